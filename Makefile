@@ -1,0 +1,36 @@
+# make setup: a virtual environment with everything; make demo: see it run; make test: lint, types and tests.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: setup demo test lint types clean
+
+setup: $(VENV)/ready
+
+# Editable, and through constraints.txt, so that two installs are alike.
+$(VENV)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jzi needs Python 3.11 or newer: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@mkdir -p $(VENV)/types && ln -sfn ../.. $(VENV)/types/jzi
+	@touch $@
+	@echo "ready: $(BIN)/jzi --help"
+
+demo: setup
+	$(BIN)/jzi demo demo-out
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# The package is the root of the repository, whatever that folder is called: a link gives mypy its name.
+types: setup
+	MYPYPATH=$(VENV)/types $(BIN)/mypy -p jzi.store -p jzi.encode -p jzi.decode -p jzi.demo \
+		-m jzi -m jzi.cli -m jzi.config -m jzi.errors -m jzi.workspace
+
+test: lint types
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf $(VENV) demo-out build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,45 @@
+"""jzi tells where a street-level photo was taken by zooming into an overhead map.
+
+>>> from jzi import Locator
+>>> place = Locator.load("model").locate("photo.jpg")  # doctest: +SKIP
+>>> print(place.latitude, place.longitude, place.confidence)  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from jzi.decode.config import DecoderConfig as DecoderConfig
+    from jzi.decode.decoder import ZoomDecoder as ZoomDecoder
+    from jzi.decode.locate import Location as Location
+    from jzi.decode.locate import Locator as Locator
+    from jzi.encode.encoder import Encoder as Encoder
+    from jzi.encode.imagery import Imagery as Imagery
+    from jzi.store.cache import FeatureCache as FeatureCache
+    from jzi.store.candidate import Candidate as Candidate
+    from jzi.store.pyramid import Pyramid as Pyramid
+
+#: What the package gives, and where it is: imported when it is asked for, so that `import jzi` costs nothing.
+_EXPORTS = {
+    "Candidate": "jzi.store.candidate",
+    "DecoderConfig": "jzi.decode.config",
+    "Encoder": "jzi.encode.encoder",
+    "FeatureCache": "jzi.store.cache",
+    "Imagery": "jzi.encode.imagery",
+    "Location": "jzi.decode.locate",
+    "Locator": "jzi.decode.locate",
+    "Pyramid": "jzi.store.pyramid",
+    "ZoomDecoder": "jzi.decode.decoder",
+}
+
+__all__ = ["__version__", *_EXPORTS]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXPORTS:
+        return getattr(import_module(_EXPORTS[name]), name)
+    raise AttributeError(f"module 'jzi' has no attribute {name!r}")
