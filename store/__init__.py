@@ -1,0 +1,1 @@
+"""What lasts: the pyramid's geometry, the feature cache, the query table. No torch here."""

@@ -1,0 +1,64 @@
+"""The map's embeddings in memory, and as the one file that a model folder carries along."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from jzi.errors import ModelError
+from jzi.store.pyramid import Pyramid
+
+#: Status of a tile.
+MISSING, ENCODED, NODATA = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class MapFeatures:
+    """Every tile of a pyramid.
+
+    Attributes:
+        pyramid: how the area is cut.
+        embedding: for each level 0..L-1 (row, col, feature) float16; nan where a tile has no imagery.
+        status: for each level 0..L (row, col) uint8: 1 encoded, 2 no imagery.
+    """
+
+    pyramid: Pyramid
+    embedding: tuple[NDArray[Any], ...]
+    status: tuple[NDArray[np.uint8], ...]
+
+    @property
+    def width(self) -> int:
+        """Number of features."""
+        return self.embedding[0].shape[-1]
+
+    def save(self, path: Path) -> None:
+        """Write one safetensors file."""
+        tensors = {f"embedding.{level}": array for level, array in enumerate(self.embedding)}
+        tensors |= {f"status.{level}": array for level, array in enumerate(self.status)}
+        save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, path)
+
+    @classmethod
+    def load(cls, path: Path, pyramid: Pyramid) -> MapFeatures:
+        """Read what `save` wrote.
+
+        Raises:
+            ModelError: the file is absent, damaged or of another pyramid.
+        """
+        try:
+            tensors = load_file(path)
+            levels = range(pyramid.levels)
+            embedding = tuple(tensors[f"embedding.{level}"] for level in levels)
+            status = tuple(tensors[f"status.{level}"] for level in [*levels, pyramid.levels])
+        except (OSError, SafetensorError, KeyError) as error:
+            raise ModelError(
+                f"{path}, the model's map, cannot be read ({error}): train or copy the model anew"
+            ) from error
+        if any(array.shape != (pyramid.tiles_per_side(level),) * 2 for level, array in enumerate(status)):
+            raise ModelError(f"{path} holds a map of another pyramid than the model's config.json: copy the model anew")
+        return cls(pyramid, embedding, status)

@@ -1,0 +1,272 @@
+"""The query table: which photos there are, where they were taken, and what each is for.
+
+Read from a folder of photos with EXIF positions, or from a CSV or Parquet file with the column names that people use.
+A row that cannot be used is kept in `QueryTable.rejected` with the reason.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from jzi.errors import PhotoError, QueryTableError
+from jzi.store.exif import ExifPosition, read_position
+from jzi.store.pyramid import Pyramid
+
+SPLITS = ("train", "val", "test")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
+_SPELLINGS = (*SUFFIXES, *(suffix.upper() for suffix in SUFFIXES))  # cameras write .JPG
+
+#: What people call the columns, in order of preference.
+COLUMNS = {
+    "id": ("id", "image_id", "photo_id", "query_id"),
+    "path": ("path", "file", "image", "filename", "file_name", "image_path"),
+    "latitude": ("latitude", "lat", "gps_latitude"),
+    "longitude": ("longitude", "lon", "lng", "long", "gps_longitude"),
+    "heading": ("heading", "compass_deg", "compass_angle", "bearing"),
+    "split": ("split", "subset"),
+}
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A row that cannot be used: what it is called, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class QueryTable:
+    """Photos and where they were taken.
+
+    Attributes:
+        frame: columns id (text), photo (absolute path), path (as the table has it), latitude, longitude (degrees,
+            WGS 84), split ("train", "val" or "test"), and whatever else the table carried.
+        rejected: the rows that cannot be used.
+        source: what was read.
+    """
+
+    frame: pd.DataFrame
+    rejected: tuple[Rejected, ...]
+    source: Path
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    def inside(self, pyramid: Pyramid) -> QueryTable:
+        """The rows inside of a pyramid's area; the others are rejected.
+
+        Raises:
+            QueryTableError: none is inside.
+        """
+        latitude, longitude = self.frame["latitude"].to_numpy(), self.frame["longitude"].to_numpy()
+        inside = pyramid.paths(latitude, longitude)[:, 0] >= 0
+        if len(self) and not inside.any():
+            if (pyramid.paths(longitude, latitude)[:, 0] >= 0).any():
+                raise QueryTableError(f"{self.source} has latitude and longitude swapped: rename its columns")
+            center = pyramid.unproject(pyramid.west + pyramid.size / 2, pyramid.north - pyramid.size / 2)
+            raise QueryTableError(
+                f"none of the {len(self)} photos of {self.source} lies in the area of {pyramid.size:.0f} m around "
+                f"{center[0]:.5f}, {center[1]:.5f} (the first is at {latitude[0]:.5f}, {longitude[0]:.5f})"
+            )
+        outside = [Rejected(name, "outside of the area") for name in self.frame["id"][~inside]]
+        return QueryTable(self.frame[inside].reset_index(drop=True), (*self.rejected, *outside), self.source)
+
+
+def read_queries(source: Path, photos: Path | None = None) -> QueryTable:
+    """Read a folder of photos with EXIF positions (recursively), or a CSV or Parquet table.
+
+    Args:
+        source: the folder or the table.
+        photos: where a table's photos are looked up, by their path or by `<id>.jpg`, `<id>_undistorted.jpg`; the
+            table's own folder if not given.
+
+    Raises:
+        QueryTableError: there is no such source, it has no coordinates, or not one row can be used.
+    """
+    if source.is_dir():
+        frame, rejected = _read_folder(source)
+    elif source.is_file():
+        frame, rejected = _read_table(source, photos or source.parent)
+    else:
+        raise QueryTableError(f"there is no {source}: queries.table is a folder of photos, a CSV or a Parquet file")
+    if frame.empty:
+        first = f" (the first, {rejected[0].name}: {rejected[0].reason})" if rejected else ""
+        raise QueryTableError(f"{source} has no photo that can be used{first}; {len(rejected)} were looked at")
+    duplicate = frame["id"].duplicated().to_numpy()
+    rejected += [Rejected(name, "its id stands in the table twice") for name in frame["id"][duplicate]]
+    frame = frame[~duplicate].reset_index(drop=True)
+    if "split" not in frame:
+        frame["split"] = split_by_hash(frame["id"])
+    return QueryTable(frame, tuple(rejected), source)
+
+
+def split_by_hash(ids: pd.Series) -> pd.Series:
+    """80 % train, 10 % val, 10 % test, by a hash of the id: the same photo is always in the same split.
+
+    Of three photos or more none of the splits is left empty: the photo whose hash is nearest goes there.
+    """
+    position = ids.map(lambda name: int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) / 2**64)
+    split = pd.Series(np.select([position < 0.8, position < 0.9], ["train", "val"], "test"), index=ids.index)
+    if len(ids) >= len(SPLITS):
+        order = position.sort_values().index
+        for name, nearest in (("test", order[-1]), ("val", order[-2]), ("train", order[0])):
+            if not (split == name).any():
+                split[nearest] = name
+    return split
+
+
+# Folders
+
+
+def _read_folder(folder: Path) -> tuple[pd.DataFrame, list[Rejected]]:
+    photos = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+
+    def position(photo: Path) -> ExifPosition | PhotoError:
+        try:
+            return read_position(photo)
+        except PhotoError as error:
+            return error
+
+    rows, rejected = [], []
+    with ThreadPoolExecutor() as pool:
+        for photo, exif in zip(photos, pool.map(position, photos), strict=True):
+            name = photo.relative_to(folder).as_posix()
+            if isinstance(exif, PhotoError):
+                rejected.append(Rejected(name, str(exif)))
+            else:
+                heading = np.nan if exif.heading is None else exif.heading
+                rows.append((name, str(photo.absolute()), name, exif.latitude, exif.longitude, heading))
+    columns = ["id", "photo", "path", "latitude", "longitude", "heading"]
+    return pd.DataFrame(rows, columns=columns), rejected
+
+
+# Tables
+
+
+def _read_table(source: Path, photos: Path) -> tuple[pd.DataFrame, list[Rejected]]:
+    if not photos.is_dir():
+        raise QueryTableError(f"there is no folder {photos} to look the photos of {source} up in")
+    frame = _parse(source)
+    frame.columns = [str(column).strip() for column in frame.columns]
+    frame = frame.rename(columns=_standard_names(list(frame.columns)))
+    for needed in ("latitude", "longitude"):
+        if needed not in frame:
+            has = ", ".join(map(str, frame.columns))
+            raise QueryTableError(
+                f"{source} has no column of {needed}s (one of {', '.join(COLUMNS[needed])}): it has {has}"
+            )
+    if "id" not in frame and "path" not in frame:
+        raise QueryTableError(
+            f"{source} names no photos: it needs a column {' or '.join(COLUMNS['id'][:2] + COLUMNS['path'][:3])}"
+        )
+    for name in ("latitude", "longitude", "heading"):
+        if name in frame:
+            frame[name] = pd.to_numeric(frame[name], errors="coerce").astype(float)
+    latitude, longitude = frame["latitude"], frame["longitude"]
+    if len(frame) and ((latitude.abs() > 90) & (longitude.abs() <= 90)).mean() > 0.5:
+        raise QueryTableError(
+            f"{source} has latitude and longitude swapped (its first latitude is {latitude.iloc[0]}): rename them"
+        )
+    frame["id"] = _text(frame["id" if "id" in frame else "path"])
+    finder = _PhotoFinder(photos, source.parent)
+    path = _text(frame["path"]) if "path" in frame else pd.Series("", index=frame.index)
+    found = [finder.find(name, str(given)) for name, given in zip(frame["id"], path, strict=True)]
+    frame["photo"] = [str(photo.absolute()) if photo else "" for photo in found]
+    frame["path"] = [given or (photo.name if photo else "") for given, photo in zip(path, found, strict=True)]
+    return _usable_rows(frame, photos)
+
+
+def _usable_rows(frame: pd.DataFrame, photos: Path) -> tuple[pd.DataFrame, list[Rejected]]:
+    """The rows with an id, a position, a split that exists and a photo; and the others with the reason."""
+    latitude, longitude = frame["latitude"], frame["longitude"]
+    reason = pd.Series("", index=frame.index, dtype=object)
+    if "split" in frame:
+        aliases = {"validation": "val", "valid": "val", "training": "train", "testing": "test"}
+        frame["split"] = _text(frame["split"]).str.lower().replace(aliases)
+        reason[~frame["split"].isin(SPLITS)] = "its split is none of " + ", ".join(SPLITS)
+    reason[frame["photo"] == ""] = f"no such photo in {photos}"
+    reason[(latitude.abs() > 90) | (longitude.abs() > 180)] = "its position is out of range"
+    reason[latitude.isna() | longitude.isna()] = "its latitude or longitude is no number"
+    reason[frame["id"] == ""] = "it has no id"
+    bad = reason != ""
+    names = [name or f"row {row + 1}" for row, name in zip(frame.index[bad], frame["id"][bad], strict=True)]
+    rejected = [Rejected(name, why) for name, why in zip(names, reason[bad], strict=True)]
+    return frame[~bad].reset_index(drop=True), rejected
+
+
+def _text(column: pd.Series) -> pd.Series:
+    """Stripped; empty where the table has nothing."""
+    return column.astype("string").fillna("").str.strip().astype(object)
+
+
+def _parse(source: Path) -> pd.DataFrame:
+    try:
+        if source.suffix.lower() in (".parquet", ".pq", ".geoparquet"):
+            frame = pd.read_parquet(source)
+            return frame.reset_index(drop=frame.index.names == [None])  # a named index is a column too
+        with source.open(encoding="utf-8-sig", newline="") as file:
+            header = file.readline()
+        if "\0" in header or not header.strip():
+            raise QueryTableError(f"{source} is no CSV or Parquet table")
+        try:
+            separator = csv.Sniffer().sniff(header, delimiters=",;\t|").delimiter
+        except csv.Error:
+            separator = ","
+        # ids of 16 digits are text: as numbers some of them would be rounded
+        ids = {column: str for column in next(csv.reader([header], delimiter=separator)) if _is_text(column)}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", pd.errors.ParserWarning)  # fields that the header does not name are left out
+            return pd.read_csv(source, sep=separator, encoding="utf-8-sig", dtype=ids, index_col=False)
+    except (ValueError, OSError, pd.errors.ParserError) as error:
+        raise QueryTableError(f"{source} cannot be read as a table: {error}") from error
+
+
+def _is_text(column: str) -> bool:
+    return column.strip().lower() in COLUMNS["id"] + COLUMNS["path"]
+
+
+def _standard_names(columns: list[str]) -> dict[str, str]:
+    """Their column to our name for it, the preferred one where several would do."""
+    lower = {column.lower(): column for column in reversed(columns)}
+    return {lower[name]: ours for ours, names in COLUMNS.items() for name in [n for n in names if n in lower][:1]}
+
+
+class _PhotoFinder:
+    """Finds the photo of a row: by its path, by the names that data sets give, then anywhere below the folder."""
+
+    def __init__(self, photos: Path, table_folder: Path) -> None:
+        self.photos = photos
+        self.table_folder = table_folder
+
+    def find(self, name: str, path: str) -> Path | None:
+        names = [path] if path else []
+        names += [name, *(name + stem + suffix for stem in ("", "_undistorted") for suffix in _SPELLINGS)]
+        tries = [self.photos / each for each in names if each] + [self.table_folder / path] * bool(path)
+        for photo in tries:
+            if photo.suffix.lower() in SUFFIXES and photo.is_file():
+                return photo
+        for each in names:
+            if each and Path(each).name in self._below:
+                return self._below[Path(each).name]
+        return None
+
+    @cached_property
+    def _below(self) -> dict[str, Path]:
+        """Photos in any sub-folder by file name; a name that occurs twice says nothing and is left out."""
+        below: dict[str, Path] = {}
+        twice = set()
+        for photo in self.photos.rglob("*"):
+            if photo.suffix.lower() in SUFFIXES:
+                twice |= {photo.name} & below.keys()
+                below[photo.name] = photo
+        return {name: photo for name, photo in below.items() if name not in twice}
