@@ -1,0 +1,1 @@
+"""Stage one: imagery and photos to embeddings in the cache."""

@@ -1,0 +1,216 @@
+"""Fills the map's side of a cache: every tile of every level is rendered and encoded, once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from jzi.encode.encoder import Encoder
+from jzi.encode.imagery import Imagery
+from jzi.encode.tiles import Tile, TileRenderer
+from jzi.store.cache import ENCODED, MISSING, NODATA, FeatureCache
+from jzi.store.pyramid import TileKey
+
+#: A killed run loses what it has encoded since the last write, and a write costs milliseconds.
+WRITE_EVERY_S = 10.0
+
+
+@dataclass(frozen=True)
+class MapReport:
+    """What `encode_map` did, in tiles of levels 0..L-1, all processes together.
+
+    Attributes:
+        encoded: tiles encoded by this run.
+        reused: tiles that the cache already had.
+        nodata: tiles with no imagery, of all runs.
+        damaged: tiles that the cache claimed to have and could not give; they are among the encoded.
+    """
+
+    encoded: int
+    reused: int
+    nodata: int
+    damaged: int
+
+
+def encode_map(cache: FeatureCache, encoder: Encoder, imagery: Imagery, *, batch_size: int = 32) -> MapReport:
+    """Encode the tiles that the cache lacks; nothing is read or encoded when it lacks none.
+
+    Under `accelerate launch` the processes share the blocks. What was encoded is written every few seconds, also when
+    the run is interrupted or the imagery cannot be read half-way.
+
+    Args:
+        cache: made for this encoder, pyramid and imagery, open for writing.
+        encoder: as in the cache.
+        imagery: as in the cache.
+        batch_size: tiles to a forward pass.
+
+    Raises:
+        ImageryError: the imagery cannot be read.
+        CacheError: the disk is full.
+    """
+    state = PartialState()
+    pyramid, levels = cache.pyramid, range(cache.pyramid.levels)
+    status, damaged = zip(*(cache.readable_status(level) for level in range(pyramid.levels + 1)), strict=True)
+    missing = [array == MISSING for array in status]
+    reused = sum(int((status[level] == ENCODED).sum()) for level in levels)
+    state.wait_for_everyone()  # all have read the same state
+    if any(array.any() for array in missing):
+        _fill(cache, encoder, TileRenderer(imagery, encoder.image_size), missing, batch_size, state)
+        state.wait_for_everyone()
+    after = np.concatenate([cache.status(level).ravel() for level in levels])
+    encoded, nodata = int((after == ENCODED).sum()), int((after == NODATA).sum())
+    return MapReport(encoded - reused, reused, nodata, sum(damaged[:-1]))
+
+
+def _fill(
+    cache: FeatureCache,
+    encoder: Encoder,
+    renderer: TileRenderer,
+    missing: list[NDArray[np.bool_]],
+    batch_size: int,
+    state: PartialState,
+) -> None:
+    top = cache.block_level
+    roots = _incomplete_blocks(cache, missing)[state.process_index :: state.num_processes]
+    coarse_missing = any(missing[level].any() for level in range(top))
+    block_tiles: list[Tile] = []
+
+    def tiles() -> Iterator[Tile]:
+        for tile in renderer.render(roots):
+            yield tile
+            if tile.key.level == top and coarse_missing:
+                block_tiles.append(tile)
+
+    def coarse_tiles(blocks: list[Tile]) -> Iterator[Tile]:
+        canvases: dict = {}
+        for tile in blocks:
+            yield from renderer.parents(tile, canvases)
+
+    total = sum(int(missing[level].sum()) for level in range(cache.pyramid.levels))
+    with tqdm(total=total, unit="tile", desc="map", disable=not state.is_main_process) as bar:
+        _encode(tiles(), cache, encoder, missing, batch_size, bar)
+        if coarse_missing:
+            blocks = gather_object(block_tiles) if state.num_processes > 1 else block_tiles
+            if state.is_main_process:
+                _encode(coarse_tiles(blocks), cache, encoder, missing, batch_size, bar)
+
+
+def _incomplete_blocks(cache: FeatureCache, missing: list[NDArray[np.bool_]]) -> list[TileKey]:
+    """The blocks that lack a tile or a cell, or are needed to make a coarser tile that is missing."""
+    top, n = cache.block_level, cache.pyramid.tiles_per_side(cache.block_level)
+    needed = np.full((n, n), any(array.any() for array in missing[:top]))
+    for array in missing[top:]:
+        side = len(array) // n
+        needed |= array.reshape(n, side, n, side).any(axis=(1, 3))
+    return [TileKey(top, int(row), int(col)) for row, col in np.argwhere(needed)]
+
+
+def _encode(
+    tiles: Iterator[Tile],
+    cache: FeatureCache,
+    encoder: Encoder,
+    missing: list[NDArray[np.bool_]],
+    batch_size: int,
+    bar: tqdm,
+) -> None:
+    writer = _ChunkWriter(cache)
+    batch: list[Tile] = []
+    on_device: tuple[list[Tile], Tensor] | None = None
+
+    def finish() -> None:
+        nonlocal on_device
+        if on_device:
+            embeddings = encoder.to_storage(on_device[1])
+            for tile, embedding in zip(on_device[0], embeddings, strict=True):
+                writer.put(tile.key, ENCODED, embedding)
+            bar.update(len(on_device[0]))
+            on_device = None
+
+    def launch() -> None:
+        nonlocal on_device
+        embedding = encoder.encode_tiles(np.stack([tile.image for tile in batch]))
+        finish()  # the batch before, while this one is being computed
+        on_device = list(batch), embedding
+        batch.clear()
+
+    try:
+        for tile in tiles:
+            if tile.cells is not None:
+                writer.put_cells(tile.key, tile.cells)
+            if not missing[tile.key.level][tile.key.row, tile.key.col]:
+                continue
+            if tile.has_imagery:
+                batch.append(tile)
+                if len(batch) == batch_size:
+                    launch()
+            else:
+                writer.put(tile.key, NODATA, None)
+                bar.update()
+            writer.write_now_and_then()
+        if batch:
+            launch()
+    finally:
+        finish()
+        writer.write()
+
+
+@dataclass
+class _Chunk:
+    """A chunk of the cache in memory."""
+
+    status: NDArray[np.uint8]
+    embedding: NDArray[np.float16] | None
+    changed: bool = False
+
+
+@dataclass
+class _ChunkWriter:
+    """Gathers tiles into whole chunks and writes them together, the deepest level first.
+
+    So a tile is never marked encoded before its cells are marked.
+    """
+
+    cache: FeatureCache
+    chunks: dict[TileKey, _Chunk] = field(default_factory=dict)
+    written_at: float = field(default_factory=time.monotonic)
+
+    def put(self, key: TileKey, status: int, embedding: NDArray[np.float16] | None) -> None:
+        chunk, row, col = self._chunk(key)
+        chunk.status[row, col] = status
+        if embedding is not None and chunk.embedding is not None:
+            chunk.embedding[row, col] = embedding
+
+    def put_cells(self, key: TileKey, cells: NDArray[np.bool_]) -> None:
+        g = self.cache.pyramid.grid
+        chunk, row, col = self._chunk(TileKey(key.level + 1, key.row * g, key.col * g))
+        chunk.status[row : row + g, col : col + g] = np.where(cells, ENCODED, NODATA)
+
+    def write_now_and_then(self) -> None:
+        if time.monotonic() - self.written_at > WRITE_EVERY_S:
+            self.write()
+
+    def write(self) -> None:
+        for key in sorted(self.chunks, reverse=True):
+            chunk = self.chunks[key]
+            if chunk.changed:
+                self.cache.write_chunk(*key, chunk.status, chunk.embedding)
+                chunk.changed = False
+            if (chunk.status != MISSING).all():
+                del self.chunks[key]
+        self.written_at = time.monotonic()
+
+    def _chunk(self, key: TileKey) -> tuple[_Chunk, int, int]:
+        side = self.cache.chunk_side(key.level)
+        origin = TileKey(key.level, key.row // side * side, key.col // side * side)
+        if origin not in self.chunks:
+            self.chunks[origin] = _Chunk(*self.cache.read_chunk(*origin))
+        self.chunks[origin].changed = True
+        return self.chunks[origin], key.row - origin.row, key.col - origin.col

@@ -1,0 +1,222 @@
+"""Fills the photos' side of a cache: new and changed photos are encoded, the others are left as they are."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from jzi.encode.encode_map import WRITE_EVERY_S
+from jzi.encode.encoder import Encoder
+from jzi.encode.photos import open_photo, resize_photo
+from jzi.encode.prefetch import prefetch, reader_threads
+from jzi.errors import PhotoError
+from jzi.store.cache import FeatureCache
+from jzi.store.queries import QueryTable, Rejected
+from jzi.store.query_features import CHUNK, ENCODED, MISSING, UNREADABLE, QueryFeatures
+
+
+@dataclass(frozen=True)
+class QueryReport:
+    """What `encode_queries` did, all processes together.
+
+    Attributes:
+        encoded: photos encoded by this run.
+        reused: photos that the cache already had, unchanged.
+        unreadable: photos that cannot be read, and why.
+        damaged: photos that the cache claimed to have and could not give; they are among the encoded.
+    """
+
+    encoded: int
+    reused: int
+    unreadable: tuple[Rejected, ...]
+    damaged: int
+
+
+@dataclass(frozen=True)
+class _Photo:
+    """A photo that was read: its row in the cache, what identifies its bytes, and its pixels or what is wrong."""
+
+    row: int
+    sha256: str
+    size: int
+    mtime_ns: int
+    pixels: NDArray[np.uint8] | None
+    error: str = ""
+
+
+def encode_queries(cache: FeatureCache, encoder: Encoder, table: QueryTable, *, batch_size: int = 32) -> QueryReport:
+    """Make the cache list the photos of a table, and encode those that it lacks or that have changed.
+
+    A photo is known by its id and by its bytes; bytes are looked at only where size or modification time differ from
+    what the cache remembers. One photo that cannot be read costs only itself.
+
+    Args:
+        cache: made for this encoder, open for writing.
+        encoder: as in the cache.
+        table: photos, all inside the pyramid's area.
+        batch_size: photos to a forward pass.
+
+    Raises:
+        CacheError: the disk is full.
+    """
+    state = PartialState()
+    queries = cache.queries
+    damaged = 0
+    if state.is_main_process:
+        queries.list_photos(table.frame)
+        lost = queries.damaged_rows()
+        damaged = len(lost)
+        for rows in _by_chunk(lost):
+            queries.write(rows, {"status": np.full(len(rows), MISSING)})
+    state.wait_for_everyone()
+    known = queries.frame()
+    photos = table.frame.set_index("id")["photo"].reindex(known["id"])
+    todo = _changed(known, photos.tolist(), queries, state)
+    reused = len(known) - len(todo)
+    mine = todo[todo // CHUNK % state.num_processes == state.process_index]
+    state.wait_for_everyone()  # all have worked `todo` out before the first writes
+    paths = dict(zip(known.index, photos, strict=True))
+    unreadable = []
+    with tqdm(total=len(todo), unit="photo", desc="photos", disable=not (state.is_main_process and len(todo))) as bar:
+        for photo in _encode(mine, paths, encoder, queries, batch_size, bar):
+            unreadable.append((known["id"][photo.row], photo.error))
+    if state.num_processes > 1:
+        unreadable = gather_object(unreadable)
+    still = known[~known.index.isin(todo)]
+    still = still[still["status"] == UNREADABLE]
+    unreadable += [(name, "cannot be read, and has not changed since it was tried") for name in still["id"]]
+    encoded = len(todo) - (len(unreadable) - len(still))
+    return QueryReport(encoded, reused - len(still), tuple(Rejected(*each) for each in unreadable), damaged)
+
+
+def _changed(known: pd.DataFrame, photos: list[str], queries: QueryFeatures, state: PartialState) -> NDArray[np.int64]:
+    """Rows to encode: never tried, or with other bytes than those that the cache knows."""
+    stats = [Path(photo).stat() for photo in photos]
+    size = np.array([stat.st_size for stat in stats], np.int64)
+    mtime_ns = np.array([stat.st_mtime_ns for stat in stats], np.int64)
+    tried = (known["status"] != MISSING).to_numpy()
+    touched = tried & ((known["photo_bytes"] != size) | (known["photo_mtime_ns"] != mtime_ns)).to_numpy()
+    suspects = np.flatnonzero(touched)
+    hashes = prefetch(lambda index: _sha256(Path(photos[index])), suspects, reader_threads())
+    same = np.array(
+        [known["photo_sha256"].iloc[index] == sha for index, sha in zip(suspects, hashes, strict=True)], bool
+    )
+    state.wait_for_everyone()
+    if state.is_main_process and same.any():
+        copies = suspects[same]
+        position = pd.Series(copies, index=known.index[copies])
+        for rows in _by_chunk(position.index.to_numpy()):
+            at = position[rows].to_numpy()
+            queries.write(rows, {"photo_bytes": size[at], "photo_mtime_ns": mtime_ns[at]})
+    changed = ~tried
+    changed[suspects[~same]] = True
+    return known.index.to_numpy(np.int64)[changed]
+
+
+def _encode(
+    rows: NDArray[np.int64],
+    paths: dict[int, str],
+    encoder: Encoder,
+    queries: QueryFeatures,
+    batch_size: int,
+    bar: tqdm,
+) -> Iterator[_Photo]:
+    """Encode and write the given rows; yields the photos that could not be read."""
+    height, width = encoder.photo_shape
+    writer = _RowWriter(queries)
+    batch: list[_Photo] = []
+
+    def flush() -> None:
+        if batch:
+            pixels = np.stack([photo.pixels for photo in batch if photo.pixels is not None])
+            embeddings = encoder.to_storage(encoder.encode_photos(pixels))
+            for photo, embedding in zip(batch, embeddings, strict=True):
+                writer.put(photo, embedding)
+            bar.update(len(batch))
+            batch.clear()
+
+    def read(row: int) -> _Photo:
+        return _read(int(row), Path(paths[row]), width, height)
+
+    try:
+        for photo in prefetch(read, rows, reader_threads(), ahead=2 * batch_size):
+            if photo.pixels is None:
+                writer.put(photo, None)
+                bar.update()
+                yield photo
+                continue
+            batch.append(photo)
+            if len(batch) == batch_size:
+                flush()
+                writer.write_now_and_then()
+        flush()
+    finally:
+        writer.write()
+
+
+def _read(row: int, path: Path, width: int, height: int) -> _Photo:
+    try:
+        stat = path.stat()
+        data = path.read_bytes()
+    except OSError as error:
+        return _Photo(row, "", -1, -1, None, f"cannot be read: {error.strerror}")
+    identity = (row, hashlib.sha256(data).hexdigest(), stat.st_size, stat.st_mtime_ns)
+    try:
+        return _Photo(*identity, resize_photo(open_photo(data, path.name), width, height))
+    except PhotoError as error:
+        return _Photo(*identity, None, str(error))
+
+
+@dataclass
+class _RowWriter:
+    """Gathers rows and writes them chunk by chunk, now and then and at the end."""
+
+    queries: QueryFeatures
+    rows: dict[int, tuple[_Photo, NDArray[np.float16] | None]] = field(default_factory=dict)
+    written_at: float = field(default_factory=time.monotonic)
+
+    def put(self, photo: _Photo, embedding: NDArray[np.float16] | None) -> None:
+        self.rows[photo.row] = photo, embedding
+
+    def write_now_and_then(self) -> None:
+        if time.monotonic() - self.written_at > WRITE_EVERY_S:
+            self.write()
+
+    def write(self) -> None:
+        for rows in _by_chunk(np.array(sorted(self.rows), np.int64)):
+            entries = [self.rows.pop(int(row)) for row in rows]
+            width = next((embedding.shape for _, embedding in entries if embedding is not None), None)
+            blank = None if width is None else np.full(width, np.nan, np.float16)
+            photos = [photo for photo, _ in entries]
+            self.queries.write(
+                rows,
+                {
+                    "photo_sha256": np.array([photo.sha256 for photo in photos], dtype=object),
+                    "photo_bytes": [photo.size for photo in photos],
+                    "photo_mtime_ns": [photo.mtime_ns for photo in photos],
+                    "status": [UNREADABLE if embedding is None else ENCODED for _, embedding in entries],
+                },
+                None if blank is None else np.stack([blank if e is None else e for _, e in entries]),
+            )
+        self.written_at = time.monotonic()
+
+
+def _by_chunk(rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """Sorted rows, those of one chunk of the cache at a time."""
+    if len(rows):
+        yield from np.split(rows, np.flatnonzero(np.diff(rows // CHUNK)) + 1)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

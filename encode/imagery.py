@@ -1,0 +1,141 @@
+"""The rasters of a map, laid over each other in the pyramid's CRS, and their fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jzi.encode.raster import Raster, RasterOptions, close_rasters
+from jzi.errors import ImageryError
+from jzi.store.cards import ImageryCard
+from jzi.store.pyramid import Bounds, Pyramid
+
+#: Laid under what has no imagery: the mean colour of ImageNet, which the encoder sees as zeros.
+BACKGROUND = (124, 116, 104)
+
+
+@dataclass
+class Imagery:
+    """Rasters laid over each other, the first on top, as 8-bit RGB in the pyramid's CRS.
+
+    Raises:
+        ImageryError: a raster cannot be used, or none touches the pyramid's area.
+    """
+
+    paths: Sequence[str | Path]
+    pyramid: Pyramid
+    options: RasterOptions = field(default_factory=RasterOptions)
+
+    def __post_init__(self) -> None:
+        if not self.paths:
+            raise ImageryError("no raster is given: set map.rasters in jzi.toml")
+        self.rasters = [Raster(path, self.options) for path in self.paths]
+        self.extents = [raster.bounds_in(self.pyramid.crs) for raster in self.rasters]
+        area = self.pyramid.bounds
+        if not any(_overlap(extent, area) for extent in self.extents):
+            extent = self.extents[0]
+            latitude, longitude = self.pyramid.unproject(
+                (extent.west + extent.east) / 2, (extent.south + extent.north) / 2
+            )
+            raise ImageryError(
+                f"{', '.join(str(path) for path in self.paths[:3])} does not touch the pyramid's area: its middle is "
+                f"at latitude {latitude:.5f}, longitude {longitude:.5f}"
+            )
+        if any(raster.needs_stretch for raster in self.rasters) and self.options.stretch is None:
+            self._set_stretch()
+
+    def _set_stretch(self) -> None:
+        """One stretch for all bands and rasters, so that colours and neighbours keep their balance."""
+        sample = np.concatenate([raster.sample() for raster in self.rasters if raster.needs_stretch])
+        if not sample.size:
+            raise ImageryError(f"{self.paths[0]} holds no data where it was sampled: give `map.stretch = [low, high]`")
+        low, high = (float(value) for value in np.percentile(sample, (2, 98)))
+        for raster in self.rasters:
+            raster.stretch = (low, high)
+
+    @property
+    def description(self) -> str:
+        """How pixels become RGB, for people."""
+        raster = self.rasters[0]
+        bands = f"band {raster.bands[0]} as gray" if len(raster.bands) == 1 else f"bands {raster.bands} as RGB"
+        if raster.palette is not None:
+            bands = f"band {raster.bands[0]} through its colour table"
+        stretched = next((r for r in self.rasters if r.needs_stretch and r.stretch), None)
+        if stretched is None or stretched.stretch is None:
+            return bands
+        how = "as set" if self.options.stretch else "percentiles 2 and 98"
+        return f"{bands}, {stretched.dtype} {stretched.stretch[0]:g}..{stretched.stretch[1]:g} to 0..255 ({how})"
+
+    def card(self, known: ImageryCard | None = None) -> ImageryCard:
+        """Fingerprint over every byte of the files, how they are placed and how they are read.
+
+        Args:
+            known: a card made before; its files are not hashed again where size and time are unchanged.
+        """
+        hashed = {(name, size, mtime): digest for name, size, mtime, digest in (known.files if known else ())}
+        files = []
+        digest = hashlib.sha256(self.description.encode())
+        digest.update(json.dumps([self.options.nodata, self.options.stretch]).encode())
+        for raster in self.rasters:
+            for name in _pixel_files(raster.source) or [raster.path]:
+                path = Path(name)
+                if not path.is_file():  # /vsicurl/ and the like: known by its name
+                    files.append((name, -1, -1, hashlib.sha256(name.encode()).hexdigest()))
+                    continue
+                stat = path.stat()
+                key = (path.name, stat.st_size, stat.st_mtime_ns)
+                files.append((*key, hashed.get(key) or _sha256(path)))
+            placed = [raster.crs.to_wkt(), list(raster.transform), raster.bands, raster.width, raster.height]
+            digest.update(json.dumps(placed).encode())
+        for *_, file_digest in files:
+            digest.update(file_digest.encode())
+        return ImageryCard(digest.hexdigest(), tuple(files), self.description)
+
+    def render(self, bounds: Bounds, pixels: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """A square of the pyramid's CRS, north up and antialiased.
+
+        Args:
+            bounds: the square, metres.
+            pixels: side of the result.
+
+        Returns:
+            (pixels, pixels, 3) RGB on BACKGROUND, and (pixels, pixels) whether there is imagery.
+        """
+        color = np.zeros((3, pixels, pixels), np.float32)  # times its weight
+        weight = np.zeros((pixels, pixels), np.float32)  # 0..255
+        for raster, extent in zip(self.rasters, self.extents, strict=True):
+            if _overlap(extent, bounds) and (weight < 255).any():
+                rgba = raster.warp(self.pyramid.crs, bounds, pixels)
+                share = np.minimum(rgba[3], 255 - weight)  # neighbours share the pixels of their seam
+                color += rgba[:3] * share
+                weight += share
+        background = np.array(BACKGROUND, np.float32)[:, None, None]
+        image = (color + background * (255 - weight)) / 255 + 0.5
+        return np.moveaxis(image.astype(np.uint8), 0, -1), weight > 0
+
+    def __enter__(self) -> Imagery:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        close_rasters()
+
+
+def _overlap(one: Bounds, other: Bounds) -> bool:
+    return one.west < other.east and other.west < one.east and one.south < other.north and other.south < one.north
+
+
+def _pixel_files(source: Any) -> list[str]:
+    """The files that hold pixels: not statistics and overviews, which tools write beside an unchanged raster."""
+    return [name for name in source.files if not name.lower().endswith((".aux.xml", ".ovr", ".msk.ovr"))]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
