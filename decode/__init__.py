@@ -1,0 +1,1 @@
+"""Stage two: the zoom decoder, trained and run off the cache."""

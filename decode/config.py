@@ -1,0 +1,81 @@
+"""What stage two can be told. Free of torch, so that commands which only read settings start at once."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from jzi.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """The decoder's architecture. Defaults are the paper's.
+
+    Attributes:
+        width: d, that of the encoder's embeddings.
+        actions: g*g.
+        layers: number of blocks.
+        heads: attention heads.
+        dropout: on embeddings, attention, residual and feed-forward.
+    """
+
+    width: int = 768
+    actions: int = 16
+    layers: int = 6
+    heads: int = 8
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.layers < 1 or self.heads < 1 or not 0 <= self.dropout < 1:
+            raise ConfigError(
+                "decoder.layers and decoder.heads must be at least 1 and decoder.dropout in 0..1, not "
+                f"{self.layers}, {self.heads} and {self.dropout}"
+            )
+
+    @property
+    def hidden(self) -> int:
+        """Width inside the feed-forward: int(2d/3) rounded up to a multiple of 256, as in the reference."""
+        return -(-int(2 * self.width / 3) // 256) * 256
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train. Defaults are the paper's, but for weight decay, where they are PyTorch's.
+
+    Attributes:
+        epochs: passes over the training photos.
+        batch_size: photos to a step, all processes together.
+        learning_rate: of AdamW, after the warm-up.
+        weight_decay: of AdamW.
+        warmup: share of the steps over which the learning rate rises; it then falls as a cosine.
+        label_smoothing: of the cross-entropy.
+        clip: largest norm of the gradient.
+        seed: of the weights, the order and the dropout.
+        precision: "no", "fp16", "bf16", or "auto": bf16 on GPUs that are good at it.
+        trackers: of Accelerate ("tensorboard", "wandb", ...), beside metrics.jsonl.
+    """
+
+    epochs: int = 30
+    batch_size: int = 128
+    learning_rate: float = 3e-4
+    weight_decay: float = 0.01
+    warmup: float = 0.05
+    label_smoothing: float = 0.1
+    clip: float = 1.0
+    seed: int = 0
+    precision: str = "auto"
+    trackers: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, low in (("epochs", 1), ("batch_size", 1), ("learning_rate", 0), ("weight_decay", 0), ("clip", 0)):
+            if not getattr(self, name) >= low:
+                raise ConfigError(f"train.{name} is {getattr(self, name)}: it must be at least {low}")
+        if not (0 <= self.label_smoothing < 1 and 0 <= self.warmup <= 1):
+            raise ConfigError("train.label_smoothing and train.warmup are shares, 0..1")
+        if self.precision not in ("auto", "no", "fp16", "bf16"):
+            raise ConfigError(f"train.precision {self.precision!r} is none of auto, no, fp16, bf16")

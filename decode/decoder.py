@@ -1,0 +1,171 @@
+"""The zoom decoder: a small causal transformer that reads photo and tiles and says which child to enter (DESIGN 6).
+
+Tokens are [query, tile_0, action_0, tile_1, action_1, ...]; the logits of step k are read at tile_k's position.
+Notable: RMSNorm before each part, rotary positions, SwiGLU, no biases anywhere, an embedding table for the actions.
+Parameters have the names of the reference implementation, whose checkpoints fit as they are.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - its name everywhere
+from torch import Tensor, nn
+
+from jzi.decode.config import DecoderConfig
+from jzi.errors import ConfigError
+
+
+class KeyValues:
+    """Keys and values of the tokens so far, one pair per block, each (batch, heads, tokens, width of a head)."""
+
+    def __init__(self, pairs: list[tuple[Tensor, Tensor]]) -> None:
+        self.pairs = pairs
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens have been read."""
+        return self.pairs[0][0].shape[2] if self.pairs else 0
+
+    def select(self, index: Tensor) -> KeyValues:
+        """Rows of the batch, repeated or dropped: how a beam follows its best hypotheses."""
+        return KeyValues([(key[index], value[index]) for key, value in self.pairs])
+
+
+def rotate(x: Tensor, first: int, theta: float = 10_000.0) -> Tensor:
+    """Rotary positions on (batch, heads, tokens, head) from position `first` on; half-split, as in LLaMA."""
+    half = x.shape[-1] // 2
+    frequency = theta ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
+    angle = torch.arange(first, first + x.shape[-2], device=x.device)[:, None] * frequency  # (tokens, half)
+    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+
+
+class SelfAttention(nn.Module):
+    """Causal multi-head attention, over the tokens given and those in the cache before them."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.heads, self.dropout = config.heads, config.dropout
+        self.q_proj = nn.Linear(config.width, config.width, bias=False)
+        self.k_proj = nn.Linear(config.width, config.width, bias=False)
+        self.v_proj = nn.Linear(config.width, config.width, bias=False)
+        self.out_proj = nn.Linear(config.width, config.width, bias=False)
+
+    def forward(self, x: Tensor, past: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """(batch, token, feature) and the keys and values before them, to the same and all keys and values."""
+        first = past[0].shape[2] if past else 0
+        q, k, v = (
+            part(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        q, k = rotate(q, first), rotate(k, first)
+        if past:
+            k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
+        new, total = q.shape[2], k.shape[2]
+        mask = None if first == 0 else torch.ones(new, total, dtype=torch.bool, device=x.device).tril(first)
+        dropout = self.dropout if self.training else 0.0
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=first == 0)
+        return self.out_proj(out.transpose(1, 2).flatten(2)), (k, v)
+
+
+class FeedForward(nn.Module):
+    """SwiGLU."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.w1 = nn.Linear(config.width, config.hidden, bias=False)
+        self.w2 = nn.Linear(config.hidden, config.width, bias=False)
+        self.w3 = nn.Linear(config.width, config.hidden, bias=False)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., feature) to the same."""
+        return self.w2(self.dropout(F.silu(self.w1(x)) * self.w3(x)))
+
+
+class Block(nn.Module):
+    """Pre-norm attention and feed-forward."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.norm1 = nn.RMSNorm(config.width, eps=1e-6)
+        self.self_attn = SelfAttention(config)
+        self.norm2 = nn.RMSNorm(config.width, eps=1e-6)
+        self.ffn = FeedForward(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, past: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """As `SelfAttention.forward`."""
+        attended, present = self.self_attn(self.norm1(x), past)
+        x = x + self.dropout(attended)
+        return x + self.dropout(self.ffn(self.norm2(x))), present
+
+
+class ZoomDecoder(nn.Module):
+    """Scores the children of the tiles along a zoom.
+
+    Raises:
+        ConfigError: the heads do not divide the width.
+
+    Example:
+        >>> decoder = ZoomDecoder(DecoderConfig(width=64, layers=2)).eval()
+        >>> query, tiles, actions = torch.randn(3, 64), torch.randn(3, 4, 64), torch.randint(16, (3, 4))
+        >>> decoder(query, tiles, actions).shape
+        torch.Size([3, 4, 16])
+    """
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        if config.width % (2 * config.heads):
+            raise ConfigError(
+                f"decoder.heads is {config.heads}: twice that must divide the encoder's {config.width} features"
+            )
+        self.config = config
+        self.action_embed = nn.Embedding(config.actions, config.width)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.final_norm = nn.RMSNorm(config.width, eps=1e-6)
+        self.output_head = nn.Linear(config.width, config.actions, bias=False)
+        self.dropout = nn.Dropout(config.dropout)
+        self.apply(_initialise)
+
+    def forward(self, query: Tensor, tiles: Tensor, actions: Tensor) -> Tensor:
+        """All steps at once, teacher-forced.
+
+        Args:
+            query: (batch, feature).
+            tiles: (batch, step, feature), the tiles along the true path.
+            actions: (batch, step) int64, the true actions; the last one is not looked at.
+
+        Returns:
+            (batch, step, action) logits.
+        """
+        chosen = self.action_embed(actions[:, :-1])  # (batch, step - 1, feature)
+        later = torch.stack([chosen, tiles[:, 1:]], dim=2).flatten(1, 2)  # action_0, tile_1, action_1, tile_2, ...
+        tokens = torch.cat([query[:, None], tiles[:, :1], later], dim=1)  # (batch, 2 * step, feature)
+        hidden, _ = self._run(tokens, None)
+        return self.output_head(hidden[:, 1::2])
+
+    def begin(self, query: Tensor, tile: Tensor) -> tuple[Tensor, KeyValues]:
+        """Step 0: (batch, feature) of the photo and of the whole map's tile to (batch, action) logits and a cache."""
+        return self._step(torch.stack([query, tile], dim=1), None)
+
+    def step(self, action: Tensor, tile: Tensor, past: KeyValues) -> tuple[Tensor, KeyValues]:
+        """The next step: (batch,) the action taken and (batch, feature) the tile that it led to."""
+        return self._step(torch.stack([self.action_embed(action), tile], dim=1), past)
+
+    def _step(self, tokens: Tensor, past: KeyValues | None) -> tuple[Tensor, KeyValues]:
+        hidden, present = self._run(tokens, past)
+        return self.output_head(hidden[:, -1]), present
+
+    def _run(self, tokens: Tensor, past: KeyValues | None) -> tuple[Tensor, KeyValues]:
+        x = self.dropout(tokens)
+        pairs = []
+        for index, block in enumerate(self.blocks):
+            x, pair = block(x, past.pairs[index] if past else None)
+            pairs.append(pair)
+        return self.final_norm(x), KeyValues(pairs)
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)  # GPT-2's, which suits pre-norm blocks

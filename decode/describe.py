@@ -1,0 +1,188 @@
+"""What lies at a path: a cache, a model or a raster; and whether several belong together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pyproj import CRS
+
+from jzi.errors import JziError
+from jzi.store.cache import ENCODED, MISSING, NODATA, FeatureCache
+from jzi.store.cards import EncoderCard
+from jzi.store.pyramid import Pyramid
+from jzi.store.storage import exists, is_url
+
+
+@dataclass(frozen=True)
+class Description:
+    """One thing on disk.
+
+    Attributes:
+        path: where.
+        kind: "cache", "model" or "raster".
+        facts: what to print, in order.
+        pyramid: that it belongs to; None for a raster.
+        encoder: that it belongs to; None for a raster.
+        imagery: fingerprint of the imagery; None where it is not known.
+        extent: of a raster, (latitude, longitude) of its corners.
+    """
+
+    path: str
+    kind: str
+    facts: dict[str, Any]
+    pyramid: Pyramid | None = None
+    encoder: EncoderCard | None = None
+    file_hashes: frozenset[str] = field(default_factory=frozenset)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {"path": self.path, "kind": self.kind, **self.facts}
+
+    def to_text(self) -> str:
+        """For people."""
+        width = max(len(name) for name in self.facts)
+        lines = [f"  {name.replace('_', ' '):<{width}}  {_text(value)}" for name, value in self.facts.items()]
+        return "\n".join([f"{self.path}: {self.kind}", *lines])
+
+
+def describe(path: str) -> Description:
+    """Look at a path.
+
+    Raises:
+        JziError: there is nothing there, or nothing that jzi knows.
+    """
+    if is_url(path) or (Path(path) / "zarr.json").is_file():
+        return _cache(path)
+    if (Path(path) / "config.json").is_file():
+        return _model(Path(path))
+    if not path.startswith("/vsi") and not exists(path):
+        raise JziError(f"there is nothing at {path}")
+    if Path(path).is_dir():
+        raise JziError(f"{path} is a folder, but neither a cache (zarr.json) nor a model (config.json)")
+    return _raster(path)
+
+
+def _pyramid_facts(pyramid: Pyramid) -> dict[str, Any]:
+    return {
+        "crs": pyramid.crs,
+        "area_m": pyramid.size,
+        "grid": pyramid.grid,
+        "levels": pyramid.levels,
+        "cell_m": pyramid.cell_size,
+    }
+
+
+def _encoder_facts(encoder: EncoderCard) -> dict[str, Any]:
+    return {
+        "encoder": encoder.name,
+        "encoder_fingerprint": encoder.fingerprint,
+        "image_size": encoder.image_size,
+        "layout": encoder.layout,
+        "features": encoder.width,
+    }
+
+
+def _cache(path: str) -> Description:
+    cache = FeatureCache.open(path)
+    status = np.concatenate([cache.status(level).ravel() for level in range(cache.pyramid.levels)])
+    tiles = {name: int((status == value).sum()) for name, value in _STATUS.items()}
+    facts: dict[str, Any] = {**_pyramid_facts(cache.pyramid), **_encoder_facts(cache.encoder)}
+    if cache.imagery:
+        facts["imagery"] = [name for name, *_ in cache.imagery.files]
+        facts["imagery_fingerprint"] = cache.imagery.fingerprint
+        facts["imagery_read_as"] = cache.imagery.description
+    facts |= {"tiles": tiles, "complete": tiles["missing"] == 0}
+    queries = cache.queries.frame()
+    encoded = queries[queries["status"] == ENCODED]
+    facts |= {"photos": len(encoded), "photos_missing": len(queries) - len(encoded)}
+    facts["splits"] = {split: int(count) for split, count in encoded["split"].value_counts().items()}
+    hashes = frozenset(digest for *_, digest in cache.imagery.files) if cache.imagery else frozenset()
+    return Description(path, "cache", facts, cache.pyramid, cache.encoder, hashes)
+
+
+_STATUS = {"encoded": ENCODED, "without_imagery": NODATA, "missing": MISSING}
+
+
+def _model(folder: Path) -> Description:
+    from jzi.decode.model import ZoomModel
+
+    model = ZoomModel.load(folder)
+    config = model.decoder.config
+    carried = (folder / "encoder").is_dir()
+    facts = {
+        **_pyramid_facts(model.pyramid),
+        **_encoder_facts(model.encoder),
+        "encoder_is": "in the folder" if carried else "fetched from the Hugging Face hub",
+        "decoder": f"{config.layers} layers, {config.heads} heads, width {config.width}",
+        "parameters": sum(parameter.numel() for parameter in model.decoder.parameters()),
+        "tiles": sum(int((level == ENCODED).sum()) for level in model.read_map().status[:-1]),
+    }
+    return Description(str(folder), "model", facts, model.pyramid, model.encoder)
+
+
+def _raster(path: str) -> Description:
+    from jzi.encode.area import square_around
+    from jzi.encode.imagery import Imagery
+    from jzi.encode.raster import Raster, RasterOptions
+
+    raster = Raster(path)
+    bounds = raster.bounds_in("EPSG:4326")
+    with Imagery([path], square_around([path], RasterOptions(), levels=1)) as imagery:
+        card = imagery.card()
+    facts = {
+        "crs": CRS.from_wkt(raster.crs.to_wkt()).name,
+        "pixels": [raster.width, raster.height],
+        "pixel_size": [abs(raster.transform.a), abs(raster.transform.e)],
+        "unit": raster.crs.linear_units if raster.crs.is_projected else "degree",
+        "bands": raster.source.count,
+        "dtype": str(raster.dtype),
+        "read_as": card.description,
+        "overviews": raster.source.overviews(1),
+        "latitude": [bounds.south, bounds.north],
+        "longitude": [bounds.west, bounds.east],
+    }
+    return Description(path, "raster", facts, file_hashes=frozenset(digest for *_, digest in card.files))
+
+
+def disagreements(descriptions: list[Description]) -> list[str]:
+    """Why things do not belong together; nothing if they do."""
+    problems = []
+    first, *others = sorted(descriptions, key=lambda description: description.pyramid is None)
+    for other in others:
+        pair = f"{first.path} and {other.path}"
+        if first.encoder and other.encoder and first.encoder.fingerprint != other.encoder.fingerprint:
+            problems.append(f"{pair} have different encoders ({first.encoder.label}; {other.encoder.label})")
+        if first.pyramid and other.pyramid and first.pyramid != other.pyramid:
+            problems.append(f"{pair} have different pyramids")
+    hashed = [description for description in descriptions if description.file_hashes and description.kind == "cache"]
+    for raster in (description for description in descriptions if description.kind == "raster"):
+        problems += [
+            f"{cache.path} was made from other imagery than {raster.path}"
+            for cache in hashed
+            if not raster.file_hashes <= cache.file_hashes
+        ]
+        if first.pyramid:
+            problems += _outside(raster, first.pyramid)
+    return problems
+
+
+def _outside(raster: Description, pyramid: Pyramid) -> list[str]:
+    from jzi.encode.imagery import Imagery
+    from jzi.errors import ImageryError
+
+    try:
+        with Imagery([raster.path], pyramid):
+            return []
+    except ImageryError as error:
+        return [str(error)]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in value.items()) or "none"
+    if isinstance(value, list):
+        return ", ".join(f"{each:.6g}" if isinstance(each, float) else str(each) for each in value) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,218 @@
+"""How good the answers are: the paper's protocol (DESIGN 7), with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from jzi.decode.decoder import ZoomDecoder
+from jzi.decode.model import ZoomModel
+from jzi.decode.samples import load_samples
+from jzi.decode.search import zoom
+from jzi.decode.tile_table import TileTable
+from jzi.encode.encoder import best_device
+from jzi.errors import TrainingError
+from jzi.store.cache import FeatureCache
+from jzi.store.pyramid import Pyramid, geodesic_distance
+
+#: Metres; those of the paper's tables.
+RADII = (40.0, 50.0, 100.0)
+
+#: Photos to a batch of search: 4096 x 9 tokens of the paper's decoder take about 0.5 GB.
+BATCH = 4096
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure with its 95 % bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` found.
+
+    Attributes:
+        photos: how many were located.
+        recall: radius in metres to the share of photos whose predicted cell centre lies within it.
+        median_error: metres.
+        sequence_accuracy: share of photos for which all L actions are right.
+        prefix_accuracy: share of photos for which the first k actions are right, k = 1..L.
+        step_accuracy: share of photos for which action k is right when those before it are given, k = 1..L.
+        error: (photo,) metres from the photo to the centre of the predicted cell.
+        confidence: (photo,) probability of the predicted cell.
+    """
+
+    photos: int
+    recall: dict[float, Interval]
+    median_error: Interval
+    sequence_accuracy: Interval
+    prefix_accuracy: tuple[float, ...]
+    step_accuracy: tuple[float, ...]
+    error: NDArray[np.float64]
+    confidence: NDArray[np.float64]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values without those of single photos, for JSON."""
+
+        def plain(interval: Interval) -> dict[str, float]:
+            return {"value": interval.value, "low": interval.low, "high": interval.high}
+
+        return {
+            "photos": self.photos,
+            **{f"recall@{radius:g}m": plain(interval) for radius, interval in self.recall.items()},
+            "median_error_m": plain(self.median_error),
+            "sequence_accuracy": plain(self.sequence_accuracy),
+            "prefix_accuracy": list(self.prefix_accuracy),
+            "step_accuracy": list(self.step_accuracy),
+        }
+
+
+def evaluate_model(
+    folder: Path, cache_path: str, split: str | None = None, *, radii: Sequence[float] = RADII, beams: int = 1
+) -> tuple[str, int, Evaluation]:
+    """Evaluate a model folder on the photos of a cache.
+
+    Args:
+        folder: the model.
+        cache_path: the cache that holds the photos.
+        split: "train", "val" or "test"; by default test, or val where there is no test photo.
+        radii: metres.
+        beams: 1 is greedy search.
+
+    Returns:
+        The split, how many of its photos the map has no imagery for, and the evaluation.
+
+    Raises:
+        ModelError: there is no model, or it is damaged.
+        CacheError: there is no cache, or it is another encoder's or pyramid's.
+        TrainingError: the split is empty.
+    """
+    device = best_device()
+    model = ZoomModel.load(folder, device)
+    cache = FeatureCache.open(cache_path)
+    cache.check(pyramid=model.pyramid, encoder=model.encoder)
+    table = TileTable(model.read_map(), device)
+    for name in [split] if split else ["test", "val"]:
+        samples = load_samples(cache, table, name)
+        if len(samples):
+            evaluation = evaluate(
+                model.decoder, table, samples.query[:, 0], samples.latitude, samples.longitude, radii=radii, beams=beams
+            )
+            return name, samples.unreachable, evaluation
+    wanted = f"split {split!r}" if split else "split 'test' or 'val'"
+    raise TrainingError(f"{cache_path} has no photo with {wanted} to evaluate on: encode some, or give another --split")
+
+
+def to_table(evaluation: Evaluation, title: str) -> str:
+    """The figures for people, a line each."""
+
+    def percent(interval: Interval) -> str:
+        return f"{interval.value:7.2%}   ({interval.low:.2%} .. {interval.high:.2%})"
+
+    lines = [f"{title}; in brackets 95 % bootstrap intervals"]
+    lines += [f"  recall within {radius:>4g} m   {percent(each)}" for radius, each in evaluation.recall.items()]
+    median = evaluation.median_error
+    lines.append(f"  median error          {median.value:6.1f} m   ({median.low:.1f} .. {median.high:.1f} m)")
+    lines.append(f"  whole sequence right  {percent(evaluation.sequence_accuracy)}")
+    steps = zip(evaluation.prefix_accuracy, evaluation.step_accuracy, strict=True)
+    for step, (prefix, single) in enumerate(steps, 1):
+        lines.append(f"  step {step} right          {single:7.2%}   (steps 1..{step} all right: {prefix:.2%})")
+    return "\n".join(lines)
+
+
+def evaluate(
+    decoder: ZoomDecoder,
+    table: TileTable,
+    query: Tensor,
+    latitude: NDArray[np.float64],
+    longitude: NDArray[np.float64],
+    *,
+    radii: Sequence[float] = RADII,
+    beams: int = 1,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Evaluation:
+    """Locate photos and compare with where they were taken.
+
+    Args:
+        decoder: in eval mode, on the table's device.
+        table: the map.
+        query: (photo, feature) embeddings.
+        latitude: (photo,) true positions, degrees.
+        longitude: (photo,) likewise.
+        radii: metres.
+        beams: 1 is greedy search, the paper's protocol.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+    """
+    truth = table.pyramid.paths(latitude, longitude)
+    paths, confidence = predict(decoder, table, query, beams)
+    error = cell_error(table.pyramid, paths, latitude, longitude)
+    right = paths == truth
+    rng = np.random.default_rng(seed)
+
+    def share(hit: NDArray[np.bool_]) -> Interval:
+        # Resampling hits and misses with replacement draws their number from a binomial distribution
+        return _interval(float(hit.mean()), rng.binomial(len(hit), hit.mean(), resamples) / len(hit))
+
+    medians = np.array([np.median(error[rng.integers(len(error), size=len(error))]) for _ in range(resamples)])
+    return Evaluation(
+        photos=len(error),
+        recall={float(radius): share(error <= radius) for radius in radii},
+        median_error=_interval(float(np.median(error)), medians),
+        sequence_accuracy=share(right.all(1)),
+        prefix_accuracy=tuple(np.logical_and.accumulate(right, axis=1).mean(0).tolist()),
+        step_accuracy=tuple(_step_accuracy(decoder, table, query, truth)),
+        error=error,
+        confidence=confidence,
+    )
+
+
+def predict(
+    decoder: ZoomDecoder, table: TileTable, query: Tensor, beams: int = 1
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The best path (photo, L) of each photo and the probability (photo,) of its cell."""
+    paths, confidence = [], []
+    for batch in query.split(max(1, BATCH // beams)):
+        zooms = zoom(decoder, table, batch.to(table.device), beams)
+        paths.append(zooms.paths[:, 0].cpu().numpy())
+        confidence.append(zooms.log_probability[:, 0].sum(-1).exp().double().cpu().numpy())
+    return np.concatenate(paths), np.concatenate(confidence)
+
+
+def cell_error(
+    pyramid: Pyramid, paths: NDArray[np.int64], latitude: NDArray[np.float64], longitude: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """(photo,) geodesic metres from true positions to the centres of the cells that (photo, L) actions end in."""
+    row, col = pyramid.path_to_tile(paths)
+    return geodesic_distance(latitude, longitude, *pyramid.tile_positions(pyramid.levels, row, col))
+
+
+@torch.inference_mode()
+def _step_accuracy(decoder: ZoomDecoder, table: TileTable, query: Tensor, truth: NDArray[np.int64]) -> list[float]:
+    right = torch.zeros(truth.shape[1], dtype=torch.float64)
+    tiles = table.along(truth)
+    actions = torch.from_numpy(truth).to(table.device)
+    for start in range(0, len(truth), BATCH):
+        part = slice(start, start + BATCH)
+        embedding = table.embedding[tiles[part]].float()
+        logits = decoder(query[part].to(table.device).float(), embedding, actions[part])
+        logits = logits.masked_fill(~table.enterable[tiles[part]], -torch.inf)
+        right += (logits.argmax(-1) == actions[part]).sum(0).cpu()
+    return (right / len(truth)).tolist()
+
+
+def _interval(value: float, resampled: NDArray[np.float64]) -> Interval:
+    low, high = np.percentile(resampled, (2.5, 97.5))
+    return Interval(value, float(low), float(high))

@@ -1,0 +1,165 @@
+"""The model folder: all that is needed to locate photos, to be copied anywhere (DESIGN 8).
+
+config.json           pyramid, decoder, encoder (name, fingerprint, preprocessing)
+decoder.safetensors   the decoder's weights
+map.safetensors       the map's embeddings
+encoder/              the encoder as `save_pretrained` writes it; absent where it comes from the hub by its id
+train/                how it was trained: settings, metrics, the state to resume from; not needed to locate
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from jzi import __version__
+from jzi.decode.config import DecoderConfig
+from jzi.decode.decoder import ZoomDecoder
+from jzi.errors import ModelError
+from jzi.store.cards import EncoderCard
+from jzi.store.map_features import MapFeatures
+from jzi.store.pyramid import Pyramid
+
+if TYPE_CHECKING:
+    from jzi.encode.encoder import Encoder
+
+FORMAT = 1
+_WEIGHT_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*")
+
+
+@dataclass
+class ZoomModel:
+    """A trained decoder, and what it belongs to.
+
+    Attributes:
+        decoder: in eval mode.
+        pyramid: how the area is cut.
+        encoder: which encoder made the embeddings that it was trained on.
+        folder: where it lies.
+    """
+
+    decoder: ZoomDecoder
+    pyramid: Pyramid
+    encoder: EncoderCard
+    folder: Path
+
+    @classmethod
+    def load(cls, folder: str | Path, device: torch.device | str = "cpu") -> ZoomModel:
+        """Read a model folder, without its map and its encoder.
+
+        Raises:
+            ModelError: there is none, or it is damaged or of another format.
+        """
+        folder = Path(folder)
+        config = read_config(folder)
+        decoder = ZoomDecoder(DecoderConfig(**config["decoder"]))
+        try:
+            decoder.load_state_dict(load_file(folder / "decoder.safetensors"))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise ModelError(f"{folder / 'decoder.safetensors'} cannot be used: {_first_line(error)}") from error
+        pyramid, encoder = Pyramid.from_dict(config["pyramid"]), EncoderCard(**config["encoder"])
+        return cls(decoder.eval().to(device), pyramid, encoder, folder)
+
+    def read_map(self) -> MapFeatures:
+        """The map's embeddings.
+
+        Raises:
+            ModelError: the file is absent or damaged.
+        """
+        return MapFeatures.load(self.folder / "map.safetensors", self.pyramid)
+
+    def load_encoder(self, device: str | None = None) -> Encoder:
+        """The encoder, from the folder or from the hub by its id.
+
+        Raises:
+            EncoderError: it cannot be had.
+            ModelError: it is not the one that the model was trained with.
+        """
+        from jzi.encode.encoder import Encoder
+
+        own = self.folder / "encoder"
+        if not (own.is_dir() or self.encoder.from_hub):
+            raise ModelError(f"{self.folder} lacks its encoder, {own}: copy the model anew")
+        source = own if own.is_dir() else self.encoder.name
+        encoder = Encoder.load(source, image_size=self.encoder.image_size, layout=self.encoder.layout, device=device)
+        if encoder.fingerprint != self.encoder.fingerprint:
+            raise ModelError(
+                f"{self.folder} was trained with the encoder {self.encoder.label}, and {source} now is "
+                f"{encoder.card.label}: bring that encoder back or train anew"
+            )
+        return encoder
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a model folder.
+
+    Raises:
+        ModelError: there is none, or it is of another format.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except FileNotFoundError:
+        raise ModelError(f"there is no model in {folder}: `jzi train-decoder` makes it") from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder / 'config.json'} cannot be read: {error}") from error
+    if not isinstance(config, dict) or config.get("jzi_format") != FORMAT:
+        raise ModelError(f"{folder} is no model of jzi in format {FORMAT}, which jzi {__version__} reads")
+    return config
+
+
+def create_folder(
+    folder: Path, config: DecoderConfig, pyramid: Pyramid, encoder: EncoderCard, encoder_folder: Path | None
+) -> None:
+    """Start a model folder: the encoder if it lies in a folder of its own, then config.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if encoder_folder is not None:
+        (folder / "encoder").mkdir(exist_ok=True)
+        for file in {file for pattern in _WEIGHT_FILES for file in encoder_folder.glob(pattern)}:
+            replace_file(folder / "encoder" / file.name, partial(shutil.copyfile, file))
+    text = json.dumps(
+        {
+            "jzi_format": FORMAT,
+            "version": __version__,
+            "decoder": config.to_dict(),
+            "pyramid": pyramid.to_dict(),
+            "encoder": encoder.to_dict(),
+        },
+        indent=2,
+    )
+    replace_file(folder / "config.json", lambda path: path.write_text(text + "\n"))
+
+
+def save_weights(folder: Path, decoder: ZoomDecoder) -> None:
+    """Write decoder.safetensors, whole or not at all."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in decoder.state_dict().items()}
+    replace_file(folder / "decoder.safetensors", lambda path: save_file(tensors, path))
+
+
+def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
+    """Call `write` with a temporary path, then put what it wrote in the place of `path`.
+
+    Raises:
+        ModelError: the disk is full or refuses.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(temporary)
+        temporary.replace(path)
+    except (OSError, SafetensorError, RuntimeError) as error:  # torch.save and safetensors wrap what the disk says
+        raise ModelError(f"{path} cannot be written: {_first_line(error)}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,73 @@
+"""Zooming: from the embeddings of photos to paths with probabilities, off the cache.
+
+A beam of one is greedy search, the reference's protocol. By the chain rule the product over the steps is the
+probability of the cell; children with no imagery are left out of every step's softmax.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from jzi.decode.decoder import KeyValues, ZoomDecoder
+from jzi.decode.tile_table import TileTable
+
+
+@dataclass(frozen=True)
+class Zooms:
+    """What a search found, best first.
+
+    Attributes:
+        paths: (query, beam, L) actions.
+        log_probability: (query, beam, L) of each action given those before it; -inf in beams that fill up the tensor
+            where fewer cells have imagery than beams were asked for.
+    """
+
+    paths: Tensor
+    log_probability: Tensor
+
+
+@torch.inference_mode()
+def zoom(decoder: ZoomDecoder, table: TileTable, query: Tensor, beams: int = 1) -> Zooms:
+    """Search the pyramid for each photo.
+
+    Args:
+        decoder: in eval mode, on the table's device.
+        table: the map.
+        query: (query, feature) embeddings of photos on the table's device.
+        beams: hypotheses kept after every step.
+    """
+    pyramid, n = table.pyramid, len(query)
+    g, actions = pyramid.grid, pyramid.actions
+    row = torch.zeros(n, 1, dtype=torch.int64, device=table.device)  # (query, beam)
+    col = torch.zeros_like(row)
+    paths = torch.empty(n, 1, 0, dtype=torch.int64, device=table.device)
+    steps = torch.empty(n, 1, 0, device=table.device)
+    past: KeyValues | None = None
+    for level in range(pyramid.levels):
+        tile = table.index(level, row, col).flatten()  # (query * beam,)
+        embedding = table.embedding[tile].float()
+        if past is None:
+            logits, past = decoder.begin(query.float(), embedding)
+        else:
+            logits, past = decoder.step(paths[..., -1].flatten(), embedding, past)
+        logits = logits.float().masked_fill(~table.enterable[tile], -torch.inf)
+        step = logits.log_softmax(-1).nan_to_num(nan=-torch.inf).view(n, -1, actions)  # nan: there is nothing below
+        total = (steps.sum(-1, keepdim=True) + step).flatten(1)  # (query, beam * action)
+        best = total.topk(min(beams, total.shape[1]), dim=1).indices
+        beam, action = best // actions, best % actions
+        paths = torch.cat([_take(paths, beam), action[..., None]], dim=-1)
+        steps = torch.cat([_take(steps, beam), step.flatten(1).gather(1, best)[..., None]], dim=-1)
+        row = row.gather(1, beam) * g + action // g
+        col = col.gather(1, beam) * g + action % g
+        if beams > 1:
+            first = torch.arange(n, device=table.device)[:, None] * step.shape[1]
+            past = past.select((first + beam).flatten())
+    return Zooms(paths, steps)
+
+
+def _take(values: Tensor, beam: Tensor) -> Tensor:
+    """(query, beam, step) of the beams that live on."""
+    return values.gather(1, beam[..., None].expand(-1, -1, values.shape[-1]))

@@ -1,0 +1,56 @@
+"""The map's embeddings on the device, so that a zoom is a handful of look-ups by index."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from jzi.store.map_features import NODATA, MapFeatures
+
+
+class TileTable:
+    """All tiles of levels 0..L-1 in one tensor; a tile is an index into it.
+
+    Attributes:
+        embedding: (tile, feature) float16 on the device; zeros where there is no imagery.
+        enterable: (tile, action) bool; False for children with no imagery, which search never enters.
+    """
+
+    def __init__(self, features: MapFeatures, device: torch.device | str = "cpu") -> None:
+        self.pyramid = features.pyramid
+        self.width = features.width
+        flat = np.concatenate([np.nan_to_num(level).reshape(-1, features.width) for level in features.embedding])
+        self.embedding = torch.from_numpy(flat).to(device)
+        levels = range(self.pyramid.levels)
+        enterable = np.concatenate([_by_parent(features.status[k + 1] != NODATA, self.pyramid.grid) for k in levels])
+        self.enterable = torch.from_numpy(enterable).to(device)
+        sizes = [self.pyramid.tiles_per_side(level) ** 2 for level in levels]
+        self.offsets = np.concatenate([[0], np.cumsum(sizes)[:-1]]).tolist()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.embedding.device
+
+    def index(self, level: int, row: Tensor, col: Tensor) -> Tensor:
+        """Index of the tiles (level, row, col)."""
+        return self.offsets[level] + row * self.pyramid.tiles_per_side(level) + col
+
+    def along(self, paths: NDArray[np.int64]) -> Tensor:
+        """(n, L) indices of the tiles that zooms along (n, L) actions see."""
+        rows, cols = self.pyramid.input_tiles(paths)
+        side = np.array([self.pyramid.tiles_per_side(level) for level in range(self.pyramid.levels)])
+        return torch.from_numpy(np.array(self.offsets) + rows * side + cols).to(self.device)
+
+    def reachable(self, paths: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """(n,) whether every step of (n, L) actions enters a tile with imagery."""
+        actions = torch.from_numpy(paths).to(self.device)
+        return self.enterable[self.along(paths), actions].all(-1).cpu().numpy()
+
+
+def _by_parent(status: NDArray[np.bool_], grid: int) -> NDArray[np.bool_]:
+    """(rows * g, cols * g) of one level to (parent, action)."""
+    n = len(status) // grid
+    return status.reshape(n, grid, n, grid).swapaxes(1, 2).reshape(n * n, grid * grid)

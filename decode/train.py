@@ -1,0 +1,262 @@
+"""Training the decoder straight off the cache (DESIGN 6).
+
+All embeddings are put on the device once and a batch is a tensor of indices: no data loader and no copy from the host
+stands between two steps. What is random in an epoch (order, dropout) is seeded by the epoch, so that a run that was
+killed goes on as if it had not been.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 - its name everywhere
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from tqdm import tqdm
+
+from jzi.decode.config import DecoderConfig, TrainConfig
+from jzi.decode.decoder import ZoomDecoder
+from jzi.decode.evaluate import BATCH, RADII, cell_error, predict
+from jzi.decode.model import create_folder, replace_file, save_weights
+from jzi.decode.run import Metrics, Run, rank
+from jzi.decode.samples import Samples, load_samples
+from jzi.decode.tile_table import TileTable
+from jzi.errors import ConfigError, TrainingError
+from jzi.store.cache import FeatureCache
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """What `train_decoder` did.
+
+    Attributes:
+        folder: the model.
+        epochs: epochs trained by this run; 0 if all had been trained before.
+        best: the metrics of the epoch that was kept.
+        train: number of training photos.
+        val: number of validation photos.
+        unreachable: photos left out, because the map has no imagery where they were taken.
+        seconds: of this run's epochs.
+    """
+
+    folder: Path
+    epochs: int
+    best: Metrics
+    train: int
+    val: int
+    unreachable: int
+    seconds: float
+
+
+def train_decoder(
+    cache: FeatureCache,
+    folder: Path,
+    decoder_config: DecoderConfig,
+    config: TrainConfig,
+    *,
+    encoder_folder: Path | None = None,
+    settings: str = "",
+) -> TrainReport:
+    """Train on the cache's "train" photos; keep the epoch with the best recall at 40 m on its "val" photos.
+
+    Goes on where a run with the same settings and photos was stopped. Under `accelerate launch` the processes share
+    every batch.
+
+    Args:
+        cache: complete.
+        folder: the model folder to make.
+        decoder_config: the architecture; width and actions are taken from the cache.
+        config: how to train.
+        encoder_folder: the cache's encoder, for the model to carry along; None for one that the hub has.
+        settings: kept as train/settings.toml.
+
+    Raises:
+        CacheError: the cache is incomplete or damaged.
+        TrainingError: there is no photo to train on, or the loss is no number any more.
+        ModelError: the folder holds a model that was trained in another way, or the disk is full.
+    """
+    accelerator = _accelerator(config, folder)
+    decoder_config = replace(decoder_config, width=cache.encoder.width, actions=cache.pyramid.actions)
+    features = cache.read_map()
+    table = TileTable(features, accelerator.device)
+    train, val = load_samples(cache, table, "train"), load_samples(cache, table, "val")
+    if not len(train):
+        raise TrainingError(f"{cache.path} has no photo to train on: none with split 'train' lies on the map's imagery")
+    run = Run(folder, _identity(cache, decoder_config, config))
+    state = run.load()
+    if state is None and accelerator.is_main_process:
+        create_folder(folder, decoder_config, cache.pyramid, cache.encoder, encoder_folder)
+        replace_file(folder / "map.safetensors", features.save)
+        run.start(settings)
+    accelerator.wait_for_everyone()
+
+    torch.manual_seed(config.seed)
+    decoder = ZoomDecoder(decoder_config)
+    on_cuda = accelerator.device.type == "cuda"
+    optimizer = torch.optim.AdamW(
+        decoder.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=on_cuda
+    )
+    steps = config.epochs * math.ceil(len(train) / config.batch_size)
+    schedule = LambdaLR(optimizer, lambda step: learning_rate_factor(step, steps, config.warmup))
+    first = 0
+    if state is not None:
+        decoder.load_state_dict(state["decoder"])
+    model, prepared = accelerator.prepare(decoder, optimizer)
+    if state is not None:
+        prepared.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+        first = state["epoch"] + 1
+
+    began = time.monotonic()
+    with tqdm(
+        range(first, config.epochs), unit="epoch", desc="decoder", disable=not accelerator.is_main_process
+    ) as bar:
+        for epoch in bar:
+            epoch_began = time.monotonic()
+            loss = _train_epoch(accelerator, model, prepared, schedule, config, table, train, epoch)
+            if not math.isfinite(loss):
+                raise TrainingError(
+                    f"the loss is {loss} in epoch {epoch}: the best epoch so far is kept in {folder}; train with a "
+                    "lower train.learning_rate"
+                )
+            if accelerator.is_main_process:
+                seconds = time.monotonic() - epoch_began
+                metrics: Metrics = {
+                    "epoch": epoch,
+                    "loss": loss,
+                    "learning_rate": float(schedule.get_last_lr()[0]),
+                    "seconds": seconds,
+                }
+                metrics |= {"samples_per_s": len(train) / seconds, **_validate(decoder, table, val)}
+                if not run.metrics or rank(metrics) > max(map(rank, run.metrics)):
+                    save_weights(folder, decoder)
+                run.save(_state(decoder, prepared, schedule, epoch), metrics)
+                accelerator.log(metrics, step=epoch)
+                shown = {"loss": f"{loss:.3f}"}
+                if "recall@40m" in metrics:
+                    shown["recall@40m"] = f"{100 * metrics['recall@40m']:.1f}%"
+                bar.set_postfix(shown)
+            accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return TrainReport(
+        folder=folder,
+        epochs=config.epochs - first,
+        best=run.best() if run.metrics else {},
+        train=len(train),
+        val=len(val),
+        unreachable=train.unreachable + val.unreachable,
+        seconds=time.monotonic() - began,
+    )
+
+
+def learning_rate_factor(step: int, steps: int, warmup: float) -> float:
+    """Linear warm-up over a share of the steps, then a cosine to zero."""
+    warm = max(1, round(warmup * steps))
+    if step < warm:
+        return (step + 1) / warm
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+def _train_epoch(
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: Any,
+    schedule: LambdaLR,
+    config: TrainConfig,
+    table: TileTable,
+    samples: Samples,
+    epoch: int,
+) -> float:
+    """One pass over the photos; the mean loss. Nothing waits for the device between two steps."""
+    world, process = accelerator.num_processes, accelerator.process_index
+    seed = config.seed * 1_000_003 + epoch
+    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed))
+    order = torch.cat([order, order[: -len(order) % world]]).to(table.device)  # every process has as many
+    torch.manual_seed(seed * world + process)  # of the dropout
+    model.train()
+    losses = []
+    for batch in order.split(config.batch_size):
+        index = batch[process::world]
+        actions = samples.actions[index]  # (batch, step)
+        with accelerator.autocast():
+            logits = model(samples.query[index, 0].float(), table.embedding[samples.tiles[index]].float(), actions)
+        loss = F.cross_entropy(logits.float().flatten(0, 1), actions.flatten(), label_smoothing=config.label_smoothing)
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(model.parameters(), config.clip)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        losses.append(loss.detach())
+    return float(accelerator.gather(torch.stack(losses).mean()[None]).mean())
+
+
+def _validate(decoder: ZoomDecoder, table: TileTable, samples: Samples) -> Metrics:
+    """Greedy search off the cache, as in use, and the teacher-forced loss; nothing where there are no photos."""
+    if not len(samples):
+        return {}
+    decoder.eval()
+    paths, _ = predict(decoder, table, samples.query[:, 0])
+    error = cell_error(table.pyramid, paths, samples.latitude, samples.longitude)
+    recall = {f"recall@{radius:g}m": float((error <= radius).mean()) for radius in RADII}
+    return {"val_loss": _loss(decoder, table, samples), **recall, "median_error_m": float(np.median(error))}
+
+
+@torch.inference_mode()
+def _loss(decoder: ZoomDecoder, table: TileTable, samples: Samples) -> float:
+    total = torch.zeros((), device=table.device)
+    for index in torch.arange(len(samples), device=table.device).split(BATCH):
+        tiles, actions = table.embedding[samples.tiles[index]].float(), samples.actions[index]
+        logits = decoder(samples.query[index, 0].float(), tiles, actions)
+        total += F.cross_entropy(logits.flatten(0, 1), actions.flatten(), reduction="sum")
+    return float(total) / samples.actions.numel()
+
+
+def _accelerator(config: TrainConfig, folder: Path) -> Accelerator:
+    precision = config.precision
+    if precision == "auto":
+        precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
+    try:
+        accelerator = Accelerator(
+            mixed_precision=precision, log_with=list(config.trackers) or None, project_dir=str(folder / "train")
+        )
+        if config.trackers:
+            accelerator.init_trackers("jzi", config={k: v for k, v in asdict(config).items() if k != "trackers"})
+    except (ValueError, ImportError) as error:
+        raise ConfigError(f"train.precision or train.trackers cannot be had here: {error}") from error
+    if config.batch_size % accelerator.num_processes:
+        raise ConfigError(
+            f"train.batch_size is {config.batch_size}, which {accelerator.num_processes} processes cannot share evenly"
+        )
+    return accelerator
+
+
+def _identity(cache: FeatureCache, decoder_config: DecoderConfig, config: TrainConfig) -> dict[str, Any]:
+    """What the outcome depends on."""
+    photos = cache.queries.encoded()[["id", "latitude", "longitude", "split", "photo_sha256"]]
+    how = {f"train.{key}": list(value) if isinstance(value, tuple) else value for key, value in asdict(config).items()}
+    del how["train.trackers"]
+    return {
+        **{f"decoder.{key}": value for key, value in decoder_config.to_dict().items()},
+        **how,
+        "encoder": cache.encoder.fingerprint[:16],
+        "imagery": cache.imagery.fingerprint[:16] if cache.imagery else "",
+        "photos": f"{len(photos)}, {hashlib.sha256(photos.to_csv(index=False).encode()).hexdigest()[:16]}",
+    }
+
+
+def _state(decoder: ZoomDecoder, optimizer: Any, schedule: LambdaLR, epoch: int) -> dict[str, Any]:
+    weights: dict[str, Tensor] = decoder.state_dict()
+    return {
+        "decoder": weights,
+        "optimizer": optimizer.state_dict(),
+        "schedule": schedule.state_dict(),
+        "epoch": epoch,
+    }
