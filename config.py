@@ -1,0 +1,206 @@
+"""jzi.toml: one area and its experiment, as the commands read it (DESIGN 8)."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable
+from dataclasses import asdict, field
+from pathlib import Path
+from typing import Any
+
+import tomlkit
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from jzi.decode.config import DecoderConfig, TrainConfig
+from jzi.errors import ConfigError
+from jzi.store.pyramid import Pyramid
+
+FILE = "jzi.toml"
+_strict = ConfigDict(extra="forbid")
+
+
+@dataclass(config=_strict)
+class MapSettings:
+    """The imagery: rasters (files, globs or folders, the first on top), and what they do not say themselves."""
+
+    rasters: list[str] = field(default_factory=list)
+    crs: str | None = None
+    nodata: float | None = None
+    stretch: tuple[float, float] | None = None
+
+
+@dataclass(config=_strict)
+class QuerySettings:
+    """The photos: a folder with EXIF positions, or a CSV or Parquet table and where its photos are looked up."""
+
+    table: str | None = None
+    photos: str | None = None
+
+
+@dataclass(config=_strict)
+class EncoderSettings:
+    """The encoder: a Hugging Face id or a folder, what it sees, and how many images it takes at once."""
+
+    name: str = "facebook/dinov2-base"
+    image_size: int = 384
+    layout: str = "halves"
+    batch_size: int = 32
+
+
+@dataclass(config=_strict)
+class PathSettings:
+    """Where something is kept."""
+
+    path: str
+
+
+@dataclass(config=_strict)
+class Settings:
+    """All of jzi.toml. Relative paths in it are relative to its folder."""
+
+    pyramid: Pyramid
+    map: MapSettings = field(default_factory=MapSettings)
+    queries: QuerySettings = field(default_factory=QuerySettings)
+    encoder: EncoderSettings = field(default_factory=EncoderSettings)
+    cache: PathSettings = field(default_factory=lambda: PathSettings("features.zarr"))
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    model: PathSettings = field(default_factory=lambda: PathSettings("model"))
+
+    def __post_init__(self) -> None:
+        self.folder = Path()
+
+    def path(self, value: str) -> Path:
+        """A path of the settings."""
+        return self.folder / Path(value).expanduser()
+
+    @property
+    def cache_path(self) -> str:
+        """The cache's path or URL."""
+        return self.cache.path if "://" in self.cache.path else str(self.path(self.cache.path))
+
+    @property
+    def encoder_folder(self) -> Path | None:
+        """Where the encoder lies; None where its name is a Hugging Face id."""
+        folder = self.path(self.encoder.name)
+        return folder if folder.is_dir() else None
+
+    @property
+    def rasters(self) -> list[str]:
+        """Every raster file that the map's entries name.
+
+        Raises:
+            ConfigError: none is named, or an entry names none.
+        """
+        return find_rasters(self.map.rasters, self.folder)
+
+    def to_toml(self) -> str:
+        """The settings in force, as a jzi.toml."""
+        return tomlkit.dumps(_without_none(asdict(self)))
+
+
+def find_rasters(entries: Iterable[str], folder: Path = Path()) -> list[str]:
+    """Raster files: entries are files, globs, folders (whose GeoTIFF, JPEG, PNG, JPEG 2000 and VRT count) or URLs.
+
+    Raises:
+        ConfigError: there is no entry, or one names no file.
+    """
+    found = []
+    for entry in entries:
+        if "://" in entry or entry.startswith("/vsi"):
+            found.append(entry)
+            continue
+        path = folder / Path(entry).expanduser()
+        if path.is_dir():
+            suffixes = (".tif", ".tiff", ".vrt", ".jp2", ".jpg", ".jpeg", ".png")
+            files = sorted(file for file in path.iterdir() if file.suffix.lower() in suffixes)
+        else:
+            anchor = Path(path.anchor)
+            files = sorted(anchor.glob(str(path.relative_to(anchor)))) if any(c in entry for c in "*?[") else [path]
+        if not files or not files[0].exists():
+            raise ConfigError(f"there is no raster {entry}: map.rasters names files, globs or folders")
+        found += [str(file) for file in files]
+    if not found:
+        raise ConfigError("no raster is given: name the map with `jzi init --map RASTER` or in map.rasters of jzi.toml")
+    return found
+
+
+def load_settings(file: Path, overrides: Iterable[str] = ()) -> Settings:
+    """Read jzi.toml.
+
+    Args:
+        file: its path.
+        overrides: "section.name=value", values as in TOML; bare words are text.
+
+    Raises:
+        ConfigError: there is no such file, or a setting is unknown or has no sensible value.
+    """
+    try:
+        values = tomllib.loads(file.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"there is no {file}: `jzi init` writes it, or change to the folder that has one") from None
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} cannot be read: {error}") from error
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        section, dot, key = name.strip().partition(".")
+        if not (equals and dot and section and key):
+            raise ConfigError(f"--set takes section.name=value (such as decoder.layers=4), not {override!r}")
+        if not isinstance(values.setdefault(section, {}), dict):
+            raise ConfigError(f"there is no setting {name.strip()!r}")
+        values[section][key] = _parse(text.strip())
+    try:
+        settings = TypeAdapter(Settings).validate_python(values)
+    except ValidationError as error:
+        raise ConfigError(_sentence(file, error)) from error
+    settings.folder = file.parent
+    return settings
+
+
+def _parse(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _sentence(file: Path, error: ValidationError) -> str:
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "unexpected_keyword_argument":
+        return f"{file} or --set has a setting {name!r} that jzi does not know"
+    if first["type"] in ("missing", "missing_argument"):
+        return f"{file} lacks the setting {name!r}: `jzi init` writes it"
+    return f"the setting {name} = {first['input']!r} has no sensible value: {first['msg']}"
+
+
+def _without_none(values: dict[str, Any]) -> dict[str, Any]:
+    """TOML has no null: what is not set is left out."""
+    return {
+        key: _without_none(value) if isinstance(value, dict) else value
+        for key, value in values.items()
+        if value is not None
+    }
+
+
+def write_settings(settings: Settings) -> None:
+    """Write a new jzi.toml into the settings' folder, with what can be set beside it."""
+    sections = _without_none(asdict(settings))
+    for follows in ("width", "actions"):  # from the encoder and the pyramid
+        del sections["decoder"][follows]
+    comments = {
+        "pyramid": "The area: a square in a metric CRS, cut grid x grid, `levels` times.",
+        "map": "Orthophotos, the first on top: files, globs or folders. Also: crs, nodata, stretch = [low, high].",
+        "queries": "A folder of photos with EXIF positions, or a CSV or Parquet and the folder of its photos.",
+        "encoder": "A Hugging Face id or a folder; layout: halves (the paper's) or whole.",
+        "cache": "Where the embeddings are kept: a folder, or a URL such as s3://.",
+        "decoder": "The paper's decoder.",
+        "train": "The paper's training; trackers are those of Accelerate.",
+        "model": "The folder of the trained model.",
+    }
+    text = "# One area and its experiment. Every setting can be overridden: --set decoder.layers=4\n"
+    for section, values in sections.items():
+        text += f"\n# {comments[section]}\n{tomlkit.dumps({section: values})}"
+    settings.folder.mkdir(parents=True, exist_ok=True)
+    (settings.folder / FILE).write_text(text)

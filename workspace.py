@@ -1,0 +1,206 @@
+"""What the commands find in a working directory: the area, the query table, the model, and a jzi.toml to begin with."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jzi.config import EncoderSettings, MapSettings, QuerySettings, Settings, find_rasters, load_settings
+from jzi.errors import ConfigError, PhotoError
+from jzi.store.pyramid import Pyramid, preset
+from jzi.store.queries import SUFFIXES, QueryTable, read_queries
+
+if TYPE_CHECKING:
+    from jzi.encode.raster import RasterOptions
+
+
+def new_settings(
+    folder: Path,
+    rasters: Sequence[str] = (),
+    *,
+    queries: str | None = None,
+    photos: str | None = None,
+    encoder: str | None = None,
+    image_size: int | None = None,
+    preset: str | None = None,
+    center: tuple[float, float] | None = None,
+    size: float | None = None,
+    grid: int = 4,
+    levels: int | None = None,
+    map_crs: str | None = None,
+) -> tuple[Settings, QueryTable | None]:
+    """The settings of a new working directory, and its query table if one was named; nothing is written.
+
+    Paths are relative to the current directory, and become relative to `folder` where they lie below it.
+
+    Raises:
+        JziError: the rasters, the photos or the area cannot be used; see the readers.
+    """
+    imagery = MapSettings(rasters=[_relative(raster, folder) for raster in rasters], crs=map_crs)
+    pyramid = _area(find_rasters(rasters) if rasters else [], map_crs, preset, center, size, grid, levels)
+    chosen = EncoderSettings()
+    chosen.name = _relative(encoder, folder) if encoder else chosen.name
+    chosen.image_size = image_size or chosen.image_size
+    named = QuerySettings(*(_relative(path, folder) if path else None for path in (queries, photos)))
+    settings = Settings(pyramid=pyramid, map=imagery, queries=named, encoder=chosen)
+    settings.folder = folder
+    if rasters:
+        from jzi.encode.imagery import Imagery
+
+        with Imagery(settings.rasters, pyramid, raster_options(settings)):
+            pass  # it can be read and touches the area, or raises
+    return settings, read_query_table(settings) if queries else None
+
+
+def _area(
+    rasters: list[str],
+    crs: str | None,
+    name: str | None,
+    center: tuple[float, float] | None,
+    size: float | None,
+    grid: int,
+    levels: int | None,
+) -> Pyramid:
+    if name:
+        if center or size or levels:
+            raise ConfigError("--preset says it all: leave --center, --size and --levels out")
+        return preset(name)
+    if center and size:
+        return Pyramid.around(*center, size, grid=grid, levels=levels)
+    if not rasters:
+        raise ConfigError(
+            "say which area: --map RASTER (the area that it covers), --center LAT LON --size M, or --preset"
+        )
+    from jzi.encode.area import square_around
+    from jzi.encode.raster import RasterOptions
+
+    whole = square_around(rasters, RasterOptions(crs=crs), grid=grid, levels=levels)
+    if not center and not size:
+        return whole
+    middle = whole.unproject(whole.west + whole.size / 2, whole.north - whole.size / 2)
+    latitude, longitude = center or (float(middle[0]), float(middle[1]))
+    return Pyramid.around(latitude, longitude, size or whole.size, grid=grid, levels=levels)
+
+
+def _relative(path: str, folder: Path) -> str:
+    """A path given on the command line, as the jzi.toml in `folder` has it; URLs and hub ids stay as they are."""
+    if "://" in path or path.startswith("/vsi") or not (any(c in path for c in "*?[") or Path(path).exists()):
+        return path
+    absolute = Path(path).expanduser().absolute()
+    if absolute.is_relative_to(folder.absolute()):
+        return str(absolute.relative_to(folder.absolute()))
+    return os.path.relpath(absolute, folder.absolute()) if not Path(path).is_absolute() else str(absolute)
+
+
+def describe_area(pyramid: Pyramid) -> str:
+    """The area in a line."""
+    latitude, longitude = pyramid.unproject(pyramid.west + pyramid.size / 2, pyramid.north - pyramid.size / 2)
+    footprints = ", ".join(f"{pyramid.footprint(level):g}" for level in range(pyramid.levels))
+    return (
+        f"area: {pyramid.size:g} m square around {latitude:.6f}, {longitude:.6f}; {pyramid.levels} steps of "
+        f"{pyramid.grid} x {pyramid.grid}, tiles of {footprints} m, cells of {pyramid.cell_size:.2f} m"
+    )
+
+
+def describe_zoom(pyramid: Pyramid, latitude: float, longitude: float) -> tuple[dict[str, Any], str]:
+    """The zoom to a position, as plain values and as text.
+
+    Raises:
+        ConfigError: the position is outside of the area.
+    """
+    path = pyramid.paths(latitude, longitude)[0]
+    if path[0] < 0:
+        raise ConfigError(f"latitude {latitude}, longitude {longitude} is outside of the {describe_area(pyramid)}")
+    keys = pyramid.keys(path)
+    tiles = []
+    for key in keys:
+        bounds = pyramid.tile_bounds(key)
+        corner_latitude, corner_longitude = pyramid.unproject(
+            [bounds.west, bounds.east, bounds.east, bounds.west],
+            [bounds.north, bounds.north, bounds.south, bounds.south],
+        )
+        tiles.append(
+            {
+                **key._asdict(),
+                "footprint_m": pyramid.footprint(key.level),
+                "bounds": list(bounds),
+                "corners": np.stack([corner_latitude, corner_longitude], -1).round(8).tolist(),
+            }
+        )
+    center = pyramid.tile_positions(pyramid.levels, keys[-1].row, keys[-1].col)
+    values = {
+        "latitude": latitude,
+        "longitude": longitude,
+        "path": path.tolist(),
+        "cell_m": pyramid.cell_size,
+        "cell_latitude": float(center[0]),
+        "cell_longitude": float(center[1]),
+        "crs": pyramid.crs,
+        "tiles": tiles,
+    }
+    lines = [f"path {path.tolist()}, cell of {pyramid.cell_size:.2f} m around {center[0]:.6f}, {center[1]:.6f}"]
+    lines += [
+        f"  level {key.level}  row {key.row:>4}  col {key.col:>4}  {pyramid.footprint(key.level):>9.2f} m  "
+        f"x {bounds.west:.2f} .. {bounds.east:.2f}  y {bounds.south:.2f} .. {bounds.north:.2f}"
+        for key, bounds in zip(keys, map(pyramid.tile_bounds, keys), strict=True)
+    ]
+    return values, "\n".join(lines)
+
+
+def area_for_tile(name: str | None, config_file: Path) -> Pyramid:
+    """A preset's pyramid, else that of a jzi.toml that is there, else the published benchmark's."""
+    if name is None and config_file.exists():
+        return load_settings(config_file).pyramid
+    return preset(name or "just-zoom-in-dc")
+
+
+def raster_options(settings: Settings) -> RasterOptions:
+    """What the settings say of the rasters."""
+    from jzi.encode.raster import RasterOptions
+
+    return RasterOptions(settings.map.crs, settings.map.nodata, settings.map.stretch)
+
+
+def read_query_table(settings: Settings) -> QueryTable:
+    """The photos that the settings name.
+
+    Raises:
+        ConfigError: they name none.
+        QueryTableError: they cannot be used.
+    """
+    if not settings.queries.table:
+        raise ConfigError("no photos are named: set queries.table in jzi.toml to a folder, a CSV or a Parquet file")
+    photos = settings.path(settings.queries.photos) if settings.queries.photos else None
+    return read_queries(settings.path(settings.queries.table), photos)
+
+
+def expand_photos(photos: Sequence[Path]) -> list[Path]:
+    """Files as they are, and every photo in folders.
+
+    Raises:
+        PhotoError: a folder holds none.
+    """
+    files: list[Path] = []
+    for photo in photos:
+        if not photo.is_dir():
+            files.append(photo)
+            continue
+        inside = sorted(file for file in photo.rglob("*") if file.suffix.lower() in SUFFIXES)
+        if not inside:
+            raise PhotoError(f"there is no photo in {photo}")
+        files += inside
+    return files
+
+
+def model_folder(model: Path | None, config_file: Path) -> Path:
+    """The model to use: the one that was named, that of a jzi.toml that is there, or the folder "model"."""
+    if model is not None:
+        return model
+    if config_file.exists():
+        settings = load_settings(config_file)
+        return settings.path(settings.model.path)
+    return Path("model")
