@@ -1,0 +1,125 @@
+"""`jzi demo`: makes a town, then runs on it the very commands that a user runs on an area of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+from pathlib import Path
+
+import click
+from tqdm import tqdm
+
+from jzi.errors import JziError
+
+#: 84 pixels of a tile are what the demo's encoder sees: six patches a side, for laptops.
+IMAGE_SIZE = 84
+
+
+def run_demo(
+    folder: Path,
+    *,
+    photos: int = 4096,
+    epochs: int = 20,
+    seed: int = 0,
+    size_m: float = 1280.0,
+    encoder: str | None = None,
+) -> None:
+    """Make the town in `folder`, encode, train, evaluate, locate one held-out photo and draw it.
+
+    What a folder holds already is reused; a run that was interrupted goes on.
+
+    Args:
+        folder: where everything goes.
+        photos: how many street photos to render.
+        epochs: of the decoder's training.
+        seed: which town.
+        size_m: side of the town, metres.
+        encoder: a Hugging Face id or a folder; by default a tiny one with random weights.
+
+    Raises:
+        JziError: the folder holds another demo, or a command fails.
+    """
+    from jzi.demo.town import write_town
+
+    click.echo(f"Making a town (it is made up, from seed {seed}) with {photos} street photos in {folder}/ ...")
+    with tqdm(total=photos, unit="photo", desc="town") as bar:
+        write_town(folder, seed, photos, size_m=size_m, progress=bar.update)
+    with contextlib.chdir(folder):
+        if encoder is None:
+            _write_random_encoder(Path("encoder"))
+        if not Path("jzi.toml").exists():
+            _run(f"init --map ortho.tif --queries photos --encoder {encoder or 'encoder'} --image-size {IMAGE_SIZE}")
+        _run("encode-map")
+        _run("encode-queries")
+        train = f"--set train.epochs={epochs} --set train.batch_size=64 --set train.learning_rate=1e-3"
+        _run(f"train-decoder {train} --set decoder.layers=3 --set decoder.heads=4")
+        _run("evaluate --radii 20,50,100")
+        name = _held_out_photo()
+        _run(f"locate photos/{name}")
+        _draw(name)
+    area = size_m**2
+    chance = {radius: 3.1416 * radius**2 / area for radius in (20, 50, 100)}
+    click.echo(
+        "\nThis town is made: its figures say that the program works, not how well it does in a real city."
+        + ("" if encoder else " Its encoder has random weights and was never trained; guessing would reach about "
+           + ", ".join(f"{share:.1%} within {radius} m" for radius, share in chance.items()) + ".")
+        + f"\nThe picture of one photo, its zoom and the answer: {folder / 'zoom.png'}"
+    )  # fmt: skip
+
+
+def _run(command: str) -> None:
+    """Run a command of jzi as a user would type it."""
+    from jzi.cli import main
+
+    click.echo(f"\n$ jzi {command}")
+    try:
+        main.main(shlex.split(command), prog_name="jzi", standalone_mode=False)
+    except click.ClickException as error:
+        raise JziError(error.format_message()) from error
+
+
+def _write_random_encoder(folder: Path) -> None:
+    """A DINOv2 of four blocks and 128 features; the same random weights every time."""
+    if (folder / "config.json").exists():
+        return
+    import torch
+    from transformers import Dinov2Config, Dinov2Model
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    torch.manual_seed(0)
+    config = Dinov2Config(
+        hidden_size=128, num_hidden_layers=4, num_attention_heads=4, mlp_ratio=2, image_size=IMAGE_SIZE, patch_size=14
+    )
+    Dinov2Model(config).save_pretrained(folder)
+
+
+def _held_out_photo() -> str:
+    """The first photo of the test split."""
+    from jzi.config import load_settings
+    from jzi.store.cache import FeatureCache
+
+    frame = FeatureCache.open(load_settings(Path("jzi.toml")).cache_path).queries.encoded()
+    held_out = frame[frame["split"] == "test"]
+    return str(held_out["path"].iloc[0])
+
+
+def _draw(name: str) -> None:
+    from jzi.config import load_settings
+    from jzi.decode.locate import Locator
+    from jzi.decode.picture import draw_zoom
+    from jzi.encode.imagery import Imagery
+    from jzi.store.exif import read_position
+
+    settings = load_settings(Path("jzi.toml"))
+    photo = Path("photos") / name
+    position = read_position(photo)
+    with Imagery(settings.rasters, settings.pyramid) as imagery:
+        draw_zoom(
+            Locator.load("model").locate(photo),
+            photo,
+            imagery,
+            Path("zoom.png"),
+            truth=(position.latitude, position.longitude),
+            title="a made town",
+        )

@@ -1,0 +1,130 @@
+"""A made town: streets that bend, districts that differ, houses, trees, water; and its map and photos on disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import rasterio
+from rasterio.transform import from_origin
+
+from jzi.demo.buildings import build, cut_lots
+from jzi.demo.canvas import Canvas
+from jzi.demo.greenery import park_cars, plant
+from jzi.demo.ground import paint_ground, paint_yards, weather
+from jzi.demo.landmarks import raise_landmarks
+from jzi.demo.photos import take_photos
+from jzi.demo.render import orthophoto
+from jzi.demo.scene import Town
+from jzi.demo.streets import OPEN, lay_streets
+from jzi.errors import ConfigError
+
+__all__ = ["Town", "make_town", "write_town"]
+
+LEAST_SIZE_M = 200.0
+
+
+def make_town(seed: int, size_m: float = 1280.0, resolution: float = 0.5) -> Town:
+    """Makes a square town; the same numbers make the same town.
+
+    Args:
+        seed: which town.
+        size_m: its side in metres, `LEAST_SIZE_M` or more.
+        resolution: metres per pixel of its rasters.
+
+    Raises:
+        ConfigError: the town is too small for streets.
+    """
+    if size_m < LEAST_SIZE_M:
+        raise ConfigError(f"a town of {size_m:g} m has no room for streets; make it {LEAST_SIZE_M:g} m or more")
+    rng = np.random.default_rng(seed)
+    plan = lay_streets(rng, size_m, resolution)
+    canvas = Canvas.blank(plan.kind.shape[0], resolution)
+    paint_ground(rng, canvas, plan)
+    for index, style in enumerate(plan.styles):
+        lots = cut_lots(rng, plan, index, resolution)
+        if lots.count:
+            paint_yards(rng, canvas, plan, style, lots)
+            build(rng, canvas, style, lots)
+    raise_landmarks(rng, canvas, plan)
+    weather(rng, canvas)
+    plant(rng, canvas, plan)
+    park_cars(rng, canvas, plan)
+    street = (plan.kind != OPEN) & (canvas.height > -0.5)
+    return Town(scene=canvas.scene(), street=street, street_deg=plan.street_deg())
+
+
+def write_town(
+    folder: Path,
+    seed: int,
+    photos: int = 4096,
+    *,
+    size_m: float = 1280.0,
+    resolution: float = 0.5,
+    height_px: int = 112,
+    width_px: int = 224,
+    progress: Callable[[int], object] | None = None,
+) -> Town:
+    """Writes a town's orthophoto and geotagged photos; what is there already is kept.
+
+    Args:
+        folder: gets `ortho.tif` and `photos/<id>.jpg`, each complete or absent, and `town.json`, which tells what
+            they are made from.
+        seed: which town.
+        photos: how many.
+        size_m: the town's side in metres.
+        resolution: metres per pixel of the orthophoto.
+        height_px: rows of a photo.
+        width_px: columns of a photo.
+        progress: called with the number of photos done since the last call, as `tqdm.update` wants it.
+
+    Returns:
+        The town.
+
+    Raises:
+        ConfigError: the town is too small for streets, or the folder holds another one.
+    """
+    recipe = {
+        "seed": seed,
+        "size_m": size_m,
+        "resolution": resolution,
+        "height_px": height_px,
+        "width_px": width_px,
+    }
+    note = folder / "town.json"
+    if note.exists() and (found := json.loads(note.read_text())) != recipe:
+        raise ConfigError(f"{folder} holds another town, made with {found}, not {recipe}; choose another folder")
+    town = make_town(seed, size_m, resolution)
+    folder.mkdir(parents=True, exist_ok=True)
+    note.write_text(json.dumps(recipe))
+    if not (folder / "ortho.tif").exists():
+        _write_orthophoto(folder / "ortho.tif", town)
+    take_photos(folder / "photos", town, seed, photos, height_px, width_px, progress)
+    return town
+
+
+def _write_orthophoto(path: Path, town: Town) -> None:
+    bands = orthophoto(town.scene).permute(2, 0, 1).numpy()
+    north = town.south + bands.shape[1] * town.scene.resolution
+    partial = path.with_suffix(".partial")
+    with rasterio.open(
+        partial,
+        "w",
+        driver="GTiff",
+        width=bands.shape[2],
+        height=bands.shape[1],
+        count=3,
+        dtype="uint8",
+        crs=town.crs,
+        transform=from_origin(town.west, north, town.scene.resolution, town.scene.resolution),
+        tiled=True,
+        blockxsize=256,
+        blockysize=256,
+        compress="deflate",
+        predictor=2,
+        photometric="rgb",
+    ) as raster:
+        raster.write(bands)
+    partial.replace(path)
