@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Iterable
 from dataclasses import asdict, field
@@ -73,7 +74,7 @@ class Settings:
 
     def path(self, value: str) -> Path:
         """A path of the settings."""
-        return self.folder / Path(value).expanduser()
+        return _resolve(value, self.folder)
 
     @property
     def cache_path(self) -> str:
@@ -111,7 +112,7 @@ def find_rasters(entries: Iterable[str], folder: Path = Path()) -> list[str]:
         if "://" in entry or entry.startswith("/vsi"):
             found.append(entry)
             continue
-        path = folder / Path(entry).expanduser()
+        path = _resolve(entry, folder)
         if path.is_dir():
             suffixes = (".tif", ".tiff", ".vrt", ".jp2", ".jpg", ".jpeg", ".png")
             files = sorted(file for file in path.iterdir() if file.suffix.lower() in suffixes)
@@ -124,6 +125,11 @@ def find_rasters(entries: Iterable[str], folder: Path = Path()) -> list[str]:
     if not found:
         raise ConfigError("no raster is given: name the map with `jzi init --map RASTER` or in map.rasters of jzi.toml")
     return found
+
+
+def _resolve(path: str, folder: Path) -> Path:
+    """A path of jzi.toml, whose folder need not be there yet."""
+    return Path(os.path.normpath(folder / Path(path).expanduser()))
 
 
 def load_settings(file: Path, overrides: Iterable[str] = ()) -> Settings:

@@ -134,14 +134,15 @@ class Encoder:
         folder = Path(name).is_dir()
         if folder and not (Path(name) / "config.json").is_file():
             raise EncoderError(f"{name} is no encoder: it has no config.json (as `save_pretrained` writes it)")
+        options: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True}
         try:
             try:  # what has been fetched before is used without a word to the network
-                model = transformers.AutoModel.from_pretrained(str(name), dtype=torch.float32, local_files_only=True)
+                model, report = transformers.AutoModel.from_pretrained(str(name), local_files_only=True, **options)
             except OSError:
                 if folder:
                     raise
                 tqdm.write(f"fetching the encoder {name} from the Hugging Face hub", file=sys.stderr)
-                model = transformers.AutoModel.from_pretrained(str(name), dtype=torch.float32)
+                model, report = transformers.AutoModel.from_pretrained(str(name), **options)
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             if folder:
@@ -150,6 +151,9 @@ class Encoder:
                 f"the encoder {str(name)!r} is no folder here, and the Hugging Face hub did not give it ({reason}): "
                 "check the name and the network, or give a folder that `save_pretrained` wrote"
             ) from error
+        missing = sorted(key for key in report["missing_keys"] if not key.endswith("mask_token"))  # nothing is masked
+        if missing and model.config.model_type in FAMILIES:
+            raise EncoderError(f"the encoder {name} lacks {len(missing)} weights ({missing[0]}, ...): get it anew")
         return cls(model, name=str(name), from_hub=not folder, image_size=image_size, layout=layout, device=device)
 
     def save(self, folder: Path) -> None:

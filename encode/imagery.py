@@ -7,7 +7,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,7 +83,7 @@ class Imagery:
         digest = hashlib.sha256(self.description.encode())
         digest.update(json.dumps([self.options.nodata, self.options.stretch]).encode())
         for raster in self.rasters:
-            for name in _pixel_files(raster.source) or [raster.path]:
+            for name in raster.files or [raster.path]:
                 path = Path(name)
                 if not path.is_file():  # /vsicurl/ and the like: known by its name
                     files.append((name, -1, -1, hashlib.sha256(name.encode()).hexdigest()))
@@ -93,7 +92,7 @@ class Imagery:
                 key = (path.name, stat.st_size, stat.st_mtime_ns)
                 files.append((*key, hashed.get(key) or _sha256(path)))
             placed = [raster.crs.to_wkt(), list(raster.transform), raster.bands, raster.width, raster.height]
-            digest.update(json.dumps(placed).encode())
+            digest.update(json.dumps([*placed, raster.source.nodata]).encode())
         for *_, file_digest in files:
             digest.update(file_digest.encode())
         return ImageryCard(digest.hexdigest(), tuple(files), self.description)
@@ -129,11 +128,6 @@ class Imagery:
 
 def _overlap(one: Bounds, other: Bounds) -> bool:
     return one.west < other.east and other.west < one.east and one.south < other.north and other.south < one.north
-
-
-def _pixel_files(source: Any) -> list[str]:
-    """The files that hold pixels: not statistics and overviews, which tools write beside an unchanged raster."""
-    return [name for name in source.files if not name.lower().endswith((".aux.xml", ".ovr", ".msk.ovr"))]
 
 
 def _sha256(path: Path) -> str:

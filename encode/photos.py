@@ -29,18 +29,15 @@ def open_photo(photo: str | Path | bytes | BinaryIO | Image.Image, name: str = "
     """
     name = name or (str(photo) if isinstance(photo, str | Path) else "the photo")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is our limit
-            if isinstance(photo, Image.Image):
-                image = photo
-            else:
-                image = Image.open(io.BytesIO(photo) if isinstance(photo, bytes) else photo)
-            if image.width * image.height > MAX_PIXELS:
-                raise PhotoError(
-                    f"{name} has {image.width} x {image.height} pixels: shrink it to {MAX_PIXELS:,} or fewer"
-                )
-            image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is MAX_PIXELS
+        if isinstance(photo, Image.Image):
+            image = photo
+        else:
+            image = Image.open(io.BytesIO(photo) if isinstance(photo, bytes) else photo)
+        if image.width * image.height > MAX_PIXELS:
+            raise PhotoError(f"{name} has {image.width} x {image.height} pixels: shrink it to {MAX_PIXELS:,} or fewer")
+        image.load()
+        return _to_rgb(ImageOps.exif_transpose(image))
     except FileNotFoundError as error:
         raise PhotoError(f"there is no photo {name}") from error
     except Image.DecompressionBombError as error:

@@ -79,6 +79,12 @@ class Raster:
             _handles.open = lru_cache(maxsize=64)(_open)  # 64: a mosaic of thousands must not use up the file handles
         return _handles.open(self.path, self.options)
 
+    @property
+    def files(self) -> list[str]:
+        """The files that hold pixels: not statistics and overviews, which tools write beside an unchanged raster."""
+        with _open_file(self.path) as source:  # a warped view of it would name fewer
+            return [name for name in source.files if not name.lower().endswith((".aux.xml", ".ovr", ".msk.ovr"))]
+
     def _palette(self, source: Any) -> NDArray[np.uint8] | None:
         """(256, 4) RGBA of a raster whose only band holds colour numbers."""
         if source.colorinterp[self.bands[0] - 1] != ColorInterp.palette:
@@ -139,7 +145,7 @@ class Raster:
 
     def bounds_in(self, crs: str) -> Bounds:
         """Its extent in another CRS."""
-        corners = [self.transform * (col, row) for col in (0, self.width) for row in (0, self.height)]
+        corners = [self.transform @ (col, row) for col in (0, self.width) for row in (0, self.height)]
         x, y = zip(*corners, strict=True)
         try:
             return Bounds(
@@ -163,7 +169,7 @@ class Raster:
         rasterio.warp.reproject(
             self.read(window, shape),
             rgba,
-            src_transform=self.transform * Affine.translation(window.col_off, window.row_off) * scale,
+            src_transform=self.transform @ Affine.translation(window.col_off, window.row_off) @ scale,
             src_crs=self.crs,
             src_alpha=4,
             dst_transform=from_origin(bounds.west, bounds.north, side, side),
@@ -181,7 +187,7 @@ class Raster:
         x, y = (np.array(values) for values in rasterio.warp.transform(crs, self.crs, x, y))
         if not (np.isfinite(x).all() and np.isfinite(y).all()):
             return None  # the square lies where the raster's projection is not defined
-        col, row = ~self.transform * (x, y)
+        col, row = ~self.transform @ (x, y)
         margin = 2 * max(np.ptp(col), np.ptp(row)) / pixels + 4
         west, east = max(0, int(col.min() - margin)), min(self.width, int(col.max() + margin) + 1)
         north, south = max(0, int(row.min() - margin)), min(self.height, int(row.max() + margin) + 1)
@@ -197,13 +203,19 @@ def close_rasters() -> None:
         _handles.open.cache_clear()
 
 
+def _open_file(path: str) -> Any:
+    # Where it matters it becomes an error of ours. (`catch_warnings` is not for threads.)
+    warnings.simplefilter("ignore", NotGeoreferencedWarning)
+    return rasterio.open(path)
+
+
 def _open(path: str, options: RasterOptions) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # it becomes an error of ours, where it is one
-        source = rasterio.open(path)
+    source = _open_file(path)
     points, points_crs = source.gcps
     if source.crs is None and points:
         source = WarpedVRT(source, src_crs=points_crs, crs=points_crs)  # placed by ground control points
+    if source.transform.is_identity:
+        return source  # GDAL cannot warp what has no place; the caller says so
     if options.crs is not None and source.crs is None:
         source = WarpedVRT(source, src_crs=options.crs, crs=options.crs, src_transform=source.transform)
     if options.nodata is not None:

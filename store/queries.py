@@ -225,7 +225,7 @@ def _parse(source: Path) -> pd.DataFrame:
         # ids of 16 digits are text: as numbers some of them would be rounded
         ids = {column: str for column in next(csv.reader([header], delimiter=separator)) if _is_text(column)}
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", pd.errors.ParserWarning)  # fields that the header does not name are left out
+            warnings.simplefilter("ignore", pd.errors.ParserWarning)  # fields beyond the header are left out
             return pd.read_csv(source, sep=separator, encoding="utf-8-sig", dtype=ids, index_col=False)
     except (ValueError, OSError, pd.errors.ParserError) as error:
         raise QueryTableError(f"{source} cannot be read as a table: {error}") from error

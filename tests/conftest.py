@@ -1,0 +1,161 @@
+"""What the tests are made of: a tiny random encoder, small rasters and photos, and a town's worth of nothing else."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+# Before anything imports huggingface_hub: no test may ask the network, or wait for it.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import numpy as np
+import pytest
+import rasterio
+from PIL import ExifTags, Image
+from rasterio.transform import from_bounds
+
+from jzi.store.pyramid import Pyramid
+
+SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Real test data that lies beside the repository; a user's clone has none."""
+    if not SHARED.is_dir():
+        pytest.skip("the real test data is not here")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny DINOv2 with random weights, as `save_pretrained` writes it: 32 features, patches of 14 pixels."""
+    import torch
+    from transformers import Dinov2Config, Dinov2Model
+
+    torch.manual_seed(0)
+    config = Dinov2Config(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, mlp_ratio=2, image_size=56, patch_size=14
+    )
+    folder = tmp_path_factory.mktemp("encoder")
+    Dinov2Model(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def pyramid() -> Pyramid:
+    """800 m, three levels of 4 x 4 and cells of 12.5 m."""
+    return Pyramid.around(48.2, 16.37, 800.0, levels=3)
+
+
+def checkerboard(rows: int, cols: int, square: int = 16, seed: int = 0) -> np.ndarray:
+    """(3, rows, cols) uint8: squares of random colours, so that every place looks different."""
+    rng = np.random.default_rng(seed)
+    colors = rng.integers(30, 226, (3, -(-rows // square), -(-cols // square)), dtype=np.uint8)
+    return np.repeat(np.repeat(colors, square, axis=1), square, axis=2)[:, :rows, :cols]
+
+
+@pytest.fixture
+def write_raster(tmp_path: Path) -> Callable[..., Path]:
+    """Writes (band, rows, cols) as a GeoTIFF over `bounds` (west, south, east, north) of a CRS."""
+
+    def write(data: np.ndarray, bounds: tuple[float, ...], crs: str | None, name: str = "map.tif", **profile) -> Path:
+        bands, rows, cols = data.shape
+        transform = from_bounds(*bounds, cols, rows)
+        path = tmp_path / name
+        with rasterio.open(
+            path, "w", driver="GTiff", count=bands, height=rows, width=cols, dtype=data.dtype, crs=crs,
+            transform=transform, **profile,
+        ) as file:  # fmt: skip
+            file.write(data)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def town_raster(write_raster: Callable[..., Path], pyramid: Pyramid) -> Path:
+    """A raster that fills the pyramid at 1 m a pixel, in the pyramid's own CRS."""
+    return write_raster(checkerboard(800, 800), pyramid.bounds, pyramid.crs)
+
+
+def write_photo(
+    path: Path,
+    latitude: float | None = None,
+    longitude: float | None = None,
+    heading: float | None = None,
+    seed: int = 0,
+) -> Path:
+    """A small JPEG of random colours with a GPS position in its EXIF, if one is given."""
+    pixels = np.moveaxis(checkerboard(48, 96, 8, seed), 0, -1)
+    exif = Image.Exif()
+    if latitude is not None and longitude is not None:
+        gps = exif.get_ifd(ExifTags.IFD.GPSInfo)
+        gps[ExifTags.GPS.GPSLatitudeRef] = "N" if latitude >= 0 else "S"
+        gps[ExifTags.GPS.GPSLatitude] = _dms(latitude)
+        gps[ExifTags.GPS.GPSLongitudeRef] = "E" if longitude >= 0 else "W"
+        gps[ExifTags.GPS.GPSLongitude] = _dms(longitude)
+        if heading is not None:
+            gps[ExifTags.GPS.GPSImgDirection] = heading
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, exif=exif, quality=90)
+    return path
+
+
+def _dms(degrees: float) -> tuple[float, float, float]:
+    degrees = abs(degrees)
+    minutes = degrees % 1 * 60
+    return float(int(degrees)), float(int(minutes)), round(minutes % 1 * 60, 6)
+
+
+@pytest.fixture
+def photo_folder(tmp_path: Path, pyramid: Pyramid) -> Path:
+    """30 photos at random places of the pyramid, in two sub-folders."""
+    rng = np.random.default_rng(0)
+    bounds = pyramid.bounds
+    x, y = rng.uniform(bounds.west, bounds.east, 30), rng.uniform(bounds.south, bounds.north, 30)
+    for index, (latitude, longitude) in enumerate(zip(*pyramid.unproject(x, y), strict=True)):
+        write_photo(
+            tmp_path / "photos" / f"day{index % 2}" / f"{index:03}.jpg", latitude, longitude, index * 12.0, index
+        )
+    return tmp_path / "photos"
+
+
+@pytest.fixture(scope="session")
+def encoder(encoder_folder: Path):
+    """That tiny encoder, seeing 28 x 28 pixels."""
+    from jzi.encode.encoder import Encoder
+
+    return Encoder.load(encoder_folder, image_size=28, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def card():
+    """What a cache keeps of some encoder with 8 features; no model is needed."""
+    from jzi.store.cards import EncoderCard
+
+    return EncoderCard("tiny", False, "e" * 64, width=8, image_size=28, layout="halves")
+
+
+@pytest.fixture(scope="session")
+def pattern() -> Callable[..., np.ndarray]:
+    """`checkerboard`, for tests that need a raster of their own."""
+    return checkerboard
+
+
+@pytest.fixture(scope="session")
+def take_photo() -> Callable[..., Path]:
+    """`write_photo`, for tests that need photos of their own."""
+    return write_photo
+
+
+@pytest.fixture
+def files_of() -> Callable[[Path], dict[str, bytes]]:
+    """Every byte below a folder, by relative path; what a killed write left half-done is not part of a cache."""
+
+    def read(folder: Path) -> dict[str, bytes]:
+        files = (path for path in folder.rglob("*") if path.is_file() and not path.name.endswith(".partial"))
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+    return read

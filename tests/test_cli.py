@@ -1,0 +1,266 @@
+"""The commands, as a user runs them: an area from nothing to a located photo, and what can be given wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from jzi.cli import main
+from jzi.store.cache import FeatureCache
+
+FAST = "--set train.epochs=2 --set decoder.layers=1 --set decoder.heads=2"
+
+
+@pytest.fixture
+def jzi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Result]:
+    """Runs a command line in a fresh directory."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(line: str, code: int = 0) -> Result:
+        result = CliRunner().invoke(main, line.split())
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        assert result.exit_code == code, result.output
+        if code == 2:
+            assert result.stdout == ""
+            assert [line.startswith("jzi: ") for line in result.stderr.strip().splitlines()][-1], result.stderr
+        return result
+
+    return run
+
+
+@pytest.fixture
+def area(jzi, tmp_path: Path, town_raster: Path, photo_folder: Path, encoder_folder: Path) -> Callable[[str], Result]:
+    """A working directory with a jzi.toml, a map and 30 photos."""
+    shutil.copytree(encoder_folder, tmp_path / "encoder")
+    jzi(f"init --map {town_raster.name} --queries photos --encoder encoder --image-size 56")
+    return jzi
+
+
+@pytest.fixture
+def trained(area) -> Callable[[str], Result]:
+    for command in ("encode-map", "encode-queries", f"train-decoder {FAST}"):
+        area(command)
+    return area
+
+
+def test_an_area_from_nothing_to_a_located_photo(area, tmp_path) -> None:
+    first = json.loads(area("encode-map --json").stdout)
+    again = json.loads(area("encode-map --json").stdout)
+    assert (first["encoded"], first["reused"], again["encoded"], again["reused"]) == (273, 0, 0, 273)
+    first = json.loads(area("encode-queries --json").stdout)
+    again = json.loads(area("encode-queries --json").stdout)
+    assert (first["encoded"], again["encoded"], again["reused"], sum(again["splits"].values())) == (30, 0, 30, 30)
+    trained = json.loads(area(f"train-decoder {FAST} --json").stdout)
+    assert trained["epochs"] == 2 and trained["train"] + trained["val"] < 30
+    found = json.loads(area("evaluate --json --radii 50,400").stdout)
+    assert set(found) >= {"recall@50m", "recall@400m", "median_error_m", "sequence_accuracy", "step_accuracy"}
+    answer = json.loads(area("locate photos/day0/000.jpg --json").stdout)
+    pyramid = FeatureCache.open(tmp_path / "features.zarr").pyramid
+    assert pyramid.paths(answer["latitude"], answer["longitude"])[0].tolist() == answer["path"]
+    assert answer["photo"] == "photos/day0/000.jpg" and 0 < answer["confidence"] <= 1
+    assert answer["cell_m"] == pyramid.cell_size
+    # and for people
+    assert "recall within   40 m" in area("evaluate").stdout
+    assert "confidence" in area("locate photos/day0/000.jpg").stdout
+
+
+def test_a_model_is_used_alone_on_another_machine(trained, tmp_path, monkeypatch) -> None:
+    before = json.loads(trained("locate photos/day0/000.jpg --json").stdout)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    shutil.move(tmp_path / "model", elsewhere / "model")
+    shutil.copy(tmp_path / "photos" / "day0" / "000.jpg", elsewhere / "photo.jpg")
+    for name in ("features.zarr", "encoder", "jzi.toml", "map.tif"):
+        path = tmp_path / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    monkeypatch.chdir(elsewhere)
+    after = json.loads(trained("locate photo.jpg --json").stdout)
+    assert after | {"photo": ""} == before | {"photo": ""}
+
+
+def test_one_unreadable_photo_among_twenty_costs_only_itself(trained, tmp_path) -> None:
+    photos = sorted((tmp_path / "photos").rglob("*.jpg"))[:20]
+    photos[7].write_bytes(photos[7].read_bytes()[:400])
+    names = " ".join(str(photo.relative_to(tmp_path)) for photo in photos)
+    result = trained(f"locate --json {names}", code=1)
+    answers = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [answer["photo"] for answer in answers] == names.split()
+    assert [index for index, answer in enumerate(answers) if "error" in answer] == [7]
+
+
+def test_a_folder_stands_for_its_photos_and_beams_give_more_candidates(trained) -> None:
+    lines = trained("locate photos/day1 --beams 4 --json").stdout.splitlines()
+    assert len(lines) == 15
+    candidates = json.loads(lines[0])["candidates"]
+    assert len(candidates) == 4
+    assert [c["probability"] for c in candidates] == sorted((c["probability"] for c in candidates), reverse=True)
+
+
+def test_a_killed_encode_goes_on_where_it_was(area, tmp_path) -> None:
+    code = (
+        "import jzi.encode.encode_map as m, jzi.encode.encoder as e, time; m.WRITE_EVERY_S = 0;"
+        "encode = e.Encoder.encode_tiles;"
+        "e.Encoder.encode_tiles = lambda *a: (time.sleep(0.2), encode(*a))[1];"
+        "from jzi.cli import main; main(['encode-map', '--set', 'encoder.batch_size=16'])"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    status = tmp_path / "features.zarr" / "map" / "2" / "status" / "c" / "0" / "0"
+    while not status.exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    report = json.loads(area("encode-map --json").stdout)
+    assert report["encoded"] > 0 and report["reused"] > 0 and report["encoded"] + report["reused"] == 273
+    resumed = FeatureCache.open(tmp_path / "features.zarr").read_map()
+    area("encode-map --set cache.path=whole.zarr --set encoder.batch_size=16")
+    whole = FeatureCache.open(tmp_path / "whole.zarr").read_map()
+    for one, other in zip(resumed.embedding, whole.embedding, strict=True):
+        np.testing.assert_allclose(one.astype(float), other.astype(float), atol=2e-3)  # other batches, other rounding
+
+
+def test_info_tells_what_things_are_and_whether_they_belong_together(trained, tmp_path) -> None:
+    described = [json.loads(line) for line in trained("info --json features.zarr model map.tif").stdout.splitlines()]
+    assert [each.get("kind") for each in described] == ["cache", "model", "raster", None]
+    assert described[0]["tiles"] == {"encoded": 273, "without_imagery": 0, "missing": 0}
+    assert described[-1] == {"belong_together": True, "problems": []}
+    trained("encode-map --set encoder.image_size=42 --set cache.path=other.zarr")
+    told = trained("info other.zarr model", code=1).stdout
+    assert "different encoders" in told
+
+
+def test_tile_takes_a_minus_sign_as_typed(jzi) -> None:
+    answer = json.loads(jzi("tile 38.9085 -76.9409 --json").stdout)
+    assert answer["path"] == [7, 6, 6, 5]
+    assert len(answer["tiles"]) == 5
+    assert json.loads(jzi("tile --preset just-zoom-in-dc 38.9085 -76.9409 --json").stdout) == answer
+
+
+def test_tile_knows_the_area_of_the_working_directory(area) -> None:
+    assert len(json.loads(area("tile 48.2 16.37 --json").stdout)["path"]) == 3
+
+
+# Bad input: one sentence, exit code 2, nothing half-written and nothing lost
+
+
+def files_below(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("encode-map --set encoder.name=no/such-encoder", "no folder here, and the Hugging Face hub did not give it"),
+        ("encode-map --set encoder.image_size=42", "was filled by another encoder"),
+        ("encode-map --set pyramid.size=700", "belongs to another pyramid (size"),
+        ("encode-map --set decoder.depth=3", "'decoder.depth' that jzi does not know"),
+        ("encode-map --set decoder.layers=many", "decoder.layers = 'many' has no sensible value"),
+        ("encode-map --set layers", "--set takes section.name=value"),
+        ("encode-map --config elsewhere.toml", "there is no elsewhere.toml"),
+        ("encode-map --set map.rasters=['gone.tif']", "there is no raster gone.tif"),
+        ("encode-queries --set queries.table=gone.csv", "there is no gone.csv"),
+        ("encode-queries --set queries.table=empty.csv", "has no column of latitudes"),
+        ("encode-queries --set queries.table=swapped.csv", "latitude and longitude swapped"),
+        ("encode-queries --set queries.table=far.csv", "none of the 1 photos"),
+        ("train-decoder --set cache.path=gone.zarr", "there is no feature cache at gone.zarr"),
+        ("train-decoder --set encoder.name=gone", "there is no encoder in gone any more"),
+        ("evaluate --set cache.path=gone.zarr", "there is no feature cache at gone.zarr"),
+        ("evaluate --set model.path=gone", "there is no model in gone"),
+        ("evaluate --radii near", "--radii takes metres"),
+        ("locate gone.jpg", "there is no photo gone.jpg"),
+        ("locate jzi.toml", "not a photo in a format that Pillow knows"),
+        ("locate photos/day0/000.jpg --model gone", "there is no model in gone"),
+        ("init", "is there already"),
+        ("init new", "say which area"),
+        ("init new --map photos/day0/000.jpg", "not georeferenced"),
+        ("init new --map map.tif --center 60 20 --size 500", "does not touch the pyramid's area"),
+        ("init new --center 100 20 --size 500", "is no place on earth"),
+        ("init new --preset atlantis", "there is no preset 'atlantis'"),
+        ("tile 0 0", "is outside of the area"),
+        ("info gone", "there is nothing at gone"),
+        ("info photos", "neither a cache"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_changes_nothing(trained, tmp_path, command: str, says: str) -> None:
+    (tmp_path / "empty.csv").write_text("id,file\n1,photos/day0/000.jpg\n")
+    (tmp_path / "swapped.csv").write_text("file,lat,lon\nphotos/day0/000.jpg,16.37,48.2\n")
+    (tmp_path / "far.csv").write_text("file,lat,lon\nphotos/day0/000.jpg,-33.9,151.2\n")
+    before = files_below(tmp_path)
+    result = trained(command, code=2)
+    assert says in result.stderr
+    assert len(result.stderr.strip().splitlines()) <= 2  # and perhaps a line of what was being done
+    assert files_below(tmp_path) == before
+
+
+def test_a_photo_without_position_is_listed_and_the_others_are_encoded(area, tmp_path) -> None:
+    Image.new("RGB", (64, 32)).save(tmp_path / "photos" / "nowhere.jpg")
+    result = CliRunner().invoke(main, ["encode-queries", "--json"])
+    assert result.exit_code == 2
+    assert "no GPS position in its EXIF: nowhere.jpg" in result.stderr
+    assert json.loads(result.stdout)["encoded"] == 30
+    assert json.loads(area("encode-queries --json --skip-unusable").stdout)["reused"] == 30
+
+
+def test_an_unreadable_training_photo_is_told_each_time(area, tmp_path) -> None:
+    photo = tmp_path / "photos" / "day0" / "004.jpg"
+    photo.write_bytes(photo.read_bytes()[:-200])
+    for encoded in (29, 0):
+        result = area("encode-queries --json", code=1)
+        assert json.loads(result.stdout)["encoded"] == encoded
+        assert "photos cannot be read:" in result.stderr and "004.jpg" in result.stderr
+
+
+def test_a_corrupt_chunk_stops_training_and_encoding_again_mends_it(trained, tmp_path) -> None:
+    before = FeatureCache.open(tmp_path / "features.zarr").read_map()
+    chunk = tmp_path / "features.zarr" / "map" / "1" / "embedding" / "c" / "0" / "0" / "0"
+    chunk.write_bytes(chunk.read_bytes()[:-9])
+    shutil.rmtree(tmp_path / "model")
+    assert "is damaged at map/1/embedding" in trained(f"train-decoder {FAST}", code=2).stderr
+    assert not (tmp_path / "model").exists()
+    report = json.loads(trained("encode-map --json").stdout)
+    assert (report["encoded"], report["damaged"]) == (16, 16)
+    after = FeatureCache.open(tmp_path / "features.zarr").read_map()
+    assert all(np.array_equal(*pair, equal_nan=True) for pair in zip(before.embedding, after.embedding, strict=True))
+
+
+def test_a_model_whose_map_or_encoder_is_gone_is_one_sentence(trained, tmp_path) -> None:
+    (tmp_path / "model" / "map.safetensors").rename(tmp_path / "aside")
+    assert "the model's map, cannot be read" in trained("locate photos/day0/000.jpg", code=2).stderr
+    (tmp_path / "aside").rename(tmp_path / "model" / "map.safetensors")
+    shutil.rmtree(tmp_path / "model" / "encoder")
+    assert "lacks its encoder" in trained("locate photos/day0/000.jpg", code=2).stderr
+
+
+def test_changed_imagery_is_refused(trained, tmp_path) -> None:
+    import rasterio
+
+    with rasterio.open(tmp_path / "map.tif", "r+") as raster:
+        data = raster.read()
+        data[:, 5, 5] += 1
+        raster.write(data)
+    assert "was made from other imagery" in trained("encode-map", code=2).stderr
+
+
+def test_a_table_of_photos_works_as_well_as_a_folder(jzi, tmp_path, town_raster, photo_folder, encoder_folder) -> None:
+    lines = ["image_id,lat,lng,camera"]
+    for index, photo in enumerate(sorted(photo_folder.rglob("*.jpg"))):
+        shutil.copy(photo, tmp_path / f"{index}_undistorted.jpg")
+        lines.append(f"{index},{48.2 + index * 1e-5},{16.37 - index * 1e-5},phone")
+    (tmp_path / "photos.csv").write_text("\n".join([*lines, "99,48.2,16.37,gone", "98,,16.37,nowhere"]) + "\n")
+    told = jzi(f"init --map {town_raster.name} --queries photos.csv --encoder {encoder_folder} --image-size 56")
+    assert "30 photos in the area" in told.stdout and "2 photos cannot be used" in told.stderr
+    assert json.loads(jzi("encode-queries --json").stdout)["rejected"] == 2
+    assert set(FeatureCache.open(tmp_path / "features.zarr").queries.frame()["camera"]) == {"phone"}

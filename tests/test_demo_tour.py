@@ -1,0 +1,52 @@
+"""`jzi demo` on a town small enough for a test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from jzi.cli import main
+from jzi.decode.model import read_config
+
+
+@pytest.fixture(scope="module")
+def tour(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("demo") / "town"
+    result = CliRunner().invoke(main, ["demo", str(folder), "--photos", "40", "--epochs", "1", "--size", "320"])
+    assert result.exit_code == 0, result.output
+    return folder, result.stdout
+
+
+def test_the_demo_runs_every_command_and_shows_it(tour) -> None:
+    _, told = tour
+    for command in ("init", "encode-map", "encode-queries", "train-decoder", "evaluate", "locate"):
+        assert f"$ jzi {command}" in told
+    assert "recall within   50 m" in told and "confidence" in told
+
+
+def test_the_demo_says_that_the_town_is_made_and_its_encoder_untrained(tour) -> None:
+    _, told = tour
+    assert "This town is made" in told and "random weights" in told
+
+
+def test_the_demo_draws_the_photo_the_zoom_and_the_answer(tour) -> None:
+    picture = np.asarray(Image.open(tour[0] / "zoom.png").convert("RGB")).astype(int)
+    pink = (abs(picture - (255, 45, 120)).max(-1) < 30).sum()
+    assert picture.shape[1] > 3 * picture.shape[0] and pink > 500
+
+
+def test_the_demo_leaves_an_area_that_the_commands_work_on(tour, monkeypatch) -> None:
+    folder, _ = tour
+    monkeypatch.chdir(folder)
+    result = CliRunner().invoke(main, ["encode-map"])
+    assert result.stdout.startswith("0 tiles encoded") and result.exit_code == 0
+    assert read_config(folder / "model")["pyramid"]["size"] >= 320
+
+
+def test_another_demo_in_the_same_folder_is_refused(tour) -> None:
+    result = CliRunner().invoke(main, ["demo", str(tour[0]), "--photos", "40", "--size", "320", "--seed", "5"])
+    assert result.exit_code == 2 and "holds another town" in result.stderr

@@ -1,0 +1,223 @@
+"""Training off the cache: it learns, resumes exactly, keeps the best, and opens no image."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import jzi.decode.train as training
+from jzi.decode.config import DecoderConfig, TrainConfig
+from jzi.decode.evaluate import cell_error, evaluate, evaluate_model
+from jzi.decode.model import ZoomModel
+from jzi.decode.samples import load_samples
+from jzi.decode.tile_table import TileTable
+from jzi.decode.train import learning_rate_factor, train_decoder
+from jzi.errors import CacheMismatchError, ConfigError, ModelError, TrainingError
+from jzi.store.cache import ENCODED, NODATA, FeatureCache
+from jzi.store.cards import EncoderCard
+from jzi.store.pyramid import Pyramid, geodesic_distance
+
+WIDTH = 16
+SMALL = DecoderConfig(layers=2, heads=2, dropout=0.1)
+QUICK = TrainConfig(epochs=4, batch_size=32, learning_rate=1e-3, precision="no")
+
+
+@pytest.fixture
+def cache(tmp_path: Path, encoder_folder: Path) -> FeatureCache:
+    """A cache of made features, in which a photo's embedding says where it was taken; no image exists."""
+    pyramid = Pyramid.around(48.2, 16.37, 640.0, levels=2)
+    card = EncoderCard("somewhere/encoder", True, "f" * 64, WIDTH, 56, "halves")
+    cache = FeatureCache.create(tmp_path / "features.zarr", pyramid, card)
+    rng = np.random.default_rng(0)
+    for level in range(3):
+        n = pyramid.tiles_per_side(level)
+        embedding = rng.normal(size=(n, n, WIDTH)) if level < 2 else None
+        cache.write_chunk(level, 0, 0, np.full((n, n), ENCODED, np.uint8), embedding)
+    x, y = rng.uniform(-320, 320, (2, 200))
+    latitude, longitude = pyramid.unproject(x, y)
+    frame = pd.DataFrame({"id": [f"p{i}" for i in range(200)], "photo": "", "path": ""})
+    frame["latitude"], frame["longitude"] = latitude, longitude
+    frame["split"] = np.where(np.arange(200) < 140, "train", np.where(np.arange(200) < 170, "val", "test"))
+    rows = cache.queries.list_photos(frame)
+    waves = [wave(x / 320 * k) for k in (1, 2) for wave in (np.sin, np.cos)]
+    waves += [wave(y / 320 * k) for k in (1, 2) for wave in (np.sin, np.cos)]
+    embedding = np.concatenate([np.stack(waves, 1), np.zeros((200, WIDTH - 8))], 1) * 2
+    columns = {"status": np.full(200, ENCODED), "photo_sha256": frame["id"].to_numpy(object)}
+    cache.queries.write(rows, columns, embedding)
+    return cache
+
+
+def metrics_of(folder: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (folder / "train" / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("seconds", "samples_per_s")} for line in lines]
+
+
+def test_a_decoder_learns_to_zoom_and_finds_held_out_photos(cache, tmp_path) -> None:
+    report = train_decoder(cache, tmp_path / "model", SMALL, TrainConfig(epochs=40, batch_size=16, learning_rate=3e-3))
+    split, unreachable, evaluation = evaluate_model(tmp_path / "model", cache.path, radii=(100.0, 200.0))
+    assert (report.train, report.val, split, unreachable, evaluation.photos) == (140, 30, "test", 0, 30)
+    assert evaluation.recall[200.0].value > 0.6  # guessing reaches 0.25
+    assert evaluation.recall[100.0].low < evaluation.recall[100.0].value < evaluation.recall[100.0].high
+
+
+class Killed(BaseException):
+    """Stands for a signal: nothing in the code under test may catch it."""
+
+
+def test_a_killed_run_goes_on_to_the_same_losses_and_weights(cache, tmp_path, monkeypatch) -> None:
+    train_decoder(cache, tmp_path / "whole", SMALL, QUICK)
+    train_epoch = training._train_epoch
+
+    def killed_in_epoch_2(*args):
+        if args[-1] == 2:
+            raise Killed
+        return train_epoch(*args)
+
+    monkeypatch.setattr(training, "_train_epoch", killed_in_epoch_2)
+    with pytest.raises(Killed):
+        train_decoder(cache, tmp_path / "parts", SMALL, QUICK)
+    monkeypatch.undo()
+    assert train_decoder(cache, tmp_path / "parts", SMALL, QUICK).epochs == 2
+    assert metrics_of(tmp_path / "parts") == metrics_of(tmp_path / "whole")
+    whole, parts = (ZoomModel.load(tmp_path / name).decoder.state_dict() for name in ("whole", "parts"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_a_finished_run_is_not_trained_again(cache, tmp_path) -> None:
+    train_decoder(cache, tmp_path / "model", SMALL, QUICK)
+    before = (tmp_path / "model" / "decoder.safetensors").stat().st_mtime_ns
+    report = train_decoder(cache, tmp_path / "model", SMALL, QUICK)
+    assert report.epochs == 0 and report.best["epoch"] in range(4)
+    assert (tmp_path / "model" / "decoder.safetensors").stat().st_mtime_ns == before
+
+
+def test_other_settings_or_photos_are_refused_rather_than_mixed(cache, tmp_path) -> None:
+    train_decoder(cache, tmp_path / "model", SMALL, QUICK)
+    with pytest.raises(ModelError, match=r"train\.epochs 4 not 5"):
+        train_decoder(cache, tmp_path / "model", SMALL, TrainConfig(**{**vars(QUICK), "epochs": 5}))
+    frame = cache.queries.encoded()
+    cache.queries.list_photos(frame.iloc[:-1].assign(photo=""))
+    with pytest.raises(ModelError, match="photos 200"):
+        train_decoder(cache, tmp_path / "model", SMALL, QUICK)
+
+
+def test_the_epoch_with_the_best_recall_is_kept(cache, tmp_path, monkeypatch) -> None:
+    recalls = iter([0.1, 0.4, 0.4, 0.2])
+    losses = iter([1.0, 1.0, 0.9, 0.5])
+    kept = []
+    monkeypatch.setattr(training, "_validate", lambda *_: {"recall@40m": next(recalls), "val_loss": next(losses)})
+    monkeypatch.setattr(training, "save_weights", lambda *_: kept.append(len(kept)))
+    report = train_decoder(cache, tmp_path / "model", SMALL, QUICK)
+    assert report.best["epoch"] == 2  # as good as epoch 1, with a lower loss
+    assert len(kept) == 3
+
+
+def test_a_loss_that_is_no_number_stops_training_and_keeps_the_best(cache, tmp_path, monkeypatch) -> None:
+    train_epoch = training._train_epoch
+    monkeypatch.setattr(training, "_train_epoch", lambda *args: float("nan") if args[-1] == 1 else train_epoch(*args))
+    with pytest.raises(TrainingError, match="the loss is nan in epoch 1"):
+        train_decoder(cache, tmp_path / "model", SMALL, QUICK)
+    assert len(metrics_of(tmp_path / "model")) == 1
+    ZoomModel.load(tmp_path / "model")
+
+
+def test_no_photo_to_train_on_is_refused(cache, tmp_path) -> None:
+    frame = cache.queries.encoded()
+    cache.queries.list_photos(frame.assign(photo="", split="test"))
+    with pytest.raises(TrainingError, match="no photo to train on"):
+        train_decoder(cache, tmp_path / "model", SMALL, QUICK)
+    assert not (tmp_path / "model").exists()
+
+
+def test_photos_where_the_map_has_no_imagery_are_counted_and_left_out(cache) -> None:
+    status = cache.status(2)
+    status[:, :8] = NODATA
+    cache.write_chunk(2, 0, 0, status, None)
+    samples = load_samples(cache, TileTable(cache.read_map()), "train")
+    assert samples.unreachable > 0
+    assert len(samples) + samples.unreachable == 140
+    x, _ = cache.pyramid.project(samples.latitude, samples.longitude)
+    assert (x >= 0).all()
+
+
+def test_training_without_validation_photos_keeps_the_last_epoch(cache, tmp_path) -> None:
+    frame = cache.queries.encoded()
+    cache.queries.list_photos(frame.assign(photo="", split="train"))
+    report = train_decoder(cache, tmp_path / "model", SMALL, QUICK)
+    assert (report.val, report.best["epoch"]) == (0, 3)
+
+
+def test_a_full_disk_while_training_is_one_sentence_and_keeps_the_model(cache, tmp_path, monkeypatch) -> None:
+    train_decoder(cache, tmp_path / "model", SMALL, QUICK)
+
+    def full(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(ModelError, match="No space left on device"):
+        train_decoder(cache, tmp_path / "other", SMALL, QUICK)
+    assert not list((tmp_path / "other").rglob(".*"))
+
+
+def test_the_learning_rate_warms_up_and_falls_as_a_cosine() -> None:
+    factors = [learning_rate_factor(step, 100, 0.05) for step in range(100)]
+    assert factors[:5] == [0.2, 0.4, 0.6, 0.8, 1.0]
+    assert factors[5] == 1.0 and factors[-1] < 0.001
+    assert all(later <= earlier for earlier, later in itertools.pairwise(factors[5:]))
+
+
+@pytest.mark.parametrize("wrong", [{"epochs": 0}, {"batch_size": 0}, {"label_smoothing": 1.0}, {"precision": "int8"}])
+def test_training_settings_that_make_no_sense_are_refused(wrong: dict) -> None:
+    with pytest.raises(ConfigError):
+        TrainConfig(**wrong)
+
+
+# Evaluation
+
+
+def test_recall_is_the_share_of_cell_centres_within_the_radius(cache) -> None:
+    table = TileTable(cache.read_map())
+    samples = load_samples(cache, table, "test")
+    decoder = training.ZoomDecoder(DecoderConfig(width=WIDTH, layers=1, heads=2)).eval()
+    found = evaluate(decoder, table, samples.query[:, 0], samples.latitude, samples.longitude, radii=(50, 150, 1000))
+    paths, _ = training.predict(decoder, table, samples.query[:, 0])
+    row, col = table.pyramid.path_to_tile(paths)
+    centres = table.pyramid.tile_positions(2, row, col)
+    error = geodesic_distance(samples.latitude, samples.longitude, *centres)
+    for radius, recall in found.recall.items():
+        assert recall.value == (error <= radius).mean()
+        assert recall.low <= recall.value <= recall.high
+    assert found.median_error.value == np.median(error)
+    assert found.recall[1000.0].value == 1.0
+    assert found.prefix_accuracy[-1] == found.sequence_accuracy.value
+    assert found.step_accuracy[0] == found.prefix_accuracy[0]
+
+
+def test_the_true_path_is_at_most_half_a_cells_diagonal_off(cache) -> None:
+    pyramid = cache.pyramid
+    frame = cache.queries.encoded()
+    latitude, longitude = frame["latitude"].to_numpy(), frame["longitude"].to_numpy()
+    error = cell_error(pyramid, pyramid.paths(latitude, longitude), latitude, longitude)
+    assert error.max() <= pyramid.cell_size / 2**0.5 * 1.001
+
+
+def test_a_model_is_not_evaluated_on_another_encoders_photos(cache, tmp_path) -> None:
+    train_decoder(cache, tmp_path / "model", SMALL, QUICK)
+    other = EncoderCard("another/encoder", True, "e" * 64, WIDTH, 56, "halves")
+    FeatureCache.create(tmp_path / "other.zarr", cache.pyramid, other)
+    with pytest.raises(CacheMismatchError, match="another encoder"):
+        evaluate_model(tmp_path / "model", str(tmp_path / "other.zarr"))
+
+
+def test_an_empty_split_is_refused(cache, tmp_path) -> None:
+    frame = cache.queries.encoded()
+    cache.queries.list_photos(frame.assign(photo="", split="train"))
+    train_decoder(cache, tmp_path / "model", SMALL, QUICK)
+    with pytest.raises(TrainingError, match="no photo with split 'test' or 'val'"):
+        evaluate_model(tmp_path / "model", cache.path)
