@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from jzi.decode.decoder import ZoomDecoder as ZoomDecoder
     from jzi.decode.locate import Location as Location
     from jzi.decode.locate import Locator as Locator
+    from jzi.decode.model import ZoomModel as ZoomModel
     from jzi.encode.encoder import Encoder as Encoder
     from jzi.encode.imagery import Imagery as Imagery
     from jzi.store.cache import FeatureCache as FeatureCache
@@ -34,6 +35,7 @@ _EXPORTS = {
     "Locator": "jzi.decode.locate",
     "Pyramid": "jzi.store.pyramid",
     "ZoomDecoder": "jzi.decode.decoder",
+    "ZoomModel": "jzi.decode.model",
 }
 
 __all__ = ["__version__", *_EXPORTS]

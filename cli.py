@@ -15,7 +15,7 @@ from jzi.errors import JziError
 
 if TYPE_CHECKING:
     from jzi.config import Settings
-    from jzi.store.queries import Rejected
+    from jzi.store.queries import QueryTable, Rejected
 
 
 class Sentence(click.ClickException):
@@ -97,6 +97,13 @@ def _list_rejected(rejected: tuple[Rejected, ...], what: str) -> None:
         click.echo(f"  {reason}: {', '.join(names[:5])}{more}", err=True)
 
 
+def _list_disagreements(table: QueryTable) -> None:
+    for each in table.disagreements[:10]:
+        click.echo(f"  {each.name}: {each.reason}", err=True)
+    if table.disagreements:
+        click.echo(f"{len(table.disagreements)} photos have another zoom sequence than their position", err=True)
+
+
 # Setting up
 
 
@@ -113,22 +120,37 @@ def _list_rejected(rejected: tuple[Rejected, ...], what: str) -> None:
 @click.option("--grid", type=int, default=4, show_default=True, help="A tile has grid x grid children.")
 @click.option("--levels", type=int, help="Zoom steps.  [default: as many as make cells of 40 m or less]")
 @click.option("--map-crs", help="CRS of rasters that do not say theirs.")
+@click.option("--dataset", help="A published data set instead: just-zoom-in, a copy of which lies in FOLDER.")
+@click.option("--data", type=click.Path(path_type=Path), help="Where that copy lies.  [default: FOLDER]")
+@click.option("--download", is_flag=True, help="Download it from the Hugging Face hub first.")
 @click.option("--force", is_flag=True, help="Replace a jzi.toml that is there.")
-def init(folder: Path, rasters: tuple[str, ...], force: bool, **options: Any) -> None:
+def init(
+    folder: Path,
+    rasters: tuple[str, ...],
+    force: bool,
+    dataset: str | None,
+    data: Path | None,
+    download: bool,
+    **options: Any,
+) -> None:
     """Set a working directory up: write jzi.toml for an area."""
     from jzi.config import FILE, write_settings
-    from jzi.workspace import describe_area, new_settings
+    from jzi.workspace import dataset_settings, describe_area, new_settings
 
     if (folder / FILE).exists() and not force:
         raise Sentence(f"{folder / FILE} is there already: edit it, or pass --force to replace it")
-    settings, table = new_settings(folder, rasters, **options)
+    settings, table = (
+        dataset_settings(dataset, folder, data, download) if dataset else new_settings(folder, rasters, **options)
+    )
     click.echo(describe_area(settings.pyramid))
     if table is not None:
         table = table.inside(settings.pyramid)
         _list_rejected(table.rejected, "photos cannot be used")
+        _list_disagreements(table)
         click.echo(f"{len(table)} photos in the area")
     write_settings(settings)
-    click.echo(f"wrote {folder / FILE}; next: jzi encode-map")
+    go = "" if folder == Path() else f"cd {folder}; "
+    click.echo(f"wrote {folder / FILE}; next: {go}jzi encode-map")
 
 
 @main.command(context_settings={"ignore_unknown_options": True})  # so that a minus sign is no option
@@ -188,14 +210,13 @@ def encode_map_command(config_file: Path, overrides: tuple[str, ...], as_json: b
     from jzi.config import load_settings
 
     settings = load_settings(config_file, overrides)
-    from accelerate import PartialState
-
     from jzi.encode.encode_map import encode_map
     from jzi.encode.imagery import Imagery
+    from jzi.encode.processes import processes
     from jzi.store.cache import FeatureCache
     from jzi.workspace import raster_options
 
-    state = PartialState()
+    state = processes()
     with Imagery(settings.rasters, settings.pyramid, raster_options(settings)) as imagery:
         encoder = _encoder(settings)
         with state.main_process_first():
@@ -224,12 +245,11 @@ def encode_queries_command(config_file: Path, overrides: tuple[str, ...], skip_u
 
     settings = load_settings(config_file, overrides)
     table = read_query_table(settings).inside(settings.pyramid)
-    from accelerate import PartialState
-
     from jzi.encode.encode_queries import encode_queries
+    from jzi.encode.processes import processes
     from jzi.store.cache import FeatureCache
 
-    state = PartialState()
+    state = processes()
     encoder = _encoder(settings)
     with state.main_process_first():
         cache = FeatureCache.open_or_create(settings.cache_path, settings.pyramid, encoder.card)
@@ -238,10 +258,17 @@ def encode_queries_command(config_file: Path, overrides: tuple[str, ...], skip_u
         return
     cache.consolidate()
     _list_rejected(table.rejected, "photos left out")
+    _list_disagreements(table)
     _list_rejected(report.unreadable, "photos cannot be read")
     counts = {"encoded": report.encoded, "reused": report.reused, "unreadable": len(report.unreadable)}
     splits = {split: int(count) for split, count in table.frame["split"].value_counts().items()}
-    values = {**counts, "rejected": len(table.rejected), "damaged": report.damaged, "splits": splits}
+    values = {
+        **counts,
+        "rejected": len(table.rejected),
+        "disagreements": len(table.disagreements),
+        "damaged": report.damaged,
+        "splits": splits,
+    }
     text = f"{report.encoded} photos encoded, {report.reused} reused"
     damaged = f" ({report.damaged} had been damaged)" if report.damaged else ""
     shares = ", ".join(f"{count} {split}" for split, count in splits.items())
@@ -277,9 +304,8 @@ def train_decoder_command(config_file: Path, overrides: tuple[str, ...], as_json
     from jzi.config import load_settings
 
     settings = load_settings(config_file, overrides)
-    from accelerate import PartialState
-
     from jzi.decode.train import train_decoder
+    from jzi.encode.processes import processes
     from jzi.store.cache import FeatureCache
 
     cache = FeatureCache.open(settings.cache_path)
@@ -297,7 +323,7 @@ def train_decoder_command(config_file: Path, overrides: tuple[str, ...], as_json
         encoder_folder=settings.encoder_folder,
         settings=settings.to_toml(),
     )
-    if not PartialState().is_main_process:
+    if not processes().is_main_process:
         return
     if report.unreachable:
         click.echo(f"{report.unreachable} photos left out: the map has no imagery where they were taken", err=True)
@@ -352,7 +378,9 @@ def evaluate(
     "--beams", type=click.IntRange(1), default=1, show_default=True, help="1 is greedy, the paper's protocol."
 )
 @json_option
-def locate(photos: tuple[Path, ...], model: Path | None, config_file: Path, beams: int, as_json: bool) -> None:
+def locate(
+    photos: tuple[Path, ...], model: Path | None, cache: str | None, config_file: Path, beams: int, as_json: bool
+) -> None:
     """Tell where photos were taken.
 
     A folder stands for the photos in it.
@@ -364,7 +392,7 @@ def locate(photos: tuple[Path, ...], model: Path | None, config_file: Path, beam
     from jzi.decode.locate import Location, Locator
 
     failed = 0
-    for answer in Locator.load(folder).locate_all(files, beams):
+    for answer in Locator.load(folder, cache=cache).locate_all(files, beams):
         if isinstance(answer, Location):
             _print(as_json, answer.to_dict(), answer.to_text())
         else:
@@ -374,6 +402,29 @@ def locate(photos: tuple[Path, ...], model: Path | None, config_file: Path, beam
             click.echo(f"jzi: {answer.error}", err=True)
     if failed:
         sys.exit(2 if failed == len(files) else 1)
+
+
+@main.command("import-checkpoint")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The model folder to make.")
+@click.option("--encoder", default="facebook/dinov2-base", show_default=True, help="Id or folder of its config.json.")
+@click.option("--heads", type=int, help="Of the decoder.  [default: what the checkpoint says, or 8]")
+@click.option("--image-size", type=int, default=384, show_default=True, help="Side of a tile as it saw it, pixels.")
+@click.option("--layout", default="halves", show_default=True, help="How a photo becomes squares.")
+@click.option("--preset", default="just-zoom-in-dc", show_default=True, help="The area that it was trained on.")
+@click.option("--config", "config_file", type=click.Path(path_type=Path), help="Take the area from a jzi.toml instead.")
+def import_checkpoint_command(
+    checkpoint: Path, output: Path, preset: str, config_file: Path | None, **options: Any
+) -> None:
+    """Make a model of a checkpoint of the reference implementation."""
+    from jzi.config import load_settings
+    from jzi.store.pyramid import preset as published
+
+    pyramid = load_settings(config_file).pyramid if config_file else published(preset)
+    from jzi.decode.import_checkpoint import import_checkpoint
+
+    import_checkpoint(checkpoint, output, pyramid, **options)
+    click.echo(f"wrote {output}; its map comes from a cache made with --encoder {output / 'encoder'}")
 
 
 @main.command()

@@ -33,9 +33,12 @@ class MapSettings:
 
 @dataclass(config=_strict)
 class QuerySettings:
-    """The photos: a folder with EXIF positions, or a CSV or Parquet table and where its photos are looked up."""
+    """The photos: a folder with EXIF positions, or a CSV or Parquet table and where its photos are looked up.
 
-    table: str | None = None
+    Or one such table for each split: `table = { train = "train.csv", val = "val.csv" }`.
+    """
+
+    table: str | dict[str, str] | None = None
     photos: str | None = None
 
 

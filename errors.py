@@ -47,3 +47,8 @@ class ModelError(JziError):
 
 class TrainingError(JziError):
     """There is nothing to train on, or training broke down."""
+
+
+def first_line(error: BaseException) -> str:
+    """What another library says, as part of a sentence."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

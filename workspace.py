@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jzi.config import EncoderSettings, MapSettings, QuerySettings, Settings, find_rasters, load_settings
-from jzi.errors import ConfigError, PhotoError
+from jzi.errors import ConfigError, PhotoError, first_line
 from jzi.store.pyramid import Pyramid, preset
 from jzi.store.queries import SUFFIXES, QueryTable, read_queries
 
@@ -54,6 +54,54 @@ def new_settings(
         with Imagery(settings.rasters, pyramid, raster_options(settings)):
             pass  # it can be read and touches the area, or raises
     return settings, read_query_table(settings) if queries else None
+
+
+def dataset_settings(name: str, folder: Path, data: Path | None, download: bool) -> tuple[Settings, QueryTable]:
+    """The settings of a working directory for a published data set; the map's VRT is written into it.
+
+    Args:
+        name: "just-zoom-in", the only one so far (Hugging Face `pcvlab/justzoomin`).
+        folder: the working directory.
+        data: where the copy of the data set lies, or is downloaded to; `folder` itself by default.
+        download: fetch it from the Hugging Face hub first; what is there already is kept.
+
+    Raises:
+        ConfigError: there is no such data set, or it cannot be downloaded.
+        JziError: the copy cannot be used; see the readers.
+    """
+    from jzi.encode.tiled_layout import TiledLayout
+
+    if name != "just-zoom-in":
+        raise ConfigError(f"there is no data set {name!r}: the only one is just-zoom-in")
+    data = data or folder
+    if download:
+        _download("pcvlab/justzoomin", data)
+    layout = TiledLayout.read(data / "satellite" / "layout.yaml")
+    tables = {split: data / "metadata" / f"large_area_{split}_map.csv" for split in ("train", "val")}
+    folder.mkdir(parents=True, exist_ok=True)
+    layout.write_vrt(folder / "satellite.vrt")
+    settings = Settings(
+        pyramid=preset("just-zoom-in-dc"),
+        map=MapSettings(rasters=["satellite.vrt"]),
+        queries=QuerySettings(
+            table={split: _relative(str(table), folder) for split, table in tables.items()},
+            photos=_relative(str(data / "streetview" / "images"), folder),
+        ),
+    )
+    settings.folder = folder
+    return settings, read_query_table(settings)
+
+
+def _download(repository: str, data: Path) -> None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        snapshot_download(repository, repo_type="dataset", local_dir=data)
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise ConfigError(
+            f"the data set {repository} cannot be downloaded ({first_line(error)}): run again, what came is kept"
+        ) from error
 
 
 def _area(
@@ -175,7 +223,10 @@ def read_query_table(settings: Settings) -> QueryTable:
     if not settings.queries.table:
         raise ConfigError("no photos are named: set queries.table in jzi.toml to a folder, a CSV or a Parquet file")
     photos = settings.path(settings.queries.photos) if settings.queries.photos else None
-    return read_queries(settings.path(settings.queries.table), photos)
+    table = settings.queries.table
+    if isinstance(table, str):
+        return read_queries(settings.path(table), photos)
+    return read_queries({split: settings.path(part) for split, part in table.items()}, photos)
 
 
 def expand_photos(photos: Sequence[Path]) -> list[Path]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from pyproj import CRS
 
+from jzi.decode.model import ZoomModel
 from jzi.errors import JziError
 from jzi.store.cache import ENCODED, MISSING, NODATA, FeatureCache
 from jzi.store.cards import EncoderCard
@@ -107,8 +108,6 @@ _STATUS = {"encoded": ENCODED, "without_imagery": NODATA, "missing": MISSING}
 
 
 def _model(folder: Path) -> Description:
-    from jzi.decode.model import ZoomModel
-
     model = ZoomModel.load(folder)
     config = model.decoder.config
     carried = (folder / "encoder").is_dir()
@@ -118,9 +117,13 @@ def _model(folder: Path) -> Description:
         "encoder_is": "in the folder" if carried else "fetched from the Hugging Face hub",
         "decoder": f"{config.layers} layers, {config.heads} heads, width {config.width}",
         "parameters": sum(parameter.numel() for parameter in model.decoder.parameters()),
-        "tiles": sum(int((level == ENCODED).sum()) for level in model.read_map().status[:-1]),
+        "tiles": _tile_count(model) if model.has_map else "no map: give a cache",
     }
     return Description(str(folder), "model", facts, model.pyramid, model.encoder)
+
+
+def _tile_count(model: ZoomModel) -> int:
+    return sum(int((level == ENCODED).sum()) for level in model.read_map().status[:-1])
 
 
 def _raster(path: str) -> Description:

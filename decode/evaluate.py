@@ -12,8 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from jzi.decode import published
 from jzi.decode.decoder import ZoomDecoder
 from jzi.decode.model import ZoomModel
+from jzi.decode.published import Published, published_for
 from jzi.decode.samples import load_samples
 from jzi.decode.search import zoom
 from jzi.decode.tile_table import TileTable
@@ -51,6 +53,7 @@ class Evaluation:
         step_accuracy: share of photos for which action k is right when those before it are given, k = 1..L.
         error: (photo,) metres from the photo to the centre of the predicted cell.
         confidence: (photo,) probability of the predicted cell.
+        published: what others have reached in the same area, where it is a published benchmark's.
     """
 
     photos: int
@@ -61,6 +64,7 @@ class Evaluation:
     step_accuracy: tuple[float, ...]
     error: NDArray[np.float64]
     confidence: NDArray[np.float64]
+    published: tuple[Published, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values without those of single photos, for JSON."""
@@ -75,6 +79,13 @@ class Evaluation:
             "sequence_accuracy": plain(self.sequence_accuracy),
             "prefix_accuracy": list(self.prefix_accuracy),
             "step_accuracy": list(self.step_accuracy),
+            "published": [
+                {
+                    "method": each.method,
+                    **{f"recall@{r:g}m": v for r, v in zip(published.RADII, each.recall, strict=True)},
+                }
+                for each in self.published
+            ],
         }
 
 
@@ -102,7 +113,7 @@ def evaluate_model(
     model = ZoomModel.load(folder, device)
     cache = FeatureCache.open(cache_path)
     cache.check(pyramid=model.pyramid, encoder=model.encoder)
-    table = TileTable(model.read_map(), device)
+    table = TileTable(model.read_map(None if model.has_map else cache), device)
     for name in [split] if split else ["test", "val"]:
         samples = load_samples(cache, table, name)
         if len(samples):
@@ -115,7 +126,7 @@ def evaluate_model(
 
 
 def to_table(evaluation: Evaluation, title: str) -> str:
-    """The figures for people, a line each."""
+    """The figures for people, a line each, and those that others have published for the same area."""
 
     def percent(interval: Interval) -> str:
         return f"{interval.value:7.2%}   ({interval.low:.2%} .. {interval.high:.2%})"
@@ -128,6 +139,16 @@ def to_table(evaluation: Evaluation, title: str) -> str:
     steps = zip(evaluation.prefix_accuracy, evaluation.step_accuracy, strict=True)
     for step, (prefix, single) in enumerate(steps, 1):
         lines.append(f"  step {step} right          {single:7.2%}   (steps 1..{step} all right: {prefix:.2%})")
+    if evaluation.published:
+        radii = [radius for radius in evaluation.recall if radius in published.RADII]
+        header = "".join(f"{f'{radius:g} m':>9}" for radius in radii)
+        ours = Published("this model", tuple(evaluation.recall[radius].value for radius in radii))
+        others = [
+            Published(each.method, tuple(each.recall[published.RADII.index(radius)] for radius in radii))
+            for each in evaluation.published
+        ]
+        lines.append(f"\n  {'recall within (others as published)':<36}{header}")
+        lines += [f"  {row.method:<36}" + "".join(f"{value:9.2%}" for value in row.recall) for row in [*others, ours]]
     return "\n".join(lines)
 
 
@@ -176,6 +197,7 @@ def evaluate(
         step_accuracy=tuple(_step_accuracy(decoder, table, query, truth)),
         error=error,
         confidence=confidence,
+        published=published_for(table.pyramid),
     )
 
 

@@ -17,6 +17,7 @@ from jzi.decode.search import Zooms, zoom
 from jzi.decode.tile_table import TileTable
 from jzi.encode.prefetch import prefetch, reader_threads
 from jzi.errors import PhotoError
+from jzi.store.cache import FeatureCache
 from jzi.store.candidate import Candidate
 from jzi.store.pyramid import Pyramid
 
@@ -110,18 +111,25 @@ class Locator:
             self.encoder = encoder
 
     @classmethod
-    def load(cls, folder: str | Path, device: str | None = None) -> Locator:
+    def load(cls, folder: str | Path, device: str | None = None, cache: str | Path | None = None) -> Locator:
         """From a model folder. The encoder is loaded when the first photo comes.
+
+        Args:
+            folder: the model.
+            device: where to compute; by default the best there is.
+            cache: take the map from this cache rather than from the folder (an imported model has none).
 
         Raises:
             ModelError: the folder is no model, or is damaged.
+            CacheError: the cache cannot be used, or belongs to another encoder or pyramid.
         """
         if device is None:
             from jzi.encode.encoder import best_device
 
             device = best_device()
         model = ZoomModel.load(folder, device)
-        return cls(model, TileTable(model.read_map(), device))
+        features = model.read_map(FeatureCache.open(cache) if cache is not None else None)
+        return cls(model, TileTable(features, device))
 
     @cached_property
     def encoder(self) -> Encoder:

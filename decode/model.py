@@ -2,7 +2,7 @@
 
 config.json           pyramid, decoder, encoder (name, fingerprint, preprocessing)
 decoder.safetensors   the decoder's weights
-map.safetensors       the map's embeddings
+map.safetensors       the map's embeddings; absent in an imported model, which takes them from a cache
 encoder/              the encoder as `save_pretrained` writes it; absent where it comes from the hub by its id
 train/                how it was trained: settings, metrics, the state to resume from; not needed to locate
 """
@@ -25,16 +25,17 @@ from safetensors.torch import load_file, save_file
 from jzi import __version__
 from jzi.decode.config import DecoderConfig
 from jzi.decode.decoder import ZoomDecoder
-from jzi.errors import ModelError
+from jzi.errors import ModelError, first_line
 from jzi.store.cards import EncoderCard
 from jzi.store.map_features import MapFeatures
 from jzi.store.pyramid import Pyramid
 
 if TYPE_CHECKING:
     from jzi.encode.encoder import Encoder
+    from jzi.store.cache import FeatureCache
 
 FORMAT = 1
-_WEIGHT_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*")
+_ENCODER_FILES = ("*config.json", "*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*")
 
 
 @dataclass
@@ -66,17 +67,26 @@ class ZoomModel:
         try:
             decoder.load_state_dict(load_file(folder / "decoder.safetensors"))
         except (OSError, SafetensorError, RuntimeError) as error:
-            raise ModelError(f"{folder / 'decoder.safetensors'} cannot be used: {_first_line(error)}") from error
+            raise ModelError(f"{folder / 'decoder.safetensors'} cannot be used: {first_line(error)}") from error
         pyramid, encoder = Pyramid.from_dict(config["pyramid"]), EncoderCard(**config["encoder"])
         return cls(decoder.eval().to(device), pyramid, encoder, folder)
 
-    def read_map(self) -> MapFeatures:
-        """The map's embeddings.
+    @property
+    def has_map(self) -> bool:
+        """Whether the folder holds the map's embeddings."""
+        return (self.folder / "map.safetensors").exists()
+
+    def read_map(self, cache: FeatureCache | None = None) -> MapFeatures:
+        """The map's embeddings: the cache's, if one is given, else those in the folder.
 
         Raises:
-            ModelError: the file is absent or damaged.
+            ModelError: the folder has none, or they are damaged.
+            CacheMismatchError: the cache is of another encoder or pyramid.
         """
-        return MapFeatures.load(self.folder / "map.safetensors", self.pyramid)
+        if cache is None:
+            return MapFeatures.load(self.folder / "map.safetensors", self.pyramid)
+        cache.check(pyramid=self.pyramid, encoder=self.encoder)
+        return cache.read_map()
 
     def load_encoder(self, device: str | None = None) -> Encoder:
         """The encoder, from the folder or from the hub by its id.
@@ -124,7 +134,7 @@ def create_folder(
     folder.mkdir(parents=True, exist_ok=True)
     if encoder_folder is not None:
         (folder / "encoder").mkdir(exist_ok=True)
-        for file in {file for pattern in _WEIGHT_FILES for file in encoder_folder.glob(pattern)}:
+        for file in {file for pattern in _ENCODER_FILES for file in encoder_folder.glob(pattern)}:
             replace_file(folder / "encoder" / file.name, partial(shutil.copyfile, file))
     text = json.dumps(
         {
@@ -156,10 +166,6 @@ def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
         write(temporary)
         temporary.replace(path)
     except (OSError, SafetensorError, RuntimeError) as error:  # torch.save and safetensors wrap what the disk says
-        raise ModelError(f"{path} cannot be written: {_first_line(error)}") from error
+        raise ModelError(f"{path} cannot be written: {first_line(error)}") from error
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

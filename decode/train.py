@@ -29,6 +29,7 @@ from jzi.decode.model import create_folder, replace_file, save_weights
 from jzi.decode.run import Metrics, Run, rank
 from jzi.decode.samples import Samples, load_samples
 from jzi.decode.tile_table import TileTable
+from jzi.encode.encoder import best_device
 from jzi.errors import ConfigError, TrainingError
 from jzi.store.cache import FeatureCache
 
@@ -225,7 +226,10 @@ def _accelerator(config: TrainConfig, folder: Path) -> Accelerator:
         precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
     try:
         accelerator = Accelerator(
-            mixed_precision=precision, log_with=list(config.trackers) or None, project_dir=str(folder / "train")
+            cpu=best_device() == "cpu",
+            mixed_precision=precision,
+            log_with=list(config.trackers) or None,
+            project_dir=str(folder / "train"),
         )
         if config.trackers:
             accelerator.init_trackers("jzi", config={k: v for k, v in asdict(config).items() if k != "trackers"})

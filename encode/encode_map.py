@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from jzi.encode.encoder import Encoder
 from jzi.encode.imagery import Imagery
+from jzi.encode.processes import processes
 from jzi.encode.tiles import Tile, TileRenderer
 from jzi.store.cache import ENCODED, MISSING, NODATA, FeatureCache
 from jzi.store.pyramid import TileKey
@@ -56,7 +57,7 @@ def encode_map(cache: FeatureCache, encoder: Encoder, imagery: Imagery, *, batch
         ImageryError: the imagery cannot be read.
         CacheError: the disk is full.
     """
-    state = PartialState()
+    state = processes()
     pyramid, levels = cache.pyramid, range(cache.pyramid.levels)
     status, damaged = zip(*(cache.readable_status(level) for level in range(pyramid.levels + 1)), strict=True)
     missing = [array == MISSING for array in status]
@@ -127,12 +128,11 @@ def _encode(
 
     def finish() -> None:
         nonlocal on_device
-        if on_device:
-            embeddings = encoder.to_storage(on_device[1])
-            for tile, embedding in zip(on_device[0], embeddings, strict=True):
+        ready, on_device = on_device, None  # at once: what fails must not be tried again on the way out
+        if ready:
+            for tile, embedding in zip(ready[0], encoder.to_storage(ready[1]), strict=True):
                 writer.put(tile.key, ENCODED, embedding)
-            bar.update(len(on_device[0]))
-            on_device = None
+            bar.update(len(ready[0]))
 
     def launch() -> None:
         nonlocal on_device

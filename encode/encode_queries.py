@@ -19,6 +19,7 @@ from jzi.encode.encode_map import WRITE_EVERY_S
 from jzi.encode.encoder import Encoder
 from jzi.encode.photos import open_photo, resize_photo
 from jzi.encode.prefetch import prefetch, reader_threads
+from jzi.encode.processes import processes
 from jzi.errors import PhotoError
 from jzi.store.cache import FeatureCache
 from jzi.store.queries import QueryTable, Rejected
@@ -69,11 +70,13 @@ def encode_queries(cache: FeatureCache, encoder: Encoder, table: QueryTable, *, 
     Raises:
         CacheError: the disk is full.
     """
-    state = PartialState()
+    state = processes()
     queries = cache.queries
     damaged = 0
     if state.is_main_process:
+        queries.mend()
         queries.list_photos(table.frame)
+        cache.consolidate()  # there may be more rows and columns now
         lost = queries.damaged_rows()
         damaged = len(lost)
         for rows in _by_chunk(lost):
@@ -101,9 +104,7 @@ def encode_queries(cache: FeatureCache, encoder: Encoder, table: QueryTable, *, 
 
 def _changed(known: pd.DataFrame, photos: list[str], queries: QueryFeatures, state: PartialState) -> NDArray[np.int64]:
     """Rows to encode: never tried, or with other bytes than those that the cache knows."""
-    stats = [Path(photo).stat() for photo in photos]
-    size = np.array([stat.st_size for stat in stats], np.int64)
-    mtime_ns = np.array([stat.st_mtime_ns for stat in stats], np.int64)
+    size, mtime_ns = np.array([_stat(Path(photo)) for photo in photos], np.int64).reshape(-1, 2).T
     tried = (known["status"] != MISSING).to_numpy()
     touched = tried & ((known["photo_bytes"] != size) | (known["photo_mtime_ns"] != mtime_ns)).to_numpy()
     suspects = np.flatnonzero(touched)
@@ -217,6 +218,18 @@ def _by_chunk(rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
         yield from np.split(rows, np.flatnonzero(np.diff(rows // CHUNK)) + 1)
 
 
+def _stat(path: Path) -> tuple[int, int]:
+    """Size and modification time, -1 where there is no such file: reading it will say so."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return -1, -1
+    return stat.st_size, stat.st_mtime_ns
+
+
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return "unreadable"

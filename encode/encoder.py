@@ -19,7 +19,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from jzi.errors import EncoderError
+from jzi.encode.families import FAMILIES, Family
+from jzi.errors import EncoderError, first_line
 from jzi.store.cards import EncoderCard
 
 
@@ -44,26 +45,6 @@ class Layout:
 LAYOUTS = {"halves": Layout(2, _halves), "whole": Layout(1, _whole)}
 
 
-@dataclass(frozen=True)
-class Family:
-    """What a model type of transformers expects and where its global embedding is."""
-
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    embed: Callable[[Any], Tensor]
-
-
-def _cls(output: Any) -> Tensor:
-    return output.last_hidden_state[:, 0]  # after the final layernorm
-
-
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-
-FAMILIES = {
-    "dinov2": Family(*_IMAGENET, _cls),
-    "dinov2_with_registers": Family(*_IMAGENET, _cls),
-}
-
 #: Entries of a config that say where weights came from or how they are stored, not what is computed.
 _NOT_COMPUTING = (
     "_name_or_path",
@@ -84,6 +65,8 @@ class Encoder:
         from_hub: whether the name is a Hugging Face id.
         image_size: side of a square as the model sees it, pixels; a patch that does not fit whole is not seen.
         layout: one of LAYOUTS.
+        mean: of red, green and blue, 0..1; by default the family's.
+        std: likewise.
         device: where to compute; by default the best there is.
 
     Raises:
@@ -98,22 +81,23 @@ class Encoder:
         from_hub: bool = False,
         image_size: int = 384,
         layout: str = "halves",
+        mean: tuple[float, ...] | None = None,
+        std: tuple[float, ...] | None = None,
         device: str | None = None,
     ) -> None:
         config: Any = model.config
-        if config.model_type not in FAMILIES:
-            raise EncoderError(f"{name} is a {config.model_type!r} model: jzi knows {', '.join(FAMILIES)}")
+        self.family = known_family(name, config.model_type)
         if layout not in LAYOUTS:
             raise EncoderError(f"encoder.layout {layout!r} is none of {', '.join(LAYOUTS)}")
         if image_size < config.patch_size:
             raise EncoderError(f"encoder.image_size is {image_size}, less than one patch of {config.patch_size} pixels")
-        self.family = FAMILIES[config.model_type]
+        self.mean, self.std = mean or self.family.mean, std or self.family.std
         self.name, self.from_hub, self.image_size, self.layout = name, from_hub, image_size, layout
         self.device = torch.device(device or best_device())
         self.model = model.eval().to(self.device)
         self.width = int(config.hidden_size)
-        self._mean = torch.tensor(self.family.mean, device=self.device)[:, None, None] * 255
-        self._std = torch.tensor(self.family.std, device=self.device)[:, None, None] * 255
+        self._mean = torch.tensor(self.mean, device=self.device)[:, None, None] * 255
+        self._std = torch.tensor(self.std, device=self.device)[:, None, None] * 255
         # bfloat16 halves the time on GPUs that have it; CPUs without matrix units are slower with it
         self._autocast = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
 
@@ -134,31 +118,49 @@ class Encoder:
         folder = Path(name).is_dir()
         if folder and not (Path(name) / "config.json").is_file():
             raise EncoderError(f"{name} is no encoder: it has no config.json (as `save_pretrained` writes it)")
-        options: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True}
         try:
             try:  # what has been fetched before is used without a word to the network
-                model, report = transformers.AutoModel.from_pretrained(str(name), local_files_only=True, **options)
+                return cls._load(str(name), not folder, image_size, layout, device, local_files_only=True)
             except OSError:
                 if folder:
                     raise
                 tqdm.write(f"fetching the encoder {name} from the Hugging Face hub", file=sys.stderr)
-                model, report = transformers.AutoModel.from_pretrained(str(name), **options)
+                return cls._load(str(name), not folder, image_size, layout, device)
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            reason = first_line(error)
             if folder:
                 raise EncoderError(f"the encoder in {name} cannot be loaded: {reason}") from error
             raise EncoderError(
                 f"the encoder {str(name)!r} is no folder here, and the Hugging Face hub did not give it ({reason}): "
                 "check the name and the network, or give a folder that `save_pretrained` wrote"
             ) from error
+
+    @classmethod
+    def _load(
+        cls, name: str, from_hub: bool, image_size: int, layout: str, device: str | None, **options: Any
+    ) -> Encoder:
+        import transformers
+        from transformers.models.auto.image_processing_auto import get_image_processor_config
+
+        model_type = transformers.AutoConfig.from_pretrained(name, **options).model_type
+        family = known_family(name, model_type)
+        model, report = getattr(transformers, family.model_class).from_pretrained(
+            name, dtype=torch.float32, output_loading_info=True, **options
+        )
         missing = sorted(key for key in report["missing_keys"] if not key.endswith("mask_token"))  # nothing is masked
-        if missing and model.config.model_type in FAMILIES:
+        if missing:
             raise EncoderError(f"the encoder {name} lacks {len(missing)} weights ({missing[0]}, ...): get it anew")
-        return cls(model, name=str(name), from_hub=not folder, image_size=image_size, layout=layout, device=device)
+        trained = get_image_processor_config(name, **options)
+        mean, std = (tuple(trained[key]) if key in trained else None for key in ("image_mean", "image_std"))
+        return cls(
+            model, name=name, from_hub=from_hub, image_size=image_size, layout=layout, mean=mean, std=std, device=device
+        )
 
     def save(self, folder: Path) -> None:
-        """Write the weights and config with `save_pretrained`."""
+        """Write the weights and config with `save_pretrained`, and mean and std beside them."""
         self.model.save_pretrained(folder)  # type: ignore[operator]
+        trained = {"image_mean": list(self.mean), "image_std": list(self.std)}
+        (folder / "preprocessor_config.json").write_text(json.dumps(trained, indent=2) + "\n")
 
     # What it is
 
@@ -178,13 +180,13 @@ class Encoder:
         config: Any = self.model.config
         computing = {key: value for key, value in config.to_diff_dict().items() if key not in _NOT_COMPUTING}
         preprocessing = {"image_size": self.image_size, "layout": self.layout, "resampling": "bicubic"}
-        normalisation = {"mean": self.family.mean, "std": self.family.std, "embed": self.family.embed.__name__}
+        normalisation = {"mean": self.mean, "std": self.std, "embed": self.family.embed.__name__}
         digest = hashlib.sha256()
         digest.update(json.dumps([computing, preprocessing, normalisation], sort_keys=True, default=str).encode())
-        for name, tensor in sorted(self.model.state_dict().items()):
-            values = tensor.detach().float().cpu().contiguous().numpy()
-            digest.update(f"{name} {values.shape}".encode())
-            digest.update(values.data)
+        # By their values, not their names, which change from one version of transformers to the next
+        tensors = (tensor.detach().float().cpu().contiguous().numpy() for tensor in self.model.state_dict().values())
+        for weights in sorted(hashlib.sha256(str(each.shape).encode() + each.tobytes()).digest() for each in tensors):
+            digest.update(weights)
         return digest.hexdigest()
 
     # What it does
@@ -194,14 +196,9 @@ class Encoder:
         return (squares.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float() - self._mean) / self._std
 
     def embed(self, pixels: Tensor) -> Tensor:
-        """(n, 3, S, S) normalised to (n, feature) float32: the [CLS] token after the final layernorm."""
+        """(n, 3, S, S) normalised to (n, feature) float32: the family's global embedding, [CLS] for DINOv2."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
-            kwargs = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in self._forward_names else {}
-            return self.family.embed(self.model(pixel_values=pixels, **kwargs)).float()
-
-    @property
-    def _forward_names(self) -> tuple[str, ...]:
-        return self.model.forward.__code__.co_varnames
+            return self.family.embed(self.model, pixels).float()
 
     @torch.inference_mode()
     def encode_tiles(self, tiles: NDArray[np.uint8]) -> Tensor:
@@ -225,6 +222,17 @@ class Encoder:
         if not np.isfinite(stored).all():
             raise EncoderError(f"the encoder {self.name} gives embeddings that are not finite: its weights are broken")
         return stored
+
+
+def known_family(name: str, model_type: str) -> Family:
+    """The family of a model type.
+
+    Raises:
+        EncoderError: jzi does not know it.
+    """
+    if model_type not in FAMILIES:
+        raise EncoderError(f"{name} is a {model_type!r} model: jzi knows {', '.join(FAMILIES)}")
+    return FAMILIES[model_type]
 
 
 def best_device() -> str:

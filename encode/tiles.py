@@ -7,14 +7,12 @@ that are stored by rows. Every coarser tile is the mean of its children: no leve
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from rasterio.errors import NotGeoreferencedWarning
 
 from jzi.encode.imagery import BACKGROUND, Imagery
 from jzi.encode.prefetch import prefetch, reader_threads
@@ -87,12 +85,9 @@ class TileRenderer:
             for col in range(side)
         )
         canvases: dict[TileKey, _Canvas] = {}
-        with warnings.catch_warnings():
-            # rasterio silences it for its arrays in memory, but threads that do so at once undo each other's silence
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            for tiles in prefetch(self._render_unit, units, self.threads):
-                yield from tiles
-                yield from self.parents(tiles[-1], canvases, top)
+        for tiles in prefetch(self._render_unit, units, self.threads):
+            yield from tiles
+            yield from self.parents(tiles[-1], canvases, top)
 
     def parents(self, tile: Tile, canvases: dict[TileKey, _Canvas], top: int = 0) -> Iterator[Tile]:
         """Paint a finished tile into its parent; yield the parent, and in turn its parents up to `top`, once whole."""

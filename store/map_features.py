@@ -55,6 +55,8 @@ class MapFeatures:
             levels = range(pyramid.levels)
             embedding = tuple(tensors[f"embedding.{level}"] for level in levels)
             status = tuple(tensors[f"status.{level}"] for level in [*levels, pyramid.levels])
+        except FileNotFoundError:
+            raise ModelError(f"{path.parent} has no map (map.safetensors): copy it anew, or give a cache") from None
         except (OSError, SafetensorError, KeyError) as error:
             raise ModelError(
                 f"{path}, the model's map, cannot be read ({error}): train or copy the model anew"

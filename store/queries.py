@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
 import warnings
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -53,11 +55,14 @@ class QueryTable:
             WGS 84), split ("train", "val" or "test"), and whatever else the table carried.
         rejected: the rows that cannot be used.
         source: what was read.
+        disagreements: rows whose `sequence`, a zoom sequence as the benchmark publishes it, is not the one that their
+            position has; known once `inside` has been asked. They are used nevertheless.
     """
 
     frame: pd.DataFrame
     rejected: tuple[Rejected, ...]
-    source: Path
+    source: str
+    disagreements: tuple[Rejected, ...] = ()
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -79,35 +84,48 @@ class QueryTable:
                 f"{center[0]:.5f}, {center[1]:.5f} (the first is at {latitude[0]:.5f}, {longitude[0]:.5f})"
             )
         outside = [Rejected(name, "outside of the area") for name in self.frame["id"][~inside]]
-        return QueryTable(self.frame[inside].reset_index(drop=True), (*self.rejected, *outside), self.source)
+        frame = self.frame[inside].reset_index(drop=True)
+        disagreements = _check_sequences(frame, pyramid, self.source)
+        return QueryTable(frame, (*self.rejected, *outside), self.source, disagreements)
 
 
-def read_queries(source: Path, photos: Path | None = None) -> QueryTable:
+def read_queries(source: Path | Mapping[str, Path], photos: Path | None = None) -> QueryTable:
     """Read a folder of photos with EXIF positions (recursively), or a CSV or Parquet table.
 
     Args:
-        source: the folder or the table.
+        source: the folder or the table; or one for each split, by its name.
         photos: where a table's photos are looked up, by their path or by `<id>.jpg`, `<id>_undistorted.jpg`; the
             table's own folder if not given.
 
     Raises:
         QueryTableError: there is no such source, it has no coordinates, or not one row can be used.
     """
-    if source.is_dir():
-        frame, rejected = _read_folder(source)
-    elif source.is_file():
-        frame, rejected = _read_table(source, photos or source.parent)
-    else:
-        raise QueryTableError(f"there is no {source}: queries.table is a folder of photos, a CSV or a Parquet file")
+    parts = source if isinstance(source, Mapping) else {"": source}
+    if isinstance(source, Mapping) and (not source or not set(source) <= set(SPLITS)):
+        raise QueryTableError(
+            f"queries.table names tables for {', '.join(source) or 'nothing'}, not for {', '.join(SPLITS)}"
+        )
+    frames, rejected = [], []
+    for split, part in parts.items():
+        if part.is_dir():
+            read, unusable = _read_folder(part)
+        elif part.is_file():
+            read, unusable = _read_table(part, photos or part.parent)
+        else:
+            raise QueryTableError(f"there is no {part}: queries.table is a folder of photos, a CSV or a Parquet file")
+        frames.append(read.assign(split=split) if split else read)
+        rejected += unusable
+    name = ", ".join(str(part) for part in parts.values())
+    frame = pd.concat(frames, ignore_index=True)
     if frame.empty:
         first = f" (the first, {rejected[0].name}: {rejected[0].reason})" if rejected else ""
-        raise QueryTableError(f"{source} has no photo that can be used{first}; {len(rejected)} were looked at")
+        raise QueryTableError(f"{name} has no photo that can be used{first}; {len(rejected)} were looked at")
     duplicate = frame["id"].duplicated().to_numpy()
     rejected += [Rejected(name, "its id stands in the table twice") for name in frame["id"][duplicate]]
     frame = frame[~duplicate].reset_index(drop=True)
     if "split" not in frame:
         frame["split"] = split_by_hash(frame["id"])
-    return QueryTable(frame, tuple(rejected), source)
+    return QueryTable(frame, tuple(rejected), name)
 
 
 def split_by_hash(ids: pd.Series) -> pd.Series:
@@ -123,6 +141,37 @@ def split_by_hash(ids: pd.Series) -> pd.Series:
             if not (split == name).any():
                 split[nearest] = name
     return split
+
+
+def _check_sequences(frame: pd.DataFrame, pyramid: Pyramid, source: str) -> tuple[Rejected, ...]:
+    """The rows whose published zoom sequence is not ours.
+
+    Raises:
+        QueryTableError: the sequences are of another length than the pyramid's.
+    """
+    if "sequence" not in frame:
+        return ()
+    published = frame["sequence"].astype("string").fillna("").str.strip()
+    # Mapillary calls its image series sequences too; theirs are words, these are lists of actions
+    given = published.str.fullmatch(r"\[\s*\d+(\s*,\s*\d+)*\s*\]").to_numpy(bool)
+    if not given.any():
+        return ()
+    sequences = [json.loads(text) for text in published[given]]
+    lengths = {len(sequence) for sequence in sequences}
+    if lengths != {pyramid.levels}:
+        found = ", ".join(str(length) for length in sorted(lengths))
+        raise QueryTableError(
+            f"{source} has sequences of {found} actions, and the pyramid has {pyramid.levels} levels: they do not fit"
+        )
+    ours = pyramid.paths(frame["latitude"][given], frame["longitude"][given])
+    wrong = np.flatnonzero((ours != np.array(sequences)).any(1))
+    rows = frame[given].iloc[wrong]
+    return tuple(
+        Rejected(
+            f"{name} (line {line})", f"its sequence is {sequences[index]}, and its position has {ours[index].tolist()}"
+        )
+        for index, name, line in zip(wrong, rows["id"], rows["line"], strict=True)
+    )
 
 
 # Folders
@@ -157,6 +206,7 @@ def _read_table(source: Path, photos: Path) -> tuple[pd.DataFrame, list[Rejected
     if not photos.is_dir():
         raise QueryTableError(f"there is no folder {photos} to look the photos of {source} up in")
     frame = _parse(source)
+    frame["line"] = np.arange(2, len(frame) + 2)  # of the file; the header is line 1
     frame.columns = [str(column).strip() for column in frame.columns]
     frame = frame.rename(columns=_standard_names(list(frame.columns)))
     for needed in ("latitude", "longitude"):

@@ -132,6 +132,25 @@ class QueryFeatures:
 
     # Writing
 
+    def mend(self) -> None:
+        """Empty the chunks of columns that do not match their checksum: `list_photos` and encoding fill them anew."""
+        for name in [*_COLUMNS, *self._extra_columns()]:
+            array = self._array(name)
+            if self._readable(array, slice(None)):
+                continue
+            for start in range(0, array.shape[0], array.chunks[0]):
+                window = slice(start, start + array.chunks[0])
+                if not self._readable(array, window):
+                    array[window] = array.fill_value
+
+    def _readable(self, array: zarr.Array, window: slice) -> bool:
+        try:
+            with storage_errors(self.path, "queries"):
+                array[window]
+        except CacheCorruptError:
+            return False
+        return True
+
     def list_photos(self, frame: pd.DataFrame) -> NDArray[np.int64]:
         """Make the cache list exactly the photos of a query table, in rows of their own.
 
@@ -163,7 +182,9 @@ class QueryFeatures:
         rows = frame["id"].map(known).to_numpy(np.int64)
         for name in ("latitude", "longitude", "split", "path"):
             self._update(name, rows, frame[name])
-        extra = [str(name) for name in frame.columns if name not in _COLUMNS and name not in ("photo", "embedding")]
+        extra = [
+            str(name) for name in frame.columns if name not in _COLUMNS and name not in ("photo", "embedding", "line")
+        ]
         for name in extra:
             self._update_extra(name, rows, frame[name])
         if set(extra) - set(self._extra_columns()):

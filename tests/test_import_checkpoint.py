@@ -1,0 +1,165 @@
+"""The reference's checkpoints become models that give its embeddings and logits, or are refused by name."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from jzi.decode.import_checkpoint import import_checkpoint
+from jzi.decode.locate import Locator
+from jzi.decode.model import ZoomModel
+from jzi.encode.encode_map import encode_map
+from jzi.encode.imagery import Imagery
+from jzi.errors import ConfigError, EncoderError, ModelError
+from jzi.store.cache import FeatureCache
+from jzi.store.pyramid import Pyramid, preset
+
+
+@pytest.fixture
+def reference(shared: Path, tmp_path: Path) -> Path:
+    """A copy of the reference model, its encoder's config in a folder of its own."""
+    shutil.copytree(shared / "reference-model", tmp_path / "reference")
+    (tmp_path / "encoder").mkdir()
+    shutil.copy(shared / "reference-model" / "backbone_config.json", tmp_path / "encoder" / "config.json")
+    return tmp_path / "reference"
+
+
+@pytest.fixture
+def load(reference: Path, tmp_path: Path) -> Callable[..., ZoomModel]:
+    """Changes the checkpoint's weights, imports it and loads the model."""
+
+    def run(change: Callable[[dict], dict] = dict, **options) -> ZoomModel:
+        state = torch.load(reference / "checkpoint.pth", weights_only=True)["model_state_dict"]
+        torch.save({"model_state_dict": change(state)}, tmp_path / "changed.pth")
+        options = {"encoder": str(tmp_path / "encoder"), "image_size": 56, **options}
+        import_checkpoint(tmp_path / "changed.pth", tmp_path / "model", preset("just-zoom-in-dc"), **options)
+        return ZoomModel.load(tmp_path / "model")
+
+    return run
+
+
+def prefixed(prefix: str) -> Callable[[dict], dict]:
+    return lambda state: {prefix + name: tensor for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+@torch.no_grad()
+def test_embeddings_and_logits_are_those_of_the_reference(reference, load, prefix: str) -> None:
+    model = load(prefixed(prefix))
+    encoder = model.load_encoder("cpu")
+    case = load_file(reference / "case.safetensors")
+    n, halves = case["ground"].shape[:2]
+    query = encoder.embed(case["ground"].flatten(0, 1)).unflatten(0, (n, halves)).mean(1)
+    tiles = encoder.embed(case["satellite"].flatten(0, 1)).unflatten(0, (n, -1))
+    exact = {"atol": 1e-5, "rtol": 0}
+    torch.testing.assert_close(query, case["ground_embedding"], **exact)
+    torch.testing.assert_close(tiles, case["satellite_embedding"], **exact)
+    torch.testing.assert_close(model.decoder(query, tiles, case["actions"]), case["logits"], **exact)
+    logits, past = model.decoder.begin(query, tiles[:, 0])
+    torch.testing.assert_close(logits, case["logits"][:, 0], **exact)
+    for step in range(1, 4):
+        logits, past = model.decoder.step(case["actions"][:, step - 1], tiles[:, step], past)
+        torch.testing.assert_close(logits, case["logits"][:, step], **exact)
+
+
+def test_heads_are_read_off_the_frequencies_or_taken_as_said(load) -> None:
+    assert load().decoder.config.heads == 4
+
+
+def test_heads_without_frequencies_are_eight_unless_said(load, tmp_path) -> None:
+    def without(state: dict) -> dict:
+        return {name: tensor for name, tensor in state.items() if name != "decoder.freqs"}
+
+    with pytest.raises(ConfigError, match=r"decoder\.heads is 5"):
+        load(without, heads=5)
+    assert not (tmp_path / "model").exists()
+    assert load(without).decoder.config.heads == 8
+
+
+def test_heads_that_contradict_the_checkpoint_are_refused(load) -> None:
+    with pytest.raises(ModelError, match="of 4 heads, not of 8"):
+        load(heads=8)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda s: {k: v for k, v in s.items() if "layer.1.norm2" not in k}, r"missing: .*layer\.1\.norm2\.weight"),
+        (
+            lambda s: {k: v for k, v in s.items() if k != "decoder.blocks.1.ffn.w2.weight"},
+            r"missing: decoder\.blocks\.1",
+        ),
+        (lambda s: {**s, "decoder.bias_of_mine": torch.zeros(3)}, r"extra: decoder\.bias_of_mine"),
+        (lambda s: {**s, "refiner.weight": torch.zeros(3)}, r"extra: refiner\.weight"),
+        (
+            lambda s: {**s, "decoder.final_norm.weight": torch.zeros(95)},
+            r"misshapen: decoder\.final_norm.*\(95,\) not \(96,\)",
+        ),
+        (lambda s: {k: v for k, v in s.items() if "output_head" not in k}, r"output_head\.weight is missing"),
+    ],
+    ids=["encoder lacks", "decoder lacks", "decoder more", "more", "misshapen", "no head"],
+)
+def test_a_checkpoint_that_does_not_fit_is_refused_by_name(load, tmp_path, change, told: str) -> None:
+    with pytest.raises(ModelError, match=told):
+        load(change)
+    assert not (tmp_path / "model").exists()
+
+
+class Code:
+    """What an attacker would put into a pickle."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_code_in_a_checkpoint_is_refused_and_not_run(reference, tmp_path) -> None:
+    torch.save({"model_state_dict": {}, "code": Code(tmp_path / "ran")}, tmp_path / "evil.pth")
+    with pytest.raises(ModelError, match="jzi runs no code from a checkpoint") as error:
+        import_checkpoint(tmp_path / "evil.pth", tmp_path / "model", preset("just-zoom-in-dc"))
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "ran").exists() and not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 cut"])
+def test_a_file_that_is_no_checkpoint_is_one_sentence(tmp_path, content: bytes) -> None:
+    (tmp_path / "x.pth").write_bytes(content)
+    with pytest.raises(ModelError, match=r"x\.pth") as error:
+        import_checkpoint(tmp_path / "x.pth", tmp_path / "model", preset("just-zoom-in-dc"))
+    assert "\n" not in str(error.value)
+
+
+def test_an_encoder_whose_config_cannot_be_had_is_one_sentence(load) -> None:
+    with pytest.raises(EncoderError, match="config of the encoder 'no/such'"):
+        load(encoder="no/such")
+
+
+def test_a_model_that_is_there_is_not_overwritten(load) -> None:
+    load()
+    with pytest.raises(ModelError, match="holds a model already"):
+        load()
+
+
+def test_an_imported_model_locates_photos_on_a_map_made_with_its_encoder(
+    reference, tmp_path, town_raster, photo_folder, pyramid: Pyramid
+) -> None:
+    options = {"encoder": str(tmp_path / "encoder"), "image_size": 56}
+    import_checkpoint(reference / "checkpoint.pth", tmp_path / "model", pyramid, **options)
+    encoder = ZoomModel.load(tmp_path / "model").load_encoder()
+    with Imagery([town_raster], pyramid) as imagery:
+        cache = FeatureCache.create(tmp_path / "features.zarr", pyramid, encoder.card, imagery.card())
+        encode_map(cache, encoder, imagery)
+    with pytest.raises(ModelError, match="has no map"):
+        Locator.load(tmp_path / "model")
+    place = Locator.load(tmp_path / "model", cache=tmp_path / "features.zarr").locate(photo_folder / "day0" / "000.jpg")
+    assert pyramid.paths(place.latitude, place.longitude)[0].tolist() == list(place.best.path)
+    assert np.isfinite(place.confidence)
