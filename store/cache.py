@@ -75,14 +75,15 @@ class FeatureCache:
         if exists(path):
             raise CacheError(f"{path} exists already: open it, or give another path")
         with storage_errors(path):
-            group = zarr.open_group(zarr_store(path), mode="w-", zarr_format=3)
             card = {
                 "format": FORMAT,
                 "version": __version__,
                 "pyramid": pyramid.to_dict(),
                 "encoder": encoder.to_dict(),
+                "imagery": imagery.to_dict() if imagery else None,
             }
-            group.update_attributes({"jzi": {**card, "imagery": imagery.to_dict() if imagery else None}})
+            # With the group itself: a kill at any moment leaves either nothing or a cache that `open` makes whole
+            group = zarr.open_group(zarr_store(path), mode="w-", zarr_format=3, attributes={"jzi": card})
             cache = cls(group, str(path))
             cache._require_arrays()
             cache.consolidate()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 
 # Before anything imports huggingface_hub: no test may ask the network, or wait for it.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -159,3 +162,39 @@ def files_of() -> Callable[[Path], dict[str, bytes]]:
         return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
     return read
+
+
+@pytest.fixture
+def in_two_processes(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list]:
+    """Runs a function twice at once, each run believing that it is one of two processes of `accelerate launch`.
+
+    Takes the module that asks accelerate, and the function; gives both results.
+    """
+    barrier = threading.Barrier(2, timeout=60)
+    gathered: dict[int, list] = {}
+    index = threading.local()
+
+    class State:
+        num_processes = 2
+        process_index = property(lambda _: index.value)
+        is_main_process = property(lambda _: index.value == 0)
+
+        def wait_for_everyone(self) -> None:
+            barrier.wait()
+
+    def gather(values: list) -> list:
+        gathered[index.value] = values
+        barrier.wait()
+        return gathered[0] + gathered[1]
+
+    def run(module: ModuleType, function: Callable) -> list:
+        def one(number: int) -> object:
+            index.value = number
+            return function()
+
+        with monkeypatch.context() as patch, ThreadPoolExecutor(2) as pool:
+            patch.setattr(module, "processes", State)
+            patch.setattr(module, "gather_object", gather)
+            return list(pool.map(one, range(2)))
+
+    return run

@@ -34,7 +34,7 @@ def write_table(path: Path, rows: list) -> None:
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """What `pcvlab/justzoomin` looks like, with a map of a few coarse tiles and photos of noise; one photo is missing."""
+    """What `pcvlab/justzoomin` looks like, with a few coarse tiles and photos of noise; one photo is missing."""
     folder = tmp_path / "justzoomin"
     rng = np.random.default_rng(0)
     x, y = Transformer.from_crs("EPSG:4326", "EPSG:26918", always_xy=True).transform(-76.9409, 38.9085)

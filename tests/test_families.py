@@ -1,4 +1,4 @@
-"""Every kind of encoder gets its own preprocessing and gives its own global embedding; tiny random ones stand for all."""
+"""Every kind of encoder has its own preprocessing and its own global embedding; tiny random ones stand for all."""
 
 from __future__ import annotations
 

@@ -1,0 +1,347 @@
+"""Claims about filling the photos' side of a cache."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray
+
+from jzi.encode import encode_queries as module
+from jzi.encode.encode_queries import QueryReport, encode_queries
+from jzi.encode.encoder import Encoder
+from jzi.encode.photos import open_photo, resize_photo
+from jzi.errors import CacheCorruptError, CacheError, EncoderError
+from jzi.store import query_features
+from jzi.store.cache import FeatureCache
+from jzi.store.pyramid import Pyramid
+from jzi.store.queries import QueryTable, read_queries
+
+PHOTOS, CHUNK = 20, 8  # three chunks
+
+
+@dataclass
+class Album:
+    """A folder of photos, and a cache of them."""
+
+    folder: Path
+    path: Path
+    pyramid: Pyramid
+    encoder: Encoder
+
+    def cache(self) -> FeatureCache:
+        return FeatureCache.open_or_create(self.path, self.pyramid, self.encoder.card)
+
+    def run(self, table: QueryTable | None = None, **options: int) -> QueryReport:
+        return encode_queries(self.cache(), self.encoder, table or read_queries(self.folder), **options)
+
+    def embeddings(self) -> dict[str, np.ndarray]:
+        """Those of the listed photos, by id."""
+        queries = FeatureCache.open(self.path).queries
+        frame = queries.encoded()
+        return dict(zip(frame["id"], queries.embedding(frame.index)[:, 0], strict=True))
+
+
+@pytest.fixture(scope="module")
+def exact(encoder_folder: Path) -> Encoder:
+    encoder = Encoder.load(encoder_folder, image_size=14, device="cpu")
+    # In float32 the last bit of an embedding may depend on which photos share its batch
+    encoder.model.double()
+    return encoder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_chunks() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(query_features, "CHUNK", CHUNK)
+        patch.setattr(module, "CHUNK", CHUNK)
+        yield
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory, exact: Encoder, take_photo: Callable) -> Album:
+    """Encoded. Not to be touched."""
+    folder = tmp_path_factory.mktemp("album")
+    for index in range(PHOTOS):
+        take_photo(folder / "photos" / f"{index:02}.jpg", 48.2, 16.37 + index * 1e-5, seed=index)
+    album = Album(folder / "photos", folder / "town.zarr", Pyramid.around(48.2, 16.37, 800.0, levels=1), exact)
+    assert album.run() == QueryReport(PHOTOS, 0, (), 0)
+    return album
+
+
+@pytest.fixture
+def album(template: Album, tmp_path: Path) -> Album:
+    """Not encoded yet."""
+    shutil.copytree(template.folder, tmp_path / "photos")
+    return replace(template, folder=tmp_path / "photos", path=tmp_path / "town.zarr")
+
+
+@pytest.fixture
+def encoded_album(album: Album, template: Album) -> Album:
+    shutil.copytree(template.path, album.path)
+    return album
+
+
+@pytest.fixture
+def batches(album: Album, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of the batches that the encoder is given."""
+    sizes: list[int] = []
+    encode = album.encoder.encode_photos
+    monkeypatch.setattr(album.encoder, "encode_photos", lambda photos: (sizes.append(len(photos)), encode(photos))[1])
+    return sizes
+
+
+def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> set[str]:
+    """The ids whose embedding is the same in both."""
+    return {name for name in one.keys() & other.keys() if np.array_equal(one[name], other[name])}
+
+
+# Filling
+
+
+def test_every_photo_is_encoded_from_its_own_picture(encoded_album: Album) -> None:
+    embeddings = encoded_album.embeddings()
+    assert len(embeddings) == PHOTOS
+    for name, embedding in embeddings.items():
+        photo = resize_photo(open_photo(encoded_album.folder / name), 28, 14)
+        expected = encoded_album.encoder.encode_photos(np.stack([photo]))[0]
+        np.testing.assert_array_equal(embedding, expected.half().numpy())
+
+
+def test_a_second_run_encodes_nothing_and_changes_nothing(
+    encoded_album: Album, batches: list, files_of: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = files_of(encoded_album.path)
+    monkeypatch.setattr(module, "_sha256", lambda path: pytest.fail(f"{path} was read"))
+    assert encoded_album.run() == QueryReport(0, PHOTOS, (), 0)
+    assert batches == []
+    assert files_of(encoded_album.path) == before
+
+
+def test_the_whole_table_is_seen_in_xarray_without_a_warning(encoded_album: Album, take_photo: Callable) -> None:
+    take_photo(encoded_album.folder / "new.jpg", 48.2, 16.37)
+    encoded_album.run()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        queries = xarray.open_datatree(encoded_album.path, engine="zarr")["queries"]
+    assert queries["id"].values.tolist() == [f"{index:02}.jpg" for index in range(PHOTOS)] + ["new.jpg"]
+    assert queries["embedding"].dims == ("query", "view", "feature")
+    assert np.isfinite(queries["embedding"]).all()
+    np.testing.assert_allclose(queries["longitude"][:3], [16.37, 16.37001, 16.37002], atol=1e-7)
+
+
+# What has changed
+
+
+def test_a_changed_photo_alone_is_encoded_again(encoded_album: Album, take_photo: Callable, batches: list) -> None:
+    before = encoded_album.embeddings()
+    take_photo(encoded_album.folder / "09.jpg", 48.2, 16.37, seed=999)
+    assert encoded_album.run() == QueryReport(1, PHOTOS - 1, (), 0)
+    assert batches == [1]
+    assert before.keys() - same(before, encoded_album.embeddings()) == {"09.jpg"}
+
+
+def test_a_photo_that_was_only_touched_is_read_once_and_not_encoded(
+    encoded_album: Album, batches: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("03.jpg", "12.jpg"):
+        os.utime(encoded_album.folder / name, (1, 1))
+    read = []
+    sha256 = module._sha256
+    monkeypatch.setattr(module, "_sha256", lambda path: (read.append(path.name), sha256(path))[1])
+    for _ in range(2):
+        assert encoded_album.run() == QueryReport(0, PHOTOS, (), 0)
+    assert sorted(read) == ["03.jpg", "12.jpg"]
+    assert batches == []
+
+
+def test_new_photos_are_appended_and_alone_encoded(encoded_album: Album, take_photo: Callable, batches: list) -> None:
+    before = encoded_album.embeddings()
+    for name in ("000.jpg", "zz.jpg"):
+        take_photo(encoded_album.folder / name, 48.2, 16.37, seed=500 + len(name))
+    assert encoded_album.run() == QueryReport(2, PHOTOS, (), 0)
+    assert sum(batches) == 2
+    after = encoded_album.embeddings()
+    assert list(after) == [*before, "000.jpg", "zz.jpg"]
+    assert same(before, after) == before.keys()
+
+
+def test_a_photo_that_left_is_not_listed_and_is_reused_when_it_returns(encoded_album: Album, batches: list) -> None:
+    before = encoded_album.embeddings()
+    away = encoded_album.folder.parent / "away.jpg"
+    (encoded_album.folder / "05.jpg").rename(away)
+    assert encoded_album.run() == QueryReport(0, PHOTOS - 1, (), 0)
+    assert before.keys() - encoded_album.embeddings().keys() == {"05.jpg"}
+    away.rename(encoded_album.folder / "05.jpg")
+    assert encoded_album.run() == QueryReport(0, PHOTOS, (), 0)
+    assert same(before, encoded_album.embeddings()) == before.keys()
+    assert batches == []
+
+
+def test_a_photo_that_changed_while_it_was_away_is_encoded_when_it_returns(
+    encoded_album: Album, take_photo: Callable
+) -> None:
+    (encoded_album.folder / "05.jpg").unlink()
+    encoded_album.run()
+    take_photo(encoded_album.folder / "05.jpg", 48.2, 16.37, seed=999)
+    assert encoded_album.run() == QueryReport(1, PHOTOS - 1, (), 0)
+
+
+def test_what_the_table_says_is_brought_up_to_date_without_encoding(encoded_album: Album, batches: list) -> None:
+    table = read_queries(encoded_album.folder)
+    frame = table.frame.assign(split="test", latitude=48.25, weather=["wet", None] * (PHOTOS // 2))
+    assert encoded_album.run(replace(table, frame=frame)) == QueryReport(0, PHOTOS, (), 0)
+    seen = FeatureCache.open(encoded_album.path).queries.frame()
+    assert set(seen["split"]) == {"test"}
+    assert set(seen["latitude"]) == {48.25}
+    assert seen["weather"].tolist() == ["wet", ""] * (PHOTOS // 2)
+    assert batches == []
+
+
+def test_a_column_may_change_from_numbers_to_text(encoded_album: Album) -> None:
+    table = read_queries(encoded_album.folder)
+    for values in (np.arange(PHOTOS), [f"k{index}" for index in range(PHOTOS)], np.linspace(0, 1, PHOTOS)):
+        encoded_album.run(replace(table, frame=table.frame.assign(camera=values)))
+        seen = FeatureCache.open(encoded_album.path).queries.frame()
+        assert seen["camera"].tolist() == list(values)
+
+
+def test_no_photo_encoded_is_an_error_for_who_needs_some(album: Album) -> None:
+    with pytest.raises(CacheError, match="encode-queries"):
+        album.cache().queries.encoded()
+
+
+# Unreadable
+
+
+def test_an_unreadable_photo_costs_only_itself_and_is_reported_every_time(
+    album: Album, batches: list, take_photo: Callable
+) -> None:
+    good = (album.folder / "07.jpg").read_bytes()
+    (album.folder / "07.jpg").write_bytes(good[: len(good) // 2])  # its EXIF is whole
+    for encoded, reused in ((PHOTOS - 1, 0), (0, PHOTOS - 1), (0, PHOTOS - 1)):
+        report = album.run()
+        assert (report.encoded, report.reused, report.damaged) == (encoded, reused, 0)
+        assert [bad.name for bad in report.unreadable] == ["07.jpg"]
+        assert "cannot be read" in report.unreadable[0].reason
+    assert "07.jpg" not in album.embeddings()
+    assert sum(batches) == PHOTOS - 1
+    (album.folder / "07.jpg").write_bytes(good)
+    assert album.run() == QueryReport(1, PHOTOS - 1, (), 0)
+    assert len(album.embeddings()) == PHOTOS
+
+
+def test_a_photo_that_breaks_is_not_given_with_its_old_embedding(encoded_album: Album) -> None:
+    (encoded_album.folder / "07.jpg").write_bytes((encoded_album.folder / "07.jpg").read_bytes()[:-300])
+    report = encoded_album.run()
+    assert [bad.name for bad in report.unreadable] == ["07.jpg"]
+    assert "07.jpg" not in encoded_album.embeddings()
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["never encoded", "encoded before"])
+def test_a_photo_that_vanishes_after_the_table_was_read_costs_only_itself(album: Album, known: bool) -> None:
+    table = read_queries(album.folder)
+    if known:
+        album.run(table)
+    gone = album.folder / "07.jpg"
+    gone.rename(album.folder.parent / "away.jpg")
+    for _ in range(2):
+        report = album.run(table)
+        assert [bad.name for bad in report.unreadable] == ["07.jpg"]
+        assert len(album.embeddings()) == PHOTOS - 1
+    (album.folder.parent / "away.jpg").rename(gone)
+    assert album.run(table) == QueryReport(1, PHOTOS - 1, (), 0)
+
+
+def test_where_no_photo_can_be_read_each_is_reported(album: Album) -> None:
+    table = read_queries(album.folder)
+    for photo in album.folder.iterdir():
+        photo.write_bytes(b"hello")
+    assert len(album.run(table).unreadable) == PHOTOS
+
+
+# Interrupted, damaged
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), EncoderError("not finite")], ids=lambda e: type(e).__name__)
+def test_an_interrupted_encode_keeps_its_photos_and_resumes_to_the_same_embeddings(
+    album: Album, template: Album, error: BaseException
+) -> None:
+    encode, count = album.encoder.encode_photos, iter(range(3))
+
+    def interrupted(photos: np.ndarray):
+        if next(count, None) is None:
+            raise error
+        return encode(photos)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(type(error)):
+        patch.setattr(album.encoder, "encode_photos", interrupted)
+        album.run(batch_size=4)
+    assert len(album.embeddings()) == 12
+    assert album.run() == QueryReport(PHOTOS - 12, 12, (), 0)
+    assert same(album.embeddings(), template.embeddings()) == template.embeddings().keys()
+
+
+def flip(chunk: Path) -> None:
+    data = bytearray(chunk.read_bytes())
+    data[len(data) // 2] ^= 1
+    chunk.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", [flip, Path.unlink], ids=["garbled", "gone"])
+@pytest.mark.parametrize(("chunk", "photos"), [("0/0/0", CHUNK), ("2/0/0", PHOTOS - 2 * CHUNK)])
+def test_a_damaged_chunk_is_encoded_again_and_no_other(
+    encoded_album: Album, files_of: Callable, batches: list, damage: Callable, chunk: str, photos: int
+) -> None:
+    before = files_of(encoded_album.path)
+    damage(encoded_album.path / "queries/embedding/c" / chunk)
+    with pytest.raises(CacheCorruptError):
+        encoded_album.embeddings()
+    assert encoded_album.run() == QueryReport(photos, PHOTOS - photos, (), photos)
+    assert sum(batches) == photos
+    assert files_of(encoded_album.path) == before
+
+
+@pytest.mark.parametrize(
+    ("damage", "column"),
+    [(flip, name) for name in ("id", "latitude", "split", "path", "heading", "status", "photo_mtime_ns")]
+    + [(Path.unlink, name) for name in ("id", "latitude", "status")],
+)
+def test_a_damaged_column_is_mended_by_the_next_run(encoded_album: Album, damage: Callable, column: str) -> None:
+    table = read_queries(encoded_album.folder)
+    table = replace(table, frame=table.frame.assign(heading=np.arange(PHOTOS)))
+    encoded_album.run(table)
+    before, listed = encoded_album.embeddings(), FeatureCache.open(encoded_album.path).queries.frame()
+    damage(encoded_album.path / f"queries/{column}/c/0")
+    encoded_album.run(table)
+    assert same(before, encoded_album.embeddings()) == before.keys()
+    again = FeatureCache.open(encoded_album.path).queries.frame()
+    assert again.reset_index(drop=True).equals(listed)
+    assert encoded_album.run(table) == QueryReport(0, PHOTOS, (), 0)
+
+
+# Several processes
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_two_processes_encode_each_photo_once(
+    album: Album, template: Album, batches: list, in_two_processes: Callable, damaged: bool
+) -> None:
+    (album.folder / "07.jpg").write_bytes((album.folder / "07.jpg").read_bytes()[:-300])
+    (album.folder / "13.jpg").write_bytes((album.folder / "13.jpg").read_bytes()[:-300])
+    album.cache()
+    if damaged:
+        album.run()
+        batches.clear()
+        (album.path / "queries/embedding/c/1/0/0").unlink()
+    one, other = in_two_processes(module, album.run)
+    assert one.encoded == other.encoded == sum(batches) == (CHUNK - 1 if damaged else PHOTOS - 2)
+    assert sorted(bad.name for bad in one.unreadable) == ["07.jpg", "13.jpg"]
+    untouched = template.embeddings()
+    assert same(album.embeddings(), untouched) == untouched.keys() - {"07.jpg", "13.jpg"}

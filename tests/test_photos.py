@@ -1,0 +1,160 @@
+"""Claims about opening street photos."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import ExifTags, Image
+
+from jzi.encode import photos
+from jzi.encode.photos import open_photo, resize_photo
+from jzi.errors import PhotoError
+
+RED, GREEN = (255, 0, 0), (0, 255, 0)
+
+
+@pytest.fixture
+def jpeg(take_photo: Callable, tmp_path: Path) -> bytes:
+    return take_photo(tmp_path / "photo.jpg").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("orientation", "red"),
+    [(1, "left"), (2, "right"), (3, "right"), (4, "left"), (5, "top"), (6, "top"), (7, "bottom"), (8, "bottom")],
+)
+def test_a_photo_is_turned_as_its_exif_says(tmp_path: Path, orientation: int, red: str) -> None:
+    image = Image.new("RGB", (80, 40), GREEN)
+    image.paste(RED, (0, 0, 40, 40))  # the left half as stored
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    image.save(tmp_path / "photo.png", exif=exif)
+    seen = open_photo(tmp_path / "photo.png")
+    assert seen.size == ((80, 40) if red in ("left", "right") else (40, 80))
+    width, height = seen.size
+    place = {"left": (2, 20), "right": (width - 3, 20), "top": (20, 2), "bottom": (20, height - 3)}[red]
+    assert seen.getpixel(place) == RED
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 200])
+def test_an_orientation_that_does_not_exist_turns_nothing(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.new("RGB", (80, 40)).save(tmp_path / "photo.jpg", exif=exif)
+    assert open_photo(tmp_path / "photo.jpg").size == (80, 40)
+
+
+def paletted(transparent: bool) -> Image.Image:
+    image = Image.new("P", (8, 8), 1)
+    image.putpalette([0, 0, 255, *RED])
+    image.putpixel((0, 0), 0)
+    if transparent:
+        image.info["transparency"] = 0
+    return image
+
+
+MODES = {
+    "L": (Image.new("L", (8, 8), 90), (90, 90, 90)),
+    "LA": (Image.new("LA", (8, 8), (90, 255)), (90, 90, 90)),
+    "LA, clear": (Image.new("LA", (8, 8), (90, 0)), (255, 255, 255)),
+    "RGBA": (Image.new("RGBA", (8, 8), (*RED, 255)), RED),
+    "RGBA, clear": (Image.new("RGBA", (8, 8), (*RED, 0)), (255, 255, 255)),
+    "P": (paletted(False), RED),
+    "1": (Image.new("1", (8, 8), 1), (255, 255, 255)),
+    "CMYK": (Image.new("CMYK", (8, 8), (0, 255, 255, 0)), RED),
+    "HSV": (Image.new("HSV", (8, 8), (0, 255, 255)), RED),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_becomes_the_colours_that_one_sees(mode: str) -> None:
+    image, color = MODES[mode]
+    seen = open_photo(image)
+    assert seen.mode == "RGB"
+    assert seen.getpixel((4, 4)) == color
+
+
+def test_a_clear_place_of_a_palette_becomes_white(tmp_path: Path) -> None:
+    image = paletted(True)
+    image.save(tmp_path / "photo.png", transparency=0)
+    seen = open_photo(tmp_path / "photo.png")
+    assert (seen.getpixel((0, 0)), seen.getpixel((4, 4))) == ((255, 255, 255), RED)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_deep_gray_is_seen_by_its_own_range(tmp_path: Path, suffix: str) -> None:
+    values = np.linspace(1000, 3000, 64).astype(np.uint16).reshape(8, 8)
+    Image.fromarray(values).save(tmp_path / f"photo.{suffix}")
+    seen = np.asarray(open_photo(tmp_path / f"photo.{suffix}"))
+    assert seen.shape == (8, 8, 3)
+    assert (seen.min(), seen.max()) == (0, 255)
+    assert (np.diff(seen[..., 0].ravel().astype(int)) >= 0).all()
+    Image.fromarray(np.full((8, 8), 1000, np.uint16)).save(tmp_path / "flat.png")
+    assert np.asarray(open_photo(tmp_path / "flat.png")).std() == 0
+
+
+def test_a_photo_may_be_a_path_bytes_a_file_or_an_image(jpeg: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "photo.jpg"
+    expected = np.asarray(open_photo(path))
+    with path.open("rb") as file, Image.open(path) as image:
+        for photo in (str(path), jpeg, io.BytesIO(jpeg), file, image):
+            np.testing.assert_array_equal(np.asarray(open_photo(photo)), expected)
+
+
+# What is refused
+
+
+def refused(photo: object, match: str) -> None:
+    with pytest.raises(PhotoError, match=match) as error:
+        open_photo(photo, "my.jpg")  # type: ignore[arg-type]
+    assert "my.jpg" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.99])
+def test_a_truncated_photo_is_refused(jpeg: bytes, share: float) -> None:
+    refused(jpeg[: int(len(jpeg) * share)], "cannot be read")
+
+
+def test_a_truncated_png_is_refused(tmp_path: Path, pattern: Callable) -> None:
+    Image.fromarray(np.moveaxis(pattern(64, 64, 1), 0, -1).copy()).save(tmp_path / "photo.png")
+    refused((tmp_path / "photo.png").read_bytes()[:-2000], "cannot be read")
+
+
+@pytest.mark.parametrize("data", [b"", b"hello", b"\xff\xd8\xff\xe0", b"GIF89a"], ids=["empty", "text", "jpeg", "gif"])
+def test_what_is_no_photo_is_refused(data: bytes) -> None:
+    refused(data, "is not a photo|cannot be read")
+
+
+def test_a_photo_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    refused(tmp_path / "nothing.jpg", "there is no photo")
+    refused(tmp_path, "cannot be read")
+
+
+def test_a_photo_of_too_many_pixels_is_refused_before_it_fills_the_memory(
+    jpeg: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(photos, "MAX_PIXELS", 96 * 48)
+    open_photo(jpeg)
+    monkeypatch.setattr(photos, "MAX_PIXELS", 96 * 48 - 1)
+    monkeypatch.setattr(Image.Image, "load", lambda image: pytest.fail("its pixels were loaded"))
+    refused(jpeg, "96 x 48 pixels: shrink it")
+
+
+def test_a_decompression_bomb_is_refused(jpeg: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    refused(jpeg, "too large")
+
+
+# Size
+
+
+def test_the_whole_photo_is_resized_and_what_is_too_fine_becomes_its_mean() -> None:
+    fine = np.zeros((400, 600, 3), np.uint8)
+    fine[::2, ::2] = fine[1::2, 1::2] = 255
+    small = resize_photo(Image.fromarray(fine), 56, 28)
+    assert small.shape == (28, 56, 3)
+    assert np.abs(small.astype(int) - 127).max() <= 2
