@@ -75,7 +75,7 @@ class FeatureCache:
         if exists(path):
             raise CacheError(f"{path} exists already: open it, or give another path")
         with storage_errors(path):
-            card = {
+            card: dict[str, Any] = {
                 "format": FORMAT,
                 "version": __version__,
                 "pyramid": pyramid.to_dict(),
