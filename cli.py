@@ -77,6 +77,9 @@ def settings_options(command: Callable) -> Callable:
     )(command)
 
 
+beams_option = click.option(
+    "--beams", type=click.IntRange(1), default=1, show_default=True, help="1 is greedy, the paper's protocol."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON objects, one to a line.")
 
 
@@ -344,9 +347,7 @@ def train_decoder_command(config_file: Path, overrides: tuple[str, ...], as_json
 @settings_options
 @click.option("--split", type=click.Choice(["train", "val", "test"]), help="[default: test, or val if there is none]")
 @click.option("--radii", default="40,50,100", show_default=True, help="Metres, separated by commas.")
-@click.option(
-    "--beams", type=click.IntRange(1), default=1, show_default=True, help="1 is greedy, the paper's protocol."
-)
+@beams_option
 @json_option
 def evaluate(
     config_file: Path, overrides: tuple[str, ...], split: str | None, radii: str, beams: int, as_json: bool
@@ -374,9 +375,8 @@ def evaluate(
 @click.argument("photos", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--model", type=click.Path(path_type=Path), help="A model folder.  [default: that of jzi.toml, or model]")
 @click.option("--config", "config_file", type=click.Path(path_type=Path), default="jzi.toml", show_default=True)
-@click.option(
-    "--beams", type=click.IntRange(1), default=1, show_default=True, help="1 is greedy, the paper's protocol."
-)
+@click.option("--cache", help="A cache to take the map from.  [default: the model's own map]")
+@beams_option
 @json_option
 def locate(
     photos: tuple[Path, ...], model: Path | None, cache: str | None, config_file: Path, beams: int, as_json: bool

@@ -238,7 +238,7 @@ def test_a_corrupt_chunk_stops_training_and_encoding_again_mends_it(trained, tmp
 
 def test_a_model_whose_map_or_encoder_is_gone_is_one_sentence(trained, tmp_path) -> None:
     (tmp_path / "model" / "map.safetensors").rename(tmp_path / "aside")
-    assert "the model's map, cannot be read" in trained("locate photos/day0/000.jpg", code=2).stderr
+    assert "model has no map" in trained("locate photos/day0/000.jpg", code=2).stderr
     (tmp_path / "aside").rename(tmp_path / "model" / "map.safetensors")
     shutil.rmtree(tmp_path / "model" / "encoder")
     assert "lacks its encoder" in trained("locate photos/day0/000.jpg", code=2).stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -10,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file
 
+from jzi.cli import main
 from jzi.decode.import_checkpoint import import_checkpoint
 from jzi.decode.locate import Locator
 from jzi.decode.model import ZoomModel
@@ -163,3 +166,7 @@ def test_an_imported_model_locates_photos_on_a_map_made_with_its_encoder(
     place = Locator.load(tmp_path / "model", cache=tmp_path / "features.zarr").locate(photo_folder / "day0" / "000.jpg")
     assert pyramid.paths(place.latitude, place.longitude)[0].tolist() == list(place.best.path)
     assert np.isfinite(place.confidence)
+    line = ["locate", str(photo_folder / "day0" / "000.jpg"), "--model", str(tmp_path / "model"), "--json"]
+    result = CliRunner().invoke(main, [*line, "--cache", str(tmp_path / "features.zarr")])
+    assert json.loads(result.stdout)["path"] == list(place.best.path)
+    assert CliRunner().invoke(main, line).exit_code == 2
