@@ -14,7 +14,6 @@ from jzi import __version__
 from jzi.errors import JziError
 
 if TYPE_CHECKING:
-    from jzi.config import Settings
     from jzi.store.queries import QueryTable, Rejected
 
 
@@ -120,7 +119,7 @@ def _list_disagreements(table: QueryTable) -> None:
 @click.option("--preset", help="A published area, such as just-zoom-in-dc.")
 @click.option("--center", type=float, nargs=2, metavar="LAT LON", help="Centre of the area.  [default: the map's]")
 @click.option("--size", type=float, help="Side of the area, metres.  [default: so that it holds the map]")
-@click.option("--grid", type=int, default=4, show_default=True, help="A tile has grid x grid children.")
+@click.option("--grid", type=int, help="A tile has grid x grid children.  [default: 4]")
 @click.option("--levels", type=int, help="Zoom steps.  [default: as many as make cells of 40 m or less]")
 @click.option("--map-crs", help="CRS of rasters that do not say theirs.")
 @click.option("--dataset", help="A published data set instead: just-zoom-in, a copy of which lies in FOLDER.")
@@ -142,9 +141,13 @@ def init(
 
     if (folder / FILE).exists() and not force:
         raise Sentence(f"{folder / FILE} is there already: edit it, or pass --force to replace it")
-    settings, table = (
-        dataset_settings(dataset, folder, data, download) if dataset else new_settings(folder, rasters, **options)
-    )
+    table: QueryTable | None
+    if dataset:
+        settings, table = dataset_settings(dataset, folder, data, download, rasters=rasters, **options)
+    elif data or download:
+        raise Sentence("--data and --download go with --dataset")
+    else:
+        settings, table = new_settings(folder, rasters, **options)
     click.echo(describe_area(settings.pyramid))
     if table is not None:
         table = table.inside(settings.pyramid)
@@ -197,14 +200,6 @@ def info(paths: tuple[str, ...], as_json: bool) -> None:
 # Stage one
 
 
-def _encoder(settings: Settings) -> Any:
-    from jzi.encode.encoder import Encoder
-
-    options = settings.encoder
-    name = settings.encoder_folder or options.name
-    return Encoder.load(name, image_size=options.image_size, layout=options.layout)
-
-
 @main.command("encode-map")
 @settings_options
 @json_option
@@ -214,27 +209,17 @@ def encode_map_command(config_file: Path, overrides: tuple[str, ...], as_json: b
 
     settings = load_settings(config_file, overrides)
     from jzi.encode.encode_map import encode_map
-    from jzi.encode.imagery import Imagery
     from jzi.encode.processes import processes
-    from jzi.store.cache import FeatureCache
-    from jzi.workspace import raster_options
+    from jzi.workspace import load_encoder, open_cache, open_imagery
 
-    state = processes()
-    with Imagery(settings.rasters, settings.pyramid, raster_options(settings)) as imagery:
-        encoder = _encoder(settings)
-        with state.main_process_first():
-            cache = FeatureCache.open_or_create(
-                settings.cache_path, settings.pyramid, encoder.card, imagery.card(_known_imagery(settings.cache_path))
-            )
+    with open_imagery(settings) as imagery:
+        encoder = load_encoder(settings)
+        cache = open_cache(settings, encoder, imagery)
         click.echo(f"reading {imagery.description}", err=True)
         report = encode_map(cache, encoder, imagery, batch_size=settings.encoder.batch_size)
-    if not state.is_main_process:
-        return
-    cache.consolidate()
-    text = f"{report.encoded} tiles encoded, {report.reused} reused, {report.nodata} without imagery"
-    damaged = f" ({report.damaged} had been damaged)" if report.damaged else ""
-    values = {"encoded": report.encoded, "reused": report.reused, "nodata": report.nodata, "damaged": report.damaged}
-    _print(as_json, {**values, "cache": settings.cache_path}, f"{text}{damaged}: {settings.cache_path}")
+    if processes().is_main_process:
+        values = {**report.to_dict(), "cache": settings.cache_path}
+        _print(as_json, values, f"{report.to_text()}: {settings.cache_path}")
 
 
 @main.command("encode-queries")
@@ -250,32 +235,21 @@ def encode_queries_command(config_file: Path, overrides: tuple[str, ...], skip_u
     table = read_query_table(settings).inside(settings.pyramid)
     from jzi.encode.encode_queries import encode_queries
     from jzi.encode.processes import processes
-    from jzi.store.cache import FeatureCache
+    from jzi.workspace import load_encoder, open_cache
 
-    state = processes()
-    encoder = _encoder(settings)
-    with state.main_process_first():
-        cache = FeatureCache.open_or_create(settings.cache_path, settings.pyramid, encoder.card)
+    encoder = load_encoder(settings)
+    cache = open_cache(settings, encoder)
     report = encode_queries(cache, encoder, table, batch_size=settings.encoder.batch_size)
-    if not state.is_main_process:
+    if not processes().is_main_process:
         return
-    cache.consolidate()
     _list_rejected(table.rejected, "photos left out")
     _list_disagreements(table)
     _list_rejected(report.unreadable, "photos cannot be read")
-    counts = {"encoded": report.encoded, "reused": report.reused, "unreadable": len(report.unreadable)}
     splits = {split: int(count) for split, count in table.frame["split"].value_counts().items()}
-    values = {
-        **counts,
-        "rejected": len(table.rejected),
-        "disagreements": len(table.disagreements),
-        "damaged": report.damaged,
-        "splits": splits,
-    }
-    text = f"{report.encoded} photos encoded, {report.reused} reused"
-    damaged = f" ({report.damaged} had been damaged)" if report.damaged else ""
+    told = {"rejected": len(table.rejected), "disagreements": len(table.disagreements), "splits": splits}
     shares = ", ".join(f"{count} {split}" for split, count in splits.items())
-    _print(as_json, {**values, "cache": settings.cache_path}, f"{text}{damaged} ({shares}): {settings.cache_path}")
+    values = {**report.to_dict(), **told, "cache": settings.cache_path}
+    _print(as_json, values, f"{report.to_text()} ({shares}): {settings.cache_path}")
     nowhere = [each for each in table.rejected if each.reason.startswith("no GPS")]
     if nowhere and not skip_unusable:
         raise Sentence(
@@ -284,13 +258,6 @@ def encode_queries_command(config_file: Path, overrides: tuple[str, ...], skip_u
         )
     if report.unreadable:
         raise SystemExit(1)
-
-
-def _known_imagery(cache_path: str) -> Any:
-    from jzi.store.cache import FeatureCache
-    from jzi.store.storage import exists
-
-    return FeatureCache.open(cache_path).imagery if exists(cache_path) else None
 
 
 # Stage two
@@ -310,6 +277,7 @@ def train_decoder_command(config_file: Path, overrides: tuple[str, ...], as_json
     from jzi.decode.train import train_decoder
     from jzi.encode.processes import processes
     from jzi.store.cache import FeatureCache
+    from jzi.workspace import load_encoder
 
     cache = FeatureCache.open(settings.cache_path)
     if settings.encoder_folder is None and not cache.encoder.from_hub:
@@ -317,7 +285,7 @@ def train_decoder_command(config_file: Path, overrides: tuple[str, ...], as_json
             f"there is no encoder in {settings.encoder.name} any more, and the model must carry it: set encoder.name "
             f"to the folder of {cache.encoder.label}"
         )
-    cache.check(pyramid=settings.pyramid, encoder=_encoder(settings).card)
+    cache.check(pyramid=settings.pyramid, encoder=load_encoder(settings).card)
     report = train_decoder(
         cache,
         settings.path(settings.model.path),
@@ -332,15 +300,7 @@ def train_decoder_command(config_file: Path, overrides: tuple[str, ...], as_json
         click.echo(f"{report.unreachable} photos left out: the map has no imagery where they were taken", err=True)
     if not report.val:
         click.echo("there is no photo with split 'val': the last epoch is kept", err=True)
-    best = report.best
-    done = f"trained {report.epochs} epochs in {report.seconds:.1f} s" if report.epochs else "trained before"
-    recall = f", validation recall within 40 m {100 * best['recall@40m']:.1f} %" if "recall@40m" in best else ""
-    values = {"epochs": report.epochs, "train": report.train, "val": report.val, "seconds": report.seconds}
-    _print(
-        as_json,
-        {**values, "unreachable": report.unreachable, "best": best, "model": str(report.folder)},
-        f"{done}, {report.train} photos; kept epoch {best['epoch']:.0f}{recall}: {report.folder}",
-    )
+    _print(as_json, report.to_dict(), f"{report.to_text()}: {report.folder}")
 
 
 @main.command()

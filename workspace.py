@@ -15,7 +15,9 @@ from jzi.store.pyramid import Pyramid, preset
 from jzi.store.queries import SUFFIXES, QueryTable, read_queries
 
 if TYPE_CHECKING:
-    from jzi.encode.raster import RasterOptions
+    from jzi.encode.encoder import Encoder
+    from jzi.encode.imagery import Imagery
+    from jzi.store.cache import FeatureCache
 
 
 def new_settings(
@@ -29,7 +31,7 @@ def new_settings(
     preset: str | None = None,
     center: tuple[float, float] | None = None,
     size: float | None = None,
-    grid: int = 4,
+    grid: int | None = None,
     levels: int | None = None,
     map_crs: str | None = None,
 ) -> tuple[Settings, QueryTable | None]:
@@ -42,21 +44,34 @@ def new_settings(
     """
     imagery = MapSettings(rasters=[_relative(raster, folder) for raster in rasters], crs=map_crs)
     pyramid = _area(find_rasters(rasters) if rasters else [], map_crs, preset, center, size, grid, levels)
-    chosen = EncoderSettings()
-    chosen.name = _relative(encoder, folder) if encoder else chosen.name
-    chosen.image_size = image_size or chosen.image_size
     named = QuerySettings(*(_relative(path, folder) if path else None for path in (queries, photos)))
-    settings = Settings(pyramid=pyramid, map=imagery, queries=named, encoder=chosen)
+    settings = Settings(
+        pyramid=pyramid, map=imagery, queries=named, encoder=_encoder_settings(folder, encoder, image_size)
+    )
     settings.folder = folder
     if rasters:
-        from jzi.encode.imagery import Imagery
-
-        with Imagery(settings.rasters, pyramid, raster_options(settings)):
+        with open_imagery(settings):
             pass  # it can be read and touches the area, or raises
     return settings, read_query_table(settings) if queries else None
 
 
-def dataset_settings(name: str, folder: Path, data: Path | None, download: bool) -> tuple[Settings, QueryTable]:
+def _encoder_settings(folder: Path, name: str | None, image_size: int | None) -> EncoderSettings:
+    chosen = EncoderSettings()
+    chosen.name = _relative(name, folder) if name else chosen.name
+    chosen.image_size = image_size or chosen.image_size
+    return chosen
+
+
+def dataset_settings(
+    name: str,
+    folder: Path,
+    data: Path | None,
+    download: bool,
+    *,
+    encoder: str | None = None,
+    image_size: int | None = None,
+    **others: Any,
+) -> tuple[Settings, QueryTable]:
     """The settings of a working directory for a published data set; the map's VRT is written into it.
 
     Args:
@@ -64,6 +79,9 @@ def dataset_settings(name: str, folder: Path, data: Path | None, download: bool)
         folder: the working directory.
         data: where the copy of the data set lies, or is downloaded to; `folder` itself by default.
         download: fetch it from the Hugging Face hub first; what is there already is kept.
+        encoder: as in `new_settings`.
+        image_size: as in `new_settings`.
+        others: anything else that `new_settings` takes; the data set says all that, and none may be given.
 
     Raises:
         ConfigError: there is no such data set, or it cannot be downloaded.
@@ -73,6 +91,8 @@ def dataset_settings(name: str, folder: Path, data: Path | None, download: bool)
 
     if name != "just-zoom-in":
         raise ConfigError(f"there is no data set {name!r}: the only one is just-zoom-in")
+    if given := [f"--{option.replace('_', '-')}" for option, value in others.items() if value]:
+        raise ConfigError(f"--dataset says it all: leave {', '.join(given).replace('--rasters', '--map')} out")
     data = data or folder
     if download:
         _download("pcvlab/justzoomin", data)
@@ -87,6 +107,7 @@ def dataset_settings(name: str, folder: Path, data: Path | None, download: bool)
             table={split: _relative(str(table), folder) for split, table in tables.items()},
             photos=_relative(str(data / "streetview" / "images"), folder),
         ),
+        encoder=_encoder_settings(folder, encoder, image_size),
     )
     settings.folder = folder
     return settings, read_query_table(settings)
@@ -110,13 +131,14 @@ def _area(
     name: str | None,
     center: tuple[float, float] | None,
     size: float | None,
-    grid: int,
+    grid: int | None,
     levels: int | None,
 ) -> Pyramid:
     if name:
-        if center or size or levels:
-            raise ConfigError("--preset says it all: leave --center, --size and --levels out")
+        if center or size or grid or levels:
+            raise ConfigError("--preset says it all: leave --center, --size, --grid and --levels out")
         return preset(name)
+    grid = grid or 4
     if center and size:
         return Pyramid.around(*center, size, grid=grid, levels=levels)
     if not rasters:
@@ -206,11 +228,46 @@ def area_for_tile(name: str | None, config_file: Path) -> Pyramid:
     return preset(name or "just-zoom-in-dc")
 
 
-def raster_options(settings: Settings) -> RasterOptions:
-    """What the settings say of the rasters."""
+def open_imagery(settings: Settings) -> Imagery:
+    """The map that the settings name; a context manager.
+
+    Raises:
+        ImageryError: a raster cannot be used, or none touches the area.
+    """
+    from jzi.encode.imagery import Imagery
     from jzi.encode.raster import RasterOptions
 
-    return RasterOptions(settings.map.crs, settings.map.nodata, settings.map.stretch)
+    options = RasterOptions(settings.map.crs, settings.map.nodata, settings.map.stretch)
+    return Imagery(settings.rasters, settings.pyramid, options)
+
+
+def load_encoder(settings: Settings) -> Encoder:
+    """The encoder that the settings name.
+
+    Raises:
+        EncoderError: it cannot be had.
+    """
+    from jzi.encode.encoder import Encoder
+
+    options = settings.encoder
+    name = settings.encoder_folder or options.name
+    return Encoder.load(name, image_size=options.image_size, layout=options.layout)
+
+
+def open_cache(settings: Settings, encoder: Encoder, imagery: Imagery | None = None) -> FeatureCache:
+    """The cache that the settings name, open for writing; it is created by the main process if need be.
+
+    Raises:
+        CacheMismatchError: it belongs to another encoder, pyramid or imagery.
+    """
+    from jzi.encode.processes import processes
+    from jzi.store.cache import FeatureCache
+    from jzi.store.storage import exists
+
+    path = settings.cache_path
+    with processes().main_process_first():
+        card = imagery.card(FeatureCache.open(path).imagery if exists(path) else None) if imagery else None
+        return FeatureCache.open_or_create(path, settings.pyramid, encoder.card, card)
 
 
 def read_query_table(settings: Settings) -> QueryTable:

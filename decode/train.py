@@ -56,6 +56,17 @@ class TrainReport:
     unreachable: int
     seconds: float
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {**asdict(self), "folder": str(self.folder)}
+
+    def to_text(self) -> str:
+        """For people."""
+        done = f"trained {self.epochs} epochs in {self.seconds:.1f} s" if self.epochs else "trained before"
+        recall = self.best.get("recall@40m")
+        reached = "" if recall is None else f", validation recall within 40 m {100 * recall:.1f} %"
+        return f"{done}, {self.train} photos; kept epoch {self.best['epoch']:.0f}{reached}"
+
 
 def train_decoder(
     cache: FeatureCache,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 from accelerate import PartialState
@@ -39,6 +39,15 @@ class MapReport:
     reused: int
     nodata: int
     damaged: int
+
+    def to_dict(self) -> dict[str, int]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+    def to_text(self) -> str:
+        """For people."""
+        damaged = f" ({self.damaged} had been damaged)" if self.damaged else ""
+        return f"{self.encoded} tiles encoded, {self.reused} reused, {self.nodata} without imagery{damaged}"
 
 
 def encode_map(cache: FeatureCache, encoder: Encoder, imagery: Imagery, *, batch_size: int = 32) -> MapReport:

@@ -42,6 +42,16 @@ class QueryReport:
     unreadable: tuple[Rejected, ...]
     damaged: int
 
+    def to_dict(self) -> dict[str, int]:
+        """Plain values, for JSON."""
+        counts = {"encoded": self.encoded, "reused": self.reused}
+        return {**counts, "unreadable": len(self.unreadable), "damaged": self.damaged}
+
+    def to_text(self) -> str:
+        """For people."""
+        damaged = f" ({self.damaged} had been damaged)" if self.damaged else ""
+        return f"{self.encoded} photos encoded, {self.reused} reused{damaged}"
+
 
 @dataclass(frozen=True)
 class _Photo:
