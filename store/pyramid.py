@@ -20,6 +20,9 @@ from jzi.errors import PyramidError
 
 WGS84 = Geod(ellps="WGS84")
 
+#: Cells to a side: 320 km in cells of 40 m. A status of a byte a cell is 67 MB then.
+MAX_SIDE = 8192
+
 
 class TileKey(NamedTuple):
     """Where a tile is in the pyramid. Row 0 is north, column 0 is west."""
@@ -73,9 +76,10 @@ class Pyramid:
             raise PyramidError(f"the pyramid's west, north and size must be finite and size positive, not {self.size}")
         if not 2 <= self.grid <= 16:
             raise PyramidError(f"pyramid.grid must lie between 2 and 16, not {self.grid}")
-        if not 1 <= self.levels <= 12 or self.grid**self.levels > 2**20:
+        if not 1 <= self.levels <= 12 or self.grid**self.levels > MAX_SIDE:
             raise PyramidError(
-                f"pyramid.levels is {self.levels}: it must lie between 1 and 12, with grid^levels <= 2^20"
+                f"pyramid.levels is {self.levels} and grid {self.grid}: levels must lie between 1 and 12, with at most "
+                f"{MAX_SIDE} cells to a side (grid^levels)"
             )
 
     @classmethod
