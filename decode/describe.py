@@ -27,8 +27,7 @@ class Description:
         facts: what to print, in order.
         pyramid: that it belongs to; None for a raster.
         encoder: that it belongs to; None for a raster.
-        imagery: fingerprint of the imagery; None where it is not known.
-        extent: of a raster, (latitude, longitude) of its corners.
+        file_hashes: SHA-256 of the raster's files, or of those that a cache was made from.
     """
 
     path: str

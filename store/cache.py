@@ -156,11 +156,25 @@ class FeatureCache:
         self.consolidate()  # new attributes drop the consolidated metadata
 
     def consolidate(self) -> None:
-        """Gather the metadata in one object, so that xarray opens the cache at once, over HTTP too."""
+        """Gather the metadata in one object, so that xarray opens the cache at once, over HTTP too.
+
+        Nothing is written where it is gathered already.
+        """
         with storage_errors(self.path), warnings.catch_warnings():
+            if self._is_consolidated():
+                return
             # Zarr warns that readers of other languages may not know consolidated metadata; they can do without.
             warnings.simplefilter("ignore", ZarrUserWarning)
             zarr.consolidate_metadata(self.group.store)
+
+    def _is_consolidated(self) -> bool:
+        """Whether the gathered metadata knows all photos and columns that there are."""
+        try:
+            gathered = zarr.open_group(self.group.store, mode="r", use_consolidated=True)
+            rows, columns = gathered["queries/id"].shape, dict(gathered["queries"].attrs)  # type: ignore[union-attr]
+        except (ValueError, KeyError):
+            return False
+        return rows == self.array("queries/id").shape and columns == dict(self.group["queries"].attrs)
 
     # Layout
 
