@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - its name everywhere
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
@@ -109,6 +110,8 @@ def train_decoder(
         replace_file(folder / "map.safetensors", features.save)
         run.start(settings)
     accelerator.wait_for_everyone()
+    if config.trackers:
+        accelerator.init_trackers("jzi", config={k: v for k, v in asdict(config).items() if k != "trackers"})
 
     torch.manual_seed(config.seed)
     decoder = ZoomDecoder(decoder_config)
@@ -232,6 +235,9 @@ def _loss(decoder: ZoomDecoder, table: TileTable, samples: Samples) -> float:
 
 
 def _accelerator(config: TrainConfig, folder: Path) -> Accelerator:
+    available = {str(tracker) for tracker in get_available_trackers()}
+    if missing := [name for name in config.trackers if name not in available]:  # Accelerate would say nothing
+        raise ConfigError(f"train.trackers names {', '.join(missing)}, which must be installed first (pip install ...)")
     precision = config.precision
     if precision == "auto":
         precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
@@ -242,8 +248,6 @@ def _accelerator(config: TrainConfig, folder: Path) -> Accelerator:
             log_with=list(config.trackers) or None,
             project_dir=str(folder / "train"),
         )
-        if config.trackers:
-            accelerator.init_trackers("jzi", config={k: v for k, v in asdict(config).items() if k != "trackers"})
     except (ValueError, ImportError) as error:
         raise ConfigError(f"train.precision or train.trackers cannot be had here: {error}") from error
     if config.batch_size % accelerator.num_processes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import json
 from pathlib import Path
@@ -176,6 +177,15 @@ def test_the_learning_rate_warms_up_and_falls_as_a_cosine() -> None:
 def test_training_settings_that_make_no_sense_are_refused(wrong: dict) -> None:
     with pytest.raises(ConfigError):
         TrainConfig(**wrong)
+
+
+@pytest.mark.parametrize("tracker", ["tensorboard", "nonsense"])
+def test_a_tracker_that_is_not_installed_is_refused_rather_than_ignored(cache, tmp_path, tracker: str) -> None:
+    if importlib.util.find_spec(tracker):
+        pytest.skip(f"{tracker} is installed")
+    with pytest.raises(ConfigError, match=tracker):
+        train_decoder(cache, tmp_path / "model", SMALL, TrainConfig(**{**vars(QUICK), "trackers": (tracker,)}))
+    assert not (tmp_path / "model").exists()
 
 
 # Evaluation
