@@ -59,7 +59,7 @@ class Raster:
             raise ImageryError(
                 f"{path} is not georeferenced: it has {'a geotransform but no CRS' if placed else 'no geotransform'}; "
                 + (
-                    "say which with `--set map.crs=EPSG:...`"
+                    "name it with `jzi init --map-crs EPSG:...` or map.crs in jzi.toml"
                     if placed
                     else "give it one (a world file, gdal_translate)"
                 )
@@ -157,12 +157,13 @@ class Raster:
     def warp(self, crs: str, bounds: Bounds, pixels: int) -> NDArray[np.uint8]:
         """(4, pixels, pixels) RGBA in a square of another CRS, north up, antialiased; zeros outside of the raster."""
         rgba = np.zeros((4, pixels, pixels), np.uint8)
-        window = self._window(crs, bounds, pixels)
-        if window is None:
+        found = self._window(crs, bounds, pixels)
+        if found is None:
             return rgba
+        window, across, down = found
         # What is far finer is averaged down to twice the resolution that is made, while it is read. The cubic kernel
         # does the rest: GDAL widens it where it shrinks, and it does not blur what it enlarges.
-        shrink = max(1.0, min(window.width, window.height) / pixels / 2)
+        shrink = max(1.0, min(across, down) / pixels / 2)
         shape = (max(1, round(window.height / shrink)), max(1, round(window.width / shrink)))
         scale = Affine.scale(window.width / shape[1], window.height / shape[0])
         side = (bounds.east - bounds.west) / pixels
@@ -176,11 +177,18 @@ class Raster:
             dst_crs=crs,
             dst_alpha=4,
             resampling=Resampling.cubic,
+            # Pixels made per source pixel. GDAL would guess them from the part of the square that the raster covers,
+            # and alias where that is a small one: at the edges of a map, and in every sheet of a mosaic.
+            XSCALE=pixels / (across * shape[1] / window.width),
+            YSCALE=pixels / (down * shape[0] / window.height),
         )
         return rgba
 
-    def _window(self, crs: str, bounds: Bounds, pixels: int) -> Window | None:
-        """The pixels that a square of another CRS needs, with a margin for the kernel; None if there are none."""
+    def _window(self, crs: str, bounds: Bounds, pixels: int) -> tuple[Window, float, float] | None:
+        """The pixels that a square of another CRS needs, with a margin for the kernel; None if there are none.
+
+        And how many of the raster's pixels the whole square is wide and high, were the raster large enough.
+        """
         edge, zero, one = np.linspace(0, 1, 22), np.zeros(22), np.ones(22)
         u, v = np.concatenate([edge, edge, zero, one]), np.concatenate([zero, one, edge, edge])
         x, y = bounds.west + u * (bounds.east - bounds.west), bounds.south + v * (bounds.north - bounds.south)
@@ -191,7 +199,12 @@ class Raster:
         margin = 2 * max(np.ptp(col), np.ptp(row)) / pixels + 4
         west, east = max(0, int(col.min() - margin)), min(self.width, int(col.max() + margin) + 1)
         north, south = max(0, int(row.min() - margin)), min(self.height, int(row.max() + margin) + 1)
-        return Window(west, north, east - west, south - north) if east > west and south > north else None
+        if east <= west or south <= north:
+            return None
+        south_west, south_east, north_west = 0, len(edge) - 1, 3 * len(edge) - 1
+        across = np.hypot(col[south_east] - col[south_west], row[south_east] - row[south_west])
+        down = np.hypot(col[north_west] - col[south_west], row[north_west] - row[south_west])
+        return Window(west, north, east - west, south - north), float(across), float(down)
 
 
 _handles = threading.local()

@@ -262,7 +262,7 @@ def world_file(tmp_path: Path, pyramid: Pyramid) -> Path:
 
 
 def test_a_world_file_and_a_crs_place_a_picture(world_file: Path, pyramid: Pyramid) -> None:
-    with pytest.raises(ImageryError, match=r"no CRS; say which with `--set map\.crs"):
+    with pytest.raises(ImageryError, match=r"no CRS; name it with `jzi init --map-crs"):
         Raster(world_file)
     image, covered = look(world_file, pyramid, crs=pyramid.crs)
     assert covered.all()
@@ -440,3 +440,25 @@ def test_an_unchanged_file_is_not_read_again_for_its_fingerprint(
     town_raster.touch()
     with pytest.raises(AssertionError, match="is read again"):
         imagery.card(card)
+
+
+def test_tiles_are_as_smooth_where_a_raster_covers_little_of_them(write_raster, pattern, pyramid: Pyramid) -> None:
+    """A map of many sheets, or an area far larger than its raster, must not alias."""
+    fine = pattern(1600, 1600, square=4)  # squares of 2 m
+    whole = write_raster(fine, pyramid.bounds, pyramid.crs, "whole.tif")
+    sheets = []
+    for row in range(8):
+        for col in range(8):
+            west, north = pyramid.west + 100 * col, pyramid.north - 100 * row
+            part = fine[:, row * 200 : (row + 1) * 200, col * 200 : (col + 1) * 200]
+            bounds = (west, north - 100, west + 100, north)
+            sheets.append(write_raster(part, bounds, pyramid.crs, f"sheet{row}{col}.tif"))
+    larger = Pyramid(pyramid.crs, pyramid.west * 4, pyramid.north * 4, pyramid.size * 4, levels=3)
+    expected = Imagery([whole], pyramid).render(pyramid.bounds, 50)[0].astype(float)
+    of_sheets = Imagery(sheets, pyramid).render(pyramid.bounds, 50)[0].astype(float)
+    of_larger = Imagery([whole], larger).render(larger.bounds, 200)[0][75:125, 75:125].astype(float)
+    mean = np.moveaxis(fine, 0, -1).reshape(50, 32, 50, 32, 3).mean((1, 3))
+    for made in (expected, of_sheets, of_larger):
+        assert np.abs(made - mean).mean() < 6
+        assert made.std() < 1.1 * mean.std()  # aliasing would make it as rough as the squares themselves
+    np.testing.assert_array_equal(of_larger, expected)
