@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from jzi.store.cache import FeatureCache as FeatureCache
     from jzi.store.candidate import Candidate as Candidate
     from jzi.store.pyramid import Pyramid as Pyramid
+    from jzi.store.pyramid import TileKey as TileKey
 
 #: What the package gives, and where it is: imported when it is asked for, so that `import jzi` costs nothing.
 _EXPORTS = {
@@ -34,6 +35,7 @@ _EXPORTS = {
     "Location": "jzi.decode.locate",
     "Locator": "jzi.decode.locate",
     "Pyramid": "jzi.store.pyramid",
+    "TileKey": "jzi.store.pyramid",
     "ZoomDecoder": "jzi.decode.decoder",
     "ZoomModel": "jzi.decode.model",
 }

@@ -40,12 +40,16 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except JziError as error:
             raise Sentence(str(error)) from error
+        except BrokenPipeError:
+            raise  # `jzi ... | head`: click ends quietly
         except OSError as error:
-            if error.filename is None and error.errno is None:
+            if error.errno is None:
                 raise
-            raise Sentence(f"{error.filename or 'a file'}: {error.strerror or error}") from error
+            raise Sentence(f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)) from error
         except KeyboardInterrupt:
-            click.echo("jzi: interrupted; what was done is kept, run the same command to go on", err=True)
+            resumes = ctx.invoked_subcommand in ("encode-map", "encode-queries", "train-decoder", "demo")
+            more = "; what was done is kept, run the same command to go on" if resumes else ""
+            click.echo(f"jzi: interrupted{more}", err=True)
             ctx.exit(130)
 
 
@@ -156,7 +160,8 @@ def init(
         click.echo(f"{len(table)} photos in the area")
     write_settings(settings)
     go = "" if folder == Path() else f"cd {folder}; "
-    click.echo(f"wrote {folder / FILE}; next: {go}jzi encode-map")
+    go += "jzi encode-map" if settings.map.rasters else "name the map (map.rasters) and the photos in it"
+    click.echo(f"wrote {folder / FILE}; next: {go}")
 
 
 @main.command(context_settings={"ignore_unknown_options": True})  # so that a minus sign is no option
@@ -235,6 +240,7 @@ def encode_queries_command(config_file: Path, overrides: tuple[str, ...], skip_u
     table = read_query_table(settings).inside(settings.pyramid)
     from jzi.encode.encode_queries import encode_queries
     from jzi.encode.processes import processes
+    from jzi.store.cache import ENCODED
     from jzi.workspace import load_encoder, open_cache
 
     encoder = load_encoder(settings)
@@ -245,7 +251,9 @@ def encode_queries_command(config_file: Path, overrides: tuple[str, ...], skip_u
     _list_rejected(table.rejected, "photos left out")
     _list_disagreements(table)
     _list_rejected(report.unreadable, "photos cannot be read")
-    splits = {split: int(count) for split, count in table.frame["split"].value_counts().items()}
+    listed = cache.queries.frame()
+    encoded = listed[listed["status"] == ENCODED]
+    splits = {split: int(count) for split, count in encoded["split"].value_counts().items()}
     told = {"rejected": len(table.rejected), "disagreements": len(table.disagreements), "splits": splits}
     shares = ", ".join(f"{count} {split}" for split, count in splits.items())
     values = {**report.to_dict(), **told, "cache": settings.cache_path}
@@ -319,7 +327,9 @@ def evaluate(
     try:
         metres = [float(radius) for radius in radii.split(",")]
     except ValueError:
-        raise Sentence(f"--radii takes metres separated by commas, not {radii!r}") from None
+        metres = []
+    if not metres or min(metres) <= 0:
+        raise Sentence(f"--radii takes metres separated by commas, not {radii!r}")
     from jzi.decode.evaluate import evaluate_model, to_table
 
     split, unreachable, evaluation = evaluate_model(
@@ -332,7 +342,7 @@ def evaluate(
 
 
 @main.command()
-@click.argument("photos", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("photos", nargs=-1, required=True, type=click.Path(path_type=Path, readable=False))
 @click.option("--model", type=click.Path(path_type=Path), help="A model folder.  [default: that of jzi.toml, or model]")
 @click.option("--config", "config_file", type=click.Path(path_type=Path), default="jzi.toml", show_default=True)
 @click.option("--cache", help="A cache to take the map from.  [default: the model's own map]")
@@ -384,7 +394,8 @@ def import_checkpoint_command(
     from jzi.decode.import_checkpoint import import_checkpoint
 
     import_checkpoint(checkpoint, output, pyramid, **options)
-    click.echo(f"wrote {output}; its map comes from a cache made with --encoder {output / 'encoder'}")
+    sets = f"--set encoder.name={output / 'encoder'} --set encoder.image_size={options['image_size']}"
+    click.echo(f"wrote {output}; for its map: jzi encode-map {sets}, then jzi locate --model {output} --cache CACHE")
 
 
 @main.command()

@@ -7,14 +7,16 @@ import tomllib
 from collections.abc import Iterable
 from dataclasses import asdict, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tomlkit
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
+from pyproj import CRS
+from pyproj.exceptions import CRSError
 
 from jzi.decode.config import DecoderConfig, TrainConfig
-from jzi.errors import ConfigError
+from jzi.errors import ConfigError, first_line
 from jzi.store.pyramid import Pyramid
 
 FILE = "jzi.toml"
@@ -29,6 +31,12 @@ class MapSettings:
     crs: str | None = None
     nodata: float | None = None
     stretch: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        try:
+            CRS.from_user_input(self.crs or "EPSG:4326")
+        except CRSError as error:
+            raise ConfigError(f"map.crs {self.crs!r} is not a CRS that PROJ knows: {first_line(error)}") from error
 
 
 @dataclass(config=_strict)
@@ -47,9 +55,9 @@ class EncoderSettings:
     """The encoder: a Hugging Face id or a folder, what it sees, and how many images it takes at once."""
 
     name: str = "facebook/dinov2-base"
-    image_size: int = 384
-    layout: str = "halves"
-    batch_size: int = 32
+    image_size: int = Field(default=384, ge=1)
+    layout: Literal["halves", "whole"] = "halves"
+    batch_size: int = Field(default=32, ge=1)
 
 
 @dataclass(config=_strict)

@@ -56,6 +56,8 @@ def new_settings(
 
 
 def _encoder_settings(folder: Path, name: str | None, image_size: int | None) -> EncoderSettings:
+    if image_size is not None and image_size < 1:
+        raise ConfigError(f"--image-size is {image_size}: it must be at least 1")
     chosen = EncoderSettings()
     chosen.name = _relative(name, folder) if name else chosen.name
     chosen.image_size = image_size or chosen.image_size

@@ -28,6 +28,7 @@ class Description:
         pyramid: that it belongs to; None for a raster.
         encoder: that it belongs to; None for a raster.
         file_hashes: SHA-256 of the raster's files, or of those that a cache was made from.
+        imagery: fingerprint of the imagery of a cache or model, if it is known.
     """
 
     path: str
@@ -36,6 +37,7 @@ class Description:
     pyramid: Pyramid | None = None
     encoder: EncoderCard | None = None
     file_hashes: frozenset[str] = field(default_factory=frozenset)
+    imagery: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -100,7 +102,8 @@ def _cache(path: str) -> Description:
     facts |= {"photos": len(encoded), "photos_missing": len(queries) - len(encoded)}
     facts["splits"] = {split: int(count) for split, count in encoded["split"].value_counts().items()}
     hashes = frozenset(digest for *_, digest in cache.imagery.files) if cache.imagery else frozenset()
-    return Description(path, "cache", facts, cache.pyramid, cache.encoder, hashes)
+    fingerprint = cache.imagery.fingerprint if cache.imagery else None
+    return Description(path, "cache", facts, cache.pyramid, cache.encoder, hashes, fingerprint)
 
 
 _STATUS = {"encoded": ENCODED, "without_imagery": NODATA, "missing": MISSING}
@@ -118,7 +121,9 @@ def _model(folder: Path) -> Description:
         "parameters": sum(parameter.numel() for parameter in model.decoder.parameters()),
         "tiles": _tile_count(model) if model.has_map else "no map: give a cache",
     }
-    return Description(str(folder), "model", facts, model.pyramid, model.encoder)
+    hashes = frozenset(digest for *_, digest in model.imagery.files) if model.imagery else frozenset()
+    fingerprint = model.imagery.fingerprint if model.imagery else None
+    return Description(str(folder), "model", facts, model.pyramid, model.encoder, hashes, fingerprint)
 
 
 def _tile_count(model: ZoomModel) -> int:
@@ -134,10 +139,11 @@ def _raster(path: str) -> Description:
     bounds = raster.bounds_in("EPSG:4326")
     with Imagery([path], square_around([path], RasterOptions(), levels=1)) as imagery:
         card = imagery.card()
+    t = raster.transform  # which may be turned
     facts = {
         "crs": CRS.from_wkt(raster.crs.to_wkt()).name,
         "pixels": [raster.width, raster.height],
-        "pixel_size": [abs(raster.transform.a), abs(raster.transform.e)],
+        "pixel_size": [float(np.hypot(t.a, t.d)), float(np.hypot(t.b, t.e))],
         "unit": raster.crs.linear_units if raster.crs.is_projected else "degree",
         "bands": raster.source.count,
         "dtype": str(raster.dtype),
@@ -159,7 +165,9 @@ def disagreements(descriptions: list[Description]) -> list[str]:
             problems.append(f"{pair} have different encoders ({first.encoder.label}; {other.encoder.label})")
         if first.pyramid and other.pyramid and first.pyramid != other.pyramid:
             problems.append(f"{pair} have different pyramids")
-    hashed = [description for description in descriptions if description.file_hashes and description.kind == "cache"]
+        if first.imagery and other.imagery and first.imagery != other.imagery:
+            problems.append(f"{pair} were made from different imagery, or read it differently")
+    hashed = [description for description in descriptions if description.file_hashes and description.kind != "raster"]
     for raster in (description for description in descriptions if description.kind == "raster"):
         problems += [
             f"{cache.path} was made from other imagery than {raster.path}"

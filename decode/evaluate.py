@@ -112,7 +112,7 @@ def evaluate_model(
     device = best_device()
     model = ZoomModel.load(folder, device)
     cache = FeatureCache.open(cache_path)
-    cache.check(pyramid=model.pyramid, encoder=model.encoder)
+    model.check(cache)
     table = TileTable(model.read_map(None if model.has_map else cache), device)
     for name in [split] if split else ["test", "val"]:
         samples = load_samples(cache, table, name)

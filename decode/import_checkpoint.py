@@ -16,7 +16,7 @@ from torch import Tensor
 from jzi.decode.config import DecoderConfig
 from jzi.decode.decoder import ZoomDecoder
 from jzi.decode.model import create_folder, save_weights
-from jzi.encode.encoder import Encoder, known_family
+from jzi.encode.encoder import Encoder, known_family, quiet_transformers
 from jzi.errors import EncoderError, ModelError, first_line
 from jzi.store.pyramid import Pyramid
 
@@ -128,8 +128,7 @@ def _decoder_config(weights: dict[str, Tensor], heads: int | None) -> DecoderCon
 def _encoder_config(encoder: str) -> Any:
     import transformers
 
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    quiet_transformers()
     try:
         return transformers.AutoConfig.from_pretrained(encoder)
     except (OSError, ValueError, KeyError) as error:

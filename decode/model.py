@@ -26,7 +26,7 @@ from jzi import __version__
 from jzi.decode.config import DecoderConfig
 from jzi.decode.decoder import ZoomDecoder
 from jzi.errors import ModelError, first_line
-from jzi.store.cards import EncoderCard
+from jzi.store.cards import EncoderCard, ImageryCard
 from jzi.store.map_features import MapFeatures
 from jzi.store.pyramid import Pyramid
 
@@ -46,12 +46,14 @@ class ZoomModel:
         decoder: in eval mode.
         pyramid: how the area is cut.
         encoder: which encoder made the embeddings that it was trained on.
+        imagery: which imagery it was trained on; None where that is not known (an imported model).
         folder: where it lies.
     """
 
     decoder: ZoomDecoder
     pyramid: Pyramid
     encoder: EncoderCard
+    imagery: ImageryCard | None
     folder: Path
 
     @classmethod
@@ -69,7 +71,8 @@ class ZoomModel:
         except (OSError, SafetensorError, RuntimeError) as error:
             raise ModelError(f"{folder / 'decoder.safetensors'} cannot be used: {first_line(error)}") from error
         pyramid, encoder = Pyramid.from_dict(config["pyramid"]), EncoderCard(**config["encoder"])
-        return cls(decoder.eval().to(device), pyramid, encoder, folder)
+        imagery = ImageryCard(**config["imagery"]) if config["imagery"] else None
+        return cls(decoder.eval().to(device), pyramid, encoder, imagery, folder)
 
     @property
     def has_map(self) -> bool:
@@ -85,8 +88,13 @@ class ZoomModel:
         """
         if cache is None:
             return MapFeatures.load(self.folder / "map.safetensors", self.pyramid)
-        cache.check(pyramid=self.pyramid, encoder=self.encoder)
+        self.check(cache)
         return cache.read_map()
+
+    def check(self, cache: FeatureCache) -> None:
+        """Raise CacheMismatchError where a cache is of another encoder, pyramid or imagery than the model."""
+        mend = f"that is not what the model {self.folder} was trained with, give the cache or the model that belongs"
+        cache.check(pyramid=self.pyramid, encoder=self.encoder, imagery=self.imagery, mend=mend)
 
     def load_encoder(self, device: str | None = None) -> Encoder:
         """The encoder, from the folder or from the hub by its id.
@@ -128,7 +136,12 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def create_folder(
-    folder: Path, config: DecoderConfig, pyramid: Pyramid, encoder: EncoderCard, encoder_folder: Path | None
+    folder: Path,
+    config: DecoderConfig,
+    pyramid: Pyramid,
+    encoder: EncoderCard,
+    encoder_folder: Path | None,
+    imagery: ImageryCard | None = None,
 ) -> None:
     """Start a model folder: the encoder if it lies in a folder of its own, then config.json."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -143,6 +156,7 @@ def create_folder(
             "decoder": config.to_dict(),
             "pyramid": pyramid.to_dict(),
             "encoder": encoder.to_dict(),
+            "imagery": imagery.to_dict() if imagery else None,
         },
         indent=2,
     )
@@ -163,7 +177,10 @@ def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # by the umask; safetensors makes files that nobody else can read
         write(temporary)
+        temporary.chmod(mode)
         temporary.replace(path)
     except (OSError, SafetensorError, RuntimeError) as error:  # torch.save and safetensors wrap what the disk says
         raise ModelError(f"{path} cannot be written: {first_line(error)}") from error

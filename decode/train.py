@@ -11,6 +11,7 @@ import hashlib
 import math
 import time
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ class TrainReport:
     Attributes:
         folder: the model.
         epochs: epochs trained by this run; 0 if all had been trained before.
+        total: epochs of the whole training.
         best: the metrics of the epoch that was kept.
         train: number of training photos.
         val: number of validation photos.
@@ -51,6 +53,7 @@ class TrainReport:
 
     folder: Path
     epochs: int
+    total: int
     best: Metrics
     train: int
     val: int
@@ -63,7 +66,9 @@ class TrainReport:
 
     def to_text(self) -> str:
         """For people."""
-        done = f"trained {self.epochs} epochs in {self.seconds:.1f} s" if self.epochs else "trained before"
+        done = (
+            f"trained {self.epochs} of {self.total} epochs in {self.seconds:.1f} s" if self.epochs else "trained before"
+        )
         recall = self.best.get("recall@40m")
         reached = "" if recall is None else f", validation recall within 40 m {100 * recall:.1f} %"
         return f"{done}, {self.train} photos; kept epoch {self.best['epoch']:.0f}{reached}"
@@ -103,36 +108,51 @@ def train_decoder(
     train, val = load_samples(cache, table, "train"), load_samples(cache, table, "val")
     if not len(train):
         raise TrainingError(f"{cache.path} has no photo to train on: none with split 'train' lies on the map's imagery")
+    torch.manual_seed(config.seed)
+    decoder = ZoomDecoder(decoder_config)
     run = Run(folder, _identity(cache, decoder_config, config))
     state = run.load()
+    first = 0 if state is None else state["epoch"] + 1
+    report = partial(
+        TrainReport,
+        folder=folder,
+        epochs=config.epochs - first,
+        total=config.epochs,
+        train=len(train),
+        val=len(val),
+        unreachable=train.unreachable + val.unreachable,
+    )
+    if first == config.epochs:
+        return report(best=run.best(), seconds=0.0)
     if state is None and accelerator.is_main_process:
-        create_folder(folder, decoder_config, cache.pyramid, cache.encoder, encoder_folder)
+        create_folder(folder, decoder_config, cache.pyramid, cache.encoder, encoder_folder, cache.imagery)
         replace_file(folder / "map.safetensors", features.save)
         run.start(settings)
     accelerator.wait_for_everyone()
     if config.trackers:
         accelerator.init_trackers("jzi", config={k: v for k, v in asdict(config).items() if k != "trackers"})
 
-    torch.manual_seed(config.seed)
-    decoder = ZoomDecoder(decoder_config)
     on_cuda = accelerator.device.type == "cuda"
     optimizer = torch.optim.AdamW(
         decoder.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=on_cuda
     )
     steps = config.epochs * math.ceil(len(train) / config.batch_size)
     schedule = LambdaLR(optimizer, lambda step: learning_rate_factor(step, steps, config.warmup))
-    first = 0
     if state is not None:
         decoder.load_state_dict(state["decoder"])
     model, prepared = accelerator.prepare(decoder, optimizer)
     if state is not None:
         prepared.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
-        first = state["epoch"] + 1
 
     began = time.monotonic()
     with tqdm(
-        range(first, config.epochs), unit="epoch", desc="decoder", disable=not accelerator.is_main_process
+        range(first, config.epochs),
+        initial=first,
+        total=config.epochs,
+        unit="epoch",
+        desc="decoder",
+        disable=not accelerator.is_main_process,
     ) as bar:
         for epoch in bar:
             epoch_began = time.monotonic()
@@ -153,7 +173,8 @@ def train_decoder(
                 metrics |= {"samples_per_s": len(train) / seconds, **_validate(decoder, table, val)}
                 if not run.metrics or rank(metrics) > max(map(rank, run.metrics)):
                     save_weights(folder, decoder)
-                run.save(_state(decoder, prepared, schedule, epoch), metrics)
+                last = epoch + 1 == config.epochs  # and nothing is left to resume: three times the decoder's size
+                run.save({"epoch": epoch} if last else _state(decoder, prepared, schedule, epoch), metrics)
                 accelerator.log(metrics, step=epoch)
                 shown = {"loss": f"{loss:.3f}"}
                 if "recall@40m" in metrics:
@@ -161,15 +182,7 @@ def train_decoder(
                 bar.set_postfix(shown)
             accelerator.wait_for_everyone()
     accelerator.end_training()
-    return TrainReport(
-        folder=folder,
-        epochs=config.epochs - first,
-        best=run.best() if run.metrics else {},
-        train=len(train),
-        val=len(val),
-        unreachable=train.unreachable + val.unreachable,
-        seconds=time.monotonic() - began,
-    )
+    return report(best=run.best() if run.metrics else {}, seconds=time.monotonic() - began)
 
 
 def learning_rate_factor(step: int, steps: int, warmup: float) -> float:

@@ -183,7 +183,7 @@ def _read(row: int, path: Path, width: int, height: int) -> _Photo:
         return _Photo(row, "", -1, -1, None, f"cannot be read: {error.strerror}")
     identity = (row, hashlib.sha256(data).hexdigest(), stat.st_size, stat.st_mtime_ns)
     try:
-        return _Photo(*identity, resize_photo(open_photo(data, path.name), width, height))
+        return _Photo(*identity, resize_photo(open_photo(data, "it"), width, height))
     except PhotoError as error:
         return _Photo(*identity, None, str(error))
 

@@ -112,11 +112,8 @@ class Encoder:
         Raises:
             EncoderError: there is no such folder and the hub cannot give it, or it is no model that jzi knows.
         """
-        import transformers
 
-        transformers.utils.logging.set_verbosity_error()
-        transformers.utils.logging.disable_progress_bar()
-        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; what fails is said below
+        quiet_transformers()
         folder = Path(name).is_dir()
         if folder and not (Path(name) / "config.json").is_file():
             raise EncoderError(f"{name} is no encoder: it has no config.json (as `save_pretrained` writes it)")
@@ -223,6 +220,15 @@ class Encoder:
         if not np.isfinite(stored).all():
             raise EncoderError(f"the encoder {self.name} gives embeddings that are not finite: its weights are broken")
         return stored
+
+
+def quiet_transformers() -> None:
+    """Keep bars, advice and retries of transformers and its hub from the user: what fails is said by us."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 
 def _preprocessor_config(name: str, from_hub: bool, **options: Any) -> dict[str, Any]:

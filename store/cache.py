@@ -17,7 +17,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 from pyproj import CRS
-from zarr.errors import ZarrUserWarning
+from zarr.errors import ContainsArrayError, ZarrUserWarning
 
 from jzi import __version__
 from jzi.errors import CacheCorruptError, CacheError, CacheMismatchError
@@ -133,9 +133,9 @@ class FeatureCache:
         pyramid: Pyramid | None = None,
         encoder: EncoderCard | None = None,
         imagery: ImageryCard | None = None,
+        mend: str = "give another cache.path (`--set cache.path=other.zarr`), or delete the cache to encode anew",
     ) -> None:
-        """Raise CacheMismatchError where the cache does not belong to what is given."""
-        mend = "give another cache.path (`--set cache.path=other.zarr`) or delete the cache"
+        """Raise CacheMismatchError, with advice, where the cache does not belong to what is given."""
         if encoder and encoder.fingerprint != self.encoder.fingerprint:
             raise CacheMismatchError(
                 f"{self.path} was filled by another encoder ({self.encoder.label}, not {encoder.label}): {mend}"
@@ -230,18 +230,19 @@ class FeatureCache:
         fill: float,
         attributes: dict[str, Any],
     ) -> zarr.Array:
-        if name in self.group:
-            return self.array(name)
-        return self.group.create_array(
-            name,
-            shape=shape,
-            chunks=chunks or "auto",
-            dtype=dtype,
-            dimension_names=dimensions,
-            fill_value=fill,
-            compressors=COMPRESSORS,
-            attributes=attributes,
-        )
+        with contextlib.suppress(ContainsArrayError):  # another process may be making the same cache
+            if name not in self.group:
+                return self.group.create_array(
+                    name,
+                    shape=shape,
+                    chunks=chunks or "auto",
+                    dtype=dtype,
+                    dimension_names=dimensions,
+                    fill_value=fill,
+                    compressors=COMPRESSORS,
+                    attributes=attributes,
+                )
+        return self.array(name)
 
     def array(self, name: str) -> zarr.Array:
         """One of the group's arrays, such as "map/2/embedding"."""
@@ -269,9 +270,20 @@ class FeatureCache:
             return np.asarray(self.array(f"map/{level}/embedding")[:])
 
     def embedding(self, key: TileKey) -> NDArray[np.float16]:
-        """(feature,) of one tile, reading one chunk; nan where there is none."""
-        with storage_errors(self.path, f"map/{key[0]}/embedding"):
-            return np.asarray(self.array(f"map/{key[0]}/embedding")[key[1], key[2]])
+        """(feature,) of one tile, reading one chunk; nan where there is none.
+
+        Raises:
+            CacheError: the pyramid has no such tile.
+        """
+        level, row, col = key
+        n = self.pyramid.tiles_per_side(level) if 0 <= level < self.pyramid.levels else 0
+        if not (0 <= row < n and 0 <= col < n):
+            raise CacheError(
+                f"{self.path} has no tile (level {level}, row {row}, col {col}): its last level is "
+                f"{self.pyramid.levels - 1}"
+            )
+        with storage_errors(self.path, f"map/{level}/embedding"):
+            return np.asarray(self.array(f"map/{level}/embedding")[row, col])
 
     def children(self, key: TileKey) -> NDArray[np.float16]:
         """(g*g, feature) of a tile's children in the order of the actions, for keys of level 0..L-2."""

@@ -56,7 +56,10 @@ class MapFeatures:
             embedding = tuple(tensors[f"embedding.{level}"] for level in levels)
             status = tuple(tensors[f"status.{level}"] for level in [*levels, pyramid.levels])
         except FileNotFoundError:
-            raise ModelError(f"{path.parent} has no map (map.safetensors): copy it anew, or give a cache") from None
+            raise ModelError(
+                f"{path.parent} has no map (map.safetensors): take it from a cache (`--cache features.zarr`), or copy "
+                "the model anew"
+            ) from None
         except (OSError, SafetensorError, KeyError) as error:
             raise ModelError(
                 f"{path}, the model's map, cannot be read ({error}): train or copy the model anew"

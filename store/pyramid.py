@@ -203,8 +203,9 @@ class Pyramid:
 
     def tile_bounds(self, key: TileKey) -> Bounds:
         """A tile's rectangle in the pyramid's CRS."""
-        side = self.footprint(key.level)
-        west, north = self.west + key.col * side, self.north - key.row * side
+        level, row, col = key
+        side = self.footprint(level)
+        west, north = self.west + col * side, self.north - row * side
         return Bounds(west, north - side, west + side, north)
 
     def tile_centers(

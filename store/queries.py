@@ -121,7 +121,9 @@ def read_queries(source: Path | Mapping[str, Path], photos: Path | None = None) 
         first = f" (the first, {rejected[0].name}: {rejected[0].reason})" if rejected else ""
         raise QueryTableError(f"{name} has no photo that can be used{first}; {len(rejected)} were looked at")
     duplicate = frame["id"].duplicated().to_numpy()
-    rejected += [Rejected(name, "its id stands in the table twice") for name in frame["id"][duplicate]]
+    rejected += [
+        Rejected(name, "its id stands in the table twice: the first row is used") for name in frame["id"][duplicate]
+    ]
     frame = frame[~duplicate].reset_index(drop=True)
     if "split" not in frame:
         frame["split"] = split_by_hash(frame["id"])
@@ -206,7 +208,6 @@ def _read_table(source: Path, photos: Path) -> tuple[pd.DataFrame, list[Rejected
     if not photos.is_dir():
         raise QueryTableError(f"there is no folder {photos} to look the photos of {source} up in")
     frame = _parse(source)
-    frame["line"] = np.arange(2, len(frame) + 2)  # of the file; the header is line 1
     frame.columns = [str(column).strip() for column in frame.columns]
     frame = frame.rename(columns=_standard_names(list(frame.columns)))
     for needed in ("latitude", "longitude"):
@@ -219,6 +220,7 @@ def _read_table(source: Path, photos: Path) -> tuple[pd.DataFrame, list[Rejected
         raise QueryTableError(
             f"{source} names no photos: it needs a column {' or '.join(COLUMNS['id'][:2] + COLUMNS['path'][:3])}"
         )
+    frame["line"] = np.arange(2, len(frame) + 2)  # of the file; the header is line 1
     for name in ("latitude", "longitude", "heading"):
         if name in frame:
             frame[name] = pd.to_numeric(frame[name], errors="coerce").astype(float)

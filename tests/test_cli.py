@@ -169,6 +169,10 @@ def files_below(folder: Path) -> dict[str, bytes]:
         ("encode-map --set decoder.depth=3", "'decoder.depth' that jzi does not know"),
         ("encode-map --set decoder.layers=many", "decoder.layers = 'many' has no sensible value"),
         ("encode-map --set layers", "--set takes section.name=value"),
+        ("encode-map --set encoder.batch_size=0", "encoder.batch_size = 0 has no sensible value"),
+        ("encode-map --set encoder.layout=thirds", "encoder.layout = 'thirds' has no sensible value"),
+        ("encode-map --set map.crs=EPSG:99999", "map.crs 'EPSG:99999' is not a CRS"),
+        ("train-decoder --set decoder.heads=7", "decoder.heads is 7"),
         ("encode-map --config elsewhere.toml", "there is no elsewhere.toml"),
         ("encode-map --set map.rasters=['gone.tif']", "there is no raster gone.tif"),
         ("encode-queries --set queries.table=gone.csv", "there is no gone.csv"),
@@ -180,6 +184,7 @@ def files_below(folder: Path) -> dict[str, bytes]:
         ("evaluate --set cache.path=gone.zarr", "there is no feature cache at gone.zarr"),
         ("evaluate --set model.path=gone", "there is no model in gone"),
         ("evaluate --radii near", "--radii takes metres"),
+        ("evaluate --radii 20,-5", "--radii takes metres"),
         ("locate gone.jpg", "there is no photo gone.jpg"),
         ("locate jzi.toml", "not a photo in a format that Pillow knows"),
         ("locate photos/day0/000.jpg --model gone", "there is no model in gone"),
@@ -242,6 +247,30 @@ def test_a_model_whose_map_or_encoder_is_gone_is_one_sentence(trained, tmp_path)
     (tmp_path / "aside").rename(tmp_path / "model" / "map.safetensors")
     shutil.rmtree(tmp_path / "model" / "encoder")
     assert "lacks its encoder" in trained("locate photos/day0/000.jpg", code=2).stderr
+
+
+def test_a_model_is_not_used_with_a_cache_of_other_imagery(trained, tmp_path) -> None:
+    trained("encode-map --set map.nodata=77 --set cache.path=other.zarr")
+    told = trained("locate photos/day0/000.jpg --cache other.zarr", code=2).stderr
+    assert "made from other imagery" in told and "not what the model model was trained with" in told
+    assert "different imagery" in trained("info model other.zarr", code=1).stdout
+
+
+def test_others_may_read_the_model(trained, tmp_path) -> None:
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "model").rglob("*") if path.is_file()}
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert modes == {plain.stat().st_mode & 0o777}
+
+
+def test_a_finished_training_keeps_no_state_to_resume_from(trained, tmp_path) -> None:
+    assert (tmp_path / "model/train/state.pt").stat().st_size < (tmp_path / "model/decoder.safetensors").stat().st_size
+
+
+def test_the_splits_told_are_those_of_encoded_photos(area, tmp_path) -> None:
+    photo = tmp_path / "photos" / "day0" / "004.jpg"
+    photo.write_bytes(photo.read_bytes()[:-200])
+    assert sum(json.loads(area("encode-queries --json", code=1).stdout)["splits"].values()) == 29
 
 
 def test_changed_imagery_is_refused(trained, tmp_path) -> None:
