@@ -251,6 +251,7 @@ def encode_queries_command(config_file: Path, overrides: tuple[str, ...], skip_u
     _list_rejected(table.rejected, "photos left out")
     _list_disagreements(table)
     _list_rejected(report.unreadable, "photos cannot be read")
+    _list_rejected(report.off_map, "photos will not be used")
     listed = cache.queries.frame()
     encoded = listed[listed["status"] == ENCODED]
     splits = {split: int(count) for split, count in encoded["split"].value_counts().items()}

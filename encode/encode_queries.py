@@ -21,7 +21,7 @@ from jzi.encode.photos import open_photo, resize_photo
 from jzi.encode.prefetch import prefetch, reader_threads
 from jzi.encode.processes import processes
 from jzi.errors import PhotoError
-from jzi.store.cache import FeatureCache
+from jzi.store.cache import NODATA, FeatureCache
 from jzi.store.queries import QueryTable, Rejected
 from jzi.store.query_features import CHUNK, ENCODED, MISSING, UNREADABLE, QueryFeatures
 
@@ -35,17 +35,24 @@ class QueryReport:
         reused: photos that the cache already had, unchanged.
         unreadable: photos that cannot be read, and why.
         damaged: photos that the cache claimed to have and could not give; they are among the encoded.
+        off_map: photos taken where the map, as far as it has been encoded, has no imagery: they will not be used.
     """
 
     encoded: int
     reused: int
     unreadable: tuple[Rejected, ...]
     damaged: int
+    off_map: tuple[Rejected, ...] = ()
 
     def to_dict(self) -> dict[str, int]:
         """Plain values, for JSON."""
         counts = {"encoded": self.encoded, "reused": self.reused}
-        return {**counts, "unreadable": len(self.unreadable), "damaged": self.damaged}
+        return {
+            **counts,
+            "unreadable": len(self.unreadable),
+            "damaged": self.damaged,
+            "off_map": len(self.off_map),
+        }
 
     def to_text(self) -> str:
         """For people."""
@@ -109,7 +116,20 @@ def encode_queries(cache: FeatureCache, encoder: Encoder, table: QueryTable, *, 
     still = still[still["status"] == UNREADABLE]
     unreadable += [(name, "cannot be read, and has not changed since it was tried") for name in still["id"]]
     encoded = len(todo) - (len(unreadable) - len(still))
-    return QueryReport(encoded, reused - len(still), tuple(Rejected(*each) for each in unreadable), damaged)
+    return QueryReport(
+        encoded=encoded,
+        reused=reused - len(still),
+        unreadable=tuple(Rejected(*each) for each in unreadable),
+        damaged=damaged,
+        off_map=_off_map(cache, known),
+    )
+
+
+def _off_map(cache: FeatureCache, known: pd.DataFrame) -> tuple[Rejected, ...]:
+    pyramid = cache.pyramid
+    row, col = pyramid.path_to_tile(pyramid.paths(known["latitude"], known["longitude"]))
+    nothing = cache.readable_status(pyramid.levels)[0][row, col] == NODATA
+    return tuple(Rejected(name, "the map has no imagery there") for name in known["id"][nothing])
 
 
 def _changed(known: pd.DataFrame, photos: list[str], queries: QueryFeatures, state: PartialState) -> NDArray[np.int64]:

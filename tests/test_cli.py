@@ -267,6 +267,23 @@ def test_a_finished_training_keeps_no_state_to_resume_from(trained, tmp_path) ->
     assert (tmp_path / "model/train/state.pt").stat().st_size < (tmp_path / "model/decoder.safetensors").stat().st_size
 
 
+def test_photos_where_the_map_is_empty_are_told_when_they_are_encoded(
+    jzi, tmp_path, write_raster, pyramid, photo_folder, encoder_folder
+) -> None:
+    bounds = pyramid.bounds
+    half = np.full((3, 100, 50), 90, np.uint8)
+    write_raster(half, (bounds.west, bounds.south, bounds.west + 400, bounds.north), pyramid.crs, "half.tif")
+    area = "--center 48.2 16.37 --size 800"
+    jzi(f"init --map half.tif --queries photos --encoder {encoder_folder} --image-size 56 {area}")
+    jzi("encode-map")
+    result = jzi("encode-queries --json")
+    off_map = json.loads(result.stdout)["off_map"]
+    frame = FeatureCache.open(tmp_path / "features.zarr").queries.frame()
+    x, _ = pyramid.project(frame["latitude"], frame["longitude"])
+    assert 0 < (x > 20).sum() <= off_map <= (x > -20).sum()
+    assert "photos will not be used" in result.stderr and "the map has no imagery there" in result.stderr
+
+
 def test_the_splits_told_are_those_of_encoded_photos(area, tmp_path) -> None:
     photo = tmp_path / "photos" / "day0" / "004.jpg"
     photo.write_bytes(photo.read_bytes()[:-200])
