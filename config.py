@@ -17,6 +17,7 @@ from pyproj.exceptions import CRSError
 
 from jzi.decode.config import DecoderConfig, TrainConfig
 from jzi.errors import ConfigError, first_line
+from jzi.store.files import write_whole
 from jzi.store.pyramid import Pyramid
 
 FILE = "jzi.toml"
@@ -220,4 +221,4 @@ def write_settings(settings: Settings) -> None:
     for section, values in sections.items():
         text += f"\n# {comments[section]}\n{tomlkit.dumps({section: values})}"
     settings.folder.mkdir(parents=True, exist_ok=True)
-    (settings.folder / FILE).write_text(text)
+    write_whole(settings.folder / FILE, lambda path: path.write_text(text))

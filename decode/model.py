@@ -10,7 +10,6 @@ train/                how it was trained: settings, metrics, the state to resume
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from jzi.decode.config import DecoderConfig
 from jzi.decode.decoder import ZoomDecoder
 from jzi.errors import ModelError, first_line
 from jzi.store.cards import EncoderCard, ImageryCard
+from jzi.store.files import write_whole
 from jzi.store.map_features import MapFeatures
 from jzi.store.pyramid import Pyramid
 
@@ -170,19 +170,12 @@ def save_weights(folder: Path, decoder: ZoomDecoder) -> None:
 
 
 def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
-    """Call `write` with a temporary path, then put what it wrote in the place of `path`.
+    """`write_whole`, for a file of a model folder.
 
     Raises:
         ModelError: the disk is full or refuses.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.touch()
-        mode = temporary.stat().st_mode  # by the umask; safetensors makes files that nobody else can read
-        write(temporary)
-        temporary.chmod(mode)
-        temporary.replace(path)
+        write_whole(path, write)
     except (OSError, SafetensorError, RuntimeError) as error:  # torch.save and safetensors wrap what the disk says
         raise ModelError(f"{path} cannot be written: {first_line(error)}") from error
-    finally:
-        temporary.unlink(missing_ok=True)

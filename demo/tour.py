@@ -84,9 +84,10 @@ def _write_random_encoder(folder: Path) -> None:
         return
     import torch
     from transformers import Dinov2Config, Dinov2Model
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
+    from jzi.encode.encoder import quiet_transformers
+
+    quiet_transformers()
     torch.manual_seed(0)
     config = Dinov2Config(
         hidden_size=128, num_hidden_layers=4, num_attention_heads=4, mlp_ratio=2, image_size=IMAGE_SIZE, patch_size=14

@@ -22,6 +22,7 @@ from jzi.encode.prefetch import prefetch, reader_threads
 from jzi.encode.processes import processes
 from jzi.errors import PhotoError
 from jzi.store.cache import NODATA, FeatureCache
+from jzi.store.files import file_sha256
 from jzi.store.queries import QueryTable, Rejected
 from jzi.store.query_features import CHUNK, ENCODED, MISSING, UNREADABLE, QueryFeatures
 
@@ -259,7 +260,6 @@ def _stat(path: Path) -> tuple[int, int]:
 
 def _sha256(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(path)
     except OSError:
         return "unreadable"

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from jzi.encode.raster import Raster, RasterOptions, close_rasters
 from jzi.errors import ImageryError
 from jzi.store.cards import ImageryCard
+from jzi.store.files import file_sha256
 from jzi.store.pyramid import Bounds, Pyramid
 
 #: Laid under what has no imagery: the mean colour of ImageNet, which the encoder sees as zeros.
@@ -90,7 +91,7 @@ class Imagery:
                     continue
                 stat = path.stat()
                 key = (path.name, stat.st_size, stat.st_mtime_ns)
-                files.append((*key, hashed.get(key) or _sha256(path)))
+                files.append((*key, hashed.get(key) or file_sha256(path)))
             placed = [raster.crs.to_wkt(), list(raster.transform), raster.bands, raster.width, raster.height]
             digest.update(json.dumps([*placed, raster.source.nodata]).encode())
         for *_, file_digest in files:
@@ -128,8 +129,3 @@ class Imagery:
 
 def _overlap(one: Bounds, other: Bounds) -> bool:
     return one.west < other.east and other.west < one.east and one.south < other.north and other.south < one.north
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

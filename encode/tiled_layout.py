@@ -23,6 +23,7 @@ from pyproj.exceptions import CRSError
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from jzi.errors import ImageryError
+from jzi.store.files import write_whole
 
 _COLORS = ("Red", "Green", "Blue")
 
@@ -171,9 +172,7 @@ class TiledLayout:
         for file, col, row in zip(tiles.values(), cols, rows, strict=True):
             for element, band_text in bands_xml:
                 self._add_source(element, band_text, os.path.relpath(file, vrt.parent), int(col), int(row))
-        temporary = vrt.with_name(f".{vrt.name}.{os.getpid()}")
-        ElementTree.ElementTree(root).write(temporary)
-        temporary.replace(vrt)
+        write_whole(vrt, ElementTree.ElementTree(root).write)
         return len(tiles)
 
     def _add_source(self, band: ElementTree.Element, source_band: str, name: str, col: int, row: int) -> None:

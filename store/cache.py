@@ -11,7 +11,7 @@ import contextlib
 import warnings
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import zarr
@@ -90,7 +90,7 @@ class FeatureCache:
         return cache
 
     @classmethod
-    def open(cls, path: str | Path, mode: str = "r") -> FeatureCache:
+    def open(cls, path: str | Path, mode: Literal["r", "r+"] = "r") -> FeatureCache:
         """The cache at a path or URL; mode "r" reads, "r+" writes too.
 
         Raises:
@@ -100,7 +100,7 @@ class FeatureCache:
             raise CacheError(f"there is no feature cache at {path}: `jzi encode-map` and `jzi encode-queries` make it")
         with storage_errors(path):
             try:
-                group = zarr.open_group(zarr_store(path), mode="r+" if mode == "r+" else "r", use_consolidated=False)
+                group = zarr.open_group(zarr_store(path), mode=mode, use_consolidated=False)
             except (FileNotFoundError, ValueError) as error:
                 raise CacheError(f"{path} is not a feature cache ({error}): give another path") from error
             cache = cls(group, str(path))

@@ -435,7 +435,7 @@ def test_an_unchanged_file_is_not_read_again_for_its_fingerprint(
     def read(path: Path) -> str:
         raise AssertionError(f"{path} is read again")
 
-    monkeypatch.setattr("jzi.encode.imagery._sha256", read)
+    monkeypatch.setattr("jzi.encode.imagery.file_sha256", read)
     assert imagery.card(card) == card
     town_raster.touch()
     with pytest.raises(AssertionError, match="is read again"):
