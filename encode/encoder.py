@@ -27,12 +27,12 @@ from jzi.store.cards import EncoderCard
 
 
 def _halves(photos: Tensor) -> Tensor:
-    """(n, S, 2S, 3) to (n, 2, S, S, 3): a left and a right square, whose embeddings are averaged (the reference)."""
-    return torch.stack(photos.chunk(2, dim=2), dim=1)
+    """(n, 3, S, 2S) to (n, 2, 3, S, S): a left and a right square, whose embeddings are averaged (the reference)."""
+    return torch.stack(photos.chunk(2, dim=3), dim=1)
 
 
 def _whole(photos: Tensor) -> Tensor:
-    """(n, S, S, 3) to (n, 1, S, S, 3): the photo squeezed into one square."""
+    """(n, 3, S, S) to (n, 1, 3, S, S): the photo squeezed into one square."""
     return photos[:, None]
 
 
@@ -98,8 +98,8 @@ class Encoder:
         self.device = torch.device(device or best_device())
         self.model = model.eval().to(self.device)
         self.width = int(config.hidden_size)
-        self._mean = torch.tensor(self.mean, device=self.device)[:, None, None] * 255
-        self._std = torch.tensor(self.std, device=self.device)[:, None, None] * 255
+        self._mean = torch.tensor(self.mean, device=self.device)[:, None, None]
+        self._std = torch.tensor(self.std, device=self.device)[:, None, None]
         # bfloat16 halves the time on GPUs that have it; CPUs without matrix units are slower with it
         self._autocast = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
 
@@ -158,7 +158,10 @@ class Encoder:
         """Write the weights and config with `save_pretrained`, and mean and std beside them."""
         self.model.save_pretrained(folder)  # type: ignore[operator]
         trained = {"image_mean": list(self.mean), "image_std": list(self.std)}
-        (folder / "preprocessor_config.json").write_text(json.dumps(trained, indent=2) + "\n")
+        beside = folder / "preprocessor_config.json"
+        beside.write_text(json.dumps(trained, indent=2) + "\n")
+        for file in folder.iterdir():
+            file.chmod(beside.stat().st_mode)  # by the umask; safetensors makes files that nobody else can read
 
     # What it is
 
@@ -178,7 +181,7 @@ class Encoder:
         config: Any = self.model.config
         computing = {key: value for key, value in config.to_diff_dict().items() if key not in _NOT_COMPUTING}
         preprocessing = {"image_size": self.image_size, "layout": self.layout, "resampling": "bicubic"}
-        normalisation = {"mean": self.mean, "std": self.std, "embed": self.family.embed.__name__}
+        normalisation = {"mean": self.mean, "std": self.std, "embed": self.family.pool.__name__.strip("_")}
         digest = hashlib.sha256()
         digest.update(json.dumps([computing, preprocessing, normalisation], sort_keys=True, default=str).encode())
         # By their values, not their names, which change from one version of transformers to the next
@@ -189,9 +192,17 @@ class Encoder:
 
     # What it does
 
-    def normalise(self, squares: Tensor) -> Tensor:
-        """(n, S, S, 3) uint8 to (n, 3, S, S) float32, as the model was trained to see them."""
-        return (squares.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float() - self._mean) / self._std
+    def to_unit(self, images: Tensor) -> Tensor:
+        """(n, height, width, 3) uint8 to (n, 3, height, width) float32, 0..1, on the device."""
+        return images.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
+
+    def squares(self, photos: Tensor) -> Tensor:
+        """(n, 3, height, width) of `photo_shape` to (n, square, 3, S, S), whose embeddings are averaged."""
+        return LAYOUTS[self.layout].squares(photos)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """(n, 3, S, S) 0..1 to the same as the model was trained to see it."""
+        return (images - self._mean) / self._std
 
     def embed(self, pixels: Tensor) -> Tensor:
         """(n, 3, S, S) normalised to (n, feature) float32: the family's global embedding, [CLS] for DINOv2."""
@@ -201,14 +212,17 @@ class Encoder:
     @torch.inference_mode()
     def encode_tiles(self, tiles: NDArray[np.uint8]) -> Tensor:
         """(n, S, S, 3) uint8 to (n, feature) float32 on the device."""
-        return self.embed(self.normalise(torch.from_numpy(tiles)))
+        return self.embed(self.normalise(self.to_unit(torch.from_numpy(tiles))))
 
     @torch.inference_mode()
     def encode_photos(self, photos: NDArray[np.uint8]) -> Tensor:
         """(n, height, width, 3) uint8 of `photo_shape` to (n, feature) float32 on the device."""
-        squares = LAYOUTS[self.layout].squares(torch.from_numpy(photos))  # (n, squares, S, S, 3)
-        embedding = self.embed(self.normalise(squares.flatten(0, 1)))
-        return embedding.unflatten(0, squares.shape[:2]).mean(1)
+        return self.encode_squares(self.squares(self.to_unit(torch.from_numpy(photos))))
+
+    @torch.inference_mode()
+    def encode_squares(self, squares: Tensor) -> Tensor:
+        """(n, square, 3, S, S) 0..1 to (n, feature) float32: the mean of the squares' embeddings."""
+        return self.embed(self.normalise(squares.flatten(0, 1))).unflatten(0, squares.shape[:2]).mean(1)
 
     def to_storage(self, embedding: Tensor) -> NDArray[np.float16]:
         """Embeddings as the cache keeps them.

@@ -2,6 +2,9 @@
 
 Mean and standard deviation are those that the family was trained with; a `preprocessor_config.json` beside the weights
 overrides them (DINOv3's satellite models have others than its web models).
+
+A model is run in three parts, which fine-tuning takes apart at a block: pixels to tokens, the blocks one after the
+other, and the last tokens to one embedding.
 """
 
 from __future__ import annotations
@@ -14,6 +17,10 @@ import torch
 from torch import Tensor, nn
 
 
+def _nothing(model: nn.Module, pixels: Tensor) -> dict[str, Any]:
+    return {}
+
+
 @dataclass(frozen=True)
 class Family:
     """A model type of transformers.
@@ -22,47 +29,89 @@ class Family:
         model_class: its class in transformers.
         mean: of the training images' red, green and blue, 0..1.
         std: likewise.
-        embed: (model, (n, 3, S, S) normalised pixels) to the (n, feature) global embedding.
+        tokens: (model, (n, 3, S, S) normalised pixels) to the (n, token, feature) that the first block takes.
+        pool: (model, (n, token, feature) out of the last block) to the (n, feature) global embedding.
+        context: (model, pixels) to what every block takes beside the tokens; it depends on the size of the pixels only.
+        final: names of the parts that come after the last block.
     """
 
     model_class: str
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    embed: Callable[[nn.Module, Tensor], Tensor]
+    tokens: Callable[[Any, Tensor], Tensor]
+    pool: Callable[[Any, Tensor], Tensor]
+    final: tuple[str, ...]
+    context: Callable[[Any, Tensor], dict[str, Any]] = _nothing
+
+    def embed(self, model: nn.Module, pixels: Tensor) -> Tensor:
+        """(n, 3, S, S) normalised pixels to the (n, feature) global embedding."""
+        tokens, context = self.tokens(model, pixels), self.context(model, pixels)
+        for block in blocks_of(model):
+            tokens = block(tokens, **context)
+        return self.pool(model, tokens)
 
 
-def cls_token(model: nn.Module, pixels: Tensor) -> Tensor:
-    """The [CLS] token after the final layernorm; register tokens come after it. Positions fit any size."""
-    return model(pixel_values=pixels).last_hidden_state[:, 0]
+def blocks_of(model: nn.Module) -> nn.ModuleList:
+    """The transformer's blocks, first to last."""
+    return next(module for module in model.modules() if isinstance(module, nn.ModuleList))
 
 
-def attention_pooled(model: nn.Module, pixels: Tensor) -> Tensor:
-    """SigLIP has no [CLS] token: a learned query attends to all patches; its table of positions is interpolated."""
-    return model(pixel_values=pixels, interpolate_pos_encoding=True).pooler_output
+def _embeddings(model: Any, pixels: Tensor) -> Tensor:
+    """Positions fit any size."""
+    return model.embeddings(pixels)
 
 
-def attention_pooled_patches(model: nn.Module, pixels: Tensor) -> Tensor:
-    """The same for SigLIP 2 of any aspect (NaFlex), which takes patches as vectors, rows first, colours last."""
-    config: Any = model.config
-    patch = config.patch_size
+def _cls_after_layernorm(model: Any, tokens: Tensor) -> Tensor:
+    """The [CLS] token after the final layernorm; register tokens come after it."""
+    return model.layernorm(tokens)[:, 0]
+
+
+def _cls_after_norm(model: Any, tokens: Tensor) -> Tensor:
+    """The same by DINOv3's name."""
+    return model.norm(tokens)[:, 0]
+
+
+def _rotary_positions(model: Any, pixels: Tensor) -> dict[str, Any]:
+    return {"position_embeddings": model.rope_embeddings(pixels)}
+
+
+def _interpolated_embeddings(model: Any, pixels: Tensor) -> Tensor:
+    """SigLIP's table of positions is interpolated."""
+    return model.embeddings(pixels, interpolate_pos_encoding=True)
+
+
+def _patch_embeddings(model: Any, pixels: Tensor) -> Tensor:
+    """SigLIP 2 of any aspect (NaFlex) takes patches as vectors, rows first, colours last."""
+    patch = model.config.patch_size
     rows, cols = pixels.shape[2] // patch, pixels.shape[3] // patch
     whole = pixels[:, :, : rows * patch, : cols * patch].unflatten(3, (cols, patch)).unflatten(2, (rows, patch))
     patches = whole.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)  # (n, rows * cols, patch * patch * 3)
-    mask = torch.ones(patches.shape[:2], dtype=torch.int32, device=pixels.device)
-    shapes = torch.tensor([[rows, cols]], device=pixels.device).expand(len(pixels), 2)
-    return model(pixel_values=patches, pixel_attention_mask=mask, spatial_shapes=shapes).pooler_output
+    return model.embeddings(patches, torch.tensor([[rows, cols]], device=pixels.device).expand(len(pixels), 2))
+
+
+def _attention_pooled(model: Any, tokens: Tensor) -> Tensor:
+    """SigLIP has no [CLS] token: a learned query attends to all patches."""
+    return model.head(model.post_layernorm(tokens))
+
+
+def _no_mask(model: Any, pixels: Tensor) -> dict[str, Any]:
+    return {"attention_mask": None}
 
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
+_DINOV2 = (*_IMAGENET, _embeddings, _cls_after_layernorm, ("layernorm",))
+_SIGLIP = (*_HALF, _interpolated_embeddings, _attention_pooled, ("post_layernorm", "head"), _no_mask)
+_SIGLIP2 = (*_HALF, _patch_embeddings, _attention_pooled, ("post_layernorm", "head"), _no_mask)
+
 #: By `model_type` of the config. A SigLIP checkpoint of both towers gives its vision tower.
 FAMILIES = {
-    "dinov2": Family("Dinov2Model", *_IMAGENET, cls_token),
-    "dinov2_with_registers": Family("Dinov2WithRegistersModel", *_IMAGENET, cls_token),
-    "dinov3_vit": Family("DINOv3ViTModel", *_IMAGENET, cls_token),
-    "siglip": Family("SiglipVisionModel", *_HALF, attention_pooled),
-    "siglip_vision_model": Family("SiglipVisionModel", *_HALF, attention_pooled),
-    "siglip2": Family("Siglip2VisionModel", *_HALF, attention_pooled_patches),
-    "siglip2_vision_model": Family("Siglip2VisionModel", *_HALF, attention_pooled_patches),
+    "dinov2": Family("Dinov2Model", *_DINOV2),
+    "dinov2_with_registers": Family("Dinov2WithRegistersModel", *_DINOV2),
+    "dinov3_vit": Family("DINOv3ViTModel", *_IMAGENET, _embeddings, _cls_after_norm, ("norm",), _rotary_positions),
+    "siglip": Family("SiglipVisionModel", *_SIGLIP),
+    "siglip_vision_model": Family("SiglipVisionModel", *_SIGLIP),
+    "siglip2": Family("Siglip2VisionModel", *_SIGLIP2),
+    "siglip2_vision_model": Family("Siglip2VisionModel", *_SIGLIP2),
 }
