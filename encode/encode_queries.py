@@ -7,14 +7,17 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from jzi.encode.augment import RECIPE, augment_photos, drop_parts, view_draws
 from jzi.encode.encode_map import WRITE_EVERY_S
 from jzi.encode.encoder import Encoder
 from jzi.encode.photos import open_photo, resize_photo
@@ -36,6 +39,7 @@ class QueryReport:
         reused: photos that the cache already had, unchanged.
         unreadable: photos that cannot be read, and why.
         damaged: photos that the cache claimed to have and could not give; they are among the encoded.
+        remade: whether views of another seed had to give way.
         off_map: photos taken where the map, as far as it has been encoded, has no imagery: they will not be used.
     """
 
@@ -43,15 +47,17 @@ class QueryReport:
     reused: int
     unreadable: tuple[Rejected, ...]
     damaged: int
+    remade: bool = False
     off_map: tuple[Rejected, ...] = ()
 
-    def to_dict(self) -> dict[str, int]:
+    def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         counts = {"encoded": self.encoded, "reused": self.reused}
         return {
             **counts,
             "unreadable": len(self.unreadable),
             "damaged": self.damaged,
+            "remade": self.remade,
             "off_map": len(self.off_map),
         }
 
@@ -73,7 +79,9 @@ class _Photo:
     error: str = ""
 
 
-def encode_queries(cache: FeatureCache, encoder: Encoder, table: QueryTable, *, batch_size: int = 32) -> QueryReport:
+def encode_queries(
+    cache: FeatureCache, encoder: Encoder, table: QueryTable, *, batch_size: int = 32, views: int = 0, seed: int = 0
+) -> QueryReport:
     """Make the cache list the photos of a table, and encode those that it lacks or that have changed.
 
     A photo is known by its id and by its bytes; bytes are looked at only where size or modification time differ from
@@ -84,16 +92,20 @@ def encode_queries(cache: FeatureCache, encoder: Encoder, table: QueryTable, *, 
         encoder: as in the cache.
         table: photos, all inside the pyramid's area.
         batch_size: photos to a forward pass.
+        views: how many augmented views of each training photo to encode beside the plain one; more stay as they are.
+        seed: of the views.
 
     Raises:
         CacheError: the disk is full.
     """
     state = processes()
     queries = cache.queries
-    damaged = 0
+    damaged, remade = 0, False
     if state.is_main_process:
         queries.mend()
         queries.list_photos(table.frame)
+        if views:
+            remade = queries.require_views(views, {"seed": seed, "recipe": RECIPE})
         cache.consolidate()  # there may be more rows and columns now
         lost = queries.damaged_rows()
         damaged = len(lost)
@@ -102,14 +114,16 @@ def encode_queries(cache: FeatureCache, encoder: Encoder, table: QueryTable, *, 
     state.wait_for_everyone()
     known = queries.frame()
     photos = table.frame.set_index("id")["photo"].reindex(known["id"])
-    todo = _changed(known, photos.tolist(), queries, state)
+    lacking = (known["split"] == "train") & (known["views"] < views) & (known["status"] == ENCODED)
+    todo = _changed(known, photos.tolist(), queries, state, again=lacking.to_numpy())
     reused = len(known) - len(todo)
     mine = todo[todo // CHUNK % state.num_processes == state.process_index]
     state.wait_for_everyone()  # all have worked `todo` out before the first writes
     paths = dict(zip(known.index, photos, strict=True))
     unreadable = []
     with tqdm(total=len(todo), unit="photo", desc="photos", disable=not (state.is_main_process and len(todo))) as bar:
-        for photo in _encode(mine, paths, encoder, queries, batch_size, bar):
+        viewed = dict(zip(known.index, np.where(known["split"] == "train", views, 0), strict=True))
+        for photo in _encode(mine, paths, viewed, seed, encoder, queries, batch_size, bar):
             unreadable.append((known["id"][photo.row], photo.error))
     if state.num_processes > 1:
         unreadable = gather_object(unreadable)
@@ -122,6 +136,7 @@ def encode_queries(cache: FeatureCache, encoder: Encoder, table: QueryTable, *, 
         reused=reused - len(still),
         unreadable=tuple(Rejected(*each) for each in unreadable),
         damaged=damaged,
+        remade=remade,
         off_map=_off_map(cache, known),
     )
 
@@ -133,8 +148,10 @@ def _off_map(cache: FeatureCache, known: pd.DataFrame) -> tuple[Rejected, ...]:
     return tuple(Rejected(name, "the map has no imagery there") for name in known["id"][nothing])
 
 
-def _changed(known: pd.DataFrame, photos: list[str], queries: QueryFeatures, state: PartialState) -> NDArray[np.int64]:
-    """Rows to encode: never tried, or with other bytes than those that the cache knows."""
+def _changed(
+    known: pd.DataFrame, photos: list[str], queries: QueryFeatures, state: PartialState, again: NDArray[np.bool_]
+) -> NDArray[np.int64]:
+    """Rows to encode: never tried, with other bytes than those that the cache knows, or wanted again."""
     size, mtime_ns = np.array([_stat(Path(photo)) for photo in photos], np.int64).reshape(-1, 2).T
     tried = (known["status"] != MISSING).to_numpy()
     touched = tried & ((known["photo_bytes"] != size) | (known["photo_mtime_ns"] != mtime_ns)).to_numpy()
@@ -150,7 +167,7 @@ def _changed(known: pd.DataFrame, photos: list[str], queries: QueryFeatures, sta
         for rows in _by_chunk(position.index.to_numpy()):
             at = position[rows].to_numpy()
             queries.write(rows, {"photo_bytes": size[at], "photo_mtime_ns": mtime_ns[at]})
-    changed = ~tried
+    changed = ~tried | again
     changed[suspects[~same]] = True
     return known.index.to_numpy(np.int64)[changed]
 
@@ -158,6 +175,8 @@ def _changed(known: pd.DataFrame, photos: list[str], queries: QueryFeatures, sta
 def _encode(
     rows: NDArray[np.int64],
     paths: dict[int, str],
+    views: dict[int, int],
+    seed: int,
     encoder: Encoder,
     queries: QueryFeatures,
     batch_size: int,
@@ -170,10 +189,9 @@ def _encode(
 
     def flush() -> None:
         if batch:
-            pixels = np.stack([photo.pixels for photo in batch if photo.pixels is not None])
-            embeddings = encoder.to_storage(encoder.encode_photos(pixels))
-            for photo, embedding in zip(batch, embeddings, strict=True):
-                writer.put(photo, embedding)
+            counts = np.array([views[photo.row] for photo in batch])
+            for photo, embedding in zip(batch, _embed(batch, counts, seed, encoder), strict=True):
+                writer.put(photo, embedding[: 1 + views[photo.row]])
             bar.update(len(batch))
             batch.clear()
 
@@ -194,6 +212,26 @@ def _encode(
         flush()
     finally:
         writer.write()
+
+
+def _embed(batch: list[_Photo], views: NDArray[np.int64], seed: int, encoder: Encoder) -> NDArray[np.float16]:
+    """(photo, 1 + views, feature): the plain photo, then the augmented views that each is to have."""
+    pixels = np.stack([photo.pixels for photo in batch if photo.pixels is not None])
+    plain = encoder.to_storage(encoder.encode_photos(pixels))
+    embedding = np.full((len(batch), 1 + views.max(initial=0), plain.shape[1]), np.nan, np.float16)
+    embedding[:, 0] = plain
+    if not views.any():
+        return embedding
+    photos = encoder.to_unit(torch.from_numpy(pixels))
+    squares = encoder.squares(photos[:1]).shape[1]
+    for view in range(1, embedding.shape[1]):
+        index = np.flatnonzero(views >= view)
+        draws = [view_draws(batch[place].sha256, view, seed, squares) for place in index]
+        own, parts = torch.from_numpy(np.stack(draws)).to(photos.device).split([1, squares], dim=1)
+        changed = encoder.squares(augment_photos(photos[torch.from_numpy(index).to(photos.device)], own[:, 0]))
+        changed = drop_parts(changed.flatten(0, 1), parts.flatten(0, 1)).unflatten(0, changed.shape[:2])
+        embedding[index, view] = encoder.to_storage(encoder.encode_squares(changed))
+    return embedding
 
 
 def _read(row: int, path: Path, width: int, height: int) -> _Photo:
@@ -227,8 +265,6 @@ class _RowWriter:
     def write(self) -> None:
         for rows in _by_chunk(np.array(sorted(self.rows), np.int64)):
             entries = [self.rows.pop(int(row)) for row in rows]
-            width = next((embedding.shape for _, embedding in entries if embedding is not None), None)
-            blank = None if width is None else np.full(width, np.nan, np.float16)
             photos = [photo for photo, _ in entries]
             self.queries.write(
                 rows,
@@ -236,11 +272,24 @@ class _RowWriter:
                     "photo_sha256": np.array([photo.sha256 for photo in photos], dtype=object),
                     "photo_bytes": [photo.size for photo in photos],
                     "photo_mtime_ns": [photo.mtime_ns for photo in photos],
+                    "views": [0 if embedding is None else len(embedding) - 1 for _, embedding in entries],
                     "status": [UNREADABLE if embedding is None else ENCODED for _, embedding in entries],
                 },
-                None if blank is None else np.stack([blank if e is None else e for _, e in entries]),
+                _stack([embedding for _, embedding in entries]),
             )
         self.written_at = time.monotonic()
+
+
+def _stack(embeddings: list[NDArray[np.float16] | None]) -> NDArray[np.float16] | None:
+    """(row, view, feature) of as many views as any has, nan where there is none; None where there is nothing at all."""
+    there = [embedding for embedding in embeddings if embedding is not None]
+    if not there:
+        return None
+    stacked = np.full((len(embeddings), max(map(len, there)), there[0].shape[1]), np.nan, np.float16)
+    for row, embedding in zip(stacked, embeddings, strict=True):
+        if embedding is not None:
+            row[: len(embedding)] = embedding
+    return stacked
 
 
 def _by_chunk(rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:

@@ -168,13 +168,13 @@ class FeatureCache:
             zarr.consolidate_metadata(self.group.store)
 
     def _is_consolidated(self) -> bool:
-        """Whether the gathered metadata knows all photos and columns that there are."""
+        """Whether the gathered metadata knows all photos, views and columns that there are."""
         try:
             gathered = zarr.open_group(self.group.store, mode="r", use_consolidated=True)
-            rows, columns = gathered["queries/id"].shape, dict(gathered["queries"].attrs)  # type: ignore[union-attr]
+            shape, attributes = gathered["queries/embedding"].shape, dict(gathered["queries"].attrs)  # type: ignore[union-attr]
         except (ValueError, KeyError):
             return False
-        return rows == self.array("queries/id").shape and columns == dict(self.group["queries"].attrs)
+        return shape == self.array("queries/embedding").shape and attributes == dict(self.group["queries"].attrs)
 
     # Layout
 

@@ -1,5 +1,8 @@
 """The photos' side of the feature cache: embeddings keyed by id and by a fingerprint of the photo's bytes (DESIGN 4).
 
+View 0 is the plain photo; views 1.. are augmented ones, of which training photos have as many as the column `views`
+says.
+
 Rows are never moved or removed. A photo that leaves the table keeps its row with `listed` false, and is reused when it
 comes back; stage two sees listed and encoded rows only.
 """
@@ -34,9 +37,10 @@ _COLUMNS: dict[str, tuple[Any, Any]] = {
     "photo_sha256": (str, ""),
     "photo_bytes": ("int64", -1),
     "photo_mtime_ns": ("int64", -1),
+    "views": ("uint8", 0),
 }
 _UNITS = {"latitude": "degrees_north", "longitude": "degrees_east"}
-_WRITTEN_WITH_EMBEDDING = ("photo_sha256", "photo_bytes", "photo_mtime_ns", "status")
+_WRITTEN_WITH_EMBEDDING = ("photo_sha256", "photo_bytes", "photo_mtime_ns", "views", "status")
 
 
 class QueryFeatures:
@@ -101,27 +105,38 @@ class QueryFeatures:
             raise CacheError(f"{self.path} holds no photo: run `jzi encode-queries`")
         return frame
 
-    def embedding(self, rows: ArrayLike) -> NDArray[np.float16]:
-        """(row, view, feature) of the given rows of the cache.
+    def embedding(self, rows: ArrayLike, views: int = 0) -> NDArray[np.float16]:
+        """(row, 1 + views, feature) of the given rows of the cache; nan where a row has not so many augmented views.
 
         Raises:
             CacheCorruptError: a chunk does not match its checksum, or has gone.
         """
         rows = np.asarray(rows)
         with storage_errors(self.path, "queries/embedding"):
-            embedding = np.asarray(self._array("embedding")[: len(self)])[rows]
-        if np.isnan(embedding[:, 0]).any():
+            embedding = np.asarray(self._array("embedding")[: len(self), : 1 + views])[rows]
+        encoded = np.arange(embedding.shape[1]) <= self.column("views")[rows, None]
+        if np.isnan(embedding[encoded]).any():
             raise corrupt(self.path, "queries/embedding", "a chunk is gone")
         return embedding
 
     def damaged_rows(self) -> NDArray[np.int64]:
-        """Rows that are marked as encoded and whose plain embedding is damaged or gone."""
-        encoded = self.column("status") == ENCODED
-        readable = [self._read_chunk(start) for start in range(0, len(self), CHUNK)]
-        lost = [np.isnan(block).any(-1) for block in readable]
-        return np.flatnonzero(encoded & np.concatenate(lost)) if lost else np.empty(0, np.int64)
+        """Rows that are marked as encoded and of which an embedding is damaged or gone."""
+        encoded, views = self.column("status") == ENCODED, self.column("views")
+        lost = np.zeros(len(self), bool)
+        for view in range(self._array("embedding").shape[1]):
+            marked = encoded & (views >= view)
+            for start in range(0, len(self), CHUNK):
+                window = slice(start, start + CHUNK)
+                if marked[window].any():
+                    lost[window] |= marked[window] & np.isnan(self._read_chunk(start, view)).any(-1)
+        return np.flatnonzero(lost)
 
-    def _read_chunk(self, start: int, view: int = 0) -> NDArray[np.float16]:
+    @property
+    def recipe(self) -> dict[str, int]:
+        """What the augmented views were made from, as `require_views` was told; empty where there are none."""
+        return dict(self._queries.attrs.get("augmented", {}))  # type: ignore[arg-type]
+
+    def _read_chunk(self, start: int, view: int) -> NDArray[np.float16]:
         """(row in chunk, feature) of the chunk that begins with row `start`; nan where it is damaged."""
         window = slice(start, min(start + CHUNK, len(self)))
         try:
@@ -192,28 +207,47 @@ class QueryFeatures:
         self._update("listed", np.arange(len(self)), np.isin(np.arange(len(self)), rows))
         return rows
 
+    def require_views(self, count: int, recipe: dict[str, int]) -> bool:
+        """Make room for augmented views of a recipe (their seed and the like).
+
+        Views of another recipe are forgotten.
+
+        Returns:
+            whether there were any of another recipe.
+        """
+        with storage_errors(self.path, "queries"):
+            array, views = self._array("embedding"), self._array("views")
+            others = self.recipe not in ({}, recipe) and bool(np.asarray(views[:]).any())
+            if others:
+                views[:] = np.zeros(len(self), np.uint8)
+            if array.shape[1] < 1 + count:
+                array.resize((array.shape[0], 1 + count, array.shape[2]))
+            if self.recipe != recipe:
+                self._queries.update_attributes({"augmented": recipe})
+        return others
+
     def write(
-        self,
-        rows: NDArray[np.int64],
-        values: dict[str, ArrayLike],
-        embedding: NDArray[Any] | None = None,
-        view: int = 0,
+        self, rows: NDArray[np.int64], values: dict[str, ArrayLike], embedding: NDArray[Any] | None = None
     ) -> None:
         """Write rows of ONE chunk, which the caller alone writes: the embeddings first, then columns, the status last.
 
         Args:
             rows: (row,) of the cache.
-            values: any of photo_sha256, photo_bytes, photo_mtime_ns and status, (row,) each.
-            embedding: (row, feature), or None to write columns only.
-            view: the view that the embeddings belong to; 0 is the plain photo.
+            values: any of photo_sha256, photo_bytes, photo_mtime_ns, views and status, (row,) each.
+            embedding: (row, feature) of the plain photo or (row, 1 + views, feature), nan where there is no such view;
+                None to write columns only.
         """
         start = int(rows[0]) // CHUNK * CHUNK
         window = slice(start, min(start + CHUNK, len(self)))
         with storage_errors(self.path, "queries"):
             if embedding is not None:
-                block = self._read_chunk(start, view)
-                block[rows - start] = embedding
-                self._array("embedding")[window, view] = block
+                given = embedding if embedding.ndim == 3 else embedding[:, None]
+                for view in range(given.shape[1]):
+                    there = ~np.isnan(given[:, view]).all(-1)
+                    if view == 0 or there.any():
+                        block = self._read_chunk(start, view)
+                        block[rows[there] - start] = given[there, view]
+                        self._array("embedding")[window, view] = block
             for name in _WRITTEN_WITH_EMBEDDING:
                 if name in values:
                     column = np.asarray(self._array(name)[window])

@@ -345,3 +345,68 @@ def test_two_processes_encode_each_photo_once(
     assert sorted(bad.name for bad in one.unreadable) == ["07.jpg", "13.jpg"]
     untouched = template.embeddings()
     assert same(album.embeddings(), untouched) == untouched.keys() - {"07.jpg", "13.jpg"}
+
+
+# Augmented views
+
+
+def test_views_are_stored_for_training_photos_and_can_be_made_again(template, tmp_path) -> None:
+    album = replace(template, path=tmp_path / "views.zarr")
+    report = album.run(views=3, seed=7)
+    assert (report.encoded, report.remade) == (PHOTOS, False)
+    queries = album.cache().queries
+    frame = queries.encoded()
+    train = (frame["split"] == "train").to_numpy()
+    assert (frame["views"] == np.where(train, 3, 0)).all() and 0 < train.sum() < PHOTOS
+    embedding = queries.embedding(frame.index, views=3)
+    assert embedding.shape[:2] == (PHOTOS, 4)
+    assert np.isnan(embedding[~train, 1:]).all() and np.isfinite(embedding[train]).all()
+    assert all((embedding[train, one] != embedding[train, other]).any() for one in range(4) for other in range(one))
+    np.testing.assert_array_equal(embedding[:, 0], [template.embeddings()[name] for name in frame["id"]])
+    again = replace(template, path=tmp_path / "again.zarr")
+    again.run(views=3, seed=7, batch_size=3)
+    np.testing.assert_allclose(again.cache().queries.embedding(frame.index, views=3), embedding, atol=2e-3)
+
+
+def test_views_are_added_to_what_is_there_and_only_where_they_lack(template, tmp_path) -> None:
+    shutil.copytree(template.path, tmp_path / "town.zarr")
+    album = replace(template, path=tmp_path / "town.zarr")
+    train = int((template.cache().queries.encoded()["split"] == "train").sum())
+    assert album.run(views=2).encoded == train
+    assert (album.run(views=2).encoded, album.run(views=1).encoded, album.run().encoded) == (0, 0, 0)
+    assert album.run(views=3).encoded == train
+    tree = xarray.open_datatree(album.path, engine="zarr")
+    assert tree["queries"].sizes["view"] == 4
+    photo = next(iter(album.folder.glob("*.jpg")))
+    os.utime(photo, ns=(1, 1))
+    assert album.run(views=3).encoded == 0  # the same bytes
+
+
+def test_views_of_another_seed_are_made_anew_and_never_mixed(template, tmp_path) -> None:
+    shutil.copytree(template.path, tmp_path / "town.zarr")
+    album = replace(template, path=tmp_path / "town.zarr")
+    album.run(views=2, seed=1)
+    frame = album.cache().queries.encoded()
+    rows = frame.index[frame["split"] == "train"]
+    before = album.cache().queries.embedding(rows, views=2)
+    report = album.run(views=1, seed=2)
+    assert report.remade and report.encoded == len(rows)
+    queries = album.cache().queries
+    assert (queries.frame()["views"][rows] == 1).all()
+    after = queries.embedding(rows, views=1)
+    assert (after[:, 0] == before[:, 0]).all() and (after[:, 1] != before[:, 1]).any()
+    assert queries.recipe["seed"] == 2
+
+
+def test_a_damaged_view_is_encoded_again(template, tmp_path) -> None:
+    shutil.copytree(template.path, tmp_path / "town.zarr")
+    album = replace(template, path=tmp_path / "town.zarr")
+    album.run(views=2)
+    frame = album.cache().queries.encoded()
+    before = album.cache().queries.embedding(frame.index, views=2)
+    (album.path / "queries/embedding/c/1/2/0").unlink()
+    with pytest.raises(CacheCorruptError):
+        album.cache().queries.embedding(frame.index, views=2)
+    chunk = frame.loc[CHUNK : 2 * CHUNK - 1]
+    assert album.run(views=2).damaged == (chunk["split"] == "train").sum() > 0
+    np.testing.assert_allclose(album.cache().queries.embedding(frame.index, views=2), before, atol=2e-3)
