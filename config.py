@@ -16,6 +16,7 @@ from pyproj import CRS
 from pyproj.exceptions import CRSError
 
 from jzi.decode.config import DecoderConfig, TrainConfig
+from jzi.encode.finetune_config import FinetuneConfig
 from jzi.errors import ConfigError, first_line
 from jzi.store.files import write_whole
 from jzi.store.pyramid import Pyramid
@@ -44,11 +45,14 @@ class MapSettings:
 class QuerySettings:
     """The photos: a folder with EXIF positions, or a CSV or Parquet table and where its photos are looked up.
 
-    Or one such table for each split: `table = { train = "train.csv", val = "val.csv" }`.
+    Or one such table for each split: `table = { train = "train.csv", val = "val.csv" }`. Of training photos, `views`
+    augmented views are encoded beside the plain one, made from `seed`.
     """
 
     table: str | dict[str, str] | None = None
     photos: str | None = None
+    views: int = Field(default=0, ge=0, le=255)
+    seed: int = Field(default=0, ge=0)
 
 
 @dataclass(config=_strict)
@@ -76,6 +80,7 @@ class Settings:
     map: MapSettings = field(default_factory=MapSettings)
     queries: QuerySettings = field(default_factory=QuerySettings)
     encoder: EncoderSettings = field(default_factory=EncoderSettings)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     cache: PathSettings = field(default_factory=lambda: PathSettings("features.zarr"))
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -212,6 +217,7 @@ def write_settings(settings: Settings) -> None:
         "map": "Orthophotos, the first on top: files, globs or folders. Also: crs, nodata, stretch = [low, high].",
         "queries": "A folder of photos with EXIF positions, or a CSV or Parquet and the folder of its photos.",
         "encoder": "A Hugging Face id or a folder; layout: halves (the paper's) or whole.",
+        "finetune": 'Training the encoder with the decoder; blocks: how many of its last ones, or "all".',
         "cache": "Where the embeddings are kept: a folder, or a URL such as s3://.",
         "decoder": "The paper's decoder.",
         "train": "The paper's training; trackers are those of Accelerate.",

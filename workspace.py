@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,10 +13,11 @@ import numpy as np
 from jzi.config import EncoderSettings, MapSettings, QuerySettings, Settings, find_rasters, load_settings
 from jzi.errors import ConfigError, PhotoError, first_line
 from jzi.store.pyramid import Pyramid, preset
-from jzi.store.queries import SUFFIXES, QueryTable, read_queries
+from jzi.store.queries import SUFFIXES, QueryTable, Rejected, read_queries
 
 if TYPE_CHECKING:
     from jzi.encode.encoder import Encoder
+    from jzi.encode.finetune import FinetuneReport
     from jzi.encode.imagery import Imagery
     from jzi.store.cache import FeatureCache
 
@@ -44,9 +46,12 @@ def new_settings(
     """
     imagery = MapSettings(rasters=[_relative(raster, folder) for raster in rasters], crs=map_crs)
     pyramid = _area(find_rasters(rasters) if rasters else [], map_crs, preset, center, size, grid, levels)
-    named = QuerySettings(*(_relative(path, folder) if path else None for path in (queries, photos)))
+    table, lookup = (_relative(path, folder) if path else None for path in (queries, photos))
     settings = Settings(
-        pyramid=pyramid, map=imagery, queries=named, encoder=_encoder_settings(folder, encoder, image_size)
+        pyramid=pyramid,
+        map=imagery,
+        queries=QuerySettings(table, lookup),
+        encoder=_encoder_settings(folder, encoder, image_size),
     )
     settings.folder = folder
     if rasters:
@@ -270,6 +275,43 @@ def open_cache(settings: Settings, encoder: Encoder, imagery: Imagery | None = N
     with processes().main_process_first():
         card = imagery.card(FeatureCache.open(path).imagery if exists(path) else None) if imagery else None
         return FeatureCache.open_or_create(path, settings.pyramid, encoder.card, card)
+
+
+def finetune_areas(areas: Sequence[Settings], output: Path) -> tuple[FinetuneReport, tuple[Rejected, ...]]:
+    """Fine-tune on one area or several; the first one's settings say how.
+
+    Args:
+        areas: settings of each area.
+        output: the model folder to make.
+
+    Returns:
+        the report, and the photos that cannot be used.
+
+    Raises:
+        ConfigError: the areas are cut differently.
+        JziError: as `jzi.encode.finetune.finetune`.
+    """
+    settings = areas[0]
+    grids = {(each.pyramid.grid, each.pyramid.levels) for each in areas}
+    if len(grids) > 1:
+        raise ConfigError(
+            "areas that are trained on together must have the same pyramid.grid and pyramid.levels, not "
+            + " and ".join(f"{grid} and {levels}" for grid, levels in sorted(grids))
+        )
+    tables = [read_query_table(each).inside(each.pyramid) for each in areas]
+    from jzi.encode.finetune import finetune
+
+    with contextlib.ExitStack() as stack:
+        maps = [stack.enter_context(open_imagery(each)) for each in areas]
+        report = finetune(
+            list(zip(maps, tables, strict=True)),
+            load_encoder(settings),
+            output,
+            settings.decoder,
+            settings.finetune,
+            settings=settings.to_toml(),
+        )
+    return report, tuple(row for table in tables for row in table.rejected)
 
 
 def read_query_table(settings: Settings) -> QueryTable:

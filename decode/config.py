@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from jzi.errors import ConfigError
 
@@ -44,8 +44,8 @@ class DecoderConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """How to train. Defaults are the paper's, but for weight decay, where they are PyTorch's.
+class TrainingConfig:
+    """How to train, with the encoder or off the cache. Defaults are the paper's, but for weight decay: PyTorch's.
 
     Attributes:
         epochs: passes over the training photos.
@@ -55,7 +55,7 @@ class TrainConfig:
         warmup: share of the steps over which the learning rate rises; it then falls as a cosine.
         label_smoothing: of the cross-entropy.
         clip: largest norm of the gradient.
-        seed: of the weights, the order and the dropout.
+        seed: of all that is random.
         precision: "no", "fp16", "bf16", or "auto": bf16 on GPUs that are good at it.
         trackers: of Accelerate ("tensorboard", "wandb", ...), beside metrics.jsonl.
     """
@@ -71,11 +71,33 @@ class TrainConfig:
     precision: str = "auto"
     trackers: tuple[str, ...] = ()
 
+    section: ClassVar[str]
+
     def __post_init__(self) -> None:
         for name, low in (("epochs", 1), ("batch_size", 1), ("learning_rate", 0), ("weight_decay", 0), ("clip", 0)):
             if not getattr(self, name) >= low:
-                raise ConfigError(f"train.{name} is {getattr(self, name)}: it must be at least {low}")
+                raise ConfigError(f"{self.section}.{name} is {getattr(self, name)}: it must be at least {low}")
         if not (0 <= self.label_smoothing < 1 and 0 <= self.warmup <= 1):
-            raise ConfigError("train.label_smoothing and train.warmup are shares, 0..1")
+            raise ConfigError(f"{self.section}.label_smoothing and {self.section}.warmup are shares, 0..1")
         if self.precision not in ("auto", "no", "fp16", "bf16"):
-            raise ConfigError(f"train.precision {self.precision!r} is none of auto, no, fp16, bf16")
+            raise ConfigError(f"{self.section}.precision {self.precision!r} is none of auto, no, fp16, bf16")
+
+
+@dataclass(frozen=True)
+class TrainConfig(TrainingConfig):
+    """How to train the decoder off the cache.
+
+    Attributes:
+        views: how many augmented views of a photo to draw from beside the plain one, as far as the cache has them.
+        init: a model folder whose decoder to start from, such as a fine-tuned one; empty to start from scratch.
+    """
+
+    views: int = 255
+    init: str = ""
+
+    section: ClassVar[str] = "train"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.views <= 255:
+            raise ConfigError(f"train.views is {self.views}: it must be 0 to 255")

@@ -33,7 +33,7 @@ class Run:
         return self.folder / "train" / "state.pt"
 
     def load(self) -> dict[str, Any] | None:
-        """The state after the last whole epoch of this run, None if there is no run in the folder.
+        """The last state of this run that was saved, None if there is no run in the folder.
 
         Raises:
             ModelError: the folder holds another run, or its state is damaged.
@@ -61,11 +61,14 @@ class Run:
         (self.folder / "train").mkdir(parents=True, exist_ok=True)
         replace_file(self.folder / "train" / "settings.toml", lambda path: path.write_text(settings))
 
-    def save(self, state: dict[str, Any], metrics: Metrics) -> None:
-        """Keep the state after an epoch, and write metrics.jsonl: a line an epoch."""
-        self.metrics.append(metrics)
+    def save(self, state: dict[str, Any], metrics: Metrics | None = None) -> None:
+        """Keep the state; after an epoch, whose metrics are given, write metrics.jsonl too: a line an epoch."""
+        if metrics:
+            self.metrics.append(metrics)
         state = {**state, "identity": self.identity, "metrics": self.metrics}
         replace_file(self._state, lambda path: torch.save(state, path))
+        if not metrics:
+            return
         text = "".join(json.dumps(line) + "\n" for line in self.metrics)
         replace_file(self.folder / "train" / "metrics.jsonl", lambda path: path.write_text(text))
 

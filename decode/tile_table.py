@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -33,6 +35,13 @@ class TileTable:
     def device(self) -> torch.device:
         """Where the tensors are."""
         return self.embedding.device
+
+    def with_embedding(self, embedding: Tensor) -> TileTable:
+        """The same tiles with other embeddings, (tile, feature) on their device."""
+        table = copy.copy(self)
+        table.embedding, table.width = embedding, embedding.shape[1]
+        table.enterable = self.enterable.to(embedding.device)
+        return table
 
     def index(self, level: int, row: Tensor, col: Tensor) -> Tensor:
         """Index of the tiles (level, row, col)."""

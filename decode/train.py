@@ -15,25 +15,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - its name everywhere
 from accelerate import Accelerator
-from accelerate.tracking import get_available_trackers
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from jzi.decode.config import DecoderConfig, TrainConfig
 from jzi.decode.decoder import ZoomDecoder
-from jzi.decode.evaluate import BATCH, RADII, cell_error, predict
-from jzi.decode.model import create_folder, replace_file, save_weights
+from jzi.decode.model import ZoomModel, create_folder, replace_file, save_weights
 from jzi.decode.run import Metrics, Run, rank
 from jzi.decode.samples import Samples, load_samples
 from jzi.decode.tile_table import TileTable
-from jzi.encode.encoder import best_device
-from jzi.errors import ConfigError, TrainingError
+from jzi.decode.training import learning_rate_factor, make_accelerator, validate
+from jzi.errors import ModelError, TrainingError
 from jzi.store.cache import FeatureCache
+from jzi.store.files import file_sha256
 
 
 @dataclass(frozen=True)
@@ -81,6 +79,7 @@ def train_decoder(
     config: TrainConfig,
     *,
     encoder_folder: Path | None = None,
+    start: ZoomModel | None = None,
     settings: str = "",
 ) -> TrainReport:
     """Train on the cache's "train" photos; keep the epoch with the best recall at 40 m on its "val" photos.
@@ -94,6 +93,7 @@ def train_decoder(
         decoder_config: the architecture; width and actions are taken from the cache.
         config: how to train.
         encoder_folder: the cache's encoder, for the model to carry along; None for one that the hub has.
+        start: a model whose decoder to start from, such as a fine-tuned one; its architecture is taken too.
         settings: kept as train/settings.toml.
 
     Raises:
@@ -101,16 +101,20 @@ def train_decoder(
         TrainingError: there is no photo to train on, or the loss is no number any more.
         ModelError: the folder holds a model that was trained in another way, or the disk is full.
     """
-    accelerator = _accelerator(config, folder)
+    accelerator = make_accelerator(config, folder)
+    if start:
+        decoder_config = _architecture_of(start, cache, decoder_config)
     decoder_config = replace(decoder_config, width=cache.encoder.width, actions=cache.pyramid.actions)
     features = cache.read_map()
     table = TileTable(features, accelerator.device)
-    train, val = load_samples(cache, table, "train"), load_samples(cache, table, "val")
+    train, val = load_samples(cache, table, "train", config.views), load_samples(cache, table, "val")
     if not len(train):
         raise TrainingError(f"{cache.path} has no photo to train on: none with split 'train' lies on the map's imagery")
     torch.manual_seed(config.seed)
     decoder = ZoomDecoder(decoder_config)
-    run = Run(folder, _identity(cache, decoder_config, config))
+    if start:
+        decoder.load_state_dict(start.decoder.state_dict())
+    run = Run(folder, _identity(cache, decoder_config, config, start))
     state = run.load()
     first = 0 if state is None else state["epoch"] + 1
     report = partial(
@@ -170,7 +174,7 @@ def train_decoder(
                     "learning_rate": float(schedule.get_last_lr()[0]),
                     "seconds": seconds,
                 }
-                metrics |= {"samples_per_s": len(train) / seconds, **_validate(decoder, table, val)}
+                metrics |= {"samples_per_s": len(train) / seconds, **validate(decoder, table, val)}
                 if not run.metrics or rank(metrics) > max(map(rank, run.metrics)):
                     save_weights(folder, decoder)
                 last = epoch + 1 == config.epochs  # and nothing is left to resume: three times the decoder's size
@@ -183,14 +187,6 @@ def train_decoder(
             accelerator.wait_for_everyone()
     accelerator.end_training()
     return report(best=run.best() if run.metrics else {}, seconds=time.monotonic() - began)
-
-
-def learning_rate_factor(step: int, steps: int, warmup: float) -> float:
-    """Linear warm-up over a share of the steps, then a cosine to zero."""
-    warm = max(1, round(warmup * steps))
-    if step < warm:
-        return (step + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
 def _train_epoch(
@@ -208,14 +204,16 @@ def _train_epoch(
     seed = config.seed * 1_000_003 + epoch
     order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed))
     order = torch.cat([order, order[: -len(order) % world]]).to(table.device)  # every process has as many
+    view = samples.draw_views(seed)
     torch.manual_seed(seed * world + process)  # of the dropout
     model.train()
     losses = []
     for batch in order.split(config.batch_size):
         index = batch[process::world]
         actions = samples.actions[index]  # (batch, step)
+        query = samples.query[index, view[index]].float()
         with accelerator.autocast():
-            logits = model(samples.query[index, 0].float(), table.embedding[samples.tiles[index]].float(), actions)
+            logits = model(query, table.embedding[samples.tiles[index]].float(), actions)
         loss = F.cross_entropy(logits.float().flatten(0, 1), actions.flatten(), label_smoothing=config.label_smoothing)
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), config.clip)
@@ -226,60 +224,32 @@ def _train_epoch(
     return float(accelerator.gather(torch.stack(losses).mean()[None]).mean())
 
 
-def _validate(decoder: ZoomDecoder, table: TileTable, samples: Samples) -> Metrics:
-    """Greedy search off the cache, as in use, and the teacher-forced loss; nothing where there are no photos."""
-    if not len(samples):
-        return {}
-    decoder.eval()
-    paths, _ = predict(decoder, table, samples.query[:, 0])
-    error = cell_error(table.pyramid, paths, samples.latitude, samples.longitude)
-    recall = {f"recall@{radius:g}m": float((error <= radius).mean()) for radius in RADII}
-    return {"val_loss": _loss(decoder, table, samples), **recall, "median_error_m": float(np.median(error))}
-
-
-@torch.inference_mode()
-def _loss(decoder: ZoomDecoder, table: TileTable, samples: Samples) -> float:
-    total = torch.zeros((), device=table.device)
-    for index in torch.arange(len(samples), device=table.device).split(BATCH):
-        tiles, actions = table.embedding[samples.tiles[index]].float(), samples.actions[index]
-        logits = decoder(samples.query[index, 0].float(), tiles, actions)
-        total += F.cross_entropy(logits.flatten(0, 1), actions.flatten(), reduction="sum")
-    return float(total) / samples.actions.numel()
-
-
-def _accelerator(config: TrainConfig, folder: Path) -> Accelerator:
-    available = {str(tracker) for tracker in get_available_trackers()}
-    if missing := [name for name in config.trackers if name not in available]:  # Accelerate would say nothing
-        raise ConfigError(f"train.trackers names {', '.join(missing)}, which must be installed first (pip install ...)")
-    precision = config.precision
-    if precision == "auto":
-        precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
-    try:
-        accelerator = Accelerator(
-            cpu=best_device() == "cpu",
-            mixed_precision=precision,
-            log_with=list(config.trackers) or None,
-            project_dir=str(folder / "train"),
+def _architecture_of(start: ZoomModel, cache: FeatureCache, wanted: DecoderConfig) -> DecoderConfig:
+    """The architecture of the decoder to start from, with the dropout that is wanted."""
+    theirs = start.decoder.config
+    if (theirs.width, theirs.actions) != (cache.encoder.width, cache.pyramid.actions):
+        raise ModelError(
+            f"{start.folder} cannot be started from: its decoder is for {theirs.width} features and {theirs.actions} "
+            f"actions, and {cache.path} has {cache.encoder.width} and {cache.pyramid.actions}"
         )
-    except (ValueError, ImportError) as error:
-        raise ConfigError(f"train.precision or train.trackers cannot be had here: {error}") from error
-    if config.batch_size % accelerator.num_processes:
-        raise ConfigError(
-            f"train.batch_size is {config.batch_size}, which {accelerator.num_processes} processes cannot share evenly"
-        )
-    return accelerator
+    return replace(theirs, dropout=wanted.dropout)
 
 
-def _identity(cache: FeatureCache, decoder_config: DecoderConfig, config: TrainConfig) -> dict[str, Any]:
+def _identity(
+    cache: FeatureCache, decoder_config: DecoderConfig, config: TrainConfig, start: ZoomModel | None
+) -> dict[str, Any]:
     """What the outcome depends on."""
-    photos = cache.queries.encoded()[["id", "latitude", "longitude", "split", "photo_sha256"]]
+    photos = cache.queries.encoded()[["id", "latitude", "longitude", "split", "photo_sha256", "views"]]
     how = {f"train.{key}": list(value) if isinstance(value, tuple) else value for key, value in asdict(config).items()}
     del how["train.trackers"]
+    if start:
+        how["train.init"] = f"{config.init}, {file_sha256(start.folder / 'decoder.safetensors')[:16]}"
     return {
         **{f"decoder.{key}": value for key, value in decoder_config.to_dict().items()},
         **how,
         "encoder": cache.encoder.fingerprint[:16],
         "imagery": cache.imagery.fingerprint[:16] if cache.imagery else "",
+        "views": cache.queries.recipe if config.views and photos["views"].any() else {},
         "photos": f"{len(photos)}, {hashlib.sha256(photos.to_csv(index=False).encode()).hexdigest()[:16]}",
     }
 

@@ -77,6 +77,38 @@ def test_an_area_from_nothing_to_a_located_photo(area, tmp_path) -> None:
     assert "confidence" in area("locate photos/day0/000.jpg").stdout
 
 
+FINETUNED = "--set encoder.name=finetuned/encoder --set cache.path=finetuned.zarr"
+
+
+def test_from_fine_tuning_to_a_decoder_that_goes_on_from_it(area, tmp_path) -> None:
+    tune = f"finetune --blocks 1 --set finetune.epochs=2 {FAST}"
+    told = json.loads(area(f"{tune} --json").stdout)
+    assert told["epochs"] == 2 and told["train"] + told["val"] < 30 and told["samples_per_s"] > 0
+    assert json.loads(area(f"{tune} --json").stdout)["epochs"] == 0
+    assert "finetuned/encoder" in area(tune).stdout
+    area(f"encode-map {FINETUNED}")
+    encoded = json.loads(area(f"encode-queries {FINETUNED} --views 2 --json").stdout)
+    assert encoded["encoded"] == 30
+    area(f"evaluate {FINETUNED} --set model.path=finetuned")  # the decoder that was trained with the encoder
+    assert "confidence" in area("locate photos/day0/000.jpg --model finetuned --cache finetuned.zarr").stdout
+    fresh = json.loads(area(f"train-decoder {FINETUNED} {FAST} --json").stdout)
+    begun = f"{FINETUNED} --set train.epochs=2 --set train.init=finetuned --set model.path=begun"
+    begun = json.loads(area(f"train-decoder {begun} --json").stdout)
+    assert fresh["epochs"] == begun["epochs"] == 2
+    assert fresh["best"]["loss"] != begun["best"]["loss"]
+    area("encode-map", 0)  # the first encoder's cache is another
+
+
+def test_several_areas_are_fine_tuned_on_together(area, tmp_path) -> None:
+    other = tmp_path / "other"
+    area(f"init {other} --map map.tif --queries photos --encoder encoder --image-size 56")
+    told = json.loads(area(f"finetune --blocks 1 --also other --set finetune.epochs=1 {FAST} --json").stdout)
+    alone = json.loads(area(f"finetune --blocks 1 -o alone --set finetune.epochs=1 {FAST} --json").stdout)
+    assert told["train"] == 2 * alone["train"]
+    area("init other --map map.tif --queries photos --encoder encoder --image-size 56 --levels 2 --force")
+    assert "must have the same pyramid.grid" in area("finetune --also other -o third", 2).stderr
+
+
 def test_a_model_is_used_alone_on_another_machine(trained, tmp_path, monkeypatch) -> None:
     before = json.loads(trained("locate photos/day0/000.jpg --json").stdout)
     elsewhere = tmp_path / "elsewhere"
@@ -195,6 +227,15 @@ def files_below(folder: Path) -> dict[str, bytes]:
         ("init new --center 100 20 --size 500", "is no place on earth"),
         ("init new --preset atlantis", "there is no preset 'atlantis'"),
         ("tile 0 0", "is outside of the area"),
+        ("finetune --blocks 9", "the encoder has 2 blocks"),
+        ("finetune --blocks some", "finetune.blocks is 'some'"),
+        ("finetune --set finetune.accumulation=3", "does not divide finetune.batch_size"),
+        ("finetune --set queries.table=far.csv", "none of the 1 photos"),
+        ("finetune --set map.rasters=['gone.tif']", "there is no raster gone.tif"),
+        ("finetune --also gone", "there is no gone/jzi.toml"),
+        ("finetune --blocks 1 -o model", "holds a model that was trained with other settings"),
+        ("train-decoder --set train.init=gone --set model.path=new", "there is no model in"),
+        ("encode-queries --set queries.views=256", "queries.views"),
         ("info gone", "there is nothing at gone"),
         ("info photos", "neither a cache"),
     ],

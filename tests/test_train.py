@@ -14,11 +14,13 @@ import torch
 
 import jzi.decode.train as training
 from jzi.decode.config import DecoderConfig, TrainConfig
-from jzi.decode.evaluate import cell_error, evaluate, evaluate_model
+from jzi.decode.decoder import ZoomDecoder
+from jzi.decode.evaluate import cell_error, evaluate, evaluate_model, predict
 from jzi.decode.model import ZoomModel
 from jzi.decode.samples import load_samples
 from jzi.decode.tile_table import TileTable
-from jzi.decode.train import learning_rate_factor, train_decoder
+from jzi.decode.train import train_decoder
+from jzi.decode.training import learning_rate_factor
 from jzi.errors import CacheMismatchError, ConfigError, ModelError, TrainingError
 from jzi.store.cache import ENCODED, NODATA, FeatureCache
 from jzi.store.cards import EncoderCard
@@ -112,7 +114,7 @@ def test_the_epoch_with_the_best_recall_is_kept(cache, tmp_path, monkeypatch) ->
     recalls = iter([0.1, 0.4, 0.4, 0.2])
     losses = iter([1.0, 1.0, 0.9, 0.5])
     kept = []
-    monkeypatch.setattr(training, "_validate", lambda *_: {"recall@40m": next(recalls), "val_loss": next(losses)})
+    monkeypatch.setattr(training, "validate", lambda *_: {"recall@40m": next(recalls), "val_loss": next(losses)})
     monkeypatch.setattr(training, "save_weights", lambda *_: kept.append(len(kept)))
     report = train_decoder(cache, tmp_path / "model", SMALL, QUICK)
     assert report.best["epoch"] == 2  # as good as epoch 1, with a lower loss
@@ -188,15 +190,68 @@ def test_a_tracker_that_is_not_installed_is_refused_rather_than_ignored(cache, t
     assert not (tmp_path / "model").exists()
 
 
+# Augmented views, and a decoder to start from
+
+
+def with_views(cache: FeatureCache, count: int) -> np.ndarray:
+    """Gives every training photo `count` views that are near the plain one; their rows."""
+    cache.queries.require_views(count, {"seed": 0})
+    frame = cache.queries.encoded()
+    rows = frame.index[frame["split"] == "train"].to_numpy()
+    plain = cache.queries.embedding(rows)
+    noise = np.random.default_rng(1).normal(0, 0.1, (len(rows), count, WIDTH))
+    values = {"views": np.full(len(rows), count)}
+    cache.queries.write(rows, values, np.concatenate([plain, plain + noise], axis=1).astype(np.float16))
+    return rows
+
+
+def test_each_epoch_draws_a_view_of_each_photo_from_those_it_has(cache) -> None:
+    rows = with_views(cache, 3)
+    cache.queries.write(rows[:5], {"views": np.zeros(5)})
+    table = TileTable(cache.read_map())
+    samples = load_samples(cache, table, "train", views=255)
+    drawn = torch.stack([samples.draw_views(epoch) for epoch in range(40)])
+    assert drawn[:, :5].max() == 0 and set(drawn[:, 5:].unique().tolist()) == {0, 1, 2, 3}
+    assert torch.equal(samples.draw_views(7), drawn[7]) and not torch.equal(drawn[0], drawn[1])
+    assert load_samples(cache, table, "train", views=1).draw_views(0).max() == 1
+    assert load_samples(cache, table, "train").query.shape[1] == 1
+    assert load_samples(cache, table, "val", views=255).draw_views(0).max() == 0
+
+
+def test_training_uses_the_views_unless_told_not_to(cache, tmp_path) -> None:
+    with_views(cache, 2)
+    for name, views in (("all", 255), ("none", 0)):
+        train_decoder(cache, tmp_path / name, SMALL, TrainConfig(**{**vars(QUICK), "views": views}))
+    assert metrics_of(tmp_path / "all") != metrics_of(tmp_path / "none")
+    cache.queries.require_views(2, {"seed": 1})  # forgets those that are there
+    with pytest.raises(ModelError, match="views"):
+        train_decoder(cache, tmp_path / "all", SMALL, QUICK)
+
+
+def test_training_starts_from_the_decoder_that_is_given(cache, tmp_path) -> None:
+    train_decoder(cache, tmp_path / "first", SMALL, QUICK)
+    first = ZoomModel.load(tmp_path / "first")
+    other = DecoderConfig(layers=5, heads=4)  # the architecture is that of the one to start from
+    still = TrainConfig(**{**vars(QUICK), "learning_rate": 0.0, "init": "first"})
+    train_decoder(cache, tmp_path / "second", other, still, start=first)
+    second = ZoomModel.load(tmp_path / "second").decoder
+    assert second.config.layers == 2
+    assert all(torch.equal(second.state_dict()[name], value) for name, value in first.decoder.state_dict().items())
+    wider = DecoderConfig(width=32, layers=1, heads=2)
+    first.decoder = ZoomDecoder(wider)
+    with pytest.raises(ModelError, match="cannot be started from"):
+        train_decoder(cache, tmp_path / "third", SMALL, still, start=first)
+
+
 # Evaluation
 
 
 def test_recall_is_the_share_of_cell_centres_within_the_radius(cache) -> None:
     table = TileTable(cache.read_map())
     samples = load_samples(cache, table, "test")
-    decoder = training.ZoomDecoder(DecoderConfig(width=WIDTH, layers=1, heads=2)).eval()
+    decoder = ZoomDecoder(DecoderConfig(width=WIDTH, layers=1, heads=2)).eval()
     found = evaluate(decoder, table, samples.query[:, 0], samples.latitude, samples.longitude, radii=(50, 150, 1000))
-    paths, _ = training.predict(decoder, table, samples.query[:, 0])
+    paths, _ = predict(decoder, table, samples.query[:, 0])
     row, col = table.pyramid.path_to_tile(paths)
     centres = table.pyramid.tile_positions(2, row, col)
     error = geodesic_distance(samples.latitude, samples.longitude, *centres)

@@ -1,0 +1,108 @@
+"""Setting up: `init`, and asking what things are: `tile`, `info`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from jzi.commands.common import (
+    Sentence,
+    json_option,
+    list_disagreements,
+    list_rejected,
+    print_result,
+)
+
+if TYPE_CHECKING:
+    from jzi.store.queries import QueryTable
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False), default=".")
+@click.option("--map", "rasters", multiple=True, help="A raster, glob or folder of rasters; may be repeated.")
+@click.option("--queries", help="A folder of photos with EXIF positions, or a CSV or Parquet table.")
+@click.option("--photos", help="The folder where a table's photos are looked up.")
+@click.option("--encoder", help="A Hugging Face id or a folder.  [default: facebook/dinov2-base]")
+@click.option("--image-size", type=int, help="Side of a tile as the encoder sees it, pixels.  [default: 384]")
+@click.option("--preset", help="A published area, such as just-zoom-in-dc.")
+@click.option("--center", type=float, nargs=2, metavar="LAT LON", help="Centre of the area.  [default: the map's]")
+@click.option("--size", type=float, help="Side of the area, metres.  [default: so that it holds the map]")
+@click.option("--grid", type=int, help="A tile has grid x grid children.  [default: 4]")
+@click.option("--levels", type=int, help="Zoom steps.  [default: as many as make cells of 40 m or less]")
+@click.option("--map-crs", help="CRS of rasters that do not say theirs.")
+@click.option("--dataset", help="A published data set instead: just-zoom-in, a copy of which lies in FOLDER.")
+@click.option("--data", type=click.Path(path_type=Path), help="Where that copy lies.  [default: FOLDER]")
+@click.option("--download", is_flag=True, help="Download it from the Hugging Face hub first.")
+@click.option("--force", is_flag=True, help="Replace a jzi.toml that is there.")
+def init(
+    folder: Path,
+    rasters: tuple[str, ...],
+    force: bool,
+    dataset: str | None,
+    data: Path | None,
+    download: bool,
+    **options: Any,
+) -> None:
+    """Set a working directory up: write jzi.toml for an area."""
+    from jzi.config import FILE, write_settings
+    from jzi.workspace import dataset_settings, describe_area, new_settings
+
+    if (folder / FILE).exists() and not force:
+        raise Sentence(f"{folder / FILE} is there already: edit it, or pass --force to replace it")
+    table: QueryTable | None
+    if dataset:
+        settings, table = dataset_settings(dataset, folder, data, download, rasters=rasters, **options)
+    elif data or download:
+        raise Sentence("--data and --download go with --dataset")
+    else:
+        settings, table = new_settings(folder, rasters, **options)
+    click.echo(describe_area(settings.pyramid))
+    if table is not None:
+        table = table.inside(settings.pyramid)
+        list_rejected(table.rejected, "photos cannot be used")
+        list_disagreements(table)
+        click.echo(f"{len(table)} photos in the area")
+    write_settings(settings)
+    go = "" if folder == Path() else f"cd {folder}; "
+    go += "jzi encode-map" if settings.map.rasters else "name the map (map.rasters) and the photos in it"
+    click.echo(f"wrote {folder / FILE}; next: {go}")
+
+
+@click.command(context_settings={"ignore_unknown_options": True})  # so that a minus sign is no option
+@click.argument("latitude", type=float)
+@click.argument("longitude", type=float)
+@click.option("--preset", help="A published area.  [default: the area of jzi.toml, else just-zoom-in-dc]")
+@click.option("--config", "config_file", type=click.Path(path_type=Path), default="jzi.toml", show_default=True)
+@json_option
+def tile(latitude: float, longitude: float, preset: str | None, config_file: Path, as_json: bool) -> None:
+    """Print the zoom to a position: path, tiles and bounds."""
+    from jzi.workspace import area_for_tile, describe_zoom
+
+    values, text = describe_zoom(area_for_tile(preset, config_file), latitude, longitude)
+    print_result(as_json, values, text)
+
+
+@click.command()
+@click.argument("paths", nargs=-1, required=True)
+@json_option
+def info(paths: tuple[str, ...], as_json: bool) -> None:
+    """Say what caches, models and rasters are.
+
+    Of several, say whether they belong together: the exit code is 1 if not.
+    """
+    from jzi.decode.describe import describe, disagreements
+
+    descriptions = [describe(path) for path in paths]
+    for description in descriptions:
+        print_result(as_json, description.to_dict(), description.to_text())
+    if len(descriptions) > 1:
+        problems = disagreements(descriptions)
+        print_result(
+            as_json,
+            {"belong_together": not problems, "problems": problems},
+            "They belong together." if not problems else "They do not belong together: " + "; ".join(problems) + ".",
+        )
+        if problems:
+            raise SystemExit(1)

@@ -1,0 +1,21 @@
+"""`demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False), default="jzi-demo")
+@click.option("--photos", type=click.IntRange(20), default=4096, show_default=True, help="How many to render.")
+@click.option("--epochs", type=click.IntRange(1), default=20, show_default=True, help="Of the decoder's training.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Another seed makes another town.")
+@click.option("--size", type=float, default=1280.0, show_default=True, help="Side of the town, metres.")
+@click.option("--encoder", help="A Hugging Face id or a folder.  [default: a tiny one with random weights]")
+def demo(folder: Path, photos: int, epochs: int, seed: int, size: float, encoder: str | None) -> None:
+    """Make a small town and run every command on it."""
+    from jzi.demo.tour import run_demo
+
+    run_demo(folder, photos=photos, epochs=epochs, seed=seed, size_m=size, encoder=encoder)

@@ -1,0 +1,148 @@
+"""Stage two: `train-decoder`, `evaluate`, `locate`, `import-checkpoint`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from jzi.commands.common import (
+    Sentence,
+    beams_option,
+    json_option,
+    print_result,
+    settings_options,
+)
+
+
+@click.command("train-decoder")
+@settings_options
+@json_option
+def train_decoder_command(config_file: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Train the decoder off the cache.
+
+    A run that was stopped goes on where it was; one that is done is left alone.
+    """
+    from jzi.config import load_settings
+
+    settings = load_settings(config_file, overrides)
+    from jzi.decode.model import ZoomModel
+    from jzi.decode.train import train_decoder
+    from jzi.encode.processes import processes
+    from jzi.store.cache import FeatureCache
+    from jzi.workspace import load_encoder
+
+    cache = FeatureCache.open(settings.cache_path)
+    if settings.encoder_folder is None and not cache.encoder.from_hub:
+        raise Sentence(
+            f"there is no encoder in {settings.encoder.name} any more, and the model must carry it: set encoder.name "
+            f"to the folder of {cache.encoder.label}"
+        )
+    cache.check(pyramid=settings.pyramid, encoder=load_encoder(settings).card)
+    init = settings.train.init
+    report = train_decoder(
+        cache,
+        settings.path(settings.model.path),
+        settings.decoder,
+        settings.train,
+        encoder_folder=settings.encoder_folder,
+        start=ZoomModel.load(settings.path(init)) if init else None,
+        settings=settings.to_toml(),
+    )
+    if not processes().is_main_process:
+        return
+    if report.unreachable:
+        click.echo(f"{report.unreachable} photos left out: the map has no imagery where they were taken", err=True)
+    if not report.val:
+        click.echo("there is no photo with split 'val': the last epoch is kept", err=True)
+    print_result(as_json, report.to_dict(), f"{report.to_text()}: {report.folder}")
+
+
+@click.command()
+@settings_options
+@click.option("--split", type=click.Choice(["train", "val", "test"]), help="[default: test, or val if there is none]")
+@click.option("--radii", default="40,50,100", show_default=True, help="Metres, separated by commas.")
+@beams_option
+@json_option
+def evaluate(
+    config_file: Path, overrides: tuple[str, ...], split: str | None, radii: str, beams: int, as_json: bool
+) -> None:
+    """Measure recall on held-out photos, off the cache."""
+    from jzi.config import load_settings
+
+    settings = load_settings(config_file, overrides)
+    try:
+        metres = [float(radius) for radius in radii.split(",")]
+    except ValueError:
+        metres = []
+    if not metres or min(metres) <= 0:
+        raise Sentence(f"--radii takes metres separated by commas, not {radii!r}")
+    from jzi.decode.evaluate import evaluate_model, to_table
+
+    split, unreachable, evaluation = evaluate_model(
+        settings.path(settings.model.path), settings.cache_path, split, radii=metres, beams=beams
+    )
+    if unreachable:
+        click.echo(f"{unreachable} photos left out: the map has no imagery where they were taken", err=True)
+    values = {"split": split, "beams": beams, "unreachable": unreachable, **evaluation.to_dict()}
+    print_result(as_json, values, to_table(evaluation, f"{evaluation.photos} photos of the {split} split"))
+
+
+@click.command()
+@click.argument("photos", nargs=-1, required=True, type=click.Path(path_type=Path, readable=False))
+@click.option("--model", type=click.Path(path_type=Path), help="A model folder.  [default: that of jzi.toml, or model]")
+@click.option("--config", "config_file", type=click.Path(path_type=Path), default="jzi.toml", show_default=True)
+@click.option("--cache", help="A cache to take the map from.  [default: the model's own map]")
+@beams_option
+@json_option
+def locate(
+    photos: tuple[Path, ...], model: Path | None, cache: str | None, config_file: Path, beams: int, as_json: bool
+) -> None:
+    """Tell where photos were taken.
+
+    A folder stands for the photos in it.
+    """
+    from jzi.workspace import expand_photos, model_folder
+
+    files = expand_photos(photos)
+    folder = model_folder(model, config_file)
+    from jzi.decode.locate import Location, Locator
+
+    failed = 0
+    for answer in Locator.load(folder, cache=cache).locate_all(files, beams):
+        if isinstance(answer, Location):
+            print_result(as_json, answer.to_dict(), answer.to_text())
+        else:
+            failed += 1
+            if as_json:
+                click.echo(json.dumps(answer.to_dict()))
+            click.echo(f"jzi: {answer.error}", err=True)
+    if failed:
+        sys.exit(2 if failed == len(files) else 1)
+
+
+@click.command("import-checkpoint")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The model folder to make.")
+@click.option("--encoder", default="facebook/dinov2-base", show_default=True, help="Id or folder of its config.json.")
+@click.option("--heads", type=int, help="Of the decoder.  [default: what the checkpoint says, or 8]")
+@click.option("--image-size", type=int, default=384, show_default=True, help="Side of a tile as it saw it, pixels.")
+@click.option("--layout", default="halves", show_default=True, help="How a photo becomes squares.")
+@click.option("--preset", default="just-zoom-in-dc", show_default=True, help="The area that it was trained on.")
+@click.option("--config", "config_file", type=click.Path(path_type=Path), help="Take the area from a jzi.toml instead.")
+def import_checkpoint_command(
+    checkpoint: Path, output: Path, preset: str, config_file: Path | None, **options: Any
+) -> None:
+    """Make a model of a checkpoint of the reference implementation."""
+    from jzi.config import load_settings
+    from jzi.store.pyramid import preset as published
+
+    pyramid = load_settings(config_file).pyramid if config_file else published(preset)
+    from jzi.decode.import_checkpoint import import_checkpoint
+
+    import_checkpoint(checkpoint, output, pyramid, **options)
+    sets = f"--set encoder.name={output / 'encoder'} --set encoder.image_size={options['image_size']}"
+    click.echo(f"wrote {output}; for its map: jzi encode-map {sets}, then jzi locate --model {output} --cache CACHE")

@@ -1,0 +1,82 @@
+"""What training the decoder off the cache and training it with the encoder have in common."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 - its name everywhere
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+
+from jzi.decode.config import TrainingConfig
+from jzi.decode.decoder import ZoomDecoder
+from jzi.decode.evaluate import BATCH, RADII, cell_error, predict
+from jzi.decode.run import Metrics
+from jzi.decode.samples import Samples
+from jzi.decode.tile_table import TileTable
+from jzi.encode.encoder import best_device
+from jzi.errors import ConfigError
+
+
+def make_accelerator(config: TrainingConfig, folder: Path) -> Accelerator:
+    """Accelerate's device, precision, processes and trackers.
+
+    Raises:
+        ConfigError: the precision or a tracker cannot be had, or the processes cannot share a batch.
+    """
+    available = {str(tracker) for tracker in get_available_trackers()}
+    if missing := [name for name in config.trackers if name not in available]:  # Accelerate would say nothing
+        raise ConfigError(
+            f"{config.section}.trackers names {', '.join(missing)}, which must be installed first (pip install ...)"
+        )
+    precision = config.precision
+    if precision == "auto":
+        precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
+    try:
+        accelerator = Accelerator(
+            cpu=best_device() == "cpu",
+            mixed_precision=precision,
+            log_with=list(config.trackers) or None,
+            project_dir=str(folder / "train"),
+        )
+    except (ValueError, ImportError) as error:
+        what = f"{config.section}.precision or {config.section}.trackers"
+        raise ConfigError(f"{what} cannot be had here: {error}") from error
+    if config.batch_size % accelerator.num_processes:
+        raise ConfigError(
+            f"{config.section}.batch_size is {config.batch_size}, which {accelerator.num_processes} processes cannot "
+            "share evenly"
+        )
+    return accelerator
+
+
+def learning_rate_factor(step: int, steps: int, warmup: float) -> float:
+    """Linear warm-up over a share of the steps, then a cosine to zero."""
+    warm = max(1, round(warmup * steps))
+    if step < warm:
+        return (step + 1) / warm
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+def validate(decoder: ZoomDecoder, table: TileTable, samples: Samples) -> Metrics:
+    """Greedy search off the cache, as in use, and the teacher-forced loss; nothing where there are no photos."""
+    if not len(samples):
+        return {}
+    decoder.eval()
+    paths, _ = predict(decoder, table, samples.query[:, 0])
+    error = cell_error(table.pyramid, paths, samples.latitude, samples.longitude)
+    recall = {f"recall@{radius:g}m": float((error <= radius).mean()) for radius in RADII}
+    return {"val_loss": _loss(decoder, table, samples), **recall, "median_error_m": float(np.median(error))}
+
+
+@torch.inference_mode()
+def _loss(decoder: ZoomDecoder, table: TileTable, samples: Samples) -> float:
+    total = torch.zeros((), device=table.device)
+    for index in torch.arange(len(samples), device=table.device).split(BATCH):
+        tiles, actions = table.embedding[samples.tiles[index]].float(), samples.actions[index]
+        logits = decoder(samples.query[index, 0].float(), tiles, actions)
+        total += F.cross_entropy(logits.flatten(0, 1), actions.flatten(), reduction="sum")
+    return float(total) / samples.actions.numel()

@@ -1,0 +1,136 @@
+"""Encoder and decoder as one module: what fine-tuning trains (paper section 3; DESIGN 5).
+
+The encoder is taken apart at its first trained block. What comes before is the frozen trunk: it runs without gradient,
+and what it makes of an image that is not augmented never changes, so that it is worked out once. What comes after, and
+the decoder, is the module that Accelerate wraps.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from jzi.decode.decoder import ZoomDecoder
+from jzi.encode.encoder import Encoder
+from jzi.encode.families import blocks_of
+from jzi.errors import ConfigError
+
+
+class JointModel(nn.Module):
+    """The trained part of an encoder, and a zoom decoder.
+
+    Args:
+        encoder: its weights are the ones that are trained.
+        decoder: of the encoder's width.
+        blocks: how many of its last blocks are trained, with the final layernorm; "all" trains everything.
+        checkpointing: compute activations again in the backward pass.
+        trunk_dtype: what the trunk's output is kept as.
+
+    Raises:
+        ConfigError: the encoder has fewer blocks.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        decoder: ZoomDecoder,
+        blocks: int | str,
+        *,
+        checkpointing: bool = False,
+        trunk_dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        self.model: Any = encoder.model
+        self.decoder = decoder
+        self.family, self.size, self.device = encoder.family, encoder.image_size, encoder.device
+        self.checkpointing, self.trunk_dtype = checkpointing, trunk_dtype
+        layers = blocks_of(self.model)
+        if isinstance(blocks, int) and blocks > len(layers):
+            raise ConfigError(f"finetune.blocks is {blocks}: the encoder has {len(layers)} blocks (or give all)")
+        self.has_trunk = not isinstance(blocks, str)
+        self._first = len(layers) - blocks if isinstance(blocks, int) else 0  # trained block
+        self._frozen = [self.model] if isinstance(blocks, int) else []
+        self._trained = [] if blocks == 0 else [self.model]
+        if isinstance(blocks, int):
+            self._trained = list(layers[self._first :])
+            if blocks:
+                self._trained += [getattr(self.model, name) for name in self.family.final]
+        self.model.requires_grad_(False)
+        for part in self._trained:
+            part.requires_grad_(True)
+        for name, parameter in self.model.named_parameters():
+            if name.endswith("mask_token"):  # nothing is masked: it would never have a gradient
+                parameter.requires_grad_(False)
+        self._context: dict[str, Any] | None = None
+
+    @cached_property
+    def tokens(self) -> int:
+        """How many tokens the trunk makes of an image."""
+        with torch.no_grad():
+            return self.family.tokens(self.model, self._blank()).shape[1]
+
+    def train(self, mode: bool = True) -> JointModel:
+        """Dropout, where a config has any, in the trained parts only."""
+        super().train(mode)
+        if self.has_trunk:
+            self.model.eval()
+            for part in self._trained:
+                part.train(mode)
+        return self
+
+    @torch.no_grad()
+    def trunk(self, pixels: Tensor) -> Tensor:
+        """(n, 3, S, S) normalised to what `forward` takes: (n, token, feature) out of the last frozen block.
+
+        Where everything is trained, they are the pixels themselves.
+        """
+        if not self.has_trunk:
+            return pixels
+        if not len(pixels):
+            return torch.empty(
+                0, self.tokens, self.model.config.hidden_size, dtype=self.trunk_dtype, device=self.device
+            )
+        tokens, context = self.family.tokens(self.model, pixels), self._block_context()
+        for block in blocks_of(self.model)[: self._first]:
+            tokens = block(tokens, **context)
+        return tokens.to(self.trunk_dtype)
+
+    def embed(self, inputs: Tensor) -> Tensor:
+        """What `trunk` gave to (n, feature) float32 embeddings."""
+        tokens, context = inputs, self._block_context()
+        if not self.has_trunk:
+            tokens = self.family.tokens(self.model, inputs)
+        for block in blocks_of(self.model)[self._first :]:
+            if self.checkpointing and torch.is_grad_enabled():
+                tokens = checkpoint(block, tokens, use_reentrant=False, **context)
+            else:
+                tokens = block(tokens, **context)
+        return self.family.pool(self.model, tokens).float()
+
+    def forward(self, inputs: Tensor, tiles: Tensor, actions: Tensor) -> Tensor:
+        """The decoder's logits; every image goes through the encoder once.
+
+        Args:
+            inputs: of the photos' squares, photo by photo, then of the distinct tiles; each as `trunk` gave it.
+            tiles: (photo, step) which of those tiles each photo sees.
+            actions: (photo, step) true actions.
+
+        Returns:
+            (photo, step, action).
+        """
+        distinct = int(tiles.max()) + 1
+        embedding = self.embed(inputs)
+        query = embedding[: len(inputs) - distinct].unflatten(0, (len(actions), -1)).mean(1)
+        return self.decoder(query, embedding[len(inputs) - distinct :][tiles], actions)
+
+    def _block_context(self) -> dict[str, Any]:
+        if self._context is None:
+            self._context = self.family.context(self.model, self._blank())
+        return self._context
+
+    def _blank(self) -> Tensor:
+        return torch.zeros(1, 3, self.size, self.size, device=self.device)

@@ -1,0 +1,40 @@
+"""Room for large arrays: on the device, else in memory, else in a file, whichever has it."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from pathlib import Path
+
+import psutil
+import torch
+from torch import Tensor
+
+#: What one array may take of what is free, so that there is room for the work itself.
+SHARE = 0.25
+
+
+def free_bytes(device: torch.device) -> int:
+    """Free memory of a device, or of the machine for "cpu"."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
+
+
+def find_room(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, folder: Path) -> Tensor:
+    """An uninitialised tensor where there is room for it.
+
+    Args:
+        shape: of the tensor.
+        dtype: of the tensor.
+        device: where it is wanted.
+        folder: where to put a file for it, if neither the device nor the memory has room; the file has no name, and
+            is gone with the tensor.
+    """
+    count = math.prod(shape)
+    for place in dict.fromkeys((device, torch.device("cpu"))):
+        if count * dtype.itemsize <= SHARE * free_bytes(place):
+            return torch.empty(shape, dtype=dtype, device=place)
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".jzi-room") as file:
+        file.truncate(count * dtype.itemsize)
+        return torch.from_file(file.name, shared=True, size=count, dtype=dtype).view(shape)

@@ -1,0 +1,193 @@
+"""What fine-tuning reads of one area: its tiles as images, and its photos with the zooms that lead to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from jzi.decode.tile_table import TileTable
+from jzi.encode.imagery import Imagery
+from jzi.encode.photos import open_photo, resize_photo
+from jzi.encode.prefetch import prefetch, reader_threads
+from jzi.encode.room import SHARE, find_room
+from jzi.encode.tiles import TileRenderer
+from jzi.errors import PhotoError
+from jzi.store.cards import ImageryCard
+from jzi.store.map_features import ENCODED, NODATA, MapFeatures
+from jzi.store.pyramid import Pyramid, TileKey
+from jzi.store.queries import QueryTable
+
+
+@dataclass(frozen=True)
+class Photos:
+    """Photos of a split, as `jzi.decode.samples.Samples`, but as files.
+
+    Attributes:
+        paths: (photo,) files.
+        tiles: (photo, L) indices of the tiles along the true path.
+        actions: (photo, L) true actions.
+        latitude: (photo,) degrees.
+        longitude: (photo,) degrees.
+        unreachable: photos that were left out, because the map has no imagery where they were taken.
+    """
+
+    paths: NDArray[np.object_]
+    tiles: Tensor
+    actions: Tensor
+    latitude: NDArray[np.float64]
+    longitude: NDArray[np.float64]
+    unreachable: int
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def spread(self, count: int) -> Photos:
+        """At most `count` of them, evenly spread over all."""
+        if len(self) <= count:
+            return self
+        index = np.linspace(0, len(self) - 1, count).astype(int)
+        return Photos(
+            self.paths[index],
+            self.tiles[index],
+            self.actions[index],
+            self.latitude[index],
+            self.longitude[index],
+            self.unreachable,
+        )
+
+
+@dataclass(frozen=True)
+class TrainingArea:
+    """One area.
+
+    Attributes:
+        pyramid: how it is cut.
+        imagery: what its tiles were cut from.
+        images: (tile, S, S, 3) uint8 of all tiles of levels 0..L-1, in the order of `TileTable`.
+        table: with no embeddings yet.
+        train: photos to learn from.
+        val: photos to choose the epoch by.
+    """
+
+    pyramid: Pyramid
+    imagery: ImageryCard
+    images: Tensor
+    table: TileTable
+    train: Photos
+    val: Photos
+
+    @classmethod
+    def load(
+        cls,
+        imagery: Imagery,
+        table: QueryTable,
+        image_size: int,
+        *,
+        device: torch.device,
+        folder: Path,
+        val_photos: int,
+        progress: bool = True,
+    ) -> TrainingArea:
+        """Render every tile, and work out where the photos of a query table lie.
+
+        Args:
+            imagery: the map.
+            table: the photos.
+            image_size: side of a tile, pixels.
+            device: where the tiles are wanted.
+            folder: for a file with the tiles, if they fit nowhere else.
+            val_photos: how many validation photos to keep.
+            progress: whether to show it.
+
+        Raises:
+            ImageryError: the imagery cannot be read.
+        """
+        images, status = _render(imagery, image_size, device, folder, progress)
+        pyramid = imagery.pyramid
+        nothing = tuple(np.zeros((*status[level].shape, 1), np.float16) for level in range(pyramid.levels))
+        tiles = TileTable(MapFeatures(pyramid, nothing, tuple(status)))
+        split = {name: _photos(tiles, table, name) for name in ("train", "val")}
+        return cls(pyramid, imagery.card(), images, tiles, split["train"], split["val"].spread(val_photos))
+
+
+def _render(
+    imagery: Imagery, image_size: int, device: torch.device, folder: Path, progress: bool
+) -> tuple[Tensor, list[NDArray[np.uint8]]]:
+    pyramid = imagery.pyramid
+    sides = [pyramid.tiles_per_side(level) for level in range(pyramid.levels + 1)]
+    offsets = np.concatenate([[0], np.cumsum([side**2 for side in sides])])
+    images = find_room((pyramid.tile_count, image_size, image_size, 3), torch.uint8, device, folder)
+    status = [np.full((side, side), NODATA, np.uint8) for side in sides]
+    tiles = TileRenderer(imagery, image_size).render([TileKey(0, 0, 0)])
+    for tile in tqdm(tiles, total=pyramid.tile_count, unit="tile", desc="map", disable=not progress):
+        level, row, col = tile.key
+        images[int(offsets[level]) + row * sides[level] + col] = torch.from_numpy(tile.image.copy())
+        status[level][row, col] = ENCODED if tile.has_imagery else NODATA
+        if tile.cells is not None:
+            g = pyramid.grid
+            cells = status[level + 1][row * g : (row + 1) * g, col * g : (col + 1) * g]
+            cells[:] = np.where(tile.cells, ENCODED, NODATA)
+    return images, status
+
+
+def _photos(tiles: TileTable, table: QueryTable, split: str) -> Photos:
+    frame = table.frame[table.frame["split"] == split].sort_values("id")  # whatever order a folder is listed in
+    latitude, longitude = frame["latitude"].to_numpy(float), frame["longitude"].to_numpy(float)
+    paths = tiles.pyramid.paths(latitude, longitude).reshape(-1, tiles.pyramid.levels)
+    keep = (paths[:, 0] >= 0) & tiles.reachable(np.maximum(paths, 0))
+    return Photos(
+        paths=frame["photo"].to_numpy(object)[keep],
+        tiles=tiles.along(paths[keep]),
+        actions=torch.from_numpy(paths[keep]),
+        latitude=latitude[keep],
+        longitude=longitude[keep],
+        unreachable=int((~keep).sum()),
+    )
+
+
+class PhotoReader:
+    """Reads photos ahead, at the encoder's size; keeps them decoded as far as there is memory.
+
+    Args:
+        shape: height and width, pixels.
+
+    Attributes:
+        unreadable: what is wrong with each photo that cannot be read.
+    """
+
+    def __init__(self, shape: tuple[int, int]) -> None:
+        self.height, self.width = shape
+        self.unreadable: dict[str, str] = {}
+        self._kept: dict[str, NDArray[np.uint8]] = {}
+        self._room = int(SHARE * psutil.virtual_memory().available) // (3 * self.height * self.width)
+
+    def read(self, paths: Iterable[str], ahead: int) -> Iterator[NDArray[np.uint8] | None]:
+        """(height, width, 3) of each photo in turn; None for one that cannot be read."""
+        return prefetch(self._read, paths, reader_threads(), ahead)
+
+    def batches(self, paths: Iterable[str], size: int) -> Iterator[list[NDArray[np.uint8] | None]]:
+        """The same, `size` at a time."""
+        photos = self.read(paths, 2 * size)
+        while batch := list(islice(photos, size)):
+            yield batch
+
+    def _read(self, path: str) -> NDArray[np.uint8] | None:
+        if path in self._kept:
+            return self._kept[path]
+        try:
+            photo = resize_photo(open_photo(path), self.width, self.height)
+        except PhotoError as error:
+            self.unreadable[path] = str(error)
+            return None
+        if len(self._kept) < self._room:
+            self._kept[path] = photo
+        return photo

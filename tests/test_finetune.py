@@ -1,0 +1,348 @@
+"""Fine-tuning: cheaper than the plain way and the same, resumed exactly, and never a good encoder lost."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from safetensors.torch import load_file
+
+import jzi.encode.finetune as module
+from jzi.decode.config import DecoderConfig
+from jzi.decode.decoder import ZoomDecoder
+from jzi.decode.model import ZoomModel
+from jzi.decode.run import Run
+from jzi.encode import room
+from jzi.encode.augment import DRAWS, augment_photos, augment_tiles, drop_parts
+from jzi.encode.encoder import Encoder
+from jzi.encode.finetune import finetune
+from jzi.encode.finetune_config import FinetuneConfig
+from jzi.encode.imagery import Imagery
+from jzi.encode.joint import JointModel
+from jzi.encode.training_area import PhotoReader, TrainingArea
+from jzi.errors import ConfigError, ImageryError, ModelError, TrainingError
+from jzi.store.pyramid import Pyramid
+from jzi.store.queries import QueryTable, read_queries
+
+SIZE = 28
+SMALL = DecoderConfig(layers=1, heads=2)
+QUICK = FinetuneConfig(epochs=3, batch_size=8, learning_rate=1e-3, blocks=1, precision="no")
+
+
+@dataclass
+class City:
+    """A map, photos and a tiny encoder."""
+
+    raster: Path
+    pyramid: Pyramid
+    photos: Path
+    encoder_folder: Path
+    folder: Path
+
+    def encoder(self) -> Encoder:
+        return Encoder.load(self.encoder_folder, image_size=SIZE, device="cpu")
+
+    def imagery(self) -> Imagery:
+        return Imagery([self.raster], self.pyramid)
+
+    def table(self) -> QueryTable:
+        return read_queries(self.photos).inside(self.pyramid)
+
+    def run(self, name: str = "finetuned", config: FinetuneConfig = QUICK, areas: int = 1):
+        return finetune([(self.imagery(), self.table())] * areas, self.encoder(), self.folder / name, SMALL, config)
+
+    def weights(self, name: str = "finetuned") -> dict[str, torch.Tensor]:
+        """Of encoder and decoder."""
+        folder = self.folder / name
+        return {**load_file(folder / "encoder" / "model.safetensors"), **load_file(folder / "decoder.safetensors")}
+
+    def metrics(self, name: str = "finetuned") -> list[dict]:
+        lines = (self.folder / name / "train" / "metrics.jsonl").read_text().splitlines()
+        return [{k: v for k, v in json.loads(line).items() if k not in ("seconds", "samples_per_s")} for line in lines]
+
+
+@pytest.fixture
+def city(tmp_path: Path, town_raster: Path, pyramid: Pyramid, photo_folder: Path, encoder_folder: Path) -> City:
+    return City(town_raster, pyramid, photo_folder, encoder_folder, tmp_path)
+
+
+class Killed(BaseException):
+    """Stands for a signal: nothing in the code under test may catch it."""
+
+
+# Cheaper, and the same
+
+
+def start(city: City, config: FinetuneConfig) -> module._Finetuning:
+    """A run that is ready for its first step."""
+    config = replace(config, accumulation=1)
+    encoder = city.encoder()
+    torch.manual_seed(0)
+    decoder = ZoomDecoder(replace(SMALL, width=encoder.width, dropout=0.0))
+    joint = JointModel(encoder, decoder, config.blocks, checkpointing=config.checkpointing)
+    accelerator = module.make_accelerator(config, city.folder)
+    options = {"device": torch.device("cpu"), "folder": city.folder, "val_photos": 100}
+    area = TrainingArea.load(city.imagery(), city.table(), SIZE, **options)
+    return module._Finetuning(accelerator, joint, encoder, [area], config, Run(city.folder / "run", {}))
+
+
+def plain_way(city: City, run: module._Finetuning, index: torch.Tensor, seed: int) -> dict[str, torch.Tensor]:
+    """Every tile of every photo goes through the whole encoder of transformers; the loss and every gradient."""
+    encoder, area = city.encoder(), run.areas[0]
+    decoder = ZoomDecoder(run.joint.decoder.config)
+    decoder.load_state_dict(run.joint.decoder.state_dict())
+    reader = PhotoReader(encoder.photo_shape)
+    photos = torch.from_numpy(np.stack([reader._read(path) for path in area.train.paths[index]]))
+    pixels = photos.permute(0, 3, 1, 2).float() / 255
+    tiles, actions = area.train.tiles[index], area.train.actions[index]  # (photo, step)
+    distinct = tiles.unique()
+    images = area.images[distinct].permute(0, 3, 1, 2).float() / 255
+    generator = torch.Generator().manual_seed(seed)
+    own = torch.rand(len(photos), DRAWS, generator=generator)
+    if run.config.augment:
+        halves = torch.rand(len(photos), 2, DRAWS, generator=generator)
+        each = torch.rand(len(distinct), DRAWS, generator=generator)
+        pixels = augment_photos(pixels, own)
+        left, right = pixels.chunk(2, dim=3)
+        pixels = torch.cat([drop_parts(left, halves[:, 0]), drop_parts(right, halves[:, 1])], dim=3)
+        images = torch.where((distinct == 0)[:, None, None, None], images, augment_tiles(images, each))
+
+    def embed(images: torch.Tensor) -> torch.Tensor:
+        mean, std = (torch.tensor(values)[:, None, None] for values in (encoder.mean, encoder.std))
+        return encoder.model(pixel_values=(images - mean) / std).last_hidden_state[:, 0]
+
+    query = torch.stack([embed(half) for half in pixels.chunk(2, dim=3)]).mean(0)
+    seen = torch.stack([images[(distinct == tile).nonzero()[0, 0]] for tile in tiles.flatten()])
+    logits = decoder(query, embed(seen).unflatten(0, tiles.shape), actions)
+    loss = F.cross_entropy(logits.flatten(0, 1), actions.flatten(), label_smoothing=0.1)
+    loss.backward()
+    gradients = {f"model.{name}": value.grad for name, value in encoder.model.named_parameters()}
+    gradients |= {f"decoder.{name}": value.grad for name, value in decoder.named_parameters()}
+    return {"loss": loss.detach(), **gradients}
+
+
+def our_way(run: module._Finetuning, index: torch.Tensor, seed: int) -> dict[str, torch.Tensor]:
+    run.joint.train()
+    run.joint.zero_grad()
+    photos = list(run.reader.read(run.areas[0].train.paths[index], 8))
+    inputs, tiles, actions = run._inputs(0, index, photos, torch.Generator().manual_seed(seed))
+    logits = run.joint(inputs, tiles, actions)
+    loss = F.cross_entropy(logits.flatten(0, 1), actions.flatten(), label_smoothing=0.1)
+    loss.backward()
+    trained = {name: value.grad for name, value in run.joint.named_parameters() if value.requires_grad}
+    return {"loss": loss.detach(), **trained}
+
+
+@pytest.mark.parametrize("blocks", [0, 1, 2, "all"])
+@pytest.mark.parametrize("augment", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_loss_and_gradients_are_those_of_the_plain_way(city, blocks, augment, checkpointing) -> None:
+    config = replace(QUICK, blocks=blocks, augment=augment, checkpointing=checkpointing)
+    run = start(city, config)
+    for seed in (1, 2, 3):
+        index = torch.randperm(len(run.areas[0].train), generator=torch.Generator().manual_seed(seed))[:12]
+        ours, plain = our_way(run, index, seed), plain_way(city, run, index, seed)
+        for name, value in ours.items():
+            torch.testing.assert_close(
+                value, plain[name], atol=1e-6, rtol=1e-4, msg=lambda text, n=name: f"{n}: {text}"
+            )
+
+
+def test_each_distinct_tile_is_encoded_once(city) -> None:
+    run = start(city, replace(QUICK, augment=False))
+    index = torch.arange(16)
+    photos = list(run.reader.read(run.areas[0].train.paths[index], 8))
+    inputs, tiles, _ = run._inputs(0, index, photos, torch.Generator())
+    distinct = len(run.areas[0].train.tiles[index].unique())
+    assert len(inputs) == 2 * 16 + distinct < 2 * 16 + 3 * 16
+    assert tiles.shape == (16, 3) and int(tiles.max()) == distinct - 1
+
+
+def test_the_frozen_trunk_runs_once_for_a_tile_that_is_not_augmented(city, monkeypatch) -> None:
+    run = start(city, replace(QUICK, augment=False))
+    index = torch.arange(16)
+    photos = list(run.reader.read(run.areas[0].train.paths[index], 8))
+    trunk, sizes = run.joint.trunk, []
+    monkeypatch.setattr(run.joint, "trunk", lambda pixels: sizes.append(len(pixels)) or trunk(pixels))
+    run._inputs(0, index, photos, torch.Generator())
+    assert sizes == [2 * 16]  # the photos' squares alone
+
+
+@pytest.mark.parametrize("places", [0, 1])
+def test_where_tiles_and_trunk_outputs_are_kept_changes_nothing(city, monkeypatch, places) -> None:
+    city.run("roomy")
+    free = iter([0] * 100 if places == 0 else [0, 10**12] * 100)  # neither device nor memory has room, or memory has
+    monkeypatch.setattr(room, "free_bytes", lambda device: next(free))
+    city.run("tight")
+    assert city.metrics("tight") == city.metrics("roomy")
+    assert not list((city.folder / "tight").glob(".jzi-room*"))
+
+
+def test_a_batch_in_parts_is_the_same_step(city) -> None:
+    still = replace(QUICK, augment=False, epochs=1, batch_size=24)
+    decoder = replace(SMALL, dropout=0.0)
+    for name, accumulation in (("whole", 1), ("parts", 3)):
+        source = [(city.imagery(), city.table())]
+        finetune(source, city.encoder(), city.folder / name, decoder, replace(still, accumulation=accumulation))
+    whole, parts = city.weights("whole"), city.weights("parts")
+    for name in whole:
+        torch.testing.assert_close(parts[name], whole[name], atol=1e-4, rtol=1e-3)
+
+
+# What is trained, and what is kept
+
+
+@pytest.mark.parametrize("blocks", [0, 1, "all"])
+def test_only_the_last_blocks_and_the_final_layernorm_change(city, blocks) -> None:
+    report = city.run(config=replace(QUICK, blocks=blocks, epochs=1))
+    before, after = load_file(city.encoder_folder / "model.safetensors"), city.weights()
+    changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    if blocks == "all":
+        assert changed == set(before) - {"embeddings.mask_token"}
+    else:
+        allowed = ("encoder.layer.1.", "layernorm.") if blocks else ()
+        assert changed == {name for name in before if allowed and name.startswith(allowed)}
+    splits = city.table().frame["split"].value_counts()
+    assert (report.train, report.val, report.epochs) == (splits["train"], splits["val"], 1)
+
+
+def test_encoder_and_decoder_of_the_best_epoch_make_a_model(city, monkeypatch) -> None:
+    recalls = iter([0.1, 0.5, 0.2])
+    monkeypatch.setattr(module, "validate", lambda *_: {"recall@40m": next(recalls), "val_loss": 1.0})
+    report = city.run()
+    assert report.best["epoch"] == 1
+    model = ZoomModel.load(city.folder / "finetuned")
+    encoder = model.load_encoder("cpu")
+    assert encoder.fingerprint == model.encoder.fingerprint != city.encoder().fingerprint
+    two = replace(QUICK, epochs=3)
+    monkeypatch.setattr(module, "validate", lambda *_: {"recall@40m": 0.0, "val_loss": 1.0})
+    city.run("first", two)
+    assert any(not torch.equal(city.weights("first")[name], value) for name, value in city.weights().items())
+
+
+def test_training_lowers_the_loss(city) -> None:
+    city.run(config=replace(QUICK, epochs=25, augment=False, learning_rate=3e-3, blocks="all"))
+    losses = [line["loss"] for line in city.metrics()]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_two_areas_are_trained_on_together(city) -> None:
+    report = city.run(areas=2)
+    assert report.train == 2 * city.run("alone").train
+    assert len(city.metrics()) == 3
+
+
+# Interrupted, resumed, refused
+
+
+@pytest.mark.parametrize("steps", [1, 4, 8])
+def test_a_killed_run_goes_on_to_the_same_losses_and_weights(city, monkeypatch, steps) -> None:
+    city.run("whole")
+    step, done = module._Finetuning._step, []
+
+    def killed(*args):
+        if len(done) == steps:
+            raise Killed
+        done.append(1)
+        return step(*args)
+
+    often = replace(QUICK, save_every_s=1e-9)
+    monkeypatch.setattr(module._Finetuning, "_step", killed)
+    with pytest.raises(Killed):
+        city.run("parts", often)
+    monkeypatch.undo()
+    calls = []
+    monkeypatch.setattr(module._Finetuning, "_step", lambda *args: calls.append(1) or step(*args))
+    city.run("parts", often)
+    assert len(calls) == 3 * 3 - steps  # 23 photos are three batches
+    assert city.metrics("parts") == city.metrics("whole")
+    whole, parts = city.weights("whole"), city.weights("parts")
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_a_finished_run_is_not_trained_again(city) -> None:
+    city.run()
+    before = (city.folder / "finetuned" / "decoder.safetensors").stat().st_mtime_ns
+    assert city.run().epochs == 0
+    assert (city.folder / "finetuned" / "decoder.safetensors").stat().st_mtime_ns == before
+
+
+def test_another_run_is_not_mixed_with_the_one_that_is_there(city) -> None:
+    city.run()
+    with pytest.raises(ModelError, match=r"finetune\.blocks 1 not 2"):
+        city.run(config=replace(QUICK, blocks=2))
+
+
+def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_encoder(city, monkeypatch) -> None:
+    step = module._Finetuning._step
+
+    def broken(self, area, parts, photos, number):
+        loss = step(self, area, parts, photos, number)
+        return loss * float("nan") if number[0] == 1 else loss
+
+    monkeypatch.setattr(module._Finetuning, "_step", broken)
+    with pytest.raises(TrainingError, match="the loss is nan in epoch 1: the best epoch so far is kept"):
+        city.run(config=replace(QUICK, save_every_s=1e-9))
+    assert len(city.metrics()) == 1
+    encoder = ZoomModel.load(city.folder / "finetuned").load_encoder("cpu")
+    assert all(torch.isfinite(value).all() for value in encoder.model.state_dict().values())
+    monkeypatch.undo()
+    city.run(config=replace(QUICK, save_every_s=1e-9))  # goes on from before it broke
+    assert len(city.metrics()) == 3
+
+
+def test_a_map_that_cannot_be_read_half_way_leaves_nothing_behind(city, monkeypatch) -> None:
+    render, calls = Imagery.render, []
+
+    def broken(self, bounds, pixels):
+        calls.append(1)
+        if len(calls) > 5:
+            raise ImageryError("map.tif cannot be read: it is truncated")
+        return render(self, bounds, pixels)
+
+    monkeypatch.setattr(Imagery, "render", broken)
+    with pytest.raises(ImageryError, match="truncated"):
+        city.run()
+    assert not (city.folder / "finetuned").exists()
+
+
+def test_unreadable_photos_are_left_out_and_listed(city) -> None:
+    names = [Path(path) for path in city.table().frame.query("split == 'train'")["photo"][:2]]
+    table = city.table()
+    for name in names:
+        name.write_bytes(name.read_bytes()[:400])
+    source = [(city.imagery(), table)]
+    report = finetune(source, city.encoder(), city.folder / "finetuned", SMALL, replace(QUICK, epochs=1))
+    assert {each.name for each in report.unreadable} == {name.name for name in names}
+    assert np.isfinite(city.metrics()[0]["loss"])
+
+
+def test_one_photo_is_enough_to_train_on_and_none_is_refused(city) -> None:
+    table = city.table()
+    one = QueryTable(table.frame[table.frame["split"] == "train"][:1], (), table.source)
+    source = [(city.imagery(), one)]
+    report = finetune(source, city.encoder(), city.folder / "one", SMALL, replace(QUICK, epochs=1))
+    assert (report.train, report.val, report.best["epoch"]) == (1, 0, 0)
+    none = QueryTable(table.frame[table.frame["split"] == "test"], (), table.source)
+    with pytest.raises(TrainingError, match="no photo to train on"):
+        finetune([(city.imagery(), none)], city.encoder(), city.folder / "none", SMALL, QUICK)
+    assert not (city.folder / "none").exists()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"blocks": -1}, {"blocks": "some"}, {"accumulation": 3}, {"save_every_s": 0}, {"epochs": 0}]
+)
+def test_settings_that_make_no_sense_are_refused(wrong) -> None:
+    with pytest.raises(ConfigError, match="finetune"):
+        FinetuneConfig(**wrong)
+
+
+def test_more_blocks_than_there_are_is_refused(city) -> None:
+    with pytest.raises(ConfigError, match="the encoder has 2 blocks"):
+        city.run(config=replace(QUICK, blocks=3))
+    assert not (city.folder / "finetuned").exists()
