@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+import shutil
 from pathlib import Path
 
 import click
 from tqdm import tqdm
 
-from jzi.errors import JziError
+from jzi.errors import ConfigError, JziError
 
 #: 84 pixels of a tile are what the demo's encoder sees: six patches a side, for laptops.
 IMAGE_SIZE = 84
+
+#: The encoder that comes with the package, and the town whose training photos it was fine-tuned on (README.md there).
+TRAINED = Path(__file__).parent / "encoder"
+TRAINED_ON = (0, 1280.0)  # seed, metres
 
 
 def run_demo(
@@ -22,7 +27,8 @@ def run_demo(
     epochs: int = 20,
     seed: int = 0,
     size_m: float = 1280.0,
-    encoder: str | None = None,
+    encoder: str = "trained",
+    only_town: bool = False,
 ) -> None:
     """Make the town in `folder`, encode, train, evaluate, locate one held-out photo and draw it.
 
@@ -34,7 +40,9 @@ def run_demo(
         epochs: of the decoder's training.
         seed: which town.
         size_m: side of the town, metres.
-        encoder: a Hugging Face id or a folder; by default a tiny one with random weights.
+        encoder: "trained" is the tiny one that comes with jzi, "random" the one that it began as; else a Hugging Face
+            id or a folder.
+        only_town: stop when there are the town, the encoder and a jzi.toml.
 
     Raises:
         JziError: the folder holds another demo, or a command fails.
@@ -45,26 +53,51 @@ def run_demo(
     with tqdm(total=photos, unit="photo", desc="town") as bar:
         write_town(folder, seed, photos, size_m=size_m, progress=bar.update)
     with contextlib.chdir(folder):
-        if encoder is None:
-            _write_random_encoder(Path("encoder"))
-        if not Path("jzi.toml").exists():
-            _run(f"init --map ortho.tif --queries photos --encoder {encoder or 'encoder'} --image-size {IMAGE_SIZE}")
+        name = {"trained": "encoder", "random": "random-encoder"}.get(encoder, encoder)
+        if name != encoder:
+            _write_encoder(Path(name), trained=encoder == "trained")
+        if Path("jzi.toml").exists():
+            _check_encoder(name, folder)
+        else:
+            _run(f"init --map ortho.tif --queries photos --encoder {name} --image-size {IMAGE_SIZE}")
+        if only_town:
+            return
         _run("encode-map")
-        _run("encode-queries")
+        _run("encode-queries --views 4")
         train = f"--set train.epochs={epochs} --set train.batch_size=64 --set train.learning_rate=1e-3"
         _run(f"train-decoder {train} --set decoder.layers=3 --set decoder.heads=4")
         _run("evaluate --radii 20,50,100")
         name = _held_out_photo()
         _run(f"locate photos/{name}")
         _draw(name)
-    area = size_m**2
-    chance = {radius: 3.1416 * radius**2 / area for radius in (20, 50, 100)}
+    told = {
+        "trained": _trained_on((seed, size_m) == TRAINED_ON),
+        "random": "Its encoder has random weights and was never trained.",
+    }
+    chance = ", ".join(f"{3.1416 * radius**2 / size_m**2:.1%} within {radius} m" for radius in (20, 50, 100))
     click.echo(
-        "\nThis town is made: its figures say that the program works, not how well it does in a real city."
-        + ("" if encoder else " Its encoder has random weights and was never trained; guessing would reach about "
-           + ", ".join(f"{share:.1%} within {radius} m" for radius, share in chance.items()) + ".")
+        "\nThis town is made: its figures say that the program works, not how well it does in a real city. "
+        + told.get(encoder, "")
+        + f" Guessing would reach about {chance}."
         + f"\nThe picture of one photo, its zoom and the answer: {folder / 'zoom.png'}"
-    )  # fmt: skip
+    )
+
+
+def _trained_on(this_town: bool) -> str:
+    if this_town:
+        return (
+            "Its encoder was fine-tuned on photos of this very town, never on those that are held out (the paper's "
+            "same-area protocol)."
+        )
+    return "Its encoder was fine-tuned on another made town, and has never seen this one."
+
+
+def _check_encoder(name: str, folder: Path) -> None:
+    from jzi.config import load_settings
+
+    found = load_settings(Path("jzi.toml")).encoder.name
+    if Path(found).name != Path(name).name:
+        raise ConfigError(f"{folder} holds a demo with the encoder {found}, not {name}; choose another folder")
 
 
 def _run(command: str) -> None:
@@ -78,9 +111,12 @@ def _run(command: str) -> None:
         raise JziError(error.format_message()) from error
 
 
-def _write_random_encoder(folder: Path) -> None:
-    """A DINOv2 of four blocks and 128 features; the same random weights every time."""
+def _write_encoder(folder: Path, trained: bool) -> None:
+    """A DINOv2 of four blocks and 128 features: as it was trained, or with the random weights that it began with."""
     if (folder / "config.json").exists():
+        return
+    if trained:
+        shutil.copytree(TRAINED, folder, ignore=shutil.ignore_patterns("*.md"))
         return
     import torch
     from transformers import Dinov2Config, Dinov2Model

@@ -1,0 +1,153 @@
+"""Fine-tuning: the reference's way, every tile of every sample through the whole encoder, against ours, side by side.
+
+    python -m benchmarks.finetune                                    # DINOv2-base, 384 px, batch 128: for a GPU
+    python -m benchmarks.finetune --model small --image-size 98 --batch 32 --steps 3      # for two cores
+
+Both ways take the same steps of the same training (forward, backward, clip, AdamW), on random weights, tiles and
+photos of the paper's pyramid, whose photos lie where those of a city do: evenly over a tenth of its cells. Reading
+photos from disk is the same for both, and left out. Memory is the device's peak, on a GPU only.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import Dinov2Config, Dinov2Model
+
+from jzi.decode.config import DecoderConfig
+from jzi.decode.decoder import ZoomDecoder
+from jzi.decode.run import Run
+from jzi.decode.tile_table import TileTable
+from jzi.decode.training import make_accelerator
+from jzi.encode.augment import DRAWS, augment_photos, augment_tiles, drop_parts
+from jzi.encode.encoder import Encoder
+from jzi.encode.finetune import _Finetuning
+from jzi.encode.finetune_config import FinetuneConfig
+from jzi.encode.joint import JointModel
+from jzi.encode.training_area import Photos, TrainingArea
+from jzi.store.cards import ImageryCard
+from jzi.store.map_features import ENCODED, MapFeatures
+from jzi.store.pyramid import preset
+
+MODELS = {"small": (384, 6), "base": (768, 12), "large": (1024, 16)}  # width, heads
+
+
+class Reference(_Finetuning):
+    """Every tile of every sample is encoded, each with an augmentation of its own; nothing is kept."""
+
+    def _run_trunk(self, area: TrainingArea) -> None:
+        return None
+
+    def _inputs(self, area, index, photos, generator):
+        train, device = self.areas[area].train, self.accelerator.device
+        pixels = self.encoder.to_unit(torch.from_numpy(np.stack(photos)))
+        tiles = train.tiles[index].flatten()
+        images = self.encoder.to_unit(self.areas[area].images[tiles.to(self.areas[area].images.device)])
+        if self.config.augment:
+            pixels = augment_photos(pixels, torch.rand(len(pixels), DRAWS, generator=generator).to(device))
+        squares = self.encoder.squares(pixels).flatten(0, 1)
+        if self.config.augment:
+            squares = drop_parts(squares, torch.rand(len(squares), DRAWS, generator=generator).to(device))
+            lower = tiles.to(device) != 0
+            draws = torch.rand(int(lower.sum()), DRAWS, generator=generator).to(device)
+            images[lower] = augment_tiles(images[lower], draws)
+        with self.accelerator.autocast():
+            inputs = self.joint.trunk(self.encoder.normalise(torch.cat([squares, images])))
+        return inputs, torch.arange(len(tiles), device=device).view(len(photos), -1), train.actions[index].to(device)
+
+
+def make_area(photos: int, image_size: int, device: torch.device) -> TrainingArea:
+    pyramid = preset("just-zoom-in-dc")
+    rng = np.random.default_rng(0)
+    side = pyramid.tiles_per_side(pyramid.levels)
+    cells = rng.choice(side * side, side * side // 10, replace=False)[rng.integers(side * side // 10, size=photos)]
+    paths = pyramid.cell_to_path(cells // side, cells % side)
+    sides = [pyramid.tiles_per_side(level) for level in range(pyramid.levels + 1)]
+    empty = tuple(np.zeros((n, n, 1), np.float16) for n in sides[:-1])
+    table = TileTable(MapFeatures(pyramid, empty, tuple(np.full((n, n), ENCODED, np.uint8) for n in sides)))
+    images = torch.randint(0, 256, (pyramid.tile_count, image_size, image_size, 3), dtype=torch.uint8, device=device)
+    zeros, names = np.zeros(photos), np.full(photos, "", object)
+    train = Photos(names, table.along(paths), torch.from_numpy(paths), zeros, zeros, 0)
+    return TrainingArea(pyramid, ImageryCard("", (), ""), images, table, train, train.spread(1))
+
+
+def measure(way: type[_Finetuning], model: str, config: FinetuneConfig, image_size: int, steps: int) -> dict:
+    width, heads = MODELS[model]
+    torch.manual_seed(0)
+    layers = 24 if model == "large" else 12
+    config_of = Dinov2Config(hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, image_size=518)
+    encoder = Encoder(Dinov2Model(config_of), name=model, image_size=image_size)
+    with tempfile.TemporaryDirectory() as folder:
+        accelerator = make_accelerator(config, Path(folder))
+        dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
+        decoder = ZoomDecoder(DecoderConfig(width=width, heads=heads - heads % 2))
+        joint = JointModel(encoder, decoder, config.blocks, checkpointing=config.checkpointing, trunk_dtype=dtype)
+        area = make_area(config.batch_size * (steps + 2), image_size, accelerator.device)
+        began = time.perf_counter()
+        training = way(accelerator, joint, encoder, [area], config, Run(Path(folder), {}))
+        prepared = time.perf_counter() - began
+        photo = np.random.default_rng(1).integers(0, 256, (*encoder.photo_shape, 3), np.uint8)
+        images, trunk = [], joint.trunk
+
+        def count(pixels: Tensor) -> Tensor:
+            images.append(len(pixels))
+            return trunk(pixels)
+
+        joint.trunk = count  # type: ignore[method-assign]
+        joint.train()
+        on_gpu = accelerator.device.type == "cuda"
+        for step in range(steps + 2):  # the first two warm up
+            if step == 2:
+                images.clear()
+                if on_gpu:
+                    torch.cuda.synchronize()
+                    torch.cuda.reset_peak_memory_stats()
+                began = time.perf_counter()
+            index = torch.arange(step * config.batch_size, (step + 1) * config.batch_size)
+            loss = training._step(0, [index], [[photo] * len(index)], (0, step))
+        float(loss)
+        seconds = time.perf_counter() - began
+        return {
+            "samples/s": steps * config.batch_size / seconds,
+            "trunk images/s": sum(images) / seconds,
+            "trunk images/sample": sum(images) / (steps * config.batch_size),
+            "prepared s": prepared,
+            "peak GB": torch.cuda.max_memory_allocated() / 1e9 if on_gpu else float("nan"),
+        }
+
+
+@click.command()
+@click.option("--model", type=click.Choice(list(MODELS)), default="base", show_default=True)
+@click.option("--image-size", default=384, show_default=True)
+@click.option("--batch", default=128, show_default=True)
+@click.option("--steps", default=10, show_default=True)
+@click.option("--blocks", default=4, show_default=True)
+@click.option("--augment/--no-augment", default=True, show_default=True)
+@click.option("--checkpointing", is_flag=True)
+def main(model: str, image_size: int, batch: int, steps: int, blocks: int, augment: bool, checkpointing: bool) -> None:
+    """Measure both ways."""
+    config = FinetuneConfig(
+        epochs=1, batch_size=batch, blocks=blocks, augment=augment, checkpointing=checkpointing, learning_rate=1e-5
+    )
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+    click.echo(
+        f"DINOv2-{model}, {image_size} px, batch {batch}, last {blocks} blocks, {device}, torch {torch.__version__}"
+    )
+    found = {
+        "reference": measure(Reference, model, config, image_size, steps),
+        "jzi": measure(_Finetuning, model, config, image_size, steps),
+    }
+    click.echo(f"{'':<12}" + "".join(f"{name:>22}" for name in found["jzi"]))
+    for way, values in found.items():
+        click.echo(f"{way:<12}" + "".join(f"{value:>22.2f}" for value in values.values()))
+    click.echo(f"ratio of samples/s: {found['jzi']['samples/s'] / found['reference']['samples/s']:.2f}")
+
+
+if __name__ == "__main__":
+    main()
