@@ -10,8 +10,9 @@ from jzi import __version__
 from jzi.commands.area import info, init, tile
 from jzi.commands.common import Sentence
 from jzi.commands.demo import demo
+from jzi.commands.locate import locate
 from jzi.commands.stage_one import encode_map_command, encode_queries_command, finetune
-from jzi.commands.stage_two import evaluate, import_checkpoint_command, locate, train_decoder_command
+from jzi.commands.stage_two import evaluate, import_checkpoint_command, train_decoder_command
 from jzi.errors import JziError
 
 #: Commands that, interrupted, go on where they were.

@@ -45,6 +45,10 @@ class ModelError(JziError):
     """A model folder is absent, incomplete or does not fit what it is used with."""
 
 
+class ExportError(JziError):
+    """A file with answers cannot be written."""
+
+
 class TrainingError(JziError):
     """There is nothing to train on, or training broke down."""
 

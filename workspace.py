@@ -248,6 +248,24 @@ def open_imagery(settings: Settings) -> Imagery:
     return Imagery(settings.rasters, settings.pyramid, options)
 
 
+def imagery_of(pyramid: Pyramid, rasters: Sequence[str], config_file: Path) -> Imagery | None:
+    """The map to draw on: the rasters that were named, those of a jzi.toml of this area, or none.
+
+    Raises:
+        ConfigError: there is no such raster.
+        ImageryError: a raster cannot be used.
+    """
+    from jzi.encode.imagery import Imagery
+
+    if rasters:
+        return Imagery(find_rasters(rasters), pyramid)
+    if config_file.exists():
+        settings = load_settings(config_file)
+        if settings.pyramid == pyramid and settings.map.rasters:
+            return open_imagery(settings)
+    return None
+
+
 def load_encoder(settings: Settings) -> Encoder:
     """The encoder that the settings name.
 

@@ -34,7 +34,7 @@ def main(folder: Path, photos: int, epochs: int, seeds: str) -> None:
             town = folder / f"{seed}-{encoder}"
             with contextlib.redirect_stdout(io.StringIO()):
                 run_demo(town, photos=photos, epochs=epochs, seed=seed, encoder=encoder)
-            _, _, found = evaluate_model(town / "model", str(town / "features.zarr"), "test", radii=RADII)
+            _, _, found, _ = evaluate_model(town / "model", str(town / "features.zarr"), "test", radii=RADII)
             shown = "".join(f"{_percent(found.recall[radius]):>26}" for radius in RADII)
             click.echo(f"{seed:>5}  {encoder:<8}  {found.photos:>8}{shown}")
 

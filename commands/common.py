@@ -35,7 +35,7 @@ def settings_options(command: Callable) -> Callable:
 
 
 beams_option = click.option(
-    "--beams", type=click.IntRange(1), default=1, show_default=True, help="1 is greedy, the paper's protocol."
+    "--beams", type=click.IntRange(1), help="Tiles of a level to look into.  [default: all of a small map, else 64]"
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON objects, one to a line.")
 

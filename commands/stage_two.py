@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -65,63 +63,69 @@ def train_decoder_command(config_file: Path, overrides: tuple[str, ...], as_json
 @settings_options
 @click.option("--split", type=click.Choice(["train", "val", "test"]), help="[default: test, or val if there is none]")
 @click.option("--radii", default="40,50,100", show_default=True, help="Metres, separated by commas.")
+@click.option("--estimates", is_flag=True, help="Compare what can be answered with, and how true confidences are.")
+@click.option("--radius", type=click.FloatRange(0, min_open=True), default=50.0, show_default=True,
+              help="Of the point with the most probability within so many metres.")  # fmt: skip
+@click.option("--abstain", type=click.FloatRange(0, 1), help="Withhold answers of less confidence; with --estimates.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw reliability and coverage; with --estimates.")
 @beams_option
 @json_option
 def evaluate(
-    config_file: Path, overrides: tuple[str, ...], split: str | None, radii: str, beams: int, as_json: bool
+    config_file: Path,
+    overrides: tuple[str, ...],
+    split: str | None,
+    radii: str,
+    estimates: bool,
+    radius: float,
+    abstain: float | None,
+    plot: Path | None,
+    beams: int | None,
+    as_json: bool,
 ) -> None:
-    """Measure recall on held-out photos, off the cache."""
+    """Measure recall on held-out photos, off the cache.
+
+    By greedy search, the paper's protocol; --estimates compares it with the most probable cell and with the point that
+    has the most probability within a radius, and tells how far confidences can be believed.
+    """
     from jzi.config import load_settings
 
     settings = load_settings(config_file, overrides)
     try:
-        metres = [float(radius) for radius in radii.split(",")]
+        metres = tuple(float(each) for each in radii.split(","))
     except ValueError:
-        metres = []
+        metres = ()
     if not metres or min(metres) <= 0:
         raise Sentence(f"--radii takes metres separated by commas, not {radii!r}")
+    if not estimates and (plot or abstain is not None or beams):
+        raise Sentence("--plot, --abstain and --beams go with --estimates")
     from jzi.decode.evaluate import evaluate_model, to_table
 
-    split, unreachable, evaluation = evaluate_model(
-        settings.path(settings.model.path), settings.cache_path, split, radii=metres, beams=beams
+    split, unreachable, evaluation, calibration = evaluate_model(
+        settings.path(settings.model.path),
+        settings.cache_path,
+        split,
+        radii=metres,
+        estimates=estimates,
+        radius=radius,
+        beams=beams,
     )
     if unreachable:
         click.echo(f"{unreachable} photos left out: the map has no imagery where they were taken", err=True)
-    values = {"split": split, "beams": beams, "unreachable": unreachable, **evaluation.to_dict()}
-    print_result(as_json, values, to_table(evaluation, f"{evaluation.photos} photos of the {split} split"))
+    values = {"split": split, "unreachable": unreachable, **evaluation.to_dict()}
+    text = to_table(evaluation, f"{evaluation.photos} photos of the {split} split, greedy search")
+    if calibration:
+        values["posterior"] = calibration.to_dict(metres)
+        text += "\n\n" + calibration.to_text(metres)
+        if abstain is not None:
+            coverage, recall = calibration.abstaining(abstain)
+            values["abstain"] = {"confidence": abstain, "coverage": coverage, "recall": recall if coverage else None}
+            text += f"\n  answers of {abstain:.0%} confidence or more: {coverage:.1%} of the photos"
+            text += f", {recall:.1%} of them within {radius:g} m" if coverage else ""
+        if plot:
+            from jzi.decode.picture import draw_calibration
 
-
-@click.command()
-@click.argument("photos", nargs=-1, required=True, type=click.Path(path_type=Path, readable=False))
-@click.option("--model", type=click.Path(path_type=Path), help="A model folder.  [default: that of jzi.toml, or model]")
-@click.option("--config", "config_file", type=click.Path(path_type=Path), default="jzi.toml", show_default=True)
-@click.option("--cache", help="A cache to take the map from.  [default: the model's own map]")
-@beams_option
-@json_option
-def locate(
-    photos: tuple[Path, ...], model: Path | None, cache: str | None, config_file: Path, beams: int, as_json: bool
-) -> None:
-    """Tell where photos were taken.
-
-    A folder stands for the photos in it.
-    """
-    from jzi.workspace import expand_photos, model_folder
-
-    files = expand_photos(photos)
-    folder = model_folder(model, config_file)
-    from jzi.decode.locate import Location, Locator
-
-    failed = 0
-    for answer in Locator.load(folder, cache=cache).locate_all(files, beams):
-        if isinstance(answer, Location):
-            print_result(as_json, answer.to_dict(), answer.to_text())
-        else:
-            failed += 1
-            if as_json:
-                click.echo(json.dumps(answer.to_dict()))
-            click.echo(f"jzi: {answer.error}", err=True)
-    if failed:
-        sys.exit(2 if failed == len(files) else 1)
+            draw_calibration(calibration, plot)
+    print_result(as_json, values, text)
 
 
 @click.command("import-checkpoint")

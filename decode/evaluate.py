@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jzi.decode import published
+from jzi.decode.calibrate import Calibration, calibrate
 from jzi.decode.decoder import ZoomDecoder
 from jzi.decode.model import ZoomModel
 from jzi.decode.published import Published, published_for
@@ -90,8 +91,15 @@ class Evaluation:
 
 
 def evaluate_model(
-    folder: Path, cache_path: str, split: str | None = None, *, radii: Sequence[float] = RADII, beams: int = 1
-) -> tuple[str, int, Evaluation]:
+    folder: Path,
+    cache_path: str,
+    split: str | None = None,
+    *,
+    radii: Sequence[float] = RADII,
+    estimates: bool = False,
+    radius: float = 50.0,
+    beams: int | None = None,
+) -> tuple[str, int, Evaluation, Calibration | None]:
     """Evaluate a model folder on the photos of a cache.
 
     Args:
@@ -99,10 +107,12 @@ def evaluate_model(
         cache_path: the cache that holds the photos.
         split: "train", "val" or "test"; by default test, or val where there is no test photo.
         radii: metres.
-        beams: 1 is greedy search.
+        estimates: whether to work out posteriors too, and compare what can be answered from them.
+        radius: metres, of the answer from the posterior.
+        beams: as in `jzi.decode.posterior.posterior`.
 
     Returns:
-        The split, how many of its photos the map has no imagery for, and the evaluation.
+        The split, how many of its photos the map has no imagery for, the evaluation, and that of the posteriors.
 
     Raises:
         ModelError: there is no model, or it is damaged.
@@ -118,9 +128,14 @@ def evaluate_model(
         samples = load_samples(cache, table, name)
         if len(samples):
             evaluation = evaluate(
-                model.decoder, table, samples.query[:, 0], samples.latitude, samples.longitude, radii=radii, beams=beams
+                model.decoder, table, samples.query[:, 0], samples.latitude, samples.longitude, radii=radii
             )
-            return name, samples.unreachable, evaluation
+            calibration = None
+            if estimates:
+                calibration = calibrate(
+                    model.decoder, table, samples, temperature=model.temperature, radius=radius, beams=beams
+                )
+            return name, samples.unreachable, evaluation, calibration
     wanted = f"split {split!r}" if split else "split 'test' or 'val'"
     raise TrainingError(f"{cache_path} has no photo with {wanted} to evaluate on: encode some, or give another --split")
 
@@ -160,11 +175,10 @@ def evaluate(
     longitude: NDArray[np.float64],
     *,
     radii: Sequence[float] = RADII,
-    beams: int = 1,
     resamples: int = 1000,
     seed: int = 0,
 ) -> Evaluation:
-    """Locate photos and compare with where they were taken.
+    """Locate photos by greedy search, the paper's protocol, and compare with where they were taken.
 
     Args:
         decoder: in eval mode, on the table's device.
@@ -173,12 +187,11 @@ def evaluate(
         latitude: (photo,) true positions, degrees.
         longitude: (photo,) likewise.
         radii: metres.
-        beams: 1 is greedy search, the paper's protocol.
         resamples: of the bootstrap.
         seed: of the bootstrap.
     """
     truth = table.pyramid.paths(latitude, longitude)
-    paths, confidence = predict(decoder, table, query, beams)
+    paths, confidence = predict(decoder, table, query)
     error = cell_error(table.pyramid, paths, latitude, longitude)
     right = paths == truth
     rng = np.random.default_rng(seed)
@@ -201,13 +214,11 @@ def evaluate(
     )
 
 
-def predict(
-    decoder: ZoomDecoder, table: TileTable, query: Tensor, beams: int = 1
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The best path (photo, L) of each photo and the probability (photo,) of its cell."""
+def predict(decoder: ZoomDecoder, table: TileTable, query: Tensor) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Greedy search's path (photo, L) of each photo and the probability (photo,) of its cell."""
     paths, confidence = [], []
-    for batch in query.split(max(1, BATCH // beams)):
-        zooms = zoom(decoder, table, batch.to(table.device), beams)
+    for batch in query.split(BATCH):
+        zooms = zoom(decoder, table, batch.to(table.device))
         paths.append(zooms.paths[:, 0].cpu().numpy())
         confidence.append(zooms.log_probability[:, 0].sum(-1).exp().double().cpu().numpy())
     return np.concatenate(paths), np.concatenate(confidence)

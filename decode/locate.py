@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -13,10 +14,18 @@ import numpy as np
 from torch import Tensor
 
 from jzi.decode.model import ZoomModel
-from jzi.decode.search import Zooms, zoom
+from jzi.decode.posterior import (
+    ESTIMATES,
+    Posterior,
+    credible_radius,
+    greedy_posterior,
+    most_probable_cells,
+    most_probable_discs,
+    posterior,
+)
 from jzi.decode.tile_table import TileTable
 from jzi.encode.prefetch import prefetch, reader_threads
-from jzi.errors import PhotoError
+from jzi.errors import ConfigError, PhotoError
 from jzi.store.cache import FeatureCache
 from jzi.store.candidate import Candidate
 from jzi.store.pyramid import Pyramid
@@ -26,18 +35,56 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Question:
+    """What to answer with.
+
+    Attributes:
+        estimate: "radius": the point with the most probability within `radius`; "map": the most probable cell;
+            "greedy": the cell that greedy search ends in, the paper's protocol.
+        radius: metres; no two candidates lie within it of each other.
+        top: how many candidates.
+        beams: tiles of each level that are looked into; by default all of a small pyramid, 64 of a large one.
+
+    Raises:
+        ConfigError: there is no such estimate, or a number is out of range.
+    """
+
+    estimate: str = "radius"
+    radius: float = 50.0
+    top: int = 5
+    beams: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.estimate not in ESTIMATES:
+            raise ConfigError(f"there is no estimate {self.estimate!r}: it is one of {', '.join(ESTIMATES)}")
+        if not self.radius > 0 or self.top < 1 or (self.beams is not None and self.beams < 1):
+            raise ConfigError(
+                f"radius, top and beams must be more than 0, not {self.radius}, {self.top} and {self.beams}"
+            )
+
+
+DEFAULT = Question()
+
+
+@dataclass(frozen=True)
 class Location:
     """Where a photo was taken.
 
     Attributes:
         photo: its name.
-        candidates: places, the most probable first; greedy search gives one.
+        candidates: places, the most probable first, no two within the radius of each other.
         cell_m: side of a cell, metres.
+        radius_68: metres around the answer that hold 68 % of the probability; inf where search did not reach as much.
+        radius_95: the same for 95 %.
+        posterior: the probability of every cell that search reached, and of what it did not.
     """
 
     photo: str
     candidates: tuple[Candidate, ...]
     cell_m: float
+    radius_68: float
+    radius_95: float
+    posterior: Posterior = field(repr=False, compare=False)
 
     @property
     def best(self) -> Candidate:
@@ -56,16 +103,26 @@ class Location:
 
     @property
     def confidence(self) -> float:
-        """Probability of the cell, 0..1."""
+        """Probability that the photo was taken within the radius of the answer, or in its cell, 0..1."""
         return self.best.probability
 
+    @property
+    def unexpanded(self) -> float:
+        """Probability of all that search did not reach."""
+        return float(self.posterior.unexpanded[0])
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Plain values, for JSON; a radius that is not known is None."""
         return {
             "photo": self.photo,
             "latitude": self.latitude,
             "longitude": self.longitude,
             "confidence": self.confidence,
+            "estimate": self.best.source,
+            "radius_m": self.best.radius_m,
+            "radius_68_m": self.radius_68 if math.isfinite(self.radius_68) else None,
+            "radius_95_m": self.radius_95 if math.isfinite(self.radius_95) else None,
+            "unexpanded": self.unexpanded,
             "cell_m": self.cell_m,
             "path": list(self.best.path),
             "candidates": [candidate.to_dict() for candidate in self.candidates],
@@ -73,14 +130,16 @@ class Location:
 
     def to_text(self) -> str:
         """For people: a line for the answer, and one for each other candidate."""
+        best, others = self.best, self.candidates[1:]
+        about = f"within {best.radius_m:g} m" if best.radius_m else f"in this cell of {self.cell_m:.0f} m"
+        spread = f"68 % within {self.radius_68:.0f} m, 95 % within {self.radius_95:.0f} m".replace("inf m", "more")
         lines = [
-            f"{self.photo}: {self.latitude:.6f}, {self.longitude:.6f}  (cell of {self.cell_m:.0f} m, confidence "
-            f"{self.confidence:.1%}, path {list(self.best.path)})"
+            f"{self.photo}: {self.latitude:.6f}, {self.longitude:.6f}  (confidence {self.confidence:.1%} {about}; "
+            f"{spread})",
+            *(f"    or {each.latitude:.6f}, {each.longitude:.6f}  ({each.probability:.1%})" for each in others),
         ]
-        lines += [
-            f"    or {other.latitude:.6f}, {other.longitude:.6f}  ({other.probability:.1%}, path {list(other.path)})"
-            for other in self.candidates[1:5]
-        ]
+        if self.unexpanded >= 0.01:
+            lines.append(f"    search did not look into {self.unexpanded:.1%} of the probability")
         return "\n".join(lines)
 
 
@@ -141,42 +200,50 @@ class Locator:
         """How the map is cut."""
         return self.model.pyramid
 
-    def locate(self, photo: Any, beams: int = 1) -> Location:
+    def locate(self, photo: Any, question: Question = DEFAULT) -> Location:
         """Where one photo was taken.
 
         Args:
             photo: a path, bytes, an open file or a PIL image.
-            beams: 1 for greedy search, the paper's protocol; more to see more of the map.
+            question: what to answer with.
 
         Raises:
             PhotoError: it cannot be read.
         """
-        (answer,) = self.locate_all([photo], beams)
+        (answer,) = self.locate_all([photo], question)
         if isinstance(answer, NotLocated):
             raise PhotoError(answer.error)
         return answer
 
     def locate_all(
-        self, photos: Iterable[Any], beams: int = 1, batch_size: int = 32
+        self, photos: Iterable[Any], question: Question = DEFAULT, batch_size: int = 32
     ) -> Iterator[Location | NotLocated]:
         """Where each of many photos was taken, in their order; one that cannot be read costs only itself."""
         _ = self.encoder  # loaded once, before the threads ask for it
         read = prefetch(self._read, photos, reader_threads(), ahead=batch_size)
         while batch := list(islice(read, batch_size)):
+            names = [name for name, image in batch if not isinstance(image, PhotoError)]
             pixels = [image for _, image in batch if not isinstance(image, PhotoError)]
-            located: Iterator[list[Candidate]] = iter(())
+            located: Iterator[Location] = iter(())
             if pixels:
-                located = iter(self.locate_embeddings(self.encoder.encode_photos(np.stack(pixels)), beams))
+                query = self.encoder.encode_photos(np.stack(pixels))
+                located = iter(self.locate_embeddings(query, question, names))
             for name, image in batch:
-                if isinstance(image, PhotoError):
-                    yield NotLocated(name, str(image))
-                else:
-                    yield Location(name, tuple(next(located)), self.pyramid.cell_size)
+                yield NotLocated(name, str(image)) if isinstance(image, PhotoError) else next(located)
 
-    def locate_embeddings(self, query: Tensor, beams: int = 1) -> list[list[Candidate]]:
-        """Candidates, best first, for each of (photo, feature) embeddings; off the cache, no image is opened."""
-        zooms = zoom(self.model.decoder, self.table, query.to(self.table.device), beams)
-        return to_candidates(zooms, self.pyramid)
+    def locate_embeddings(
+        self, query: Tensor, question: Question = DEFAULT, names: Sequence[str] | None = None
+    ) -> list[Location]:
+        """Where photos with (photo, feature) embeddings were taken; off the cache, no image is opened."""
+        found = self.posterior(query, question)
+        return to_locations(found, question, names or [""] * len(query))
+
+    def posterior(self, query: Tensor, question: Question = DEFAULT) -> Posterior:
+        """Probabilities of cells for photos with (photo, feature) embeddings; the one cell of greedy search alone."""
+        decoder, temperature = self.model.decoder, self.model.temperature
+        if question.estimate == "greedy":
+            return greedy_posterior(decoder, self.table, query, temperature)
+        return posterior(decoder, self.table, query, beams=question.beams, temperature=temperature)
 
     def _read(self, photo: Any) -> tuple[str, Any]:
         from jzi.encode.photos import open_photo, resize_photo
@@ -189,30 +256,43 @@ class Locator:
             return name, error
 
 
-def to_candidates(zooms: Zooms, pyramid: Pyramid) -> list[list[Candidate]]:
-    """What a search found as candidates, photo by photo, best first; beams that reached no imagery are left out."""
-    paths = zooms.paths.cpu().numpy()  # (photo, beam, L)
-    steps = zooms.log_probability.double().exp().cpu().numpy()
-    row, col = pyramid.path_to_tile(paths)
-    x, y = pyramid.tile_centers(pyramid.levels, row, col)
-    latitude, longitude = pyramid.unproject(x, y)
-    source = "greedy" if paths.shape[1] == 1 else "beam"
+def to_locations(found: Posterior, question: Question, names: Sequence[str]) -> list[Location]:
+    """Answers from posteriors, photo by photo."""
+    if question.estimate == "radius":
+        points = most_probable_discs(found, question.radius, question.top)
+    else:
+        points = most_probable_cells(found, question.top, apart=question.radius)
+    pyramid = found.pyramid
+    latitude, longitude = pyramid.unproject(points.x, points.y)
+    radii = [credible_radius(found, points.x[:, 0], points.y[:, 0], share) for share in (0.68, 0.95)]
 
-    def candidate(photo: int, beam: int) -> Candidate:
-        at = photo, beam
+    def candidate(photo: int, place: int) -> Candidate:
+        at, cell = (photo, place), (photo, points.cell[photo, place])
         return Candidate(
             latitude=float(latitude[at]),
             longitude=float(longitude[at]),
-            x=float(x[at]),
-            y=float(y[at]),
-            cell=(int(row[at]), int(col[at])),
-            path=tuple(int(action) for action in paths[at]),
-            probability=float(steps[at].prod()),
-            step_probabilities=tuple(float(step) for step in steps[at]),
-            source=source,
+            x=float(points.x[at]),
+            y=float(points.y[at]),
+            cell=(int(found.cells[0][cell]), int(found.cells[1][cell])),
+            path=tuple(int(action) for action in found.paths[cell]),
+            probability=min(1.0, float(points.probability[at])),
+            step_probabilities=tuple(float(step) for step in found.steps[cell]),
+            source=question.estimate,
+            radius_m=question.radius if question.estimate == "radius" else None,
         )
 
     return [
-        [candidate(photo, beam) for beam in range(paths.shape[1]) if beam == 0 or steps[photo, beam].prod() > 0]
-        for photo in range(len(paths))
+        Location(
+            photo=name,
+            candidates=tuple(
+                candidate(photo, place)
+                for place in range(points.x.shape[1])
+                if place == 0 or points.probability[photo, place] > 0
+            ),
+            cell_m=pyramid.cell_size,
+            radius_68=float(radii[0][photo]),
+            radius_95=float(radii[1][photo]),
+            posterior=found.of(photo),
+        )
+        for photo, name in enumerate(names)
     ]

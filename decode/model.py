@@ -1,6 +1,6 @@
 """The model folder: all that is needed to locate photos, to be copied anywhere (DESIGN 8).
 
-config.json           pyramid, decoder, encoder (name, fingerprint, preprocessing)
+config.json           pyramid, decoder, encoder (name, fingerprint, preprocessing), temperatures of the steps
 decoder.safetensors   the decoder's weights
 map.safetensors       the map's embeddings; absent in an imported model, which takes them from a cache
 encoder/              the encoder as `save_pretrained` writes it; absent where it comes from the hub by its id
@@ -48,6 +48,8 @@ class ZoomModel:
         encoder: which encoder made the embeddings that it was trained on.
         imagery: which imagery it was trained on; None where that is not known (an imported model).
         folder: where it lies.
+        temperature: (L,) what each step's logits are divided by, so that probabilities are true; None where it was
+            never calibrated.
     """
 
     decoder: ZoomDecoder
@@ -55,6 +57,7 @@ class ZoomModel:
     encoder: EncoderCard
     imagery: ImageryCard | None
     folder: Path
+    temperature: torch.Tensor | None = None
 
     @classmethod
     def load(cls, folder: str | Path, device: torch.device | str = "cpu") -> ZoomModel:
@@ -72,7 +75,9 @@ class ZoomModel:
             raise ModelError(f"{folder / 'decoder.safetensors'} cannot be used: {first_line(error)}") from error
         pyramid, encoder = Pyramid.from_dict(config["pyramid"]), EncoderCard(**config["encoder"])
         imagery = ImageryCard(**config["imagery"]) if config["imagery"] else None
-        return cls(decoder.eval().to(device), pyramid, encoder, imagery, folder)
+        fitted = config.get("temperature")
+        temperature = torch.tensor(fitted, device=device) if fitted else None
+        return cls(decoder.eval().to(device), pyramid, encoder, imagery, folder, temperature)
 
     @property
     def has_map(self) -> bool:
@@ -157,9 +162,16 @@ def create_folder(
             "pyramid": pyramid.to_dict(),
             "encoder": encoder.to_dict(),
             "imagery": imagery.to_dict() if imagery else None,
+            "temperature": None,
         },
         indent=2,
     )
+    replace_file(folder / "config.json", lambda path: path.write_text(text + "\n"))
+
+
+def save_temperature(folder: Path, temperature: list[float]) -> None:
+    """Keep the temperatures of the steps in config.json."""
+    text = json.dumps({**read_config(folder), "temperature": temperature}, indent=2)
     replace_file(folder / "config.json", lambda path: path.write_text(text + "\n"))
 
 

@@ -30,7 +30,15 @@ class Zooms:
 
 
 @torch.inference_mode()
-def zoom(decoder: ZoomDecoder, table: TileTable, query: Tensor, beams: int = 1) -> Zooms:
+def zoom(
+    decoder: ZoomDecoder,
+    table: TileTable,
+    query: Tensor,
+    beams: int = 1,
+    *,
+    cells: int | None = None,
+    temperature: Tensor | None = None,
+) -> Zooms:
     """Search the pyramid for each photo.
 
     Args:
@@ -38,6 +46,8 @@ def zoom(decoder: ZoomDecoder, table: TileTable, query: Tensor, beams: int = 1) 
         table: the map.
         query: (query, feature) embeddings of photos on the table's device.
         beams: hypotheses kept after every step.
+        cells: hypotheses kept after the last step; as many as `beams` if not given.
+        temperature: (L,) what the logits of each step are divided by; ones if not given.
     """
     pyramid, n = table.pyramid, len(query)
     g, actions = pyramid.grid, pyramid.actions
@@ -53,16 +63,19 @@ def zoom(decoder: ZoomDecoder, table: TileTable, query: Tensor, beams: int = 1) 
             logits, past = decoder.begin(query.float(), embedding)
         else:
             logits, past = decoder.step(paths[..., -1].flatten(), embedding, past)
+        if temperature is not None:
+            logits = logits / temperature[level]
         logits = logits.float().masked_fill(~table.enterable[tile], -torch.inf)
         step = logits.log_softmax(-1).nan_to_num(nan=-torch.inf).view(n, -1, actions)  # nan: there is nothing below
         total = (steps.sum(-1, keepdim=True) + step).flatten(1)  # (query, beam * action)
-        best = total.topk(min(beams, total.shape[1]), dim=1).indices
+        kept = cells if cells and level + 1 == pyramid.levels else beams
+        best = total.topk(min(kept, total.shape[1]), dim=1).indices
         beam, action = best // actions, best % actions
         paths = torch.cat([_take(paths, beam), action[..., None]], dim=-1)
         steps = torch.cat([_take(steps, beam), step.flatten(1).gather(1, best)[..., None]], dim=-1)
         row = row.gather(1, beam) * g + action // g
         col = col.gather(1, beam) * g + action % g
-        if beams > 1:
+        if beams > 1 and level + 1 < pyramid.levels:
             first = torch.arange(n, device=table.device)[:, None] * step.shape[1]
             past = past.select((first + beam).flatten())
     return Zooms(paths, steps)

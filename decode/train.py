@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
+from jzi.decode.calibrate import fit_temperature
 from jzi.decode.config import DecoderConfig, TrainConfig
 from jzi.decode.decoder import ZoomDecoder
-from jzi.decode.model import ZoomModel, create_folder, replace_file, save_weights
+from jzi.decode.model import ZoomModel, create_folder, read_config, replace_file, save_temperature, save_weights
 from jzi.decode.run import Metrics, Run, rank
 from jzi.decode.samples import Samples, load_samples
 from jzi.decode.tile_table import TileTable
@@ -127,6 +128,8 @@ def train_decoder(
         unreachable=train.unreachable + val.unreachable,
     )
     if first == config.epochs:
+        if accelerator.is_main_process:
+            _calibrate(folder, table, val)  # in case the run was stopped just before
         return report(best=run.best(), seconds=0.0)
     if state is None and accelerator.is_main_process:
         create_folder(folder, decoder_config, cache.pyramid, cache.encoder, encoder_folder, cache.imagery)
@@ -186,6 +189,9 @@ def train_decoder(
                 bar.set_postfix(shown)
             accelerator.wait_for_everyone()
     accelerator.end_training()
+    if accelerator.is_main_process:
+        _calibrate(folder, table, val)
+    accelerator.wait_for_everyone()
     return report(best=run.best() if run.metrics else {}, seconds=time.monotonic() - began)
 
 
@@ -222,6 +228,13 @@ def _train_epoch(
         optimizer.zero_grad()
         losses.append(loss.detach())
     return float(accelerator.gather(torch.stack(losses).mean()[None]).mean())
+
+
+def _calibrate(folder: Path, table: TileTable, val: Samples) -> None:
+    """Fit the temperatures of the epoch that was kept, if that has not been done."""
+    if len(val) and read_config(folder).get("temperature") is None:
+        decoder = ZoomModel.load(folder, table.device).decoder
+        save_temperature(folder, fit_temperature(decoder, table, val))
 
 
 def _architecture_of(start: ZoomModel, cache: FeatureCache, wanted: DecoderConfig) -> DecoderConfig:

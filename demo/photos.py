@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from jzi.demo.render import render
 from jzi.demo.scene import Cameras, Town
+from jzi.store.exif import sexagesimal
 
 CLEARANCE = 2.5  # metres from a camera to anything taller than a kerb
 FREE_VIEW = 9.0  # metres ahead of a camera with nothing taller than a car
@@ -141,18 +142,11 @@ def _exif(town: Town, cameras: Cameras) -> list[Image.Exif]:
         exif = Image.Exif()
         exif[ExifTags.IFD.GPSInfo] = {
             ExifTags.GPS.GPSLatitudeRef: "N" if one_lat >= 0 else "S",
-            ExifTags.GPS.GPSLatitude: _degrees_minutes_seconds(abs(one_lat)),
+            ExifTags.GPS.GPSLatitude: sexagesimal(abs(one_lat)),
             ExifTags.GPS.GPSLongitudeRef: "E" if one_lon >= 0 else "W",
-            ExifTags.GPS.GPSLongitude: _degrees_minutes_seconds(abs(one_lon)),
+            ExifTags.GPS.GPSLongitude: sexagesimal(abs(one_lon)),
             ExifTags.GPS.GPSImgDirectionRef: "T",
             ExifTags.GPS.GPSImgDirection: IFDRational(round(one_azimuth * 100), 100),
         }
         tags.append(exif)
     return tags
-
-
-def _degrees_minutes_seconds(degrees: float) -> tuple[IFDRational, IFDRational, IFDRational]:
-    """Returns EXIF's three rationals; seconds to 1e-5, which is 0.3 mm on the ground."""
-    units = round(degrees * 3600 * 100_000)
-    minutes, seconds = divmod(units, 60 * 100_000)
-    return IFDRational(minutes // 60, 1), IFDRational(minutes % 60, 1), IFDRational(seconds, 100_000)

@@ -15,11 +15,13 @@ class Candidate:
         longitude: of the point, degrees.
         x: of the point in the pyramid's CRS, metres.
         y: of the point, metres.
-        cell: row and column of the terminal cell (level L).
+        cell: row and column of the terminal cell (level L) that the point lies in.
         path: the L actions that lead to it.
-        probability: of the cell, 0..1, by the chain rule over the steps.
+        probability: that the photo was taken in the cell, or within `radius_m` of the point, 0..1.
         step_probabilities: of each action given those before it, L numbers.
-        source: what proposed it: "greedy", "beam", later a retriever or a re-ranker.
+        source: what proposed it: "greedy", "map" (the most probable cell) or "radius" (the point with the most
+            probability within a radius); later a retriever or a re-ranker.
+        radius_m: metres; None where the probability is the cell's.
     """
 
     latitude: float
@@ -31,6 +33,7 @@ class Candidate:
     probability: float
     step_probabilities: tuple[float, ...]
     source: str
+    radius_m: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

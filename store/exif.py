@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import IFDRational
 
 from jzi.errors import PhotoError
+from jzi.store.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,63 @@ def read_position(photo: Path) -> ExifPosition:
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
         heading = None
     return ExifPosition(latitude, longitude, heading)
+
+
+def write_position(photo: Path, output: Path, latitude: float, longitude: float, radius: float | None = None) -> None:
+    """Copy a photo with a position in its EXIF, which otherwise stays as it is.
+
+    A JPEG keeps its pixels to the last bit: only its EXIF segment is replaced. Others are saved anew in their format.
+
+    Args:
+        photo: the photo; it is not changed.
+        output: the copy; another file.
+        latitude: degrees (WGS 84).
+        longitude: degrees.
+        radius: metres of uncertainty, if known.
+
+    Raises:
+        PhotoError: the photo cannot be read, or the copy would be the photo itself.
+    """
+    if output.exists() and output.samefile(photo):
+        raise PhotoError(f"{output} is the photo itself: give another folder for the copies")
+    try:
+        with Image.open(photo) as image:
+            exif = image.getexif()
+            gps = exif.get_ifd(ExifTags.IFD.GPSInfo)
+            gps[ExifTags.GPS.GPSVersionID] = b"\x02\x03\x00\x00"
+            for name, value, signs in (("Latitude", latitude, "NS"), ("Longitude", longitude, "EW")):
+                gps[ExifTags.GPS[f"GPS{name}"]] = sexagesimal(abs(value))
+                gps[ExifTags.GPS[f"GPS{name}Ref"]] = signs[value < 0]
+            gps[ExifTags.GPS.GPSMapDatum] = "WGS-84"
+            if radius is not None:
+                gps[ExifTags.GPS.GPSHPositioningError] = IFDRational(round(radius * 100), 100)
+            segment = exif.tobytes()  # as bytes: Pillow takes an Exif with nothing but a position for an empty one
+            if image.format == "JPEG":
+                data = _with_exif(photo.read_bytes(), segment)
+                write_whole(output, lambda file: file.write_bytes(data))
+            else:
+                write_whole(output, lambda file: image.save(file, format=image.format, exif=segment))
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise PhotoError(f"{photo} cannot be copied with a position: {error}") from error
+
+
+def sexagesimal(degrees: float) -> tuple[IFDRational, IFDRational, IFDRational]:
+    """EXIF's degrees, minutes and seconds; seconds to 1e-5, which is 0.3 mm on the ground."""
+    minutes, seconds = divmod(round(degrees * 3600 * 100_000), 60 * 100_000)
+    return IFDRational(minutes // 60, 1), IFDRational(minutes % 60, 1), IFDRational(seconds, 100_000)
+
+
+def _with_exif(jpeg: bytes, exif: bytes) -> bytes:
+    """A JPEG with another EXIF segment; each segment is 0xFF, a marker, and a length that counts itself."""
+    kept, at = [], 2
+    while jpeg[at] == 0xFF and jpeg[at + 1] != 0xDA:  # start of scan
+        end = at + 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
+        if not (jpeg[at + 1] == 0xE1 and jpeg[at + 4 : at + 10] == b"Exif\0\0"):
+            kept.append(jpeg[at:end])
+        at = end
+    segment = b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif
+    first = kept[:1] if kept and kept[0][1] == 0xE0 else []  # JFIF has to come first
+    return b"".join([jpeg[:2], *first, segment, *kept[len(first) :], jpeg[at:]])
 
 
 def _degrees(value: Any, reference: Any, signs: str) -> float | None:

@@ -13,12 +13,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+import rasterio
 from click.testing import CliRunner, Result
 from PIL import Image
 
 from jzi.cli import main
 from jzi.store.cache import FeatureCache
+from jzi.store.exif import read_position
 
 FAST = "--set train.epochs=2 --set decoder.layers=1 --set decoder.heads=2"
 
@@ -133,12 +136,54 @@ def test_one_unreadable_photo_among_twenty_costs_only_itself(trained, tmp_path) 
     assert [index for index, answer in enumerate(answers) if "error" in answer] == [7]
 
 
-def test_a_folder_stands_for_its_photos_and_beams_give_more_candidates(trained) -> None:
-    lines = trained("locate photos/day1 --beams 4 --json").stdout.splitlines()
+def test_a_folder_stands_for_its_photos_and_several_places_are_named(trained) -> None:
+    lines = trained("locate photos/day1 --beams 4 --top 3 --json").stdout.splitlines()
     assert len(lines) == 15
     candidates = json.loads(lines[0])["candidates"]
-    assert len(candidates) == 4
+    assert len(candidates) == 3
     assert [c["probability"] for c in candidates] == sorted((c["probability"] for c in candidates), reverse=True)
+
+
+def test_the_papers_protocol_is_one_cell(trained) -> None:
+    answer = json.loads(trained("locate photos/day0/000.jpg --estimate greedy --json").stdout)
+    assert len(answer["candidates"]) == 1 and answer["radius_m"] is None
+    assert answer["confidence"] == pytest.approx(np.prod(answer["candidates"][0]["step_probabilities"]))
+
+
+def test_an_answer_that_is_not_sure_is_withheld(trained) -> None:
+    answer = json.loads(trained("locate photos/day0/000.jpg --abstain 1 --json").stdout)
+    assert (answer["sure"], answer["latitude"]) == (False, None) and answer["confidence"] < 1
+    assert "not sure" in trained("locate photos/day0/000.jpg --abstain 1").stdout
+    assert "not sure" not in trained("locate photos/day0/000.jpg --abstain 0").stdout
+
+
+def test_estimates_are_compared_and_confidence_is_calibrated(trained, tmp_path) -> None:
+    found = json.loads(trained("evaluate --estimates --plot plot.png --abstain 0.5 --json").stdout)
+    estimates = found["posterior"]["estimates"]
+    assert set(estimates) == {"greedy", "map", "radius"}
+    assert estimates["greedy"]["recall@40m"] == found["recall@40m"]["value"]
+    assert 0 <= found["posterior"]["calibration_error"] <= 1 and 0 <= found["abstain"]["coverage"] <= 1
+    assert Image.open(tmp_path / "plot.png").width > 800
+    assert "before calibration" in trained("evaluate --estimates").stdout
+    assert len(json.loads((tmp_path / "model" / "config.json").read_text())["temperature"]) == 3
+
+
+def test_answers_are_written_for_other_tools(trained, tmp_path) -> None:
+    files = "--geojson a.geojson --heatmap a.tif --map a.html --csv a.csv --write-exif copies"
+    answer = json.loads(trained(f"locate photos/day0/000.jpg --json {files} --picture a.png").stdout)
+    features = json.loads((tmp_path / "a.geojson").read_text())["features"]
+    (place,) = [each for each in features if each["properties"]["kind"] == "answer"]
+    assert place["geometry"]["coordinates"] == pytest.approx([answer["longitude"], answer["latitude"]], abs=1e-6)
+    position = read_position(tmp_path / "copies" / "000.jpg")
+    assert (position.latitude, position.longitude) == pytest.approx((answer["latitude"], answer["longitude"]), abs=1e-7)
+    table = pd.read_csv(tmp_path / "a.csv")
+    assert table["confidence"][0] == pytest.approx(answer["confidence"])
+    assert Image.open(tmp_path / "a.png").width > 1000
+    assert (tmp_path / "a.tif").exists() and "<script" in (tmp_path / "a.html").read_text()
+    many = trained("locate photos/day1 --csv b.csv --heatmap b.tif --geojson b.geojson --map b.html").stdout
+    assert many.count("within 50 m") == 15 and len(pd.read_csv(tmp_path / "b.csv")) == 15
+    with rasterio.open(tmp_path / "b.tif") as raster:
+        assert raster.count == 15 and raster.descriptions[0] == "001.jpg"
 
 
 def test_a_killed_encode_goes_on_where_it_was(area, tmp_path) -> None:
@@ -227,6 +272,11 @@ def files_below(folder: Path) -> dict[str, bytes]:
         ("init new --center 100 20 --size 500", "is no place on earth"),
         ("init new --preset atlantis", "there is no preset 'atlantis'"),
         ("tile 0 0", "is outside of the area"),
+        ("locate photos/day0/000.jpg --csv gone/a.csv", "there is no folder gone"),
+        ("locate photos --picture a.png", "--picture draws one photo"),
+        ("locate photos/day0/000.jpg --write-exif photos/day0", "is where the photos are"),
+        ("locate photos/day0/000.jpg --map a.html --imagery gone.tif", "there is no raster gone.tif"),
+        ("evaluate --abstain 0.5", "go with --estimates"),
         ("finetune --blocks 9", "the encoder has 2 blocks"),
         ("finetune --blocks some", "finetune.blocks is 'some'"),
         ("finetune --set finetune.accumulation=3", "does not divide finetune.batch_size"),

@@ -12,10 +12,10 @@ from PIL import Image
 import jzi
 from jzi.decode.config import DecoderConfig
 from jzi.decode.decoder import ZoomDecoder
-from jzi.decode.locate import Location, Locator, NotLocated
+from jzi.decode.locate import Location, Locator, NotLocated, Question
 from jzi.decode.model import ZoomModel, create_folder, save_weights
 from jzi.encode.encoder import Encoder
-from jzi.errors import ModelError, PhotoError
+from jzi.errors import ConfigError, ModelError, PhotoError
 from jzi.store.map_features import ENCODED, MapFeatures
 from jzi.store.pyramid import Pyramid
 
@@ -45,14 +45,47 @@ def test_a_path_bytes_an_open_file_and_an_image_are_the_same_photo(model, photo_
     assert answers[0].photo == str(path)
 
 
-def test_the_answer_is_the_centre_of_its_cell(model, photo_folder) -> None:
+@pytest.mark.parametrize("estimate", ["greedy", "map"])
+def test_a_cell_is_answered_by_its_centre_and_its_probability(model, photo_folder, estimate) -> None:
     locator = Locator.load(model)
-    best = locator.locate(photo_folder / "day0" / "000.jpg").best
-    row, col = locator.pyramid.path_to_tile(best.path)
-    assert best.cell == (row, col)
-    assert (best.latitude, best.longitude) == locator.pyramid.tile_positions(3, row, col)
-    assert best.probability == pytest.approx(np.prod(best.step_probabilities))
-    assert best.source == "greedy"
+    answer = locator.locate(photo_folder / "day0" / "000.jpg", Question(estimate))
+    row, col = locator.pyramid.path_to_tile(np.array(answer.best.path))
+    assert answer.best.cell == (row, col)
+    assert (answer.latitude, answer.longitude) == locator.pyramid.tile_positions(3, row, col)
+    assert answer.confidence == pytest.approx(np.prod(answer.best.step_probabilities))
+    assert (answer.best.source, answer.best.radius_m) == (estimate, None)
+    assert len(answer.candidates) == (1 if estimate == "greedy" else 5)
+
+
+def test_a_point_is_answered_by_the_probability_around_it(model, photo_folder) -> None:
+    locator = Locator.load(model)
+    answer = locator.locate(photo_folder / "day0" / "000.jpg", Question(radius=60.0, top=3))
+    best, found = answer.best, answer.posterior
+    assert (best.source, best.radius_m, len(answer.candidates)) == ("radius", 60.0, 3)
+    x, y = found.centers
+    around = found.probability[np.hypot(x - best.x, y - best.y) <= 60].sum()
+    assert answer.confidence == pytest.approx(around, rel=0.1)
+    assert locator.pyramid.project(best.latitude, best.longitude) == pytest.approx((best.x, best.y), abs=0.01)
+    side = locator.pyramid.cell_size / 2
+    row, col = best.cell
+    centre = locator.pyramid.tile_centers(3, np.array(row), np.array(col))
+    assert abs(best.x - centre[0]) < side and abs(best.y - centre[1]) < side
+    assert 0 < answer.radius_68 < answer.radius_95 and answer.unexpanded == 0
+    told = answer.to_dict()
+    assert told["radius_68_m"] == answer.radius_68 and len(told["candidates"]) == 3
+    assert "within 60 m" in answer.to_text() and answer.to_text().count("    or ") == 2
+
+
+def test_a_narrow_beam_says_what_it_left_out(model, photo_folder) -> None:
+    answer = Locator.load(model).locate(photo_folder / "day0" / "000.jpg", Question(beams=1))
+    assert answer.unexpanded > 0.3 and answer.radius_95 == np.inf
+    assert answer.to_dict()["radius_95_m"] is None and "did not look into" in answer.to_text()
+
+
+@pytest.mark.parametrize("wrong", [{"estimate": "best"}, {"radius": 0}, {"top": 0}, {"beams": 0}])
+def test_a_question_that_makes_no_sense_is_refused(wrong) -> None:
+    with pytest.raises(ConfigError):
+        Question(**wrong)
 
 
 def test_many_photos_give_what_each_alone_gives_in_their_order(model, photo_folder) -> None:
@@ -67,8 +100,8 @@ def test_many_photos_give_what_each_alone_gives_in_their_order(model, photo_fold
 
 def test_embeddings_are_located_without_an_encoder(model) -> None:
     locator = Locator.load(model)
-    candidates = locator.locate_embeddings(torch.randn(3, 32), beams=5)
-    assert [len(each) for each in candidates] == [5, 5, 5]
+    answers = locator.locate_embeddings(torch.randn(3, 32), Question(top=4))
+    assert [len(each.candidates) for each in answers] == [4, 4, 4]
     assert "encoder" not in vars(locator)  # none was loaded
 
 

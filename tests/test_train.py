@@ -63,7 +63,7 @@ def metrics_of(folder: Path) -> list[dict]:
 
 def test_a_decoder_learns_to_zoom_and_finds_held_out_photos(cache, tmp_path) -> None:
     report = train_decoder(cache, tmp_path / "model", SMALL, TrainConfig(epochs=40, batch_size=16, learning_rate=3e-3))
-    split, unreachable, evaluation = evaluate_model(tmp_path / "model", cache.path, radii=(100.0, 200.0))
+    split, unreachable, evaluation, _ = evaluate_model(tmp_path / "model", cache.path, radii=(100.0, 200.0))
     assert (report.train, report.val, split, unreachable, evaluation.photos) == (140, 30, "test", 0, 30)
     assert evaluation.recall[200.0].value > 0.6  # guessing reaches 0.25
     assert evaluation.recall[100.0].low < evaluation.recall[100.0].value < evaluation.recall[100.0].high
@@ -115,7 +115,8 @@ def test_the_epoch_with_the_best_recall_is_kept(cache, tmp_path, monkeypatch) ->
     losses = iter([1.0, 1.0, 0.9, 0.5])
     kept = []
     monkeypatch.setattr(training, "validate", lambda *_: {"recall@40m": next(recalls), "val_loss": next(losses)})
-    monkeypatch.setattr(training, "save_weights", lambda *_: kept.append(len(kept)))
+    save = training.save_weights
+    monkeypatch.setattr(training, "save_weights", lambda *args: kept.append(len(kept)) or save(*args))
     report = train_decoder(cache, tmp_path / "model", SMALL, QUICK)
     assert report.best["epoch"] == 2  # as good as epoch 1, with a lower loss
     assert len(kept) == 3

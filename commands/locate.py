@@ -1,0 +1,163 @@
+"""`locate`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from jzi.commands.common import Sentence, beams_option, json_option, print_result
+from jzi.errors import PhotoError
+
+if TYPE_CHECKING:
+    from jzi.decode.locate import Location, NotLocated
+    from jzi.store.exif import ExifPosition
+
+_file = click.Path(path_type=Path, dir_okay=False)
+
+
+@click.command()
+@click.argument("photos", nargs=-1, required=True, type=click.Path(path_type=Path, readable=False))
+@click.option("--model", type=click.Path(path_type=Path), help="A model folder.  [default: that of jzi.toml, or model]")
+@click.option("--config", "config_file", type=click.Path(path_type=Path), default="jzi.toml", show_default=True)
+@click.option("--cache", help="A cache to take the map from.  [default: the model's own map]")
+@click.option(
+    "--estimate",
+    type=click.Choice(["radius", "map", "greedy"]),
+    default="radius",
+    show_default=True,
+    help="The point with the most probability within --radius, the most probable cell, or the paper's.",
+)
+@click.option("--radius", type=click.FloatRange(0, min_open=True), default=50.0, show_default=True, help="Metres.")
+@click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="How many places to name.")
+@beams_option
+@click.option("--abstain", type=click.FloatRange(0, 1), default=0.0, help='Answer "not sure" under this confidence.')
+@click.option("--geojson", type=_file, help="Write answers, candidates, circles and zoom tiles.")
+@click.option("--heatmap", type=_file, help="Write the probability of every cell, a Cloud-Optimized GeoTIFF.")
+@click.option("--picture", type=_file, help="Write a PNG of one photo, its zoom and the answer.")
+@click.option("--map", "page", type=_file, help="Write one HTML file with it all on a map, which needs no network.")
+@click.option("--csv", "table", type=_file, help="Write a line to a photo.")
+@click.option(
+    "--write-exif",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Write copies of the photos with the position in their EXIF.",
+)
+@click.option("--imagery", multiple=True, help="Rasters for --picture and --map.  [default: the map of jzi.toml]")
+@json_option  # fmt: skip
+def locate(
+    photos: tuple[Path, ...],
+    model: Path | None,
+    config_file: Path,
+    cache: str | None,
+    estimate: str,
+    radius: float,
+    top: int,
+    beams: int | None,
+    abstain: float,
+    geojson: Path | None,
+    heatmap: Path | None,
+    picture: Path | None,
+    page: Path | None,
+    table: Path | None,
+    write_exif: Path | None,
+    imagery: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Tell where photos were taken.
+
+    A folder stands for the photos in it.
+    """
+    from jzi.workspace import expand_photos, imagery_of, model_folder
+
+    files = expand_photos(photos)
+    if picture and len(files) > 1:
+        raise Sentence("--picture draws one photo: give one, or use --map")
+    folder = model_folder(model, config_file)
+    for output in (geojson, heatmap, picture, page, table):
+        if output and not output.parent.is_dir():
+            raise Sentence(f"there is no folder {output.parent} to write {output.name} into")
+    from jzi.decode.locate import Location, Locator, Question
+    from jzi.store.exif import write_position
+
+    locator = Locator.load(folder, cache=cache)
+    rasters = imagery_of(locator.pyramid, imagery, config_file) if picture or page else None
+    if write_exif:
+        _prepare_copies(files, write_exif)
+    rows, located = [], []
+    answers = locator.locate_all(files, Question(estimate, radius, top, beams))
+    for file, answer in zip(files, answers, strict=True):
+        _tell(answer, abstain, as_json)
+        rows.append(answer.to_dict())
+        if not isinstance(answer, Location):
+            continue
+        if write_exif and answer.confidence >= abstain:
+            write_position(file, write_exif / file.name, answer.latitude, answer.longitude, answer.radius_68)
+        if geojson or heatmap or picture or page:
+            located.append((file, answer))
+    if table:
+        from jzi.decode.export import write_csv
+
+        write_csv(table, rows)
+    if located and (geojson or heatmap or picture or page):
+        from jzi.decode import export
+
+        truths = [_position(file) for file, _ in located]
+        places = [each for _, each in located]
+        if geojson:
+            export.write_geojson(geojson, places, truths)
+        if heatmap:
+            export.write_heatmap(heatmap, places)
+        if picture:
+            from jzi.decode.picture import draw_zoom
+
+            truth = (truths[0].latitude, truths[0].longitude) if truths[0] else None
+            draw_zoom(places[0], located[0][0], rasters, picture, truth=truth)
+        if page:
+            from jzi.decode.page import write_page
+
+            write_page(
+                page, [(file, each, truth) for (file, each), truth in zip(located, truths, strict=True)], rasters
+            )
+    failed = sum("error" in row for row in rows)
+    if failed:
+        sys.exit(2 if failed == len(files) else 1)
+
+
+def _tell(answer: Location | NotLocated, abstain: float, as_json: bool) -> None:
+    from jzi.decode.locate import NotLocated
+
+    if isinstance(answer, NotLocated):
+        if as_json:
+            click.echo(json.dumps(answer.to_dict()))
+        click.echo(f"jzi: {answer.error}", err=True)
+        return
+    sure = answer.confidence >= abstain
+    values = {**answer.to_dict(), "sure": sure}
+    text = answer.to_text()
+    if not sure:
+        values |= {"latitude": None, "longitude": None}
+        text = f"{answer.photo}: not sure (the best answer has {answer.confidence:.1%} confidence)"
+    print_result(as_json, values, text)
+
+
+def _prepare_copies(files: list[Path], folder: Path) -> None:
+    if any(file.resolve().parent == folder.resolve() for file in files):
+        raise Sentence(f"--write-exif {folder} is where the photos are: give another folder for the copies")
+    names = [file.name for file in files]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise Sentence(f"two photos are called {min(twice)}: locate one folder at a time with --write-exif")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _position(photo: Path) -> ExifPosition | None:
+    """Where the photo says that it was taken, if it does."""
+    from jzi.store.exif import read_position
+
+    try:
+        return read_position(photo)
+    except PhotoError:
+        return None

@@ -1,0 +1,147 @@
+"""Answers as files that other tools open: GeoJSON, GeoTIFF, CSV."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import rasterio.shutil
+from numpy.typing import NDArray
+from rasterio.io import MemoryFile
+from rasterio.transform import from_origin
+
+from jzi import __version__
+from jzi.decode.locate import Location
+from jzi.errors import ExportError
+from jzi.store.exif import ExifPosition
+from jzi.store.files import write_whole
+from jzi.store.pyramid import WGS84, Pyramid, TileKey
+
+#: Most cells to a side of a heat map: 64 million numbers.
+MAX_HEATMAP_SIDE = 8192
+
+#: Corners of a circle.
+CORNERS = 64
+
+
+def write_geojson(path: Path, locations: Sequence[Location], truths: Sequence[ExifPosition | None] = ()) -> None:
+    """Answers, other candidates, circles of 68 and 95 %, zoom tiles and true positions, as RFC 7946 has it.
+
+    Args:
+        path: the file.
+        locations: the answers.
+        truths: where each photo was taken, where that is known.
+
+    Raises:
+        ExportError: the file cannot be written.
+    """
+    features = [
+        feature
+        for index, location in enumerate(locations)
+        for feature in to_features(location, truths[index] if truths else None)
+    ]
+    collection = {"type": "FeatureCollection", "generator": f"jzi {__version__}", "features": features}
+    _write(path, lambda file: file.write_text(json.dumps(collection, allow_nan=False) + "\n"))
+
+
+def to_features(location: Location, truth: ExifPosition | None = None) -> list[dict[str, Any]]:
+    """One answer as GeoJSON features, each with the properties `photo` and `kind`; circles and tiles come first."""
+    pyramid = location.posterior.pyramid
+    features = [
+        _feature(_polygon(tile_corners(pyramid, key)), location, "tile", step=step, footprint_m=pyramid.footprint(step))
+        for step, key in enumerate(pyramid.keys(np.array(location.best.path)))
+    ]
+    for share, radius in ((0.95, location.radius_95), (0.68, location.radius_68)):
+        if np.isfinite(radius):
+            corners = circle(location.latitude, location.longitude, radius)
+            features.append(_feature(_polygon(corners), location, "circle", share=share, radius_m=radius))
+    for rank, each in enumerate(location.candidates):
+        properties = {"rank": rank + 1, "probability": each.probability, "radius_m": each.radius_m}
+        kind = "candidate" if rank else "answer"
+        features.append(_feature(_point(each.latitude, each.longitude), location, kind, **properties))
+    if truth:
+        features.append(_feature(_point(truth.latitude, truth.longitude), location, "truth"))
+    return features
+
+
+def circle(latitude: float, longitude: float, radius: float) -> NDArray[np.float64]:
+    """(corner, 2) latitudes and longitudes of a geodesic circle, counter-clockwise; metres."""
+    azimuth = -np.linspace(0, 360, CORNERS, endpoint=False)
+    ones = np.ones(CORNERS)
+    lon, lat, _ = WGS84.fwd(longitude * ones, latitude * ones, azimuth, radius * ones)
+    return np.stack([lat, lon], 1)
+
+
+def tile_corners(pyramid: Pyramid, key: TileKey) -> NDArray[np.float64]:
+    """(4, 2) latitudes and longitudes of a tile's corners, counter-clockwise from the south-west."""
+    bounds = pyramid.tile_bounds(key)
+    x = [bounds.west, bounds.east, bounds.east, bounds.west]
+    y = [bounds.south, bounds.south, bounds.north, bounds.north]
+    return np.stack(pyramid.unproject(x, y), 1)
+
+
+def _feature(geometry: dict[str, Any], location: Location, kind: str, **properties: Any) -> dict[str, Any]:
+    return {
+        "type": "Feature",
+        "geometry": geometry,
+        "properties": {"photo": location.photo, "kind": kind, **properties},
+    }
+
+
+def _point(latitude: float, longitude: float) -> dict[str, Any]:
+    return {"type": "Point", "coordinates": [round(longitude, 7), round(latitude, 7)]}
+
+
+def _polygon(corners: NDArray[np.float64]) -> dict[str, Any]:
+    ring = [[round(float(lon), 7), round(float(lat), 7)] for lat, lon in [*corners, corners[0]]]
+    return {"type": "Polygon", "coordinates": [ring]}
+
+
+def write_heatmap(path: Path, locations: Sequence[Location]) -> None:
+    """The probability of every cell as a Cloud-Optimized GeoTIFF in the pyramid's CRS, a band to a photo.
+
+    Raises:
+        ExportError: the file cannot be written, or the map has too many cells.
+    """
+    pyramid = locations[0].posterior.pyramid
+    side = pyramid.tiles_per_side(pyramid.levels)
+    if side > MAX_HEATMAP_SIDE:
+        raise ExportError(
+            f"a heat map of {side} x {side} cells is too large: {MAX_HEATMAP_SIDE} to a side are the most"
+        )
+    transform = from_origin(pyramid.west, pyramid.north, pyramid.cell_size, pyramid.cell_size)
+    profile = {"width": side, "height": side, "count": len(locations), "dtype": "float32", "crs": pyramid.crs}
+    with MemoryFile() as memory:
+        with memory.open(driver="GTiff", transform=transform, **profile) as raster:
+            for band, location in enumerate(locations, 1):
+                raster.write(location.posterior.grid().astype(np.float32), band)
+                raster.set_band_description(band, Path(location.photo).name)
+        options = {"driver": "COG", "compress": "deflate", "overview_resampling": "average"}
+        _write(path, lambda file: rasterio.shutil.copy(memory.name, str(file), **options))
+
+
+def write_csv(path: Path, answers: Sequence[dict[str, Any]]) -> None:
+    """A line to a photo; of one that could not be read, why.
+
+    Args:
+        path: the file.
+        answers: what `to_dict` of a `Location` or a `NotLocated` gave.
+
+    Raises:
+        ExportError: the file cannot be written.
+    """
+    columns = ("photo", "latitude", "longitude", "confidence", "estimate", "radius_m", "radius_68_m", "radius_95_m")
+    rows = [{name: answer.get(name) for name in (*columns, "error")} for answer in answers]
+    _write(path, partial(pd.DataFrame(rows).to_csv, index=False))
+
+
+def _write(path: Path, write: Any) -> None:
+    try:
+        write_whole(path, write)
+    except (OSError, rasterio.errors.RasterioError) as error:
+        raise ExportError(f"{path} cannot be written: {error}") from error

@@ -1,0 +1,48 @@
+"""Temperatures make probabilities true, and the error says how true they are."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from jzi.decode import calibrate as module
+from jzi.decode.calibrate import Answers, Calibration, calibration_error, fit_temperature, reliability
+
+
+def test_the_error_is_the_mean_gap_of_confidence_and_truth() -> None:
+    confidence = np.repeat([0.25, 0.95], 100)
+    right = np.concatenate([np.arange(100) < 45, np.arange(100) < 85])
+    assert calibration_error(confidence, right) == pytest.approx((0.20 + 0.10) / 2)
+    assert [each.photos for each in reliability(confidence, right)] == [100, 100]
+    assert calibration_error(np.ones(10), np.ones(10, bool)) == 0
+
+
+@pytest.mark.parametrize("true", [0.5, 1.0, 2.0])
+def test_the_temperature_that_made_the_answers_is_found(monkeypatch, true) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(4000, 3, 16, generator=generator) * 2
+    logits[:, :, 15] = module.NOTHING  # no imagery there
+    wanted = torch.tensor([true, 1.0, 3.0])
+    probability = (logits / wanted[:, None]).softmax(-1)
+    actions = torch.multinomial(probability.flatten(0, 1), 1, generator=generator).view(4000, 3)
+    monkeypatch.setattr(module, "_logits", lambda *_: logits)
+
+    class Photos:
+        pass
+
+    samples = Photos()
+    samples.actions = actions
+    assert fit_temperature(None, None, samples) == pytest.approx(wanted.tolist(), rel=0.08)
+
+
+def test_the_most_confident_are_answered_first() -> None:
+    error = np.array([10.0, 200, 10, 10, 200, 200, 10, 200, 10, 200])
+    confidence = np.array([0.9, 0.1, 0.8, 0.7, 0.2, 0.6, 0.5, 0.3, 0.95, 0.4])
+    answers = Answers(error, confidence)
+    found = Calibration(10, 50.0, {"radius": answers}, answers, 0.0)
+    assert found.covering(1.0) == (0.1, 0.5)
+    assert found.covering(0.4) == (0.7, 1.0)
+    assert found.abstaining(0.6) == (0.5, pytest.approx(0.8))
+    assert found.abstaining(0.99)[0] == 0
+    assert found.recall("radius", 50.0) == 0.5

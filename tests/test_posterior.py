@@ -1,0 +1,158 @@
+"""The posterior is a probability over cells, and the points drawn from it hold what they say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from jzi.decode import posterior as module
+from jzi.decode.config import DecoderConfig
+from jzi.decode.decoder import ZoomDecoder
+from jzi.decode.posterior import Posterior, credible_radius, most_probable_cells, most_probable_discs, posterior
+from jzi.decode.search import zoom
+from jzi.decode.tile_table import TileTable
+from jzi.store.map_features import ENCODED, MapFeatures
+from jzi.store.pyramid import Pyramid
+
+
+@pytest.fixture
+def pyramid() -> Pyramid:
+    return Pyramid.around(48.2, 16.37, 320.0, grid=2, levels=4)  # 16 x 16 cells of 20 m
+
+
+@pytest.fixture
+def table(pyramid) -> TileTable:
+    rng = np.random.default_rng(0)
+    sides = [pyramid.tiles_per_side(level) for level in range(5)]
+    embedding = tuple(rng.normal(size=(n, n, 16)).astype(np.float16) for n in sides[:-1])
+    return TileTable(MapFeatures(pyramid, embedding, tuple(np.full((n, n), ENCODED, np.uint8) for n in sides)))
+
+
+@pytest.fixture
+def decoder() -> ZoomDecoder:
+    torch.manual_seed(0)
+    decoder = ZoomDecoder(DecoderConfig(width=16, actions=4, layers=2, heads=2)).eval()
+    for parameter in decoder.parameters():
+        parameter.data = parameter.data * 4
+    return decoder
+
+
+@pytest.fixture
+def query() -> torch.Tensor:
+    return torch.randn(5, 16, generator=torch.Generator().manual_seed(1))
+
+
+def made(pyramid: Pyramid, grids: list[np.ndarray]) -> Posterior:
+    """A posterior with given probabilities of every cell."""
+    side = pyramid.tiles_per_side(pyramid.levels)
+    paths, steps = [], []
+    for grid in grids:
+        order = (-grid).argsort(axis=None, kind="stable")
+        paths.append(pyramid.cell_to_path(order // side, order % side))
+        steps.append(np.stack([grid.ravel()[order], *[np.ones(side * side)] * (pyramid.levels - 1)], -1))
+    return Posterior(pyramid, np.stack(paths), np.stack(steps), np.zeros(len(grids)))
+
+
+def test_a_small_pyramid_is_searched_whole(decoder, table, query) -> None:
+    found = posterior(decoder, table, query)
+    np.testing.assert_allclose(found.probability.sum(1), 1, atol=1e-5)
+    assert found.paths.shape == (5, 256, 4) and (found.unexpanded < 1e-5).all()
+    every = zoom(decoder, table, query, beams=256)
+    expected = every.log_probability.sum(-1).exp().numpy()
+    np.testing.assert_allclose(found.probability, expected, atol=1e-6)
+    np.testing.assert_allclose(found.grid(3).sum(), 1, atol=1e-5)
+    row, col = (values[3, 7] for values in found.cells)
+    assert found.grid(3)[row, col] == found.probability[3, 7]
+
+
+@pytest.mark.parametrize("beams", [1, 3, 8])
+def test_what_a_beam_does_not_reach_is_told(decoder, table, query, beams) -> None:
+    whole, part = posterior(decoder, table, query), posterior(decoder, table, query, beams=beams)
+    assert part.paths.shape[1] == 4 * beams
+    np.testing.assert_allclose(part.probability.sum(1) + part.unexpanded, 1, atol=1e-5)
+    assert (part.unexpanded > 0.01).any()
+    for photo in range(5):  # what it reaches has the probability that it has
+        there = part.grid(photo) > 0
+        np.testing.assert_allclose(part.grid(photo)[there], whole.grid(photo)[there], atol=1e-6)
+
+
+def test_temperature_flattens_each_step(decoder, table, query) -> None:
+    plain = posterior(decoder, table, query)
+    ones = posterior(decoder, table, query, temperature=torch.ones(4))
+    np.testing.assert_allclose(ones.probability, plain.probability, atol=1e-7)
+    hot = posterior(decoder, table, query, temperature=torch.tensor([1000.0] * 4))
+    np.testing.assert_allclose(hot.probability, 1 / 256, rtol=0.05)
+    first = posterior(decoder, table, query, temperature=torch.tensor([1000.0, 1, 1, 1]))
+    quarter = first.grid(0).reshape(2, 8, 2, 8).sum((1, 3))
+    np.testing.assert_allclose(quarter, 0.25, rtol=0.05)
+
+
+def test_the_disc_is_the_one_with_the_most_probability(pyramid) -> None:
+    """Against every point of a fine grid, by counting."""
+    rng = np.random.default_rng(2)
+    grids = [rng.random((16, 16)) ** 8 for _ in range(4)]
+    grids = [grid / grid.sum() for grid in grids]
+    found = made(pyramid, grids)
+    best = most_probable_discs(found, 50.0)
+    fine = (np.arange(16 * 16) + 0.5) / 16 * 20.0  # 1.25 m
+    x, y = np.meshgrid(pyramid.west + fine, pyramid.north - fine)
+    for photo, grid in enumerate(grids):
+        density = np.kron(grid, np.ones((16, 16))) / 256
+
+        def held(px: float, py: float, density: np.ndarray = density) -> float:
+            return float(density[np.hypot(x - px, y - py) <= 50].sum())
+
+        here = held(best.x[photo, 0], best.y[photo, 0])
+        assert best.probability[photo, 0] == pytest.approx(here, abs=0.01)
+        points = (np.arange(16 * 4) + 0.5) * 5
+        elsewhere = max(held(pyramid.west + px, pyramid.north - py) for px in points[::2] for py in points[::2])
+        assert here > elsewhere - 0.01
+
+
+def test_the_point_lies_between_two_equal_neighbours(pyramid) -> None:
+    grid = np.full((16, 16), 1e-6)
+    grid[4, 4] = grid[4, 8] = 0.4  # 80 m apart: both are within 50 m of a point between them
+    grid[12, 12] = 0.2
+    found = made(pyramid, [grid])
+    discs = most_probable_discs(found, 50.0, count=3)
+    assert discs.probability[0] == pytest.approx([0.76, 0.2, 0.04], abs=0.05)
+    assert abs(discs.x[0, 0] - (pyramid.west + 6.5 * 20)) <= 10
+    assert most_probable_cells(found).probability[0, 0] == 0.4
+
+
+def test_no_two_candidates_lie_within_the_radius_and_none_is_counted_twice(decoder, table, query) -> None:
+    found = posterior(decoder, table, query)
+    discs = most_probable_discs(found, 50.0, count=5)
+    assert (discs.probability.sum(1) <= 1 + 1e-6).all() and (np.diff(discs.probability, axis=1) <= 1e-9).all()
+    for photo in range(5):
+        apart = np.hypot(np.subtract.outer(discs.x[photo], discs.x[photo]),
+                         np.subtract.outer(discs.y[photo], discs.y[photo]))  # fmt: skip
+        assert (apart[~np.eye(5, dtype=bool)] > 50).all()
+    row, col = (values[np.arange(5), discs.cell[:, 0]] for values in found.cells)
+    x, y = table.pyramid.tile_centers(4, row, col)
+    assert (abs(discs.x[:, 0] - x) < 10).all() and (abs(discs.y[:, 0] - y) < 10).all()
+
+
+def test_many_photos_give_what_each_alone_gives(decoder, table, query) -> None:
+    found = posterior(decoder, table, query)
+    together = most_probable_discs(found, 30.0, count=3)
+    for photo in range(5):
+        alone = most_probable_discs(found.of(photo), 30.0, count=3)
+        np.testing.assert_allclose(alone.x[0], together.x[photo])
+        np.testing.assert_allclose(alone.probability[0], together.probability[photo])
+
+
+def test_the_credible_radius_holds_its_share(pyramid) -> None:
+    flat = np.full((16, 16), 1 / 256)
+    found = made(pyramid, [flat])
+    middle = np.zeros(1)
+    radius = credible_radius(found, middle, middle, 0.68)[0]
+    assert np.pi * radius**2 == pytest.approx(0.68 * 320**2, rel=0.03)
+    beam = Posterior(pyramid, found.paths[:, :100], found.steps[:, :100], np.array([156 / 256]))
+    assert np.isinf(credible_radius(beam, middle, middle, 0.68)).all()
+
+
+def test_larger_pyramids_are_searched_by_a_beam() -> None:
+    assert module.default_beams(Pyramid.around(48, 16, 10_000, levels=4)) == module.BEAMS
+    assert module.default_beams(Pyramid.around(48, 16, 1280, levels=3)) == 256
