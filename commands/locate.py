@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,23 @@ _file = click.Path(path_type=Path, dir_okay=False)
 @click.option("--radius", type=click.FloatRange(0, min_open=True), default=50.0, show_default=True, help="Metres.")
 @click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="How many places to name.")
 @beams_option
+@click.option(
+    "--together", "as_one", is_flag=True, help="The photos were taken at one place: locate it by all of them."
+)
+@click.option("--track", is_flag=True, help="The photos were taken on one drive: locate each by all.")
+@click.option(
+    "--top-speed",
+    type=click.FloatRange(0, min_open=True),
+    default=60.0,
+    show_default=True,
+    help="Of the drive, kilometres per hour.",
+)
+@click.option(
+    "--interval",
+    type=click.FloatRange(0),
+    metavar="SECONDS",
+    help="Between photos, in the order given.  [default: by the time in their EXIF]",
+)
 @click.option("--abstain", type=click.FloatRange(0, 1), default=0.0, help='Answer "not sure" under this confidence.')
 @click.option("--geojson", type=_file, help="Write answers, candidates, circles and zoom tiles.")
 @click.option("--heatmap", type=_file, help="Write the probability of every cell, a Cloud-Optimized GeoTIFF.")
@@ -57,6 +75,10 @@ def locate(
     radius: float,
     top: int,
     beams: int | None,
+    as_one: bool,
+    track: bool,
+    top_speed: float,
+    interval: float | None,
     abstain: float,
     geojson: Path | None,
     heatmap: Path | None,
@@ -74,7 +96,9 @@ def locate(
     from jzi.workspace import expand_photos, imagery_of, model_folder
 
     files = expand_photos(photos)
-    if picture and len(files) > 1:
+    if as_one and track:
+        raise Sentence("--together and --track cannot both be true: a drive has more than one place")
+    if picture and len(files) > 1 and not as_one:
         raise Sentence("--picture draws one photo: give one, or use --map")
     folder = model_folder(model, config_file)
     for output in (geojson, heatmap, picture, page, table):
@@ -88,7 +112,15 @@ def locate(
     if write_exif:
         _prepare_copies(files, write_exif)
     rows, located = [], []
-    answers = locator.locate_all(files, Question(estimate, radius, top, beams))
+    question = Question(estimate, radius, top, beams)
+    answers: Iterable[Location | NotLocated]
+    if as_one:
+        answers, files = [locator.locate_together(files, question)], files[:1]
+    elif track:
+        files, seconds = _in_time(files, interval)
+        answers = locator.locate_track(files, seconds, top_speed / 3.6, question)
+    else:
+        answers = locator.locate_all(files, question)
     for file, answer in zip(files, answers, strict=True):
         _tell(answer, abstain, as_json)
         rows.append(answer.to_dict())
@@ -142,6 +174,19 @@ def _tell(answer: Location | NotLocated, abstain: float, as_json: bool) -> None:
         values |= {"latitude": None, "longitude": None}
         text = f"{answer.photo}: not sure (the best answer has {answer.confidence:.1%} confidence)"
     print_result(as_json, values, text)
+
+
+def _in_time(files: list[Path], interval: float | None) -> tuple[list[Path], list[float]]:
+    """Photos of a drive in the order of time, and the seconds since the first."""
+    if interval is not None:
+        return files, [interval * index for index in range(len(files))]
+    from jzi.store.exif import read_time
+
+    times = {file: read_time(file) for file in files}
+    if missing := [file for file, moment in times.items() if moment is None]:
+        raise Sentence(f"{missing[0]} does not say when it was taken: give --interval SECONDS, and photos in order")
+    known = sorted((moment, file) for file, moment in times.items() if moment)
+    return [file for _, file in known], [(moment - known[0][0]).total_seconds() for moment, _ in known]
 
 
 def _prepare_copies(files: list[Path], folder: Path) -> None:

@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from jzi.decode.evidence import along_track, together
 from jzi.decode.model import ZoomModel
 from jzi.decode.posterior import (
     ESTIMATES,
@@ -230,6 +233,61 @@ class Locator:
                 located = iter(self.locate_embeddings(query, question, names))
             for name, image in batch:
                 yield NotLocated(name, str(image)) if isinstance(image, PhotoError) else next(located)
+
+    def locate_together(self, photos: Iterable[Any], question: Question = DEFAULT) -> Location:
+        """Where photos of one place were taken, by what all of them say.
+
+        Raises:
+            PhotoError: one cannot be read.
+        """
+        names, query = self.encode(photos)
+        found = together(self.posterior(query, question), self.enterable)
+        return to_locations(found, question, [" + ".join(names)])[0]
+
+    def locate_track(
+        self, photos: Iterable[Any], seconds: Sequence[float], speed: float, question: Question = DEFAULT
+    ) -> list[Location]:
+        """Where each photo of a drive was taken, by what all of them say.
+
+        Args:
+            photos: in the order of time.
+            seconds: when each was taken.
+            speed: top speed, metres per second.
+            question: what to answer with.
+
+        Raises:
+            PhotoError: one cannot be read.
+            ConfigError: the speed or the times make no sense.
+        """
+        names, query = self.encode(photos)
+        smoothed = along_track(self.posterior(query, question), self.enterable, seconds, speed)
+        return [to_locations(found, question, [name])[0] for found, name in zip(smoothed, names, strict=True)]
+
+    def encode(self, photos: Iterable[Any], batch_size: int = 32) -> tuple[list[str], Tensor]:
+        """Names and (photo, feature) embeddings of photos.
+
+        Raises:
+            PhotoError: one cannot be read.
+        """
+        _ = self.encoder
+        names, parts = [], []
+        read = prefetch(self._read, photos, reader_threads(), ahead=batch_size)
+        while batch := list(islice(read, batch_size)):
+            for name, image in batch:
+                if isinstance(image, PhotoError):
+                    raise image
+                names.append(name)
+            parts.append(self.encoder.encode_photos(np.stack([image for _, image in batch])))
+        return names, torch.cat(parts)
+
+    @cached_property
+    def enterable(self) -> NDArray[np.bool_]:
+        """(row, col) whether each cell has imagery."""
+        pyramid, table = self.pyramid, self.table
+        last = pyramid.levels - 1
+        side, g = pyramid.tiles_per_side(last), pyramid.grid
+        below = table.enterable[table.offsets[last] :].cpu().numpy().reshape(side, side, g, g)
+        return below.swapaxes(1, 2).reshape(side * g, side * g)
 
     def locate_embeddings(
         self, query: Tensor, question: Question = DEFAULT, names: Sequence[str] | None = None

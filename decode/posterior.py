@@ -50,6 +50,31 @@ class Posterior:
     steps: NDArray[np.float64]
     unexpanded: NDArray[np.float64]
 
+    @classmethod
+    def from_cells(
+        cls, pyramid: Pyramid, row: NDArray[np.int64], col: NDArray[np.int64], probability: NDArray[np.float64]
+    ) -> Posterior:
+        """That of one photo, or of several together, whose cells' probabilities are known; the rest is unexpanded.
+
+        Args:
+            pyramid: how the map is cut.
+            row: (cell,) of different cells.
+            col: likewise.
+            probability: (cell,) of each.
+        """
+        order = (-probability).argsort(kind="stable")
+        paths = pyramid.cell_to_path(row[order], col[order])
+        mass = probability[order]
+        steps = np.empty(paths.shape)
+        above = np.full(len(order), mass.sum())
+        for level in range(pyramid.levels):  # a step's probability: that of its tile over that of the tile above
+            _, tile = np.unique(paths[:, : level + 1], axis=0, return_inverse=True)
+            below = np.bincount(tile.ravel(), mass)[tile.ravel()]
+            steps[:, level] = np.divide(below, above, out=np.zeros_like(below), where=above > 0)
+            above = below
+        steps[:, 0] *= mass.sum()
+        return cls(pyramid, paths[None], steps[None], np.maximum(0.0, 1 - mass.sum(keepdims=True)))
+
     def __len__(self) -> int:
         return len(self.paths)
 

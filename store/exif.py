@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,30 @@ def read_position(photo: Path) -> ExifPosition:
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
         heading = None
     return ExifPosition(latitude, longitude, heading)
+
+
+def read_time(photo: Path) -> datetime | None:
+    """When a photo was taken by its EXIF; None where that is not written. In UTC where its offset is known.
+
+    Raises:
+        PhotoError: the file is no photo.
+    """
+    try:
+        with Image.open(photo) as image:
+            tags = image.getexif().get_ifd(ExifTags.IFD.Exif)
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise PhotoError(f"{photo} cannot be read as a photo ({error})") from error
+    try:
+        moment = datetime.strptime(str(tags[ExifTags.Base.DateTimeOriginal]).strip("\0 "), "%Y:%m:%d %H:%M:%S")
+        fraction = float(f"0.{str(tags.get(ExifTags.Base.SubsecTimeOriginal, '')).strip(chr(0) + ' ') or 0}")
+        moment += timedelta(seconds=fraction)
+    except (KeyError, ValueError):
+        return None
+    try:
+        offset = datetime.strptime(str(tags[ExifTags.Base.OffsetTimeOriginal]).strip("\0 "), "%z").utcoffset()
+        return moment - (offset or timedelta())
+    except (KeyError, ValueError):
+        return moment
 
 
 def write_position(photo: Path, output: Path, latitude: float, longitude: float, radius: float | None = None) -> None:

@@ -186,6 +186,21 @@ def test_answers_are_written_for_other_tools(trained, tmp_path) -> None:
         assert raster.count == 15 and raster.descriptions[0] == "001.jpg"
 
 
+def test_several_photos_are_located_together_or_along_a_drive(trained, tmp_path) -> None:
+    names = " ".join(f"photos/day0/00{n}.jpg" for n in (0, 2, 4))
+    (line,) = trained(f"locate --together {names} --json --picture a.png").stdout.splitlines()
+    assert json.loads(line)["photo"] == names.replace(" ", " + ")
+    drive = trained(f"locate --track --interval 3 {names} --json --geojson a.geojson").stdout.splitlines()
+    assert [json.loads(each)["photo"] for each in drive] == names.split()
+    for second, name in ((9, "000"), (2, "002"), (5, "004")):  # by the time in their EXIF
+        with Image.open(tmp_path / "photos" / "day0" / f"{name}.jpg") as image:
+            exif = image.getexif()
+            exif.get_ifd(0x8769)[36867] = f"2026:05:01 10:00:0{second}"
+            image.save(tmp_path / f"{name}.jpg", exif=exif)
+    timed = trained("locate --track 000.jpg 002.jpg 004.jpg --json").stdout.splitlines()
+    assert [json.loads(each)["photo"] for each in timed] == ["002.jpg", "004.jpg", "000.jpg"]
+
+
 def test_a_killed_encode_goes_on_where_it_was(area, tmp_path) -> None:
     code = (
         "import jzi.encode.encode_map as m, jzi.encode.encoder as e, time; m.WRITE_EVERY_S = 0;"
@@ -276,6 +291,8 @@ def files_below(folder: Path) -> dict[str, bytes]:
         ("locate photos --picture a.png", "--picture draws one photo"),
         ("locate photos/day0/000.jpg --write-exif photos/day0", "is where the photos are"),
         ("locate photos/day0/000.jpg --map a.html --imagery gone.tif", "there is no raster gone.tif"),
+        ("locate --track photos/day0", "does not say when it was taken"),
+        ("locate --track --together photos/day0", "cannot both be true"),
         ("evaluate --abstain 0.5", "go with --estimates"),
         ("finetune --blocks 9", "the encoder has 2 blocks"),
         ("finetune --blocks some", "finetune.blocks is 'some'"),
