@@ -11,6 +11,7 @@ from jzi.commands.area import info, init, tile
 from jzi.commands.common import Sentence
 from jzi.commands.demo import demo
 from jzi.commands.locate import locate
+from jzi.commands.serve import serve
 from jzi.commands.stage_one import encode_map_command, encode_queries_command, finetune
 from jzi.commands.stage_two import evaluate, import_checkpoint_command, train_decoder_command
 from jzi.errors import JziError
@@ -69,6 +70,7 @@ for command in (
     train_decoder_command,
     evaluate,
     locate,
+    serve,
     import_checkpoint_command,
     demo,
 ):

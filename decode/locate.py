@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -203,12 +203,13 @@ class Locator:
         """How the map is cut."""
         return self.model.pyramid
 
-    def locate(self, photo: Any, question: Question = DEFAULT) -> Location:
+    def locate(self, photo: Any, question: Question = DEFAULT, name: str = "") -> Location:
         """Where one photo was taken.
 
         Args:
             photo: a path, bytes, an open file or a PIL image.
             question: what to answer with.
+            name: what to call it in the answer; the path by default.
 
         Raises:
             PhotoError: it cannot be read.
@@ -216,7 +217,7 @@ class Locator:
         (answer,) = self.locate_all([photo], question)
         if isinstance(answer, NotLocated):
             raise PhotoError(answer.error)
-        return answer
+        return replace(answer, photo=name) if name else answer
 
     def locate_all(
         self, photos: Iterable[Any], question: Question = DEFAULT, batch_size: int = 32

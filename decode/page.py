@@ -35,6 +35,8 @@ from jzi.store.pyramid import Pyramid, geodesic_distance
 
 WEB = Path(__file__).parent / "web"
 
+_PARTS = ("leaflet.js", "leaflet.css", "map.js", "map.css")
+
 #: Pixels: sides of the background, of a photo, and of a tile of the zoom.
 BACKGROUND, PHOTO, TILE = 2048, 640, 192
 
@@ -57,9 +59,9 @@ def write_page(
     title = located[0][1].photo if len(located) == 1 else f"{len(located)} photos"
     data = {
         "grid": pyramid.grid,
-        "bounds": _area(pyramid),
+        "bounds": area(pyramid),
         "imagery": background(imagery),
-        "photos": [about(*each, imagery) for each in located],
+        "photos": [about(open_photo(photo), place, truth, imagery) for photo, place, truth in located],
     }
     text = render("page.html", title=title, data=data)
     try:
@@ -78,16 +80,17 @@ def render(template: str, *, title: str, data: Any) -> str:
             title=title,
             version=__version__,
             data=Markup(safe),
-            leaflet_js=Markup((WEB / "leaflet.js").read_text()),
-            leaflet_css=Markup((WEB / "leaflet.css").read_text()),
+            **{name.replace(".", "_"): Markup((WEB / name).read_text()) for name in _PARTS},
         )
     )
 
 
-def about(photo: Path, location: Location, truth: ExifPosition | None, imagery: Imagery | None) -> dict[str, Any]:
+def about(
+    photo: Image.Image, location: Location, truth: ExifPosition | None, imagery: Imagery | None
+) -> dict[str, Any]:
     """One answer as the page takes it."""
     best, pyramid = location.best, location.posterior.pyramid
-    image = open_photo(photo)
+    image = photo.copy()
     image.thumbnail((PHOTO, PHOTO))
     keys = pyramid.keys(np.array(best.path))
     where = f"within {best.radius_m:g} m" if best.radius_m else f"in this cell of {location.cell_m:.0f} m"
@@ -161,7 +164,8 @@ def _overlay(image: NDArray[np.uint8], pyramid: Pyramid, resampling: Resampling)
     return {"image": _encoded(picture, "WEBP", quality=85), "bounds": [[south, west], [north, east]]}
 
 
-def _area(pyramid: Pyramid) -> list[list[float]]:
+def area(pyramid: Pyramid) -> list[list[float]]:
+    """South-west and north-east corners of the area, latitudes first."""
     west, south, east, north = transform_bounds(pyramid.crs, "EPSG:4326", *pyramid.bounds)
     return [[south, west], [north, east]]
 

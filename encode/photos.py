@@ -17,15 +17,18 @@ from jzi.errors import PhotoError
 MAX_PIXELS = 180_000_000
 
 
-def open_photo(photo: str | Path | bytes | BinaryIO | Image.Image, name: str = "") -> Image.Image:
+def open_photo(
+    photo: str | Path | bytes | BinaryIO | Image.Image, name: str = "", *, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
     """A photo as it is to be looked at: turned by its EXIF orientation, 8-bit RGB.
 
     Args:
         photo: a path, a file's bytes, an open file or an image.
         name: what to call it in errors.
+        max_pixels: the most that it may have.
 
     Raises:
-        PhotoError: it is no photo, is truncated, or has more than MAX_PIXELS pixels.
+        PhotoError: it is no photo, is truncated, or has too many pixels.
     """
     name = name or (str(photo) if isinstance(photo, str | Path) else "the photo")
     try:
@@ -34,14 +37,14 @@ def open_photo(photo: str | Path | bytes | BinaryIO | Image.Image, name: str = "
             image = photo
         else:
             image = Image.open(io.BytesIO(photo) if isinstance(photo, bytes) else photo)
-        if image.width * image.height > MAX_PIXELS:
-            raise PhotoError(f"{name} has {image.width} x {image.height} pixels: shrink it to {MAX_PIXELS:,} or fewer")
+        if image.width * image.height > max_pixels:
+            raise PhotoError(f"{name} has {image.width} x {image.height} pixels: shrink it to {max_pixels:,} or fewer")
         image.load()
         return _to_rgb(ImageOps.exif_transpose(image))
     except FileNotFoundError as error:
         raise PhotoError(f"there is no photo {name}") from error
     except Image.DecompressionBombError as error:
-        raise PhotoError(f"{name} is too large to be opened: shrink it to {MAX_PIXELS:,} pixels or fewer") from error
+        raise PhotoError(f"{name} is too large to be opened: shrink it to {max_pixels:,} pixels or fewer") from error
     except UnidentifiedImageError as error:
         raise PhotoError(f"{name} is not a photo in a format that Pillow knows") from error
     except (OSError, SyntaxError, ValueError, EOFError) as error:  # Pillow's words for truncated and broken files

@@ -1,0 +1,50 @@
+"""`serve`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from jzi.commands.common import Sentence
+
+
+@click.command()
+@click.option("--model", type=click.Path(path_type=Path), help="A model folder.  [default: that of jzi.toml, or model]")
+@click.option("--config", "config_file", type=click.Path(path_type=Path), default="jzi.toml", show_default=True)
+@click.option("--cache", help="A cache to take the map from.  [default: the model's own map]")
+@click.option("--imagery", multiple=True, help="Rasters behind the page's map.  [default: the map of jzi.toml]")
+@click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 lets other machines in.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
+@click.option("--max-mb", type=click.FloatRange(0, min_open=True), default=20.0, show_default=True, help="Of a photo.")
+@click.option("--max-megapixels", type=click.FloatRange(0, min_open=True), default=60.0, show_default=True)
+@click.option("--abstain", type=click.FloatRange(0, 1), default=0.0, help='Say "not sure" under this confidence.')
+def serve(
+    model: Path | None,
+    config_file: Path,
+    cache: str | None,
+    imagery: tuple[str, ...],
+    host: str,
+    port: int,
+    max_mb: float,
+    max_megapixels: float,
+    abstain: float,
+) -> None:
+    """Answer photos over HTTP, with a page to drop them on.
+
+    POST a photo to /locate; /docs describes the service. Photos are not kept.
+    """
+    try:
+        import uvicorn
+
+        from jzi.serve.app import Limits, make_app
+    except ImportError as error:
+        raise Sentence(f"jzi serve needs {error.name}: pip install 'jzi[serve]'") from error
+    from jzi.decode.locate import Locator
+    from jzi.workspace import imagery_of, model_folder
+
+    locator = Locator.load(model_folder(model, config_file), cache=cache)
+    background = imagery_of(locator.pyramid, imagery, config_file)
+    app = make_app(locator, background, Limits(max_mb, max_megapixels, abstain))
+    click.echo(f"http://{host}:{port} answers, until Ctrl-C", err=True)
+    uvicorn.run(app, host=host, port=port, log_level="warning")

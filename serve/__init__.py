@@ -1,0 +1,1 @@
+"""A small web service over one model."""

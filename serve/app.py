@@ -1,0 +1,167 @@
+"""`jzi serve`: one model behind HTTP, and a page where a person drops a photo and watches the zoom.
+
+Photos are looked at and forgotten: nothing of them is written down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import FastAPI, HTTPException, Query, Request, UploadFile
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import HTMLResponse, JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from jzi import __version__
+from jzi.decode.locate import Locator, Question
+from jzi.decode.page import about, area, background, render
+from jzi.encode.imagery import Imagery
+from jzi.encode.photos import open_photo
+from jzi.errors import JziError
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a request may hold.
+
+    Attributes:
+        megabytes: of a photo's file.
+        megapixels: of its image.
+        abstain: answers of less confidence are marked as not sure.
+    """
+
+    megabytes: float = 20.0
+    megapixels: float = 60.0
+    abstain: float = 0.0
+
+
+class BodyLimit:
+    """ASGI middleware: a request whose body grows beyond a limit is refused, whatever its headers say."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self.app, self.limit = app, limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        declared = dict(scope["headers"]).get(b"content-length", b"0")
+        received = int(declared) if declared.isdigit() else 0
+        if received > self.limit:
+            await self._refuse(scope, receive, send)
+            return
+        received, started, refused = 0, False, False
+
+        async def counted() -> Message:
+            nonlocal received, refused
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self.limit:
+                refused = True
+                return {"type": "http.disconnect"}
+            return message
+
+        async def sent(message: Message) -> None:
+            nonlocal started
+            started = True
+            if not refused:
+                await send(message)
+
+        try:
+            await self.app(scope, counted, sent)
+        except Exception:
+            if not refused:
+                raise
+        if refused:
+            await self._refuse(scope, receive, send)
+
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        detail = f"the request has more than {self.limit / 1e6:g} MB: send a smaller photo"
+        await JSONResponse({"detail": detail}, status_code=413)(scope, receive, send)
+
+
+def make_app(locator: Locator, imagery: Imagery | None = None, limits: Limits | None = None) -> FastAPI:
+    """The service.
+
+    Args:
+        locator: answers; its encoder is loaded when the service starts.
+        imagery: the background of the page's map; plain without.
+        limits: what a request may hold.
+    """
+    limits = limits or Limits()
+    turn = asyncio.Lock()  # one photo at a time: the model uses all cores as it is
+    area_data: dict[str, Any] = {}
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> Any:
+        _ = locator.encoder
+        pyramid = locator.pyramid
+        area_data.update(grid=pyramid.grid, bounds=area(pyramid), imagery=background(imagery))
+        yield
+
+    app = FastAPI(
+        title="jzi",
+        version=__version__,
+        description="Tells where a street-level photo was taken by zooming into an overhead map.",
+        lifespan=lifespan,
+    )
+    app.add_middleware(BodyLimit, limit=int(limits.megabytes * 1e6))
+
+    @app.exception_handler(JziError)
+    async def one_sentence(_: Request, error: JziError) -> JSONResponse:
+        return JSONResponse({"detail": str(error)}, status_code=422)
+
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
+    async def page() -> str:
+        return render("serve.html", title="Where was this photo taken?", data=area_data)
+
+    @app.get("/health", summary="Whether the service is ready, and which model it uses")
+    async def health() -> dict[str, Any]:
+        model = locator.model
+        return {
+            "status": "ok",
+            "version": __version__,
+            "model": model.folder.name,
+            "encoder": model.encoder.label,
+            "area_m": locator.pyramid.size,
+            "cell_m": locator.pyramid.cell_size,
+        }
+
+    @app.post("/locate", summary="Where a photo was taken")
+    async def locate(
+        photo: UploadFile,
+        estimate: Annotated[str, Query(description="radius, map or greedy")] = "radius",
+        radius: Annotated[float, Query(gt=0, description="metres")] = 50.0,
+        top: Annotated[int, Query(ge=1, le=50, description="how many places")] = 5,
+        details: Annotated[bool, Query(description="also GeoJSON features, heat map and zoom, for a page")] = False,
+    ) -> dict[str, Any]:
+        question = Question(estimate, radius, top)
+        data = await photo.read()
+        async with turn:
+            return await run_in_threadpool(answer, data, photo.filename or "photo", question, details)
+
+    def answer(data: bytes, name: str, question: Question, details: bool) -> dict[str, Any]:
+        image = open_photo(data, name, max_pixels=int(limits.megapixels * 1e6))
+        location = locator.locate(image, question, name=name)
+        values = {**location.to_dict(), "sure": location.confidence >= limits.abstain, "notes": notes(image)}
+        if details:
+            values["page"] = about(image, location, None, imagery)
+        return values
+
+    @app.exception_handler(404)
+    async def not_found(request: Request, _: HTTPException) -> JSONResponse:
+        detail = f"there is no {request.url.path}: the page is at /, the service at /locate, its description at /docs"
+        return JSONResponse({"detail": detail}, status_code=404)
+
+    return app
+
+
+def notes(image: Any) -> list[str]:
+    """What a user should know of how a photo was taken for what it is not."""
+    if image.width == 2 * image.height and image.width >= 2000:
+        return ["the photo looks like a panorama (2:1): it was taken for a flat one, which the model may not know"]
+    return []

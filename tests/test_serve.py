@@ -1,0 +1,188 @@
+"""The service: what it answers, what it refuses, and its page in a real browser."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from jzi.decode.config import DecoderConfig
+from jzi.decode.decoder import ZoomDecoder
+from jzi.decode.locate import Locator, Question
+from jzi.decode.model import create_folder, save_weights
+from jzi.encode.encoder import Encoder
+from jzi.encode.imagery import Imagery
+from jzi.serve.app import Limits, make_app
+from jzi.store.map_features import ENCODED, MapFeatures
+from jzi.store.pyramid import Pyramid
+
+
+@pytest.fixture
+def locator(tmp_path: Path, encoder_folder: Path, pyramid: Pyramid) -> Locator:
+    rng = np.random.default_rng(0)
+    sides = [pyramid.tiles_per_side(level) for level in range(4)]
+    embedding = tuple(rng.normal(size=(n, n, 32)).astype(np.float16) for n in sides[:-1])
+    config = DecoderConfig(width=32, layers=1, heads=2)
+    card = Encoder.load(encoder_folder, image_size=28).card
+    create_folder(tmp_path / "model", config, pyramid, card, encoder_folder)
+    status = tuple(np.full((n, n), ENCODED, np.uint8) for n in sides)
+    MapFeatures(pyramid, embedding, status).save(tmp_path / "model" / "map.safetensors")
+    torch.manual_seed(0)
+    save_weights(tmp_path / "model", ZoomDecoder(config))
+    return Locator.load(tmp_path / "model")
+
+
+@pytest.fixture
+def client(locator, town_raster, pyramid) -> Iterator[TestClient]:
+    with Imagery([town_raster], pyramid) as imagery:
+        app = make_app(locator, imagery, Limits(megabytes=0.5, megapixels=1.0, abstain=0.99))
+        with TestClient(app) as client:
+            yield client
+
+
+@pytest.fixture
+def photo(photo_folder: Path) -> Path:
+    return photo_folder / "day0" / "000.jpg"
+
+
+def post(client: TestClient, data: bytes, name: str = "photo.jpg", **query: object):
+    return client.post("/locate", files={"photo": (name, data)}, params=query)
+
+
+def test_a_photo_is_answered_as_the_locator_answers_it(client, locator, photo) -> None:
+    answer = post(client, photo.read_bytes(), top=3, radius=80).json()
+    expected = locator.locate(photo, Question(top=3, radius=80.0), name="photo.jpg").to_dict()
+    assert {name: answer[name] for name in expected} == json.loads(json.dumps(expected))
+    assert answer["sure"] is False and answer["notes"] == [] and "page" not in answer
+    detailed = post(client, photo.read_bytes(), details=True).json()["page"]
+    assert len(detailed["zoom"]) == 3 and detailed["heat"]["image"].startswith("data:image/webp")
+
+
+@pytest.mark.parametrize("data", [b"", b"no image", b"\xff\xd8\xff\xe0 broken", "truncated"])
+def test_what_is_no_photo_is_said_in_a_sentence(client, photo, data) -> None:
+    answer = post(client, photo.read_bytes()[:-300] if data == "truncated" else data, "strange.jpg")
+    assert answer.status_code == 422
+    assert "strange.jpg" in answer.json()["detail"] and "\n" not in answer.json()["detail"]
+
+
+def test_large_photos_are_refused_by_bytes_and_by_pixels(client) -> None:
+    answer = post(client, bytes(700_000))
+    assert answer.status_code == 413 and "more than 0.5 MB" in answer.json()["detail"]
+    buffer = io.BytesIO()
+    Image.new("RGB", (2000, 1000)).save(buffer, "PNG")
+    answer = post(client, buffer.getvalue())
+    assert answer.status_code == 422 and "2000 x 1000 pixels" in answer.json()["detail"]
+
+
+def test_a_body_that_does_not_say_its_size_is_counted(client) -> None:
+    def endless() -> Iterator[bytes]:
+        yield b'--x\r\nContent-Disposition: form-data; name="photo"; filename="a"\r\n\r\n'
+        for _ in range(100):
+            yield bytes(100_000)
+
+    answer = client.post("/locate", content=endless(), headers={"Content-Type": "multipart/form-data; boundary=x"})
+    assert answer.status_code == 413
+
+
+@pytest.mark.parametrize("query", [{"estimate": "best"}, {"radius": 0}, {"top": 0}, {"top": "many"}])
+def test_questions_that_make_no_sense_are_refused(client, photo, query) -> None:
+    assert post(client, photo.read_bytes(), **query).status_code == 422
+
+
+def test_requests_that_are_none_are_refused(client) -> None:
+    assert client.post("/locate").status_code == 422
+    assert client.post("/locate", content=b"\x00\x01", headers={"Content-Type": "multipart/form-data"}).status_code in (
+        400,
+        422,
+    )
+    assert client.get("/locate").status_code == 405
+    assert "/docs" in client.get("/elsewhere").json()["detail"]
+
+
+def test_health_and_description(client) -> None:
+    health = client.get("/health").json()
+    assert health["status"] == "ok" and health["model"] == "model"
+    paths = client.get("/openapi.json").json()["paths"]
+    assert set(paths) == {"/locate", "/health"}
+
+
+def test_two_hundred_requests_at_once_are_all_answered(client, photo) -> None:
+    data = photo.read_bytes()
+    with ThreadPoolExecutor(200) as pool:
+        answers = list(pool.map(lambda index: post(client, data if index % 4 else b"broken"), range(200)))
+    assert [answer.status_code for answer in answers] == [200 if index % 4 else 422 for index in range(200)]
+    assert len({answer.text for answer in answers[1::4]}) == 1
+
+
+def test_a_panorama_is_told(locator) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (2000, 1000), "teal").save(buffer, "JPEG")
+    with TestClient(make_app(locator)) as client:
+        assert "panorama" in post(client, buffer.getvalue()).json()["notes"][0]
+
+
+# The page, in a real browser
+
+
+@pytest.fixture
+def server(client) -> Iterator[str]:
+    """The service on a port of its own."""
+    import uvicorn
+
+    server = uvicorn.Server(uvicorn.Config(client.app, port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.05)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.fixture
+def browser() -> Iterator:
+    webdriver = pytest.importorskip("selenium.webdriver")
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (chromium and driver):
+        pytest.skip("chromium and chromedriver are not here")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in ("headless", "no-sandbox", "disable-gpu", "disable-background-networking", "disable-component-update"):
+        options.add_argument(f"--{flag}")
+    options.add_argument("--window-size=390,844")  # a phone
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    browser = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    yield browser
+    browser.quit()
+
+
+def test_a_person_gives_a_photo_and_sees_the_answer(server, browser, photo, tmp_path) -> None:
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    browser.get(server)
+    wide = browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+    assert wide, "the page is wider than a phone"
+    browser.find_element(By.ID, "file").send_keys(str(photo))
+    WebDriverWait(browser, 60).until(lambda page: page.find_elements(By.CSS_SELECTOR, ".answer"))
+    expected = json.loads((tmp_path / "model" / "config.json").read_text())["pyramid"]["levels"]
+    assert len(browser.find_elements(By.CSS_SELECTOR, ".zoom figure")) == expected
+    assert browser.find_element(By.ID, "said").text == "Not sure."
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#map path.leaflet-interactive")) == 5  # the candidates
+    (tmp_path / "no.jpg").write_text("no image")
+    browser.find_element(By.ID, "file").send_keys(str(tmp_path / "no.jpg"))
+    WebDriverWait(browser, 60).until(lambda page: "not a photo" in page.find_element(By.ID, "said").text)
+    assert not browser.find_elements(By.CSS_SELECTOR, ".answer")
+    said = [line for line in browser.get_log("browser") if line["level"] == "SEVERE" and "422" not in line["message"]]
+    assert [line for line in said if "favicon" not in line["message"]] == []
