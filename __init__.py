@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from jzi.decode.decoder import ZoomDecoder as ZoomDecoder
     from jzi.decode.locate import Location as Location
     from jzi.decode.locate import Locator as Locator
+    from jzi.decode.locate import Question as Question
     from jzi.decode.model import ZoomModel as ZoomModel
     from jzi.encode.encoder import Encoder as Encoder
     from jzi.encode.imagery import Imagery as Imagery
@@ -34,6 +35,7 @@ _EXPORTS = {
     "Imagery": "jzi.encode.imagery",
     "Location": "jzi.decode.locate",
     "Locator": "jzi.decode.locate",
+    "Question": "jzi.decode.locate",
     "Pyramid": "jzi.store.pyramid",
     "TileKey": "jzi.store.pyramid",
     "ZoomDecoder": "jzi.decode.decoder",

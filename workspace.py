@@ -13,13 +13,13 @@ import numpy as np
 from jzi.config import EncoderSettings, MapSettings, QuerySettings, Settings, find_rasters, load_settings
 from jzi.errors import ConfigError, PhotoError, first_line
 from jzi.store.pyramid import Pyramid, preset
-from jzi.store.queries import SUFFIXES, QueryTable, Rejected, read_queries
 
 if TYPE_CHECKING:
     from jzi.encode.encoder import Encoder
     from jzi.encode.finetune import FinetuneReport
     from jzi.encode.imagery import Imagery
     from jzi.store.cache import FeatureCache
+    from jzi.store.queries import QueryTable, Rejected
 
 
 def new_settings(
@@ -339,6 +339,8 @@ def read_query_table(settings: Settings) -> QueryTable:
         ConfigError: they name none.
         QueryTableError: they cannot be used.
     """
+    from jzi.store.queries import read_queries
+
     if not settings.queries.table:
         raise ConfigError("no photos are named: set queries.table in jzi.toml to a folder, a CSV or a Parquet file")
     photos = settings.path(settings.queries.photos) if settings.queries.photos else None
@@ -354,6 +356,8 @@ def expand_photos(photos: Sequence[Path]) -> list[Path]:
     Raises:
         PhotoError: a folder holds none.
     """
+    from jzi.store.exif import SUFFIXES
+
     files: list[Path] = []
     for photo in photos:
         if not photo.is_dir():

@@ -29,7 +29,6 @@ from jzi.decode.posterior import (
 from jzi.decode.tile_table import TileTable
 from jzi.encode.prefetch import prefetch, reader_threads
 from jzi.errors import ConfigError, PhotoError
-from jzi.store.cache import FeatureCache
 from jzi.store.candidate import Candidate
 from jzi.store.pyramid import Pyramid
 
@@ -190,8 +189,13 @@ class Locator:
 
             device = best_device()
         model = ZoomModel.load(folder, device)
-        features = model.read_map(FeatureCache.open(cache) if cache is not None else None)
-        return cls(model, TileTable(features, device))
+        if cache is None:
+            return cls(model, TileTable(model.read_map(), device))
+        from jzi.store.cache import (
+            FeatureCache,  # which imports zarr: 0.1 s that a model with its own map can do without
+        )
+
+        return cls(model, TileTable(model.read_map(FeatureCache.open(cache)), device))
 
     @cached_property
     def encoder(self) -> Encoder:

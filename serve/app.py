@@ -98,7 +98,7 @@ def make_app(locator: Locator, imagery: Imagery | None = None, limits: Limits | 
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> Any:
-        _ = locator.encoder
+        locator.encoder  # noqa: B018 - loaded now rather than with the first photo
         pyramid = locator.pyramid
         area_data.update(grid=pyramid.grid, bounds=area(pyramid), imagery=background(imagery))
         yield

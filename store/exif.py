@@ -13,6 +13,9 @@ from PIL.TiffImagePlugin import IFDRational
 from jzi.errors import PhotoError
 from jzi.store.files import write_whole
 
+#: Of files that may be photos.
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
+
 
 @dataclass(frozen=True)
 class ExifPosition:

@@ -20,11 +20,10 @@ import numpy as np
 import pandas as pd
 
 from jzi.errors import PhotoError, QueryTableError
-from jzi.store.exif import ExifPosition, read_position
+from jzi.store.exif import SUFFIXES, ExifPosition, read_position
 from jzi.store.pyramid import Pyramid
 
 SPLITS = ("train", "val", "test")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
 _SPELLINGS = (*SUFFIXES, *(suffix.upper() for suffix in SUFFIXES))  # cameras write .JPG
 
 #: What people call the columns, in order of preference.
