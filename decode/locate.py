@@ -67,6 +67,8 @@ class Question:
 
 DEFAULT = Question()
 
+PANORAMA = "it is twice as wide as high, as panoramas all round are, and was taken for a plain photo"
+
 
 @dataclass(frozen=True)
 class Location:
@@ -79,6 +81,7 @@ class Location:
         radius_68: metres around the answer that hold 68 % of the probability; inf where search did not reach as much.
         radius_95: the same for 95 %.
         posterior: the probability of every cell that search reached, and of what it did not.
+        notes: what the user should know of how the photo was taken for what it is not.
     """
 
     photo: str
@@ -87,6 +90,7 @@ class Location:
     radius_68: float
     radius_95: float
     posterior: Posterior = field(repr=False, compare=False)
+    notes: tuple[str, ...] = ()
 
     @property
     def best(self) -> Candidate:
@@ -128,6 +132,7 @@ class Location:
             "cell_m": self.cell_m,
             "path": list(self.best.path),
             "candidates": [candidate.to_dict() for candidate in self.candidates],
+            "notes": list(self.notes),
         }
 
     def to_text(self) -> str:
@@ -142,6 +147,7 @@ class Location:
         ]
         if self.unexpanded >= 0.01:
             lines.append(f"    search did not look into {self.unexpanded:.1%} of the probability")
+        lines += [f"    note: {note}" for note in self.notes]
         return "\n".join(lines)
 
 
@@ -155,6 +161,16 @@ class NotLocated:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return {"photo": self.photo, "error": self.error}
+
+
+@dataclass(frozen=True)
+class _Photo:
+    """A photo that was read: its pixels at the encoder's size, or what is wrong with it."""
+
+    name: str
+    pixels: NDArray[np.uint8] | None
+    error: str = ""
+    notes: tuple[str, ...] = ()
 
 
 class Locator:
@@ -230,14 +246,15 @@ class Locator:
         _ = self.encoder  # loaded once, before the threads ask for it
         read = prefetch(self._read, photos, reader_threads(), ahead=batch_size)
         while batch := list(islice(read, batch_size)):
-            names = [name for name, image in batch if not isinstance(image, PhotoError)]
-            pixels = [image for _, image in batch if not isinstance(image, PhotoError)]
+            names = [photo.name for photo in batch if photo.pixels is not None]
             located: Iterator[Location] = iter(())
-            if pixels:
-                query = self.encoder.encode_photos(np.stack(pixels))
-                located = iter(self.locate_embeddings(query, question, names))
-            for name, image in batch:
-                yield NotLocated(name, str(image)) if isinstance(image, PhotoError) else next(located)
+            if names:
+                located = iter(self.locate_embeddings(self._embed(batch), question, names))
+            for photo in batch:
+                if photo.pixels is None:
+                    yield NotLocated(photo.name, photo.error)
+                else:
+                    yield replace(next(located), notes=photo.notes)
 
     def locate_together(self, photos: Iterable[Any], question: Question = DEFAULT) -> Location:
         """Where photos of one place were taken, by what all of them say.
@@ -278,11 +295,10 @@ class Locator:
         names, parts = [], []
         read = prefetch(self._read, photos, reader_threads(), ahead=batch_size)
         while batch := list(islice(read, batch_size)):
-            for name, image in batch:
-                if isinstance(image, PhotoError):
-                    raise image
-                names.append(name)
-            parts.append(self.encoder.encode_photos(np.stack([image for _, image in batch])))
+            if errors := [photo.error for photo in batch if photo.pixels is None]:
+                raise PhotoError(errors[0])
+            names += [photo.name for photo in batch]
+            parts.append(self._embed(batch))
         return names, torch.cat(parts)
 
     @cached_property
@@ -308,15 +324,21 @@ class Locator:
             return greedy_posterior(decoder, self.table, query, temperature)
         return posterior(decoder, self.table, query, beams=question.beams, temperature=temperature)
 
-    def _read(self, photo: Any) -> tuple[str, Any]:
-        from jzi.encode.photos import open_photo, resize_photo
+    def _embed(self, photos: list[_Photo]) -> Tensor:
+        """(photo, feature) of those that could be read."""
+        return self.encoder.encode_photos(np.stack([photo.pixels for photo in photos if photo.pixels is not None]))
+
+    def _read(self, photo: Any) -> _Photo:
+        from jzi.encode.photos import looks_like_panorama, open_photo, resize_photo
 
         name = str(photo) if isinstance(photo, str | Path) else str(getattr(photo, "filename", "") or "photo")
         height, width = self.encoder.photo_shape
         try:
-            return name, resize_photo(open_photo(photo, name), width, height)
+            image = open_photo(photo, name)
         except PhotoError as error:
-            return name, error
+            return _Photo(name, None, str(error))
+        notes = (PANORAMA,) if looks_like_panorama(image) else ()
+        return _Photo(name, resize_photo(image, width, height), notes=notes)
 
 
 def to_locations(found: Posterior, question: Question, names: Sequence[str]) -> list[Location]:

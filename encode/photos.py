@@ -18,19 +18,20 @@ MAX_PIXELS = 180_000_000
 
 
 def open_photo(
-    photo: str | Path | bytes | BinaryIO | Image.Image, name: str = "", *, max_pixels: int = MAX_PIXELS
+    photo: str | Path | bytes | BinaryIO | Image.Image, name: str = "", *, max_pixels: int | None = None
 ) -> Image.Image:
     """A photo as it is to be looked at: turned by its EXIF orientation, 8-bit RGB.
 
     Args:
         photo: a path, a file's bytes, an open file or an image.
         name: what to call it in errors.
-        max_pixels: the most that it may have.
+        max_pixels: the most that it may have; MAX_PIXELS by default.
 
     Raises:
         PhotoError: it is no photo, is truncated, or has too many pixels.
     """
     name = name or (str(photo) if isinstance(photo, str | Path) else "the photo")
+    max_pixels = max_pixels or MAX_PIXELS
     try:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is MAX_PIXELS
         if isinstance(photo, Image.Image):
@@ -54,6 +55,11 @@ def open_photo(
 def resize_photo(image: Image.Image, width: int, height: int) -> NDArray[np.uint8]:
     """(height, width, 3) of the whole photo, antialiased, its aspect not kept (the reference's protocol)."""
     return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def looks_like_panorama(image: Image.Image) -> bool:
+    """Whether a photo has the shape and size of a panorama all round (equirectangular, 360 by 180 degrees)."""
+    return image.width == 2 * image.height and image.width >= 2000
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -147,7 +147,7 @@ def make_app(locator: Locator, imagery: Imagery | None = None, limits: Limits | 
     def answer(data: bytes, name: str, question: Question, details: bool) -> dict[str, Any]:
         image = open_photo(data, name, max_pixels=int(limits.megapixels * 1e6))
         location = locator.locate(image, question, name=name)
-        values = {**location.to_dict(), "sure": location.confidence >= limits.abstain, "notes": notes(image)}
+        values = {**location.to_dict(), "sure": location.confidence >= limits.abstain}
         if details:
             values["page"] = about(image, location, None, imagery)
         return values
@@ -158,10 +158,3 @@ def make_app(locator: Locator, imagery: Imagery | None = None, limits: Limits | 
         return JSONResponse({"detail": detail}, status_code=404)
 
     return app
-
-
-def notes(image: Any) -> list[str]:
-    """What a user should know of how a photo was taken for what it is not."""
-    if image.width == 2 * image.height and image.width >= 2000:
-        return ["the photo looks like a panorama (2:1): it was taken for a flat one, which the model may not know"]
-    return []
