@@ -317,8 +317,10 @@ def finetune_areas(areas: Sequence[Settings], output: Path) -> tuple[FinetuneRep
             + " and ".join(f"{grid} and {levels}" for grid, levels in sorted(grids))
         )
     tables = [read_query_table(each).inside(each.pyramid) for each in areas]
+    from jzi.decode.model import ZoomModel
     from jzi.encode.finetune import finetune
 
+    init = settings.finetune.init
     with contextlib.ExitStack() as stack:
         maps = [stack.enter_context(open_imagery(each)) for each in areas]
         report = finetune(
@@ -327,6 +329,7 @@ def finetune_areas(areas: Sequence[Settings], output: Path) -> tuple[FinetuneRep
             output,
             settings.decoder,
             settings.finetune,
+            start=ZoomModel.load(settings.path(init)) if init else None,
             settings=settings.to_toml(),
         )
     return report, tuple(row for table in tables for row in table.rejected)

@@ -29,10 +29,9 @@ from jzi.decode.model import ZoomModel, create_folder, read_config, replace_file
 from jzi.decode.run import Metrics, Run, rank
 from jzi.decode.samples import Samples, load_samples
 from jzi.decode.tile_table import TileTable
-from jzi.decode.training import learning_rate_factor, make_accelerator, validate
-from jzi.errors import ModelError, TrainingError
+from jzi.decode.training import learning_rate_factor, make_accelerator, make_decoder, told_apart, validate
+from jzi.errors import TrainingError
 from jzi.store.cache import FeatureCache
-from jzi.store.files import file_sha256
 
 
 @dataclass(frozen=True)
@@ -103,8 +102,6 @@ def train_decoder(
         ModelError: the folder holds a model that was trained in another way, or the disk is full.
     """
     accelerator = make_accelerator(config, folder)
-    if start:
-        decoder_config = _architecture_of(start, cache, decoder_config)
     decoder_config = replace(decoder_config, width=cache.encoder.width, actions=cache.pyramid.actions)
     features = cache.read_map()
     table = TileTable(features, accelerator.device)
@@ -112,9 +109,8 @@ def train_decoder(
     if not len(train):
         raise TrainingError(f"{cache.path} has no photo to train on: none with split 'train' lies on the map's imagery")
     torch.manual_seed(config.seed)
-    decoder = ZoomDecoder(decoder_config)
-    if start:
-        decoder.load_state_dict(start.decoder.state_dict())
+    decoder = make_decoder(decoder_config, start)
+    decoder_config = decoder.config
     run = Run(folder, _identity(cache, decoder_config, config, start))
     state = run.load()
     first = 0 if state is None else state["epoch"] + 1
@@ -237,17 +233,6 @@ def _calibrate(folder: Path, table: TileTable, val: Samples) -> None:
         save_temperature(folder, fit_temperature(decoder, table, val))
 
 
-def _architecture_of(start: ZoomModel, cache: FeatureCache, wanted: DecoderConfig) -> DecoderConfig:
-    """The architecture of the decoder to start from, with the dropout that is wanted."""
-    theirs = start.decoder.config
-    if (theirs.width, theirs.actions) != (cache.encoder.width, cache.pyramid.actions):
-        raise ModelError(
-            f"{start.folder} cannot be started from: its decoder is for {theirs.width} features and {theirs.actions} "
-            f"actions, and {cache.path} has {cache.encoder.width} and {cache.pyramid.actions}"
-        )
-    return replace(theirs, dropout=wanted.dropout)
-
-
 def _identity(
     cache: FeatureCache, decoder_config: DecoderConfig, config: TrainConfig, start: ZoomModel | None
 ) -> dict[str, Any]:
@@ -255,8 +240,7 @@ def _identity(
     photos = cache.queries.encoded()[["id", "latitude", "longitude", "split", "photo_sha256", "views"]]
     how = {f"train.{key}": list(value) if isinstance(value, tuple) else value for key, value in asdict(config).items()}
     del how["train.trackers"]
-    if start:
-        how["train.init"] = f"{config.init}, {file_sha256(start.folder / 'decoder.safetensors')[:16]}"
+    how["train.init"] = told_apart(start)
     return {
         **{f"decoder.{key}": value for key, value in decoder_config.to_dict().items()},
         **how,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +12,16 @@ import torch.nn.functional as F  # noqa: N812 - its name everywhere
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 
-from jzi.decode.config import TrainingConfig
+from jzi.decode.config import DecoderConfig, TrainingConfig
 from jzi.decode.decoder import ZoomDecoder
 from jzi.decode.evaluate import BATCH, RADII, cell_error, predict
+from jzi.decode.model import ZoomModel
 from jzi.decode.run import Metrics
 from jzi.decode.samples import Samples
 from jzi.decode.tile_table import TileTable
 from jzi.encode.encoder import best_device
-from jzi.errors import ConfigError
+from jzi.errors import ConfigError, ModelError
+from jzi.store.files import file_sha256
 
 
 def make_accelerator(config: TrainingConfig, folder: Path) -> Accelerator:
@@ -51,6 +54,30 @@ def make_accelerator(config: TrainingConfig, folder: Path) -> Accelerator:
             "share evenly"
         )
     return accelerator
+
+
+def make_decoder(wanted: DecoderConfig, start: ZoomModel | None) -> ZoomDecoder:
+    """A new decoder, or one that starts where a model's is: with its architecture, and the dropout that is wanted.
+
+    Raises:
+        ModelError: the model's decoder is for another width or grid.
+    """
+    if start is None:
+        return ZoomDecoder(wanted)
+    theirs = start.decoder.config
+    if (theirs.width, theirs.actions) != (wanted.width, wanted.actions):
+        raise ModelError(
+            f"{start.folder} cannot be started from: its decoder is for {theirs.width} features and {theirs.actions} "
+            f"actions, not for {wanted.width} and {wanted.actions}"
+        )
+    decoder = ZoomDecoder(replace(theirs, dropout=wanted.dropout))
+    decoder.load_state_dict(start.decoder.state_dict())
+    return decoder
+
+
+def told_apart(start: ZoomModel | None) -> str:
+    """What a run's identity says of the model that it started from."""
+    return file_sha256(start.folder / "decoder.safetensors")[:16] if start else ""
 
 
 def learning_rate_factor(step: int, steps: int, warmup: float) -> float:

@@ -15,9 +15,9 @@ from jzi.errors import ConfigError, JziError
 #: 84 pixels of a tile are what the demo's encoder sees: six patches a side, for laptops.
 IMAGE_SIZE = 84
 
-#: The encoder that comes with the package, and the town whose training photos it was fine-tuned on (README.md there).
-TRAINED = Path(__file__).parent / "encoder"
-TRAINED_ON = (0, 1280.0)  # seed, metres
+#: What fine-tuning made, as it comes with the package, and the town whose training photos it saw (README.md here).
+FINETUNED = Path(__file__).parent / "finetuned"
+FINETUNED_ON = (0, 1280.0)  # seed, metres
 
 
 def run_demo(
@@ -53,9 +53,11 @@ def run_demo(
     with tqdm(total=photos, unit="photo", desc="town") as bar:
         write_town(folder, seed, photos, size_m=size_m, progress=bar.update)
     with contextlib.chdir(folder):
-        name = {"trained": "encoder", "random": "random-encoder"}.get(encoder, encoder)
-        if name != encoder:
-            _write_encoder(Path(name), trained=encoder == "trained")
+        name = {"trained": "finetuned/encoder", "random": "random-encoder"}.get(encoder, encoder)
+        if encoder == "trained" and not Path("finetuned").exists():
+            shutil.copytree(FINETUNED, "finetuned")
+        if encoder == "random":
+            _write_random_encoder(Path(name))
         if Path("jzi.toml").exists():
             _check_encoder(name, folder)
         else:
@@ -71,7 +73,7 @@ def run_demo(
         _run(f"locate photos/{name}")
         _draw(name)
     told = {
-        "trained": _trained_on((seed, size_m) == TRAINED_ON),
+        "trained": _trained_on((seed, size_m) == FINETUNED_ON),
         "random": "Its encoder has random weights and was never trained.",
     }
     chance = ", ".join(f"{3.1416 * radius**2 / size_m**2:.1%} within {radius} m" for radius in (20, 50, 100))
@@ -111,12 +113,9 @@ def _run(command: str) -> None:
         raise JziError(error.format_message()) from error
 
 
-def _write_encoder(folder: Path, trained: bool) -> None:
-    """A DINOv2 of four blocks and 128 features: as it was trained, or with the random weights that it began with."""
+def _write_random_encoder(folder: Path) -> None:
+    """A DINOv2 of four blocks and 128 features; the same random weights every time. The trained one began as it."""
     if (folder / "config.json").exists():
-        return
-    if trained:
-        shutil.copytree(TRAINED, folder, ignore=shutil.ignore_patterns("*.md"))
         return
     import torch
     from transformers import Dinov2Config, Dinov2Model

@@ -28,12 +28,11 @@ from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from jzi.decode.config import DecoderConfig
-from jzi.decode.decoder import ZoomDecoder
-from jzi.decode.model import create_folder, save_weights
+from jzi.decode.model import ZoomModel, create_folder, save_weights
 from jzi.decode.run import Metrics, Run, rank
 from jzi.decode.samples import Samples
 from jzi.decode.train import TrainReport
-from jzi.decode.training import learning_rate_factor, make_accelerator, validate
+from jzi.decode.training import learning_rate_factor, make_accelerator, make_decoder, told_apart, validate
 from jzi.encode.augment import DRAWS, augment_photos, augment_tiles, drop_parts, tiles_left_alone
 from jzi.encode.encoder import Encoder
 from jzi.encode.finetune_config import FinetuneConfig
@@ -77,6 +76,7 @@ def finetune(
     decoder_config: DecoderConfig,
     config: FinetuneConfig,
     *,
+    start: ZoomModel | None = None,
     settings: str = "",
 ) -> FinetuneReport:
     """Train the encoder's last blocks and a decoder; keep the epoch with the best recall at 40 m on "val" photos.
@@ -91,6 +91,7 @@ def finetune(
         folder: the model folder to make.
         decoder_config: the architecture; width and actions follow from encoder and pyramid.
         config: how to train.
+        start: a model whose decoder to start from; its architecture is taken too.
         settings: kept as train/settings.toml.
 
     Raises:
@@ -101,14 +102,15 @@ def finetune(
     accelerator = make_accelerator(config, folder)
     decoder_config = replace(decoder_config, width=encoder.width, actions=sources[0][0].pyramid.actions)
     torch.manual_seed(config.seed)
+    decoder = make_decoder(decoder_config, start)
     joint = JointModel(
         encoder,
-        ZoomDecoder(decoder_config),
+        decoder,
         config.blocks,
         checkpointing=config.checkpointing,
         trunk_dtype=torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32,
     )
-    run = Run(folder, _identity(sources, encoder, decoder_config, config))
+    run = Run(folder, _identity(sources, encoder, decoder.config, config, start))
     state = run.load() or {"epoch": 0, "step": 0, "losses": []}
     areas = _load_areas(sources, encoder, config, folder, accelerator) if state["epoch"] < config.epochs else []
     training = _Finetuning(accelerator, joint, encoder, areas, config, run)
@@ -528,6 +530,7 @@ def _identity(
     encoder: Encoder,
     decoder_config: DecoderConfig,
     config: FinetuneConfig,
+    start: ZoomModel | None,
 ) -> dict[str, Any]:
     """What the outcome depends on."""
     how = {f"finetune.{key}": value for key, value in asdict(config).items()}
@@ -536,6 +539,7 @@ def _identity(
     identity = {
         **{f"decoder.{key}": value for key, value in decoder_config.to_dict().items()},
         **how,
+        "finetune.init": told_apart(start),
         "encoder": encoder.fingerprint[:16],
     }
     for number, (imagery, table) in enumerate(sources):

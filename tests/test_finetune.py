@@ -231,6 +231,19 @@ def test_training_lowers_the_loss(city) -> None:
     assert losses[-1] < 0.8 * losses[0]
 
 
+def test_training_goes_on_from_encoder_and_decoder_of_another_run(city) -> None:
+    city.run()
+    first = ZoomModel.load(city.folder / "finetuned")
+    source = [(city.imagery(), city.table())]
+    other = DecoderConfig(layers=3, heads=4)  # the architecture is that of the decoder to start from
+    still = replace(QUICK, epochs=1, learning_rate=0.0)
+    finetune(source, first.load_encoder("cpu"), city.folder / "second", other, still, start=first)
+    before, after = city.weights(), city.weights("second")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    with pytest.raises(ModelError, match=r"finetune\.init"):
+        finetune(source, first.load_encoder("cpu"), city.folder / "second", SMALL, still)
+
+
 def test_two_areas_are_trained_on_together(city) -> None:
     report = city.run(areas=2)
     assert report.train == 2 * city.run("alone").train
