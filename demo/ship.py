@@ -1,0 +1,45 @@
+"""Puts a fine-tuned model into the package, as the demo's: `python -m jzi.demo.ship FINETUNED`.
+
+Weights become float16, which halves them; they are used in float32 again.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from jzi.decode.model import ZoomModel, create_folder
+from jzi.demo.tour import FINETUNED, IMAGE_SIZE
+from jzi.encode.encoder import Encoder
+
+
+def ship(folder: Path, output: Path) -> None:
+    """Write what the demo needs of a fine-tuned model.
+
+    Args:
+        folder: as `jzi finetune` made it.
+        output: the folder to replace.
+    """
+    model = ZoomModel.load(folder)
+    shutil.rmtree(output, ignore_errors=True)
+    (output / "encoder").mkdir(parents=True)
+    for name in ("encoder/model.safetensors", "decoder.safetensors"):
+        half = {key: value.to(torch.float16) for key, value in load_file(folder / name).items()}
+        save_file(half, output / name, metadata={"format": "pt"})
+        (output / name).chmod(0o644)
+    config = json.loads((folder / "encoder" / "config.json").read_text())
+    text = json.dumps({**config, "dtype": "float16"}, indent=2)
+    (output / "encoder" / "config.json").write_text(text + "\n")
+    shutil.copy(folder / "encoder" / "preprocessor_config.json", output / "encoder")
+    card = Encoder.load(output / "encoder", image_size=IMAGE_SIZE, device="cpu").card  # another fingerprint than before
+    create_folder(output, model.decoder.config, model.pyramid, replace(card, name="finetuned/encoder"), None)
+
+
+if __name__ == "__main__":
+    ship(Path(sys.argv[1]), FINETUNED)
