@@ -184,10 +184,9 @@ def train_decoder(
                     shown["recall@40m"] = f"{100 * metrics['recall@40m']:.1f}%"
                 bar.set_postfix(shown)
             accelerator.wait_for_everyone()
-    accelerator.end_training()
     if accelerator.is_main_process:
         _calibrate(folder, table, val)
-    accelerator.wait_for_everyone()
+    accelerator.end_training()
     return report(best=run.best() if run.metrics else {}, seconds=time.monotonic() - began)
 
 
