@@ -20,11 +20,16 @@ FINETUNED = Path(__file__).parent / "finetuned"
 FINETUNED_ON = (0, 1280.0)  # seed, metres
 
 
+#: Stage two from the decoder that was trained with the encoder, and from scratch.
+GO_ON = "--set train.init=finetuned --set train.batch_size=64 --set train.learning_rate=3e-5"
+AFRESH = "--set decoder.layers=3 --set decoder.heads=4 --set train.batch_size=64 --set train.learning_rate=1e-3"
+
+
 def run_demo(
     folder: Path,
     *,
     photos: int = 4096,
-    epochs: int = 20,
+    epochs: int | None = None,
     seed: int = 0,
     size_m: float = 1280.0,
     encoder: str = "trained",
@@ -37,7 +42,7 @@ def run_demo(
     Args:
         folder: where everything goes.
         photos: how many street photos to render.
-        epochs: of the decoder's training.
+        epochs: of the decoder's training; by default 3 where it goes on from the trained one, 20 from scratch.
         seed: which town.
         size_m: side of the town, metres.
         encoder: "trained" is the tiny one that comes with jzi, "random" the one that it began as; else a Hugging Face
@@ -52,6 +57,7 @@ def run_demo(
     click.echo(f"Making a town (it is made up, from seed {seed}) with {photos} street photos in {folder}/ ...")
     with tqdm(total=photos, unit="photo", desc="town") as bar:
         write_town(folder, seed, photos, size_m=size_m, progress=bar.update)
+    epochs = epochs or (3 if encoder == "trained" else 20)
     with contextlib.chdir(folder):
         name = {"trained": "finetuned/encoder", "random": "random-encoder"}.get(encoder, encoder)
         if encoder == "trained" and not Path("finetuned").exists():
@@ -65,13 +71,12 @@ def run_demo(
         if only_town:
             return
         _run("encode-map")
-        _run("encode-queries --views 4")
-        train = f"--set train.epochs={epochs} --set train.batch_size=64 --set train.learning_rate=1e-3"
-        _run(f"train-decoder {train} --set decoder.layers=3 --set decoder.heads=4")
-        _run("evaluate --radii 20,50,100")
-        name = _held_out_photo()
-        _run(f"locate photos/{name}")
-        _draw(name)
+        _run("encode-queries")
+        how = GO_ON if encoder == "trained" else AFRESH
+        _run(f"train-decoder --set train.epochs={epochs} {how}")
+        _run("evaluate --estimates --radii 20,50,100")
+        photo = Path("photos") / _held_out_photo()
+        _run(f"locate {photo} --picture zoom.png --map zoom.html")
     told = {
         "trained": _trained_on((seed, size_m) == FINETUNED_ON),
         "random": "Its encoder has random weights and was never trained.",
@@ -81,7 +86,7 @@ def run_demo(
         "\nThis town is made: its figures say that the program works, not how well it does in a real city. "
         + told.get(encoder, "")
         + f" Guessing would reach about {chance}."
-        + f"\nThe picture of one photo, its zoom and the answer: {folder / 'zoom.png'}"
+        + f"\nOne photo, its zoom and the answer: {folder / 'zoom.png'}, and on a map: {folder / 'zoom.html'}"
     )
 
 
@@ -138,24 +143,3 @@ def _held_out_photo() -> str:
     frame = FeatureCache.open(load_settings(Path("jzi.toml")).cache_path).queries.encoded()
     held_out = frame[frame["split"] == "test"]
     return str(held_out["path"].iloc[0])
-
-
-def _draw(name: str) -> None:
-    from jzi.config import load_settings
-    from jzi.decode.locate import Locator
-    from jzi.decode.picture import draw_zoom
-    from jzi.encode.imagery import Imagery
-    from jzi.store.exif import read_position
-
-    settings = load_settings(Path("jzi.toml"))
-    photo = Path("photos") / name
-    position = read_position(photo)
-    with Imagery(settings.rasters, settings.pyramid) as imagery:
-        draw_zoom(
-            Locator.load("model").locate(photo),
-            photo,
-            imagery,
-            Path("zoom.png"),
-            truth=(position.latitude, position.longitude),
-            title="a made town",
-        )

@@ -10,13 +10,16 @@ from click.testing import CliRunner
 from PIL import Image
 
 from jzi.cli import main
-from jzi.decode.model import read_config
+from jzi.config import load_settings
+from jzi.decode.model import ZoomModel, read_config
+from jzi.demo.tour import _trained_on
 
 
 @pytest.fixture(scope="module")
 def tour(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("demo") / "town"
-    result = CliRunner().invoke(main, ["demo", str(folder), "--photos", "40", "--epochs", "1", "--size", "320"])
+    how = ["--photos", "40", "--epochs", "1", "--size", "320", "--encoder", "random"]
+    result = CliRunner().invoke(main, ["demo", str(folder), *how])
     assert result.exit_code == 0, result.output
     return folder, result.stdout
 
@@ -25,7 +28,7 @@ def test_the_demo_runs_every_command_and_shows_it(tour) -> None:
     _, told = tour
     for command in ("init", "encode-map", "encode-queries", "train-decoder", "evaluate", "locate"):
         assert f"$ jzi {command}" in told
-    assert "recall within   50 m" in told and "confidence" in told
+    assert "recall within   50 m" in told and "confidence" in told and "the most within 50 m" in told
 
 
 def test_the_demo_says_that_the_town_is_made_and_its_encoder_untrained(tour) -> None:
@@ -50,3 +53,17 @@ def test_the_demo_leaves_an_area_that_the_commands_work_on(tour, monkeypatch) ->
 def test_another_demo_in_the_same_folder_is_refused(tour) -> None:
     result = CliRunner().invoke(main, ["demo", str(tour[0]), "--photos", "40", "--size", "320", "--seed", "5"])
     assert result.exit_code == 2 and "holds another town" in result.stderr
+    result = CliRunner().invoke(main, ["demo", str(tour[0]), "--photos", "40", "--size", "320"])
+    assert result.exit_code == 2 and "holds a demo with the encoder random-encoder" in result.stderr
+
+
+def test_the_encoder_that_comes_along_is_used_and_its_town_named(tmp_path) -> None:
+    how = ["--photos", "40", "--size", "320", "--only-town"]
+    result = CliRunner().invoke(main, ["demo", str(tmp_path / "town"), *how])
+    assert result.exit_code == 0, result.output
+    assert "encode-map" not in result.stdout.replace("next: jzi encode-map", "")
+    model = ZoomModel.load(tmp_path / "town" / "finetuned")
+    encoder = model.load_encoder("cpu")  # its fingerprint is the one that the decoder was trained with
+    assert (encoder.width, encoder.image_size) == (128, 84)
+    assert load_settings(tmp_path / "town" / "jzi.toml").encoder.name == "finetuned/encoder"
+    assert "never on those that are held out" in _trained_on(True) and "never seen" in _trained_on(False)
