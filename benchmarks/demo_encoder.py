@@ -2,9 +2,9 @@
 
     python -m benchmarks.demo_encoder [FOLDER]
 
-Recall within 20, 50 and 100 m; each encoder is a run of `jzi demo`: seed 0 is the town whose training photos the encoder was fine-tuned on (the held-out
-ones were never used), the others it has never seen. Everything is made: no figure here says how well jzi does in a
-real city.
+Recall within 20, 50 and 100 m of runs of `jzi demo`. Seed 0 is the town on whose training photos the encoder was
+fine-tuned (the held-out ones were never used), the others it has never seen. Everything is made: no figure here says
+how well jzi does in a real city.
 """
 
 from __future__ import annotations

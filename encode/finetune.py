@@ -11,7 +11,9 @@ import contextlib
 import hashlib
 import math
 import shutil
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -167,6 +169,7 @@ class _Finetuning:
         #: What the trunk makes of every tile that is not augmented: (tile, token, feature), or None without a trunk.
         self.trunks = [self._run_trunk(area) for area in areas]
         self.saved_at = time.monotonic()
+        self.interrupts: list[int] = []
 
     # The run
 
@@ -176,13 +179,15 @@ class _Finetuning:
             self._restore(state)
         samples = 0
         first, step, losses = state["epoch"], state["step"], state["losses"]
-        with tqdm(
-            total=self.config.epochs * len(self._plan(0)),
-            initial=first * len(self._plan(0)) + step,
+        steps = len(self._plan(0))
+        bar = tqdm(
+            total=self.config.epochs * steps,
+            initial=first * steps + step,
             unit="step",
             desc="fine-tuning",
             disable=not self.accelerator.is_main_process,
-        ) as bar:
+        )
+        with bar, interrupts_between_steps() as self.interrupts:
             for epoch in range(first, self.config.epochs):
                 began, before = time.monotonic(), samples
                 samples += self._epoch(epoch, step, losses, bar)
@@ -198,6 +203,8 @@ class _Finetuning:
                     self._finish_epoch(epoch, metrics, bar)
                 self.accelerator.wait_for_everyone()
                 step, losses = 0, []
+                if self.interrupts:
+                    raise KeyboardInterrupt
         return samples
 
     def _epoch(self, epoch: int, first: int, losses: list[float], bar: tqdm) -> int:
@@ -211,12 +218,15 @@ class _Finetuning:
             samples += len(plan[step][1])
             bar.update()
             looks = len(pending) == LOOK_EVERY or step + 1 == len(plan)
-            if looks or self._state_is_due():
+            stopping = bool(self.interrupts)
+            if looks or stopping or self._state_is_due():
                 self._look(pending, losses, epoch)
                 bar.set_postfix(loss=f"{np.mean(losses[-100:]):.3f}", refresh=False)
                 pending = []
-            if self._state_is_due() and step + 1 < len(plan):
+            if (stopping or self._state_is_due()) and step + 1 < len(plan):
                 self._save(epoch, step + 1, losses)
+            if stopping and step + 1 < len(plan):
+                raise KeyboardInterrupt
         return samples
 
     def _look(self, pending: list[Tensor], losses: list[float], epoch: int) -> None:
@@ -470,6 +480,26 @@ class _Finetuning:
             with self.accelerator.autocast():
                 kept[tiles.to(kept.device)] = self.joint.trunk(pixels).to(kept.device)
         return kept
+
+
+@contextlib.contextmanager
+def interrupts_between_steps() -> Iterator[list[int]]:
+    """Gathers the first Ctrl-C, so that a step is finished and kept before it is obeyed; the second stops at once."""
+    asked: list[int] = []
+
+    def ask(number: int, _: object) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
+        yield asked
+        return
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _readable(photos: list[NDArray[np.uint8] | None]) -> tuple[list[int], Tensor | None]:

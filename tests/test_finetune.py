@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -276,6 +278,26 @@ def test_a_killed_run_goes_on_to_the_same_losses_and_weights(city, monkeypatch, 
     assert city.metrics("parts") == city.metrics("whole")
     whole, parts = city.weights("whole"), city.weights("parts")
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+@pytest.mark.parametrize("steps", [2, 3])  # in the middle of an epoch, and with its last step
+def test_an_interrupted_run_keeps_the_step_that_it_is_in(city, monkeypatch, steps) -> None:
+    city.run("whole")
+    step, done = module._Finetuning._step, []
+
+    def interrupted(*args):
+        done.append(1)
+        if len(done) == steps:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(*args)
+
+    monkeypatch.setattr(module._Finetuning, "_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        city.run("parts")
+    city.run("parts")
+    assert len(done) == 3 * 3
+    assert city.metrics("parts") == city.metrics("whole")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_finished_run_is_not_trained_again(city) -> None:
