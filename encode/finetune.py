@@ -203,7 +203,7 @@ class _Finetuning:
                     self._finish_epoch(epoch, metrics, bar)
                 self.accelerator.wait_for_everyone()
                 step, losses = 0, []
-                if self.interrupts:
+                if self._agreed(True, bool(self.interrupts)):
                     raise KeyboardInterrupt
         return samples
 
@@ -217,17 +217,25 @@ class _Finetuning:
             pending.append(self._step(area, parts, photos, (epoch, step)))
             samples += len(plan[step][1])
             bar.update()
-            looks = len(pending) == LOOK_EVERY or step + 1 == len(plan)
-            stopping = bool(self.interrupts)
-            if looks or stopping or self._state_is_due():
+            last = step + 1 == len(plan)
+            look = last or len(pending) == LOOK_EVERY
+            stop, save = self._agreed(look, bool(self.interrupts)), self._agreed(look, self._state_is_due())
+            if look or stop or save:
                 self._look(pending, losses, epoch)
                 bar.set_postfix(loss=f"{np.mean(losses[-100:]):.3f}", refresh=False)
                 pending = []
-            if (stopping or self._state_is_due()) and step + 1 < len(plan):
+            if (stop or save) and not last:
                 self._save(epoch, step + 1, losses)
-            if stopping and step + 1 < len(plan):
+            if stop and not last:
                 raise KeyboardInterrupt
         return samples
+
+    def _agreed(self, now: bool, wanted: bool) -> bool:
+        """What any process wants; several ask each other only where all of them do so."""
+        if self.accelerator.num_processes == 1 or not now:
+            return wanted and self.accelerator.num_processes == 1
+        flag = torch.tensor(float(wanted), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(flag, "sum") > 0)
 
     def _look(self, pending: list[Tensor], losses: list[float], epoch: int) -> None:
         """Learn what the last losses were, on all processes alike.
@@ -239,8 +247,8 @@ class _Finetuning:
         if bad := [loss for loss in mean if not math.isfinite(loss)]:
             kept = f"the best epoch so far is kept in {self.run.folder}" if self.run.metrics else "no epoch is done yet"
             raise TrainingError(
-                f"the loss is {bad[0]} in epoch {epoch}: {kept}; train with a lower finetune.learning_rate (and "
-                "another model.path or -o)"
+                f"the loss is {bad[0]} in epoch {epoch}: {kept}; train with a lower finetune.learning_rate and "
+                "another -o"
             )
         losses += mean
 
