@@ -49,6 +49,10 @@ class Question:
 
     Raises:
         ConfigError: there is no such estimate, or a number is out of range.
+
+    Example:
+        >>> Question(estimate="map", top=3)
+        Question(estimate='map', radius=50.0, top=3, beams=None)
     """
 
     estimate: str = "radius"

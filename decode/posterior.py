@@ -43,6 +43,15 @@ class Posterior:
         paths: (photo, cell, L) the cells that were reached, the most probable first.
         steps: (photo, cell, L) probability of each action given those before it; 0 where cells fill up the array.
         unexpanded: (photo,) probability of all that was not reached.
+
+    Example:
+        >>> pyramid = Pyramid.around(48.2, 16.37, 160.0, levels=2)  # 16 x 16 cells of 10 m
+        >>> row, col = np.array([3, 3, 9]), np.array([5, 6, 2])
+        >>> found = Posterior.from_cells(pyramid, row, col, np.array([0.4, 0.3, 0.2]))
+        >>> float(found.unexpanded[0].round(3))
+        0.1
+        >>> float(most_probable_discs(found, radius=15.0).probability[0, 0].round(3))
+        0.7
     """
 
     pyramid: Pyramid
