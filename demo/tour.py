@@ -42,7 +42,8 @@ def run_demo(
     Args:
         folder: where everything goes.
         photos: how many street photos to render.
-        epochs: of the decoder's training; by default 3 where it goes on from the trained one, 20 from scratch.
+        epochs: of the decoder's training; by default 3 where it goes on from the trained one, which it does in the
+            town of that, and 20 from scratch.
         seed: which town.
         size_m: side of the town, metres.
         encoder: "trained" is the tiny one that comes with jzi, "random" the one that it began as; else a Hugging Face
@@ -57,7 +58,8 @@ def run_demo(
     click.echo(f"Making a town (it is made up, from seed {seed}) with {photos} street photos in {folder}/ ...")
     with tqdm(total=photos, unit="photo", desc="town") as bar:
         write_town(folder, seed, photos, size_m=size_m, progress=bar.update)
-    epochs = epochs or (3 if encoder == "trained" else 20)
+    at_home = encoder == "trained" and (seed, size_m) == FINETUNED_ON  # where the trained decoder knows its way
+    epochs = epochs or (3 if at_home else 20)
     with contextlib.chdir(folder):
         name = {"trained": "finetuned/encoder", "random": "random-encoder"}.get(encoder, encoder)
         if encoder == "trained" and not Path("finetuned").exists():
@@ -72,13 +74,13 @@ def run_demo(
             return
         _run("encode-map")
         _run("encode-queries")
-        how = GO_ON if encoder == "trained" else AFRESH
+        how = GO_ON if at_home else AFRESH
         _run(f"train-decoder --set train.epochs={epochs} {how}")
         _run("evaluate --estimates --radii 20,50,100")
         photo = Path("photos") / _held_out_photo()
         _run(f"locate {photo} --picture zoom.png --map zoom.html")
     told = {
-        "trained": _trained_on((seed, size_m) == FINETUNED_ON),
+        "trained": _trained_on(at_home),
         "random": "Its encoder has random weights and was never trained.",
     }
     chance = ", ".join(f"{3.1416 * radius**2 / size_m**2:.1%} within {radius} m" for radius in (20, 50, 100))
