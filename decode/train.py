@@ -186,6 +186,7 @@ def train_decoder(
             accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         _calibrate(folder, table, val)
+    accelerator.wait_for_everyone()
     accelerator.end_training()
     return report(best=run.best() if run.metrics else {}, seconds=time.monotonic() - began)
 

@@ -125,6 +125,9 @@ def finetune(
     began = time.monotonic()
     samples = training.train(state) if areas else 0
     seconds = time.monotonic() - began
+    training.model = training.prepared = None
+    accelerator.free_memory()  # what was wrapped for the processes goes before their group does
+    accelerator.wait_for_everyone()
     accelerator.end_training()
     unreadable = training.reader.unreadable
     return FinetuneReport(
