@@ -46,7 +46,7 @@ def write_geojson(path: Path, locations: Sequence[Location], truths: Sequence[Ex
         for feature in to_features(location, truths[index] if truths else None)
     ]
     collection = {"type": "FeatureCollection", "generator": f"jzi {__version__}", "features": features}
-    _write(path, lambda file: file.write_text(json.dumps(collection, allow_nan=False) + "\n"))
+    write_file(path, lambda file: file.write_text(json.dumps(collection, allow_nan=False) + "\n"))
 
 
 def to_features(location: Location, truth: ExifPosition | None = None) -> list[dict[str, Any]]:
@@ -122,7 +122,7 @@ def write_heatmap(path: Path, locations: Sequence[Location]) -> None:
                 raster.write(location.posterior.grid().astype(np.float32), band)
                 raster.set_band_description(band, Path(location.photo).name)
         options = {"driver": "COG", "compress": "deflate", "overview_resampling": "average"}
-        _write(path, lambda file: rasterio.shutil.copy(memory.name, str(file), **options))
+        write_file(path, lambda file: rasterio.shutil.copy(memory.name, str(file), **options))
 
 
 def write_csv(path: Path, answers: Sequence[dict[str, Any]]) -> None:
@@ -137,10 +137,15 @@ def write_csv(path: Path, answers: Sequence[dict[str, Any]]) -> None:
     """
     columns = ("photo", "latitude", "longitude", "confidence", "estimate", "radius_m", "radius_68_m", "radius_95_m")
     rows = [{name: answer.get(name) for name in (*columns, "error")} for answer in answers]
-    _write(path, partial(pd.DataFrame(rows).to_csv, index=False))
+    write_file(path, partial(pd.DataFrame(rows).to_csv, index=False))
 
 
-def _write(path: Path, write: Any) -> None:
+def write_file(path: Path, write: Any) -> None:
+    """Have a function write a file whole.
+
+    Raises:
+        ExportError: it cannot be written.
+    """
     try:
         write_whole(path, write)
     except (OSError, rasterio.errors.RasterioError) as error:

@@ -117,6 +117,12 @@ class Location:
         return self.best.probability
 
     @property
+    def extent(self) -> str:
+        """What the confidence is about, for people."""
+        radius = self.best.radius_m
+        return f"within {radius:g} m" if radius else f"in this cell of {self.cell_m:.0f} m"
+
+    @property
     def unexpanded(self) -> float:
         """Probability of all that search did not reach."""
         return float(self.posterior.unexpanded[0])
@@ -141,12 +147,11 @@ class Location:
 
     def to_text(self) -> str:
         """For people: a line for the answer, and one for each other candidate."""
-        best, others = self.best, self.candidates[1:]
-        about = f"within {best.radius_m:g} m" if best.radius_m else f"in this cell of {self.cell_m:.0f} m"
+        others = self.candidates[1:]
         spread = f"68 % within {self.radius_68:.0f} m, 95 % within {self.radius_95:.0f} m".replace("inf m", "more")
         lines = [
-            f"{self.photo}: {self.latitude:.6f}, {self.longitude:.6f}  (confidence {self.confidence:.1%} {about}; "
-            f"{spread})",
+            f"{self.photo}: {self.latitude:.6f}, {self.longitude:.6f}  "
+            f"(confidence {self.confidence:.1%} {self.extent}; {spread})",
             *(f"    or {each.latitude:.6f}, {each.longitude:.6f}  ({each.probability:.1%})" for each in others),
         ]
         if self.unexpanded >= 0.01:
@@ -211,9 +216,7 @@ class Locator:
         model = ZoomModel.load(folder, device)
         if cache is None:
             return cls(model, TileTable(model.read_map(), device))
-        from jzi.store.cache import (
-            FeatureCache,  # which imports zarr: 0.1 s that a model with its own map can do without
-        )
+        from jzi.store.cache import FeatureCache  # imports zarr, which a model with its own map can do without
 
         return cls(model, TileTable(model.read_map(FeatureCache.open(cache)), device))
 
@@ -247,9 +250,7 @@ class Locator:
         self, photos: Iterable[Any], question: Question = DEFAULT, batch_size: int = 32
     ) -> Iterator[Location | NotLocated]:
         """Where each of many photos was taken, in their order; one that cannot be read costs only itself."""
-        _ = self.encoder  # loaded once, before the threads ask for it
-        read = prefetch(self._read, photos, reader_threads(), ahead=batch_size)
-        while batch := list(islice(read, batch_size)):
+        for batch in self._batches(photos, batch_size):
             names = [photo.name for photo in batch if photo.pixels is not None]
             located: Iterator[Location] = iter(())
             if names:
@@ -295,10 +296,8 @@ class Locator:
         Raises:
             PhotoError: one cannot be read.
         """
-        _ = self.encoder
         names, parts = [], []
-        read = prefetch(self._read, photos, reader_threads(), ahead=batch_size)
-        while batch := list(islice(read, batch_size)):
+        for batch in self._batches(photos, batch_size):
             if errors := [photo.error for photo in batch if photo.pixels is None]:
                 raise PhotoError(errors[0])
             names += [photo.name for photo in batch]
@@ -328,6 +327,13 @@ class Locator:
             return greedy_posterior(decoder, self.table, query, temperature)
         return posterior(decoder, self.table, query, beams=question.beams, temperature=temperature)
 
+    def _batches(self, photos: Iterable[Any], size: int) -> Iterator[list[_Photo]]:
+        """Photos, read ahead."""
+        _ = self.encoder  # loaded once, before the threads ask for it
+        read = prefetch(self._read, photos, reader_threads(), ahead=size)
+        while batch := list(islice(read, size)):
+            yield batch
+
     def _embed(self, photos: list[_Photo]) -> Tensor:
         """(photo, feature) of those that could be read."""
         return self.encoder.encode_photos(np.stack([photo.pixels for photo in photos if photo.pixels is not None]))
@@ -353,7 +359,7 @@ def to_locations(found: Posterior, question: Question, names: Sequence[str]) -> 
         points = most_probable_cells(found, question.top, apart=question.radius)
     pyramid = found.pyramid
     latitude, longitude = pyramid.unproject(points.x, points.y)
-    radii = [credible_radius(found, points.x[:, 0], points.y[:, 0], share) for share in (0.68, 0.95)]
+    radii = credible_radius(found, points.x[:, 0], points.y[:, 0], 0.68, 0.95)
 
     def candidate(photo: int, place: int) -> Candidate:
         at, cell = (photo, place), (photo, points.cell[photo, place])

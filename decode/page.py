@@ -24,13 +24,11 @@ from rasterio.transform import array_bounds, from_origin
 from rasterio.warp import calculate_default_transform, reproject, transform_bounds
 
 from jzi import __version__
-from jzi.decode.export import to_features
+from jzi.decode.export import to_features, write_file
 from jzi.decode.locate import Location
 from jzi.encode.imagery import Imagery
 from jzi.encode.photos import open_photo
-from jzi.errors import ExportError
 from jzi.store.exif import ExifPosition
-from jzi.store.files import write_whole
 from jzi.store.pyramid import Pyramid, geodesic_distance
 
 WEB = Path(__file__).parent / "web"
@@ -64,10 +62,7 @@ def write_page(
         "photos": [about(open_photo(photo), place, truth, imagery) for photo, place, truth in located],
     }
     text = render("page.html", title=title, data=data)
-    try:
-        write_whole(path, lambda file: file.write_text(text))
-    except OSError as error:
-        raise ExportError(f"{path} cannot be written: {error}") from error
+    write_file(path, lambda file: file.write_text(text))
 
 
 def render(template: str, *, title: str, data: Any) -> str:
@@ -93,7 +88,6 @@ def about(
     image = photo.copy()
     image.thumbnail((PHOTO, PHOTO))
     keys = pyramid.keys(np.array(best.path))
-    where = f"within {best.radius_m:g} m" if best.radius_m else f"in this cell of {location.cell_m:.0f} m"
     error = ""
     if truth:
         off = float(geodesic_distance(location.latitude, location.longitude, truth.latitude, truth.longitude))
@@ -102,7 +96,7 @@ def about(
         "name": location.photo,
         "image": _jpeg(image),
         "answer": f"{location.latitude:.6f}, {location.longitude:.6f}",
-        "confidence": f"{location.confidence:.1%} {where}",
+        "confidence": f"{location.confidence:.1%} {location.extent}",
         "error": error,
         "others": [
             {

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jzi.decode.decoder import ZoomDecoder
-from jzi.decode.search import zoom
+from jzi.decode.search import Zooms, zoom
 from jzi.decode.tile_table import TileTable
 from jzi.store.pyramid import Pyramid
 
@@ -155,6 +155,10 @@ def posterior(
     pyramid = table.pyramid
     beams = beams or default_beams(pyramid)
     zooms = zoom(decoder, table, query.to(table.device), beams, cells=beams * pyramid.actions, temperature=temperature)
+    return _from_zooms(pyramid, zooms)
+
+
+def _from_zooms(pyramid: Pyramid, zooms: Zooms) -> Posterior:
     steps = zooms.log_probability.double().exp().cpu().numpy()
     unexpanded = np.maximum(0.0, 1 - steps.prod(-1).sum(-1))
     return Posterior(pyramid, zooms.paths.cpu().numpy(), steps, np.where(unexpanded < 1e-6, 0.0, unexpanded))
@@ -169,8 +173,7 @@ def default_beams(pyramid: Pyramid) -> int:
 def greedy_posterior(decoder: ZoomDecoder, table: TileTable, query: Tensor, temperature: Tensor | None) -> Posterior:
     """The one cell that greedy search ends in, the reference's protocol; all else counts as not expanded."""
     zooms = zoom(decoder, table, query.to(table.device), temperature=temperature)
-    steps = zooms.log_probability.double().exp().cpu().numpy()
-    return Posterior(table.pyramid, zooms.paths.cpu().numpy(), steps, 1 - steps.prod(-1).sum(-1))
+    return _from_zooms(table.pyramid, zooms)
 
 
 def most_probable_cells(found: Posterior, count: int = 1, apart: float = 0.0) -> Points:
@@ -241,15 +244,15 @@ def most_probable_discs(found: Posterior, radius: float, count: int = 1) -> Poin
 
 
 def credible_radius(
-    found: Posterior, x: NDArray[np.float64], y: NDArray[np.float64], share: float
+    found: Posterior, x: NDArray[np.float64], y: NDArray[np.float64], *shares: float
 ) -> NDArray[np.float64]:
-    """(photo,) radius around points that holds a share of the probability; inf where so much was not expanded.
+    """(share, photo) radius around points that holds a share of the probability; inf where so much was not expanded.
 
     Args:
         found: (photo, cell) probabilities.
         x: (photo,) of the points, metres.
         y: (photo,) likewise.
-        share: 0..1.
+        shares: 0..1.
     """
     cell_m = found.pyramid.cell_size
     within = ((np.arange(3) + 0.5) / 3 - 0.5) * cell_m  # nine points stand for a cell
@@ -260,10 +263,13 @@ def credible_radius(
     ).reshape(len(found), -1)
     mass = np.repeat(found.probability / dx.size, dx.size, axis=1)
     order = distance.argsort(1)
-    cumulated = np.take_along_axis(mass, order, 1).cumsum(1)
-    enough = cumulated >= share - 1e-9
-    radius = np.take_along_axis(distance, order, 1)[np.arange(len(found)), enough.argmax(1)]
-    return np.where(enough.any(1), radius, np.inf)
+    cumulated, distance = np.take_along_axis(mass, order, 1).cumsum(1), np.take_along_axis(distance, order, 1)
+
+    def holding(share: float) -> NDArray[np.float64]:
+        enough = cumulated >= share - 1e-9
+        return np.where(enough.any(1), distance[np.arange(len(found)), enough.argmax(1)], np.inf)
+
+    return np.stack([holding(share) for share in shares])
 
 
 def _disc_shares(cell_m: float, radius: float, samples: int = 8) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

@@ -54,7 +54,7 @@ class BodyLimit:
         if received > self.limit:
             await self._refuse(scope, receive, send)
             return
-        received, started, refused = 0, False, False
+        received, refused = 0, False
 
         async def counted() -> Message:
             nonlocal received, refused
@@ -66,8 +66,6 @@ class BodyLimit:
             return message
 
         async def sent(message: Message) -> None:
-            nonlocal started
-            started = True
             if not refused:
                 await send(message)
 
@@ -94,13 +92,14 @@ def make_app(locator: Locator, imagery: Imagery | None = None, limits: Limits | 
     """
     limits = limits or Limits()
     turn = asyncio.Lock()  # one photo at a time: the model uses all cores as it is
-    area_data: dict[str, Any] = {}
+    pages: dict[str, str] = {}  # made once: the background of the map is in it
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> Any:
         locator.encoder  # noqa: B018 - loaded now rather than with the first photo
         pyramid = locator.pyramid
-        area_data.update(grid=pyramid.grid, bounds=area(pyramid), imagery=background(imagery))
+        data = {"grid": pyramid.grid, "bounds": area(pyramid), "imagery": background(imagery)}
+        pages["/"] = render("serve.html", title="Where was this photo taken?", data=data)
         yield
 
     app = FastAPI(
@@ -117,7 +116,7 @@ def make_app(locator: Locator, imagery: Imagery | None = None, limits: Limits | 
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def page() -> str:
-        return render("serve.html", title="Where was this photo taken?", data=area_data)
+        return pages["/"]
 
     @app.get("/health", summary="Whether the service is ready, and which model it uses")
     async def health() -> dict[str, Any]:
