@@ -41,10 +41,10 @@ MODELS = {"small": (384, 6), "base": (768, 12), "large": (1024, 16)}  # width, h
 class Reference(_Finetuning):
     """Every tile of every sample is encoded, each with an augmentation of its own; nothing is kept."""
 
-    def _run_trunk(self, area: TrainingArea) -> None:
+    def run_trunk(self, area: TrainingArea) -> None:
         return None
 
-    def _inputs(self, area, index, photos, generator):
+    def inputs(self, area, index, photos, generator):
         train, device = self.areas[area].train, self.accelerator.device
         pixels = self.encoder.to_unit(torch.from_numpy(np.stack(photos)))
         tiles = train.tiles[index].flatten()
@@ -58,7 +58,7 @@ class Reference(_Finetuning):
             draws = torch.rand(int(lower.sum()), DRAWS, generator=generator).to(device)
             images[lower] = augment_tiles(images[lower], draws)
         with self.accelerator.autocast():
-            inputs = self.joint.trunk(self.encoder.normalise(torch.cat([squares, images])))
+            inputs = self.network.trunk(self.encoder.normalise(torch.cat([squares, images])))
         return inputs, torch.arange(len(tiles), device=device).view(len(photos), -1), train.actions[index].to(device)
 
 

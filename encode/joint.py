@@ -8,7 +8,7 @@ the decoder, is the module that Accelerate wraps.
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +20,11 @@ from jzi.encode.families import blocks_of
 from jzi.errors import ConfigError
 
 
-class JointModel(nn.Module):
-    """The trained part of an encoder, and a zoom decoder.
+class TrainedEncoder(nn.Module):
+    """The trained part of an encoder.
 
     Args:
         encoder: its weights are the ones that are trained.
-        decoder: of the encoder's width.
         blocks: how many of its last blocks are trained, with the final layernorm; "all" trains everything.
         checkpointing: compute activations again in the backward pass.
         trunk_dtype: what the trunk's output is kept as.
@@ -37,7 +36,6 @@ class JointModel(nn.Module):
     def __init__(
         self,
         encoder: Encoder,
-        decoder: ZoomDecoder,
         blocks: int | str,
         *,
         checkpointing: bool = False,
@@ -45,12 +43,11 @@ class JointModel(nn.Module):
     ) -> None:
         super().__init__()
         self.model: Any = encoder.model
-        self.decoder = decoder
         self.family, self.size, self.device = encoder.family, encoder.image_size, encoder.device
         self.checkpointing, self.trunk_dtype = checkpointing, trunk_dtype
         layers = blocks_of(self.model)
         if isinstance(blocks, int) and blocks > len(layers):
-            raise ConfigError(f"finetune.blocks is {blocks}: the encoder has {len(layers)} blocks (or give all)")
+            raise ConfigError(f"blocks is {blocks}: the encoder has {len(layers)} blocks (or give all)")
         self.has_trunk = not isinstance(blocks, str)
         self._first = len(layers) - blocks if isinstance(blocks, int) else 0  # trained block
         self._frozen = [self.model] if isinstance(blocks, int) else []
@@ -73,7 +70,7 @@ class JointModel(nn.Module):
         with torch.no_grad():
             return self.family.tokens(self.model, self._blank()).shape[1]
 
-    def train(self, mode: bool = True) -> JointModel:
+    def train(self, mode: bool = True) -> Self:
         """Dropout, where a config has any, in the trained parts only."""
         super().train(mode)
         if self.has_trunk:
@@ -111,7 +108,34 @@ class JointModel(nn.Module):
                 tokens = block(tokens, **context)
         return self.family.pool(self.model, tokens).float()
 
-    def forward(self, inputs: Tensor, tiles: Tensor, actions: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor) -> Tensor:
+        """`embed`, by the name that wrappers for several processes call."""
+        return self.embed(inputs)
+
+    def _block_context(self) -> dict[str, Any]:
+        if self._context is None:
+            self._context = self.family.context(self.model, self._blank())
+        return self._context
+
+    def _blank(self) -> Tensor:
+        return torch.zeros(1, 3, self.size, self.size, device=self.device)
+
+
+class JointModel(TrainedEncoder):
+    """The trained part of an encoder, and a zoom decoder.
+
+    Args:
+        encoder: its weights are the ones that are trained.
+        decoder: of the encoder's width.
+        blocks: as `TrainedEncoder`.
+        options: likewise.
+    """
+
+    def __init__(self, encoder: Encoder, decoder: ZoomDecoder, blocks: int | str, **options: Any) -> None:
+        super().__init__(encoder, blocks, **options)
+        self.decoder = decoder
+
+    def forward(self, inputs: Tensor, tiles: Tensor, actions: Tensor) -> Tensor:  # type: ignore[override]
         """The decoder's logits; every image goes through the encoder once.
 
         Args:
@@ -126,11 +150,3 @@ class JointModel(nn.Module):
         embedding = self.embed(inputs)
         query = embedding[: len(inputs) - distinct].unflatten(0, (len(actions), -1)).mean(1)
         return self.decoder(query, embedding[len(inputs) - distinct :][tiles], actions)
-
-    def _block_context(self) -> dict[str, Any]:
-        if self._context is None:
-            self._context = self.family.context(self.model, self._blank())
-        return self._context
-
-    def _blank(self) -> Tensor:
-        return torch.zeros(1, 3, self.size, self.size, device=self.device)

@@ -96,8 +96,8 @@ def start(city: City, config: FinetuneConfig) -> module._Finetuning:
 def plain_way(city: City, run: module._Finetuning, index: torch.Tensor, seed: int) -> dict[str, torch.Tensor]:
     """Every tile of every photo goes through the whole encoder of transformers; the loss and every gradient."""
     encoder, area = city.encoder(), run.areas[0]
-    decoder = ZoomDecoder(run.joint.decoder.config)
-    decoder.load_state_dict(run.joint.decoder.state_dict())
+    decoder = ZoomDecoder(run.network.decoder.config)
+    decoder.load_state_dict(run.network.decoder.state_dict())
     reader = PhotoReader(encoder.photo_shape)
     photos = torch.from_numpy(np.stack([reader._read(path) for path in area.train.paths[index]]))
     pixels = photos.permute(0, 3, 1, 2).float() / 255
@@ -129,14 +129,14 @@ def plain_way(city: City, run: module._Finetuning, index: torch.Tensor, seed: in
 
 
 def our_way(run: module._Finetuning, index: torch.Tensor, seed: int) -> dict[str, torch.Tensor]:
-    run.joint.train()
-    run.joint.zero_grad()
+    run.network.train()
+    run.network.zero_grad()
     photos = list(run.reader.read(run.areas[0].train.paths[index], 8))
-    inputs, tiles, actions = run._inputs(0, index, photos, torch.Generator().manual_seed(seed))
-    logits = run.joint(inputs, tiles, actions)
+    inputs, tiles, actions = run.inputs(0, index, photos, torch.Generator().manual_seed(seed))
+    logits = run.network(inputs, tiles, actions)
     loss = F.cross_entropy(logits.flatten(0, 1), actions.flatten(), label_smoothing=0.1)
     loss.backward()
-    trained = {name: value.grad for name, value in run.joint.named_parameters() if value.requires_grad}
+    trained = {name: value.grad for name, value in run.network.named_parameters() if value.requires_grad}
     return {"loss": loss.detach(), **trained}
 
 
@@ -159,7 +159,7 @@ def test_each_distinct_tile_is_encoded_once(city) -> None:
     run = start(city, replace(QUICK, augment=False))
     index = torch.arange(16)
     photos = list(run.reader.read(run.areas[0].train.paths[index], 8))
-    inputs, tiles, _ = run._inputs(0, index, photos, torch.Generator())
+    inputs, tiles, _ = run.inputs(0, index, photos, torch.Generator())
     distinct = len(run.areas[0].train.tiles[index].unique())
     assert len(inputs) == 2 * 16 + distinct < 2 * 16 + 3 * 16
     assert tiles.shape == (16, 3) and int(tiles.max()) == distinct - 1
@@ -169,9 +169,9 @@ def test_the_frozen_trunk_runs_once_for_a_tile_that_is_not_augmented(city, monke
     run = start(city, replace(QUICK, augment=False))
     index = torch.arange(16)
     photos = list(run.reader.read(run.areas[0].train.paths[index], 8))
-    trunk, sizes = run.joint.trunk, []
-    monkeypatch.setattr(run.joint, "trunk", lambda pixels: sizes.append(len(pixels)) or trunk(pixels))
-    run._inputs(0, index, photos, torch.Generator())
+    trunk, sizes = run.network.trunk, []
+    monkeypatch.setattr(run.network, "trunk", lambda pixels: sizes.append(len(pixels)) or trunk(pixels))
+    run.inputs(0, index, photos, torch.Generator())
     assert sizes == [2 * 16]  # the photos' squares alone
 
 

@@ -44,7 +44,7 @@ def test_imports_point_one_way() -> None:
     Fine-tuning alone, which trains the decoder with the encoder, looks from encode into decode.
     """
     order = ("store", "encode", "decode", "serve", "demo", "commands")
-    fine_tuning = {"finetune.py", "finetune_config.py", "joint.py", "training_area.py"}
+    fine_tuning = {"finetune.py", "finetune_config.py", "joint.py", "trainer.py", "training_area.py"}
     for place, room in enumerate(order[:4]):
         for file in (ROOT / room).glob("*.py"):
             found = set(re.findall(r"(?:from|import) jzi\.(\w+)", file.read_text()))
