@@ -26,7 +26,7 @@ lint: setup
 
 # The package is the root of the repository, whatever that folder is called: a link gives mypy its name.
 types: setup
-	MYPYPATH=$(VENV)/types $(BIN)/mypy -p jzi.store -p jzi.encode -p jzi.decode -p jzi.demo -p jzi.commands -p jzi.serve \
+	MYPYPATH=$(VENV)/types $(BIN)/mypy -p jzi.store -p jzi.encode -p jzi.decode -p jzi.demo -p jzi.commands -p jzi.retrieve -p jzi.serve \
 		-m jzi -m jzi.cli -m jzi.config -m jzi.errors -m jzi.workspace
 
 test: lint types

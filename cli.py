@@ -11,13 +11,14 @@ from jzi.commands.area import info, init, tile
 from jzi.commands.common import Sentence
 from jzi.commands.demo import demo
 from jzi.commands.locate import locate
+from jzi.commands.retrieve import index, train_retriever_command
 from jzi.commands.serve import serve
 from jzi.commands.stage_one import encode_map_command, encode_queries_command, finetune
 from jzi.commands.stage_two import evaluate, import_checkpoint_command, train_decoder_command
 from jzi.errors import JziError
 
 #: Commands that, interrupted, go on where they were.
-RESUMABLE = ("finetune", "encode-map", "encode-queries", "train-decoder", "demo")
+RESUMABLE = ("finetune", "encode-map", "encode-queries", "train-decoder", "train-retriever", "index", "demo")
 
 
 class Commands(click.Group):
@@ -72,6 +73,8 @@ for command in (
     locate,
     serve,
     import_checkpoint_command,
+    train_retriever_command,
+    index,
     demo,
 ):
     main.add_command(command)

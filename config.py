@@ -18,6 +18,7 @@ from pyproj.exceptions import CRSError
 from jzi.decode.config import DecoderConfig, TrainConfig
 from jzi.encode.finetune_config import FinetuneConfig
 from jzi.errors import ConfigError, first_line
+from jzi.retrieve.config import RetrieverConfig
 from jzi.store.files import write_whole
 from jzi.store.pyramid import Pyramid
 
@@ -85,6 +86,7 @@ class Settings:
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     model: PathSettings = field(default_factory=lambda: PathSettings("model"))
+    retriever: RetrieverConfig = field(default_factory=RetrieverConfig)
 
     def __post_init__(self) -> None:
         self.folder = Path()
@@ -222,6 +224,7 @@ def write_settings(settings: Settings) -> None:
         "decoder": "The paper's decoder.",
         "train": "The paper's training; trackers are those of Accelerate.",
         "model": "The folder of the trained model.",
+        "retriever": "Flat retrieval, to compare with: sample4geo, infonce or transgeo.",
     }
     text = "# One area and its experiment. Every setting can be overridden: --set decoder.layers=4\n"
     for section, values in sections.items():

@@ -15,9 +15,10 @@ from jzi.errors import ConfigError, PhotoError, first_line
 from jzi.store.pyramid import Pyramid, preset
 
 if TYPE_CHECKING:
+    from jzi.decode.locate import Locator
     from jzi.encode.encoder import Encoder
-    from jzi.encode.finetune import FinetuneReport
     from jzi.encode.imagery import Imagery
+    from jzi.encode.trainer import EncoderTrainingReport
     from jzi.store.cache import FeatureCache
     from jzi.store.queries import QueryTable, Rejected
 
@@ -285,17 +286,21 @@ def open_cache(settings: Settings, encoder: Encoder, imagery: Imagery | None = N
     Raises:
         CacheMismatchError: it belongs to another encoder, pyramid or imagery.
     """
+    return open_cache_of(settings.cache_path, settings.pyramid, encoder, imagery)
+
+
+def open_cache_of(path: str, pyramid: Pyramid, encoder: Encoder, imagery: Imagery | None = None) -> FeatureCache:
+    """The same for a cache that the settings do not name, such as a retriever's."""
     from jzi.encode.processes import processes
     from jzi.store.cache import FeatureCache
     from jzi.store.storage import exists
 
-    path = settings.cache_path
     with processes().main_process_first():
         card = imagery.card(FeatureCache.open(path).imagery if exists(path) else None) if imagery else None
-        return FeatureCache.open_or_create(path, settings.pyramid, encoder.card, card)
+        return FeatureCache.open_or_create(path, pyramid, encoder.card, card)
 
 
-def finetune_areas(areas: Sequence[Settings], output: Path) -> tuple[FinetuneReport, tuple[Rejected, ...]]:
+def finetune_areas(areas: Sequence[Settings], output: Path) -> tuple[EncoderTrainingReport, tuple[Rejected, ...]]:
     """Fine-tune on one area or several; the first one's settings say how.
 
     Args:
@@ -381,3 +386,31 @@ def model_folder(model: Path | None, config_file: Path) -> Path:
         settings = load_settings(config_file)
         return settings.path(settings.model.path)
     return Path("model")
+
+
+def open_locator(
+    model: Path | None, config_file: Path, *, cache: str | None, retriever: Path | None, approximate: bool
+) -> Locator:
+    """What locates photos: the zoom of a model, or flat retrieval.
+
+    Args:
+        model: as in `model_folder`.
+        config_file: likewise.
+        cache: to take a model's map from.
+        retriever: locate by retrieval, with this one.
+        approximate: search the retriever's graph.
+
+    Raises:
+        JziError: it cannot be used.
+    """
+    if retriever:
+        if model or cache:
+            raise ConfigError("--model and --cache are of the zoom, and --retriever is not one")
+        from jzi.retrieve.locate import RetrievalLocator
+
+        return RetrievalLocator.open(retriever, approximate=approximate)
+    if approximate:
+        raise ConfigError("--approximate goes with --retriever")
+    from jzi.decode.locate import Locator
+
+    return Locator.load(model_folder(model, config_file), cache=cache)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from jzi.decode.train import TrainReport
     from jzi.store.queries import QueryTable, Rejected
 
 
@@ -36,6 +37,12 @@ def settings_options(command: Callable) -> Callable:
 
 beams_option = click.option(
     "--beams", type=click.IntRange(1), help="Tiles of a level to look into.  [default: all of a small map, else 64]"
+)
+retriever_option = click.option(
+    "--retriever", type=click.Path(path_type=Path), metavar="FOLDER", help="Locate by flat retrieval, not by the zoom."
+)
+approximate_option = click.option(
+    "--approximate", is_flag=True, help="Search the retriever's HNSW graph rather than all cells."
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON objects, one to a line.")
 
@@ -64,3 +71,16 @@ def list_disagreements(table: QueryTable) -> None:
         click.echo(f"  {each.name}: {each.reason}", err=True)
     if table.disagreements:
         click.echo(f"{len(table.disagreements)} photos have another zoom sequence than their position", err=True)
+
+
+def tell_unreachable(photos: int) -> None:
+    """Say how many photos were left out, if any."""
+    if photos:
+        click.echo(f"{photos} photos left out: the map has no imagery where they were taken", err=True)
+
+
+def tell_left_out(report: TrainReport) -> None:
+    """Say which photos a training did without, and what that meant."""
+    tell_unreachable(report.unreachable)
+    if report.epochs and not report.val:
+        click.echo("there is no photo with split 'val': the last epoch is kept", err=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from jzi.commands.common import Sentence, beams_option, json_option, print_result
+from jzi.commands.common import Sentence, approximate_option, beams_option, json_option, print_result, retriever_option
 from jzi.errors import PhotoError
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ _file = click.Path(path_type=Path, dir_okay=False)
 @click.argument("photos", nargs=-1, required=True, type=click.Path(path_type=Path, readable=False))
 @click.option("--model", type=click.Path(path_type=Path), help="A model folder.  [default: that of jzi.toml, or model]")
 @click.option("--config", "config_file", type=click.Path(path_type=Path), default="jzi.toml", show_default=True)
+@retriever_option
+@approximate_option
 @click.option("--cache", help="A cache to take the map from.  [default: the model's own map]")
 @click.option(
     "--estimate",
@@ -65,10 +67,12 @@ _file = click.Path(path_type=Path, dir_okay=False)
     help="Write copies of the photos with the position in their EXIF.",
 )
 @click.option("--imagery", multiple=True, help="Rasters for --picture and --map.  [default: the map of jzi.toml]")
-@json_option  # fmt: skip
+@json_option
 def locate(
     photos: tuple[Path, ...],
     model: Path | None,
+    retriever: Path | None,
+    approximate: bool,
     config_file: Path,
     cache: str | None,
     estimate: str,
@@ -93,21 +97,22 @@ def locate(
 
     A folder stands for the photos in it.
     """
-    from jzi.workspace import expand_photos, imagery_of, model_folder
+    from jzi.workspace import expand_photos, imagery_of, open_locator
 
     files = expand_photos(photos)
     if as_one and track:
         raise Sentence("--together and --track cannot both be true: a drive has more than one place")
     if picture and len(files) > 1 and not as_one:
         raise Sentence("--picture draws one photo: give one, or use --map")
-    folder = model_folder(model, config_file)
+    if retriever and beams:
+        raise Sentence("--beams is of the zoom, and --retriever is not one")
     for output in (geojson, heatmap, picture, page, table):
         if output and not output.parent.is_dir():
             raise Sentence(f"there is no folder {output.parent} to write {output.name} into")
-    from jzi.decode.locate import Location, Locator, Question
+    from jzi.decode.locate import Location, Question
     from jzi.store.exif import write_position
 
-    locator = Locator.load(folder, cache=cache)
+    locator = open_locator(model, config_file, cache=cache, retriever=retriever, approximate=approximate)
     rasters = imagery_of(locator.pyramid, imagery, config_file) if picture or page else None
     if write_exif:
         _prepare_copies(files, write_exif)

@@ -6,13 +6,15 @@ from pathlib import Path
 
 import click
 
-from jzi.commands.common import Sentence
+from jzi.commands.common import Sentence, approximate_option, retriever_option
 
 
 @click.command()
 @click.option("--model", type=click.Path(path_type=Path), help="A model folder.  [default: that of jzi.toml, or model]")
 @click.option("--config", "config_file", type=click.Path(path_type=Path), default="jzi.toml", show_default=True)
 @click.option("--cache", help="A cache to take the map from.  [default: the model's own map]")
+@retriever_option
+@approximate_option
 @click.option("--imagery", multiple=True, help="Rasters behind the page's map.  [default: the map of jzi.toml]")
 @click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 lets other machines in.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
@@ -23,6 +25,8 @@ def serve(
     model: Path | None,
     config_file: Path,
     cache: str | None,
+    retriever: Path | None,
+    approximate: bool,
     imagery: tuple[str, ...],
     host: str,
     port: int,
@@ -40,10 +44,9 @@ def serve(
         from jzi.serve.app import Limits, make_app
     except ImportError as error:
         raise Sentence(f"jzi serve needs {error.name}: pip install 'jzi[serve]'") from error
-    from jzi.decode.locate import Locator
-    from jzi.workspace import imagery_of, model_folder
+    from jzi.workspace import imagery_of, open_locator
 
-    locator = Locator.load(model_folder(model, config_file), cache=cache)
+    locator = open_locator(model, config_file, cache=cache, retriever=retriever, approximate=approximate)
     background = imagery_of(locator.pyramid, imagery, config_file)
     app = make_app(locator, background, Limits(max_mb, max_megapixels, abstain))
     click.echo(f"http://{host}:{port} answers, until Ctrl-C", err=True)

@@ -13,6 +13,7 @@ from jzi.commands.common import (
     list_rejected,
     print_result,
     settings_options,
+    tell_left_out,
 )
 
 
@@ -50,10 +51,7 @@ def finetune(
         return
     list_rejected(rejected, "photos left out")
     list_rejected(report.unreadable, "photos cannot be read")
-    if report.unreachable:
-        click.echo(f"{report.unreachable} photos left out: the map has no imagery where they were taken", err=True)
-    if report.epochs and not report.val:
-        click.echo("there is no photo with split 'val': the last epoch is kept", err=True)
+    tell_left_out(report)
     print_result(as_json, report.to_dict(), f"{report.to_text()}: {report.folder}")
     if not as_json:
         click.echo(
@@ -88,6 +86,8 @@ def encode_map_command(config_file: Path, overrides: tuple[str, ...], as_json: b
 @settings_options
 @click.option("--views", type=click.IntRange(0, 255), help="Augmented views of each training photo, for train-decoder.")
 @click.option("--seed", type=click.IntRange(0), help="Of the views.")
+@click.option("--retriever", type=click.Path(path_type=Path), metavar="FOLDER",
+              help="Encode with a retriever's encoder, into its index.")  # fmt: skip
 @click.option("--skip-unusable", is_flag=True, help="Exit with 0 although photos of the folder have no position.")
 @json_option
 def encode_queries_command(
@@ -95,6 +95,7 @@ def encode_queries_command(
     overrides: tuple[str, ...],
     views: int | None,
     seed: int | None,
+    retriever: Path | None,
     skip_unusable: bool,
     as_json: bool,
 ) -> None:
@@ -109,10 +110,17 @@ def encode_queries_command(
     from jzi.encode.encode_queries import encode_queries
     from jzi.encode.processes import processes
     from jzi.store.cache import ENCODED
-    from jzi.workspace import load_encoder, open_cache
+    from jzi.workspace import load_encoder, open_cache, open_cache_of
 
-    encoder = load_encoder(settings)
-    cache = open_cache(settings, encoder)
+    if retriever:
+        from jzi.retrieve.retriever import Retriever
+
+        found = Retriever.load(retriever)
+        encoder = found.load_encoder()
+        cache = open_cache_of(found.cache_path, settings.pyramid, encoder)
+    else:
+        encoder = load_encoder(settings)
+        cache = open_cache(settings, encoder)
     report = encode_queries(
         cache,
         encoder,
@@ -134,8 +142,8 @@ def encode_queries_command(
     splits = {split: int(count) for split, count in encoded["split"].value_counts().items()}
     told = {"rejected": len(table.rejected), "disagreements": len(table.disagreements), "splits": splits}
     shares = ", ".join(f"{count} {split}" for split, count in splits.items())
-    values = {**report.to_dict(), **told, "cache": settings.cache_path}
-    print_result(as_json, values, f"{report.to_text()} ({shares}): {settings.cache_path}")
+    values = {**report.to_dict(), **told, "cache": cache.path}
+    print_result(as_json, values, f"{report.to_text()} ({shares}): {cache.path}")
     nowhere = [each for each in table.rejected if each.reason.startswith("no GPS")]
     if nowhere and not skip_unusable:
         raise Sentence(

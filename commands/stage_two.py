@@ -9,10 +9,13 @@ import click
 
 from jzi.commands.common import (
     Sentence,
+    approximate_option,
     beams_option,
     json_option,
     print_result,
     settings_options,
+    tell_left_out,
+    tell_unreachable,
 )
 
 
@@ -52,10 +55,7 @@ def train_decoder_command(config_file: Path, overrides: tuple[str, ...], as_json
     )
     if not processes().is_main_process:
         return
-    if report.unreachable:
-        click.echo(f"{report.unreachable} photos left out: the map has no imagery where they were taken", err=True)
-    if not report.val:
-        click.echo("there is no photo with split 'val': the last epoch is kept", err=True)
+    tell_left_out(report)
     print_result(as_json, report.to_dict(), f"{report.to_text()}: {report.folder}")
 
 
@@ -68,6 +68,9 @@ def train_decoder_command(config_file: Path, overrides: tuple[str, ...], as_json
               help="Of the point with the most probability within so many metres.")  # fmt: skip
 @click.option("--abstain", type=click.FloatRange(0, 1), help="Withhold answers of less confidence; with --estimates.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw reliability and coverage; with --estimates.")
+@click.option("--retriever", type=click.Path(path_type=Path), metavar="FOLDER",
+              help="Evaluate flat retrieval instead of the zoom.")  # fmt: skip
+@approximate_option
 @beams_option
 @json_option
 def evaluate(
@@ -79,6 +82,8 @@ def evaluate(
     radius: float,
     abstain: float | None,
     plot: Path | None,
+    retriever: Path | None,
+    approximate: bool,
     beams: int | None,
     as_json: bool,
 ) -> None:
@@ -98,8 +103,22 @@ def evaluate(
         raise Sentence(f"--radii takes metres separated by commas, not {radii!r}")
     if not estimates and (plot or abstain is not None or beams):
         raise Sentence("--plot, --abstain and --beams go with --estimates")
+    if retriever and (estimates or beams):
+        raise Sentence("--estimates and --beams are of the zoom, and --retriever is not one")
+    if approximate and not retriever:
+        raise Sentence("--approximate goes with --retriever")
     from jzi.decode.evaluate import evaluate_model, to_table
 
+    if retriever:
+        from jzi.retrieve.evaluate import evaluate_retriever
+
+        split, unreachable, evaluation = evaluate_retriever(retriever, split, radii=metres, approximate=approximate)
+        tell_unreachable(unreachable)
+        values = {"split": split, "unreachable": unreachable, **evaluation.to_dict()}
+        how = "HNSW" if approximate else "exact search"
+        title = f"{evaluation.photos} photos of the {split} split, flat retrieval ({how})"
+        print_result(as_json, values, to_table(evaluation, title))
+        return
     split, unreachable, evaluation, calibration = evaluate_model(
         settings.path(settings.model.path),
         settings.cache_path,
@@ -109,8 +128,7 @@ def evaluate(
         radius=radius,
         beams=beams,
     )
-    if unreachable:
-        click.echo(f"{unreachable} photos left out: the map has no imagery where they were taken", err=True)
+    tell_unreachable(unreachable)
     values = {"split": split, "unreachable": unreachable, **evaluation.to_dict()}
     text = to_table(evaluation, f"{evaluation.photos} photos of the {split} split, greedy search")
     if calibration:

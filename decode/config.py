@@ -56,7 +56,6 @@ class TrainingConfig:
         label_smoothing: of the cross-entropy.
         clip: largest norm of the gradient.
         seed: of all that is random.
-        init: a model folder whose decoder to start from, such as a fine-tuned one; empty to start from scratch.
         precision: "no", "fp16", "bf16", or "auto": bf16 on GPUs that are good at it.
         trackers: of Accelerate ("tensorboard", "wandb", ...), beside metrics.jsonl.
     """
@@ -69,7 +68,6 @@ class TrainingConfig:
     label_smoothing: float = 0.1
     clip: float = 1.0
     seed: int = 0
-    init: str = ""
     precision: str = "auto"
     trackers: tuple[str, ...] = ()
 
@@ -90,9 +88,11 @@ class TrainConfig(TrainingConfig):
     """How to train the decoder off the cache.
 
     Attributes:
+        init: a model folder whose decoder to start from, such as a fine-tuned one; empty to start from scratch.
         views: how many augmented views of a photo to draw from beside the plain one, as far as the cache has them.
     """
 
+    init: str = ""
     views: int = 255
 
     section: ClassVar[str] = "train"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,9 @@ from jzi.store.pyramid import Pyramid, geodesic_distance
 #: Metres; those of the paper's tables.
 RADII = (40.0, 50.0, 100.0)
 
+#: Recall of retrieval is told at these ranks.
+RANKS = (1, 5, 10)
+
 #: Photos to a batch of search: 4096 x 9 tokens of the paper's decoder take about 0.5 GB.
 BATCH = 4096
 
@@ -51,9 +54,11 @@ class Evaluation:
         median_error: metres.
         sequence_accuracy: share of photos for which all L actions are right.
         prefix_accuracy: share of photos for which the first k actions are right, k = 1..L.
-        step_accuracy: share of photos for which action k is right when those before it are given, k = 1..L.
+        step_accuracy: share of photos for which action k is right when those before it are given, k = 1..L; empty where
+            an answer has no steps.
         error: (photo,) metres from the photo to the centre of the predicted cell.
         confidence: (photo,) probability of the predicted cell.
+        recall_at: k to the share of photos whose own cell is among the first k, for retrieval.
         published: what others have reached in the same area, where it is a published benchmark's.
     """
 
@@ -65,6 +70,7 @@ class Evaluation:
     step_accuracy: tuple[float, ...]
     error: NDArray[np.float64]
     confidence: NDArray[np.float64]
+    recall_at: dict[int, Interval] = field(default_factory=dict)
     published: tuple[Published, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -76,6 +82,7 @@ class Evaluation:
         return {
             "photos": self.photos,
             **{f"recall@{radius:g}m": plain(interval) for radius, interval in self.recall.items()},
+            **{f"recall@{k}": plain(interval) for k, interval in self.recall_at.items()},
             "median_error_m": plain(self.median_error),
             "sequence_accuracy": plain(self.sequence_accuracy),
             "prefix_accuracy": list(self.prefix_accuracy),
@@ -148,12 +155,16 @@ def to_table(evaluation: Evaluation, title: str) -> str:
 
     lines = [f"{title}; in brackets 95 % bootstrap intervals"]
     lines += [f"  recall within {radius:>4g} m   {percent(each)}" for radius, each in evaluation.recall.items()]
+    lines += [f"  cell among first {k:>4}   {percent(each)}" for k, each in evaluation.recall_at.items()]
     median = evaluation.median_error
     lines.append(f"  median error          {median.value:6.1f} m   ({median.low:.1f} .. {median.high:.1f} m)")
     lines.append(f"  whole sequence right  {percent(evaluation.sequence_accuracy)}")
-    steps = zip(evaluation.prefix_accuracy, evaluation.step_accuracy, strict=True)
-    for step, (prefix, single) in enumerate(steps, 1):
-        lines.append(f"  step {step} right          {single:7.2%}   (steps 1..{step} all right: {prefix:.2%})")
+    for step, prefix in enumerate(evaluation.prefix_accuracy, 1):
+        if evaluation.step_accuracy:
+            single = evaluation.step_accuracy[step - 1]
+            lines.append(f"  step {step} right          {single:7.2%}   (steps 1..{step} all right: {prefix:.2%})")
+        else:
+            lines.append(f"  level {step} right         {prefix:7.2%}")
     if evaluation.published:
         radii = [radius for radius in evaluation.recall if radius in published.RADII]
         header = "".join(f"{f'{radius:g} m':>9}" for radius in radii)
@@ -192,25 +203,56 @@ def evaluate(
     """
     truth = table.pyramid.paths(latitude, longitude)
     paths, confidence = predict(decoder, table, query)
-    error = cell_error(table.pyramid, paths, latitude, longitude)
-    right = paths == truth
+    found = score(table.pyramid, paths, confidence, latitude, longitude, radii=radii, resamples=resamples, seed=seed)
+    return replace(found, step_accuracy=tuple(_step_accuracy(decoder, table, query, truth)))
+
+
+def score(
+    pyramid: Pyramid,
+    paths: NDArray[np.int64],
+    confidence: NDArray[np.float64],
+    latitude: NDArray[np.float64],
+    longitude: NDArray[np.float64],
+    *,
+    rank: NDArray[np.int64] | None = None,
+    radii: Sequence[float] = RADII,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Evaluation:
+    """Compare answers with where photos were taken.
+
+    Args:
+        pyramid: whose cells they are.
+        paths: (photo, L) actions that lead to the predicted cells.
+        confidence: (photo,) probability of the predicted cells.
+        latitude: (photo,) true positions, degrees.
+        longitude: (photo,) likewise.
+        rank: (photo,) how many cells were preferred to the true one, for recall at ranks.
+        radii: metres.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+    """
+    error = cell_error(pyramid, paths, latitude, longitude)
+    right = paths == pyramid.paths(latitude, longitude)
     rng = np.random.default_rng(seed)
 
     def share(hit: NDArray[np.bool_]) -> Interval:
         # Resampling hits and misses with replacement draws their number from a binomial distribution
         return _interval(float(hit.mean()), rng.binomial(len(hit), hit.mean(), resamples) / len(hit))
 
+    recall = {float(radius): share(error <= radius) for radius in radii}
     medians = np.array([np.median(error[rng.integers(len(error), size=len(error))]) for _ in range(resamples)])
     return Evaluation(
         photos=len(error),
-        recall={float(radius): share(error <= radius) for radius in radii},
+        recall=recall,
         median_error=_interval(float(np.median(error)), medians),
         sequence_accuracy=share(right.all(1)),
         prefix_accuracy=tuple(np.logical_and.accumulate(right, axis=1).mean(0).tolist()),
-        step_accuracy=tuple(_step_accuracy(decoder, table, query, truth)),
+        step_accuracy=(),
         error=error,
         confidence=confidence,
-        published=published_for(table.pyramid),
+        recall_at={} if rank is None else {k: share(rank < k) for k in RANKS},
+        published=published_for(pyramid),
     )
 
 

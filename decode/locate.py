@@ -30,6 +30,7 @@ from jzi.decode.tile_table import TileTable
 from jzi.encode.prefetch import prefetch, reader_threads
 from jzi.errors import ConfigError, PhotoError
 from jzi.store.candidate import Candidate
+from jzi.store.cards import EncoderCard
 from jzi.store.pyramid import Pyramid
 
 if TYPE_CHECKING:
@@ -224,6 +225,16 @@ class Locator:
     def encoder(self) -> Encoder:
         """The model's encoder, on the map's device."""
         return self.model.load_encoder(str(self.table.device))
+
+    @property
+    def folder(self) -> Path:
+        """Of the model."""
+        return self.model.folder
+
+    @property
+    def encoder_card(self) -> EncoderCard:
+        """Of the model's encoder, without loading it."""
+        return self.model.encoder
 
     @property
     def pyramid(self) -> Pyramid:

@@ -68,6 +68,8 @@ class ZoomModel:
         """
         folder = Path(folder)
         config = read_config(folder)
+        if "decoder" not in config:
+            raise ModelError(f"{folder} is a {config.get('kind')}, not a zoom model: give it as --retriever")
         decoder = ZoomDecoder(DecoderConfig(**config["decoder"]))
         try:
             decoder.load_state_dict(load_file(folder / "decoder.safetensors"))
@@ -102,25 +104,30 @@ class ZoomModel:
         cache.check(pyramid=self.pyramid, encoder=self.encoder, imagery=self.imagery, mend=mend)
 
     def load_encoder(self, device: str | None = None) -> Encoder:
-        """The encoder, from the folder or from the hub by its id.
+        """As `load_own_encoder`."""
+        return load_own_encoder(self.folder, self.encoder, device)
 
-        Raises:
-            EncoderError: it cannot be had.
-            ModelError: it is not the one that the model was trained with.
-        """
-        from jzi.encode.encoder import Encoder
 
-        own = self.folder / "encoder"
-        if not (own.is_dir() or self.encoder.from_hub):
-            raise ModelError(f"{self.folder} lacks its encoder, {own}: copy the model anew")
-        source = own if own.is_dir() else self.encoder.name
-        encoder = Encoder.load(source, image_size=self.encoder.image_size, layout=self.encoder.layout, device=device)
-        if encoder.fingerprint != self.encoder.fingerprint:
-            raise ModelError(
-                f"{self.folder} was trained with the encoder {self.encoder.label}, and {source} now is "
-                f"{encoder.card.label}: bring that encoder back or train anew"
-            )
-        return encoder
+def load_own_encoder(folder: Path, card: EncoderCard, device: str | None = None) -> Encoder:
+    """The encoder of a model, from its folder or from the hub by its id.
+
+    Raises:
+        EncoderError: it cannot be had.
+        ModelError: the folder lacks it, or it is another one than the model was trained with.
+    """
+    from jzi.encode.encoder import Encoder
+
+    own = folder / "encoder"
+    if not (own.is_dir() or card.from_hub):
+        raise ModelError(f"{folder} lacks its encoder, {own}: copy the model anew")
+    source = own if own.is_dir() else card.name
+    encoder = Encoder.load(source, image_size=card.image_size, layout=card.layout, device=device)
+    if encoder.fingerprint != card.fingerprint:
+        raise ModelError(
+            f"{folder} was trained with the encoder {card.label}, and {source} now is {encoder.card.label}: bring that "
+            "encoder back or train anew"
+        )
+    return encoder
 
 
 def read_config(folder: Path) -> dict[str, Any]:

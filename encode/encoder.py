@@ -210,9 +210,9 @@ class Encoder:
             return self.family.embed(self.model, pixels).float()
 
     @torch.inference_mode()
-    def encode_tiles(self, tiles: NDArray[np.uint8]) -> Tensor:
+    def encode_tiles(self, tiles: NDArray[np.uint8] | Tensor) -> Tensor:
         """(n, S, S, 3) uint8 to (n, feature) float32 on the device."""
-        return self.embed(self.normalise(self.to_unit(torch.from_numpy(tiles))))
+        return self.embed(self.normalise(self.to_unit(torch.as_tensor(tiles))))
 
     @torch.inference_mode()
     def encode_photos(self, photos: NDArray[np.uint8]) -> Tensor:

@@ -6,10 +6,8 @@ what the frozen trunk makes of a tile that is not augmented is kept.
 
 from __future__ import annotations
 
-import hashlib
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,6 @@ from jzi.decode.config import DecoderConfig
 from jzi.decode.model import ZoomModel, create_folder, save_weights
 from jzi.decode.run import Metrics, Run
 from jzi.decode.samples import Samples
-from jzi.decode.train import TrainReport
 from jzi.decode.training import make_accelerator, make_decoder, told_apart, validate
 from jzi.encode.augment import DRAWS
 from jzi.encode.encoder import Encoder
@@ -31,28 +28,18 @@ from jzi.encode.finetune_config import FinetuneConfig
 from jzi.encode.imagery import Imagery
 from jzi.encode.joint import JointModel
 from jzi.encode.room import find_room
-from jzi.encode.trainer import ENCODE_BATCH, Area, EncoderTraining, load_or_leave_nothing, seeded, trained_parameters
+from jzi.encode.trainer import (
+    ENCODE_BATCH,
+    Area,
+    EncoderTraining,
+    EncoderTrainingReport,
+    data_identity,
+    load_or_leave_nothing,
+    seeded,
+    trained_parameters,
+)
 from jzi.encode.training_area import TrainingArea
-from jzi.store.queries import QueryTable, Rejected
-
-
-@dataclass(frozen=True)
-class FinetuneReport(TrainReport):
-    """What `finetune` did.
-
-    Attributes:
-        encoder: the folder of the fine-tuned encoder.
-        samples_per_s: photos trained on per second of this run.
-        unreadable: photos that could not be read, and why.
-    """
-
-    encoder: Path = Path()
-    samples_per_s: float = 0.0
-    unreadable: tuple[Rejected, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return {**super().to_dict(), "encoder": str(self.encoder), "unreadable": len(self.unreadable)}
+from jzi.store.queries import QueryTable
 
 
 def finetune(
@@ -64,7 +51,7 @@ def finetune(
     *,
     start: ZoomModel | None = None,
     settings: str = "",
-) -> FinetuneReport:
+) -> EncoderTrainingReport:
     """Train the encoder's last blocks and a decoder; keep the epoch with the best recall at 40 m on "val" photos.
 
     The model folder that is made holds the encoder as `save_pretrained` writes it, and the decoder, but no map: that is
@@ -109,30 +96,7 @@ def finetune(
 
     areas = load_or_leave_nothing(folder, load) if state["epoch"] < config.epochs else []
     training = _Finetuning(accelerator, joint, encoder, areas, config, run)
-    if areas:
-        if accelerator.is_main_process:
-            run.start(settings)
-        accelerator.wait_for_everyone()
-        if config.trackers:
-            accelerator.init_trackers("jzi", config={k: v for k, v in asdict(config).items() if k != "trackers"})
-    began = time.monotonic()
-    samples = training.train(state) if areas else 0
-    seconds = time.monotonic() - began
-    training.close()
-    unreadable = training.reader.unreadable
-    return FinetuneReport(
-        folder=folder,
-        epochs=config.epochs - state["epoch"],
-        total=config.epochs,
-        best=run.best() if run.metrics else {},
-        train=sum(len(area.train) for area in areas),
-        val=sum(len(area.val) for area in areas),
-        unreachable=sum(area.train.unreachable + area.val.unreachable for area in areas),
-        seconds=seconds,
-        encoder=folder / "encoder",
-        samples_per_s=samples / max(seconds, 1e-9),
-        unreadable=tuple(Rejected(Path(path).name, reason) for path, reason in sorted(unreadable.items())),
-    )
+    return training.carry_out(state, settings)
 
 
 class _Finetuning(EncoderTraining):
@@ -240,18 +204,5 @@ def _identity(
     start: ZoomModel | None,
 ) -> dict[str, Any]:
     """What the outcome depends on."""
-    how = {f"finetune.{key}": value for key, value in asdict(config).items()}
-    for without_effect in ("trackers", "save_every_s"):
-        del how[f"finetune.{without_effect}"]
-    identity = {
-        **{f"decoder.{key}": value for key, value in decoder_config.to_dict().items()},
-        **how,
-        "finetune.init": told_apart(start),
-        "encoder": encoder.fingerprint[:16],
-    }
-    for number, (imagery, table) in enumerate(sources):
-        photos = table.frame[["id", "latitude", "longitude", "split"]].sort_values("id")
-        digest = hashlib.sha256(photos.to_csv(index=False).encode()).hexdigest()[:16]
-        area = hashlib.sha256(str(imagery.pyramid.to_dict()).encode()).hexdigest()[:8]
-        identity[f"area {number}"] = f"{area}, {imagery.card().fingerprint[:16]}, {len(photos)} photos, {digest}"
-    return identity
+    decoder = {f"decoder.{key}": value for key, value in decoder_config.to_dict().items()}
+    return {**decoder, **data_identity(sources, encoder, config), "finetune.init": told_apart(start)}

@@ -41,11 +41,13 @@ class FinetuneConfig(EncoderTrainingConfig):
     """How encoder and decoder are trained together. Defaults are the paper's.
 
     Attributes:
+        init: a model folder whose decoder to start from; empty to start from scratch.
         encoder_learning_rate: of the encoder's weights; `learning_rate` if not given. No `blocks` train the decoder
             alone.
         accumulation: parts of a batch that go through one after the other, for small GPUs.
     """
 
+    init: str = ""
     encoder_learning_rate: float | None = None
     accumulation: int = 1
 

@@ -8,6 +8,7 @@ if it had not been. What a batch is and what its loss is, the kinds of training 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 import shutil
 import signal
@@ -16,6 +17,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -28,13 +30,16 @@ from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from jzi.decode.run import Metrics, Run, rank
+from jzi.decode.train import TrainReport
 from jzi.decode.training import learning_rate_factor
 from jzi.encode.augment import DRAWS, augment_photos, augment_tiles, drop_parts, tiles_left_alone
 from jzi.encode.encoder import Encoder
 from jzi.encode.finetune_config import EncoderTrainingConfig
+from jzi.encode.imagery import Imagery
 from jzi.encode.joint import TrainedEncoder
 from jzi.encode.training_area import PhotoReader, Photos
 from jzi.errors import ModelError, TrainingError, first_line
+from jzi.store.queries import QueryTable, Rejected
 
 #: Images to a forward pass that needs no gradient.
 ENCODE_BATCH = 128
@@ -76,6 +81,25 @@ class Area(Protocol):
 
 
 AreaType = TypeVar("AreaType", bound=Area)
+
+
+@dataclass(frozen=True)
+class EncoderTrainingReport(TrainReport):
+    """What a training of the encoder did.
+
+    Attributes:
+        encoder: the folder of the fine-tuned encoder.
+        samples_per_s: photos trained on per second of this run.
+        unreadable: photos that could not be read, and why.
+    """
+
+    encoder: Path = Path()
+    samples_per_s: float = 0.0
+    unreadable: tuple[Rejected, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {**super().to_dict(), "encoder": str(self.encoder), "unreadable": len(self.unreadable)}
 
 
 class EncoderTraining(ABC):
@@ -141,6 +165,14 @@ class EncoderTraining(ABC):
     def keep(self) -> None:
         """Write the model as it is now."""
 
+    def own_state(self) -> dict[str, Any]:
+        """What else must be kept to resume from."""
+        return {}
+
+    def restore_own(self, state: dict[str, Any]) -> None:
+        """The inverse of `own_state`."""
+        return
+
     def run_trunk(self, area: Area) -> Tensor | None:
         """What the trunk makes of every tile of an area, where it is worth keeping."""
         return None
@@ -150,6 +182,44 @@ class EncoderTraining(ABC):
         return len(self.plan(0))
 
     # The run
+
+    def carry_out(self, state: dict[str, Any], settings: str) -> EncoderTrainingReport:
+        """All that is left to do after a state.
+
+        Args:
+            state: from `Run.load`, or that of the beginning.
+            settings: kept as train/settings.toml.
+
+        Raises:
+            TrainingError: the loss is no number any more.
+            ModelError: the disk is full.
+        """
+        accelerator, config, run = self.accelerator, self.config, self.run
+        if self.areas:
+            if accelerator.is_main_process:
+                run.start(settings)
+            accelerator.wait_for_everyone()
+            if config.trackers:
+                accelerator.init_trackers("jzi", config={k: v for k, v in asdict(config).items() if k != "trackers"})
+        began = time.monotonic()
+        samples = self.train(state) if self.areas else 0
+        seconds = time.monotonic() - began
+        self.close()
+        return EncoderTrainingReport(
+            folder=run.folder,
+            epochs=config.epochs - state["epoch"],
+            total=config.epochs,
+            best=run.best() if run.metrics else {},
+            train=sum(len(area.train) for area in self.areas),
+            val=sum(len(area.val) for area in self.areas),
+            unreachable=sum(area.train.unreachable + area.val.unreachable for area in self.areas),
+            seconds=seconds,
+            encoder=run.folder / "encoder",
+            samples_per_s=samples / max(seconds, 1e-9),
+            unreadable=tuple(
+                Rejected(Path(path).name, reason) for path, reason in sorted(self.reader.unreadable.items())
+            ),
+        )
 
     def train(self, state: dict[str, Any]) -> int:
         """Go on from a state to the end; the number of photos that were trained on."""
@@ -334,12 +404,13 @@ class EncoderTraining(ABC):
 
     # As in use
 
-    def encode_tiles(self, number: int) -> Tensor:
-        """(tile, feature) float16 of an area."""
+    def encode_tiles(self, number: int, tiles: Tensor | None = None) -> Tensor:
+        """(tile, feature) float16 of an area's tiles, or of some of them."""
         embedding = []
         none = torch.empty(0, 3, self.encoder.image_size, self.encoder.image_size, device=self.accelerator.device)
-        for tiles in torch.arange(len(self.areas[number].images)).split(ENCODE_BATCH):
-            inputs, place = self.tile_inputs(number, tiles, none, None)
+        wanted = torch.arange(len(self.areas[number].images)) if tiles is None else tiles
+        for part in wanted.split(ENCODE_BATCH):
+            inputs, place = self.tile_inputs(number, part, none, None)
             with self.accelerator.autocast():
                 embedding.append(self.network.embed(inputs)[place.to(inputs.device)])
         return torch.cat(embedding).half()
@@ -391,6 +462,7 @@ class EncoderTraining(ABC):
         scaler = self.accelerator.scaler
         return {
             **position,
+            **self.own_state(),
             "weights": {name: value for name, value in self.network.named_parameters() if value.requires_grad},
             "optimizer": self.prepared.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -398,6 +470,7 @@ class EncoderTraining(ABC):
         }
 
     def _restore(self, state: dict[str, Any]) -> None:
+        self.restore_own(state)
         with torch.no_grad():
             parameters = dict(self.network.named_parameters())
             for name, value in state["weights"].items():
@@ -476,3 +549,19 @@ def load_or_leave_nothing(folder: Path, load: Callable[[], list[AreaType]]) -> l
 def trained_parameters(module: nn.Module) -> list[nn.Parameter]:
     """Those that have a gradient."""
     return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+
+def data_identity(
+    sources: Sequence[tuple[Imagery, QueryTable]], encoder: Encoder, config: EncoderTrainingConfig
+) -> dict[str, Any]:
+    """What a run's identity says of its settings, its encoder, its maps and its photos."""
+    identity = {f"{config.section}.{key}": value for key, value in asdict(config).items()}
+    for without_effect in ("trackers", "save_every_s"):
+        del identity[f"{config.section}.{without_effect}"]
+    identity["encoder"] = encoder.fingerprint[:16]
+    for number, (imagery, table) in enumerate(sources):
+        photos = table.frame[["id", "latitude", "longitude", "split"]].sort_values("id")
+        digest = hashlib.sha256(photos.to_csv(index=False).encode()).hexdigest()[:16]
+        area = hashlib.sha256(str(imagery.pyramid.to_dict()).encode()).hexdigest()[:8]
+        identity[f"area {number}"] = f"{area}, {imagery.card().fingerprint[:16]}, {len(photos)} photos, {digest}"
+    return identity

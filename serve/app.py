@@ -120,12 +120,11 @@ def make_app(locator: Locator, imagery: Imagery | None = None, limits: Limits | 
 
     @app.get("/health", summary="Whether the service is ready, and which model it uses")
     async def health() -> dict[str, Any]:
-        model = locator.model
         return {
             "status": "ok",
             "version": __version__,
-            "model": model.folder.name,
-            "encoder": model.encoder.label,
+            "model": locator.folder.name,
+            "encoder": locator.encoder_card.label,
             "area_m": locator.pyramid.size,
             "cell_m": locator.pyramid.cell_size,
         }

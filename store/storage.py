@@ -81,9 +81,9 @@ def storage_errors(path: str | Path, what: str = "") -> Iterator[None]:
 
 def corrupt(path: str | Path, what: str, why: str) -> CacheCorruptError:
     """The error for a damaged or vanished chunk."""
+    commands = "`jzi index`" if what.startswith("cells") else "`jzi encode-map` and `jzi encode-queries`"
     return CacheCorruptError(
-        f"{path} is damaged at {what} ({why}): run `jzi encode-map` and `jzi encode-queries`, which encode what is "
-        "damaged anew and keep the rest"
+        f"{path} is damaged at {what} ({why}): run {commands}, which encode what is damaged anew and keep the rest"
     )
 
 

@@ -1,0 +1,86 @@
+"""Flat retrieval: `train-retriever` and `index`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from jzi.commands.common import Sentence, json_option, list_rejected, print_result, settings_options, tell_left_out
+
+
+@click.command("train-retriever")
+@settings_options
+@click.option("--method", help="sample4geo, infonce or transgeo.  [default: sample4geo]")
+@click.option("-o", "--output", default="retriever", show_default=True, help="The retriever's folder to make.")
+@json_option
+def train_retriever_command(
+    config_file: Path, overrides: tuple[str, ...], method: str | None, output: str, as_json: bool
+) -> None:
+    """Train the encoder for flat retrieval, which the zoom is compared with.
+
+    A run that was stopped goes on where it was; one that is done is left alone. Then `jzi index` encodes the cells.
+    """
+    from jzi.config import load_settings
+
+    if method is not None:
+        overrides = (*overrides, f"retriever.method={method}")
+    settings = load_settings(config_file, overrides)
+    from jzi.encode.processes import processes
+    from jzi.retrieve.train import train_retriever
+    from jzi.workspace import load_encoder, open_imagery, read_query_table
+
+    table = read_query_table(settings).inside(settings.pyramid)
+    with open_imagery(settings) as imagery:
+        report = train_retriever(
+            imagery,
+            table,
+            load_encoder(settings),
+            settings.path(output),
+            settings.retriever,
+            settings=settings.to_toml(),
+        )
+    if not processes().is_main_process:
+        return
+    list_rejected(table.rejected, "photos left out")
+    list_rejected(report.unreadable, "photos cannot be read")
+    tell_left_out(report)
+    print_result(as_json, report.to_dict(), f"{report.to_text()}: {report.folder}")
+    if not as_json:
+        click.echo(f"to go on: jzi index --retriever {output}; jzi encode-queries --retriever {output}")
+
+
+@click.command()
+@settings_options
+@click.option("--retriever", type=click.Path(path_type=Path), default="retriever", show_default=True,
+              help="The folder that train-retriever made.")  # fmt: skip
+@click.option("--hnsw", is_flag=True, help="Build a graph for approximate search, too.")
+@json_option
+def index(config_file: Path, overrides: tuple[str, ...], retriever: Path, hnsw: bool, as_json: bool) -> None:
+    """Encode every cell of the map for retrieval: those that the index lacks."""
+    from jzi.config import load_settings
+
+    settings = load_settings(config_file, overrides)
+    from jzi.encode.processes import processes
+    from jzi.retrieve.index import index_cells
+    from jzi.retrieve.retriever import Retriever
+    from jzi.retrieve.search import build_graph, import_faiss, save_graph
+    from jzi.store.cell_features import CellFeatures
+    from jzi.workspace import open_cache_of, open_imagery
+
+    if hnsw:
+        import_faiss()  # or say at once that it is missing
+    found = Retriever.load(retriever)
+    if found.pyramid != settings.pyramid:
+        raise Sentence(f"{retriever} was trained on another area than that of {config_file}: retrievers do not move")
+    with open_imagery(settings) as imagery:
+        encoder = found.load_encoder()
+        cache = open_cache_of(found.cache_path, settings.pyramid, encoder, imagery)
+        report = index_cells(cache, encoder, imagery, found.surroundings, batch_size=settings.encoder.batch_size)
+    if not processes().is_main_process:
+        return
+    if hnsw:
+        _, _, embedding = CellFeatures(cache.group, cache.path).read()
+        save_graph(build_graph(embedding), found.hnsw_path)
+    values = {**report.to_dict(), "cache": found.cache_path}
+    print_result(as_json, values, f"{report.to_text()}: {found.cache_path}")

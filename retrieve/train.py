@@ -1,0 +1,317 @@
+"""Training an encoder for retrieval, the way of the methods that the zoom is compared with (paper, table 1).
+
+One encoder for both views, as for the zoom; a photo and the piece of map around its cell are a pair, and the other
+pairs of the batch are its negatives. All that is not the objective is that of fine-tuning.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 - its name everywhere
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from jzi.decode.evaluate import RADII, RANKS
+from jzi.decode.run import Metrics, Run
+from jzi.decode.training import make_accelerator
+from jzi.encode.augment import DRAWS
+from jzi.encode.encoder import Encoder
+from jzi.encode.imagery import Imagery
+from jzi.encode.joint import TrainedEncoder
+from jzi.encode.trainer import (
+    EncoderTraining,
+    EncoderTrainingReport,
+    data_identity,
+    load_or_leave_nothing,
+    seeded,
+    trained_parameters,
+)
+from jzi.encode.training_area import Photos
+from jzi.retrieve.cells import CellImages
+from jzi.retrieve.config import RetrieverConfig
+from jzi.retrieve.losses import ALPHA, LOSSES
+from jzi.retrieve.metrics import fit_temperature, ranks
+from jzi.retrieve.retriever import save_retriever
+from jzi.retrieve.sampling import nearest, nearest_on_map, neighbour_batches
+from jzi.store.cards import ImageryCard
+from jzi.store.pyramid import Pyramid, geodesic_distance
+from jzi.store.queries import QueryTable
+
+
+@dataclass(frozen=True)
+class CellArea:
+    """One area, as pieces of map around cells, and photos that know their cell (`Photos.tiles`, one to a photo).
+
+    Attributes:
+        pyramid: how it is cut.
+        imagery: what the cells were cut from.
+        images: of all cells.
+        train: photos to learn from.
+        val: photos to choose the epoch by.
+    """
+
+    pyramid: Pyramid
+    imagery: ImageryCard
+    images: CellImages
+    train: Photos
+    val: Photos
+
+    @classmethod
+    def load(cls, imagery: Imagery, table: QueryTable, images: CellImages, val_photos: int) -> CellArea:
+        """Work out in which cells the photos of a query table lie."""
+        pyramid = imagery.pyramid
+
+        def photos(split: str) -> Photos:
+            frame = table.frame[table.frame["split"] == split].sort_values("id")
+            latitude, longitude = frame["latitude"].to_numpy(float), frame["longitude"].to_numpy(float)
+            paths = pyramid.paths(latitude, longitude).reshape(-1, pyramid.levels)
+            row, col = pyramid.path_to_tile(np.maximum(paths, 0))
+            keep = (paths[:, 0] >= 0) & images.has_imagery[row, col]
+            return Photos(
+                paths=frame["photo"].to_numpy(object)[keep],
+                tiles=torch.from_numpy((row * images.cells + col)[keep])[:, None],
+                actions=torch.from_numpy(paths[keep]),
+                latitude=latitude[keep],
+                longitude=longitude[keep],
+                unreachable=int((~keep).sum()),
+            )
+
+        return cls(pyramid, imagery.card(), images, photos("train"), photos("val").spread(val_photos))
+
+
+class Contrast(TrainedEncoder):
+    """The trained part of an encoder, and what cosine similarities are multiplied with.
+
+    Args:
+        encoder: its weights are the ones that are trained.
+        blocks: as `TrainedEncoder`.
+        scale: at first.
+        learned: whether the scale is trained too.
+        options: as `TrainedEncoder`.
+    """
+
+    def __init__(self, encoder: Encoder, blocks: int | str, scale: float, learned: bool, **options: Any) -> None:
+        super().__init__(encoder, blocks, **options)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(scale), device=self.device), requires_grad=learned)
+
+    def forward(self, inputs: Tensor, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+        """Embeddings of unit length.
+
+        Args:
+            inputs: of the photos' squares, photo by photo, then of the distinct cells; each as `trunk` gave it.
+            cells: (photo,) which of those cells each photo is in.
+
+        Returns:
+            (photo, feature) of the photos and of their cells, and the scale.
+        """
+        distinct = int(cells.max()) + 1
+        embedding = self.embed(inputs)
+        query = embedding[: len(inputs) - distinct].unflatten(0, (len(cells), -1)).mean(1)
+        reference = embedding[len(inputs) - distinct :][cells]
+        scale = self.log_scale.exp().clamp(max=100.0)  # CLIP's limit
+        return F.normalize(query, dim=-1), F.normalize(reference, dim=-1), scale
+
+
+class _Retrieving(EncoderTraining):
+    """A contrast between photos and cells."""
+
+    network: Contrast
+    areas: Sequence[CellArea]
+    config: RetrieverConfig
+
+    #: The order of the training photos in this epoch and in those to come before the next mining.
+    orders: dict[int, Tensor]
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Encoder and scale; the scale does not decay."""
+        self.orders = {}
+        encoder, scale = trained_parameters(self.network.model), [self.network.log_scale]
+        return [{"params": encoder}, {"params": [p for p in scale if p.requires_grad], "weight_decay": 0.0}]
+
+    def steps(self) -> int:
+        """Of an epoch."""
+        return math.ceil(len(self.areas[0].train) / self.config.batch_size) if self.areas else 0
+
+    # Batches
+
+    def plan(self, epoch: int) -> list[tuple[int, Tensor]]:
+        """Random batches, or batches of neighbours."""
+        if epoch not in self.orders:
+            self.orders = self._mined(epoch) if self.config.mines else {epoch: self._shuffled(epoch)}
+        order, world = self.orders[epoch].long(), self.accelerator.num_processes
+        order = torch.cat([order, order[: -len(order) % world]])  # every process has as many
+        return [(0, batch) for batch in order.split(self.config.batch_size)]
+
+    def _shuffled(self, epoch: int) -> Tensor:
+        return torch.randperm(len(self.areas[0].train), generator=seeded(self.config.seed, epoch)).int()
+
+    def _mined(self, epoch: int) -> dict[int, Tensor]:
+        """Orders up to the next mining; in the first epochs neighbours are those on the map."""
+        every, train = self.config.mine_every, self.areas[0].train
+        first = epoch // every * every
+        cells, place = np.unique(train.tiles[:, 0].numpy(), return_inverse=True)
+        if first == 0:
+            side = self.areas[0].images.cells
+            where = torch.from_numpy(np.stack([cells // side, cells % side], -1)).float()
+            neighbours = nearest_on_map(where, self.config.neighbour_range)[place]
+        else:
+            neighbours = self._similar(cells, place)
+        orders = {}
+        for each in range(epoch, min(first + every, self.config.epochs)):
+            rng = np.random.default_rng([self.config.seed, each])
+            shuffled = self._shuffled(each).long().numpy()
+            order = neighbour_batches(shuffled, place, neighbours, self.config.batch_size, self.config.neighbours, rng)
+            orders[each] = torch.from_numpy(order).int()
+        return orders
+
+    @torch.inference_mode()
+    def _similar(self, cells: NDArray[np.int64], place: NDArray[np.int64]) -> NDArray[np.int32]:
+        """(photo, range) places whose cells look most like each training photo, its own left out."""
+        self.network.eval()
+        count = min(self.config.neighbour_range, len(cells) - 1)
+        reference = F.normalize(self.encode_tiles(0, torch.from_numpy(cells)).float(), dim=-1)
+        query, readable = self.encode_photos(self.areas[0].train)
+        found = nearest(F.normalize(query.float(), dim=-1), reference, count + 1)
+        kept = np.empty((len(place), count), np.int32)
+        kept[:] = np.arange(count)  # of photos that cannot be read, which are left out of batches anyway
+        own = found == place[readable][:, None]
+        own[~own.any(1), -1] = True  # one of each row goes
+        kept[readable] = found[~own].reshape(len(readable), count)
+        return kept
+
+    # The objective
+
+    def loss(
+        self, area: int, index: Tensor, photos: list[NDArray[np.uint8] | None], generator: torch.Generator
+    ) -> Tensor:
+        """Of this process's photos among those of all processes."""
+        readable, squares = self.squares(photos, generator)
+        cells = self.areas[area].train.tiles[index[readable], 0]
+        distinct, which = torch.unique(cells, return_inverse=True)
+        draws = torch.rand(len(distinct), DRAWS, generator=generator) if self.config.augment else None
+        inputs, at = self.tile_inputs(area, distinct, squares.flatten(0, 1), draws)
+        with self.accelerator.autocast():
+            query, reference, scale = self.model(inputs, at[which].to(inputs.device))
+        smoothing = self.config.label_smoothing
+        world = self.accelerator.num_processes
+        query, reference = (self._of_all(values, 0.0) for values in (query.float(), reference.float()))
+        cells = self._of_all(cells.to(query.device), -1)
+        # Wrappers take the mean over processes: each has the gradient of its own photos alone, and all have the scale's
+        scale = (scale + (world - 1) * scale.detach()) / world
+        return world * LOSSES[self.config.loss](query, reference, cells, scale, smoothing)
+
+    def _of_all(self, values: Tensor, empty: float) -> Tensor:
+        """Rows of every process; the gradient is that of this one's."""
+        accelerator = self.accelerator
+        if accelerator.num_processes == 1:
+            return values
+        padded = accelerator.pad_across_processes(values, pad_index=empty)
+        parts = list(accelerator.gather(padded.detach()).split(len(padded)))
+        parts[accelerator.process_index] = padded
+        return torch.cat(parts)
+
+    def validate(self) -> Metrics:
+        """All cells and the validation photos through the encoder as it is, then exact search."""
+        area = self.areas[0]
+        if not len(area.val):
+            return {}
+        cells = torch.from_numpy(np.flatnonzero(area.images.has_imagery))
+        reference = F.normalize(self.encode_tiles(0, cells).float(), dim=-1)
+        query, readable = self.encode_photos(area.val)
+        query = F.normalize(query.float(), dim=-1)
+        truth = torch.searchsorted(cells, area.val.tiles[readable, 0])
+        best = cells[nearest(query, reference, 1)[:, 0]].numpy()
+        pyramid, side = area.pyramid, area.images.cells
+        position = pyramid.tile_positions(pyramid.levels, best // side, best % side)
+        error = geodesic_distance(area.val.latitude[readable], area.val.longitude[readable], *position)
+        rank = ranks(query, reference, truth)
+        self.temperature = fit_temperature(query, reference, truth)
+        return {
+            **{f"recall@{radius:g}m": float((error <= radius).mean()) for radius in RADII},
+            **{f"recall@{k}": float((rank < k).mean()) for k in RANKS},
+            "median_error_m": float(np.median(error)),
+            "temperature": self.temperature,
+        }
+
+    # What is kept
+
+    #: What makes similarities to probabilities, fitted on the validation photos where there are any.
+    temperature: float | None = None
+
+    def keep(self) -> None:
+        """Write the encoder as it is now, and what it is for."""
+        area, temperature = self.areas[0], self.temperature or float(1 / self.network.log_scale.exp())
+        self.keep_encoder()
+        save_retriever(self.run.folder, area.pyramid, self.encoder.card, area.imagery, self.config, temperature)
+
+    def own_state(self) -> dict[str, Any]:
+        """The orders that a mining has made."""
+        return {"orders": self.orders}
+
+    def restore_own(self, state: dict[str, Any]) -> None:
+        """Likewise."""
+        self.orders = state["orders"]
+
+
+def train_retriever(
+    imagery: Imagery,
+    table: QueryTable,
+    encoder: Encoder,
+    folder: Path,
+    config: RetrieverConfig,
+    *,
+    settings: str = "",
+) -> EncoderTrainingReport:
+    """Train the encoder's last blocks for retrieval; keep the epoch with the best recall at 40 m on "val" photos.
+
+    A run with the same settings goes on where it was stopped, in the middle of an epoch too. Under `accelerate launch`
+    the processes share every batch, and each photo's negatives are those of all.
+
+    Args:
+        imagery: the map.
+        table: the photos.
+        encoder: where to start from; its weights are changed.
+        folder: the retriever's folder to make; the database of cells is encoded after (`jzi index`).
+        config: how to train.
+        settings: kept as train/settings.toml.
+
+    Raises:
+        ImageryError: the map cannot be read; nothing is left behind.
+        TrainingError: there is no photo to train on, or the loss is no number any more.
+        ModelError: the folder holds a model that was trained in another way, or the disk is full.
+    """
+    accelerator = make_accelerator(config, folder)
+    torch.manual_seed(config.seed)
+    triplets = config.loss == "triplet"
+    network = Contrast(
+        encoder,
+        config.blocks,
+        ALPHA if triplets else 1 / config.temperature,
+        not triplets,
+        checkpointing=config.checkpointing,
+        trunk_dtype=torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32,
+    )
+    run = Run(folder, {**data_identity([(imagery, table)], encoder, config), "kind": "retriever"})
+    state = run.load() or {"epoch": 0, "step": 0, "losses": []}
+
+    def load() -> list[CellArea]:
+        images = CellImages(
+            imagery,
+            encoder.image_size,
+            config.surroundings,
+            device=accelerator.device,
+            folder=folder,
+            progress=accelerator.is_main_process,
+        )
+        return [CellArea.load(imagery, table, images, config.val_photos)]
+
+    areas = load_or_leave_nothing(folder, load) if state["epoch"] < config.epochs else []
+    training = _Retrieving(accelerator, network, encoder, areas, config, run)
+    return training.carry_out(state, settings)
