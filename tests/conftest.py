@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 # Before anything imports huggingface_hub: no test may ask the network, or wait for it.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -198,3 +200,35 @@ def in_two_processes(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list]:
             return list(pool.map(one, range(2)))
 
     return run
+
+
+@pytest.fixture
+def jzi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Runs a command line in a fresh directory."""
+    from click.testing import CliRunner, Result
+
+    from jzi.cli import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(line: str, code: int = 0) -> Result:
+        result = CliRunner().invoke(main, line.split())
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        assert result.exit_code == code, result.output
+        if code == 2:
+            assert result.stdout == ""
+            assert [line.startswith("jzi: ") for line in result.stderr.strip().splitlines()][-1], result.stderr
+        return result
+
+    return run
+
+
+@pytest.fixture
+def area(
+    jzi: Callable[..., Any], tmp_path: Path, town_raster: Path, photo_folder: Path, encoder_folder: Path
+) -> Callable[..., Any]:
+    """A working directory with a jzi.toml, a map and 30 photos."""
+    shutil.copytree(encoder_folder, tmp_path / "encoder")
+    jzi(f"init --map {town_raster.name} --queries photos --encoder encoder --image-size 56")
+    return jzi

@@ -27,32 +27,6 @@ FAST = "--set train.epochs=2 --set decoder.layers=1 --set decoder.heads=2"
 
 
 @pytest.fixture
-def jzi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Result]:
-    """Runs a command line in a fresh directory."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(line: str, code: int = 0) -> Result:
-        result = CliRunner().invoke(main, line.split())
-        if result.exception and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        assert result.exit_code == code, result.output
-        if code == 2:
-            assert result.stdout == ""
-            assert [line.startswith("jzi: ") for line in result.stderr.strip().splitlines()][-1], result.stderr
-        return result
-
-    return run
-
-
-@pytest.fixture
-def area(jzi, tmp_path: Path, town_raster: Path, photo_folder: Path, encoder_folder: Path) -> Callable[[str], Result]:
-    """A working directory with a jzi.toml, a map and 30 photos."""
-    shutil.copytree(encoder_folder, tmp_path / "encoder")
-    jzi(f"init --map {town_raster.name} --queries photos --encoder encoder --image-size 56")
-    return jzi
-
-
-@pytest.fixture
 def trained(area) -> Callable[[str], Result]:
     for command in ("encode-map", "encode-queries", f"train-decoder {FAST}"):
         area(command)

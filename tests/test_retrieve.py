@@ -1,0 +1,285 @@
+"""Flat retrieval: its losses are the papers', its batches hold neighbours, and it answers as the zoom does."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from safetensors.torch import load_file
+
+import jzi.retrieve.train as module
+from jzi.decode.posterior import Posterior
+from jzi.encode.encoder import Encoder
+from jzi.encode.imagery import Imagery
+from jzi.errors import ConfigError, ModelError
+from jzi.retrieve.cells import CellImages
+from jzi.retrieve.config import RetrieverConfig
+from jzi.retrieve.locate import RetrievalLocator
+from jzi.retrieve.losses import soft_margin_triplet, symmetric_infonce
+from jzi.retrieve.metrics import fit_temperature, ranks
+from jzi.retrieve.retriever import Retriever
+from jzi.retrieve.sampling import nearest_on_map, neighbour_batches
+from jzi.retrieve.search import CellIndex, build_graph, unit
+from jzi.retrieve.train import train_retriever
+from jzi.store.cell_features import CellFeatures
+from jzi.store.queries import read_queries
+
+QUICK = RetrieverConfig(epochs=4, batch_size=8, blocks=1, learning_rate=1e-3, mine_every=2, precision="no")
+
+
+def unit_rows(*shape: int, seed: int = 0) -> torch.Tensor:
+    return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+# Losses
+
+
+def test_infonce_is_torch_cross_entropy_both_ways_where_all_cells_differ() -> None:
+    query, reference, scale = unit_rows(6, 5, seed=1), unit_rows(6, 5, seed=2), torch.tensor(9.0)
+    logits, own = scale * query @ reference.T, torch.arange(6)
+    plain = F.cross_entropy(logits, own, label_smoothing=0.1) + F.cross_entropy(logits.T, own, label_smoothing=0.1)
+    torch.testing.assert_close(symmetric_infonce(query, reference, own, scale, 0.1), plain / 2)
+
+
+def test_triplets_are_the_mean_of_soft_margins_over_all_negatives() -> None:
+    query, reference = unit_rows(4, 5, seed=1), unit_rows(4, 5, seed=2)
+    similarity, total = query @ reference.T, 0.0
+    for i in range(4):
+        for j in range(4):
+            if i != j:
+                total += float(torch.log1p(torch.exp(20 * (similarity[i, j] - similarity[i, i]))))
+                total += float(torch.log1p(torch.exp(20 * (similarity[j, i] - similarity[i, i]))))
+    found = soft_margin_triplet(query, reference, torch.arange(4), torch.tensor(20.0), 0.0)
+    assert float(found) == pytest.approx(total / 24, rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", [symmetric_infonce, soft_margin_triplet])
+def test_photos_of_one_cell_are_no_negatives_of_each_other(loss) -> None:
+    query, reference, scale = unit_rows(4, 5, seed=1), unit_rows(4, 5, seed=2), torch.tensor(10.0)
+    reference[3] = reference[2]
+    cells = torch.tensor([0, 1, 2, 2])
+    before = loss(query, reference, cells, scale, 0.1)
+    # What the two say of each other must not matter: leave each out in turn, with its own row and column
+    parts = [[0, 1, 2], [0, 1, 3]]
+    apart = [loss(query[p], reference[p], cells[p], scale, 0.1) for p in parts]
+    assert before < max(apart) + 0.5 and torch.isfinite(before)
+    swapped = loss(query[[0, 1, 3, 2]], reference, cells, scale, 0.1)
+    torch.testing.assert_close(before, swapped)
+
+
+@pytest.mark.parametrize("loss", [symmetric_infonce, soft_margin_triplet])
+def test_empty_places_of_a_batch_change_nothing(loss) -> None:
+    query, reference, scale = unit_rows(5, 5, seed=1), unit_rows(5, 5, seed=2), torch.tensor(10.0)
+    cells = torch.tensor([4, 5, 6, 7, -1])
+    query[4] = reference[4] = 0
+    query.requires_grad_()
+    whole = loss(query[:4], reference[:4], cells[:4], scale, 0.1)
+    padded = loss(query, reference, cells, scale, 0.1)
+    torch.testing.assert_close(whole, padded)
+    padded.backward()
+    assert torch.isfinite(query.grad).all() and (query.grad[4] == 0).all()
+
+
+# Batches
+
+
+def test_batches_of_neighbours_hold_each_photo_once_and_no_place_twice() -> None:
+    rng = np.random.default_rng(0)
+    place = rng.integers(0, 60, 200)
+    where = torch.stack([torch.arange(60) // 8, torch.arange(60) % 8], -1).float()
+    near = nearest_on_map(where, 16)
+    order = neighbour_batches(rng.permutation(200), place, near[place], 16, 8, rng)
+    assert sorted(order) == list(range(200))
+    whole = [order[start : start + 16] for start in range(0, 96, 16)]  # the last ones must take what is left
+    assert all(len(set(place[batch])) == 16 for batch in whole)
+
+    def spread(batch: np.ndarray) -> float:
+        return float(where[place[batch]].std(0).mean())
+
+    shuffled = rng.permutation(200)
+    assert np.mean([spread(batch) for batch in whole]) < 0.9 * np.mean(
+        [spread(shuffled[start : start + 16]) for start in range(0, 96, 16)]
+    )
+
+
+def test_the_nearest_on_the_map_come_first_and_leave_the_place_itself_out() -> None:
+    where = torch.tensor([[0.0, 0.0], [0.0, 1.0], [0.0, 3.0], [0.0, 7.0]])
+    assert nearest_on_map(where, 9).tolist() == [[1, 2, 3], [0, 2, 3], [1, 0, 3], [2, 1, 0]]
+
+
+# Cells
+
+
+def test_a_cell_is_the_middle_of_its_image(write_raster, pyramid, tmp_path) -> None:
+    side = pyramid.tiles_per_side(pyramid.levels)  # 64 cells of 12.5 m
+    data = np.full((3, 800, 800), 40, np.uint8)
+    data[:, 125:138, 250:263] = 230  # the cell (10, 20), about
+    raster = write_raster(data, pyramid.bounds, pyramid.crs)
+    with Imagery([raster], pyramid) as imagery:
+        images = CellImages(imagery, 28, 4.0, device=torch.device("cpu"), folder=tmp_path, progress=False)
+    assert len(images) == side**2 and images.has_imagery.all()
+    own, corner = images[torch.tensor([10 * side + 20, 0])].float().mean(-1)
+    bright = (own > 150).nonzero().float()
+    assert bright.mean(0).sub(13.5).abs().max() < 1 and 5 <= len(bright) ** 0.5 <= 9
+    assert own[0, 0] < 60 and corner[14, 14] < 60
+    assert 100 < corner[0, 0] < 130  # outside of the map is the background
+
+
+# Training, indexing, answering
+
+
+@pytest.fixture
+def train(tmp_path: Path, town_raster: Path, pyramid, photo_folder: Path, encoder_folder: Path):
+    """Trains a retriever on the tiny town."""
+
+    def run(name: str = "retriever", config: RetrieverConfig = QUICK):
+        encoder = Encoder.load(encoder_folder, image_size=28, device="cpu")
+        table = read_queries(photo_folder).inside(pyramid)
+        with Imagery([town_raster], pyramid) as imagery:
+            return train_retriever(imagery, table, encoder, tmp_path / name, config)
+
+    return run
+
+
+@pytest.mark.parametrize("method", ["sample4geo", "infonce", "transgeo"])
+def test_a_retriever_learns_its_training_photos(train, tmp_path, method) -> None:
+    report = train(config=replace(QUICK, method=method, epochs=12, augment=False))
+    lines = [json.loads(line) for line in (tmp_path / "retriever/train/metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert report.epochs == 12 and {"recall@1", "recall@5", "recall@10", "recall@40m"} <= set(report.best)
+    assert Retriever.load(tmp_path / "retriever").method == method
+    assert train(config=replace(QUICK, method=method, epochs=12, augment=False)).epochs == 0  # it is left alone
+
+
+class Killed(BaseException):
+    """Stands for a signal."""
+
+
+@pytest.mark.parametrize("steps", [2, 5, 8])
+def test_a_killed_training_goes_on_as_if_it_had_not_been(train, tmp_path, monkeypatch, steps) -> None:
+    config = replace(QUICK, save_every_s=1e-9)
+    train("whole", config)
+    step, done = module._Retrieving._step, []
+
+    def killed(*args):
+        if len(done) == steps:
+            raise Killed
+        done.append(1)
+        return step(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module._Retrieving, "_step", killed)
+        with pytest.raises(Killed):
+            train("killed", config)
+    train("killed", config)
+    whole, resumed = (load_file(tmp_path / name / "encoder/model.safetensors") for name in ("whole", "killed"))
+    for name, value in whole.items():
+        torch.testing.assert_close(value, resumed[name], rtol=0, atol=0, msg=name)
+
+
+def test_what_makes_no_sense_is_refused() -> None:
+    for wrong in ({"method": "netvlad"}, {"blocks": 0}, {"surroundings": 0.5}, {"neighbours": 200}):
+        with pytest.raises(ConfigError):
+            RetrieverConfig(**wrong)
+
+
+def test_ranks_count_what_is_more_similar() -> None:
+    reference = torch.eye(4)
+    query = F.normalize(torch.tensor([[1.0, 0.5, 0, 0], [0, 0.1, 0.7, 0.9]]), dim=-1)
+    assert ranks(query, reference, torch.tensor([0, 1])).tolist() == [0, 2]
+
+
+def test_the_temperature_makes_similarities_as_sure_as_they_are_right() -> None:
+    rng = torch.Generator().manual_seed(0)
+    reference = unit_rows(50, 16)
+    truth = torch.randint(50, (400,), generator=rng)
+    sure = F.normalize(reference[truth] + 0.1 * torch.randn(400, 16, generator=rng), dim=-1)
+    unsure = F.normalize(reference[truth] + 1.5 * torch.randn(400, 16, generator=rng), dim=-1)
+    assert fit_temperature(sure, reference, truth) < fit_temperature(unsure, reference, truth)
+
+
+def test_the_graph_finds_nearly_what_exact_search_finds() -> None:
+    rng = np.random.default_rng(0)
+    embedding = rng.normal(size=(3000, 16)).astype(np.float16)
+    row, col = np.divmod(np.arange(3000), 60)
+    query = rng.normal(size=(50, 16))
+    exact = CellIndex(row, col, embedding)
+    similarity, cells = exact.search(query, 5)
+    best = unit(query) @ unit(embedding).T
+    assert (cells[:, 0] == best.argmax(1)).all()
+    np.testing.assert_allclose(similarity[:, 0], best.max(1), atol=1e-5)
+    graph = CellIndex(row, col, embedding, build_graph(embedding))
+    assert np.mean(graph.search(query, 5)[1] == cells) > 0.95
+    assert graph.bytes > exact.bytes == 3000 * 16 * 4
+
+
+RETRIEVER = "--set retriever.epochs=2 --set retriever.blocks=1 --set retriever.batch_size=8"
+
+
+@pytest.fixture
+def retrieved(area):
+    """A working directory with a trained retriever, its index and its photos."""
+    for command in (f"train-retriever {RETRIEVER}", "index --hnsw", "encode-queries --retriever retriever"):
+        area(command)
+    return area
+
+
+def test_commands_lead_from_a_map_to_places(retrieved, tmp_path, photo_folder) -> None:
+    jzi = retrieved
+    found = json.loads(jzi("evaluate --retriever retriever --json").stdout)
+    assert {"recall@40m", "recall@50m", "recall@100m", "recall@1", "recall@5", "recall@10"} <= set(found)
+    assert "cell among first   10" in jzi("evaluate --retriever retriever").stdout
+    assert json.loads(jzi("evaluate --retriever retriever --approximate --json").stdout)["photos"] == found["photos"]
+    photo = next(photo_folder.rglob("*.jpg"))
+    place = json.loads(jzi(f"locate {photo} --retriever retriever --json --geojson place.geojson").stdout)
+    assert len(place["candidates"]) == 5 and place["candidates"][0]["source"] == "radius"
+    assert (tmp_path / "place.geojson").exists()
+    greedy = json.loads(jzi(f"locate {photo} --retriever retriever --estimate greedy --json").stdout)
+    exact = json.loads(jzi(f"locate {photo} --retriever retriever --estimate map --json").stdout)
+    assert greedy["path"] == exact["path"]
+    again = jzi("index").stdout
+    assert again.startswith("0 cells encoded, 4096 reused")
+
+
+def test_a_damaged_chunk_is_encoded_anew(retrieved, tmp_path) -> None:
+    cells = tmp_path / "retriever/index.zarr/cells/embedding/c/0/1/0"
+    before = cells.read_bytes()
+    cells.write_bytes(before[:-9] + bytes(9))
+    assert "jzi index" in retrieved("evaluate --retriever retriever", code=2).stderr
+    assert retrieved("index").stdout.startswith("1024 cells encoded, 3072 reused")
+    assert cells.read_bytes() == before
+
+
+def test_what_does_not_belong_together_is_refused(retrieved, tmp_path, photo_folder) -> None:
+    jzi, photo = retrieved, next(photo_folder.rglob("*.jpg"))
+    assert "retriever" in jzi("locate x.jpg --model retriever", code=2).stderr
+    assert "--approximate" in jzi(f"locate {photo} --approximate --model retriever", code=2).stderr
+    assert "--model" in jzi(f"locate {photo} --retriever retriever --model m", code=2).stderr
+    assert "--beams" in jzi(f"locate {photo} --retriever retriever --beams 3", code=2).stderr
+    assert "surroundings" not in jzi("train-retriever --set retriever.method=best", code=2).stderr
+    (tmp_path / "retriever/hnsw.faiss").unlink()
+    assert "--hnsw" in jzi("evaluate --retriever retriever --approximate", code=2).stderr
+    assert "there is no model" in jzi("index --retriever nowhere", code=2).stderr
+    with pytest.raises(ModelError, match="no retriever"):
+        (tmp_path / "other").mkdir()
+        (tmp_path / "other/config.json").write_text(json.dumps({"jzi_format": 1, "decoder": {}}))
+        Retriever.load(tmp_path / "other")
+
+
+def test_probabilities_of_retrieval_are_those_of_its_similarities(retrieved, tmp_path, photo_folder) -> None:
+    locator = RetrievalLocator.open(tmp_path / "retriever", "cpu")
+    _, query = locator.encode(sorted(photo_folder.rglob("*.jpg"))[:3])
+    found: Posterior = locator.posterior(query)
+    cache = locator.retriever.open_cache()
+    row, col, embedding = CellFeatures(cache.group, cache.path).read()
+    similarity = unit(query.numpy()) @ unit(embedding).T / locator.retriever.temperature
+    expected = torch.from_numpy(similarity).softmax(-1).numpy()
+    for photo in range(3):
+        grid = np.zeros((64, 64))
+        grid[row, col] = expected[photo]
+        np.testing.assert_allclose(found.grid(photo), grid, atol=1e-6)
