@@ -1,0 +1,140 @@
+"""How the cost of an answer grows with the map: zooming with the logarithm of its area, flat retrieval with its area.
+
+    python -m benchmarks.scaling [--plot scaling.png]
+
+Maps of 2.5 to 40 km of random features of DINOv2-base's width, cells of at most 40 m, and photos that have been
+encoded: time and memory do not depend on what features say. All is run in one go on the same cores or device; medians.
+The graph is built over features of 32 intrinsic dimensions, as it is slow over pure noise, which real features are not.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+
+from jzi.decode.config import DecoderConfig
+from jzi.decode.decoder import ZoomDecoder
+from jzi.decode.posterior import default_beams
+from jzi.decode.search import zoom
+from jzi.decode.tile_table import TileTable
+from jzi.encode.encoder import best_device
+from jzi.retrieve.search import CellIndex, build_graph
+from jzi.store.map_features import ENCODED, MapFeatures
+from jzi.store.pyramid import Pyramid
+
+WIDTH, CELL, INTRINSIC = 768, 40.0, 32
+
+
+def features(count: int, rng: np.random.Generator) -> np.ndarray:
+    """(count, WIDTH) float16 of INTRINSIC dimensions."""
+    basis = np.random.default_rng(0).normal(size=(INTRINSIC, WIDTH)).astype(np.float32)
+    parts = [
+        (rng.normal(size=(min(65_536, count - start), INTRINSIC)).astype(np.float32) @ basis).astype(np.float16)
+        for start in range(0, count, 65_536)
+    ]
+    return np.concatenate(parts)
+
+
+def median_ms(work: Callable[[int], Any], repeats: int) -> float:
+    times = []
+    for number in range(repeats):
+        began = time.perf_counter()
+        work(number)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        times.append(1e3 * (time.perf_counter() - began))
+    return float(np.median(times))
+
+
+def measure(size: float, decoder: ZoomDecoder, repeats: int, with_graph: bool) -> dict[str, dict[str, float]]:
+    """Milliseconds, megabytes of the database and images to encode, of each way."""
+    rng, device = np.random.default_rng(1), decoder.output_head.weight.device
+    pyramid = Pyramid.around(0, 0, size)
+    sides = [pyramid.tiles_per_side(level) for level in range(pyramid.levels + 1)]
+    embedding = tuple(features(side**2, rng).reshape(side, side, WIDTH) for side in sides[:-1])
+    table = TileTable(
+        MapFeatures(pyramid, embedding, tuple(np.full((side, side), ENCODED, np.uint8) for side in sides)), device
+    )
+    photos = features(repeats, rng)
+    query = torch.from_numpy(photos).to(device)
+    beams = default_beams(pyramid)
+    tiles, megabytes = len(table.embedding), 2 * table.embedding.numel() / 1e6
+    found = {
+        "zoom, greedy": {"ms": median_ms(lambda row: zoom(decoder, table, query[row : row + 1]), repeats)},
+        "zoom, 64 beams": {
+            "ms": median_ms(lambda row: zoom(decoder, table, query[row : row + 1], min(64, beams)), repeats)
+        },
+    }
+    for values in found.values():
+        values |= {"MB": megabytes, "images": tiles}
+    side = round(size / CELL)
+    cells = features(side**2, rng)
+    row, col = np.divmod(np.arange(side**2), side)
+    exact = CellIndex(row, col, cells)
+    found["retrieval, exact"] = {
+        "ms": median_ms(lambda number: exact.search(photos[number : number + 1], 10), repeats),
+        "MB": exact.bytes / 1e6,
+        "images": side**2,
+    }
+    if with_graph:
+        graph = CellIndex(row, col, cells, build_graph(cells))
+        found["retrieval, HNSW"] = {
+            "ms": median_ms(lambda number: graph.search(photos[number : number + 1], 10), repeats),
+            "MB": graph.bytes / 1e6,
+            "images": side**2,
+        }
+    return found
+
+
+def draw(found: dict[float, dict[str, dict[str, float]]], path: Path) -> None:
+    """Each quantity over the side of the map, both logarithmic."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    for axes, (quantity, label) in zip(
+        figure.subplots(1, 3),
+        (("ms", "milliseconds a photo, encoded"), ("MB", "database, MB"), ("images", "images to encode")),
+        strict=True,
+    ):
+        for way in next(iter(found.values())):
+            there = [(size / 1000, ways[way][quantity]) for size, ways in found.items() if way in ways]
+            axes.loglog(*zip(*there, strict=True), marker="o", label=way)
+        axes.set(xlabel="side of the map, km", title=label)
+        axes.set_xticks([size / 1000 for size in found], [f"{size / 1000:g}" for size in found])
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+    axes.legend(loc="upper left")
+    figure.savefig(path, dpi=120)
+
+
+@click.command()
+@click.option("--sizes", default="2500,5000,10000,20000,40000", show_default=True, help="Of the maps, metres.")
+@click.option("--repeats", default=30, show_default=True)
+@click.option("--graph-to", default=10_000.0, show_default=True, help="Largest map that an HNSW graph is built for.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw it.")
+def main(sizes: str, repeats: int, graph_to: float, plot: Path | None) -> None:
+    """Measure, and print the table."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+    click.echo(f"features {WIDTH}, decoder of 6 blocks, {device}, torch {torch.__version__}")
+    torch.manual_seed(0)
+    decoder = ZoomDecoder(DecoderConfig(width=WIDTH)).eval().to(best_device())
+    found: dict[float, dict[str, dict[str, float]]] = {}
+    click.echo("| map | way | ms | database | images to encode |\n|---|---|---|---|---|")
+    for size in map(float, sizes.split(",")):
+        found[size] = measure(size, decoder, repeats, size <= graph_to)
+        for way, values in found[size].items():
+            click.echo(
+                f"| {size / 1000:g} km | {way} | {values['ms']:.2f} | {values['MB']:.1f} MB | {values['images']:.0f} |"
+            )
+    if plot:
+        draw(found, plot)
+
+
+if __name__ == "__main__":
+    main()
