@@ -1,0 +1,312 @@
+"""Training off the cache: against the bare step of the optimizer, against the reference's step, and a whole run.
+
+    python -m benchmarks.train_decoder                      # 300 000 photos x 30 epochs, measured whole: for a GPU
+    python -m benchmarks.train_decoder --estimate 512 --steps 2 --repeats 3 --reference-batch 2      # for two cores
+
+The three kinds of step take turns, so that all see the same machine, and medians over the turns are printed. The bare
+step is forward, backward, clipping and AdamW on tensors that never change; ours is the inner loop of `train_decoder`
+itself; the reference's encodes two squares of the photo and four tiles for every sample, forward and, for the last four
+blocks, backward. Reading images from disk, which the reference does as well, is left out. The whole run is
+`train_decoder` on a cache of random numbers on disk: start, training, validation, saving and calibration.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from statistics import median
+from typing import Any
+from unittest.mock import patch
+
+import click
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F  # noqa: N812 - its name everywhere
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import Dinov2Config, Dinov2Model
+
+import jzi.decode.train as training
+from jzi.decode.config import DecoderConfig, TrainConfig
+from jzi.decode.decoder import ZoomDecoder
+from jzi.decode.run import Keeper
+from jzi.decode.samples import Samples
+from jzi.decode.tile_table import TileTable
+from jzi.decode.training import make_accelerator
+from jzi.store.cache import ENCODED, FeatureCache
+from jzi.store.cards import EncoderCard
+from jzi.store.map_features import MapFeatures
+from jzi.store.pyramid import Pyramid, preset
+from jzi.store.query_features import CHUNK
+
+ENCODERS = {"small": (384, 6), "base": (768, 12)}  # width, heads
+
+#: The paper's training, and its hours.
+PHOTOS, EPOCHS, HOURS = 300_000, 30, 52
+
+Step = Callable[[], Any]
+
+
+def make_cache(folder: Path, pyramid: Pyramid, width: int, train: int, val: int) -> FeatureCache:
+    """A complete cache of random embeddings; the photos lie evenly over the area."""
+    rng = np.random.default_rng(0)
+    cache = FeatureCache.create(
+        folder / f"{train}.zarr", pyramid, EncoderCard("random", True, "0" * 64, width, 384, "halves")
+    )
+    for level in range(pyramid.levels + 1):
+        side = cache.chunk_side(level)
+        status = np.full((side, side), ENCODED, np.uint8)
+        for row in range(0, pyramid.tiles_per_side(level), side):
+            for col in range(0, pyramid.tiles_per_side(level), side):
+                embedding = rng.normal(size=(side, side, width)) if level < pyramid.levels else None
+                cache.write_chunk(level, row, col, status, embedding)
+    total, bounds = train + val, pyramid.bounds
+    x, y = rng.uniform(bounds.west, bounds.east, total), rng.uniform(bounds.south, bounds.north, total)
+    frame = pd.DataFrame({"id": [f"{index:06d}" for index in range(total)], "photo": "", "path": ""})
+    frame["latitude"], frame["longitude"] = pyramid.unproject(x, y)
+    frame["split"] = np.where(np.arange(total) < train, "train", "val")
+    rows = cache.queries.list_photos(frame)
+    names = frame["id"].map(lambda name: name.rjust(64, "0")).to_numpy(object)
+    for start in range(0, total, CHUNK):
+        part = slice(start, start + CHUNK)
+        values = {"status": np.full(len(rows[part]), ENCODED), "photo_sha256": names[part]}
+        embedding = rng.normal(size=(len(rows[part]), width)).astype(np.float16)
+        cache.queries.write(rows[part], values, embedding)
+    return cache
+
+
+class Steps:
+    """The three kinds of step, each with a decoder and an optimizer of its own; a call takes some and waits."""
+
+    def __init__(self, config: TrainConfig, decoder: DecoderConfig, steps: int, folder: Path) -> None:
+        self.config, self.decoder, self.steps = config, decoder, steps
+        self.accelerator = make_accelerator(config, folder)
+        self.device = self.accelerator.device
+
+    def bare(self) -> Callable[[], int]:
+        """On constant tensors, with nothing of ours around it."""
+        model, optimizer = self._prepare(ZoomDecoder(self.decoder))
+        batch, width, levels = self.config.batch_size, self.decoder.width, 4
+        query = torch.randn(batch, width, device=self.device)
+        tiles = torch.randn(batch, levels, width, device=self.device)
+        actions = torch.randint(self.decoder.actions, (batch, levels), device=self.device)
+
+        def run() -> int:
+            for _ in range(self.steps):
+                self._optimise(model, optimizer, query, tiles, actions)
+            self._wait()
+            return self.steps * batch
+
+        return run
+
+    def ours(self, table: TileTable) -> Callable[[], int]:
+        """`train_decoder`'s inner loop: an epoch of as many photos as there are steps to take."""
+        count = self.steps * self.config.batch_size
+        rng = np.random.default_rng(1)
+        paths = rng.integers(0, table.pyramid.actions, (count, table.pyramid.levels))
+        samples = Samples(
+            query=torch.randn(count, 1, self.decoder.width, device=self.device).half(),
+            tiles=table.along(paths),
+            actions=torch.from_numpy(paths).to(self.device),
+            latitude=np.zeros(count),
+            longitude=np.zeros(count),
+            unreachable=0,
+        )
+        model, optimizer = self._prepare(ZoomDecoder(self.decoder))
+        schedule = LambdaLR(optimizer.optimizer, lambda _: 1.0)
+
+        def run() -> int:
+            training._train_epoch(self.accelerator, model, optimizer, schedule, self.config, table, samples, 0)
+            return count
+
+        return run
+
+    def reference(self, encoder: nn.Module, image_size: int, batch: int) -> Callable[[], int]:
+        """Two squares of the photo and four tiles through the whole encoder, for every sample."""
+        encoder.requires_grad_(False)
+        for part in (*encoder.encoder.layer[-4:], encoder.layernorm):
+            part.requires_grad_(True)
+        encoder, model, optimizer = self._prepare(encoder.train(), ZoomDecoder(self.decoder))
+        squares = torch.randn(batch * 6, 3, image_size, image_size, device=self.device)
+        actions = torch.randint(self.decoder.actions, (batch, 4), device=self.device)
+
+        def run() -> int:
+            with self.accelerator.autocast():
+                embedding = encoder(pixel_values=squares).last_hidden_state[:, 0].unflatten(0, (batch, 6))
+            self._optimise(model, optimizer, embedding[:, :2].mean(1), embedding[:, 2:], actions)
+            self._wait()
+            return batch
+
+        return run
+
+    def _prepare(self, *models: nn.Module) -> tuple[Any, ...]:
+        parameters = [each for model in models for each in model.parameters() if each.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, lr=1e-5, fused=True)
+        return self.accelerator.prepare(*models, optimizer)
+
+    def _optimise(self, model: nn.Module, optimizer: Any, query: Tensor, tiles: Tensor, actions: Tensor) -> None:
+        with self.accelerator.autocast():
+            logits = model(query, tiles, actions)
+        smoothing = self.config.label_smoothing
+        F.cross_entropy(logits.float().flatten(0, 1), actions.flatten(), label_smoothing=smoothing).backward()
+        nn.utils.clip_grad_norm_([each for group in optimizer.param_groups for each in group["params"]], 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def take_turns(kinds: dict[str, Callable[[], int]], repeats: int) -> dict[str, list[float]]:
+    """Samples per second of every kind, one figure a turn, after a turn to warm up."""
+    rates: dict[str, list[float]] = {kind: [] for kind in kinds}
+    for turn in range(repeats + 1):
+        for kind, run in kinds.items():
+            began = time.perf_counter()
+            samples = run()
+            if turn:
+                rates[kind].append(samples / (time.perf_counter() - began))
+    return rates
+
+
+class StartedError(Exception):
+    """Raised where the first epoch would begin."""
+
+
+@contextmanager
+def stopwatch() -> Iterator[dict[str, list[float]]]:
+    """Seconds of every call of a run's parts; "began" is when each epoch did."""
+    taken: dict[str, list[float]] = defaultdict(list)
+
+    def timed(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            began = time.perf_counter()
+            result = function(*args)
+            taken[part].append(time.perf_counter() - began)
+            if part == "training":
+                taken["began"].append(began)
+            return result
+
+        return call
+
+    with ExitStack() as patches:
+        for part, name in (("training", "_train_epoch"), ("validation", "validate"), ("calibration", "_calibrate")):
+            patches.enter_context(patch.object(training, name, timed(part, getattr(training, name))))
+        patches.enter_context(patch.object(Keeper, "save", timed("saving", Keeper.save)))
+        yield taken
+
+
+def run_whole(cache: FeatureCache, folder: Path, decoder: DecoderConfig, config: TrainConfig) -> dict[str, list[float]]:
+    """Seconds of the parts of `train_decoder`, one figure a call."""
+    with stopwatch() as taken:
+        began = time.perf_counter()
+        training.train_decoder(cache, folder, decoder, config)
+        total = time.perf_counter() - began
+    return {"start": [taken.pop("began")[0] - began], **taken, "total": [total]}
+
+
+def time_start(cache: FeatureCache, folder: Path, decoder: DecoderConfig, config: TrainConfig) -> float:
+    """Seconds until `train_decoder` would begin its first epoch."""
+
+    began = time.perf_counter()
+    with patch.object(training, "_train_epoch", side_effect=StartedError), suppress(StartedError):
+        training.train_decoder(cache, folder, decoder, config)
+    return time.perf_counter() - began
+
+
+@click.command()
+@click.option("--photos", default=PHOTOS, show_default=True, help="To train on.")
+@click.option("--val", default=10_000, show_default=True, help="Photos to validate on.")
+@click.option("--epochs", default=EPOCHS, show_default=True)
+@click.option("--batch", default=128, show_default=True)
+@click.option("--layers", default=6, show_default=True, help="Of the decoder.")
+@click.option("--model", type=click.Choice(list(ENCODERS)), default="base", show_default=True, help="DINOv2.")
+@click.option("--image-size", default=384, show_default=True)
+@click.option("--steps", default=50, show_default=True, help="Steps to a turn, bare and ours.")
+@click.option("--repeats", default=7, show_default=True, help="Turns.")
+@click.option("--reference-batch", default=32, show_default=True, help="Samples to a step of the reference.")
+@click.option("--estimate", metavar="N", type=click.IntRange(64), help="Train on N photos for 2 epochs; extrapolate.")
+def main(
+    photos: int, val: int, epochs: int, batch: int, layers: int, model: str, image_size: int, steps: int, repeats: int,
+    reference_batch: int, estimate: int | None,
+) -> None:  # fmt: skip
+    """Measure steps and a whole run."""
+    width, heads = ENCODERS[model]
+    decoder = DecoderConfig(width=width, layers=layers)
+    config = TrainConfig(epochs=epochs, batch_size=batch)
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, pyramid = Path(temporary), preset("just-zoom-in-dc")
+        kinds = Steps(config, decoder, steps, folder)
+        click.echo(
+            f"decoder of {layers} blocks, {width} features, batch {batch}; DINOv2-{model} at {image_size} px; {name}, "
+            f"precision {kinds.accelerator.mixed_precision}, torch {torch.__version__}"
+        )
+        sides = [pyramid.tiles_per_side(level) for level in range(pyramid.levels + 1)]
+        random = tuple(np.random.default_rng(0).normal(size=(n, n, width)).astype(np.float16) for n in sides[:-1])
+        features = MapFeatures(pyramid, random, tuple(np.full((n, n), ENCODED, np.uint8) for n in sides))
+        shape = Dinov2Config(hidden_size=width, num_attention_heads=heads, image_size=518)
+        rates = take_turns(
+            {
+                "bare step, constants": kinds.bare(),
+                "jzi, off the cache": kinds.ours(TileTable(features, kinds.device)),
+                "reference's step": kinds.reference(Dinov2Model(shape), image_size, reference_batch),
+            },
+            repeats,
+        )
+        bare, ours, reference = rates.values()
+        click.echo(f"\n{'samples/s':<24}{'median':>10}{'least':>10}{'most':>10}")
+        for kind, each in rates.items():
+            click.echo(f"{kind:<24}{median(each):>10.2f}{min(each):>10.2f}{max(each):>10.2f}")
+        click.echo(f"jzi / bare step: {median(ours) / median(bare):.3f}")
+        click.echo(f"jzi / reference: {median(ours) / median(reference):.0f}")
+
+        cache = make_cache(folder, pyramid, width, photos, val)
+        if estimate is None:
+            report_whole(run_whole(cache, folder / "model", decoder, config), photos * epochs)
+        else:
+            start = time_start(cache, folder / "started", decoder, config)
+            small = make_cache(folder, pyramid, width, estimate, max(1, estimate // 10))
+            taken = run_whole(
+                small, folder / "model", decoder, TrainConfig(epochs=2, batch_size=batch, save_every_s=1e-9)
+            )
+            report_whole(taken, 2 * estimate)
+            report_estimate(taken, start, estimate, photos, val, config)
+
+
+def report_whole(taken: dict[str, list[float]], samples: int) -> None:
+    """A line for every part of the run."""
+    total = sum(taken["total"])
+    click.echo(f"\n{'whole run':<24}{'calls':>10}{'seconds':>10}{'share':>10}")
+    for part, each in taken.items():
+        click.echo(f"{part:<24}{len(each):>10}{sum(each):>10.2f}{sum(each) / total:>10.1%}")
+    click.echo(
+        f"{samples} samples: {samples / total:.1f}/s of the run, {samples / sum(taken['training']):.1f}/s of training"
+    )
+    click.echo(f"measured: {total:.1f} s; the paper's training took {HOURS} h")
+
+
+def report_estimate(
+    taken: dict[str, list[float]], start: float, count: int, photos: int, val: int, config: TrainConfig
+) -> None:
+    """What the measured parts come to at the size that was asked for."""
+    training_s = median(taken["training"]) / count * photos * config.epochs
+    validation_s = median(taken["validation"]) / max(1, count // 10) * val * config.epochs
+    saves = 2 + min(config.epochs, (training_s + validation_s) // config.save_every_s)
+    saving_s = saves * max(taken["saving"])
+    total = start + training_s + validation_s + saving_s
+    click.echo(f"\nstart with {photos} photos, measured: {start:.2f} s")
+    click.echo(
+        f"EXTRAPOLATED, not measured, to {photos} photos x {config.epochs} epochs: {total:.0f} s = {total / 3600:.1f} "
+        f"h (start {start:.0f}, training {training_s:.0f}, validation {validation_s:.0f}, saving {saving_s:.0f})"
+    )
+
+
+if __name__ == "__main__":
+    main()
