@@ -19,7 +19,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -75,7 +75,7 @@ def make_city(
         resolution: of the map, metres a pixel; 1 divided by a whole number.
         photo_size: rows and columns of a photo.
         encoder: for jzi.toml.
-        jobs: processes, of 1 to 2 GB each at 0.5 m a pixel.
+        jobs: processes, of 1 to 2 GB each at 0.5 m a pixel; 1 stays in this one.
 
     Raises:
         JziError: the heights cannot be used, the window does not fit, or the folder holds another city.
@@ -89,7 +89,7 @@ def make_city(
         raise ConfigError(f"a city of {window.width} m has no room for streets; make it {LEAST_SIZE} m or more")
     _keep_recipe(folder, {"window": vars(window), "crs": raster.crs, "seed": seed, "resolution": resolution,
                           "photo_size": list(photo_size), "heights": heights.name})  # fmt: skip
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+    with _workers(jobs) as pool:
         try:
             if not (folder / "streets.tif").exists():  # written last
                 _draw_map(folder, raster, window, per_metre, seed, pool)
@@ -124,6 +124,13 @@ def make_city(
     return settings
 
 
+def _workers(jobs: int) -> Executor:
+    """Processes of one thread each; for a single job a thread of this one."""
+    if jobs == 1:
+        return ThreadPoolExecutor(1)
+    return ProcessPoolExecutor(jobs, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,))
+
+
 def _levels(size: float) -> int:
     return max(1, math.ceil(math.log(size / CELL, 4) - 1e-9))
 
@@ -137,13 +144,10 @@ def _keep_recipe(folder: Path, recipe: dict) -> None:
 
 
 def _map_of(raster: HeightRaster, per_metre: int, seed: int, core: Area) -> tuple[Area, np.ndarray, np.ndarray]:
-    torch.set_num_threads(1)
     return core, *CityBlock.make(raster, core, per_metre, seed).map()
 
 
-def _draw_map(
-    folder: Path, raster: HeightRaster, window: Area, per_metre: int, seed: int, pool: ProcessPoolExecutor
-) -> None:
+def _draw_map(folder: Path, raster: HeightRaster, window: Area, per_metre: int, seed: int, pool: Executor) -> None:
     """Writes ortho.tif and streets.tif, block by block."""
 
     def create(path: Path, bands: int, pixels: int) -> rasterio.io.DatasetWriter:
@@ -171,7 +175,7 @@ def _draw_map(
     )
 
 
-def _in_order(pool: ProcessPoolExecutor, function: partial, areas: list[Area]) -> Iterator:
+def _in_order(pool: Executor, function: partial, areas: list[Area]) -> Iterator:
     """Like `pool.map`, but with two results waiting a process at most: a block's map is 12 MB."""
     waiting = []
     for area in areas:

@@ -17,9 +17,9 @@ from jzi.demo.overhead import orthophoto
 from jzi.demo.scene import Scene
 
 from .chance import Area, uniform
-from .furnish import park_cars, plant
+from .furnish import LEAST_KERB, LEAST_LANES, park_cars, plant
 from .heights import HeightRaster
-from .paint import Lay, lay_out, paint_ground, raise_buildings, weather
+from .paint import LEAST_PARK, Lay, lay_out, paint_ground, raise_buildings, weather
 from .plan import Ground, find_buildings, survey
 
 SIDE = 1024  # metres of a block; its scene of 1728 m takes 1 GB while it is made at 0.5 m a pixel
@@ -102,8 +102,10 @@ class CityBlock:
     def _streets(self) -> np.ndarray:
         """Keeps cameras out of the lanes that have cars in them, or will have."""
         half, verge = self.ground.half, self.lay.verge
-        room = np.select([half < 2.5, half < 3.5, half < 8, half < 20], [9.0, 1.0, 2.9, 6.6], 2.9)
-        walk = (half >= 5) & (verge < -0.8) & (self.ground.away > 1.5) & (half < 20)
+        room = np.select(
+            [half < 2.5, half < LEAST_KERB, half < LEAST_LANES, half < LEAST_PARK], [9.0, 1.0, 2.9, 6.6], 2.9
+        )
+        walk = (half >= 5) & (verge < -0.8) & (self.ground.away > 1.5) & (half < LEAST_PARK)
         place = (self.lay.street & (verge > room)) | walk
         return np.where(place, 1 + np.round(self.ground.along_deg) % 180, 0)
 

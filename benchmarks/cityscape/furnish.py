@@ -9,10 +9,11 @@ from jzi.demo.greenery import CAR_COLOURS, CAR_LENGTH, CAR_WIDTH, LEAF_COLOURS
 from jzi.demo.shade import FOLIAGE
 
 from .chance import Area, hashed, pick, uniform
-from .paint import Lay
+from .paint import LEAST_PARK, Lay
 from .plan import Ground
 
 CHUNK = 4096  # things drawn at once
+LEAST_KERB, LEAST_LANES = 6.0, 12.0  # half widths of streets with parked cars, and with cars in their lanes, metres
 LEAVES = {  # a tree's colours by the season, those that shed theirs
     "spring": np.array(((128, 158, 74), (112, 150, 70), (226, 178, 190), (140, 166, 84)), np.float32),
     "summer": LEAF_COLOURS,
@@ -118,8 +119,8 @@ def _stencil(
 def park_cars(canvas: Canvas, area: Area, per_metre: int, ground: Ground, lay: Lay, turnout: int, seed: int) -> None:
     """Parks cars at the kerbs and sets some in the lanes; another `turnout` has other ones."""
     salt = seed * 100 + 60 + turnout * 7919
-    at_kerb = lay.street & (ground.half >= 3.5) & (np.abs(lay.verge - 1.2) < 0.5)
-    in_lane = lay.street & (ground.half >= 8) & (ground.half < 20) & (np.abs(lay.verge - 4.6) < 0.5)
+    at_kerb = lay.street & (ground.half >= LEAST_KERB) & (np.abs(lay.verge - 1.2) < 0.5)
+    in_lane = lay.street & (ground.half >= LEAST_LANES) & (ground.half < LEAST_PARK) & (np.abs(lay.verge - 4.6) < 0.5)
     places = np.concatenate(
         [
             _kept(_one_a_cell(at_kerb, area, 8, salt), 0.35, salt + 1),

@@ -47,7 +47,7 @@ class Ground:
         half: half the width of the street or square that a point is in: the largest of `WIDTHS` of which a disc
             that covers the point fits between the buildings; 0 where none does.
         along_deg: the direction of the street in [0, 180) degrees clockwise from north.
-        ridge: near 0 in the middle of a street, 1 beside it.
+        ridge: 1 beside the middle of a street, half of that or less in it.
     """
 
     away: np.ndarray
@@ -127,7 +127,7 @@ def survey(height: np.ndarray, per_metre: int) -> Ground:
     away = np.sqrt(squared_distance(built, MOST_OPEN).astype(np.float32))
     half = np.zeros_like(away)
     for width in WIDTHS:
-        reached = squared_distance(away >= width, int(np.ceil(width))) <= width**2
+        reached = squared_distance(away >= width, int(width) + 1) <= width**2  # one more, as what is farther reads so
         half[reached & ~built] = width
     north, east = np.gradient(away)
     north = -north

@@ -150,7 +150,6 @@ def make_job(
 
 def photograph(job: Job) -> int:
     """Makes a block's photos, and returns how many."""
-    torch.set_num_threads(1)
     for folder in {path.parent for path in job.paths}:
         folder.mkdir(parents=True, exist_ok=True)
     block = CityBlock.make(job.raster, job.core, job.per_metre, job.seed)
