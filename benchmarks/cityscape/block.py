@@ -82,7 +82,8 @@ class CityBlock:
     def scene(self, season: str = MAP_SEASON, turnout: int = MAP_TURNOUT) -> Scene:
         """The block with the leaves of a season and some turnout of cars."""
         canvas = self._planted(season)
-        park_cars(canvas, self.area, self.per_metre, self.ground, self.lay, turnout, self.seed)
+        kept = self._streets() > 0
+        park_cars(canvas, self.area, self.per_metre, self.ground, self.lay, kept, turnout, self.seed)
         return canvas.scene()
 
     def map(self) -> tuple[np.ndarray, np.ndarray]:

@@ -116,8 +116,11 @@ def _stencil(
     return row[inside], col[inside], *metres, thing
 
 
-def park_cars(canvas: Canvas, area: Area, per_metre: int, ground: Ground, lay: Lay, turnout: int, seed: int) -> None:
-    """Parks cars at the kerbs and sets some in the lanes; another `turnout` has other ones."""
+def park_cars(
+    canvas: Canvas, area: Area, per_metre: int, ground: Ground, lay: Lay, kept: np.ndarray, turnout: int, seed: int
+) -> None:
+    """Parks cars at the kerbs and sets some in the lanes; another `turnout` has other ones, and `kept` has none."""
+    free = (canvas.height < 0.4) & ~kept.repeat(per_metre, 0).repeat(per_metre, 1)
     salt = seed * 100 + 60 + turnout * 7919
     at_kerb = lay.street & (ground.half >= LEAST_KERB) & (np.abs(lay.verge - 1.2) < 0.5)
     in_lane = lay.street & (ground.half >= LEAST_LANES) & (ground.half < LEAST_PARK) & (np.abs(lay.verge - 4.6) < 0.5)
@@ -138,7 +141,7 @@ def park_cars(canvas: Canvas, area: Area, per_metre: int, ground: Ground, lay: L
         ahead, aside = right * east - down * north, right * north + down * east
         big = van[some][car]
         body = (np.abs(ahead) < CAR_LENGTH / 2 * np.where(big, 1.3, 1)) & (np.abs(aside) < CAR_WIDTH / 2 + 0.1 * big)
-        body &= canvas.height[row, col] < 0.4
+        body &= (canvas.height[row, col] < 0.4) & ~np.isin(car, car[body & ~free[row, col]])
         row, col, car, ahead, big = row[body], col[body], car[body], ahead[body], big[body]
         cabin = (np.abs(ahead + 0.2) < 1.2) | big
         glass = cabin & (np.abs(np.abs(ahead + 0.2) - 0.95) < 0.3) & ~big
