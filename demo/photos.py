@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -122,15 +122,20 @@ def take_photos(
     for start in range(0, len(missing), batch):
         chosen = missing[start : start + batch]
         photos = render(town.scene, cameras[chosen], height_px, width_px).cpu().numpy()
-        for photo, path, exif in zip(photos, paths[chosen], _exif(town, cameras[chosen]), strict=True):
-            partial = path.with_suffix(".partial")
-            Image.fromarray(photo).save(partial, "JPEG", quality=JPEG_QUALITY, exif=exif)
-            partial.replace(path)
+        save_photos(photos, paths[chosen], geotags(town, cameras[chosen]))
         if progress is not None:
             progress(len(chosen))
 
 
-def _exif(town: Town, cameras: Cameras) -> list[Image.Exif]:
+def save_photos(photos: np.ndarray, paths: Iterable[Path], tags: Iterable[Image.Exif]) -> None:
+    """Writes photos (n, rows, cols, 3) uint8 as JPEG files, each complete or absent."""
+    for photo, path, exif in zip(photos, paths, tags, strict=True):
+        partial = path.with_suffix(".partial")
+        Image.fromarray(photo).save(partial, "JPEG", quality=JPEG_QUALITY, exif=exif)
+        partial.replace(path)
+
+
+def geotags(town: Town, cameras: Cameras) -> list[Image.Exif]:
     """Returns each camera's place and true heading as EXIF."""
     lon, lat = town.lon_lat(cameras.x, cameras.y)
     heading = np.radians(cameras.heading_deg)
