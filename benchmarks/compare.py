@@ -52,48 +52,57 @@ class Way:
     approximate: bool = False
 
 
-def ways(passes: int, rate: float, retriever_rate: float, stage_two: str, common: str) -> list[Way]:
-    encoder = f"--set finetune.epochs={passes} --set finetune.learning_rate={rate} {common}"
+def ways(passes: int, rate: float, retriever_rate: float, stage_two: str, settings: tuple[str, ...]) -> list[Way]:
+    """The rows of the table.
+
+    Args:
+        passes: over the training photos.
+        rate: learning rate of the zoom's joint training.
+        retriever_rate: of the others'.
+        stage_two: settings of the training off the cache that follows.
+        settings: "section.name=value"; those of `finetune` are for the retrievers too.
+    """
+    shared = [each for each in settings if each.startswith("finetune.")]
+    zoom = _sets([each for each in settings if not each.startswith("retriever.")])
+    retriever = _sets(
+        [
+            *(each.replace("finetune.", "retriever.") for each in shared),
+            *(each for each in settings if each.startswith("retriever.")),
+        ]
+    )
+    train = f"finetune -o compare/zoom --set finetune.epochs={passes} --set finetune.learning_rate={rate} {zoom}"
     cache = "--set encoder.name=compare/zoom/encoder --set cache.path=compare/zoom.zarr"
     encode = (f"encode-map {cache}", f"encode-queries {cache}")
-    joint = Way(
-        "zoom, joint training",
-        "compare/zoom-joint",
-        f"finetune -o compare/zoom {encoder}",
-        (
-            *encode,
-            # No step is taken: the decoder that was trained with the encoder gets its map and its temperatures
-            f"train-decoder {cache} --set model.path=compare/zoom-joint --set train.init=compare/zoom "
-            "--set train.epochs=1 --set train.learning_rate=0",
+
+    def off_cache(name: str, folder: str, how: str) -> Way:
+        model = f"{cache} --set model.path={folder}"
+        return Way(name, folder, train, (*encode, f"train-decoder {model} {how}"), f"evaluate {model}")
+
+    found = [
+        # No step is taken: the decoder that was trained with the encoder gets its map and its temperatures
+        off_cache(
+            "zoom, joint",
+            "compare/zoom-joint",
+            "--set train.init=compare/zoom --set train.epochs=1 --set train.learning_rate=0",
         ),
-        f"evaluate {cache} --set model.path=compare/zoom-joint",
-    )
-    on = Way(
-        "zoom, then stage two",
-        "compare/zoom-on",
-        joint.train,
-        (
-            *encode,
-            f"train-decoder {cache} --set model.path=compare/zoom-on --set train.init=compare/zoom {stage_two}",
-        ),
-        f"evaluate {cache} --set model.path=compare/zoom-on",
-    )
-    found = [joint, on]
+        off_cache("zoom, then stage two", "compare/zoom-on", f"--set train.init=compare/zoom {stage_two}"),
+    ]
     for method in ("sample4geo", "infonce", "transgeo"):
         folder = f"compare/{method}"
-        settings = common.replace("finetune.", "retriever.").replace("decoder.", "ignored.")
-        settings = " ".join(f"--set {part}" for part in settings.split("--set ") if part and "ignored" not in part)
         train = (
             f"train-retriever --method {method} -o {folder} --set retriever.epochs={passes} "
-            f"--set retriever.learning_rate={retriever_rate} {settings}"
+            f"--set retriever.learning_rate={retriever_rate} {retriever}"
         )
         prepare = (f"index --retriever {folder} --hnsw", f"encode-queries --retriever {folder}")
         found.append(Way(method, folder, train, prepare, f"evaluate --retriever {folder}"))
-        if method == "sample4geo":
-            found.append(
-                Way(f"{method}, HNSW", folder, train, prepare, f"evaluate --retriever {folder} --approximate", True)
-            )
+        found.append(
+            Way(f"{method}, HNSW", folder, train, prepare, f"evaluate --retriever {folder} --approximate", True)
+        )
     return found
+
+
+def _sets(settings: list[str]) -> str:
+    return " ".join(f"--set {each}" for each in settings)
 
 
 def run(city: Path, command: str) -> dict[str, Any]:
@@ -195,7 +204,8 @@ def encoder_flops(city: Path) -> int:
 @click.option("--learning-rate", default=7e-4, show_default=True, help="Of the zoom's joint training.")
 @click.option("--retriever-learning-rate", default=7e-4, show_default=True)
 @click.option("--stage-two", default="--set train.epochs=10 --set train.learning_rate=1e-4", show_default=True)
-@click.option("--set", "common", multiple=True, metavar="finetune.NAME=VALUE", help="For training, of every way.")
+@click.option("--set", "common", multiple=True, metavar="SECTION.NAME=VALUE",
+              help="Of the training; those of finetune are for the retrievers too.")  # fmt: skip
 @click.option("--only", help="Ways to run, by the beginnings of their names, separated by commas.")
 def main(
     city: Path,
@@ -207,11 +217,10 @@ def main(
     only: str | None,
 ) -> None:
     """Train and measure every way; print the table."""
-    shared = " ".join(f"--set {each}" for each in common)
     settings = load_settings(city / "jzi.toml")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
     rows = []
-    for way in ways(passes, learning_rate, retriever_learning_rate, stage_two, shared):
+    for way in ways(passes, learning_rate, retriever_learning_rate, stage_two, common):
         if only and not way.name.startswith(tuple(only.split(","))):
             continue
         trained = run(city, way.train)
