@@ -46,6 +46,7 @@ class Way:
 
     name: str
     folder: str
+    cache: str
     train: str
     prepare: tuple[str, ...]
     evaluate: str
@@ -70,23 +71,21 @@ def ways(passes: int, rate: float, retriever_rate: float, stage_two: str, settin
             *(each for each in settings if each.startswith("retriever.")),
         ]
     )
-    train = f"finetune -o compare/zoom --set finetune.epochs={passes} --set finetune.learning_rate={rate} {zoom}"
-    cache = "--set encoder.name=compare/zoom/encoder --set cache.path=compare/zoom.zarr"
-    encode = (f"encode-map {cache}", f"encode-queries {cache}")
-
-    def off_cache(name: str, folder: str, how: str) -> Way:
-        model = f"{cache} --set model.path={folder}"
-        return Way(name, folder, train, (*encode, f"train-decoder {model} {how}"), f"evaluate {model}")
-
-    found = [
-        # No step is taken: the decoder that was trained with the encoder gets its map and its temperatures
-        off_cache(
-            "zoom, joint",
-            "compare/zoom-joint",
-            "--set train.init=compare/zoom --set train.epochs=1 --set train.learning_rate=0",
-        ),
-        off_cache("zoom, then stage two", "compare/zoom-on", f"--set train.init=compare/zoom {stage_two}"),
-    ]
+    found = []
+    for name, own, how in (("zoom", "zoom", ""), ("zoom, contrast", "zoom-contrast", "--set finetune.contrast=1 ")):
+        folder = f"compare/{own}"
+        train = f"finetune -o {folder} {how}--set finetune.epochs={passes} --set finetune.learning_rate={rate} {zoom}"
+        cache = f"--set encoder.name={folder}/encoder --set cache.path={folder}.zarr"
+        stages = {
+            # No step is taken: the decoder that was trained with the encoder gets its map and its temperatures
+            "joint": f"--set train.init={folder} --set train.epochs=1 --set train.learning_rate=0",
+            "on": f"--set train.init={folder} {stage_two}",
+        }
+        for stage, settings_of in stages.items():
+            model = f"{cache} --set model.path={folder}-{stage}"
+            prepare = (f"encode-map {cache}", f"encode-queries {cache}", f"train-decoder {model} {settings_of}")
+            label = name if stage == "joint" else f"{name}, then stage two"
+            found.append(Way(label, f"{folder}-{stage}", f"{folder}.zarr", train, prepare, f"evaluate {model}"))
     for method in ("sample4geo", "infonce", "transgeo"):
         folder = f"compare/{method}"
         train = (
@@ -94,9 +93,10 @@ def ways(passes: int, rate: float, retriever_rate: float, stage_two: str, settin
             f"--set retriever.learning_rate={retriever_rate} {retriever}"
         )
         prepare = (f"index --retriever {folder} --hnsw", f"encode-queries --retriever {folder}")
-        found.append(Way(method, folder, train, prepare, f"evaluate --retriever {folder}"))
+        cache, evaluate = f"{folder}/index.zarr", f"evaluate --retriever {folder}"
+        found.append(Way(method, folder, cache, train, prepare, evaluate))
         found.append(
-            Way(f"{method}, HNSW", folder, train, prepare, f"evaluate --retriever {folder} --approximate", True)
+            Way(f"{method}, HNSW", folder, cache, train, prepare, f"{evaluate} --approximate", approximate=True)
         )
     return found
 
@@ -139,9 +139,8 @@ def _run(city: str, command: str) -> dict[str, Any]:
 def measure_locating(city: str, way: Way) -> dict[str, Any]:
     """Cost of an answer when the photo has been encoded; in a process of its own."""
     with contextlib.chdir(city):
-        retrieval = way.evaluate.find("--retriever") >= 0
-        path = f"{way.folder}/index.zarr" if retrieval else "compare/zoom.zarr"
-        queries = FeatureCache.open(path).queries
+        retrieval = "--retriever" in way.evaluate
+        queries = FeatureCache.open(way.cache).queries
         frame = queries.encoded()
         rows = frame.index[frame["split"] == "test"].to_numpy(np.int64)[:REPEATS]
         query = torch.from_numpy(queries.embedding(rows)[:, 0]).float()

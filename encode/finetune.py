@@ -80,6 +80,7 @@ def finetune(
         encoder,
         decoder,
         config.blocks,
+        contrast=config.contrast > 0,
         checkpointing=config.checkpointing,
         trunk_dtype=torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32,
     )
@@ -116,7 +117,8 @@ class _Finetuning(EncoderTraining):
         config = self.config
         rate = config.learning_rate if config.encoder_learning_rate is None else config.encoder_learning_rate
         decoder, encoder = trained_parameters(self.network.decoder), trained_parameters(self.network.model)
-        return [{"params": decoder}, {"params": encoder, "lr": rate}]
+        scale = [] if self.network.log_scale is None else [self.network.log_scale]
+        return [{"params": decoder}, {"params": encoder, "lr": rate}, {"params": scale, "weight_decay": 0.0}]
 
     def plan(self, epoch: int) -> list[tuple[int, Tensor]]:
         """The epoch's batches in order: which area, and which of its photos."""
@@ -133,13 +135,13 @@ class _Finetuning(EncoderTraining):
     def loss(
         self, area: int, index: Tensor, photos: list[NDArray[np.uint8] | None], generator: torch.Generator
     ) -> Tensor:
-        """Cross-entropy of the next action, teacher-forced."""
+        """Cross-entropy of the next action, teacher-forced, and the contrast by its weight."""
         inputs, tiles, actions = self.inputs(area, index, photos, generator)
         with self.accelerator.autocast():
-            logits = self.model(inputs, tiles, actions)
-        return F.cross_entropy(
-            logits.float().flatten(0, 1), actions.flatten(), label_smoothing=self.config.label_smoothing
-        )
+            logits, contrast = self.model(inputs, tiles, actions)
+        smoothing = self.config.label_smoothing
+        zoom = F.cross_entropy(logits.float().flatten(0, 1), actions.flatten(), label_smoothing=smoothing)
+        return zoom + self.config.contrast * contrast
 
     def inputs(
         self, area: int, index: Tensor, photos: list[NDArray[np.uint8] | None], generator: torch.Generator

@@ -86,7 +86,9 @@ def start(city: City, config: FinetuneConfig) -> module._Finetuning:
     encoder = city.encoder()
     torch.manual_seed(0)
     decoder = ZoomDecoder(replace(SMALL, width=encoder.width, dropout=0.0))
-    joint = JointModel(encoder, decoder, config.blocks, checkpointing=config.checkpointing)
+    joint = JointModel(
+        encoder, decoder, config.blocks, contrast=config.contrast > 0, checkpointing=config.checkpointing
+    )
     accelerator = module.make_accelerator(config, city.folder)
     options = {"device": torch.device("cpu"), "folder": city.folder, "val_photos": 100}
     area = TrainingArea.load(city.imagery(), city.table(), SIZE, **options)
@@ -133,7 +135,8 @@ def our_way(run: module._Finetuning, index: torch.Tensor, seed: int) -> dict[str
     run.network.zero_grad()
     photos = list(run.reader.read(run.areas[0].train.paths[index], 8))
     inputs, tiles, actions = run.inputs(0, index, photos, torch.Generator().manual_seed(seed))
-    logits = run.network(inputs, tiles, actions)
+    logits, contrast = run.network(inputs, tiles, actions)
+    assert float(contrast) == 0
     loss = F.cross_entropy(logits.flatten(0, 1), actions.flatten(), label_smoothing=0.1)
     loss.backward()
     trained = {name: value.grad for name, value in run.network.named_parameters() if value.requires_grad}
@@ -153,6 +156,31 @@ def test_loss_and_gradients_are_those_of_the_plain_way(city, blocks, augment, ch
             torch.testing.assert_close(
                 value, plain[name], atol=1e-6, rtol=1e-4, msg=lambda text, n=name: f"{n}: {text}"
             )
+
+
+def test_the_contrast_is_infonce_over_the_tiles_of_each_level(city) -> None:
+    run = start(city, replace(QUICK, augment=False, contrast=0.5))
+    index = torch.arange(12)
+    photos = list(run.reader.read(run.areas[0].train.paths[index], 8))
+    inputs, tiles, actions = run.inputs(0, index, photos, torch.Generator())
+    _, contrast = run.network(inputs, tiles, actions)
+    embedding = F.normalize(run.network.embed(inputs), dim=-1)
+    pairs, seen = run.network.embed(inputs)[:24].view(12, 2, -1), embedding[24:]
+    query = F.normalize(pairs.mean(1), dim=-1)
+    expected = []
+    for level in (1, 2):
+        others = sorted(set(tiles[:, level].tolist()))
+        own = torch.tensor([others.index(tile) for tile in tiles[:, level].tolist()])
+        expected.append(F.cross_entropy(query @ seen[others].T / 0.07, own))
+    torch.testing.assert_close(contrast, torch.stack(expected).mean())
+    city.run("contrasted", replace(QUICK, contrast=0.5))
+    assert any((value != city.weights("contrasted")[name]).any() for name, value in city_weights(city).items())
+
+
+def city_weights(city: City) -> dict[str, torch.Tensor]:
+    """Of a run without a contrast."""
+    city.run("plain")
+    return city.weights("plain")
 
 
 def test_each_distinct_tile_is_encoded_once(city) -> None:
