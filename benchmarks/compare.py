@@ -72,7 +72,7 @@ def ways(passes: int, rate: float, retriever_rate: float, stage_two: str, settin
         ]
     )
     found = []
-    for name, own, how in (("zoom", "zoom", ""), ("zoom, contrast", "zoom-contrast", "--set finetune.contrast=1 ")):
+    for name, own, how in (("zoom", "zoom", ""), ("zoom with contrast", "zoom-contrast", "--set finetune.contrast=1 ")):
         folder = f"compare/{own}"
         train = f"finetune -o {folder} {how}--set finetune.epochs={passes} --set finetune.learning_rate={rate} {zoom}"
         cache = f"--set encoder.name={folder}/encoder --set cache.path={folder}.zarr"
