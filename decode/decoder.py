@@ -31,14 +31,18 @@ class KeyValues:
         return KeyValues([(key[index], value[index]) for key, value in self.pairs])
 
 
-def rotate(x: Tensor, first: int, theta: float = 10_000.0) -> Tensor:
-    """Rotary positions on (batch, heads, tokens, head) from position `first` on; half-split, as in LLaMA."""
-    half = x.shape[-1] // 2
-    frequency = theta ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
-    angle = torch.arange(first, first + x.shape[-2], device=x.device)[:, None] * frequency  # (tokens, half)
-    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+def rotary(tokens: int, first: int, head: int, device: torch.device, theta: float = 10_000.0) -> tuple[Tensor, Tensor]:
+    """Cosines and sines, (tokens, head) each, of rotary positions from `first` on; half-split, as in LLaMA."""
+    half = head // 2
+    frequency = theta ** (-torch.arange(half, device=device, dtype=torch.float32) / half)
+    angle = torch.arange(first, first + tokens, device=device)[:, None] * frequency  # (tokens, half)
+    cos, sin = angle.cos(), angle.sin()
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """(batch, heads, tokens, head) turned by what `rotary` gives."""
+    return x * cos.to(x.dtype) + x.roll(x.shape[-1] // 2, dims=-1) * sin.to(x.dtype)
 
 
 class SelfAttention(nn.Module):
@@ -52,13 +56,15 @@ class SelfAttention(nn.Module):
         self.v_proj = nn.Linear(config.width, config.width, bias=False)
         self.out_proj = nn.Linear(config.width, config.width, bias=False)
 
-    def forward(self, x: Tensor, past: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """(batch, token, feature) and the keys and values before them, to the same and all keys and values."""
+    def forward(
+        self, x: Tensor, past: tuple[Tensor, Tensor] | None, turn: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """(batch, token, feature), the keys and values before them and `rotary`, to the same and all keys and values."""
         first = past[0].shape[2] if past else 0
         q, k, v = (
             part(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (self.q_proj, self.k_proj, self.v_proj)
         )
-        q, k = rotate(q, first), rotate(k, first)
+        q, k = rotate(q, *turn), rotate(k, *turn)
         if past:
             k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
         new, total = q.shape[2], k.shape[2]
@@ -94,9 +100,11 @@ class Block(nn.Module):
         self.ffn = FeedForward(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, past: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def forward(
+        self, x: Tensor, past: tuple[Tensor, Tensor] | None, turn: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """As `SelfAttention.forward`."""
-        attended, present = self.self_attn(self.norm1(x), past)
+        attended, present = self.self_attn(self.norm1(x), past, turn)
         x = x + self.dropout(attended)
         return x + self.dropout(self.ffn(self.norm2(x))), present
 
@@ -159,9 +167,11 @@ class ZoomDecoder(nn.Module):
 
     def _run(self, tokens: Tensor, past: KeyValues | None) -> tuple[Tensor, KeyValues]:
         x = self.dropout(tokens)
+        head = self.config.width // self.config.heads
+        turn = rotary(tokens.shape[1], past.tokens if past else 0, head, tokens.device)  # the same for all blocks
         pairs = []
         for index, block in enumerate(self.blocks):
-            x, pair = block(x, past.pairs[index] if past else None)
+            x, pair = block(x, past.pairs[index] if past else None, turn)
             pairs.append(pair)
         return self.final_norm(x), KeyValues(pairs)
 
