@@ -16,10 +16,11 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 import click
 import numpy as np
@@ -33,6 +34,7 @@ from transformers import Dinov2Config, Dinov2Model
 import jzi.decode.train as training
 from jzi.decode.config import DecoderConfig, TrainConfig
 from jzi.decode.decoder import ZoomDecoder
+from jzi.decode.run import Keeper
 from jzi.decode.samples import Samples
 from jzi.decode.tile_table import TileTable
 from jzi.decode.training import make_accelerator
@@ -144,7 +146,7 @@ class Steps:
 
     def _prepare(self, *models: nn.Module) -> tuple[Any, ...]:
         parameters = [each for model in models for each in model.parameters() if each.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, lr=1e-5, fused=self.device.type == "cuda")
+        optimizer = torch.optim.AdamW(parameters, lr=1e-5, fused=True)
         return self.accelerator.prepare(*models, optimizer)
 
     def _optimise(self, model: nn.Module, optimizer: Any, query: Tensor, tiles: Tensor, actions: Tensor) -> None:
@@ -173,43 +175,31 @@ def take_turns(kinds: dict[str, Callable[[], int]], repeats: int) -> dict[str, l
     return rates
 
 
-class Started(Exception):
+class StartedError(Exception):
     """Raised where the first epoch would begin."""
 
 
 @contextmanager
 def stopwatch() -> Iterator[dict[str, list[float]]]:
-    """Seconds of every call of a run's parts; "start" is when the first epoch began."""
-    parts = {
-        "training": "_train_epoch",
-        "validation": "validate",
-        "weights": "save_weights",
-        "calibration": "_calibrate",
-    }
+    """Seconds of every call of a run's parts; "began" is when each epoch did."""
     taken: dict[str, list[float]] = defaultdict(list)
 
     def timed(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any) -> Any:
             began = time.perf_counter()
-            if part == "training":
-                taken["began"].append(began)
             result = function(*args)
             taken[part].append(time.perf_counter() - began)
+            if part == "training":
+                taken["began"].append(began)
             return result
 
         return call
 
-    originals = {name: getattr(training, name) for name in parts.values()}
-    save = training.Run.save
-    try:
-        for part, name in parts.items():
-            setattr(training, name, timed(part, originals[name]))
-        training.Run.save = timed("state", save)  # type: ignore[method-assign]
+    with ExitStack() as patches:
+        for part, name in (("training", "_train_epoch"), ("validation", "validate"), ("calibration", "_calibrate")):
+            patches.enter_context(patch.object(training, name, timed(part, getattr(training, name))))
+        patches.enter_context(patch.object(Keeper, "save", timed("saving", Keeper.save)))
         yield taken
-    finally:
-        for name, function in originals.items():
-            setattr(training, name, function)
-        training.Run.save = save  # type: ignore[method-assign]
 
 
 def run_whole(cache: FeatureCache, folder: Path, decoder: DecoderConfig, config: TrainConfig) -> dict[str, list[float]]:
@@ -224,16 +214,9 @@ def run_whole(cache: FeatureCache, folder: Path, decoder: DecoderConfig, config:
 def time_start(cache: FeatureCache, folder: Path, decoder: DecoderConfig, config: TrainConfig) -> float:
     """Seconds until `train_decoder` would begin its first epoch."""
 
-    def started(*_: Any) -> float:
-        raise Started
-
-    train_epoch, began = training._train_epoch, time.perf_counter()
-    try:
-        training._train_epoch = started
-        with suppress(Started):
-            training.train_decoder(cache, folder, decoder, config)
-    finally:
-        training._train_epoch = train_epoch
+    began = time.perf_counter()
+    with patch.object(training, "_train_epoch", side_effect=StartedError), suppress(StartedError):
+        training.train_decoder(cache, folder, decoder, config)
     return time.perf_counter() - began
 
 
@@ -290,9 +273,11 @@ def main(
         else:
             start = time_start(cache, folder / "started", decoder, config)
             small = make_cache(folder, pyramid, width, estimate, max(1, estimate // 10))
-            taken = run_whole(small, folder / "model", decoder, TrainConfig(epochs=2, batch_size=batch))
+            taken = run_whole(
+                small, folder / "model", decoder, TrainConfig(epochs=2, batch_size=batch, save_every_s=1e-9)
+            )
             report_whole(taken, 2 * estimate)
-            report_estimate(taken, start, estimate, photos, val, epochs)
+            report_estimate(taken, start, estimate, photos, val, config)
 
 
 def report_whole(taken: dict[str, list[float]], samples: int) -> None:
@@ -308,17 +293,18 @@ def report_whole(taken: dict[str, list[float]], samples: int) -> None:
 
 
 def report_estimate(
-    taken: dict[str, list[float]], start: float, count: int, photos: int, val: int, epochs: int
+    taken: dict[str, list[float]], start: float, count: int, photos: int, val: int, config: TrainConfig
 ) -> None:
     """What the measured parts come to at the size that was asked for."""
-    training_s = median(taken["training"]) / count * photos * epochs
-    validation_s = median(taken["validation"]) / max(1, count // 10) * val * epochs
-    saving_s = epochs * (median(taken["weights"]) + max(taken["state"]))
+    training_s = median(taken["training"]) / count * photos * config.epochs
+    validation_s = median(taken["validation"]) / max(1, count // 10) * val * config.epochs
+    saves = 2 + min(config.epochs, (training_s + validation_s) // config.save_every_s)
+    saving_s = saves * max(taken["saving"])
     total = start + training_s + validation_s + saving_s
     click.echo(f"\nstart with {photos} photos, measured: {start:.2f} s")
     click.echo(
-        f"EXTRAPOLATED, not measured, to {photos} photos x {epochs} epochs: {total:.0f} s = {total / 3600:.1f} h "
-        f"(start {start:.0f}, training {training_s:.0f}, validation {validation_s:.0f}, saving at most {saving_s:.0f})"
+        f"EXTRAPOLATED, not measured, to {photos} photos x {config.epochs} epochs: {total:.0f} s = {total / 3600:.1f} h "
+        f"(start {start:.0f}, training {training_s:.0f}, validation {validation_s:.0f}, saving {saving_s:.0f})"
     )
 
 

@@ -91,9 +91,12 @@ class TrainConfig(TrainingConfig):
 
     Attributes:
         views: how many augmented views of a photo to draw from beside the plain one, as far as the cache has them.
+        save_every_s: seconds between two states to resume from, each after a whole epoch. Writing one of the paper's
+            decoder takes half a second (`python -m benchmarks.train_decoder`).
     """
 
     views: int = 255
+    save_every_s: float = 10.0
 
     section: ClassVar[str] = "train"
 
@@ -101,3 +104,5 @@ class TrainConfig(TrainingConfig):
         super().__post_init__()
         if not 0 <= self.views <= 255:
             raise ConfigError(f"train.views is {self.views}: it must be 0 to 255")
+        if self.save_every_s <= 0:
+            raise ConfigError(f"train.save_every_s is {self.save_every_s}: it must be more than 0")

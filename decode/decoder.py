@@ -59,7 +59,7 @@ class SelfAttention(nn.Module):
     def forward(
         self, x: Tensor, past: tuple[Tensor, Tensor] | None, turn: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """(batch, token, feature), the keys and values before them and `rotary`, to the same and all keys and values."""
+        """(batch, token, feature), keys and values before them and `rotary`, to the same and all keys and values."""
         first = past[0].shape[2] if past else 0
         q, k, v = (
             part(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (self.q_proj, self.k_proj, self.v_proj)

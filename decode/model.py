@@ -177,7 +177,12 @@ def save_temperature(folder: Path, temperature: list[float]) -> None:
 
 def save_weights(folder: Path, decoder: ZoomDecoder) -> None:
     """Write decoder.safetensors, whole or not at all."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in decoder.state_dict().items()}
+    save_tensors(folder, decoder.state_dict())
+
+
+def save_tensors(folder: Path, weights: dict[str, torch.Tensor]) -> None:
+    """`save_weights`, of a decoder's `state_dict`."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     replace_file(folder / "decoder.safetensors", lambda path: save_file(tensors, path))
 
 

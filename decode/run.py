@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from jzi.decode.model import replace_file
+from jzi.decode.model import replace_file, save_tensors
 from jzi.errors import ModelError
 
 Metrics = dict[str, float]
@@ -62,13 +65,15 @@ class Run:
         replace_file(self.folder / "train" / "settings.toml", lambda path: path.write_text(settings))
 
     def save(self, state: dict[str, Any], metrics: Metrics | None = None) -> None:
-        """Keep the state; after an epoch, whose metrics are given, write metrics.jsonl too: a line an epoch."""
+        """Keep the state; after an epoch, whose metrics are given, `log` them too."""
         if metrics:
-            self.metrics.append(metrics)
+            self.log(metrics)
         state = {**state, "identity": self.identity, "metrics": self.metrics}
         replace_file(self._state, lambda path: torch.save(state, path))
-        if not metrics:
-            return
+
+    def log(self, metrics: Metrics) -> None:
+        """Add an epoch's metrics and write metrics.jsonl: a line an epoch."""
+        self.metrics.append(metrics)
         text = "".join(json.dumps(line) + "\n" for line in self.metrics)
         replace_file(self.folder / "train" / "metrics.jsonl", lambda path: path.write_text(text))
 
@@ -78,6 +83,46 @@ class Run:
         Without validation photos it is the last epoch.
         """
         return max(self.metrics, key=rank)
+
+
+class Keeper:
+    """Writes the best weights and the state to resume from, when it is due.
+
+    An epoch off the cache takes seconds, and they are four times the decoder's size: what is written between two epochs
+    may cost as much as training. The best weights wait on the device, and both are written together, so that the disk
+    never holds weights that the state does not know of.
+
+    Args:
+        run: where to.
+        every_s: seconds between two states; the first is due at once.
+    """
+
+    def __init__(self, run: Run, every_s: float) -> None:
+        self.run, self.every_s = run, every_s
+        self.saved_at = -math.inf
+        self.best: dict[str, Tensor] | None = None
+
+    def note(self, metrics: Metrics, decoder: nn.Module) -> None:
+        """Log an epoch's metrics, and remember its weights if they are the best so far."""
+        if not self.run.metrics or rank(metrics) > max(map(rank, self.run.metrics)):
+            self.best = {name: tensor.detach().clone() for name, tensor in decoder.state_dict().items()}
+        self.run.log(metrics)
+
+    def is_due(self) -> bool:
+        """Whether it is time to save again."""
+        return time.monotonic() - self.saved_at > self.every_s
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Write the best weights, if there are better ones, then the state."""
+        self.save_best()
+        self.run.save(state)
+        self.saved_at = time.monotonic()
+
+    def save_best(self) -> None:
+        """Write the best weights, if there are better ones than on the disk."""
+        if self.best:
+            save_tensors(self.run.folder, self.best)
+        self.best = None
 
 
 def rank(metrics: Metrics) -> tuple[float, float, float]:

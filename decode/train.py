@@ -24,8 +24,8 @@ from tqdm import tqdm
 from jzi.decode.calibrate import fit_temperature
 from jzi.decode.config import DecoderConfig, TrainConfig
 from jzi.decode.decoder import ZoomDecoder
-from jzi.decode.model import ZoomModel, create_folder, read_config, replace_file, save_temperature, save_weights
-from jzi.decode.run import Metrics, Run, rank
+from jzi.decode.model import ZoomModel, create_folder, read_config, replace_file, save_temperature
+from jzi.decode.run import Keeper, Metrics, Run
 from jzi.decode.samples import Samples
 from jzi.decode.tile_table import TileTable
 from jzi.decode.training import learning_rate_factor, make_accelerator, make_decoder, told_apart, validate
@@ -136,9 +136,8 @@ def train_decoder(
     if config.trackers:
         accelerator.init_trackers("jzi", config={k: v for k, v in asdict(config).items() if k != "trackers"})
 
-    on_cuda = accelerator.device.type == "cuda"
     optimizer = torch.optim.AdamW(
-        decoder.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=on_cuda
+        decoder.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
     )
     steps = config.epochs * math.ceil(len(train) / config.batch_size)
     schedule = LambdaLR(optimizer, lambda step: learning_rate_factor(step, steps, config.warmup))
@@ -149,6 +148,7 @@ def train_decoder(
         prepared.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
 
+    keeper = Keeper(run, config.save_every_s)
     began = time.monotonic()
     with tqdm(
         range(first, config.epochs),
@@ -162,6 +162,7 @@ def train_decoder(
             epoch_began = time.monotonic()
             loss = _train_epoch(accelerator, model, prepared, schedule, config, table, train, epoch)
             if not math.isfinite(loss):
+                keeper.save_best()
                 raise TrainingError(
                     f"the loss is {loss} in epoch {epoch}: the best epoch so far is kept in {folder}; train with a "
                     "lower train.learning_rate"
@@ -175,10 +176,11 @@ def train_decoder(
                     "seconds": seconds,
                 }
                 metrics |= {"samples_per_s": len(train) / seconds, **validate(decoder, table, val)}
-                if not run.metrics or rank(metrics) > max(map(rank, run.metrics)):
-                    save_weights(folder, decoder)
-                last = epoch + 1 == config.epochs  # and nothing is left to resume: three times the decoder's size
-                run.save({"epoch": epoch} if last else _state(decoder, prepared, schedule, epoch), metrics)
+                keeper.note(metrics, decoder)
+                if epoch + 1 == config.epochs:  # nothing is left to resume: three times the decoder's size
+                    keeper.save({"epoch": epoch})
+                elif keeper.is_due():
+                    keeper.save(_state(decoder, prepared, schedule, epoch))
                 accelerator.log(metrics, step=epoch)
                 shown = {"loss": f"{loss:.3f}"}
                 if "recall@40m" in metrics:
@@ -239,7 +241,8 @@ def run_identity(
 ) -> dict[str, Any]:
     """What the outcome of a run depends on; `decoder_config` is that of the decoder, with the cache's width."""
     how = {f"train.{key}": list(value) if isinstance(value, tuple) else value for key, value in asdict(config).items()}
-    del how["train.trackers"]
+    for without_effect in ("trackers", "save_every_s"):
+        del how[f"train.{without_effect}"]
     how["train.init"] = told_apart(start)
     return {
         **{f"decoder.{key}": value for key, value in decoder_config.to_dict().items()},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
+import jzi.decode.run as running
 import jzi.decode.train as training
 from jzi.decode.config import DecoderConfig, TrainConfig
 from jzi.decode.decoder import ZoomDecoder
@@ -30,7 +32,7 @@ from jzi.store.query_features import QueryFeatures
 
 WIDTH = 16
 SMALL = DecoderConfig(layers=2, heads=2, dropout=0.1)
-QUICK = TrainConfig(epochs=4, batch_size=32, learning_rate=1e-3, precision="no")
+QUICK = TrainConfig(epochs=4, batch_size=32, learning_rate=1e-3, precision="no", save_every_s=1e-9)
 
 
 @pytest.fixture
@@ -94,6 +96,27 @@ def test_a_killed_run_goes_on_to_the_same_losses_and_weights(cache, tmp_path, mo
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
+def test_a_run_killed_between_two_states_goes_on_from_the_last_to_the_same_end(cache, tmp_path, monkeypatch) -> None:
+    seldom = replace(QUICK, save_every_s=1e9)  # the first epoch's state alone
+    train_decoder(cache, tmp_path / "whole", SMALL, QUICK)
+    train_epoch = training._train_epoch
+
+    def killed_in_epoch_3(*args):
+        if args[-1] == 3:
+            raise Killed
+        return train_epoch(*args)
+
+    monkeypatch.setattr(training, "_train_epoch", killed_in_epoch_3)
+    with pytest.raises(Killed):
+        train_decoder(cache, tmp_path / "parts", SMALL, seldom)
+    monkeypatch.undo()
+    assert len(metrics_of(tmp_path / "parts")) == 3  # for who watches
+    assert train_decoder(cache, tmp_path / "parts", SMALL, QUICK).epochs == 3
+    assert metrics_of(tmp_path / "parts") == metrics_of(tmp_path / "whole")
+    whole, parts = (ZoomModel.load(tmp_path / name).decoder.state_dict() for name in ("whole", "parts"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
 def test_a_finished_run_is_not_trained_again(cache, tmp_path) -> None:
     train_decoder(cache, tmp_path / "model", SMALL, QUICK)
     before = (tmp_path / "model" / "decoder.safetensors").stat().st_mtime_ns
@@ -138,11 +161,20 @@ def test_the_epoch_with_the_best_recall_is_kept(cache, tmp_path, monkeypatch) ->
     losses = iter([1.0, 1.0, 0.9, 0.5])
     kept = []
     monkeypatch.setattr(training, "validate", lambda *_: {"recall@40m": next(recalls), "val_loss": next(losses)})
-    save = training.save_weights
-    monkeypatch.setattr(training, "save_weights", lambda *args: kept.append(len(kept)) or save(*args))
+    save = running.save_tensors
+    monkeypatch.setattr(running, "save_tensors", lambda *args: kept.append(len(kept)) or save(*args))
     report = train_decoder(cache, tmp_path / "model", SMALL, QUICK)
     assert report.best["epoch"] == 2  # as good as epoch 1, with a lower loss
     assert len(kept) == 3
+
+
+def test_weights_that_wait_to_be_written_are_those_of_the_best_epoch(cache, tmp_path, monkeypatch) -> None:
+    for name, save_every_s in (("always", 1e-9), ("seldom", 1e9)):
+        recalls = iter([0.1, 0.3, 0.4, 0.2])
+        monkeypatch.setattr(training, "validate", lambda *_, recalls=recalls: {"recall@40m": next(recalls)})
+        train_decoder(cache, tmp_path / name, SMALL, replace(QUICK, save_every_s=save_every_s))
+    always, seldom = ((tmp_path / name / "decoder.safetensors").read_bytes() for name in ("always", "seldom"))
+    assert always == seldom
 
 
 def test_a_loss_that_is_no_number_stops_training_and_keeps_the_best(cache, tmp_path, monkeypatch) -> None:
@@ -199,7 +231,9 @@ def test_the_learning_rate_warms_up_and_falls_as_a_cosine() -> None:
     assert all(later <= earlier for earlier, later in itertools.pairwise(factors[5:]))
 
 
-@pytest.mark.parametrize("wrong", [{"epochs": 0}, {"batch_size": 0}, {"label_smoothing": 1.0}, {"precision": "int8"}])
+@pytest.mark.parametrize(
+    "wrong", [{"epochs": 0}, {"batch_size": 0}, {"label_smoothing": 1.0}, {"precision": "int8"}, {"save_every_s": 0}]
+)
 def test_training_settings_that_make_no_sense_are_refused(wrong: dict) -> None:
     with pytest.raises(ConfigError):
         TrainConfig(**wrong)
