@@ -303,8 +303,8 @@ def report_estimate(
     total = start + training_s + validation_s + saving_s
     click.echo(f"\nstart with {photos} photos, measured: {start:.2f} s")
     click.echo(
-        f"EXTRAPOLATED, not measured, to {photos} photos x {config.epochs} epochs: {total:.0f} s = {total / 3600:.1f} h "
-        f"(start {start:.0f}, training {training_s:.0f}, validation {validation_s:.0f}, saving {saving_s:.0f})"
+        f"EXTRAPOLATED, not measured, to {photos} photos x {config.epochs} epochs: {total:.0f} s = {total / 3600:.1f} "
+        f"h (start {start:.0f}, training {training_s:.0f}, validation {validation_s:.0f}, saving {saving_s:.0f})"
     )
 
 
