@@ -44,7 +44,8 @@ class DataCard:
         frame = cache.queries.encoded() if frame is None else frame
         known = frame[["id", "latitude", "longitude", "split", "photo_sha256", "views"]]
         # by the bytes of the columns: writing 300 000 rows out as text would take a second
-        digest = hashlib.sha256(pd.util.hash_pandas_object(known, index=False, categorize=False).values).hexdigest()
+        hashes = pd.util.hash_pandas_object(known, index=False, categorize=False).to_numpy()
+        digest = hashlib.sha256(hashes.tobytes()).hexdigest()
         recipe = cache.queries.recipe if frame["views"].any() else {}
         return cls(cache.pyramid, cache.encoder, cache.imagery, f"{len(frame)}, {digest[:16]}", recipe)
 
