@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -71,6 +72,23 @@ class Raster:
         self.dtype = np.dtype(source.dtypes[self.bands[0] - 1])
         self.palette = self._palette(source)
         self.stretch = self.options.stretch
+        rows = (
+            getattr(source, "src_dataset", source).block_shapes[0][1] >= self.width
+        )  # of the file, not of a view of it
+        self._by_rows = threading.Lock() if rows else None
+
+    @contextmanager
+    def _reading(self) -> Iterator[Any]:
+        """A handle that no other thread uses meanwhile.
+
+        A file that is stored by whole rows has one for all threads: GDAL keeps what it has read by handle, and each of
+        them would read (and decompress) the whole width of the file for its own part of it, 16 threads 16 times.
+        """
+        if self._by_rows is None:
+            yield self.source
+        else:
+            with self._by_rows:
+                yield _open_shared(self._by_rows, self.path, self.options)
 
     @property
     def source(self) -> Any:
@@ -132,10 +150,11 @@ class Raster:
         # Numbers of a palette cannot be averaged, colours can
         resampling = Resampling.nearest if self.palette is not None else Resampling.average
         try:
-            data = self.source.read(
-                self.bands, window=window, out_shape=(len(self.bands), *shape), resampling=resampling
-            )
-            valid = self.source.dataset_mask(window=window, out_shape=shape, resampling=resampling)
+            with self._reading() as source:
+                data = source.read(
+                    self.bands, window=window, out_shape=(len(self.bands), *shape), resampling=resampling
+                )
+                valid = source.dataset_mask(window=window, out_shape=shape, resampling=resampling)
         except RasterioError as error:
             where = f"rows {window.row_off:.0f}.., columns {window.col_off:.0f}.."
             raise ImageryError(f"{self.path} cannot be read at {where}: {error.__cause__ or error}") from error
@@ -211,9 +230,10 @@ _handles = threading.local()
 
 
 def close_rasters() -> None:
-    """Close this thread's handles; those of a worker thread close as it ends."""
+    """Close this thread's handles and those that threads share; others of a worker thread close as it ends."""
     if hasattr(_handles, "open"):
         _handles.open.cache_clear()
+    _open_shared.cache_clear()
 
 
 def _open_file(path: str) -> Any:
@@ -234,6 +254,12 @@ def _open(path: str, options: RasterOptions) -> Any:
     if options.nodata is not None:
         source = WarpedVRT(source, src_nodata=options.nodata, nodata=options.nodata)
     return source
+
+
+@lru_cache(maxsize=64)
+def _open_shared(_lock: threading.Lock, path: str, options: RasterOptions) -> Any:
+    """The handle that belongs to a raster's lock."""
+    return _open(path, options)
 
 
 def _color_bands(interpretation: Sequence[ColorInterp]) -> list[int]:

@@ -149,3 +149,22 @@ def test_a_cell_of_which_a_corner_is_imagery_is_a_cell(write_raster: Callable, p
     [tile] = TileRenderer(Imagery([path], pyramid), SIZE).render(WHOLE)
     assert tile.cells is not None
     assert tile.cells.tolist() == [[row < 2 and col < 2 for col in range(4)] for row in range(4)]
+
+
+def bytes_read() -> int:
+    """What this process has asked the system to read."""
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="Linux tells what a process reads, others do not")
+def test_a_file_stored_by_rows_is_read_once_however_many_threads_there_are(write_raster: Callable) -> None:
+    pyramid = cut(4, 3)
+    area = pyramid.bounds
+    data = np.random.default_rng(0).integers(0, 256, (3, 2048, 2048), np.uint8)
+    path = write_raster(data, (area.west, area.south, area.east, area.north), pyramid.crs, blockysize=1)
+    with Imagery([path], pyramid) as imagery:
+        before = bytes_read()
+        tiles = list(TileRenderer(imagery, SIZE, threads=8).render(WHOLE))
+        read = bytes_read() - before
+    assert len(tiles) == pyramid.tile_count
+    assert read < 1.2 * data.nbytes
