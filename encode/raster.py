@@ -186,15 +186,19 @@ class Raster:
         shape = (max(1, round(window.height / shrink)), max(1, round(window.width / shrink)))
         scale = Affine.scale(window.width / shape[1], window.height / shape[0])
         side = (bounds.east - bounds.west) / pixels
+        source = self.read(window, shape)
+        alpha: dict[str, int] = {"src_alpha": 4, "dst_alpha": 4}
+        target = rgba
+        if self._surrounds(window) and source[3].min() == 255:  # most: without alpha GDAL takes two thirds of the time
+            rgba[3], source, target, alpha = 255, source[:3], rgba[:3], {}
         rasterio.warp.reproject(
-            self.read(window, shape),
-            rgba,
+            source,
+            target,
             src_transform=self.transform @ Affine.translation(window.col_off, window.row_off) @ scale,
             src_crs=self.crs,
-            src_alpha=4,
             dst_transform=from_origin(bounds.west, bounds.north, side, side),
             dst_crs=crs,
-            dst_alpha=4,
+            **alpha,
             resampling=Resampling.cubic,
             # Pixels made per source pixel. GDAL would guess them from the part of the square that the raster covers,
             # and alias where that is a small one: at the edges of a map, and in every sheet of a mosaic.
@@ -202,6 +206,11 @@ class Raster:
             YSCALE=pixels / (down * shape[0] / window.height),
         )
         return rgba
+
+    def _surrounds(self, window: Window) -> bool:
+        """Whether there is more of the raster on all sides of a window."""
+        rows, cols = window.toslices()
+        return rows.start > 0 and cols.start > 0 and rows.stop < self.height and cols.stop < self.width
 
     def _window(self, crs: str, bounds: Bounds, pixels: int) -> tuple[Window, float, float] | None:
         """The pixels that a square of another CRS needs, with a margin for the kernel; None if there are none.

@@ -21,7 +21,7 @@ from jzi.encode.area import square_around
 from jzi.encode.imagery import BACKGROUND, Imagery
 from jzi.encode.raster import Raster, RasterOptions, close_rasters
 from jzi.errors import ImageryError
-from jzi.store.pyramid import Bounds, Pyramid
+from jzi.store.pyramid import Bounds, Pyramid, TileKey
 
 # Affine prefers @ since 3.0, which older ones do not have
 pytestmark = pytest.mark.filterwarnings(
@@ -462,3 +462,25 @@ def test_tiles_are_as_smooth_where_a_raster_covers_little_of_them(write_raster, 
         assert np.abs(made - mean).mean() < 6
         assert made.std() < 1.1 * mean.std()  # aliasing would make it as rough as the squares themselves
     np.testing.assert_array_equal(of_larger, expected)
+
+
+# The short cut for squares that lie wholly in the imagery
+
+
+@pytest.mark.parametrize("side", [200, 800, 3000], ids=["enlarged", "as it is", "shrunk"])
+def test_a_square_amid_the_imagery_looks_the_same_by_the_short_cut(
+    place: Callable, pyramid: Pyramid, pattern: Callable, monkeypatch: pytest.MonkeyPatch, side: int
+) -> None:
+    raster = Raster(place(pattern(side, side, square=7)))
+    amid = pyramid.tile_bounds(TileKey(2, 6, 9))
+    short = raster.warp(pyramid.crs, amid, 60)
+    monkeypatch.setattr(Raster, "_surrounds", lambda *_: False)
+    assert np.array_equal(short, raster.warp(pyramid.crs, amid, 60))
+    assert short[3].min() == 255
+
+
+def test_half_transparent_imagery_stays_so_amid_the_raster(place: Callable, pyramid: Pyramid) -> None:
+    path = place(flat(10, 20, 30, 128, side=800))
+    with rasterio.open(path, "r+") as file:
+        file.colorinterp = [ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.alpha]
+    assert np.unique(Raster(path).warp(pyramid.crs, pyramid.tile_bounds(TileKey(2, 6, 9)), 60)[3]).tolist() == [128]
