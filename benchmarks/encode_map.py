@@ -1,13 +1,14 @@
 """Encoding a map: against the bare forward pass of the encoder, and what is read against what is in the file.
 
     python -m benchmarks.encode_map                 # DINOv2-base, 384 px, 4369 tiles of a 24 576 px raster: for a GPU
-    python -m benchmarks.encode_map --model tiny --image-size 112 --levels 3 --side 4096         # for two cores
+    python -m benchmarks.encode_map --image-size 84 --levels 3 --side 4096 --repeats 3           # for two cores
 
 The bare forward pass, a GeoTIFF with tiles and overviews and the same one in strips without overviews take turns, so
-that all see the same machine; medians over the turns are printed. The bare pass encodes as many tiles of noise that are
-in memory already. The cores work for reading and encoding alike where there is no GPU: tiles per second of processor
-time say what reading costs there. Bytes are what the process asked the system for while `encode_map` ran (Linux only),
-less what it reads of the cache. The raster is uncompressed noise, in the pyramid's own projection, turned by nothing.
+that all see the same machine; medians over the turns are printed. The bare pass encodes as many tiles, which are in
+memory already. "Cut only" makes the tiles and encodes none: where that is not much faster than the bare pass, the
+encoder is not what `encode-map` waits for. Without a GPU the same cores cut and encode: tiles per second of processor
+time tell then what cutting costs. Bytes are what the process asked the system for (Linux only); the page cache holds
+the file, as it does after `encode-map` has fingerprinted it. The rasters are not compressed.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ from jzi.encode.encode_map import encode_map
 from jzi.encode.encoder import Encoder
 from jzi.encode.imagery import Imagery
 from jzi.encode.prefetch import reader_threads
+from jzi.encode.tiles import TileRenderer
 from jzi.store.cache import FeatureCache
-from jzi.store.pyramid import Pyramid
+from jzi.store.pyramid import Pyramid, TileKey
 
 MODELS = {"tiny": (192, 6, 3), "small": (384, 12, 6), "base": (768, 12, 12)}  # width, layers, heads
 LAYOUTS = {
@@ -45,7 +47,7 @@ BAND = 512
 
 
 def write_raster(path: Path, pyramid: Pyramid, side: int, profile: dict[str, Any], overviews: bool) -> Path:
-    """A square GeoTIFF of smooth noise over the whole area."""
+    """A square GeoTIFF of random colours, 16 pixels wide each, over the whole area."""
     bounds, rng = pyramid.bounds, np.random.default_rng(0)
     transform = from_bounds(bounds.west, bounds.south, bounds.east, bounds.north, side, side)
     with rasterio.open(
@@ -80,6 +82,18 @@ def bare(encoder: Encoder, tiles: int, batch: int) -> Callable[[], dict[str, flo
         for start in range(0, tiles, batch):
             embedding = encoder.encode_tiles(images[: tiles - start])
         encoder.to_storage(embedding)
+        return {}
+
+    return run
+
+
+def cut(path: Path, pyramid: Pyramid, encoder: Encoder) -> Callable[[], dict[str, float]]:
+    """All tiles, without encoding them."""
+
+    def run() -> dict[str, float]:
+        with Imagery([path], pyramid) as imagery:
+            for _ in TileRenderer(imagery, encoder.image_size).render([TileKey(0, 0, 0)]):
+                pass
         return {}
 
     return run
@@ -124,6 +138,7 @@ def main(model: str, image_size: int, levels: int, side: int, batch: int, repeat
         for layout, profile in LAYOUTS.items():
             path = write_raster(folder / f"{layout.split(',')[0]}.tif", pyramid, side, profile, "overviews" in layout)
             click.echo(f"{layout}: {path.stat().st_size / 1e6:.0f} MB")
+            kinds[f"{layout}: cut only"] = cut(path, pyramid, encoder)
             kinds[layout] = through(path, pyramid, encoder, batch, folder)
         found: dict[str, list[tuple[float, float, float]]] = {kind: [] for kind in kinds}
         for turn in range(repeats + 1):  # the first warms up
@@ -133,11 +148,11 @@ def main(model: str, image_size: int, levels: int, side: int, batch: int, repeat
                 seconds, worked = time.perf_counter() - began, time.process_time() - worked
                 if turn:
                     found[kind].append((pyramid.tile_count / seconds, pyramid.tile_count / worked, read))
-    click.echo(f"\n{'':<20}{'tiles/s':>10}{'of bare':>9}{'tiles/CPU s':>13}{'of bare':>9}{'bytes read / file':>19}")
+    click.echo(f"\n{'':<28}{'tiles/s':>10}{'of bare':>9}{'tiles/CPU s':>13}{'of bare':>9}{'bytes read / file':>19}")
     reference = [median(values) for values in zip(*found["bare forward pass"], strict=True)]
     for kind, turns in found.items():
         rate, per_cpu, read = (median(values) for values in zip(*turns, strict=True))
-        row = f"{kind:<20}{rate:>10.1f}{rate / reference[0]:>9.3f}{per_cpu:>13.1f}{per_cpu / reference[1]:>9.3f}"
+        row = f"{kind:<28}{rate:>10.1f}{rate / reference[0]:>9.3f}{per_cpu:>13.1f}{per_cpu / reference[1]:>9.3f}"
         click.echo(row + (f"{read:>19.2f}" if read else ""))
 
 
