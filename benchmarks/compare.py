@@ -36,6 +36,8 @@ from jzi.decode.locate import Locator, Question
 from jzi.retrieve.locate import RetrievalLocator
 from jzi.store.cache import FeatureCache
 
+from .scaling import median_ms
+
 #: Repeats of a measurement, of which the median is told.
 REPEATS = 50
 
@@ -160,7 +162,7 @@ def measure_locating(city: str, way: Way) -> dict[str, Any]:
                 index.search(vectors, 10)
                 looked = faiss.cvar.hnsw_stats.ndis // len(vectors)
             found["lookups"], found["flops"] = looked, 2 * looked * vectors.shape[1]
-            found["ms"] = _median_ms(lambda row: index.search(vectors[row : row + 1], 10), len(rows))
+            found["ms"] = median_ms(lambda row: index.search(vectors[row : row + 1], 10), len(rows))
         else:
             table = locator.table
             found["database"] = table.embedding.numel() * table.embedding.element_size()
@@ -170,20 +172,9 @@ def measure_locating(city: str, way: Way) -> dict[str, Any]:
             with FlopCounterMode(display=False) as counter:
                 locator.posterior(query[:1], greedy)
             found["flops"] = counter.get_total_flops()
-            found["ms"] = _median_ms(lambda row: locator.posterior(query[row : row + 1], greedy), len(rows))
+            found["ms"] = median_ms(lambda row: locator.posterior(query[row : row + 1], greedy), len(rows))
         found["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         return found
-
-
-def _median_ms(work: Any, rows: int) -> float:
-    times = []
-    for row in range(rows):
-        began = time.perf_counter()
-        work(row)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        times.append(1e3 * (time.perf_counter() - began))
-    return float(np.median(times))
 
 
 def encoder_flops(city: Path) -> int:

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from pyproj import CRS
 
-from jzi.decode.model import ZoomModel
+from jzi.decode.model import ZoomModel, read_config
 from jzi.errors import JziError
 from jzi.store.cache import ENCODED, MISSING, NODATA, FeatureCache
-from jzi.store.cards import EncoderCard
+from jzi.store.cards import EncoderCard, ImageryCard
+from jzi.store.cell_features import CellFeatures
 from jzi.store.pyramid import Pyramid
 from jzi.store.storage import exists, is_url
 
@@ -23,7 +24,7 @@ class Description:
 
     Attributes:
         path: where.
-        kind: "cache", "model" or "raster".
+        kind: "cache", "model", "retriever" or "raster".
         facts: what to print, in order.
         pyramid: that it belongs to; None for a raster.
         encoder: that it belongs to; None for a raster.
@@ -97,6 +98,9 @@ def _cache(path: str) -> Description:
         facts["imagery_fingerprint"] = cache.imagery.fingerprint
         facts["imagery_read_as"] = cache.imagery.description
     facts |= {"tiles": tiles, "complete": tiles["missing"] == 0}
+    if "cells/status" in cache.group:
+        cells = CellFeatures(cache.group, cache.path).status()
+        facts["cells"] = {name: int((cells == value).sum()) for name, value in _STATUS.items()}
     queries = cache.queries.frame()
     encoded = queries[queries["status"] == ENCODED]
     facts |= {"photos": len(encoded), "photos_missing": len(queries) - len(encoded)}
@@ -110,20 +114,37 @@ _STATUS = {"encoded": ENCODED, "without_imagery": NODATA, "missing": MISSING}
 
 
 def _model(folder: Path) -> Description:
+    if "decoder" not in (config := read_config(folder)):
+        return _retriever(folder, config)
     model = ZoomModel.load(folder)
-    config = model.decoder.config
+    architecture = model.decoder.config
     carried = (folder / "encoder").is_dir()
     facts = {
         **_pyramid_facts(model.pyramid),
         **_encoder_facts(model.encoder),
         "encoder_is": "in the folder" if carried else "fetched from the Hugging Face hub",
-        "decoder": f"{config.layers} layers, {config.heads} heads, width {config.width}",
+        "decoder": f"{architecture.layers} layers, {architecture.heads} heads, width {architecture.width}",
         "parameters": sum(parameter.numel() for parameter in model.decoder.parameters()),
         "tiles": _tile_count(model) if model.has_map else "no map: give a cache",
     }
     hashes = frozenset(digest for *_, digest in model.imagery.files) if model.imagery else frozenset()
     fingerprint = model.imagery.fingerprint if model.imagery else None
     return Description(str(folder), "model", facts, model.pyramid, model.encoder, hashes, fingerprint)
+
+
+def _retriever(folder: Path, config: dict[str, Any]) -> Description:
+    pyramid, encoder = Pyramid.from_dict(config["pyramid"]), EncoderCard(**config["encoder"])
+    imagery = ImageryCard(**config["imagery"])
+    facts = {
+        **_pyramid_facts(pyramid),
+        **_encoder_facts(encoder),
+        "method": config["method"],
+        "footprint_m": config["surroundings"] * pyramid.cell_size,
+        "index": "there" if (folder / "index.zarr").is_dir() else "none yet: jzi index",
+        "graph": "there" if (folder / "hnsw.faiss").is_file() else "none: jzi index --hnsw",
+    }
+    hashes = frozenset(digest for *_, digest in imagery.files)
+    return Description(str(folder), "retriever", facts, pyramid, encoder, hashes, imagery.fingerprint)
 
 
 def _tile_count(model: ZoomModel) -> int:
