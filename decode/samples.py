@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -38,6 +39,13 @@ class Samples:
     def __len__(self) -> int:
         return len(self.query)
 
+    def with_views(self, most: int) -> Samples:
+        """The same photos with no more than `most` augmented views of each."""
+        if self.views is None or not most:
+            return replace(self, query=self.query[:, :1], views=None)
+        query = self.query[:, : 1 + most]
+        return replace(self, query=query, views=self.views.clamp(max=query.shape[1] - 1))
+
     def draw_views(self, seed: int) -> Tensor:
         """(photo,) one of the views that each photo has, the plain one among them."""
         if self.views is None:
@@ -59,19 +67,39 @@ def load_samples(cache: FeatureCache, table: TileTable, split: str, views: int =
         CacheError: no photo is encoded at all.
         CacheCorruptError: a chunk is damaged.
     """
-    frame = cache.queries.encoded()
-    frame = frame[frame["split"] == split]
-    latitude, longitude = frame["latitude"].to_numpy(float), frame["longitude"].to_numpy(float)
-    paths = table.pyramid.paths(latitude, longitude).reshape(-1, table.pyramid.levels)
-    keep = (paths[:, 0] >= 0) & table.reachable(np.maximum(paths, 0))
-    query = torch.from_numpy(cache.queries.embedding(frame.index.to_numpy(np.int64)[keep], views))
-    counts = np.minimum(frame["views"].to_numpy(np.int64)[keep], query.shape[1] - 1)
-    return Samples(
-        query=query.to(table.device),
-        tiles=table.along(paths[keep]),
-        actions=torch.from_numpy(paths[keep]).to(table.device),
-        latitude=latitude[keep],
-        longitude=longitude[keep],
-        unreachable=int((~keep).sum()),
-        views=torch.from_numpy(counts).to(table.device) if views else None,
-    )
+    return load_splits(cache, table, cache.queries.encoded(), {split: views})[0]
+
+
+def load_splits(cache: FeatureCache, table: TileTable, frame: pd.DataFrame, splits: dict[str, int]) -> list[Samples]:
+    """The photos of several splits, whose embeddings are read from the cache in one go.
+
+    Args:
+        cache: with photos.
+        table: the map.
+        frame: the cache's `queries.encoded()`.
+        splits: each split, and how many augmented views of its photos to load, where they have them.
+
+    Raises:
+        CacheCorruptError: a chunk is damaged.
+    """
+    parts = [frame[frame["split"] == split] for split in splits]
+    positions = [(part["latitude"].to_numpy(float), part["longitude"].to_numpy(float)) for part in parts]
+    paths = [table.pyramid.paths(*each).reshape(-1, table.pyramid.levels) for each in positions]
+    keep = [(each[:, 0] >= 0) & table.reachable(np.maximum(each, 0)) for each in paths]
+    rows = [part.index.to_numpy(np.int64)[kept] for part, kept in zip(parts, keep, strict=True)]
+    embedding = torch.from_numpy(cache.queries.embedding(np.concatenate(rows), max(splits.values())))
+    samples = []
+    for query, part, (latitude, longitude), path, kept, views in zip(
+        embedding.split([len(each) for each in rows]), parts, positions, paths, keep, splits.values(), strict=True
+    ):
+        plain = Samples(
+            query=query[:, : 1 + views].contiguous().to(table.device),
+            tiles=table.along(path[kept]),
+            actions=torch.from_numpy(path[kept]).to(table.device),
+            latitude=latitude[kept],
+            longitude=longitude[kept],
+            unreachable=int((~kept).sum()),
+        )
+        counts = torch.from_numpy(part["views"].to_numpy(np.int64)[kept]).to(table.device)
+        samples.append(replace(plain, views=counts).with_views(views))
+    return samples

@@ -7,7 +7,6 @@ killed goes on as if it had not been.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from dataclasses import asdict, dataclass, replace
@@ -27,9 +26,10 @@ from jzi.decode.config import DecoderConfig, TrainConfig
 from jzi.decode.decoder import ZoomDecoder
 from jzi.decode.model import ZoomModel, create_folder, read_config, replace_file, save_temperature, save_weights
 from jzi.decode.run import Metrics, Run, rank
-from jzi.decode.samples import Samples, load_samples
+from jzi.decode.samples import Samples
 from jzi.decode.tile_table import TileTable
 from jzi.decode.training import learning_rate_factor, make_accelerator, make_decoder, told_apart, validate
+from jzi.decode.training_data import DataCard, TrainingData
 from jzi.errors import TrainingError
 from jzi.store.cache import FeatureCache
 
@@ -81,6 +81,7 @@ def train_decoder(
     encoder_folder: Path | None = None,
     start: ZoomModel | None = None,
     settings: str = "",
+    data: TrainingData | None = None,
 ) -> TrainReport:
     """Train on the cache's "train" photos; keep the epoch with the best recall at 40 m on its "val" photos.
 
@@ -95,6 +96,7 @@ def train_decoder(
         encoder_folder: the cache's encoder, for the model to carry along; None for one that the hub has.
         start: a model whose decoder to start from, such as a fine-tuned one; its architecture is taken too.
         settings: kept as train/settings.toml.
+        data: what `TrainingData.load` made of the cache on this process's device, where several runs share it.
 
     Raises:
         CacheError: the cache is incomplete or damaged.
@@ -102,16 +104,15 @@ def train_decoder(
         ModelError: the folder holds a model that was trained in another way, or the disk is full.
     """
     accelerator = make_accelerator(config, folder)
-    decoder_config = replace(decoder_config, width=cache.encoder.width, actions=cache.pyramid.actions)
-    features = cache.read_map()
-    table = TileTable(features, accelerator.device)
-    train, val = load_samples(cache, table, "train", config.views), load_samples(cache, table, "val")
+    data = data or TrainingData.load(cache, accelerator.device, config.views)
+    card, table, train, val = data.card, data.table, data.train.with_views(config.views), data.val
+    decoder_config = replace(decoder_config, width=card.encoder.width, actions=card.pyramid.actions)
     if not len(train):
-        raise TrainingError(f"{cache.path} has no photo to train on: none with split 'train' lies on the map's imagery")
+        raise TrainingError(f"{data.path} has no photo to train on: none with split 'train' lies on the map's imagery")
     torch.manual_seed(config.seed)
     decoder = make_decoder(decoder_config, start)
     decoder_config = decoder.config
-    run = Run(folder, _identity(cache, decoder_config, config, start))
+    run = Run(folder, run_identity(card, decoder_config, config, start))
     state = run.load()
     first = 0 if state is None else state["epoch"] + 1
     report = partial(
@@ -128,8 +129,8 @@ def train_decoder(
             _calibrate(folder, table, val)  # in case the run was stopped just before
         return report(best=run.best(), seconds=0.0)
     if state is None and accelerator.is_main_process:
-        create_folder(folder, decoder_config, cache.pyramid, cache.encoder, encoder_folder, cache.imagery)
-        replace_file(folder / "map.safetensors", features.save)
+        create_folder(folder, decoder_config, card.pyramid, card.encoder, encoder_folder, card.imagery)
+        replace_file(folder / "map.safetensors", data.features.save)
         run.start(settings)
     accelerator.wait_for_everyone()
     if config.trackers:
@@ -233,21 +234,20 @@ def _calibrate(folder: Path, table: TileTable, val: Samples) -> None:
         save_temperature(folder, fit_temperature(decoder, table, val))
 
 
-def _identity(
-    cache: FeatureCache, decoder_config: DecoderConfig, config: TrainConfig, start: ZoomModel | None
+def run_identity(
+    card: DataCard, decoder_config: DecoderConfig, config: TrainConfig, start: ZoomModel | None
 ) -> dict[str, Any]:
-    """What the outcome depends on."""
-    photos = cache.queries.encoded()[["id", "latitude", "longitude", "split", "photo_sha256", "views"]]
+    """What the outcome of a run depends on; `decoder_config` is that of the decoder, with the cache's width."""
     how = {f"train.{key}": list(value) if isinstance(value, tuple) else value for key, value in asdict(config).items()}
     del how["train.trackers"]
     how["train.init"] = told_apart(start)
     return {
         **{f"decoder.{key}": value for key, value in decoder_config.to_dict().items()},
         **how,
-        "encoder": cache.encoder.fingerprint[:16],
-        "imagery": cache.imagery.fingerprint[:16] if cache.imagery else "",
-        "views": cache.queries.recipe if config.views and photos["views"].any() else {},
-        "photos": f"{len(photos)}, {hashlib.sha256(photos.to_csv(index=False).encode()).hexdigest()[:16]}",
+        "encoder": card.encoder.fingerprint[:16],
+        "imagery": card.imagery.fingerprint[:16] if card.imagery else "",
+        "views": card.recipe if config.views else {},
+        "photos": card.photos,
     }
 
 

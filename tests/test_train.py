@@ -21,10 +21,12 @@ from jzi.decode.samples import load_samples
 from jzi.decode.tile_table import TileTable
 from jzi.decode.train import train_decoder
 from jzi.decode.training import learning_rate_factor
+from jzi.decode.training_data import TrainingData
 from jzi.errors import CacheMismatchError, ConfigError, ModelError, TrainingError
 from jzi.store.cache import ENCODED, NODATA, FeatureCache
 from jzi.store.cards import EncoderCard
 from jzi.store.pyramid import Pyramid, geodesic_distance
+from jzi.store.query_features import QueryFeatures
 
 WIDTH = 16
 SMALL = DecoderConfig(layers=2, heads=2, dropout=0.1)
@@ -98,6 +100,27 @@ def test_a_finished_run_is_not_trained_again(cache, tmp_path) -> None:
     report = train_decoder(cache, tmp_path / "model", SMALL, QUICK)
     assert report.epochs == 0 and report.best["epoch"] in range(4)
     assert (tmp_path / "model" / "decoder.safetensors").stat().st_mtime_ns == before
+
+
+def test_runs_that_share_their_data_are_those_that_read_it_themselves(cache, tmp_path) -> None:
+    with_views(cache, 2)
+    data = TrainingData.load(cache)
+    for name, views in (("all", 255), ("one", 1), ("none", 0)):
+        how = TrainConfig(**{**vars(QUICK), "epochs": 2, "views": views})
+        train_decoder(cache, tmp_path / name / "alone", SMALL, how)
+        train_decoder(cache, tmp_path / name / "shared", SMALL, how, data=data)
+        alone, shared = ((tmp_path / name / each / "decoder.safetensors").read_bytes() for each in ("alone", "shared"))
+        assert alone == shared
+
+
+def test_a_cache_is_read_once(cache, monkeypatch) -> None:
+    read = []
+    column, embedding = QueryFeatures.column, QueryFeatures.embedding
+    monkeypatch.setattr(QueryFeatures, "column", lambda self, name: read.append(name) or column(self, name))
+    monkeypatch.setattr(QueryFeatures, "embedding", lambda *args: read.append("embedding") or embedding(*args))
+    TrainingData.load(cache)
+    read.remove("views")  # reading embeddings tells by it which views are missing
+    assert sorted(read) == sorted(set(read)) and "embedding" in read
 
 
 def test_other_settings_or_photos_are_refused_rather_than_mixed(cache, tmp_path) -> None:

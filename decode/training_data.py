@@ -1,0 +1,89 @@
+"""What the decoder is trained on, read from a cache once: several runs can share it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+
+from jzi.decode.samples import Samples, load_splits
+from jzi.decode.tile_table import TileTable
+from jzi.store.cache import FeatureCache
+from jzi.store.cards import EncoderCard, ImageryCard
+from jzi.store.map_features import MapFeatures
+from jzi.store.pyramid import Pyramid
+
+
+@dataclass(frozen=True)
+class DataCard:
+    """Which data it is: what the outcome of a training run depends on, beside its settings.
+
+    Attributes:
+        pyramid: how the area is cut.
+        encoder: which encoder made the embeddings.
+        imagery: which imagery the tiles were cut from, if that is known.
+        photos: how many there are, and the first digits of a SHA-256 over what is known of them.
+        recipe: what the augmented views were made from; empty where no photo has any.
+    """
+
+    pyramid: Pyramid
+    encoder: EncoderCard
+    imagery: ImageryCard | None
+    photos: str
+    recipe: dict[str, int]
+
+    @classmethod
+    def of(cls, cache: FeatureCache, frame: pd.DataFrame | None = None) -> DataCard:
+        """The card of a cache; `frame` is its `queries.encoded()`, where that has been read already.
+
+        Raises:
+            CacheError: no photo is encoded.
+        """
+        frame = cache.queries.encoded() if frame is None else frame
+        known = frame[["id", "latitude", "longitude", "split", "photo_sha256", "views"]]
+        digest = hashlib.sha256(known.to_csv(index=False).encode()).hexdigest()
+        recipe = cache.queries.recipe if frame["views"].any() else {}
+        return cls(cache.pyramid, cache.encoder, cache.imagery, f"{len(frame)}, {digest[:16]}", recipe)
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The map and the photos of a cache: in memory, and on the device.
+
+    Attributes:
+        path: of the cache.
+        card: which data it is.
+        features: the map, as a model folder carries it.
+        table: the map on the device.
+        train: the photos to train on, with their augmented views.
+        val: the photos that choose the epoch, plain.
+        test: the photos that are held out, plain.
+    """
+
+    path: str
+    card: DataCard
+    features: MapFeatures
+    table: TileTable
+    train: Samples
+    val: Samples
+    test: Samples
+
+    @classmethod
+    def load(cls, cache: FeatureCache, device: torch.device | str = "cpu", views: int = 255) -> TrainingData:
+        """Read a cache, its columns and its embeddings once.
+
+        Args:
+            cache: complete.
+            device: where the embeddings are put.
+            views: how many augmented views of a training photo to load, where it has them.
+
+        Raises:
+            CacheError: the cache is incomplete or damaged.
+        """
+        features = cache.read_map()
+        table = TileTable(features, device)
+        frame = cache.queries.encoded()
+        train, val, test = load_splits(cache, table, frame, {"train": views, "val": 0, "test": 0})
+        return cls(cache.path, DataCard.of(cache, frame), features, table, train, val, test)
