@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from jzi import __version__
+from jzi.commands.ablate import ablate
 from jzi.commands.area import info, init, tile
 from jzi.commands.common import Sentence
 from jzi.commands.demo import demo
@@ -17,7 +18,7 @@ from jzi.commands.stage_two import evaluate, import_checkpoint_command, train_de
 from jzi.errors import JziError
 
 #: Commands that, interrupted, go on where they were.
-RESUMABLE = ("finetune", "encode-map", "encode-queries", "train-decoder", "demo")
+RESUMABLE = ("finetune", "encode-map", "encode-queries", "train-decoder", "ablate", "demo")
 
 
 class Commands(click.Group):
@@ -69,6 +70,7 @@ for command in (
     encode_queries_command,
     train_decoder_command,
     evaluate,
+    ablate,
     locate,
     serve,
     import_checkpoint_command,
