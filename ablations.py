@@ -32,7 +32,8 @@ from jzi.encode.families import blocks_of
 from jzi.encode.processes import processes
 from jzi.errors import ConfigError, JziError, TrainingError
 from jzi.store.cache import FeatureCache
-from jzi.store.caches import find_caches, most_views, same_photos
+from jzi.store.cache_care import most_views, same_photos
+from jzi.store.caches import look
 from jzi.store.cards import EncoderCard
 from jzi.store.storage import exists
 from jzi.workspace import finetune_areas, load_encoder, open_cache, open_imagery, read_query_table
@@ -211,7 +212,7 @@ class Ablation:
             settings = self._finetune(line, card, tell)
             card = load_encoder(settings).card
         plain = FeatureCache.open(self.plain.cache_path) if exists(self.plain.cache_path) else None
-        for found in find_caches(self.plain.folder):
+        for found in look(self.plain.folder)[0]:
             same = found.encoder.fingerprint == card.fingerprint and found.pyramid == settings.pyramid
             if not (same and found.complete):
                 continue

@@ -9,6 +9,7 @@ import click
 from jzi import __version__
 from jzi.commands.ablate import ablate
 from jzi.commands.area import info, init, tile
+from jzi.commands.cache import cache
 from jzi.commands.common import Sentence
 from jzi.commands.demo import demo
 from jzi.commands.locate import locate
@@ -74,6 +75,7 @@ for command in (
     locate,
     serve,
     import_checkpoint_command,
+    cache,
     demo,
 ):
     main.add_command(command)

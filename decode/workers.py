@@ -148,6 +148,8 @@ def _work(trials: list[Trial], device: int, errors: Connection) -> None:
         run_free(trials)
     except JziError as error:
         errors.send(error)
+    except SystemExit:
+        os._exit(143)  # what was being written has been taken back; torch takes seconds to end in order
 
 
 def run_free(trials: Sequence[Trial]) -> None:

@@ -1,19 +1,18 @@
-"""The caches of a folder: what there is and who needs it, and taking them away, together and apart."""
+"""The caches of a folder: what there is, which models need it, and taking one away."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from jzi.errors import CacheError, JziError
-from jzi.store.cache import ENCODED, MISSING, FeatureCache
+from jzi.store.cache import MISSING, FeatureCache
 from jzi.store.cards import EncoderCard, ImageryCard
 from jzi.store.pyramid import Pyramid
 
@@ -50,8 +49,7 @@ class CacheCard:
         tiles: how many the pyramid has.
         missing_tiles: how many of them have not been encoded.
         photos: how many are listed.
-        missing_photos: how many of them have no embedding.
-        models: those that belong to it.
+        missing_photos: how many of them have not been encoded; those that cannot be read are not missing.
     """
 
     path: Path
@@ -63,24 +61,23 @@ class CacheCard:
     missing_tiles: int
     photos: int
     missing_photos: int
-    models: tuple[ModelCard, ...] = ()
 
     @property
     def complete(self) -> bool:
         """Whether it has every tile, and photos."""
-        return not self.missing_tiles and self.photos > self.missing_photos
+        return not (self.missing_tiles or self.missing_photos) and self.photos > 0
 
-    def is_like(self, other: CacheCard | ModelCard) -> bool:
-        """Whether both are of one encoder, pyramid and imagery, as far as those are known."""
-        known = self.imagery and other.imagery
+    def belongs_to(self, model: ModelCard) -> bool:
+        """Whether a model was trained with this encoder and pyramid, and on this imagery, as far as it is known."""
+        known = self.imagery is not None and model.imagery is not None
         return (
-            self.encoder.fingerprint == other.encoder.fingerprint
-            and self.pyramid == other.pyramid
-            and (not known or self.imagery.fingerprint == other.imagery.fingerprint)  # type: ignore[union-attr]
+            self.encoder.fingerprint == model.encoder.fingerprint
+            and self.pyramid == model.pyramid
+            and (not known or self.imagery.fingerprint == model.imagery.fingerprint)  # type: ignore[union-attr]
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+    def to_dict(self, models: Iterable[ModelCard]) -> dict[str, Any]:
+        """Plain values, for JSON, with those of some models that belong to it."""
         return {
             "path": str(self.path),
             "encoder": self.encoder.to_dict(),
@@ -92,16 +89,16 @@ class CacheCard:
             "photos": self.photos,
             "missing_photos": self.missing_photos,
             "complete": self.complete,
-            "models": [{"folder": str(model.folder), "has_map": model.has_map} for model in self.models],
+            "models": [{"folder": str(model.folder), "has_map": model.has_map} for model in self._own(models)],
         }
 
-    def to_text(self) -> str:
+    def to_text(self, models: Iterable[ModelCard]) -> str:
         """For people."""
         pyramid = self.pyramid
         lacking = ((self.missing_tiles, "tiles"), (self.missing_photos, "photos"))
         lacks = [f"{count} {what}" for count, what in lacking if count]
         state = f"lacks {' and '.join(lacks)}" if lacks else "complete" if self.complete else "holds no photo"
-        used = [f"{model.folder}{'' if model.has_map else ' (has no map of its own)'}" for model in self.models]
+        used = [f"{model.folder}{'' if model.has_map else ' (has no map of its own)'}" for model in self._own(models)]
         shown = ", ".join(used[:3]) + (f" and {len(used) - 3} more" if len(used) > 3 else "")
         return "\n".join(
             [
@@ -114,11 +111,14 @@ class CacheCard:
             ]
         )
 
+    def _own(self, models: Iterable[ModelCard]) -> list[ModelCard]:
+        return [model for model in models if self.belongs_to(model)]
 
-def find_caches(folder: Path) -> list[CacheCard]:
-    """Every feature cache in a folder and those below it, with the models there that belong to it.
 
-    What is hidden is not looked into, and a cache that cannot be read is left out.
+def look(folder: Path) -> tuple[list[CacheCard], list[ModelCard]]:
+    """Every feature cache and every model in a folder and those below it.
+
+    What is hidden is not looked into; a cache that cannot be read is left out.
 
     Raises:
         CacheError: there is no such folder.
@@ -126,22 +126,15 @@ def find_caches(folder: Path) -> list[CacheCard]:
     if not folder.is_dir():
         raise CacheError(f"there is no folder {folder}")
     caches, models = [], []
-    for each in _folders(folder):
-        if (each / "zarr.json").is_file():
-            try:
-                caches.append(describe_cache(each))
-            except JziError:
-                continue  # a Zarr group of others, or one that `jzi cache verify` has something to say about
-        elif model := read_model_card(each):
-            models.append(model)
-    return [replace(cache, models=tuple(model for model in models if cache.is_like(model))) for cache in caches]
-
-
-def _folders(folder: Path) -> Iterator[Path]:
-    """The folder and those below it, in order; what lies in a Zarr group is its own affair."""
     for path, names, files in os.walk(folder):
-        yield Path(path)
-        names[:] = [] if "zarr.json" in files else sorted(name for name in names if not name.startswith("."))
+        if "zarr.json" in files:
+            with suppress(JziError):  # a Zarr group of others, or one that `jzi cache verify` has more to say about
+                caches.append(describe_cache(Path(path)))
+            names.clear()  # what lies in a Zarr group is its own affair
+        elif model := read_model_card(Path(path)):
+            models.append(model)
+        names[:] = sorted(name for name in names if not name.startswith("."))
+    return caches, models
 
 
 def describe_cache(path: Path) -> CacheCard:
@@ -154,7 +147,7 @@ def describe_cache(path: Path) -> CacheCard:
     cache = FeatureCache.open(path)
     missing = sum(int((cache.status(level) == MISSING).sum()) for level in range(cache.pyramid.levels))
     listed = cache.queries.column("listed").astype(bool)
-    encoded = listed & (cache.queries.column("status") == ENCODED)
+    status = cache.queries.column("status")
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     return CacheCard(
         path=path,
@@ -165,7 +158,7 @@ def describe_cache(path: Path) -> CacheCard:
         tiles=cache.pyramid.tile_count,
         missing_tiles=missing,
         photos=int(listed.sum()),
-        missing_photos=int((listed & ~encoded).sum()),
+        missing_photos=int((listed & (status == MISSING)).sum()),
     )
 
 
@@ -184,10 +177,20 @@ def read_model_card(folder: Path) -> ModelCard | None:
         return None
 
 
-def who_needs(cache: CacheCard, others: Iterable[CacheCard]) -> list[ModelCard]:
-    """The models that have no map of their own, and no other complete map to take than this cache's."""
-    spare = any(other.path != cache.path and not other.missing_tiles and other.is_like(cache) for other in others)
-    return [] if spare else [model for model in cache.models if not model.has_map]
+def who_needs(cache: CacheCard, models: Iterable[ModelCard], others: Iterable[CacheCard]) -> list[ModelCard]:
+    """The models that would be without a map if a cache went: they have none of their own, nor has another cache.
+
+    Args:
+        cache: the one that may go.
+        models: those that there are.
+        others: the caches that stay.
+    """
+    spare = [other for other in others if not other.missing_tiles]
+    return [
+        model
+        for model in models
+        if not model.has_map and cache.belongs_to(model) and not any(other.belongs_to(model) for other in spare)
+    ]
 
 
 def remove_cache(path: Path) -> None:
@@ -200,18 +203,3 @@ def remove_cache(path: Path) -> None:
     doomed = path.with_name(f".{path.name}.{os.getpid()}.removed")
     path.rename(doomed)
     shutil.rmtree(doomed)
-
-
-def same_photos(one: FeatureCache, other: FeatureCache) -> bool:
-    """Whether both hold the same photos, in the same splits, with as many augmented views made in the same way."""
-    names = ["id", "latitude", "longitude", "split", "photo_sha256", "views"]
-    first, second = (each.queries.frame() for each in (one, other))
-    first, second = (each[each["status"] == ENCODED][names].sort_values("id") for each in (first, second))
-    same = first.reset_index(drop=True).equals(second.reset_index(drop=True))
-    return same and (not first["views"].any() or one.queries.recipe == other.queries.recipe)
-
-
-def most_views(cache: FeatureCache) -> int:
-    """How many augmented views the photos of a cache have at most."""
-    views = cache.queries.column("views")
-    return int(np.max(views, initial=0))
