@@ -7,7 +7,9 @@ from typing import Any
 import click
 
 from jzi import __version__
+from jzi.commands.ablate import ablate
 from jzi.commands.area import info, init, tile
+from jzi.commands.cache import cache
 from jzi.commands.common import Sentence
 from jzi.commands.demo import demo
 from jzi.commands.locate import locate
@@ -18,7 +20,7 @@ from jzi.commands.stage_two import evaluate, import_checkpoint_command, train_de
 from jzi.errors import JziError
 
 #: Commands that, interrupted, go on where they were.
-RESUMABLE = ("finetune", "encode-map", "encode-queries", "train-decoder", "train-retriever", "index", "demo")
+RESUMABLE = ("finetune", "encode-map", "encode-queries", "train-decoder", "ablate", "train-retriever", "index", "demo")
 
 
 class Commands(click.Group):
@@ -70,11 +72,13 @@ for command in (
     encode_queries_command,
     train_decoder_command,
     evaluate,
+    ablate,
     locate,
     serve,
     import_checkpoint_command,
     train_retriever_command,
     index,
+    cache,
     demo,
 ):
     main.add_command(command)

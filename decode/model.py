@@ -158,9 +158,7 @@ def create_folder(
     """Start a model folder: the encoder if it lies in a folder of its own, then config.json."""
     folder.mkdir(parents=True, exist_ok=True)
     if encoder_folder is not None:
-        (folder / "encoder").mkdir(exist_ok=True)
-        for file in {file for pattern in _ENCODER_FILES for file in encoder_folder.glob(pattern)}:
-            replace_file(folder / "encoder" / file.name, partial(shutil.copyfile, file))
+        copy_encoder(encoder_folder, folder / "encoder")
     text = json.dumps(
         {
             "jzi_format": FORMAT,
@@ -174,6 +172,13 @@ def create_folder(
         indent=2,
     )
     replace_file(folder / "config.json", lambda path: path.write_text(text + "\n"))
+
+
+def copy_encoder(source: Path, folder: Path) -> None:
+    """Copy what makes an encoder, and nothing else that lies in its folder."""
+    folder.mkdir(exist_ok=True)
+    for file in {file for pattern in _ENCODER_FILES for file in source.glob(pattern)}:
+        replace_file(folder / file.name, partial(shutil.copyfile, file))
 
 
 def save_temperature(folder: Path, temperature: list[float]) -> None:

@@ -25,11 +25,13 @@ class Run:
     Args:
         folder: the model folder.
         identity: everything that the run's outcome depends on; a run is resumed only by one with the same.
+        mend: what to do where the folder holds another run.
     """
 
     folder: Path
     identity: dict[str, Any]
     metrics: list[Metrics] = field(default_factory=list)
+    mend: str = "give another model.path (`--set model.path=other`) or delete it"
 
     @property
     def _state(self) -> Path:
@@ -53,8 +55,7 @@ class Run:
         if differences:
             was = ", ".join(f"{key} {state['identity'].get(key)} not {self.identity[key]}" for key in differences)
             raise ModelError(
-                f"{self.folder} holds a model that was trained with other settings or photos ({was}): give another "
-                "model.path (`--set model.path=other`) or delete it"
+                f"{self.folder} holds a model that was trained with other settings or photos ({was}): {self.mend}"
             )
         self.metrics = state["metrics"]
         return state

@@ -82,6 +82,8 @@ def train_decoder(
     start: ZoomModel | None = None,
     settings: str = "",
     data: TrainingData | None = None,
+    keep_map: bool = True,
+    progress: bool = True,
 ) -> TrainReport:
     """Train on the cache's "train" photos; keep the epoch with the best recall at 40 m on its "val" photos.
 
@@ -97,6 +99,8 @@ def train_decoder(
         start: a model whose decoder to start from, such as a fine-tuned one; its architecture is taken too.
         settings: kept as train/settings.toml.
         data: what `TrainingData.load` made of the cache on this process's device, where several runs share it.
+        keep_map: whether the folder is to hold the map too.
+        progress: whether to show it.
 
     Raises:
         CacheError: the cache is incomplete or damaged.
@@ -130,7 +134,8 @@ def train_decoder(
         return report(best=run.best(), seconds=0.0)
     if state is None and accelerator.is_main_process:
         create_folder(folder, decoder_config, card.pyramid, card.encoder, encoder_folder, card.imagery)
-        replace_file(folder / "map.safetensors", data.features.save)
+        if keep_map:
+            replace_file(folder / "map.safetensors", data.features.save)
         run.start(settings)
     accelerator.wait_for_everyone()
     if config.trackers:
@@ -156,7 +161,7 @@ def train_decoder(
         total=config.epochs,
         unit="epoch",
         desc="decoder",
-        disable=not accelerator.is_main_process,
+        disable=not (progress and accelerator.is_main_process),
     ) as bar:
         for epoch in bar:
             epoch_began = time.monotonic()

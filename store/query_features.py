@@ -119,6 +119,21 @@ class QueryFeatures:
             raise corrupt(self.path, "queries/embedding", "a chunk is gone")
         return embedding
 
+    @property
+    def room_for_views(self) -> int:
+        """How many augmented views a row has room for."""
+        return self._array("embedding").shape[1] - 1
+
+    def embedding_of_few(self, rows: NDArray[np.int64], views: int = 0) -> NDArray[np.float16]:
+        """As `embedding`, reading only the chunks of the given rows; nan where one is damaged too."""
+        starts = rows // CHUNK * CHUNK
+        embedding = np.full((len(rows), 1 + views, self._array("embedding").shape[-1]), np.nan, np.float16)
+        for start in np.unique(starts):
+            inside = starts == start
+            for view in range(1 + views):
+                embedding[inside, view] = self._read_chunk(int(start), view)[rows[inside] - start]
+        return embedding
+
     def damaged_rows(self) -> NDArray[np.int64]:
         """Rows that are marked as encoded and of which an embedding is damaged or gone."""
         encoded, views = self.column("status") == ENCODED, self.column("views")

@@ -1,0 +1,217 @@
+"""The outcome of an ablation: a row to a variant, as text, CSV, JSON and a plot."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jzi.decode.evaluate import RADII
+from jzi.decode.trials import Trial
+from jzi.decode.variants import REFERENCE
+from jzi.store.files import write_whole
+
+#: The figures of a run that are averaged over seeds.
+FIGURES = (*(f"recall@{radius:g}m" for radius in RADII), "median_error_m", "seconds")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of a variant.
+
+    Attributes:
+        values: of each seed.
+        difference: of its mean to the reference's; None where there is none to compare with.
+    """
+
+    values: tuple[float, ...]
+    difference: float | None = None
+
+    @property
+    def mean(self) -> float:
+        """Over the seeds."""
+        return float(np.mean(self.values))
+
+    @property
+    def deviation(self) -> float | None:
+        """Standard deviation over the seeds, of the sample; None of a single one."""
+        return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "mean": self.mean,
+            "deviation": self.deviation,
+            "difference": self.difference,
+            "values": list(self.values),
+        }
+
+
+@dataclass(frozen=True)
+class Row:
+    """A variant.
+
+    Attributes:
+        variant: its name, and those of others that come to the same settings.
+        seeds: those that it was run with.
+        folders: the model folders.
+        figures: by the names of FIGURES; empty where every run failed.
+        failed: what went wrong with the seeds that have no figures.
+        photos: how many were located, and of which split.
+        reference: whether it is that of the plain settings.
+    """
+
+    variant: str
+    seeds: tuple[int, ...]
+    folders: tuple[Path, ...]
+    figures: dict[str, Figure]
+    failed: tuple[str, ...]
+    photos: tuple[int, str] | None
+    reference: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "variant": self.variant,
+            "seeds": list(self.seeds),
+            "photos": self.photos[0] if self.photos else None,
+            "split": self.photos[1] if self.photos else None,
+            **{name: figure.to_dict() for name, figure in self.figures.items()},
+            "failed": list(self.failed),
+            "folders": [str(folder) for folder in self.folders],
+        }
+
+
+def gather_rows(variants: dict[str, list[Trial]]) -> list[Row]:
+    """A row to each variant, given its trials, all of which have been run."""
+    rows: list[Row] = []
+    for name, trials in variants.items():
+        results = [trial.result or {} for trial in trials]
+        found = [result for result in results if "evaluation" in result]
+        reference = next((row for row in rows if row.reference), None)
+        figures = {}
+        for figure in FIGURES if found else ():
+            values = tuple(_value(result, figure) for result in found)
+            compared = reference.figures.get(figure) if reference else None
+            figures[figure] = Figure(values, float(np.mean(values)) - compared.mean if compared else None)
+        rows.append(
+            Row(
+                variant=name,
+                seeds=tuple(trial.train.seed for trial in trials),
+                folders=tuple(trial.folder for trial in trials),
+                figures=figures,
+                failed=tuple(result["error"] for result in results if "error" in result),
+                photos=(found[0]["evaluation"]["photos"], found[0]["split"]) if found else None,
+                reference=trials[0].variant == REFERENCE,
+            )
+        )
+    return rows
+
+
+def _value(result: dict[str, Any], figure: str) -> float:
+    return float(result["seconds"] if figure == "seconds" else result["evaluation"][figure]["value"])
+
+
+def to_text(rows: Sequence[Row]) -> str:
+    """The table for people."""
+    photos = next((row.photos for row in rows if row.photos), None)
+    located = f"{photos[0]} photos of the {photos[1]} split, greedy search" if photos else "no run came to an end"
+    spread = any(len(row.seeds) > 1 for row in rows)
+    over = f"; mean ± standard deviation over {len(rows[0].seeds)} seeds" if spread else ""
+    compared = any(figure.difference is not None for row in rows for figure in row.figures.values())
+    over += "; in brackets the difference to the reference" if compared else ""
+    width = max(len("variant"), *(len(row.variant) for row in rows))
+    titles = [f"within {radius:g} m" for radius in RADII] + ["median error", "seconds"]
+    table = [[_cell(row.figures[name], name) for name in FIGURES] if row.figures else None for row in rows]
+    widths = [max(len(title), *(len(line[column]) for line in table if line), 0) for column, title in enumerate(titles)]
+    lines = [located + over, f"  {'variant':<{width}}" + _joined(titles, widths)]
+    for row, line in zip(rows, table, strict=True):
+        cells = _joined(line, widths) if line else ""
+        failed = f"  {len(row.failed)} of {len(row.seeds)} failed: {row.failed[0]}" if row.failed else ""
+        lines.append(f"  {row.variant:<{width}}{cells}{failed}")
+    return "\n".join(lines)
+
+
+def _joined(cells: Sequence[str], widths: Sequence[int]) -> str:
+    return "".join(f"   {cell:<{width}}" for cell, width in zip(cells, widths, strict=True)).rstrip()
+
+
+def _cell(figure: Figure, name: str) -> str:
+    scale, unit = {"median_error_m": (1.0, " m"), "seconds": (1.0, " s")}.get(name, (100.0, "%"))
+    digits = 1 if name in ("median_error_m", "seconds") else 2
+    text = f"{scale * figure.mean:.{digits}f}"
+    if figure.deviation is not None:
+        text += f" ± {scale * figure.deviation:.{digits}f}"
+    text += unit
+    if figure.difference is not None and name != "seconds":
+        text += f" ({scale * figure.difference:+.{digits}f})"
+    return text
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """A line to a variant: the mean, the deviation and the difference of each figure."""
+    told = ("mean", "deviation", "difference")
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["variant", "seeds", "failed", *(f"{name}_{each}" for name in FIGURES for each in told)])
+    for row in rows:
+        values = [row.figures[name].to_dict()[each] if row.figures else None for name in FIGURES for each in told]
+        writer.writerow([row.variant, len(row.seeds), len(row.failed), *values])
+    return text.getvalue()
+
+
+def write_tables(rows: Sequence[Row], folder: Path) -> None:
+    """Write table.txt, table.csv, table.json and table.png."""
+    plain = json.dumps([row.to_dict() for row in rows], indent=2)
+    for suffix, text in (("txt", to_text(rows) + "\n"), ("csv", to_csv(rows)), ("json", plain + "\n")):
+        write_whole(folder / f"table.{suffix}", partial(Path.write_text, data=text))
+    write_whole(folder / "table.png", lambda path: draw_rows(rows, path))
+
+
+def draw_rows(rows: Sequence[Row], output: Path) -> None:
+    """Draw a PNG: a line to a variant, a point at its mean, a bar of its deviation, a small point for each seed."""
+    from matplotlib.figure import Figure as Drawing
+
+    drawn = [row for row in rows if row.figures]
+    recalls = {f"recall@{radius:g}m": f"within {radius:g} m" for radius in RADII}
+    panels: list[tuple[dict[str, str], float, str]] = [
+        (recalls, 100.0, "recall, %"),
+        ({"median_error_m": ""}, 1.0, "median error, m"),
+        ({"seconds": ""}, 1.0, "seconds to train"),
+    ]
+    drawing = Drawing(figsize=(13, 1.6 + 0.34 * len(drawn)), layout="constrained")
+    axes = drawing.subplots(1, len(panels), sharey=True, width_ratios=[3, 1.5, 1.5])
+    for axis, (figures, scale, title) in zip(axes, panels, strict=True):
+        for index, (name, label) in enumerate(figures.items()):
+            color = f"C{index}"
+            for y, row in enumerate(drawn):
+                figure = row.figures[name]
+                axis.plot(np.multiply(scale, figure.values), [y] * len(figure.values), ".", color=color, alpha=0.35)
+                axis.errorbar(
+                    scale * figure.mean,
+                    y,
+                    xerr=None if figure.deviation is None else scale * figure.deviation,
+                    fmt="o",
+                    color=color,
+                    capsize=3,
+                    markersize=5,
+                    label=label if y == 0 else None,
+                )
+            if drawn and drawn[0].reference and name != "seconds":
+                axis.axvline(scale * drawn[0].figures[name].mean, color=color, linestyle=":", linewidth=1)
+        axis.set_xlabel(title)
+        axis.grid(axis="x", alpha=0.3)
+    axes[0].set_yticks(range(len(drawn)), [row.variant.replace(" = ", "\n= ") for row in drawn])
+    axes[0].set_ylim(len(drawn) - 0.5, -0.5)  # in the order of the table
+    if drawn:
+        drawing.legend(
+            *axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(recalls), frameon=False
+        )
+    drawing.savefig(output, dpi=110, format="png")

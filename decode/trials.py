@@ -1,0 +1,147 @@
+"""One run of an ablation: a decoder trained and evaluated off data that other runs share."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jzi.decode.config import DecoderConfig, TrainConfig
+from jzi.decode.evaluate import evaluate
+from jzi.decode.model import ZoomModel, copy_encoder, replace_file
+from jzi.decode.run import Run
+from jzi.decode.train import train_decoder
+from jzi.decode.training_data import TrainingData
+from jzi.errors import TrainingError
+from jzi.store.cache import FeatureCache
+from jzi.store.map_features import MapFeatures
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A variant with a seed.
+
+    Attributes:
+        variant: its name.
+        folder: the model folder to make.
+        cache: path of the cache to train off.
+        decoder: the architecture.
+        train: how to train, with the seed.
+        start: a model whose decoder to start from.
+        identity: what its outcome depends on (`jzi.decode.train.run_identity`).
+        split: of the photos to evaluate on; None for test, or val where there is no test photo.
+        shared: a folder with the map and the encoder, of which every model folder gets hard links.
+        settings: those in force, as TOML.
+    """
+
+    variant: str
+    folder: Path
+    cache: str
+    decoder: DecoderConfig
+    train: TrainConfig
+    start: Path | None
+    identity: dict[str, Any]
+    split: str | None
+    shared: Path
+    settings: str
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """What `run_trial` wrote, if that was for these settings, photos and split; None if it is still to be run."""
+        try:
+            result = json.loads((self.folder / "result.json").read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+        asked = {"identity": self.identity, "asked_split": self.split}
+        return result if json.loads(json.dumps(asked)).items() <= result.items() else None
+
+    @property
+    def epochs_done(self) -> int:
+        """How many epochs have been trained so far."""
+        if self.result is not None:
+            return self.train.epochs
+        try:
+            return (self.folder / "train" / "metrics.jsonl").read_text().count("\n")
+        except FileNotFoundError:
+            return 0
+
+    @contextlib.contextmanager
+    def claim(self) -> Iterator[bool]:
+        """Whether no other process is running it; while the context lasts, none will. A lock dies with its process."""
+        (self.folder / "train").mkdir(parents=True, exist_ok=True)
+        with (self.folder / "train" / "lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
+
+    @property
+    def run(self) -> Run:
+        """Its training on disk."""
+        return Run(self.folder, self.identity, mend="give another --name, or delete the folder")
+
+
+def run_trial(trial: Trial, data: TrainingData) -> None:
+    """Train, evaluate, and write result.json; what was trained before is not trained again.
+
+    A loss that is no number is a result too: the other runs go on.
+
+    Raises:
+        TrainingError: there is no photo to evaluate on.
+        ModelError: the folder holds another run, or the disk is full.
+    """
+    evaluated = {"train": data.train, "val": data.val, "test": data.test}
+    split = trial.split or ("test" if len(data.test) else "val")
+    samples = evaluated[split]
+    if not len(samples):
+        raise TrainingError(f"{trial.cache} has no photo of the {split} split to evaluate on: give another --split")
+    values: dict[str, Any] = {"variant": trial.variant, "seed": trial.train.seed, "identity": trial.identity}
+    values |= {"asked_split": trial.split, "split": split, "unreachable": samples.unreachable}
+    try:
+        report = train_decoder(
+            FeatureCache.open(trial.cache),
+            trial.folder,
+            trial.decoder,
+            trial.train,
+            start=ZoomModel.load(trial.start) if trial.start else None,
+            settings=trial.settings,
+            data=data,
+            keep_map=False,
+            progress=False,
+        )
+    except TrainingError as error:
+        values["error"] = str(error)
+    else:
+        decoder = ZoomModel.load(trial.folder, data.table.device).decoder
+        found = evaluate(decoder, data.table, samples.query[:, 0], samples.latitude, samples.longitude)
+        run = trial.run
+        run.load()
+        values |= {"seconds": sum(epoch["seconds"] for epoch in run.metrics), "epochs": len(run.metrics)}
+        values |= {"kept_epoch": int(report.best["epoch"]), "evaluation": found.to_dict()}
+        _link(trial.shared, trial.folder)
+    replace_file(trial.folder / "result.json", lambda path: path.write_text(json.dumps(values, indent=2) + "\n"))
+
+
+def share(folder: Path, features: MapFeatures, encoder_folder: Path | None) -> None:
+    """Keep what the model folders of many runs have in common: the map, and the encoder where it has a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if encoder_folder:
+        copy_encoder(encoder_folder, folder / "encoder")
+    replace_file(folder / "map.safetensors", features.save)
+
+
+def _link(shared: Path, folder: Path) -> None:
+    """A hard link in a model folder to each file that is shared; none where the disk knows no links."""
+    for file in (each for each in shared.rglob("*") if each.is_file()):
+        target = folder / file.relative_to(shared)
+        target.parent.mkdir(exist_ok=True)
+        with contextlib.suppress(OSError):
+            target.unlink(missing_ok=True)
+            os.link(file, target)

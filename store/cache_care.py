@@ -1,0 +1,225 @@
+"""Two caches compared and merged, and one read whole against its checksums."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import zarr
+from numpy.typing import ArrayLike
+from tqdm import tqdm
+
+from jzi.errors import CacheCorruptError, CacheMismatchError
+from jzi.store.cache import ENCODED, MISSING, FeatureCache
+from jzi.store.query_features import CHUNK
+from jzi.store.storage import storage_errors
+
+
+def same_photos(one: FeatureCache, other: FeatureCache) -> bool:
+    """Whether both hold the same photos, in the same splits, with as many augmented views made in the same way."""
+    names = ["id", "latitude", "longitude", "split", "photo_sha256", "views"]
+    first, second = (each.queries.frame() for each in (one, other))
+    first, second = (each[each["status"] == ENCODED][names].sort_values("id") for each in (first, second))
+    same = first.reset_index(drop=True).equals(second.reset_index(drop=True))
+    return same and (not first["views"].any() or one.queries.recipe == other.queries.recipe)
+
+
+def most_views(cache: FeatureCache) -> int:
+    """How many augmented views the photos of a cache have at most."""
+    views = cache.queries.column("views")
+    return int(np.max(views, initial=0))
+
+
+# Merging
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """What `merge_caches` copied.
+
+    Attributes:
+        tiles: map tiles, of levels 0..L-1.
+        photos: photos that the target had no embedding of.
+        views: photos of which augmented views were copied, those among them.
+        different: photos of which both have an embedding, of other bytes; the target's are kept.
+    """
+
+    tiles: int
+    photos: int
+    views: int
+    different: int
+
+    def to_dict(self) -> dict[str, int]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+    def to_text(self) -> str:
+        """For people."""
+        views = f", augmented views of {self.views} photos" if self.views else ""
+        kept = f"; {self.different} photos differ and are kept as they were" if self.different else ""
+        return f"{self.tiles} tiles and {self.photos} photos copied{views}{kept}"
+
+
+def merge_caches(source: FeatureCache, target: FeatureCache) -> MergeReport:
+    """Copy what one cache has and another lacks: map tiles, and photos by their id.
+
+    What the target has is left as it is, but for what is damaged in it. Interrupted, it can be run again.
+
+    Args:
+        source: open for reading; what is damaged in it is not copied.
+        target: of the same encoder, pyramid and imagery, open for writing.
+
+    Raises:
+        CacheMismatchError: they do not belong together; nothing is copied.
+        CacheError: the disk is full.
+    """
+    if source.path == target.path:
+        raise CacheMismatchError(f"{source.path} cannot be merged into itself: name two caches")
+    mend = "only caches of the same encoder, pyramid and imagery can be merged"
+    target.check(pyramid=source.pyramid, encoder=source.encoder, imagery=source.imagery, mend=mend)
+    if source.imagery and target.imagery is None:
+        target = FeatureCache.open_or_create(target.path, source.pyramid, source.encoder, source.imagery)
+    tiles = _merge_map(source, target)
+    photos, views, different = _merge_photos(source, target)
+    target.consolidate()
+    return MergeReport(tiles, photos, views, different)
+
+
+def _merge_map(source: FeatureCache, target: FeatureCache) -> int:
+    copied = 0
+    for level in reversed(range(source.pyramid.levels + 1)):  # a tile is never marked before its cells are
+        side, n = source.chunk_side(level), source.pyramid.tiles_per_side(level)
+        for row, col in tqdm(
+            itertools.product(range(0, n, side), repeat=2), total=(n // side) ** 2, unit="chunk", desc=f"level {level}"
+        ):
+            status, embedding = target.read_chunk(level, row, col)
+            theirs, features = source.read_chunk(level, row, col)
+            lacking = (status == MISSING) & (theirs != MISSING)
+            if not lacking.any():
+                continue
+            status = np.where(lacking, theirs, status)
+            if embedding is not None and features is not None:
+                embedding = np.where(lacking[..., None], features, embedding)
+                copied += int(lacking.sum())
+            target.write_chunk(level, row, col, status, embedding)
+    return copied
+
+
+def _merge_photos(source: FeatureCache, target: FeatureCache) -> tuple[int, int, int]:
+    theirs, ours = source.queries.frame(), target.queries.frame()
+    if theirs.empty:
+        return 0, 0, 0
+    new = theirs[~theirs["id"].isin(ours["id"])]
+    target.queries.mend()
+    target.queries.list_photos(pd.concat([ours, new], ignore_index=True) if len(ours) else new)
+    ours = target.queries.frame()
+    recipe = source.queries.recipe
+    with_views = bool(recipe) and target.queries.recipe in ({}, recipe)
+    if with_views:
+        target.queries.require_views(source.queries.room_for_views, recipe)
+    ours.loc[ours.index.isin(target.queries.damaged_rows()), "status"] = MISSING
+    theirs = theirs.drop(source.queries.damaged_rows(), errors="ignore").reset_index(names="row")
+    both = theirs[theirs["status"] == ENCODED].merge(ours.reset_index(names="row"), on="id", suffixes=("", "_ours"))
+    there = both["status_ours"] == ENCODED
+    same = both["photo_sha256"] == both["photo_sha256_ours"]
+    more = with_views & (both["views"] > both["views_ours"])
+    copied = both[~there | (same & more)].sort_values("row_ours")
+    copied = copied.assign(views=copied["views"] if with_views else 0)
+    for _, part in tqdm(copied.groupby(copied["row_ours"] // CHUNK), unit="chunk", desc="photos"):
+        embedding = source.queries.embedding_of_few(part["row"].to_numpy(), int(part["views"].max()))
+        names = ["photo_sha256", "photo_bytes", "photo_mtime_ns", "views", "status"]
+        values: dict[str, ArrayLike] = {name: part[name].to_numpy() for name in names}
+        target.queries.write(part["row_ours"].to_numpy(), values, embedding)
+    missing = int((~there).sum())
+    return missing, int((copied["views"] > 0).sum()), int((there & ~same).sum())
+
+
+# Verifying
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is wrong with a cache.
+
+    Attributes:
+        path: of the cache.
+        chunks: how many were read.
+        damaged: the chunks that do not match their checksum or cannot be read: array and first index.
+        lost: tiles and photos that are marked as encoded, and whose embedding is in such a chunk or has vanished.
+        missing: tiles and photos that have not been encoded.
+    """
+
+    path: str
+    chunks: int
+    damaged: tuple[str, ...]
+    lost: tuple[str, ...]
+    missing: tuple[str, ...]
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing is damaged or missing."""
+        return not (self.damaged or self.lost or self.missing)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {**asdict(self), "sound": self.sound}
+
+    def to_text(self) -> str:
+        """For people."""
+        if self.sound:
+            return f"{self.path}: sound, {self.chunks} chunks read"
+        told = (("damaged", self.damaged), ("lost", self.lost), ("missing", self.missing))
+        return "\n".join(
+            [
+                f"{self.path}: not sound, {self.chunks} chunks read",
+                *(f"  {word:<8} {each}" for word, problems in told for each in problems),
+                "  `jzi encode-map` and `jzi encode-queries` encode anew what is damaged or missing",
+            ]
+        )
+
+
+def verify_cache(cache: FeatureCache) -> Verdict:
+    """Read every chunk of a cache against its checksum, and look for what is missing.
+
+    Raises:
+        CacheError: its metadata is damaged.
+    """
+    with storage_errors(cache.path):
+        members = cache.group.members(max_depth=None)
+    arrays = [(name, array) for name, array in sorted(members) if isinstance(array, zarr.Array)]
+    damaged = []
+    chunks = sum(array.nchunks for _, array in arrays)
+    with tqdm(total=chunks, unit="chunk", desc="verify") as bar:
+        for name, array in arrays:
+            for window in _chunks(array):
+                bar.update()
+                try:
+                    with storage_errors(cache.path, name):
+                        array[window]
+                except CacheCorruptError:
+                    damaged.append(f"{name} {[part.start for part in window]}")
+    lost, missing = [], []
+    for level in range(cache.pyramid.levels):
+        status, unreadable = cache.readable_status(level)
+        lost += [f"{unreadable} tiles of level {level}"] if unreadable else []
+        absent = int((status == MISSING).sum()) - unreadable
+        missing += [f"{absent} tiles of level {level}"] if absent else []
+    with suppress(CacheCorruptError):  # of a column: it is among the damaged
+        queries = cache.queries
+        listed = queries.column("listed").astype(bool)
+        count = len(set(queries.damaged_rows()) | set(np.flatnonzero(queries.column("id") == "")))
+        lost += [f"{count} photos"] if count else []
+        absent = int((listed & (queries.column("status") == MISSING)).sum())
+        missing += [f"{absent} photos"] if absent else []
+    return Verdict(cache.path, chunks, tuple(damaged), tuple(lost), tuple(missing))
+
+
+def _chunks(array: zarr.Array) -> Iterator[tuple[slice, ...]]:
+    ranges = (range(0, size, chunk) for size, chunk in zip(array.shape, array.chunks, strict=True))
+    for corner in itertools.product(*ranges):
+        yield tuple(slice(start, start + chunk) for start, chunk in zip(corner, array.chunks, strict=True))

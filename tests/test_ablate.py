@@ -1,0 +1,314 @@
+"""Ablations: the reference is what train-decoder makes, runs are never made twice, and a table comes out."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+import jzi.decode.train as training
+from jzi.ablations import Ablation
+from jzi.cli import main
+from jzi.config import EncoderSettings, MapSettings, QuerySettings, Settings, load_settings, write_settings
+from jzi.decode.ablation_table import gather_rows, to_csv, to_text, write_tables
+from jzi.decode.config import DecoderConfig, TrainConfig
+from jzi.decode.evaluate import evaluate_model
+from jzi.decode.model import ZoomModel
+from jzi.decode.trials import Trial
+from jzi.decode.variants import Variant, expand_grid, folder_name, read_variants
+from jzi.decode.workers import _in_order, run_free
+from jzi.errors import ConfigError, ModelError
+from jzi.store.cache import ENCODED, FeatureCache
+from jzi.store.pyramid import Pyramid
+from jzi.workspace import load_encoder
+
+SMOOTHING = [Variant("plain loss", ("train.label_smoothing=0",))]
+
+
+@pytest.fixture
+def town(tmp_path: Path, encoder_folder: Path) -> Path:
+    """The jzi.toml of a working directory, whose cache holds made features; there is no image."""
+    settings = Settings(
+        pyramid=Pyramid.around(48.2, 16.37, 640.0, levels=2),
+        encoder=EncoderSettings(name=str(encoder_folder), image_size=28),
+        decoder=DecoderConfig(layers=1, heads=2),
+        train=TrainConfig(epochs=3, batch_size=32, learning_rate=1e-3, precision="no"),
+    )
+    settings.folder = tmp_path / "town"
+    write_settings(settings)
+    cache = FeatureCache.create(settings.cache_path, settings.pyramid, load_encoder(settings).card)
+    rng = np.random.default_rng(0)
+    for level in range(3):
+        n = cache.pyramid.tiles_per_side(level)
+        cache.write_chunk(
+            level, 0, 0, np.full((n, n), ENCODED, np.uint8), rng.normal(size=(n, n, 32)) if level < 2 else None
+        )
+    frame = pd.DataFrame({"id": [f"p{i}" for i in range(100)], "path": ""})
+    frame["latitude"], frame["longitude"] = cache.pyramid.unproject(*rng.uniform(-320, 320, (2, 100)))
+    frame["split"] = np.where(np.arange(100) < 60, "train", np.where(np.arange(100) < 80, "val", "test"))
+    rows = cache.queries.list_photos(frame)
+    values = {"status": np.full(100, ENCODED), "photo_sha256": frame["id"].to_numpy(object)}
+    cache.queries.write(rows, values, rng.normal(size=(100, 32)))
+    return settings.folder / "jzi.toml"
+
+
+def plan(town: Path, variants: list[Variant], *overrides: str, seeds: int = 1, split: str | None = None, **how):
+    """The trials by row, with nothing run."""
+    ablation = Ablation(town, overrides, variants, how.get("name", "test"), how.get("reference", True))
+    return ablation.trials(seeds, split, lambda _: None)
+
+
+def run(rows: dict[str, list[Trial]]) -> dict[str, list[Trial]]:
+    """The trials, run in this process."""
+    run_free(_in_order(list(rows.values())))
+    return rows
+
+
+# What is varied
+
+
+def test_a_grid_is_every_combination_named_by_what_differs() -> None:
+    variants = expand_grid(["decoder.layers=2,4", "encoder.name=a/b,c", "train.views=0"])
+    assert [variant.name for variant in variants] == [
+        "decoder.layers=2,encoder.name=a/b,train.views=0",
+        "decoder.layers=2,encoder.name=c,train.views=0",
+        "decoder.layers=4,encoder.name=a/b,train.views=0",
+        "decoder.layers=4,encoder.name=c,train.views=0",
+    ]
+    assert variants[0].overrides == ("decoder.layers=2", 'encoder.name="a/b"', "train.views=0")
+    assert folder_name(variants[0].name) == "decoder.layers=2,encoder.name=a_b,train.views=0"
+    mixed = expand_grid(["finetune.blocks=0,0,all"])
+    assert [variant.overrides for variant in mixed] == [("finetune.blocks=0",), ('finetune.blocks="all"',)]
+
+
+@pytest.mark.parametrize(
+    ("items", "told"),
+    [
+        (["decoder.layers"], "no value"),
+        (["layers=2"], "such as decoder.layers"),
+        (["map.crs=1,2"], "cannot be varied"),
+        (["train.seed=1,2"], "--seeds"),
+        (["decoder.width=3"], "follows from the encoder"),
+        (["decoder.layers=2", "decoder.layers=3"], "twice"),
+    ],
+)
+def test_what_cannot_be_varied_is_refused(items: list[str], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        expand_grid(items)
+
+
+def test_a_file_names_variants_and_what_they_share(tmp_path) -> None:
+    file = tmp_path / "sizes.toml"
+    file.write_text(
+        '[settings]\ntrain.epochs = 2\n[variants.small]\ndecoder.layers = 2\n[variants."a \\"b\\""]\nencoder.name = "x"'
+    )
+    shared, variants = read_variants(file)
+    assert shared == ("train.epochs=2",)
+    assert variants == [Variant("small", ("decoder.layers=2",)), Variant('a "b"', ('encoder.name="x"',))]
+    for wrong in ("[variants]", "[variants.reference]", "[variants.a]\nlayers = 2", "[grid]\nx = 1\n[variants.a]", "?"):
+        file.write_text(wrong)
+        with pytest.raises(ConfigError):
+            read_variants(file)
+
+
+@pytest.mark.parametrize("file", sorted((Path(__file__).parent.parent / "benchmarks" / "ablations").glob("*.toml")))
+def test_the_papers_ablations_are_variants_that_there_can_be(town, file: Path) -> None:
+    shared, variants = read_variants(file)
+    rows = {name for line in Ablation(town, shared, variants, file.stem, True).lines for name in line.names}
+    assert rows == {"reference", *(variant.name for variant in variants)}
+
+
+def test_variants_with_the_same_settings_are_one_row(town) -> None:
+    variants = [*expand_grid(["decoder.layers=1,2"]), Variant("no block", ("finetune.blocks=0",))]
+    assert list(plan(town, variants)) == ["reference = decoder.layers=1 = no block", "decoder.layers=2"]
+
+
+# Before anything is run
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("decoder.heads=5", "variant wrong: decoder.heads is 5"),
+        ("decoder.layerz=5", "variant wrong: .*layerz"),
+        ("train.label_smoothing=2", "variant wrong: train.label_smoothing"),
+        ("finetune.blocks=9", "variant wrong: .*the encoder has 2 blocks"),
+    ],
+)
+def test_a_variant_that_cannot_be_is_found_before_anything_is_run(town, override: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        plan(town, [*SMOOTHING, Variant("wrong", (override,))])
+    assert not (town.parent / "ablations").exists()
+
+
+def test_runs_of_other_settings_are_refused_rather_than_mixed(town) -> None:
+    run(plan(town, []))
+    with pytest.raises(ModelError, match=r"train.epochs 3 not 4.*--name"):
+        plan(town, [], "train.epochs=4")
+    assert plan(town, [], "train.epochs=4", name="other")
+
+
+def test_an_architecture_is_not_varied_where_the_decoder_is_given(town) -> None:
+    with pytest.raises(ConfigError, match=r"takes its architecture"):
+        plan(town, expand_grid(["decoder.layers=2"]), "train.init=model")
+
+
+# The runs
+
+
+def test_the_reference_is_what_train_decoder_and_evaluate_give(town) -> None:
+    settings = load_settings(town, ["train.seed=1"])
+    model = town.parent / "model"
+    training.train_decoder(FeatureCache.open(settings.cache_path), model, settings.decoder, settings.train)
+    split, _, alone, _ = evaluate_model(model, settings.cache_path)
+    rows = run(plan(town, SMOOTHING, seeds=2))
+    trial = rows["reference"][1]
+    assert trial.folder.name == "reference-seed1"
+    assert (trial.folder / "decoder.safetensors").read_bytes() == (model / "decoder.safetensors").read_bytes()
+    result = trial.result
+    assert result and result["split"] == split
+    assert result["evaluation"] == json.loads(json.dumps(alone.to_dict()))
+    assert rows["plain loss"][1].result["evaluation"] != result["evaluation"]
+
+
+def test_runs_that_are_done_are_not_run_again(town, monkeypatch) -> None:
+    run(plan(town, SMOOTHING))
+    monkeypatch.setattr(training, "_train_epoch", lambda *_: pytest.fail("trained again"))
+    rows = run(plan(town, SMOOTHING))
+    assert rows["reference"][0].result["split"] == "test"
+    rows = run(plan(town, SMOOTHING, split="val"))  # evaluated again, no more
+    assert rows["reference"][0].result["split"] == "val"
+
+
+class Killed(BaseException):
+    """Stands for a signal: nothing in the code under test may catch it."""
+
+
+def test_a_killed_ablation_goes_on_in_the_epoch_where_it_was(town, monkeypatch) -> None:
+    run(plan(town, SMOOTHING, name="whole"))
+    train_epoch, trained = training._train_epoch, []
+
+    def killed_once(*args):
+        trained.append(args[-1])
+        if len(trained) == 5:
+            raise Killed
+        return train_epoch(*args)
+
+    monkeypatch.setattr(training, "_train_epoch", killed_once)
+    with pytest.raises(Killed):
+        run(plan(town, SMOOTHING))
+    run(plan(town, SMOOTHING))
+    assert trained == [0, 1, 2, 0, 1, 1, 2]
+    for variant in ("reference", "plain loss"):
+        parts, whole = (town.parent / "ablations" / name / f"{variant}-seed0" for name in ("test", "whole"))
+        assert (parts / "decoder.safetensors").read_bytes() == (whole / "decoder.safetensors").read_bytes()
+
+
+def test_two_processes_never_take_the_same_run(town) -> None:
+    [trial] = plan(town, [])["reference"]
+    with trial.claim() as first, trial.claim() as second:
+        assert first and not second
+        run_free([trial])
+        assert trial.result is None
+    with trial.claim() as free:
+        assert free
+
+
+def test_model_folders_share_one_map_and_one_encoder_and_can_be_used_alone(town) -> None:
+    rows = run(plan(town, SMOOTHING))
+    one, other = (trials[0].folder for trials in rows.values())
+    for name in ("map.safetensors", "encoder/model.safetensors"):
+        assert (one / name).samefile(other / name)
+    model = ZoomModel.load(one)
+    assert np.array_equal(model.read_map().embedding[1], FeatureCache.open(rows["reference"][0].cache).level(1))
+    assert model.load_encoder("cpu").fingerprint == model.encoder.fingerprint
+    assert load_settings(one / "train" / "settings.toml").train == rows["reference"][0].train
+
+
+def test_a_run_that_breaks_down_is_a_row_and_the_others_go_on(town, monkeypatch) -> None:
+    train_epoch = training._train_epoch
+    monkeypatch.setattr(
+        training, "_train_epoch", lambda *args: float("nan") if args[4].label_smoothing else train_epoch(*args)
+    )
+    rows = gather_rows(run(plan(town, SMOOTHING)))
+    assert not rows[0].figures and "the loss is nan" in rows[0].failed[0]
+    assert rows[1].figures["recall@40m"].difference is None
+    assert "1 of 1 failed: the loss is nan" in to_text(rows)
+    assert to_csv(rows).splitlines()[1].startswith("reference,1,1,,")
+
+
+# The table
+
+
+def test_the_table_has_mean_deviation_and_difference_to_the_reference(town) -> None:
+    trials = run(plan(town, SMOOTHING, seeds=3))
+    rows = gather_rows(trials)
+    values = [[trial.result["evaluation"]["median_error_m"]["value"] for trial in each] for each in trials.values()]
+    figure = rows[1].figures["median_error_m"]
+    assert figure.values == tuple(values[1])
+    assert figure.mean == pytest.approx(sum(values[1]) / 3)
+    assert figure.deviation == pytest.approx(pd.Series(values[1]).std())
+    assert figure.difference == pytest.approx(figure.mean - sum(values[0]) / 3)
+    assert rows[0].figures["median_error_m"].difference is None
+    folder = rows[0].folders[0].parent
+    write_tables(rows, folder)
+    lines = list(csv.DictReader(io.StringIO((folder / "table.csv").read_text())))
+    assert [line["variant"] for line in lines] == ["reference", "plain loss"]
+    assert float(lines[1]["median_error_m_mean"]) == figure.mean
+    assert json.loads((folder / "table.json").read_text())[1]["median_error_m"]["values"] == values[1]
+    assert (
+        f"{figure.mean:.1f} ± {figure.deviation:.1f} m ({figure.difference:+.1f})" in (folder / "table.txt").read_text()
+    )
+    assert (folder / "table.png").read_bytes().startswith(b"\x89PNG")
+
+
+# The command, with processes, encoders and caches
+
+
+def test_ablate_runs_variants_of_encoders_in_processes_of_their_own(
+    tmp_path, town_raster, photo_folder, encoder_folder, pyramid
+) -> None:
+    import torch
+    from transformers import Dinov2Model
+
+    model = Dinov2Model.from_pretrained(encoder_folder)
+    with torch.no_grad():
+        model.layernorm.weight.mul_(2.0)
+    model.save_pretrained(tmp_path / "other")
+    settings = Settings(
+        pyramid=pyramid,
+        map=MapSettings(rasters=[str(town_raster)]),
+        queries=QuerySettings(table=str(photo_folder), views=1),
+        encoder=EncoderSettings(name=str(encoder_folder), image_size=28),
+        decoder=DecoderConfig(layers=1, heads=2),
+        train=TrainConfig(epochs=2, batch_size=8),
+    )
+    settings.folder = tmp_path
+    write_settings(settings)
+    config = ["--config", str(tmp_path / "jzi.toml")]
+    for command in ("encode-map", "encode-queries"):
+        assert CliRunner().invoke(main, [command, *config]).exit_code == 0
+    (tmp_path / "encoders.toml").write_text(
+        f'[variants.other]\nencoder.name = "{tmp_path / "other"}"\n[variants.tuned]\nfinetune.blocks = 1\n'
+        "finetune.epochs = 1\nfinetune.batch_size = 8\n"
+    )
+    command = ["ablate", str(tmp_path / "encoders.toml"), *config, "--json", "--split", "val"]
+    done = CliRunner().invoke(main, command)
+    assert done.exit_code == 0, done.output
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["variant"] for row in rows] == ["reference", "other", "tuned"]
+    caches = sorted((tmp_path / "ablations" / "caches").iterdir())
+    assert len(caches) == 2
+    cards = [ZoomModel.load(row["folders"][0]).encoder.fingerprint for row in rows]
+    assert {FeatureCache.open(cache).encoder.fingerprint for cache in caches} == set(cards[1:]) and len(set(cards)) == 3
+    assert all(FeatureCache.open(cache).queries.column("views").any() for cache in caches)  # as the plain cache has
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "ablations").rglob("decoder.safetensors")}
+    again = CliRunner().invoke(main, command)
+    assert [json.loads(line) for line in again.stdout.splitlines()] == rows
+    assert before == {file: file.stat().st_mtime_ns for file in (tmp_path / "ablations").rglob("decoder.safetensors")}
