@@ -80,7 +80,7 @@ def index(config_file: Path, overrides: tuple[str, ...], retriever: Path, hnsw: 
     if not processes().is_main_process:
         return
     if hnsw:
-        _, _, embedding = CellFeatures(cache.group, cache.path).read()
+        _, _, embedding = CellFeatures.of(cache).read()
         save_graph(build_graph(embedding), found.hnsw_path)
     values = {**report.to_dict(), "cache": found.cache_path}
     print_result(as_json, values, f"{report.to_text()}: {found.cache_path}")

@@ -98,8 +98,8 @@ def _cache(path: str) -> Description:
         facts["imagery_fingerprint"] = cache.imagery.fingerprint
         facts["imagery_read_as"] = cache.imagery.description
     facts |= {"tiles": tiles, "complete": tiles["missing"] == 0}
-    if "cells/status" in cache.group:
-        cells = CellFeatures(cache.group, cache.path).status()
+    if CellFeatures.there(cache.group):
+        cells = CellFeatures.of(cache).status()
         facts["cells"] = {name: int((cells == value).sum()) for name, value in _STATUS.items()}
     queries = cache.queries.frame()
     encoded = queries[queries["status"] == ENCODED]

@@ -50,7 +50,7 @@ class CellIndex:
             CacheError: the index is not complete.
         """
         cache = retriever.open_cache()
-        row, col, embedding = CellFeatures(cache.group, cache.path).read()
+        row, col, embedding = CellFeatures.of(cache).read()
         if not approximate:
             return cls(row, col, embedding)
         faiss = import_faiss()

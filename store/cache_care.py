@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from jzi.errors import CacheCorruptError, CacheMismatchError
 from jzi.store.cache import ENCODED, MISSING, FeatureCache
+from jzi.store.cell_features import CellFeatures
 from jzi.store.query_features import CHUNK
 from jzi.store.storage import storage_errors
 
@@ -46,12 +47,14 @@ class MergeReport:
         tiles: map tiles, of levels 0..L-1.
         photos: photos that the target had no embedding of.
         views: photos of which augmented views were copied, those among them.
+        cells: terminal cells, for retrieval.
         different: photos of which both have an embedding, of other bytes; the target's are kept.
     """
 
     tiles: int
     photos: int
     views: int
+    cells: int
     different: int
 
     def to_dict(self) -> dict[str, int]:
@@ -62,7 +65,8 @@ class MergeReport:
         """For people."""
         views = f", augmented views of {self.views} photos" if self.views else ""
         kept = f"; {self.different} photos differ and are kept as they were" if self.different else ""
-        return f"{self.tiles} tiles and {self.photos} photos copied{views}{kept}"
+        cells = f", {self.cells} cells" if self.cells else ""
+        return f"{self.tiles} tiles and {self.photos} photos copied{cells}{views}{kept}"
 
 
 def merge_caches(source: FeatureCache, target: FeatureCache) -> MergeReport:
@@ -86,8 +90,9 @@ def merge_caches(source: FeatureCache, target: FeatureCache) -> MergeReport:
         target = FeatureCache.open_or_create(target.path, source.pyramid, source.encoder, source.imagery)
     tiles = _merge_map(source, target)
     photos, views, different = _merge_photos(source, target)
+    cells = _merge_cells(source, target)
     target.consolidate()
-    return MergeReport(tiles, photos, views, different)
+    return MergeReport(tiles, photos, views, cells, different)
 
 
 def _merge_map(source: FeatureCache, target: FeatureCache) -> int:
@@ -107,6 +112,19 @@ def _merge_map(source: FeatureCache, target: FeatureCache) -> int:
                 embedding = np.where(lacking[..., None], features, embedding)
                 copied += int(lacking.sum())
             target.write_chunk(level, row, col, status, embedding)
+    return copied
+
+
+def _merge_cells(source: FeatureCache, target: FeatureCache) -> int:
+    if not CellFeatures.there(source.group):
+        return 0
+    theirs, copied = CellFeatures.of(source), 0
+    ours = CellFeatures.require(target.group, target.path, theirs.side, source.encoder.width, theirs.footprint)
+    for chunk in tqdm(ours.chunks, unit="chunk", desc="cells"):
+        if not ours.whole(chunk) and theirs.whole(chunk):
+            status, embedding = theirs.read_chunk(chunk)
+            ours.write(chunk, status, embedding)
+            copied += int((status == ENCODED).sum())
     return copied
 
 
@@ -178,7 +196,7 @@ class Verdict:
             [
                 f"{self.path}: not sound, {self.chunks} chunks read",
                 *(f"  {word:<8} {each}" for word, problems in told for each in problems),
-                "  `jzi encode-map` and `jzi encode-queries` encode anew what is damaged or missing",
+                "  `jzi encode-map`, `jzi encode-queries` and `jzi index` encode anew what is damaged or missing",
             ]
         )
 
@@ -209,6 +227,12 @@ def verify_cache(cache: FeatureCache) -> Verdict:
         lost += [f"{unreadable} tiles of level {level}"] if unreadable else []
         absent = int((status == MISSING).sum()) - unreadable
         missing += [f"{absent} tiles of level {level}"] if absent else []
+    if CellFeatures.there(cache.group):
+        cells = CellFeatures.of(cache)
+        broken = sum(not cells.whole(chunk) for chunk in cells.chunks)
+        if all((cache.readable_status(level)[0] == MISSING).all() for level in range(cache.pyramid.levels)):
+            missing = []  # the index of a retriever, which has no tiles
+        missing += [f"cells of {broken} chunks"] if broken else []
     with suppress(CacheCorruptError):  # of a column: it is among the damaged
         queries = cache.queries
         listed = queries.column("listed").astype(bool)

@@ -11,9 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from jzi.errors import CacheError, JziError
-from jzi.store.cache import MISSING, FeatureCache
+from jzi.store.cache import ENCODED, MISSING, FeatureCache
 from jzi.store.cards import EncoderCard, ImageryCard
+from jzi.store.cell_features import CellFeatures
 from jzi.store.pyramid import Pyramid
 
 
@@ -50,6 +53,8 @@ class CacheCard:
         missing_tiles: how many of them have not been encoded.
         photos: how many are listed.
         missing_photos: how many of them have not been encoded; those that cannot be read are not missing.
+        cells: how many terminal cells it has an embedding of, for retrieval.
+        missing_cells: how many have not been encoded, where any was to be.
     """
 
     path: Path
@@ -61,6 +66,13 @@ class CacheCard:
     missing_tiles: int
     photos: int
     missing_photos: int
+    cells: int = 0
+    missing_cells: int = 0
+
+    @property
+    def is_index(self) -> bool:
+        """Whether it is the index of a retriever: cells, and not one tile."""
+        return self.cells > 0 and self.missing_tiles == self.tiles
 
     @property
     def complete(self) -> bool:
@@ -88,6 +100,8 @@ class CacheCard:
             "missing_tiles": self.missing_tiles,
             "photos": self.photos,
             "missing_photos": self.missing_photos,
+            "cells": self.cells,
+            "missing_cells": self.missing_cells,
             "complete": self.complete,
             "models": [{"folder": str(model.folder), "has_map": model.has_map} for model in self._own(models)],
         }
@@ -95,9 +109,15 @@ class CacheCard:
     def to_text(self, models: Iterable[ModelCard]) -> str:
         """For people."""
         pyramid = self.pyramid
-        lacking = ((self.missing_tiles, "tiles"), (self.missing_photos, "photos"))
+        lacking = (
+            (0 if self.is_index else self.missing_tiles, "tiles"),
+            (self.missing_photos, "photos"),
+            (self.missing_cells, "cells"),
+        )
         lacks = [f"{count} {what}" for count, what in lacking if count]
-        state = f"lacks {' and '.join(lacks)}" if lacks else "complete" if self.complete else "holds no photo"
+        held = "complete" if self.complete or (self.is_index and self.photos) else "holds no photo"
+        state = f"lacks {' and '.join(lacks)}" if lacks else held
+        holds = [f"{self.tiles} tiles"] * (not self.is_index) + [f"{self.cells} cells"] * (self.cells > 0)
         used = [f"{model.folder}{'' if model.has_map else ' (has no map of its own)'}" for model in self._own(models)]
         shown = ", ".join(used[:3]) + (f" and {len(used) - 3} more" if len(used) > 3 else "")
         return "\n".join(
@@ -106,7 +126,7 @@ class CacheCard:
                 f"  encoder  {self.encoder.label}",
                 f"  map      {self.imagery.label if self.imagery else 'none yet'}",
                 f"  pyramid  {pyramid.size:g} m, {pyramid.levels} steps of {pyramid.grid} x {pyramid.grid}, cells of "
-                f"{pyramid.cell_size:.2f} m; {self.tiles} tiles, {self.photos} photos",
+                f"{pyramid.cell_size:.2f} m; {', '.join(holds)}, {self.photos} photos",
                 f"  used by  {shown or 'no model here'}",
             ]
         )
@@ -148,6 +168,7 @@ def describe_cache(path: Path) -> CacheCard:
     missing = sum(int((cache.status(level) == MISSING).sum()) for level in range(cache.pyramid.levels))
     listed = cache.queries.column("listed").astype(bool)
     status = cache.queries.column("status")
+    cells = CellFeatures.of(cache).status() if CellFeatures.there(cache.group) else np.empty(0, np.uint8)
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     return CacheCard(
         path=path,
@@ -159,6 +180,8 @@ def describe_cache(path: Path) -> CacheCard:
         missing_tiles=missing,
         photos=int(listed.sum()),
         missing_photos=int((listed & (status == MISSING)).sum()),
+        cells=int((cells == ENCODED).sum()),
+        missing_cells=int((cells == MISSING).sum()),
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import zarr
 from numpy.typing import NDArray
@@ -9,6 +11,9 @@ from numpy.typing import NDArray
 from jzi.errors import CacheCorruptError, CacheError, CacheMismatchError
 from jzi.store.map_features import ENCODED, MISSING
 from jzi.store.storage import COMPRESSORS, corrupt, storage_errors
+
+if TYPE_CHECKING:
+    from jzi.store.cache import FeatureCache
 
 #: Side of a chunk in cells, at most: 1024 cells of 768 features in float16 make 1.6 MB.
 CHUNK = 32
@@ -27,9 +32,19 @@ class CellFeatures:
 
     def __init__(self, group: zarr.Group, path: str) -> None:
         self.group, self.path = group, path
-        if "cells/embedding" not in group:
+        if not self.there(group):
             raise CacheError(f"{path} holds no cells: run `jzi index`")
         self.footprint = float(group["cells"].attrs["footprint_m"])  # type: ignore[arg-type]
+
+    @classmethod
+    def of(cls, cache: FeatureCache) -> CellFeatures:
+        """Those of a cache."""
+        return cls(cache.group, cache.path)
+
+    @staticmethod
+    def there(group: zarr.Group) -> bool:
+        """Whether a cache has any."""
+        return "cells/embedding" in group
 
     @classmethod
     def require(cls, group: zarr.Group, path: str, side: int, width: int, footprint: float) -> CellFeatures:
@@ -94,12 +109,20 @@ class CellFeatures:
     def whole(self, chunk: tuple[slice, slice]) -> bool:
         """Whether a chunk is there, and readable."""
         try:
-            with storage_errors(self.path, "cells"):
-                status = np.asarray(self._array("status")[chunk])
-                lost = np.isnan(np.asarray(self._array("embedding")[chunk])).any(-1)
+            status, embedding = self.read_chunk(chunk)
         except CacheCorruptError:
             return False
-        return bool((status != MISSING).all() and not (lost & (status == ENCODED)).any())
+        lost = np.isnan(embedding).any(-1) & (status == ENCODED)
+        return bool((status != MISSING).all() and not lost.any())
+
+    def read_chunk(self, chunk: tuple[slice, slice]) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
+        """Status and embedding of a chunk.
+
+        Raises:
+            CacheCorruptError: it does not match its checksum.
+        """
+        with storage_errors(self.path, "cells"):
+            return np.asarray(self._array("status")[chunk]), np.asarray(self._array("embedding")[chunk])
 
     def write(self, chunk: tuple[slice, slice], status: NDArray[np.uint8], embedding: NDArray[np.float16]) -> None:
         """Write a whole chunk: the embedding first, the status last.

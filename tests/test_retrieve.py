@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -259,6 +260,18 @@ def test_a_damaged_chunk_is_encoded_anew(retrieved, tmp_path) -> None:
     assert "jzi index" in retrieved("evaluate --retriever retriever", code=2).stderr
     assert retrieved("index").stdout.startswith("1024 cells encoded, 3072 reused")
     assert cells.read_bytes() == before
+
+
+def test_indices_are_cared_for_as_caches(retrieved, tmp_path) -> None:
+    jzi = retrieved
+    assert "4096 cells, 30 photos" in jzi("cache ls").stdout
+    assert "retriever" in jzi("cache rm retriever/index.zarr --yes", code=2).stderr  # it needs its index
+    assert jzi("cache verify retriever/index.zarr").stdout.startswith("retriever/index.zarr: sound")
+    shutil.copytree(tmp_path / "retriever/index.zarr", tmp_path / "partial.zarr")
+    shutil.rmtree(tmp_path / "partial.zarr/cells/status/c/1")
+    assert "cells of 2 chunks" in jzi("cache verify partial.zarr", code=1).stdout
+    assert "2048 cells" in jzi("cache merge retriever/index.zarr partial.zarr").stdout
+    assert jzi("cache verify partial.zarr").exit_code == 0
 
 
 def test_what_does_not_belong_together_is_refused(retrieved, tmp_path, photo_folder) -> None:
