@@ -97,6 +97,9 @@ def _cache(path: str) -> Description:
         facts["imagery_fingerprint"] = cache.imagery.fingerprint
         facts["imagery_read_as"] = cache.imagery.description
     facts |= {"tiles": tiles, "complete": tiles["missing"] == 0}
+    if cache.has_tokens:
+        tokens = cache.patch_tokens
+        facts |= {"patch_tokens": tokens.count, "patch_tokens_bytes": tokens.stored_bytes()}
     queries = cache.queries.frame()
     encoded = queries[queries["status"] == ENCODED]
     facts |= {"photos": len(encoded), "photos_missing": len(queries) - len(encoded)}
@@ -118,6 +121,7 @@ def _model(folder: Path) -> Description:
         **_encoder_facts(model.encoder),
         "encoder_is": "in the folder" if carried else "fetched from the Hugging Face hub",
         "decoder": f"{config.layers} layers, {config.heads} heads, width {config.width}",
+        **({"patch_tokens": config.patch_tokens} if config.patch_tokens else {}),
         "parameters": sum(parameter.numel() for parameter in model.decoder.parameters()),
         "tiles": _tile_count(model) if model.has_map else "no map: give a cache",
     }
