@@ -8,7 +8,9 @@ a step's logits are read at the last token of its tile, which alone sees all k. 
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,7 +28,7 @@ from jzi.store.pyramid import TileKey
 if TYPE_CHECKING:
     from jzi.store.cache import FeatureCache
 
-#: Most pairs of photo and tile that are compared at once: with 729 tokens of 768 features they take 150 MB.
+#: Most pairs of photo and tile that are compared at once: with 729 tokens of 768 features they are 143 MB in float32.
 PAIRS = 64
 
 
@@ -47,34 +49,47 @@ class PatchTokens:
     """
 
     def __init__(self, cache: FeatureCache, device: torch.device | str, room: int | None = None) -> None:
-        self.features, self.device = cache.patch_tokens, torch.device(device)
-        self.count, self.path = self.features.count, cache.path
-        levels = range(cache.pyramid.levels)
-        sides = [cache.pyramid.tiles_per_side(level) for level in levels]
-        self.keys = [
-            TileKey(level, row, col) for level in levels for row, col in np.ndindex(sides[level], sides[level])
-        ]
-        self.encoded = np.concatenate([cache.status(level).ravel() == ENCODED for level in levels])
-        one = self.count * self.features.width * torch.float16.itemsize
-        places = dict.fromkeys((self.device, torch.device("cpu")))
-        fitting = {place: int(SHARE * free_bytes(place)) // one for place in places}
-        place = next((each for each, tiles in fitting.items() if tiles >= len(self.keys)), torch.device("cpu"))
-        most = fitting[place] if room is None else room
-        slots = min(len(self.keys), max(most, PAIRS))
-        self.kept = torch.empty(slots, self.count, self.features.width, dtype=torch.float16, device=place)
-        self.slot = torch.full((len(self.keys),), -1, dtype=torch.int64, device=place)  # of each tile in `kept`
-        self.held: OrderedDict[int, int] = OrderedDict()  # tile to slot, the one not looked at for longest first
-        self.whole = self.sound = False  # all kept; all read once
+        self.cache, self.features, self.device, self.room = cache, cache.patch_tokens, torch.device(device), room
+        self.count = self.features.count
+        sides = [cache.pyramid.tiles_per_side(level) for level in range(cache.pyramid.levels)]
+        self.keys = [TileKey(level, *at) for level, side in enumerate(sides) for at in np.ndindex(side, side)]
+        self._held: OrderedDict[int, int] = OrderedDict()  # tile to slot, the one not looked at for longest first
+        self._whole = self._sound = False  # all kept; all read once
+        self._lock = threading.Lock()  # a service looks tiles up from several threads
 
     @classmethod
     def of(cls, cache: FeatureCache, device: torch.device | str) -> PatchTokens | None:
         """Those of a cache, if it holds any."""
         return cls(cache, device) if cache.has_tokens else None
 
+    @cached_property
+    def kept(self) -> Tensor:
+        """(slot, token, feature) float16; made when it is first needed."""
+        one = self.count * self.features.width * torch.float16.itemsize
+        places = dict.fromkeys((self.device, torch.device("cpu")))
+        fitting = {place: int(SHARE * free_bytes(place)) // one for place in places}
+        place = next((each for each, tiles in fitting.items() if tiles >= len(self.keys)), torch.device("cpu"))
+        slots = min(len(self.keys), max(fitting[place] if self.room is None else self.room, PAIRS))
+        with torch.inference_mode(False):  # it may be filled further outside of that mode
+            return torch.empty(slots, self.count, self.features.width, dtype=torch.float16, device=place)
+
+    @cached_property
+    def _slot(self) -> Tensor:
+        """(tile,) where each is in `kept`."""
+        with torch.inference_mode(False):
+            return torch.full((len(self.keys),), -1, dtype=torch.int64, device=self.kept.device)
+
+    @cached_property
+    def _encoded(self) -> NDArray[np.bool_]:
+        """(tile,) whether each has imagery."""
+        levels = range(self.cache.pyramid.levels)
+        return np.concatenate([self.cache.status(level).ravel() == ENCODED for level in levels])
+
     def check(self, k: int) -> None:
         """Raise ConfigError where a tile has not as many patches."""
         if k > self.count:
-            raise ConfigError(f"decoder.patch_tokens is {k}, and a tile of {self.path} has {self.count} patch tokens")
+            path = self.cache.path
+            raise ConfigError(f"decoder.patch_tokens is {k}, and a tile of {path} has {self.count} patch tokens")
 
     def load(self, progress: bool = False) -> None:
         """Read all, so that what is missing or damaged is found before it is needed.
@@ -86,13 +101,13 @@ class PatchTokens:
             CacheError: tiles lack their patch tokens.
             CacheCorruptError: a chunk does not match its checksum.
         """
-        if self.sound:
+        if self._sound:
             return
         with tqdm(total=len(self.keys), unit="tile", desc="patch tokens", disable=not progress) as bar:
             for tiles in torch.arange(len(self.keys)).split(PAIRS):
                 self._hold(tiles.tolist())
                 bar.update(len(tiles))
-        self.whole, self.sound = len(self.held) == len(self.keys), True
+        self._whole, self._sound = len(self._held) == len(self.keys), True
 
     def nearest(self, tile: Tensor, query: Tensor, k: int) -> Tensor:
         """The k patch tokens of each tile that are most similar to a photo's embedding, the most similar first.
@@ -115,10 +130,11 @@ class PatchTokens:
         return torch.cat([self._nearest(*pair, k) for pair in pairs]).view(*tile.shape, k, -1)
 
     def _nearest(self, tile: Tensor, query: Tensor, k: int) -> Tensor:
-        place = self.kept.device
-        if not self.whole:
-            self._hold(tile.unique().tolist())
-        tokens = self.kept[self.slot[tile.to(place)]].to(self.device).float()  # (pair, token, feature)
+        with self._lock:
+            if not self._whole:
+                self._hold(tile.unique().tolist())
+            kept = self.kept[self._slot[tile.to(self.kept.device)]]
+        tokens = kept.to(self.device).float()  # (pair, token, feature)
         best = F.cosine_similarity(tokens, query[:, None].to(self.device), dim=-1).topk(k, dim=1).indices
         return tokens.gather(1, best[..., None].expand(-1, -1, tokens.shape[-1]))
 
@@ -126,26 +142,25 @@ class PatchTokens:
         """Have tiles, as many as `PAIRS` at most, among those that are kept."""
         absent = []
         for tile in tiles:
-            if tile in self.held:
-                self.held.move_to_end(tile)
+            if tile in self._held:
+                self._held.move_to_end(tile)
             else:
                 absent.append(tile)
         for tile, values in zip(absent, self._read(absent), strict=True):
-            slot = len(self.held)
+            slot = len(self._held)
             if slot == len(self.kept):
-                gone, slot = self.held.popitem(last=False)
-                self.slot[gone] = -1
-            self.held[tile] = slot
-            self.slot[tile] = slot
+                _, slot = self._held.popitem(last=False)
+            self._held[tile] = slot
+            self._slot[tile] = slot
             self.kept[slot] = torch.from_numpy(values)
 
     def _read(self, tiles: list[int]) -> list[NDArray[np.float16]]:
-        there = [tile for tile in tiles if self.encoded[tile]]
+        there = [tile for tile in tiles if self._encoded[tile]]
         found = dict(zip(there, self.features.read_many([self.keys[tile] for tile in there]), strict=True))
         if lacking := [self.keys[tile] for tile, values in found.items() if np.isnan(values[0, 0])]:
             level, row, col = lacking[0]
             raise CacheError(
-                f"{self.path} lacks the patch tokens of tiles, such as level {level}, row {row}, col {col}: run "
+                f"{self.cache.path} lacks the patch tokens of tiles, such as level {level}, row {row}, col {col}: run "
                 "`jzi encode-map --tokens`"
             )
         nothing = np.zeros((self.count, self.features.width), np.float16)

@@ -75,9 +75,11 @@ class TileTable:
         embedding = self.embedding[tile].float()
         if not patch_tokens:
             return embedding
-        return torch.cat([embedding[:, :, None], self.with_patches(patch_tokens).nearest(tile, query, patch_tokens)], 2)
+        return torch.cat(
+            [embedding[:, :, None], self.require_patches(patch_tokens).nearest(tile, query, patch_tokens)], 2
+        )
 
-    def with_patches(self, patch_tokens: int) -> PatchTokens:
+    def require_patches(self, patch_tokens: int) -> PatchTokens:
         """The patch tokens, of which a tile has as many at least.
 
         Raises:

@@ -113,7 +113,7 @@ def train_decoder(
     decoder = make_decoder(decoder_config, start)
     decoder_config = decoder.config
     if decoder_config.patch_tokens:
-        table.with_patches(decoder_config.patch_tokens).load(accelerator.is_main_process)
+        table.require_patches(decoder_config.patch_tokens).load(accelerator.is_main_process)
     run = Run(folder, run_identity(card, decoder_config, config, start))
     state = run.load()
     first = 0 if state is None else state["epoch"] + 1
