@@ -28,12 +28,16 @@ _strict = ConfigDict(extra="forbid")
 
 @dataclass(config=_strict)
 class MapSettings:
-    """The imagery: rasters (files, globs or folders, the first on top), and what they do not say themselves."""
+    """The imagery: rasters (files, globs or folders, the first on top), and what they do not say themselves.
+
+    With `tokens` the patch tokens of tiles are kept beside their embeddings, for `decoder.patch_tokens`.
+    """
 
     rasters: list[str] = field(default_factory=list)
     crs: str | None = None
     nodata: float | None = None
     stretch: tuple[float, float] | None = None
+    tokens: bool = False
 
     def __post_init__(self) -> None:
         try:
@@ -216,12 +220,13 @@ def write_settings(settings: Settings) -> None:
         del sections["decoder"][follows]
     comments = {
         "pyramid": "The area: a square in a metric CRS, cut grid x grid, `levels` times.",
-        "map": "Orthophotos, the first on top: files, globs or folders. Also: crs, nodata, stretch = [low, high].",
+        "map": "Orthophotos, the first on top: files, globs or folders. Also: crs, nodata, stretch = [low, high].\n"
+        "# tokens: keep the patch tokens of tiles too, for decoder.patch_tokens.",
         "queries": "A folder of photos with EXIF positions, or a CSV or Parquet and the folder of its photos.",
         "encoder": "A Hugging Face id or a folder; layout: halves (the paper's) or whole.",
         "finetune": 'Training the encoder with the decoder; blocks: how many of its last ones, or "all".',
         "cache": "Where the embeddings are kept: a folder, or a URL such as s3://.",
-        "decoder": "The paper's decoder.",
+        "decoder": "The paper's decoder; patch_tokens: of a tile, beside its embedding, which needs map.tokens.",
         "train": "The paper's training; trackers are those of Accelerate.",
         "model": "The folder of the trained model.",
         "retriever": "Flat retrieval, to compare with: sample4geo, infonce or transgeo.",

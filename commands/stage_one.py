@@ -62,11 +62,13 @@ def finetune(
 
 @click.command("encode-map")
 @settings_options
+@click.option("--tokens", is_flag=True, help="Keep the patch tokens of tiles too, for decoder.patch_tokens.")
 @json_option
-def encode_map_command(config_file: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+def encode_map_command(config_file: Path, overrides: tuple[str, ...], tokens: bool, as_json: bool) -> None:
     """Encode the map: the tiles that the cache lacks."""
     from jzi.config import load_settings
 
+    overrides = (*overrides, "map.tokens=true") if tokens else overrides
     settings = load_settings(config_file, overrides)
     from jzi.encode.encode_map import encode_map
     from jzi.encode.processes import processes
@@ -76,7 +78,7 @@ def encode_map_command(config_file: Path, overrides: tuple[str, ...], as_json: b
         encoder = load_encoder(settings)
         cache = open_cache(settings, encoder, imagery)
         click.echo(f"reading {imagery.description}", err=True)
-        report = encode_map(cache, encoder, imagery, batch_size=settings.encoder.batch_size)
+        report = encode_map(cache, encoder, imagery, batch_size=settings.encoder.batch_size, tokens=settings.map.tokens)
     if processes().is_main_process:
         values = {**report.to_dict(), "cache": settings.cache_path}
         print_result(as_json, values, f"{report.to_text()}: {settings.cache_path}")

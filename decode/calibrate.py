@@ -43,9 +43,9 @@ COVERAGES = (1.0, 0.9, 0.75, 0.5, 0.25, 0.1)
 def _logits(decoder: ZoomDecoder, table: TileTable, samples: Samples) -> Tensor:
     """(photo, step, action), teacher-forced; next to nothing, but finite, where there is no imagery."""
     parts = []
-    for index in torch.arange(len(samples), device=table.device).split(1024):
-        tiles = samples.tiles[index]
-        logits = decoder(samples.query[index, 0].float(), table.embedding[tiles].float(), samples.actions[index])
+    for index in torch.arange(len(samples), device=table.device).split(decoder.config.batch(1024)):
+        tiles, query = samples.tiles[index], samples.query[index, 0].float()
+        logits = decoder(query, table.seen(tiles, query, decoder.config.patch_tokens), samples.actions[index])
         parts.append(logits.masked_fill(~table.enterable[tiles], NOTHING))
     return torch.cat(parts)
 

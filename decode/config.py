@@ -18,6 +18,8 @@ class DecoderConfig:
         layers: number of blocks.
         heads: attention heads.
         dropout: on embeddings, attention, residual and feed-forward.
+        patch_tokens: k, how many patch tokens of a tile the decoder reads beside its embedding: those that are most
+            similar to the photo. The cache must hold them (`jzi encode-map --tokens`).
     """
 
     width: int = 768
@@ -25,8 +27,11 @@ class DecoderConfig:
     layers: int = 6
     heads: int = 8
     dropout: float = 0.1
+    patch_tokens: int = 0
 
     def __post_init__(self) -> None:
+        if self.patch_tokens < 0:
+            raise ConfigError(f"decoder.patch_tokens is {self.patch_tokens}: it must be 0 or more")
         if self.layers < 1 or self.heads < 1 or not 0 <= self.dropout < 1:
             raise ConfigError(
                 "decoder.layers and decoder.heads must be at least 1 and decoder.dropout in 0..1, not "
@@ -38,9 +43,13 @@ class DecoderConfig:
         """Width inside the feed-forward: int(2d/3) rounded up to a multiple of 256, as in the reference."""
         return -(-int(2 * self.width / 3) // 256) * 256
 
+    def batch(self, plain: int) -> int:
+        """How many photos take as much memory as `plain` ones do without patch tokens; at least one."""
+        return max(1, 2 * plain // (2 + self.patch_tokens))
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
+        """Plain values, for JSON; what is off is left out, so that a decoder without it is known as it always was."""
+        return {name: value for name, value in asdict(self).items() if (name, value) != ("patch_tokens", 0)}
 
 
 @dataclass(frozen=True)

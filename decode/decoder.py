@@ -1,6 +1,7 @@
 """The zoom decoder: a small causal transformer that reads photo and tiles and says which child to enter (DESIGN 6).
 
-Tokens are [query, tile_0, action_0, tile_1, action_1, ...]; the logits of step k are read at tile_k's position.
+Tokens are [query, tile_0, action_0, tile_1, action_1, ...]; the logits of step k are read at tile_k's position. A tile
+may bring patch tokens along (`jzi.decode.patch_tokens`); then they are read at the last of these.
 Notable: RMSNorm before each part, rotary positions, SwiGLU, no biases anywhere, an embedding table for the actions.
 Parameters have the names of the reference implementation, whose checkpoints fit as they are.
 """
@@ -141,28 +142,33 @@ class ZoomDecoder(nn.Module):
 
         Args:
             query: (batch, feature).
-            tiles: (batch, step, feature), the tiles along the true path.
+            tiles: (batch, step, feature), the tiles along the true path; or (batch, step, 1 + k, feature), each tile's
+                embedding and then its patch tokens.
             actions: (batch, step) int64, the true actions; the last one is not looked at.
 
         Returns:
             (batch, step, action) logits.
         """
-        chosen = self.action_embed(actions[:, :-1])  # (batch, step - 1, feature)
-        later = torch.stack([chosen, tiles[:, 1:]], dim=2).flatten(1, 2)  # action_0, tile_1, action_1, tile_2, ...
-        tokens = torch.cat([query[:, None], tiles[:, :1], later], dim=1)  # (batch, 2 * step, feature)
-        hidden, _ = self._run(tokens, None)
-        return self.output_head(hidden[:, 1::2])
+        tiles = tiles if tiles.ndim == 4 else tiles[:, :, None]  # (batch, step, 1 + k, feature)
+        before = torch.cat([query[:, None], self.action_embed(actions[:, :-1])], dim=1)  # (batch, step, feature)
+        groups = torch.cat([before[:, :, None], tiles], dim=2)  # query, tile_0, ...; action_0, tile_1, ...; ...
+        hidden, _ = self._run(groups.flatten(1, 2), None)
+        return self.output_head(hidden.unflatten(1, groups.shape[1:3])[:, :, -1])
 
     def begin(self, query: Tensor, tile: Tensor) -> tuple[Tensor, KeyValues]:
-        """Step 0: (batch, feature) of the photo and of the whole map's tile to (batch, action) logits and a cache."""
-        return self._step(torch.stack([query, tile], dim=1), None)
+        """Step 0: (batch, feature) of the photo and of the whole map's tile to (batch, action) logits and a cache.
+
+        The tile may be (batch, 1 + k, feature) with its patch tokens, here and in `step`.
+        """
+        return self._step(query, tile, None)
 
     def step(self, action: Tensor, tile: Tensor, past: KeyValues) -> tuple[Tensor, KeyValues]:
         """The next step: (batch,) the action taken and (batch, feature) the tile that it led to."""
-        return self._step(torch.stack([self.action_embed(action), tile], dim=1), past)
+        return self._step(self.action_embed(action), tile, past)
 
-    def _step(self, tokens: Tensor, past: KeyValues | None) -> tuple[Tensor, KeyValues]:
-        hidden, present = self._run(tokens, past)
+    def _step(self, before: Tensor, tile: Tensor, past: KeyValues | None) -> tuple[Tensor, KeyValues]:
+        group = torch.cat([before[:, None], tile if tile.ndim == 3 else tile[:, None]], dim=1)
+        hidden, present = self._run(group, past)
         return self.output_head(hidden[:, -1]), present
 
     def _run(self, tokens: Tensor, past: KeyValues | None) -> tuple[Tensor, KeyValues]:

@@ -101,6 +101,9 @@ def _cache(path: str) -> Description:
     if CellFeatures.there(cache.group):
         cells = CellFeatures.of(cache).status()
         facts["cells"] = {name: int((cells == value).sum()) for name, value in _STATUS.items()}
+    if cache.has_tokens:
+        tokens = cache.patch_tokens
+        facts |= {"patch_tokens": tokens.count, "patch_tokens_bytes": tokens.stored_bytes()}
     queries = cache.queries.frame()
     encoded = queries[queries["status"] == ENCODED]
     facts |= {"photos": len(encoded), "photos_missing": len(queries) - len(encoded)}
@@ -124,6 +127,7 @@ def _model(folder: Path) -> Description:
         **_encoder_facts(model.encoder),
         "encoder_is": "in the folder" if carried else "fetched from the Hugging Face hub",
         "decoder": f"{architecture.layers} layers, {architecture.heads} heads, width {architecture.width}",
+        **({"patch_tokens": architecture.patch_tokens} if architecture.patch_tokens else {}),
         "parameters": sum(parameter.numel() for parameter in model.decoder.parameters()),
         "tiles": _tile_count(model) if model.has_map else "no map: give a cache",
     }

@@ -16,6 +16,7 @@ from jzi.decode import published
 from jzi.decode.calibrate import Calibration, calibrate
 from jzi.decode.decoder import ZoomDecoder
 from jzi.decode.model import ZoomModel
+from jzi.decode.patch_tokens import PatchTokens
 from jzi.decode.published import Published, published_for
 from jzi.decode.samples import load_samples
 from jzi.decode.search import zoom
@@ -130,7 +131,7 @@ def evaluate_model(
     model = ZoomModel.load(folder, device)
     cache = FeatureCache.open(cache_path)
     model.check(cache)
-    table = TileTable(model.read_map(None if model.has_map else cache), device)
+    table = TileTable(model.read_map(None if model.has_map else cache), device, PatchTokens.of(cache, device))
     for name in [split] if split else ["test", "val"]:
         samples = load_samples(cache, table, name)
         if len(samples):
@@ -279,10 +280,11 @@ def _step_accuracy(decoder: ZoomDecoder, table: TileTable, query: Tensor, truth:
     right = torch.zeros(truth.shape[1], dtype=torch.float64)
     tiles = table.along(truth)
     actions = torch.from_numpy(truth).to(table.device)
-    for start in range(0, len(truth), BATCH):
-        part = slice(start, start + BATCH)
-        embedding = table.embedding[tiles[part]].float()
-        logits = decoder(query[part].to(table.device).float(), embedding, actions[part])
+    batch = decoder.config.batch(BATCH)
+    for start in range(0, len(truth), batch):
+        part = slice(start, start + batch)
+        photos = query[part].to(table.device).float()
+        logits = decoder(photos, table.seen(tiles[part], photos, decoder.config.patch_tokens), actions[part])
         logits = logits.masked_fill(~table.enterable[tiles[part]], -torch.inf)
         right += (logits.argmax(-1) == actions[part]).sum(0).cpu()
     return (right / len(truth)).tolist()

@@ -28,7 +28,7 @@ from jzi.decode.posterior import (
 )
 from jzi.decode.tile_table import TileTable
 from jzi.encode.prefetch import prefetch, reader_threads
-from jzi.errors import ConfigError, PhotoError
+from jzi.errors import ConfigError, ModelError, PhotoError
 from jzi.store.candidate import Candidate
 from jzi.store.cards import EncoderCard
 from jzi.store.pyramid import Pyramid
@@ -204,7 +204,8 @@ class Locator:
         Args:
             folder: the model.
             device: where to compute; by default the best there is.
-            cache: take the map from this cache rather than from the folder (an imported model has none).
+            cache: take the map from this cache rather than from the folder (an imported model has none, and none has
+                the patch tokens of tiles, which a decoder may read).
 
         Raises:
             ModelError: the folder is no model, or is damaged.
@@ -216,10 +217,17 @@ class Locator:
             device = best_device()
         model = ZoomModel.load(folder, device)
         if cache is None:
+            if model.decoder.config.patch_tokens:
+                raise ModelError(
+                    f"the decoder of {folder} reads patch tokens of tiles, which a model folder does not carry: give "
+                    "the cache that holds them (`--cache features.zarr`)"
+                )
             return cls(model, TileTable(model.read_map(), device))
+        from jzi.decode.patch_tokens import PatchTokens
         from jzi.store.cache import FeatureCache  # imports zarr, which a model with its own map can do without
 
-        return cls(model, TileTable(model.read_map(FeatureCache.open(cache)), device))
+        opened = FeatureCache.open(cache)
+        return cls(model, TileTable(model.read_map(opened), device, PatchTokens.of(opened, device)))
 
     @cached_property
     def encoder(self) -> Encoder:

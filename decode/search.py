@@ -14,6 +14,10 @@ from torch import Tensor
 from jzi.decode.decoder import KeyValues, ZoomDecoder
 from jzi.decode.tile_table import TileTable
 
+#: Photos times beams that would be searched at once without patch tokens; with them it is as many as take as much room.
+#: Keys and values of the paper's decoder then take 1.2 GB.
+PAIRS = 4096
+
 
 @dataclass(frozen=True)
 class Zooms:
@@ -49,6 +53,10 @@ def zoom(
         cells: hypotheses kept after the last step; as many as `beams` if not given.
         temperature: (L,) what the logits of each step are divided by; ones if not given.
     """
+    most = max(1, decoder.config.batch(PAIRS) // beams)
+    if decoder.config.patch_tokens and len(query) > most:
+        parts = [zoom(decoder, table, part, beams, cells=cells, temperature=temperature) for part in query.split(most)]
+        return Zooms(torch.cat([part.paths for part in parts]), torch.cat([part.log_probability for part in parts]))
     pyramid, n = table.pyramid, len(query)
     g, actions = pyramid.grid, pyramid.actions
     row = torch.zeros(n, 1, dtype=torch.int64, device=table.device)  # (query, beam)
@@ -57,12 +65,13 @@ def zoom(
     steps = torch.empty(n, 1, 0, device=table.device)
     past: KeyValues | None = None
     for level in range(pyramid.levels):
-        tile = table.index(level, row, col).flatten()  # (query * beam,)
-        embedding = table.embedding[tile].float()
+        tile = table.index(level, row, col)  # (query, beam)
+        seen = table.seen(tile, query, decoder.config.patch_tokens).flatten(0, 1)  # (query * beam, ...)
+        tile = tile.flatten()
         if past is None:
-            logits, past = decoder.begin(query.float(), embedding)
+            logits, past = decoder.begin(query.float(), seen)
         else:
-            logits, past = decoder.step(paths[..., -1].flatten(), embedding, past)
+            logits, past = decoder.step(paths[..., -1].flatten(), seen, past)
         if temperature is not None:
             logits = logits / temperature[level]
         logits = logits.float().masked_fill(~table.enterable[tile], -torch.inf)

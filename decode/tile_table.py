@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import copy
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from jzi.errors import CacheError
 from jzi.store.map_features import NODATA, MapFeatures
+
+if TYPE_CHECKING:
+    from jzi.decode.patch_tokens import PatchTokens
 
 
 class TileTable:
@@ -18,9 +23,13 @@ class TileTable:
     Attributes:
         embedding: (tile, feature) float16 on the device; zeros where there is no imagery.
         enterable: (tile, action) bool; False for children with no imagery, which search never enters.
+        patches: the tiles' patch tokens; None where the map came without.
     """
 
-    def __init__(self, features: MapFeatures, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, features: MapFeatures, device: torch.device | str = "cpu", patches: PatchTokens | None = None
+    ) -> None:
+        self.patches = patches
         self.pyramid = features.pyramid
         self.width = features.width
         flat = np.concatenate([np.nan_to_num(level).reshape(-1, features.width) for level in features.embedding])
@@ -46,6 +55,41 @@ class TileTable:
     def index(self, level: int, row: Tensor, col: Tensor) -> Tensor:
         """Index of the tiles (level, row, col)."""
         return self.offsets[level] + row * self.pyramid.tiles_per_side(level) + col
+
+    def seen(self, tile: Tensor, query: Tensor, patch_tokens: int) -> Tensor:
+        """What a decoder reads of tiles.
+
+        Args:
+            tile: (photo, n) indices.
+            query: (photo, feature) embeddings of the photos that look at them.
+            patch_tokens: the decoder's k.
+
+        Returns:
+            (photo, n, feature) float32, or (photo, n, 1 + k, feature): each tile's embedding, then the k of its patch
+            tokens that are most similar to the photo.
+
+        Raises:
+            CacheError: the map has no patch tokens.
+            ConfigError: a tile has fewer.
+        """
+        embedding = self.embedding[tile].float()
+        if not patch_tokens:
+            return embedding
+        return torch.cat(
+            [embedding[:, :, None], self.require_patches(patch_tokens).nearest(tile, query, patch_tokens)], 2
+        )
+
+    def require_patches(self, patch_tokens: int) -> PatchTokens:
+        """The patch tokens, of which a tile has as many at least.
+
+        Raises:
+            CacheError: the map has none.
+            ConfigError: a tile has fewer.
+        """
+        if self.patches is None:
+            raise CacheError(f"decoder.patch_tokens is {patch_tokens}, and the map has none: `jzi encode-map --tokens`")
+        self.patches.check(patch_tokens)
+        return self.patches
 
     def along(self, paths: NDArray[np.int64]) -> Tensor:
         """(n, L) indices of the tiles that zooms along (n, L) actions see."""

@@ -116,6 +116,8 @@ def train_decoder(
     torch.manual_seed(config.seed)
     decoder = make_decoder(decoder_config, start)
     decoder_config = decoder.config
+    if decoder_config.patch_tokens:
+        table.require_patches(decoder_config.patch_tokens).load(accelerator.is_main_process)
     run = Run(folder, run_identity(card, decoder_config, config, start))
     state = run.load()
     first = 0 if state is None else state["epoch"] + 1
@@ -216,14 +218,16 @@ def _train_epoch(
     order = torch.cat([order, order[: -len(order) % world]]).to(table.device)  # every process has as many
     view = samples.draw_views(seed)
     torch.manual_seed(seed * world + process)  # of the dropout
+    patch_tokens = accelerator.unwrap_model(model).config.patch_tokens
     model.train()
     losses = []
     for batch in order.split(config.batch_size):
         index = batch[process::world]
         actions = samples.actions[index]  # (batch, step)
         query = samples.query[index, view[index]].float()
+        seen = table.seen(samples.tiles[index], query, patch_tokens)
         with accelerator.autocast():
-            logits = model(query, table.embedding[samples.tiles[index]].float(), actions)
+            logits = model(query, seen, actions)
         loss = F.cross_entropy(logits.float().flatten(0, 1), actions.flatten(), label_smoothing=config.label_smoothing)
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), config.clip)

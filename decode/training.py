@@ -59,6 +59,8 @@ def make_accelerator(config: TrainingConfig, folder: Path) -> Accelerator:
 def make_decoder(wanted: DecoderConfig, start: ZoomModel | None) -> ZoomDecoder:
     """A new decoder, or one that starts where a model's is: with its architecture, and the dropout that is wanted.
 
+    Patch tokens have no parameters: as many are read as are wanted, or as the model's decoder does if none are.
+
     Raises:
         ModelError: the model's decoder is for another width or grid.
     """
@@ -70,7 +72,8 @@ def make_decoder(wanted: DecoderConfig, start: ZoomModel | None) -> ZoomDecoder:
             f"{start.folder} cannot be started from: its decoder is for {theirs.width} features and {theirs.actions} "
             f"actions, not for {wanted.width} and {wanted.actions}"
         )
-    decoder = ZoomDecoder(replace(theirs, dropout=wanted.dropout))
+    patch_tokens = wanted.patch_tokens or theirs.patch_tokens
+    decoder = ZoomDecoder(replace(theirs, dropout=wanted.dropout, patch_tokens=patch_tokens))
     decoder.load_state_dict(start.decoder.state_dict())
     return decoder
 
@@ -102,8 +105,8 @@ def validate(decoder: ZoomDecoder, table: TileTable, samples: Samples) -> Metric
 @torch.inference_mode()
 def _loss(decoder: ZoomDecoder, table: TileTable, samples: Samples) -> float:
     total = torch.zeros((), device=table.device)
-    for index in torch.arange(len(samples), device=table.device).split(BATCH):
-        tiles, actions = table.embedding[samples.tiles[index]].float(), samples.actions[index]
-        logits = decoder(samples.query[index, 0].float(), tiles, actions)
+    for index in torch.arange(len(samples), device=table.device).split(decoder.config.batch(BATCH)):
+        query, actions = samples.query[index, 0].float(), samples.actions[index]
+        logits = decoder(query, table.seen(samples.tiles[index], query, decoder.config.patch_tokens), actions)
         total += F.cross_entropy(logits.flatten(0, 1), actions.flatten(), reduction="sum")
     return float(total) / samples.actions.numel()

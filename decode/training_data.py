@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 import torch
 
+from jzi.decode.patch_tokens import PatchTokens
 from jzi.decode.samples import Samples, load_splits
 from jzi.decode.tile_table import TileTable
 from jzi.store.cache import FeatureCache
@@ -58,7 +59,7 @@ class TrainingData:
         path: of the cache.
         card: which data it is.
         features: the map, as a model folder carries it.
-        table: the map on the device.
+        table: the map on the device, with the patch tokens of tiles where the cache holds any.
         train: the photos to train on, with their augmented views.
         val: the photos that choose the epoch, plain.
         test: the photos that are held out, plain.
@@ -85,7 +86,7 @@ class TrainingData:
             CacheError: the cache is incomplete or damaged.
         """
         features = cache.read_map()
-        table = TileTable(features, device)
+        table = TileTable(features, device, PatchTokens.of(cache, device))
         frame = cache.queries.encoded()
         train, val, test = load_splits(cache, table, frame, {"train": views, "val": 0, "test": 0})
         return cls(cache.path, DataCard.of(cache, frame), features, table, train, val, test)

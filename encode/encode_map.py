@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 from accelerate import PartialState
@@ -19,6 +19,7 @@ from jzi.encode.processes import processes
 from jzi.encode.tiles import Tile, TileRenderer
 from jzi.store.cache import ENCODED, MISSING, NODATA, FeatureCache
 from jzi.store.pyramid import TileKey
+from jzi.store.token_features import TokenFeatures
 
 #: A killed run loses what it has encoded since the last write. A write of the paper's four open chunks takes 6 ms
 #: (`python -m benchmarks.cache_codecs`), less than a hundredth of the time.
@@ -34,12 +35,18 @@ class MapReport:
         reused: tiles that the cache already had.
         nodata: tiles with no imagery, of all runs.
         damaged: tiles that the cache claimed to have and could not give; they are among the encoded.
+        tokens: tiles whose patch tokens were written by this run.
+        tokens_damaged: tiles whose patch tokens could not be read; they are among those.
+        tokens_bytes: what the patch tokens of all tiles take on the disk; 0 where none were asked for.
     """
 
     encoded: int
     reused: int
     nodata: int
     damaged: int
+    tokens: int = 0
+    tokens_damaged: int = 0
+    tokens_bytes: int = 0
 
     def to_dict(self) -> dict[str, int]:
         """Plain values, for JSON."""
@@ -48,10 +55,36 @@ class MapReport:
     def to_text(self) -> str:
         """For people."""
         damaged = f" ({self.damaged} had been damaged)" if self.damaged else ""
-        return f"{self.encoded} tiles encoded, {self.reused} reused, {self.nodata} without imagery{damaged}"
+        text = f"{self.encoded} tiles encoded, {self.reused} reused, {self.nodata} without imagery{damaged}"
+        if self.tokens_bytes:
+            damaged = f" ({self.tokens_damaged} had been damaged)" if self.tokens_damaged else ""
+            text += f"; patch tokens of {self.tokens} tiles written{damaged}, {self.tokens_bytes / 1e6:,.1f} MB in all"
+        return text
 
 
-def encode_map(cache: FeatureCache, encoder: Encoder, imagery: Imagery, *, batch_size: int = 32) -> MapReport:
+@dataclass(frozen=True)
+class _Work:
+    """What is to be made, (row, col) by level.
+
+    Attributes:
+        missing: of tiles that have no embedding, and at level L of cells that are not marked.
+        lacking: levels 0..L-1: of tiles that have no patch tokens, where those are wanted.
+        tokens: where to write patch tokens; None where they are not wanted.
+    """
+
+    missing: list[NDArray[np.bool_]]
+    lacking: list[NDArray[np.bool_]]
+    tokens: TokenFeatures | None = None
+
+    @property
+    def wanted(self) -> list[NDArray[np.bool_]]:
+        """Any of it."""
+        return [*map(np.logical_or, self.missing[:-1], self.lacking), self.missing[-1]]
+
+
+def encode_map(
+    cache: FeatureCache, encoder: Encoder, imagery: Imagery, *, batch_size: int = 32, tokens: bool = False
+) -> MapReport:
     """Encode the tiles that the cache lacks; nothing is read or encoded when it lacks none.
 
     Under `accelerate launch` the processes share the blocks. What was encoded is written every few seconds, also when
@@ -62,36 +95,55 @@ def encode_map(cache: FeatureCache, encoder: Encoder, imagery: Imagery, *, batch
         encoder: as in the cache.
         imagery: as in the cache.
         batch_size: tiles to a forward pass.
+        tokens: keep the patch tokens of tiles too; a cache that was filled without keeps its embeddings as they are.
 
     Raises:
         ImageryError: the imagery cannot be read.
         CacheError: the disk is full.
     """
     state = processes()
+    if tokens:
+        if state.is_main_process:
+            cache.require_tokens(encoder.patches)
+        state.wait_for_everyone()
     pyramid, levels = cache.pyramid, range(cache.pyramid.levels)
     status, damaged = zip(*(cache.readable_status(level) for level in range(pyramid.levels + 1)), strict=True)
-    missing = [array == MISSING for array in status]
     reused = sum(int((status[level] == ENCODED).sum()) for level in levels)
+    work, broken = _work(cache, list(status), tokens)
+    had = reused - sum(int(array.sum()) for array in work.lacking)
     state.wait_for_everyone()  # all have read the same state
-    if any(array.any() for array in missing):
-        _fill(cache, encoder, TileRenderer(imagery, encoder.image_size), missing, batch_size, state)
+    if any(array.any() for array in work.wanted):
+        _fill(cache, encoder, TileRenderer(imagery, encoder.image_size), work, batch_size, state)
         state.wait_for_everyone()
     after = np.concatenate([cache.status(level).ravel() for level in levels])
     encoded, nodata = int((after == ENCODED).sum()), int((after == NODATA).sum())
-    return MapReport(encoded - reused, reused, nodata, sum(damaged[:-1]))
+    report = MapReport(encoded - reused, reused, nodata, sum(damaged[:-1]))
+    if work.tokens is None:
+        return report
+    return replace(report, tokens=encoded - had, tokens_damaged=broken, tokens_bytes=work.tokens.stored_bytes())
+
+
+def _work(cache: FeatureCache, status: list[NDArray[np.uint8]], tokens: bool) -> tuple[_Work, int]:
+    """What is to be made, and how many tiles have damaged patch tokens."""
+    missing = [array == MISSING for array in status]
+    if not tokens:
+        return _Work(missing, [np.zeros_like(array) for array in missing[:-1]]), 0
+    features = cache.patch_tokens
+    lacking, broken = zip(*(features.lacking(level, each) for level, each in enumerate(status[:-1])), strict=True)
+    return _Work(missing, list(lacking), features), sum(broken)
 
 
 def _fill(
     cache: FeatureCache,
     encoder: Encoder,
     renderer: TileRenderer,
-    missing: list[NDArray[np.bool_]],
+    work: _Work,
     batch_size: int,
     state: PartialState,
 ) -> None:
-    top = cache.block_level
-    roots = _incomplete_blocks(cache, missing)[state.process_index :: state.num_processes]
-    coarse_missing = any(missing[level].any() for level in range(top))
+    top, wanted = cache.block_level, work.wanted
+    roots = _incomplete_blocks(cache, wanted)[state.process_index :: state.num_processes]
+    coarse_missing = any(wanted[level].any() for level in range(top))
     block_tiles: list[Tile] = []
 
     def tiles() -> Iterator[Tile]:
@@ -105,57 +157,62 @@ def _fill(
         for tile in blocks:
             yield from renderer.parents(tile, canvases)
 
-    total = sum(int(missing[level].sum()) for level in range(cache.pyramid.levels))
+    total = sum(int(wanted[level].sum()) for level in range(cache.pyramid.levels))
     with tqdm(total=total, unit="tile", desc="map", disable=not state.is_main_process) as bar:
-        _encode(tiles(), cache, encoder, missing, batch_size, bar)
+        _encode(tiles(), cache, encoder, work, batch_size, bar)
         if coarse_missing:
             blocks = gather_object(block_tiles) if state.num_processes > 1 else block_tiles
             if state.is_main_process:
-                _encode(coarse_tiles(blocks), cache, encoder, missing, batch_size, bar)
+                _encode(coarse_tiles(blocks), cache, encoder, work, batch_size, bar)
 
 
-def _incomplete_blocks(cache: FeatureCache, missing: list[NDArray[np.bool_]]) -> list[TileKey]:
+def _incomplete_blocks(cache: FeatureCache, wanted: list[NDArray[np.bool_]]) -> list[TileKey]:
     """The blocks that lack a tile or a cell, or are needed to make a coarser tile that is missing."""
     top, n = cache.block_level, cache.pyramid.tiles_per_side(cache.block_level)
-    needed = np.full((n, n), any(array.any() for array in missing[:top]))
-    for array in missing[top:]:
+    needed = np.full((n, n), any(array.any() for array in wanted[:top]))
+    for array in wanted[top:]:
         side = len(array) // n
         needed |= array.reshape(n, side, n, side).any(axis=(1, 3))
     return [TileKey(top, int(row), int(col)) for row, col in np.argwhere(needed)]
 
 
 def _encode(
-    tiles: Iterator[Tile],
-    cache: FeatureCache,
-    encoder: Encoder,
-    missing: list[NDArray[np.bool_]],
-    batch_size: int,
-    bar: tqdm,
+    tiles: Iterator[Tile], cache: FeatureCache, encoder: Encoder, work: _Work, batch_size: int, bar: tqdm
 ) -> None:
-    writer = _ChunkWriter(cache)
+    writer, wanted = _ChunkWriter(cache), work.wanted
     batch: list[Tile] = []
-    on_device: tuple[list[Tile], Tensor] | None = None
+    on_device: tuple[list[Tile], Tensor, Tensor | None] | None = None
 
     def finish() -> None:
         nonlocal on_device
         ready, on_device = on_device, None  # at once: what fails must not be tried again on the way out
-        if ready:
-            for tile, embedding in zip(ready[0], encoder.to_storage(ready[1]), strict=True):
-                writer.put(tile.key, ENCODED, embedding)
-            bar.update(len(ready[0]))
+        if not ready:
+            return
+        done, embedding, patches = ready
+        stored = encoder.to_storage(embedding)
+        if work.tokens is not None and patches is not None:  # before a status speaks of the tile
+            work.tokens.write([tile.key for tile in done], encoder.to_storage(patches))
+        for tile, values in zip(done, stored, strict=True):
+            if work.missing[tile.key.level][tile.key.row, tile.key.col]:
+                writer.put(tile.key, ENCODED, values)
+        bar.update(len(done))
 
     def launch() -> None:
         nonlocal on_device
-        embedding = encoder.encode_tiles(np.stack([tile.image for tile in batch]))
+        images = np.stack([tile.image for tile in batch])
+        if work.tokens is None:
+            embedding, patches = encoder.encode_tiles(images), None
+        else:
+            embedding, patches = encoder.encode_tiles_and_patches(images)
         finish()  # the batch before, while this one is being computed
-        on_device = list(batch), embedding
+        on_device = list(batch), embedding, patches
         batch.clear()
 
     try:
         for tile in tiles:
             if tile.cells is not None:
                 writer.put_cells(tile.key, tile.cells)
-            if not missing[tile.key.level][tile.key.row, tile.key.col]:
+            if not wanted[tile.key.level][tile.key.row, tile.key.col]:
                 continue
             if tile.has_imagery:
                 batch.append(tile)

@@ -171,6 +171,12 @@ class Encoder:
         return self.image_size, self.image_size * LAYOUTS[self.layout].aspect
 
     @property
+    def patches(self) -> int:
+        """How many patches a square has."""
+        config: Any = self.model.config
+        return (self.image_size // config.patch_size) ** 2
+
+    @property
     def card(self) -> EncoderCard:
         """Name and fingerprint: what a cache keeps."""
         return EncoderCard(self.name, self.from_hub, self.fingerprint, self.width, self.image_size, self.layout)
@@ -215,6 +221,17 @@ class Encoder:
         return self.embed(self.normalise(self.to_unit(torch.as_tensor(tiles))))
 
     @torch.inference_mode()
+    def encode_tiles_and_patches(self, tiles: NDArray[np.uint8] | Tensor) -> tuple[Tensor, Tensor]:
+        """(n, S, S, 3) uint8 to (n, feature), as `encode_tiles`, and (n, patch, feature), float32 on the device.
+
+        Patch tokens are those after the final layernorm, row by row, without [CLS] and registers.
+        """
+        pixels = self.normalise(self.to_unit(torch.as_tensor(tiles)))
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
+            last = self.family.last_tokens(self.model, pixels)
+            return self.family.pool(self.model, last).float(), self.family.patches(self.model, last).float()
+
+    @torch.inference_mode()
     def encode_photos(self, photos: NDArray[np.uint8]) -> Tensor:
         """(n, height, width, 3) uint8 of `photo_shape` to (n, feature) float32 on the device."""
         return self.encode_squares(self.squares(self.to_unit(torch.from_numpy(photos))))
@@ -225,7 +242,7 @@ class Encoder:
         return self.embed(self.normalise(squares.flatten(0, 1))).unflatten(0, squares.shape[:2]).mean(1)
 
     def to_storage(self, embedding: Tensor) -> NDArray[np.float16]:
-        """Embeddings as the cache keeps them.
+        """Embeddings, or patch tokens, as the cache keeps them.
 
         Raises:
             EncoderError: they are not finite: the weights are broken.

@@ -39,6 +39,7 @@ from jzi.encode.trainer import (
     trained_parameters,
 )
 from jzi.encode.training_area import TrainingArea
+from jzi.errors import ConfigError
 from jzi.store.queries import QueryTable
 
 
@@ -76,6 +77,11 @@ def finetune(
     decoder_config = replace(decoder_config, width=encoder.width, actions=sources[0][0].pyramid.actions)
     torch.manual_seed(config.seed)
     decoder = make_decoder(decoder_config, start)
+    if decoder.config.patch_tokens:
+        raise ConfigError(
+            f"decoder.patch_tokens is {decoder.config.patch_tokens}, which is for `jzi train-decoder`: fine-tune with "
+            "`--set decoder.patch_tokens=0` and from a decoder that reads none"
+        )
     joint = JointModel(
         encoder,
         decoder,

@@ -26,6 +26,7 @@ from jzi.store.map_features import ENCODED, MISSING, NODATA, MapFeatures
 from jzi.store.pyramid import Pyramid, TileKey
 from jzi.store.query_features import QueryFeatures
 from jzi.store.storage import COMPRESSORS, corrupt, exists, is_url, storage_errors, zarr_store
+from jzi.store.token_features import TokenFeatures, has_tokens, tokens_name
 
 if TYPE_CHECKING:
     from xarray import DataTree
@@ -168,11 +169,13 @@ class FeatureCache:
             zarr.consolidate_metadata(self.group.store)
 
     def _is_consolidated(self) -> bool:
-        """Whether the gathered metadata knows all photos, views and columns that there are."""
+        """Whether the gathered metadata knows all photos, views, columns and patch tokens that there are."""
         try:
             gathered = zarr.open_group(self.group.store, mode="r", use_consolidated=True)
             shape, attributes = gathered["queries/embedding"].shape, dict(gathered["queries"].attrs)  # type: ignore[union-attr]
         except (ValueError, KeyError):
+            return False
+        if has_tokens(gathered, self.pyramid) != has_tokens(self.group, self.pyramid):
             return False
         return shape == self.array("queries/embedding").shape and attributes == dict(self.group["queries"].attrs)
 
@@ -275,6 +278,12 @@ class FeatureCache:
         Raises:
             CacheError: the pyramid has no such tile.
         """
+        self._check_key(key)
+        level, row, col = key
+        with storage_errors(self.path, f"map/{level}/embedding"):
+            return np.asarray(self.array(f"map/{level}/embedding")[row, col])
+
+    def _check_key(self, key: TileKey) -> None:
         level, row, col = key
         n = self.pyramid.tiles_per_side(level) if 0 <= level < self.pyramid.levels else 0
         if not (0 <= row < n and 0 <= col < n):
@@ -282,8 +291,6 @@ class FeatureCache:
                 f"{self.path} has no tile (level {level}, row {row}, col {col}): its last level is "
                 f"{self.pyramid.levels - 1}"
             )
-        with storage_errors(self.path, f"map/{level}/embedding"):
-            return np.asarray(self.array(f"map/{level}/embedding")[row, col])
 
     def children(self, key: TileKey) -> NDArray[np.float16]:
         """(g*g, feature) of a tile's children in the order of the actions, for keys of level 0..L-2."""
@@ -378,6 +385,44 @@ class FeatureCache:
         if (status == ENCODED).any():
             embedding = np.asarray(self.array(f"map/{level}/embedding")[window])
         return status, embedding
+
+    # The tiles' patch tokens, which a cache holds where it was asked to
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether `require_tokens` was called once; tiles may lack theirs still."""
+        return has_tokens(self.group, self.pyramid)
+
+    @property
+    def patch_tokens(self) -> TokenFeatures:
+        """The patch tokens of tiles.
+
+        Raises:
+            CacheError: the cache holds none.
+        """
+        return TokenFeatures(self.group, self.path, self.pyramid)
+
+    def tokens(self, key: TileKey) -> NDArray[np.float16]:
+        """(token, feature) of one tile, reading one chunk; nan where there are none.
+
+        Raises:
+            CacheError: the cache holds no patch tokens, or the pyramid has no such tile.
+            CacheCorruptError: the chunk does not match its checksum.
+        """
+        self._check_key(key)
+        return self.patch_tokens.read(key)
+
+    def require_tokens(self, count: int) -> TokenFeatures:
+        """The same, with room for `count` tokens of every tile, which is made if there is none."""
+        with storage_errors(self.path):
+            for level in range(self.pyramid.levels):
+                n, width = self.pyramid.tiles_per_side(level), self.encoder.width
+                shape, chunks = (n, n, count, width), (1, 1, count, width)
+                attributes = {"grid_mapping": "spatial_ref", "coordinates": "x y spatial_ref"}
+                dimensions = ("row", "col", "token", "feature")
+                self._require(tokens_name(level), shape, chunks, "float16", dimensions, np.nan, attributes)
+        self.consolidate()
+        return self.patch_tokens
 
     # The photos
 

@@ -82,8 +82,9 @@ def storage_errors(path: str | Path, what: str = "") -> Iterator[None]:
 def corrupt(path: str | Path, what: str, why: str) -> CacheCorruptError:
     """The error for a damaged or vanished chunk."""
     commands = "`jzi index`" if what.startswith("cells") else "`jzi encode-map` and `jzi encode-queries`"
+    commands = "`jzi encode-map --tokens`" if what.endswith("/tokens") else commands
     return CacheCorruptError(
-        f"{path} is damaged at {what} ({why}): run {commands}, which encode what is damaged anew and keep the rest"
+        f"{path} is damaged at {what} ({why}): run {commands}; what is damaged is encoded anew, and the rest is kept"
     )
 
 

@@ -52,20 +52,16 @@ def test_every_family_is_tested() -> None:
 
 
 @torch.no_grad()
-def expected_embedding(kind: str, model: torch.nn.Module, pixels: torch.Tensor) -> torch.Tensor:
-    """(n, 3, 64, 64) through transformers' own way into the model."""
+def output_of(kind: str, model: torch.nn.Module, pixels: torch.Tensor):
+    """What transformers' own way into the model gives for (n, 3, 64, 64)."""
     model = getattr(model, "vision_model", model)
-    if not kind.startswith("siglip"):
-        return model(pixel_values=pixels).last_hidden_state[:, 0]
     if not kind.startswith("siglip2"):
-        return model(pixel_values=pixels).pooler_output
+        return model(pixel_values=pixels)
     from transformers.models.siglip2.image_processing_pil_siglip2 import convert_image_to_patches
 
     patches = torch.stack([torch.from_numpy(convert_image_to_patches(image.numpy(), 16)) for image in pixels])
     shapes = torch.tensor([[4, 4]] * len(pixels))
-    return model(
-        pixel_values=patches, pixel_attention_mask=torch.ones(len(pixels), 16), spatial_shapes=shapes
-    ).pooler_output
+    return model(pixel_values=patches, pixel_attention_mask=torch.ones(len(pixels), 16), spatial_shapes=shapes)
 
 
 @torch.no_grad()
@@ -77,9 +73,23 @@ def test_the_embedding_is_the_one_of_transformers(saved) -> None:
     pixels = (tiles.permute(0, 3, 1, 2) / 255 - torch.tensor(family.mean)[:, None, None]) / torch.tensor(family.std)[
         :, None, None
     ]
-    expected = expected_embedding(kind, model, pixels)
+    output = output_of(kind, model, pixels)
+    expected = output.pooler_output if kind.startswith("siglip") else output.last_hidden_state[:, 0]
     torch.testing.assert_close(encoder.encode_tiles(tiles.numpy()), expected, atol=1e-4, rtol=1e-4)
     assert encoder.width == expected.shape[1] == 32
+
+
+@torch.no_grad()
+def test_patch_tokens_are_those_of_transformers_without_cls_and_registers(saved) -> None:
+    kind, model, folder = saved
+    encoder = Encoder.load(folder, image_size=64, device="cpu")
+    tiles = torch.randint(0, 256, (3, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    embedding, patches = encoder.encode_tiles_and_patches(tiles.numpy())
+    torch.testing.assert_close(embedding, encoder.encode_tiles(tiles.numpy()))
+    pixels = encoder.normalise(encoder.to_unit(tiles))
+    expected = output_of(kind, model, pixels).last_hidden_state[:, -16:]  # [CLS] and registers come first
+    assert encoder.patches == 16 and patches.shape == (3, 16, 32)
+    torch.testing.assert_close(patches, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_mean_and_std_are_those_of_the_family_unless_the_folder_says_others(saved) -> None:

@@ -1,0 +1,124 @@
+"""The patch tokens of the map's tiles: an optional part of the feature cache, of which a look-up reads one tile."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from jzi.errors import CacheCorruptError, CacheError
+from jzi.store.map_features import ENCODED
+from jzi.store.pyramid import Pyramid, TileKey
+from jzi.store.storage import storage_errors
+
+#: Tiles that are read or written at once: their chunks are (de)compressed side by side.
+THREADS = 8
+
+
+def tokens_name(level: int) -> str:
+    """The array of a level."""
+    return f"map/{level}/tokens"
+
+
+def has_tokens(group: zarr.Group, pyramid: Pyramid) -> bool:
+    """Whether a cache was made to hold patch tokens; the array of the last level is created last."""
+    return tokens_name(pyramid.levels - 1) in group
+
+
+class TokenFeatures:
+    """`map/<level>/tokens` of a feature cache: (row, col, token, feature) float16, one tile to a chunk.
+
+    There is no status: a chunk is written whole or not at all, and a tile that has imagery and no chunk lacks tokens.
+
+    Args:
+        group: the cache's.
+        path: of the cache.
+        pyramid: of the cache.
+
+    Raises:
+        CacheError: the cache holds no patch tokens.
+    """
+
+    def __init__(self, group: zarr.Group, path: str, pyramid: Pyramid) -> None:
+        if not has_tokens(group, pyramid):
+            raise CacheError(f"{path} holds no patch tokens: run `jzi encode-map --tokens`")
+        self.path, self.pyramid = path, pyramid
+        self._arrays = [_array(group, level) for level in range(pyramid.levels)]
+
+    @property
+    def count(self) -> int:
+        """Tokens of a tile."""
+        return self._arrays[0].shape[2]
+
+    @property
+    def width(self) -> int:
+        """Number of features."""
+        return self._arrays[0].shape[3]
+
+    def stored_bytes(self) -> int:
+        """What they take on the disk."""
+        with storage_errors(self.path):
+            return sum(array.nbytes_stored() for array in self._arrays)
+
+    def read(self, key: TileKey) -> NDArray[np.float16]:
+        """(token, feature) of one tile, reading one chunk; nan where there is none.
+
+        Raises:
+            CacheCorruptError: the chunk does not match its checksum.
+        """
+        with storage_errors(self.path, tokens_name(key.level)):
+            return np.asarray(self._arrays[key.level][key.row, key.col])
+
+    def read_many(self, keys: Sequence[TileKey]) -> list[NDArray[np.float16]]:
+        """`read`, of several tiles at once."""
+        with ThreadPoolExecutor(THREADS) as pool:
+            return list(pool.map(self.read, keys))
+
+    def write(self, keys: Sequence[TileKey], tokens: NDArray[np.float16]) -> None:
+        """Write (tile, token, feature).
+
+        Raises:
+            CacheError: the disk is full.
+        """
+
+        def write(key: TileKey, values: NDArray[np.float16]) -> None:
+            with storage_errors(self.path, tokens_name(key.level)):
+                self._arrays[key.level][key.row, key.col] = values
+
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(write, keys, tokens))
+
+    def lacking(self, level: int, status: NDArray[np.uint8]) -> tuple[NDArray[np.bool_], int]:
+        """(row, col) of a level, which encoded tiles have no tokens that can be read, and how many are damaged.
+
+        Args:
+            level: 0..L-1.
+            status: (row, col) of the level's embeddings.
+        """
+        lacking, damaged = np.zeros(status.shape, bool), 0
+        for row in np.flatnonzero((status == ENCODED).any(1)).tolist():
+            encoded = np.flatnonzero(status[row] == ENCODED).tolist()
+            try:
+                with storage_errors(self.path, tokens_name(level)):
+                    first = np.asarray(self._arrays[level][row])[encoded, 0, 0]  # what is stored is finite
+                lacking[row, encoded] = np.isnan(first)
+            except CacheCorruptError:
+                for col in encoded:
+                    lacking[row, col], broken = self._lacks(TileKey(level, row, col))
+                    damaged += broken
+        return lacking, damaged
+
+    def _lacks(self, key: TileKey) -> tuple[bool, bool]:
+        try:
+            return bool(np.isnan(self.read(key)[0, 0])), False
+        except CacheCorruptError:
+            return True, True
+
+
+def _array(group: zarr.Group, level: int) -> zarr.Array:
+    array = group[tokens_name(level)]
+    assert isinstance(array, zarr.Array)
+    return array

@@ -1,0 +1,350 @@
+"""Patch tokens: what the encoder makes of a tile's patches, kept one tile to a chunk, the k most similar looked at."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 - its name everywhere
+from zarr.storage import LocalStore
+
+from jzi.decode.calibrate import fit_temperature
+from jzi.decode.config import DecoderConfig
+from jzi.decode.decoder import ZoomDecoder
+from jzi.decode.patch_tokens import PatchTokens
+from jzi.decode.samples import Samples
+from jzi.decode.search import zoom
+from jzi.decode.tile_table import TileTable
+from jzi.encode import encode_map as module
+from jzi.encode.encode_map import MapReport, encode_map
+from jzi.encode.encoder import Encoder
+from jzi.encode.imagery import Imagery
+from jzi.encode.tiles import TileRenderer
+from jzi.errors import CacheCorruptError, CacheError, ConfigError
+from jzi.store.cache import NODATA, FeatureCache
+from jzi.store.pyramid import Pyramid, TileKey
+
+# rasterio's own
+pytestmark = pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
+
+#: 21 tiles, of which the last level's are in chunks of 4 x 4; 4 patches to a tile.
+GRID, LEVELS, PATCHES, WIDTH = 2, 3, 4, 32
+SMALL = DecoderConfig(width=WIDTH, actions=GRID**2, layers=2, heads=2)
+
+
+@pytest.fixture(scope="module")
+def encoder(encoder_folder: Path) -> Encoder:
+    encoder = Encoder.load(encoder_folder, image_size=28, device="cpu")
+    encoder.model.double()  # in float32 the last bit may depend on which tiles share a batch
+    return encoder
+
+
+@pytest.fixture
+def imagery(write_raster: Callable, pattern: Callable) -> Imagery:
+    """The north-eastern cell of the area has none."""
+    pyramid = Pyramid.around(48.2, 16.37, 200.0, grid=GRID, levels=LEVELS)
+    data = np.concatenate([pattern(200, 200), np.full((1, 200, 200), 255, np.uint8)])
+    data[3, :50, 150:] = 0
+    return Imagery([write_raster(data, pyramid.bounds, pyramid.crs, photometric="RGB", alpha="YES")], pyramid)
+
+
+@pytest.fixture
+def fill(imagery: Imagery, encoder: Encoder) -> Callable[..., MapReport]:
+    """Encodes the map into a cache."""
+
+    def fill(path: Path, **options) -> MapReport:
+        cache = FeatureCache.open_or_create(path, imagery.pyramid, encoder.card, imagery.card())
+        return encode_map(cache, encoder, imagery, **options)
+
+    return fill
+
+
+@pytest.fixture
+def cache(tmp_path: Path, fill: Callable) -> FeatureCache:
+    fill(tmp_path / "features.zarr", tokens=True)
+    return FeatureCache.open(tmp_path / "features.zarr")
+
+
+@pytest.fixture
+def query() -> torch.Tensor:
+    return torch.randn(5, WIDTH, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def decoder() -> ZoomDecoder:
+    torch.manual_seed(0)
+    decoder = ZoomDecoder(replace(SMALL, patch_tokens=3)).eval()
+    for parameter in decoder.parameters():  # far from the start, so that what is read makes a difference
+        parameter.data = parameter.data * 4
+    return decoder
+
+
+def table_of(cache: FeatureCache, **options) -> TileTable:
+    return TileTable(cache.read_map(), "cpu", PatchTokens(cache, "cpu", **options))
+
+
+# What is kept
+
+
+def test_tokens_are_the_patches_of_the_models_last_hidden_state(cache, imagery, encoder) -> None:
+    for tile in TileRenderer(imagery, 28).render([TileKey(0, 0, 0)]):
+        if not tile.has_imagery:
+            assert np.isnan(cache.tokens(tile.key)).all()
+            continue
+        pixels = encoder.normalise(encoder.to_unit(torch.tensor(tile.image)[None]))
+        with torch.no_grad():
+            expected = encoder.model(pixel_values=pixels).last_hidden_state[0, 1:]
+        np.testing.assert_allclose(cache.tokens(tile.key), expected, atol=2e-3)
+    assert cache.tokens(TileKey(2, 0, 0)).shape == (PATCHES, WIDTH)
+    with pytest.raises(CacheError, match="has no tile"):
+        cache.tokens(TileKey(LEVELS, 0, 0))
+
+
+def test_a_look_up_reads_one_chunk(cache, monkeypatch) -> None:
+    read = []
+    get = LocalStore.get
+    monkeypatch.setattr(LocalStore, "get", lambda self, key, *a, **b: read.append(key) or get(self, key, *a, **b))
+    cache.tokens(TileKey(2, 1, 3))
+    assert [key for key in read if "/c/" in key] == ["map/2/tokens/c/1/3/0/0"]
+
+
+def test_xarray_knows_them_by_name(cache) -> None:
+    tokens = cache.to_xarray()["map/2"]["tokens"]
+    assert tokens.dims == ("row", "col", "token", "feature") and tokens.shape == (4, 4, PATCHES, WIDTH)
+    import xarray
+
+    assert "tokens" in xarray.open_datatree(cache.path, engine="zarr")["map/2"]  # by the gathered metadata
+
+
+def test_tokens_that_are_asked_for_later_leave_the_embeddings_alone(
+    cache, tmp_path, fill, files_of, monkeypatch
+) -> None:
+    path = tmp_path / "later.zarr"
+    encoded = fill(path).encoded
+    assert not FeatureCache.open(path).has_tokens
+    before = files_of(path)
+    write = FeatureCache.write_chunk
+
+    def without_embeddings(self, level, *args) -> None:
+        assert level == LEVELS, "no more than the cells are marked again"
+        write(self, level, *args)
+
+    monkeypatch.setattr(FeatureCache, "write_chunk", without_embeddings)
+    report = fill(path, tokens=True)
+    assert (report.encoded, report.reused, report.tokens) == (0, encoded, encoded) and report.nodata > 0
+    after = files_of(path)
+    assert {name: after[name] for name in before if name != "zarr.json"} == {
+        name: data for name, data in before.items() if name != "zarr.json"
+    }
+    assert {n: d for n, d in after.items() if "/tokens/" in n} == {
+        n: d for n, d in files_of(Path(cache.path)).items() if "/tokens/" in n
+    }
+    assert report.tokens_bytes >= sum(len(data) for name, data in after.items() if "/tokens/c" in name) > 0
+
+
+def test_a_second_run_encodes_nothing(cache, tmp_path, fill, encoder, monkeypatch) -> None:
+    monkeypatch.setattr(encoder, "encode_tiles_and_patches", None)
+    report = fill(tmp_path / "features.zarr", tokens=True)
+    assert (report.encoded, report.tokens) == (0, 0) and report.tokens_bytes > 0
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["new", "tokens alone"])
+@pytest.mark.parametrize("writes", [0, 5, 13])
+def test_an_encode_killed_while_it_writes_tokens_resumes_to_the_same_cache(
+    cache, tmp_path, fill, files_of, monkeypatch, begun: bool, writes: int
+) -> None:
+    path = tmp_path / "killed.zarr"
+    if begun:
+        fill(path)
+    count, write = iter(range(writes)), module.TokenFeatures.write
+
+    def killed(self, keys, tokens) -> None:
+        for index, key in enumerate(keys):
+            if next(count, None) is None:
+                raise KeyboardInterrupt
+            write(self, [key], tokens[index : index + 1])
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module.TokenFeatures, "write", killed)
+        patch.setattr(module, "WRITE_EVERY_S", 0.0)
+        fill(path, tokens=True, batch_size=2)
+    half = FeatureCache.open(path)
+    encoded = sum(int((half.status(level) == 1).sum()) for level in range(LEVELS))
+    if not begun:  # a status never speaks of a tile whose tokens are not there
+        assert not any(half.patch_tokens.lacking(level, half.status(level))[0].any() for level in range(LEVELS))
+    report = fill(path, tokens=True)
+    assert report.reused == encoded
+    assert files_of(path) == files_of(Path(cache.path))
+
+
+def flip(chunk: Path) -> None:
+    data = bytearray(chunk.read_bytes())
+    data[len(data) // 2] ^= 1
+    chunk.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", [flip, Path.unlink], ids=["garbled", "gone"])
+def test_damaged_tokens_are_found_and_made_again_and_no_others(cache, tmp_path, fill, files_of, damage) -> None:
+    whole = files_of(Path(cache.path))
+    damage(Path(cache.path) / "map/2/tokens/c/1/3/0/0")
+    table = table_of(cache)
+    with pytest.raises(CacheError, match="run `jzi encode-map --tokens`") as error:
+        table.require_patches(1).load()
+    assert isinstance(error.value, CacheCorruptError) == (damage is flip)
+    report = fill(tmp_path / "features.zarr", tokens=True)
+    assert (report.encoded, report.tokens, report.tokens_damaged) == (0, 1, int(damage is flip))
+    assert files_of(Path(cache.path)) == whole
+
+
+def test_two_processes_fill_one_cache_to_the_same_content(cache, tmp_path, fill, files_of, in_two_processes) -> None:
+    path = tmp_path / "shared.zarr"
+    fill(path)
+    reports = in_two_processes(module, lambda: fill(path, tokens=True))
+    assert reports[0] == reports[1] and reports[0].tokens == reports[0].reused
+    assert files_of(path) == files_of(Path(cache.path))
+
+
+# What is looked at
+
+
+@pytest.mark.parametrize("room", [None, 64, 3], ids=["all", "as many as are compared at once", "fewer"])
+def test_the_tokens_looked_at_are_the_most_similar_ones_in_order(cache, query, monkeypatch, room) -> None:
+    monkeypatch.setattr("jzi.decode.patch_tokens.PAIRS", 3)
+    table = table_of(cache, room=room)
+    tile = torch.tensor([[0, 5, 20], [1, 6, 19], [20, 20, 2], [0, 1, 2], [7, 9, 11]])
+    for k in (1, 3, PATCHES):
+        seen = table.seen(tile, query, k)
+        assert seen.shape == (5, 3, 1 + k, WIDTH)
+        for (photo, step), index in np.ndenumerate(tile.numpy()):
+            tokens = torch.from_numpy(np.nan_to_num(cache.tokens(table.patches.keys[index]))).float()
+            order = F.cosine_similarity(tokens, query[photo], dim=-1).argsort(descending=True)[:k]
+            torch.testing.assert_close(seen[photo, step, 0], table.embedding[index].float())
+            torch.testing.assert_close(seen[photo, step, 1:], tokens[order])
+    torch.testing.assert_close(table.seen(tile, query, 0), table.embedding[tile].float())
+
+
+def test_tiles_that_were_not_looked_at_for_longest_make_place(cache, query, monkeypatch) -> None:
+    monkeypatch.setattr("jzi.decode.patch_tokens.PAIRS", 2)
+    table = table_of(cache, room=3)
+    read = []
+    found = table.patches.features.read_many
+    monkeypatch.setattr(table.patches.features, "read_many", lambda keys: read.extend(keys) or found(keys))
+    for index in (0, 1, 2, 0, 3, 0, 1):  # 3 takes the place of 1, and 1 that of 2
+        table.seen(torch.tensor([[index]]), query[:1], 1)
+    assert [table.patches.keys.index(key) for key in read] == [0, 1, 2, 3, 1]
+
+
+def test_more_than_there_are_and_a_map_without_are_refused(cache, query) -> None:
+    with pytest.raises(ConfigError, match=r"decoder\.patch_tokens is 5, and a tile of .* has 4"):
+        table_of(cache).seen(torch.tensor([[0]]), query[:1], 5)
+    with pytest.raises(CacheError, match="jzi encode-map --tokens"):
+        TileTable(cache.read_map()).seen(torch.tensor([[0]]), query[:1], 1)
+
+
+# The decoder
+
+
+def step_by_step(decoder: ZoomDecoder, query: torch.Tensor, tiles: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+    logits, past = decoder.begin(query, tiles[:, 0])
+    steps = [logits]
+    for step in range(1, tiles.shape[1]):
+        logits, past = decoder.step(actions[:, step - 1], tiles[:, step], past)
+        steps.append(logits)
+    return torch.stack(steps, 1)
+
+
+def test_stepping_equals_one_pass_with_four_patch_tokens(decoder, query) -> None:
+    generator = torch.Generator().manual_seed(2)
+    tiles, actions = torch.randn(5, 4, 5, WIDTH, generator=generator), torch.randint(4, (5, 4), generator=generator)
+    whole = decoder(query, tiles, actions)
+    torch.testing.assert_close(step_by_step(decoder, query, tiles, actions), whole, atol=1e-5, rtol=1e-4)
+    tiles[:, 2, -1] += 1  # the last patch token of a tile is seen by its own step, and by none before it
+    changed = decoder(query, tiles, actions)
+    torch.testing.assert_close(changed[:, :2], whole[:, :2])
+    assert not torch.allclose(changed[:, 2], whole[:, 2])
+
+
+def test_without_patch_tokens_it_is_the_decoder_that_it_was(decoder, query) -> None:
+    torch.manual_seed(0)
+    without = ZoomDecoder(SMALL)
+    torch.manual_seed(0)
+    with_tokens = ZoomDecoder(replace(SMALL, patch_tokens=8))
+    assert all(map(torch.equal, without.state_dict().values(), with_tokens.state_dict().values()))
+    assert SMALL.to_dict() == {"width": WIDTH, "actions": 4, "layers": 2, "heads": 2, "dropout": 0.1}
+    assert DecoderConfig(**SMALL.to_dict()) == SMALL
+    tiles, actions = torch.randn(5, 3, WIDTH), torch.randint(4, (5, 3))
+    assert torch.equal(decoder(query, tiles[:, :, None], actions), decoder(query, tiles, actions))
+
+
+def test_a_full_beam_holds_every_cell_with_its_probability(cache, decoder, query) -> None:
+    table = table_of(cache)
+    zooms = zoom(decoder, table, query, beams=64)
+    found = zooms.log_probability.sum(-1).exp()
+    torch.testing.assert_close(found.sum(1), torch.ones(5), atol=1e-5, rtol=0)
+    paths = zooms.paths[:, 7]
+    tiles = table.along(paths.numpy())
+    with torch.no_grad():
+        logits = decoder(query, table.seen(tiles, query, 3), paths)
+    steps = logits.masked_fill(~table.enterable[tiles], -torch.inf).log_softmax(-1)
+    expected = steps.gather(-1, paths[..., None]).sum((1, 2)).exp()
+    torch.testing.assert_close(found[:, 7], expected, atol=1e-6, rtol=1e-4)
+    row, col = table.pyramid.path_to_tile(zooms.paths.numpy())
+    assert (cache.status(LEVELS)[row, col][found.numpy() > 0] != NODATA).all()
+
+
+def test_a_search_in_parts_finds_the_same(cache, decoder, query, monkeypatch) -> None:
+    table = table_of(cache)
+    whole = zoom(decoder, table, query, beams=4, cells=8)
+    monkeypatch.setattr("jzi.decode.search.PAIRS", 20)  # two photos at once
+    parts = zoom(decoder, table, query, beams=4, cells=8)
+    assert torch.equal(whole.paths, parts.paths)
+    torch.testing.assert_close(whole.log_probability, parts.log_probability)
+
+
+def test_temperatures_are_fitted_to_what_the_decoder_says_with_its_patch_tokens(cache, decoder, query) -> None:
+    table = table_of(cache)
+    paths = zoom(decoder, table, query).paths[:, 0].clone()
+    where = np.zeros(5)
+    samples = Samples(query[:, None], table.along(paths.numpy()), paths, where, where, 0)
+    with torch.no_grad():
+        decoder.output_head.weight *= 0.1  # it is right, and does not know it
+    assert max(fit_temperature(decoder, table, samples)) < 1
+
+
+# The commands
+
+TINY = "--set train.epochs=2 --set decoder.layers=1 --set decoder.heads=2"
+
+
+def test_from_encode_map_with_tokens_to_evaluation_and_a_located_photo(area, tmp_path) -> None:
+    four = f"{TINY} --set decoder.patch_tokens=4 --set model.path=four"
+    area("encode-map")
+    area("encode-queries")
+    assert "encode-map --tokens" in area(f"train-decoder {four}", 2).stderr
+    assert not (tmp_path / "four").exists()
+    report = json.loads(area("encode-map --tokens --json").stdout)
+    assert (report["encoded"], report["reused"], report["tokens"]) == (0, 273, 273)
+    assert report["tokens_bytes"] > 273 * 16 * WIDTH
+    assert "MB in all" in area("encode-map --set map.tokens=true").stdout
+    assert "a tile of" in area(f"train-decoder {four} --set decoder.patch_tokens=17", 2).stderr
+
+    told = json.loads(area(f"train-decoder {four} --json").stdout)
+    plain = json.loads(area(f"train-decoder {TINY} --json").stdout)
+    assert told["best"]["val_loss"] != plain["best"]["val_loss"]
+    assert json.loads((tmp_path / "four" / "config.json").read_text())["decoder"]["patch_tokens"] == 4
+    assert "patch_tokens" not in json.loads((tmp_path / "model" / "config.json").read_text())["decoder"]
+    assert "decoder.patch_tokens 4 not None" in area(f"train-decoder {TINY} --set model.path=four", 2).stderr
+
+    found = json.loads(area("evaluate --set model.path=four --estimates --json").stdout)
+    assert 0 <= found["recall@40m"]["value"] <= 1 and found["posterior"]["unexpanded"] < 1e-5
+    assert "--cache features.zarr" in area("locate photos/day0/000.jpg --model four", 2).stderr
+    answer = json.loads(area("locate photos/day0/000.jpg --model four --cache features.zarr --json").stdout)
+    assert 0 < answer["confidence"] <= 1
+    of_cache, of_model, _ = map(json.loads, area("info features.zarr four --json").stdout.splitlines())
+    assert of_cache["patch_tokens"] == 16 and of_model["patch_tokens"] == 4
+    assert "decoder.patch_tokens is 4" in area("finetune --set decoder.patch_tokens=4", 2).stderr
