@@ -45,7 +45,8 @@ def _logits(decoder: ZoomDecoder, table: TileTable, samples: Samples) -> Tensor:
     parts = []
     for index in torch.arange(len(samples), device=table.device).split(1024):
         tiles = samples.tiles[index]
-        logits = decoder(samples.query[index, 0].float(), table.embedding[tiles].float(), samples.actions[index])
+        embedding, below = table.embedding[tiles].float(), table.below(tiles, decoder.config.look_ahead)
+        logits = decoder(samples.query[index, 0].float(), embedding, samples.actions[index], below)
         parts.append(logits.masked_fill(~table.enterable[tiles], NOTHING))
     return torch.cat(parts)
 

@@ -7,6 +7,9 @@ from typing import Any, ClassVar
 
 from jzi.errors import ConfigError
 
+#: What the decoder may see of what lies below a tile.
+LOOK_AHEAD = ("none", "children", "cells")
+
 
 @dataclass(frozen=True)
 class DecoderConfig:
@@ -18,6 +21,8 @@ class DecoderConfig:
         layers: number of blocks.
         heads: attention heads.
         dropout: on embeddings, attention, residual and feed-forward.
+        look_ahead: "none", the paper's; "children" scores each child by its own embedding too; "cells" does so in the
+            last step too, whose children are the terminal cells: the cache must hold them.
     """
 
     width: int = 768
@@ -25,8 +30,11 @@ class DecoderConfig:
     layers: int = 6
     heads: int = 8
     dropout: float = 0.1
+    look_ahead: str = "none"
 
     def __post_init__(self) -> None:
+        if self.look_ahead not in LOOK_AHEAD:
+            raise ConfigError(f"decoder.look_ahead {self.look_ahead!r} is none of {', '.join(LOOK_AHEAD)}")
         if self.layers < 1 or self.heads < 1 or not 0 <= self.dropout < 1:
             raise ConfigError(
                 "decoder.layers and decoder.heads must be at least 1 and decoder.dropout in 0..1, not "
@@ -39,8 +47,8 @@ class DecoderConfig:
         return -(-int(2 * self.width / 3) // 256) * 256
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
+        """Plain values, for JSON; what is off is left out, so that a decoder without it is known as it always was."""
+        return {name: value for name, value in asdict(self).items() if (name, value) != ("look_ahead", "none")}
 
 
 @dataclass(frozen=True)

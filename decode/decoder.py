@@ -12,6 +12,7 @@ import torch.nn.functional as F  # noqa: N812 - its name everywhere
 from torch import Tensor, nn
 
 from jzi.decode.config import DecoderConfig
+from jzi.decode.look_ahead import LookAhead
 from jzi.errors import ConfigError
 
 
@@ -135,14 +136,17 @@ class ZoomDecoder(nn.Module):
         self.output_head = nn.Linear(config.width, config.actions, bias=False)
         self.dropout = nn.Dropout(config.dropout)
         self.apply(_initialise)
+        self.look_ahead = None if config.look_ahead == "none" else LookAhead(config)
 
-    def forward(self, query: Tensor, tiles: Tensor, actions: Tensor) -> Tensor:
+    def forward(self, query: Tensor, tiles: Tensor, actions: Tensor, below: Tensor | None = None) -> Tensor:
         """All steps at once, teacher-forced.
 
         Args:
             query: (batch, feature).
             tiles: (batch, step, feature), the tiles along the true path.
             actions: (batch, step) int64, the true actions; the last one is not looked at.
+            below: (batch, step, action, feature), what `TileTable.below` gives for the tiles, where the decoder looks
+                ahead.
 
         Returns:
             (batch, step, action) logits.
@@ -151,19 +155,25 @@ class ZoomDecoder(nn.Module):
         later = torch.stack([chosen, tiles[:, 1:]], dim=2).flatten(1, 2)  # action_0, tile_1, action_1, tile_2, ...
         tokens = torch.cat([query[:, None], tiles[:, :1], later], dim=1)  # (batch, 2 * step, feature)
         hidden, _ = self._run(tokens, None)
-        return self.output_head(hidden[:, 1::2])
+        return self._score(hidden[:, 1::2], below)
 
-    def begin(self, query: Tensor, tile: Tensor) -> tuple[Tensor, KeyValues]:
+    def begin(self, query: Tensor, tile: Tensor, below: Tensor | None = None) -> tuple[Tensor, KeyValues]:
         """Step 0: (batch, feature) of the photo and of the whole map's tile to (batch, action) logits and a cache."""
-        return self._step(torch.stack([query, tile], dim=1), None)
+        return self._step(torch.stack([query, tile], dim=1), None, below)
 
-    def step(self, action: Tensor, tile: Tensor, past: KeyValues) -> tuple[Tensor, KeyValues]:
+    def step(
+        self, action: Tensor, tile: Tensor, past: KeyValues, below: Tensor | None = None
+    ) -> tuple[Tensor, KeyValues]:
         """The next step: (batch,) the action taken and (batch, feature) the tile that it led to."""
-        return self._step(torch.stack([self.action_embed(action), tile], dim=1), past)
+        return self._step(torch.stack([self.action_embed(action), tile], dim=1), past, below)
 
-    def _step(self, tokens: Tensor, past: KeyValues | None) -> tuple[Tensor, KeyValues]:
+    def _step(self, tokens: Tensor, past: KeyValues | None, below: Tensor | None) -> tuple[Tensor, KeyValues]:
         hidden, present = self._run(tokens, past)
-        return self.output_head(hidden[:, -1]), present
+        return self._score(hidden[:, -1], below), present
+
+    def _score(self, hidden: Tensor, below: Tensor | None) -> Tensor:
+        logits = self.output_head(hidden)
+        return logits if self.look_ahead is None else logits + self.look_ahead(hidden, below)
 
     def _run(self, tokens: Tensor, past: KeyValues | None) -> tuple[Tensor, KeyValues]:
         x = self.dropout(tokens)

@@ -281,8 +281,8 @@ def _step_accuracy(decoder: ZoomDecoder, table: TileTable, query: Tensor, truth:
     actions = torch.from_numpy(truth).to(table.device)
     for start in range(0, len(truth), BATCH):
         part = slice(start, start + BATCH)
-        embedding = table.embedding[tiles[part]].float()
-        logits = decoder(query[part].to(table.device).float(), embedding, actions[part])
+        embedding, below = table.embedding[tiles[part]].float(), table.below(tiles[part], decoder.config.look_ahead)
+        logits = decoder(query[part].to(table.device).float(), embedding, actions[part], below)
         logits = logits.masked_fill(~table.enterable[tiles[part]], -torch.inf)
         right += (logits.argmax(-1) == actions[part]).sum(0).cpu()
     return (right / len(truth)).tolist()

@@ -49,9 +49,10 @@ class Run:
             state = torch.load(self._state, map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, ValueError, EOFError) as error:
             raise ModelError(f"{self._state} is damaged: delete {self.folder} to train anew") from error
-        differences = [key for key in self.identity if state["identity"].get(key) != self.identity[key]]
+        then, now = state["identity"], self.identity
+        differences = [key for key in {**now, **then} if then.get(key) != now.get(key)]
         if differences:
-            was = ", ".join(f"{key} {state['identity'].get(key)} not {self.identity[key]}" for key in differences)
+            was = ", ".join(f"{key} {then.get(key)} not {now.get(key)}" for key in differences)
             raise ModelError(
                 f"{self.folder} holds a model that was trained with other settings or photos ({was}): give another "
                 "model.path (`--set model.path=other`) or delete it"

@@ -58,11 +58,11 @@ def zoom(
     past: KeyValues | None = None
     for level in range(pyramid.levels):
         tile = table.index(level, row, col).flatten()  # (query * beam,)
-        embedding = table.embedding[tile].float()
+        embedding, below = table.embedding[tile].float(), table.below(tile, decoder.config.look_ahead)
         if past is None:
-            logits, past = decoder.begin(query.float(), embedding)
+            logits, past = decoder.begin(query.float(), embedding, below)
         else:
-            logits, past = decoder.step(paths[..., -1].flatten(), embedding, past)
+            logits, past = decoder.step(paths[..., -1].flatten(), embedding, past, below)
         if temperature is not None:
             logits = logits / temperature[level]
         logits = logits.float().masked_fill(~table.enterable[tile], -torch.inf)

@@ -30,7 +30,7 @@ from jzi.decode.samples import Samples
 from jzi.decode.tile_table import TileTable
 from jzi.decode.training import learning_rate_factor, make_accelerator, make_decoder, told_apart, validate
 from jzi.decode.training_data import DataCard, TrainingData
-from jzi.errors import TrainingError
+from jzi.errors import CacheError, TrainingError
 from jzi.store.cache import FeatureCache
 
 
@@ -104,7 +104,10 @@ def train_decoder(
         ModelError: the folder holds a model that was trained in another way, or the disk is full.
     """
     accelerator = make_accelerator(config, folder)
-    data = data or TrainingData.load(cache, accelerator.device, config.views)
+    cells = decoder_config.look_ahead == "cells"
+    data = data or TrainingData.load(cache, accelerator.device, config.views, cells)
+    if cells and data.features.cells is None:
+        raise CacheError(f"decoder.look_ahead is cells, and the cells of {data.path} were not read")
     card, table, train, val = data.card, data.table, data.train.with_views(config.views), data.val
     decoder_config = replace(decoder_config, width=card.encoder.width, actions=card.pyramid.actions)
     if not len(train):
@@ -130,7 +133,8 @@ def train_decoder(
         return report(best=run.best(), seconds=0.0)
     if state is None and accelerator.is_main_process:
         create_folder(folder, decoder_config, card.pyramid, card.encoder, encoder_folder, card.imagery)
-        replace_file(folder / "map.safetensors", data.features.save)
+        features = data.features if decoder_config.look_ahead == "cells" else replace(data.features, cells=None)
+        replace_file(folder / "map.safetensors", features.save)
         run.start(settings)
     accelerator.wait_for_everyone()
     if config.trackers:
@@ -211,14 +215,16 @@ def _train_epoch(
     order = torch.cat([order, order[: -len(order) % world]]).to(table.device)  # every process has as many
     view = samples.draw_views(seed)
     torch.manual_seed(seed * world + process)  # of the dropout
+    decoder: ZoomDecoder = accelerator.unwrap_model(model)
     model.train()
     losses = []
     for batch in order.split(config.batch_size):
         index = batch[process::world]
-        actions = samples.actions[index]  # (batch, step)
+        tiles, actions = samples.tiles[index], samples.actions[index]  # (batch, step)
         query = samples.query[index, view[index]].float()
         with accelerator.autocast():
-            logits = model(query, table.embedding[samples.tiles[index]].float(), actions)
+            below = table.below(tiles, decoder.config.look_ahead)
+            logits = model(query, table.embedding[tiles].float(), actions, below)
         loss = F.cross_entropy(logits.float().flatten(0, 1), actions.flatten(), label_smoothing=config.label_smoothing)
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), config.clip)
@@ -239,7 +245,10 @@ def _calibrate(folder: Path, table: TileTable, val: Samples) -> None:
 def run_identity(
     card: DataCard, decoder_config: DecoderConfig, config: TrainConfig, start: ZoomModel | None
 ) -> dict[str, Any]:
-    """What the outcome of a run depends on; `decoder_config` is that of the decoder, with the cache's width."""
+    """What the outcome of a run depends on; `decoder_config` is that of the decoder, with the cache's width.
+
+    Options that are off are left out: a run that was begun before there were any goes on.
+    """
     how = {f"train.{key}": list(value) if isinstance(value, tuple) else value for key, value in asdict(config).items()}
     for without_effect in ("trackers", "save_every_s"):
         del how[f"train.{without_effect}"]
@@ -251,6 +260,7 @@ def run_identity(
         "imagery": card.imagery.fingerprint[:16] if card.imagery else "",
         "views": card.recipe if config.views else {},
         "photos": card.photos,
+        **({"cell_m": card.cell_m} if decoder_config.look_ahead == "cells" else {}),
     }
 
 

@@ -59,6 +59,8 @@ def make_accelerator(config: TrainingConfig, folder: Path) -> Accelerator:
 def make_decoder(wanted: DecoderConfig, start: ZoomModel | None) -> ZoomDecoder:
     """A new decoder, or one that starts where a model's is: with its architecture, and the dropout that is wanted.
 
+    One that does not look ahead may be the start of one that does.
+
     Raises:
         ModelError: the model's decoder is for another width or grid.
     """
@@ -70,8 +72,9 @@ def make_decoder(wanted: DecoderConfig, start: ZoomModel | None) -> ZoomDecoder:
             f"{start.folder} cannot be started from: its decoder is for {theirs.width} features and {theirs.actions} "
             f"actions, not for {wanted.width} and {wanted.actions}"
         )
-    decoder = ZoomDecoder(replace(theirs, dropout=wanted.dropout))
-    decoder.load_state_dict(start.decoder.state_dict())
+    look_ahead = theirs.look_ahead if wanted.look_ahead == "none" else wanted.look_ahead
+    decoder = ZoomDecoder(replace(theirs, dropout=wanted.dropout, look_ahead=look_ahead))
+    decoder.load_state_dict({**decoder.state_dict(), **start.decoder.state_dict()})
     return decoder
 
 
@@ -103,7 +106,8 @@ def validate(decoder: ZoomDecoder, table: TileTable, samples: Samples) -> Metric
 def _loss(decoder: ZoomDecoder, table: TileTable, samples: Samples) -> float:
     total = torch.zeros((), device=table.device)
     for index in torch.arange(len(samples), device=table.device).split(BATCH):
-        tiles, actions = table.embedding[samples.tiles[index]].float(), samples.actions[index]
-        logits = decoder(samples.query[index, 0].float(), tiles, actions)
+        tiles, actions = samples.tiles[index], samples.actions[index]
+        embedding, below = table.embedding[tiles].float(), table.below(tiles, decoder.config.look_ahead)
+        logits = decoder(samples.query[index, 0].float(), embedding, actions, below)
         total += F.cross_entropy(logits.flatten(0, 1), actions.flatten(), reduction="sum")
     return float(total) / samples.actions.numel()

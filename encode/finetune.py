@@ -39,6 +39,7 @@ from jzi.encode.trainer import (
     trained_parameters,
 )
 from jzi.encode.training_area import TrainingArea
+from jzi.errors import ConfigError
 from jzi.store.queries import QueryTable
 
 
@@ -76,6 +77,11 @@ def finetune(
     decoder_config = replace(decoder_config, width=encoder.width, actions=sources[0][0].pyramid.actions)
     torch.manual_seed(config.seed)
     decoder = make_decoder(decoder_config, start)
+    if decoder.config.look_ahead != "none":
+        raise ConfigError(
+            f"decoder.look_ahead is {decoder.config.look_ahead!r}, which is for `jzi train-decoder`: fine-tune with "
+            "`--set decoder.look_ahead=none` and from a decoder that does not look ahead"
+        )
     joint = JointModel(
         encoder,
         decoder,

@@ -377,6 +377,13 @@ def test_settings_that_make_no_sense_are_refused(wrong) -> None:
         FinetuneConfig(**wrong)
 
 
+def test_a_decoder_that_looks_ahead_is_refused(city) -> None:
+    ahead = replace(SMALL, look_ahead="children")
+    with pytest.raises(ConfigError, match="train-decoder"):
+        finetune([(city.imagery(), city.table())], city.encoder(), city.folder / "finetuned", ahead, QUICK)
+    assert not (city.folder / "finetuned").exists()
+
+
 def test_more_blocks_than_there_are_is_refused(city) -> None:
     with pytest.raises(ConfigError, match="the encoder has 2 blocks"):
         city.run(config=replace(QUICK, blocks=3))
