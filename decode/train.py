@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - its name everywhere
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -27,6 +26,7 @@ from jzi.decode.decoder import ZoomDecoder
 from jzi.decode.model import ZoomModel, create_folder, read_config, replace_file, save_temperature
 from jzi.decode.run import Keeper, Metrics, Run
 from jzi.decode.samples import Samples
+from jzi.decode.targets import next_action_loss, own_turns
 from jzi.decode.tile_table import TileTable
 from jzi.decode.training import learning_rate_factor, make_accelerator, make_decoder, told_apart, validate
 from jzi.decode.training_data import DataCard, TrainingData
@@ -216,16 +216,20 @@ def _train_epoch(
     view = samples.draw_views(seed)
     torch.manual_seed(seed * world + process)  # of the dropout
     decoder: ZoomDecoder = accelerator.unwrap_model(model)
+    own = config.own_turns * epoch / max(1, config.epochs - 1)
     model.train()
     losses = []
     for batch in order.split(config.batch_size):
         index = batch[process::world]
         tiles, actions = samples.tiles[index], samples.actions[index]  # (batch, step)
-        query = samples.query[index, view[index]].float()
+        query, right = samples.query[index, view[index]].float(), actions
         with accelerator.autocast():
+            if own:
+                tiles, actions, right = own_turns(decoder.eval(), table, query, actions, own)
+                model.train()
             below = table.below(tiles, decoder.config.look_ahead)
             logits = model(query, table.embedding[tiles].float(), actions, below)
-        loss = F.cross_entropy(logits.float().flatten(0, 1), actions.flatten(), label_smoothing=config.label_smoothing)
+        loss = next_action_loss(logits, right, config)
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), config.clip)
         optimizer.step()
@@ -252,6 +256,10 @@ def run_identity(
     how = {f"train.{key}": list(value) if isinstance(value, tuple) else value for key, value in asdict(config).items()}
     for without_effect in ("trackers", "save_every_s"):
         del how[f"train.{without_effect}"]
+    if config.targets == "uniform":
+        del how["train.targets"], how["train.target_sigma"]
+    if not config.own_turns:
+        del how["train.own_turns"]
     how["train.init"] = told_apart(start)
     return {
         **{f"decoder.{key}": value for key, value in decoder_config.to_dict().items()},
