@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -63,8 +64,9 @@ def finetune(
 @click.command("encode-map")
 @settings_options
 @click.option("--tokens", is_flag=True, help="Keep the patch tokens of tiles too, for decoder.patch_tokens.")
+@click.option("--cells", is_flag=True, help='The terminal cells too, for `decoder.look_ahead = "cells"`.')
 @json_option
-def encode_map_command(config_file: Path, overrides: tuple[str, ...], tokens: bool, as_json: bool) -> None:
+def encode_map_command(config_file: Path, overrides: tuple[str, ...], tokens: bool, cells: bool, as_json: bool) -> None:
     """Encode the map: the tiles that the cache lacks."""
     from jzi.config import load_settings
 
@@ -79,9 +81,17 @@ def encode_map_command(config_file: Path, overrides: tuple[str, ...], tokens: bo
         cache = open_cache(settings, encoder, imagery)
         click.echo(f"reading {imagery.description}", err=True)
         report = encode_map(cache, encoder, imagery, batch_size=settings.encoder.batch_size, tokens=settings.map.tokens)
+        values: dict[str, Any] = report.to_dict()
+        text = report.to_text()
+        if cells:
+            from jzi.retrieve.index import index_cells
+
+            # a cell is seen as wide as a tile of the last level, a scale that the encoder knows
+            surroundings = float(settings.pyramid.grid)
+            indexed = index_cells(cache, encoder, imagery, surroundings, batch_size=settings.encoder.batch_size)
+            values["cells"], text = indexed.to_dict(), f"{text}; {indexed.to_text()}"
     if processes().is_main_process:
-        values = {**report.to_dict(), "cache": settings.cache_path}
-        print_result(as_json, values, f"{report.to_text()}: {settings.cache_path}")
+        print_result(as_json, {**values, "cache": settings.cache_path}, f"{text}: {settings.cache_path}")
 
 
 @click.command("encode-queries")

@@ -45,7 +45,8 @@ def _logits(decoder: ZoomDecoder, table: TileTable, samples: Samples) -> Tensor:
     parts = []
     for index in torch.arange(len(samples), device=table.device).split(decoder.config.batch(1024)):
         tiles, query = samples.tiles[index], samples.query[index, 0].float()
-        logits = decoder(query, table.seen(tiles, query, decoder.config.patch_tokens), samples.actions[index])
+        seen, below = table.read(decoder.config, tiles, query)
+        logits = decoder(query, seen, samples.actions[index], below)
         parts.append(logits.masked_fill(~table.enterable[tiles], NOTHING))
     return torch.cat(parts)
 

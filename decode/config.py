@@ -7,6 +7,9 @@ from typing import Any, ClassVar
 
 from jzi.errors import ConfigError
 
+#: What the decoder may see of what lies below a tile.
+LOOK_AHEAD = ("none", "children", "cells")
+
 
 @dataclass(frozen=True)
 class DecoderConfig:
@@ -20,6 +23,8 @@ class DecoderConfig:
         dropout: on embeddings, attention, residual and feed-forward.
         patch_tokens: k, how many patch tokens of a tile the decoder reads beside its embedding: those that are most
             similar to the photo. The cache must hold them (`jzi encode-map --tokens`).
+        look_ahead: "none", the paper's; "children" scores each child by its own embedding too; "cells" does so in the
+            last step too, whose children are the terminal cells: the cache must hold them.
     """
 
     width: int = 768
@@ -28,10 +33,13 @@ class DecoderConfig:
     heads: int = 8
     dropout: float = 0.1
     patch_tokens: int = 0
+    look_ahead: str = "none"
 
     def __post_init__(self) -> None:
         if self.patch_tokens < 0:
             raise ConfigError(f"decoder.patch_tokens is {self.patch_tokens}: it must be 0 or more")
+        if self.look_ahead not in LOOK_AHEAD:
+            raise ConfigError(f"decoder.look_ahead {self.look_ahead!r} is none of {', '.join(LOOK_AHEAD)}")
         if self.layers < 1 or self.heads < 1 or not 0 <= self.dropout < 1:
             raise ConfigError(
                 "decoder.layers and decoder.heads must be at least 1 and decoder.dropout in 0..1, not "
@@ -49,7 +57,8 @@ class DecoderConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON; what is off is left out, so that a decoder without it is known as it always was."""
-        return {name: value for name, value in asdict(self).items() if (name, value) != ("patch_tokens", 0)}
+        off = (("patch_tokens", 0), ("look_ahead", "none"))
+        return {name: value for name, value in asdict(self).items() if (name, value) not in off}
 
 
 @dataclass(frozen=True)
@@ -99,12 +108,20 @@ class TrainConfig(TrainingConfig):
     Attributes:
         init: a model folder whose decoder to start from, such as a fine-tuned one; empty to start from scratch.
         views: how many augmented views of a photo to draw from beside the plain one, as far as the cache has them.
+        targets: how the share that `label_smoothing` takes from the true child is spread: "uniform", the paper's, or
+            "distance": a Gaussian around it.
+        target_sigma: of that Gaussian, in widths of a child.
+        own_turns: share of the turns that are the decoder's own, 0 (the paper's) in the first epoch and so many in the
+            last.
         save_every_s: seconds between two states to resume from, each after a whole epoch. Writing one of the paper's
             decoder takes half a second (`python -m benchmarks.train_decoder`).
     """
 
     init: str = ""
     views: int = 255
+    targets: str = "uniform"
+    target_sigma: float = 1.0
+    own_turns: float = 0.0
     save_every_s: float = 10.0
 
     section: ClassVar[str] = "train"
@@ -113,5 +130,12 @@ class TrainConfig(TrainingConfig):
         super().__post_init__()
         if not 0 <= self.views <= 255:
             raise ConfigError(f"train.views is {self.views}: it must be 0 to 255")
+        if self.targets not in ("uniform", "distance"):
+            raise ConfigError(f"train.targets {self.targets!r} is neither uniform nor distance")
+        if not self.target_sigma > 0 or not 0 <= self.own_turns <= 1:
+            raise ConfigError(
+                "train.target_sigma must be more than 0 and train.own_turns in 0..1, not "
+                f"{self.target_sigma} and {self.own_turns}"
+            )
         if self.save_every_s <= 0:
             raise ConfigError(f"train.save_every_s is {self.save_every_s}: it must be more than 0")

@@ -13,6 +13,7 @@ import torch.nn.functional as F  # noqa: N812 - its name everywhere
 from torch import Tensor, nn
 
 from jzi.decode.config import DecoderConfig
+from jzi.decode.look_ahead import LookAhead
 from jzi.errors import ConfigError
 
 
@@ -136,8 +137,9 @@ class ZoomDecoder(nn.Module):
         self.output_head = nn.Linear(config.width, config.actions, bias=False)
         self.dropout = nn.Dropout(config.dropout)
         self.apply(_initialise)
+        self.look_ahead = None if config.look_ahead == "none" else LookAhead(config)
 
-    def forward(self, query: Tensor, tiles: Tensor, actions: Tensor) -> Tensor:
+    def forward(self, query: Tensor, tiles: Tensor, actions: Tensor, below: Tensor | None = None) -> Tensor:
         """All steps at once, teacher-forced.
 
         Args:
@@ -145,6 +147,8 @@ class ZoomDecoder(nn.Module):
             tiles: (batch, step, feature), the tiles along the true path; or (batch, step, 1 + k, feature), each tile's
                 embedding and then its patch tokens.
             actions: (batch, step) int64, the true actions; the last one is not looked at.
+            below: (batch, step, action, feature), what `TileTable.below` gives for the tiles, where the decoder looks
+                ahead.
 
         Returns:
             (batch, step, action) logits.
@@ -153,23 +157,31 @@ class ZoomDecoder(nn.Module):
         before = torch.cat([query[:, None], self.action_embed(actions[:, :-1])], dim=1)  # (batch, step, feature)
         groups = torch.cat([before[:, :, None], tiles], dim=2)  # query, tile_0, ...; action_0, tile_1, ...; ...
         hidden, _ = self._run(groups.flatten(1, 2), None)
-        return self.output_head(hidden.unflatten(1, groups.shape[1:3])[:, :, -1])
+        return self._score(hidden.unflatten(1, groups.shape[1:3])[:, :, -1], below)
 
-    def begin(self, query: Tensor, tile: Tensor) -> tuple[Tensor, KeyValues]:
+    def begin(self, query: Tensor, tile: Tensor, below: Tensor | None = None) -> tuple[Tensor, KeyValues]:
         """Step 0: (batch, feature) of the photo and of the whole map's tile to (batch, action) logits and a cache.
 
         The tile may be (batch, 1 + k, feature) with its patch tokens, here and in `step`.
         """
-        return self._step(query, tile, None)
+        return self._step(query, tile, None, below)
 
-    def step(self, action: Tensor, tile: Tensor, past: KeyValues) -> tuple[Tensor, KeyValues]:
+    def step(
+        self, action: Tensor, tile: Tensor, past: KeyValues, below: Tensor | None = None
+    ) -> tuple[Tensor, KeyValues]:
         """The next step: (batch,) the action taken and (batch, feature) the tile that it led to."""
-        return self._step(self.action_embed(action), tile, past)
+        return self._step(self.action_embed(action), tile, past, below)
 
-    def _step(self, before: Tensor, tile: Tensor, past: KeyValues | None) -> tuple[Tensor, KeyValues]:
+    def _step(
+        self, before: Tensor, tile: Tensor, past: KeyValues | None, below: Tensor | None
+    ) -> tuple[Tensor, KeyValues]:
         group = torch.cat([before[:, None], tile if tile.ndim == 3 else tile[:, None]], dim=1)
         hidden, present = self._run(group, past)
-        return self.output_head(hidden[:, -1]), present
+        return self._score(hidden[:, -1], below), present
+
+    def _score(self, hidden: Tensor, below: Tensor | None) -> Tensor:
+        logits = self.output_head(hidden)
+        return logits if self.look_ahead is None else logits + self.look_ahead(hidden, below)
 
     def _run(self, tokens: Tensor, past: KeyValues | None) -> tuple[Tensor, KeyValues]:
         x = self.dropout(tokens)

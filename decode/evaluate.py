@@ -284,7 +284,8 @@ def _step_accuracy(decoder: ZoomDecoder, table: TileTable, query: Tensor, truth:
     for start in range(0, len(truth), batch):
         part = slice(start, start + batch)
         photos = query[part].to(table.device).float()
-        logits = decoder(photos, table.seen(tiles[part], photos, decoder.config.patch_tokens), actions[part])
+        seen, below = table.read(decoder.config, tiles[part], photos)
+        logits = decoder(photos, seen, actions[part], below)
         logits = logits.masked_fill(~table.enterable[tiles[part]], -torch.inf)
         right += (logits.argmax(-1) == actions[part]).sum(0).cpu()
     return (right / len(truth)).tolist()

@@ -92,11 +92,17 @@ class ZoomModel:
         Raises:
             ModelError: the folder has none, or they are damaged.
             CacheMismatchError: the cache is of another encoder or pyramid.
+            CacheError: the decoder looks at the terminal cells, and the cache has none.
         """
+        cells = self.decoder.config.look_ahead == "cells"
         if cache is None:
-            return MapFeatures.load(self.folder / "map.safetensors", self.pyramid)
+            file = self.folder / "map.safetensors"
+            features = MapFeatures.load(file, self.pyramid)
+            if cells and features.cells is None:
+                raise ModelError(f"{file} lacks the terminal cells, which this decoder looks at: copy the model anew")
+            return features
         self.check(cache)
-        return cache.read_map()
+        return cache.read_map(cells)
 
     def check(self, cache: FeatureCache) -> None:
         """Raise CacheMismatchError where a cache is of another encoder, pyramid or imagery than the model."""

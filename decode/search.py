@@ -66,12 +66,14 @@ def zoom(
     past: KeyValues | None = None
     for level in range(pyramid.levels):
         tile = table.index(level, row, col)  # (query, beam)
-        seen = table.seen(tile, query, decoder.config.patch_tokens).flatten(0, 1)  # (query * beam, ...)
+        seen, below = table.read(decoder.config, tile, query)
+        seen = seen.flatten(0, 1)  # (query * beam, ...)
+        below = None if below is None else below.flatten(0, 1)
         tile = tile.flatten()
         if past is None:
-            logits, past = decoder.begin(query.float(), seen)
+            logits, past = decoder.begin(query.float(), seen, below)
         else:
-            logits, past = decoder.step(paths[..., -1].flatten(), seen, past)
+            logits, past = decoder.step(paths[..., -1].flatten(), seen, past, below)
         if temperature is not None:
             logits = logits / temperature[level]
         logits = logits.float().masked_fill(~table.enterable[tile], -torch.inf)

@@ -14,6 +14,7 @@ from jzi.errors import CacheError
 from jzi.store.map_features import NODATA, MapFeatures
 
 if TYPE_CHECKING:
+    from jzi.decode.config import DecoderConfig
     from jzi.decode.patch_tokens import PatchTokens
 
 
@@ -21,7 +22,8 @@ class TileTable:
     """All tiles of levels 0..L-1 in one tensor; a tile is an index into it.
 
     Attributes:
-        embedding: (tile, feature) float16 on the device; zeros where there is no imagery.
+        embedding: (tile, feature) float16 on the device; zeros where there is no imagery. Terminal cells, if there are
+            any, come last.
         enterable: (tile, action) bool; False for children with no imagery, which search never enters.
         patches: the tiles' patch tokens; None where the map came without.
     """
@@ -32,7 +34,8 @@ class TileTable:
         self.patches = patches
         self.pyramid = features.pyramid
         self.width = features.width
-        flat = np.concatenate([np.nan_to_num(level).reshape(-1, features.width) for level in features.embedding])
+        grids = [*features.embedding, *([] if features.cells is None else [features.cells])]
+        flat = np.concatenate([np.nan_to_num(grid).reshape(-1, features.width) for grid in grids])
         self.embedding = torch.from_numpy(flat).to(device)
         levels = range(self.pyramid.levels)
         enterable = np.concatenate([_by_parent(features.status[k + 1] != NODATA, self.pyramid.grid) for k in levels])
@@ -55,6 +58,16 @@ class TileTable:
     def index(self, level: int, row: Tensor, col: Tensor) -> Tensor:
         """Index of the tiles (level, row, col)."""
         return self.offsets[level] + row * self.pyramid.tiles_per_side(level) + col
+
+    def read(self, config: DecoderConfig, tile: Tensor, query: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What a decoder reads of tiles, as `seen`, and of the tiles below them, as `below`.
+
+        Args:
+            config: of the decoder.
+            tile: (photo, n) indices.
+            query: (photo, feature) embeddings of the photos that look at them.
+        """
+        return self.seen(tile, query, config.patch_tokens), self.below(tile, config.look_ahead)
 
     def seen(self, tile: Tensor, query: Tensor, patch_tokens: int) -> Tensor:
         """What a decoder reads of tiles.
@@ -90,6 +103,34 @@ class TileTable:
             raise CacheError(f"decoder.patch_tokens is {patch_tokens}, and the map has none: `jzi encode-map --tokens`")
         self.patches.check(patch_tokens)
         return self.patches
+
+    def below(self, tile: Tensor, look_ahead: str) -> Tensor | None:
+        """What a decoder sees of the children of tiles.
+
+        Args:
+            tile: (...) indices.
+            look_ahead: the decoder's.
+
+        Returns:
+            None, or (..., action, feature); zeros where there is no imagery, and for cells that are not looked at.
+
+        Raises:
+            CacheError: cells are looked at, and the map has none.
+        """
+        if look_ahead == "none":
+            return None
+        g, tiles = self.pyramid.grid, self.pyramid.tile_count
+        if look_ahead == "cells" and len(self.embedding) == tiles:
+            raise CacheError("decoder.look_ahead is cells, and the map has none: run `jzi encode-map --cells`")
+        first = torch.tensor([*self.offsets, tiles], device=tile.device)
+        level = torch.bucketize(tile, first, right=True) - 1
+        side = g**level
+        row, col = (tile - first[level]) // side, (tile - first[level]) % side
+        child = torch.arange(g * g, device=tile.device)
+        rows, cols = row[..., None] * g + child // g, col[..., None] * g + child % g  # (..., action)
+        index = first[level + 1][..., None] + rows * (g * side)[..., None] + cols
+        there = index < (len(self.embedding) if look_ahead == "cells" else tiles)
+        return self.embedding[torch.where(there, index, 0)].float() * there[..., None]
 
     def along(self, paths: NDArray[np.int64]) -> Tensor:
         """(n, L) indices of the tiles that zooms along (n, L) actions see."""

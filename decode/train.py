@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - its name everywhere
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -27,10 +26,11 @@ from jzi.decode.decoder import ZoomDecoder
 from jzi.decode.model import ZoomModel, create_folder, read_config, replace_file, save_temperature
 from jzi.decode.run import Keeper, Metrics, Run
 from jzi.decode.samples import Samples
+from jzi.decode.targets import next_action_loss, own_turns
 from jzi.decode.tile_table import TileTable
 from jzi.decode.training import learning_rate_factor, make_accelerator, make_decoder, told_apart, validate
 from jzi.decode.training_data import DataCard, TrainingData
-from jzi.errors import TrainingError
+from jzi.errors import CacheError, TrainingError
 from jzi.store.cache import FeatureCache
 
 
@@ -108,7 +108,10 @@ def train_decoder(
         ModelError: the folder holds a model that was trained in another way, or the disk is full.
     """
     accelerator = make_accelerator(config, folder)
-    data = data or TrainingData.load(cache, accelerator.device, config.views)
+    cells = decoder_config.look_ahead == "cells"
+    data = data or TrainingData.load(cache, accelerator.device, config.views, cells)
+    if cells and data.features.cells is None:
+        raise CacheError(f"decoder.look_ahead is cells, and the cells of {data.path} were not read")
     card, table, train, val = data.card, data.table, data.train.with_views(config.views), data.val
     decoder_config = replace(decoder_config, width=card.encoder.width, actions=card.pyramid.actions)
     if not len(train):
@@ -137,7 +140,8 @@ def train_decoder(
     if state is None and accelerator.is_main_process:
         create_folder(folder, decoder_config, card.pyramid, card.encoder, encoder_folder, card.imagery)
         if keep_map:
-            replace_file(folder / "map.safetensors", data.features.save)
+            features = data.features if decoder_config.look_ahead == "cells" else replace(data.features, cells=None)
+            replace_file(folder / "map.safetensors", features.save)
         run.start(settings)
     accelerator.wait_for_everyone()
     if config.trackers:
@@ -218,17 +222,21 @@ def _train_epoch(
     order = torch.cat([order, order[: -len(order) % world]]).to(table.device)  # every process has as many
     view = samples.draw_views(seed)
     torch.manual_seed(seed * world + process)  # of the dropout
-    patch_tokens = accelerator.unwrap_model(model).config.patch_tokens
+    decoder: ZoomDecoder = accelerator.unwrap_model(model)
+    own = config.own_turns * epoch / max(1, config.epochs - 1)
     model.train()
     losses = []
     for batch in order.split(config.batch_size):
         index = batch[process::world]
-        actions = samples.actions[index]  # (batch, step)
-        query = samples.query[index, view[index]].float()
-        seen = table.seen(samples.tiles[index], query, patch_tokens)
+        tiles, actions = samples.tiles[index], samples.actions[index]  # (batch, step)
+        query, right = samples.query[index, view[index]].float(), actions
         with accelerator.autocast():
-            logits = model(query, seen, actions)
-        loss = F.cross_entropy(logits.float().flatten(0, 1), actions.flatten(), label_smoothing=config.label_smoothing)
+            if own:
+                tiles, actions, right = own_turns(decoder.eval(), table, query, actions, own)
+                model.train()
+            seen, below = table.read(decoder.config, tiles, query)
+            logits = model(query, seen, actions, below)
+        loss = next_action_loss(logits, right, config)
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), config.clip)
         optimizer.step()
@@ -248,10 +256,17 @@ def _calibrate(folder: Path, table: TileTable, val: Samples) -> None:
 def run_identity(
     card: DataCard, decoder_config: DecoderConfig, config: TrainConfig, start: ZoomModel | None
 ) -> dict[str, Any]:
-    """What the outcome of a run depends on; `decoder_config` is that of the decoder, with the cache's width."""
+    """What the outcome of a run depends on; `decoder_config` is that of the decoder, with the cache's width.
+
+    Options that are off are left out: a run that was begun before there were any goes on.
+    """
     how = {f"train.{key}": list(value) if isinstance(value, tuple) else value for key, value in asdict(config).items()}
     for without_effect in ("trackers", "save_every_s"):
         del how[f"train.{without_effect}"]
+    if config.targets == "uniform":
+        del how["train.targets"], how["train.target_sigma"]
+    if not config.own_turns:
+        del how["train.own_turns"]
     how["train.init"] = told_apart(start)
     return {
         **{f"decoder.{key}": value for key, value in decoder_config.to_dict().items()},
@@ -260,6 +275,7 @@ def run_identity(
         "imagery": card.imagery.fingerprint[:16] if card.imagery else "",
         "views": card.recipe if config.views else {},
         "photos": card.photos,
+        **({"cell_m": card.cell_m} if decoder_config.look_ahead == "cells" else {}),
     }
 
 

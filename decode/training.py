@@ -59,7 +59,8 @@ def make_accelerator(config: TrainingConfig, folder: Path) -> Accelerator:
 def make_decoder(wanted: DecoderConfig, start: ZoomModel | None) -> ZoomDecoder:
     """A new decoder, or one that starts where a model's is: with its architecture, and the dropout that is wanted.
 
-    Patch tokens have no parameters: as many are read as are wanted, or as the model's decoder does if none are.
+    Patch tokens have no parameters: as many are read as are wanted, or as the model's decoder does if none are. One
+    that does not look ahead may be the start of one that does.
 
     Raises:
         ModelError: the model's decoder is for another width or grid.
@@ -73,8 +74,9 @@ def make_decoder(wanted: DecoderConfig, start: ZoomModel | None) -> ZoomDecoder:
             f"actions, not for {wanted.width} and {wanted.actions}"
         )
     patch_tokens = wanted.patch_tokens or theirs.patch_tokens
-    decoder = ZoomDecoder(replace(theirs, dropout=wanted.dropout, patch_tokens=patch_tokens))
-    decoder.load_state_dict(start.decoder.state_dict())
+    look_ahead = theirs.look_ahead if wanted.look_ahead == "none" else wanted.look_ahead
+    decoder = ZoomDecoder(replace(theirs, dropout=wanted.dropout, patch_tokens=patch_tokens, look_ahead=look_ahead))
+    decoder.load_state_dict({**decoder.state_dict(), **start.decoder.state_dict()})
     return decoder
 
 
@@ -107,6 +109,7 @@ def _loss(decoder: ZoomDecoder, table: TileTable, samples: Samples) -> float:
     total = torch.zeros((), device=table.device)
     for index in torch.arange(len(samples), device=table.device).split(decoder.config.batch(BATCH)):
         query, actions = samples.query[index, 0].float(), samples.actions[index]
-        logits = decoder(query, table.seen(samples.tiles[index], query, decoder.config.patch_tokens), actions)
+        seen, below = table.read(decoder.config, samples.tiles[index], query)
+        logits = decoder(query, seen, actions, below)
         total += F.cross_entropy(logits.flatten(0, 1), actions.flatten(), reduction="sum")
     return float(total) / samples.actions.numel()

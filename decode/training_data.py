@@ -13,6 +13,7 @@ from jzi.decode.samples import Samples, load_splits
 from jzi.decode.tile_table import TileTable
 from jzi.store.cache import FeatureCache
 from jzi.store.cards import EncoderCard, ImageryCard
+from jzi.store.cell_features import CellFeatures
 from jzi.store.map_features import MapFeatures
 from jzi.store.pyramid import Pyramid
 
@@ -27,6 +28,7 @@ class DataCard:
         imagery: which imagery the tiles were cut from, if that is known.
         photos: how many there are, and the first digits of a SHA-256 over what is known of them.
         recipe: what the augmented views were made from; empty where no photo has any.
+        cell_m: side of the piece of map that stands for a terminal cell, metres; None where there are no cells.
     """
 
     pyramid: Pyramid
@@ -34,6 +36,7 @@ class DataCard:
     imagery: ImageryCard | None
     photos: str
     recipe: dict[str, int]
+    cell_m: float | None = None
 
     @classmethod
     def of(cls, cache: FeatureCache, frame: pd.DataFrame | None = None) -> DataCard:
@@ -48,7 +51,8 @@ class DataCard:
         hashes = pd.util.hash_pandas_object(known, index=False, categorize=False).to_numpy()
         digest = hashlib.sha256(hashes.tobytes()).hexdigest()
         recipe = cache.queries.recipe if frame["views"].any() else {}
-        return cls(cache.pyramid, cache.encoder, cache.imagery, f"{len(frame)}, {digest[:16]}", recipe)
+        cell_m = CellFeatures.of(cache).footprint if CellFeatures.there(cache.group) else None
+        return cls(cache.pyramid, cache.encoder, cache.imagery, f"{len(frame)}, {digest[:16]}", recipe, cell_m)
 
 
 @dataclass(frozen=True)
@@ -74,18 +78,21 @@ class TrainingData:
     test: Samples
 
     @classmethod
-    def load(cls, cache: FeatureCache, device: torch.device | str = "cpu", views: int = 255) -> TrainingData:
+    def load(
+        cls, cache: FeatureCache, device: torch.device | str = "cpu", views: int = 255, cells: bool = False
+    ) -> TrainingData:
         """Read a cache, its columns and its embeddings once.
 
         Args:
             cache: complete.
             device: where the embeddings are put.
             views: how many augmented views of a training photo to load, where it has them.
+            cells: whether to read the terminal cells, which a decoder with `look_ahead` "cells" needs.
 
         Raises:
             CacheError: the cache is incomplete or damaged.
         """
-        features = cache.read_map()
+        features = cache.read_map(cells)
         table = TileTable(features, device, PatchTokens.of(cache, device))
         frame = cache.queries.encoded()
         train, val, test = load_splits(cache, table, frame, {"train": views, "val": 0, "test": 0})

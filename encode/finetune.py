@@ -77,11 +77,13 @@ def finetune(
     decoder_config = replace(decoder_config, width=encoder.width, actions=sources[0][0].pyramid.actions)
     torch.manual_seed(config.seed)
     decoder = make_decoder(decoder_config, start)
-    if decoder.config.patch_tokens:
-        raise ConfigError(
-            f"decoder.patch_tokens is {decoder.config.patch_tokens}, which is for `jzi train-decoder`: fine-tune with "
-            "`--set decoder.patch_tokens=0` and from a decoder that reads none"
-        )
+    refused = (("patch_tokens", 0, "reads none"), ("look_ahead", "none", "does not look ahead"))
+    for name, off, instead in refused:
+        if (value := getattr(decoder.config, name)) != off:
+            raise ConfigError(
+                f"decoder.{name} is {value!r}, which is for `jzi train-decoder`: fine-tune with "
+                f"`--set decoder.{name}={off}` and from a decoder that {instead}"
+            )
     joint = JointModel(
         encoder,
         decoder,

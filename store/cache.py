@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,6 +23,7 @@ from zarr.errors import ContainsArrayError, ZarrUserWarning
 from jzi import __version__
 from jzi.errors import CacheCorruptError, CacheError, CacheMismatchError
 from jzi.store.cards import EncoderCard, ImageryCard
+from jzi.store.cell_features import CellFeatures
 from jzi.store.map_features import ENCODED, MISSING, NODATA, MapFeatures
 from jzi.store.pyramid import Pyramid, TileKey
 from jzi.store.query_features import QueryFeatures
@@ -325,11 +327,11 @@ class FeatureCache:
                 self.array(f"map/{level}/embedding")[window] = embedding.astype(np.float16)
             self.array(f"map/{level}/status")[window] = status
 
-    def read_map(self) -> MapFeatures:
-        """The whole map in memory: 6.7 MB for the paper's pyramid.
+    def read_map(self, cells: bool = False) -> MapFeatures:
+        """The whole map in memory: 6.7 MB for the paper's pyramid, and 101 MB with its terminal cells.
 
         Raises:
-            CacheError: tiles are missing.
+            CacheError: tiles are missing, or cells where they are wanted.
             CacheCorruptError: a chunk does not match its checksum, or has gone.
         """
         levels = range(self.pyramid.levels)
@@ -341,7 +343,8 @@ class FeatureCache:
         for level in levels:
             if np.isnan(embedding[level][status[level] == ENCODED]).any():
                 raise corrupt(self.path, f"map/{level}/embedding", "a chunk is gone")
-        return MapFeatures(self.pyramid, tuple(embedding), tuple(status))
+        features = MapFeatures(self.pyramid, tuple(embedding), tuple(status))
+        return replace(features, cells=CellFeatures(self.group, self.path).grid()) if cells else features
 
     def readable_status(self, level: int) -> tuple[NDArray[np.uint8], int]:
         """`status`, with 0 (missing) for tiles that cannot be read, and the number of those."""

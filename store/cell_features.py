@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 #: Side of a chunk in cells, at most: 1024 cells of 768 features in float16 make 1.6 MB.
 CHUNK = 32
 
+#: What makes the cells.
+MEND = "run `jzi index` for retrieval, or `jzi encode-map --cells` for a decoder that looks at them"
+
 
 class CellFeatures:
     """The group `cells` of a feature cache: `embedding` (row, col, feature) float16 and `status` (row, col).
@@ -33,7 +36,7 @@ class CellFeatures:
     def __init__(self, group: zarr.Group, path: str) -> None:
         self.group, self.path = group, path
         if not self.there(group):
-            raise CacheError(f"{path} holds no cells: run `jzi index`")
+            raise CacheError(f"{path} holds no cells: {MEND}")
         self.footprint = float(group["cells"].attrs["footprint_m"])  # type: ignore[arg-type]
 
     @classmethod
@@ -143,13 +146,24 @@ class CellFeatures:
         """
         status = self.status()
         if missing := int((status == MISSING).sum()):
-            raise CacheError(f"{self.path} lacks {missing} of {status.size} cells: run `jzi index`")
+            raise CacheError(f"{self.path} lacks {missing} of {status.size} cells: {MEND}")
         row, col = np.nonzero(status == ENCODED)
         with storage_errors(self.path, "cells/embedding"):
             embedding = np.asarray(self._array("embedding")[:])[row, col]
         if np.isnan(embedding).any():
             raise corrupt(self.path, "cells/embedding", "a chunk is gone")
         return row, col, embedding
+
+    def grid(self) -> NDArray[np.float16]:
+        """(row, col, feature), nan where there is no imagery.
+
+        Raises:
+            CacheError: as `read`.
+        """
+        row, col, embedding = self.read()
+        grid = np.full((self.side, self.side, embedding.shape[1]), np.nan, np.float16)
+        grid[row, col] = embedding
+        return grid
 
     def _array(self, name: str) -> zarr.Array:
         array = self.group[f"cells/{name}"]

@@ -26,11 +26,14 @@ class MapFeatures:
         pyramid: how the area is cut.
         embedding: for each level 0..L-1 (row, col, feature) float16; nan where a tile has no imagery.
         status: for each level 0..L (row, col) uint8: 1 encoded, 2 no imagery.
+        cells: (row, col, feature) float16 of the terminal cells, nan where there is no imagery; None where they are not
+            needed.
     """
 
     pyramid: Pyramid
     embedding: tuple[NDArray[Any], ...]
     status: tuple[NDArray[np.uint8], ...]
+    cells: NDArray[Any] | None = None
 
     @property
     def width(self) -> int:
@@ -41,6 +44,7 @@ class MapFeatures:
         """Write one safetensors file."""
         tensors = {f"embedding.{level}": array for level, array in enumerate(self.embedding)}
         tensors |= {f"status.{level}": array for level, array in enumerate(self.status)}
+        tensors |= {} if self.cells is None else {"cells": self.cells}
         save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, path)
 
     @classmethod
@@ -66,4 +70,4 @@ class MapFeatures:
             ) from error
         if any(array.shape != (pyramid.tiles_per_side(level),) * 2 for level, array in enumerate(status)):
             raise ModelError(f"{path} holds a map of another pyramid than the model's config.json: copy the model anew")
-        return cls(pyramid, embedding, status)
+        return cls(pyramid, embedding, status, tensors.get("cells"))

@@ -311,7 +311,7 @@ def test_a_killed_run_goes_on_to_the_same_losses_and_weights(city, monkeypatch, 
 @pytest.mark.parametrize("steps", [2, 3])  # in the middle of an epoch, and with its last step
 def test_an_interrupted_run_keeps_the_step_that_it_is_in(city, monkeypatch, steps) -> None:
     city.run("whole")
-    step, done = module._Finetuning._step, []
+    step, done, handler = module._Finetuning._step, [], signal.getsignal(signal.SIGINT)
 
     def interrupted(*args):
         done.append(1)
@@ -325,7 +325,7 @@ def test_an_interrupted_run_keeps_the_step_that_it_is_in(city, monkeypatch, step
     city.run("parts")
     assert len(done) == 3 * 3
     assert city.metrics("parts") == city.metrics("whole")
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 def test_a_finished_run_is_not_trained_again(city) -> None:
@@ -403,6 +403,13 @@ def test_one_photo_is_enough_to_train_on_and_none_is_refused(city) -> None:
 def test_settings_that_make_no_sense_are_refused(wrong) -> None:
     with pytest.raises(ConfigError, match="finetune"):
         FinetuneConfig(**wrong)
+
+
+def test_a_decoder_that_looks_ahead_is_refused(city) -> None:
+    ahead = replace(SMALL, look_ahead="children")
+    with pytest.raises(ConfigError, match="train-decoder"):
+        finetune([(city.imagery(), city.table())], city.encoder(), city.folder / "finetuned", ahead, QUICK)
+    assert not (city.folder / "finetuned").exists()
 
 
 def test_more_blocks_than_there_are_is_refused(city) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,9 +25,10 @@ from jzi.decode.tile_table import TileTable
 from jzi.decode.train import train_decoder
 from jzi.decode.training import learning_rate_factor
 from jzi.decode.training_data import TrainingData
-from jzi.errors import CacheMismatchError, ConfigError, ModelError, TrainingError
+from jzi.errors import CacheError, CacheMismatchError, ConfigError, ModelError, TrainingError
 from jzi.store.cache import ENCODED, NODATA, FeatureCache
 from jzi.store.cards import EncoderCard
+from jzi.store.cell_features import CellFeatures
 from jzi.store.pyramid import Pyramid, geodesic_distance
 from jzi.store.query_features import QueryFeatures
 
@@ -299,6 +301,76 @@ def test_training_starts_from_the_decoder_that_is_given(cache, tmp_path) -> None
     first.decoder = ZoomDecoder(wider)
     with pytest.raises(ModelError, match="cannot be started from"):
         train_decoder(cache, tmp_path / "third", SMALL, still, start=first)
+
+
+# Ideas that only a cache makes cheap
+
+
+IDEAS = {
+    "look ahead": (replace(SMALL, look_ahead="children"), QUICK),
+    "distance": (SMALL, replace(QUICK, targets="distance", target_sigma=0.7)),
+    "own turns": (SMALL, replace(QUICK, own_turns=0.5)),
+}
+
+
+@pytest.mark.parametrize("idea", IDEAS)
+def test_an_idea_resumes_exactly_and_is_never_mixed_with_training_without_it(
+    cache, tmp_path, monkeypatch, idea
+) -> None:
+    decoder, how = IDEAS[idea]
+    train_decoder(cache, tmp_path / "whole", decoder, how)
+    train_decoder(cache, tmp_path / "plain", SMALL, QUICK)
+    assert metrics_of(tmp_path / "whole") != metrics_of(tmp_path / "plain")
+    train_epoch = training._train_epoch
+
+    def killed_in_epoch_2(*args):
+        if args[-1] == 2:
+            raise Killed
+        return train_epoch(*args)
+
+    monkeypatch.setattr(training, "_train_epoch", killed_in_epoch_2)
+    with pytest.raises(Killed):
+        train_decoder(cache, tmp_path / "parts", decoder, how)
+    monkeypatch.undo()
+    train_decoder(cache, tmp_path / "parts", decoder, how)
+    assert metrics_of(tmp_path / "parts") == metrics_of(tmp_path / "whole")
+    evaluate_model(tmp_path / "whole", cache.path)
+    with pytest.raises(ModelError, match="other settings"):
+        train_decoder(cache, tmp_path / "whole", SMALL, QUICK)
+    with pytest.raises(ModelError, match="other settings"):
+        train_decoder(cache, tmp_path / "plain", decoder, how)
+
+
+def test_a_run_without_ideas_is_known_by_what_it_was_known_by_before_there_were_any(cache) -> None:
+    card = TrainingData.load(cache).card
+    known = set(training.run_identity(card, SMALL, QUICK, None))
+    assert not [
+        name for name in known if name.partition(".")[2] in {"look_ahead", "targets", "target_sigma", "own_turns"}
+    ]
+    for decoder, how in IDEAS.values():
+        assert set(training.run_identity(card, decoder, how, None)) > known
+
+
+def test_a_decoder_that_looks_at_cells_carries_them_along(cache, tmp_path) -> None:
+    ahead = replace(SMALL, look_ahead="cells")
+    with pytest.raises(CacheError, match="holds no cells"):
+        train_decoder(cache, tmp_path / "cells", ahead, QUICK)
+    assert not (tmp_path / "cells").exists()
+    side = cache.pyramid.tiles_per_side(2)
+    cells = CellFeatures.require(cache.group, cache.path, side, WIDTH, 160.0)
+    embedding = np.random.default_rng(3).normal(size=(side, side, WIDTH)).astype(np.float16)
+    cells.write((slice(0, side), slice(0, side)), np.full((side, side), ENCODED, np.uint8), embedding)
+    train_decoder(cache, tmp_path / "cells", ahead, QUICK)
+    train_decoder(cache, tmp_path / "plain", SMALL, QUICK)
+    model = ZoomModel.load(tmp_path / "cells")
+    assert (model.read_map().cells == embedding).all() and (model.read_map(cache).cells == embedding).all()
+    assert ZoomModel.load(tmp_path / "plain").read_map().cells is None
+    query = TrainingData.load(cache).test.query[:, 0]
+    alone, without = (predict(model.decoder, TileTable(model.read_map(each)), query) for each in (None, cache))
+    assert (alone[0] == without[0]).all()
+    shutil.copy(tmp_path / "plain" / "map.safetensors", tmp_path / "cells" / "map.safetensors")
+    with pytest.raises(ModelError, match="lacks the terminal cells"):
+        model.read_map()
 
 
 # Evaluation

@@ -1,0 +1,194 @@
+"""Looking ahead, labels that know of distance, turns of one's own; and off, the paper's decoder and training."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from jzi.decode.config import DecoderConfig, TrainConfig
+from jzi.decode.decoder import ZoomDecoder
+from jzi.decode.model import ZoomModel
+from jzi.decode.search import zoom
+from jzi.decode.targets import distance_labels, next_action_loss, own_turns
+from jzi.decode.tile_table import TileTable
+from jzi.decode.training import make_decoder
+from jzi.errors import CacheError
+from jzi.store.map_features import ENCODED, NODATA, MapFeatures
+from jzi.store.pyramid import Pyramid
+
+WIDTH = 16
+AHEAD = ("children", "cells")
+
+
+@pytest.fixture
+def small() -> Pyramid:
+    return Pyramid.around(48.2, 16.37, 160.0, grid=2, levels=3)
+
+
+@pytest.fixture
+def features(small: Pyramid) -> MapFeatures:
+    """A map with embeddings of its cells, where the south-east quarter has no imagery."""
+    rng = np.random.default_rng(0)
+    embedding, status = [], []
+    for level in range(4):
+        side = small.tiles_per_side(level)
+        grid = rng.normal(size=(side, side, WIDTH)).astype(np.float16)
+        there = np.full((side, side), ENCODED, np.uint8)
+        if level:
+            there[side // 2 :, side // 2 :] = NODATA
+            grid[side // 2 :, side // 2 :] = np.nan
+        embedding.append(grid)
+        status.append(there)
+    return MapFeatures(small, tuple(embedding[:3]), tuple(status), embedding[3])
+
+
+def make(look_ahead: str, seed: int = 0, **options) -> ZoomDecoder:
+    """A decoder far from its start, where a head that looks ahead would say nothing."""
+    torch.manual_seed(seed)
+    decoder = ZoomDecoder(
+        DecoderConfig(width=WIDTH, actions=4, layers=2, heads=2, look_ahead=look_ahead, **options)
+    ).eval()
+    for parameter in decoder.parameters():
+        parameter.data = parameter.data * 3 + 0.1 * torch.randn_like(parameter)
+    return decoder
+
+
+def ways(count: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
+    """(query, feature) photos, and (query, step) ways that stay on the imagery."""
+    generator = torch.Generator().manual_seed(1)
+    actions = torch.randint(4, (count, 3), generator=generator)
+    actions[:, 0] = torch.randint(3, (count,), generator=generator)
+    return torch.randn(count, WIDTH, generator=generator), actions
+
+
+def test_off_is_the_papers_decoder_to_the_last_bit_and_by_the_same_name() -> None:
+    plain, ahead = make("none"), make("children")
+    extra = set(ahead.state_dict()) - set(plain.state_dict())
+    assert extra and all(name.startswith("look_ahead.") for name in extra)
+    assert set(plain.config.to_dict()) == {"width", "actions", "layers", "heads", "dropout"}
+    logits, right = torch.randn(5, 3, 16), torch.randint(16, (5, 3))
+    expected = F.cross_entropy(logits.flatten(0, 1), right.flatten(), label_smoothing=0.1)
+    assert torch.equal(next_action_loss(logits, right, TrainConfig()), expected)
+
+
+# Looking ahead
+
+
+@pytest.mark.parametrize("look_ahead", AHEAD)
+def test_what_lies_below_a_tile_is_looked_up_by_key(features, small, look_ahead) -> None:
+    table = TileTable(features)
+    grids = [np.nan_to_num(grid.astype(np.float32)) for grid in (*features.embedding, features.cells)]
+    for level in range(3):
+        side = small.tiles_per_side(level)
+        row, col = (each.ravel() for each in np.meshgrid(range(side), range(side), indexing="ij"))
+        found = table.below(table.index(level, torch.from_numpy(row), torch.from_numpy(col)), look_ahead)
+        assert found is not None and found.shape == (side**2, 4, WIDTH)
+        if level == 2 and look_ahead == "children":
+            assert not found.any()
+            continue
+        for tile in range(side**2):
+            children = grids[level + 1][2 * row[tile] :, 2 * col[tile] :][:2, :2]
+            assert (found[tile].numpy() == children.reshape(4, WIDTH)).all()
+
+
+@pytest.mark.parametrize("look_ahead", AHEAD)
+def test_searching_step_by_step_gives_the_probabilities_of_one_pass(features, look_ahead) -> None:
+    table, decoder = TileTable(features), make(look_ahead)
+    query, _ = ways()
+    zooms = zoom(decoder, table, query, beams=64)
+    assert zooms.log_probability.sum(-1).exp().sum(1) == pytest.approx(1, abs=1e-4)
+    for beam in (0, 5, 30):
+        paths = zooms.paths[:, beam].clone()  # search makes tensors that gradients cannot pass
+        tiles = table.along(paths.numpy())
+        logits = decoder(query, table.embedding[tiles].float(), paths, table.below(tiles, look_ahead))
+        steps = logits.masked_fill(~table.enterable[tiles], -torch.inf).log_softmax(-1).gather(-1, paths[..., None])
+        torch.testing.assert_close(zooms.log_probability[:, beam], steps[..., 0].detach(), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("look_ahead", AHEAD)
+def test_a_child_is_scored_by_what_it_looks_like(features, look_ahead) -> None:
+    table, decoder = TileTable(features), make(look_ahead)
+    query, actions = ways()
+    tiles = table.along(actions.numpy())
+    below = table.below(tiles, look_ahead)
+    before = decoder(query, table.embedding[tiles].float(), actions, below)
+    below = below.clone()
+    below[:, 1, 2] += 1.0
+    changed = decoder(query, table.embedding[tiles].float(), actions, below) != before
+    assert changed[:, 1, 2].all() and changed.sum() == len(query)
+
+
+def test_a_head_beside_the_papers_starts_as_if_it_were_not_there(features) -> None:
+    table, plain = TileTable(features), make("none")
+    query, actions = ways()
+    tiles = table.along(actions.numpy())
+    embedding = table.embedding[tiles].float()
+    start = ZoomModel(plain, features.pyramid, None, None, None)  # type: ignore[arg-type]
+    ahead = make_decoder(replace(plain.config, look_ahead="cells"), start).eval()
+    assert torch.equal(ahead(query, embedding, actions, table.below(tiles, "cells")), plain(query, embedding, actions))
+    kept = make_decoder(plain.config, replace(start, decoder=ahead))  # what a model looks at is its architecture
+    assert kept.config.look_ahead == "cells"
+
+
+def test_cells_that_are_not_there_are_refused(features) -> None:
+    table = TileTable(replace(features, cells=None))
+    with pytest.raises(CacheError, match="encode-map --cells"):
+        table.below(torch.tensor([0]), "cells")
+
+
+# Targets
+
+
+@pytest.mark.parametrize("sigma", [0.5, 1.0, 2.0])
+def test_distance_labels_are_probabilities_that_fall_with_distance_alike_on_all_sides(sigma: float) -> None:
+    labels = distance_labels(16, 0.2, sigma).view(4, 4, 4, 4)  # true row, true col, row, col
+    torch.testing.assert_close(labels.sum((2, 3)), torch.ones(4, 4))
+    assert labels[1, 1, 0, 1] == labels[1, 1, 2, 1] == labels[1, 1, 1, 0] == labels[1, 1, 1, 2]
+    assert labels[1, 1, 1, 1] > labels[1, 1, 1, 2] > labels[1, 1, 2, 2] > labels[1, 1, 1, 3] > labels[1, 1, 3, 3] > 0
+    assert (labels.view(16, 16).argmax(1) == torch.arange(16)).all()
+
+
+def test_wide_distance_labels_are_label_smoothing() -> None:
+    logits, right = torch.randn(5, 3, 16), torch.randint(16, (5, 3))
+    wide = next_action_loss(logits, right, TrainConfig(targets="distance", target_sigma=1e4))
+    torch.testing.assert_close(wide, next_action_loss(logits, right, TrainConfig()))
+
+
+# Turns of one's own
+
+
+def test_no_turns_of_ones_own_are_the_true_ways(features) -> None:
+    table = TileTable(features)
+    query, actions = ways(50)
+    tiles, taken, right = own_turns(make("none"), table, query, actions, 0.0)
+    assert torch.equal(taken, actions) and torch.equal(right, actions)
+    assert torch.equal(tiles, table.along(actions.numpy()))
+
+
+@pytest.mark.parametrize("look_ahead", ["none", "cells"])
+def test_turns_of_ones_own_keep_to_the_imagery_and_are_answered_by_the_nearest_child(features, look_ahead) -> None:
+    table, pyramid = TileTable(features), features.pyramid
+    query, actions = ways(300)
+    torch.manual_seed(0)
+    tiles, taken, right = own_turns(make(look_ahead), table, query, actions, 1.0)
+    assert torch.equal(tiles, table.along(taken.numpy()))
+    assert table.enterable[tiles, taken].all() and table.enterable[tiles, right].all()
+    off = (taken[:, :2] != actions[:, :2]).any(1)
+    assert 0.5 < off.float().mean() < 1
+    assert torch.equal(right[~off], actions[~off])
+    true_row, true_col = pyramid.path_to_tile(actions.numpy())
+    for photo in range(300):
+        for level in range(3):
+            ends = []
+            for child in range(4):
+                path = [*taken[photo, :level].tolist(), child]
+                row, col = pyramid.path_to_tile(np.array(path + [0] * (2 - level)))
+                side = 2 ** (2 - level)
+                across = [max(first - true, true - first - side + 1, 0) for first, true in
+                          ((int(row), true_row[photo]), (int(col), true_col[photo]))]  # fmt: skip
+                ends.append(np.hypot(*across) if table.enterable[tiles[photo, level], child] else np.inf)
+            assert ends[right[photo, level]] == min(ends)
