@@ -126,14 +126,16 @@ _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 _DINOV2 = (*_IMAGENET, _embeddings, _cls_after_layernorm, _patches_after_layernorm, ("layernorm",))
 _DINOV3 = (*_IMAGENET, _embeddings, _cls_after_norm, _patches_after_norm, ("norm",), _rotary_positions)
 _POOLED = (_attention_pooled, _all_after_layernorm, ("post_layernorm", "head"), _no_mask)
+_SIGLIP = (*_HALF, _interpolated_embeddings, *_POOLED)
+_SIGLIP2 = (*_HALF, _patch_embeddings, *_POOLED)
 
 #: By `model_type` of the config. A SigLIP checkpoint of both towers gives its vision tower.
 FAMILIES = {
     "dinov2": Family("Dinov2Model", *_DINOV2),
     "dinov2_with_registers": Family("Dinov2WithRegistersModel", *_DINOV2),
     "dinov3_vit": Family("DINOv3ViTModel", *_DINOV3),
-    "siglip": Family("SiglipVisionModel", *_HALF, _interpolated_embeddings, *_POOLED),
-    "siglip_vision_model": Family("SiglipVisionModel", *_HALF, _interpolated_embeddings, *_POOLED),
-    "siglip2": Family("Siglip2VisionModel", *_HALF, _patch_embeddings, *_POOLED),
-    "siglip2_vision_model": Family("Siglip2VisionModel", *_HALF, _patch_embeddings, *_POOLED),
+    "siglip": Family("SiglipVisionModel", *_SIGLIP),
+    "siglip_vision_model": Family("SiglipVisionModel", *_SIGLIP),
+    "siglip2": Family("Siglip2VisionModel", *_SIGLIP2),
+    "siglip2_vision_model": Family("Siglip2VisionModel", *_SIGLIP2),
 }

@@ -228,6 +228,14 @@ def test_the_tokens_looked_at_are_the_most_similar_ones_in_order(cache, query, m
     torch.testing.assert_close(table.seen(tile, query, 0), table.embedding[tile].float())
 
 
+def test_similarity_is_the_cosine_whatever_the_length(cache, query) -> None:
+    away = torch.tensor([1.0, 0.1, 0.5, 0.0])[:, None] * query[0].flip(0)
+    tokens = (query[0] + away) * torch.tensor([9.0, 1.0, 3.0, 0.1])[:, None]  # the less similar, the longer
+    FeatureCache.open(cache.path, "r+").patch_tokens.write([TileKey(0, 0, 0)], tokens[None].half().numpy())
+    seen = table_of(cache).seen(torch.tensor([[0]]), query[:1], PATCHES)
+    torch.testing.assert_close(seen[0, 0, 1:], tokens[[3, 1, 2, 0]].half().float())
+
+
 def test_tiles_that_were_not_looked_at_for_longest_make_place(cache, query, monkeypatch) -> None:
     monkeypatch.setattr("jzi.decode.patch_tokens.PAIRS", 2)
     table = table_of(cache, room=3)
