@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -78,7 +79,8 @@ def encode_map_command(config_file: Path, overrides: tuple[str, ...], cells: boo
         cache = open_cache(settings, encoder, imagery)
         click.echo(f"reading {imagery.description}", err=True)
         report = encode_map(cache, encoder, imagery, batch_size=settings.encoder.batch_size)
-        values, text = report.to_dict(), report.to_text()
+        values: dict[str, Any] = report.to_dict()
+        text = report.to_text()
         if cells:
             from jzi.retrieve.index import index_cells
 
