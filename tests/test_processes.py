@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from jzi.store.cache import FeatureCache
 
@@ -59,3 +60,34 @@ def test_two_processes_fill_the_same_cache_and_train_the_same_decoder(launch, tm
     lines = [(tmp_path / f"model{n}" / "train" / "metrics.jsonl").read_text().splitlines() for n in (1, 2)]
     losses = [[json.loads(line)["loss"] for line in each] for each in lines]
     np.testing.assert_allclose(*losses, atol=1e-3)
+
+
+def test_two_processes_fine_tune_the_same_encoder(launch, tmp_path) -> None:
+    how = [*SETTINGS, "--blocks", "1", "--set", "finetune.epochs=2", "--set", "finetune.batch_size=8"]
+    how += ["--set", "finetune.augment=false", "--set", "decoder.heads=2", "--json"]
+    for processes in (1, 2):
+        (told,) = launch(processes, "finetune", *how, "-o", f"finetuned{processes}").splitlines()
+        assert json.loads(told)["epochs"] == 2
+    folders = [tmp_path / f"finetuned{processes}" for processes in (1, 2)]
+    lines = [(folder / "train" / "metrics.jsonl").read_text().splitlines() for folder in folders]
+    losses = [[json.loads(line)["loss"] for line in each] for each in lines]
+    np.testing.assert_allclose(*losses, atol=2e-2)  # a batch is filled up where the processes cannot share it evenly
+    one, two = (load_file(folder / "encoder" / "model.safetensors") for folder in folders)
+    for name in one:
+        np.testing.assert_allclose(one[name], two[name], atol=2e-3)
+
+
+def test_two_processes_contrast_with_the_negatives_of_both(launch, tmp_path) -> None:
+    how = ["--method", "infonce", "--json"]
+    for each in ("epochs=2", "batch_size=10", "blocks=1", "augment=false", "learning_rate=1e-3"):
+        how += ["--set", f"retriever.{each}"]
+    for processes in (1, 2):
+        (told,) = launch(processes, "train-retriever", *how, "-o", f"retriever{processes}").splitlines()
+        assert json.loads(told)["epochs"] == 2
+    folders = [tmp_path / f"retriever{processes}" for processes in (1, 2)]
+    lines = [(folder / "train" / "metrics.jsonl").read_text().splitlines() for folder in folders]
+    losses = [[json.loads(line)["loss"] for line in each] for each in lines]
+    np.testing.assert_allclose(*losses, atol=2e-3)
+    one, two = (load_file(folder / "encoder" / "model.safetensors") for folder in folders)
+    for name in one:
+        np.testing.assert_allclose(one[name], two[name], atol=2e-3)
