@@ -203,9 +203,10 @@ class _Retrieving(EncoderTraining):
         world = self.accelerator.num_processes
         query, reference = (self._of_all(values, 0.0) for values in (query.float(), reference.float()))
         cells = self._of_all(cells.to(query.device), -1)
-        # Wrappers take the mean over processes: each has the gradient of its own photos alone, and all have the scale's
+        # Wrappers take the mean of gradients over processes: each has that of its own photos alone, and all the scale's
         scale = (scale + (world - 1) * scale.detach()) / world
-        return world * LOSSES[self.config.loss](query, reference, cells, scale, smoothing)
+        loss = LOSSES[self.config.loss](query, reference, cells, scale, smoothing)
+        return loss + (world - 1) * (loss - loss.detach())
 
     def _of_all(self, values: Tensor, empty: float) -> Tensor:
         """Rows of every process; the gradient is that of this one's."""
