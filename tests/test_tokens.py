@@ -341,6 +341,11 @@ def test_from_encode_map_with_tokens_to_evaluation_and_a_located_photo(area, tmp
     assert "MB in all" in area("encode-map --set map.tokens=true").stdout
     assert "a tile of" in area(f"train-decoder {four} --set decoder.patch_tokens=17", 2).stderr
 
+    (tmp_path / "features.zarr/map/2/tokens/c/0/0/0/0").unlink()
+    assert "level 2, row 0, col 0: run `jzi encode-map --tokens`" in area(f"train-decoder {four}", 2).stderr
+    assert not (tmp_path / "four").exists()  # what is missing is found before anything is made
+    assert json.loads(area("encode-map --tokens --json").stdout)["tokens"] == 1
+
     told = json.loads(area(f"train-decoder {four} --json").stdout)
     plain = json.loads(area(f"train-decoder {TINY} --json").stdout)
     assert told["best"]["val_loss"] != plain["best"]["val_loss"]
