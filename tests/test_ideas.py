@@ -31,18 +31,17 @@ def small() -> Pyramid:
 
 @pytest.fixture
 def features(small: Pyramid) -> MapFeatures:
-    """A map with embeddings of its cells, where the south-east quarter has no imagery."""
+    """A map with embeddings of its cells; no imagery in the south-east quarter, and in some cells elsewhere."""
     rng = np.random.default_rng(0)
+    there = rng.random((8, 8)) < 0.7
+    there[::2, ::2] = True
+    there[4:, 4:] = False
     embedding, status = [], []
     for level in range(4):
         side = small.tiles_per_side(level)
-        grid = rng.normal(size=(side, side, WIDTH)).astype(np.float16)
-        there = np.full((side, side), ENCODED, np.uint8)
-        if level:
-            there[side // 2 :, side // 2 :] = NODATA
-            grid[side // 2 :, side // 2 :] = np.nan
-        embedding.append(grid)
-        status.append(there)
+        covered = there.reshape(side, 8 // side, side, 8 // side).any((1, 3))
+        embedding.append(np.where(covered[..., None], rng.normal(size=(side, side, WIDTH)), np.nan).astype(np.float16))
+        status.append(np.where(covered, ENCODED, NODATA).astype(np.uint8))
     return MapFeatures(small, tuple(embedding[:3]), tuple(status), embedding[3])
 
 
@@ -57,12 +56,12 @@ def make(look_ahead: str, seed: int = 0, **options) -> ZoomDecoder:
     return decoder
 
 
-def ways(count: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
-    """(query, feature) photos, and (query, step) ways that stay on the imagery."""
-    generator = torch.Generator().manual_seed(1)
-    actions = torch.randint(4, (count, 3), generator=generator)
-    actions[:, 0] = torch.randint(3, (count,), generator=generator)
-    return torch.randn(count, WIDTH, generator=generator), actions
+def ways(features: MapFeatures, count: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
+    """(query, feature) photos, and (query, step) ways to cells with imagery."""
+    row, col = np.nonzero(features.status[3] == ENCODED)
+    chosen = np.random.default_rng(1).integers(len(row), size=count)
+    query = torch.randn(count, WIDTH, generator=torch.Generator().manual_seed(1))
+    return query, torch.from_numpy(features.pyramid.cell_to_path(row[chosen], col[chosen]))
 
 
 def test_off_is_the_papers_decoder_to_the_last_bit_and_by_the_same_name() -> None:
@@ -98,10 +97,10 @@ def test_what_lies_below_a_tile_is_looked_up_by_key(features, small, look_ahead)
 @pytest.mark.parametrize("look_ahead", AHEAD)
 def test_searching_step_by_step_gives_the_probabilities_of_one_pass(features, look_ahead) -> None:
     table, decoder = TileTable(features), make(look_ahead)
-    query, _ = ways()
+    query, _ = ways(features)
     zooms = zoom(decoder, table, query, beams=64)
     assert zooms.log_probability.sum(-1).exp().sum(1) == pytest.approx(1, abs=1e-4)
-    for beam in (0, 5, 30):
+    for beam in (0, 5, 20):
         paths = zooms.paths[:, beam].clone()  # search makes tensors that gradients cannot pass
         tiles = table.along(paths.numpy())
         logits = decoder(query, table.embedding[tiles].float(), paths, table.below(tiles, look_ahead))
@@ -112,7 +111,7 @@ def test_searching_step_by_step_gives_the_probabilities_of_one_pass(features, lo
 @pytest.mark.parametrize("look_ahead", AHEAD)
 def test_a_child_is_scored_by_what_it_looks_like(features, look_ahead) -> None:
     table, decoder = TileTable(features), make(look_ahead)
-    query, actions = ways()
+    query, actions = ways(features)
     tiles = table.along(actions.numpy())
     below = table.below(tiles, look_ahead)
     before = decoder(query, table.embedding[tiles].float(), actions, below)
@@ -124,7 +123,7 @@ def test_a_child_is_scored_by_what_it_looks_like(features, look_ahead) -> None:
 
 def test_a_head_beside_the_papers_starts_as_if_it_were_not_there(features) -> None:
     table, plain = TileTable(features), make("none")
-    query, actions = ways()
+    query, actions = ways(features)
     tiles = table.along(actions.numpy())
     embedding = table.embedding[tiles].float()
     start = ZoomModel(plain, features.pyramid, None, None, None)  # type: ignore[arg-type]
@@ -163,7 +162,7 @@ def test_wide_distance_labels_are_label_smoothing() -> None:
 
 def test_no_turns_of_ones_own_are_the_true_ways(features) -> None:
     table = TileTable(features)
-    query, actions = ways(50)
+    query, actions = ways(features, 50)
     tiles, taken, right = own_turns(make("none"), table, query, actions, 0.0)
     assert torch.equal(taken, actions) and torch.equal(right, actions)
     assert torch.equal(tiles, table.along(actions.numpy()))
@@ -172,7 +171,7 @@ def test_no_turns_of_ones_own_are_the_true_ways(features) -> None:
 @pytest.mark.parametrize("look_ahead", ["none", "cells"])
 def test_turns_of_ones_own_keep_to_the_imagery_and_are_answered_by_the_nearest_child(features, look_ahead) -> None:
     table, pyramid = TileTable(features), features.pyramid
-    query, actions = ways(300)
+    query, actions = ways(features, 300)
     torch.manual_seed(0)
     tiles, taken, right = own_turns(make(look_ahead), table, query, actions, 1.0)
     assert torch.equal(tiles, table.along(taken.numpy()))
