@@ -246,7 +246,11 @@ class Ablation:
             if plain:
                 plain.check(imagery=imagery.card(plain.imagery))
             cache = open_cache(settings, encoder, imagery)
-            tell(encode_map(cache, encoder, imagery, batch_size=settings.encoder.batch_size).to_text())
+            tell(
+                encode_map(
+                    cache, encoder, imagery, batch_size=settings.encoder.batch_size, tokens=settings.map.tokens
+                ).to_text()
+            )
         report = encode_queries(cache, encoder, table, batch_size=settings.encoder.batch_size, views=views, seed=seed)
         left_out = len(table.rejected) + len(report.unreadable)
         tell(report.to_text() + (f", {left_out} left out: `jzi encode-queries` says why" if left_out else ""))
@@ -261,11 +265,12 @@ class Ablation:
         if not splits & ({split} if split else {"test", "val"}):
             raise TrainingError(f"{cache.path} has no photo to evaluate on: encode some, or give another --split")
         imagery = cache.imagery.fingerprint if cache.imagery else ""
-        key = json.dumps([cache.encoder.fingerprint, imagery, cache.pyramid.to_dict()])
+        cells = any(line.settings.decoder.look_ahead == "cells" for line in self.lines)
+        key = json.dumps([cache.encoder.fingerprint, imagery, cache.pyramid.to_dict(), *(["cells"] if cells else [])])
         shared = self.folder / ".shared" / hashlib.sha256(key.encode()).hexdigest()[:12]
         with processes().main_process_first():
             if not (shared / "map.safetensors").exists():  # it is written last
-                share(shared, cache.read_map(), settings.encoder_folder)
+                share(shared, cache.read_map(cells), settings.encoder_folder)
         return _Made(settings.encoder, cache.path, DataCard.of(cache, frame), shared)
 
     def _relative(self, path: Path | str) -> str:
