@@ -1,7 +1,7 @@
 """The zoom against flat retrieval: the same encoder, photos, map and number of photo encodings, side by side.
 
     python -m benchmarks.city city --heights HEIGHT.tif --size 2560 --encoder ENCODER --image-size 84
-    python -m benchmarks.compare city --passes 6            # two cores: about two hours
+    python -m benchmarks.compare city --passes 6            # 20 000 photos on two cores: two to three hours
     python -m benchmarks.compare city --passes 30           # the whole city and a pretrained encoder: for a GPU
 
 CITY is any folder with a jzi.toml. Every way trains the encoder of jzi.toml for as many passes over its training

@@ -46,8 +46,10 @@ def ablate(
         overrides, name = (*shared, *overrides), name or Path(what[0]).stem
     else:
         variants = expand_grid(what)
-    if not variants and no_reference:
-        raise Sentence("there is nothing to run: name variants, or leave --no-reference out")
+    if not variants:
+        raise Sentence(
+            "there is nothing to compare: name settings and values, such as decoder.layers=2,4,6, or a file of variants"
+        )
     from jzi.ablations import Ablation
 
     ablation = Ablation(config_file, overrides, variants, name or "grid", not no_reference)

@@ -82,5 +82,6 @@ def index(config_file: Path, overrides: tuple[str, ...], retriever: Path, hnsw: 
     if hnsw:
         _, _, embedding = CellFeatures.of(cache).read()
         save_graph(build_graph(embedding), found.hnsw_path)
-    values = {**report.to_dict(), "cache": found.cache_path}
-    print_result(as_json, values, f"{report.to_text()}: {found.cache_path}")
+    values = {**report.to_dict(), "cache": found.cache_path, "graph": str(found.hnsw_path) if hnsw else None}
+    graph = f", and a graph for approximate search: {found.hnsw_path}" if hnsw else ""
+    print_result(as_json, values, f"{report.to_text()}: {found.cache_path}{graph}")

@@ -128,6 +128,7 @@ def _model(folder: Path) -> Description:
         "encoder_is": "in the folder" if carried else "fetched from the Hugging Face hub",
         "decoder": f"{architecture.layers} layers, {architecture.heads} heads, width {architecture.width}",
         **({"patch_tokens": architecture.patch_tokens} if architecture.patch_tokens else {}),
+        **({"look_ahead": architecture.look_ahead} if architecture.look_ahead != "none" else {}),
         "parameters": sum(parameter.numel() for parameter in model.decoder.parameters()),
         "tiles": _tile_count(model) if model.has_map else "no map: give a cache",
     }

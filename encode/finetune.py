@@ -92,7 +92,8 @@ def finetune(
         checkpointing=config.checkpointing,
         trunk_dtype=torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32,
     )
-    run = Run(folder, _identity(sources, encoder, decoder.config, config, start))
+    identity = _identity(sources, encoder, decoder.config, config, start)
+    run = Run(folder, identity, mend="give another folder with -o, or delete it")
     state = run.load() or {"epoch": 0, "step": 0, "losses": []}
 
     def load() -> list[TrainingArea]:

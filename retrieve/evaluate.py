@@ -12,6 +12,7 @@ from jzi.decode.evaluate import RADII, Evaluation, score
 from jzi.errors import TrainingError
 from jzi.retrieve.retriever import Retriever
 from jzi.retrieve.search import CellIndex
+from jzi.store.query_features import ENCODED
 
 #: Cells that are looked at for the rank of the true one, at least the last of `jzi.decode.evaluate.RANKS`.
 COUNT = 64
@@ -37,13 +38,14 @@ def evaluate_retriever(
 
     Raises:
         ModelError: there is no retriever, or no index.
-        CacheError: no photo is encoded.
-        TrainingError: the split is empty.
+        CacheError: the index cannot be used.
+        TrainingError: no photo of the split is encoded.
     """
     retriever = Retriever.load(folder)
     index = CellIndex.load(retriever, approximate=approximate)
     cache = retriever.open_cache()
-    frame, pyramid = cache.queries.encoded(), retriever.pyramid
+    frame, pyramid = cache.queries.frame(), retriever.pyramid
+    frame = frame[frame["status"] == ENCODED]
     side = pyramid.tiles_per_side(pyramid.levels)
     number = np.full((side, side), -1)  # of each cell in the index
     number[index.row, index.col] = np.arange(len(index))

@@ -57,6 +57,8 @@ class Retriever:
             ModelError: there is none, or it is damaged or of another kind.
         """
         folder = Path(folder)
+        if not (folder / "config.json").exists():
+            raise ModelError(f"there is no retriever in {folder}: `jzi train-retriever` makes it")
         config = read_config(folder)
         if config.get("kind") != "retriever":
             raise ModelError(f"{folder} is no retriever: `jzi train-retriever` makes one")

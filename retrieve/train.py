@@ -299,7 +299,8 @@ def train_retriever(
         checkpointing=config.checkpointing,
         trunk_dtype=torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32,
     )
-    run = Run(folder, {**data_identity([(imagery, table)], encoder, config), "kind": "retriever"})
+    identity = {**data_identity([(imagery, table)], encoder, config), "kind": "retriever"}
+    run = Run(folder, identity, mend="give another folder with -o, or delete it")
     state = run.load() or {"epoch": 0, "step": 0, "losses": []}
 
     def load() -> list[CellArea]:

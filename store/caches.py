@@ -208,7 +208,7 @@ def who_needs(cache: CacheCard, models: Iterable[ModelCard], others: Iterable[Ca
         models: those that there are.
         others: the caches that stay.
     """
-    spare = [other for other in others if not other.missing_tiles]
+    spare = [other for other in others if not other.missing_tiles or (other.is_index and not other.missing_cells)]
     return [
         model
         for model in models

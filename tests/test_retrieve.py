@@ -267,6 +267,8 @@ def test_indices_are_cared_for_as_caches(retrieved, tmp_path) -> None:
     assert "4096 cells, 30 photos" in jzi("cache ls").stdout
     assert "retriever" in jzi("cache rm retriever/index.zarr --yes", code=2).stderr  # it needs its index
     assert jzi("cache verify retriever/index.zarr").stdout.startswith("retriever/index.zarr: sound")
+    shutil.copytree(tmp_path / "retriever/index.zarr", tmp_path / "copy.zarr")
+    jzi("cache rm copy.zarr --yes")  # as the retriever has its own
     shutil.copytree(tmp_path / "retriever/index.zarr", tmp_path / "partial.zarr")
     shutil.rmtree(tmp_path / "partial.zarr/cells/status/c/1")
     assert "cells of 2 chunks" in jzi("cache verify partial.zarr", code=1).stdout
@@ -283,7 +285,8 @@ def test_what_does_not_belong_together_is_refused(retrieved, tmp_path, photo_fol
     assert "surroundings" not in jzi("train-retriever --set retriever.method=best", code=2).stderr
     (tmp_path / "retriever/hnsw.faiss").unlink()
     assert "--hnsw" in jzi("evaluate --retriever retriever --approximate", code=2).stderr
-    assert "there is no model" in jzi("index --retriever nowhere", code=2).stderr
+    assert "train-retriever" in jzi("index --retriever nowhere", code=2).stderr
+    assert "-o" in jzi(f"train-retriever {RETRIEVER} --method infonce", code=2).stderr
     with pytest.raises(ModelError, match="no retriever"):
         (tmp_path / "other").mkdir()
         (tmp_path / "other/config.json").write_text(json.dumps({"jzi_format": 1, "decoder": {}}))
