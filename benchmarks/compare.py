@@ -13,6 +13,7 @@ peak of the process that answers.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import platform
@@ -109,7 +110,7 @@ def _sets(settings: list[str]) -> str:
 
 def run(city: Path, command: str) -> dict[str, Any]:
     """What a command of jzi printed as JSON, and what it took; run in a process of its own, once."""
-    kept = city / "compare" / "steps" / f"{abs(hash_of(command)):016x}.json"
+    kept = city / "compare" / "steps" / f"{hashlib.sha256(command.encode()).hexdigest()[:16]}.json"
     if kept.exists():
         return json.loads(kept.read_text())
     click.echo(f"$ jzi {command}", err=True)
@@ -120,12 +121,6 @@ def run(city: Path, command: str) -> dict[str, Any]:
     return found
 
 
-def hash_of(text: str) -> int:
-    import hashlib
-
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
-
-
 def _run(city: str, command: str) -> dict[str, Any]:
     from jzi.cli import main
 
@@ -134,8 +129,7 @@ def _run(city: str, command: str) -> dict[str, Any]:
         main.main([*shlex.split(command), "--json"], prog_name="jzi", standalone_mode=False)
         seconds = time.monotonic() - began
     printed = json.loads(out.getvalue().strip().splitlines()[-1])
-    memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
-    return {"printed": printed, "wall_s": seconds, "memory": memory}
+    return {"printed": printed, "wall_s": seconds}
 
 
 def measure_locating(city: str, way: Way) -> dict[str, Any]:

@@ -28,7 +28,14 @@ from jzi.decode.run import Keeper, Metrics, Run
 from jzi.decode.samples import Samples
 from jzi.decode.targets import next_action_loss, own_turns
 from jzi.decode.tile_table import TileTable
-from jzi.decode.training import learning_rate_factor, make_accelerator, make_decoder, told_apart, validate
+from jzi.decode.training import (
+    learning_rate_factor,
+    make_accelerator,
+    make_decoder,
+    start_trackers,
+    told_apart,
+    validate,
+)
 from jzi.decode.training_data import DataCard, TrainingData
 from jzi.errors import CacheError, TrainingError
 from jzi.store.cache import FeatureCache
@@ -144,8 +151,7 @@ def train_decoder(
             replace_file(folder / "map.safetensors", features.save)
         run.start(settings)
     accelerator.wait_for_everyone()
-    if config.trackers:
-        accelerator.init_trackers("jzi", config={k: v for k, v in asdict(config).items() if k != "trackers"})
+    start_trackers(accelerator, config)
 
     optimizer = torch.optim.AdamW(
         decoder.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True

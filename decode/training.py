@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +54,12 @@ def make_accelerator(config: TrainingConfig, folder: Path) -> Accelerator:
             "share evenly"
         )
     return accelerator
+
+
+def start_trackers(accelerator: Accelerator, config: TrainingConfig) -> None:
+    """Tell the trackers, if there are any, how is trained."""
+    if config.trackers:
+        accelerator.init_trackers("jzi", config={k: v for k, v in asdict(config).items() if k != "trackers"})
 
 
 def make_decoder(wanted: DecoderConfig, start: ZoomModel | None) -> ZoomDecoder:

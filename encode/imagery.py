@@ -34,6 +34,7 @@ class Imagery:
     options: RasterOptions = field(default_factory=RasterOptions)
 
     def __post_init__(self) -> None:
+        self._card: ImageryCard | None = None  # the last that was made
         if not self.paths:
             raise ImageryError("no raster is given: set map.rasters in jzi.toml")
         self.rasters = [Raster(path, self.options) for path in self.paths]
@@ -79,7 +80,8 @@ class Imagery:
         Args:
             known: a card made before; its files are not hashed again where size and time are unchanged.
         """
-        hashed = {(name, size, mtime): digest for name, size, mtime, digest in (known.files if known else ())}
+        cards = [card for card in (known, self._card) if card]
+        hashed = {(name, size, mtime): digest for card in cards for name, size, mtime, digest in card.files}
         files = []
         digest = hashlib.sha256(self.description.encode())
         digest.update(json.dumps([self.options.nodata, self.options.stretch]).encode())
@@ -96,7 +98,8 @@ class Imagery:
             digest.update(json.dumps([*placed, raster.source.nodata]).encode())
         for *_, file_digest in files:
             digest.update(file_digest.encode())
-        return ImageryCard(digest.hexdigest(), tuple(files), self.description)
+        self._card = ImageryCard(digest.hexdigest(), tuple(files), self.description)
+        return self._card
 
     def render(self, bounds: Bounds, pixels: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         """A square of the pyramid's CRS, north up and antialiased.

@@ -110,9 +110,16 @@ class TrainedEncoder(nn.Module):
                 tokens = block(tokens, **context)
         return self.family.pool(self.model, tokens).float()
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """`embed`, by the name that wrappers for several processes call."""
-        return self.embed(inputs)
+    def embed_both(self, inputs: Tensor, tiles: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings of photos, (photo, feature), and of the distinct tiles that they see, (tile, feature).
+
+        Args:
+            inputs: of the photos' squares, photo by photo, then of the distinct tiles; each as `trunk` gave it.
+            tiles: (photo, ...) which of those tiles each photo sees.
+        """
+        squares = len(inputs) - int(tiles.max()) - 1
+        embedding = self.embed(inputs)
+        return embedding[:squares].unflatten(0, (len(tiles), -1)).mean(1), embedding[squares:]
 
     def _block_context(self) -> dict[str, Any]:
         if self._context is None:
@@ -142,7 +149,7 @@ class JointModel(TrainedEncoder):
         #: Log of what cosine similarities are multiplied with in the contrast; CLIP's start.
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07), device=self.device)) if contrast else None
 
-    def forward(self, inputs: Tensor, tiles: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def forward(self, inputs: Tensor, tiles: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """The decoder's logits; every image goes through the encoder once.
 
         Args:
@@ -153,10 +160,7 @@ class JointModel(TrainedEncoder):
         Returns:
             (photo, step, action), and the contrast; 0 where none is wanted.
         """
-        distinct = int(tiles.max()) + 1
-        embedding = self.embed(inputs)
-        query = embedding[: len(inputs) - distinct].unflatten(0, (len(actions), -1)).mean(1)
-        seen = embedding[len(inputs) - distinct :]
+        query, seen = self.embed_both(inputs, tiles)
         return self.decoder(query, seen[tiles], actions), self._contrast(query, seen, tiles)
 
     def _contrast(self, query: Tensor, seen: Tensor, tiles: Tensor) -> Tensor:
@@ -164,8 +168,13 @@ class JointModel(TrainedEncoder):
         if self.log_scale is None or tiles.shape[1] == 1:
             return query.new_zeros(())
         query, seen = F.normalize(query.float(), dim=-1), F.normalize(seen.float(), dim=-1)
-        scale, losses = self.log_scale.exp().clamp(max=100.0), []
+        scale, losses = bounded(self.log_scale), []
         for level in range(1, tiles.shape[1]):
             others, own = tiles[:, level].unique(return_inverse=True)
             losses.append(F.cross_entropy(scale * query @ seen[others].T, own))
         return torch.stack(losses).mean()
+
+
+def bounded(log_scale: Tensor) -> Tensor:
+    """What cosine similarities are multiplied with, up to CLIP's limit."""
+    return log_scale.exp().clamp(max=100.0)

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from jzi.decode.run import Metrics, Run, rank
 from jzi.decode.train import TrainReport
-from jzi.decode.training import learning_rate_factor
+from jzi.decode.training import learning_rate_factor, start_trackers
 from jzi.encode.augment import DRAWS, augment_photos, augment_tiles, drop_parts, tiles_left_alone
 from jzi.encode.encoder import Encoder
 from jzi.encode.finetune_config import EncoderTrainingConfig
@@ -199,8 +199,7 @@ class EncoderTraining(ABC):
             if accelerator.is_main_process:
                 run.start(settings)
             accelerator.wait_for_everyone()
-            if config.trackers:
-                accelerator.init_trackers("jzi", config={k: v for k, v in asdict(config).items() if k != "trackers"})
+            start_trackers(accelerator, config)
         began = time.monotonic()
         samples = self.train(state) if self.areas else 0
         seconds = time.monotonic() - began

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -26,6 +26,8 @@ from jzi.store.map_features import ENCODED, NODATA, MapFeatures
 from jzi.store.pyramid import Pyramid, TileKey
 from jzi.store.queries import QueryTable
 
+Find = Callable[[NDArray[np.int64]], tuple[Tensor, NDArray[np.bool_]]]
+
 
 @dataclass(frozen=True)
 class Photos:
@@ -46,6 +48,31 @@ class Photos:
     latitude: NDArray[np.float64]
     longitude: NDArray[np.float64]
     unreachable: int
+
+    @classmethod
+    def of(cls, pyramid: Pyramid, table: QueryTable, split: str, find: Find) -> Photos:
+        """Those of a split of a query table that lie on the map's imagery, whatever order a folder is listed in.
+
+        Args:
+            pyramid: how the area is cut.
+            table: the photos.
+            split: which of them.
+            find: (photo, L) actions, zeros outside of the area, to (photo, n) tiles and (photo,) whether there is
+                imagery.
+        """
+        frame = table.frame[table.frame["split"] == split].sort_values("id")
+        latitude, longitude = frame["latitude"].to_numpy(float), frame["longitude"].to_numpy(float)
+        paths = pyramid.paths(latitude, longitude).reshape(-1, pyramid.levels)
+        tiles, there = find(np.maximum(paths, 0))
+        keep = (paths[:, 0] >= 0) & there
+        return cls(
+            paths=frame["photo"].to_numpy(object)[keep],
+            tiles=tiles[torch.from_numpy(keep).to(tiles.device)],
+            actions=torch.from_numpy(paths[keep]),
+            latitude=latitude[keep],
+            longitude=longitude[keep],
+            unreachable=int((~keep).sum()),
+        )
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -115,7 +142,11 @@ class TrainingArea:
         pyramid = imagery.pyramid
         nothing = tuple(np.zeros((*status[level].shape, 1), np.float16) for level in range(pyramid.levels))
         tiles = TileTable(MapFeatures(pyramid, nothing, tuple(status)))
-        split = {name: _photos(tiles, table, name) for name in ("train", "val")}
+
+        def find(paths: NDArray[np.int64]) -> tuple[Tensor, NDArray[np.bool_]]:
+            return tiles.along(paths), tiles.reachable(paths)
+
+        split = {name: Photos.of(pyramid, table, name, find) for name in ("train", "val")}
         return cls(pyramid, imagery.card(), images, tiles, split["train"], split["val"].spread(val_photos))
 
 
@@ -137,21 +168,6 @@ def _render(
             cells = status[level + 1][row * g : (row + 1) * g, col * g : (col + 1) * g]
             cells[:] = np.where(tile.cells, ENCODED, NODATA)
     return images, status
-
-
-def _photos(tiles: TileTable, table: QueryTable, split: str) -> Photos:
-    frame = table.frame[table.frame["split"] == split].sort_values("id")  # whatever order a folder is listed in
-    latitude, longitude = frame["latitude"].to_numpy(float), frame["longitude"].to_numpy(float)
-    paths = tiles.pyramid.paths(latitude, longitude).reshape(-1, tiles.pyramid.levels)
-    keep = (paths[:, 0] >= 0) & tiles.reachable(np.maximum(paths, 0))
-    return Photos(
-        paths=frame["photo"].to_numpy(object)[keep],
-        tiles=tiles.along(paths[keep]),
-        actions=torch.from_numpy(paths[keep]),
-        latitude=latitude[keep],
-        longitude=longitude[keep],
-        unreachable=int((~keep).sum()),
-    )
 
 
 class PhotoReader:

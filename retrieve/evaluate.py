@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from jzi.decode.evaluate import RADII, Evaluation, score
 from jzi.errors import TrainingError
 from jzi.retrieve.retriever import Retriever
-from jzi.retrieve.search import CellIndex
+from jzi.retrieve.search import CellIndex, probabilities
 from jzi.store.query_features import ENCODED
 
 #: Cells that are looked at for the rank of the true one, at least the last of `jzi.decode.evaluate.RANKS`.
@@ -62,7 +62,7 @@ def evaluate_retriever(
         evaluation = score(
             pyramid,
             pyramid.cell_to_path(index.row[cells[:, 0]], index.col[cells[:, 0]]),
-            _confidence(similarity, cells, retriever.temperature),
+            probabilities(similarity, cells, retriever.temperature)[:, 0],
             latitude[keep],
             longitude[keep],
             rank=_rank(cells, truth[keep]),
@@ -79,9 +79,3 @@ def _rank(cells: NDArray[np.int64], truth: NDArray[np.int64]) -> NDArray[np.int6
     """(photo,) how many cells come before the true one; all that were looked at where it is not among them."""
     hit = cells == truth[:, None]
     return np.where(hit.any(1), hit.argmax(1), cells.shape[1])
-
-
-def _confidence(similarity: NDArray[np.float32], cells: NDArray[np.int64], temperature: float) -> NDArray[np.float64]:
-    """(photo,) share of the first cell among those that were looked at."""
-    logits = np.where(cells < 0, -np.inf, similarity.astype(np.float64) / temperature)
-    return 1 / np.exp(logits - logits[:, :1]).sum(1)

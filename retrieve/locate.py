@@ -13,7 +13,7 @@ from jzi.decode.locate import DEFAULT, Locator, Question
 from jzi.decode.posterior import Posterior
 from jzi.encode.encoder import Encoder
 from jzi.retrieve.retriever import Retriever
-from jzi.retrieve.search import CellIndex
+from jzi.retrieve.search import CellIndex, probabilities
 from jzi.store.cards import EncoderCard
 from jzi.store.pyramid import Pyramid
 
@@ -81,9 +81,7 @@ class RetrievalLocator(Locator):
     def posterior(self, query: Tensor, question: Question = DEFAULT) -> Posterior:
         """Softmax of the similarities of the `CELLS` most similar cells; of the one alone for the greedy estimate."""
         similarity, cells = self.index.search(query.cpu().numpy(), CELLS)
-        logits = np.where(cells < 0, -np.inf, similarity.astype(np.float64) / self.retriever.temperature)
-        share = np.exp(logits - logits.max(1, keepdims=True))
-        share /= share.sum(1, keepdims=True)
+        share = probabilities(similarity, cells, self.retriever.temperature)
         if question.estimate == "greedy":
             cells, share = cells[:, :1], share[:, :1]
         cells = np.maximum(cells, 0)

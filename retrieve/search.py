@@ -91,6 +91,13 @@ class CellIndex:
         return found, cells
 
 
+def probabilities(similarity: NDArray[np.float32], cells: NDArray[np.int64], temperature: float) -> NDArray[np.float64]:
+    """(query, cell) softmax of what `CellIndex.search` found; 0 for cell -1."""
+    logits = np.where(cells < 0, -np.inf, similarity.astype(np.float64) / temperature)
+    share = np.exp(logits - logits.max(1, keepdims=True))
+    return share / share.sum(1, keepdims=True)
+
+
 def unit(embedding: NDArray[Any]) -> NDArray[np.float32]:
     """(n, feature) float32 of length one."""
     values = np.ascontiguousarray(embedding, np.float32)

@@ -18,13 +18,13 @@ import torch.nn.functional as F  # noqa: N812 - its name everywhere
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from jzi.decode.evaluate import RADII, RANKS
+from jzi.decode.evaluate import RADII, RANKS, cell_error
 from jzi.decode.run import Metrics, Run
 from jzi.decode.training import make_accelerator
 from jzi.encode.augment import DRAWS
 from jzi.encode.encoder import Encoder
 from jzi.encode.imagery import Imagery
-from jzi.encode.joint import TrainedEncoder
+from jzi.encode.joint import TrainedEncoder, bounded
 from jzi.encode.trainer import (
     EncoderTraining,
     EncoderTrainingReport,
@@ -41,7 +41,7 @@ from jzi.retrieve.metrics import fit_temperature, ranks
 from jzi.retrieve.retriever import save_retriever
 from jzi.retrieve.sampling import nearest, nearest_on_map, neighbour_batches
 from jzi.store.cards import ImageryCard
-from jzi.store.pyramid import Pyramid, geodesic_distance
+from jzi.store.pyramid import Pyramid
 from jzi.store.queries import QueryTable
 
 
@@ -68,22 +68,12 @@ class CellArea:
         """Work out in which cells the photos of a query table lie."""
         pyramid = imagery.pyramid
 
-        def photos(split: str) -> Photos:
-            frame = table.frame[table.frame["split"] == split].sort_values("id")
-            latitude, longitude = frame["latitude"].to_numpy(float), frame["longitude"].to_numpy(float)
-            paths = pyramid.paths(latitude, longitude).reshape(-1, pyramid.levels)
-            row, col = pyramid.path_to_tile(np.maximum(paths, 0))
-            keep = (paths[:, 0] >= 0) & images.has_imagery[row, col]
-            return Photos(
-                paths=frame["photo"].to_numpy(object)[keep],
-                tiles=torch.from_numpy((row * images.cells + col)[keep])[:, None],
-                actions=torch.from_numpy(paths[keep]),
-                latitude=latitude[keep],
-                longitude=longitude[keep],
-                unreachable=int((~keep).sum()),
-            )
+        def find(paths: NDArray[np.int64]) -> tuple[Tensor, NDArray[np.bool_]]:
+            row, col = pyramid.path_to_tile(paths)
+            return torch.from_numpy(row * images.cells + col)[:, None], images.has_imagery[row, col]
 
-        return cls(pyramid, imagery.card(), images, photos("train"), photos("val").spread(val_photos))
+        train, val = (Photos.of(pyramid, table, split, find) for split in ("train", "val"))
+        return cls(pyramid, imagery.card(), images, train, val.spread(val_photos))
 
 
 class Contrast(TrainedEncoder):
@@ -101,7 +91,7 @@ class Contrast(TrainedEncoder):
         super().__init__(encoder, blocks, **options)
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale), device=self.device), requires_grad=learned)
 
-    def forward(self, inputs: Tensor, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+    def forward(self, inputs: Tensor, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Embeddings of unit length.
 
         Args:
@@ -111,12 +101,8 @@ class Contrast(TrainedEncoder):
         Returns:
             (photo, feature) of the photos and of their cells, and the scale.
         """
-        distinct = int(cells.max()) + 1
-        embedding = self.embed(inputs)
-        query = embedding[: len(inputs) - distinct].unflatten(0, (len(cells), -1)).mean(1)
-        reference = embedding[len(inputs) - distinct :][cells]
-        scale = self.log_scale.exp().clamp(max=100.0)  # CLIP's limit
-        return F.normalize(query, dim=-1), F.normalize(reference, dim=-1), scale
+        query, seen = self.embed_both(inputs, cells)
+        return F.normalize(query, dim=-1), F.normalize(seen[cells], dim=-1), bounded(self.log_scale)
 
 
 class _Retrieving(EncoderTraining):
@@ -126,12 +112,13 @@ class _Retrieving(EncoderTraining):
     areas: Sequence[CellArea]
     config: RetrieverConfig
 
-    #: The order of the training photos in this epoch and in those to come before the next mining.
-    orders: dict[int, Tensor]
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        #: The order of the training photos in this epoch and in those to come before the next mining.
+        self.orders: dict[int, Tensor] = {}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Encoder and scale; the scale does not decay."""
-        self.orders = {}
         encoder, scale = trained_parameters(self.network.model), [self.network.log_scale]
         return [{"params": encoder}, {"params": [p for p in scale if p.requires_grad], "weight_decay": 0.0}]
 
@@ -230,8 +217,8 @@ class _Retrieving(EncoderTraining):
         truth = torch.searchsorted(cells, area.val.tiles[readable, 0])
         best = cells[nearest(query, reference, 1)[:, 0]].numpy()
         pyramid, side = area.pyramid, area.images.cells
-        position = pyramid.tile_positions(pyramid.levels, best // side, best % side)
-        error = geodesic_distance(area.val.latitude[readable], area.val.longitude[readable], *position)
+        paths = pyramid.cell_to_path(best // side, best % side)
+        error = cell_error(pyramid, paths, area.val.latitude[readable], area.val.longitude[readable])
         rank = ranks(query, reference, truth)
         self.temperature = fit_temperature(query, reference, truth)
         return {

@@ -70,7 +70,8 @@ class CellFeatures:
                 raise CacheMismatchError(
                     f"the cells of {path} are pieces of map of {there:g} m, not {footprint:g} m: give another cache"
                 )
-            cells.update_attributes({"footprint_m": footprint})
+            if "footprint_m" not in cells.attrs:
+                cells.update_attributes({"footprint_m": footprint})
             chunk = min(CHUNK, side)
             for name, shape, chunks, dtype, fill, dimensions in (
                 ("status", (side, side), (chunk, chunk), "uint8", MISSING, ("row", "col")),
