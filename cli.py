@@ -6,7 +6,6 @@ from typing import Any
 
 import click
 
-from jzi import __version__
 from jzi.commands.ablate import ablate
 from jzi.commands.area import info, init, tile
 from jzi.commands.cache import cache
@@ -18,6 +17,7 @@ from jzi.commands.serve import serve
 from jzi.commands.stage_one import encode_map_command, encode_queries_command, finetune
 from jzi.commands.stage_two import evaluate, import_checkpoint_command, train_decoder_command
 from jzi.errors import JziError
+from jzi.version import __version__
 
 #: Commands that, interrupted, go on where they were.
 RESUMABLE = ("finetune", "encode-map", "encode-queries", "train-decoder", "ablate", "train-retriever", "index", "demo")

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from rasterio.io import MemoryFile
 from rasterio.transform import from_origin
 
-from jzi import __version__
 from jzi.decode.locate import Location
 from jzi.errors import ExportError
 from jzi.store.exif import ExifPosition
 from jzi.store.files import write_whole
 from jzi.store.pyramid import WGS84, Pyramid, TileKey
+from jzi.version import __version__
 
 #: Most cells to a side of a heat map: 64 million numbers.
 MAX_HEATMAP_SIDE = 8192

@@ -21,7 +21,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from jzi import __version__
 from jzi.decode.config import DecoderConfig
 from jzi.decode.decoder import ZoomDecoder
 from jzi.errors import ModelError, first_line
@@ -29,6 +28,7 @@ from jzi.store.cards import EncoderCard, ImageryCard
 from jzi.store.files import write_whole
 from jzi.store.map_features import MapFeatures
 from jzi.store.pyramid import Pyramid
+from jzi.version import __version__
 
 if TYPE_CHECKING:
     from jzi.encode.encoder import Encoder

@@ -23,13 +23,13 @@ from rasterio.enums import Resampling
 from rasterio.transform import array_bounds, from_origin
 from rasterio.warp import calculate_default_transform, reproject, transform_bounds
 
-from jzi import __version__
 from jzi.decode.export import to_features, write_file
 from jzi.decode.locate import Location
 from jzi.encode.imagery import Imagery
 from jzi.encode.photos import open_photo
 from jzi.store.exif import ExifPosition
 from jzi.store.pyramid import Pyramid, geodesic_distance
+from jzi.version import __version__
 
 WEB = Path(__file__).parent / "web"
 

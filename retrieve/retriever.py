@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jzi import __version__
 from jzi.decode.model import FORMAT, load_own_encoder, read_config, replace_file
 from jzi.errors import ModelError
 from jzi.retrieve.config import RetrieverConfig
@@ -22,6 +21,7 @@ from jzi.store.cache import FeatureCache
 from jzi.store.cards import EncoderCard, ImageryCard
 from jzi.store.pyramid import Pyramid
 from jzi.store.storage import exists
+from jzi.version import __version__
 
 if TYPE_CHECKING:
     from jzi.encode.encoder import Encoder

@@ -15,12 +15,12 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from jzi import __version__
 from jzi.decode.locate import Locator, Question
 from jzi.decode.page import about, area, background, render
 from jzi.encode.imagery import Imagery
 from jzi.encode.photos import open_photo
 from jzi.errors import JziError
+from jzi.version import __version__
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from pyproj import CRS
 from zarr.errors import ContainsArrayError, ZarrUserWarning
 
-from jzi import __version__
 from jzi.errors import CacheCorruptError, CacheError, CacheMismatchError
 from jzi.store.cards import EncoderCard, ImageryCard
 from jzi.store.cell_features import CellFeatures
@@ -29,6 +28,7 @@ from jzi.store.pyramid import Pyramid, TileKey
 from jzi.store.query_features import QueryFeatures
 from jzi.store.storage import COMPRESSORS, corrupt, exists, is_url, storage_errors, zarr_store
 from jzi.store.token_features import TokenFeatures, has_tokens, tokens_name
+from jzi.version import __version__
 
 if TYPE_CHECKING:
     from xarray import DataTree

@@ -1,0 +1,3 @@
+"""The version of this package, which files on disk record."""
+
+__version__ = "0.1.0"
