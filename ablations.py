@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 
-from jzi.config import EncoderSettings, PathSettings, Settings, load_settings
 from jzi.decode.model import ZoomModel
 from jzi.decode.train import run_identity
 from jzi.decode.training import make_decoder
@@ -33,10 +32,11 @@ from jzi.encode.processes import processes
 from jzi.errors import ConfigError, JziError, TrainingError
 from jzi.store.cache import FeatureCache
 from jzi.store.cache_care import most_views, same_photos
-from jzi.store.caches import look
 from jzi.store.cards import EncoderCard
 from jzi.store.storage import exists
-from jzi.workspace import finetune_areas, load_encoder, open_cache, open_imagery, read_query_table
+from jzi.workspace.caches import look
+from jzi.workspace.open import finetune_areas, load_encoder, open_cache, open_imagery, read_query_table
+from jzi.workspace.settings import EncoderSettings, PathSettings, Settings, load_settings
 
 
 @dataclass(frozen=True)

@@ -34,10 +34,10 @@ from rasterio.transform import from_origin
 from rasterio.windows import Window
 from tqdm import tqdm
 
-from jzi.config import EncoderSettings, MapSettings, QuerySettings, Settings, write_settings
 from jzi.errors import ConfigError, JziError
 from jzi.store.files import write_whole
 from jzi.store.pyramid import Pyramid
+from jzi.workspace.settings import EncoderSettings, MapSettings, QuerySettings, Settings, write_settings
 
 from .cityscape.block import SEASONS, CityBlock, blocks
 from .cityscape.chance import Area

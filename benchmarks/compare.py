@@ -32,10 +32,10 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from jzi.config import load_settings
 from jzi.decode.locate import Locator, Question
 from jzi.retrieve.locate import RetrievalLocator
 from jzi.store.cache import FeatureCache
+from jzi.workspace.settings import load_settings
 
 from .scaling import median_ms
 
@@ -173,7 +173,7 @@ def measure_locating(city: str, way: Way) -> dict[str, Any]:
 
 def encoder_flops(city: Path) -> int:
     """Of one photo through the encoder of jzi.toml."""
-    from jzi.workspace import load_encoder
+    from jzi.workspace.open import load_encoder
 
     encoder = load_encoder(load_settings(city / "jzi.toml"))
     height, width = encoder.photo_shape

@@ -46,8 +46,9 @@ def init(
     **options: Any,
 ) -> None:
     """Set a working directory up: write jzi.toml for an area."""
-    from jzi.config import FILE, write_settings
-    from jzi.workspace import dataset_settings, describe_area, new_settings
+    from jzi.workspace.init import dataset_settings, new_settings
+    from jzi.workspace.settings import FILE, write_settings
+    from jzi.workspace.zoom import describe_area
 
     if (folder / FILE).exists() and not force:
         raise Sentence(f"{folder / FILE} is there already: edit it, or pass --force to replace it")
@@ -78,7 +79,7 @@ def init(
 @json_option
 def tile(latitude: float, longitude: float, preset: str | None, config_file: Path, as_json: bool) -> None:
     """Print the zoom to a position: path, tiles and bounds."""
-    from jzi.workspace import area_for_tile, describe_zoom
+    from jzi.workspace.zoom import area_for_tile, describe_zoom
 
     values, text = describe_zoom(area_for_tile(preset, config_file), latitude, longitude)
     print_result(as_json, values, text)
@@ -92,7 +93,7 @@ def info(paths: tuple[str, ...], as_json: bool) -> None:
 
     Of several, say whether they belong together: the exit code is 1 if not.
     """
-    from jzi.decode.describe import describe, disagreements
+    from jzi.workspace.describe import describe, disagreements
 
     descriptions = [describe(path) for path in paths]
     for description in descriptions:

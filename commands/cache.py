@@ -19,7 +19,7 @@ def cache() -> None:
 @json_option
 def list_caches(folder: Path, as_json: bool) -> None:
     """List the caches in a folder and those below it, and the models there that belong to them."""
-    from jzi.store.caches import look
+    from jzi.workspace.caches import look
 
     caches, models = look(folder)
     for each in caches:
@@ -39,7 +39,7 @@ def remove(paths: tuple[Path, ...], among: Path, force: bool, yes: bool) -> None
 
     One that a model needs, because it carries no map of its own and no other cache has it, is kept.
     """
-    from jzi.store.caches import describe_cache, look, remove_cache, who_needs
+    from jzi.workspace.caches import describe_cache, look, remove_cache, who_needs
 
     doomed = [describe_cache(path) for path in paths]
     named = {each.path.resolve() for each in doomed}

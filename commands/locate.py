@@ -97,7 +97,7 @@ def locate(
 
     A folder stands for the photos in it.
     """
-    from jzi.workspace import expand_photos, imagery_of, open_locator
+    from jzi.workspace.open import expand_photos, imagery_of, open_locator
 
     files = expand_photos(photos)
     if as_one and track:
@@ -136,11 +136,11 @@ def locate(
         if geojson or heatmap or picture or page:
             located.append((file, answer))
     if table:
-        from jzi.decode.export import write_csv
+        from jzi.export.files import write_csv
 
         write_csv(table, rows)
     if located and (geojson or heatmap or picture or page):
-        from jzi.decode import export
+        from jzi.export import files as export
 
         truths = [_position(file) for file, _ in located]
         places = [each for _, each in located]
@@ -149,12 +149,12 @@ def locate(
         if heatmap:
             export.write_heatmap(heatmap, places)
         if picture:
-            from jzi.decode.picture import draw_zoom
+            from jzi.export.picture import draw_zoom
 
             truth = (truths[0].latitude, truths[0].longitude) if truths[0] else None
             draw_zoom(places[0], located[0][0], rasters, picture, truth=truth)
         if page:
-            from jzi.decode.page import write_page
+            from jzi.export.page import write_page
 
             write_page(
                 page, [(file, each, truth) for (file, each), truth in zip(located, truths, strict=True)], rasters

@@ -21,14 +21,14 @@ def train_retriever_command(
 
     A run that was stopped goes on where it was; one that is done is left alone. Then `jzi index` encodes the cells.
     """
-    from jzi.config import load_settings
+    from jzi.workspace.settings import load_settings
 
     if method is not None:
         overrides = (*overrides, f"retriever.method={method}")
     settings = load_settings(config_file, overrides)
     from jzi.encode.processes import processes
     from jzi.retrieve.train import train_retriever
-    from jzi.workspace import load_encoder, open_imagery, read_query_table
+    from jzi.workspace.open import load_encoder, open_imagery, read_query_table
 
     table = read_query_table(settings).inside(settings.pyramid)
     with open_imagery(settings) as imagery:
@@ -58,7 +58,7 @@ def train_retriever_command(
 @json_option
 def index(config_file: Path, overrides: tuple[str, ...], retriever: Path, hnsw: bool, as_json: bool) -> None:
     """Encode every cell of the map for retrieval: those that the index lacks."""
-    from jzi.config import load_settings
+    from jzi.workspace.settings import load_settings
 
     settings = load_settings(config_file, overrides)
     from jzi.encode.processes import processes
@@ -66,7 +66,7 @@ def index(config_file: Path, overrides: tuple[str, ...], retriever: Path, hnsw: 
     from jzi.retrieve.retriever import Retriever
     from jzi.retrieve.search import build_graph, import_faiss, save_graph
     from jzi.store.cell_features import CellFeatures
-    from jzi.workspace import open_cache_of, open_imagery
+    from jzi.workspace.open import open_cache_of, open_imagery
 
     if hnsw:
         import_faiss()  # or say at once that it is missing

@@ -44,7 +44,7 @@ def serve(
         from jzi.serve.app import Limits, make_app
     except ImportError as error:
         raise Sentence(f"jzi serve needs {error.name}: pip install 'jzi[serve]'") from error
-    from jzi.workspace import imagery_of, open_locator
+    from jzi.workspace.open import imagery_of, open_locator
 
     locator = open_locator(model, config_file, cache=cache, retriever=retriever, approximate=approximate)
     background = imagery_of(locator.pyramid, imagery, config_file)

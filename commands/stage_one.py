@@ -38,14 +38,14 @@ def finetune(
     A run that was stopped goes on where it was; one that is done is left alone. Then encode map and photos with the
     encoder that it made.
     """
-    from jzi.config import FILE, load_settings
+    from jzi.workspace.settings import FILE, load_settings
 
     if blocks is not None:
         overrides = (*overrides, f"finetune.blocks={blocks}")
     settings = load_settings(config_file, overrides)
     areas = [settings, *(load_settings(folder / FILE) for folder in others)]
     from jzi.encode.processes import processes
-    from jzi.workspace import finetune_areas
+    from jzi.workspace.open import finetune_areas
 
     report, rejected = finetune_areas(areas, settings.path(output))
     if not processes().is_main_process:
@@ -68,13 +68,13 @@ def finetune(
 @json_option
 def encode_map_command(config_file: Path, overrides: tuple[str, ...], tokens: bool, cells: bool, as_json: bool) -> None:
     """Encode the map: the tiles that the cache lacks."""
-    from jzi.config import load_settings
+    from jzi.workspace.settings import load_settings
 
     overrides = (*overrides, "map.tokens=true") if tokens else overrides
     settings = load_settings(config_file, overrides)
     from jzi.encode.encode_map import encode_map
     from jzi.encode.processes import processes
-    from jzi.workspace import load_encoder, open_cache, open_imagery
+    from jzi.workspace.open import load_encoder, open_cache, open_imagery
 
     with open_imagery(settings) as imagery:
         encoder = load_encoder(settings)
@@ -112,8 +112,8 @@ def encode_queries_command(
     as_json: bool,
 ) -> None:
     """Encode the photos: those that are new or have changed."""
-    from jzi.config import load_settings
-    from jzi.workspace import read_query_table
+    from jzi.workspace.open import read_query_table
+    from jzi.workspace.settings import load_settings
 
     given = {"queries.views": views, "queries.seed": seed}
     overrides = (*overrides, *(f"{name}={value}" for name, value in given.items() if value is not None))
@@ -122,7 +122,7 @@ def encode_queries_command(
     from jzi.encode.encode_queries import encode_queries
     from jzi.encode.processes import processes
     from jzi.store.cache import ENCODED
-    from jzi.workspace import load_encoder, open_cache, open_cache_of
+    from jzi.workspace.open import load_encoder, open_cache, open_cache_of
 
     if retriever:
         from jzi.retrieve.retriever import Retriever

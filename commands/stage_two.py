@@ -27,14 +27,14 @@ def train_decoder_command(config_file: Path, overrides: tuple[str, ...], as_json
 
     A run that was stopped goes on where it was; one that is done is left alone.
     """
-    from jzi.config import load_settings
+    from jzi.workspace.settings import load_settings
 
     settings = load_settings(config_file, overrides)
     from jzi.decode.model import ZoomModel
     from jzi.decode.train import train_decoder
     from jzi.encode.processes import processes
     from jzi.store.cache import FeatureCache
-    from jzi.workspace import load_encoder
+    from jzi.workspace.open import load_encoder
 
     cache = FeatureCache.open(settings.cache_path)
     if settings.encoder_folder is None and not cache.encoder.from_hub:
@@ -92,7 +92,7 @@ def evaluate(
     By greedy search, the paper's protocol; --estimates compares it with the most probable cell and with the point that
     has the most probability within a radius, and tells how far confidences can be believed.
     """
-    from jzi.config import load_settings
+    from jzi.workspace.settings import load_settings
 
     settings = load_settings(config_file, overrides)
     try:
@@ -140,7 +140,7 @@ def evaluate(
             text += f"\n  answers of {abstain:.0%} confidence or more: {coverage:.1%} of the photos"
             text += f", {recall:.1%} of them within {radius:g} m" if coverage else ""
         if plot:
-            from jzi.decode.picture import draw_calibration
+            from jzi.export.picture import draw_calibration
 
             draw_calibration(calibration, plot)
     print_result(as_json, values, text)
@@ -159,8 +159,8 @@ def import_checkpoint_command(
     checkpoint: Path, output: Path, preset: str, config_file: Path | None, **options: Any
 ) -> None:
     """Make a model of a checkpoint of the reference implementation."""
-    from jzi.config import load_settings
     from jzi.store.pyramid import preset as published
+    from jzi.workspace.settings import load_settings
 
     pyramid = load_settings(config_file).pyramid if config_file else published(preset)
     from jzi.decode.import_checkpoint import import_checkpoint

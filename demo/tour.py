@@ -102,7 +102,7 @@ def _trained_on(this_town: bool) -> str:
 
 
 def _check_encoder(name: str, folder: Path) -> None:
-    from jzi.config import load_settings
+    from jzi.workspace.settings import load_settings
 
     found = load_settings(Path("jzi.toml")).encoder.name
     if Path(found).name != Path(name).name:
@@ -139,8 +139,8 @@ def _write_random_encoder(folder: Path) -> None:
 
 def _held_out_photo() -> str:
     """The first photo of the test split."""
-    from jzi.config import load_settings
     from jzi.store.cache import FeatureCache
+    from jzi.workspace.settings import load_settings
 
     frame = FeatureCache.open(load_settings(Path("jzi.toml")).cache_path).queries.encoded()
     held_out = frame[frame["split"] == "test"]

@@ -16,10 +16,10 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jzi.decode.locate import Locator, Question
-from jzi.decode.page import about, area, background, render
 from jzi.encode.imagery import Imagery
 from jzi.encode.photos import open_photo
 from jzi.errors import JziError
+from jzi.export.page import about, area, background, render
 from jzi.version import __version__
 
 

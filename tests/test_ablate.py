@@ -15,7 +15,6 @@ from click.testing import CliRunner
 import jzi.decode.train as training
 from jzi.ablations import Ablation
 from jzi.cli import main
-from jzi.config import EncoderSettings, MapSettings, QuerySettings, Settings, load_settings, write_settings
 from jzi.decode.ablation_table import gather_rows, to_csv, to_text, write_tables
 from jzi.decode.config import DecoderConfig, TrainConfig
 from jzi.decode.evaluate import evaluate_model
@@ -26,7 +25,8 @@ from jzi.decode.workers import _in_order, run_free
 from jzi.errors import ConfigError, ModelError
 from jzi.store.cache import ENCODED, FeatureCache
 from jzi.store.pyramid import Pyramid
-from jzi.workspace import load_encoder
+from jzi.workspace.open import load_encoder
+from jzi.workspace.settings import EncoderSettings, MapSettings, QuerySettings, Settings, load_settings, write_settings
 
 SMOOTHING = [Variant("plain loss", ("train.label_smoothing=0",))]
 

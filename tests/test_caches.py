@@ -16,9 +16,9 @@ from jzi.cli import main
 from jzi.errors import CacheMismatchError
 from jzi.store.cache import ENCODED, MISSING, FeatureCache
 from jzi.store.cache_care import merge_caches, same_photos, verify_cache
-from jzi.store.caches import describe_cache, look, who_needs
 from jzi.store.cards import EncoderCard, ImageryCard
 from jzi.store.pyramid import Pyramid
+from jzi.workspace.caches import describe_cache, look, who_needs
 
 IMAGERY = ImageryCard("a" * 64, (("ortho.tif", 1, 1, "b" * 64),), "bands as RGB")
 AREA = Pyramid.around(48.2, 16.37, 6400.0, levels=4)  # more than a chunk at the last level

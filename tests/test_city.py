@@ -18,10 +18,10 @@ from jzi.benchmarks.cityscape.block import BLOCKED, MARGIN, CityBlock, blocks
 from jzi.benchmarks.cityscape.chance import Area
 from jzi.benchmarks.cityscape.heights import HeightRaster
 from jzi.benchmarks.cityscape.plan import REACH, find_buildings, survey
-from jzi.config import load_settings
 from jzi.errors import ConfigError
 from jzi.store.queries import read_queries
-from jzi.workspace import open_imagery
+from jzi.workspace.open import open_imagery
+from jzi.workspace.settings import load_settings
 
 WEST, SOUTH, SIDE = 390_000, 5_819_000, 400
 COUNTS = (24, 5, 6)

@@ -10,9 +10,9 @@ from click.testing import CliRunner
 from PIL import Image
 
 from jzi.cli import main
-from jzi.config import load_settings
 from jzi.decode.model import ZoomModel, read_config
 from jzi.demo.tour import _trained_on
+from jzi.workspace.settings import load_settings
 
 
 @pytest.fixture(scope="module")

@@ -17,11 +17,11 @@ from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
 
-from jzi.encode.area import square_around
 from jzi.encode.imagery import BACKGROUND, Imagery
 from jzi.encode.raster import Raster, RasterOptions, close_rasters
 from jzi.errors import ImageryError
 from jzi.store.pyramid import Bounds, Pyramid, TileKey
+from jzi.workspace.area import square_around
 
 # Affine prefers @ since 3.0, which older ones do not have
 pytestmark = pytest.mark.filterwarnings(

@@ -13,8 +13,8 @@ import pytest
 import yaml
 from PIL import Image
 
+from jzi.datasets.tiled_layout import TiledLayout
 from jzi.encode.imagery import Imagery
-from jzi.encode.tiled_layout import TiledLayout
 from jzi.errors import ImageryError
 from jzi.store.pyramid import Pyramid
 

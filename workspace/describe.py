@@ -157,9 +157,9 @@ def _tile_count(model: ZoomModel) -> int:
 
 
 def _raster(path: str) -> Description:
-    from jzi.encode.area import square_around
     from jzi.encode.imagery import Imagery
     from jzi.encode.raster import Raster, RasterOptions
+    from jzi.workspace.area import square_around
 
     raster = Raster(path)
     bounds = raster.bounds_in("EPSG:4326")

@@ -1,0 +1,1 @@
+"""Metrics, calibration and published figures: one protocol for everything that locates."""

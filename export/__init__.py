@@ -1,0 +1,1 @@
+"""Answers as files that other tools open: GeoJSON, GeoTIFF, CSV, HTML, PNG."""

@@ -1,0 +1,1 @@
+"""From experts' probabilities to one answer: posterior, fusion, location."""

@@ -1,0 +1,1 @@
+"""Training: the decoder off the cache, the encoder with it, and retrievers."""

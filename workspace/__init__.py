@@ -1,0 +1,1 @@
+"""jzi.toml, and what the commands find in a working directory."""

@@ -1,0 +1,200 @@
+"""What the commands find in a working directory: the area, the query table, the model, and a jzi.toml to begin with."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jzi.errors import ConfigError, PhotoError
+from jzi.store.pyramid import Pyramid
+from jzi.workspace.settings import Settings, find_rasters, load_settings
+
+if TYPE_CHECKING:
+    from jzi.decode.locate import Locator
+    from jzi.encode.encoder import Encoder
+    from jzi.encode.imagery import Imagery
+    from jzi.encode.trainer import EncoderTrainingReport
+    from jzi.store.cache import FeatureCache
+    from jzi.store.queries import QueryTable, Rejected
+
+
+def open_imagery(settings: Settings) -> Imagery:
+    """The map that the settings name; a context manager.
+
+    Raises:
+        ImageryError: a raster cannot be used, or none touches the area.
+    """
+    from jzi.encode.imagery import Imagery
+    from jzi.encode.raster import RasterOptions
+
+    options = RasterOptions(settings.map.crs, settings.map.nodata, settings.map.stretch)
+    return Imagery(settings.rasters, settings.pyramid, options)
+
+
+def imagery_of(pyramid: Pyramid, rasters: Sequence[str], config_file: Path) -> Imagery | None:
+    """The map to draw on: the rasters that were named, those of a jzi.toml of this area, or none.
+
+    Raises:
+        ConfigError: there is no such raster.
+        ImageryError: a raster cannot be used.
+    """
+    from jzi.encode.imagery import Imagery
+
+    if rasters:
+        return Imagery(find_rasters(rasters), pyramid)
+    if config_file.exists():
+        settings = load_settings(config_file)
+        if settings.pyramid == pyramid and settings.map.rasters:
+            return open_imagery(settings)
+    return None
+
+
+def load_encoder(settings: Settings) -> Encoder:
+    """The encoder that the settings name.
+
+    Raises:
+        EncoderError: it cannot be had.
+    """
+    from jzi.encode.encoder import Encoder
+
+    options = settings.encoder
+    name = settings.encoder_folder or options.name
+    return Encoder.load(name, image_size=options.image_size, layout=options.layout)
+
+
+def open_cache(settings: Settings, encoder: Encoder, imagery: Imagery | None = None) -> FeatureCache:
+    """The cache that the settings name, open for writing; it is created by the main process if need be.
+
+    Raises:
+        CacheMismatchError: it belongs to another encoder, pyramid or imagery.
+    """
+    return open_cache_of(settings.cache_path, settings.pyramid, encoder, imagery)
+
+
+def open_cache_of(path: str, pyramid: Pyramid, encoder: Encoder, imagery: Imagery | None = None) -> FeatureCache:
+    """The same for a cache that the settings do not name, such as a retriever's."""
+    from jzi.encode.processes import processes
+    from jzi.store.cache import FeatureCache
+    from jzi.store.storage import exists
+
+    with processes().main_process_first():
+        card = imagery.card(FeatureCache.open(path).imagery if exists(path) else None) if imagery else None
+        return FeatureCache.open_or_create(path, pyramid, encoder.card, card)
+
+
+def finetune_areas(areas: Sequence[Settings], output: Path) -> tuple[EncoderTrainingReport, tuple[Rejected, ...]]:
+    """Fine-tune on one area or several; the first one's settings say how.
+
+    Args:
+        areas: settings of each area.
+        output: the model folder to make.
+
+    Returns:
+        the report, and the photos that cannot be used.
+
+    Raises:
+        ConfigError: the areas are cut differently.
+        JziError: as `jzi.encode.finetune.finetune`.
+    """
+    settings = areas[0]
+    grids = {(each.pyramid.grid, each.pyramid.levels) for each in areas}
+    if len(grids) > 1:
+        raise ConfigError(
+            "areas that are trained on together must have the same pyramid.grid and pyramid.levels, not "
+            + " and ".join(f"{grid} and {levels}" for grid, levels in sorted(grids))
+        )
+    tables = [read_query_table(each).inside(each.pyramid) for each in areas]
+    from jzi.decode.model import ZoomModel
+    from jzi.encode.finetune import finetune
+
+    init = settings.finetune.init
+    with contextlib.ExitStack() as stack:
+        maps = [stack.enter_context(open_imagery(each)) for each in areas]
+        report = finetune(
+            list(zip(maps, tables, strict=True)),
+            load_encoder(settings),
+            output,
+            settings.decoder,
+            settings.finetune,
+            start=ZoomModel.load(settings.path(init)) if init else None,
+            settings=settings.to_toml(),
+        )
+    return report, tuple(row for table in tables for row in table.rejected)
+
+
+def read_query_table(settings: Settings) -> QueryTable:
+    """The photos that the settings name.
+
+    Raises:
+        ConfigError: they name none.
+        QueryTableError: they cannot be used.
+    """
+    from jzi.store.queries import read_queries
+
+    if not settings.queries.table:
+        raise ConfigError("no photos are named: set queries.table in jzi.toml to a folder, a CSV or a Parquet file")
+    photos = settings.path(settings.queries.photos) if settings.queries.photos else None
+    table = settings.queries.table
+    if isinstance(table, str):
+        return read_queries(settings.path(table), photos)
+    return read_queries({split: settings.path(part) for split, part in table.items()}, photos)
+
+
+def expand_photos(photos: Sequence[Path]) -> list[Path]:
+    """Files as they are, and every photo in folders.
+
+    Raises:
+        PhotoError: a folder holds none.
+    """
+    from jzi.store.exif import SUFFIXES
+
+    files: list[Path] = []
+    for photo in photos:
+        if not photo.is_dir():
+            files.append(photo)
+            continue
+        inside = sorted(file for file in photo.rglob("*") if file.suffix.lower() in SUFFIXES)
+        if not inside:
+            raise PhotoError(f"there is no photo in {photo}")
+        files += inside
+    return files
+
+
+def model_folder(model: Path | None, config_file: Path) -> Path:
+    """The model to use: the one that was named, that of a jzi.toml that is there, or the folder "model"."""
+    if model is not None:
+        return model
+    if config_file.exists():
+        settings = load_settings(config_file)
+        return settings.path(settings.model.path)
+    return Path("model")
+
+
+def open_locator(
+    model: Path | None, config_file: Path, *, cache: str | None, retriever: Path | None, approximate: bool
+) -> Locator:
+    """What locates photos: the zoom of a model, or flat retrieval.
+
+    Args:
+        model: as in `model_folder`.
+        config_file: likewise.
+        cache: to take a model's map from.
+        retriever: locate by retrieval, with this one.
+        approximate: search the retriever's graph.
+
+    Raises:
+        JziError: it cannot be used.
+    """
+    if retriever:
+        if model or cache:
+            raise ConfigError("--model and --cache are of the zoom, and --retriever is not one")
+        from jzi.retrieve.locate import RetrievalLocator
+
+        return RetrievalLocator.open(retriever, approximate=approximate)
+    if approximate:
+        raise ConfigError("--approximate goes with --retriever")
+    from jzi.decode.locate import Locator
+
+    return Locator.load(model_folder(model, config_file), cache=cache)

@@ -1,0 +1,74 @@
+"""The zoom to a position, in numbers: what `jzi tile` prints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jzi.errors import ConfigError
+from jzi.store.pyramid import Pyramid, preset
+from jzi.workspace.settings import load_settings
+
+
+def describe_area(pyramid: Pyramid) -> str:
+    """The area in a line."""
+    latitude, longitude = pyramid.unproject(pyramid.west + pyramid.size / 2, pyramid.north - pyramid.size / 2)
+    footprints = ", ".join(f"{pyramid.footprint(level):g}" for level in range(pyramid.levels))
+    return (
+        f"area: {pyramid.size:g} m square around {latitude:.6f}, {longitude:.6f}; {pyramid.levels} steps of "
+        f"{pyramid.grid} x {pyramid.grid}, tiles of {footprints} m, cells of {pyramid.cell_size:.2f} m"
+    )
+
+
+def describe_zoom(pyramid: Pyramid, latitude: float, longitude: float) -> tuple[dict[str, Any], str]:
+    """The zoom to a position, as plain values and as text.
+
+    Raises:
+        ConfigError: the position is outside of the area.
+    """
+    path = pyramid.paths(latitude, longitude)[0]
+    if path[0] < 0:
+        raise ConfigError(f"latitude {latitude}, longitude {longitude} is outside of the {describe_area(pyramid)}")
+    keys = pyramid.keys(path)
+    tiles = []
+    for key in keys:
+        bounds = pyramid.tile_bounds(key)
+        corner_latitude, corner_longitude = pyramid.unproject(
+            [bounds.west, bounds.east, bounds.east, bounds.west],
+            [bounds.north, bounds.north, bounds.south, bounds.south],
+        )
+        tiles.append(
+            {
+                **key._asdict(),
+                "footprint_m": pyramid.footprint(key.level),
+                "bounds": list(bounds),
+                "corners": np.stack([corner_latitude, corner_longitude], -1).round(8).tolist(),
+            }
+        )
+    center = pyramid.tile_positions(pyramid.levels, keys[-1].row, keys[-1].col)
+    values = {
+        "latitude": latitude,
+        "longitude": longitude,
+        "path": path.tolist(),
+        "cell_m": pyramid.cell_size,
+        "cell_latitude": float(center[0]),
+        "cell_longitude": float(center[1]),
+        "crs": pyramid.crs,
+        "tiles": tiles,
+    }
+    lines = [f"path {path.tolist()}, cell of {pyramid.cell_size:.2f} m around {center[0]:.6f}, {center[1]:.6f}"]
+    lines += [
+        f"  level {key.level}  row {key.row:>4}  col {key.col:>4}  {pyramid.footprint(key.level):>9.2f} m  "
+        f"x {bounds.west:.2f} .. {bounds.east:.2f}  y {bounds.south:.2f} .. {bounds.north:.2f}"
+        for key, bounds in zip(keys, map(pyramid.tile_bounds, keys), strict=True)
+    ]
+    return values, "\n".join(lines)
+
+
+def area_for_tile(name: str | None, config_file: Path) -> Pyramid:
+    """A preset's pyramid, else that of a jzi.toml that is there, else the published benchmark's."""
+    if name is None and config_file.exists():
+        return load_settings(config_file).pyramid
+    return preset(name or "just-zoom-in-dc")
