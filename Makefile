@@ -27,7 +27,7 @@ lint: setup
 # The package is the root of the repository, whatever that folder is called: a link gives mypy its name.
 types: setup
 	MYPYPATH=$(VENV)/types $(BIN)/mypy -p jzi.store -p jzi.encode -p jzi.decode -p jzi.demo -p jzi.commands -p jzi.retrieve -p jzi.serve \
-		-m jzi -m jzi.cli -m jzi.workspace.settings -m jzi.errors -m jzi.workspace.open -m jzi.ablations
+		-m jzi -m jzi.cli -m jzi.workspace.settings -m jzi.errors -m jzi.workspace.open -m jzi.ablate.ablation
 
 test: lint types
 	$(BIN)/python -m pytest

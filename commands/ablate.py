@@ -39,7 +39,7 @@ def ablate(
     done are not run again, and one that was stopped goes on where it was. Variants of encoder.* get a cache of their
     own; for those of finetune.* an encoder is fine-tuned first. Under `accelerate launch` each process runs others.
     """
-    from jzi.decode.variants import expand_grid, read_variants
+    from jzi.ablate.variants import expand_grid, read_variants
 
     if len(what) == 1 and "=" not in what[0] and what[0].endswith(".toml"):
         shared, variants = read_variants(Path(what[0]))
@@ -50,11 +50,11 @@ def ablate(
         raise Sentence(
             "there is nothing to compare: name settings and values, such as decoder.layers=2,4,6, or a file of variants"
         )
-    from jzi.ablations import Ablation
+    from jzi.ablate.ablation import Ablation
 
     ablation = Ablation(config_file, overrides, variants, name or "grid", not no_reference)
-    from jzi.decode.ablation_table import gather_rows, to_text, write_tables
-    from jzi.decode.workers import run_trials
+    from jzi.ablate.table import gather_rows, to_text, write_tables
+    from jzi.ablate.workers import run_trials
     from jzi.encode.processes import processes
 
     state = processes()

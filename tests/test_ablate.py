@@ -13,15 +13,15 @@ import pytest
 from click.testing import CliRunner
 
 import jzi.decode.train as training
-from jzi.ablations import Ablation
+from jzi.ablate.ablation import Ablation
+from jzi.ablate.table import gather_rows, to_csv, to_text, write_tables
+from jzi.ablate.trials import Trial
+from jzi.ablate.variants import Variant, expand_grid, folder_name, read_variants
+from jzi.ablate.workers import _in_order, run_free
 from jzi.cli import main
-from jzi.decode.ablation_table import gather_rows, to_csv, to_text, write_tables
 from jzi.decode.config import DecoderConfig, TrainConfig
 from jzi.decode.evaluate import evaluate_model
 from jzi.decode.model import ZoomModel
-from jzi.decode.trials import Trial
-from jzi.decode.variants import Variant, expand_grid, folder_name, read_variants
-from jzi.decode.workers import _in_order, run_free
 from jzi.errors import ConfigError, ModelError
 from jzi.store.cache import ENCODED, FeatureCache
 from jzi.store.pyramid import Pyramid

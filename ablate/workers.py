@@ -26,8 +26,8 @@ from multiprocessing.process import BaseProcess
 import torch
 from tqdm import tqdm
 
+from jzi.ablate.trials import Trial, run_trial
 from jzi.decode.training_data import TrainingData
-from jzi.decode.trials import Trial, run_trial
 from jzi.encode.encoder import best_device
 from jzi.errors import JziError, TrainingError
 from jzi.store.cache import FeatureCache

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from jzi.ablate.trials import Trial
+from jzi.ablate.variants import REFERENCE
 from jzi.decode.evaluate import RADII
-from jzi.decode.trials import Trial
-from jzi.decode.variants import REFERENCE
 from jzi.store.files import write_whole
 
 #: The figures of a run that are averaged over seeds.

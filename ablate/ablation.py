@@ -19,12 +19,12 @@ from typing import Any
 
 import torch
 
+from jzi.ablate.trials import Trial, share
+from jzi.ablate.variants import REFERENCE, Variant, folder_name
 from jzi.decode.model import ZoomModel
 from jzi.decode.train import run_identity
 from jzi.decode.training import make_decoder
 from jzi.decode.training_data import DataCard
-from jzi.decode.trials import Trial, share
-from jzi.decode.variants import REFERENCE, Variant, folder_name
 from jzi.encode.encode_map import encode_map
 from jzi.encode.encode_queries import encode_queries
 from jzi.encode.families import blocks_of
