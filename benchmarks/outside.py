@@ -16,10 +16,10 @@ import numpy as np
 from PIL import Image
 
 from jzi.decode.locate import Location, Locator
-from jzi.demo.photos import place_cameras
-from jzi.demo.render import render
-from jzi.demo.town import make_town
 from jzi.store.cache import FeatureCache
+from jzi.synth.photos import place_cameras
+from jzi.synth.render import render
+from jzi.synth.town import make_town
 
 LEVELS = (0.1, 0.2, 0.3, 0.5)
 

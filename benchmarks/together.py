@@ -18,11 +18,11 @@ import numpy as np
 from PIL import Image
 
 from jzi.decode.locate import Locator
-from jzi.demo.photos import camera_places, place_cameras
-from jzi.demo.render import render
-from jzi.demo.scene import Cameras, Town
-from jzi.demo.town import make_town
 from jzi.store.pyramid import geodesic_distance
+from jzi.synth.photos import camera_places, place_cameras
+from jzi.synth.render import render
+from jzi.synth.scene import Cameras, Town
+from jzi.synth.town import make_town
 
 RADII = (20.0, 50.0, 100.0)
 STEP_M, SECONDS, TOP_SPEED = 15.0, 2.0, 40 / 3.6

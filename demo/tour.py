@@ -53,7 +53,7 @@ def run_demo(
     Raises:
         JziError: the folder holds another demo, or a command fails.
     """
-    from jzi.demo.town import write_town
+    from jzi.synth.town import write_town
 
     click.echo(f"Making a town (it is made up, from seed {seed}) with {photos} street photos in {folder}/ ...")
     with tqdm(total=photos, unit="photo", desc="town") as bar:

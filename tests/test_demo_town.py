@@ -12,10 +12,10 @@ import torch
 from PIL import ExifTags, Image
 from pyproj import Proj
 
-from jzi.demo.photos import CLEARANCE, place_cameras
-from jzi.demo.render import Cameras, Scene, orthophoto, render
-from jzi.demo.town import Town, make_town, write_town
 from jzi.errors import ConfigError
+from jzi.synth.photos import CLEARANCE, place_cameras
+from jzi.synth.render import Cameras, Scene, orthophoto, render
+from jzi.synth.town import Town, make_town, write_town
 
 SIZE_M, RESOLUTION = 320.0, 1.0  # more than one 256 px tile
 RED, BLUE, GREY = (200, 30, 30), (30, 30, 200), (128, 128, 128)

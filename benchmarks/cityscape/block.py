@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from torch.nn import functional
 
-from jzi.demo.canvas import Canvas
-from jzi.demo.overhead import orthophoto
-from jzi.demo.scene import Scene
+from jzi.synth.canvas import Canvas
+from jzi.synth.overhead import orthophoto
+from jzi.synth.scene import Scene
 
 from .chance import Area, uniform
 from .furnish import LEAST_KERB, LEAST_LANES, park_cars, plant

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from jzi.demo.canvas import Canvas
-from jzi.demo.greenery import CAR_COLOURS, CAR_LENGTH, CAR_WIDTH, LEAF_COLOURS
-from jzi.demo.shade import FOLIAGE
+from jzi.synth.canvas import Canvas
+from jzi.synth.greenery import CAR_COLOURS, CAR_LENGTH, CAR_WIDTH, LEAF_COLOURS
+from jzi.synth.shade import FOLIAGE
 
 from .chance import Area, hashed, pick, uniform
 from .paint import LEAST_PARK, Lay

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from jzi.demo.canvas import Canvas
-from jzi.demo.ground import SQUARE_COLOURS, WATER_COLOURS, WHITE, YELLOW
-from jzi.demo.shade import HALL, HOUSE, OFFICE, TERRACE, TOWER
-from jzi.demo.styles import DOWNTOWN, ESTATE, INDUSTRY, OLD_TOWN, SUBURB, TERRACES
+from jzi.synth.canvas import Canvas
+from jzi.synth.ground import SQUARE_COLOURS, WATER_COLOURS, WHITE, YELLOW
+from jzi.synth.shade import HALL, HOUSE, OFFICE, TERRACE, TOWER
+from jzi.synth.styles import DOWNTOWN, ESTATE, INDUSTRY, OLD_TOWN, SUBURB, TERRACES
 
 from .chance import WRAP, Area, hashed, pick, quarter, uniform, waves, waves_at
 from .plan import Buildings, Ground, squared_distance

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from jzi.demo.photos import geotags, place_cameras, save_photos
-from jzi.demo.render import render
-from jzi.demo.scene import Cameras, Scene, Town
+from jzi.synth.photos import geotags, place_cameras, save_photos
+from jzi.synth.render import render
+from jzi.synth.scene import Cameras, Scene, Town
 
 from .block import BLOCKED, MARGIN, SEASONS, CityBlock, held_out
 from .chance import Area

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from jzi.demo.scene import Scene
-from jzi.demo.shade import light
+from jzi.synth.scene import Scene
+from jzi.synth.shade import light
 
 STRIP = 512  # rows coloured at once: a map of 10 000 x 10 000 pixels takes 3 GB in strips and 8 GB as a whole
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jzi.demo.shade import HALL, HOUSE, OFFICE, PLAIN, TERRACE, TOWER
+from jzi.synth.shade import HALL, HOUSE, OFFICE, PLAIN, TERRACE, TOWER
 
 Colour = tuple[int, int, int]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from jzi.demo.scene import Scene
+from jzi.synth.scene import Scene
 
 
 @dataclass(frozen=True)

@@ -10,16 +10,16 @@ import numpy as np
 import rasterio
 from rasterio.transform import from_origin
 
-from jzi.demo.buildings import build, cut_lots
-from jzi.demo.canvas import Canvas
-from jzi.demo.greenery import park_cars, plant
-from jzi.demo.ground import paint_ground, paint_yards, weather
-from jzi.demo.landmarks import raise_landmarks
-from jzi.demo.photos import take_photos
-from jzi.demo.render import orthophoto
-from jzi.demo.scene import Town
-from jzi.demo.streets import OPEN, lay_streets
 from jzi.errors import ConfigError
+from jzi.synth.buildings import build, cut_lots
+from jzi.synth.canvas import Canvas
+from jzi.synth.greenery import park_cars, plant
+from jzi.synth.ground import paint_ground, paint_yards, weather
+from jzi.synth.landmarks import raise_landmarks
+from jzi.synth.photos import take_photos
+from jzi.synth.render import orthophoto
+from jzi.synth.scene import Town
+from jzi.synth.streets import OPEN, lay_streets
 
 __all__ = ["Town", "make_town", "write_town"]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from jzi.demo.canvas import Canvas
-from jzi.demo.shade import FOLIAGE
-from jzi.demo.streets import AVENUE, OPEN, STREET, Plan
+from jzi.synth.canvas import Canvas
+from jzi.synth.shade import FOLIAGE
+from jzi.synth.streets import AVENUE, OPEN, STREET, Plan
 
 TREE_CELL = 5.0  # metres: at most one tree in each such cell
 LEAF_COLOURS = np.array(

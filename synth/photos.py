@@ -11,9 +11,9 @@ from PIL.TiffImagePlugin import IFDRational
 from pyproj import Geod
 from torch.nn import functional
 
-from jzi.demo.render import render
-from jzi.demo.scene import Cameras, Town
 from jzi.store.exif import sexagesimal
+from jzi.synth.render import render
+from jzi.synth.scene import Cameras, Town
 
 CLEARANCE = 2.5  # metres from a camera to anything taller than a kerb
 FREE_VIEW = 9.0  # metres ahead of a camera with nothing taller than a car

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jzi.demo.canvas import Canvas
-from jzi.demo.shade import OFFICE, TERRACE, TOWER
-from jzi.demo.streets import Plan
-from jzi.demo.styles import DOWNTOWN, INDUSTRY, Style
+from jzi.synth.canvas import Canvas
+from jzi.synth.shade import OFFICE, TERRACE, TOWER
+from jzi.synth.streets import Plan
+from jzi.synth.styles import DOWNTOWN, INDUSTRY, Style
 
 ROW_DEPTH = 15.0  # metres: a block less deep than two of these has one row of lots
 MOST_LOTS = 64  # along one block

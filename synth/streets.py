@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jzi.demo.styles import OUTWARDS, STYLES, Style
+from jzi.synth.styles import OUTWARDS, STYLES, Style
 
 NOWHERE = 1e4  # metres: farther than anything
 DISTRICT_REACH = 800.0  # metres: no district of a 300 m grid reaches farther from its centre

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from jzi.demo.buildings import MOST_LOTS, Lots
-from jzi.demo.canvas import Canvas
-from jzi.demo.streets import AVENUE, CROSSING, OPEN, STREET, Plan
-from jzi.demo.styles import GRASS, INDUSTRY, SUBURB, Style
+from jzi.synth.buildings import MOST_LOTS, Lots
+from jzi.synth.canvas import Canvas
+from jzi.synth.streets import AVENUE, CROSSING, OPEN, STREET, Plan
+from jzi.synth.styles import GRASS, INDUSTRY, SUBURB, Style
 
 WHITE, YELLOW = (226, 226, 220), (224, 182, 70)
 WATER_LEVEL, PAVEMENT_LEVEL = -2.5, 0.15

@@ -28,7 +28,7 @@ class Scene:
         top: (rows, cols, 3) uint8, the colour of a surface seen from above.
         side: (rows, cols, 3) uint8, the colour of the vertical face that ends at this pixel (walls).
         resolution: metres per pixel.
-        facade: (rows, cols) uint8, which pattern of `jzi.demo.shade.FACADES` a vertical face wears; None: plain.
+        facade: (rows, cols) uint8, which pattern of `jzi.synth.shade.FACADES` a vertical face wears; None: plain.
     """
 
     height: Tensor

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jzi.demo.overhead import orthophoto
-from jzi.demo.scene import Cameras, Scene
-from jzi.demo.shade import horizon_colour, light, paint_walls, sky
+from jzi.synth.overhead import orthophoto
+from jzi.synth.scene import Cameras, Scene
+from jzi.synth.shade import horizon_colour, light, paint_walls, sky
 
 __all__ = ["Cameras", "Scene", "orthophoto", "render"]
 

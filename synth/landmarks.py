@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from jzi.demo.canvas import Canvas
-from jzi.demo.shade import HOUSE, PLAIN
-from jzi.demo.streets import Plan
-from jzi.demo.styles import DOWNTOWN, ESTATE, INDUSTRY, OLD_TOWN, PARK, SUBURB, TERRACES, Colour
+from jzi.synth.canvas import Canvas
+from jzi.synth.shade import HOUSE, PLAIN
+from jzi.synth.streets import Plan
+from jzi.synth.styles import DOWNTOWN, ESTATE, INDUSTRY, OLD_TOWN, PARK, SUBURB, TERRACES, Colour
 
 Form = tuple[np.ndarray, Colour, Colour]  # height, colours of the roof and of the wall
 
