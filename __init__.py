@@ -15,27 +15,27 @@ from jzi.version import __version__
 if TYPE_CHECKING:
     from jzi.decode.config import DecoderConfig as DecoderConfig
     from jzi.decode.decoder import ZoomDecoder as ZoomDecoder
-    from jzi.decode.locate import Location as Location
-    from jzi.decode.locate import Locator as Locator
-    from jzi.decode.locate import Question as Question
     from jzi.decode.model import ZoomModel as ZoomModel
     from jzi.encode.encoder import Encoder as Encoder
     from jzi.encode.imagery import Imagery as Imagery
+    from jzi.locate.candidate import Candidate as Candidate
+    from jzi.locate.locator import Location as Location
+    from jzi.locate.locator import Locator as Locator
+    from jzi.locate.locator import Question as Question
     from jzi.store.cache import FeatureCache as FeatureCache
-    from jzi.store.candidate import Candidate as Candidate
     from jzi.store.pyramid import Pyramid as Pyramid
     from jzi.store.pyramid import TileKey as TileKey
 
 #: What the package gives, and where it is: imported when it is asked for, so that `import jzi` costs nothing.
 _EXPORTS = {
-    "Candidate": "jzi.store.candidate",
+    "Candidate": "jzi.locate.candidate",
     "DecoderConfig": "jzi.decode.config",
     "Encoder": "jzi.encode.encoder",
     "FeatureCache": "jzi.store.cache",
     "Imagery": "jzi.encode.imagery",
-    "Location": "jzi.decode.locate",
-    "Locator": "jzi.decode.locate",
-    "Question": "jzi.decode.locate",
+    "Location": "jzi.locate.locator",
+    "Locator": "jzi.locate.locator",
+    "Question": "jzi.locate.locator",
     "Pyramid": "jzi.store.pyramid",
     "TileKey": "jzi.store.pyramid",
     "ZoomDecoder": "jzi.decode.decoder",

@@ -22,9 +22,6 @@ import torch
 from jzi.ablate.trials import Trial, share
 from jzi.ablate.variants import REFERENCE, Variant, folder_name
 from jzi.decode.model import ZoomModel
-from jzi.decode.train import run_identity
-from jzi.decode.training import make_decoder
-from jzi.decode.training_data import DataCard
 from jzi.encode.encode_map import encode_map
 from jzi.encode.encode_queries import encode_queries
 from jzi.encode.families import blocks_of
@@ -34,6 +31,9 @@ from jzi.store.cache import FeatureCache
 from jzi.store.cache_care import most_views, same_photos
 from jzi.store.cards import EncoderCard
 from jzi.store.storage import exists
+from jzi.train.common import make_decoder
+from jzi.train.data import DataCard
+from jzi.train.decoder import run_identity
 from jzi.workspace.caches import look
 from jzi.workspace.open import finetune_areas, load_encoder, open_cache, open_imagery, read_query_table
 from jzi.workspace.settings import EncoderSettings, PathSettings, Settings, load_settings

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from jzi.decode.config import DecoderConfig, TrainConfig
-from jzi.decode.evaluate import evaluate
 from jzi.decode.model import ZoomModel, copy_encoder, replace_file
-from jzi.decode.run import Run
-from jzi.decode.train import train_decoder
-from jzi.decode.training_data import TrainingData
 from jzi.errors import TrainingError
+from jzi.evaluate.evaluate import evaluate
 from jzi.store.cache import FeatureCache
 from jzi.store.map_features import MapFeatures
+from jzi.train.data import TrainingData
+from jzi.train.decoder import train_decoder
+from jzi.train.run import Run
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Trial:
         decoder: the architecture.
         train: how to train, with the seed.
         start: a model whose decoder to start from.
-        identity: what its outcome depends on (`jzi.decode.train.run_identity`).
+        identity: what its outcome depends on (`jzi.train.decoder.run_identity`).
         split: of the photos to evaluate on; None for test, or val where there is no test photo.
         shared: a folder with the map and the encoder, of which every model folder gets hard links.
         settings: those in force, as TOML.

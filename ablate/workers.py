@@ -27,10 +27,10 @@ import torch
 from tqdm import tqdm
 
 from jzi.ablate.trials import Trial, run_trial
-from jzi.decode.training_data import TrainingData
 from jzi.encode.encoder import best_device
 from jzi.errors import JziError, TrainingError
 from jzi.store.cache import FeatureCache
+from jzi.train.data import TrainingData
 
 #: What tells a process that it is one of several; a worker's runs are its own.
 _LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")

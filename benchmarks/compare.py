@@ -32,8 +32,8 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from jzi.decode.locate import Locator, Question
-from jzi.retrieve.locate import RetrievalLocator
+from jzi.locate.locator import Locator, Question
+from jzi.retrieve.expert import RetrievalLocator
 from jzi.store.cache import FeatureCache
 from jzi.workspace.settings import load_settings
 

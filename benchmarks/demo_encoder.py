@@ -15,8 +15,8 @@ from pathlib import Path
 
 import click
 
-from jzi.decode.evaluate import evaluate_model
 from jzi.demo.tour import run_demo
+from jzi.evaluate.evaluate import evaluate_model
 
 RADII = (20.0, 50.0, 100.0)
 

@@ -22,18 +22,18 @@ from transformers import Dinov2Config, Dinov2Model
 
 from jzi.decode.config import DecoderConfig
 from jzi.decode.decoder import ZoomDecoder
-from jzi.decode.run import Run
 from jzi.decode.tile_table import TileTable
-from jzi.decode.training import make_accelerator
 from jzi.encode.augment import DRAWS, augment_photos, augment_tiles, drop_parts
 from jzi.encode.encoder import Encoder
-from jzi.encode.finetune import _Finetuning
 from jzi.encode.finetune_config import FinetuneConfig
-from jzi.encode.joint import JointModel
-from jzi.encode.training_area import Photos, TrainingArea
 from jzi.store.cards import ImageryCard
 from jzi.store.map_features import ENCODED, MapFeatures
 from jzi.store.pyramid import preset
+from jzi.train.area import Photos, TrainingArea
+from jzi.train.common import make_accelerator
+from jzi.train.finetune import _Finetuning
+from jzi.train.joint import JointModel
+from jzi.train.run import Run
 
 MODELS = {"small": (384, 6), "base": (768, 12), "large": (1024, 16)}  # width, heads
 

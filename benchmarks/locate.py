@@ -40,7 +40,7 @@ def lap(name):
     global began
     now = time.perf_counter(); print(f"{name:<28}{now - began:8.2f} s"); began = now
 import torch; lap("import torch")
-from jzi.decode.locate import Locator; from jzi.workspace.open import model_folder; lap("import jzi")
+from jzi.locate.locator import Locator; from jzi.workspace.open import model_folder; lap("import jzi")
 locator = Locator.load(__import__("sys").argv[1]); lap("model and map")
 import transformers; lap("import transformers")
 locator.encoder; lap("encoder")

@@ -15,7 +15,7 @@ import click
 import numpy as np
 from PIL import Image
 
-from jzi.decode.locate import Location, Locator
+from jzi.locate.locator import Location, Locator
 from jzi.store.cache import FeatureCache
 from jzi.synth.photos import place_cameras
 from jzi.synth.render import render

@@ -17,7 +17,7 @@ import click
 import numpy as np
 from PIL import Image
 
-from jzi.decode.locate import Locator
+from jzi.locate.locator import Locator
 from jzi.store.pyramid import geodesic_distance
 from jzi.synth.photos import camera_places, place_cameras
 from jzi.synth.render import render

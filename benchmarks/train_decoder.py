@@ -31,18 +31,18 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Dinov2Config, Dinov2Model
 
-import jzi.decode.train as training
+import jzi.train.decoder as training
 from jzi.decode.config import DecoderConfig, TrainConfig
+from jzi.decode.dataset import Samples
 from jzi.decode.decoder import ZoomDecoder
-from jzi.decode.run import Keeper
-from jzi.decode.samples import Samples
 from jzi.decode.tile_table import TileTable
-from jzi.decode.training import make_accelerator
 from jzi.store.cache import ENCODED, FeatureCache
 from jzi.store.cards import EncoderCard
 from jzi.store.map_features import MapFeatures
 from jzi.store.pyramid import Pyramid, preset
 from jzi.store.query_features import CHUNK
+from jzi.train.common import make_accelerator
+from jzi.train.run import Keeper
 
 ENCODERS = {"small": (384, 6), "base": (768, 12)}  # width, heads
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from jzi.decode.train import TrainReport
     from jzi.store.queries import QueryTable, Rejected
+    from jzi.train.decoder import TrainReport
 
 
 class Sentence(click.ClickException):

@@ -14,7 +14,7 @@ from jzi.commands.common import Sentence, approximate_option, beams_option, json
 from jzi.errors import PhotoError
 
 if TYPE_CHECKING:
-    from jzi.decode.locate import Location, NotLocated
+    from jzi.locate.locator import Location, NotLocated
     from jzi.store.exif import ExifPosition
 
 _file = click.Path(path_type=Path, dir_okay=False)
@@ -109,7 +109,7 @@ def locate(
     for output in (geojson, heatmap, picture, page, table):
         if output and not output.parent.is_dir():
             raise Sentence(f"there is no folder {output.parent} to write {output.name} into")
-    from jzi.decode.locate import Location, Question
+    from jzi.locate.locator import Location, Question
     from jzi.store.exif import write_position
 
     locator = open_locator(model, config_file, cache=cache, retriever=retriever, approximate=approximate)
@@ -165,7 +165,7 @@ def locate(
 
 
 def _tell(answer: Location | NotLocated, abstain: float, as_json: bool) -> None:
-    from jzi.decode.locate import NotLocated
+    from jzi.locate.locator import NotLocated
 
     if isinstance(answer, NotLocated):
         if as_json:

@@ -27,7 +27,7 @@ def train_retriever_command(
         overrides = (*overrides, f"retriever.method={method}")
     settings = load_settings(config_file, overrides)
     from jzi.encode.processes import processes
-    from jzi.retrieve.train import train_retriever
+    from jzi.train.retriever import train_retriever
     from jzi.workspace.open import load_encoder, open_imagery, read_query_table
 
     table = read_query_table(settings).inside(settings.pyramid)
@@ -61,8 +61,8 @@ def index(config_file: Path, overrides: tuple[str, ...], retriever: Path, hnsw: 
     from jzi.workspace.settings import load_settings
 
     settings = load_settings(config_file, overrides)
+    from jzi.encode.encode_cells import index_cells
     from jzi.encode.processes import processes
-    from jzi.retrieve.index import index_cells
     from jzi.retrieve.retriever import Retriever
     from jzi.retrieve.search import build_graph, import_faiss, save_graph
     from jzi.store.cell_features import CellFeatures

@@ -84,7 +84,7 @@ def encode_map_command(config_file: Path, overrides: tuple[str, ...], tokens: bo
         values: dict[str, Any] = report.to_dict()
         text = report.to_text()
         if cells:
-            from jzi.retrieve.index import index_cells
+            from jzi.encode.encode_cells import index_cells
 
             # a cell is seen as wide as a tile of the last level, a scale that the encoder knows
             surroundings = float(settings.pyramid.grid)

@@ -31,9 +31,9 @@ def train_decoder_command(config_file: Path, overrides: tuple[str, ...], as_json
 
     settings = load_settings(config_file, overrides)
     from jzi.decode.model import ZoomModel
-    from jzi.decode.train import train_decoder
     from jzi.encode.processes import processes
     from jzi.store.cache import FeatureCache
+    from jzi.train.decoder import train_decoder
     from jzi.workspace.open import load_encoder
 
     cache = FeatureCache.open(settings.cache_path)
@@ -107,7 +107,7 @@ def evaluate(
         raise Sentence("--estimates and --beams are of the zoom, and --retriever is not one")
     if approximate and not retriever:
         raise Sentence("--approximate goes with --retriever")
-    from jzi.decode.evaluate import evaluate_model, to_table
+    from jzi.evaluate.evaluate import evaluate_model, to_table
 
     if retriever:
         from jzi.retrieve.evaluate import evaluate_retriever

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from rasterio.io import MemoryFile
 from rasterio.transform import from_origin
 
-from jzi.decode.locate import Location
 from jzi.errors import ExportError
+from jzi.locate.locator import Location
 from jzi.store.exif import ExifPosition
 from jzi.store.files import write_whole
 from jzi.store.pyramid import WGS84, Pyramid, TileKey

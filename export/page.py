@@ -23,10 +23,10 @@ from rasterio.enums import Resampling
 from rasterio.transform import array_bounds, from_origin
 from rasterio.warp import calculate_default_transform, reproject, transform_bounds
 
-from jzi.decode.locate import Location
 from jzi.encode.imagery import Imagery
 from jzi.encode.photos import open_photo
 from jzi.export.files import to_features, write_file
+from jzi.locate.locator import Location
 from jzi.store.exif import ExifPosition
 from jzi.store.pyramid import Pyramid, geodesic_distance
 from jzi.version import __version__

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from jzi.decode.calibrate import Calibration, reliability
-from jzi.decode.locate import Location
 from jzi.encode.imagery import Imagery
 from jzi.encode.photos import open_photo
+from jzi.evaluate.calibrate import Calibration, reliability
+from jzi.locate.locator import Location
 from jzi.store.pyramid import Bounds, geodesic_distance
 
 _ANSWER, _TRUTH = "#ff2d78", "#00e5ff"

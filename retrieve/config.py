@@ -56,7 +56,7 @@ class RetrieverConfig(EncoderTrainingConfig):
 
     @property
     def loss(self) -> str:
-        """Which of `jzi.retrieve.losses.LOSSES`."""
+        """Which of `jzi.train.losses.LOSSES`."""
         return METHODS[self.method][0]
 
     @property

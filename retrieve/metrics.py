@@ -8,7 +8,7 @@ import torch.nn.functional as F  # noqa: N812 - its name everywhere
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jzi.retrieve.sampling import ROWS
+from jzi.train.sampling import ROWS
 
 
 def ranks(query: Tensor, reference: Tensor, truth: Tensor) -> NDArray[np.int64]:

@@ -15,11 +15,11 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from jzi.decode.locate import Locator, Question
 from jzi.encode.imagery import Imagery
 from jzi.encode.photos import open_photo
 from jzi.errors import JziError
 from jzi.export.page import about, area, background, render
+from jzi.locate.locator import Locator, Question
 from jzi.version import __version__
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-import jzi.decode.train as training
+import jzi.train.decoder as training
 from jzi.ablate.ablation import Ablation
 from jzi.ablate.table import gather_rows, to_csv, to_text, write_tables
 from jzi.ablate.trials import Trial
@@ -20,9 +20,9 @@ from jzi.ablate.variants import Variant, expand_grid, folder_name, read_variants
 from jzi.ablate.workers import _in_order, run_free
 from jzi.cli import main
 from jzi.decode.config import DecoderConfig, TrainConfig
-from jzi.decode.evaluate import evaluate_model
 from jzi.decode.model import ZoomModel
 from jzi.errors import ConfigError, ModelError
+from jzi.evaluate.evaluate import evaluate_model
 from jzi.store.cache import ENCODED, FeatureCache
 from jzi.store.pyramid import Pyramid
 from jzi.workspace.open import load_encoder

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from jzi.decode import calibrate as module
-from jzi.decode.calibrate import Answers, Calibration, calibration_error, fit_temperature, reliability
+from jzi.evaluate import calibrate as module
+from jzi.evaluate.calibrate import Answers, Calibration, calibration_error, fit_temperature, reliability
 
 
 def test_the_error_is_the_mean_gap_of_confidence_and_truth() -> None:

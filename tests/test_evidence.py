@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jzi.decode.evidence import NO_USE, along_track, evidence, together
-from jzi.decode.posterior import Posterior
 from jzi.errors import ConfigError
+from jzi.locate.fusion import NO_USE, along_track, evidence, together
+from jzi.locate.posterior import Posterior
 from jzi.store.pyramid import Pyramid
 
 SIDE = 16

@@ -13,12 +13,12 @@ from PIL import Image
 from pyproj import Geod
 from rasterio.warp import transform
 
-from jzi.decode.locate import Question, to_locations
-from jzi.decode.posterior import Posterior
 from jzi.encode.imagery import Imagery
 from jzi.errors import ExportError, PhotoError
 from jzi.export.files import circle, to_features, write_geojson, write_heatmap
 from jzi.export.page import write_page
+from jzi.locate.locator import Question, to_locations
+from jzi.locate.posterior import Posterior
 from jzi.store.exif import ExifPosition, read_position, write_position
 
 

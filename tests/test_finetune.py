@@ -14,22 +14,22 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from safetensors.torch import load_file
 
-import jzi.encode.finetune as module
+import jzi.train.finetune as module
 from jzi.decode.config import DecoderConfig
 from jzi.decode.decoder import ZoomDecoder
 from jzi.decode.model import ZoomModel
-from jzi.decode.run import Run
 from jzi.encode import room
 from jzi.encode.augment import DRAWS, augment_photos, augment_tiles, drop_parts
 from jzi.encode.encoder import Encoder
-from jzi.encode.finetune import finetune
 from jzi.encode.finetune_config import FinetuneConfig
 from jzi.encode.imagery import Imagery
-from jzi.encode.joint import JointModel
-from jzi.encode.training_area import PhotoReader, TrainingArea
 from jzi.errors import ConfigError, ImageryError, ModelError, TrainingError
 from jzi.store.pyramid import Pyramid
 from jzi.store.queries import QueryTable, read_queries
+from jzi.train.area import PhotoReader, TrainingArea
+from jzi.train.finetune import finetune
+from jzi.train.joint import JointModel
+from jzi.train.run import Run
 
 SIZE = 28
 SMALL = DecoderConfig(layers=1, heads=2)

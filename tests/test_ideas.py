@@ -13,12 +13,12 @@ from jzi.decode.config import DecoderConfig, TrainConfig
 from jzi.decode.decoder import ZoomDecoder
 from jzi.decode.model import ZoomModel
 from jzi.decode.search import zoom
-from jzi.decode.targets import distance_labels, next_action_loss, own_turns
 from jzi.decode.tile_table import TileTable
-from jzi.decode.training import make_decoder
 from jzi.errors import CacheError
 from jzi.store.map_features import ENCODED, NODATA, MapFeatures
 from jzi.store.pyramid import Pyramid
+from jzi.train.common import make_decoder
+from jzi.train.targets import distance_labels, next_action_loss, own_turns
 
 WIDTH = 16
 AHEAD = ("children", "cells")

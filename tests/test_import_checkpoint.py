@@ -16,11 +16,11 @@ from safetensors.torch import load_file
 
 from jzi.cli import main
 from jzi.decode.import_checkpoint import import_checkpoint
-from jzi.decode.locate import Locator
 from jzi.decode.model import ZoomModel
 from jzi.encode.encode_map import encode_map
 from jzi.encode.imagery import Imagery
 from jzi.errors import ConfigError, EncoderError, ModelError
+from jzi.locate.locator import Locator
 from jzi.store.cache import FeatureCache
 from jzi.store.pyramid import Pyramid, preset
 

@@ -12,10 +12,10 @@ from PIL import Image
 import jzi
 from jzi.decode.config import DecoderConfig
 from jzi.decode.decoder import ZoomDecoder
-from jzi.decode.locate import Location, Locator, NotLocated, Question
 from jzi.decode.model import ZoomModel, create_folder, save_weights
 from jzi.encode.encoder import Encoder
 from jzi.errors import ConfigError, ModelError, PhotoError
+from jzi.locate.locator import Location, Locator, NotLocated, Question
 from jzi.store.map_features import ENCODED, MapFeatures
 from jzi.store.pyramid import Pyramid
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from jzi.decode import posterior as module
 from jzi.decode.config import DecoderConfig
 from jzi.decode.decoder import ZoomDecoder
-from jzi.decode.posterior import Posterior, credible_radius, most_probable_cells, most_probable_discs, posterior
 from jzi.decode.search import zoom
 from jzi.decode.tile_table import TileTable
+from jzi.locate import posterior as module
+from jzi.locate.posterior import Posterior, credible_radius, most_probable_cells, most_probable_discs, posterior
 from jzi.store.map_features import ENCODED, MapFeatures
 from jzi.store.pyramid import Pyramid
 

@@ -13,22 +13,22 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from safetensors.torch import load_file
 
-import jzi.retrieve.train as module
-from jzi.decode.posterior import Posterior
+import jzi.train.retriever as module
+from jzi.encode.cells import CellImages
 from jzi.encode.encoder import Encoder
 from jzi.encode.imagery import Imagery
 from jzi.errors import ConfigError, ModelError
-from jzi.retrieve.cells import CellImages
+from jzi.locate.posterior import Posterior
 from jzi.retrieve.config import RetrieverConfig
-from jzi.retrieve.locate import RetrievalLocator
-from jzi.retrieve.losses import soft_margin_triplet, symmetric_infonce
+from jzi.retrieve.expert import RetrievalLocator
 from jzi.retrieve.metrics import fit_temperature, ranks
 from jzi.retrieve.retriever import Retriever
-from jzi.retrieve.sampling import nearest_on_map, neighbour_batches
 from jzi.retrieve.search import CellIndex, build_graph, unit
-from jzi.retrieve.train import train_retriever
 from jzi.store.cell_features import CellFeatures
 from jzi.store.queries import read_queries
+from jzi.train.losses import soft_margin_triplet, symmetric_infonce
+from jzi.train.retriever import train_retriever
+from jzi.train.sampling import nearest_on_map, neighbour_batches
 
 QUICK = RetrieverConfig(epochs=4, batch_size=8, blocks=1, learning_rate=1e-3, mine_every=2, precision="no")
 

@@ -19,10 +19,10 @@ from PIL import Image
 
 from jzi.decode.config import DecoderConfig
 from jzi.decode.decoder import ZoomDecoder
-from jzi.decode.locate import Locator, Question
 from jzi.decode.model import create_folder, save_weights
 from jzi.encode.encoder import Encoder
 from jzi.encode.imagery import Imagery
+from jzi.locate.locator import Locator, Question
 from jzi.serve.app import Limits, make_app
 from jzi.store.map_features import ENCODED, MapFeatures
 from jzi.store.pyramid import Pyramid

@@ -13,11 +13,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - its name everywhere
 from zarr.storage import LocalStore
 
-from jzi.decode.calibrate import fit_temperature
 from jzi.decode.config import DecoderConfig
+from jzi.decode.dataset import Samples
 from jzi.decode.decoder import ZoomDecoder
 from jzi.decode.patch_tokens import PatchTokens
-from jzi.decode.samples import Samples
 from jzi.decode.search import zoom
 from jzi.decode.tile_table import TileTable
 from jzi.encode import encode_map as module
@@ -26,6 +25,7 @@ from jzi.encode.encoder import Encoder
 from jzi.encode.imagery import Imagery
 from jzi.encode.tiles import TileRenderer
 from jzi.errors import CacheCorruptError, CacheError, ConfigError
+from jzi.evaluate.calibrate import fit_temperature
 from jzi.store.cache import NODATA, FeatureCache
 from jzi.store.pyramid import Pyramid, TileKey
 

@@ -14,23 +14,23 @@ import pandas as pd
 import pytest
 import torch
 
-import jzi.decode.run as running
-import jzi.decode.train as training
+import jzi.train.decoder as training
+import jzi.train.run as running
 from jzi.decode.config import DecoderConfig, TrainConfig
+from jzi.decode.dataset import load_samples
 from jzi.decode.decoder import ZoomDecoder
-from jzi.decode.evaluate import cell_error, evaluate, evaluate_model, predict
 from jzi.decode.model import ZoomModel
-from jzi.decode.samples import load_samples
 from jzi.decode.tile_table import TileTable
-from jzi.decode.train import train_decoder
-from jzi.decode.training import learning_rate_factor
-from jzi.decode.training_data import TrainingData
 from jzi.errors import CacheError, CacheMismatchError, ConfigError, ModelError, TrainingError
+from jzi.evaluate.evaluate import cell_error, evaluate, evaluate_model, predict
 from jzi.store.cache import ENCODED, NODATA, FeatureCache
 from jzi.store.cards import EncoderCard
 from jzi.store.cell_features import CellFeatures
 from jzi.store.pyramid import Pyramid, geodesic_distance
 from jzi.store.query_features import QueryFeatures
+from jzi.train.common import learning_rate_factor
+from jzi.train.data import TrainingData
+from jzi.train.decoder import train_decoder
 
 WIDTH = 16
 SMALL = DecoderConfig(layers=2, heads=2, dropout=0.1)

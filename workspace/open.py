@@ -12,12 +12,12 @@ from jzi.store.pyramid import Pyramid
 from jzi.workspace.settings import Settings, find_rasters, load_settings
 
 if TYPE_CHECKING:
-    from jzi.decode.locate import Locator
     from jzi.encode.encoder import Encoder
     from jzi.encode.imagery import Imagery
-    from jzi.encode.trainer import EncoderTrainingReport
+    from jzi.locate.locator import Locator
     from jzi.store.cache import FeatureCache
     from jzi.store.queries import QueryTable, Rejected
+    from jzi.train.encoder import EncoderTrainingReport
 
 
 def open_imagery(settings: Settings) -> Imagery:
@@ -96,7 +96,7 @@ def finetune_areas(areas: Sequence[Settings], output: Path) -> tuple[EncoderTrai
 
     Raises:
         ConfigError: the areas are cut differently.
-        JziError: as `jzi.encode.finetune.finetune`.
+        JziError: as `jzi.train.finetune.finetune`.
     """
     settings = areas[0]
     grids = {(each.pyramid.grid, each.pyramid.levels) for each in areas}
@@ -107,7 +107,7 @@ def finetune_areas(areas: Sequence[Settings], output: Path) -> tuple[EncoderTrai
         )
     tables = [read_query_table(each).inside(each.pyramid) for each in areas]
     from jzi.decode.model import ZoomModel
-    from jzi.encode.finetune import finetune
+    from jzi.train.finetune import finetune
 
     init = settings.finetune.init
     with contextlib.ExitStack() as stack:
@@ -190,11 +190,11 @@ def open_locator(
     if retriever:
         if model or cache:
             raise ConfigError("--model and --cache are of the zoom, and --retriever is not one")
-        from jzi.retrieve.locate import RetrievalLocator
+        from jzi.retrieve.expert import RetrievalLocator
 
         return RetrievalLocator.open(retriever, approximate=approximate)
     if approximate:
         raise ConfigError("--approximate goes with --retriever")
-    from jzi.decode.locate import Locator
+    from jzi.locate.locator import Locator
 
     return Locator.load(model_folder(model, config_file), cache=cache)

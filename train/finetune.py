@@ -18,17 +18,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jzi.decode.config import DecoderConfig
+from jzi.decode.dataset import Samples
 from jzi.decode.model import ZoomModel, create_folder, save_weights
-from jzi.decode.run import Metrics, Run
-from jzi.decode.samples import Samples
-from jzi.decode.training import make_accelerator, make_decoder, told_apart, validate
 from jzi.encode.augment import DRAWS
 from jzi.encode.encoder import Encoder
 from jzi.encode.finetune_config import FinetuneConfig
 from jzi.encode.imagery import Imagery
-from jzi.encode.joint import JointModel
 from jzi.encode.room import find_room
-from jzi.encode.trainer import (
+from jzi.errors import ConfigError
+from jzi.store.queries import QueryTable
+from jzi.train.area import TrainingArea
+from jzi.train.common import make_accelerator, make_decoder, told_apart, validate
+from jzi.train.encoder import (
     ENCODE_BATCH,
     Area,
     EncoderTraining,
@@ -38,9 +39,8 @@ from jzi.encode.trainer import (
     seeded,
     trained_parameters,
 )
-from jzi.encode.training_area import TrainingArea
-from jzi.errors import ConfigError
-from jzi.store.queries import QueryTable
+from jzi.train.joint import JointModel
+from jzi.train.run import Metrics, Run
 
 
 def finetune(

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from jzi.decode.dataset import Samples
 from jzi.decode.decoder import ZoomDecoder
-from jzi.decode.posterior import (
+from jzi.decode.tile_table import TileTable
+from jzi.locate.posterior import (
     ESTIMATES,
     Points,
     Posterior,
@@ -22,8 +24,6 @@ from jzi.decode.posterior import (
     most_probable_discs,
     posterior,
 )
-from jzi.decode.samples import Samples
-from jzi.decode.tile_table import TileTable
 from jzi.store.pyramid import geodesic_distance
 
 #: Photos whose posteriors are worked out at once.

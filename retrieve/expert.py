@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jzi.decode.locate import DEFAULT, Locator, Question
-from jzi.decode.posterior import Posterior
 from jzi.encode.encoder import Encoder
+from jzi.locate.locator import DEFAULT, Locator, Question
+from jzi.locate.posterior import Posterior
 from jzi.retrieve.retriever import Retriever
 from jzi.retrieve.search import CellIndex, probabilities
 from jzi.store.cards import EncoderCard

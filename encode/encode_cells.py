@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from jzi.encode.cells import CellImages
 from jzi.encode.encoder import Encoder
 from jzi.encode.imagery import Imagery
 from jzi.encode.processes import processes
-from jzi.retrieve.cells import CellImages
 from jzi.store.cache import FeatureCache
 from jzi.store.cell_features import CellFeatures
 from jzi.store.map_features import ENCODED, NODATA

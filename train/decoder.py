@@ -20,15 +20,15 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
-from jzi.decode.calibrate import fit_temperature
 from jzi.decode.config import DecoderConfig, TrainConfig
+from jzi.decode.dataset import Samples
 from jzi.decode.decoder import ZoomDecoder
 from jzi.decode.model import ZoomModel, create_folder, read_config, replace_file, save_temperature
-from jzi.decode.run import Keeper, Metrics, Run
-from jzi.decode.samples import Samples
-from jzi.decode.targets import next_action_loss, own_turns
 from jzi.decode.tile_table import TileTable
-from jzi.decode.training import (
+from jzi.errors import CacheError, TrainingError
+from jzi.evaluate.calibrate import fit_temperature
+from jzi.store.cache import FeatureCache
+from jzi.train.common import (
     learning_rate_factor,
     make_accelerator,
     make_decoder,
@@ -36,9 +36,9 @@ from jzi.decode.training import (
     told_apart,
     validate,
 )
-from jzi.decode.training_data import DataCard, TrainingData
-from jzi.errors import CacheError, TrainingError
-from jzi.store.cache import FeatureCache
+from jzi.train.data import DataCard, TrainingData
+from jzi.train.run import Keeper, Metrics, Run
+from jzi.train.targets import next_action_loss, own_turns
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,15 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 
 from jzi.decode.config import DecoderConfig, TrainingConfig
+from jzi.decode.dataset import Samples
 from jzi.decode.decoder import ZoomDecoder
-from jzi.decode.evaluate import BATCH, RADII, cell_error, predict
 from jzi.decode.model import ZoomModel
-from jzi.decode.run import Metrics
-from jzi.decode.samples import Samples
 from jzi.decode.tile_table import TileTable
 from jzi.encode.encoder import best_device
 from jzi.errors import ConfigError, ModelError
+from jzi.evaluate.evaluate import BATCH, RADII, cell_error, predict
 from jzi.store.files import file_sha256
+from jzi.train.run import Metrics
 
 
 def make_accelerator(config: TrainingConfig, folder: Path) -> Accelerator:

@@ -12,17 +12,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jzi.decode import published
-from jzi.decode.calibrate import Calibration, calibrate
+from jzi.decode.dataset import load_samples
 from jzi.decode.decoder import ZoomDecoder
 from jzi.decode.model import ZoomModel
 from jzi.decode.patch_tokens import PatchTokens
-from jzi.decode.published import Published, published_for
-from jzi.decode.samples import load_samples
 from jzi.decode.search import zoom
 from jzi.decode.tile_table import TileTable
 from jzi.encode.encoder import best_device
 from jzi.errors import TrainingError
+from jzi.evaluate import published
+from jzi.evaluate.calibrate import Calibration, calibrate
+from jzi.evaluate.published import Published, published_for
 from jzi.store.cache import FeatureCache
 from jzi.store.pyramid import Pyramid, geodesic_distance
 
@@ -117,7 +117,7 @@ def evaluate_model(
         radii: metres.
         estimates: whether to work out posteriors too, and compare what can be answered from them.
         radius: metres, of the answer from the posterior.
-        beams: as in `jzi.decode.posterior.posterior`.
+        beams: as in `jzi.locate.posterior.posterior`.
 
     Returns:
         The split, how many of its photos the map has no imagery for, the evaluation, and that of the posteriors.

@@ -18,14 +18,20 @@ import torch.nn.functional as F  # noqa: N812 - its name everywhere
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from jzi.decode.evaluate import RADII, RANKS, cell_error
-from jzi.decode.run import Metrics, Run
-from jzi.decode.training import make_accelerator
 from jzi.encode.augment import DRAWS
+from jzi.encode.cells import CellImages
 from jzi.encode.encoder import Encoder
 from jzi.encode.imagery import Imagery
-from jzi.encode.joint import TrainedEncoder, bounded
-from jzi.encode.trainer import (
+from jzi.evaluate.evaluate import RADII, RANKS, cell_error
+from jzi.retrieve.config import RetrieverConfig
+from jzi.retrieve.metrics import fit_temperature, ranks
+from jzi.retrieve.retriever import save_retriever
+from jzi.store.cards import ImageryCard
+from jzi.store.pyramid import Pyramid
+from jzi.store.queries import QueryTable
+from jzi.train.area import Photos
+from jzi.train.common import make_accelerator
+from jzi.train.encoder import (
     EncoderTraining,
     EncoderTrainingReport,
     data_identity,
@@ -33,16 +39,10 @@ from jzi.encode.trainer import (
     seeded,
     trained_parameters,
 )
-from jzi.encode.training_area import Photos
-from jzi.retrieve.cells import CellImages
-from jzi.retrieve.config import RetrieverConfig
-from jzi.retrieve.losses import ALPHA, LOSSES
-from jzi.retrieve.metrics import fit_temperature, ranks
-from jzi.retrieve.retriever import save_retriever
-from jzi.retrieve.sampling import nearest, nearest_on_map, neighbour_batches
-from jzi.store.cards import ImageryCard
-from jzi.store.pyramid import Pyramid
-from jzi.store.queries import QueryTable
+from jzi.train.joint import TrainedEncoder, bounded
+from jzi.train.losses import ALPHA, LOSSES
+from jzi.train.run import Metrics, Run
+from jzi.train.sampling import nearest, nearest_on_map, neighbour_batches
 
 
 @dataclass(frozen=True)

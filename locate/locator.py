@@ -15,9 +15,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jzi.decode.evidence import along_track, together
 from jzi.decode.model import ZoomModel
-from jzi.decode.posterior import (
+from jzi.decode.tile_table import TileTable
+from jzi.encode.prefetch import prefetch, reader_threads
+from jzi.errors import ConfigError, ModelError, PhotoError
+from jzi.locate.candidate import Candidate
+from jzi.locate.fusion import along_track, together
+from jzi.locate.posterior import (
     ESTIMATES,
     Posterior,
     credible_radius,
@@ -26,10 +30,6 @@ from jzi.decode.posterior import (
     most_probable_discs,
     posterior,
 )
-from jzi.decode.tile_table import TileTable
-from jzi.encode.prefetch import prefetch, reader_threads
-from jzi.errors import ConfigError, ModelError, PhotoError
-from jzi.store.candidate import Candidate
 from jzi.store.cards import EncoderCard
 from jzi.store.pyramid import Pyramid
 

@@ -2,7 +2,7 @@
 
 What is random in a step (order, augmentation, dropout) is seeded by the step, so that a run that was killed goes on as
 if it had not been. What a batch is and what its loss is, the kinds of training say: the zoom itself
-(`jzi.encode.finetune`), or a contrast between photos and cells (`jzi.retrieve.train`).
+(`jzi.train.finetune`), or a contrast between photos and cells (`jzi.train.retriever`).
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
-from jzi.decode.run import Metrics, Run, rank
-from jzi.decode.train import TrainReport
-from jzi.decode.training import learning_rate_factor, start_trackers
 from jzi.encode.augment import DRAWS, augment_photos, augment_tiles, drop_parts, tiles_left_alone
 from jzi.encode.encoder import Encoder
 from jzi.encode.finetune_config import EncoderTrainingConfig
 from jzi.encode.imagery import Imagery
-from jzi.encode.joint import TrainedEncoder
-from jzi.encode.training_area import PhotoReader, Photos
 from jzi.errors import ModelError, TrainingError, first_line
 from jzi.store.queries import QueryTable, Rejected
+from jzi.train.area import PhotoReader, Photos
+from jzi.train.common import learning_rate_factor, start_trackers
+from jzi.train.decoder import TrainReport
+from jzi.train.joint import TrainedEncoder
+from jzi.train.run import Metrics, Run, rank
 
 #: Images to a forward pass that needs no gradient.
 ENCODE_BATCH = 128

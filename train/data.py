@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import pandas as pd
 import torch
 
+from jzi.decode.dataset import Samples, load_splits
 from jzi.decode.patch_tokens import PatchTokens
-from jzi.decode.samples import Samples, load_splits
 from jzi.decode.tile_table import TileTable
 from jzi.store.cache import FeatureCache
 from jzi.store.cards import EncoderCard, ImageryCard

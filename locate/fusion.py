@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from jzi.decode.posterior import Posterior
 from jzi.errors import ConfigError
+from jzi.locate.posterior import Posterior
 
 #: The share of photos that tell nothing of where they were taken.
 NO_USE = 0.02

@@ -31,7 +31,7 @@ Find = Callable[[NDArray[np.int64]], tuple[Tensor, NDArray[np.bool_]]]
 
 @dataclass(frozen=True)
 class Photos:
-    """Photos of a split, as `jzi.decode.samples.Samples`, but as files.
+    """Photos of a split, as `jzi.decode.dataset.Samples`, but as files.
 
     Attributes:
         paths: (photo,) files.
