@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jzi.decode.config import DecoderConfig, TrainConfig
+from jzi.decode.config import DecoderConfig
 from jzi.decode.model import ZoomModel, copy_encoder, replace_file
 from jzi.errors import TrainingError
 from jzi.evaluate.evaluate import evaluate
 from jzi.store.cache import FeatureCache
 from jzi.store.map_features import MapFeatures
+from jzi.train.config import TrainConfig
 from jzi.train.data import TrainingData
 from jzi.train.decoder import train_decoder
 from jzi.train.run import Run

@@ -25,12 +25,12 @@ from jzi.decode.decoder import ZoomDecoder
 from jzi.decode.tile_table import TileTable
 from jzi.encode.augment import DRAWS, augment_photos, augment_tiles, drop_parts
 from jzi.encode.encoder import Encoder
-from jzi.encode.finetune_config import FinetuneConfig
 from jzi.store.cards import ImageryCard
 from jzi.store.map_features import ENCODED, MapFeatures
 from jzi.store.pyramid import preset
 from jzi.train.area import Photos, TrainingArea
 from jzi.train.common import make_accelerator
+from jzi.train.config import FinetuneConfig
 from jzi.train.finetune import _Finetuning
 from jzi.train.joint import JointModel
 from jzi.train.run import Run

@@ -32,7 +32,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import Dinov2Config, Dinov2Model
 
 import jzi.train.decoder as training
-from jzi.decode.config import DecoderConfig, TrainConfig
+from jzi.decode.config import DecoderConfig
 from jzi.decode.dataset import Samples
 from jzi.decode.decoder import ZoomDecoder
 from jzi.decode.tile_table import TileTable
@@ -42,6 +42,7 @@ from jzi.store.map_features import MapFeatures
 from jzi.store.pyramid import Pyramid, preset
 from jzi.store.query_features import CHUNK
 from jzi.train.common import make_accelerator
+from jzi.train.config import TrainConfig
 from jzi.train.run import Keeper
 
 ENCODERS = {"small": (384, 6), "base": (768, 12)}  # width, heads

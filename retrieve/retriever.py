@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 
 from jzi.decode.model import FORMAT, load_own_encoder, read_config, replace_file
 from jzi.errors import ModelError
-from jzi.retrieve.config import RetrieverConfig
 from jzi.store.cache import FeatureCache
 from jzi.store.cards import EncoderCard, ImageryCard
 from jzi.store.pyramid import Pyramid
 from jzi.store.storage import exists
+from jzi.train.config import RetrieverConfig
 from jzi.version import __version__
 
 if TYPE_CHECKING:

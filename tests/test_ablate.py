@@ -19,12 +19,13 @@ from jzi.ablate.trials import Trial
 from jzi.ablate.variants import Variant, expand_grid, folder_name, read_variants
 from jzi.ablate.workers import _in_order, run_free
 from jzi.cli import main
-from jzi.decode.config import DecoderConfig, TrainConfig
+from jzi.decode.config import DecoderConfig
 from jzi.decode.model import ZoomModel
 from jzi.errors import ConfigError, ModelError
 from jzi.evaluate.evaluate import evaluate_model
 from jzi.store.cache import ENCODED, FeatureCache
 from jzi.store.pyramid import Pyramid
+from jzi.train.config import TrainConfig
 from jzi.workspace.open import load_encoder
 from jzi.workspace.settings import EncoderSettings, MapSettings, QuerySettings, Settings, load_settings, write_settings
 

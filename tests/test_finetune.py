@@ -21,12 +21,12 @@ from jzi.decode.model import ZoomModel
 from jzi.encode import room
 from jzi.encode.augment import DRAWS, augment_photos, augment_tiles, drop_parts
 from jzi.encode.encoder import Encoder
-from jzi.encode.finetune_config import FinetuneConfig
 from jzi.encode.imagery import Imagery
 from jzi.errors import ConfigError, ImageryError, ModelError, TrainingError
 from jzi.store.pyramid import Pyramid
 from jzi.store.queries import QueryTable, read_queries
 from jzi.train.area import PhotoReader, TrainingArea
+from jzi.train.config import FinetuneConfig
 from jzi.train.finetune import finetune
 from jzi.train.joint import JointModel
 from jzi.train.run import Run

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from jzi.decode.config import DecoderConfig, TrainConfig
+from jzi.decode.config import DecoderConfig
 from jzi.decode.decoder import ZoomDecoder
 from jzi.decode.model import ZoomModel
 from jzi.decode.search import zoom
@@ -18,6 +18,7 @@ from jzi.errors import CacheError
 from jzi.store.map_features import ENCODED, NODATA, MapFeatures
 from jzi.store.pyramid import Pyramid
 from jzi.train.common import make_decoder
+from jzi.train.config import TrainConfig
 from jzi.train.targets import distance_labels, next_action_loss, own_turns
 
 WIDTH = 16

@@ -19,13 +19,13 @@ from jzi.encode.encoder import Encoder
 from jzi.encode.imagery import Imagery
 from jzi.errors import ConfigError, ModelError
 from jzi.locate.posterior import Posterior
-from jzi.retrieve.config import RetrieverConfig
 from jzi.retrieve.expert import RetrievalLocator
 from jzi.retrieve.metrics import fit_temperature, ranks
 from jzi.retrieve.retriever import Retriever
 from jzi.retrieve.search import CellIndex, build_graph, unit
 from jzi.store.cell_features import CellFeatures
 from jzi.store.queries import read_queries
+from jzi.train.config import RetrieverConfig
 from jzi.train.losses import soft_margin_triplet, symmetric_infonce
 from jzi.train.retriever import train_retriever
 from jzi.train.sampling import nearest_on_map, neighbour_batches

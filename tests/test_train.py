@@ -16,7 +16,7 @@ import torch
 
 import jzi.train.decoder as training
 import jzi.train.run as running
-from jzi.decode.config import DecoderConfig, TrainConfig
+from jzi.decode.config import DecoderConfig
 from jzi.decode.dataset import load_samples
 from jzi.decode.decoder import ZoomDecoder
 from jzi.decode.model import ZoomModel
@@ -29,6 +29,7 @@ from jzi.store.cell_features import CellFeatures
 from jzi.store.pyramid import Pyramid, geodesic_distance
 from jzi.store.query_features import QueryFeatures
 from jzi.train.common import learning_rate_factor
+from jzi.train.config import TrainConfig
 from jzi.train.data import TrainingData
 from jzi.train.decoder import train_decoder
 

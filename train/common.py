@@ -12,7 +12,7 @@ import torch.nn.functional as F  # noqa: N812 - its name everywhere
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 
-from jzi.decode.config import DecoderConfig, TrainingConfig
+from jzi.decode.config import DecoderConfig
 from jzi.decode.dataset import Samples
 from jzi.decode.decoder import ZoomDecoder
 from jzi.decode.model import ZoomModel
@@ -21,6 +21,7 @@ from jzi.encode.encoder import best_device
 from jzi.errors import ConfigError, ModelError
 from jzi.evaluate.evaluate import BATCH, RADII, cell_error, predict
 from jzi.store.files import file_sha256
+from jzi.train.config import TrainingConfig
 from jzi.train.run import Metrics
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
-from jzi.decode.config import DecoderConfig, TrainConfig
+from jzi.decode.config import DecoderConfig
 from jzi.decode.dataset import Samples
 from jzi.decode.decoder import ZoomDecoder
 from jzi.decode.model import ZoomModel, create_folder, read_config, replace_file, save_temperature
@@ -36,6 +36,7 @@ from jzi.train.common import (
     told_apart,
     validate,
 )
+from jzi.train.config import TrainConfig
 from jzi.train.data import DataCard, TrainingData
 from jzi.train.run import Keeper, Metrics, Run
 from jzi.train.targets import next_action_loss, own_turns

@@ -31,12 +31,12 @@ from tqdm import tqdm
 
 from jzi.encode.augment import DRAWS, augment_photos, augment_tiles, drop_parts, tiles_left_alone
 from jzi.encode.encoder import Encoder
-from jzi.encode.finetune_config import EncoderTrainingConfig
 from jzi.encode.imagery import Imagery
 from jzi.errors import ModelError, TrainingError, first_line
 from jzi.store.queries import QueryTable, Rejected
 from jzi.train.area import PhotoReader, Photos
 from jzi.train.common import learning_rate_factor, start_trackers
+from jzi.train.config import EncoderTrainingConfig
 from jzi.train.decoder import TrainReport
 from jzi.train.joint import TrainedEncoder
 from jzi.train.run import Metrics, Run, rank

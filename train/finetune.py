@@ -22,13 +22,13 @@ from jzi.decode.dataset import Samples
 from jzi.decode.model import ZoomModel, create_folder, save_weights
 from jzi.encode.augment import DRAWS
 from jzi.encode.encoder import Encoder
-from jzi.encode.finetune_config import FinetuneConfig
 from jzi.encode.imagery import Imagery
 from jzi.encode.room import find_room
 from jzi.errors import ConfigError
 from jzi.store.queries import QueryTable
 from jzi.train.area import TrainingArea
 from jzi.train.common import make_accelerator, make_decoder, told_apart, validate
+from jzi.train.config import FinetuneConfig
 from jzi.train.encoder import (
     ENCODE_BATCH,
     Area,

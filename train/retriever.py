@@ -23,7 +23,6 @@ from jzi.encode.cells import CellImages
 from jzi.encode.encoder import Encoder
 from jzi.encode.imagery import Imagery
 from jzi.evaluate.evaluate import RADII, RANKS, cell_error
-from jzi.retrieve.config import RetrieverConfig
 from jzi.retrieve.metrics import fit_temperature, ranks
 from jzi.retrieve.retriever import save_retriever
 from jzi.store.cards import ImageryCard
@@ -31,6 +30,7 @@ from jzi.store.pyramid import Pyramid
 from jzi.store.queries import QueryTable
 from jzi.train.area import Photos
 from jzi.train.common import make_accelerator
+from jzi.train.config import RetrieverConfig
 from jzi.train.encoder import (
     EncoderTraining,
     EncoderTrainingReport,

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - its name everywhere
 from torch import Tensor
 
-from jzi.decode.config import TrainConfig
 from jzi.decode.decoder import ZoomDecoder
 from jzi.decode.tile_table import TileTable
+from jzi.train.config import TrainConfig
 
 
 def next_action_loss(logits: Tensor, right: Tensor, config: TrainConfig) -> Tensor:

@@ -15,12 +15,11 @@ from pydantic.dataclasses import dataclass
 from pyproj import CRS
 from pyproj.exceptions import CRSError
 
-from jzi.decode.config import DecoderConfig, TrainConfig
-from jzi.encode.finetune_config import FinetuneConfig
+from jzi.decode.config import DecoderConfig
 from jzi.errors import ConfigError, first_line
-from jzi.retrieve.config import RetrieverConfig
 from jzi.store.files import write_whole
 from jzi.store.pyramid import Pyramid
+from jzi.train.config import FinetuneConfig, RetrieverConfig, TrainConfig
 
 FILE = "jzi.toml"
 _strict = ConfigDict(extra="forbid")
