@@ -22,10 +22,10 @@ import torch
 from jzi.ablate.trials import Trial, share
 from jzi.ablate.variants import REFERENCE, Variant, folder_name
 from jzi.decode.model import ZoomModel
+from jzi.encode.device import processes
 from jzi.encode.encode_map import encode_map
 from jzi.encode.encode_queries import encode_queries
 from jzi.encode.families import blocks_of
-from jzi.encode.processes import processes
 from jzi.errors import ConfigError, JziError, TrainingError
 from jzi.store.cache import FeatureCache
 from jzi.store.cache_care import most_views, same_photos

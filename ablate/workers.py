@@ -27,7 +27,7 @@ import torch
 from tqdm import tqdm
 
 from jzi.ablate.trials import Trial, run_trial
-from jzi.encode.encoder import best_device
+from jzi.encode.device import best_device
 from jzi.errors import JziError, TrainingError
 from jzi.store.cache import FeatureCache
 from jzi.train.data import TrainingData

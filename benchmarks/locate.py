@@ -26,7 +26,8 @@ from jzi.decode.config import DecoderConfig
 from jzi.decode.decoder import ZoomDecoder
 from jzi.decode.search import zoom
 from jzi.decode.tile_table import TileTable
-from jzi.encode.encoder import Encoder, best_device
+from jzi.encode.device import best_device
+from jzi.encode.encoder import Encoder
 from jzi.encode.photos import open_photo, resize_photo
 from jzi.store.map_features import ENCODED, MapFeatures
 from jzi.store.pyramid import preset

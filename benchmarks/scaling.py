@@ -22,7 +22,7 @@ from jzi.decode.config import DecoderConfig
 from jzi.decode.decoder import ZoomDecoder
 from jzi.decode.search import zoom
 from jzi.decode.tile_table import TileTable
-from jzi.encode.encoder import best_device
+from jzi.encode.device import best_device
 from jzi.locate.posterior import default_beams
 from jzi.retrieve.search import CellIndex, build_graph
 from jzi.store.map_features import ENCODED, MapFeatures

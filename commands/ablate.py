@@ -55,7 +55,7 @@ def ablate(
     ablation = Ablation(config_file, overrides, variants, name or "grid", not no_reference)
     from jzi.ablate.table import gather_rows, to_text, write_tables
     from jzi.ablate.workers import run_trials
-    from jzi.encode.processes import processes
+    from jzi.encode.device import processes
 
     state = processes()
 

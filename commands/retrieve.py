@@ -26,7 +26,7 @@ def train_retriever_command(
     if method is not None:
         overrides = (*overrides, f"retriever.method={method}")
     settings = load_settings(config_file, overrides)
-    from jzi.encode.processes import processes
+    from jzi.encode.device import processes
     from jzi.train.retriever import train_retriever
     from jzi.workspace.open import load_encoder, open_imagery, read_query_table
 
@@ -61,8 +61,8 @@ def index(config_file: Path, overrides: tuple[str, ...], retriever: Path, hnsw: 
     from jzi.workspace.settings import load_settings
 
     settings = load_settings(config_file, overrides)
+    from jzi.encode.device import processes
     from jzi.encode.encode_cells import index_cells
-    from jzi.encode.processes import processes
     from jzi.retrieve.retriever import Retriever
     from jzi.retrieve.search import build_graph, import_faiss, save_graph
     from jzi.store.cell_features import CellFeatures

@@ -44,7 +44,7 @@ def finetune(
         overrides = (*overrides, f"finetune.blocks={blocks}")
     settings = load_settings(config_file, overrides)
     areas = [settings, *(load_settings(folder / FILE) for folder in others)]
-    from jzi.encode.processes import processes
+    from jzi.encode.device import processes
     from jzi.workspace.open import finetune_areas
 
     report, rejected = finetune_areas(areas, settings.path(output))
@@ -72,8 +72,8 @@ def encode_map_command(config_file: Path, overrides: tuple[str, ...], tokens: bo
 
     overrides = (*overrides, "map.tokens=true") if tokens else overrides
     settings = load_settings(config_file, overrides)
+    from jzi.encode.device import processes
     from jzi.encode.encode_map import encode_map
-    from jzi.encode.processes import processes
     from jzi.workspace.open import load_encoder, open_cache, open_imagery
 
     with open_imagery(settings) as imagery:
@@ -119,8 +119,8 @@ def encode_queries_command(
     overrides = (*overrides, *(f"{name}={value}" for name, value in given.items() if value is not None))
     settings = load_settings(config_file, overrides)
     table = read_query_table(settings).inside(settings.pyramid)
+    from jzi.encode.device import processes
     from jzi.encode.encode_queries import encode_queries
-    from jzi.encode.processes import processes
     from jzi.store.cache import ENCODED
     from jzi.workspace.open import load_encoder, open_cache, open_cache_of
 

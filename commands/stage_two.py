@@ -31,7 +31,7 @@ def train_decoder_command(config_file: Path, overrides: tuple[str, ...], as_json
 
     settings = load_settings(config_file, overrides)
     from jzi.decode.model import ZoomModel
-    from jzi.encode.processes import processes
+    from jzi.encode.device import processes
     from jzi.store.cache import FeatureCache
     from jzi.train.decoder import train_decoder
     from jzi.workspace.open import load_encoder

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from jzi.encode.room import SHARE, free_bytes
+from jzi.encode.device import SHARE, free_bytes
 from jzi.errors import CacheError, ConfigError
 from jzi.store.map_features import ENCODED
 from jzi.store.pyramid import TileKey

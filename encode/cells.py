@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from jzi.encode.device import allocate
 from jzi.encode.imagery import Imagery
 from jzi.encode.prefetch import prefetch, reader_threads
-from jzi.encode.room import find_room
 from jzi.store.pyramid import Bounds, Pyramid
 
 #: Cells to a side that are read in one go.
@@ -59,7 +59,7 @@ class CellImages:
         self.pixels = 2 * math.ceil(image_size / surroundings / 2)
         self.margin = round((surroundings - 1) * self.pixels / 2)
         side = self.cells * self.pixels + 2 * self.margin
-        self.mosaic = find_room((side, side, 3), torch.uint8, device, folder)
+        self.mosaic = allocate((side, side, 3), torch.uint8, device, folder)
         self.has_imagery = np.zeros((self.cells, self.cells), bool)
         self._block = _block_side(self.pyramid)
         starts = range(0, self.cells, self._block)

@@ -11,9 +11,9 @@ import torch
 from tqdm import tqdm
 
 from jzi.encode.cells import CellImages
+from jzi.encode.device import processes
 from jzi.encode.encoder import Encoder
 from jzi.encode.imagery import Imagery
-from jzi.encode.processes import processes
 from jzi.store.cache import FeatureCache
 from jzi.store.cell_features import CellFeatures
 from jzi.store.map_features import ENCODED, NODATA

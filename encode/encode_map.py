@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from jzi.encode.device import processes
 from jzi.encode.encoder import Encoder
 from jzi.encode.imagery import Imagery
-from jzi.encode.processes import processes
 from jzi.encode.tiles import Tile, TileRenderer
 from jzi.store.cache import ENCODED, MISSING, NODATA, FeatureCache
 from jzi.store.pyramid import TileKey

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from jzi.encode.augment import RECIPE, augment_photos, drop_parts, view_draws
+from jzi.encode.device import processes
 from jzi.encode.encode_map import WRITE_EVERY_S
 from jzi.encode.encoder import Encoder
 from jzi.encode.photos import open_photo, resize_photo
 from jzi.encode.prefetch import prefetch, reader_threads
-from jzi.encode.processes import processes
 from jzi.errors import PhotoError
 from jzi.store.cache import NODATA, FeatureCache
 from jzi.store.files import file_sha256

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from jzi.encode.device import best_device
 from jzi.encode.families import FAMILIES, Family
 from jzi.errors import EncoderError, first_line
 from jzi.store.cards import EncoderCard
@@ -282,10 +282,3 @@ def known_family(name: str, model_type: str) -> Family:
     if model_type not in FAMILIES:
         raise EncoderError(f"{name} is a {model_type!r} model: jzi knows {', '.join(FAMILIES)}")
     return FAMILIES[model_type]
-
-
-def best_device() -> str:
-    """The accelerator of this process under `accelerate launch`, the first one otherwise, or "cpu"."""
-    if torch.cuda.is_available():
-        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    return "mps" if torch.backends.mps.is_available() else "cpu"

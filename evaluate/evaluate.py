@@ -18,7 +18,7 @@ from jzi.decode.model import ZoomModel
 from jzi.decode.patch_tokens import PatchTokens
 from jzi.decode.search import zoom
 from jzi.decode.tile_table import TileTable
-from jzi.encode.encoder import best_device
+from jzi.encode.device import best_device
 from jzi.errors import TrainingError
 from jzi.evaluate import published
 from jzi.evaluate.calibrate import Calibration, calibrate

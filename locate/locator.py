@@ -212,7 +212,7 @@ class Locator:
             CacheError: the cache cannot be used, or belongs to another encoder or pyramid.
         """
         if device is None:
-            from jzi.encode.encoder import best_device
+            from jzi.encode.device import best_device
 
             device = best_device()
         model = ZoomModel.load(folder, device)

@@ -45,7 +45,7 @@ class RetrievalLocator(Locator):
             ModelError: the folder is no retriever, or has no index.
             CacheError: the index cannot be used.
         """
-        from jzi.encode.encoder import best_device
+        from jzi.encode.device import best_device
 
         retriever = Retriever.load(folder)
         return cls(retriever, CellIndex.load(retriever, approximate=approximate), device or best_device())

@@ -15,10 +15,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from jzi.decode.tile_table import TileTable
+from jzi.encode.device import SHARE, allocate
 from jzi.encode.imagery import Imagery
 from jzi.encode.photos import open_photo, resize_photo
 from jzi.encode.prefetch import prefetch, reader_threads
-from jzi.encode.room import SHARE, find_room
 from jzi.encode.tiles import TileRenderer
 from jzi.errors import PhotoError
 from jzi.store.cards import ImageryCard
@@ -156,7 +156,7 @@ def _render(
     pyramid = imagery.pyramid
     sides = [pyramid.tiles_per_side(level) for level in range(pyramid.levels + 1)]
     offsets = np.concatenate([[0], np.cumsum([side**2 for side in sides])])
-    images = find_room((pyramid.tile_count, image_size, image_size, 3), torch.uint8, device, folder)
+    images = allocate((pyramid.tile_count, image_size, image_size, 3), torch.uint8, device, folder)
     status = [np.full((side, side), NODATA, np.uint8) for side in sides]
     tiles = TileRenderer(imagery, image_size).render([TileKey(0, 0, 0)])
     for tile in tqdm(tiles, total=pyramid.tile_count, unit="tile", desc="map", disable=not progress):

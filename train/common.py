@@ -17,7 +17,7 @@ from jzi.decode.dataset import Samples
 from jzi.decode.decoder import ZoomDecoder
 from jzi.decode.model import ZoomModel
 from jzi.decode.tile_table import TileTable
-from jzi.encode.encoder import best_device
+from jzi.encode.device import best_device
 from jzi.errors import ConfigError, ModelError
 from jzi.evaluate.evaluate import BATCH, RADII, cell_error, predict
 from jzi.store.files import file_sha256

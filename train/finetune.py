@@ -21,9 +21,9 @@ from jzi.decode.config import DecoderConfig
 from jzi.decode.dataset import Samples
 from jzi.decode.model import ZoomModel, create_folder, save_weights
 from jzi.encode.augment import DRAWS
+from jzi.encode.device import allocate
 from jzi.encode.encoder import Encoder
 from jzi.encode.imagery import Imagery
-from jzi.encode.room import find_room
 from jzi.errors import ConfigError
 from jzi.store.queries import QueryTable
 from jzi.train.area import TrainingArea
@@ -198,7 +198,7 @@ class _Finetuning(EncoderTraining):
             return None
         device = self.accelerator.device
         shape = (len(area.images), self.network.tokens, self.encoder.width)
-        kept = find_room(shape, self.network.trunk_dtype, device, self.run.folder)
+        kept = allocate(shape, self.network.trunk_dtype, device, self.run.folder)
         self.network.eval()
         for tiles in torch.arange(len(area.images)).split(ENCODE_BATCH):
             pixels = self.encoder.normalise(self.encoder.to_unit(area.images[tiles.to(area.images.device)]))

@@ -75,7 +75,7 @@ def open_cache(settings: Settings, encoder: Encoder, imagery: Imagery | None = N
 
 def open_cache_of(path: str, pyramid: Pyramid, encoder: Encoder, imagery: Imagery | None = None) -> FeatureCache:
     """The same for a cache that the settings do not name, such as a retriever's."""
-    from jzi.encode.processes import processes
+    from jzi.encode.device import processes
     from jzi.store.cache import FeatureCache
     from jzi.store.storage import exists
 

@@ -1,17 +1,39 @@
-"""Room for large arrays: on the device, else in memory, else in a file, whichever has it."""
+"""Where to compute and where to put things: devices, processes, and memory for large arrays."""
 
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
 #: What one array may take of what is free, so that there is room for the work itself.
 SHARE = 0.25
+
+
+def best_device() -> str:
+    """The accelerator of this process under `accelerate launch`, the first one otherwise, or "cpu"."""
+    if torch.cuda.is_available():
+        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def processes() -> PartialState:
+    """Index, number and barriers of the processes; one alone where none was launched.
+
+    Accelerate looks for processes on CPUs only where it is told that there is nothing better.
+    """
+    from accelerate import PartialState
+
+    return PartialState(cpu=best_device() == "cpu")
 
 
 def free_bytes(device: torch.device) -> int:
@@ -21,7 +43,7 @@ def free_bytes(device: torch.device) -> int:
     return psutil.virtual_memory().available
 
 
-def find_room(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, folder: Path) -> Tensor:
+def allocate(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, folder: Path) -> Tensor:
     """An uninitialised tensor where there is room for it.
 
     Args:
