@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from jzi.encode.encoder import Encoder as Encoder
     from jzi.encode.imagery import Imagery as Imagery
     from jzi.locate.candidate import Candidate as Candidate
+    from jzi.locate.locator import LocateOptions as LocateOptions
     from jzi.locate.locator import Location as Location
     from jzi.locate.locator import Locator as Locator
-    from jzi.locate.locator import Question as Question
     from jzi.store.cache import FeatureCache as FeatureCache
     from jzi.store.pyramid import Pyramid as Pyramid
     from jzi.store.pyramid import TileKey as TileKey
@@ -35,7 +35,7 @@ _EXPORTS = {
     "Imagery": "jzi.encode.imagery",
     "Location": "jzi.locate.locator",
     "Locator": "jzi.locate.locator",
-    "Question": "jzi.locate.locator",
+    "LocateOptions": "jzi.locate.locator",
     "Pyramid": "jzi.store.pyramid",
     "TileKey": "jzi.store.pyramid",
     "ZoomDecoder": "jzi.decode.decoder",

@@ -9,7 +9,7 @@ import click
 from jzi.commands.ablate import ablate
 from jzi.commands.area import info, init, tile
 from jzi.commands.cache import cache
-from jzi.commands.common import Sentence
+from jzi.commands.common import UsageError
 from jzi.commands.demo import demo
 from jzi.commands.locate import locate
 from jzi.commands.retrieve import index, train_retriever_command
@@ -35,13 +35,15 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except JziError as error:
-            raise Sentence(str(error)) from error
+            raise UsageError(str(error)) from error
         except BrokenPipeError:
             raise  # `jzi ... | head`: click ends quietly
         except OSError as error:
             if error.errno is None:
                 raise
-            raise Sentence(f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)) from error
+            raise UsageError(
+                f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
+            ) from error
         except KeyboardInterrupt:
             more = "; what was done is kept, run the same command to go on"
             more = more if ctx.invoked_subcommand in RESUMABLE else ""

@@ -21,7 +21,7 @@ class PhotoError(JziError):
     """A photo cannot be used: unreadable, truncated, or too large."""
 
 
-class QueryTableError(JziError):
+class PhotoTableError(JziError):
     """A table or folder of photos cannot be used at all."""
 
 

@@ -28,14 +28,14 @@ from jzi.encode.encode_queries import encode_queries
 from jzi.encode.families import blocks_of
 from jzi.errors import ConfigError, JziError, TrainingError
 from jzi.store.cache import FeatureCache
-from jzi.store.cache_care import most_views, same_photos
-from jzi.store.cards import EncoderCard
+from jzi.store.info import EncoderInfo
+from jzi.store.maintenance import most_views, same_photos
 from jzi.store.storage import exists
 from jzi.train.common import make_decoder
-from jzi.train.data import DataCard
-from jzi.train.decoder import run_identity
-from jzi.workspace.caches import look
-from jzi.workspace.open import finetune_areas, load_encoder, open_cache, open_imagery, read_query_table
+from jzi.train.data import DataInfo
+from jzi.train.decoder import run_fingerprint
+from jzi.workspace.caches import scan_folder
+from jzi.workspace.open import finetune_areas, load_encoder, open_cache, open_imagery, open_photo_table
 from jzi.workspace.settings import EncoderSettings, PathSettings, Settings, load_settings
 
 
@@ -72,7 +72,7 @@ class _Made:
 
     encoder: EncoderSettings
     path: str
-    card: DataCard
+    info: DataInfo
     shared: Path
 
 
@@ -128,11 +128,11 @@ class Ablation:
             JziError: a decoder cannot be made, a folder holds a run of other settings, or an encoder or a cache cannot
                 be had; no decoder has been trained then.
         """
-        cards = self._check()
+        infos = self._check()
         made: dict[str, _Made] = {}
         for line in self.lines:
             if line.encoder_key not in made:
-                settings, cache = self._cache(line, cards[line.encoder_key], tell)
+                settings, cache = self._cache(line, infos[line.encoder_key], tell)
                 made[line.encoder_key] = self._made(settings, cache, split)
         rows = {
             " = ".join(line.names): [
@@ -155,8 +155,8 @@ class Ablation:
         architecture = model.decoder.config if model else settings.decoder
         decoder = replace(
             architecture,
-            width=made.card.encoder.width,
-            actions=made.card.pyramid.actions,
+            width=made.info.encoder.width,
+            actions=made.info.pyramid.actions,
             dropout=settings.decoder.dropout,
         )
         cache, model_path = (PathSettings(self._relative(path)) for path in (made.path, folder))
@@ -168,7 +168,7 @@ class Ablation:
             decoder=decoder,
             train=config,
             start=start,
-            identity=run_identity(made.card, decoder, config, model),
+            fingerprint=run_fingerprint(made.info, decoder, config, model),
             split=split,
             shared=made.shared,
             settings=in_force.to_toml(),
@@ -176,60 +176,60 @@ class Ablation:
 
     # Before anything is run
 
-    def _check(self) -> dict[str, EncoderCard]:
+    def _check(self) -> dict[str, EncoderInfo]:
         """The encoder that each variant begins with, once it is clear that its decoder can be made."""
-        cards: dict[str, EncoderCard] = {}
+        infos: dict[str, EncoderInfo] = {}
         blocks: dict[str, int] = {}
         for line in self.lines:
             settings, key = line.settings, line.encoder_key
             try:
-                if key not in cards:
+                if key not in infos:
                     encoder = load_encoder(settings)
-                    cards[key], blocks[key] = encoder.card, len(blocks_of(encoder.model))
+                    infos[key], blocks[key] = encoder.info, len(blocks_of(encoder.model))
                 trained = settings.finetune.blocks if line.tuned else 0
                 if isinstance(trained, int) and trained > blocks[key]:
                     raise ConfigError(f"finetune.blocks is {trained}: the encoder has {blocks[key]} blocks")
                 init = settings.train.init
                 start = ZoomModel.load(settings.path(init)) if init else None
                 with torch.device("cpu" if start else "meta"):  # nothing is computed with it
-                    wanted = replace(settings.decoder, width=cards[key].width, actions=settings.pyramid.actions)
+                    wanted = replace(settings.decoder, width=infos[key].width, actions=settings.pyramid.actions)
                     make_decoder(wanted, start)
             except JziError as error:
                 named = "" if line.names[0] == REFERENCE else f"variant {line.names[0]}: "
                 raise type(error)(f"{named}{error}") from error
-        return cards
+        return infos
 
     # Encoders and caches
 
-    def _cache(self, line: _Line, card: EncoderCard, tell: Callable[[str], None]) -> tuple[Settings, FeatureCache]:
+    def _cache(self, line: _Line, info: EncoderInfo, tell: Callable[[str], None]) -> tuple[Settings, FeatureCache]:
         """A complete cache for a variant, and its settings with the encoder that filled it."""
         settings = line.settings
         if not line.tuned and settings.encoder == self.plain.encoder:
             cache = FeatureCache.open(settings.cache_path)
-            cache.check(pyramid=settings.pyramid, encoder=card)
+            cache.check(pyramid=settings.pyramid, encoder=info)
             return settings, cache
         if line.tuned:
-            settings = self._finetune(line, card, tell)
-            card = load_encoder(settings).card
+            settings = self._finetune(line, info, tell)
+            info = load_encoder(settings).info
         plain = FeatureCache.open(self.plain.cache_path) if exists(self.plain.cache_path) else None
-        for found in look(self.plain.folder)[0]:
-            same = found.encoder.fingerprint == card.fingerprint and found.pyramid == settings.pyramid
+        for found in scan_folder(self.plain.folder)[0]:
+            same = found.encoder.fingerprint == info.fingerprint and found.pyramid == settings.pyramid
             if not (same and found.complete):
                 continue
             cache = FeatureCache.open(found.path)
             if plain is None or (cache.imagery == plain.imagery and same_photos(cache, plain)):
                 return settings, cache
-        path = self.root / "caches" / f"{card.fingerprint[:16]}.zarr"
-        tell(f"variant {line.names[0]}: encoding the map and the photos with {card.label} into {path}")
+        path = self.root / "caches" / f"{info.fingerprint[:16]}.zarr"
+        tell(f"variant {line.names[0]}: encoding the map and the photos with {info.label} into {path}")
         return settings, self._fill(self._with(settings, cache=PathSettings(self._relative(path))), plain, tell)
 
-    def _finetune(self, line: _Line, card: EncoderCard, tell: Callable[[str], None]) -> Settings:
+    def _finetune(self, line: _Line, info: EncoderInfo, tell: Callable[[str], None]) -> Settings:
         """The settings of a variant, with the encoder that is fine-tuned as they say, along with the plain decoder."""
         settings = line.settings
-        how = json.dumps([card.fingerprint, asdict(settings.finetune), asdict(self.plain.decoder)])
+        how = json.dumps([info.fingerprint, asdict(settings.finetune), asdict(self.plain.decoder)])
         name = f"blocks={settings.finetune.blocks}-{hashlib.sha256(how.encode()).hexdigest()[:8]}"
         output = self.root / "encoders" / name
-        tell(f"variant {line.names[0]}: fine-tuning {card.label} into {output}")
+        tell(f"variant {line.names[0]}: fine-tuning {info.label} into {output}")
         tuning = self._with(settings, decoder=self.plain.decoder)
         report, _ = finetune_areas([tuning], output)
         tell(f"{report.to_text()}: {report.folder}")
@@ -238,13 +238,13 @@ class Ablation:
 
     def _fill(self, settings: Settings, plain: FeatureCache | None, tell: Callable[[str], None]) -> FeatureCache:
         """Encode the map and the photos that a cache lacks, with augmented views as the plain cache has them."""
-        table = read_query_table(settings).inside(settings.pyramid)
+        table = open_photo_table(settings).inside(settings.pyramid)
         views = most_views(plain) if plain else settings.queries.views
-        seed = plain.queries.recipe.get("seed", settings.queries.seed) if plain else settings.queries.seed
+        seed = plain.queries.augmentation.get("seed", settings.queries.seed) if plain else settings.queries.seed
         encoder = load_encoder(settings)
         with open_imagery(settings) as imagery:
             if plain:
-                plain.check(imagery=imagery.card(plain.imagery))
+                plain.check(imagery=imagery.info(plain.imagery))
             cache = open_cache(settings, encoder, imagery)
             tell(
                 encode_map(
@@ -271,7 +271,7 @@ class Ablation:
         with processes().main_process_first():
             if not (shared / "map.safetensors").exists():  # it is written last
                 share(shared, cache.read_map(cells), settings.encoder_folder)
-        return _Made(settings.encoder, cache.path, DataCard.of(cache, frame), shared)
+        return _Made(settings.encoder, cache.path, DataInfo.of(cache, frame), shared)
 
     def _relative(self, path: Path | str) -> str:
         """A path as the settings have it; URLs stay as they are."""

@@ -16,11 +16,11 @@ from jzi.decode.model import ZoomModel, copy_encoder, replace_file
 from jzi.errors import TrainingError
 from jzi.evaluate.evaluate import evaluate
 from jzi.store.cache import FeatureCache
-from jzi.store.map_features import MapFeatures
+from jzi.store.map_embeddings import MapEmbeddings
 from jzi.train.config import TrainConfig
 from jzi.train.data import TrainingData
 from jzi.train.decoder import train_decoder
-from jzi.train.run import Run
+from jzi.train.run import TrainingRun
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Trial:
         decoder: the architecture.
         train: how to train, with the seed.
         start: a model whose decoder to start from.
-        identity: what its outcome depends on (`jzi.train.decoder.run_identity`).
+        fingerprint: what its outcome depends on (`jzi.train.decoder.run_fingerprint`).
         split: of the photos to evaluate on; None for test, or val where there is no test photo.
         shared: a folder with the map and the encoder, of which every model folder gets hard links.
         settings: those in force, as TOML.
@@ -46,7 +46,7 @@ class Trial:
     decoder: DecoderConfig
     train: TrainConfig
     start: Path | None
-    identity: dict[str, Any]
+    fingerprint: dict[str, Any]
     split: str | None
     shared: Path
     settings: str
@@ -58,7 +58,7 @@ class Trial:
             result = json.loads((self.folder / "result.json").read_text())
         except (FileNotFoundError, ValueError):
             return None
-        asked = {"identity": self.identity, "asked_split": self.split}
+        asked = {"fingerprint": self.fingerprint, "asked_split": self.split}
         return result if json.loads(json.dumps(asked)).items() <= result.items() else None
 
     @property
@@ -84,9 +84,9 @@ class Trial:
                 yield True
 
     @property
-    def run(self) -> Run:
+    def run(self) -> TrainingRun:
         """Its training on disk."""
-        return Run(self.folder, self.identity, mend="give another --name, or delete the folder")
+        return TrainingRun(self.folder, self.fingerprint, hint="give another --name, or delete the folder")
 
 
 def run_trial(trial: Trial, data: TrainingData) -> None:
@@ -103,7 +103,7 @@ def run_trial(trial: Trial, data: TrainingData) -> None:
     samples = evaluated[split]
     if not len(samples):
         raise TrainingError(f"{trial.cache} has no photo of the {split} split to evaluate on: give another --split")
-    values: dict[str, Any] = {"variant": trial.variant, "seed": trial.train.seed, "identity": trial.identity}
+    values: dict[str, Any] = {"variant": trial.variant, "seed": trial.train.seed, "fingerprint": trial.fingerprint}
     values |= {"asked_split": trial.split, "split": split, "unreachable": samples.unreachable}
     try:
         report = train_decoder(
@@ -130,7 +130,7 @@ def run_trial(trial: Trial, data: TrainingData) -> None:
     replace_file(trial.folder / "result.json", lambda path: path.write_text(json.dumps(values, indent=2) + "\n"))
 
 
-def share(folder: Path, features: MapFeatures, encoder_folder: Path | None) -> None:
+def share(folder: Path, features: MapEmbeddings, encoder_folder: Path | None) -> None:
     """Keep what the model folders of many runs have in common: the map, and the encoder where it has a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     if encoder_folder:

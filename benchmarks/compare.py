@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from jzi.locate.locator import Locator, Question
+from jzi.locate.locator import LocateOptions, Locator
 from jzi.retrieve.expert import RetrievalLocator
 from jzi.store.cache import FeatureCache
 from jzi.workspace.settings import load_settings
@@ -162,7 +162,7 @@ def measure_locating(city: str, way: Way) -> dict[str, Any]:
             found["database"] = table.embedding.numel() * table.embedding.element_size()
             found["lookups"] = locator.pyramid.levels
             query = query.to(table.device)
-            greedy = Question(estimate="greedy")
+            greedy = LocateOptions(estimate="greedy")
             with FlopCounterMode(display=False) as counter:
                 locator.posterior(query[:1], greedy)
             found["flops"] = counter.get_total_flops()

@@ -101,11 +101,11 @@ def cut(path: Path, pyramid: Pyramid, encoder: Encoder) -> Callable[[], dict[str
 
 def through(path: Path, pyramid: Pyramid, encoder: Encoder, batch: int, folder: Path) -> Callable[[], dict[str, float]]:
     """What `jzi encode-map` does, into a new cache."""
-    card, raster = encoder.card, path.stat().st_size
+    info, raster = encoder.info, path.stat().st_size
 
     def run() -> dict[str, float]:
         with tempfile.TemporaryDirectory(dir=folder) as place, Imagery([path], pyramid) as imagery:
-            cache = FeatureCache.create(Path(place) / "features.zarr", pyramid, card)
+            cache = FeatureCache.create(Path(place) / "features.zarr", pyramid, info)
             before = bytes_read()
             encode_map(cache, encoder, imagery, batch_size=batch)
             return {"read": (bytes_read() - before) / raster}

@@ -25,15 +25,15 @@ from jzi.decode.decoder import ZoomDecoder
 from jzi.decode.tile_table import TileTable
 from jzi.encode.augment import DRAWS, augment_photos, augment_tiles, drop_parts
 from jzi.encode.encoder import Encoder
-from jzi.store.cards import ImageryCard
-from jzi.store.map_features import ENCODED, MapFeatures
+from jzi.store.info import ImageryInfo
+from jzi.store.map_embeddings import ENCODED, MapEmbeddings
 from jzi.store.pyramid import preset
-from jzi.train.area import Photos, TrainingArea
+from jzi.train.area import PhotoDataset, TrainingArea
 from jzi.train.common import make_accelerator
 from jzi.train.config import FinetuneConfig
 from jzi.train.finetune import _Finetuning
 from jzi.train.joint import JointModel
-from jzi.train.run import Run
+from jzi.train.run import TrainingRun
 
 MODELS = {"small": (384, 6), "base": (768, 12), "large": (1024, 16)}  # width, heads
 
@@ -70,11 +70,11 @@ def make_area(photos: int, image_size: int, device: torch.device) -> TrainingAre
     paths = pyramid.cell_to_path(cells // side, cells % side)
     sides = [pyramid.tiles_per_side(level) for level in range(pyramid.levels + 1)]
     empty = tuple(np.zeros((n, n, 1), np.float16) for n in sides[:-1])
-    table = TileTable(MapFeatures(pyramid, empty, tuple(np.full((n, n), ENCODED, np.uint8) for n in sides)))
+    table = TileTable(MapEmbeddings(pyramid, empty, tuple(np.full((n, n), ENCODED, np.uint8) for n in sides)))
     images = torch.randint(0, 256, (pyramid.tile_count, image_size, image_size, 3), dtype=torch.uint8, device=device)
     zeros, names = np.zeros(photos), np.full(photos, "", object)
-    train = Photos(names, table.along(paths), torch.from_numpy(paths), zeros, zeros, 0)
-    return TrainingArea(pyramid, ImageryCard("", (), ""), images, table, train, train.spread(1))
+    train = PhotoDataset(names, table.along(paths), torch.from_numpy(paths), zeros, zeros, 0)
+    return TrainingArea(pyramid, ImageryInfo("", (), ""), images, table, train, train.spread(1))
 
 
 def measure(way: type[_Finetuning], model: str, config: FinetuneConfig, image_size: int, steps: int) -> dict:
@@ -90,7 +90,7 @@ def measure(way: type[_Finetuning], model: str, config: FinetuneConfig, image_si
         joint = JointModel(encoder, decoder, config.blocks, checkpointing=config.checkpointing, trunk_dtype=dtype)
         area = make_area(config.batch_size * (steps + 2), image_size, accelerator.device)
         began = time.perf_counter()
-        training = way(accelerator, joint, encoder, [area], config, Run(Path(folder), {}))
+        training = way(accelerator, joint, encoder, [area], config, TrainingRun(Path(folder), {}))
         prepared = time.perf_counter() - began
         photo = np.random.default_rng(1).integers(0, 256, (*encoder.photo_shape, 3), np.uint8)
         images, trunk = [], joint.trunk

@@ -29,7 +29,7 @@ from jzi.decode.tile_table import TileTable
 from jzi.encode.device import best_device
 from jzi.encode.encoder import Encoder
 from jzi.encode.photos import open_photo, resize_photo
-from jzi.store.map_features import ENCODED, MapFeatures
+from jzi.store.map_embeddings import ENCODED, MapEmbeddings
 from jzi.store.pyramid import preset
 
 SIZES = {"base": (768, 12, 12), "small": (384, 12, 6)}  # width, layers, heads
@@ -82,7 +82,9 @@ def main(size: str, image_size: int, times: int, start: tuple[str, str] | None) 
     sides = [pyramid.tiles_per_side(level) for level in range(pyramid.levels + 1)]
     rng = np.random.default_rng(0)
     embedding = tuple(rng.normal(size=(n, n, width)).astype(np.float16) for n in sides[:-1])
-    table = TileTable(MapFeatures(pyramid, embedding, tuple(np.full((n, n), ENCODED, np.uint8) for n in sides)), device)
+    table = TileTable(
+        MapEmbeddings(pyramid, embedding, tuple(np.full((n, n), ENCODED, np.uint8) for n in sides)), device
+    )
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
     click.echo(f"DINOv2-{size}, {image_size} px, decoder of 6 blocks, {name}, torch {torch.__version__}; ms per photo")
     with tempfile.TemporaryDirectory() as folder:

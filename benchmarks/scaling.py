@@ -25,7 +25,7 @@ from jzi.decode.tile_table import TileTable
 from jzi.encode.device import best_device
 from jzi.locate.posterior import default_beams
 from jzi.retrieve.search import CellIndex, build_graph
-from jzi.store.map_features import ENCODED, MapFeatures
+from jzi.store.map_embeddings import ENCODED, MapEmbeddings
 from jzi.store.pyramid import Pyramid
 
 WIDTH, CELL, INTRINSIC = 768, 40.0, 32
@@ -59,7 +59,7 @@ def measure(size: float, decoder: ZoomDecoder, repeats: int, with_graph: bool) -
     sides = [pyramid.tiles_per_side(level) for level in range(pyramid.levels + 1)]
     embedding = tuple(features(side**2, rng).reshape(side, side, WIDTH) for side in sides[:-1])
     table = TileTable(
-        MapFeatures(pyramid, embedding, tuple(np.full((side, side), ENCODED, np.uint8) for side in sides)), device
+        MapEmbeddings(pyramid, embedding, tuple(np.full((side, side), ENCODED, np.uint8) for side in sides)), device
     )
     photos = features(repeats, rng)
     query = torch.from_numpy(photos).to(device)

@@ -33,17 +33,17 @@ from transformers import Dinov2Config, Dinov2Model
 
 import jzi.train.decoder as training
 from jzi.decode.config import DecoderConfig
-from jzi.decode.dataset import Samples
+from jzi.decode.dataset import ZoomDataset
 from jzi.decode.decoder import ZoomDecoder
 from jzi.decode.tile_table import TileTable
 from jzi.store.cache import ENCODED, FeatureCache
-from jzi.store.cards import EncoderCard
-from jzi.store.map_features import MapFeatures
+from jzi.store.info import EncoderInfo
+from jzi.store.map_embeddings import MapEmbeddings
+from jzi.store.photo_features import CHUNK
 from jzi.store.pyramid import Pyramid, preset
-from jzi.store.query_features import CHUNK
 from jzi.train.common import make_accelerator
 from jzi.train.config import TrainConfig
-from jzi.train.run import Keeper
+from jzi.train.run import Checkpointer
 
 ENCODERS = {"small": (384, 6), "base": (768, 12)}  # width, heads
 
@@ -57,7 +57,7 @@ def make_cache(folder: Path, pyramid: Pyramid, width: int, train: int, val: int)
     """A complete cache of random embeddings; the photos lie evenly over the area."""
     rng = np.random.default_rng(0)
     cache = FeatureCache.create(
-        folder / f"{train}.zarr", pyramid, EncoderCard("random", True, "0" * 64, width, 384, "halves")
+        folder / f"{train}.zarr", pyramid, EncoderInfo("random", True, "0" * 64, width, 384, "halves")
     )
     for level in range(pyramid.levels + 1):
         side = cache.chunk_side(level)
@@ -110,7 +110,7 @@ class Steps:
         count = self.steps * self.config.batch_size
         rng = np.random.default_rng(1)
         paths = rng.integers(0, table.pyramid.actions, (count, table.pyramid.levels))
-        samples = Samples(
+        samples = ZoomDataset(
             query=torch.randn(count, 1, self.decoder.width, device=self.device).half(),
             tiles=table.along(paths),
             actions=torch.from_numpy(paths).to(self.device),
@@ -165,7 +165,7 @@ class Steps:
 
 
 def take_turns(kinds: dict[str, Callable[[], int]], repeats: int) -> dict[str, list[float]]:
-    """Samples per second of every kind, one figure a turn, after a turn to warm up."""
+    """ZoomDataset per second of every kind, one figure a turn, after a turn to warm up."""
     rates: dict[str, list[float]] = {kind: [] for kind in kinds}
     for turn in range(repeats + 1):
         for kind, run in kinds.items():
@@ -199,7 +199,7 @@ def stopwatch() -> Iterator[dict[str, list[float]]]:
     with ExitStack() as patches:
         for part, name in (("training", "_train_epoch"), ("validation", "validate"), ("calibration", "_calibrate")):
             patches.enter_context(patch.object(training, name, timed(part, getattr(training, name))))
-        patches.enter_context(patch.object(Keeper, "save", timed("saving", Keeper.save)))
+        patches.enter_context(patch.object(Checkpointer, "save", timed("saving", Checkpointer.save)))
         yield taken
 
 
@@ -231,7 +231,7 @@ def time_start(cache: FeatureCache, folder: Path, decoder: DecoderConfig, config
 @click.option("--image-size", default=384, show_default=True)
 @click.option("--steps", default=50, show_default=True, help="Steps to a turn, bare and ours.")
 @click.option("--repeats", default=7, show_default=True, help="Turns.")
-@click.option("--reference-batch", default=32, show_default=True, help="Samples to a step of the reference.")
+@click.option("--reference-batch", default=32, show_default=True, help="ZoomDataset to a step of the reference.")
 @click.option("--estimate", metavar="N", type=click.IntRange(64), help="Train on N photos for 2 epochs; extrapolate.")
 def main(
     photos: int, val: int, epochs: int, batch: int, layers: int, model: str, image_size: int, steps: int, repeats: int,
@@ -251,7 +251,7 @@ def main(
         )
         sides = [pyramid.tiles_per_side(level) for level in range(pyramid.levels + 1)]
         random = tuple(np.random.default_rng(0).normal(size=(n, n, width)).astype(np.float16) for n in sides[:-1])
-        features = MapFeatures(pyramid, random, tuple(np.full((n, n), ENCODED, np.uint8) for n in sides))
+        features = MapEmbeddings(pyramid, random, tuple(np.full((n, n), ENCODED, np.uint8) for n in sides))
         shape = Dinov2Config(hidden_size=width, num_attention_heads=heads, image_size=518)
         rates = take_turns(
             {

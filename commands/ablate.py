@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from jzi.commands.common import Sentence, json_option, print_result, settings_options
+from jzi.commands.common import UsageError, json_option, print_result, settings_options
 
 
 @click.command()
@@ -47,7 +47,7 @@ def ablate(
     else:
         variants = expand_grid(what)
     if not variants:
-        raise Sentence(
+        raise UsageError(
             "there is nothing to compare: name settings and values, such as decoder.layers=2,4,6, or a file of variants"
         )
     from jzi.ablate.ablation import Ablation

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from jzi.commands.common import (
-    Sentence,
+    UsageError,
     json_option,
     list_disagreements,
     list_rejected,
@@ -16,7 +16,7 @@ from jzi.commands.common import (
 )
 
 if TYPE_CHECKING:
-    from jzi.store.queries import QueryTable
+    from jzi.store.photo_table import PhotoTable
 
 
 @click.command()
@@ -51,12 +51,12 @@ def init(
     from jzi.workspace.zoom import describe_area
 
     if (folder / FILE).exists() and not force:
-        raise Sentence(f"{folder / FILE} is there already: edit it, or pass --force to replace it")
-    table: QueryTable | None
+        raise UsageError(f"{folder / FILE} is there already: edit it, or pass --force to replace it")
+    table: PhotoTable | None
     if dataset:
         settings, table = dataset_settings(dataset, folder, data, download, rasters=rasters, **options)
     elif data or download:
-        raise Sentence("--data and --download go with --dataset")
+        raise UsageError("--data and --download go with --dataset")
     else:
         settings, table = new_settings(folder, rasters, **options)
     click.echo(describe_area(settings.pyramid))

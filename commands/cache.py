@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from jzi.commands.common import Sentence, json_option, print_result
+from jzi.commands.common import UsageError, json_option, print_result
 
 
 @click.group()
@@ -19,9 +19,9 @@ def cache() -> None:
 @json_option
 def list_caches(folder: Path, as_json: bool) -> None:
     """List the caches in a folder and those below it, and the models there that belong to them."""
-    from jzi.workspace.caches import look
+    from jzi.workspace.caches import scan_folder
 
-    caches, models = look(folder)
+    caches, models = scan_folder(folder)
     for each in caches:
         print_result(as_json, each.to_dict(models), each.to_text(models))
     if not caches and not as_json:
@@ -39,16 +39,16 @@ def remove(paths: tuple[Path, ...], among: Path, force: bool, yes: bool) -> None
 
     One that a model needs, because it carries no map of its own and no other cache has it, is kept.
     """
-    from jzi.workspace.caches import describe_cache, look, remove_cache, who_needs
+    from jzi.workspace.caches import describe_cache, models_needing, remove_cache, scan_folder
 
     doomed = [describe_cache(path) for path in paths]
     named = {each.path.resolve() for each in doomed}
-    caches, models = look(among)
+    caches, models = scan_folder(among)
     others = [each for each in caches if each.path.resolve() not in named]
     for each in doomed:
-        needing = who_needs(each, models, others)
+        needing = models_needing(each, models, others)
         if needing and not force:
-            raise Sentence(
+            raise UsageError(
                 f"{each.path} is needed by {needing[0].folder}, which has no map of its own: delete that model first, "
                 "or pass --force"
             )
@@ -73,7 +73,7 @@ def merge(sources: tuple[str, ...], target: str, as_json: bool) -> None:
     All must be of the same encoder, pyramid and imagery. What TARGET has stays as it is.
     """
     from jzi.store.cache import FeatureCache
-    from jzi.store.cache_care import merge_caches
+    from jzi.store.maintenance import merge_caches
 
     opened = [FeatureCache.open(source) for source in sources]
     for source in opened:
@@ -91,10 +91,10 @@ def verify(paths: tuple[str, ...], as_json: bool) -> None:
     Says what is damaged or missing; the exit code is 1 if anything is.
     """
     from jzi.store.cache import FeatureCache
-    from jzi.store.cache_care import verify_cache
+    from jzi.store.maintenance import verify_cache
 
-    verdicts = [verify_cache(FeatureCache.open(path)) for path in paths]
-    for verdict in verdicts:
-        print_result(as_json, verdict.to_dict(), verdict.to_text())
-    if not all(verdict.sound for verdict in verdicts):
+    reports = [verify_cache(FeatureCache.open(path)) for path in paths]
+    for report in reports:
+        print_result(as_json, report.to_dict(), report.to_text())
+    if not all(report.sound for report in reports):
         raise SystemExit(1)

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from jzi.store.queries import QueryTable, Rejected
+    from jzi.store.photo_table import PhotoTable, Rejected
     from jzi.train.decoder import TrainReport
 
 
-class Sentence(click.ClickException):
+class UsageError(click.ClickException):
     """An error as one sentence on standard error, with exit code 2."""
 
     exit_code = 2
@@ -65,7 +65,7 @@ def list_rejected(rejected: tuple[Rejected, ...], what: str) -> None:
         click.echo(f"  {reason}: {', '.join(names[:5])}{more}", err=True)
 
 
-def list_disagreements(table: QueryTable) -> None:
+def list_disagreements(table: PhotoTable) -> None:
     """Name the first photos whose published zoom sequence is not that of their position, and count them."""
     for each in table.disagreements[:10]:
         click.echo(f"  {each.name}: {each.reason}", err=True)
@@ -73,14 +73,14 @@ def list_disagreements(table: QueryTable) -> None:
         click.echo(f"{len(table.disagreements)} photos have another zoom sequence than their position", err=True)
 
 
-def tell_unreachable(photos: int) -> None:
+def report_unreachable(photos: int) -> None:
     """Say how many photos were left out, if any."""
     if photos:
         click.echo(f"{photos} photos left out: the map has no imagery where they were taken", err=True)
 
 
-def tell_left_out(report: TrainReport) -> None:
+def report_left_out(report: TrainReport) -> None:
     """Say which photos a training did without, and what that meant."""
-    tell_unreachable(report.unreachable)
+    report_unreachable(report.unreachable)
     if report.epochs and not report.val:
         click.echo("there is no photo with split 'val': the last epoch is kept", err=True)

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from jzi.commands.common import Sentence, approximate_option, beams_option, json_option, print_result, retriever_option
+from jzi.commands.common import (
+    UsageError,
+    approximate_option,
+    beams_option,
+    json_option,
+    print_result,
+    retriever_option,
+)
 from jzi.errors import PhotoError
 
 if TYPE_CHECKING:
@@ -101,15 +108,15 @@ def locate(
 
     files = expand_photos(photos)
     if as_one and track:
-        raise Sentence("--together and --track cannot both be true: a drive has more than one place")
+        raise UsageError("--together and --track cannot both be true: a drive has more than one place")
     if picture and len(files) > 1 and not as_one:
-        raise Sentence("--picture draws one photo: give one, or use --map")
+        raise UsageError("--picture draws one photo: give one, or use --map")
     if retriever and beams:
-        raise Sentence("--beams is of the zoom, and --retriever is not one")
+        raise UsageError("--beams is of the zoom, and --retriever is not one")
     for output in (geojson, heatmap, picture, page, table):
         if output and not output.parent.is_dir():
-            raise Sentence(f"there is no folder {output.parent} to write {output.name} into")
-    from jzi.locate.locator import Location, Question
+            raise UsageError(f"there is no folder {output.parent} to write {output.name} into")
+    from jzi.locate.locator import LocateOptions, Location
     from jzi.store.exif import write_position
 
     locator = open_locator(model, config_file, cache=cache, retriever=retriever, approximate=approximate)
@@ -117,15 +124,15 @@ def locate(
     if write_exif:
         _prepare_copies(files, write_exif)
     rows, located = [], []
-    question = Question(estimate, radius, top, beams)
+    options = LocateOptions(estimate, radius, top, beams)
     answers: Iterable[Location | NotLocated]
     if as_one:
-        answers, files = [locator.locate_together(files, question)], files[:1]
+        answers, files = [locator.locate_together(files, options)], files[:1]
     elif track:
         files, seconds = _in_time(files, interval)
-        answers = locator.locate_track(files, seconds, top_speed / 3.6, question)
+        answers = locator.locate_track(files, seconds, top_speed / 3.6, options)
     else:
-        answers = locator.locate_all(files, question)
+        answers = locator.locate_all(files, options)
     for file, answer in zip(files, answers, strict=True):
         _tell(answer, abstain, as_json)
         rows.append(answer.to_dict())
@@ -189,17 +196,17 @@ def _in_time(files: list[Path], interval: float | None) -> tuple[list[Path], lis
 
     times = {file: read_time(file) for file in files}
     if missing := [file for file, moment in times.items() if moment is None]:
-        raise Sentence(f"{missing[0]} does not say when it was taken: give --interval SECONDS, and photos in order")
+        raise UsageError(f"{missing[0]} does not say when it was taken: give --interval SECONDS, and photos in order")
     known = sorted((moment, file) for file, moment in times.items() if moment)
     return [file for _, file in known], [(moment - known[0][0]).total_seconds() for moment, _ in known]
 
 
 def _prepare_copies(files: list[Path], folder: Path) -> None:
     if any(file.resolve().parent == folder.resolve() for file in files):
-        raise Sentence(f"--write-exif {folder} is where the photos are: give another folder for the copies")
+        raise UsageError(f"--write-exif {folder} is where the photos are: give another folder for the copies")
     names = [file.name for file in files]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise Sentence(f"two photos are called {min(twice)}: locate one folder at a time with --write-exif")
+        raise UsageError(f"two photos are called {min(twice)}: locate one folder at a time with --write-exif")
     folder.mkdir(parents=True, exist_ok=True)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from jzi.commands.common import Sentence, json_option, list_rejected, print_result, settings_options, tell_left_out
+from jzi.commands.common import UsageError, json_option, list_rejected, print_result, report_left_out, settings_options
 
 
 @click.command("train-retriever")
@@ -28,9 +28,9 @@ def train_retriever_command(
     settings = load_settings(config_file, overrides)
     from jzi.encode.device import processes
     from jzi.train.retriever import train_retriever
-    from jzi.workspace.open import load_encoder, open_imagery, read_query_table
+    from jzi.workspace.open import load_encoder, open_imagery, open_photo_table
 
-    table = read_query_table(settings).inside(settings.pyramid)
+    table = open_photo_table(settings).inside(settings.pyramid)
     with open_imagery(settings) as imagery:
         report = train_retriever(
             imagery,
@@ -44,7 +44,7 @@ def train_retriever_command(
         return
     list_rejected(table.rejected, "photos left out")
     list_rejected(report.unreadable, "photos cannot be read")
-    tell_left_out(report)
+    report_left_out(report)
     print_result(as_json, report.to_dict(), f"{report.to_text()}: {report.folder}")
     if not as_json:
         click.echo(f"to go on: jzi index --retriever {output}; jzi encode-queries --retriever {output}")
@@ -72,11 +72,11 @@ def index(config_file: Path, overrides: tuple[str, ...], retriever: Path, hnsw: 
         import_faiss()  # or say at once that it is missing
     found = Retriever.load(retriever)
     if found.pyramid != settings.pyramid:
-        raise Sentence(f"{retriever} was trained on another area than that of {config_file}: retrievers do not move")
+        raise UsageError(f"{retriever} was trained on another area than that of {config_file}: retrievers do not move")
     with open_imagery(settings) as imagery:
         encoder = found.load_encoder()
         cache = open_cache_of(found.cache_path, settings.pyramid, encoder, imagery)
-        report = index_cells(cache, encoder, imagery, found.surroundings, batch_size=settings.encoder.batch_size)
+        report = index_cells(cache, encoder, imagery, found.context, batch_size=settings.encoder.batch_size)
     if not processes().is_main_process:
         return
     if hnsw:

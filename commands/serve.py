@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from jzi.commands.common import Sentence, approximate_option, retriever_option
+from jzi.commands.common import UsageError, approximate_option, retriever_option
 
 
 @click.command()
@@ -43,7 +43,7 @@ def serve(
 
         from jzi.serve.app import Limits, make_app
     except ImportError as error:
-        raise Sentence(f"jzi serve needs {error.name}: pip install 'jzi[serve]'") from error
+        raise UsageError(f"jzi serve needs {error.name}: pip install 'jzi[serve]'") from error
     from jzi.workspace.open import imagery_of, open_locator
 
     locator = open_locator(model, config_file, cache=cache, retriever=retriever, approximate=approximate)

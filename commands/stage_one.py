@@ -8,13 +8,13 @@ from typing import Any
 import click
 
 from jzi.commands.common import (
-    Sentence,
+    UsageError,
     json_option,
     list_disagreements,
     list_rejected,
     print_result,
+    report_left_out,
     settings_options,
-    tell_left_out,
 )
 
 
@@ -52,7 +52,7 @@ def finetune(
         return
     list_rejected(rejected, "photos left out")
     list_rejected(report.unreadable, "photos cannot be read")
-    tell_left_out(report)
+    report_left_out(report)
     print_result(as_json, report.to_dict(), f"{report.to_text()}: {report.folder}")
     if not as_json:
         click.echo(
@@ -87,8 +87,8 @@ def encode_map_command(config_file: Path, overrides: tuple[str, ...], tokens: bo
             from jzi.encode.encode_cells import index_cells
 
             # a cell is seen as wide as a tile of the last level, a scale that the encoder knows
-            surroundings = float(settings.pyramid.grid)
-            indexed = index_cells(cache, encoder, imagery, surroundings, batch_size=settings.encoder.batch_size)
+            context = float(settings.pyramid.grid)
+            indexed = index_cells(cache, encoder, imagery, context, batch_size=settings.encoder.batch_size)
             values["cells"], text = indexed.to_dict(), f"{text}; {indexed.to_text()}"
     if processes().is_main_process:
         print_result(as_json, {**values, "cache": settings.cache_path}, f"{text}: {settings.cache_path}")
@@ -112,13 +112,13 @@ def encode_queries_command(
     as_json: bool,
 ) -> None:
     """Encode the photos: those that are new or have changed."""
-    from jzi.workspace.open import read_query_table
+    from jzi.workspace.open import open_photo_table
     from jzi.workspace.settings import load_settings
 
     given = {"queries.views": views, "queries.seed": seed}
     overrides = (*overrides, *(f"{name}={value}" for name, value in given.items() if value is not None))
     settings = load_settings(config_file, overrides)
-    table = read_query_table(settings).inside(settings.pyramid)
+    table = open_photo_table(settings).inside(settings.pyramid)
     from jzi.encode.device import processes
     from jzi.encode.encode_queries import encode_queries
     from jzi.store.cache import ENCODED
@@ -158,7 +158,7 @@ def encode_queries_command(
     print_result(as_json, values, f"{report.to_text()} ({shares}): {cache.path}")
     nowhere = [each for each in table.rejected if each.reason.startswith("no GPS")]
     if nowhere and not skip_unusable:
-        raise Sentence(
+        raise UsageError(
             f"{len(nowhere)} photos of {table.source} have no GPS position in their EXIF, such as {nowhere[0].name}: "
             "the others are encoded; give positions in a CSV, move them away, or pass --skip-unusable"
         )

@@ -8,14 +8,14 @@ from typing import Any
 import click
 
 from jzi.commands.common import (
-    Sentence,
+    UsageError,
     approximate_option,
     beams_option,
     json_option,
     print_result,
+    report_left_out,
+    report_unreachable,
     settings_options,
-    tell_left_out,
-    tell_unreachable,
 )
 
 
@@ -38,11 +38,11 @@ def train_decoder_command(config_file: Path, overrides: tuple[str, ...], as_json
 
     cache = FeatureCache.open(settings.cache_path)
     if settings.encoder_folder is None and not cache.encoder.from_hub:
-        raise Sentence(
+        raise UsageError(
             f"there is no encoder in {settings.encoder.name} any more, and the model must carry it: set encoder.name "
             f"to the folder of {cache.encoder.label}"
         )
-    cache.check(pyramid=settings.pyramid, encoder=load_encoder(settings).card)
+    cache.check(pyramid=settings.pyramid, encoder=load_encoder(settings).info)
     init = settings.train.init
     report = train_decoder(
         cache,
@@ -55,7 +55,7 @@ def train_decoder_command(config_file: Path, overrides: tuple[str, ...], as_json
     )
     if not processes().is_main_process:
         return
-    tell_left_out(report)
+    report_left_out(report)
     print_result(as_json, report.to_dict(), f"{report.to_text()}: {report.folder}")
 
 
@@ -100,20 +100,20 @@ def evaluate(
     except ValueError:
         metres = ()
     if not metres or min(metres) <= 0:
-        raise Sentence(f"--radii takes metres separated by commas, not {radii!r}")
+        raise UsageError(f"--radii takes metres separated by commas, not {radii!r}")
     if not estimates and (plot or abstain is not None or beams):
-        raise Sentence("--plot, --abstain and --beams go with --estimates")
+        raise UsageError("--plot, --abstain and --beams go with --estimates")
     if retriever and (estimates or beams):
-        raise Sentence("--estimates and --beams are of the zoom, and --retriever is not one")
+        raise UsageError("--estimates and --beams are of the zoom, and --retriever is not one")
     if approximate and not retriever:
-        raise Sentence("--approximate goes with --retriever")
+        raise UsageError("--approximate goes with --retriever")
     from jzi.evaluate.evaluate import evaluate_model, to_table
 
     if retriever:
         from jzi.retrieve.evaluate import evaluate_retriever
 
         split, unreachable, evaluation = evaluate_retriever(retriever, split, radii=metres, approximate=approximate)
-        tell_unreachable(unreachable)
+        report_unreachable(unreachable)
         values = {"split": split, "unreachable": unreachable, **evaluation.to_dict()}
         how = "HNSW" if approximate else "exact search"
         title = f"{evaluation.photos} photos of the {split} split, flat retrieval ({how})"
@@ -128,7 +128,7 @@ def evaluate(
         radius=radius,
         beams=beams,
     )
-    tell_unreachable(unreachable)
+    report_unreachable(unreachable)
     values = {"split": split, "unreachable": unreachable, **evaluation.to_dict()}
     text = to_table(evaluation, f"{evaluation.photos} photos of the {split} split, greedy search")
     if calibration:

@@ -15,7 +15,7 @@ from jzi.store.cache import FeatureCache
 
 
 @dataclass(frozen=True)
-class Samples:
+class ZoomDataset:
     """Photos, where they were taken, and the zooms that lead there.
 
     Attributes:
@@ -39,7 +39,7 @@ class Samples:
     def __len__(self) -> int:
         return len(self.query)
 
-    def with_views(self, most: int) -> Samples:
+    def with_views(self, most: int) -> ZoomDataset:
         """The same photos with no more than `most` augmented views of each."""
         if self.views is None or not most:
             return replace(self, query=self.query[:, :1], views=None)
@@ -54,7 +54,7 @@ class Samples:
         return (share * (self.views + 1)).long()
 
 
-def load_samples(cache: FeatureCache, table: TileTable, split: str, views: int = 0) -> Samples:
+def load_dataset(cache: FeatureCache, table: TileTable, split: str, views: int = 0) -> ZoomDataset:
     """The encoded photos of a split ("train", "val" or "test"); there may be none.
 
     Args:
@@ -70,7 +70,9 @@ def load_samples(cache: FeatureCache, table: TileTable, split: str, views: int =
     return load_splits(cache, table, cache.queries.encoded(), {split: views})[0]
 
 
-def load_splits(cache: FeatureCache, table: TileTable, frame: pd.DataFrame, splits: dict[str, int]) -> list[Samples]:
+def load_splits(
+    cache: FeatureCache, table: TileTable, frame: pd.DataFrame, splits: dict[str, int]
+) -> list[ZoomDataset]:
     """The photos of several splits, whose embeddings are read from the cache in one go.
 
     Args:
@@ -92,7 +94,7 @@ def load_splits(cache: FeatureCache, table: TileTable, frame: pd.DataFrame, spli
     for query, part, (latitude, longitude), path, kept, views in zip(
         embedding.split([len(each) for each in rows]), parts, positions, paths, keep, splits.values(), strict=True
     ):
-        plain = Samples(
+        plain = ZoomDataset(
             query=query[:, : 1 + views].contiguous().to(table.device),
             tiles=table.along(path[kept]),
             actions=torch.from_numpy(path[kept]).to(table.device),

@@ -159,7 +159,7 @@ class ZoomDecoder(nn.Module):
         hidden, _ = self._run(groups.flatten(1, 2), None)
         return self._score(hidden.unflatten(1, groups.shape[1:3])[:, :, -1], below)
 
-    def begin(self, query: Tensor, tile: Tensor, below: Tensor | None = None) -> tuple[Tensor, KeyValues]:
+    def prefill(self, query: Tensor, tile: Tensor, below: Tensor | None = None) -> tuple[Tensor, KeyValues]:
         """Step 0: (batch, feature) of the photo and of the whole map's tile to (batch, action) logits and a cache.
 
         The tile may be (batch, 1 + k, feature) with its patch tokens, here and in `step`.

@@ -74,7 +74,7 @@ def import_checkpoint(
         loaded.save(source)
         loaded.name = encoder
         decoder.load_state_dict({name: weights[_DECODER + name] for name in decoder.state_dict()})
-        create_folder(folder, config, pyramid, loaded.card, source)
+        create_folder(folder, config, pyramid, loaded.info, source)
     save_weights(folder, decoder)
 
 

@@ -24,9 +24,9 @@ from safetensors.torch import load_file, save_file
 from jzi.decode.config import DecoderConfig
 from jzi.decode.decoder import ZoomDecoder
 from jzi.errors import ModelError, first_line
-from jzi.store.cards import EncoderCard, ImageryCard
 from jzi.store.files import write_whole
-from jzi.store.map_features import MapFeatures
+from jzi.store.info import EncoderInfo, ImageryInfo
+from jzi.store.map_embeddings import MapEmbeddings
 from jzi.store.pyramid import Pyramid
 from jzi.version import __version__
 
@@ -54,8 +54,8 @@ class ZoomModel:
 
     decoder: ZoomDecoder
     pyramid: Pyramid
-    encoder: EncoderCard
-    imagery: ImageryCard | None
+    encoder: EncoderInfo
+    imagery: ImageryInfo | None
     folder: Path
     temperature: torch.Tensor | None = None
 
@@ -75,8 +75,8 @@ class ZoomModel:
             decoder.load_state_dict(load_file(folder / "decoder.safetensors"))
         except (OSError, SafetensorError, RuntimeError) as error:
             raise ModelError(f"{folder / 'decoder.safetensors'} cannot be used: {first_line(error)}") from error
-        pyramid, encoder = Pyramid.from_dict(config["pyramid"]), EncoderCard(**config["encoder"])
-        imagery = ImageryCard(**config["imagery"]) if config["imagery"] else None
+        pyramid, encoder = Pyramid.from_dict(config["pyramid"]), EncoderInfo(**config["encoder"])
+        imagery = ImageryInfo(**config["imagery"]) if config["imagery"] else None
         fitted = config.get("temperature")
         temperature = torch.tensor(fitted, device=device) if fitted else None
         return cls(decoder.eval().to(device), pyramid, encoder, imagery, folder, temperature)
@@ -86,7 +86,7 @@ class ZoomModel:
         """Whether the folder holds the map's embeddings."""
         return (self.folder / "map.safetensors").exists()
 
-    def read_map(self, cache: FeatureCache | None = None) -> MapFeatures:
+    def read_map(self, cache: FeatureCache | None = None) -> MapEmbeddings:
         """The map's embeddings: the cache's, if one is given, else those in the folder.
 
         Raises:
@@ -97,7 +97,7 @@ class ZoomModel:
         cells = self.decoder.config.look_ahead == "cells"
         if cache is None:
             file = self.folder / "map.safetensors"
-            features = MapFeatures.load(file, self.pyramid)
+            features = MapEmbeddings.load(file, self.pyramid)
             if cells and features.cells is None:
                 raise ModelError(f"{file} lacks the terminal cells, which this decoder looks at: copy the model anew")
             return features
@@ -106,15 +106,15 @@ class ZoomModel:
 
     def check(self, cache: FeatureCache) -> None:
         """Raise CacheMismatchError where a cache is of another encoder, pyramid or imagery than the model."""
-        mend = f"that is not what the model {self.folder} was trained with, give the cache or the model that belongs"
-        cache.check(pyramid=self.pyramid, encoder=self.encoder, imagery=self.imagery, mend=mend)
+        hint = f"that is not what the model {self.folder} was trained with, give the cache or the model that belongs"
+        cache.check(pyramid=self.pyramid, encoder=self.encoder, imagery=self.imagery, hint=hint)
 
     def load_encoder(self, device: str | None = None) -> Encoder:
         """As `load_own_encoder`."""
         return load_own_encoder(self.folder, self.encoder, device)
 
 
-def load_own_encoder(folder: Path, card: EncoderCard, device: str | None = None) -> Encoder:
+def load_own_encoder(folder: Path, info: EncoderInfo, device: str | None = None) -> Encoder:
     """The encoder of a model, from its folder or from the hub by its id.
 
     Raises:
@@ -124,13 +124,13 @@ def load_own_encoder(folder: Path, card: EncoderCard, device: str | None = None)
     from jzi.encode.encoder import Encoder
 
     own = folder / "encoder"
-    if not (own.is_dir() or card.from_hub):
+    if not (own.is_dir() or info.from_hub):
         raise ModelError(f"{folder} lacks its encoder, {own}: copy the model anew")
-    source = own if own.is_dir() else card.name
-    encoder = Encoder.load(source, image_size=card.image_size, layout=card.layout, device=device)
-    if encoder.fingerprint != card.fingerprint:
+    source = own if own.is_dir() else info.name
+    encoder = Encoder.load(source, image_size=info.image_size, layout=info.layout, device=device)
+    if encoder.fingerprint != info.fingerprint:
         raise ModelError(
-            f"{folder} was trained with the encoder {card.label}, and {source} now is {encoder.card.label}: bring that "
+            f"{folder} was trained with the encoder {info.label}, and {source} now is {encoder.info.label}: bring that "
             "encoder back or train anew"
         )
     return encoder
@@ -157,9 +157,9 @@ def create_folder(
     folder: Path,
     config: DecoderConfig,
     pyramid: Pyramid,
-    encoder: EncoderCard,
+    encoder: EncoderInfo,
     encoder_folder: Path | None,
-    imagery: ImageryCard | None = None,
+    imagery: ImageryInfo | None = None,
 ) -> None:
     """Start a model folder: the encoder if it lies in a folder of its own, then config.json."""
     folder.mkdir(parents=True, exist_ok=True)

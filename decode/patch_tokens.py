@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from jzi.encode.device import SHARE, free_bytes
 from jzi.errors import CacheError, ConfigError
-from jzi.store.map_features import ENCODED
+from jzi.store.map_embeddings import ENCODED
 from jzi.store.pyramid import TileKey
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ PAIRS = 4096
 
 
 @dataclass(frozen=True)
-class Zooms:
+class BeamSearchResult:
     """What a search found, best first.
 
     Attributes:
@@ -42,7 +42,7 @@ def zoom(
     *,
     cells: int | None = None,
     temperature: Tensor | None = None,
-) -> Zooms:
+) -> BeamSearchResult:
     """Search the pyramid for each photo.
 
     Args:
@@ -56,7 +56,9 @@ def zoom(
     most = max(1, decoder.config.batch(PAIRS) // beams)
     if decoder.config.patch_tokens and len(query) > most:
         parts = [zoom(decoder, table, part, beams, cells=cells, temperature=temperature) for part in query.split(most)]
-        return Zooms(torch.cat([part.paths for part in parts]), torch.cat([part.log_probability for part in parts]))
+        return BeamSearchResult(
+            torch.cat([part.paths for part in parts]), torch.cat([part.log_probability for part in parts])
+        )
     pyramid, n = table.pyramid, len(query)
     g, actions = pyramid.grid, pyramid.actions
     row = torch.zeros(n, 1, dtype=torch.int64, device=table.device)  # (query, beam)
@@ -71,12 +73,12 @@ def zoom(
         below = None if below is None else below.flatten(0, 1)
         tile = tile.flatten()
         if past is None:
-            logits, past = decoder.begin(query.float(), seen, below)
+            logits, past = decoder.prefill(query.float(), seen, below)
         else:
             logits, past = decoder.step(paths[..., -1].flatten(), seen, past, below)
         if temperature is not None:
             logits = logits / temperature[level]
-        logits = logits.float().masked_fill(~table.enterable[tile], -torch.inf)
+        logits = logits.float().masked_fill(~table.child_mask[tile], -torch.inf)
         step = logits.log_softmax(-1).nan_to_num(nan=-torch.inf).view(n, -1, actions)  # nan: there is nothing below
         total = (steps.sum(-1, keepdim=True) + step).flatten(1)  # (query, beam * action)
         kept = cells if cells and level + 1 == pyramid.levels else beams
@@ -89,7 +91,7 @@ def zoom(
         if beams > 1 and level + 1 < pyramid.levels:
             first = torch.arange(n, device=table.device)[:, None] * step.shape[1]
             past = past.select((first + beam).flatten())
-    return Zooms(paths, steps)
+    return BeamSearchResult(paths, steps)
 
 
 def _take(values: Tensor, beam: Tensor) -> Tensor:

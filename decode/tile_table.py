@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jzi.errors import CacheError
-from jzi.store.map_features import NODATA, MapFeatures
+from jzi.store.map_embeddings import NODATA, MapEmbeddings
 
 if TYPE_CHECKING:
     from jzi.decode.config import DecoderConfig
@@ -24,12 +24,12 @@ class TileTable:
     Attributes:
         embedding: (tile, feature) float16 on the device; zeros where there is no imagery. Terminal cells, if there are
             any, come last.
-        enterable: (tile, action) bool; False for children with no imagery, which search never enters.
+        child_mask: (tile, action) bool; False for children with no imagery, which search never enters.
         patches: the tiles' patch tokens; None where the map came without.
     """
 
     def __init__(
-        self, features: MapFeatures, device: torch.device | str = "cpu", patches: PatchTokens | None = None
+        self, features: MapEmbeddings, device: torch.device | str = "cpu", patches: PatchTokens | None = None
     ) -> None:
         self.patches = patches
         self.pyramid = features.pyramid
@@ -38,8 +38,8 @@ class TileTable:
         flat = np.concatenate([np.nan_to_num(grid).reshape(-1, features.width) for grid in grids])
         self.embedding = torch.from_numpy(flat).to(device)
         levels = range(self.pyramid.levels)
-        enterable = np.concatenate([_by_parent(features.status[k + 1] != NODATA, self.pyramid.grid) for k in levels])
-        self.enterable = torch.from_numpy(enterable).to(device)
+        child_mask = np.concatenate([_by_parent(features.status[k + 1] != NODATA, self.pyramid.grid) for k in levels])
+        self.child_mask = torch.from_numpy(child_mask).to(device)
         sizes = [self.pyramid.tiles_per_side(level) ** 2 for level in levels]
         self.offsets = np.concatenate([[0], np.cumsum(sizes)[:-1]]).tolist()
 
@@ -52,7 +52,7 @@ class TileTable:
         """The same tiles with other embeddings, (tile, feature) on their device."""
         table = copy.copy(self)
         table.embedding, table.width = embedding, embedding.shape[1]
-        table.enterable = self.enterable.to(embedding.device)
+        table.child_mask = self.child_mask.to(embedding.device)
         return table
 
     def index(self, level: int, row: Tensor, col: Tensor) -> Tensor:
@@ -141,7 +141,7 @@ class TileTable:
     def reachable(self, paths: NDArray[np.int64]) -> NDArray[np.bool_]:
         """(n,) whether every step of (n, L) actions enters a tile with imagery."""
         actions = torch.from_numpy(paths).to(self.device)
-        return self.enterable[self.along(paths), actions].all(-1).cpu().numpy()
+        return self.child_mask[self.along(paths), actions].all(-1).cpu().numpy()
 
 
 def _by_parent(status: NDArray[np.bool_], grid: int) -> NDArray[np.bool_]:

@@ -1,4 +1,4 @@
-"""Augmented views of photos and tiles, on the device (the reference's recipe, which is Sample4Geo's).
+"""Augmented views of photos and tiles, on the device (the reference's augmentation, which is Sample4Geo's).
 
 What happens to an image is a function of `DRAWS` uniform numbers, so that a view can be made again from a seed in any
 batch and on any machine.
@@ -46,7 +46,7 @@ _DROPOUT = slice(11, 15)  # whether and which, grid x, grid y, how many holes
 _HOLES = slice(15, 15 + 4 * HOLES[1])  # x, y, width, height of each
 
 #: Changes with what a view looks like, so that views of several makes are never mixed.
-RECIPE = 1
+AUGMENTATION_VERSION = 1
 
 #: Uniform numbers to an image; a photo has `DRAWS` for itself and `DRAWS` for each of its squares.
 DRAWS = _HOLES.stop

@@ -30,7 +30,7 @@ class CellImages:
     Args:
         imagery: the map.
         image_size: side of an image, pixels.
-        surroundings: side of the square around a cell, in cells.
+        context: side of the square around a cell, in cells.
         device: where the mosaic is wanted.
         folder: for a file with it, if it fits nowhere else.
         progress: whether to show it.
@@ -47,7 +47,7 @@ class CellImages:
         self,
         imagery: Imagery,
         image_size: int,
-        surroundings: float,
+        context: float,
         *,
         device: torch.device,
         folder: Path,
@@ -56,8 +56,8 @@ class CellImages:
         self.imagery, self.pyramid, self.image_size = imagery, imagery.pyramid, image_size
         self.cells = self.pyramid.tiles_per_side(self.pyramid.levels)  # to a side
         #: Pixels to a cell, even, and no coarser than the images; the margin around a cell, pixels.
-        self.pixels = 2 * math.ceil(image_size / surroundings / 2)
-        self.margin = round((surroundings - 1) * self.pixels / 2)
+        self.pixels = 2 * math.ceil(image_size / context / 2)
+        self.margin = round((context - 1) * self.pixels / 2)
         side = self.cells * self.pixels + 2 * self.margin
         self.mosaic = allocate((side, side, 3), torch.uint8, device, folder)
         self.has_imagery = np.zeros((self.cells, self.cells), bool)

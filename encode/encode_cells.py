@@ -16,7 +16,7 @@ from jzi.encode.encoder import Encoder
 from jzi.encode.imagery import Imagery
 from jzi.store.cache import FeatureCache
 from jzi.store.cell_features import CellFeatures
-from jzi.store.map_features import ENCODED, NODATA
+from jzi.store.map_embeddings import ENCODED, NODATA
 from jzi.store.storage import is_url
 
 
@@ -49,7 +49,7 @@ class IndexReport:
 
 
 def index_cells(
-    cache: FeatureCache, encoder: Encoder, imagery: Imagery, surroundings: float, *, batch_size: int = 32
+    cache: FeatureCache, encoder: Encoder, imagery: Imagery, context: float, *, batch_size: int = 32
 ) -> IndexReport:
     """Encode the cells that the cache lacks; nothing is read or encoded when it lacks none.
 
@@ -60,7 +60,7 @@ def index_cells(
         cache: made for this encoder, pyramid and imagery, open for writing.
         encoder: as in the cache.
         imagery: as in the cache.
-        surroundings: side of the piece of map that stands for a cell, in cells.
+        context: side of the piece of map that stands for a cell, in cells.
         batch_size: images to a forward pass.
 
     Raises:
@@ -70,14 +70,14 @@ def index_cells(
     state, pyramid = processes(), cache.pyramid
     side = pyramid.tiles_per_side(pyramid.levels)
     with state.main_process_first():
-        cells = CellFeatures.require(cache.group, cache.path, side, encoder.width, surroundings * pyramid.cell_size)
+        cells = CellFeatures.require(cache.group, cache.path, side, encoder.width, context * pyramid.cell_size)
     missing = [chunk for chunk in cells.chunks if not cells.whole(chunk)]
     state.wait_for_everyone()  # all have read the same state
     if missing:
         images = CellImages(
             imagery,
             encoder.image_size,
-            surroundings,
+            context,
             device=encoder.device,
             folder=Path(tempfile.gettempdir() if is_url(cache.path) else cache.path).parent,
             progress=state.is_main_process,

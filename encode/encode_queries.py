@@ -17,7 +17,7 @@ from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from jzi.encode.augment import RECIPE, augment_photos, drop_parts, view_draws
+from jzi.encode.augment import AUGMENTATION_VERSION, augment_photos, drop_parts, view_draws
 from jzi.encode.device import processes
 from jzi.encode.encode_map import WRITE_EVERY_S
 from jzi.encode.encoder import Encoder
@@ -26,12 +26,12 @@ from jzi.encode.prefetch import prefetch, reader_threads
 from jzi.errors import PhotoError
 from jzi.store.cache import NODATA, FeatureCache
 from jzi.store.files import file_sha256
-from jzi.store.queries import QueryTable, Rejected
-from jzi.store.query_features import CHUNK, ENCODED, MISSING, UNREADABLE, QueryFeatures
+from jzi.store.photo_features import CHUNK, ENCODED, MISSING, UNREADABLE, PhotoFeatures
+from jzi.store.photo_table import PhotoTable, Rejected
 
 
 @dataclass(frozen=True)
-class QueryReport:
+class PhotoReport:
     """What `encode_queries` did, all processes together.
 
     Attributes:
@@ -80,8 +80,8 @@ class _Photo:
 
 
 def encode_queries(
-    cache: FeatureCache, encoder: Encoder, table: QueryTable, *, batch_size: int = 32, views: int = 0, seed: int = 0
-) -> QueryReport:
+    cache: FeatureCache, encoder: Encoder, table: PhotoTable, *, batch_size: int = 32, views: int = 0, seed: int = 0
+) -> PhotoReport:
     """Make the cache list the photos of a table, and encode those that it lacks or that have changed.
 
     A photo is known by its id and by its bytes; bytes are looked at only where size or modification time differ from
@@ -102,10 +102,10 @@ def encode_queries(
     queries = cache.queries
     damaged, remade = 0, False
     if state.is_main_process:
-        queries.mend()
+        queries.repair()
         queries.list_photos(table.frame)
         if views:
-            remade = queries.require_views(views, {"seed": seed, "recipe": RECIPE})
+            remade = queries.require_views(views, {"seed": seed, "recipe": AUGMENTATION_VERSION})
         cache.consolidate()  # there may be more rows and columns now
         lost = queries.damaged_rows()
         damaged = len(lost)
@@ -131,7 +131,7 @@ def encode_queries(
     still = still[still["status"] == UNREADABLE]
     unreadable += [(name, "cannot be read, and has not changed since it was tried") for name in still["id"]]
     encoded = len(todo) - (len(unreadable) - len(still))
-    return QueryReport(
+    return PhotoReport(
         encoded=encoded,
         reused=reused - len(still),
         unreadable=tuple(Rejected(*each) for each in unreadable),
@@ -149,7 +149,7 @@ def _off_map(cache: FeatureCache, known: pd.DataFrame) -> tuple[Rejected, ...]:
 
 
 def _changed(
-    known: pd.DataFrame, photos: list[str], queries: QueryFeatures, state: PartialState, again: NDArray[np.bool_]
+    known: pd.DataFrame, photos: list[str], queries: PhotoFeatures, state: PartialState, again: NDArray[np.bool_]
 ) -> NDArray[np.int64]:
     """Rows to encode: never tried, with other bytes than those that the cache knows, or wanted again."""
     size, mtime_ns = np.array([_stat(Path(photo)) for photo in photos], np.int64).reshape(-1, 2).T
@@ -178,7 +178,7 @@ def _encode(
     views: dict[int, int],
     seed: int,
     encoder: Encoder,
-    queries: QueryFeatures,
+    queries: PhotoFeatures,
     batch_size: int,
     bar: tqdm,
 ) -> Iterator[_Photo]:
@@ -240,18 +240,18 @@ def _read(row: int, path: Path, width: int, height: int) -> _Photo:
         data = path.read_bytes()
     except OSError as error:
         return _Photo(row, "", -1, -1, None, f"cannot be read: {error.strerror}")
-    identity = (row, hashlib.sha256(data).hexdigest(), stat.st_size, stat.st_mtime_ns)
+    fingerprint = (row, hashlib.sha256(data).hexdigest(), stat.st_size, stat.st_mtime_ns)
     try:
-        return _Photo(*identity, resize_photo(open_photo(data, "it"), width, height))
+        return _Photo(*fingerprint, resize_photo(open_photo(data, "it"), width, height))
     except PhotoError as error:
-        return _Photo(*identity, None, str(error))
+        return _Photo(*fingerprint, None, str(error))
 
 
 @dataclass
 class _RowWriter:
     """Gathers rows and writes them chunk by chunk, now and then and at the end."""
 
-    queries: QueryFeatures
+    queries: PhotoFeatures
     rows: dict[int, tuple[_Photo, NDArray[np.float16] | None]] = field(default_factory=dict)
     written_at: float = field(default_factory=time.monotonic)
 

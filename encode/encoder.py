@@ -23,7 +23,7 @@ from tqdm import tqdm
 from jzi.encode.device import best_device
 from jzi.encode.families import FAMILIES, Family
 from jzi.errors import EncoderError, first_line
-from jzi.store.cards import EncoderCard
+from jzi.store.info import EncoderInfo
 
 
 def _halves(photos: Tensor) -> Tensor:
@@ -177,9 +177,9 @@ class Encoder:
         return (self.image_size // config.patch_size) ** 2
 
     @property
-    def card(self) -> EncoderCard:
+    def info(self) -> EncoderInfo:
         """Name and fingerprint: what a cache keeps."""
-        return EncoderCard(self.name, self.from_hub, self.fingerprint, self.width, self.image_size, self.layout)
+        return EncoderInfo(self.name, self.from_hub, self.fingerprint, self.width, self.image_size, self.layout)
 
     @property
     def fingerprint(self) -> str:

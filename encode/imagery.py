@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from jzi.encode.raster import Raster, RasterOptions, close_rasters
 from jzi.errors import ImageryError
-from jzi.store.cards import ImageryCard
 from jzi.store.files import file_sha256
+from jzi.store.info import ImageryInfo
 from jzi.store.pyramid import Bounds, Pyramid
 
 #: Laid under what has no imagery: the mean colour of ImageNet, which the encoder sees as zeros.
@@ -34,7 +34,7 @@ class Imagery:
     options: RasterOptions = field(default_factory=RasterOptions)
 
     def __post_init__(self) -> None:
-        self._card: ImageryCard | None = None  # the last that was made
+        self._info: ImageryInfo | None = None  # the last that was made
         if not self.paths:
             raise ImageryError("no raster is given: set map.rasters in jzi.toml")
         self.rasters = [Raster(path, self.options) for path in self.paths]
@@ -74,14 +74,14 @@ class Imagery:
         how = "as set" if self.options.stretch else "percentiles 2 and 98"
         return f"{bands}, {stretched.dtype} {stretched.stretch[0]:g}..{stretched.stretch[1]:g} to 0..255 ({how})"
 
-    def card(self, known: ImageryCard | None = None) -> ImageryCard:
+    def info(self, known: ImageryInfo | None = None) -> ImageryInfo:
         """Fingerprint over every byte of the files, how they are placed and how they are read.
 
         Args:
-            known: a card made before; its files are not hashed again where size and time are unchanged.
+            known: a info made before; its files are not hashed again where size and time are unchanged.
         """
-        cards = [card for card in (known, self._card) if card]
-        hashed = {(name, size, mtime): digest for card in cards for name, size, mtime, digest in card.files}
+        infos = [info for info in (known, self._info) if info]
+        hashed = {(name, size, mtime): digest for info in infos for name, size, mtime, digest in info.files}
         files = []
         digest = hashlib.sha256(self.description.encode())
         digest.update(json.dumps([self.options.nodata, self.options.stretch]).encode())
@@ -98,8 +98,8 @@ class Imagery:
             digest.update(json.dumps([*placed, raster.source.nodata]).encode())
         for *_, file_digest in files:
             digest.update(file_digest.encode())
-        self._card = ImageryCard(digest.hexdigest(), tuple(files), self.description)
-        return self._card
+        self._info = ImageryInfo(digest.hexdigest(), tuple(files), self.description)
+        return self._info
 
     def render(self, bounds: Bounds, pixels: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         """A square of the pyramid's CRS, north up and antialiased.

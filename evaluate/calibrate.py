@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from jzi.decode.dataset import Samples
+from jzi.decode.dataset import ZoomDataset
 from jzi.decode.decoder import ZoomDecoder
 from jzi.decode.tile_table import TileTable
 from jzi.locate.posterior import (
@@ -40,18 +40,18 @@ COVERAGES = (1.0, 0.9, 0.75, 0.5, 0.25, 0.1)
 
 
 @torch.no_grad()
-def _logits(decoder: ZoomDecoder, table: TileTable, samples: Samples) -> Tensor:
+def _logits(decoder: ZoomDecoder, table: TileTable, samples: ZoomDataset) -> Tensor:
     """(photo, step, action), teacher-forced; next to nothing, but finite, where there is no imagery."""
     parts = []
     for index in torch.arange(len(samples), device=table.device).split(decoder.config.batch(1024)):
         tiles, query = samples.tiles[index], samples.query[index, 0].float()
         seen, below = table.read(decoder.config, tiles, query)
         logits = decoder(query, seen, samples.actions[index], below)
-        parts.append(logits.masked_fill(~table.enterable[tiles], NOTHING))
+        parts.append(logits.masked_fill(~table.child_mask[tiles], NOTHING))
     return torch.cat(parts)
 
 
-def fit_temperature(decoder: ZoomDecoder, table: TileTable, samples: Samples) -> list[float]:
+def fit_temperature(decoder: ZoomDecoder, table: TileTable, samples: ZoomDataset) -> list[float]:
     """One temperature per step, which makes the steps' probabilities as likely as they can be on held-out photos.
 
     Source: Guo et al. 2017, "On Calibration of Modern Neural Networks".
@@ -124,14 +124,14 @@ class Calibration:
         radius: metres; what confidences of the default estimate are about.
         answers: of each estimate, with the model's temperatures.
         uncalibrated: of the default estimate, without them.
-        unexpanded: mean probability of what search did not reach.
+        residual: mean probability of what search did not reach.
     """
 
     photos: int
     radius: float
     answers: dict[str, Answers]
     uncalibrated: Answers
-    unexpanded: float
+    residual: float
 
     def recall(self, estimate: str, radius: float) -> float:
         """Share of photos whose answer lies within a radius."""
@@ -174,7 +174,7 @@ class Calibration:
         ]
         lines.append(
             f"  confidence is {self.error_after:.1%} off on average ({self.error_before:.1%} before calibration); "
-            f"search left out {self.unexpanded:.1%} of the probability"
+            f"search left out {self.residual:.1%} of the probability"
         )
         lines.append(f"  {'of the most confident':<28}" + "".join(f"{share:>8.0%} " for share in COVERAGES))
         kept = "".join(f"{self.covering(share)[1]:>8.1%} " for share in COVERAGES)
@@ -194,14 +194,14 @@ class Calibration:
             "calibration_error_before": self.error_before,
             "calibration_error": self.error_after,
             "coverage": covered,
-            "unexpanded": self.unexpanded,
+            "residual": self.residual,
         }
 
 
 def calibrate(
     decoder: ZoomDecoder,
     table: TileTable,
-    samples: Samples,
+    samples: ZoomDataset,
     *,
     temperature: Tensor | None,
     radius: float = 50.0,
@@ -218,13 +218,13 @@ def calibrate(
         beams: as in `posterior`.
     """
     found: dict[str, list[Answers]] = {name: [] for name in (*ESTIMATES, "plain")}
-    unexpanded = []
+    residual = []
     for part in tqdm(_batches(len(samples)), unit_scale=BATCH, unit="photo", desc="posterior"):
         query = samples.query[torch.from_numpy(part).to(samples.query.device), 0]
         truth = samples.latitude[part], samples.longitude[part]
         calibrated = posterior(decoder, table, query, beams=beams, temperature=temperature)
         plain = calibrated if temperature is None else posterior(decoder, table, query, beams=beams)
-        unexpanded.append(calibrated.unexpanded)
+        residual.append(calibrated.residual)
         greedy = greedy_posterior(decoder, table, query, temperature)
         found["greedy"].append(_answers(greedy, most_probable_cells(greedy), truth))
         found["map"].append(_answers(calibrated, most_probable_cells(calibrated), truth))
@@ -235,7 +235,7 @@ def calibrate(
         for name, parts in found.items()
     }
     uncalibrated = joined.pop("plain")
-    return Calibration(len(samples), radius, joined, uncalibrated, float(np.concatenate(unexpanded).mean()))
+    return Calibration(len(samples), radius, joined, uncalibrated, float(np.concatenate(residual).mean()))
 
 
 def _answers(found: Posterior, points: Points, truth: tuple[NDArray[np.float64], NDArray[np.float64]]) -> Answers:

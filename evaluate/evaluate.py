@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jzi.decode.dataset import load_samples
+from jzi.decode.dataset import load_dataset
 from jzi.decode.decoder import ZoomDecoder
 from jzi.decode.model import ZoomModel
 from jzi.decode.patch_tokens import PatchTokens
@@ -133,7 +133,7 @@ def evaluate_model(
     model.check(cache)
     table = TileTable(model.read_map(None if model.has_map else cache), device, PatchTokens.of(cache, device))
     for name in [split] if split else ["test", "val"]:
-        samples = load_samples(cache, table, name)
+        samples = load_dataset(cache, table, name)
         if len(samples):
             evaluation = evaluate(
                 model.decoder, table, samples.query[:, 0], samples.latitude, samples.longitude, radii=radii
@@ -286,7 +286,7 @@ def _step_accuracy(decoder: ZoomDecoder, table: TileTable, query: Tensor, truth:
         photos = query[part].to(table.device).float()
         seen, below = table.read(decoder.config, tiles[part], photos)
         logits = decoder(photos, seen, actions[part], below)
-        logits = logits.masked_fill(~table.enterable[tiles[part]], -torch.inf)
+        logits = logits.masked_fill(~table.child_mask[tiles[part]], -torch.inf)
         right += (logits.argmax(-1) == actions[part]).sum(0).cpu()
     return (right / len(truth)).tolist()
 

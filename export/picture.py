@@ -106,7 +106,7 @@ def _spread(location: Location) -> str:
         for share, radius in ((68, location.radius_68), (95, location.radius_95))
         if np.isfinite(radius)
     ]
-    return ", ".join(told) or f"{location.unexpanded:.0%} not searched"
+    return ", ".join(told) or f"{location.residual:.0%} not searched"
 
 
 def _extent(bounds: Bounds) -> tuple[float, float, float, float]:

@@ -22,39 +22,39 @@ NO_USE = 0.02
 MAX_SIDE = 2048
 
 
-def evidence(found: Posterior, enterable: NDArray[np.bool_]) -> NDArray[np.float64]:
+def evidence(found: Posterior, cell_mask: NDArray[np.bool_]) -> NDArray[np.float64]:
     """(photo, row, col) how likely each photo is in every cell; each photo's sum to 1.
 
     Args:
         found: of several photos.
-        enterable: (row, col) whether a cell has imagery.
+        cell_mask: (row, col) whether a cell has imagery.
 
     Raises:
         ConfigError: the map has too many cells.
     """
-    side = len(enterable)
+    side = len(cell_mask)
     if side > MAX_SIDE:
         raise ConfigError(f"photos are combined on maps of at most {MAX_SIDE} x {MAX_SIDE} cells, not {side} x {side}")
-    anywhere = enterable / enterable.sum()
+    anywhere = cell_mask / cell_mask.sum()
     grids = []
     for photo in range(len(found)):
         grid = found.grid(photo)
-        unreached = enterable & (grid == 0)
+        unreached = cell_mask & (grid == 0)
         if unreached.any():
-            grid = grid + unreached * (found.unexpanded[photo] / unreached.sum())
+            grid = grid + unreached * (found.residual[photo] / unreached.sum())
         grids.append((1 - NO_USE) * grid / grid.sum() + NO_USE * anywhere)
     return np.stack(grids)
 
 
-def together(found: Posterior, enterable: NDArray[np.bool_]) -> Posterior:
+def together(found: Posterior, cell_mask: NDArray[np.bool_]) -> Posterior:
     """Of photos taken at one place: the product of what they say."""
-    logs = np.log(np.maximum(evidence(found, enterable), 1e-300)).sum(0)
-    logs[~enterable] = -np.inf
+    logs = np.log(np.maximum(evidence(found, cell_mask), 1e-300)).sum(0)
+    logs[~cell_mask] = -np.inf
     return _as_posterior(found, np.exp(logs - logs.max()))
 
 
 def along_track(
-    found: Posterior, enterable: NDArray[np.bool_], seconds: Sequence[float], speed: float
+    found: Posterior, cell_mask: NDArray[np.bool_], seconds: Sequence[float], speed: float
 ) -> list[Posterior]:
     """Of photos taken on one drive: what all of them say of where each was taken.
 
@@ -63,7 +63,7 @@ def along_track(
 
     Args:
         found: of the photos, in the order of time.
-        enterable: (row, col) whether a cell has imagery.
+        cell_mask: (row, col) whether a cell has imagery.
         seconds: (photo,) when each was taken; they do not fall.
         speed: top speed, metres per second.
 
@@ -73,19 +73,19 @@ def along_track(
     gaps = np.diff(np.asarray(seconds, float))
     if not speed > 0 or (gaps < 0).any():
         raise ConfigError(f"a track needs a top speed of more than 0, not {speed}, and photos in the order of time")
-    seen = evidence(found, enterable)
+    seen = evidence(found, cell_mask)
     reaches = [speed * gap + found.pyramid.cell_size for gap in gaps]  # positions are known to a cell
     forward, backward = [seen[0]], [np.ones_like(seen[0])]
     for reach, now in zip(reaches, seen[1:], strict=True):
-        forward.append(_normalised(_move(forward[-1], reach, found, enterable) * now))
+        forward.append(_normalised(_move(forward[-1], reach, found, cell_mask) * now))
     for reach, later in zip(reversed(reaches), seen[:0:-1], strict=True):
-        backward.append(_normalised(_move(backward[-1] * later, reach, found, enterable)))
+        backward.append(_normalised(_move(backward[-1] * later, reach, found, cell_mask)))
     smoothed = (_normalised(one * other) for one, other in zip(forward, reversed(backward), strict=True))
     return [_as_posterior(found, grid) for grid in smoothed]
 
 
 def _move(
-    grid: NDArray[np.float64], reach: float, found: Posterior, enterable: NDArray[np.bool_]
+    grid: NDArray[np.float64], reach: float, found: Posterior, cell_mask: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
     """Spread what is in each cell over the cells within reach; convolution by Fourier transform."""
     side = len(grid)
@@ -95,7 +95,7 @@ def _move(
     shape = (side + 2 * cells, side + 2 * cells)
     spread = np.fft.irfft2(np.fft.rfft2(grid, shape) * np.fft.rfft2(disc / disc.sum(), shape), shape)
     moved = spread[cells : cells + side, cells : cells + side]
-    return np.maximum(moved, 0.0) * enterable + 1e-12 * enterable  # rounding; and no place is ruled out for ever
+    return np.maximum(moved, 0.0) * cell_mask + 1e-12 * cell_mask  # rounding; and no place is ruled out for ever
 
 
 def _normalised(grid: NDArray[np.float64]) -> NDArray[np.float64]:

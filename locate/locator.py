@@ -30,7 +30,7 @@ from jzi.locate.posterior import (
     most_probable_discs,
     posterior,
 )
-from jzi.store.cards import EncoderCard
+from jzi.store.info import EncoderInfo
 from jzi.store.pyramid import Pyramid
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Question:
+class LocateOptions:
     """What to answer with.
 
     Attributes:
@@ -52,8 +52,8 @@ class Question:
         ConfigError: there is no such estimate, or a number is out of range.
 
     Example:
-        >>> Question(estimate="map", top=3)
-        Question(estimate='map', radius=50.0, top=3, beams=None)
+        >>> LocateOptions(estimate="map", top=3)
+        LocateOptions(estimate='map', radius=50.0, top=3, beams=None)
     """
 
     estimate: str = "radius"
@@ -70,7 +70,7 @@ class Question:
             )
 
 
-DEFAULT = Question()
+DEFAULT = LocateOptions()
 
 PANORAMA = "it is twice as wide as high, as panoramas all round are, and was taken for a plain photo"
 
@@ -124,9 +124,9 @@ class Location:
         return f"within {radius:g} m" if radius else f"in this cell of {self.cell_m:.0f} m"
 
     @property
-    def unexpanded(self) -> float:
+    def residual(self) -> float:
         """Probability of all that search did not reach."""
-        return float(self.posterior.unexpanded[0])
+        return float(self.posterior.residual[0])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON; a radius that is not known is None."""
@@ -139,7 +139,7 @@ class Location:
             "radius_m": self.best.radius_m,
             "radius_68_m": self.radius_68 if math.isfinite(self.radius_68) else None,
             "radius_95_m": self.radius_95 if math.isfinite(self.radius_95) else None,
-            "unexpanded": self.unexpanded,
+            "residual": self.residual,
             "cell_m": self.cell_m,
             "path": list(self.best.path),
             "candidates": [candidate.to_dict() for candidate in self.candidates],
@@ -155,8 +155,8 @@ class Location:
             f"(confidence {self.confidence:.1%} {self.extent}; {spread})",
             *(f"    or {each.latitude:.6f}, {each.longitude:.6f}  ({each.probability:.1%})" for each in others),
         ]
-        if self.unexpanded >= 0.01:
-            lines.append(f"    search did not look into {self.unexpanded:.1%} of the probability")
+        if self.residual >= 0.01:
+            lines.append(f"    search did not look into {self.residual:.1%} of the probability")
         lines += [f"    note: {note}" for note in self.notes]
         return "\n".join(lines)
 
@@ -240,7 +240,7 @@ class Locator:
         return self.model.folder
 
     @property
-    def encoder_card(self) -> EncoderCard:
+    def encoder_info(self) -> EncoderInfo:
         """Of the model's encoder, without loading it."""
         return self.model.encoder
 
@@ -249,49 +249,49 @@ class Locator:
         """How the map is cut."""
         return self.model.pyramid
 
-    def locate(self, photo: Any, question: Question = DEFAULT, name: str = "") -> Location:
+    def locate(self, photo: Any, options: LocateOptions = DEFAULT, name: str = "") -> Location:
         """Where one photo was taken.
 
         Args:
             photo: a path, bytes, an open file or a PIL image.
-            question: what to answer with.
+            options: what to answer with.
             name: what to call it in the answer; the path by default.
 
         Raises:
             PhotoError: it cannot be read.
         """
-        (answer,) = self.locate_all([photo], question)
+        (answer,) = self.locate_all([photo], options)
         if isinstance(answer, NotLocated):
             raise PhotoError(answer.error)
         return replace(answer, photo=name) if name else answer
 
     def locate_all(
-        self, photos: Iterable[Any], question: Question = DEFAULT, batch_size: int = 32
+        self, photos: Iterable[Any], options: LocateOptions = DEFAULT, batch_size: int = 32
     ) -> Iterator[Location | NotLocated]:
         """Where each of many photos was taken, in their order; one that cannot be read costs only itself."""
         for batch in self._batches(photos, batch_size):
             names = [photo.name for photo in batch if photo.pixels is not None]
             located: Iterator[Location] = iter(())
             if names:
-                located = iter(self.locate_embeddings(self._embed(batch), question, names))
+                located = iter(self.locate_embeddings(self._embed(batch), options, names))
             for photo in batch:
                 if photo.pixels is None:
                     yield NotLocated(photo.name, photo.error)
                 else:
                     yield replace(next(located), notes=photo.notes)
 
-    def locate_together(self, photos: Iterable[Any], question: Question = DEFAULT) -> Location:
+    def locate_together(self, photos: Iterable[Any], options: LocateOptions = DEFAULT) -> Location:
         """Where photos of one place were taken, by what all of them say.
 
         Raises:
             PhotoError: one cannot be read.
         """
         names, query = self.encode(photos)
-        found = together(self.posterior(query, question), self.enterable)
-        return to_locations(found, question, [" + ".join(names)])[0]
+        found = together(self.posterior(query, options), self.cell_mask)
+        return to_locations(found, options, [" + ".join(names)])[0]
 
     def locate_track(
-        self, photos: Iterable[Any], seconds: Sequence[float], speed: float, question: Question = DEFAULT
+        self, photos: Iterable[Any], seconds: Sequence[float], speed: float, options: LocateOptions = DEFAULT
     ) -> list[Location]:
         """Where each photo of a drive was taken, by what all of them say.
 
@@ -299,15 +299,15 @@ class Locator:
             photos: in the order of time.
             seconds: when each was taken.
             speed: top speed, metres per second.
-            question: what to answer with.
+            options: what to answer with.
 
         Raises:
             PhotoError: one cannot be read.
             ConfigError: the speed or the times make no sense.
         """
         names, query = self.encode(photos)
-        smoothed = along_track(self.posterior(query, question), self.enterable, seconds, speed)
-        return [to_locations(found, question, [name])[0] for found, name in zip(smoothed, names, strict=True)]
+        smoothed = along_track(self.posterior(query, options), self.cell_mask, seconds, speed)
+        return [to_locations(found, options, [name])[0] for found, name in zip(smoothed, names, strict=True)]
 
     def encode(self, photos: Iterable[Any], batch_size: int = 32) -> tuple[list[str], Tensor]:
         """Names and (photo, feature) embeddings of photos.
@@ -324,27 +324,27 @@ class Locator:
         return names, torch.cat(parts)
 
     @cached_property
-    def enterable(self) -> NDArray[np.bool_]:
+    def cell_mask(self) -> NDArray[np.bool_]:
         """(row, col) whether each cell has imagery."""
         pyramid, table = self.pyramid, self.table
         last = pyramid.levels - 1
         side, g = pyramid.tiles_per_side(last), pyramid.grid
-        below = table.enterable[table.offsets[last] :].cpu().numpy().reshape(side, side, g, g)
+        below = table.child_mask[table.offsets[last] :].cpu().numpy().reshape(side, side, g, g)
         return below.swapaxes(1, 2).reshape(side * g, side * g)
 
     def locate_embeddings(
-        self, query: Tensor, question: Question = DEFAULT, names: Sequence[str] | None = None
+        self, query: Tensor, options: LocateOptions = DEFAULT, names: Sequence[str] | None = None
     ) -> list[Location]:
         """Where photos with (photo, feature) embeddings were taken; off the cache, no image is opened."""
-        found = self.posterior(query, question)
-        return to_locations(found, question, names or [""] * len(query))
+        found = self.posterior(query, options)
+        return to_locations(found, options, names or [""] * len(query))
 
-    def posterior(self, query: Tensor, question: Question = DEFAULT) -> Posterior:
+    def posterior(self, query: Tensor, options: LocateOptions = DEFAULT) -> Posterior:
         """Probabilities of cells for photos with (photo, feature) embeddings; the one cell of greedy search alone."""
         decoder, temperature = self.model.decoder, self.model.temperature
-        if question.estimate == "greedy":
+        if options.estimate == "greedy":
             return greedy_posterior(decoder, self.table, query, temperature)
-        return posterior(decoder, self.table, query, beams=question.beams, temperature=temperature)
+        return posterior(decoder, self.table, query, beams=options.beams, temperature=temperature)
 
     def _batches(self, photos: Iterable[Any], size: int) -> Iterator[list[_Photo]]:
         """Photos, read ahead."""
@@ -370,12 +370,12 @@ class Locator:
         return _Photo(name, resize_photo(image, width, height), notes=notes)
 
 
-def to_locations(found: Posterior, question: Question, names: Sequence[str]) -> list[Location]:
+def to_locations(found: Posterior, options: LocateOptions, names: Sequence[str]) -> list[Location]:
     """Answers from posteriors, photo by photo."""
-    if question.estimate == "radius":
-        points = most_probable_discs(found, question.radius, question.top)
+    if options.estimate == "radius":
+        points = most_probable_discs(found, options.radius, options.top)
     else:
-        points = most_probable_cells(found, question.top, apart=question.radius)
+        points = most_probable_cells(found, options.top, apart=options.radius)
     pyramid = found.pyramid
     latitude, longitude = pyramid.unproject(points.x, points.y)
     radii = credible_radius(found, points.x[:, 0], points.y[:, 0], 0.68, 0.95)
@@ -391,8 +391,8 @@ def to_locations(found: Posterior, question: Question, names: Sequence[str]) -> 
             path=tuple(int(action) for action in found.paths[cell]),
             probability=min(1.0, float(points.probability[at])),
             step_probabilities=tuple(float(step) for step in found.steps[cell]),
-            source=question.estimate,
-            radius_m=question.radius if question.estimate == "radius" else None,
+            source=options.estimate,
+            radius_m=options.radius if options.estimate == "radius" else None,
         )
 
     return [

@@ -1,7 +1,7 @@
 """Where a photo may have been taken: a probability for every cell that search reaches, and points drawn from it.
 
 The chain rule of the zoom gives every cell of the map a probability. Small pyramids are searched whole; larger ones by
-a beam, and the probability of what it leaves out is told as `unexpanded`. Retrieval has nothing of the kind.
+a beam, and the probability of what it leaves out is told as `residual`. Retrieval has nothing of the kind.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jzi.decode.decoder import ZoomDecoder
-from jzi.decode.search import Zooms, zoom
+from jzi.decode.search import BeamSearchResult, zoom
 from jzi.decode.tile_table import TileTable
 from jzi.store.pyramid import Pyramid
 
@@ -42,13 +42,13 @@ class Posterior:
         pyramid: how the map is cut.
         paths: (photo, cell, L) the cells that were reached, the most probable first.
         steps: (photo, cell, L) probability of each action given those before it; 0 where cells fill up the array.
-        unexpanded: (photo,) probability of all that was not reached.
+        residual: (photo,) probability of all that was not reached.
 
     Example:
         >>> pyramid = Pyramid.around(48.2, 16.37, 160.0, levels=2)  # 16 x 16 cells of 10 m
         >>> row, col = np.array([3, 3, 9]), np.array([5, 6, 2])
         >>> found = Posterior.from_cells(pyramid, row, col, np.array([0.4, 0.3, 0.2]))
-        >>> float(found.unexpanded[0].round(3))
+        >>> float(found.residual[0].round(3))
         0.1
         >>> float(most_probable_discs(found, radius=15.0).probability[0, 0].round(3))
         0.7
@@ -57,13 +57,13 @@ class Posterior:
     pyramid: Pyramid
     paths: NDArray[np.int64]
     steps: NDArray[np.float64]
-    unexpanded: NDArray[np.float64]
+    residual: NDArray[np.float64]
 
     @classmethod
     def from_cells(
         cls, pyramid: Pyramid, row: NDArray[np.int64], col: NDArray[np.int64], probability: NDArray[np.float64]
     ) -> Posterior:
-        """That of one photo, or of several together, whose cells' probabilities are known; the rest is unexpanded.
+        """That of one photo, or of several together, whose cells' probabilities are known; the rest is residual.
 
         Args:
             pyramid: how the map is cut.
@@ -114,7 +114,7 @@ class Posterior:
     def of(self, photo: int) -> Posterior:
         """That of one photo alone."""
         one = slice(photo, photo + 1)
-        return Posterior(self.pyramid, self.paths[one], self.steps[one], self.unexpanded[one])
+        return Posterior(self.pyramid, self.paths[one], self.steps[one], self.residual[one])
 
 
 @dataclass(frozen=True)
@@ -158,10 +158,10 @@ def posterior(
     return _from_zooms(pyramid, zooms)
 
 
-def _from_zooms(pyramid: Pyramid, zooms: Zooms) -> Posterior:
+def _from_zooms(pyramid: Pyramid, zooms: BeamSearchResult) -> Posterior:
     steps = zooms.log_probability.double().exp().cpu().numpy()
-    unexpanded = np.maximum(0.0, 1 - steps.prod(-1).sum(-1))
-    return Posterior(pyramid, zooms.paths.cpu().numpy(), steps, np.where(unexpanded < 1e-6, 0.0, unexpanded))
+    residual = np.maximum(0.0, 1 - steps.prod(-1).sum(-1))
+    return Posterior(pyramid, zooms.paths.cpu().numpy(), steps, np.where(residual < 1e-6, 0.0, residual))
 
 
 def default_beams(pyramid: Pyramid) -> int:

@@ -12,7 +12,7 @@ from jzi.errors import TrainingError
 from jzi.evaluate.evaluate import RADII, Evaluation, score
 from jzi.retrieve.retriever import Retriever
 from jzi.retrieve.search import CellIndex, probabilities
-from jzi.store.query_features import ENCODED
+from jzi.store.photo_features import ENCODED
 
 #: Cells that are looked at for the rank of the true one, at least the last of `jzi.evaluate.evaluate.RANKS`.
 COUNT = 64

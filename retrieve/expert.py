@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jzi.encode.encoder import Encoder
-from jzi.locate.locator import DEFAULT, Locator, Question
+from jzi.locate.locator import DEFAULT, LocateOptions, Locator
 from jzi.locate.posterior import Posterior
 from jzi.retrieve.retriever import Retriever
 from jzi.retrieve.search import CellIndex, probabilities
-from jzi.store.cards import EncoderCard
+from jzi.store.info import EncoderInfo
 from jzi.store.pyramid import Pyramid
 
 #: The most similar cells, whose similarities become probabilities; the others' share is next to nothing.
@@ -61,7 +61,7 @@ class RetrievalLocator(Locator):
         return self.retriever.folder
 
     @property
-    def encoder_card(self) -> EncoderCard:
+    def encoder_info(self) -> EncoderInfo:
         """Of the retriever's encoder, without loading it."""
         return self.retriever.encoder
 
@@ -71,18 +71,18 @@ class RetrievalLocator(Locator):
         return self.retriever.pyramid
 
     @cached_property
-    def enterable(self) -> NDArray[np.bool_]:
+    def cell_mask(self) -> NDArray[np.bool_]:
         """(row, col) whether each cell has imagery."""
         side = self.pyramid.tiles_per_side(self.pyramid.levels)
         there = np.zeros((side, side), bool)
         there[self.index.row, self.index.col] = True
         return there
 
-    def posterior(self, query: Tensor, question: Question = DEFAULT) -> Posterior:
+    def posterior(self, query: Tensor, options: LocateOptions = DEFAULT) -> Posterior:
         """Softmax of the similarities of the `CELLS` most similar cells; of the one alone for the greedy estimate."""
         similarity, cells = self.index.search(query.cpu().numpy(), CELLS)
         share = probabilities(similarity, cells, self.retriever.temperature)
-        if question.estimate == "greedy":
+        if options.estimate == "greedy":
             cells, share = cells[:, :1], share[:, :1]
         cells = np.maximum(cells, 0)
         found = [
@@ -93,5 +93,5 @@ class RetrievalLocator(Locator):
             self.pyramid,
             np.concatenate([each.paths for each in found]),
             np.concatenate([each.steps for each in found]),
-            np.concatenate([each.unexpanded for each in found]),
+            np.concatenate([each.residual for each in found]),
         )

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from jzi.decode.model import FORMAT, load_own_encoder, read_config, replace_file
 from jzi.errors import ModelError
 from jzi.store.cache import FeatureCache
-from jzi.store.cards import EncoderCard, ImageryCard
+from jzi.store.info import EncoderInfo, ImageryInfo
 from jzi.store.pyramid import Pyramid
 from jzi.store.storage import exists
 from jzi.train.config import RetrieverConfig
@@ -36,16 +36,16 @@ class Retriever:
         pyramid: whose terminal cells are retrieved.
         encoder: of photos and pieces of map.
         imagery: what it was trained on.
-        surroundings: side of the piece of map that stands for a cell, in cells.
+        context: side of the piece of map that stands for a cell, in cells.
         temperature: what cosine similarities are divided by, so that their softmax is a probability.
         method: how it was trained.
     """
 
     folder: Path
     pyramid: Pyramid
-    encoder: EncoderCard
-    imagery: ImageryCard
-    surroundings: float
+    encoder: EncoderInfo
+    imagery: ImageryInfo
+    context: float
     temperature: float
     method: str
 
@@ -65,9 +65,9 @@ class Retriever:
         return cls(
             folder,
             Pyramid.from_dict(config["pyramid"]),
-            EncoderCard(**config["encoder"]),
-            ImageryCard(**config["imagery"]),
-            config["surroundings"],
+            EncoderInfo(**config["encoder"]),
+            ImageryInfo(**config["imagery"]),
+            config["context"],
             config["temperature"],
             config["method"],
         )
@@ -116,7 +116,7 @@ class Retriever:
             pyramid=self.pyramid,
             encoder=self.encoder,
             imagery=self.imagery,
-            mend=f"delete it and run `jzi index --retriever {self.folder}`",
+            hint=f"delete it and run `jzi index --retriever {self.folder}`",
         )
         return cache
 
@@ -124,13 +124,13 @@ class Retriever:
 def save_retriever(
     folder: Path,
     pyramid: Pyramid,
-    encoder: EncoderCard,
-    imagery: ImageryCard,
+    encoder: EncoderInfo,
+    imagery: ImageryInfo,
     config: RetrieverConfig,
     temperature: float,
 ) -> Retriever:
     """Write config.json of a retriever whose encoder lies in the folder."""
     own = replace(encoder, name=str(folder / "encoder"), from_hub=False)
-    retriever = Retriever(folder, pyramid, own, imagery, config.surroundings, temperature, config.method)
+    retriever = Retriever(folder, pyramid, own, imagery, config.context, temperature, config.method)
     retriever.save()
     return retriever

@@ -19,7 +19,7 @@ from jzi.encode.imagery import Imagery
 from jzi.encode.photos import open_photo
 from jzi.errors import JziError
 from jzi.export.page import about, area, background, render
-from jzi.locate.locator import Locator, Question
+from jzi.locate.locator import LocateOptions, Locator
 from jzi.version import __version__
 
 
@@ -124,7 +124,7 @@ def make_app(locator: Locator, imagery: Imagery | None = None, limits: Limits | 
             "status": "ok",
             "version": __version__,
             "model": locator.folder.name,
-            "encoder": locator.encoder_card.label,
+            "encoder": locator.encoder_info.label,
             "area_m": locator.pyramid.size,
             "cell_m": locator.pyramid.cell_size,
         }
@@ -137,14 +137,14 @@ def make_app(locator: Locator, imagery: Imagery | None = None, limits: Limits | 
         top: Annotated[int, Query(ge=1, le=50, description="how many places")] = 5,
         details: Annotated[bool, Query(description="also GeoJSON features, heat map and zoom, for a page")] = False,
     ) -> dict[str, Any]:
-        question = Question(estimate, radius, top)
+        options = LocateOptions(estimate, radius, top)
         data = await photo.read()
         async with turn:
-            return await run_in_threadpool(answer, data, photo.filename or "photo", question, details)
+            return await run_in_threadpool(answer, data, photo.filename or "photo", options, details)
 
-    def answer(data: bytes, name: str, question: Question, details: bool) -> dict[str, Any]:
+    def answer(data: bytes, name: str, options: LocateOptions, details: bool) -> dict[str, Any]:
         image = open_photo(data, name, max_pixels=int(limits.megapixels * 1e6))
-        location = locator.locate(image, question, name=name)
+        location = locator.locate(image, options, name=name)
         values = {**location.to_dict(), "sure": location.confidence >= limits.abstain}
         if details:
             values["page"] = about(image, location, None, imagery)

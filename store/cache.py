@@ -1,7 +1,7 @@
 """The feature cache: where the two stages meet (DESIGN 4).
 
 One Zarr v3 group per encoder, pyramid and imagery. The map's embeddings are keyed by (level, row, col), the photos' by
-id (`jzi.store.query_features`). Chunks are written whole, the status after the embedding, so that a killed run
+id (`jzi.store.photo_features`). Chunks are written whole, the status after the embedding, so that a killed run
 loses at most what was in flight, and a chunk's status never speaks of an embedding that is not there.
 """
 
@@ -21,11 +21,11 @@ from pyproj import CRS
 from zarr.errors import ContainsArrayError, ZarrUserWarning
 
 from jzi.errors import CacheCorruptError, CacheError, CacheMismatchError
-from jzi.store.cards import EncoderCard, ImageryCard
 from jzi.store.cell_features import CellFeatures
-from jzi.store.map_features import ENCODED, MISSING, NODATA, MapFeatures
+from jzi.store.info import EncoderInfo, ImageryInfo
+from jzi.store.map_embeddings import ENCODED, MISSING, NODATA, MapEmbeddings
+from jzi.store.photo_features import PhotoFeatures
 from jzi.store.pyramid import Pyramid, TileKey
-from jzi.store.query_features import QueryFeatures
 from jzi.store.storage import COMPRESSORS, corrupt, exists, is_url, storage_errors, zarr_store
 from jzi.store.token_features import TokenFeatures, has_tokens, tokens_name
 from jzi.version import __version__
@@ -49,17 +49,17 @@ class FeatureCache:
     def __init__(self, group: zarr.Group, path: str) -> None:
         self.group = group
         self.path = path
-        card = group.attrs.get("jzi")
-        if not isinstance(card, dict):
+        info = group.attrs.get("jzi")
+        if not isinstance(info, dict):
             raise CacheError(f"{path} is a Zarr group but no jzi feature cache: give another path")
-        if card.get("format") != FORMAT:
+        if info.get("format") != FORMAT:
             raise CacheError(
-                f"{path} has cache format {card.get('format')} and this is jzi {__version__}, which reads format "
+                f"{path} has cache format {info.get('format')} and this is jzi {__version__}, which reads format "
                 f"{FORMAT}: encode anew with another cache.path"
             )
-        self.pyramid = Pyramid.from_dict(card["pyramid"])
-        self.encoder = EncoderCard(**card["encoder"])
-        self.imagery = ImageryCard(**card["imagery"]) if card.get("imagery") else None
+        self.pyramid = Pyramid.from_dict(info["pyramid"])
+        self.encoder = EncoderInfo(**info["encoder"])
+        self.imagery = ImageryInfo(**info["imagery"]) if info.get("imagery") else None
 
     def __repr__(self) -> str:
         return f"FeatureCache({self.path!r}, {self.encoder.name}, {self.pyramid.tile_count} tiles)"
@@ -68,7 +68,7 @@ class FeatureCache:
 
     @classmethod
     def create(
-        cls, path: str | Path, pyramid: Pyramid, encoder: EncoderCard, imagery: ImageryCard | None = None
+        cls, path: str | Path, pyramid: Pyramid, encoder: EncoderInfo, imagery: ImageryInfo | None = None
     ) -> FeatureCache:
         """A new, empty cache at a path or URL.
 
@@ -78,7 +78,7 @@ class FeatureCache:
         if exists(path):
             raise CacheError(f"{path} exists already: open it, or give another path")
         with storage_errors(path):
-            card: dict[str, Any] = {
+            info: dict[str, Any] = {
                 "format": FORMAT,
                 "version": __version__,
                 "pyramid": pyramid.to_dict(),
@@ -86,7 +86,7 @@ class FeatureCache:
                 "imagery": imagery.to_dict() if imagery else None,
             }
             # With the group itself: a kill at any moment leaves either nothing or a cache that `open` makes whole
-            group = zarr.open_group(zarr_store(path), mode="w-", zarr_format=3, attributes={"jzi": card})
+            group = zarr.open_group(zarr_store(path), mode="w-", zarr_format=3, attributes={"jzi": info})
             cache = cls(group, str(path))
             cache._require_arrays()
             cache.consolidate()
@@ -113,7 +113,7 @@ class FeatureCache:
 
     @classmethod
     def open_or_create(
-        cls, path: str | Path, pyramid: Pyramid, encoder: EncoderCard, imagery: ImageryCard | None = None
+        cls, path: str | Path, pyramid: Pyramid, encoder: EncoderInfo, imagery: ImageryInfo | None = None
     ) -> FeatureCache:
         """Resume or reuse the cache at `path`, or create it.
 
@@ -134,25 +134,25 @@ class FeatureCache:
         self,
         *,
         pyramid: Pyramid | None = None,
-        encoder: EncoderCard | None = None,
-        imagery: ImageryCard | None = None,
-        mend: str = "give another cache.path (`--set cache.path=other.zarr`), or delete the cache to encode anew",
+        encoder: EncoderInfo | None = None,
+        imagery: ImageryInfo | None = None,
+        hint: str = "give another cache.path (`--set cache.path=other.zarr`), or delete the cache to encode anew",
     ) -> None:
         """Raise CacheMismatchError, with advice, where the cache does not belong to what is given."""
         if encoder and encoder.fingerprint != self.encoder.fingerprint:
             raise CacheMismatchError(
-                f"{self.path} was filled by another encoder ({self.encoder.label}, not {encoder.label}): {mend}"
+                f"{self.path} was filled by another encoder ({self.encoder.label}, not {encoder.label}): {hint}"
             )
         if pyramid and pyramid != self.pyramid:
             ours, theirs = self.pyramid.to_dict(), pyramid.to_dict()
             differences = ", ".join(f"{key} {ours[key]} not {theirs[key]}" for key in ours if ours[key] != theirs[key])
-            raise CacheMismatchError(f"{self.path} belongs to another pyramid ({differences}): {mend}")
+            raise CacheMismatchError(f"{self.path} belongs to another pyramid ({differences}): {hint}")
         if imagery and self.imagery and imagery.fingerprint != self.imagery.fingerprint:
             raise CacheMismatchError(
-                f"{self.path} was made from other imagery ({self.imagery.label}, not {imagery.label}): {mend}"
+                f"{self.path} was made from other imagery ({self.imagery.label}, not {imagery.label}): {hint}"
             )
 
-    def _set_imagery(self, imagery: ImageryCard) -> None:
+    def _set_imagery(self, imagery: ImageryInfo) -> None:
         with storage_errors(self.path):
             self.group.update_attributes({"jzi": {**self.group.attrs["jzi"], "imagery": imagery.to_dict()}})  # type: ignore[dict-item]
         self.imagery = imagery
@@ -223,7 +223,7 @@ class FeatureCache:
                     self._require(f"map/{level}/{name}", (n,), (n,), "float64", (dimension,), 0.0, attrs)[:] = values
                 cf = CRS.from_user_input(self.pyramid.crs).to_cf()
                 self._require(f"map/{level}/spatial_ref", (), (), "int64", (), 0, cf)
-        QueryFeatures.require_arrays(self.group, self.encoder.width)
+        PhotoFeatures.require_arrays(self.group, self.encoder.width)
 
     def _require(
         self,
@@ -327,7 +327,7 @@ class FeatureCache:
                 self.array(f"map/{level}/embedding")[window] = embedding.astype(np.float16)
             self.array(f"map/{level}/status")[window] = status
 
-    def read_map(self, cells: bool = False) -> MapFeatures:
+    def read_map(self, cells: bool = False) -> MapEmbeddings:
         """The whole map in memory: 6.7 MB for the paper's pyramid, and 101 MB with its terminal cells.
 
         Raises:
@@ -343,7 +343,7 @@ class FeatureCache:
         for level in levels:
             if np.isnan(embedding[level][status[level] == ENCODED]).any():
                 raise corrupt(self.path, f"map/{level}/embedding", "a chunk is gone")
-        features = MapFeatures(self.pyramid, tuple(embedding), tuple(status))
+        features = MapEmbeddings(self.pyramid, tuple(embedding), tuple(status))
         return replace(features, cells=CellFeatures(self.group, self.path).grid()) if cells else features
 
     def readable_status(self, level: int) -> tuple[NDArray[np.uint8], int]:
@@ -430,9 +430,9 @@ class FeatureCache:
     # The photos
 
     @property
-    def queries(self) -> QueryFeatures:
+    def queries(self) -> PhotoFeatures:
         """The photos' embeddings and what is known of them."""
-        return QueryFeatures(self.group, self.path)
+        return PhotoFeatures(self.group, self.path)
 
     # Views
 

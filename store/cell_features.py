@@ -9,7 +9,7 @@ import zarr
 from numpy.typing import NDArray
 
 from jzi.errors import CacheCorruptError, CacheError, CacheMismatchError
-from jzi.store.map_features import ENCODED, MISSING
+from jzi.store.map_embeddings import ENCODED, MISSING
 from jzi.store.storage import COMPRESSORS, corrupt, storage_errors
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 CHUNK = 32
 
 #: What makes the cells.
-MEND = "run `jzi index` for retrieval, or `jzi encode-map --cells` for a decoder that looks at them"
+HINT = "run `jzi index` for retrieval, or `jzi encode-map --cells` for a decoder that looks at them"
 
 
 class CellFeatures:
@@ -36,7 +36,7 @@ class CellFeatures:
     def __init__(self, group: zarr.Group, path: str) -> None:
         self.group, self.path = group, path
         if not self.there(group):
-            raise CacheError(f"{path} holds no cells: {MEND}")
+            raise CacheError(f"{path} holds no cells: {HINT}")
         self.footprint = float(group["cells"].attrs["footprint_m"])  # type: ignore[arg-type]
 
     @classmethod
@@ -147,7 +147,7 @@ class CellFeatures:
         """
         status = self.status()
         if missing := int((status == MISSING).sum()):
-            raise CacheError(f"{self.path} lacks {missing} of {status.size} cells: {MEND}")
+            raise CacheError(f"{self.path} lacks {missing} of {status.size} cells: {HINT}")
         row, col = np.nonzero(status == ENCODED)
         with storage_errors(self.path, "cells/embedding"):
             embedding = np.asarray(self._array("embedding")[:])[row, col]

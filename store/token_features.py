@@ -10,7 +10,7 @@ import zarr
 from numpy.typing import NDArray
 
 from jzi.errors import CacheCorruptError, CacheError
-from jzi.store.map_features import ENCODED
+from jzi.store.map_embeddings import ENCODED
 from jzi.store.pyramid import Pyramid, TileKey
 from jzi.store.storage import storage_errors
 

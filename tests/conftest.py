@@ -136,11 +136,11 @@ def encoder(encoder_folder: Path):
 
 
 @pytest.fixture(scope="session")
-def card():
+def info():
     """What a cache keeps of some encoder with 8 features; no model is needed."""
-    from jzi.store.cards import EncoderCard
+    from jzi.store.info import EncoderInfo
 
-    return EncoderCard("tiny", False, "e" * 64, width=8, image_size=28, layout="halves")
+    return EncoderInfo("tiny", False, "e" * 64, width=8, image_size=28, layout="halves")
 
 
 @pytest.fixture(scope="session")

@@ -43,7 +43,7 @@ def town(tmp_path: Path, encoder_folder: Path) -> Path:
     )
     settings.folder = tmp_path / "town"
     write_settings(settings)
-    cache = FeatureCache.create(settings.cache_path, settings.pyramid, load_encoder(settings).card)
+    cache = FeatureCache.create(settings.cache_path, settings.pyramid, load_encoder(settings).info)
     rng = np.random.default_rng(0)
     for level in range(3):
         n = cache.pyramid.tiles_per_side(level)
@@ -306,8 +306,8 @@ def test_ablate_runs_variants_of_encoders_in_processes_of_their_own(
     assert [row["variant"] for row in rows] == ["reference", "other", "tuned"]
     caches = sorted((tmp_path / "ablations" / "caches").iterdir())
     assert len(caches) == 2
-    cards = [ZoomModel.load(row["folders"][0]).encoder.fingerprint for row in rows]
-    assert {FeatureCache.open(cache).encoder.fingerprint for cache in caches} == set(cards[1:]) and len(set(cards)) == 3
+    infos = [ZoomModel.load(row["folders"][0]).encoder.fingerprint for row in rows]
+    assert {FeatureCache.open(cache).encoder.fingerprint for cache in caches} == set(infos[1:]) and len(set(infos)) == 3
     assert all(FeatureCache.open(cache).queries.column("views").any() for cache in caches)  # as the plain cache has
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "ablations").rglob("decoder.safetensors")}
     again = CliRunner().invoke(main, command)

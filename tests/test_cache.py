@@ -22,12 +22,12 @@ from pyproj import CRS
 
 from jzi.errors import CacheCorruptError, CacheError, CacheMismatchError
 from jzi.store.cache import ENCODED, MISSING, NODATA, FeatureCache
-from jzi.store.cards import EncoderCard, ImageryCard
-from jzi.store.map_features import MapFeatures
+from jzi.store.info import EncoderInfo, ImageryInfo
+from jzi.store.map_embeddings import MapEmbeddings
+from jzi.store.photo_features import PhotoFeatures
 from jzi.store.pyramid import Pyramid, TileKey
-from jzi.store.query_features import QueryFeatures
 
-IMAGERY = ImageryCard("f" * 64, (("map.tif", 10, 20, "a" * 64),), "bands [1, 2, 3] as RGB")
+IMAGERY = ImageryInfo("f" * 64, (("map.tif", 10, 20, "a" * 64),), "bands [1, 2, 3] as RGB")
 HOLE = TileKey(2, 5, 6)  # the one tile without imagery
 
 
@@ -64,8 +64,8 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def cache(path: Path, pyramid: Pyramid, card: EncoderCard) -> FeatureCache:
-    return FeatureCache.create(path, pyramid, card, IMAGERY)
+def cache(path: Path, pyramid: Pyramid, info: EncoderInfo) -> FeatureCache:
+    return FeatureCache.create(path, pyramid, info, IMAGERY)
 
 
 @pytest.fixture
@@ -76,16 +76,16 @@ def levels(cache: FeatureCache) -> list[np.ndarray]:
 # Open, resume, reuse, refuse
 
 
-def test_an_opened_cache_says_what_it_was_created_for(cache: FeatureCache, path: Path, card: EncoderCard) -> None:
+def test_an_opened_cache_says_what_it_was_created_for(cache: FeatureCache, path: Path, info: EncoderInfo) -> None:
     again = FeatureCache.open(path)
-    assert (again.pyramid, again.encoder, again.imagery) == (cache.pyramid, card, IMAGERY)
+    assert (again.pyramid, again.encoder, again.imagery) == (cache.pyramid, info, IMAGERY)
 
 
 def test_a_cache_that_matches_is_reused_with_every_byte(
-    path: Path, levels: list[np.ndarray], pyramid: Pyramid, card: EncoderCard, files_of: Callable
+    path: Path, levels: list[np.ndarray], pyramid: Pyramid, info: EncoderInfo, files_of: Callable
 ) -> None:
     before = files_of(path)
-    renamed = replace(card, name="elsewhere/tiny")  # the fingerprint counts, not where the encoder lies
+    renamed = replace(info, name="elsewhere/tiny")  # the fingerprint counts, not where the encoder lies
     again = FeatureCache.open_or_create(path, pyramid, renamed, IMAGERY)
     np.testing.assert_array_equal(again.level(2), levels[2])
     assert files_of(path) == before
@@ -93,11 +93,11 @@ def test_a_cache_that_matches_is_reused_with_every_byte(
 
 @pytest.mark.parametrize("other", ["encoder", "pyramid", "imagery"])
 def test_a_cache_of_another_kind_is_refused_in_one_sentence_and_left_alone(
-    cache: FeatureCache, path: Path, pyramid: Pyramid, card: EncoderCard, files_of: Callable, other: str
+    cache: FeatureCache, path: Path, pyramid: Pyramid, info: EncoderInfo, files_of: Callable, other: str
 ) -> None:
-    given = {"pyramid": pyramid, "encoder": card, "imagery": IMAGERY}
+    given = {"pyramid": pyramid, "encoder": info, "imagery": IMAGERY}
     given[other] = {
-        "encoder": replace(card, fingerprint="0" * 64),
+        "encoder": replace(info, fingerprint="0" * 64),
         "pyramid": replace(pyramid, north=401.0),
         "imagery": replace(IMAGERY, fingerprint="0" * 64),
     }[other]
@@ -114,9 +114,9 @@ def test_who_only_writes_photos_is_not_asked_for_imagery(cache: FeatureCache, pa
     assert FeatureCache.open(path).imagery == IMAGERY
 
 
-def test_the_first_who_writes_the_map_sets_the_imagery(path: Path, pyramid: Pyramid, card: EncoderCard) -> None:
-    FeatureCache.create(path, pyramid, card)
-    assert FeatureCache.open_or_create(path, pyramid, card, IMAGERY).imagery == IMAGERY
+def test_the_first_who_writes_the_map_sets_the_imagery(path: Path, pyramid: Pyramid, info: EncoderInfo) -> None:
+    FeatureCache.create(path, pyramid, info)
+    assert FeatureCache.open_or_create(path, pyramid, info, IMAGERY).imagery == IMAGERY
     assert FeatureCache.open(path).imagery == IMAGERY
 
 
@@ -162,15 +162,15 @@ def test_what_is_no_cache_is_refused_in_one_sentence(path: Path, make: Callable,
 
 
 def test_a_cache_whose_making_was_interrupted_becomes_whole(
-    path: Path, pyramid: Pyramid, card: EncoderCard, monkeypatch: pytest.MonkeyPatch
+    path: Path, pyramid: Pyramid, info: EncoderInfo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def killed(group: zarr.Group, width: int) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(QueryFeatures, "require_arrays", killed)
-        FeatureCache.create(path, pyramid, card, IMAGERY)
-    cache = FeatureCache.open_or_create(path, pyramid, card, IMAGERY)
+        patch.setattr(PhotoFeatures, "require_arrays", killed)
+        FeatureCache.create(path, pyramid, info, IMAGERY)
+    cache = FeatureCache.open_or_create(path, pyramid, info, IMAGERY)
     write_everything(cache)
     write_photos(cache)
     assert FeatureCache.open(path).read_map().pyramid == pyramid
@@ -202,7 +202,7 @@ def test_children_come_in_the_order_of_the_actions(cache: FeatureCache, levels: 
 def test_the_map_in_memory_survives_its_file(cache: FeatureCache, levels: list[np.ndarray], tmp_path: Path) -> None:
     features = cache.read_map()
     features.save(tmp_path / "map.safetensors")
-    again = MapFeatures.load(tmp_path / "map.safetensors", cache.pyramid)
+    again = MapEmbeddings.load(tmp_path / "map.safetensors", cache.pyramid)
     assert again.width == cache.encoder.width
     for level, expected in enumerate(levels):
         np.testing.assert_array_equal(again.embedding[level], expected)
@@ -284,9 +284,9 @@ def test_a_chunk_that_is_gone_is_not_read_as_a_map(cache: FeatureCache, levels: 
 
 @DAMAGE
 def test_damaged_tiles_count_as_missing_and_the_others_as_they_are(
-    path: Path, card: EncoderCard, damage: Callable
+    path: Path, info: EncoderInfo, damage: Callable
 ) -> None:
-    cache = FeatureCache.create(path, Pyramid.around(0, 0, 800, grid=2, levels=6), card, IMAGERY)
+    cache = FeatureCache.create(path, Pyramid.around(0, 0, 800, grid=2, levels=6), info, IMAGERY)
     write_everything(cache)
     side = cache.chunk_side(5)
     assert side * 2 == cache.pyramid.tiles_per_side(5), "there are four chunks"
@@ -332,7 +332,7 @@ def test_garbled_metadata_is_one_sentence(cache: FeatureCache, levels: list, pat
 
 
 def test_a_full_disk_is_an_error_that_says_so_and_keeps_what_was_written(
-    cache: FeatureCache, levels: list[np.ndarray], path: Path, monkeypatch: pytest.MonkeyPatch, card: EncoderCard
+    cache: FeatureCache, levels: list[np.ndarray], path: Path, monkeypatch: pytest.MonkeyPatch, info: EncoderInfo
 ) -> None:
     async def full(self: object, *args: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -342,7 +342,7 @@ def test_a_full_disk_is_an_error_that_says_so_and_keeps_what_was_written(
         for write in (
             lambda: write_everything(cache),
             lambda: write_photos(cache),
-            lambda: FeatureCache.create(path.with_name("other.zarr"), cache.pyramid, card),
+            lambda: FeatureCache.create(path.with_name("other.zarr"), cache.pyramid, info),
         ):
             with pytest.raises(CacheError, match="disk is full") as error:
                 write()
@@ -380,8 +380,8 @@ def test_arrays_name_their_dimensions(cache: FeatureCache, path: Path) -> None:
 @pytest.mark.parametrize(
     ("grid", "levels"), [(2, 1), (2, 5), (2, 7), (3, 3), (3, 5), (4, 1), (4, 2), (4, 5), (5, 3), (16, 3)]
 )
-def test_disjoint_subtrees_never_share_a_chunk(path: Path, card: EncoderCard, grid: int, levels: int) -> None:
-    cache = FeatureCache.create(path, Pyramid.around(0, 0, 1000, grid=grid, levels=levels), card)
+def test_disjoint_subtrees_never_share_a_chunk(path: Path, info: EncoderInfo, grid: int, levels: int) -> None:
+    cache = FeatureCache.create(path, Pyramid.around(0, 0, 1000, grid=grid, levels=levels), info)
     top = cache.block_level
     blocks = cache.pyramid.tiles_per_side(top)
     for level in range(levels + 1):
@@ -401,9 +401,9 @@ def test_chunks_of_embeddings_are_as_the_layout_says(cache: FeatureCache, path: 
             assert max(chunk[:2]) <= 16
 
 
-def test_xarray_opens_a_labelled_tree_without_a_warning(path: Path, pyramid: Pyramid, card: EncoderCard) -> None:
-    FeatureCache.create(path, pyramid, card)
-    cache = FeatureCache.open_or_create(path, pyramid, card, IMAGERY)  # as photos first, then the map
+def test_xarray_opens_a_labelled_tree_without_a_warning(path: Path, pyramid: Pyramid, info: EncoderInfo) -> None:
+    FeatureCache.create(path, pyramid, info)
+    cache = FeatureCache.open_or_create(path, pyramid, info, IMAGERY)  # as photos first, then the map
     levels = write_everything(cache)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -434,19 +434,19 @@ def test_a_cache_shows_itself_as_xarray(cache: FeatureCache, levels: list[np.nda
 
 
 def test_a_cache_in_any_fsspec_store_works_with_the_same_code(
-    pyramid: Pyramid, card: EncoderCard, tmp_path: Path
+    pyramid: Pyramid, info: EncoderInfo, tmp_path: Path
 ) -> None:
     url = f"memory://{tmp_path.name}/town.zarr"
     with pytest.raises(CacheError, match="there is no feature cache"):
         FeatureCache.open(url)
-    levels = write_everything(FeatureCache.open_or_create(url, pyramid, card, IMAGERY))
-    cache = FeatureCache.open_or_create(url, pyramid, card, IMAGERY)
+    levels = write_everything(FeatureCache.open_or_create(url, pyramid, info, IMAGERY))
+    cache = FeatureCache.open_or_create(url, pyramid, info, IMAGERY)
     embedding = write_photos(cache)
     again = FeatureCache.open(url)
     np.testing.assert_array_equal(again.read_map().embedding[2], levels[2])
     np.testing.assert_array_equal(again.queries.embedding([2, 0])[:, 0], embedding[[2, 0]])
     with pytest.raises(CacheMismatchError):
-        FeatureCache.open_or_create(url, pyramid, replace(card, fingerprint="0" * 64))
+        FeatureCache.open_or_create(url, pyramid, replace(info, fingerprint="0" * 64))
 
 
 @pytest.fixture

@@ -15,12 +15,12 @@ from click.testing import CliRunner
 from jzi.cli import main
 from jzi.errors import CacheMismatchError
 from jzi.store.cache import ENCODED, MISSING, FeatureCache
-from jzi.store.cache_care import merge_caches, same_photos, verify_cache
-from jzi.store.cards import EncoderCard, ImageryCard
+from jzi.store.info import EncoderInfo, ImageryInfo
+from jzi.store.maintenance import merge_caches, same_photos, verify_cache
 from jzi.store.pyramid import Pyramid
-from jzi.workspace.caches import describe_cache, look, who_needs
+from jzi.workspace.caches import describe_cache, models_needing, scan_folder
 
-IMAGERY = ImageryCard("a" * 64, (("ortho.tif", 1, 1, "b" * 64),), "bands as RGB")
+IMAGERY = ImageryInfo("a" * 64, (("ortho.tif", 1, 1, "b" * 64),), "bands as RGB")
 AREA = Pyramid.around(48.2, 16.37, 6400.0, levels=4)  # more than a chunk at the last level
 
 
@@ -55,8 +55,8 @@ def add_photos(cache: FeatureCache, numbers: range, *, views: int = 0, changed: 
 
 
 @pytest.fixture
-def make(tmp_path: Path, card: EncoderCard) -> Callable[..., FeatureCache]:
-    def make(name: str, encoder: EncoderCard = card, imagery: ImageryCard | None = IMAGERY) -> FeatureCache:
+def make(tmp_path: Path, info: EncoderInfo) -> Callable[..., FeatureCache]:
+    def make(name: str, encoder: EncoderInfo = info, imagery: ImageryInfo | None = IMAGERY) -> FeatureCache:
         return FeatureCache.create(tmp_path / name, AREA, encoder, imagery)
 
     return make
@@ -64,8 +64,8 @@ def make(tmp_path: Path, card: EncoderCard) -> Callable[..., FeatureCache]:
 
 def write_model(folder: Path, cache: FeatureCache, has_map: bool) -> None:
     folder.mkdir(parents=True)
-    card = {"pyramid": cache.pyramid.to_dict(), "encoder": cache.encoder.to_dict(), "imagery": IMAGERY.to_dict()}
-    (folder / "config.json").write_text(json.dumps(card))
+    info = {"pyramid": cache.pyramid.to_dict(), "encoder": cache.encoder.to_dict(), "imagery": IMAGERY.to_dict()}
+    (folder / "config.json").write_text(json.dumps(info))
     if has_map:
         (folder / "map.safetensors").touch()
 
@@ -83,13 +83,13 @@ def damage(file: Path) -> None:
 # What there is
 
 
-def test_caches_are_found_with_the_models_that_belong_to_them(make, tmp_path, card) -> None:
-    full, other = make("a/full.zarr"), make("other.zarr", replace(card, fingerprint="f" * 64))
+def test_caches_are_found_with_the_models_that_belong_to_them(make, tmp_path, info) -> None:
+    full, other = make("a/full.zarr"), make("other.zarr", replace(info, fingerprint="f" * 64))
     fill(full)
     add_photos(full, range(10))
     make(".hidden/x.zarr")
     write_model(tmp_path / "models" / "one", full, has_map=False)
-    caches, models = look(tmp_path)
+    caches, models = scan_folder(tmp_path)
     found = {cache.path.name: cache for cache in caches}
     assert set(found) == {"full.zarr", "other.zarr"}
     assert found["full.zarr"].complete and not found["other.zarr"].complete
@@ -106,12 +106,12 @@ def test_a_cache_is_needed_by_models_without_a_map_unless_another_has_it(make, t
     write_model(tmp_path / "with", cache, has_map=True)
     write_model(tmp_path / "without", cache, has_map=False)
     mine = describe_cache(Path(cache.path))
-    models = look(tmp_path)[1]
-    assert [model.folder.name for model in who_needs(mine, models, [])] == ["without"]
+    models = scan_folder(tmp_path)[1]
+    assert [model.folder.name for model in models_needing(mine, models, [])] == ["without"]
     second = make("two.zarr")
-    assert who_needs(mine, models, [describe_cache(Path(second.path))])  # it lacks tiles
+    assert models_needing(mine, models, [describe_cache(Path(second.path))])  # it lacks tiles
     fill(second)
-    assert not who_needs(mine, models, [describe_cache(Path(second.path))])
+    assert not models_needing(mine, models, [describe_cache(Path(second.path))])
 
 
 def test_rm_asks_and_refuses_what_a_model_needs(make, tmp_path, monkeypatch) -> None:
@@ -169,7 +169,7 @@ def test_views_of_another_seed_are_not_mixed_in(make) -> None:
     one.queries.require_views(1, {"seed": 9})
     add_photos(other, range(5), views=2)
     report = merge_caches(other, one)
-    assert (report.photos, report.views, one.queries.recipe) == (2, 0, {"seed": 9})
+    assert (report.photos, report.views, one.queries.augmentation) == (2, 0, {"seed": 9})
 
 
 def test_what_is_damaged_in_the_target_is_mended_and_in_the_source_left_out(make) -> None:
@@ -193,9 +193,9 @@ def test_a_map_is_merged_into_a_cache_of_photos(make) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["encoder", "imagery"])
-def test_caches_that_do_not_belong_together_are_not_merged(make, card, files_of, wrong: str) -> None:
+def test_caches_that_do_not_belong_together_are_not_merged(make, info, files_of, wrong: str) -> None:
     different = {
-        "encoder": {"encoder": replace(card, fingerprint="f" * 64)},
+        "encoder": {"encoder": replace(info, fingerprint="f" * 64)},
         "imagery": {"imagery": replace(IMAGERY, fingerprint="f" * 64)},
     }
     one, other = make("one.zarr"), make("other.zarr", **different[wrong])
@@ -213,8 +213,8 @@ def test_a_whole_cache_is_sound(make) -> None:
     cache = make("one.zarr")
     fill(cache)
     add_photos(cache, range(300))
-    verdict = verify_cache(cache)
-    assert verdict.sound and verdict.chunks > 16
+    report = verify_cache(cache)
+    assert report.sound and report.chunks > 16
 
 
 @pytest.mark.parametrize(
@@ -232,9 +232,9 @@ def test_a_damaged_chunk_is_named_whichever_it_is(make, array: str, lost: str | 
     fill(cache)
     add_photos(cache, range(300))
     damage(chunk_file(cache, array))
-    verdict = verify_cache(FeatureCache.open(cache.path))
-    assert len(verdict.damaged) == 1 and verdict.damaged[0].startswith(f"{array} [")
-    assert lost is None or verdict.lost == (lost,)
+    report = verify_cache(FeatureCache.open(cache.path))
+    assert len(report.damaged) == 1 and report.damaged[0].startswith(f"{array} [")
+    assert lost is None or report.lost == (lost,)
     assert CliRunner().invoke(main, ["cache", "verify", cache.path]).exit_code == 1
 
 
@@ -245,8 +245,8 @@ def test_what_has_vanished_or_never_was_is_told(make) -> None:
     cache.queries.write(np.array([7]), {"status": np.array([MISSING])})
     chunk_file(cache, "queries/embedding").unlink()
     chunk_file(cache, "map/2/embedding").unlink()
-    verdict = verify_cache(FeatureCache.open(cache.path))
+    report = verify_cache(FeatureCache.open(cache.path))
     side = cache.chunk_side(3)
-    assert not verdict.damaged
-    assert set(verdict.lost) == {"44 photos", f"{cache.chunk_side(2) ** 2} tiles of level 2"}
-    assert verdict.missing == (f"{side**2} tiles of level 3", "1 photos")
+    assert not report.damaged
+    assert set(report.lost) == {"44 photos", f"{cache.chunk_side(2) ** 2} tiles of level 2"}
+    assert report.missing == (f"{side**2} tiles of level 3", "1 photos")

@@ -19,7 +19,7 @@ from jzi.benchmarks.cityscape.chance import Area
 from jzi.benchmarks.cityscape.heights import HeightRaster
 from jzi.benchmarks.cityscape.plan import REACH, find_buildings, survey
 from jzi.errors import ConfigError
-from jzi.store.queries import read_queries
+from jzi.store.photo_table import read_photo_table
 from jzi.workspace.open import open_imagery
 from jzi.workspace.settings import load_settings
 
@@ -73,7 +73,7 @@ def city(tmp_path_factory: pytest.TempPathFactory, heights: Path) -> Path:
 
 def test_a_city_is_a_working_directory_of_jzi(city: Path) -> None:
     settings = load_settings(city / "jzi.toml")
-    table = read_queries(city / "photos.csv").inside(settings.pyramid)
+    table = read_photo_table(city / "photos.csv").inside(settings.pyramid)
     assert table.rejected == ()
     assert dict(table.frame["split"].value_counts()) == dict(zip(("train", "val", "test"), COUNTS, strict=True))
     assert settings.pyramid.cell_size <= 40

@@ -14,9 +14,9 @@ from PIL import Image
 from pyproj import Transformer
 
 from jzi.cli import main
-from jzi.errors import QueryTableError
+from jzi.errors import PhotoTableError
+from jzi.store.photo_table import read_photo_table
 from jzi.store.pyramid import preset
-from jzi.store.queries import read_queries
 
 # Positions and zoom sequences as they were published (rows of pcvlab/justzoomin, CC BY-SA 4.0)
 ROWS = [
@@ -103,7 +103,7 @@ def test_published_rows_agree_with_our_pyramid(shared, tmp_path) -> None:
     table = shared / "just-zoom-in-rows.csv"
     for name in (line.split(",")[0] for line in table.read_text().splitlines()[1:]):
         Image.new("RGB", (8, 4)).save(tmp_path / f"{name}.jpg")
-    queries = read_queries(table, tmp_path).inside(preset("just-zoom-in-dc"))
+    queries = read_photo_table(table, tmp_path).inside(preset("just-zoom-in-dc"))
     assert len(queries) == 8 and not queries.disagreements
 
 
@@ -117,7 +117,7 @@ def test_sequences_of_another_length_are_refused(copy) -> None:
 def test_image_series_that_mapillary_calls_sequences_are_no_zoom_sequences(tmp_path) -> None:
     Image.new("RGB", (8, 4)).save(tmp_path / "a.jpg")
     (tmp_path / "t.csv").write_text("id,lat,lon,sequence\na,38.9,-77.0,pKxQ2bZ\n")
-    assert not read_queries(tmp_path / "t.csv").inside(preset("just-zoom-in-dc")).disagreements
+    assert not read_photo_table(tmp_path / "t.csv").inside(preset("just-zoom-in-dc")).disagreements
 
 
 @pytest.mark.parametrize(
@@ -146,5 +146,5 @@ def test_an_unknown_data_set_is_refused(tmp_path) -> None:
 
 
 def test_tables_for_splits_that_do_not_exist_are_refused(tmp_path) -> None:
-    with pytest.raises(QueryTableError, match="not for train, val, test"):
-        read_queries({"dev": tmp_path / "dev.csv"})
+    with pytest.raises(PhotoTableError, match="not for train, val, test"):
+        read_photo_table({"dev": tmp_path / "dev.csv"})

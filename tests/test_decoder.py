@@ -14,7 +14,7 @@ from jzi.errors import ConfigError
 
 
 def step_by_step(decoder: ZoomDecoder, query: torch.Tensor, tiles: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-    logits, past = decoder.begin(query, tiles[:, 0])
+    logits, past = decoder.prefill(query, tiles[:, 0])
     steps = [logits]
     for step in range(1, tiles.shape[1]):
         logits, past = decoder.step(actions[:, step - 1], tiles[:, step], past)

@@ -45,7 +45,7 @@ class Town:
         return self.folder / "town.zarr"
 
     def cache(self) -> FeatureCache:
-        return FeatureCache.open_or_create(self.path, self.pyramid, self.encoder.card, self.imagery.card())
+        return FeatureCache.open_or_create(self.path, self.pyramid, self.encoder.info, self.imagery.info())
 
     def run(self, **options: int) -> MapReport:
         return encode_map(self.cache(), self.encoder, self.imagery, **options)

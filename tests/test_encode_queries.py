@@ -14,14 +14,14 @@ import pytest
 import xarray
 
 from jzi.encode import encode_queries as module
-from jzi.encode.encode_queries import QueryReport, encode_queries
+from jzi.encode.encode_queries import PhotoReport, encode_queries
 from jzi.encode.encoder import Encoder
 from jzi.encode.photos import open_photo, resize_photo
 from jzi.errors import CacheCorruptError, CacheError, EncoderError
-from jzi.store import query_features
+from jzi.store import photo_features as query_features
 from jzi.store.cache import FeatureCache
+from jzi.store.photo_table import PhotoTable, read_photo_table
 from jzi.store.pyramid import Pyramid
-from jzi.store.queries import QueryTable, read_queries
 
 PHOTOS, CHUNK = 20, 8  # three chunks
 
@@ -36,10 +36,10 @@ class Album:
     encoder: Encoder
 
     def cache(self) -> FeatureCache:
-        return FeatureCache.open_or_create(self.path, self.pyramid, self.encoder.card)
+        return FeatureCache.open_or_create(self.path, self.pyramid, self.encoder.info)
 
-    def run(self, table: QueryTable | None = None, **options: int) -> QueryReport:
-        return encode_queries(self.cache(), self.encoder, table or read_queries(self.folder), **options)
+    def run(self, table: PhotoTable | None = None, **options: int) -> PhotoReport:
+        return encode_queries(self.cache(), self.encoder, table or read_photo_table(self.folder), **options)
 
     def embeddings(self) -> dict[str, np.ndarray]:
         """Those of the listed photos, by id."""
@@ -71,7 +71,7 @@ def template(tmp_path_factory: pytest.TempPathFactory, exact: Encoder, take_phot
     for index in range(PHOTOS):
         take_photo(folder / "photos" / f"{index:02}.jpg", 48.2, 16.37 + index * 1e-5, seed=index)
     album = Album(folder / "photos", folder / "town.zarr", Pyramid.around(48.2, 16.37, 800.0, levels=1), exact)
-    assert album.run() == QueryReport(PHOTOS, 0, (), 0)
+    assert album.run() == PhotoReport(PHOTOS, 0, (), 0)
     return album
 
 
@@ -119,7 +119,7 @@ def test_a_second_run_encodes_nothing_and_changes_nothing(
 ) -> None:
     before = files_of(encoded_album.path)
     monkeypatch.setattr(module, "_sha256", lambda path: pytest.fail(f"{path} was read"))
-    assert encoded_album.run() == QueryReport(0, PHOTOS, (), 0)
+    assert encoded_album.run() == PhotoReport(0, PHOTOS, (), 0)
     assert batches == []
     assert files_of(encoded_album.path) == before
 
@@ -142,7 +142,7 @@ def test_the_whole_table_is_seen_in_xarray_without_a_warning(encoded_album: Albu
 def test_a_changed_photo_alone_is_encoded_again(encoded_album: Album, take_photo: Callable, batches: list) -> None:
     before = encoded_album.embeddings()
     take_photo(encoded_album.folder / "09.jpg", 48.2, 16.37, seed=999)
-    assert encoded_album.run() == QueryReport(1, PHOTOS - 1, (), 0)
+    assert encoded_album.run() == PhotoReport(1, PHOTOS - 1, (), 0)
     assert batches == [1]
     assert before.keys() - same(before, encoded_album.embeddings()) == {"09.jpg"}
 
@@ -156,7 +156,7 @@ def test_a_photo_that_was_only_touched_is_read_once_and_not_encoded(
     sha256 = module._sha256
     monkeypatch.setattr(module, "_sha256", lambda path: (read.append(path.name), sha256(path))[1])
     for _ in range(2):
-        assert encoded_album.run() == QueryReport(0, PHOTOS, (), 0)
+        assert encoded_album.run() == PhotoReport(0, PHOTOS, (), 0)
     assert sorted(read) == ["03.jpg", "12.jpg"]
     assert batches == []
 
@@ -165,7 +165,7 @@ def test_new_photos_are_appended_and_alone_encoded(encoded_album: Album, take_ph
     before = encoded_album.embeddings()
     for name in ("000.jpg", "zz.jpg"):
         take_photo(encoded_album.folder / name, 48.2, 16.37, seed=500 + len(name))
-    assert encoded_album.run() == QueryReport(2, PHOTOS, (), 0)
+    assert encoded_album.run() == PhotoReport(2, PHOTOS, (), 0)
     assert sum(batches) == 2
     after = encoded_album.embeddings()
     assert list(after) == [*before, "000.jpg", "zz.jpg"]
@@ -176,10 +176,10 @@ def test_a_photo_that_left_is_not_listed_and_is_reused_when_it_returns(encoded_a
     before = encoded_album.embeddings()
     away = encoded_album.folder.parent / "away.jpg"
     (encoded_album.folder / "05.jpg").rename(away)
-    assert encoded_album.run() == QueryReport(0, PHOTOS - 1, (), 0)
+    assert encoded_album.run() == PhotoReport(0, PHOTOS - 1, (), 0)
     assert before.keys() - encoded_album.embeddings().keys() == {"05.jpg"}
     away.rename(encoded_album.folder / "05.jpg")
-    assert encoded_album.run() == QueryReport(0, PHOTOS, (), 0)
+    assert encoded_album.run() == PhotoReport(0, PHOTOS, (), 0)
     assert same(before, encoded_album.embeddings()) == before.keys()
     assert batches == []
 
@@ -190,13 +190,13 @@ def test_a_photo_that_changed_while_it_was_away_is_encoded_when_it_returns(
     (encoded_album.folder / "05.jpg").unlink()
     encoded_album.run()
     take_photo(encoded_album.folder / "05.jpg", 48.2, 16.37, seed=999)
-    assert encoded_album.run() == QueryReport(1, PHOTOS - 1, (), 0)
+    assert encoded_album.run() == PhotoReport(1, PHOTOS - 1, (), 0)
 
 
 def test_what_the_table_says_is_brought_up_to_date_without_encoding(encoded_album: Album, batches: list) -> None:
-    table = read_queries(encoded_album.folder)
+    table = read_photo_table(encoded_album.folder)
     frame = table.frame.assign(split="test", latitude=48.25, weather=["wet", None] * (PHOTOS // 2))
-    assert encoded_album.run(replace(table, frame=frame)) == QueryReport(0, PHOTOS, (), 0)
+    assert encoded_album.run(replace(table, frame=frame)) == PhotoReport(0, PHOTOS, (), 0)
     seen = FeatureCache.open(encoded_album.path).queries.frame()
     assert set(seen["split"]) == {"test"}
     assert set(seen["latitude"]) == {48.25}
@@ -205,7 +205,7 @@ def test_what_the_table_says_is_brought_up_to_date_without_encoding(encoded_albu
 
 
 def test_a_column_may_change_from_numbers_to_text(encoded_album: Album) -> None:
-    table = read_queries(encoded_album.folder)
+    table = read_photo_table(encoded_album.folder)
     for values in (np.arange(PHOTOS), [f"k{index}" for index in range(PHOTOS)], np.linspace(0, 1, PHOTOS)):
         encoded_album.run(replace(table, frame=table.frame.assign(camera=values)))
         seen = FeatureCache.open(encoded_album.path).queries.frame()
@@ -233,7 +233,7 @@ def test_an_unreadable_photo_costs_only_itself_and_is_reported_every_time(
     assert "07.jpg" not in album.embeddings()
     assert sum(batches) == PHOTOS - 1
     (album.folder / "07.jpg").write_bytes(good)
-    assert album.run() == QueryReport(1, PHOTOS - 1, (), 0)
+    assert album.run() == PhotoReport(1, PHOTOS - 1, (), 0)
     assert len(album.embeddings()) == PHOTOS
 
 
@@ -246,7 +246,7 @@ def test_a_photo_that_breaks_is_not_given_with_its_old_embedding(encoded_album: 
 
 @pytest.mark.parametrize("known", [False, True], ids=["never encoded", "encoded before"])
 def test_a_photo_that_vanishes_after_the_table_was_read_costs_only_itself(album: Album, known: bool) -> None:
-    table = read_queries(album.folder)
+    table = read_photo_table(album.folder)
     if known:
         album.run(table)
     gone = album.folder / "07.jpg"
@@ -256,11 +256,11 @@ def test_a_photo_that_vanishes_after_the_table_was_read_costs_only_itself(album:
         assert [bad.name for bad in report.unreadable] == ["07.jpg"]
         assert len(album.embeddings()) == PHOTOS - 1
     (album.folder.parent / "away.jpg").rename(gone)
-    assert album.run(table) == QueryReport(1, PHOTOS - 1, (), 0)
+    assert album.run(table) == PhotoReport(1, PHOTOS - 1, (), 0)
 
 
 def test_where_no_photo_can_be_read_each_is_reported(album: Album) -> None:
-    table = read_queries(album.folder)
+    table = read_photo_table(album.folder)
     for photo in album.folder.iterdir():
         photo.write_bytes(b"hello")
     assert len(album.run(table).unreadable) == PHOTOS
@@ -284,7 +284,7 @@ def test_an_interrupted_encode_keeps_its_photos_and_resumes_to_the_same_embeddin
         patch.setattr(album.encoder, "encode_photos", interrupted)
         album.run(batch_size=4)
     assert len(album.embeddings()) == 12
-    assert album.run() == QueryReport(PHOTOS - 12, 12, (), 0)
+    assert album.run() == PhotoReport(PHOTOS - 12, 12, (), 0)
     assert same(album.embeddings(), template.embeddings()) == template.embeddings().keys()
 
 
@@ -303,7 +303,7 @@ def test_a_damaged_chunk_is_encoded_again_and_no_other(
     damage(encoded_album.path / "queries/embedding/c" / chunk)
     with pytest.raises(CacheCorruptError):
         encoded_album.embeddings()
-    assert encoded_album.run() == QueryReport(photos, PHOTOS - photos, (), photos)
+    assert encoded_album.run() == PhotoReport(photos, PHOTOS - photos, (), photos)
     assert sum(batches) == photos
     assert files_of(encoded_album.path) == before
 
@@ -314,7 +314,7 @@ def test_a_damaged_chunk_is_encoded_again_and_no_other(
     + [(Path.unlink, name) for name in ("id", "latitude", "status")],
 )
 def test_a_damaged_column_is_mended_by_the_next_run(encoded_album: Album, damage: Callable, column: str) -> None:
-    table = read_queries(encoded_album.folder)
+    table = read_photo_table(encoded_album.folder)
     table = replace(table, frame=table.frame.assign(heading=np.arange(PHOTOS)))
     encoded_album.run(table)
     before, listed = encoded_album.embeddings(), FeatureCache.open(encoded_album.path).queries.frame()
@@ -323,7 +323,7 @@ def test_a_damaged_column_is_mended_by_the_next_run(encoded_album: Album, damage
     assert same(before, encoded_album.embeddings()) == before.keys()
     again = FeatureCache.open(encoded_album.path).queries.frame()
     assert again.reset_index(drop=True).equals(listed)
-    assert encoded_album.run(table) == QueryReport(0, PHOTOS, (), 0)
+    assert encoded_album.run(table) == PhotoReport(0, PHOTOS, (), 0)
 
 
 # Several processes
@@ -395,7 +395,7 @@ def test_views_of_another_seed_are_made_anew_and_never_mixed(template, tmp_path)
     assert (queries.frame()["views"][rows] == 1).all()
     after = queries.embedding(rows, views=1)
     assert (after[:, 0] == before[:, 0]).all() and (after[:, 1] != before[:, 1]).any()
-    assert queries.recipe["seed"] == 2
+    assert queries.augmentation["seed"] == 2
 
 
 def test_a_damaged_view_is_encoded_again(template, tmp_path) -> None:

@@ -14,7 +14,7 @@ import torch
 from jzi.encode.encoder import Encoder
 from jzi.encode.photos import open_photo, resize_photo
 from jzi.errors import EncoderError
-from jzi.store.queries import read_queries
+from jzi.store.photo_table import read_photo_table
 
 
 @pytest.fixture
@@ -43,8 +43,8 @@ def test_the_fingerprint_is_of_the_weights_not_of_where_they_lie(
     encoder.save(tmp_path / "copy")
     copy = Encoder.load(tmp_path / "copy", image_size=28, device="cpu")
     assert load().fingerprint == copy.fingerprint == encoder.fingerprint
-    assert copy.card.name == str(tmp_path / "copy")
-    assert not copy.card.from_hub
+    assert copy.info.name == str(tmp_path / "copy")
+    assert not copy.info.from_hub
 
 
 def test_half_precision_on_disk_is_another_encoder_only_where_it_rounds(encoder: Encoder, tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def test_a_published_encoder_with_registers_loads(pretrained: Encoder) -> None:
 
 def test_two_views_of_one_street_are_closer_than_two_streets(pretrained: Encoder, shared: Path) -> None:
     crops = []
-    for path in read_queries(shared / "helsinki-pairs" / "queries.csv").frame["photo"]:
+    for path in read_photo_table(shared / "helsinki-pairs" / "queries.csv").frame["photo"]:
         photo = open_photo(path)
         width, height = photo.size
         side = min(height, int(width * 0.7))

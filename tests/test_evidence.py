@@ -26,7 +26,7 @@ def saying(pyramid: Pyramid, *grids: np.ndarray) -> Posterior:
     row, col = np.divmod(np.arange(SIDE * SIDE), SIDE)
     each = [Posterior.from_cells(pyramid, row, col, grid.ravel() / grid.sum()) for grid in grids]
     return Posterior(pyramid, *(np.concatenate([getattr(one, name) for one in each])
-                                for name in ("paths", "steps", "unexpanded")))  # fmt: skip
+                                for name in ("paths", "steps", "residual")))  # fmt: skip
 
 
 def peaks(*cells: tuple[int, int, float]) -> np.ndarray:
@@ -46,7 +46,7 @@ def test_a_posterior_of_given_cells_keeps_them_and_the_chain_rule(pyramid) -> No
     quarters = grid.reshape(2, 8, 2, 8).sum((1, 3)).ravel()
     assert [first[(action,)] for action in range(4)] == pytest.approx(quarters.tolist())
     part = Posterior.from_cells(pyramid, np.array([3, 4]), np.array([5, 6]), np.array([0.2, 0.5]))
-    assert part.probability.sum() == pytest.approx(0.7) and part.unexpanded == pytest.approx([0.3])
+    assert part.probability.sum() == pytest.approx(0.7) and part.residual == pytest.approx([0.3])
 
 
 def test_the_place_that_two_photos_agree_on_wins(pyramid) -> None:
@@ -92,7 +92,7 @@ def test_forward_backward_is_the_sum_over_all_tracks() -> None:
     grids = [grid / grid.sum() for grid in rng.random((3, 16)) ** 4]
     each = [Posterior.from_cells(pyramid, row, col, grid) for grid in grids]
     found = Posterior(pyramid, *(np.concatenate([getattr(one, name) for one in each])
-                                 for name in ("paths", "steps", "unexpanded")))  # fmt: skip
+                                 for name in ("paths", "steps", "residual")))  # fmt: skip
     everywhere = np.ones((4, 4), bool)
     smoothed = along_track(found, everywhere, [0, 1, 2], speed=10.0)  # 10 m and a cell: the four neighbours
     seen = evidence(found, everywhere).reshape(3, 16)

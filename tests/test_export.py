@@ -17,7 +17,7 @@ from jzi.encode.imagery import Imagery
 from jzi.errors import ExportError, PhotoError
 from jzi.export.files import circle, to_features, write_geojson, write_heatmap
 from jzi.export.page import write_page
-from jzi.locate.locator import Question, to_locations
+from jzi.locate.locator import LocateOptions, to_locations
 from jzi.locate.posterior import Posterior
 from jzi.store.exif import ExifPosition, read_position, write_position
 
@@ -33,7 +33,7 @@ def location(pyramid):
     steps = np.stack([grid.ravel()[order], np.ones(4096), np.ones(4096)], -1)[None]
     paths = pyramid.cell_to_path(order // 64, order % 64)[None]
     found = Posterior(pyramid, paths, steps, np.zeros(1))
-    return to_locations(found, Question(), ["a </script> photo.jpg"])[0]
+    return to_locations(found, LocateOptions(), ["a </script> photo.jpg"])[0]
 
 
 TRUTH = ExifPosition(48.2, 16.37, None)

@@ -23,13 +23,13 @@ from jzi.encode.augment import DRAWS, augment_photos, augment_tiles, drop_parts
 from jzi.encode.encoder import Encoder
 from jzi.encode.imagery import Imagery
 from jzi.errors import ConfigError, ImageryError, ModelError, TrainingError
+from jzi.store.photo_table import PhotoTable, read_photo_table
 from jzi.store.pyramid import Pyramid
-from jzi.store.queries import QueryTable, read_queries
 from jzi.train.area import PhotoReader, TrainingArea
 from jzi.train.config import FinetuneConfig
 from jzi.train.finetune import finetune
 from jzi.train.joint import JointModel
-from jzi.train.run import Run
+from jzi.train.run import TrainingRun
 
 SIZE = 28
 SMALL = DecoderConfig(layers=1, heads=2)
@@ -52,8 +52,8 @@ class City:
     def imagery(self) -> Imagery:
         return Imagery([self.raster], self.pyramid)
 
-    def table(self) -> QueryTable:
-        return read_queries(self.photos).inside(self.pyramid)
+    def table(self) -> PhotoTable:
+        return read_photo_table(self.photos).inside(self.pyramid)
 
     def run(self, name: str = "finetuned", config: FinetuneConfig = QUICK, areas: int = 1):
         return finetune([(self.imagery(), self.table())] * areas, self.encoder(), self.folder / name, SMALL, config)
@@ -92,7 +92,7 @@ def start(city: City, config: FinetuneConfig) -> module._Finetuning:
     accelerator = module.make_accelerator(config, city.folder)
     options = {"device": torch.device("cpu"), "folder": city.folder, "val_photos": 100}
     area = TrainingArea.load(city.imagery(), city.table(), SIZE, **options)
-    return module._Finetuning(accelerator, joint, encoder, [area], config, Run(city.folder / "run", {}))
+    return module._Finetuning(accelerator, joint, encoder, [area], config, TrainingRun(city.folder / "run", {}))
 
 
 def plain_way(city: City, run: module._Finetuning, index: torch.Tensor, seed: int) -> dict[str, torch.Tensor]:
@@ -387,11 +387,11 @@ def test_unreadable_photos_are_left_out_and_listed(city) -> None:
 
 def test_one_photo_is_enough_to_train_on_and_none_is_refused(city) -> None:
     table = city.table()
-    one = QueryTable(table.frame[table.frame["split"] == "train"][:1], (), table.source)
+    one = PhotoTable(table.frame[table.frame["split"] == "train"][:1], (), table.source)
     source = [(city.imagery(), one)]
     report = finetune(source, city.encoder(), city.folder / "one", SMALL, replace(QUICK, epochs=1))
     assert (report.train, report.val, report.best["epoch"]) == (1, 0, 0)
-    none = QueryTable(table.frame[table.frame["split"] == "test"], (), table.source)
+    none = PhotoTable(table.frame[table.frame["split"] == "test"], (), table.source)
     with pytest.raises(TrainingError, match="no photo to train on"):
         finetune([(city.imagery(), none)], city.encoder(), city.folder / "none", SMALL, QUICK)
     assert not (city.folder / "none").exists()

@@ -15,7 +15,7 @@ from jzi.decode.model import ZoomModel
 from jzi.decode.search import zoom
 from jzi.decode.tile_table import TileTable
 from jzi.errors import CacheError
-from jzi.store.map_features import ENCODED, NODATA, MapFeatures
+from jzi.store.map_embeddings import ENCODED, NODATA, MapEmbeddings
 from jzi.store.pyramid import Pyramid
 from jzi.train.common import make_decoder
 from jzi.train.config import TrainConfig
@@ -31,7 +31,7 @@ def small() -> Pyramid:
 
 
 @pytest.fixture
-def features(small: Pyramid) -> MapFeatures:
+def features(small: Pyramid) -> MapEmbeddings:
     """A map with embeddings of its cells; no imagery in the south-east quarter, and in some cells elsewhere."""
     rng = np.random.default_rng(0)
     there = rng.random((8, 8)) < 0.7
@@ -43,7 +43,7 @@ def features(small: Pyramid) -> MapFeatures:
         covered = there.reshape(side, 8 // side, side, 8 // side).any((1, 3))
         embedding.append(np.where(covered[..., None], rng.normal(size=(side, side, WIDTH)), np.nan).astype(np.float16))
         status.append(np.where(covered, ENCODED, NODATA).astype(np.uint8))
-    return MapFeatures(small, tuple(embedding[:3]), tuple(status), embedding[3])
+    return MapEmbeddings(small, tuple(embedding[:3]), tuple(status), embedding[3])
 
 
 def make(look_ahead: str, seed: int = 0, **options) -> ZoomDecoder:
@@ -57,7 +57,7 @@ def make(look_ahead: str, seed: int = 0, **options) -> ZoomDecoder:
     return decoder
 
 
-def ways(features: MapFeatures, count: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
+def ways(features: MapEmbeddings, count: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
     """(query, feature) photos, and (query, step) ways to cells with imagery."""
     row, col = np.nonzero(features.status[3] == ENCODED)
     chosen = np.random.default_rng(1).integers(len(row), size=count)
@@ -105,7 +105,7 @@ def test_searching_step_by_step_gives_the_probabilities_of_one_pass(features, lo
         paths = zooms.paths[:, beam].clone()  # search makes tensors that gradients cannot pass
         tiles = table.along(paths.numpy())
         logits = decoder(query, table.embedding[tiles].float(), paths, table.below(tiles, look_ahead))
-        steps = logits.masked_fill(~table.enterable[tiles], -torch.inf).log_softmax(-1).gather(-1, paths[..., None])
+        steps = logits.masked_fill(~table.child_mask[tiles], -torch.inf).log_softmax(-1).gather(-1, paths[..., None])
         torch.testing.assert_close(zooms.log_probability[:, beam], steps[..., 0].detach(), atol=1e-4, rtol=1e-4)
 
 
@@ -176,7 +176,7 @@ def test_turns_of_ones_own_keep_to_the_imagery_and_are_answered_by_the_nearest_c
     torch.manual_seed(0)
     tiles, taken, right = own_turns(make(look_ahead), table, query, actions, 1.0)
     assert torch.equal(tiles, table.along(taken.numpy()))
-    assert table.enterable[tiles, taken].all() and table.enterable[tiles, right].all()
+    assert table.child_mask[tiles, taken].all() and table.child_mask[tiles, right].all()
     off = (taken[:, :2] != actions[:, :2]).any(1)
     assert 0.5 < off.float().mean() < 1
     assert torch.equal(right[~off], actions[~off])
@@ -190,5 +190,5 @@ def test_turns_of_ones_own_keep_to_the_imagery_and_are_answered_by_the_nearest_c
                 side = 2 ** (2 - level)
                 across = [max(first - true, true - first - side + 1, 0) for first, true in
                           ((int(row), true_row[photo]), (int(col), true_col[photo]))]  # fmt: skip
-                ends.append(np.hypot(*across) if table.enterable[tiles[photo, level], child] else np.inf)
+                ends.append(np.hypot(*across) if table.child_mask[tiles[photo, level], child] else np.inf)
             assert ends[right[photo, level]] == min(ends)

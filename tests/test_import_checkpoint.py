@@ -65,7 +65,7 @@ def test_embeddings_and_logits_are_those_of_the_reference(reference, load, prefi
     torch.testing.assert_close(query, case["ground_embedding"], **exact)
     torch.testing.assert_close(tiles, case["satellite_embedding"], **exact)
     torch.testing.assert_close(model.decoder(query, tiles, case["actions"]), case["logits"], **exact)
-    logits, past = model.decoder.begin(query, tiles[:, 0])
+    logits, past = model.decoder.prefill(query, tiles[:, 0])
     torch.testing.assert_close(logits, case["logits"][:, 0], **exact)
     for step in range(1, 4):
         logits, past = model.decoder.step(case["actions"][:, step - 1], tiles[:, step], past)
@@ -159,7 +159,7 @@ def test_an_imported_model_locates_photos_on_a_map_made_with_its_encoder(
     import_checkpoint(reference / "checkpoint.pth", tmp_path / "model", pyramid, **options)
     encoder = ZoomModel.load(tmp_path / "model").load_encoder()
     with Imagery([town_raster], pyramid) as imagery:
-        cache = FeatureCache.create(tmp_path / "features.zarr", pyramid, encoder.card, imagery.card())
+        cache = FeatureCache.create(tmp_path / "features.zarr", pyramid, encoder.info, imagery.info())
         encode_map(cache, encoder, imagery)
     with pytest.raises(ModelError, match="has no map"):
         Locator.load(tmp_path / "model")

@@ -15,8 +15,8 @@ from jzi.decode.decoder import ZoomDecoder
 from jzi.decode.model import ZoomModel, create_folder, save_weights
 from jzi.encode.encoder import Encoder
 from jzi.errors import ConfigError, ModelError, PhotoError
-from jzi.locate.locator import Location, Locator, NotLocated, Question
-from jzi.store.map_features import ENCODED, MapFeatures
+from jzi.locate.locator import LocateOptions, Location, Locator, NotLocated
+from jzi.store.map_embeddings import ENCODED, MapEmbeddings
 from jzi.store.pyramid import Pyramid
 
 
@@ -27,11 +27,11 @@ def model(tmp_path: Path, encoder_folder: Path, pyramid: Pyramid) -> Path:
     side = pyramid.tiles_per_side
     embedding = tuple(rng.normal(size=(side(k), side(k), 32)).astype(np.float16) for k in range(3))
     status = tuple(np.full((side(k), side(k)), ENCODED, np.uint8) for k in range(4))
-    card = Encoder.load(encoder_folder, image_size=56).card
+    info = Encoder.load(encoder_folder, image_size=56).info
     torch.manual_seed(0)
     config = DecoderConfig(width=32, layers=2, heads=2)
-    create_folder(tmp_path / "model", config, pyramid, card, encoder_folder)
-    MapFeatures(pyramid, embedding, status).save(tmp_path / "model" / "map.safetensors")
+    create_folder(tmp_path / "model", config, pyramid, info, encoder_folder)
+    MapEmbeddings(pyramid, embedding, status).save(tmp_path / "model" / "map.safetensors")
     save_weights(tmp_path / "model", ZoomDecoder(config))
     return tmp_path / "model"
 
@@ -48,7 +48,7 @@ def test_a_path_bytes_an_open_file_and_an_image_are_the_same_photo(model, photo_
 @pytest.mark.parametrize("estimate", ["greedy", "map"])
 def test_a_cell_is_answered_by_its_centre_and_its_probability(model, photo_folder, estimate) -> None:
     locator = Locator.load(model)
-    answer = locator.locate(photo_folder / "day0" / "000.jpg", Question(estimate))
+    answer = locator.locate(photo_folder / "day0" / "000.jpg", LocateOptions(estimate))
     row, col = locator.pyramid.path_to_tile(np.array(answer.best.path))
     assert answer.best.cell == (row, col)
     assert (answer.latitude, answer.longitude) == locator.pyramid.tile_positions(3, row, col)
@@ -59,7 +59,7 @@ def test_a_cell_is_answered_by_its_centre_and_its_probability(model, photo_folde
 
 def test_a_point_is_answered_by_the_probability_around_it(model, photo_folder) -> None:
     locator = Locator.load(model)
-    answer = locator.locate(photo_folder / "day0" / "000.jpg", Question(radius=60.0, top=3))
+    answer = locator.locate(photo_folder / "day0" / "000.jpg", LocateOptions(radius=60.0, top=3))
     best, found = answer.best, answer.posterior
     assert (best.source, best.radius_m, len(answer.candidates)) == ("radius", 60.0, 3)
     x, y = found.centers
@@ -70,22 +70,22 @@ def test_a_point_is_answered_by_the_probability_around_it(model, photo_folder) -
     row, col = best.cell
     centre = locator.pyramid.tile_centers(3, np.array(row), np.array(col))
     assert abs(best.x - centre[0]) < side and abs(best.y - centre[1]) < side
-    assert 0 < answer.radius_68 < answer.radius_95 and answer.unexpanded == 0
+    assert 0 < answer.radius_68 < answer.radius_95 and answer.residual == 0
     told = answer.to_dict()
     assert told["radius_68_m"] == answer.radius_68 and len(told["candidates"]) == 3
     assert "within 60 m" in answer.to_text() and answer.to_text().count("    or ") == 2
 
 
 def test_a_narrow_beam_says_what_it_left_out(model, photo_folder) -> None:
-    answer = Locator.load(model).locate(photo_folder / "day0" / "000.jpg", Question(beams=1))
-    assert answer.unexpanded > 0.3 and answer.radius_95 == np.inf
+    answer = Locator.load(model).locate(photo_folder / "day0" / "000.jpg", LocateOptions(beams=1))
+    assert answer.residual > 0.3 and answer.radius_95 == np.inf
     assert answer.to_dict()["radius_95_m"] is None and "did not look into" in answer.to_text()
 
 
 @pytest.mark.parametrize("wrong", [{"estimate": "best"}, {"radius": 0}, {"top": 0}, {"beams": 0}])
 def test_a_question_that_makes_no_sense_is_refused(wrong) -> None:
     with pytest.raises(ConfigError):
-        Question(**wrong)
+        LocateOptions(**wrong)
 
 
 def test_many_photos_give_what_each_alone_gives_in_their_order(model, photo_folder) -> None:
@@ -100,7 +100,7 @@ def test_many_photos_give_what_each_alone_gives_in_their_order(model, photo_fold
 
 def test_embeddings_are_located_without_an_encoder(model) -> None:
     locator = Locator.load(model)
-    answers = locator.locate_embeddings(torch.randn(3, 32), Question(top=4))
+    answers = locator.locate_embeddings(torch.randn(3, 32), LocateOptions(top=4))
     assert [len(each.candidates) for each in answers] == [4, 4, 4]
     assert "encoder" not in vars(locator)  # none was loaded
 

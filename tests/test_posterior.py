@@ -12,7 +12,7 @@ from jzi.decode.search import zoom
 from jzi.decode.tile_table import TileTable
 from jzi.locate import posterior as module
 from jzi.locate.posterior import Posterior, credible_radius, most_probable_cells, most_probable_discs, posterior
-from jzi.store.map_features import ENCODED, MapFeatures
+from jzi.store.map_embeddings import ENCODED, MapEmbeddings
 from jzi.store.pyramid import Pyramid
 
 
@@ -26,7 +26,7 @@ def table(pyramid) -> TileTable:
     rng = np.random.default_rng(0)
     sides = [pyramid.tiles_per_side(level) for level in range(5)]
     embedding = tuple(rng.normal(size=(n, n, 16)).astype(np.float16) for n in sides[:-1])
-    return TileTable(MapFeatures(pyramid, embedding, tuple(np.full((n, n), ENCODED, np.uint8) for n in sides)))
+    return TileTable(MapEmbeddings(pyramid, embedding, tuple(np.full((n, n), ENCODED, np.uint8) for n in sides)))
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def made(pyramid: Pyramid, grids: list[np.ndarray]) -> Posterior:
 def test_a_small_pyramid_is_searched_whole(decoder, table, query) -> None:
     found = posterior(decoder, table, query)
     np.testing.assert_allclose(found.probability.sum(1), 1, atol=1e-5)
-    assert found.paths.shape == (5, 256, 4) and (found.unexpanded < 1e-5).all()
+    assert found.paths.shape == (5, 256, 4) and (found.residual < 1e-5).all()
     every = zoom(decoder, table, query, beams=256)
     expected = every.log_probability.sum(-1).exp().numpy()
     np.testing.assert_allclose(found.probability, expected, atol=1e-6)
@@ -70,8 +70,8 @@ def test_a_small_pyramid_is_searched_whole(decoder, table, query) -> None:
 def test_what_a_beam_does_not_reach_is_told(decoder, table, query, beams) -> None:
     whole, part = posterior(decoder, table, query), posterior(decoder, table, query, beams=beams)
     assert part.paths.shape[1] == 4 * beams
-    np.testing.assert_allclose(part.probability.sum(1) + part.unexpanded, 1, atol=1e-5)
-    assert (part.unexpanded > 0.01).any()
+    np.testing.assert_allclose(part.probability.sum(1) + part.residual, 1, atol=1e-5)
+    assert (part.residual > 0.01).any()
     for photo in range(5):  # what it reaches has the probability that it has
         there = part.grid(photo) > 0
         np.testing.assert_allclose(part.grid(photo)[there], whole.grid(photo)[there], atol=1e-6)

@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from jzi.errors import QueryTableError
+from jzi.errors import PhotoTableError
+from jzi.store.photo_table import PhotoTable, read_photo_table, split_by_hash
 from jzi.store.pyramid import Pyramid
-from jzi.store.queries import QueryTable, read_queries, split_by_hash
 
 LONG_ID = "4449826985073821"  # 16 digits; ...819 and ...823 are other photos, so it must never be rounded
 
@@ -32,11 +32,11 @@ def write_table(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
-def rows(table: QueryTable) -> list[tuple]:
+def rows(table: PhotoTable) -> list[tuple]:
     return list(table.frame[["id", "latitude", "longitude"]].itertuples(index=False, name=None))
 
 
-def reasons(table: QueryTable) -> dict[str, str]:
+def reasons(table: PhotoTable) -> dict[str, str]:
     return {rejected.name: rejected.reason for rejected in table.rejected}
 
 
@@ -48,18 +48,18 @@ def reasons(table: QueryTable) -> dict[str, str]:
     ["id,latitude,longitude", "image_id,lat,lon", "photo_id,LAT,Lng", " query_id , gps_latitude , gps_longitude "],
 )
 def test_columns_are_known_by_the_names_that_people_use(write_table: Callable, header: str) -> None:
-    assert rows(read_queries(write_table(f"{header}\na,48.2,16.3\n"))) == [("a", 48.2, 16.3)]
+    assert rows(read_photo_table(write_table(f"{header}\na,48.2,16.3\n"))) == [("a", 48.2, 16.3)]
 
 
 @pytest.mark.parametrize("header", ["path,lat,lon", "file,lat,long", "filename,lat,lng", "image,lat,lon"])
 def test_photos_without_an_id_are_known_by_their_path(write_table: Callable, header: str) -> None:
-    table = read_queries(write_table(f"{header}\nsub/a.jpg,48.2,16.3\n", photos="sub/a.jpg"))
+    table = read_photo_table(write_table(f"{header}\nsub/a.jpg,48.2,16.3\n", photos="sub/a.jpg"))
     assert rows(table) == [("sub/a.jpg", 48.2, 16.3)]
     assert Path(table.frame["photo"][0]).is_absolute()
 
 
 def test_the_preferred_name_wins_and_the_other_column_is_kept(write_table: Callable) -> None:
-    table = read_queries(write_table("image_id,id,lat,latitude,lon,note\nother,a,1,48.2,16.3,wet\n"))
+    table = read_photo_table(write_table("image_id,id,lat,latitude,lon,note\nother,a,1,48.2,16.3,wet\n"))
     assert rows(table) == [("a", 48.2, 16.3)]
     assert table.frame["note"].tolist() == ["wet"]
     assert table.frame["image_id"].tolist() == ["other"]
@@ -69,11 +69,11 @@ def test_the_preferred_name_wins_and_the_other_column_is_kept(write_table: Calla
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 def test_any_separator_and_a_byte_order_mark_will_do(write_table: Callable, separator: str, encoding: str) -> None:
     text = "id,lat,lon\na,48.2,16.3\nb,48.3,16.4\n".replace(",", separator)
-    assert rows(read_queries(write_table(text, encoding=encoding))) == [("a", 48.2, 16.3), ("b", 48.3, 16.4)]
+    assert rows(read_photo_table(write_table(text, encoding=encoding))) == [("a", 48.2, 16.3), ("b", 48.3, 16.4)]
 
 
 def test_quoted_fields_keep_their_commas(write_table: Callable) -> None:
-    table = read_queries(write_table('id,lat,lon,sequence\na,48.2,16.3,"[7, 6, 6, 5]"\n'))
+    table = read_photo_table(write_table('id,lat,lon,sequence\na,48.2,16.3,"[7, 6, 6, 5]"\n'))
     assert table.frame["sequence"].tolist() == ["[7, 6, 6, 5]"]
 
 
@@ -81,11 +81,11 @@ def test_quoted_fields_keep_their_commas(write_table: Callable) -> None:
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 def test_ids_are_text_to_the_last_digit(write_table: Callable, column: str, encoding: str) -> None:
     text, photos = f"{column},lat,lon\n{LONG_ID},48.2,16.3\n007,48.2,16.3\n", f"{LONG_ID}.jpg 007.jpg"
-    assert [row[0] for row in rows(read_queries(write_table(text, photos, encoding=encoding)))] == [LONG_ID, "007"]
+    assert [row[0] for row in rows(read_photo_table(write_table(text, photos, encoding=encoding)))] == [LONG_ID, "007"]
 
 
 def test_ids_of_a_table_with_a_gap_are_text_to_the_last_digit(write_table: Callable) -> None:
-    table = read_queries(write_table(f"id,lat,lon\n{LONG_ID},48.2,16.3\n,48.2,16.3\n", f"{LONG_ID}.jpg"))
+    table = read_photo_table(write_table(f"id,lat,lon\n{LONG_ID},48.2,16.3\n,48.2,16.3\n", f"{LONG_ID}.jpg"))
     assert rows(table)[0][0] == LONG_ID
     assert reasons(table) == {"row 2": "it has no id"}
 
@@ -94,7 +94,7 @@ def test_parquet_reads_as_csv_does(tmp_path: Path, write_table: Callable) -> Non
     write_table("", f"{LONG_ID}.jpg")
     frame = pd.DataFrame({"image_id": [int(LONG_ID)], "lat": [48.2], "lon": [16.3], "tags": [["wet", "dark"]]})
     frame.to_parquet(tmp_path / "table.parquet")
-    assert rows(read_queries(tmp_path / "table.parquet")) == [(LONG_ID, 48.2, 16.3)]
+    assert rows(read_photo_table(tmp_path / "table.parquet")) == [(LONG_ID, 48.2, 16.3)]
 
 
 def test_an_index_with_a_name_is_a_column_and_one_without_is_not(tmp_path: Path, write_table: Callable) -> None:
@@ -102,31 +102,31 @@ def test_an_index_with_a_name_is_a_column_and_one_without_is_not(tmp_path: Path,
     frame = pd.DataFrame({"lat": [48.2, 48.3], "lon": [16.3, 16.4]}, index=pd.Index(["a", "b"], name="image_id"))
     frame.to_parquet(tmp_path / "named.parquet")
     frame.reset_index().set_index(pd.Index(["x", "y"])).replace("a", "").to_parquet(tmp_path / "unnamed.parquet")
-    assert rows(read_queries(tmp_path / "named.parquet")) == [("a", 48.2, 16.3), ("b", 48.3, 16.4)]
-    assert reasons(read_queries(tmp_path / "unnamed.parquet")) == {"row 1": "it has no id"}
+    assert rows(read_photo_table(tmp_path / "named.parquet")) == [("a", 48.2, 16.3), ("b", 48.3, 16.4)]
+    assert reasons(read_photo_table(tmp_path / "unnamed.parquet")) == {"row 1": "it has no id"}
 
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("tail", [",", ",,", ",4,5"])
 def test_fields_beyond_the_header_do_not_shift_the_columns(write_table: Callable, tail: str) -> None:
-    assert rows(read_queries(write_table(f"id,lat,lon\na,48.2,16.3{tail}\n"))) == [("a", 48.2, 16.3)]
+    assert rows(read_photo_table(write_table(f"id,lat,lon\na,48.2,16.3{tail}\n"))) == [("a", 48.2, 16.3)]
 
 
 @pytest.mark.parametrize(
     "photo", ["7.jpg", "7.JPG", "7.png", "7_undistorted.jpg", "deep/er/7.jpg", "deep/7_undistorted.jpg"]
 )
 def test_a_photo_is_found_by_its_id_under_the_names_that_data_sets_give(write_table: Callable, photo: str) -> None:
-    table = read_queries(write_table("image_id,lat,lon\n7,48.2,16.3\n", photo))
+    table = read_photo_table(write_table("image_id,lat,lon\n7,48.2,16.3\n", photo))
     assert table.frame["photo"][0].endswith(photo)
 
 
 def test_photos_may_lie_in_a_folder_of_their_own(write_table: Callable, tmp_path: Path) -> None:
     table = write_table("id,lat,lon\na,48.2,16.3\n", photos="images/a.jpg")
-    assert read_queries(table, tmp_path / "images").frame["photo"][0] == str(tmp_path / "images" / "a.jpg")
+    assert read_photo_table(table, tmp_path / "images").frame["photo"][0] == str(tmp_path / "images" / "a.jpg")
 
 
 def test_a_name_that_two_folders_have_is_not_guessed(write_table: Callable) -> None:
-    table = read_queries(write_table("id,lat,lon\na,48.2,16.3\nb,48.2,16.3\n", "one/a.jpg two/a.jpg two/b.jpg"))
+    table = read_photo_table(write_table("id,lat,lon\na,48.2,16.3\nb,48.2,16.3\n", "one/a.jpg two/a.jpg two/b.jpg"))
     assert [row[0] for row in rows(table)] == ["b"]
     assert "no such photo" in reasons(table)["a"]
 
@@ -135,12 +135,12 @@ def test_a_name_that_two_folders_have_is_not_guessed(write_table: Callable) -> N
 
 
 def test_a_split_that_is_given_is_honoured(write_table: Callable) -> None:
-    table = read_queries(write_table("id,lat,lon,split\na,48,16,Train\nb,48,16, validation\nc,48,16,test\n"))
+    table = read_photo_table(write_table("id,lat,lon,split\na,48,16,Train\nb,48,16, validation\nc,48,16,test\n"))
     assert table.frame["split"].tolist() == ["train", "val", "test"]
 
 
 def test_a_split_that_does_not_exist_is_rejected(write_table: Callable) -> None:
-    table = read_queries(write_table("id,lat,lon,split\na,48,16,train\nb,48,16,holdout\nc,48,16,\n"))
+    table = read_photo_table(write_table("id,lat,lon,split\na,48,16,train\nb,48,16,holdout\nc,48,16,\n"))
     assert table.frame["split"].tolist() == ["train"]
     assert set(reasons(table)) == {"b", "c"}
     assert "train, val, test" in reasons(table)["b"]
@@ -182,7 +182,7 @@ a,48.3,16.4
 d,95,16.3
 e,48.2,181
 """
-    table = read_queries(write_table(text, "a.jpg b.jpg c.jpg d.jpg e.jpg"))
+    table = read_photo_table(write_table(text, "a.jpg b.jpg c.jpg d.jpg e.jpg"))
     assert rows(table) == [("a", 48.2, 16.3)], "the first of two with the same id"
     assert len(table) + len(table.rejected) == 8
     expected = {
@@ -213,8 +213,8 @@ e,48.2,181
     ],
 )
 def test_a_table_that_cannot_be_used_says_why_in_one_sentence(write_table: Callable, text: str, match: str) -> None:
-    with pytest.raises(QueryTableError, match=match) as error:
-        read_queries(write_table(text))
+    with pytest.raises(PhotoTableError, match=match) as error:
+        read_photo_table(write_table(text))
     assert "\n" not in str(error.value)
 
 
@@ -222,22 +222,22 @@ def test_a_table_that_cannot_be_used_says_why_in_one_sentence(write_table: Calla
 def test_a_file_that_is_no_table_is_refused(tmp_path: Path, name: str) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg")
     (tmp_path / "a.jpg").rename(tmp_path / name)
-    with pytest.raises(QueryTableError):
-        read_queries(tmp_path / name)
+    with pytest.raises(PhotoTableError):
+        read_photo_table(tmp_path / name)
 
 
 def test_a_source_that_is_not_there_is_refused(tmp_path: Path, write_table: Callable) -> None:
-    with pytest.raises(QueryTableError, match="there is no"):
-        read_queries(tmp_path / "nothing.csv")
-    with pytest.raises(QueryTableError, match="no folder"):
-        read_queries(write_table("id,lat,lon\na,48,16\n"), tmp_path / "nothing")
+    with pytest.raises(PhotoTableError, match="there is no"):
+        read_photo_table(tmp_path / "nothing.csv")
+    with pytest.raises(PhotoTableError, match="no folder"):
+        read_photo_table(write_table("id,lat,lon\na,48,16\n"), tmp_path / "nothing")
 
 
 # Folders
 
 
 def test_a_folder_gives_every_photo_with_position_and_heading(photo_folder: Path, pyramid: Pyramid) -> None:
-    table = read_queries(photo_folder)
+    table = read_photo_table(photo_folder)
     assert (len(table), table.rejected) == (30, ())
     assert sorted(table.frame["id"])[:2] == ["day0/000.jpg", "day0/002.jpg"]
     by_number = table.frame.sort_values("heading")
@@ -248,7 +248,7 @@ def test_a_folder_gives_every_photo_with_position_and_heading(photo_folder: Path
 
 def test_south_and_west_are_negative(tmp_path: Path, take_photo: Callable) -> None:
     take_photo(tmp_path / "rio.jpg", -22.95, -43.21)
-    assert rows(read_queries(tmp_path)) == [("rio.jpg", pytest.approx(-22.95), pytest.approx(-43.21))]
+    assert rows(read_photo_table(tmp_path)) == [("rio.jpg", pytest.approx(-22.95), pytest.approx(-43.21))]
 
 
 def test_photos_that_say_no_place_are_rejected_one_by_one(tmp_path: Path, take_photo: Callable) -> None:
@@ -259,7 +259,7 @@ def test_photos_that_say_no_place_are_rejected_one_by_one(tmp_path: Path, take_p
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8 no photo")
     (tmp_path / "empty.png").touch()
     (tmp_path / "notes.txt").write_text("no photo, and nobody asked")
-    table = read_queries(tmp_path)
+    table = read_photo_table(tmp_path)
     assert table.frame["id"].tolist() == ["good.jpg"]
     why = reasons(table)
     assert sorted(why) == ["beyond.jpg", "broken.jpg", "empty.png", "nowhere.jpg", "null-island.jpg"]
@@ -269,15 +269,15 @@ def test_photos_that_say_no_place_are_rejected_one_by_one(tmp_path: Path, take_p
 
 
 def test_a_folder_without_a_usable_photo_is_refused(tmp_path: Path, take_photo: Callable) -> None:
-    with pytest.raises(QueryTableError, match="0 were looked at"):
-        read_queries(tmp_path)
+    with pytest.raises(PhotoTableError, match="0 were looked at"):
+        read_photo_table(tmp_path)
     take_photo(tmp_path / "nowhere.jpg")
-    with pytest.raises(QueryTableError, match="no GPS position"):
-        read_queries(tmp_path)
+    with pytest.raises(PhotoTableError, match="no GPS position"):
+        read_photo_table(tmp_path)
 
 
 def test_cameras_own_exif_is_understood(shared: Path) -> None:
-    table = read_queries(shared / "exif-photos")
+    table = read_photo_table(shared / "exif-photos")
     assert table.rejected == ()
     places = table.frame.set_index("id")
     assert places.loc["berlin-01.jpg", ["latitude", "longitude"]].tolist() == pytest.approx([52.5, 13.4], abs=0.2)
@@ -289,7 +289,7 @@ def test_a_real_table_of_photos_is_read_whole(shared: Path) -> None:
     source = shared / "helsinki-pairs" / "queries.csv"
     with source.open(newline="") as file:
         expected = {row["image_id"]: float(row["compass_deg"]) for row in csv.DictReader(file)}
-    table = read_queries(source)
+    table = read_photo_table(source)
     assert dict(zip(table.frame["id"], table.frame["heading"], strict=True)) == expected
     assert all(Path(photo).stem == name for name, photo in zip(table.frame["id"], table.frame["photo"], strict=True))
 
@@ -298,7 +298,7 @@ def test_a_real_table_of_photos_is_read_whole(shared: Path) -> None:
 
 
 def test_photos_outside_of_the_area_are_rejected_and_the_others_kept(write_table: Callable, pyramid: Pyramid) -> None:
-    table = read_queries(write_table("id,lat,lon\na,48.2,16.37\nb,48.3,16.37\nc,48.2001,16.3701\n"))
+    table = read_photo_table(write_table("id,lat,lon\na,48.2,16.37\nb,48.3,16.37\nc,48.2001,16.3701\n"))
     inside = table.inside(pyramid)
     assert inside.frame["id"].tolist() == ["a", "c"]
     assert inside.frame.index.tolist() == [0, 1]
@@ -308,12 +308,12 @@ def test_photos_outside_of_the_area_are_rejected_and_the_others_kept(write_table
 def test_a_table_all_of_whose_photos_are_elsewhere_is_refused_with_both_places(
     write_table: Callable, pyramid: Pyramid
 ) -> None:
-    table = read_queries(write_table("id,lat,lon\na,38.9,-77.0\nb,38.9,-77.1\n"))
-    with pytest.raises(QueryTableError, match=r"none of the 2 photos.*48\.20000, 16\.37000.*38\.90000, -77\.00000"):
+    table = read_photo_table(write_table("id,lat,lon\na,38.9,-77.0\nb,38.9,-77.1\n"))
+    with pytest.raises(PhotoTableError, match=r"none of the 2 photos.*48\.20000, 16\.37000.*38\.90000, -77\.00000"):
         table.inside(pyramid)
 
 
 def test_swapped_columns_are_named_even_where_both_are_in_range(write_table: Callable, pyramid: Pyramid) -> None:
-    table = read_queries(write_table("id,lat,lon\na,16.37,48.2\nb,16.3701,48.2001\n"))
-    with pytest.raises(QueryTableError, match="latitude and longitude swapped"):
+    table = read_photo_table(write_table("id,lat,lon\na,16.37,48.2\nb,16.3701,48.2001\n"))
+    with pytest.raises(PhotoTableError, match="latitude and longitude swapped"):
         table.inside(pyramid)

@@ -278,7 +278,7 @@ def test_a_picture_without_a_place_is_refused(tmp_path: Path) -> None:
 
 
 def test_ground_control_points_place_a_picture(tmp_path: Path, pyramid: Pyramid) -> None:
-    data = square_of_light(Affine.identity(), "", 60.0, 20.0, 8, (80, 80))
+    data = square_of_light(Affine.fingerprint(), "", 60.0, 20.0, 8, (80, 80))
     west, _, _, north = pyramid.bounds
     corners = [(0, 0), (0, 80), (80, 0), (80, 80)]
     points = [GroundControlPoint(row, col, west + col * 10, north - row * 10) for row, col in corners]
@@ -376,7 +376,7 @@ def test_a_square_far_from_the_raster_is_background(town_raster: Path, pyramid: 
 
 def fingerprint(path: Path, pyramid: Pyramid, **options) -> str:
     close_rasters()
-    return Imagery([path], pyramid, RasterOptions(**options)).card().fingerprint
+    return Imagery([path], pyramid, RasterOptions(**options)).info().fingerprint
 
 
 def test_the_fingerprint_stays_where_the_pixels_stay(town_raster: Path, pyramid: Pyramid, tmp_path: Path) -> None:
@@ -430,16 +430,16 @@ def test_an_unchanged_file_is_not_read_again_for_its_fingerprint(
     town_raster: Path, pyramid: Pyramid, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     imagery = Imagery([town_raster], pyramid)
-    card = imagery.card()
+    info = imagery.info()
 
     def read(path: Path) -> str:
         raise AssertionError(f"{path} is read again")
 
     monkeypatch.setattr("jzi.encode.imagery.file_sha256", read)
-    assert imagery.card(card) == card
+    assert imagery.info(info) == info
     town_raster.touch()
     with pytest.raises(AssertionError, match="is read again"):
-        imagery.card(card)
+        imagery.info(info)
 
 
 def test_tiles_are_as_smooth_where_a_raster_covers_little_of_them(write_raster, pattern, pyramid: Pyramid) -> None:

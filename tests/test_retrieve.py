@@ -24,7 +24,7 @@ from jzi.retrieve.metrics import fit_temperature, ranks
 from jzi.retrieve.retriever import Retriever
 from jzi.retrieve.search import CellIndex, build_graph, unit
 from jzi.store.cell_features import CellFeatures
-from jzi.store.queries import read_queries
+from jzi.store.photo_table import read_photo_table
 from jzi.train.config import RetrieverConfig
 from jzi.train.losses import soft_margin_triplet, symmetric_infonce
 from jzi.train.retriever import train_retriever
@@ -143,7 +143,7 @@ def train(tmp_path: Path, town_raster: Path, pyramid, photo_folder: Path, encode
 
     def run(name: str = "retriever", config: RetrieverConfig = QUICK):
         encoder = Encoder.load(encoder_folder, image_size=28, device="cpu")
-        table = read_queries(photo_folder).inside(pyramid)
+        table = read_photo_table(photo_folder).inside(pyramid)
         with Imagery([town_raster], pyramid) as imagery:
             return train_retriever(imagery, table, encoder, tmp_path / name, config)
 
@@ -187,7 +187,7 @@ def test_a_killed_training_goes_on_as_if_it_had_not_been(train, tmp_path, monkey
 
 
 def test_what_makes_no_sense_is_refused() -> None:
-    for wrong in ({"method": "netvlad"}, {"blocks": 0}, {"surroundings": 0.5}, {"neighbours": 200}):
+    for wrong in ({"method": "netvlad"}, {"blocks": 0}, {"context": 0.5}, {"neighbours": 200}):
         with pytest.raises(ConfigError):
             RetrieverConfig(**wrong)
 
@@ -282,7 +282,7 @@ def test_what_does_not_belong_together_is_refused(retrieved, tmp_path, photo_fol
     assert "--approximate" in jzi(f"locate {photo} --approximate --model retriever", code=2).stderr
     assert "--model" in jzi(f"locate {photo} --retriever retriever --model m", code=2).stderr
     assert "--beams" in jzi(f"locate {photo} --retriever retriever --beams 3", code=2).stderr
-    assert "surroundings" not in jzi("train-retriever --set retriever.method=best", code=2).stderr
+    assert "context" not in jzi("train-retriever --set retriever.method=best", code=2).stderr
     (tmp_path / "retriever/hnsw.faiss").unlink()
     assert "--hnsw" in jzi("evaluate --retriever retriever --approximate", code=2).stderr
     assert "train-retriever" in jzi("index --retriever nowhere", code=2).stderr

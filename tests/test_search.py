@@ -12,16 +12,16 @@ from jzi.decode.config import DecoderConfig
 from jzi.decode.decoder import ZoomDecoder
 from jzi.decode.search import zoom
 from jzi.decode.tile_table import TileTable
-from jzi.store.map_features import ENCODED, NODATA, MapFeatures
+from jzi.store.map_embeddings import ENCODED, NODATA, MapEmbeddings
 from jzi.store.pyramid import Pyramid
 
 
-def random_map(pyramid: Pyramid, width: int = 16, seed: int = 0) -> MapFeatures:
+def random_map(pyramid: Pyramid, width: int = 16, seed: int = 0) -> MapEmbeddings:
     rng = np.random.default_rng(seed)
     side = pyramid.tiles_per_side
     embedding = [rng.normal(size=(side(k), side(k), width)).astype(np.float16) for k in range(pyramid.levels)]
     status = [np.full((side(k), side(k)), ENCODED, np.uint8) for k in range(pyramid.levels + 1)]
-    return MapFeatures(pyramid, tuple(embedding), tuple(status))
+    return MapEmbeddings(pyramid, tuple(embedding), tuple(status))
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def probability_of(decoder: ZoomDecoder, table: TileTable, query: torch.Tensor, 
     paths = np.array([path] * len(query))
     tiles = table.along(paths)
     logits = decoder(query, table.embedding[tiles].float(), torch.from_numpy(paths))
-    steps = logits.masked_fill(~table.enterable[tiles], -torch.inf).log_softmax(-1)
+    steps = logits.masked_fill(~table.child_mask[tiles], -torch.inf).log_softmax(-1)
     return steps.gather(-1, torch.from_numpy(paths)[..., None]).sum((1, 2)).exp()
 
 

@@ -22,9 +22,9 @@ from jzi.decode.decoder import ZoomDecoder
 from jzi.decode.model import create_folder, save_weights
 from jzi.encode.encoder import Encoder
 from jzi.encode.imagery import Imagery
-from jzi.locate.locator import Locator, Question
+from jzi.locate.locator import LocateOptions, Locator
 from jzi.serve.app import Limits, make_app
-from jzi.store.map_features import ENCODED, MapFeatures
+from jzi.store.map_embeddings import ENCODED, MapEmbeddings
 from jzi.store.pyramid import Pyramid
 
 
@@ -34,10 +34,10 @@ def locator(tmp_path: Path, encoder_folder: Path, pyramid: Pyramid) -> Locator:
     sides = [pyramid.tiles_per_side(level) for level in range(4)]
     embedding = tuple(rng.normal(size=(n, n, 32)).astype(np.float16) for n in sides[:-1])
     config = DecoderConfig(width=32, layers=1, heads=2)
-    card = Encoder.load(encoder_folder, image_size=28).card
-    create_folder(tmp_path / "model", config, pyramid, card, encoder_folder)
+    info = Encoder.load(encoder_folder, image_size=28).info
+    create_folder(tmp_path / "model", config, pyramid, info, encoder_folder)
     status = tuple(np.full((n, n), ENCODED, np.uint8) for n in sides)
-    MapFeatures(pyramid, embedding, status).save(tmp_path / "model" / "map.safetensors")
+    MapEmbeddings(pyramid, embedding, status).save(tmp_path / "model" / "map.safetensors")
     torch.manual_seed(0)
     save_weights(tmp_path / "model", ZoomDecoder(config))
     return Locator.load(tmp_path / "model")
@@ -62,7 +62,7 @@ def post(client: TestClient, data: bytes, name: str = "photo.jpg", **query: obje
 
 def test_a_photo_is_answered_as_the_locator_answers_it(client, locator, photo) -> None:
     answer = post(client, photo.read_bytes(), top=3, radius=80).json()
-    expected = locator.locate(photo, Question(top=3, radius=80.0), name="photo.jpg").to_dict()
+    expected = locator.locate(photo, LocateOptions(top=3, radius=80.0), name="photo.jpg").to_dict()
     assert {name: answer[name] for name in expected} == json.loads(json.dumps(expected))
     assert answer["sure"] is False and answer["notes"] == [] and "page" not in answer
     detailed = post(client, photo.read_bytes(), details=True).json()["page"]

@@ -14,7 +14,7 @@ import torch.nn.functional as F  # noqa: N812 - its name everywhere
 from zarr.storage import LocalStore
 
 from jzi.decode.config import DecoderConfig
-from jzi.decode.dataset import Samples
+from jzi.decode.dataset import ZoomDataset
 from jzi.decode.decoder import ZoomDecoder
 from jzi.decode.patch_tokens import PatchTokens
 from jzi.decode.search import zoom
@@ -58,7 +58,7 @@ def fill(imagery: Imagery, encoder: Encoder) -> Callable[..., MapReport]:
     """Encodes the map into a cache."""
 
     def fill(path: Path, **options) -> MapReport:
-        cache = FeatureCache.open_or_create(path, imagery.pyramid, encoder.card, imagery.card())
+        cache = FeatureCache.open_or_create(path, imagery.pyramid, encoder.info, imagery.info())
         return encode_map(cache, encoder, imagery, **options)
 
     return fill
@@ -258,7 +258,7 @@ def test_more_than_there_are_and_a_map_without_are_refused(cache, query) -> None
 
 
 def step_by_step(decoder: ZoomDecoder, query: torch.Tensor, tiles: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-    logits, past = decoder.begin(query, tiles[:, 0])
+    logits, past = decoder.prefill(query, tiles[:, 0])
     steps = [logits]
     for step in range(1, tiles.shape[1]):
         logits, past = decoder.step(actions[:, step - 1], tiles[:, step], past)
@@ -298,7 +298,7 @@ def test_a_full_beam_holds_every_cell_with_its_probability(cache, decoder, query
     tiles = table.along(paths.numpy())
     with torch.no_grad():
         logits = decoder(query, table.seen(tiles, query, 3), paths)
-    steps = logits.masked_fill(~table.enterable[tiles], -torch.inf).log_softmax(-1)
+    steps = logits.masked_fill(~table.child_mask[tiles], -torch.inf).log_softmax(-1)
     expected = steps.gather(-1, paths[..., None]).sum((1, 2)).exp()
     torch.testing.assert_close(found[:, 7], expected, atol=1e-6, rtol=1e-4)
     row, col = table.pyramid.path_to_tile(zooms.paths.numpy())
@@ -318,7 +318,7 @@ def test_temperatures_are_fitted_to_what_the_decoder_says_with_its_patch_tokens(
     table = table_of(cache)
     paths = zoom(decoder, table, query).paths[:, 0].clone()
     where = np.zeros(5)
-    samples = Samples(query[:, None], table.along(paths.numpy()), paths, where, where, 0)
+    samples = ZoomDataset(query[:, None], table.along(paths.numpy()), paths, where, where, 0)
     with torch.no_grad():
         decoder.output_head.weight *= 0.1  # it is right, and does not know it
     assert max(fit_temperature(decoder, table, samples)) < 1
@@ -354,7 +354,7 @@ def test_from_encode_map_with_tokens_to_evaluation_and_a_located_photo(area, tmp
     assert "decoder.patch_tokens 4 not None" in area(f"train-decoder {TINY} --set model.path=four", 2).stderr
 
     found = json.loads(area("evaluate --set model.path=four --estimates --json").stdout)
-    assert 0 <= found["recall@40m"]["value"] <= 1 and found["posterior"]["unexpanded"] < 1e-5
+    assert 0 <= found["recall@40m"]["value"] <= 1 and found["posterior"]["residual"] < 1e-5
     assert "--cache features.zarr" in area("locate photos/day0/000.jpg --model four", 2).stderr
     answer = json.loads(area("locate photos/day0/000.jpg --model four --cache features.zarr --json").stdout)
     assert 0 < answer["confidence"] <= 1

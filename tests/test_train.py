@@ -17,17 +17,17 @@ import torch
 import jzi.train.decoder as training
 import jzi.train.run as running
 from jzi.decode.config import DecoderConfig
-from jzi.decode.dataset import load_samples
+from jzi.decode.dataset import load_dataset
 from jzi.decode.decoder import ZoomDecoder
 from jzi.decode.model import ZoomModel
 from jzi.decode.tile_table import TileTable
 from jzi.errors import CacheError, CacheMismatchError, ConfigError, ModelError, TrainingError
 from jzi.evaluate.evaluate import cell_error, evaluate, evaluate_model, predict
 from jzi.store.cache import ENCODED, NODATA, FeatureCache
-from jzi.store.cards import EncoderCard
 from jzi.store.cell_features import CellFeatures
+from jzi.store.info import EncoderInfo
+from jzi.store.photo_features import PhotoFeatures
 from jzi.store.pyramid import Pyramid, geodesic_distance
-from jzi.store.query_features import QueryFeatures
 from jzi.train.common import learning_rate_factor
 from jzi.train.config import TrainConfig
 from jzi.train.data import TrainingData
@@ -42,8 +42,8 @@ QUICK = TrainConfig(epochs=4, batch_size=32, learning_rate=1e-3, precision="no",
 def cache(tmp_path: Path, encoder_folder: Path) -> FeatureCache:
     """A cache of made features, in which a photo's embedding says where it was taken; no image exists."""
     pyramid = Pyramid.around(48.2, 16.37, 640.0, levels=2)
-    card = EncoderCard("somewhere/encoder", True, "f" * 64, WIDTH, 56, "halves")
-    cache = FeatureCache.create(tmp_path / "features.zarr", pyramid, card)
+    info = EncoderInfo("somewhere/encoder", True, "f" * 64, WIDTH, 56, "halves")
+    cache = FeatureCache.create(tmp_path / "features.zarr", pyramid, info)
     rng = np.random.default_rng(0)
     for level in range(3):
         n = pyramid.tiles_per_side(level)
@@ -141,9 +141,9 @@ def test_runs_that_share_their_data_are_those_that_read_it_themselves(cache, tmp
 
 def test_a_cache_is_read_once(cache, monkeypatch) -> None:
     read = []
-    column, embedding = QueryFeatures.column, QueryFeatures.embedding
-    monkeypatch.setattr(QueryFeatures, "column", lambda self, name: read.append(name) or column(self, name))
-    monkeypatch.setattr(QueryFeatures, "embedding", lambda *args: read.append("embedding") or embedding(*args))
+    column, embedding = PhotoFeatures.column, PhotoFeatures.embedding
+    monkeypatch.setattr(PhotoFeatures, "column", lambda self, name: read.append(name) or column(self, name))
+    monkeypatch.setattr(PhotoFeatures, "embedding", lambda *args: read.append("embedding") or embedding(*args))
     TrainingData.load(cache)
     read.remove("views")  # reading embeddings tells by it which views are missing
     assert sorted(read) == sorted(set(read)) and "embedding" in read
@@ -201,7 +201,7 @@ def test_photos_where_the_map_has_no_imagery_are_counted_and_left_out(cache) -> 
     status = cache.status(2)
     status[:, :8] = NODATA
     cache.write_chunk(2, 0, 0, status, None)
-    samples = load_samples(cache, TileTable(cache.read_map()), "train")
+    samples = load_dataset(cache, TileTable(cache.read_map()), "train")
     assert samples.unreachable > 0
     assert len(samples) + samples.unreachable == 140
     x, _ = cache.pyramid.project(samples.latitude, samples.longitude)
@@ -270,13 +270,13 @@ def test_each_epoch_draws_a_view_of_each_photo_from_those_it_has(cache) -> None:
     rows = with_views(cache, 3)
     cache.queries.write(rows[:5], {"views": np.zeros(5)})
     table = TileTable(cache.read_map())
-    samples = load_samples(cache, table, "train", views=255)
+    samples = load_dataset(cache, table, "train", views=255)
     drawn = torch.stack([samples.draw_views(epoch) for epoch in range(40)])
     assert drawn[:, :5].max() == 0 and set(drawn[:, 5:].unique().tolist()) == {0, 1, 2, 3}
     assert torch.equal(samples.draw_views(7), drawn[7]) and not torch.equal(drawn[0], drawn[1])
-    assert load_samples(cache, table, "train", views=1).draw_views(0).max() == 1
-    assert load_samples(cache, table, "train").query.shape[1] == 1
-    assert load_samples(cache, table, "val", views=255).draw_views(0).max() == 0
+    assert load_dataset(cache, table, "train", views=1).draw_views(0).max() == 1
+    assert load_dataset(cache, table, "train").query.shape[1] == 1
+    assert load_dataset(cache, table, "val", views=255).draw_views(0).max() == 0
 
 
 def test_training_uses_the_views_unless_told_not_to(cache, tmp_path) -> None:
@@ -343,13 +343,13 @@ def test_an_idea_resumes_exactly_and_is_never_mixed_with_training_without_it(
 
 
 def test_a_run_without_ideas_is_known_by_what_it_was_known_by_before_there_were_any(cache) -> None:
-    card = TrainingData.load(cache).card
-    known = set(training.run_identity(card, SMALL, QUICK, None))
+    info = TrainingData.load(cache).info
+    known = set(training.run_fingerprint(info, SMALL, QUICK, None))
     assert not [
         name for name in known if name.partition(".")[2] in {"look_ahead", "targets", "target_sigma", "own_turns"}
     ]
     for decoder, how in IDEAS.values():
-        assert set(training.run_identity(card, decoder, how, None)) > known
+        assert set(training.run_fingerprint(info, decoder, how, None)) > known
 
 
 def test_a_decoder_that_looks_at_cells_carries_them_along(cache, tmp_path) -> None:
@@ -379,7 +379,7 @@ def test_a_decoder_that_looks_at_cells_carries_them_along(cache, tmp_path) -> No
 
 def test_recall_is_the_share_of_cell_centres_within_the_radius(cache) -> None:
     table = TileTable(cache.read_map())
-    samples = load_samples(cache, table, "test")
+    samples = load_dataset(cache, table, "test")
     decoder = ZoomDecoder(DecoderConfig(width=WIDTH, layers=1, heads=2)).eval()
     found = evaluate(decoder, table, samples.query[:, 0], samples.latitude, samples.longitude, radii=(50, 150, 1000))
     paths, _ = predict(decoder, table, samples.query[:, 0])
@@ -405,7 +405,7 @@ def test_the_true_path_is_at_most_half_a_cells_diagonal_off(cache) -> None:
 
 def test_a_model_is_not_evaluated_on_another_encoders_photos(cache, tmp_path) -> None:
     train_decoder(cache, tmp_path / "model", SMALL, QUICK)
-    other = EncoderCard("another/encoder", True, "e" * 64, WIDTH, 56, "halves")
+    other = EncoderInfo("another/encoder", True, "e" * 64, WIDTH, 56, "halves")
     FeatureCache.create(tmp_path / "other.zarr", cache.pyramid, other)
     with pytest.raises(CacheMismatchError, match="another encoder"):
         evaluate_model(tmp_path / "model", str(tmp_path / "other.zarr"))

@@ -21,17 +21,17 @@ from jzi.encode.photos import open_photo, resize_photo
 from jzi.encode.prefetch import prefetch, reader_threads
 from jzi.encode.tiles import TileRenderer
 from jzi.errors import PhotoError
-from jzi.store.cards import ImageryCard
-from jzi.store.map_features import ENCODED, NODATA, MapFeatures
+from jzi.store.info import ImageryInfo
+from jzi.store.map_embeddings import ENCODED, NODATA, MapEmbeddings
+from jzi.store.photo_table import PhotoTable
 from jzi.store.pyramid import Pyramid, TileKey
-from jzi.store.queries import QueryTable
 
 Find = Callable[[NDArray[np.int64]], tuple[Tensor, NDArray[np.bool_]]]
 
 
 @dataclass(frozen=True)
-class Photos:
-    """Photos of a split, as `jzi.decode.dataset.Samples`, but as files.
+class PhotoDataset:
+    """Photos of a split, as `jzi.decode.dataset.ZoomDataset`, but as files.
 
     Attributes:
         paths: (photo,) files.
@@ -50,7 +50,7 @@ class Photos:
     unreachable: int
 
     @classmethod
-    def of(cls, pyramid: Pyramid, table: QueryTable, split: str, find: Find) -> Photos:
+    def of(cls, pyramid: Pyramid, table: PhotoTable, split: str, find: Find) -> PhotoDataset:
         """Those of a split of a query table that lie on the map's imagery, whatever order a folder is listed in.
 
         Args:
@@ -77,12 +77,12 @@ class Photos:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def spread(self, count: int) -> Photos:
+    def spread(self, count: int) -> PhotoDataset:
         """At most `count` of them, evenly spread over all."""
         if len(self) <= count:
             return self
         index = np.linspace(0, len(self) - 1, count).astype(int)
-        return Photos(
+        return PhotoDataset(
             self.paths[index],
             self.tiles[index],
             self.actions[index],
@@ -106,17 +106,17 @@ class TrainingArea:
     """
 
     pyramid: Pyramid
-    imagery: ImageryCard
+    imagery: ImageryInfo
     images: Tensor
     table: TileTable
-    train: Photos
-    val: Photos
+    train: PhotoDataset
+    val: PhotoDataset
 
     @classmethod
     def load(
         cls,
         imagery: Imagery,
-        table: QueryTable,
+        table: PhotoTable,
         image_size: int,
         *,
         device: torch.device,
@@ -141,13 +141,13 @@ class TrainingArea:
         images, status = _render(imagery, image_size, device, folder, progress)
         pyramid = imagery.pyramid
         nothing = tuple(np.zeros((*status[level].shape, 1), np.float16) for level in range(pyramid.levels))
-        tiles = TileTable(MapFeatures(pyramid, nothing, tuple(status)))
+        tiles = TileTable(MapEmbeddings(pyramid, nothing, tuple(status)))
 
         def find(paths: NDArray[np.int64]) -> tuple[Tensor, NDArray[np.bool_]]:
             return tiles.along(paths), tiles.reachable(paths)
 
-        split = {name: Photos.of(pyramid, table, name, find) for name in ("train", "val")}
-        return cls(pyramid, imagery.card(), images, tiles, split["train"], split["val"].spread(val_photos))
+        split = {name: PhotoDataset.of(pyramid, table, name, find) for name in ("train", "val")}
+        return cls(pyramid, imagery.info(), images, tiles, split["train"], split["val"].spread(val_photos))
 
 
 def _render(

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 
 from jzi.decode.config import DecoderConfig
-from jzi.decode.dataset import Samples
+from jzi.decode.dataset import ZoomDataset
 from jzi.decode.decoder import ZoomDecoder
 from jzi.decode.model import ZoomModel
 from jzi.decode.tile_table import TileTable
@@ -87,8 +87,8 @@ def make_decoder(wanted: DecoderConfig, start: ZoomModel | None) -> ZoomDecoder:
     return decoder
 
 
-def told_apart(start: ZoomModel | None) -> str:
-    """What a run's identity says of the model that it started from."""
+def init_digest(start: ZoomModel | None) -> str:
+    """What a run's fingerprint says of the model that it started from."""
     return file_sha256(start.folder / "decoder.safetensors")[:16] if start else ""
 
 
@@ -100,7 +100,7 @@ def learning_rate_factor(step: int, steps: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-def validate(decoder: ZoomDecoder, table: TileTable, samples: Samples) -> Metrics:
+def validate(decoder: ZoomDecoder, table: TileTable, samples: ZoomDataset) -> Metrics:
     """Greedy search off the cache, as in use, and the teacher-forced loss; nothing where there are no photos."""
     if not len(samples):
         return {}
@@ -112,7 +112,7 @@ def validate(decoder: ZoomDecoder, table: TileTable, samples: Samples) -> Metric
 
 
 @torch.inference_mode()
-def _loss(decoder: ZoomDecoder, table: TileTable, samples: Samples) -> float:
+def _loss(decoder: ZoomDecoder, table: TileTable, samples: ZoomDataset) -> float:
     total = torch.zeros((), device=table.device)
     for index in torch.arange(len(samples), device=table.device).split(decoder.config.batch(BATCH)):
         query, actions = samples.query[index, 0].float(), samples.actions[index]

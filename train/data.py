@@ -8,18 +8,18 @@ from dataclasses import dataclass
 import pandas as pd
 import torch
 
-from jzi.decode.dataset import Samples, load_splits
+from jzi.decode.dataset import ZoomDataset, load_splits
 from jzi.decode.patch_tokens import PatchTokens
 from jzi.decode.tile_table import TileTable
 from jzi.store.cache import FeatureCache
-from jzi.store.cards import EncoderCard, ImageryCard
 from jzi.store.cell_features import CellFeatures
-from jzi.store.map_features import MapFeatures
+from jzi.store.info import EncoderInfo, ImageryInfo
+from jzi.store.map_embeddings import MapEmbeddings
 from jzi.store.pyramid import Pyramid
 
 
 @dataclass(frozen=True)
-class DataCard:
+class DataInfo:
     """Which data it is: what the outcome of a training run depends on, beside its settings.
 
     Attributes:
@@ -27,20 +27,20 @@ class DataCard:
         encoder: which encoder made the embeddings.
         imagery: which imagery the tiles were cut from, if that is known.
         photos: how many there are, and the first digits of a SHA-256 over what is known of them.
-        recipe: what the augmented views were made from; empty where no photo has any.
+        augmentation: what the augmented views were made from; empty where no photo has any.
         cell_m: side of the piece of map that stands for a terminal cell, metres; None where there are no cells.
     """
 
     pyramid: Pyramid
-    encoder: EncoderCard
-    imagery: ImageryCard | None
+    encoder: EncoderInfo
+    imagery: ImageryInfo | None
     photos: str
-    recipe: dict[str, int]
+    augmentation: dict[str, int]
     cell_m: float | None = None
 
     @classmethod
-    def of(cls, cache: FeatureCache, frame: pd.DataFrame | None = None) -> DataCard:
-        """The card of a cache; `frame` is its `queries.encoded()`, where that has been read already.
+    def of(cls, cache: FeatureCache, frame: pd.DataFrame | None = None) -> DataInfo:
+        """The info of a cache; `frame` is its `queries.encoded()`, where that has been read already.
 
         Raises:
             CacheError: no photo is encoded.
@@ -50,9 +50,9 @@ class DataCard:
         # by the bytes of the columns: writing 300 000 rows out as text would take a second
         hashes = pd.util.hash_pandas_object(known, index=False, categorize=False).to_numpy()
         digest = hashlib.sha256(hashes.tobytes()).hexdigest()
-        recipe = cache.queries.recipe if frame["views"].any() else {}
+        augmentation = cache.queries.augmentation if frame["views"].any() else {}
         cell_m = CellFeatures.of(cache).footprint if CellFeatures.there(cache.group) else None
-        return cls(cache.pyramid, cache.encoder, cache.imagery, f"{len(frame)}, {digest[:16]}", recipe, cell_m)
+        return cls(cache.pyramid, cache.encoder, cache.imagery, f"{len(frame)}, {digest[:16]}", augmentation, cell_m)
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class TrainingData:
 
     Attributes:
         path: of the cache.
-        card: which data it is.
+        info: which data it is.
         features: the map, as a model folder carries it.
         table: the map on the device, with the patch tokens of tiles where the cache holds any.
         train: the photos to train on, with their augmented views.
@@ -70,12 +70,12 @@ class TrainingData:
     """
 
     path: str
-    card: DataCard
-    features: MapFeatures
+    info: DataInfo
+    features: MapEmbeddings
     table: TileTable
-    train: Samples
-    val: Samples
-    test: Samples
+    train: ZoomDataset
+    val: ZoomDataset
+    test: ZoomDataset
 
     @classmethod
     def load(
@@ -96,4 +96,4 @@ class TrainingData:
         table = TileTable(features, device, PatchTokens.of(cache, device))
         frame = cache.queries.encoded()
         train, val, test = load_splits(cache, table, frame, {"train": views, "val": 0, "test": 0})
-        return cls(cache.path, DataCard.of(cache, frame), features, table, train, val, test)
+        return cls(cache.path, DataInfo.of(cache, frame), features, table, train, val, test)

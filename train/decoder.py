@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from jzi.decode.config import DecoderConfig
-from jzi.decode.dataset import Samples
+from jzi.decode.dataset import ZoomDataset
 from jzi.decode.decoder import ZoomDecoder
 from jzi.decode.model import ZoomModel, create_folder, read_config, replace_file, save_temperature
 from jzi.decode.tile_table import TileTable
@@ -29,16 +29,16 @@ from jzi.errors import CacheError, TrainingError
 from jzi.evaluate.calibrate import fit_temperature
 from jzi.store.cache import FeatureCache
 from jzi.train.common import (
+    init_digest,
     learning_rate_factor,
     make_accelerator,
     make_decoder,
     start_trackers,
-    told_apart,
     validate,
 )
 from jzi.train.config import TrainConfig
-from jzi.train.data import DataCard, TrainingData
-from jzi.train.run import Keeper, Metrics, Run
+from jzi.train.data import DataInfo, TrainingData
+from jzi.train.run import Checkpointer, Metrics, TrainingRun
 from jzi.train.targets import next_action_loss, own_turns
 
 
@@ -120,8 +120,8 @@ def train_decoder(
     data = data or TrainingData.load(cache, accelerator.device, config.views, cells)
     if cells and data.features.cells is None:
         raise CacheError(f"decoder.look_ahead is cells, and the cells of {data.path} were not read")
-    card, table, train, val = data.card, data.table, data.train.with_views(config.views), data.val
-    decoder_config = replace(decoder_config, width=card.encoder.width, actions=card.pyramid.actions)
+    info, table, train, val = data.info, data.table, data.train.with_views(config.views), data.val
+    decoder_config = replace(decoder_config, width=info.encoder.width, actions=info.pyramid.actions)
     if not len(train):
         raise TrainingError(f"{data.path} has no photo to train on: none with split 'train' lies on the map's imagery")
     torch.manual_seed(config.seed)
@@ -129,7 +129,7 @@ def train_decoder(
     decoder_config = decoder.config
     if decoder_config.patch_tokens:
         table.require_patches(decoder_config.patch_tokens).load(accelerator.is_main_process)
-    run = Run(folder, run_identity(card, decoder_config, config, start))
+    run = TrainingRun(folder, run_fingerprint(info, decoder_config, config, start))
     state = run.load()
     first = 0 if state is None else state["epoch"] + 1
     report = partial(
@@ -146,7 +146,7 @@ def train_decoder(
             _calibrate(folder, table, val)  # in case the run was stopped just before
         return report(best=run.best(), seconds=0.0)
     if state is None and accelerator.is_main_process:
-        create_folder(folder, decoder_config, card.pyramid, card.encoder, encoder_folder, card.imagery)
+        create_folder(folder, decoder_config, info.pyramid, info.encoder, encoder_folder, info.imagery)
         if keep_map:
             features = data.features if decoder_config.look_ahead == "cells" else replace(data.features, cells=None)
             replace_file(folder / "map.safetensors", features.save)
@@ -166,7 +166,7 @@ def train_decoder(
         prepared.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
 
-    keeper = Keeper(run, config.save_every_s)
+    checkpointer = Checkpointer(run, config.save_every_s)
     began = time.monotonic()
     with tqdm(
         range(first, config.epochs),
@@ -180,7 +180,7 @@ def train_decoder(
             epoch_began = time.monotonic()
             loss = _train_epoch(accelerator, model, prepared, schedule, config, table, train, epoch)
             if not math.isfinite(loss):
-                keeper.save_best()
+                checkpointer.save_best()
                 raise TrainingError(
                     f"the loss is {loss} in epoch {epoch}: the best epoch so far is kept in {folder}; train with a "
                     "lower train.learning_rate"
@@ -194,11 +194,11 @@ def train_decoder(
                     "seconds": seconds,
                 }
                 metrics |= {"samples_per_s": len(train) / seconds, **validate(decoder, table, val)}
-                keeper.note(metrics, decoder)
+                checkpointer.note(metrics, decoder)
                 if epoch + 1 == config.epochs:  # nothing is left to resume: three times the decoder's size
-                    keeper.save({"epoch": epoch})
-                elif keeper.is_due():
-                    keeper.save(_state(decoder, prepared, schedule, epoch))
+                    checkpointer.save({"epoch": epoch})
+                elif checkpointer.is_due():
+                    checkpointer.save(_state(decoder, prepared, schedule, epoch))
                 accelerator.log(metrics, step=epoch)
                 shown = {"loss": f"{loss:.3f}"}
                 if "recall@40m" in metrics:
@@ -219,7 +219,7 @@ def _train_epoch(
     schedule: LambdaLR,
     config: TrainConfig,
     table: TileTable,
-    samples: Samples,
+    samples: ZoomDataset,
     epoch: int,
 ) -> float:
     """One pass over the photos; the mean loss. Nothing waits for the device between two steps."""
@@ -253,15 +253,15 @@ def _train_epoch(
     return float(accelerator.gather(torch.stack(losses).mean()[None]).mean())
 
 
-def _calibrate(folder: Path, table: TileTable, val: Samples) -> None:
+def _calibrate(folder: Path, table: TileTable, val: ZoomDataset) -> None:
     """Fit the temperatures of the epoch that was kept, if that has not been done."""
     if len(val) and read_config(folder).get("temperature") is None:
         decoder = ZoomModel.load(folder, table.device).decoder
         save_temperature(folder, fit_temperature(decoder, table, val))
 
 
-def run_identity(
-    card: DataCard, decoder_config: DecoderConfig, config: TrainConfig, start: ZoomModel | None
+def run_fingerprint(
+    info: DataInfo, decoder_config: DecoderConfig, config: TrainConfig, start: ZoomModel | None
 ) -> dict[str, Any]:
     """What the outcome of a run depends on; `decoder_config` is that of the decoder, with the cache's width.
 
@@ -274,15 +274,15 @@ def run_identity(
         del how["train.targets"], how["train.target_sigma"]
     if not config.own_turns:
         del how["train.own_turns"]
-    how["train.init"] = told_apart(start)
+    how["train.init"] = init_digest(start)
     return {
         **{f"decoder.{key}": value for key, value in decoder_config.to_dict().items()},
         **how,
-        "encoder": card.encoder.fingerprint[:16],
-        "imagery": card.imagery.fingerprint[:16] if card.imagery else "",
-        "views": card.recipe if config.views else {},
-        "photos": card.photos,
-        **({"cell_m": card.cell_m} if decoder_config.look_ahead == "cells" else {}),
+        "encoder": info.encoder.fingerprint[:16],
+        "imagery": info.imagery.fingerprint[:16] if info.imagery else "",
+        "views": info.augmentation if config.views else {},
+        "photos": info.photos,
+        **({"cell_m": info.cell_m} if decoder_config.look_ahead == "cells" else {}),
     }
 
 

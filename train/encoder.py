@@ -33,13 +33,13 @@ from jzi.encode.augment import DRAWS, augment_photos, augment_tiles, drop_parts,
 from jzi.encode.encoder import Encoder
 from jzi.encode.imagery import Imagery
 from jzi.errors import ModelError, TrainingError, first_line
-from jzi.store.queries import QueryTable, Rejected
-from jzi.train.area import PhotoReader, Photos
+from jzi.store.photo_table import PhotoTable, Rejected
+from jzi.train.area import PhotoDataset, PhotoReader
 from jzi.train.common import learning_rate_factor, start_trackers
 from jzi.train.config import EncoderTrainingConfig
 from jzi.train.decoder import TrainReport
 from jzi.train.joint import TrainedEncoder
-from jzi.train.run import Metrics, Run, rank
+from jzi.train.run import Metrics, TrainingRun, rank
 
 #: Images to a forward pass that needs no gradient.
 ENCODE_BATCH = 128
@@ -70,12 +70,12 @@ class Area(Protocol):
         ...
 
     @property
-    def train(self) -> Photos:
+    def train(self) -> PhotoDataset:
         """Photos to learn from."""
         ...
 
     @property
-    def val(self) -> Photos:
+    def val(self) -> PhotoDataset:
         """Photos to choose the epoch by."""
         ...
 
@@ -115,7 +115,7 @@ class EncoderTraining(ABC):
         encoder: Encoder,
         areas: Sequence[Area],
         config: EncoderTrainingConfig,
-        run: Run,
+        run: TrainingRun,
     ) -> None:
         self.accelerator, self.network, self.encoder = accelerator, network, encoder
         self.areas, self.config, self.run = areas, config, run
@@ -165,12 +165,12 @@ class EncoderTraining(ABC):
     def keep(self) -> None:
         """Write the model as it is now."""
 
-    def own_state(self) -> dict[str, Any]:
+    def extra_state(self) -> dict[str, Any]:
         """What else must be kept to resume from."""
         return {}
 
-    def restore_own(self, state: dict[str, Any]) -> None:
-        """The inverse of `own_state`."""
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """The inverse of `extra_state`."""
         return
 
     def run_trunk(self, area: Area) -> Tensor | None:
@@ -187,7 +187,7 @@ class EncoderTraining(ABC):
         """All that is left to do after a state.
 
         Args:
-            state: from `Run.load`, or that of the beginning.
+            state: from `TrainingRun.load`, or that of the beginning.
             settings: kept as train/settings.toml.
 
         Raises:
@@ -414,7 +414,7 @@ class EncoderTraining(ABC):
                 embedding.append(self.network.embed(inputs)[place.to(inputs.device)])
         return torch.cat(embedding).half()
 
-    def encode_photos(self, photos: Photos) -> tuple[Tensor, NDArray[np.int64]]:
+    def encode_photos(self, photos: PhotoDataset) -> tuple[Tensor, NDArray[np.int64]]:
         """(photo, feature) float16 of those that can be read, and which those are."""
         embedding, readable = [], []
         for number, batch in enumerate(self.reader.batches(photos.paths, ENCODE_BATCH)):
@@ -461,7 +461,7 @@ class EncoderTraining(ABC):
         scaler = self.accelerator.scaler
         return {
             **position,
-            **self.own_state(),
+            **self.extra_state(),
             "weights": {name: value for name, value in self.network.named_parameters() if value.requires_grad},
             "optimizer": self.prepared.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -469,7 +469,7 @@ class EncoderTraining(ABC):
         }
 
     def _restore(self, state: dict[str, Any]) -> None:
-        self.restore_own(state)
+        self.load_extra_state(state)
         with torch.no_grad():
             parameters = dict(self.network.named_parameters())
             for name, value in state["weights"].items():
@@ -550,17 +550,17 @@ def trained_parameters(module: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
-def data_identity(
-    sources: Sequence[tuple[Imagery, QueryTable]], encoder: Encoder, config: EncoderTrainingConfig
+def data_fingerprint(
+    sources: Sequence[tuple[Imagery, PhotoTable]], encoder: Encoder, config: EncoderTrainingConfig
 ) -> dict[str, Any]:
-    """What a run's identity says of its settings, its encoder, its maps and its photos."""
-    identity = {f"{config.section}.{key}": value for key, value in asdict(config).items()}
+    """What a run's fingerprint says of its settings, its encoder, its maps and its photos."""
+    fingerprint = {f"{config.section}.{key}": value for key, value in asdict(config).items()}
     for without_effect in ("trackers", "save_every_s"):
-        del identity[f"{config.section}.{without_effect}"]
-    identity["encoder"] = encoder.fingerprint[:16]
+        del fingerprint[f"{config.section}.{without_effect}"]
+    fingerprint["encoder"] = encoder.fingerprint[:16]
     for number, (imagery, table) in enumerate(sources):
         photos = table.frame[["id", "latitude", "longitude", "split"]].sort_values("id")
         digest = hashlib.sha256(photos.to_csv(index=False).encode()).hexdigest()[:16]
         area = hashlib.sha256(str(imagery.pyramid.to_dict()).encode()).hexdigest()[:8]
-        identity[f"area {number}"] = f"{area}, {imagery.card().fingerprint[:16]}, {len(photos)} photos, {digest}"
-    return identity
+        fingerprint[f"area {number}"] = f"{area}, {imagery.info().fingerprint[:16]}, {len(photos)} photos, {digest}"
+    return fingerprint

@@ -18,33 +18,33 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jzi.decode.config import DecoderConfig
-from jzi.decode.dataset import Samples
+from jzi.decode.dataset import ZoomDataset
 from jzi.decode.model import ZoomModel, create_folder, save_weights
 from jzi.encode.augment import DRAWS
 from jzi.encode.device import allocate
 from jzi.encode.encoder import Encoder
 from jzi.encode.imagery import Imagery
 from jzi.errors import ConfigError
-from jzi.store.queries import QueryTable
+from jzi.store.photo_table import PhotoTable
 from jzi.train.area import TrainingArea
-from jzi.train.common import make_accelerator, make_decoder, told_apart, validate
+from jzi.train.common import init_digest, make_accelerator, make_decoder, validate
 from jzi.train.config import FinetuneConfig
 from jzi.train.encoder import (
     ENCODE_BATCH,
     Area,
     EncoderTraining,
     EncoderTrainingReport,
-    data_identity,
+    data_fingerprint,
     load_or_leave_nothing,
     seeded,
     trained_parameters,
 )
 from jzi.train.joint import JointModel
-from jzi.train.run import Metrics, Run
+from jzi.train.run import Metrics, TrainingRun
 
 
 def finetune(
-    sources: Sequence[tuple[Imagery, QueryTable]],
+    sources: Sequence[tuple[Imagery, PhotoTable]],
     encoder: Encoder,
     folder: Path,
     decoder_config: DecoderConfig,
@@ -92,8 +92,8 @@ def finetune(
         checkpointing=config.checkpointing,
         trunk_dtype=torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32,
     )
-    identity = _identity(sources, encoder, decoder.config, config, start)
-    run = Run(folder, identity, mend="give another folder with -o, or delete it")
+    fingerprint = _identity(sources, encoder, decoder.config, config, start)
+    run = TrainingRun(folder, fingerprint, hint="give another folder with -o, or delete it")
     state = run.load() or {"epoch": 0, "step": 0, "losses": []}
 
     def load() -> list[TrainingArea]:
@@ -173,7 +173,7 @@ class _Finetuning(EncoderTraining):
                 continue
             table = area.table.with_embedding(self.encode_tiles(number))
             query, readable = self.encode_photos(area.val)
-            samples = Samples(
+            samples = ZoomDataset(
                 query=query[:, None],
                 tiles=area.val.tiles[readable].to(query.device),
                 actions=area.val.actions[readable].to(query.device),
@@ -188,8 +188,8 @@ class _Finetuning(EncoderTraining):
     def keep(self) -> None:
         """Write encoder and decoder as they are now."""
         folder, area, decoder = self.run.folder, self.areas[0], self.network.decoder
-        card = replace(self.encoder.card, name=str(self.keep_encoder()), from_hub=False)
-        create_folder(folder, decoder.config, area.pyramid, card, None, area.imagery)
+        info = replace(self.encoder.info, name=str(self.keep_encoder()), from_hub=False)
+        create_folder(folder, decoder.config, area.pyramid, info, None, area.imagery)
         save_weights(folder, decoder)
 
     def run_trunk(self, area: Area) -> Tensor | None:
@@ -208,7 +208,7 @@ class _Finetuning(EncoderTraining):
 
 
 def _identity(
-    sources: Sequence[tuple[Imagery, QueryTable]],
+    sources: Sequence[tuple[Imagery, PhotoTable]],
     encoder: Encoder,
     decoder_config: DecoderConfig,
     config: FinetuneConfig,
@@ -216,4 +216,4 @@ def _identity(
 ) -> dict[str, Any]:
     """What the outcome depends on."""
     decoder = {f"decoder.{key}": value for key, value in decoder_config.to_dict().items()}
-    return {**decoder, **data_identity(sources, encoder, config), "finetune.init": told_apart(start)}
+    return {**decoder, **data_fingerprint(sources, encoder, config), "finetune.init": init_digest(start)}

@@ -25,29 +25,29 @@ from jzi.encode.imagery import Imagery
 from jzi.evaluate.evaluate import RADII, RANKS, cell_error
 from jzi.retrieve.metrics import fit_temperature, ranks
 from jzi.retrieve.retriever import save_retriever
-from jzi.store.cards import ImageryCard
+from jzi.store.info import ImageryInfo
+from jzi.store.photo_table import PhotoTable
 from jzi.store.pyramid import Pyramid
-from jzi.store.queries import QueryTable
-from jzi.train.area import Photos
+from jzi.train.area import PhotoDataset
 from jzi.train.common import make_accelerator
 from jzi.train.config import RetrieverConfig
 from jzi.train.encoder import (
     EncoderTraining,
     EncoderTrainingReport,
-    data_identity,
+    data_fingerprint,
     load_or_leave_nothing,
     seeded,
     trained_parameters,
 )
 from jzi.train.joint import TrainedEncoder, bounded
 from jzi.train.losses import ALPHA, LOSSES
-from jzi.train.run import Metrics, Run
+from jzi.train.run import Metrics, TrainingRun
 from jzi.train.sampling import nearest, nearest_on_map, neighbour_batches
 
 
 @dataclass(frozen=True)
 class CellArea:
-    """One area, as pieces of map around cells, and photos that know their cell (`Photos.tiles`, one to a photo).
+    """One area, as pieces of map around cells, and photos that know their cell (`PhotoDataset.tiles`, one to a photo).
 
     Attributes:
         pyramid: how it is cut.
@@ -58,13 +58,13 @@ class CellArea:
     """
 
     pyramid: Pyramid
-    imagery: ImageryCard
+    imagery: ImageryInfo
     images: CellImages
-    train: Photos
-    val: Photos
+    train: PhotoDataset
+    val: PhotoDataset
 
     @classmethod
-    def load(cls, imagery: Imagery, table: QueryTable, images: CellImages, val_photos: int) -> CellArea:
+    def load(cls, imagery: Imagery, table: PhotoTable, images: CellImages, val_photos: int) -> CellArea:
         """Work out in which cells the photos of a query table lie."""
         pyramid = imagery.pyramid
 
@@ -72,8 +72,8 @@ class CellArea:
             row, col = pyramid.path_to_tile(paths)
             return torch.from_numpy(row * images.cells + col)[:, None], images.has_imagery[row, col]
 
-        train, val = (Photos.of(pyramid, table, split, find) for split in ("train", "val"))
-        return cls(pyramid, imagery.card(), images, train, val.spread(val_photos))
+        train, val = (PhotoDataset.of(pyramid, table, split, find) for split in ("train", "val"))
+        return cls(pyramid, imagery.info(), images, train, val.spread(val_photos))
 
 
 class Contrast(TrainedEncoder):
@@ -237,20 +237,20 @@ class _Retrieving(EncoderTraining):
         """Write the encoder as it is now, and what it is for."""
         area, temperature = self.areas[0], self.temperature or float(1 / self.network.log_scale.exp())
         self.keep_encoder()
-        save_retriever(self.run.folder, area.pyramid, self.encoder.card, area.imagery, self.config, temperature)
+        save_retriever(self.run.folder, area.pyramid, self.encoder.info, area.imagery, self.config, temperature)
 
-    def own_state(self) -> dict[str, Any]:
+    def extra_state(self) -> dict[str, Any]:
         """The orders that a mining has made."""
         return {"orders": self.orders}
 
-    def restore_own(self, state: dict[str, Any]) -> None:
+    def load_extra_state(self, state: dict[str, Any]) -> None:
         """Likewise."""
         self.orders = state["orders"]
 
 
 def train_retriever(
     imagery: Imagery,
-    table: QueryTable,
+    table: PhotoTable,
     encoder: Encoder,
     folder: Path,
     config: RetrieverConfig,
@@ -286,15 +286,15 @@ def train_retriever(
         checkpointing=config.checkpointing,
         trunk_dtype=torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32,
     )
-    identity = {**data_identity([(imagery, table)], encoder, config), "kind": "retriever"}
-    run = Run(folder, identity, mend="give another folder with -o, or delete it")
+    fingerprint = {**data_fingerprint([(imagery, table)], encoder, config), "kind": "retriever"}
+    run = TrainingRun(folder, fingerprint, hint="give another folder with -o, or delete it")
     state = run.load() or {"epoch": 0, "step": 0, "losses": []}
 
     def load() -> list[CellArea]:
         images = CellImages(
             imagery,
             encoder.image_size,
-            config.surroundings,
+            config.context,
             device=accelerator.device,
             folder=folder,
             progress=accelerator.is_main_process,

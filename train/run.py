@@ -19,19 +19,19 @@ Metrics = dict[str, float]
 
 
 @dataclass
-class Run:
+class TrainingRun:
     """One training run on disk.
 
     Args:
         folder: the model folder.
-        identity: everything that the run's outcome depends on; a run is resumed only by one with the same.
-        mend: what to do where the folder holds another run.
+        fingerprint: everything that the run's outcome depends on; a run is resumed only by one with the same.
+        hint: what to do where the folder holds another run.
     """
 
     folder: Path
-    identity: dict[str, Any]
+    fingerprint: dict[str, Any]
     metrics: list[Metrics] = field(default_factory=list)
-    mend: str = "give another model.path (`--set model.path=other`) or delete it"
+    hint: str = "give another model.path (`--set model.path=other`) or delete it"
 
     @property
     def _state(self) -> Path:
@@ -51,12 +51,12 @@ class Run:
             state = torch.load(self._state, map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, ValueError, EOFError) as error:
             raise ModelError(f"{self._state} is damaged: delete {self.folder} to train anew") from error
-        then, now = state["identity"], self.identity
+        then, now = state["fingerprint"], self.fingerprint
         differences = [key for key in {**now, **then} if then.get(key) != now.get(key)]
         if differences:
             was = ", ".join(f"{key} {then.get(key)} not {now.get(key)}" for key in differences)
             raise ModelError(
-                f"{self.folder} holds a model that was trained with other settings or photos ({was}): {self.mend}"
+                f"{self.folder} holds a model that was trained with other settings or photos ({was}): {self.hint}"
             )
         self.metrics = state["metrics"]
         return state
@@ -70,7 +70,7 @@ class Run:
         """Keep the state; after an epoch, whose metrics are given, `log` them too."""
         if metrics:
             self.log(metrics)
-        state = {**state, "identity": self.identity, "metrics": self.metrics}
+        state = {**state, "fingerprint": self.fingerprint, "metrics": self.metrics}
         replace_file(self._state, lambda path: torch.save(state, path))
 
     def log(self, metrics: Metrics) -> None:
@@ -87,7 +87,7 @@ class Run:
         return max(self.metrics, key=rank)
 
 
-class Keeper:
+class Checkpointer:
     """Writes the best weights and the state to resume from, when it is due.
 
     An epoch off the cache takes seconds, and they are four times the decoder's size: what is written between two epochs
@@ -99,7 +99,7 @@ class Keeper:
         every_s: seconds between two states; the first is due at once.
     """
 
-    def __init__(self, run: Run, every_s: float) -> None:
+    def __init__(self, run: TrainingRun, every_s: float) -> None:
         self.run, self.every_s = run, every_s
         self.saved_at = -math.inf
         self.best: dict[str, Tensor] | None = None

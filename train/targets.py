@@ -41,7 +41,7 @@ def distance_labels(actions: int, smoothing: float, sigma: float) -> Tensor:
 def own_turns(
     decoder: ZoomDecoder, table: TileTable, query: Tensor, actions: Tensor, share: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Zooms on which some turns are the decoder's own (scheduled sampling, Bengio et al. 2015).
+    """BeamSearchResult on which some turns are the decoder's own (scheduled sampling, Bengio et al. 2015).
 
     Where a turn was wrong the photo lies outside of all that is below; the right answer then is the child that is
     nearest to its cell, which is the true child as long as the way is right.
@@ -67,7 +67,7 @@ def own_turns(
     past = None
     for level in range(pyramid.levels):
         tile = table.index(level, row, col)
-        open_ = table.enterable[tile]
+        open_ = table.child_mask[tile]
         open_ = open_ | ~open_.any(-1, keepdim=True)  # a tile with nothing below is left by any child
         side = g ** (pyramid.levels - level - 1)  # of a child, in cells
         rows, cols = (row[:, None] * g + place // g) * side, (col[:, None] * g + place % g) * side
@@ -78,7 +78,7 @@ def own_turns(
             seen, below = table.read(decoder.config, tile[:, None], query)
             below = None if below is None else below[:, 0]
             if past is None:
-                logits, past = decoder.begin(query, seen[:, 0], below)
+                logits, past = decoder.prefill(query, seen[:, 0], below)
             else:
                 logits, past = decoder.step(taken[-1], seen[:, 0], past, below)
             drawn = logits.float().masked_fill(~open_, -torch.inf).softmax(-1).multinomial(1)[:, 0]

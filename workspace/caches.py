@@ -15,13 +15,13 @@ import numpy as np
 
 from jzi.errors import CacheError, JziError
 from jzi.store.cache import ENCODED, MISSING, FeatureCache
-from jzi.store.cards import EncoderCard, ImageryCard
 from jzi.store.cell_features import CellFeatures
+from jzi.store.info import EncoderInfo, ImageryInfo
 from jzi.store.pyramid import Pyramid
 
 
 @dataclass(frozen=True)
-class ModelCard:
+class ModelInfo:
     """Which embeddings a model belongs to.
 
     Attributes:
@@ -34,13 +34,13 @@ class ModelCard:
 
     folder: Path
     pyramid: Pyramid
-    encoder: EncoderCard
-    imagery: ImageryCard | None
+    encoder: EncoderInfo
+    imagery: ImageryInfo | None
     has_map: bool
 
 
 @dataclass(frozen=True)
-class CacheCard:
+class CacheInfo:
     """What a cache is.
 
     Attributes:
@@ -59,8 +59,8 @@ class CacheCard:
 
     path: Path
     pyramid: Pyramid
-    encoder: EncoderCard
-    imagery: ImageryCard | None
+    encoder: EncoderInfo
+    imagery: ImageryInfo | None
     size: int
     tiles: int
     missing_tiles: int
@@ -79,7 +79,7 @@ class CacheCard:
         """Whether it has every tile, and photos."""
         return not (self.missing_tiles or self.missing_photos) and self.photos > 0
 
-    def belongs_to(self, model: ModelCard) -> bool:
+    def belongs_to(self, model: ModelInfo) -> bool:
         """Whether a model was trained with this encoder and pyramid, and on this imagery, as far as it is known."""
         known = self.imagery is not None and model.imagery is not None
         return (
@@ -88,7 +88,7 @@ class CacheCard:
             and (not known or self.imagery.fingerprint == model.imagery.fingerprint)  # type: ignore[union-attr]
         )
 
-    def to_dict(self, models: Iterable[ModelCard]) -> dict[str, Any]:
+    def to_dict(self, models: Iterable[ModelInfo]) -> dict[str, Any]:
         """Plain values, for JSON, with those of some models that belong to it."""
         return {
             "path": str(self.path),
@@ -106,7 +106,7 @@ class CacheCard:
             "models": [{"folder": str(model.folder), "has_map": model.has_map} for model in self._own(models)],
         }
 
-    def to_text(self, models: Iterable[ModelCard]) -> str:
+    def to_text(self, models: Iterable[ModelInfo]) -> str:
         """For people."""
         pyramid = self.pyramid
         lacking = (
@@ -131,11 +131,11 @@ class CacheCard:
             ]
         )
 
-    def _own(self, models: Iterable[ModelCard]) -> list[ModelCard]:
+    def _own(self, models: Iterable[ModelInfo]) -> list[ModelInfo]:
         return [model for model in models if self.belongs_to(model)]
 
 
-def look(folder: Path) -> tuple[list[CacheCard], list[ModelCard]]:
+def scan_folder(folder: Path) -> tuple[list[CacheInfo], list[ModelInfo]]:
     """Every feature cache and every model in a folder and those below it.
 
     What is hidden is not looked into; a cache that cannot be read is left out.
@@ -151,13 +151,13 @@ def look(folder: Path) -> tuple[list[CacheCard], list[ModelCard]]:
             with suppress(JziError):  # a Zarr group of others, or one that `jzi cache verify` has more to say about
                 caches.append(describe_cache(Path(path)))
             names.clear()  # what lies in a Zarr group is its own affair
-        elif model := read_model_card(Path(path)):
+        elif model := read_model_info(Path(path)):
             models.append(model)
         names[:] = sorted(name for name in names if not name.startswith("."))
     return caches, models
 
 
-def describe_cache(path: Path) -> CacheCard:
+def describe_cache(path: Path) -> CacheInfo:
     """What a cache is, without the models that belong to it.
 
     Raises:
@@ -170,7 +170,7 @@ def describe_cache(path: Path) -> CacheCard:
     status = cache.queries.column("status")
     cells = CellFeatures.of(cache).status() if CellFeatures.there(cache.group) else np.empty(0, np.uint8)
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    return CacheCard(
+    return CacheInfo(
         path=path,
         pyramid=cache.pyramid,
         encoder=cache.encoder,
@@ -185,22 +185,22 @@ def describe_cache(path: Path) -> CacheCard:
     )
 
 
-def read_model_card(folder: Path) -> ModelCard | None:
+def read_model_info(folder: Path) -> ModelInfo | None:
     """Which embeddings a model folder belongs to; None where there is no model."""
     try:
         config = json.loads((folder / "config.json").read_text())
-        return ModelCard(
+        return ModelInfo(
             folder,
             Pyramid.from_dict(config["pyramid"]),
-            EncoderCard(**config["encoder"]),
-            ImageryCard(**config["imagery"]) if config["imagery"] else None,
+            EncoderInfo(**config["encoder"]),
+            ImageryInfo(**config["imagery"]) if config["imagery"] else None,
             (folder / "map.safetensors").exists(),
         )
     except (OSError, ValueError, KeyError, TypeError, JziError):
         return None
 
 
-def who_needs(cache: CacheCard, models: Iterable[ModelCard], others: Iterable[CacheCard]) -> list[ModelCard]:
+def models_needing(cache: CacheInfo, models: Iterable[ModelInfo], others: Iterable[CacheInfo]) -> list[ModelInfo]:
     """The models that would be without a map if a cache went: they have none of their own, nor has another cache.
 
     Args:

@@ -12,8 +12,8 @@ from pyproj import CRS
 from jzi.decode.model import ZoomModel, read_config
 from jzi.errors import JziError
 from jzi.store.cache import ENCODED, MISSING, NODATA, FeatureCache
-from jzi.store.cards import EncoderCard, ImageryCard
 from jzi.store.cell_features import CellFeatures
+from jzi.store.info import EncoderInfo, ImageryInfo
 from jzi.store.pyramid import Pyramid
 from jzi.store.storage import exists, is_url
 
@@ -36,7 +36,7 @@ class Description:
     kind: str
     facts: dict[str, Any]
     pyramid: Pyramid | None = None
-    encoder: EncoderCard | None = None
+    encoder: EncoderInfo | None = None
     file_hashes: frozenset[str] = field(default_factory=frozenset)
     imagery: str | None = None
 
@@ -78,7 +78,7 @@ def _pyramid_facts(pyramid: Pyramid) -> dict[str, Any]:
     }
 
 
-def _encoder_facts(encoder: EncoderCard) -> dict[str, Any]:
+def _encoder_facts(encoder: EncoderInfo) -> dict[str, Any]:
     return {
         "encoder": encoder.name,
         "encoder_fingerprint": encoder.fingerprint,
@@ -138,8 +138,8 @@ def _model(folder: Path) -> Description:
 
 
 def _retriever(folder: Path, config: dict[str, Any]) -> Description:
-    pyramid, encoder = Pyramid.from_dict(config["pyramid"]), EncoderCard(**config["encoder"])
-    imagery = ImageryCard(**config["imagery"])
+    pyramid, encoder = Pyramid.from_dict(config["pyramid"]), EncoderInfo(**config["encoder"])
+    imagery = ImageryInfo(**config["imagery"])
     facts = {
         **_pyramid_facts(pyramid),
         **_encoder_facts(encoder),
@@ -164,7 +164,7 @@ def _raster(path: str) -> Description:
     raster = Raster(path)
     bounds = raster.bounds_in("EPSG:4326")
     with Imagery([path], square_around([path], RasterOptions(), levels=1)) as imagery:
-        card = imagery.card()
+        info = imagery.info()
     t = raster.transform  # which may be turned
     facts = {
         "crs": CRS.from_wkt(raster.crs.to_wkt()).name,
@@ -173,12 +173,12 @@ def _raster(path: str) -> Description:
         "unit": raster.crs.linear_units if raster.crs.is_projected else "degree",
         "bands": raster.source.count,
         "dtype": str(raster.dtype),
-        "read_as": card.description,
+        "read_as": info.description,
         "overviews": raster.source.overviews(1),
         "latitude": [bounds.south, bounds.north],
         "longitude": [bounds.west, bounds.east],
     }
-    return Description(path, "raster", facts, file_hashes=frozenset(digest for *_, digest in card.files))
+    return Description(path, "raster", facts, file_hashes=frozenset(digest for *_, digest in info.files))
 
 
 def disagreements(descriptions: list[Description]) -> list[str]:

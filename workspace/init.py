@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from jzi.errors import ConfigError, first_line
 from jzi.store.pyramid import Pyramid, preset
-from jzi.workspace.open import open_imagery, read_query_table
+from jzi.workspace.open import open_imagery, open_photo_table
 from jzi.workspace.settings import EncoderSettings, MapSettings, QuerySettings, Settings, find_rasters
 
 if TYPE_CHECKING:
-    from jzi.store.queries import QueryTable
+    from jzi.store.photo_table import PhotoTable
 
 
 def new_settings(
@@ -30,7 +30,7 @@ def new_settings(
     grid: int | None = None,
     levels: int | None = None,
     map_crs: str | None = None,
-) -> tuple[Settings, QueryTable | None]:
+) -> tuple[Settings, PhotoTable | None]:
     """The settings of a new working directory, and its query table if one was named; nothing is written.
 
     Paths are relative to the current directory, and become relative to `folder` where they lie below it.
@@ -51,7 +51,7 @@ def new_settings(
     if rasters:
         with open_imagery(settings):
             pass  # it can be read and touches the area, or raises
-    return settings, read_query_table(settings) if queries else None
+    return settings, open_photo_table(settings) if queries else None
 
 
 def _encoder_settings(folder: Path, name: str | None, image_size: int | None) -> EncoderSettings:
@@ -72,7 +72,7 @@ def dataset_settings(
     encoder: str | None = None,
     image_size: int | None = None,
     **others: Any,
-) -> tuple[Settings, QueryTable]:
+) -> tuple[Settings, PhotoTable]:
     """The settings of a working directory for a published data set; the map's VRT is written into it.
 
     Args:
@@ -111,7 +111,7 @@ def dataset_settings(
         encoder=_encoder_settings(folder, encoder, image_size),
     )
     settings.folder = folder
-    return settings, read_query_table(settings)
+    return settings, open_photo_table(settings)
 
 
 def _download(repository: str, data: Path) -> None:

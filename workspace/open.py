@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from jzi.encode.imagery import Imagery
     from jzi.locate.locator import Locator
     from jzi.store.cache import FeatureCache
-    from jzi.store.queries import QueryTable, Rejected
+    from jzi.store.photo_table import PhotoTable, Rejected
     from jzi.train.encoder import EncoderTrainingReport
 
 
@@ -80,8 +80,8 @@ def open_cache_of(path: str, pyramid: Pyramid, encoder: Encoder, imagery: Imager
     from jzi.store.storage import exists
 
     with processes().main_process_first():
-        card = imagery.card(FeatureCache.open(path).imagery if exists(path) else None) if imagery else None
-        return FeatureCache.open_or_create(path, pyramid, encoder.card, card)
+        info = imagery.info(FeatureCache.open(path).imagery if exists(path) else None) if imagery else None
+        return FeatureCache.open_or_create(path, pyramid, encoder.info, info)
 
 
 def finetune_areas(areas: Sequence[Settings], output: Path) -> tuple[EncoderTrainingReport, tuple[Rejected, ...]]:
@@ -105,7 +105,7 @@ def finetune_areas(areas: Sequence[Settings], output: Path) -> tuple[EncoderTrai
             "areas that are trained on together must have the same pyramid.grid and pyramid.levels, not "
             + " and ".join(f"{grid} and {levels}" for grid, levels in sorted(grids))
         )
-    tables = [read_query_table(each).inside(each.pyramid) for each in areas]
+    tables = [open_photo_table(each).inside(each.pyramid) for each in areas]
     from jzi.decode.model import ZoomModel
     from jzi.train.finetune import finetune
 
@@ -124,22 +124,22 @@ def finetune_areas(areas: Sequence[Settings], output: Path) -> tuple[EncoderTrai
     return report, tuple(row for table in tables for row in table.rejected)
 
 
-def read_query_table(settings: Settings) -> QueryTable:
+def open_photo_table(settings: Settings) -> PhotoTable:
     """The photos that the settings name.
 
     Raises:
         ConfigError: they name none.
-        QueryTableError: they cannot be used.
+        PhotoTableError: they cannot be used.
     """
-    from jzi.store.queries import read_queries
+    from jzi.store.photo_table import read_photo_table
 
     if not settings.queries.table:
         raise ConfigError("no photos are named: set queries.table in jzi.toml to a folder, a CSV or a Parquet file")
     photos = settings.path(settings.queries.photos) if settings.queries.photos else None
     table = settings.queries.table
     if isinstance(table, str):
-        return read_queries(settings.path(table), photos)
-    return read_queries({split: settings.path(part) for split, part in table.items()}, photos)
+        return read_photo_table(settings.path(table), photos)
+    return read_photo_table({split: settings.path(part) for split, part in table.items()}, photos)
 
 
 def expand_photos(photos: Sequence[Path]) -> list[Path]:

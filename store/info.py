@@ -7,7 +7,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class EncoderCard:
+class EncoderInfo:
     """Which encoder made the embeddings.
 
     Attributes:
@@ -37,7 +37,7 @@ class EncoderCard:
 
 
 @dataclass(frozen=True)
-class ImageryCard:
+class ImageryInfo:
     """Which imagery the tiles were cut from.
 
     Attributes:

@@ -1,7 +1,7 @@
 """The query table: which photos there are, where they were taken, and what each is for.
 
 Read from a folder of photos with EXIF positions, or from a CSV or Parquet file with the column names that people use.
-A row that cannot be used is kept in `QueryTable.rejected` with the reason.
+A row that cannot be used is kept in `PhotoTable.rejected` with the reason.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from jzi.errors import PhotoError, QueryTableError
+from jzi.errors import PhotoError, PhotoTableError
 from jzi.store.exif import SUFFIXES, ExifPosition, read_position
 from jzi.store.pyramid import Pyramid
 
@@ -46,7 +46,7 @@ class Rejected:
 
 
 @dataclass(frozen=True)
-class QueryTable:
+class PhotoTable:
     """Photos and where they were taken.
 
     Attributes:
@@ -66,29 +66,29 @@ class QueryTable:
     def __len__(self) -> int:
         return len(self.frame)
 
-    def inside(self, pyramid: Pyramid) -> QueryTable:
+    def inside(self, pyramid: Pyramid) -> PhotoTable:
         """The rows inside of a pyramid's area; the others are rejected.
 
         Raises:
-            QueryTableError: none is inside.
+            PhotoTableError: none is inside.
         """
         latitude, longitude = self.frame["latitude"].to_numpy(), self.frame["longitude"].to_numpy()
         inside = pyramid.paths(latitude, longitude)[:, 0] >= 0
         if len(self) and not inside.any():
             if (pyramid.paths(longitude, latitude)[:, 0] >= 0).any():
-                raise QueryTableError(f"{self.source} has latitude and longitude swapped: rename its columns")
+                raise PhotoTableError(f"{self.source} has latitude and longitude swapped: rename its columns")
             center = pyramid.unproject(pyramid.west + pyramid.size / 2, pyramid.north - pyramid.size / 2)
-            raise QueryTableError(
+            raise PhotoTableError(
                 f"none of the {len(self)} photos of {self.source} lies in the area of {pyramid.size:.0f} m around "
                 f"{center[0]:.5f}, {center[1]:.5f} (the first is at {latitude[0]:.5f}, {longitude[0]:.5f})"
             )
         outside = [Rejected(name, "outside of the area") for name in self.frame["id"][~inside]]
         frame = self.frame[inside].reset_index(drop=True)
         disagreements = _check_sequences(frame, pyramid, self.source)
-        return QueryTable(frame, (*self.rejected, *outside), self.source, disagreements)
+        return PhotoTable(frame, (*self.rejected, *outside), self.source, disagreements)
 
 
-def read_queries(source: Path | Mapping[str, Path], photos: Path | None = None) -> QueryTable:
+def read_photo_table(source: Path | Mapping[str, Path], photos: Path | None = None) -> PhotoTable:
     """Read a folder of photos with EXIF positions (recursively), or a CSV or Parquet table.
 
     Args:
@@ -97,11 +97,11 @@ def read_queries(source: Path | Mapping[str, Path], photos: Path | None = None) 
             table's own folder if not given.
 
     Raises:
-        QueryTableError: there is no such source, it has no coordinates, or not one row can be used.
+        PhotoTableError: there is no such source, it has no coordinates, or not one row can be used.
     """
     parts = source if isinstance(source, Mapping) else {"": source}
     if isinstance(source, Mapping) and (not source or not set(source) <= set(SPLITS)):
-        raise QueryTableError(
+        raise PhotoTableError(
             f"queries.table names tables for {', '.join(source) or 'nothing'}, not for {', '.join(SPLITS)}"
         )
     frames, rejected = [], []
@@ -111,14 +111,14 @@ def read_queries(source: Path | Mapping[str, Path], photos: Path | None = None) 
         elif part.is_file():
             read, unusable = _read_table(part, photos or part.parent)
         else:
-            raise QueryTableError(f"there is no {part}: queries.table is a folder of photos, a CSV or a Parquet file")
+            raise PhotoTableError(f"there is no {part}: queries.table is a folder of photos, a CSV or a Parquet file")
         frames.append(read.assign(split=split) if split else read)
         rejected += unusable
     name = ", ".join(str(part) for part in parts.values())
     frame = pd.concat(frames, ignore_index=True)
     if frame.empty:
         first = f" (the first, {rejected[0].name}: {rejected[0].reason})" if rejected else ""
-        raise QueryTableError(f"{name} has no photo that can be used{first}; {len(rejected)} were looked at")
+        raise PhotoTableError(f"{name} has no photo that can be used{first}; {len(rejected)} were looked at")
     duplicate = frame["id"].duplicated().to_numpy()
     rejected += [
         Rejected(name, "its id stands in the table twice: the first row is used") for name in frame["id"][duplicate]
@@ -126,7 +126,7 @@ def read_queries(source: Path | Mapping[str, Path], photos: Path | None = None) 
     frame = frame[~duplicate].reset_index(drop=True)
     if "split" not in frame:
         frame["split"] = split_by_hash(frame["id"])
-    return QueryTable(frame, tuple(rejected), name)
+    return PhotoTable(frame, tuple(rejected), name)
 
 
 def split_by_hash(ids: pd.Series) -> pd.Series:
@@ -148,7 +148,7 @@ def _check_sequences(frame: pd.DataFrame, pyramid: Pyramid, source: str) -> tupl
     """The rows whose published zoom sequence is not ours.
 
     Raises:
-        QueryTableError: the sequences are of another length than the pyramid's.
+        PhotoTableError: the sequences are of another length than the pyramid's.
     """
     if "sequence" not in frame:
         return ()
@@ -161,7 +161,7 @@ def _check_sequences(frame: pd.DataFrame, pyramid: Pyramid, source: str) -> tupl
     lengths = {len(sequence) for sequence in sequences}
     if lengths != {pyramid.levels}:
         found = ", ".join(str(length) for length in sorted(lengths))
-        raise QueryTableError(
+        raise PhotoTableError(
             f"{source} has sequences of {found} actions, and the pyramid has {pyramid.levels} levels: they do not fit"
         )
     ours = pyramid.paths(frame["latitude"][given], frame["longitude"][given])
@@ -205,18 +205,18 @@ def _read_folder(folder: Path) -> tuple[pd.DataFrame, list[Rejected]]:
 
 def _read_table(source: Path, photos: Path) -> tuple[pd.DataFrame, list[Rejected]]:
     if not photos.is_dir():
-        raise QueryTableError(f"there is no folder {photos} to look the photos of {source} up in")
+        raise PhotoTableError(f"there is no folder {photos} to look the photos of {source} up in")
     frame = _parse(source)
     frame.columns = [str(column).strip() for column in frame.columns]
     frame = frame.rename(columns=_standard_names(list(frame.columns)))
     for needed in ("latitude", "longitude"):
         if needed not in frame:
             has = ", ".join(map(str, frame.columns))
-            raise QueryTableError(
+            raise PhotoTableError(
                 f"{source} has no column of {needed}s (one of {', '.join(COLUMNS[needed])}): it has {has}"
             )
     if "id" not in frame and "path" not in frame:
-        raise QueryTableError(
+        raise PhotoTableError(
             f"{source} names no photos: it needs a column {' or '.join(COLUMNS['id'][:2] + COLUMNS['path'][:3])}"
         )
     frame["line"] = np.arange(2, len(frame) + 2)  # of the file; the header is line 1
@@ -225,7 +225,7 @@ def _read_table(source: Path, photos: Path) -> tuple[pd.DataFrame, list[Rejected
             frame[name] = pd.to_numeric(frame[name], errors="coerce").astype(float)
     latitude, longitude = frame["latitude"], frame["longitude"]
     if len(frame) and ((latitude.abs() > 90) & (longitude.abs() <= 90)).mean() > 0.5:
-        raise QueryTableError(
+        raise PhotoTableError(
             f"{source} has latitude and longitude swapped (its first latitude is {latitude.iloc[0]}): rename them"
         )
     frame["id"] = _text(frame["id" if "id" in frame else "path"])
@@ -268,7 +268,7 @@ def _parse(source: Path) -> pd.DataFrame:
         with source.open(encoding="utf-8-sig", newline="") as file:
             header = file.readline()
         if "\0" in header or not header.strip():
-            raise QueryTableError(f"{source} is no CSV or Parquet table")
+            raise PhotoTableError(f"{source} is no CSV or Parquet table")
         try:
             separator = csv.Sniffer().sniff(header, delimiters=",;\t|").delimiter
         except csv.Error:
@@ -279,7 +279,7 @@ def _parse(source: Path) -> pd.DataFrame:
             warnings.simplefilter("ignore", pd.errors.ParserWarning)  # fields beyond the header are left out
             return pd.read_csv(source, sep=separator, encoding="utf-8-sig", dtype=ids, index_col=False)
     except (ValueError, OSError, pd.errors.ParserError) as error:
-        raise QueryTableError(f"{source} cannot be read as a table: {error}") from error
+        raise PhotoTableError(f"{source} cannot be read as a table: {error}") from error
 
 
 def _is_text(column: str) -> bool:

@@ -19,7 +19,7 @@ MISSING, ENCODED, NODATA = 0, 1, 2
 
 
 @dataclass(frozen=True)
-class MapFeatures:
+class MapEmbeddings:
     """Every tile of a pyramid.
 
     Attributes:
@@ -48,7 +48,7 @@ class MapFeatures:
         save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, path)
 
     @classmethod
-    def load(cls, path: Path, pyramid: Pyramid) -> MapFeatures:
+    def load(cls, path: Path, pyramid: Pyramid) -> MapEmbeddings:
         """Read what `save` wrote.
 
         Raises:

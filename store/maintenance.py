@@ -17,7 +17,7 @@ from tqdm import tqdm
 from jzi.errors import CacheCorruptError, CacheMismatchError
 from jzi.store.cache import ENCODED, MISSING, FeatureCache
 from jzi.store.cell_features import CellFeatures
-from jzi.store.query_features import CHUNK
+from jzi.store.photo_features import CHUNK
 from jzi.store.storage import storage_errors
 
 
@@ -27,7 +27,7 @@ def same_photos(one: FeatureCache, other: FeatureCache) -> bool:
     first, second = (each.queries.frame() for each in (one, other))
     first, second = (each[each["status"] == ENCODED][names].sort_values("id") for each in (first, second))
     same = first.reset_index(drop=True).equals(second.reset_index(drop=True))
-    return same and (not first["views"].any() or one.queries.recipe == other.queries.recipe)
+    return same and (not first["views"].any() or one.queries.augmentation == other.queries.augmentation)
 
 
 def most_views(cache: FeatureCache) -> int:
@@ -84,8 +84,8 @@ def merge_caches(source: FeatureCache, target: FeatureCache) -> MergeReport:
     """
     if source.path == target.path:
         raise CacheMismatchError(f"{source.path} cannot be merged into itself: name two caches")
-    mend = "only caches of the same encoder, pyramid and imagery can be merged"
-    target.check(pyramid=source.pyramid, encoder=source.encoder, imagery=source.imagery, mend=mend)
+    hint = "only caches of the same encoder, pyramid and imagery can be merged"
+    target.check(pyramid=source.pyramid, encoder=source.encoder, imagery=source.imagery, hint=hint)
     if source.imagery and target.imagery is None:
         target = FeatureCache.open_or_create(target.path, source.pyramid, source.encoder, source.imagery)
     tiles = _merge_map(source, target)
@@ -133,13 +133,13 @@ def _merge_photos(source: FeatureCache, target: FeatureCache) -> tuple[int, int,
     if theirs.empty:
         return 0, 0, 0
     new = theirs[~theirs["id"].isin(ours["id"])]
-    target.queries.mend()
+    target.queries.repair()
     target.queries.list_photos(pd.concat([ours, new], ignore_index=True) if len(ours) else new)
     ours = target.queries.frame()
-    recipe = source.queries.recipe
-    with_views = bool(recipe) and target.queries.recipe in ({}, recipe)
+    augmentation = source.queries.augmentation
+    with_views = bool(augmentation) and target.queries.augmentation in ({}, augmentation)
     if with_views:
-        target.queries.require_views(source.queries.room_for_views, recipe)
+        target.queries.require_views(source.queries.view_capacity, augmentation)
     ours.loc[ours.index.isin(target.queries.damaged_rows()), "status"] = MISSING
     theirs = theirs.drop(source.queries.damaged_rows(), errors="ignore").reset_index(names="row")
     both = theirs[theirs["status"] == ENCODED].merge(ours.reset_index(names="row"), on="id", suffixes=("", "_ours"))
@@ -161,7 +161,7 @@ def _merge_photos(source: FeatureCache, target: FeatureCache) -> tuple[int, int,
 
 
 @dataclass(frozen=True)
-class Verdict:
+class VerifyReport:
     """What is wrong with a cache.
 
     Attributes:
@@ -201,7 +201,7 @@ class Verdict:
         )
 
 
-def verify_cache(cache: FeatureCache) -> Verdict:
+def verify_cache(cache: FeatureCache) -> VerifyReport:
     """Read every chunk of a cache against its checksum, and look for what is missing.
 
     Raises:
@@ -240,7 +240,7 @@ def verify_cache(cache: FeatureCache) -> Verdict:
         lost += [f"{count} photos"] if count else []
         absent = int((listed & (queries.column("status") == MISSING)).sum())
         missing += [f"{absent} photos"] if absent else []
-    return Verdict(cache.path, chunks, tuple(damaged), tuple(lost), tuple(missing))
+    return VerifyReport(cache.path, chunks, tuple(damaged), tuple(lost), tuple(missing))
 
 
 def _chunks(array: zarr.Array) -> Iterator[tuple[slice, ...]]:

@@ -43,7 +43,7 @@ _UNITS = {"latitude": "degrees_north", "longitude": "degrees_east"}
 _WRITTEN_WITH_EMBEDDING = ("photo_sha256", "photo_bytes", "photo_mtime_ns", "views", "status")
 
 
-class QueryFeatures:
+class PhotoFeatures:
     """The group `queries` of a feature cache."""
 
     def __init__(self, group: zarr.Group, path: str) -> None:
@@ -120,7 +120,7 @@ class QueryFeatures:
         return embedding
 
     @property
-    def room_for_views(self) -> int:
+    def view_capacity(self) -> int:
         """How many augmented views a row has room for."""
         return self._array("embedding").shape[1] - 1
 
@@ -147,7 +147,7 @@ class QueryFeatures:
         return np.flatnonzero(lost)
 
     @property
-    def recipe(self) -> dict[str, int]:
+    def augmentation(self) -> dict[str, int]:
         """What the augmented views were made from, as `require_views` was told; empty where there are none."""
         return dict(self._queries.attrs.get("augmented", {}))  # type: ignore[arg-type]
 
@@ -162,7 +162,7 @@ class QueryFeatures:
 
     # Writing
 
-    def mend(self) -> None:
+    def repair(self) -> None:
         """Empty the chunks of columns that do not match their checksum: `list_photos` and encoding fill them anew."""
         for name in [*_COLUMNS, *self._extra_columns()]:
             array = self._array(name)
@@ -188,7 +188,7 @@ class QueryFeatures:
         date. Nothing is written where nothing has changed.
 
         Args:
-            frame: as `jzi.store.queries.QueryTable.frame`.
+            frame: as `jzi.store.photo_table.PhotoTable.frame`.
 
         Returns:
             (photo,) the row of each photo in the cache.
@@ -222,23 +222,23 @@ class QueryFeatures:
         self._update("listed", np.arange(len(self)), np.isin(np.arange(len(self)), rows))
         return rows
 
-    def require_views(self, count: int, recipe: dict[str, int]) -> bool:
-        """Make room for augmented views of a recipe (their seed and the like).
+    def require_views(self, count: int, augmentation: dict[str, int]) -> bool:
+        """Make room for augmented views made with a seed and an augmentation version.
 
-        Views of another recipe are forgotten.
+        Views of another augmentation are forgotten.
 
         Returns:
-            whether there were any of another recipe.
+            whether there were any of another augmentation.
         """
         with storage_errors(self.path, "queries"):
             array, views = self._array("embedding"), self._array("views")
-            others = self.recipe not in ({}, recipe) and bool(np.asarray(views[:]).any())
+            others = self.augmentation not in ({}, augmentation) and bool(np.asarray(views[:]).any())
             if others:
                 views[:] = np.zeros(len(self), np.uint8)
             if array.shape[1] < 1 + count:
                 array.resize((array.shape[0], 1 + count, array.shape[2]))
-            if self.recipe != recipe:
-                self._queries.update_attributes({"augmented": recipe})
+            if self.augmentation != augmentation:
+                self._queries.update_attributes({"augmented": augmentation})
         return others
 
     def write(
