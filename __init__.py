@@ -1,8 +1,8 @@
 """jzi tells where a street-level photo was taken by zooming into an overhead map.
 
->>> from jzi import Locator
->>> place = Locator.load("model").locate("photo.jpg")  # doctest: +SKIP
->>> print(place.latitude, place.longitude, place.confidence)  # doctest: +SKIP
+>>> import jzi
+>>> location = jzi.load("model").locate("photo.jpg")  # doctest: +SKIP
+>>> print(location.latitude, location.longitude, location.confidence)  # doctest: +SKIP
 """
 
 from __future__ import annotations
@@ -18,28 +18,36 @@ if TYPE_CHECKING:
     from jzi.decode.model import ZoomModel as ZoomModel
     from jzi.encode.encoder import Encoder as Encoder
     from jzi.encode.imagery import Imagery as Imagery
-    from jzi.locate.candidate import Candidate as Candidate
-    from jzi.locate.locator import LocateOptions as LocateOptions
-    from jzi.locate.locator import Location as Location
+    from jzi.locate.expert import Expert as Expert
+    from jzi.locate.expert import Stage as Stage
+    from jzi.locate.location import Candidate as Candidate
+    from jzi.locate.location import LocateOptions as LocateOptions
+    from jzi.locate.location import Location as Location
     from jzi.locate.locator import Locator as Locator
+    from jzi.locate.posterior import Posterior as Posterior
     from jzi.store.cache import FeatureCache as FeatureCache
     from jzi.store.pyramid import Pyramid as Pyramid
     from jzi.store.pyramid import TileKey as TileKey
+    from jzi.workspace.open import load as load
 
 #: What the package gives, and where it is: imported when it is asked for, so that `import jzi` costs nothing.
 _EXPORTS = {
-    "Candidate": "jzi.locate.candidate",
+    "Candidate": "jzi.locate.location",
     "DecoderConfig": "jzi.decode.config",
     "Encoder": "jzi.encode.encoder",
+    "Expert": "jzi.locate.expert",
     "FeatureCache": "jzi.store.cache",
     "Imagery": "jzi.encode.imagery",
-    "Location": "jzi.locate.locator",
+    "LocateOptions": "jzi.locate.location",
+    "Location": "jzi.locate.location",
     "Locator": "jzi.locate.locator",
-    "LocateOptions": "jzi.locate.locator",
+    "Posterior": "jzi.locate.posterior",
     "Pyramid": "jzi.store.pyramid",
+    "Stage": "jzi.locate.expert",
     "TileKey": "jzi.store.pyramid",
     "ZoomDecoder": "jzi.decode.decoder",
     "ZoomModel": "jzi.decode.model",
+    "load": "jzi.workspace.open",
 }
 
 __all__ = ["__version__", *_EXPORTS]

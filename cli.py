@@ -11,11 +11,12 @@ from jzi.commands.area import info, init, tile
 from jzi.commands.cache import cache
 from jzi.commands.common import UsageError
 from jzi.commands.demo import demo
+from jzi.commands.evaluate import evaluate_command
 from jzi.commands.locate import locate
 from jzi.commands.retrieve import index, train_retriever_command
 from jzi.commands.serve import serve
 from jzi.commands.stage_one import encode_map_command, encode_queries_command, finetune
-from jzi.commands.stage_two import evaluate, import_checkpoint_command, train_decoder_command
+from jzi.commands.stage_two import import_checkpoint_command, train_decoder_command
 from jzi.errors import JziError
 from jzi.version import __version__
 
@@ -73,7 +74,7 @@ for command in (
     encode_map_command,
     encode_queries_command,
     train_decoder_command,
-    evaluate,
+    evaluate_command,
     ablate,
     locate,
     serve,

@@ -15,7 +15,7 @@ import numpy as np
 
 from jzi.ablate.trials import Trial
 from jzi.ablate.variants import REFERENCE
-from jzi.evaluate.evaluate import RADII
+from jzi.evaluate.metrics import RADII
 from jzi.store.files import write_whole
 
 #: The figures of a run that are averaged over seeds.

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from jzi.decode.config import DecoderConfig
+from jzi.decode.expert import ZoomExpert
 from jzi.decode.model import ZoomModel, copy_encoder, replace_file
 from jzi.errors import TrainingError
-from jzi.evaluate.evaluate import evaluate
+from jzi.evaluate.photos import LabelledPhotos
+from jzi.evaluate.protocol import evaluate
 from jzi.store.cache import FeatureCache
 from jzi.store.map_embeddings import MapEmbeddings
 from jzi.train.config import TrainConfig
@@ -120,12 +122,12 @@ def run_trial(trial: Trial, data: TrainingData) -> None:
     except TrainingError as error:
         values["error"] = str(error)
     else:
-        decoder = ZoomModel.load(trial.folder, data.table.device).decoder
-        found = evaluate(decoder, data.table, samples.query[:, 0], samples.latitude, samples.longitude)
+        expert = ZoomExpert(ZoomModel.load(trial.folder, data.table.device), data.table)
+        evaluation = evaluate(expert, LabelledPhotos.from_dataset(expert.area, samples, split))
         run = trial.run
         run.load()
         values |= {"seconds": sum(epoch["seconds"] for epoch in run.metrics), "epochs": len(run.metrics)}
-        values |= {"kept_epoch": int(report.best["epoch"]), "evaluation": found.to_dict()}
+        values |= {"kept_epoch": int(report.best["epoch"]), "evaluation": evaluation.to_dict()}
         _link(trial.shared, trial.folder)
     replace_file(trial.folder / "result.json", lambda path: path.write_text(json.dumps(values, indent=2) + "\n"))
 

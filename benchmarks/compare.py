@@ -32,8 +32,9 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from jzi.locate.locator import LocateOptions, Locator
-from jzi.retrieve.expert import RetrievalLocator
+from jzi.decode.expert import ZoomExpert
+from jzi.locate.location import LocateOptions
+from jzi.retrieve.expert import RetrievalExpert
 from jzi.store.cache import FeatureCache
 from jzi.workspace.settings import load_settings
 
@@ -140,12 +141,12 @@ def measure_locating(city: str, way: Way) -> dict[str, Any]:
         frame = queries.encoded()
         rows = frame.index[frame["split"] == "test"].to_numpy(np.int64)[:REPEATS]
         query = torch.from_numpy(queries.embedding(rows)[:, 0]).float()
-        locator = (
-            RetrievalLocator.open(way.folder, approximate=way.approximate) if retrieval else Locator.load(way.folder)
+        expert = (
+            RetrievalExpert.load(way.folder, approximate=way.approximate) if retrieval else ZoomExpert.load(way.folder)
         )
         found: dict[str, Any] = {}
-        if isinstance(locator, RetrievalLocator):
-            index = locator.index
+        if isinstance(expert, RetrievalExpert):
+            index = expert.index
             found["database"] = index.bytes
             vectors = query.numpy()
             looked = len(index)
@@ -158,15 +159,15 @@ def measure_locating(city: str, way: Way) -> dict[str, Any]:
             found["lookups"], found["flops"] = looked, 2 * looked * vectors.shape[1]
             found["ms"] = median_ms(lambda row: index.search(vectors[row : row + 1], 10), len(rows))
         else:
-            table = locator.table
+            table = expert.table
             found["database"] = table.embedding.numel() * table.embedding.element_size()
-            found["lookups"] = locator.pyramid.levels
+            found["lookups"] = expert.area.levels
             query = query.to(table.device)
             greedy = LocateOptions(estimate="greedy")
             with FlopCounterMode(display=False) as counter:
-                locator.posterior(query[:1], greedy)
+                expert.posterior(query[:1], greedy)
             found["flops"] = counter.get_total_flops()
-            found["ms"] = median_ms(lambda row: locator.posterior(query[row : row + 1], greedy), len(rows))
+            found["ms"] = median_ms(lambda row: expert.posterior(query[row : row + 1], greedy), len(rows))
         found["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         return found
 

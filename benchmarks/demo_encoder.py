@@ -16,7 +16,9 @@ from pathlib import Path
 import click
 
 from jzi.demo.tour import run_demo
-from jzi.evaluate.evaluate import evaluate_model
+from jzi.evaluate.calibration import calibrate
+from jzi.evaluate.photos import LabelledPhotos
+from jzi.workspace.open import open_zoom
 
 RADII = (20.0, 50.0, 100.0)
 
@@ -33,10 +35,8 @@ def main(folder: Path, photos: int, seeds: str) -> None:
             town = folder / f"{seed}-{encoder}"
             with contextlib.redirect_stdout(io.StringIO()):
                 run_demo(town, photos=photos, seed=seed, encoder=encoder)
-            _, _, _, found = evaluate_model(
-                town / "model", str(town / "features.zarr"), "test", radii=RADII, estimates=True
-            )
-            assert found
+            expert, cache = open_zoom(town / "model", str(town / "features.zarr"))
+            found = calibrate(expert, LabelledPhotos.load(cache, expert, "test"))
             for estimate, name in (("greedy", "greedy, the paper's"), ("radius", "most within 50 m")):
                 recall = "".join(f"{found.recall(estimate, radius):>10.1%}" for radius in RADII)
                 click.echo(f"{seed:>5}  {encoder:<8}{name:<22}{found.photos:>7}{recall}")

@@ -41,8 +41,8 @@ def lap(name):
     global began
     now = time.perf_counter(); print(f"{name:<28}{now - began:8.2f} s"); began = now
 import torch; lap("import torch")
-from jzi.locate.locator import Locator; from jzi.workspace.open import model_folder; lap("import jzi")
-locator = Locator.load(__import__("sys").argv[1]); lap("model and map")
+import jzi; from jzi.workspace.open import load; lap("import jzi")
+locator = load(__import__("sys").argv[1]); lap("model and map")
 import transformers; lap("import transformers")
 locator.encoder; lap("encoder")
 names, query = locator.encode([__import__("sys").argv[2]]); lap("photo: read, encode")

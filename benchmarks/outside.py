@@ -15,7 +15,8 @@ import click
 import numpy as np
 from PIL import Image
 
-from jzi.locate.locator import Location, Locator
+import jzi
+from jzi.locate.location import Location
 from jzi.store.cache import FeatureCache
 from jzi.synth.photos import place_cameras
 from jzi.synth.render import render
@@ -31,7 +32,7 @@ LEVELS = (0.1, 0.2, 0.3, 0.5)
 def main(folder: Path, photos: int, seed: int) -> None:
     """Measure."""
     recipe = json.loads((folder / "town.json").read_text())
-    locator = Locator.load(folder / "model")
+    locator = jzi.load(folder / "model")
     frame = FeatureCache.open(folder / "features.zarr").queries.encoded()
     own = [folder / "photos" / path for path in frame[frame["split"] == "test"]["path"][:photos]]
     other = make_town(seed, recipe["size_m"], recipe["resolution"])

@@ -20,10 +20,10 @@ import torch
 
 from jzi.decode.config import DecoderConfig
 from jzi.decode.decoder import ZoomDecoder
+from jzi.decode.expert import default_beams
 from jzi.decode.search import zoom
 from jzi.decode.tile_table import TileTable
 from jzi.encode.device import best_device
-from jzi.locate.posterior import default_beams
 from jzi.retrieve.search import CellIndex, build_graph
 from jzi.store.map_embeddings import ENCODED, MapEmbeddings
 from jzi.store.pyramid import Pyramid

@@ -17,7 +17,7 @@ import click
 import numpy as np
 from PIL import Image
 
-from jzi.locate.locator import Locator
+import jzi
 from jzi.store.pyramid import geodesic_distance
 from jzi.synth.photos import camera_places, place_cameras
 from jzi.synth.render import render
@@ -81,7 +81,7 @@ def main(folder: Path, spots: int, drive_count: int, photos: int, seed: int) -> 
     """Measure both."""
     recipe = json.loads((folder / "town.json").read_text())
     town = make_town(recipe["seed"], recipe["size_m"], recipe["resolution"])
-    locator = Locator.load(folder / "model")
+    locator = jzi.load(folder / "model")
 
     def pictures(cameras: Cameras) -> list[Image.Image]:
         pixels = render(town.scene, cameras, recipe["height_px"], recipe["width_px"]).cpu().numpy()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ from jzi.commands.common import (
 from jzi.errors import PhotoError
 
 if TYPE_CHECKING:
-    from jzi.locate.locator import Location, NotLocated
+    from jzi.locate.location import Location, NotLocated
     from jzi.store.exif import ExifPosition
 
 _file = click.Path(path_type=Path, dir_okay=False)
@@ -100,7 +101,7 @@ def locate(
     imagery: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Tell where photos were taken.
+    """Locate photos.
 
     A folder stands for the photos in it.
     """
@@ -116,7 +117,7 @@ def locate(
     for output in (geojson, heatmap, picture, page, table):
         if output and not output.parent.is_dir():
             raise UsageError(f"there is no folder {output.parent} to write {output.name} into")
-    from jzi.locate.locator import LocateOptions, Location
+    from jzi.locate.location import LocateOptions, Location
     from jzi.store.exif import write_position
 
     locator = open_locator(model, config_file, cache=cache, retriever=retriever, approximate=approximate)
@@ -134,10 +135,11 @@ def locate(
     else:
         answers = locator.locate_all(files, options)
     for file, answer in zip(files, answers, strict=True):
-        _tell(answer, abstain, as_json)
-        rows.append(answer.to_dict())
+        _print_answer(answer, abstain, as_json)
         if not isinstance(answer, Location):
+            rows.append(asdict(answer))
             continue
+        rows.append(answer.to_dict())
         if write_exif and answer.confidence >= abstain:
             write_position(file, write_exif / file.name, answer.latitude, answer.longitude, answer.radius_68)
         if geojson or heatmap or picture or page:
@@ -171,17 +173,18 @@ def locate(
         sys.exit(2 if failed == len(files) else 1)
 
 
-def _tell(answer: Location | NotLocated, abstain: float, as_json: bool) -> None:
-    from jzi.locate.locator import NotLocated
+def _print_answer(answer: Location | NotLocated, abstain: float, as_json: bool) -> None:
+    from jzi.commands.tables import location_text
+    from jzi.locate.location import NotLocated
 
     if isinstance(answer, NotLocated):
         if as_json:
-            click.echo(json.dumps(answer.to_dict()))
+            click.echo(json.dumps(asdict(answer)))
         click.echo(f"jzi: {answer.error}", err=True)
         return
     sure = answer.confidence >= abstain
     values = {**answer.to_dict(), "sure": sure}
-    text = answer.to_text()
+    text = location_text(answer)
     if not sure:
         values |= {"latitude": None, "longitude": None}
         text = f"{answer.photo}: not sure (the best answer has {answer.confidence:.1%} confidence)"

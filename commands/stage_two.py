@@ -9,12 +9,9 @@ import click
 
 from jzi.commands.common import (
     UsageError,
-    approximate_option,
-    beams_option,
     json_option,
     print_result,
     report_left_out,
-    report_unreachable,
     settings_options,
 )
 
@@ -57,93 +54,6 @@ def train_decoder_command(config_file: Path, overrides: tuple[str, ...], as_json
         return
     report_left_out(report)
     print_result(as_json, report.to_dict(), f"{report.to_text()}: {report.folder}")
-
-
-@click.command()
-@settings_options
-@click.option("--split", type=click.Choice(["train", "val", "test"]), help="[default: test, or val if there is none]")
-@click.option("--radii", default="40,50,100", show_default=True, help="Metres, separated by commas.")
-@click.option("--estimates", is_flag=True, help="Compare what can be answered with, and how true confidences are.")
-@click.option("--radius", type=click.FloatRange(0, min_open=True), default=50.0, show_default=True,
-              help="Of the point with the most probability within so many metres.")  # fmt: skip
-@click.option("--abstain", type=click.FloatRange(0, 1), help="Withhold answers of less confidence; with --estimates.")
-@click.option("--plot", type=click.Path(path_type=Path), help="Draw reliability and coverage; with --estimates.")
-@click.option("--retriever", type=click.Path(path_type=Path), metavar="FOLDER",
-              help="Evaluate flat retrieval instead of the zoom.")  # fmt: skip
-@approximate_option
-@beams_option
-@json_option
-def evaluate(
-    config_file: Path,
-    overrides: tuple[str, ...],
-    split: str | None,
-    radii: str,
-    estimates: bool,
-    radius: float,
-    abstain: float | None,
-    plot: Path | None,
-    retriever: Path | None,
-    approximate: bool,
-    beams: int | None,
-    as_json: bool,
-) -> None:
-    """Measure recall on held-out photos, off the cache.
-
-    By greedy search, the paper's protocol; --estimates compares it with the most probable cell and with the point that
-    has the most probability within a radius, and tells how far confidences can be believed.
-    """
-    from jzi.workspace.settings import load_settings
-
-    settings = load_settings(config_file, overrides)
-    try:
-        metres = tuple(float(each) for each in radii.split(","))
-    except ValueError:
-        metres = ()
-    if not metres or min(metres) <= 0:
-        raise UsageError(f"--radii takes metres separated by commas, not {radii!r}")
-    if not estimates and (plot or abstain is not None or beams):
-        raise UsageError("--plot, --abstain and --beams go with --estimates")
-    if retriever and (estimates or beams):
-        raise UsageError("--estimates and --beams are of the zoom, and --retriever is not one")
-    if approximate and not retriever:
-        raise UsageError("--approximate goes with --retriever")
-    from jzi.evaluate.evaluate import evaluate_model, to_table
-
-    if retriever:
-        from jzi.retrieve.evaluate import evaluate_retriever
-
-        split, unreachable, evaluation = evaluate_retriever(retriever, split, radii=metres, approximate=approximate)
-        report_unreachable(unreachable)
-        values = {"split": split, "unreachable": unreachable, **evaluation.to_dict()}
-        how = "HNSW" if approximate else "exact search"
-        title = f"{evaluation.photos} photos of the {split} split, flat retrieval ({how})"
-        print_result(as_json, values, to_table(evaluation, title))
-        return
-    split, unreachable, evaluation, calibration = evaluate_model(
-        settings.path(settings.model.path),
-        settings.cache_path,
-        split,
-        radii=metres,
-        estimates=estimates,
-        radius=radius,
-        beams=beams,
-    )
-    report_unreachable(unreachable)
-    values = {"split": split, "unreachable": unreachable, **evaluation.to_dict()}
-    text = to_table(evaluation, f"{evaluation.photos} photos of the {split} split, greedy search")
-    if calibration:
-        values["posterior"] = calibration.to_dict(metres)
-        text += "\n\n" + calibration.to_text(metres)
-        if abstain is not None:
-            coverage, recall = calibration.abstaining(abstain)
-            values["abstain"] = {"confidence": abstain, "coverage": coverage, "recall": recall if coverage else None}
-            text += f"\n  answers of {abstain:.0%} confidence or more: {coverage:.1%} of the photos"
-            text += f", {recall:.1%} of them within {radius:g} m" if coverage else ""
-        if plot:
-            from jzi.export.picture import draw_calibration
-
-            draw_calibration(calibration, plot)
-    print_result(as_json, values, text)
 
 
 @click.command("import-checkpoint")

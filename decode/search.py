@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from jzi.decode.decoder import KeyValues, ZoomDecoder
@@ -17,6 +19,10 @@ from jzi.decode.tile_table import TileTable
 #: Photos times beams that would be searched at once without patch tokens; with them it is as many as take as much room.
 #: Keys and values of the paper's decoder then take 1.2 GB.
 PAIRS = 4096
+
+
+#: Photos to a batch of greedy search: 4096 x 9 tokens of the paper's decoder take about 0.5 GB.
+BATCH = 4096
 
 
 @dataclass(frozen=True)
@@ -97,3 +103,9 @@ def zoom(
 def _take(values: Tensor, beam: Tensor) -> Tensor:
     """(query, beam, step) of the beams that live on."""
     return values.gather(1, beam[..., None].expand(-1, -1, values.shape[-1]))
+
+
+def greedy_paths(decoder: ZoomDecoder, table: TileTable, query: Tensor) -> NDArray[np.int64]:
+    """(photo, L) actions of greedy search, the reference's protocol, for (photo, feature) embeddings."""
+    paths = [zoom(decoder, table, batch.to(table.device)).paths[:, 0] for batch in query.split(BATCH)]
+    return torch.cat(paths).cpu().numpy()

@@ -16,7 +16,7 @@ from rasterio.io import MemoryFile
 from rasterio.transform import from_origin
 
 from jzi.errors import ExportError
-from jzi.locate.locator import Location
+from jzi.locate.location import Location
 from jzi.store.exif import ExifPosition
 from jzi.store.files import write_whole
 from jzi.store.pyramid import WGS84, Pyramid, TileKey
@@ -51,7 +51,7 @@ def write_geojson(path: Path, locations: Sequence[Location], truths: Sequence[Ex
 
 def to_features(location: Location, truth: ExifPosition | None = None) -> list[dict[str, Any]]:
     """One answer as GeoJSON features, each with the properties `photo` and `kind`; circles and tiles come first."""
-    pyramid = location.posterior.pyramid
+    pyramid = location.pyramid
     features = [
         _feature(_polygon(tile_corners(pyramid, key)), location, "tile", step=step, footprint_m=pyramid.footprint(step))
         for step, key in enumerate(pyramid.keys(np.array(location.best.path)))
@@ -108,7 +108,7 @@ def write_heatmap(path: Path, locations: Sequence[Location]) -> None:
     Raises:
         ExportError: the file cannot be written, or the map has too many cells.
     """
-    pyramid = locations[0].posterior.pyramid
+    pyramid = locations[0].pyramid
     side = pyramid.tiles_per_side(pyramid.levels)
     if side > MAX_HEATMAP_SIDE:
         raise ExportError(

@@ -26,7 +26,7 @@ from rasterio.warp import calculate_default_transform, reproject, transform_boun
 from jzi.encode.imagery import Imagery
 from jzi.encode.photos import open_photo
 from jzi.export.files import to_features, write_file
-from jzi.locate.locator import Location
+from jzi.locate.location import Location
 from jzi.store.exif import ExifPosition
 from jzi.store.pyramid import Pyramid, geodesic_distance
 from jzi.version import __version__
@@ -53,7 +53,7 @@ def write_page(
         ExportError: it cannot be written.
         ImageryError: the imagery cannot be read.
     """
-    pyramid = located[0][1].posterior.pyramid
+    pyramid = located[0][1].pyramid
     title = located[0][1].photo if len(located) == 1 else f"{len(located)} photos"
     data = {
         "grid": pyramid.grid,
@@ -84,7 +84,7 @@ def about(
     photo: Image.Image, location: Location, truth: ExifPosition | None, imagery: Imagery | None
 ) -> dict[str, Any]:
     """One answer as the page takes it."""
-    best, pyramid = location.best, location.posterior.pyramid
+    best, pyramid = location.best, location.pyramid
     image = photo.copy()
     image.thumbnail((PHOTO, PHOTO))
     keys = pyramid.keys(np.array(best.path))
@@ -134,7 +134,7 @@ def heat(location: Location) -> dict[str, Any]:
     colours = (colormaps["inferno"](0.25 + 0.75 * share) * 255).astype(np.uint8)
     colours[..., 3] = (255 * np.minimum(1.0, 1.5 * share) * (share > 0.03)).astype(np.uint8)
     times = max(1, 512 // len(grid))
-    return _overlay(colours.repeat(times, 0).repeat(times, 1), location.posterior.pyramid, Resampling.nearest)
+    return _overlay(colours.repeat(times, 0).repeat(times, 1), location.pyramid, Resampling.nearest)
 
 
 def _overlay(image: NDArray[np.uint8], pyramid: Pyramid, resampling: Resampling) -> dict[str, Any]:

@@ -9,8 +9,8 @@ import numpy as np
 
 from jzi.encode.imagery import Imagery
 from jzi.encode.photos import open_photo
-from jzi.evaluate.calibrate import Calibration, reliability
-from jzi.locate.locator import Location
+from jzi.evaluate.calibration import Calibration, reliability
+from jzi.locate.location import Location
 from jzi.store.pyramid import Bounds, geodesic_distance
 
 _ANSWER, _TRUTH = "#ff2d78", "#00e5ff"
@@ -39,7 +39,7 @@ def draw_zoom(
     """
     from matplotlib.figure import Figure
 
-    pyramid, best = location.posterior.pyramid, location.best
+    pyramid, best = location.pyramid, location.best
     keys = pyramid.keys(np.array(best.path))
 
     def draw_map(axis: Any, bounds: Bounds) -> None:
@@ -86,7 +86,7 @@ def _draw_posterior(axis: Any, location: Location) -> None:
     from matplotlib import colormaps
     from matplotlib.patches import Circle
 
-    grid, bounds = location.posterior.grid(), location.posterior.pyramid.bounds
+    grid, bounds = location.posterior.grid(), location.pyramid.bounds
     share = np.sqrt(grid / grid.max())
     colours = colormaps["inferno"](0.25 + 0.75 * share)
     colours[..., 3] = np.minimum(1.0, 0.25 + share) * (share > 0.03)
@@ -143,10 +143,9 @@ def draw_calibration(calibration: Calibration, output: Path) -> None:
     figure = Figure(figsize=(9.6, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.plot([0, 1], [0, 1], color="#9aa3b2", linewidth=1)
-    kinds = (
-        ("before", calibration.uncalibrated, calibration.error_before, "#8f9bb3"),
-        ("calibrated", calibration.answers["radius"], calibration.error_after, _ANSWER),
-    )
+    kinds = [("calibrated", calibration.answers["radius"], calibration.error_after, _ANSWER)]
+    if calibration.uncalibrated is not None and calibration.error_before is not None:
+        kinds.insert(0, ("before", calibration.uncalibrated, calibration.error_before, "#8f9bb3"))
     for name, answers, error, colour in kinds:
         bins = reliability(answers.confidence, answers.error <= calibration.radius)
         size = [8 + 150 * each.photos / calibration.photos for each in bins]

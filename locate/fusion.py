@@ -1,8 +1,8 @@
-"""Several photos that say more than one: taken at one place, or on one drive.
+"""Fusion over photos: several photos of one position, and the photos of one drive.
 
-Each photo's posterior is taken as its evidence for every cell. One photo may be of no use at all (`NO_USE`), so that a
-bad one among good ones does not rule the true place out; what search did not reach is spread over the cells that it did
-not reach.
+Each photo's posterior is its likelihood for every cell. One photo may carry no information at all (`OUTLIER`), so that
+a bad one among good ones does not rule the true position out; the residual is spread over the cells that search did not
+reach.
 """
 
 from __future__ import annotations
@@ -15,94 +15,101 @@ from numpy.typing import NDArray
 from jzi.errors import ConfigError
 from jzi.locate.posterior import Posterior
 
-#: The share of photos that tell nothing of where they were taken.
-NO_USE = 0.02
+#: Share of photos that carry no information about where they were taken.
+OUTLIER = 0.02
 
-#: Most cells to a side of a map on which photos are combined: evidence is kept for every cell.
+#: Most cells to a side of a map on which photos are fused: a likelihood is kept for every cell.
 MAX_SIDE = 2048
 
 
-def evidence(found: Posterior, cell_mask: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """(photo, row, col) how likely each photo is in every cell; each photo's sum to 1.
+def likelihoods(posterior: Posterior, cell_mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """(photo, row, col) likelihood of every cell for each photo; those of a photo sum to 1.
 
     Args:
-        found: of several photos.
+        posterior: of several photos.
         cell_mask: (row, col) whether a cell has imagery.
 
     Raises:
         ConfigError: the map has too many cells.
     """
-    side = len(cell_mask)
-    if side > MAX_SIDE:
-        raise ConfigError(f"photos are combined on maps of at most {MAX_SIDE} x {MAX_SIDE} cells, not {side} x {side}")
-    anywhere = cell_mask / cell_mask.sum()
+    rows, cols = cell_mask.shape
+    if max(rows, cols) > MAX_SIDE:
+        raise ConfigError(f"photos are fused on maps of at most {MAX_SIDE} x {MAX_SIDE} cells, not {rows} x {cols}")
+    uniform = cell_mask / cell_mask.sum()
     grids = []
-    for photo in range(len(found)):
-        grid = found.grid(photo)
+    for photo in range(len(posterior)):
+        grid = posterior.grid(photo)
         unreached = cell_mask & (grid == 0)
         if unreached.any():
-            grid = grid + unreached * (found.residual[photo] / unreached.sum())
-        grids.append((1 - NO_USE) * grid / grid.sum() + NO_USE * anywhere)
+            grid = grid + unreached * (posterior.residual[photo] / unreached.sum())
+        grids.append((1 - OUTLIER) * grid / grid.sum() + OUTLIER * uniform)
     return np.stack(grids)
 
 
-def together(found: Posterior, cell_mask: NDArray[np.bool_]) -> Posterior:
-    """Of photos taken at one place: the product of what they say."""
-    logs = np.log(np.maximum(evidence(found, cell_mask), 1e-300)).sum(0)
-    logs[~cell_mask] = -np.inf
-    return _as_posterior(found, np.exp(logs - logs.max()))
-
-
-def along_track(
-    found: Posterior, cell_mask: NDArray[np.bool_], seconds: Sequence[float], speed: float
-) -> list[Posterior]:
-    """Of photos taken on one drive: what all of them say of where each was taken.
-
-    A hidden Markov model over cells: between two photos the camera went no farther than its top speed allows, and
-    every place in reach is as likely; forward-backward over the whole drive (Rabiner 1989).
+def fuse(posterior: Posterior, cell_mask: NDArray[np.bool_]) -> Posterior:
+    """One posterior of photos taken at one position: the product of their likelihoods.
 
     Args:
-        found: of the photos, in the order of time.
+        posterior: of the photos.
         cell_mask: (row, col) whether a cell has imagery.
-        seconds: (photo,) when each was taken; they do not fall.
+
+    Raises:
+        ConfigError: the map has too many cells.
+    """
+    logs = np.log(np.maximum(likelihoods(posterior, cell_mask), 1e-300)).sum(0)
+    logs[~cell_mask] = -np.inf
+    return _to_posterior(posterior, np.exp(logs - logs.max()))
+
+
+def smooth_track(
+    posterior: Posterior, cell_mask: NDArray[np.bool_], seconds: Sequence[float], speed: float
+) -> list[Posterior]:
+    """The posterior of each photo of a drive given all of them.
+
+    A hidden Markov model over cells: between two photos the camera moved no farther than its top speed allows, and
+    every cell in reach is equally likely; forward-backward over the whole drive (Rabiner 1989).
+
+    Args:
+        posterior: of the photos, in the order of time.
+        cell_mask: (row, col) whether a cell has imagery.
+        seconds: (photo,) when each was taken; they do not decrease.
         speed: top speed, metres per second.
 
     Raises:
-        ConfigError: the speed or the times make no sense.
+        ConfigError: the speed is not positive, the times decrease, or the map has too many cells.
     """
     gaps = np.diff(np.asarray(seconds, float))
     if not speed > 0 or (gaps < 0).any():
         raise ConfigError(f"a track needs a top speed of more than 0, not {speed}, and photos in the order of time")
-    seen = evidence(found, cell_mask)
-    reaches = [speed * gap + found.pyramid.cell_size for gap in gaps]  # positions are known to a cell
-    forward, backward = [seen[0]], [np.ones_like(seen[0])]
-    for reach, now in zip(reaches, seen[1:], strict=True):
-        forward.append(_normalised(_move(forward[-1], reach, found, cell_mask) * now))
-    for reach, later in zip(reversed(reaches), seen[:0:-1], strict=True):
-        backward.append(_normalised(_move(backward[-1] * later, reach, found, cell_mask)))
-    smoothed = (_normalised(one * other) for one, other in zip(forward, reversed(backward), strict=True))
-    return [_as_posterior(found, grid) for grid in smoothed]
+    observed = likelihoods(posterior, cell_mask)
+    cell_m = posterior.area.cell_size
+    reaches = [speed * gap + cell_m for gap in gaps]  # positions are known to a cell
+    forward, backward = [observed[0]], [np.ones_like(observed[0])]
+    for reach, present in zip(reaches, observed[1:], strict=True):
+        forward.append(_normalise(_spread(forward[-1], reach / cell_m, cell_mask) * present))
+    for reach, later in zip(reversed(reaches), observed[:0:-1], strict=True):
+        backward.append(_normalise(_spread(backward[-1] * later, reach / cell_m, cell_mask)))
+    smoothed = (_normalise(ahead * behind) for ahead, behind in zip(forward, reversed(backward), strict=True))
+    return [_to_posterior(posterior, grid) for grid in smoothed]
 
 
-def _move(
-    grid: NDArray[np.float64], reach: float, found: Posterior, cell_mask: NDArray[np.bool_]
-) -> NDArray[np.float64]:
-    """Spread what is in each cell over the cells within reach; convolution by Fourier transform."""
-    side = len(grid)
-    cells = min(side, int(np.ceil(reach / found.pyramid.cell_size)))
+def _spread(grid: NDArray[np.float64], reach: float, cell_mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Spread the mass of each cell over the cells within reach (in cells); convolution by Fourier transform."""
+    rows, cols = grid.shape
+    cells = min(max(rows, cols), int(np.ceil(reach)))
     offset = np.arange(-cells, cells + 1)
-    disc = (np.hypot(*np.meshgrid(offset, offset)) * found.pyramid.cell_size <= reach).astype(float)
-    shape = (side + 2 * cells, side + 2 * cells)
+    disc = (np.hypot(*np.meshgrid(offset, offset)) <= reach).astype(float)
+    shape = (rows + 2 * cells, cols + 2 * cells)
     spread = np.fft.irfft2(np.fft.rfft2(grid, shape) * np.fft.rfft2(disc / disc.sum(), shape), shape)
-    moved = spread[cells : cells + side, cells : cells + side]
-    return np.maximum(moved, 0.0) * cell_mask + 1e-12 * cell_mask  # rounding; and no place is ruled out for ever
+    moved = spread[cells : cells + rows, cells : cells + cols]
+    return np.maximum(moved, 0.0) * cell_mask + 1e-12 * cell_mask  # rounding; and no cell is ruled out for good
 
 
-def _normalised(grid: NDArray[np.float64]) -> NDArray[np.float64]:
+def _normalise(grid: NDArray[np.float64]) -> NDArray[np.float64]:
     return grid / grid.sum()
 
 
-def _as_posterior(found: Posterior, grid: NDArray[np.float64]) -> Posterior:
-    grid = _normalised(grid)
+def _to_posterior(posterior: Posterior, grid: NDArray[np.float64]) -> Posterior:
+    grid = _normalise(grid)
     row, col = np.nonzero(grid > grid.max() * 1e-9)
-    return Posterior.from_cells(found.pyramid, row, col, grid[row, col] / grid[row, col].sum())
+    return Posterior.from_cells(posterior.area, row, col, grid[row, col] / grid[row, col].sum())

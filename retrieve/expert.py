@@ -1,7 +1,8 @@
-"""From photos to places by retrieval, with the zoom's answers: the same candidates, estimates, files and service."""
+"""Flat retrieval as an expert: the softmax of similarities to the cells of the map."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -9,89 +10,96 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jzi.encode.encoder import Encoder
-from jzi.locate.locator import DEFAULT, LocateOptions, Locator
+from jzi.locate.location import LocateOptions
 from jzi.locate.posterior import Posterior
 from jzi.retrieve.retriever import Retriever
 from jzi.retrieve.search import CellIndex, probabilities
 from jzi.store.info import EncoderInfo
 from jzi.store.pyramid import Pyramid
 
-#: The most similar cells, whose similarities become probabilities; the others' share is next to nothing.
+#: The most similar cells, whose similarities become probabilities; the share of the others is negligible.
 CELLS = 4096
 
+#: Cells whose similarities are looked at for the confidence of the first one, and for the rank of the true one.
+RANKED = 64
 
-class RetrievalLocator(Locator):
-    """Locates photos by the cells that look most like them.
 
-    Example:
-        >>> locator = RetrievalLocator.open("retriever")  # doctest: +SKIP
-        >>> print(locator.locate("photo.jpg").candidates)  # doctest: +SKIP
+class RetrievalExpert:
+    """A retriever and its index of cells.
+
+    Args:
+        retriever: its encoder, area and temperature.
+        index: of all cells of the area that have imagery.
     """
 
-    def __init__(self, retriever: Retriever, index: CellIndex, device: str) -> None:
-        self.retriever, self.index, self.device = retriever, index, device
+    name = "retrieval"
+
+    def __init__(self, retriever: Retriever, index: CellIndex) -> None:
+        self.retriever, self.index = retriever, index
 
     @classmethod
-    def open(cls, folder: str | Path, device: str | None = None, *, approximate: bool = False) -> RetrievalLocator:
-        """From a retriever's folder. The encoder is loaded when the first photo comes.
+    def load(cls, folder: str | Path, *, approximate: bool = False) -> RetrievalExpert:
+        """From a retriever's folder.
 
         Args:
             folder: the retriever.
-            device: where to encode; by default the best there is.
             approximate: search the HNSW graph rather than all cells.
 
         Raises:
             ModelError: the folder is no retriever, or has no index.
             CacheError: the index cannot be used.
         """
-        from jzi.encode.device import best_device
-
         retriever = Retriever.load(folder)
-        return cls(retriever, CellIndex.load(retriever, approximate=approximate), device or best_device())
-
-    @cached_property
-    def encoder(self) -> Encoder:
-        """The retriever's."""
-        return self.retriever.load_encoder(self.device)
+        return cls(retriever, CellIndex.load(retriever, approximate=approximate))
 
     @property
-    def folder(self) -> Path:
-        """Of the retriever."""
-        return self.retriever.folder
-
-    @property
-    def encoder_info(self) -> EncoderInfo:
-        """Of the retriever's encoder, without loading it."""
-        return self.retriever.encoder
-
-    @property
-    def pyramid(self) -> Pyramid:
-        """Whose cells are retrieved."""
+    def area(self) -> Pyramid:
+        """The pyramid whose terminal cells are retrieved."""
         return self.retriever.pyramid
+
+    @property
+    def encoder(self) -> EncoderInfo:
+        """The retriever's encoder."""
+        return self.retriever.encoder
 
     @cached_property
     def cell_mask(self) -> NDArray[np.bool_]:
         """(row, col) whether each cell has imagery."""
-        side = self.pyramid.tiles_per_side(self.pyramid.levels)
-        there = np.zeros((side, side), bool)
-        there[self.index.row, self.index.col] = True
-        return there
+        mask = np.zeros(self.area.shape, bool)
+        mask[self.index.row, self.index.col] = True
+        return mask
 
-    def posterior(self, query: Tensor, options: LocateOptions = DEFAULT) -> Posterior:
-        """Softmax of the similarities of the `CELLS` most similar cells; of the one alone for the greedy estimate."""
-        similarity, cells = self.index.search(query.cpu().numpy(), CELLS)
+    def posterior(self, query: Tensor, options: LocateOptions) -> Posterior:
+        """Softmax of the similarities of the `CELLS` most similar cells; of the first of `RANKED` for "greedy".
+
+        Args:
+            query: (photo, feature) embeddings.
+            options: only the estimate matters.
+        """
+        greedy = options.estimate == "greedy"
+        similarity, cells = self.index.search(query.cpu().numpy(), RANKED if greedy else CELLS)
         share = probabilities(similarity, cells, self.retriever.temperature)
-        if options.estimate == "greedy":
+        if greedy:
             cells, share = cells[:, :1], share[:, :1]
-        cells = np.maximum(cells, 0)
-        found = [
-            Posterior.from_cells(self.pyramid, self.index.row[own], self.index.col[own], mass)
-            for own, mass in zip(cells, share, strict=True)
-        ]
-        return Posterior(
-            self.pyramid,
-            np.concatenate([each.paths for each in found]),
-            np.concatenate([each.steps for each in found]),
-            np.concatenate([each.residual for each in found]),
-        )
+        cells = np.maximum(cells, 0)  # -1, where a graph search reached fewer, has no probability
+        return Posterior.from_cells(self.area, self.index.row[cells], self.index.col[cells], share)
+
+    def uncalibrated(self) -> RetrievalExpert | None:
+        """The same without the fitted temperature."""
+        return RetrievalExpert(replace(self.retriever, temperature=1.0), self.index)
+
+    def cell_ranks(
+        self, query: Tensor, row: NDArray[np.int64], col: NDArray[np.int64], count: int
+    ) -> NDArray[np.int64]:
+        """(photo,) how many cells are more similar than the true one; `count` where it is not among the first.
+
+        Args:
+            query: (photo, feature) embeddings.
+            row: (photo,) true cells.
+            col: likewise.
+            count: how many cells to look at.
+        """
+        _, cells = self.index.search(query.cpu().numpy(), max(count, RANKED))
+        cells = cells[:, :count]
+        hit = (self.index.row[cells] == row[:, None]) & (self.index.col[cells] == col[:, None]) & (cells >= 0)
+        return np.where(hit.any(1), hit.argmax(1), count)

@@ -19,7 +19,8 @@ from jzi.encode.imagery import Imagery
 from jzi.encode.photos import open_photo
 from jzi.errors import JziError
 from jzi.export.page import about, area, background, render
-from jzi.locate.locator import LocateOptions, Locator
+from jzi.locate.location import LocateOptions
+from jzi.locate.locator import Locator
 from jzi.version import __version__
 
 
@@ -123,8 +124,8 @@ def make_app(locator: Locator, imagery: Imagery | None = None, limits: Limits | 
         return {
             "status": "ok",
             "version": __version__,
-            "model": locator.folder.name,
-            "encoder": locator.encoder_info.label,
+            "model": locator.name,
+            "encoder": locator.expert.encoder.label,
             "area_m": locator.pyramid.size,
             "cell_m": locator.pyramid.cell_size,
         }

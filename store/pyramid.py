@@ -17,6 +17,7 @@ from pyproj import CRS, Geod, Transformer
 from pyproj.exceptions import CRSError
 
 from jzi.errors import PyramidError
+from jzi.store.cell_grid import CellGrid
 
 WGS84 = Geod(ellps="WGS84")
 
@@ -118,6 +119,11 @@ class Pyramid:
         """Side of a terminal cell, metres."""
         return self.footprint(self.levels)
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of terminal cells."""
+        return (self.tiles_per_side(self.levels),) * 2
+
     def tiles_per_side(self, level: int) -> int:
         """g^level."""
         return self.grid**level
@@ -154,19 +160,23 @@ class Pyramid:
         )
         return np.asarray(latitude), np.asarray(longitude)
 
+    def cells_at(self, latitude: ArrayLike, longitude: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Row and column (n,) of the terminal cell that each position lies in; -1 outside of the area."""
+        x, y = self.project(np.atleast_1d(latitude), np.atleast_1d(longitude))
+        side = self.tiles_per_side(self.levels)
+        col = np.floor((x - self.west) / self.cell_size)
+        row = np.floor((self.north - y) / self.cell_size)
+        inside = (row >= 0) & (row < side) & (col >= 0) & (col < side)  # False for inf and nan too
+        return np.where(inside, row, -1).astype(np.int64), np.where(inside, col, -1).astype(np.int64)
+
     def paths(self, latitude: ArrayLike, longitude: ArrayLike) -> NDArray[np.int64]:
         """The zoom sequence of each position.
 
         Returns:
             (n, L) actions in 0..g*g-1; rows of -1 for positions outside of the area.
         """
-        x, y = self.project(np.atleast_1d(latitude), np.atleast_1d(longitude))
-        side = self.tiles_per_side(self.levels)
-        col = np.floor((x - self.west) / self.cell_size)
-        row = np.floor((self.north - y) / self.cell_size)
-        inside = (row >= 0) & (row < side) & (col >= 0) & (col < side)  # False for inf and nan too
-        row, col = np.where(inside, row, 0).astype(np.int64), np.where(inside, col, 0).astype(np.int64)
-        return np.where(inside[:, None], self.cell_to_path(row, col), -1)
+        row, col = self.cells_at(latitude, longitude)
+        return np.where(row[:, None] >= 0, self.cell_to_path(np.maximum(row, 0), np.maximum(col, 0)), -1)
 
     # Keys and paths
 
@@ -215,6 +225,10 @@ class Pyramid:
         side = self.footprint(level)
         return self.west + (np.asarray(col) + 0.5) * side, self.north - (np.asarray(row) + 0.5) * side
 
+    def cell_centers(self, row: ArrayLike, col: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """x, y of the centres of terminal cells, metres."""
+        return self.tile_centers(self.levels, row, col)
+
     def tile_positions(
         self, level: int, row: ArrayLike, col: ArrayLike
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -261,3 +275,14 @@ def preset(name: str) -> Pyramid:
     if name not in PRESETS:
         raise PyramidError(f"there is no preset {name!r}: the presets are {', '.join(PRESETS)}")
     return PRESETS[name]
+
+
+def as_pyramid(area: CellGrid) -> Pyramid:
+    """An area that is a pyramid, for what draws tiles or zooms.
+
+    Raises:
+        PyramidError: its cells are not those of a pyramid.
+    """
+    if not isinstance(area, Pyramid):
+        raise PyramidError(f"this needs the square pyramid of a zoom, and the area is {type(area).__name__}")
+    return area

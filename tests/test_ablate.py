@@ -22,11 +22,12 @@ from jzi.cli import main
 from jzi.decode.config import DecoderConfig
 from jzi.decode.model import ZoomModel
 from jzi.errors import ConfigError, ModelError
-from jzi.evaluate.evaluate import evaluate_model
+from jzi.evaluate.photos import LabelledPhotos
+from jzi.evaluate.protocol import evaluate
 from jzi.store.cache import ENCODED, FeatureCache
 from jzi.store.pyramid import Pyramid
 from jzi.train.config import TrainConfig
-from jzi.workspace.open import load_encoder
+from jzi.workspace.open import load_encoder, open_zoom
 from jzi.workspace.settings import EncoderSettings, MapSettings, QuerySettings, Settings, load_settings, write_settings
 
 SMOOTHING = [Variant("plain loss", ("train.label_smoothing=0",))]
@@ -167,7 +168,9 @@ def test_the_reference_is_what_train_decoder_and_evaluate_give(town) -> None:
     settings = load_settings(town, ["train.seed=1"])
     model = town.parent / "model"
     training.train_decoder(FeatureCache.open(settings.cache_path), model, settings.decoder, settings.train)
-    split, _, alone, _ = evaluate_model(model, settings.cache_path)
+    expert, cache = open_zoom(model, settings.cache_path)
+    photos = LabelledPhotos.load(cache, expert)
+    alone, split = evaluate(expert, photos), photos.split
     rows = run(plan(town, SMOOTHING, seeds=2))
     trial = rows["reference"][1]
     assert trial.folder.name == "reference-seed1"

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from jzi.evaluate import calibrate as module
-from jzi.evaluate.calibrate import Answers, Calibration, calibration_error, fit_temperature, reliability
+from jzi.decode import temperature as module
+from jzi.decode.temperature import fit_temperature
+from jzi.evaluate.calibration import Answers, Calibration, calibration_error, reliability
 
 
 def test_the_error_is_the_mean_gap_of_confidence_and_truth() -> None:

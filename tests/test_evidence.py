@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from jzi.errors import ConfigError
-from jzi.locate.fusion import NO_USE, along_track, evidence, together
+from jzi.locate.fusion import OUTLIER, fuse, likelihoods, smooth_track
+from jzi.locate.location import LocateOptions, to_locations
 from jzi.locate.posterior import Posterior
 from jzi.store.pyramid import Pyramid
 
@@ -24,9 +25,8 @@ EVERYWHERE = np.ones((SIDE, SIDE), bool)
 def saying(pyramid: Pyramid, *grids: np.ndarray) -> Posterior:
     """A posterior of every cell for each photo."""
     row, col = np.divmod(np.arange(SIDE * SIDE), SIDE)
-    each = [Posterior.from_cells(pyramid, row, col, grid.ravel() / grid.sum()) for grid in grids]
-    return Posterior(pyramid, *(np.concatenate([getattr(one, name) for one in each])
-                                for name in ("paths", "steps", "residual")))  # fmt: skip
+    probability = np.stack([grid.ravel() / grid.sum() for grid in grids])
+    return Posterior.from_cells(pyramid, *(np.tile(values, (len(grids), 1)) for values in (row, col)), probability)
 
 
 def peaks(*cells: tuple[int, int, float]) -> np.ndarray:
@@ -42,9 +42,11 @@ def test_a_posterior_of_given_cells_keeps_them_and_the_chain_rule(pyramid) -> No
     found = saying(pyramid, grid)
     np.testing.assert_allclose(found.grid(), grid, rtol=1e-9)
     assert (np.diff(found.probability[0]) <= 1e-15).all()
-    first = {tuple(path[:1]): step[0] for path, step in zip(found.paths[0], found.steps[0], strict=True)}
+    cells = to_locations(found, LocateOptions("map", radius=0.1, top=256), [""])[0].candidates
+    first = {each.path[0]: each.step_probabilities[0] for each in cells}
     quarters = grid.reshape(2, 8, 2, 8).sum((1, 3)).ravel()
-    assert [first[(action,)] for action in range(4)] == pytest.approx(quarters.tolist())
+    assert [first[action] for action in range(4)] == pytest.approx(quarters.tolist())
+    assert all(np.prod(each.step_probabilities) == pytest.approx(each.probability) for each in cells)
     part = Posterior.from_cells(pyramid, np.array([3, 4]), np.array([5, 6]), np.array([0.2, 0.5]))
     assert part.probability.sum() == pytest.approx(0.7) and part.residual == pytest.approx([0.3])
 
@@ -52,7 +54,7 @@ def test_a_posterior_of_given_cells_keeps_them_and_the_chain_rule(pyramid) -> No
 def test_the_place_that_two_photos_agree_on_wins(pyramid) -> None:
     one = peaks((3, 3, 0.5), (10, 10, 0.4))
     other = peaks((12, 2, 0.5), (10, 10, 0.4))
-    both = together(saying(pyramid, one, other), EVERYWHERE)
+    both = fuse(saying(pyramid, one, other), EVERYWHERE)
     assert np.unravel_index(both.grid().argmax(), (SIDE, SIDE)) == (10, 10)
     assert both.grid()[10, 10] > 0.8 and both.probability.sum() == pytest.approx(1)
 
@@ -60,27 +62,27 @@ def test_the_place_that_two_photos_agree_on_wins(pyramid) -> None:
 def test_one_photo_that_tells_nothing_rules_nothing_out(pyramid) -> None:
     good, wrong = peaks((5, 5, 1.0)), np.zeros((SIDE, SIDE))
     wrong[0, 0] = 1.0
-    both = together(saying(pyramid, good, good, wrong), EVERYWHERE)
+    both = fuse(saying(pyramid, good, good, wrong), EVERYWHERE)
     assert np.unravel_index(both.grid().argmax(), (SIDE, SIDE)) == (5, 5)
 
 
-def test_evidence_is_a_probability_that_leaves_no_cell_with_imagery_out(pyramid) -> None:
+def test_likelihoods_are_a_probability_that_leaves_no_cell_with_imagery_out(pyramid) -> None:
     somewhere = EVERYWHERE.copy()
     somewhere[:, :4] = False
     narrow = Posterior.from_cells(pyramid, np.array([8]), np.array([8]), np.array([0.6]))
-    (grid,) = evidence(narrow, somewhere)
+    (grid,) = likelihoods(narrow, somewhere)
     assert grid.sum() == pytest.approx(1) and (grid[somewhere] > 0).all() and (grid[~somewhere] == 0).all()
-    assert grid[8, 8] == pytest.approx((1 - NO_USE) * 0.6, abs=0.001)
-    assert (together(narrow, somewhere).grid()[~somewhere] == 0).all()
+    assert grid[8, 8] == pytest.approx((1 - OUTLIER) * 0.6, abs=0.001)
+    assert (fuse(narrow, somewhere).grid()[~somewhere] == 0).all()
 
 
 def test_a_drive_takes_the_side_that_can_be_reached(pyramid) -> None:
     """Photo 2 looks as much like a place on the other side of town: its neighbours in time settle it."""
     seen = [peaks((8, 2, 1.0)), peaks((8, 3, 0.5), (2, 14, 0.5)), peaks((8, 4, 1.0))]
-    smoothed = along_track(saying(pyramid, *seen), EVERYWHERE, [0.0, 2.0, 4.0], speed=15.0)
+    smoothed = smooth_track(saying(pyramid, *seen), EVERYWHERE, [0.0, 2.0, 4.0], speed=15.0)
     assert [np.unravel_index(each.grid().argmax(), (SIDE, SIDE)) for each in smoothed] == [(8, 2), (8, 3), (8, 4)]
     assert smoothed[1].grid()[8, 3] > 0.95
-    alone = along_track(saying(pyramid, *seen), EVERYWHERE, [0.0, 600.0, 1200.0], speed=15.0)
+    alone = smooth_track(saying(pyramid, *seen), EVERYWHERE, [0.0, 600.0, 1200.0], speed=15.0)
     assert alone[1].grid()[2, 14] > 0.4  # ten minutes later it may be anywhere
 
 
@@ -90,12 +92,10 @@ def test_forward_backward_is_the_sum_over_all_tracks() -> None:
     rng = np.random.default_rng(1)
     row, col = np.divmod(np.arange(16), 4)
     grids = [grid / grid.sum() for grid in rng.random((3, 16)) ** 4]
-    each = [Posterior.from_cells(pyramid, row, col, grid) for grid in grids]
-    found = Posterior(pyramid, *(np.concatenate([getattr(one, name) for one in each])
-                                 for name in ("paths", "steps", "residual")))  # fmt: skip
+    found = Posterior.from_cells(pyramid, *(np.tile(values, (3, 1)) for values in (row, col)), np.stack(grids))
     everywhere = np.ones((4, 4), bool)
-    smoothed = along_track(found, everywhere, [0, 1, 2], speed=10.0)  # 10 m and a cell: the four neighbours
-    seen = evidence(found, everywhere).reshape(3, 16)
+    smoothed = smooth_track(found, everywhere, [0, 1, 2], speed=10.0)  # 10 m and a cell: the four neighbours
+    seen = likelihoods(found, everywhere).reshape(3, 16)
     near = np.hypot(row[:, None] - row, col[:, None] - col) * 20 <= 30
     step = near / 9  # the disc has nine cells: sqrt(2) * 20 is less than 30
     every = np.einsum("a,ab,b,bc,c->abc", seen[0], step, seen[1], step, seen[2])
@@ -107,4 +107,4 @@ def test_forward_backward_is_the_sum_over_all_tracks() -> None:
 @pytest.mark.parametrize(("seconds", "speed"), [([0, 5, 3], 10.0), ([0, 1, 2], 0.0)])
 def test_a_track_against_time_or_with_no_speed_is_refused(pyramid, seconds, speed) -> None:
     with pytest.raises(ConfigError, match="top speed"):
-        along_track(saying(pyramid, *[peaks((1, 1, 1.0))] * 3), EVERYWHERE, seconds, speed)
+        smooth_track(saying(pyramid, *[peaks((1, 1, 1.0))] * 3), EVERYWHERE, seconds, speed)

@@ -17,7 +17,7 @@ from jzi.encode.imagery import Imagery
 from jzi.errors import ExportError, PhotoError
 from jzi.export.files import circle, to_features, write_geojson, write_heatmap
 from jzi.export.page import write_page
-from jzi.locate.locator import LocateOptions, to_locations
+from jzi.locate.location import LocateOptions, to_locations
 from jzi.locate.posterior import Posterior
 from jzi.store.exif import ExifPosition, read_position, write_position
 
@@ -29,10 +29,8 @@ def location(pyramid):
     grid[40:44, 50:54] = 0.05
     grid[10, 10] = 0.1
     grid /= grid.sum()
-    order = (-grid).argsort(axis=None)
-    steps = np.stack([grid.ravel()[order], np.ones(4096), np.ones(4096)], -1)[None]
-    paths = pyramid.cell_to_path(order // 64, order % 64)[None]
-    found = Posterior(pyramid, paths, steps, np.zeros(1))
+    row, col = (values.ravel() for values in np.indices(grid.shape))
+    found = Posterior.from_cells(pyramid, row, col, grid.ravel())
     return to_locations(found, LocateOptions(), ["a </script> photo.jpg"])[0]
 
 

@@ -14,13 +14,13 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
+import jzi
 from jzi.cli import main
 from jzi.decode.import_checkpoint import import_checkpoint
 from jzi.decode.model import ZoomModel
 from jzi.encode.encode_map import encode_map
 from jzi.encode.imagery import Imagery
 from jzi.errors import ConfigError, EncoderError, ModelError
-from jzi.locate.locator import Locator
 from jzi.store.cache import FeatureCache
 from jzi.store.pyramid import Pyramid, preset
 
@@ -162,8 +162,8 @@ def test_an_imported_model_locates_photos_on_a_map_made_with_its_encoder(
         cache = FeatureCache.create(tmp_path / "features.zarr", pyramid, encoder.info, imagery.info())
         encode_map(cache, encoder, imagery)
     with pytest.raises(ModelError, match="has no map"):
-        Locator.load(tmp_path / "model")
-    place = Locator.load(tmp_path / "model", cache=tmp_path / "features.zarr").locate(photo_folder / "day0" / "000.jpg")
+        jzi.load(tmp_path / "model")
+    place = jzi.load(tmp_path / "model", cache=tmp_path / "features.zarr").locate(photo_folder / "day0" / "000.jpg")
     assert pyramid.paths(place.latitude, place.longitude)[0].tolist() == list(place.best.path)
     assert np.isfinite(place.confidence)
     line = ["locate", str(photo_folder / "day0" / "000.jpg"), "--model", str(tmp_path / "model"), "--json"]

@@ -10,12 +10,14 @@ import torch
 from PIL import Image
 
 import jzi
+from jzi.commands.tables import location_text
 from jzi.decode.config import DecoderConfig
 from jzi.decode.decoder import ZoomDecoder
 from jzi.decode.model import ZoomModel, create_folder, save_weights
 from jzi.encode.encoder import Encoder
 from jzi.errors import ConfigError, ModelError, PhotoError
-from jzi.locate.locator import LocateOptions, Location, Locator, NotLocated
+from jzi.locate.location import LocateOptions, Location, NotLocated
+from jzi.locate.locator import Locator
 from jzi.store.map_embeddings import ENCODED, MapEmbeddings
 from jzi.store.pyramid import Pyramid
 
@@ -37,7 +39,7 @@ def model(tmp_path: Path, encoder_folder: Path, pyramid: Pyramid) -> Path:
 
 
 def test_a_path_bytes_an_open_file_and_an_image_are_the_same_photo(model, photo_folder) -> None:
-    locator = Locator.load(model)
+    locator = jzi.load(model)
     path = photo_folder / "day0" / "000.jpg"
     with path.open("rb") as file:
         answers = [locator.locate(photo) for photo in (path, str(path), path.read_bytes(), file, Image.open(path))]
@@ -47,7 +49,7 @@ def test_a_path_bytes_an_open_file_and_an_image_are_the_same_photo(model, photo_
 
 @pytest.mark.parametrize("estimate", ["greedy", "map"])
 def test_a_cell_is_answered_by_its_centre_and_its_probability(model, photo_folder, estimate) -> None:
-    locator = Locator.load(model)
+    locator = jzi.load(model)
     answer = locator.locate(photo_folder / "day0" / "000.jpg", LocateOptions(estimate))
     row, col = locator.pyramid.path_to_tile(np.array(answer.best.path))
     assert answer.best.cell == (row, col)
@@ -58,7 +60,7 @@ def test_a_cell_is_answered_by_its_centre_and_its_probability(model, photo_folde
 
 
 def test_a_point_is_answered_by_the_probability_around_it(model, photo_folder) -> None:
-    locator = Locator.load(model)
+    locator = jzi.load(model)
     answer = locator.locate(photo_folder / "day0" / "000.jpg", LocateOptions(radius=60.0, top=3))
     best, found = answer.best, answer.posterior
     assert (best.source, best.radius_m, len(answer.candidates)) == ("radius", 60.0, 3)
@@ -73,13 +75,13 @@ def test_a_point_is_answered_by_the_probability_around_it(model, photo_folder) -
     assert 0 < answer.radius_68 < answer.radius_95 and answer.residual == 0
     told = answer.to_dict()
     assert told["radius_68_m"] == answer.radius_68 and len(told["candidates"]) == 3
-    assert "within 60 m" in answer.to_text() and answer.to_text().count("    or ") == 2
+    assert "within 60 m" in location_text(answer) and location_text(answer).count("    or ") == 2
 
 
 def test_a_narrow_beam_says_what_it_left_out(model, photo_folder) -> None:
-    answer = Locator.load(model).locate(photo_folder / "day0" / "000.jpg", LocateOptions(beams=1))
+    answer = jzi.load(model).locate(photo_folder / "day0" / "000.jpg", LocateOptions(beams=1))
     assert answer.residual > 0.3 and answer.radius_95 == np.inf
-    assert answer.to_dict()["radius_95_m"] is None and "did not look into" in answer.to_text()
+    assert answer.to_dict()["radius_95_m"] is None and "did not reach" in location_text(answer)
 
 
 @pytest.mark.parametrize("wrong", [{"estimate": "best"}, {"radius": 0}, {"top": 0}, {"beams": 0}])
@@ -89,7 +91,7 @@ def test_a_question_that_makes_no_sense_is_refused(wrong) -> None:
 
 
 def test_many_photos_give_what_each_alone_gives_in_their_order(model, photo_folder) -> None:
-    locator = Locator.load(model)
+    locator = jzi.load(model)
     photos = sorted(photo_folder.rglob("*.jpg"))[:9]
     together = list(locator.locate_all([*photos, photo_folder / "gone.jpg"], batch_size=4))
     assert isinstance(together[-1], NotLocated) and "there is no photo" in together[-1].error
@@ -99,7 +101,7 @@ def test_many_photos_give_what_each_alone_gives_in_their_order(model, photo_fold
 
 
 def test_embeddings_are_located_without_an_encoder(model) -> None:
-    locator = Locator.load(model)
+    locator = jzi.load(model)
     answers = locator.locate_embeddings(torch.randn(3, 32), LocateOptions(top=4))
     assert [len(each.candidates) for each in answers] == [4, 4, 4]
     assert "encoder" not in vars(locator)  # none was loaded
@@ -107,7 +109,7 @@ def test_embeddings_are_located_without_an_encoder(model) -> None:
 
 def test_a_photo_that_cannot_be_read_raises(model, tmp_path) -> None:
     with pytest.raises(PhotoError, match=r"there is no photo .*gone\.jpg"):
-        Locator.load(model).locate(tmp_path / "gone.jpg")
+        jzi.load(model).locate(tmp_path / "gone.jpg")
 
 
 def test_an_encoder_that_was_swapped_is_refused(model) -> None:
@@ -115,14 +117,14 @@ def test_an_encoder_that_was_swapped_is_refused(model) -> None:
     next(iter(encoder.model.parameters())).data += 1
     encoder.save(model / "encoder")
     with pytest.raises(ModelError, match="was trained with the encoder"):
-        Locator.load(model).encoder  # noqa: B018 - loading it is the act
+        jzi.load(model).encoder  # noqa: B018 - loading it is the act
 
 
 @pytest.mark.parametrize("damage", ["decoder.safetensors", "map.safetensors", "config.json"])
 def test_a_damaged_model_is_one_sentence(model, damage) -> None:
     (model / damage).write_bytes((model / damage).read_bytes()[:50])
     with pytest.raises(ModelError, match=damage) as error:
-        Locator.load(model)
+        jzi.load(model)
     assert "\n" not in str(error.value)
 
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from jzi.decode import expert as module
 from jzi.decode.config import DecoderConfig
 from jzi.decode.decoder import ZoomDecoder
+from jzi.decode.expert import ZoomExpert
+from jzi.decode.model import ZoomModel
 from jzi.decode.search import zoom
 from jzi.decode.tile_table import TileTable
-from jzi.locate import posterior as module
-from jzi.locate.posterior import Posterior, credible_radius, most_probable_cells, most_probable_discs, posterior
+from jzi.locate.location import LocateOptions
+from jzi.locate.posterior import Posterior, credible_radius, most_probable_cells, most_probable_discs
+from jzi.store.info import EncoderInfo
 from jzi.store.map_embeddings import ENCODED, MapEmbeddings
 from jzi.store.pyramid import Pyramid
 
@@ -45,31 +51,33 @@ def query() -> torch.Tensor:
 
 def made(pyramid: Pyramid, grids: list[np.ndarray]) -> Posterior:
     """A posterior with given probabilities of every cell."""
-    side = pyramid.tiles_per_side(pyramid.levels)
-    paths, steps = [], []
-    for grid in grids:
-        order = (-grid).argsort(axis=None, kind="stable")
-        paths.append(pyramid.cell_to_path(order // side, order % side))
-        steps.append(np.stack([grid.ravel()[order], *[np.ones(side * side)] * (pyramid.levels - 1)], -1))
-    return Posterior(pyramid, np.stack(paths), np.stack(steps), np.zeros(len(grids)))
+    row, col = (values.ravel() for values in np.indices(pyramid.shape))
+    probability = np.stack([grid.ravel() for grid in grids])
+    return Posterior.from_cells(pyramid, *(np.tile(values, (len(grids), 1)) for values in (row, col)), probability)
+
+
+def posterior(decoder, table, query, beams=None, temperature=None) -> Posterior:
+    info = EncoderInfo("none", False, "0" * 64, 16, 28, "halves")
+    model = ZoomModel(decoder, table.pyramid, info, None, Path(), temperature)
+    return ZoomExpert(model, table).posterior(query, LocateOptions(beams=beams))
 
 
 def test_a_small_pyramid_is_searched_whole(decoder, table, query) -> None:
     found = posterior(decoder, table, query)
     np.testing.assert_allclose(found.probability.sum(1), 1, atol=1e-5)
-    assert found.paths.shape == (5, 256, 4) and (found.residual < 1e-5).all()
+    assert found.row.shape == (5, 256) and (found.residual < 1e-5).all()
     every = zoom(decoder, table, query, beams=256)
     expected = every.log_probability.sum(-1).exp().numpy()
     np.testing.assert_allclose(found.probability, expected, atol=1e-6)
     np.testing.assert_allclose(found.grid(3).sum(), 1, atol=1e-5)
-    row, col = (values[3, 7] for values in found.cells)
+    row, col = found.row[3, 7], found.col[3, 7]
     assert found.grid(3)[row, col] == found.probability[3, 7]
 
 
 @pytest.mark.parametrize("beams", [1, 3, 8])
 def test_what_a_beam_does_not_reach_is_told(decoder, table, query, beams) -> None:
     whole, part = posterior(decoder, table, query), posterior(decoder, table, query, beams=beams)
-    assert part.paths.shape[1] == 4 * beams
+    assert part.row.shape[1] == 4 * beams
     np.testing.assert_allclose(part.probability.sum(1) + part.residual, 1, atol=1e-5)
     assert (part.residual > 0.01).any()
     for photo in range(5):  # what it reaches has the probability that it has
@@ -129,7 +137,7 @@ def test_no_two_candidates_lie_within_the_radius_and_none_is_counted_twice(decod
         apart = np.hypot(np.subtract.outer(discs.x[photo], discs.x[photo]),
                          np.subtract.outer(discs.y[photo], discs.y[photo]))  # fmt: skip
         assert (apart[~np.eye(5, dtype=bool)] > 50).all()
-    row, col = (values[np.arange(5), discs.cell[:, 0]] for values in found.cells)
+    row, col = (values[np.arange(5), discs.cell[:, 0]] for values in (found.row, found.col))
     x, y = table.pyramid.tile_centers(4, row, col)
     assert (abs(discs.x[:, 0] - x) < 10).all() and (abs(discs.y[:, 0] - y) < 10).all()
 
@@ -149,7 +157,8 @@ def test_the_credible_radius_holds_its_share(pyramid) -> None:
     middle = np.zeros(1)
     radius = credible_radius(found, middle, middle, 0.68)[0]
     assert np.pi * radius**2 == pytest.approx(0.68 * 320**2, rel=0.03)
-    beam = Posterior(pyramid, found.paths[:, :100], found.steps[:, :100], np.array([156 / 256]))
+    part = (found.row[:, :100], found.col[:, :100], found.probability[:, :100])
+    beam = Posterior(pyramid, *part, np.array([156 / 256]))
     assert np.isinf(credible_radius(beam, middle, middle, 0.68)).all()
 
 

@@ -19,7 +19,7 @@ from jzi.encode.encoder import Encoder
 from jzi.encode.imagery import Imagery
 from jzi.errors import ConfigError, ModelError
 from jzi.locate.posterior import Posterior
-from jzi.retrieve.expert import RetrievalLocator
+from jzi.retrieve.expert import RetrievalExpert
 from jzi.retrieve.metrics import fit_temperature, ranks
 from jzi.retrieve.retriever import Retriever
 from jzi.retrieve.search import CellIndex, build_graph, unit
@@ -29,6 +29,7 @@ from jzi.train.config import RetrieverConfig
 from jzi.train.losses import soft_margin_triplet, symmetric_infonce
 from jzi.train.retriever import train_retriever
 from jzi.train.sampling import nearest_on_map, neighbour_batches
+from jzi.workspace.open import load
 
 QUICK = RetrieverConfig(epochs=4, batch_size=8, blocks=1, learning_rate=1e-3, mine_every=2, precision="no")
 
@@ -278,7 +279,7 @@ def test_indices_are_cared_for_as_caches(retrieved, tmp_path) -> None:
 
 def test_what_does_not_belong_together_is_refused(retrieved, tmp_path, photo_folder) -> None:
     jzi, photo = retrieved, next(photo_folder.rglob("*.jpg"))
-    assert "retriever" in jzi("locate x.jpg --model retriever", code=2).stderr
+    assert "retriever" in jzi("evaluate --set model.path=retriever", code=2).stderr
     assert "--approximate" in jzi(f"locate {photo} --approximate --model retriever", code=2).stderr
     assert "--model" in jzi(f"locate {photo} --retriever retriever --model m", code=2).stderr
     assert "--beams" in jzi(f"locate {photo} --retriever retriever --beams 3", code=2).stderr
@@ -294,12 +295,14 @@ def test_what_does_not_belong_together_is_refused(retrieved, tmp_path, photo_fol
 
 
 def test_probabilities_of_retrieval_are_those_of_its_similarities(retrieved, tmp_path, photo_folder) -> None:
-    locator = RetrievalLocator.open(tmp_path / "retriever", "cpu")
+    locator = load(tmp_path / "retriever", "cpu")
+    assert isinstance(locator.expert, RetrievalExpert)
+    retriever = locator.expert.retriever
     _, query = locator.encode(sorted(photo_folder.rglob("*.jpg"))[:3])
     found: Posterior = locator.posterior(query)
-    cache = locator.retriever.open_cache()
+    cache = retriever.open_cache()
     row, col, embedding = CellFeatures(cache.group, cache.path).read()
-    similarity = unit(query.numpy()) @ unit(embedding).T / locator.retriever.temperature
+    similarity = unit(query.numpy()) @ unit(embedding).T / retriever.temperature
     expected = torch.from_numpy(similarity).softmax(-1).numpy()
     for photo in range(3):
         grid = np.zeros((64, 64))

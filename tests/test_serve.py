@@ -17,12 +17,14 @@ import torch
 from fastapi.testclient import TestClient
 from PIL import Image
 
+import jzi
 from jzi.decode.config import DecoderConfig
 from jzi.decode.decoder import ZoomDecoder
 from jzi.decode.model import create_folder, save_weights
 from jzi.encode.encoder import Encoder
 from jzi.encode.imagery import Imagery
-from jzi.locate.locator import LocateOptions, Locator
+from jzi.locate.location import LocateOptions
+from jzi.locate.locator import Locator
 from jzi.serve.app import Limits, make_app
 from jzi.store.map_embeddings import ENCODED, MapEmbeddings
 from jzi.store.pyramid import Pyramid
@@ -40,7 +42,7 @@ def locator(tmp_path: Path, encoder_folder: Path, pyramid: Pyramid) -> Locator:
     MapEmbeddings(pyramid, embedding, status).save(tmp_path / "model" / "map.safetensors")
     torch.manual_seed(0)
     save_weights(tmp_path / "model", ZoomDecoder(config))
-    return Locator.load(tmp_path / "model")
+    return jzi.load(tmp_path / "model")
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from jzi.decode.dataset import ZoomDataset
 from jzi.decode.decoder import ZoomDecoder
 from jzi.decode.patch_tokens import PatchTokens
 from jzi.decode.search import zoom
+from jzi.decode.temperature import fit_temperature
 from jzi.decode.tile_table import TileTable
 from jzi.encode import encode_map as module
 from jzi.encode.encode_map import MapReport, encode_map
@@ -25,7 +26,6 @@ from jzi.encode.encoder import Encoder
 from jzi.encode.imagery import Imagery
 from jzi.encode.tiles import TileRenderer
 from jzi.errors import CacheCorruptError, CacheError, ConfigError
-from jzi.evaluate.calibrate import fit_temperature
 from jzi.store.cache import NODATA, FeatureCache
 from jzi.store.pyramid import Pyramid, TileKey
 

@@ -19,10 +19,14 @@ import jzi.train.run as running
 from jzi.decode.config import DecoderConfig
 from jzi.decode.dataset import load_dataset
 from jzi.decode.decoder import ZoomDecoder
+from jzi.decode.expert import ZoomExpert
 from jzi.decode.model import ZoomModel
+from jzi.decode.search import greedy_paths
 from jzi.decode.tile_table import TileTable
 from jzi.errors import CacheError, CacheMismatchError, ConfigError, ModelError, TrainingError
-from jzi.evaluate.evaluate import cell_error, evaluate, evaluate_model, predict
+from jzi.evaluate.metrics import RADII, Evaluation, cell_error
+from jzi.evaluate.photos import LabelledPhotos
+from jzi.evaluate.protocol import evaluate
 from jzi.store.cache import ENCODED, NODATA, FeatureCache
 from jzi.store.cell_features import CellFeatures
 from jzi.store.info import EncoderInfo
@@ -32,6 +36,7 @@ from jzi.train.common import learning_rate_factor
 from jzi.train.config import TrainConfig
 from jzi.train.data import TrainingData
 from jzi.train.decoder import train_decoder
+from jzi.workspace.open import open_zoom
 
 WIDTH = 16
 SMALL = DecoderConfig(layers=2, heads=2, dropout=0.1)
@@ -68,10 +73,19 @@ def metrics_of(folder: Path) -> list[dict]:
     return [{k: v for k, v in line.items() if k not in ("seconds", "samples_per_s")} for line in lines]
 
 
+def evaluate_model(
+    folder: Path, cache_path: str, radii: tuple[float, ...] = RADII
+) -> tuple[LabelledPhotos, Evaluation]:
+    expert, cache = open_zoom(folder, cache_path)
+    photos = LabelledPhotos.load(cache, expert)
+    return photos, evaluate(expert, photos, radii=radii)
+
+
 def test_a_decoder_learns_to_zoom_and_finds_held_out_photos(cache, tmp_path) -> None:
     report = train_decoder(cache, tmp_path / "model", SMALL, TrainConfig(epochs=40, batch_size=16, learning_rate=3e-3))
-    split, unreachable, evaluation, _ = evaluate_model(tmp_path / "model", cache.path, radii=(100.0, 200.0))
-    assert (report.train, report.val, split, unreachable, evaluation.photos) == (140, 30, "test", 0, 30)
+    photos, evaluation = evaluate_model(tmp_path / "model", cache.path, radii=(100.0, 200.0))
+    assert (report.train, report.val, evaluation.photos) == (140, 30, 30)
+    assert (photos.split, photos.unreachable) == ("test", 0)
     assert evaluation.recall[200.0].value > 0.6  # guessing reaches 0.25
     assert evaluation.recall[100.0].low < evaluation.recall[100.0].value < evaluation.recall[100.0].high
 
@@ -367,8 +381,8 @@ def test_a_decoder_that_looks_at_cells_carries_them_along(cache, tmp_path) -> No
     assert (model.read_map().cells == embedding).all() and (model.read_map(cache).cells == embedding).all()
     assert ZoomModel.load(tmp_path / "plain").read_map().cells is None
     query = TrainingData.load(cache).test.query[:, 0]
-    alone, without = (predict(model.decoder, TileTable(model.read_map(each)), query) for each in (None, cache))
-    assert (alone[0] == without[0]).all()
+    alone, without = (greedy_paths(model.decoder, TileTable(model.read_map(each)), query) for each in (None, cache))
+    assert (alone == without).all()
     shutil.copy(tmp_path / "plain" / "map.safetensors", tmp_path / "cells" / "map.safetensors")
     with pytest.raises(ModelError, match="lacks the terminal cells"):
         model.read_map()
@@ -381,9 +395,9 @@ def test_recall_is_the_share_of_cell_centres_within_the_radius(cache) -> None:
     table = TileTable(cache.read_map())
     samples = load_dataset(cache, table, "test")
     decoder = ZoomDecoder(DecoderConfig(width=WIDTH, layers=1, heads=2)).eval()
-    found = evaluate(decoder, table, samples.query[:, 0], samples.latitude, samples.longitude, radii=(50, 150, 1000))
-    paths, _ = predict(decoder, table, samples.query[:, 0])
-    row, col = table.pyramid.path_to_tile(paths)
+    expert = ZoomExpert(ZoomModel(decoder, cache.pyramid, cache.encoder, None, Path()), table)
+    found = evaluate(expert, LabelledPhotos.load(cache, expert, "test"), radii=(50, 150, 1000))
+    row, col = table.pyramid.path_to_tile(greedy_paths(decoder, table, samples.query[:, 0]))
     centres = table.pyramid.tile_positions(2, row, col)
     error = geodesic_distance(samples.latitude, samples.longitude, *centres)
     for radius, recall in found.recall.items():
@@ -399,7 +413,7 @@ def test_the_true_path_is_at_most_half_a_cells_diagonal_off(cache) -> None:
     pyramid = cache.pyramid
     frame = cache.queries.encoded()
     latitude, longitude = frame["latitude"].to_numpy(), frame["longitude"].to_numpy()
-    error = cell_error(pyramid, pyramid.paths(latitude, longitude), latitude, longitude)
+    error = cell_error(pyramid, *pyramid.cells_at(latitude, longitude), latitude, longitude)
     assert error.max() <= pyramid.cell_size / 2**0.5 * 1.001
 
 

@@ -16,10 +16,11 @@ from jzi.decode.config import DecoderConfig
 from jzi.decode.dataset import ZoomDataset
 from jzi.decode.decoder import ZoomDecoder
 from jzi.decode.model import ZoomModel
+from jzi.decode.search import BATCH, greedy_paths
 from jzi.decode.tile_table import TileTable
 from jzi.encode.device import best_device
 from jzi.errors import ConfigError, ModelError
-from jzi.evaluate.evaluate import BATCH, RADII, cell_error, predict
+from jzi.evaluate.metrics import RADII, cell_error
 from jzi.store.files import file_sha256
 from jzi.train.config import TrainingConfig
 from jzi.train.run import Metrics
@@ -105,8 +106,8 @@ def validate(decoder: ZoomDecoder, table: TileTable, samples: ZoomDataset) -> Me
     if not len(samples):
         return {}
     decoder.eval()
-    paths, _ = predict(decoder, table, samples.query[:, 0])
-    error = cell_error(table.pyramid, paths, samples.latitude, samples.longitude)
+    row, col = table.pyramid.path_to_tile(greedy_paths(decoder, table, samples.query[:, 0]))
+    error = cell_error(table.pyramid, row, col, samples.latitude, samples.longitude)
     recall = {f"recall@{radius:g}m": float((error <= radius).mean()) for radius in RADII}
     return {"val_loss": _loss(decoder, table, samples), **recall, "median_error_m": float(np.median(error))}
 

@@ -24,9 +24,9 @@ from jzi.decode.config import DecoderConfig
 from jzi.decode.dataset import ZoomDataset
 from jzi.decode.decoder import ZoomDecoder
 from jzi.decode.model import ZoomModel, create_folder, read_config, replace_file, save_temperature
+from jzi.decode.temperature import fit_temperature
 from jzi.decode.tile_table import TileTable
 from jzi.errors import CacheError, TrainingError
-from jzi.evaluate.calibrate import fit_temperature
 from jzi.store.cache import FeatureCache
 from jzi.train.common import (
     init_digest,

@@ -22,7 +22,7 @@ from jzi.encode.augment import DRAWS
 from jzi.encode.cells import CellImages
 from jzi.encode.encoder import Encoder
 from jzi.encode.imagery import Imagery
-from jzi.evaluate.evaluate import RADII, RANKS, cell_error
+from jzi.evaluate.metrics import RADII, RANKS, cell_error
 from jzi.retrieve.metrics import fit_temperature, ranks
 from jzi.retrieve.retriever import save_retriever
 from jzi.store.info import ImageryInfo
@@ -217,8 +217,9 @@ class _Retrieving(EncoderTraining):
         truth = torch.searchsorted(cells, area.val.tiles[readable, 0])
         best = cells[nearest(query, reference, 1)[:, 0]].numpy()
         pyramid, side = area.pyramid, area.images.cells
-        paths = pyramid.cell_to_path(best // side, best % side)
-        error = cell_error(pyramid, paths, area.val.latitude[readable], area.val.longitude[readable])
+        error = cell_error(
+            pyramid, best // side, best % side, area.val.latitude[readable], area.val.longitude[readable]
+        )
         rank = ranks(query, reference, truth)
         self.temperature = fit_temperature(query, reference, truth)
         return {

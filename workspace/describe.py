@@ -144,7 +144,7 @@ def _retriever(folder: Path, config: dict[str, Any]) -> Description:
         **_pyramid_facts(pyramid),
         **_encoder_facts(encoder),
         "method": config["method"],
-        "footprint_m": config["surroundings"] * pyramid.cell_size,
+        "footprint_m": config["context"] * pyramid.cell_size,
         "index": "there" if (folder / "index.zarr").is_dir() else "none yet: jzi index",
         "graph": "there" if (folder / "hnsw.faiss").is_file() else "none: jzi index --hnsw",
     }

@@ -12,8 +12,10 @@ from jzi.store.pyramid import Pyramid
 from jzi.workspace.settings import Settings, find_rasters, load_settings
 
 if TYPE_CHECKING:
+    from jzi.decode.expert import ZoomExpert
     from jzi.encode.encoder import Encoder
     from jzi.encode.imagery import Imagery
+    from jzi.locate.expert import Expert
     from jzi.locate.locator import Locator
     from jzi.store.cache import FeatureCache
     from jzi.store.photo_table import PhotoTable, Rejected
@@ -172,10 +174,41 @@ def model_folder(model: Path | None, config_file: Path) -> Path:
     return Path("model")
 
 
+def load(
+    folder: str | Path, device: str | None = None, cache: str | Path | None = None, *, approximate: bool = False
+) -> Locator:
+    """A locator from a model folder: of a zoom, or of a retriever with its index.
+
+    Args:
+        folder: the model.
+        device: where to compute; by default the best there is.
+        cache: take a zoom's map from this cache rather than from the folder.
+        approximate: search a retriever's HNSW graph rather than all cells.
+
+    Raises:
+        ModelError: the folder is no model, is damaged, or lacks what its decoder reads.
+        CacheError: the cache or the index cannot be used.
+        ConfigError: an option does not apply to this kind of model.
+    """
+    from jzi.decode.model import read_config
+
+    if read_config(Path(folder)).get("kind") == "retriever":
+        if cache:
+            raise ConfigError(f"{folder} is a retriever, which has its own index: leave the cache out")
+        return _retrieval_locator(Path(folder), device, approximate)
+    if approximate:
+        raise ConfigError(f"{folder} is a zoom model: approximate search is for retrievers")
+    from jzi.decode.expert import ZoomExpert
+    from jzi.locate.locator import Locator
+
+    expert = ZoomExpert.load(folder, device, cache)
+    return Locator(expert, lambda: expert.model.load_encoder(str(expert.table.device)), name=Path(folder).name)
+
+
 def open_locator(
     model: Path | None, config_file: Path, *, cache: str | None, retriever: Path | None, approximate: bool
 ) -> Locator:
-    """What locates photos: the zoom of a model, or flat retrieval.
+    """The locator that a command's options name: a zoom model, or a retriever.
 
     Args:
         model: as in `model_folder`.
@@ -190,11 +223,50 @@ def open_locator(
     if retriever:
         if model or cache:
             raise ConfigError("--model and --cache are of the zoom, and --retriever is not one")
-        from jzi.retrieve.expert import RetrievalLocator
-
-        return RetrievalLocator.open(retriever, approximate=approximate)
+        return _retrieval_locator(retriever, None, approximate)
     if approximate:
         raise ConfigError("--approximate goes with --retriever")
-    from jzi.locate.locator import Locator
+    return load(model_folder(model, config_file), cache=cache)
 
-    return Locator.load(model_folder(model, config_file), cache=cache)
+
+def _retrieval_locator(folder: Path, device: str | None, approximate: bool) -> Locator:
+    from jzi.encode.device import best_device
+    from jzi.locate.locator import Locator
+    from jzi.retrieve.expert import RetrievalExpert
+
+    expert = RetrievalExpert.load(folder, approximate=approximate)
+    return Locator(expert, lambda: expert.retriever.load_encoder(device or best_device()), name=folder.name)
+
+
+def open_expert(settings: Settings, retriever: Path | None, *, approximate: bool) -> tuple[Expert, FeatureCache]:
+    """The expert that is evaluated, and the cache with the photos that it is evaluated on.
+
+    Args:
+        settings: name the zoom model and the cache.
+        retriever: evaluate this one instead, on the photos of its own cache.
+        approximate: search the retriever's graph.
+
+    Raises:
+        ModelError: there is no model, or it is damaged.
+        CacheError: there is no cache, or it is another encoder's or pyramid's.
+    """
+    if retriever:
+        from jzi.retrieve.expert import RetrievalExpert
+
+        retrieval = RetrievalExpert.load(retriever, approximate=approximate)
+        return retrieval, retrieval.retriever.open_cache()
+    return open_zoom(settings.path(settings.model.path), settings.cache_path)
+
+
+def open_zoom(folder: Path, cache_path: str) -> tuple[ZoomExpert, FeatureCache]:
+    """A zoom model with the map that it carries, else the cache's, and the cache.
+
+    Raises:
+        ModelError: there is no model, or it is damaged.
+        CacheError: there is no cache, or it is another encoder's or pyramid's.
+    """
+    from jzi.decode.expert import ZoomExpert
+    from jzi.store.cache import FeatureCache
+
+    cache = FeatureCache.open(cache_path)
+    return ZoomExpert.load(folder, cache=cache, own_map=True), cache

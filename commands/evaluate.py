@@ -1,0 +1,97 @@
+"""`evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from jzi.commands.common import (
+    UsageError,
+    approximate_option,
+    beams_option,
+    json_option,
+    print_result,
+    report_unreachable,
+    settings_options,
+)
+
+
+@click.command("evaluate")
+@settings_options
+@click.option("--split", type=click.Choice(["train", "val", "test"]), help="[default: test, or val if there is none]")
+@click.option("--radii", default="40,50,100", show_default=True, help="Metres, separated by commas.")
+@click.option("--estimates", is_flag=True, help="Compare what can be answered with, and how true confidences are.")
+@click.option("--radius", type=click.FloatRange(0, min_open=True), default=50.0, show_default=True,
+              help="Of the point with the most probability within so many metres.")  # fmt: skip
+@click.option("--abstain", type=click.FloatRange(0, 1), help="Withhold answers of less confidence; with --estimates.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw reliability and coverage; with --estimates.")
+@click.option("--retriever", type=click.Path(path_type=Path), metavar="FOLDER",
+              help="Evaluate flat retrieval instead of the zoom.")  # fmt: skip
+@approximate_option
+@beams_option
+@json_option
+def evaluate_command(
+    config_file: Path,
+    overrides: tuple[str, ...],
+    split: str | None,
+    radii: str,
+    estimates: bool,
+    radius: float,
+    abstain: float | None,
+    plot: Path | None,
+    retriever: Path | None,
+    approximate: bool,
+    beams: int | None,
+    as_json: bool,
+) -> None:
+    """Measure recall on held-out photos, off the cache.
+
+    By greedy search, the paper's protocol; --estimates compares it with the most probable cell and with the point that
+    has the most probability within a radius, and reports how well confidences are calibrated.
+    """
+    from jzi.workspace.settings import load_settings
+
+    settings = load_settings(config_file, overrides)
+    try:
+        metres = tuple(float(each) for each in radii.split(","))
+    except ValueError:
+        metres = ()
+    if not metres or min(metres) <= 0:
+        raise UsageError(f"--radii takes metres separated by commas, not {radii!r}")
+    if not estimates and (plot or abstain is not None or beams):
+        raise UsageError("--plot, --abstain and --beams go with --estimates")
+    if retriever and beams:
+        raise UsageError("--beams is of the zoom, and --retriever is not one")
+    if approximate and not retriever:
+        raise UsageError("--approximate goes with --retriever")
+    from jzi.commands.tables import calibration_table, evaluation_table
+    from jzi.evaluate.calibration import calibrate
+    from jzi.evaluate.photos import LabelledPhotos
+    from jzi.evaluate.protocol import evaluate
+    from jzi.workspace.open import open_expert
+
+    expert, cache = open_expert(settings, retriever, approximate=approximate)
+    photos = LabelledPhotos.load(cache, expert, split)
+    report_unreachable(photos.unreachable)
+    evaluation = evaluate(expert, photos, radii=metres)
+    values: dict[str, Any] = {"split": photos.split, "unreachable": photos.unreachable, **evaluation.to_dict()}
+    method = "greedy search"
+    if retriever:
+        method = f"flat retrieval ({'HNSW' if approximate else 'exact search'})"
+    text = evaluation_table(evaluation, f"{len(photos)} photos of the {photos.split} split, {method}")
+    if estimates:
+        calibration = calibrate(expert, photos, radius=radius, beams=beams)
+        values["posterior"] = calibration.to_dict(metres)
+        text += "\n\n" + calibration_table(calibration, metres)
+        if abstain is not None:
+            coverage, recall = calibration.abstaining(abstain)
+            values["abstain"] = {"confidence": abstain, "coverage": coverage, "recall": recall if coverage else None}
+            text += f"\n  answers of {abstain:.0%} confidence or more: {coverage:.1%} of the photos"
+            text += f", {recall:.1%} of them within {radius:g} m" if coverage else ""
+        if plot:
+            from jzi.export.picture import draw_calibration
+
+            draw_calibration(calibration, plot)
+    print_result(as_json, values, text)

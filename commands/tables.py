@@ -1,0 +1,78 @@
+"""Results as text for a terminal."""
+
+from __future__ import annotations
+
+from jzi.evaluate.calibration import COVERAGES, Calibration
+from jzi.evaluate.metrics import Evaluation, Interval
+from jzi.evaluate.published import RADII as PUBLISHED_RADII
+from jzi.evaluate.published import Published
+from jzi.locate.location import Location
+
+
+def location_text(location: Location) -> str:
+    """A line for the answer, one for each other candidate, and what the reader should know."""
+    others = location.candidates[1:]
+    spread = f"68 % within {location.radius_68:.0f} m, 95 % within {location.radius_95:.0f} m".replace("inf m", "more")
+    lines = [
+        f"{location.photo}: {location.latitude:.6f}, {location.longitude:.6f}  "
+        f"(confidence {location.confidence:.1%} {location.extent}; {spread})",
+        *(f"    or {each.latitude:.6f}, {each.longitude:.6f}  ({each.probability:.1%})" for each in others),
+    ]
+    if location.residual >= 0.01:
+        lines.append(f"    search did not reach {location.residual:.1%} of the probability")
+    lines += [f"    note: {note}" for note in location.notes]
+    return "\n".join(lines)
+
+
+def evaluation_table(evaluation: Evaluation, title: str) -> str:
+    """The figures for people, a line each, and those that others have published for the same area."""
+
+    def percent(interval: Interval) -> str:
+        return f"{interval.value:7.2%}   ({interval.low:.2%} .. {interval.high:.2%})"
+
+    lines = [f"{title}; in brackets 95 % bootstrap intervals"]
+    lines += [f"  recall within {radius:>4g} m   {percent(each)}" for radius, each in evaluation.recall.items()]
+    lines += [f"  cell among first {k:>4}   {percent(each)}" for k, each in evaluation.recall_at.items()]
+    median = evaluation.median_error
+    lines.append(f"  median error          {median.value:6.1f} m   ({median.low:.1f} .. {median.high:.1f} m)")
+    lines.append(f"  whole sequence right  {percent(evaluation.sequence_accuracy)}")
+    for step, prefix in enumerate(evaluation.prefix_accuracy, 1):
+        if evaluation.step_accuracy:
+            single = evaluation.step_accuracy[step - 1]
+            lines.append(f"  step {step} right          {single:7.2%}   (steps 1..{step} all right: {prefix:.2%})")
+        else:
+            lines.append(f"  level {step} right         {prefix:7.2%}")
+    if evaluation.published:
+        radii = [radius for radius in evaluation.recall if radius in PUBLISHED_RADII]
+        header = "".join(f"{f'{radius:g} m':>9}" for radius in radii)
+        ours = Published("this model", tuple(evaluation.recall[radius].value for radius in radii))
+        others = [
+            Published(each.method, tuple(each.recall[PUBLISHED_RADII.index(radius)] for radius in radii))
+            for each in evaluation.published
+        ]
+        lines.append(f"\n  {'recall within (others as published)':<36}{header}")
+        lines += [f"  {row.method:<36}" + "".join(f"{value:9.2%}" for value in row.recall) for row in [*others, ours]]
+    return "\n".join(lines)
+
+
+def calibration_table(calibration: Calibration, radii: tuple[float, ...]) -> str:
+    """The estimates compared, how true confidences are, and recall against coverage."""
+    names = {
+        "greedy": "greedy search's cell",
+        "map": "the most probable cell",
+        "radius": f"the most within {calibration.radius:g} m",
+    }
+    lines = [f"  {'recall within':<28}" + "".join(f"{f'{radius:g} m':>9}" for radius in radii)]
+    lines += [
+        f"  {names[estimate]:<28}" + "".join(f"{calibration.recall(estimate, radius):9.2%}" for radius in radii)
+        for estimate in calibration.answers
+    ]
+    before = "" if calibration.error_before is None else f" ({calibration.error_before:.1%} before calibration)"
+    lines.append(
+        f"  confidence is {calibration.error_after:.1%} off on average{before}; "
+        f"search left out {calibration.residual:.1%} of the probability"
+    )
+    lines.append(f"  {'of the most confident':<28}" + "".join(f"{share:>8.0%} " for share in COVERAGES))
+    kept = "".join(f"{calibration.covering(share)[1]:>8.1%} " for share in COVERAGES)
+    lines.append(f"  {f'are within {calibration.radius:g} m':<28}" + kept)
+    return "\n".join(lines)

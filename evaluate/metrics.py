@@ -1,0 +1,151 @@
+"""Recall within a radius and what stands beside it, with bootstrap intervals: the paper's protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jzi.evaluate.published import Published, published_for
+from jzi.store.cell_grid import CellGrid
+from jzi.store.pyramid import Pyramid, geodesic_distance
+
+#: Metres; those of the paper's tables.
+RADII = (40.0, 50.0, 100.0)
+
+#: Recall of ranked cells is reported at these ranks.
+RANKS = (1, 5, 10)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure with its 95 % bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How far answers are from where photos were taken.
+
+    Attributes:
+        photos: how many were located.
+        recall: radius in metres to the share of photos whose answer lies within it.
+        median_error: metres.
+        sequence_accuracy: share of photos whose cell is right (all L actions of a zoom).
+        prefix_accuracy: share of photos for which the first k actions are right, k = 1..L.
+        step_accuracy: share of photos for which action k is right when those before it are given, k = 1..L; empty where
+            the expert does not decide step by step.
+        error: (photo,) metres from the photo to the answer.
+        confidence: (photo,) probability of the answer's cell.
+        recall_at: k to the share of photos whose own cell is among the first k; empty where cells are not ranked.
+        published: what others have reached in the same area, where it is a published benchmark's.
+    """
+
+    photos: int
+    recall: dict[float, Interval]
+    median_error: Interval
+    sequence_accuracy: Interval
+    prefix_accuracy: tuple[float, ...]
+    step_accuracy: tuple[float, ...]
+    error: NDArray[np.float64]
+    confidence: NDArray[np.float64]
+    recall_at: dict[int, Interval] = field(default_factory=dict)
+    published: tuple[Published, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures as JSON has them, without those of single photos."""
+
+        return {
+            "photos": self.photos,
+            **{f"recall@{radius:g}m": asdict(interval) for radius, interval in self.recall.items()},
+            **{f"recall@{k}": asdict(interval) for k, interval in self.recall_at.items()},
+            "median_error_m": asdict(self.median_error),
+            "sequence_accuracy": asdict(self.sequence_accuracy),
+            "prefix_accuracy": list(self.prefix_accuracy),
+            "step_accuracy": list(self.step_accuracy),
+            "published": [
+                {
+                    "method": each.method,
+                    **{f"recall@{r:g}m": v for r, v in zip(RADII, each.recall, strict=True)},
+                }
+                for each in self.published
+            ],
+        }
+
+
+def score(
+    area: CellGrid,
+    row: NDArray[np.int64],
+    col: NDArray[np.int64],
+    confidence: NDArray[np.float64],
+    latitude: NDArray[np.float64],
+    longitude: NDArray[np.float64],
+    *,
+    rank: NDArray[np.int64] | None = None,
+    step_accuracy: tuple[float, ...] = (),
+    radii: Sequence[float] = RADII,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Evaluation:
+    """Compare the cells that were answered with where the photos were taken.
+
+    Args:
+        area: whose cells they are.
+        row: (photo,) of the answers.
+        col: likewise.
+        confidence: (photo,) probability of each.
+        latitude: (photo,) true positions, degrees.
+        longitude: likewise.
+        rank: (photo,) how many cells were preferred to the true one, for recall at ranks.
+        step_accuracy: see `Evaluation`.
+        radii: metres.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+    """
+    error = cell_error(area, row, col, latitude, longitude)
+    true_row, true_col = area.cells_at(latitude, longitude)
+    correct = ((row == true_row) & (col == true_col))[:, None]
+    if isinstance(area, Pyramid):
+        correct = area.cell_to_path(row, col) == area.paths(latitude, longitude)
+    rng = np.random.default_rng(seed)
+
+    def share(hit: NDArray[np.bool_]) -> Interval:
+        # Resampling hits and misses with replacement draws their number from a binomial distribution
+        return _interval(float(hit.mean()), rng.binomial(len(hit), hit.mean(), resamples) / len(hit))
+
+    recall = {float(radius): share(error <= radius) for radius in radii}
+    medians = np.array([np.median(error[rng.integers(len(error), size=len(error))]) for _ in range(resamples)])
+    return Evaluation(
+        photos=len(error),
+        recall=recall,
+        median_error=_interval(float(np.median(error)), medians),
+        sequence_accuracy=share(correct.all(1)),
+        prefix_accuracy=tuple(np.logical_and.accumulate(correct, axis=1).mean(0).tolist()),
+        step_accuracy=step_accuracy,
+        error=error,
+        confidence=confidence,
+        recall_at={} if rank is None else {k: share(rank < k) for k in RANKS},
+        published=published_for(area) if isinstance(area, Pyramid) else (),
+    )
+
+
+def cell_error(
+    area: CellGrid,
+    row: NDArray[np.int64],
+    col: NDArray[np.int64],
+    latitude: NDArray[np.float64],
+    longitude: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """(photo,) geodesic metres from true positions (degrees) to the centres of cells."""
+    return geodesic_distance(latitude, longitude, *area.unproject(*area.cell_centers(row, col)))
+
+
+def _interval(value: float, resampled: NDArray[np.float64]) -> Interval:
+    low, high = np.percentile(resampled, (2.5, 97.5))
+    return Interval(value, float(low), float(high))

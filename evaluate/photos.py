@@ -1,0 +1,92 @@
+"""Photos with known positions and their embeddings: what an expert is evaluated on, off the cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from jzi.decode.dataset import ZoomDataset
+from jzi.errors import TrainingError
+from jzi.locate.expert import Expert
+from jzi.store.cache import FeatureCache
+from jzi.store.pyramid import Pyramid
+
+
+@dataclass(frozen=True)
+class LabelledPhotos:
+    """Photos of a split that lie in cells with imagery.
+
+    Attributes:
+        split: "train", "val" or "test".
+        query: (photo, feature) embeddings of the plain photos.
+        latitude: (photo,) degrees (WGS 84).
+        longitude: (photo,) degrees.
+        row: (photo,) the cell that each lies in.
+        col: likewise.
+        unreachable: photos of the split that were left out, because the map has no imagery where they were taken.
+    """
+
+    split: str
+    query: Tensor
+    latitude: NDArray[np.float64]
+    longitude: NDArray[np.float64]
+    row: NDArray[np.int64]
+    col: NDArray[np.int64]
+    unreachable: int
+
+    @classmethod
+    def load(cls, cache: FeatureCache, expert: Expert, split: str | None = None) -> LabelledPhotos:
+        """Read the encoded photos of a split from a cache.
+
+        Args:
+            cache: of the expert's encoder.
+            expert: whose cells the photos are assigned to.
+            split: "train", "val" or "test"; by default test, or val where there is no test photo.
+
+        Raises:
+            CacheError: no photo is encoded at all.
+            CacheCorruptError: a chunk is damaged.
+            TrainingError: the split has no photo in a cell with imagery.
+        """
+        frame = cache.queries.encoded()
+        for name in [split] if split else ["test", "val"]:
+            photos = frame[frame["split"] == name]
+            latitude, longitude = photos["latitude"].to_numpy(float), photos["longitude"].to_numpy(float)
+            row, col = expert.area.cells_at(latitude, longitude)
+            reachable = (row >= 0) & expert.cell_mask[row, col]
+            if not reachable.any():
+                continue
+            embedding = cache.queries.embedding(photos.index.to_numpy(np.int64)[reachable])[:, 0]
+            return cls(
+                split=name,
+                query=torch.from_numpy(embedding),
+                latitude=latitude[reachable],
+                longitude=longitude[reachable],
+                row=row[reachable],
+                col=col[reachable],
+                unreachable=int((~reachable).sum()),
+            )
+        expected = f"split {split!r}" if split else "split 'test' or 'val'"
+        raise TrainingError(
+            f"{cache.path} has no photo with {expected} to evaluate on: encode some, or give another --split"
+        )
+
+    @classmethod
+    def from_dataset(cls, pyramid: Pyramid, dataset: ZoomDataset, split: str) -> LabelledPhotos:
+        """The photos of a data set that is on the device already.
+
+        Args:
+            pyramid: whose cells they lie in.
+            dataset: of the split.
+            split: its name.
+        """
+        row, col = pyramid.path_to_tile(dataset.actions.cpu().numpy())
+        query, positions = dataset.query[:, 0], (dataset.latitude, dataset.longitude)
+        return cls(split, query, *positions, row, col, dataset.unreachable)
+
+    def __len__(self) -> int:
+        return len(self.query)

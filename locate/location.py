@@ -1,0 +1,237 @@
+"""What is asked and what is answered: options, candidates, and the location of a photo."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jzi.errors import ConfigError
+from jzi.locate.posterior import Posterior, credible_radius, most_probable_cells, most_probable_discs
+from jzi.store.pyramid import Pyramid, as_pyramid
+
+#: The cell of greedy search (the paper's protocol), the most probable cell, the point with the most within a radius.
+ESTIMATES = ("greedy", "map", "radius")
+
+
+@dataclass(frozen=True)
+class LocateOptions:
+    """How a posterior becomes an answer.
+
+    Attributes:
+        estimate: "radius": the point with the most probability within `radius`; "map": the most probable cell;
+            "greedy": the cell that greedy search ends in, the paper's protocol.
+        radius: metres; no two candidates lie within it of each other.
+        top: how many candidates.
+        beams: tiles of each level that a zoom expands; by default all of a small pyramid, 64 of a large one.
+
+    Raises:
+        ConfigError: there is no such estimate, or a number is out of range.
+
+    Example:
+        >>> LocateOptions(estimate="map", top=3)
+        LocateOptions(estimate='map', radius=50.0, top=3, beams=None)
+    """
+
+    estimate: str = "radius"
+    radius: float = 50.0
+    top: int = 5
+    beams: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.estimate not in ESTIMATES:
+            raise ConfigError(f"there is no estimate {self.estimate!r}: it is one of {', '.join(ESTIMATES)}")
+        if not self.radius > 0 or self.top < 1 or (self.beams is not None and self.beams < 1):
+            raise ConfigError(
+                f"radius, top and beams must be more than 0, not {self.radius}, {self.top} and {self.beams}"
+            )
+
+
+DEFAULT = LocateOptions()
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A position where a photo may have been taken.
+
+    Attributes:
+        latitude: of the point, degrees (WGS 84).
+        longitude: of the point, degrees.
+        x: of the point in the area's CRS, metres.
+        y: of the point, metres.
+        cell: row and column of the cell that the point lies in.
+        path: the L actions of a zoom that lead to the cell; empty where the cells are not those of a pyramid.
+        probability: that the photo was taken in the cell, or within `radius_m` of the point, 0..1.
+        step_probabilities: of each action given those before it, L numbers.
+        source: what proposed it: an estimate ("greedy", "map", "radius") or the name of a stage.
+        radius_m: metres; None where the probability is the cell's.
+    """
+
+    latitude: float
+    longitude: float
+    x: float
+    y: float
+    cell: tuple[int, int]
+    path: tuple[int, ...]
+    probability: float
+    step_probabilities: tuple[float, ...]
+    source: str
+    radius_m: float | None = None
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where a photo was taken.
+
+    Attributes:
+        photo: its name.
+        candidates: the most probable first, no two within the radius of each other.
+        cell_m: side of a cell, metres.
+        radius_68: metres around the answer that hold 68 % of the probability; inf where search reached less than that.
+        radius_95: the same for 95 %.
+        posterior: the probability of every cell that search reached, and the residual.
+        notes: warnings about the photo, such as an aspect ratio that is a panorama's.
+    """
+
+    photo: str
+    candidates: tuple[Candidate, ...]
+    cell_m: float
+    radius_68: float
+    radius_95: float
+    posterior: Posterior = field(repr=False, compare=False)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def best(self) -> Candidate:
+        """The answer."""
+        return self.candidates[0]
+
+    @property
+    def latitude(self) -> float:
+        """Degrees (WGS 84)."""
+        return self.best.latitude
+
+    @property
+    def longitude(self) -> float:
+        """Degrees."""
+        return self.best.longitude
+
+    @property
+    def confidence(self) -> float:
+        """Probability that the photo was taken within the radius of the answer, or in its cell, 0..1."""
+        return self.best.probability
+
+    @property
+    def extent(self) -> str:
+        """The region that the confidence refers to, in words."""
+        radius = self.best.radius_m
+        return f"within {radius:g} m" if radius else f"in this cell of {self.cell_m:.0f} m"
+
+    @property
+    def pyramid(self) -> Pyramid:
+        """The pyramid whose cells these are.
+
+        Raises:
+            PyramidError: they are those of another geometry.
+        """
+        return as_pyramid(self.posterior.area)
+
+    @property
+    def residual(self) -> float:
+        """Probability that search did not reach."""
+        return float(self.posterior.residual[0])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The answer as JSON has it: metres end in `_m`, an unknown radius is None."""
+        return {
+            "photo": self.photo,
+            "latitude": self.latitude,
+            "longitude": self.longitude,
+            "confidence": self.confidence,
+            "estimate": self.best.source,
+            "radius_m": self.best.radius_m,
+            "radius_68_m": self.radius_68 if math.isfinite(self.radius_68) else None,
+            "radius_95_m": self.radius_95 if math.isfinite(self.radius_95) else None,
+            "residual": self.residual,
+            "cell_m": self.cell_m,
+            "path": list(self.best.path),
+            "candidates": [asdict(candidate) for candidate in self.candidates],
+            "notes": list(self.notes),
+        }
+
+
+@dataclass(frozen=True)
+class NotLocated:
+    """A photo that cannot be read, and why."""
+
+    photo: str
+    error: str
+
+
+def to_locations(posterior: Posterior, options: LocateOptions, names: Sequence[str]) -> list[Location]:
+    """The answers that posteriors give, photo by photo.
+
+    Args:
+        posterior: of the photos.
+        options: which estimate, and how many candidates.
+        names: (photo,).
+    """
+    if options.estimate == "radius":
+        points = most_probable_discs(posterior, options.radius, options.top)
+    else:
+        points = most_probable_cells(posterior, options.top, apart=options.radius)
+    latitude, longitude = posterior.area.unproject(points.x, points.y)
+    radii = credible_radius(posterior, points.x[:, 0], points.y[:, 0], 0.68, 0.95)
+
+    def candidate(photo: int, rank: int) -> Candidate:
+        at, cell = (photo, rank), int(points.cell[photo, rank])
+        path, steps = _zoom_to(posterior, photo, cell)
+        return Candidate(
+            latitude=float(latitude[at]),
+            longitude=float(longitude[at]),
+            x=float(points.x[at]),
+            y=float(points.y[at]),
+            cell=(int(posterior.row[photo, cell]), int(posterior.col[photo, cell])),
+            path=tuple(path.tolist()),
+            probability=min(1.0, float(points.probability[at])),
+            step_probabilities=tuple(steps.tolist()),
+            source=options.estimate,
+            radius_m=options.radius if options.estimate == "radius" else None,
+        )
+
+    return [
+        Location(
+            photo=name,
+            candidates=tuple(
+                candidate(photo, rank)
+                for rank in range(points.x.shape[1])
+                if rank == 0 or points.probability[photo, rank] > 0
+            ),
+            cell_m=posterior.area.cell_size,
+            radius_68=float(radii[0][photo]),
+            radius_95=float(radii[1][photo]),
+            posterior=posterior.of(photo),
+        )
+        for photo, name in enumerate(names)
+    ]
+
+
+def _zoom_to(posterior: Posterior, photo: int, cell: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """(L,) actions to a cell of a pyramid, and the probability of each given those before it; empty elsewhere.
+
+    Where no zoom gave them, the probability of a tile is that of the cells in it.
+    """
+    area = posterior.area
+    if not isinstance(area, Pyramid):
+        return np.empty(0, np.int64), np.empty(0)
+    path = area.cell_to_path(posterior.row[photo, cell], posterior.col[photo, cell])
+    if posterior.steps is not None:
+        return path, posterior.steps[photo, cell]
+    paths = area.cell_to_path(posterior.row[photo], posterior.col[photo])  # (cell, L)
+    tile = posterior.probability[photo] @ np.logical_and.accumulate(paths == path, axis=1)  # (L,)
+    parent = np.concatenate([[1.0], tile[:-1]])
+    return path, np.divide(tile, parent, out=np.zeros_like(tile), where=parent > 0)
