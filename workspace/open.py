@@ -268,5 +268,5 @@ def open_zoom(folder: Path, cache_path: str) -> tuple[ZoomExpert, FeatureCache]:
     from jzi.decode.expert import ZoomExpert
     from jzi.store.cache import FeatureCache
 
-    cache = FeatureCache.open(cache_path)
-    return ZoomExpert.load(folder, cache=cache, own_map=True), cache
+    expert = ZoomExpert.load(folder, cache=cache_path, own_map=True)
+    return expert, FeatureCache.open(cache_path)
