@@ -198,7 +198,7 @@ class FeatureCache:
         """Side of a chunk in tiles: what one tile of `block_level` covers, or as much as fits in 16 x 16 above it."""
         g = self.pyramid.grid
         if level >= self.block_level:
-            return g ** (level - self.block_level)
+            return self.pyramid.tiles_per_side(level - self.block_level)
         side = 1
         while side * g <= min(MAX_CHUNK, self.pyramid.tiles_per_side(level)):
             side *= g
@@ -234,7 +234,7 @@ class FeatureCache:
         dimensions: tuple[str, ...],
         fill: float,
         attributes: dict[str, Any],
-    ) -> zarr.Array:
+    ) -> zarr.Array[Any]:
         with contextlib.suppress(ContainsArrayError):  # another process may be making the same cache
             if name not in self.group:
                 return self.group.create_array(
@@ -249,7 +249,7 @@ class FeatureCache:
                 )
         return self.array(name)
 
-    def array(self, name: str) -> zarr.Array:
+    def array(self, name: str) -> zarr.Array[Any]:
         """One of the group's arrays, such as "map/2/embedding"."""
         try:
             array = self.group[name]
