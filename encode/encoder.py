@@ -70,6 +70,7 @@ class Encoder:
         mean: of red, green and blue, 0..1; by default the family's.
         std: likewise.
         device: where to compute; by default the best there is.
+        fingerprint: of this very encoder, where it is on record; it is computed on first use otherwise.
 
     Raises:
         EncoderError: the model's type, the layout or the size is none that can be used.
@@ -86,6 +87,7 @@ class Encoder:
         mean: tuple[float, ...] | None = None,
         std: tuple[float, ...] | None = None,
         device: str | None = None,
+        fingerprint: str | None = None,
     ) -> None:
         config: Any = model.config
         self.family = known_family(name, config.model_type)
@@ -96,35 +98,42 @@ class Encoder:
         self.mean, self.std = mean or self.family.mean, std or self.family.std
         self.name, self.from_hub, self.image_size, self.layout = name, from_hub, image_size, layout
         self.device = torch.device(device or best_device())
-        self.model = model.eval().to(self.device)
+        self.model = model.eval().requires_grad_(False).to(self.device)  # who trains it chooses what
         self.width = int(config.hidden_size)
         self._mean = torch.tensor(self.mean, device=self.device)[:, None, None]
         self._std = torch.tensor(self.std, device=self.device)[:, None, None]
         # bfloat16 halves the time on GPUs that have it; CPUs without matrix units are slower with it
         self._autocast = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        self._fingerprint = fingerprint
 
     @classmethod
     def load(
-        cls, name: str | Path, *, image_size: int = 384, layout: str = "halves", device: str | None = None
+        cls,
+        name: str | Path,
+        *,
+        image_size: int = 384,
+        layout: str = "halves",
+        device: str | None = None,
+        fingerprint: str | None = None,
     ) -> Encoder:
-        """From a Hugging Face id, or a folder as `save_pretrained` writes it.
+        """From a Hugging Face id, or a folder as `save_pretrained` writes it; arguments as of the class.
 
         Raises:
             EncoderError: there is no such folder and the hub cannot give it, or it is no model that jzi knows.
         """
 
         quiet_transformers()
-        folder = Path(name).is_dir()
+        folder, how = Path(name).is_dir(), (image_size, layout, device, fingerprint)
         if folder and not (Path(name) / "config.json").is_file():
             raise EncoderError(f"{name} is no encoder: it has no config.json (as `save_pretrained` writes it)")
         try:
             try:  # what has been fetched before is used without a word to the network
-                return cls._load(str(name), not folder, image_size, layout, device, local_files_only=True)
+                return cls._load(str(name), not folder, *how, local_files_only=True)
             except OSError:
                 if folder:
                     raise
                 tqdm.write(f"fetching the encoder {name} from the Hugging Face hub", file=sys.stderr)
-                return cls._load(str(name), not folder, image_size, layout, device)
+                return cls._load(str(name), not folder, *how)
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             reason = first_line(error)
             if folder:
@@ -136,7 +145,14 @@ class Encoder:
 
     @classmethod
     def _load(
-        cls, name: str, from_hub: bool, image_size: int, layout: str, device: str | None, **options: Any
+        cls,
+        name: str,
+        from_hub: bool,
+        image_size: int,
+        layout: str,
+        device: str | None,
+        fingerprint: str | None,
+        **options: Any,
     ) -> Encoder:
         import transformers
 
@@ -151,7 +167,15 @@ class Encoder:
         trained = _preprocessor_config(name, from_hub, **options)
         mean, std = (tuple(trained[key]) if key in trained else None for key in ("image_mean", "image_std"))
         return cls(
-            model, name=name, from_hub=from_hub, image_size=image_size, layout=layout, mean=mean, std=std, device=device
+            model,
+            name=name,
+            from_hub=from_hub,
+            image_size=image_size,
+            layout=layout,
+            mean=mean,
+            std=std,
+            device=device,
+            fingerprint=fingerprint,
         )
 
     def save(self, folder: Path) -> None:
@@ -183,7 +207,17 @@ class Encoder:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over config, preprocessing and weights. The device and its precision do not count."""
+        """SHA-256 over config, preprocessing and weights. The device and its precision do not count.
+
+        Computed once, or every time while a weight is trainable and may change.
+        """
+        if any(parameter.requires_grad for parameter in self.model.parameters()):
+            return self._hash()
+        if self._fingerprint is None:
+            self._fingerprint = self._hash()
+        return self._fingerprint
+
+    def _hash(self) -> str:
         config: Any = self.model.config
         computing = {key: value for key, value in config.to_diff_dict().items() if key not in _NOT_COMPUTING}
         preprocessing = {"image_size": self.image_size, "layout": self.layout, "resampling": "bicubic"}
