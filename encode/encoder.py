@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import sys
@@ -13,8 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -22,6 +19,7 @@ from tqdm import tqdm
 
 from jzi.encode.device import best_device
 from jzi.encode.families import FAMILIES, Family
+from jzi.encode.fingerprint import encoder_fingerprint, normalisation
 from jzi.errors import EncoderError, first_line
 from jzi.store.info import EncoderInfo
 
@@ -45,17 +43,6 @@ class Layout:
 
 
 LAYOUTS = {"halves": Layout(2, _halves), "whole": Layout(1, _whole)}
-
-
-#: Entries of a config that say where weights came from or how they are stored, not what is computed.
-_NOT_COMPUTING = (
-    "_name_or_path",
-    "architectures",
-    "dtype",
-    "torch_dtype",
-    "transformers_version",
-    "_attn_implementation",
-)
 
 
 class Encoder:
@@ -164,8 +151,7 @@ class Encoder:
         missing = sorted(key for key in report["missing_keys"] if not key.endswith("mask_token"))  # nothing is masked
         if missing:
             raise EncoderError(f"the encoder {name} lacks {len(missing)} weights ({missing[0]}, ...): get it anew")
-        trained = _preprocessor_config(name, from_hub, **options)
-        mean, std = (tuple(trained[key]) if key in trained else None for key in ("image_mean", "image_std"))
+        mean, std = normalisation(name, from_hub, family, **options)
         return cls(
             model,
             name=name,
@@ -218,17 +204,8 @@ class Encoder:
         return self._fingerprint
 
     def _hash(self) -> str:
-        config: Any = self.model.config
-        computing = {key: value for key, value in config.to_diff_dict().items() if key not in _NOT_COMPUTING}
-        preprocessing = {"image_size": self.image_size, "layout": self.layout, "resampling": "bicubic"}
-        normalisation = {"mean": self.mean, "std": self.std, "embed": self.family.pool.__name__.strip("_")}
-        digest = hashlib.sha256()
-        digest.update(json.dumps([computing, preprocessing, normalisation], sort_keys=True, default=str).encode())
-        # By their values, not their names, which change from one version of transformers to the next
-        tensors = (tensor.detach().float().cpu().contiguous().numpy() for tensor in self.model.state_dict().values())
-        for weights in sorted(hashlib.sha256(str(each.shape).encode() + each.tobytes()).digest() for each in tensors):
-            digest.update(weights)
-        return digest.hexdigest()
+        how = (self.image_size, self.layout, self.mean, self.std)
+        return encoder_fingerprint(self.model.config, self.family, *how, self.model.state_dict().values())
 
     # What it does
 
@@ -294,17 +271,6 @@ def quiet_transformers() -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-
-
-def _preprocessor_config(name: str, from_hub: bool, **options: Any) -> dict[str, Any]:
-    """What lies beside the weights; nothing where there is none. (transformers' own reader takes 1.5 s to import.)"""
-    file = Path(name) / "preprocessor_config.json"
-    if from_hub:
-        try:
-            file = Path(hf_hub_download(name, file.name, **options))
-        except EntryNotFoundError:  # not on the hub, or, without network, not fetched before
-            return {}
-    return json.loads(file.read_text()) if file.is_file() else {}
 
 
 def known_family(name: str, model_type: str) -> Family:

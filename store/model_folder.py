@@ -100,7 +100,10 @@ class RetrieverModelConfig(ModelConfig):
     kind: Literal["retriever"] = "retriever"
 
 
-_KINDS = {"zoom": TypeAdapter(ZoomModelConfig), "retriever": TypeAdapter(RetrieverModelConfig)}
+_KINDS: dict[str, TypeAdapter[ZoomModelConfig] | TypeAdapter[RetrieverModelConfig]] = {
+    "zoom": TypeAdapter(ZoomModelConfig),
+    "retriever": TypeAdapter(RetrieverModelConfig),
+}
 
 
 # Reading
