@@ -238,7 +238,15 @@ class _Retrieving(EncoderTraining):
         """Write the encoder as it is now, and what it is for."""
         area, temperature = self.areas[0], self.temperature or float(1 / self.network.log_scale.exp())
         self.keep_encoder()
-        save_retriever(self.run.folder, area.pyramid, self.encoder.info, area.imagery, self.config, temperature)
+        save_retriever(
+            self.run.folder,
+            area.pyramid,
+            self.encoder.info,
+            area.imagery,
+            context=self.config.context,
+            temperature=temperature,
+            method=self.config.method,
+        )
 
     def extra_state(self) -> dict[str, Any]:
         """The orders that a mining has made."""
