@@ -20,9 +20,9 @@ from jzi.encode.imagery import Imagery
 from jzi.errors import ConfigError, ModelError
 from jzi.locate.posterior import Posterior
 from jzi.retrieve.expert import RetrievalExpert
-from jzi.retrieve.metrics import fit_temperature, ranks
 from jzi.retrieve.retriever import Retriever
 from jzi.retrieve.search import CellIndex, build_graph, unit
+from jzi.retrieve.similarity import fit_temperature, ranks
 from jzi.store.cell_features import CellFeatures
 from jzi.store.model_folder import ZoomModelConfig, create_model
 from jzi.store.photo_table import read_photo_table
