@@ -315,6 +315,7 @@ def test_the_table_has_mean_deviation_and_difference_to_the_reference(town) -> N
 # The command, with processes, encoders and caches
 
 
+@pytest.mark.slow
 def test_ablate_runs_variants_of_encoders_in_processes_of_their_own(
     tmp_path, town_raster, photo_folder, encoder_folder, pyramid
 ) -> None:

@@ -254,6 +254,7 @@ module.encode_map(cache, encoder, Imagery([sys.argv[3]], cache.pyramid), batch_s
 """
 
 
+@pytest.mark.slow
 def test_killed_encode_resumes_to_the_same_cache(
     town: Town, whole: dict, files_of: Callable, encoder_folder: Path, raster: Path
 ) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import inspect
 import pkgutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 
 import pytest
@@ -52,6 +55,25 @@ def every_module() -> list[str]:
 def test_examples_in_docstrings_run(name: str) -> None:
     failures, _ = doctest.testmod(importlib.import_module(name))
     assert not failures
+
+
+def public_members(name: str) -> Iterator[tuple[str, object]]:
+    """A name that jzi exports, and the public methods and properties that it or its own base classes define."""
+    exported = getattr(jzi, name)
+    yield name, exported
+    if inspect.isclass(exported):
+        for base in exported.__mro__:
+            if base.__module__.startswith("jzi."):
+                for member, value in vars(base).items():
+                    described = isinstance(value, property | cached_property | classmethod | staticmethod)
+                    if not member.startswith("_") and (described or inspect.isfunction(value)):
+                        yield f"{name}.{member}", value
+
+
+@pytest.mark.parametrize("name", [name for name in jzi.__all__ if name != "__version__"])
+def test_the_public_api_is_documented(name: str) -> None:
+    for member, value in public_members(name):
+        assert (value.__doc__ or "").strip(), f"{member} has no docstring"
 
 
 def test_every_package_of_the_repository_is_listed_for_installation() -> None:
