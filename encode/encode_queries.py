@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,9 +20,8 @@ from jzi.encode.augment import AUGMENTATION_VERSION, augment_photos, drop_parts,
 from jzi.encode.device import processes
 from jzi.encode.encode_map import WRITE_EVERY_S
 from jzi.encode.encoder import Encoder
-from jzi.encode.photos import open_photo, resize_photo
+from jzi.encode.photo_reader import PhotoReader, PhotoStamp, ReadPhoto
 from jzi.encode.prefetch import prefetch, reader_threads
-from jzi.errors import PhotoError
 from jzi.store.cache import NODATA, FeatureCache
 from jzi.store.files import file_sha256
 from jzi.store.photo_features import CHUNK, ENCODED, MISSING, UNREADABLE, PhotoFeatures
@@ -65,18 +63,6 @@ class PhotoReport:
         """For people."""
         damaged = f" ({self.damaged} had been damaged)" if self.damaged else ""
         return f"{self.encoded} photos encoded, {self.reused} reused{damaged}"
-
-
-@dataclass(frozen=True)
-class _Photo:
-    """A photo that was read: its row in the cache, what identifies its bytes, and its pixels or what is wrong."""
-
-    row: int
-    sha256: str
-    size: int
-    mtime_ns: int
-    pixels: NDArray[np.uint8] | None
-    error: str = ""
 
 
 def encode_queries(
@@ -123,8 +109,8 @@ def encode_queries(
     unreadable = []
     with tqdm(total=len(todo), unit="photo", desc="photos", disable=not (state.is_main_process and len(todo))) as bar:
         viewed = dict(zip(known.index, np.where(known["split"] == "train", views, 0), strict=True))
-        for photo in _encode(mine, paths, viewed, seed, encoder, queries, batch_size, bar):
-            unreadable.append((known["id"][photo.row], photo.error))
+        for row, error in _encode(mine, paths, viewed, seed, encoder, queries, batch_size, bar):
+            unreadable.append((known["id"][row], error))
     if state.num_processes > 1:
         unreadable = gather_object(unreadable)
     still = known[~known.index.isin(todo)]
@@ -181,31 +167,29 @@ def _encode(
     queries: PhotoFeatures,
     batch_size: int,
     bar: tqdm,
-) -> Iterator[_Photo]:
-    """Encode and write the given rows; yields the photos that could not be read."""
-    height, width = encoder.photo_shape
+) -> Iterator[tuple[int, str]]:
+    """Encode and write the given rows; yields those whose photos could not be read, and why."""
     writer = _RowWriter(queries)
-    batch: list[_Photo] = []
+    reader = PhotoReader(encoder.photo_shape, stamps=True, subject="it")
+    batch: dict[int, ReadPhoto] = {}
 
     def flush() -> None:
         if batch:
-            counts = np.array([views[photo.row] for photo in batch])
-            for photo, embedding in zip(batch, _embed(batch, counts, seed, encoder), strict=True):
-                writer.put(photo, embedding[: 1 + views[photo.row]])
+            photos, counts = list(batch.values()), np.array([views[row] for row in batch])
+            for (row, photo), embedding in zip(batch.items(), _embed(photos, counts, seed, encoder), strict=True):
+                writer.put(row, photo.stamp, embedding[: 1 + views[row]])
             bar.update(len(batch))
             batch.clear()
 
-    def read(row: int) -> _Photo:
-        return _read(int(row), Path(paths[row]), width, height)
-
     try:
-        for photo in prefetch(read, rows, reader_threads(), ahead=2 * batch_size):
+        photos = reader.read((paths[row] for row in rows), ahead=2 * batch_size)
+        for row, photo in zip(rows.tolist(), photos, strict=True):
             if photo.pixels is None:
-                writer.put(photo, None)
+                writer.put(row, photo.stamp, None)
                 bar.update()
-                yield photo
+                yield row, photo.error
                 continue
-            batch.append(photo)
+            batch[row] = photo
             if len(batch) == batch_size:
                 flush()
                 writer.write_now_and_then()
@@ -214,7 +198,7 @@ def _encode(
         writer.write()
 
 
-def _embed(batch: list[_Photo], views: NDArray[np.int64], seed: int, encoder: Encoder) -> NDArray[np.float16]:
+def _embed(batch: list[ReadPhoto], views: NDArray[np.int64], seed: int, encoder: Encoder) -> NDArray[np.float16]:
     """(photo, 1 + views, feature): the plain photo, then the augmented views that each is to have."""
     pixels = np.stack([photo.pixels for photo in batch if photo.pixels is not None])
     plain = encoder.to_storage(encoder.encode_photos(pixels))
@@ -226,7 +210,7 @@ def _embed(batch: list[_Photo], views: NDArray[np.int64], seed: int, encoder: En
     squares = encoder.squares(photos[:1]).shape[1]
     for view in range(1, embedding.shape[1]):
         index = np.flatnonzero(views >= view)
-        draws = [view_draws(batch[place].sha256, view, seed, squares) for place in index]
+        draws = [view_draws(batch[place].stamp.sha256, view, seed, squares) for place in index]
         own, parts = torch.from_numpy(np.stack(draws)).to(photos.device).split([1, squares], dim=1)
         changed = encoder.squares(augment_photos(photos[torch.from_numpy(index).to(photos.device)], own[:, 0]))
         changed = drop_parts(changed.flatten(0, 1), parts.flatten(0, 1)).unflatten(0, changed.shape[:2])
@@ -234,29 +218,16 @@ def _embed(batch: list[_Photo], views: NDArray[np.int64], seed: int, encoder: En
     return embedding
 
 
-def _read(row: int, path: Path, width: int, height: int) -> _Photo:
-    try:
-        stat = path.stat()
-        data = path.read_bytes()
-    except OSError as error:
-        return _Photo(row, "", -1, -1, None, f"cannot be read: {error.strerror}")
-    fingerprint = (row, hashlib.sha256(data).hexdigest(), stat.st_size, stat.st_mtime_ns)
-    try:
-        return _Photo(*fingerprint, resize_photo(open_photo(data, "it"), width, height))
-    except PhotoError as error:
-        return _Photo(*fingerprint, None, str(error))
-
-
 @dataclass
 class _RowWriter:
     """Gathers rows and writes them chunk by chunk, now and then and at the end."""
 
     queries: PhotoFeatures
-    rows: dict[int, tuple[_Photo, NDArray[np.float16] | None]] = field(default_factory=dict)
+    rows: dict[int, tuple[PhotoStamp, NDArray[np.float16] | None]] = field(default_factory=dict)
     written_at: float = field(default_factory=time.monotonic)
 
-    def put(self, photo: _Photo, embedding: NDArray[np.float16] | None) -> None:
-        self.rows[photo.row] = photo, embedding
+    def put(self, row: int, stamp: PhotoStamp, embedding: NDArray[np.float16] | None) -> None:
+        self.rows[row] = stamp, embedding
 
     def write_now_and_then(self) -> None:
         if time.monotonic() - self.written_at > WRITE_EVERY_S:
@@ -265,13 +236,13 @@ class _RowWriter:
     def write(self) -> None:
         for rows in _by_chunk(np.array(sorted(self.rows), np.int64)):
             entries = [self.rows.pop(int(row)) for row in rows]
-            photos = [photo for photo, _ in entries]
+            stamps = [stamp for stamp, _ in entries]
             self.queries.write(
                 rows,
                 {
-                    "photo_sha256": np.array([photo.sha256 for photo in photos], dtype=object),
-                    "photo_bytes": [photo.size for photo in photos],
-                    "photo_mtime_ns": [photo.mtime_ns for photo in photos],
+                    "photo_sha256": np.array([stamp.sha256 for stamp in stamps], dtype=object),
+                    "photo_bytes": [stamp.size for stamp in stamps],
+                    "photo_mtime_ns": [stamp.mtime_ns for stamp in stamps],
                     "views": [0 if embedding is None else len(embedding) - 1 for _, embedding in entries],
                     "status": [UNREADABLE if embedding is None else ENCODED for _, embedding in entries],
                 },
