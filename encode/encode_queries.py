@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,11 @@ from tqdm import tqdm
 
 from jzi.encode.augment import AUGMENTATION_VERSION, augment_photos, drop_parts, view_draws
 from jzi.encode.device import processes
-from jzi.encode.encode_map import WRITE_EVERY_S
 from jzi.encode.encoder import Encoder
-from jzi.encode.photo_reader import PhotoReader, PhotoStamp, ReadPhoto
+from jzi.encode.photo_reader import PhotoReader, ReadPhoto
 from jzi.encode.prefetch import prefetch, reader_threads
 from jzi.store.cache import NODATA, FeatureCache
+from jzi.store.chunk_writer import PhotoWriter, rows_by_chunk
 from jzi.store.files import file_sha256
 from jzi.store.photo_features import CHUNK, ENCODED, MISSING, UNREADABLE, PhotoFeatures
 from jzi.store.photo_table import PhotoTable, Rejected
@@ -95,7 +94,7 @@ def encode_queries(
         cache.consolidate()  # there may be more rows and columns now
         lost = queries.damaged_rows()
         damaged = len(lost)
-        for rows in _by_chunk(lost):
+        for rows in rows_by_chunk(lost):
             queries.write(rows, {"status": np.full(len(rows), MISSING)})
     state.wait_for_everyone()
     known = queries.frame()
@@ -150,7 +149,7 @@ def _changed(
     if state.is_main_process and same.any():
         copies = suspects[same]
         position = pd.Series(copies, index=known.index[copies])
-        for rows in _by_chunk(position.index.to_numpy()):
+        for rows in rows_by_chunk(position.index.to_numpy()):
             at = position[rows].to_numpy()
             queries.write(rows, {"photo_bytes": size[at], "photo_mtime_ns": mtime_ns[at]})
     changed = ~tried | again
@@ -169,7 +168,7 @@ def _encode(
     bar: tqdm,
 ) -> Iterator[tuple[int, str]]:
     """Encode and write the given rows; yields those whose photos could not be read, and why."""
-    writer = _RowWriter(queries)
+    writer = PhotoWriter(queries)
     reader = PhotoReader(encoder.photo_shape, stamps=True, subject="it")
     batch: dict[int, ReadPhoto] = {}
 
@@ -181,7 +180,7 @@ def _encode(
             bar.update(len(batch))
             batch.clear()
 
-    try:
+    with writer:
         photos = reader.read((paths[row] for row in rows), ahead=2 * batch_size)
         for row, photo in zip(rows.tolist(), photos, strict=True):
             if photo.pixels is None:
@@ -192,10 +191,8 @@ def _encode(
             batch[row] = photo
             if len(batch) == batch_size:
                 flush()
-                writer.write_now_and_then()
+                writer.write_if_due()
         flush()
-    finally:
-        writer.write()
 
 
 def _embed(batch: list[ReadPhoto], views: NDArray[np.int64], seed: int, encoder: Encoder) -> NDArray[np.float16]:
@@ -216,57 +213,6 @@ def _embed(batch: list[ReadPhoto], views: NDArray[np.int64], seed: int, encoder:
         changed = drop_parts(changed.flatten(0, 1), parts.flatten(0, 1)).unflatten(0, changed.shape[:2])
         embedding[index, view] = encoder.to_storage(encoder.encode_squares(changed))
     return embedding
-
-
-@dataclass
-class _RowWriter:
-    """Gathers rows and writes them chunk by chunk, now and then and at the end."""
-
-    queries: PhotoFeatures
-    rows: dict[int, tuple[PhotoStamp, NDArray[np.float16] | None]] = field(default_factory=dict)
-    written_at: float = field(default_factory=time.monotonic)
-
-    def put(self, row: int, stamp: PhotoStamp, embedding: NDArray[np.float16] | None) -> None:
-        self.rows[row] = stamp, embedding
-
-    def write_now_and_then(self) -> None:
-        if time.monotonic() - self.written_at > WRITE_EVERY_S:
-            self.write()
-
-    def write(self) -> None:
-        for rows in _by_chunk(np.array(sorted(self.rows), np.int64)):
-            entries = [self.rows.pop(int(row)) for row in rows]
-            stamps = [stamp for stamp, _ in entries]
-            self.queries.write(
-                rows,
-                {
-                    "photo_sha256": np.array([stamp.sha256 for stamp in stamps], dtype=object),
-                    "photo_bytes": [stamp.size for stamp in stamps],
-                    "photo_mtime_ns": [stamp.mtime_ns for stamp in stamps],
-                    "views": [0 if embedding is None else len(embedding) - 1 for _, embedding in entries],
-                    "status": [UNREADABLE if embedding is None else ENCODED for _, embedding in entries],
-                },
-                _stack([embedding for _, embedding in entries]),
-            )
-        self.written_at = time.monotonic()
-
-
-def _stack(embeddings: list[NDArray[np.float16] | None]) -> NDArray[np.float16] | None:
-    """(row, view, feature) of as many views as any has, nan where there is none; None where there is nothing at all."""
-    there = [embedding for embedding in embeddings if embedding is not None]
-    if not there:
-        return None
-    stacked = np.full((len(embeddings), max(map(len, there)), there[0].shape[1]), np.nan, np.float16)
-    for row, embedding in zip(stacked, embeddings, strict=True):
-        if embedding is not None:
-            row[: len(embedding)] = embedding
-    return stacked
-
-
-def _by_chunk(rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-    """Sorted rows, those of one chunk of the cache at a time."""
-    if len(rows):
-        yield from np.split(rows, np.flatnonzero(np.diff(rows // CHUNK)) + 1)
 
 
 def _stat(path: Path) -> tuple[int, int]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +24,7 @@ Photo = str | Path | bytes | BinaryIO | Image.Image
 PANORAMA = "looks like a 360° panorama (2:1); treated as an ordinary photo"
 
 
-@dataclass(frozen=True)
-class PhotoStamp:
+class PhotoStamp(NamedTuple):
     """What identifies the bytes of a photo's file.
 
     Attributes:
@@ -37,6 +36,9 @@ class PhotoStamp:
     sha256: str = ""
     size: int = -1
     mtime_ns: int = -1
+
+
+NO_STAMP = PhotoStamp()
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class ReadPhoto:
     pixels: NDArray[np.uint8] | None
     error: str = ""
     notes: tuple[str, ...] = ()
-    stamp: PhotoStamp = field(default_factory=PhotoStamp)
+    stamp: PhotoStamp = NO_STAMP
 
 
 def photo_name(photo: Photo) -> str:
@@ -98,7 +100,7 @@ class PhotoReader:
         name = photo_name(photo)
         if name in self._kept:
             return self._kept[name]
-        subject, stamp = self.subject or name, PhotoStamp()
+        subject, stamp = self.subject or name, NO_STAMP
         try:
             if self.stamps and isinstance(photo, str | Path):
                 photo, stamp = _stamped(Path(photo), subject)
