@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import os
 import re
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
-import rasterio
 import yaml
 from numpy.typing import NDArray
+from PIL import Image
 from pyproj import CRS
 from pyproj.exceptions import CRSError
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from jzi.errors import ImageryError
 from jzi.store.files import write_whole
@@ -145,10 +143,9 @@ class TiledLayout:
             raise ImageryError(f"{self.folder} has no tile of zoom {self.zoom} at {self.path}: {hint}")
         some = next(iter(tiles.values()))
         try:
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)  # the layout says where it is
-            with rasterio.open(some) as first:
-                bands, pixels = first.count, first.width
-        except RasterioError as error:
+            with Image.open(some) as first:  # rasterio would warn that it has no place of its own
+                bands, pixels = len(first.getbands()), first.width
+        except (OSError, Image.DecompressionBombError) as error:
             raise ImageryError(f"{some} cannot be read: {error}") from error
         if pixels != self.pixels:
             raise ImageryError(f"{some} is {pixels} pixels wide, and layout.yaml says {self.pixels}")

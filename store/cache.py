@@ -8,7 +8,6 @@ loses at most what was in flight, and a chunk's status never speaks of an embedd
 from __future__ import annotations
 
 import contextlib
-import warnings
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 from pyproj import CRS
-from zarr.errors import ContainsArrayError, ZarrUserWarning
+from zarr.errors import ContainsArrayError
 
 from jzi.errors import CacheCorruptError, CacheError, CacheMismatchError
 from jzi.store.cell_features import CellFeatures
@@ -163,12 +162,10 @@ class FeatureCache:
 
         Nothing is written where it is gathered already.
         """
-        with storage_errors(self.path), warnings.catch_warnings():
-            if self._is_consolidated():
-                return
-            # Zarr warns that readers of other languages may not know consolidated metadata; they can do without.
-            warnings.simplefilter("ignore", ZarrUserWarning)
-            zarr.consolidate_metadata(self.group.store)
+        with storage_errors(self.path):
+            if not self._is_consolidated():
+                # Zarr warns that readers of other languages may not know consolidated metadata; they can do without.
+                zarr.consolidate_metadata(self.group.store)
 
     def _is_consolidated(self) -> bool:
         """Whether the gathered metadata knows all photos, views, columns and patch tokens that there are."""
