@@ -15,7 +15,7 @@ from torch import Tensor
 from jzi.encode.photo_reader import Photo, PhotoReader, ReadPhoto
 from jzi.errors import PhotoError
 from jzi.locate.expert import Expert, Query, Stage
-from jzi.locate.fusion import fuse, smooth_track
+from jzi.locate.sequential import fuse, smooth_track
 from jzi.locate.location import DEFAULT, LocateOptions, Location, NotLocated, to_locations
 from jzi.locate.posterior import Posterior
 from jzi.store.pyramid import Pyramid, as_pyramid
