@@ -1,4 +1,4 @@
-"""Looking ahead, labels that know of distance, turns of one's own; and off, the paper's decoder and training."""
+"""Looking ahead, labels that know of distance; and off, the paper's decoder and training."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from jzi.store.map_embeddings import ENCODED, NODATA, MapEmbeddings
 from jzi.store.pyramid import Pyramid
 from jzi.train.common import make_decoder
 from jzi.train.config import TrainConfig
-from jzi.train.targets import distance_labels, next_action_loss, own_turns
+from jzi.train.targets import distance_labels, next_action_loss
 
 WIDTH = 16
 AHEAD = ("children", "cells")
@@ -156,39 +156,3 @@ def test_wide_distance_labels_are_label_smoothing() -> None:
     logits, right = torch.randn(5, 3, 16), torch.randint(16, (5, 3))
     wide = next_action_loss(logits, right, TrainConfig(targets="distance", target_sigma=1e4))
     torch.testing.assert_close(wide, next_action_loss(logits, right, TrainConfig()))
-
-
-# Turns of one's own
-
-
-def test_no_turns_of_ones_own_are_the_true_ways(features) -> None:
-    table = TileTable(features)
-    query, actions = ways(features, 50)
-    tiles, taken, right = own_turns(make("none"), table, query, actions, 0.0)
-    assert torch.equal(taken, actions) and torch.equal(right, actions)
-    assert torch.equal(tiles, table.along(actions.numpy()))
-
-
-@pytest.mark.parametrize("look_ahead", ["none", "cells"])
-def test_turns_of_ones_own_keep_to_the_imagery_and_are_answered_by_the_nearest_child(features, look_ahead) -> None:
-    table, pyramid = TileTable(features), features.pyramid
-    query, actions = ways(features, 300)
-    torch.manual_seed(0)
-    tiles, taken, right = own_turns(make(look_ahead), table, query, actions, 1.0)
-    assert torch.equal(tiles, table.along(taken.numpy()))
-    assert table.child_mask[tiles, taken].all() and table.child_mask[tiles, right].all()
-    off = (taken[:, :2] != actions[:, :2]).any(1)
-    assert 0.5 < off.float().mean() < 1
-    assert torch.equal(right[~off], actions[~off])
-    true_row, true_col = pyramid.path_to_tile(actions.numpy())
-    for photo in range(300):
-        for level in range(3):
-            ends = []
-            for child in range(4):
-                path = [*taken[photo, :level].tolist(), child]
-                row, col = pyramid.path_to_tile(np.array(path + [0] * (2 - level)))
-                side = 2 ** (2 - level)
-                across = [max(first - true, true - first - side + 1, 0) for first, true in
-                          ((int(row), true_row[photo]), (int(col), true_col[photo]))]  # fmt: skip
-                ends.append(np.hypot(*across) if table.child_mask[tiles[photo, level], child] else np.inf)
-            assert ends[right[photo, level]] == min(ends)

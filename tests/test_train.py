@@ -310,7 +310,6 @@ def test_training_starts_from_the_decoder_that_is_given(cache, tmp_path) -> None
 IDEAS = {
     "look ahead": (replace(SMALL, look_ahead="children"), QUICK),
     "distance": (SMALL, replace(QUICK, targets="distance", target_sigma=0.7)),
-    "own turns": (SMALL, replace(QUICK, own_turns=0.5)),
 }
 
 
@@ -345,9 +344,7 @@ def test_an_idea_resumes_exactly_and_is_never_mixed_with_training_without_it(
 def test_a_run_without_ideas_is_known_by_what_it_was_known_by_before_there_were_any(cache) -> None:
     info = TrainingData.load(cache).info
     known = set(training.run_fingerprint(info, SMALL, QUICK, None))
-    assert not [
-        name for name in known if name.partition(".")[2] in {"look_ahead", "targets", "target_sigma", "own_turns"}
-    ]
+    assert not [name for name in known if name.partition(".")[2] in {"look_ahead", "targets", "target_sigma"}]
     for decoder, how in IDEAS.values():
         assert set(training.run_fingerprint(info, decoder, how, None)) > known
 

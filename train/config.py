@@ -65,8 +65,6 @@ class TrainConfig(TrainingConfig):
         targets: how the share that `label_smoothing` takes from the true child is spread: "uniform", the paper's, or
             "distance": a Gaussian around it.
         target_sigma: of that Gaussian, in widths of a child.
-        own_turns: share of the turns that are the decoder's own, 0 (the paper's) in the first epoch and so many in the
-            last.
         save_every_s: seconds between two states to resume from, each after a whole epoch. Writing one of the paper's
             decoder takes half a second (`python -m benchmarks.train_decoder`).
     """
@@ -75,7 +73,6 @@ class TrainConfig(TrainingConfig):
     views: int = 255
     targets: str = "uniform"
     target_sigma: float = 1.0
-    own_turns: float = 0.0
     save_every_s: float = 10.0
 
     section: ClassVar[str] = "train"
@@ -86,11 +83,8 @@ class TrainConfig(TrainingConfig):
             raise ConfigError(f"train.views is {self.views}: it must be 0 to 255")
         if self.targets not in ("uniform", "distance"):
             raise ConfigError(f"train.targets {self.targets!r} is neither uniform nor distance")
-        if not self.target_sigma > 0 or not 0 <= self.own_turns <= 1:
-            raise ConfigError(
-                "train.target_sigma must be more than 0 and train.own_turns in 0..1, not "
-                f"{self.target_sigma} and {self.own_turns}"
-            )
+        if not self.target_sigma > 0:
+            raise ConfigError(f"train.target_sigma is {self.target_sigma}: it must be more than 0")
         if self.save_every_s <= 0:
             raise ConfigError(f"train.save_every_s is {self.save_every_s}: it must be more than 0")
 

@@ -39,7 +39,7 @@ from jzi.train.common import (
 from jzi.train.config import TrainConfig
 from jzi.train.data import DataInfo, TrainingData
 from jzi.train.run import Checkpointer, Metrics, TrainingRun
-from jzi.train.targets import next_action_loss, own_turns
+from jzi.train.targets import next_action_loss
 
 
 @dataclass(frozen=True)
@@ -230,20 +230,16 @@ def _train_epoch(
     view = samples.draw_views(seed)
     torch.manual_seed(seed * world + process)  # of the dropout
     decoder: ZoomDecoder = accelerator.unwrap_model(model)
-    own = config.own_turns * epoch / max(1, config.epochs - 1)
     model.train()
     losses = []
     for batch in order.split(config.batch_size):
         index = batch[process::world]
         tiles, actions = samples.tiles[index], samples.actions[index]  # (batch, step)
-        query, right = samples.query[index, view[index]].float(), actions
+        query = samples.query[index, view[index]].float()
         with accelerator.autocast():
-            if own:
-                tiles, actions, right = own_turns(decoder.eval(), table, query, actions, own)
-                model.train()
             seen, below = table.read(decoder.config, tiles, query)
             logits = model(query, seen, actions, below)
-        loss = next_action_loss(logits, right, config)
+        loss = next_action_loss(logits, actions, config)
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), config.clip)
         optimizer.step()
@@ -272,8 +268,6 @@ def run_fingerprint(
         del how[f"train.{without_effect}"]
     if config.targets == "uniform":
         del how["train.targets"], how["train.target_sigma"]
-    if not config.own_turns:
-        del how["train.own_turns"]
     how["train.init"] = init_digest(start)
     return {
         **{f"decoder.{key}": value for key, value in decoder_config.to_dict().items()},
