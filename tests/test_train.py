@@ -304,21 +304,16 @@ def test_training_starts_from_the_decoder_that_is_given(cache, tmp_path) -> None
         train_decoder(cache, tmp_path / "third", SMALL, still, start=first)
 
 
-# Ideas that only a cache makes cheap
+# Looking ahead
 
 
-IDEAS = {
-    "look ahead": (replace(SMALL, look_ahead="children"), QUICK),
-    "distance": (SMALL, replace(QUICK, targets="distance", target_sigma=0.7)),
-}
+AHEAD = replace(SMALL, look_ahead="children")
 
 
-@pytest.mark.parametrize("idea", IDEAS)
-def test_an_idea_resumes_exactly_and_is_never_mixed_with_training_without_it(
-    cache, tmp_path, monkeypatch, idea
+def test_looking_ahead_resumes_exactly_and_is_never_mixed_with_training_without_it(
+    cache, tmp_path, monkeypatch
 ) -> None:
-    decoder, how = IDEAS[idea]
-    train_decoder(cache, tmp_path / "whole", decoder, how)
+    train_decoder(cache, tmp_path / "whole", AHEAD, QUICK)
     train_decoder(cache, tmp_path / "plain", SMALL, QUICK)
     assert metrics_of(tmp_path / "whole") != metrics_of(tmp_path / "plain")
     train_epoch = training._train_epoch
@@ -330,23 +325,22 @@ def test_an_idea_resumes_exactly_and_is_never_mixed_with_training_without_it(
 
     monkeypatch.setattr(training, "_train_epoch", killed_in_epoch_2)
     with pytest.raises(Killed):
-        train_decoder(cache, tmp_path / "parts", decoder, how)
+        train_decoder(cache, tmp_path / "parts", AHEAD, QUICK)
     monkeypatch.undo()
-    train_decoder(cache, tmp_path / "parts", decoder, how)
+    train_decoder(cache, tmp_path / "parts", AHEAD, QUICK)
     assert metrics_of(tmp_path / "parts") == metrics_of(tmp_path / "whole")
     evaluate_model(tmp_path / "whole", cache.path)
     with pytest.raises(ModelError, match="other settings"):
         train_decoder(cache, tmp_path / "whole", SMALL, QUICK)
     with pytest.raises(ModelError, match="other settings"):
-        train_decoder(cache, tmp_path / "plain", decoder, how)
+        train_decoder(cache, tmp_path / "plain", AHEAD, QUICK)
 
 
-def test_a_run_without_ideas_is_known_by_what_it_was_known_by_before_there_were_any(cache) -> None:
+def test_a_run_that_does_not_look_ahead_has_the_fingerprint_it_had_before_decoders_could(cache) -> None:
     info = TrainingData.load(cache).info
     known = set(training.run_fingerprint(info, SMALL, QUICK, None))
-    assert not [name for name in known if name.partition(".")[2] in {"look_ahead", "targets", "target_sigma"}]
-    for decoder, how in IDEAS.values():
-        assert set(training.run_fingerprint(info, decoder, how, None)) > known
+    assert "decoder.look_ahead" not in known
+    assert set(training.run_fingerprint(info, AHEAD, QUICK, None)) > known
 
 
 def test_a_decoder_that_looks_at_cells_carries_them_along(cache, tmp_path) -> None:

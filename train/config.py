@@ -62,17 +62,12 @@ class TrainConfig(TrainingConfig):
     Attributes:
         init: a model folder whose decoder to start from, such as a fine-tuned one; empty to start from scratch.
         views: how many augmented views of a photo to draw from beside the plain one, as far as the cache has them.
-        targets: how the share that `label_smoothing` takes from the true child is spread: "uniform", the paper's, or
-            "distance": a Gaussian around it.
-        target_sigma: of that Gaussian, in widths of a child.
         save_every_s: seconds between two states to resume from, each after a whole epoch. Writing one of the paper's
             decoder takes half a second (`python -m benchmarks.train_decoder`).
     """
 
     init: str = ""
     views: int = 255
-    targets: str = "uniform"
-    target_sigma: float = 1.0
     save_every_s: float = 10.0
 
     section: ClassVar[str] = "train"
@@ -81,10 +76,6 @@ class TrainConfig(TrainingConfig):
         super().__post_init__()
         if not 0 <= self.views <= 255:
             raise ConfigError(f"train.views is {self.views}: it must be 0 to 255")
-        if self.targets not in ("uniform", "distance"):
-            raise ConfigError(f"train.targets {self.targets!r} is neither uniform nor distance")
-        if not self.target_sigma > 0:
-            raise ConfigError(f"train.target_sigma is {self.target_sigma}: it must be more than 0")
         if self.save_every_s <= 0:
             raise ConfigError(f"train.save_every_s is {self.save_every_s}: it must be more than 0")
 

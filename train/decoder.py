@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812 - its name everywhere
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -39,7 +40,6 @@ from jzi.train.common import (
 from jzi.train.config import TrainConfig
 from jzi.train.data import DataInfo, TrainingData
 from jzi.train.run import Checkpointer, Metrics, TrainingRun
-from jzi.train.targets import next_action_loss
 
 
 @dataclass(frozen=True)
@@ -239,7 +239,8 @@ def _train_epoch(
         with accelerator.autocast():
             seen, below = table.read(decoder.config, tiles, query)
             logits = model(query, seen, actions, below)
-        loss = next_action_loss(logits, actions, config)
+        smoothing = config.label_smoothing
+        loss = F.cross_entropy(logits.float().flatten(0, 1), actions.flatten(), label_smoothing=smoothing)
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), config.clip)
         optimizer.step()
@@ -259,15 +260,10 @@ def _calibrate(folder: Path, table: TileTable, val: ZoomDataset) -> None:
 def run_fingerprint(
     info: DataInfo, decoder_config: DecoderConfig, config: TrainConfig, start: ZoomModel | None
 ) -> dict[str, Any]:
-    """What the outcome of a run depends on; `decoder_config` is that of the decoder, with the cache's width.
-
-    Options that are off are left out: a run that was begun before there were any goes on.
-    """
+    """What the outcome of a run depends on; `decoder_config` is that of the decoder, with the cache's width."""
     how = {f"train.{key}": list(value) if isinstance(value, tuple) else value for key, value in asdict(config).items()}
     for without_effect in ("trackers", "save_every_s"):
         del how[f"train.{without_effect}"]
-    if config.targets == "uniform":
-        del how["train.targets"], how["train.target_sigma"]
     how["train.init"] = init_digest(start)
     return {
         **{f"decoder.{key}": value for key, value in decoder_config.to_dict().items()},
