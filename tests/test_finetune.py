@@ -18,7 +18,7 @@ import jzi.train.finetune as module
 from jzi.decode.config import DecoderConfig
 from jzi.decode.decoder import ZoomDecoder
 from jzi.decode.model import ZoomModel
-from jzi.encode import room
+from jzi.encode import device as device_module
 from jzi.encode.augment import DRAWS, augment_photos, augment_tiles, drop_parts
 from jzi.encode.encoder import Encoder
 from jzi.encode.imagery import Imagery
@@ -86,9 +86,7 @@ def start(city: City, config: FinetuneConfig) -> module._Finetuning:
     encoder = city.encoder()
     torch.manual_seed(0)
     decoder = ZoomDecoder(replace(SMALL, width=encoder.width, dropout=0.0))
-    joint = JointModel(
-        encoder, decoder, config.blocks, contrast=config.contrast > 0, checkpointing=config.checkpointing
-    )
+    joint = JointModel(encoder, decoder, config.blocks, checkpointing=config.checkpointing)
     accelerator = module.make_accelerator(config, city.folder)
     options = {"device": torch.device("cpu"), "folder": city.folder, "val_photos": 100}
     area = TrainingArea.load(city.imagery(), city.table(), SIZE, **options)
@@ -135,8 +133,7 @@ def our_way(run: module._Finetuning, index: torch.Tensor, seed: int) -> dict[str
     run.network.zero_grad()
     photos = list(run.reader.read(run.areas[0].train.paths[index], 8))
     inputs, tiles, actions = run.inputs(0, index, photos, torch.Generator().manual_seed(seed))
-    logits, contrast = run.network(inputs, tiles, actions)
-    assert float(contrast) == 0
+    logits = run.network(inputs, tiles, actions)
     loss = F.cross_entropy(logits.flatten(0, 1), actions.flatten(), label_smoothing=0.1)
     loss.backward()
     trained = {name: value.grad for name, value in run.network.named_parameters() if value.requires_grad}
@@ -156,31 +153,6 @@ def test_loss_and_gradients_are_those_of_the_plain_way(city, blocks, augment, ch
             torch.testing.assert_close(
                 value, plain[name], atol=1e-6, rtol=1e-4, msg=lambda text, n=name: f"{n}: {text}"
             )
-
-
-def test_the_contrast_is_infonce_over_the_tiles_of_each_level(city) -> None:
-    run = start(city, replace(QUICK, augment=False, contrast=0.5))
-    index = torch.arange(12)
-    photos = list(run.reader.read(run.areas[0].train.paths[index], 8))
-    inputs, tiles, actions = run.inputs(0, index, photos, torch.Generator())
-    _, contrast = run.network(inputs, tiles, actions)
-    embedding = F.normalize(run.network.embed(inputs), dim=-1)
-    pairs, seen = run.network.embed(inputs)[:24].view(12, 2, -1), embedding[24:]
-    query = F.normalize(pairs.mean(1), dim=-1)
-    expected = []
-    for level in (1, 2):
-        others = sorted(set(tiles[:, level].tolist()))
-        own = torch.tensor([others.index(tile) for tile in tiles[:, level].tolist()])
-        expected.append(F.cross_entropy(query @ seen[others].T / 0.07, own))
-    torch.testing.assert_close(contrast, torch.stack(expected).mean())
-    city.run("contrasted", replace(QUICK, contrast=0.5))
-    assert any((value != city.weights("contrasted")[name]).any() for name, value in city_weights(city).items())
-
-
-def city_weights(city: City) -> dict[str, torch.Tensor]:
-    """Of a run without a contrast."""
-    city.run("plain")
-    return city.weights("plain")
 
 
 def test_each_distinct_tile_is_encoded_once(city) -> None:
@@ -207,7 +179,7 @@ def test_the_frozen_trunk_runs_once_for_a_tile_that_is_not_augmented(city, monke
 def test_where_tiles_and_trunk_outputs_are_kept_changes_nothing(city, monkeypatch, places) -> None:
     city.run("roomy")
     free = iter([0] * 100 if places == 0 else [0, 10**12] * 100)  # neither device nor memory has room, or memory has
-    monkeypatch.setattr(room, "free_bytes", lambda device: next(free))
+    monkeypatch.setattr(device_module, "free_bytes", lambda device: next(free))
     city.run("tight")
     assert city.metrics("tight") == city.metrics("roomy")
     assert not list((city.folder / "tight").glob(".jzi-room*"))

@@ -115,14 +115,11 @@ class FinetuneConfig(EncoderTrainingConfig):
         init: a model folder whose decoder to start from; empty to start from scratch.
         encoder_learning_rate: of the encoder's weights; `learning_rate` if not given. No `blocks` train the decoder
             alone.
-        contrast: weight of an InfoNCE loss between a photo and its tiles of every level, beside the zoom's own loss;
-            the paper has none.
         accumulation: parts of a batch that go through one after the other, for small GPUs.
     """
 
     init: str = ""
     encoder_learning_rate: float | None = None
-    contrast: float = 0.0
     accumulation: int = 1
 
     section: ClassVar[str] = "finetune"
@@ -134,8 +131,6 @@ class FinetuneConfig(EncoderTrainingConfig):
                 f"finetune.accumulation is {self.accumulation}, which does not divide finetune.batch_size, "
                 f"{self.batch_size}"
             )
-        if not self.contrast >= 0:
-            raise ConfigError(f"finetune.contrast is {self.contrast}: it must be at least 0")
         if self.encoder_learning_rate is not None and not self.encoder_learning_rate >= 0:
             raise ConfigError(f"finetune.encoder_learning_rate is {self.encoder_learning_rate}: it must be at least 0")
 

@@ -88,7 +88,6 @@ def finetune(
         encoder,
         decoder,
         config.blocks,
-        contrast=config.contrast > 0,
         checkpointing=config.checkpointing,
         trunk_dtype=torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32,
     )
@@ -126,8 +125,7 @@ class _Finetuning(EncoderTraining):
         config = self.config
         rate = config.learning_rate if config.encoder_learning_rate is None else config.encoder_learning_rate
         decoder, encoder = trained_parameters(self.network.decoder), trained_parameters(self.network.model)
-        scale = [] if self.network.log_scale is None else [self.network.log_scale]
-        return [{"params": decoder}, {"params": encoder, "lr": rate}, {"params": scale, "weight_decay": 0.0}]
+        return [{"params": decoder}, {"params": encoder, "lr": rate}]
 
     def plan(self, epoch: int) -> list[tuple[int, Tensor]]:
         """The epoch's batches in order: which area, and which of its photos."""
@@ -144,13 +142,12 @@ class _Finetuning(EncoderTraining):
     def loss(
         self, area: int, index: Tensor, photos: list[NDArray[np.uint8] | None], generator: torch.Generator
     ) -> Tensor:
-        """Cross-entropy of the next action, teacher-forced, and the contrast by its weight."""
+        """Cross-entropy of the next action, teacher-forced."""
         inputs, tiles, actions = self.inputs(area, index, photos, generator)
         with self.accelerator.autocast():
-            logits, contrast = self.model(inputs, tiles, actions)
+            logits = self.model(inputs, tiles, actions)
         smoothing = self.config.label_smoothing
-        zoom = F.cross_entropy(logits.float().flatten(0, 1), actions.flatten(), label_smoothing=smoothing)
-        return zoom + self.config.contrast * contrast
+        return F.cross_entropy(logits.float().flatten(0, 1), actions.flatten(), label_smoothing=smoothing)
 
     def inputs(
         self, area: int, index: Tensor, photos: list[NDArray[np.uint8] | None], generator: torch.Generator

@@ -7,12 +7,10 @@ the decoder, is the module that Accelerate wraps.
 
 from __future__ import annotations
 
-import math
 from functools import cached_property
 from typing import Any, Self
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - its name everywhere
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -137,44 +135,20 @@ class JointModel(TrainedEncoder):
         encoder: its weights are the ones that are trained.
         decoder: of the encoder's width.
         blocks: as `TrainedEncoder`.
-        contrast: whether photos and tiles are contrasted too.
         options: as `TrainedEncoder`.
     """
 
-    def __init__(
-        self, encoder: Encoder, decoder: ZoomDecoder, blocks: int | str, *, contrast: bool = False, **options: Any
-    ) -> None:
+    def __init__(self, encoder: Encoder, decoder: ZoomDecoder, blocks: int | str, **options: Any) -> None:
         super().__init__(encoder, blocks, **options)
         self.decoder = decoder
-        #: Log of what cosine similarities are multiplied with in the contrast; CLIP's start.
-        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07), device=self.device)) if contrast else None
 
-    def forward(self, inputs: Tensor, tiles: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """The decoder's logits; every image goes through the encoder once.
+    def forward(self, inputs: Tensor, tiles: Tensor, actions: Tensor) -> Tensor:
+        """The decoder's logits, (photo, step, action); every image goes through the encoder once.
 
         Args:
             inputs: of the photos' squares, photo by photo, then of the distinct tiles; each as `trunk` gave it.
             tiles: (photo, step) which of those tiles each photo sees.
             actions: (photo, step) true actions.
-
-        Returns:
-            (photo, step, action), and the contrast; 0 where none is wanted.
         """
         query, seen = self.embed_both(inputs, tiles)
-        return self.decoder(query, seen[tiles], actions), self._contrast(query, seen, tiles)
-
-    def _contrast(self, query: Tensor, seen: Tensor, tiles: Tensor) -> Tensor:
-        """InfoNCE of each photo's tile among the batch's tiles of that level; the mean over levels."""
-        if self.log_scale is None or tiles.shape[1] == 1:
-            return query.new_zeros(())
-        query, seen = F.normalize(query.float(), dim=-1), F.normalize(seen.float(), dim=-1)
-        scale, losses = bounded(self.log_scale), []
-        for level in range(1, tiles.shape[1]):
-            others, own = tiles[:, level].unique(return_inverse=True)
-            losses.append(F.cross_entropy(scale * query @ seen[others].T, own))
-        return torch.stack(losses).mean()
-
-
-def bounded(log_scale: Tensor) -> Tensor:
-    """What cosine similarities are multiplied with, up to CLIP's limit."""
-    return log_scale.exp().clamp(max=100.0)
+        return self.decoder(query, seen[tiles], actions)

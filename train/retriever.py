@@ -39,10 +39,13 @@ from jzi.train.encoder import (
     seeded,
     trained_parameters,
 )
-from jzi.train.joint import TrainedEncoder, bounded
+from jzi.train.joint import TrainedEncoder
 from jzi.train.losses import ALPHA, LOSSES
 from jzi.train.run import Metrics, TrainingRun
 from jzi.train.sampling import nearest, nearest_on_map, neighbour_batches
+
+#: CLIP's limit for what cosine similarities are multiplied with (Radford et al. 2021, section 2.5).
+MAX_SCALE = 100.0
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ class Contrast(TrainedEncoder):
             (photo, feature) of the photos and of their cells, and the scale.
         """
         query, seen = self.embed_both(inputs, cells)
-        return F.normalize(query, dim=-1), F.normalize(seen[cells], dim=-1), bounded(self.log_scale)
+        return F.normalize(query, dim=-1), F.normalize(seen[cells], dim=-1), self.log_scale.exp().clamp(max=MAX_SCALE)
 
 
 class _Retrieving(EncoderTraining):
