@@ -39,10 +39,7 @@ MODELS = {"small": (384, 6), "base": (768, 12), "large": (1024, 16)}  # width, h
 
 
 class Reference(_Finetuning):
-    """Every tile of every sample is encoded, each with an augmentation of its own; nothing is kept."""
-
-    def run_trunk(self, area: TrainingArea) -> None:
-        return None
+    """Every tile of every sample is encoded, each with an augmentation of its own."""
 
     def inputs(self, area, index, photos, generator):
         train, device = self.areas[area].train, self.accelerator.device
@@ -57,9 +54,8 @@ class Reference(_Finetuning):
             lower = tiles.to(device) != 0
             draws = torch.rand(int(lower.sum()), DRAWS, generator=generator).to(device)
             images[lower] = augment_tiles(images[lower], draws)
-        with self.accelerator.autocast():
-            inputs = self.network.trunk(self.encoder.normalise(torch.cat([squares, images])))
-        return inputs, torch.arange(len(tiles), device=device).view(len(photos), -1), train.actions[index].to(device)
+        pixels = self.encoder.normalise(torch.cat([squares, images]))
+        return pixels, torch.arange(len(tiles), device=device).view(len(photos), -1), train.actions[index].to(device)
 
 
 def make_area(photos: int, image_size: int, device: torch.device) -> TrainingArea:
@@ -93,13 +89,13 @@ def measure(way: type[_Finetuning], model: str, config: FinetuneConfig, image_si
         training = way(accelerator, joint, encoder, [area], config, TrainingRun(Path(folder), {}))
         prepared = time.perf_counter() - began
         photo = np.random.default_rng(1).integers(0, 256, (*encoder.photo_shape, 3), np.uint8)
-        images, trunk = [], joint.trunk
+        images, embed = [], joint.embed
 
         def count(pixels: Tensor) -> Tensor:
             images.append(len(pixels))
-            return trunk(pixels)
+            return embed(pixels)
 
-        joint.trunk = count  # type: ignore[method-assign]
+        joint.embed = count  # type: ignore[method-assign]
         joint.train()
         on_gpu = accelerator.device.type == "cuda"
         for step in range(steps + 2):  # the first two warm up
@@ -115,8 +111,8 @@ def measure(way: type[_Finetuning], model: str, config: FinetuneConfig, image_si
         seconds = time.perf_counter() - began
         return {
             "samples/s": steps * config.batch_size / seconds,
-            "trunk images/s": sum(images) / seconds,
-            "trunk images/sample": sum(images) / (steps * config.batch_size),
+            "images/s": sum(images) / seconds,
+            "images/sample": sum(images) / (steps * config.batch_size),
             "prepared s": prepared,
             "peak GB": torch.cuda.max_memory_allocated() / 1e9 if on_gpu else float("nan"),
         }

@@ -165,18 +165,8 @@ def test_each_distinct_tile_is_encoded_once(city) -> None:
     assert tiles.shape == (16, 3) and int(tiles.max()) == distinct - 1
 
 
-def test_the_frozen_trunk_runs_once_for_a_tile_that_is_not_augmented(city, monkeypatch) -> None:
-    run = start(city, replace(QUICK, augment=False))
-    index = torch.arange(16)
-    photos = list(run.reader.read(run.areas[0].train.paths[index], 8))
-    trunk, sizes = run.network.trunk, []
-    monkeypatch.setattr(run.network, "trunk", lambda pixels: sizes.append(len(pixels)) or trunk(pixels))
-    run.inputs(0, index, photos, torch.Generator())
-    assert sizes == [2 * 16]  # the photos' squares alone
-
-
 @pytest.mark.parametrize("places", [0, 1])
-def test_where_tiles_and_trunk_outputs_are_kept_changes_nothing(city, monkeypatch, places) -> None:
+def test_where_tiles_are_kept_changes_nothing(city, monkeypatch, places) -> None:
     city.run("roomy")
     free = iter([0] * 100 if places == 0 else [0, 10**12] * 100)  # neither device nor memory has room, or memory has
     monkeypatch.setattr(device_module, "free_bytes", lambda device: next(free))

@@ -1,4 +1,4 @@
-"""What every training of the encoder shares: reading ahead, augmenting, the frozen trunk, steps, states to resume from.
+"""What every training of the encoder shares: reading ahead, augmenting, steps, states to resume from.
 
 What is random in a step (order, augmentation, dropout) is seeded by the step, so that a run that was killed goes on as
 if it had not been. What a batch is and what its loss is, the kinds of training say: the zoom itself
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
-from jzi.encode.augment import DRAWS, augment_photos, augment_tiles, drop_parts, tiles_left_alone
+from jzi.encode.augment import DRAWS, augment_photos, augment_tiles, drop_parts
 from jzi.encode.encoder import Encoder
 from jzi.encode.imagery import Imagery
 from jzi.errors import ModelError, TrainingError, first_line
@@ -129,8 +129,6 @@ class EncoderTraining(ABC):
         steps = max(1, config.epochs * self.steps())
         self.schedule = LambdaLR(self.optimizer, lambda step: learning_rate_factor(step, steps, config.warmup))
         self.model, self.prepared = accelerator.prepare(network, self.optimizer)
-        #: What the trunk makes of every tile: (tile, token, feature), or None where that is not kept.
-        self.trunks = [self.run_trunk(area) for area in areas]
         self.saved_at = time.monotonic()
         self.interrupts: list[int] = []
 
@@ -172,10 +170,6 @@ class EncoderTraining(ABC):
     def load_extra_state(self, state: dict[str, Any]) -> None:
         """The inverse of `extra_state`."""
         return
-
-    def run_trunk(self, area: Area) -> Tensor | None:
-        """What the trunk makes of every tile of an area, where it is worth keeping."""
-        return None
 
     def steps(self) -> int:
         """Of an epoch."""
@@ -371,47 +365,36 @@ class EncoderTraining(ABC):
             squares = drop_parts(squares.flatten(0, 1), parts.flatten(0, 1)).unflatten(0, squares.shape[:2])
         return readable, squares
 
-    def tile_inputs(
-        self, area: int, distinct: Tensor, squares: Tensor, draws: Tensor | None, never: int | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Photos' squares and different tiles as the network takes them, and where each tile is among the tiles.
+    def pixels(self, area: int, tiles: Tensor, squares: Tensor, draws: Tensor | None) -> Tensor:
+        """Photos' squares and tiles as the network takes them.
 
         Args:
             area: whose tiles.
-            distinct: (tile,) which.
+            tiles: (tile,) which.
             squares: (square, 3, S, S) 0..1.
-            draws: (tile, DRAWS) for their augmentation, or None for none.
-            never: a tile that is not augmented whatever was drawn.
+            draws: (tile, DRAWS) for the tiles' augmentation, or None for none.
+
+        Returns:
+            (square + tile, 3, S, S), normalised.
         """
-        alone = torch.ones(len(distinct), dtype=torch.bool)
+        images = self._images(area, tiles)
         if draws is not None:
-            alone = tiles_left_alone(draws) | (distinct == (-1 if never is None else never))
-        trunk = self.trunks[area]
-        kept = alone if trunk is not None else torch.zeros_like(alone)
+            images = augment_tiles(images, draws.to(images.device))
+        return self.encoder.normalise(torch.cat([squares, images]))
+
+    def _images(self, area: int, tiles: Tensor) -> Tensor:
         stored = self.areas[area].images
-        images = self.encoder.to_unit(stored[distinct[~kept].to(stored.device)])
-        if draws is not None:
-            changed = (~alone[~kept]).to(images.device)
-            images[changed] = augment_tiles(images[changed], draws[~alone].to(images.device))
-        with self.accelerator.autocast():
-            inputs = self.network.trunk(self.encoder.normalise(torch.cat([squares, images])))
-        if trunk is not None:
-            known = trunk[distinct[kept].to(trunk.device)].to(inputs.device, non_blocking=True)
-            inputs = torch.cat([inputs, known])
-        order = torch.cat([(~kept).nonzero()[:, 0], kept.nonzero()[:, 0]])
-        return inputs, order.argsort()
+        return self.encoder.to_unit(stored[tiles.to(stored.device)])
 
     # As in use
 
     def encode_tiles(self, number: int, tiles: Tensor | None = None) -> Tensor:
         """(tile, feature) float16 of an area's tiles, or of some of them."""
         embedding = []
-        none = torch.empty(0, 3, self.encoder.image_size, self.encoder.image_size, device=self.accelerator.device)
         wanted = torch.arange(len(self.areas[number].images)) if tiles is None else tiles
         for part in wanted.split(ENCODE_BATCH):
-            inputs, place = self.tile_inputs(number, part, none, None)
             with self.accelerator.autocast():
-                embedding.append(self.network.embed(inputs)[place.to(inputs.device)])
+                embedding.append(self.network.embed(self.encoder.normalise(self._images(number, part))))
         return torch.cat(embedding).half()
 
     def encode_photos(self, photos: PhotoDataset) -> tuple[Tensor, NDArray[np.int64]]:
@@ -424,8 +407,8 @@ class EncoderTraining(ABC):
             readable += [number * ENCODE_BATCH + place for place in good]
             squares = self.encoder.squares(self.encoder.to_unit(stacked))
             with self.accelerator.autocast():
-                inputs = self.network.trunk(self.encoder.normalise(squares.flatten(0, 1)))
-                embedding.append(self.network.embed(inputs).unflatten(0, squares.shape[:2]).mean(1))
+                each = self.network.embed(self.encoder.normalise(squares.flatten(0, 1)))
+                embedding.append(each.unflatten(0, squares.shape[:2]).mean(1))
         if not embedding:
             raise TrainingError(f"none of the {len(photos)} validation photos can be read: mend queries.table")
         return torch.cat(embedding).half(), np.array(readable)

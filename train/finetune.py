@@ -1,7 +1,6 @@
 """Stage one: encoder and zoom decoder trained together on the zoom itself (paper section 3; DESIGN 5, 6).
 
-Teacher-forced cross-entropy of the next action, no contrastive loss. A step encodes each distinct tile of a batch once;
-what the frozen trunk makes of a tile that is not augmented is kept.
+Teacher-forced cross-entropy of the next action, no contrastive loss. A step encodes each distinct tile of a batch once.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ from jzi.decode.config import DecoderConfig
 from jzi.decode.dataset import ZoomDataset
 from jzi.decode.model import ZoomModel, create_folder, save_weights
 from jzi.encode.augment import DRAWS
-from jzi.encode.device import allocate
 from jzi.encode.encoder import Encoder
 from jzi.encode.imagery import Imagery
 from jzi.errors import ConfigError
@@ -30,8 +28,6 @@ from jzi.train.area import TrainingArea
 from jzi.train.common import init_digest, make_accelerator, make_decoder, validate
 from jzi.train.config import FinetuneConfig
 from jzi.train.encoder import (
-    ENCODE_BATCH,
-    Area,
     EncoderTraining,
     EncoderTrainingReport,
     data_fingerprint,
@@ -143,9 +139,9 @@ class _Finetuning(EncoderTraining):
         self, area: int, index: Tensor, photos: list[NDArray[np.uint8] | None], generator: torch.Generator
     ) -> Tensor:
         """Cross-entropy of the next action, teacher-forced."""
-        inputs, tiles, actions = self.inputs(area, index, photos, generator)
+        pixels, tiles, actions = self.inputs(area, index, photos, generator)
         with self.accelerator.autocast():
-            logits = self.model(inputs, tiles, actions)
+            logits = self.model(pixels, tiles, actions)
         smoothing = self.config.label_smoothing
         return F.cross_entropy(logits.float().flatten(0, 1), actions.flatten(), label_smoothing=smoothing)
 
@@ -158,8 +154,10 @@ class _Finetuning(EncoderTraining):
         index = index[readable]
         distinct, tiles = torch.unique(train.tiles[index], return_inverse=True)
         draws = torch.rand(len(distinct), DRAWS, generator=generator) if self.config.augment else None
-        inputs, place = self.tile_inputs(area, distinct, squares.flatten(0, 1), draws, never=0)  # the whole map
-        return inputs, place[tiles].to(device), train.actions[index].to(device)
+        if draws is not None:
+            draws[distinct == 0] = 1.0  # the whole map is never augmented
+        pixels = self.pixels(area, distinct, squares.flatten(0, 1), draws)
+        return pixels, tiles.to(device), train.actions[index].to(device)
 
     def validate(self) -> Metrics:
         """Every tile and the validation photos through the encoder as it is, then greedy search off the embeddings."""
@@ -188,20 +186,6 @@ class _Finetuning(EncoderTraining):
         info = replace(self.encoder.info, name=str(self.keep_encoder()), from_hub=False)
         create_folder(folder, decoder.config, area.pyramid, info, None, area.imagery)
         save_weights(folder, decoder)
-
-    def run_trunk(self, area: Area) -> Tensor | None:
-        """That of every tile."""
-        if not self.network.has_trunk:
-            return None
-        device = self.accelerator.device
-        shape = (len(area.images), self.network.tokens, self.encoder.width)
-        kept = allocate(shape, self.network.trunk_dtype, device, self.run.folder)
-        self.network.eval()
-        for tiles in torch.arange(len(area.images)).split(ENCODE_BATCH):
-            pixels = self.encoder.normalise(self.encoder.to_unit(area.images[tiles.to(area.images.device)]))
-            with self.accelerator.autocast():
-                kept[tiles.to(kept.device)] = self.network.trunk(pixels).to(kept.device)
-        return kept
 
 
 def _identity(

@@ -1,13 +1,10 @@
 """Encoder and decoder as one module: what fine-tuning trains (paper section 3; DESIGN 5).
 
-The encoder is taken apart at its first trained block. What comes before is the frozen trunk: it runs without gradient,
-and what it makes of an image that is not augmented never changes, so that it is worked out once. What comes after, and
-the decoder, is the module that Accelerate wraps.
+The encoder is taken apart at its first trained block: what comes before, the frozen trunk, runs without gradient.
 """
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Any, Self
 
 import torch
@@ -27,7 +24,7 @@ class TrainedEncoder(nn.Module):
         encoder: its weights are the ones that are trained.
         blocks: how many of its last blocks are trained, with the final layernorm; "all" trains everything.
         checkpointing: compute activations again in the backward pass.
-        trunk_dtype: what the trunk's output is kept as.
+        trunk_dtype: of the trunk's output, and so of the residual stream of the trained blocks.
 
     Raises:
         ConfigError: the encoder has fewer blocks.
@@ -64,12 +61,6 @@ class TrainedEncoder(nn.Module):
                 parameter.requires_grad_(False)
         self._context: dict[str, Any] | None = None
 
-    @cached_property
-    def tokens(self) -> int:
-        """How many tokens the trunk makes of an image."""
-        with torch.no_grad():
-            return self.family.tokens(self.model, self._blank()).shape[1]
-
     def train(self, mode: bool = True) -> Self:
         """Dropout, where a config has any, in the trained parts only."""
         super().train(mode)
@@ -79,28 +70,9 @@ class TrainedEncoder(nn.Module):
                 part.train(mode)
         return self
 
-    @torch.no_grad()
-    def trunk(self, pixels: Tensor) -> Tensor:
-        """(n, 3, S, S) normalised to what `forward` takes: (n, token, feature) out of the last frozen block.
-
-        Where everything is trained, they are the pixels themselves.
-        """
-        if not self.has_trunk:
-            return pixels
-        if not len(pixels):
-            return torch.empty(
-                0, self.tokens, self.model.config.hidden_size, dtype=self.trunk_dtype, device=self.device
-            )
-        tokens, context = self.family.tokens(self.model, pixels), self._block_context()
-        for block in blocks_of(self.model)[: self._first]:
-            tokens = block(tokens, **context)
-        return tokens.to(self.trunk_dtype)
-
-    def embed(self, inputs: Tensor) -> Tensor:
-        """What `trunk` gave to (n, feature) float32 embeddings."""
-        tokens, context = inputs, self._block_context()
-        if not self.has_trunk:
-            tokens = self.family.tokens(self.model, inputs)
+    def embed(self, pixels: Tensor) -> Tensor:
+        """(n, 3, S, S) normalised pixels to (n, feature) float32 embeddings."""
+        tokens, context = self._trunk(pixels), self._block_context()
         for block in blocks_of(self.model)[self._first :]:
             if self.checkpointing and torch.is_grad_enabled():
                 tokens = checkpoint(block, tokens, use_reentrant=False, **context)
@@ -108,16 +80,26 @@ class TrainedEncoder(nn.Module):
                 tokens = block(tokens, **context)
         return self.family.pool(self.model, tokens).float()
 
-    def embed_both(self, inputs: Tensor, tiles: Tensor) -> tuple[Tensor, Tensor]:
+    def embed_both(self, pixels: Tensor, tiles: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings of photos, (photo, feature), and of the distinct tiles that they see, (tile, feature).
 
         Args:
-            inputs: of the photos' squares, photo by photo, then of the distinct tiles; each as `trunk` gave it.
+            pixels: of the photos' squares, photo by photo, then of the distinct tiles, normalised.
             tiles: (photo, ...) which of those tiles each photo sees.
         """
-        squares = len(inputs) - int(tiles.max()) - 1
-        embedding = self.embed(inputs)
+        squares = len(pixels) - int(tiles.max()) - 1
+        embedding = self.embed(pixels)
         return embedding[:squares].unflatten(0, (len(tiles), -1)).mean(1), embedding[squares:]
+
+    def _trunk(self, pixels: Tensor) -> Tensor:
+        """(n, token, feature) out of the last frozen block."""
+        if not self.has_trunk:
+            return self.family.tokens(self.model, pixels)
+        with torch.no_grad():
+            tokens, context = self.family.tokens(self.model, pixels), self._block_context()
+            for block in blocks_of(self.model)[: self._first]:
+                tokens = block(tokens, **context)
+            return tokens.to(self.trunk_dtype)
 
     def _block_context(self) -> dict[str, Any]:
         if self._context is None:
@@ -142,13 +124,13 @@ class JointModel(TrainedEncoder):
         super().__init__(encoder, blocks, **options)
         self.decoder = decoder
 
-    def forward(self, inputs: Tensor, tiles: Tensor, actions: Tensor) -> Tensor:
+    def forward(self, pixels: Tensor, tiles: Tensor, actions: Tensor) -> Tensor:
         """The decoder's logits, (photo, step, action); every image goes through the encoder once.
 
         Args:
-            inputs: of the photos' squares, photo by photo, then of the distinct tiles; each as `trunk` gave it.
+            pixels: of the photos' squares, photo by photo, then of the distinct tiles, normalised.
             tiles: (photo, step) which of those tiles each photo sees.
             actions: (photo, step) true actions.
         """
-        query, seen = self.embed_both(inputs, tiles)
+        query, seen = self.embed_both(pixels, tiles)
         return self.decoder(query, seen[tiles], actions)

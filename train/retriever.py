@@ -94,17 +94,17 @@ class Contrast(TrainedEncoder):
         super().__init__(encoder, blocks, **options)
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale), device=self.device), requires_grad=learned)
 
-    def forward(self, inputs: Tensor, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, pixels: Tensor, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Embeddings of unit length.
 
         Args:
-            inputs: of the photos' squares, photo by photo, then of the distinct cells; each as `trunk` gave it.
+            pixels: of the photos' squares, photo by photo, then of the distinct cells, normalised.
             cells: (photo,) which of those cells each photo is in.
 
         Returns:
             (photo, feature) of the photos and of their cells, and the scale.
         """
-        query, seen = self.embed_both(inputs, cells)
+        query, seen = self.embed_both(pixels, cells)
         return F.normalize(query, dim=-1), F.normalize(seen[cells], dim=-1), self.log_scale.exp().clamp(max=MAX_SCALE)
 
 
@@ -186,9 +186,9 @@ class _Retrieving(EncoderTraining):
         cells = self.areas[area].train.tiles[index[readable], 0]
         distinct, which = torch.unique(cells, return_inverse=True)
         draws = torch.rand(len(distinct), DRAWS, generator=generator) if self.config.augment else None
-        inputs, at = self.tile_inputs(area, distinct, squares.flatten(0, 1), draws)
+        pixels = self.pixels(area, distinct, squares.flatten(0, 1), draws)
         with self.accelerator.autocast():
-            query, reference, scale = self.model(inputs, at[which].to(inputs.device))
+            query, reference, scale = self.model(pixels, which.to(pixels.device))
         smoothing = self.config.label_smoothing
         world = self.accelerator.num_processes
         query, reference = (self._of_all(values, 0.0) for values in (query.float(), reference.float()))
