@@ -16,7 +16,7 @@ from jzi.decode.tile_table import TileTable
 from jzi.errors import CacheError
 from jzi.store.map_embeddings import ENCODED, NODATA, MapEmbeddings
 from jzi.store.pyramid import Pyramid
-from jzi.train.common import make_decoder
+from jzi.train.zoom import make_decoder
 
 WIDTH = 16
 AHEAD = ("children", "cells")

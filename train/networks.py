@@ -1,13 +1,15 @@
-"""Encoder and decoder as one module: what fine-tuning trains (paper section 3; DESIGN 5).
+"""The networks of encoder training: the trained part of an encoder, alone, with a decoder, or with a scale.
 
 The encoder is taken apart at its first trained block: what comes before, the frozen trunk, runs without gradient.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, Self
 
 import torch
+import torch.nn.functional as F  # noqa: N812 - its name everywhere
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -15,6 +17,9 @@ from jzi.decode.decoder import ZoomDecoder
 from jzi.encode.encoder import Encoder
 from jzi.encode.families import blocks_of
 from jzi.errors import ConfigError
+
+#: CLIP's limit for what cosine similarities are multiplied with (Radford et al. 2021, section 2.5).
+MAX_SCALE = 100.0
 
 
 class TrainedEncoder(nn.Module):
@@ -134,3 +139,37 @@ class JointModel(TrainedEncoder):
         """
         query, seen = self.embed_both(pixels, tiles)
         return self.decoder(query, seen[tiles], actions)
+
+
+class ContrastiveEncoder(TrainedEncoder):
+    """The trained part of an encoder, and what cosine similarities are multiplied with.
+
+    Args:
+        encoder: its weights are the ones that are trained.
+        blocks: as `TrainedEncoder`.
+        scale: at first.
+        learned: whether the scale is trained too.
+        options: as `TrainedEncoder`.
+    """
+
+    def __init__(self, encoder: Encoder, blocks: int | str, scale: float, learned: bool, **options: Any) -> None:
+        super().__init__(encoder, blocks, **options)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(scale), device=self.device), requires_grad=learned)
+
+    def forward(self, pixels: Tensor, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Embeddings of unit length.
+
+        Args:
+            pixels: of the photos' squares, photo by photo, then of the distinct cells, normalised.
+            cells: (photo,) which of those cells each photo is in.
+
+        Returns:
+            (photo, feature) of the photos and of their cells, and the scale.
+        """
+        query, seen = self.embed_both(pixels, cells)
+        return F.normalize(query, dim=-1), F.normalize(seen[cells], dim=-1), self.log_scale.exp().clamp(max=MAX_SCALE)
+
+
+def trained_parameters(module: nn.Module) -> list[nn.Parameter]:
+    """Those that have a gradient."""
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
