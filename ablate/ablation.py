@@ -205,7 +205,7 @@ class Ablation:
         plain = FeatureCache.open(self.plain.cache_path) if exists(self.plain.cache_path) else None
         for found in scan_folder(self.plain.folder)[0]:
             same = found.encoder.fingerprint == info.fingerprint and found.pyramid == settings.pyramid
-            if not (same and found.complete):
+            if not (same and found.complete) or found.is_index:
                 continue
             cache = FeatureCache.open(found.path)
             if plain is None or (cache.imagery == plain.imagery and same_photos(cache, plain)):

@@ -269,6 +269,13 @@ def test_a_damaged_chunk_is_encoded_anew(retrieved, tmp_path) -> None:
 def test_indices_are_cared_for_as_caches(retrieved, tmp_path) -> None:
     jzi = retrieved
     assert "4096 cells, 30 photos" in jzi("cache ls").stdout
+    listed = [json.loads(line) for line in jzi("cache ls retriever --json").stdout.splitlines()]
+    described, retriever = (
+        json.loads(line) for line in jzi("info retriever/index.zarr retriever --json").stdout.splitlines()[:2]
+    )
+    assert [each["complete"] for each in listed] == [described["complete"]] == [True]
+    assert described["cells"]["encoded"] == 4096 and "tiles" not in described and described["photos"] == 30
+    assert retriever["kind"] == "retriever" and retriever["index"] == "there"
     assert "retriever" in jzi("cache rm retriever/index.zarr --yes", code=2).stderr  # it needs its index
     assert jzi("cache verify retriever/index.zarr").stdout.startswith("retriever/index.zarr: sound")
     shutil.copytree(tmp_path / "retriever/index.zarr", tmp_path / "copy.zarr")
