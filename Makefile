@@ -1,10 +1,10 @@
-# make setup: a virtual environment with everything; make demo: see it run; make test: lint, types and tests.
+# make setup: a virtual environment with everything; make demo: see it run; make test: lint, types and fast tests.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test lint types clean
+.PHONY: setup demo test test-all lint types clean
 
 setup: $(VENV)/ready
 
@@ -26,11 +26,15 @@ lint: setup
 
 # The package is the root of the repository, whatever that folder is called: a link gives mypy its name.
 types: setup
-	MYPYPATH=$(VENV)/types $(BIN)/mypy -p jzi.store -p jzi.encode -p jzi.decode -p jzi.demo -p jzi.commands -p jzi.retrieve -p jzi.serve \
-		-m jzi -m jzi.cli -m jzi.workspace.settings -m jzi.errors -m jzi.workspace.open -m jzi.ablate.ablation
+	MYPYPATH=$(VENV)/types $(BIN)/mypy -p jzi
 
+# What a change is tried with: lint, types, and the tests that take no more than a few seconds each, with coverage.
 test: lint types
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m 'not slow' --cov --cov-report=term:skip-covered
+
+# All of it, and the property tests with many more examples; CI runs this.
+test-all: lint types
+	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest --cov --cov-report=term:skip-covered
 
 clean:
-	rm -rf $(VENV) demo-out build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) demo-out build dist *.egg-info .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -13,6 +13,7 @@ from jzi.commands.common import UsageError
 from jzi.commands.demo import demo
 from jzi.commands.evaluate import evaluate_command
 from jzi.commands.locate import locate
+from jzi.commands.process import Termination, bound_spinning, handled_warnings_ignored
 from jzi.commands.retrieve import index, train_retriever_command
 from jzi.commands.serve import serve
 from jzi.commands.stage_one import encode_map_command, encode_queries_command, finetune
@@ -32,7 +33,20 @@ class Commands(click.Group):
         return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command."""
+        """Run a command; the process's settings and interrupts are for the outermost one."""
+        if ctx.parent is not None:  # within the demo
+            return self._run(ctx)
+        bound_spinning()
+        with handled_warnings_ignored(), Termination() as termination:
+            try:
+                return self._run(ctx)
+            except KeyboardInterrupt:
+                more = "; what was done is kept, run the same command to go on"
+                more = more if ctx.invoked_subcommand in RESUMABLE else ""
+                click.echo(f"jzi: interrupted{more}", err=True)
+                ctx.exit(termination.exit_code)
+
+    def _run(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except JziError as error:
@@ -45,11 +59,6 @@ class Commands(click.Group):
             raise UsageError(
                 f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
             ) from error
-        except KeyboardInterrupt:
-            more = "; what was done is kept, run the same command to go on"
-            more = more if ctx.invoked_subcommand in RESUMABLE else ""
-            click.echo(f"jzi: interrupted{more}", err=True)
-            ctx.exit(130)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

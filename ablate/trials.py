@@ -13,12 +13,13 @@ from typing import Any
 
 from jzi.decode.config import DecoderConfig
 from jzi.decode.expert import ZoomExpert
-from jzi.decode.model import ZoomModel, copy_encoder, replace_file
+from jzi.decode.model import ZoomModel
 from jzi.errors import TrainingError
 from jzi.evaluate.photos import LabelledPhotos
 from jzi.evaluate.protocol import evaluate
 from jzi.store.cache import FeatureCache
 from jzi.store.map_embeddings import MapEmbeddings
+from jzi.store.model_folder import ENCODER, MAP, copy_encoder, record_files, replace_file
 from jzi.train.config import TrainConfig
 from jzi.train.data import TrainingData
 from jzi.train.decoder import train_decoder
@@ -136,15 +137,16 @@ def share(folder: Path, features: MapEmbeddings, encoder_folder: Path | None) ->
     """Keep what the model folders of many runs have in common: the map, and the encoder where it has a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     if encoder_folder:
-        copy_encoder(encoder_folder, folder / "encoder")
-    replace_file(folder / "map.safetensors", features.save)
+        copy_encoder(encoder_folder, folder / ENCODER)
+    replace_file(folder / MAP, features.save)
 
 
 def _link(shared: Path, folder: Path) -> None:
-    """A hard link in a model folder to each file that is shared; none where the disk knows no links."""
+    """Link each shared file into a model folder, and record its digest; no link where the disk knows none."""
     for file in (each for each in shared.rglob("*") if each.is_file()):
         target = folder / file.relative_to(shared)
         target.parent.mkdir(exist_ok=True)
         with contextlib.suppress(OSError):
             target.unlink(missing_ok=True)
             os.link(file, target)
+    record_files(folder)

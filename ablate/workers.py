@@ -142,14 +142,19 @@ def _work(trials: list[Trial], device: int, errors: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too, and says how to go on
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    if best_device() == "cuda":
-        torch.cuda.set_device(device)
     try:
+        use_device(device)
         run_free(trials)
     except JziError as error:
         errors.send(error)
     except SystemExit:
         os._exit(143)  # what was being written has been taken back; torch takes seconds to end in order
+
+
+def use_device(index: int) -> None:
+    """Make a GPU, where there are any, the current one: of `best_device`, and of Accelerate in a single process."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(index)
 
 
 def run_free(trials: Sequence[Trial]) -> None:

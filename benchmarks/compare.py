@@ -153,9 +153,9 @@ def measure_locating(city: str, way: Way) -> dict[str, Any]:
             if way.approximate:
                 import faiss
 
-                faiss.cvar.hnsw_stats.reset()
+                faiss.cvar.hnsw_stats.reset()  # type: ignore[attr-defined]
                 index.search(vectors, 10)
-                looked = faiss.cvar.hnsw_stats.ndis // len(vectors)
+                looked = faiss.cvar.hnsw_stats.ndis // len(vectors)  # type: ignore[attr-defined]
             found["lookups"], found["flops"] = looked, 2 * looked * vectors.shape[1]
             found["ms"] = median_ms(lambda row: index.search(vectors[row : row + 1], 10), len(rows))
         else:

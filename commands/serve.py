@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import click
@@ -50,4 +51,5 @@ def serve(
     background = imagery_of(locator.pyramid, imagery, config_file)
     app = make_app(locator, background, Limits(max_mb, max_megapixels, abstain))
     click.echo(f"http://{host}:{port} answers, until Ctrl-C", err=True)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # uvicorn finishes what was asked for, then ends by the signal itself
     uvicorn.run(app, host=host, port=port, log_level="warning")

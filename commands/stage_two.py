@@ -29,6 +29,7 @@ def train_decoder_command(config_file: Path, overrides: tuple[str, ...], as_json
     settings = load_settings(config_file, overrides)
     from jzi.decode.model import ZoomModel
     from jzi.encode.device import processes
+    from jzi.encode.fingerprint import is_stored_encoder
     from jzi.store.cache import FeatureCache
     from jzi.train.decoder import train_decoder
     from jzi.workspace.open import load_encoder
@@ -39,7 +40,10 @@ def train_decoder_command(config_file: Path, overrides: tuple[str, ...], as_json
             f"there is no encoder in {settings.encoder.name} any more, and the model must carry it: set encoder.name "
             f"to the folder of {cache.encoder.label}"
         )
-    cache.check(pyramid=settings.pyramid, encoder=load_encoder(settings).info)
+    options = settings.encoder
+    name = settings.encoder_folder or options.name
+    same = is_stored_encoder(cache.encoder, name, options.image_size, options.layout)
+    cache.check(pyramid=settings.pyramid, encoder=None if same else load_encoder(settings).info)
     init = settings.train.init
     report = train_decoder(
         cache,

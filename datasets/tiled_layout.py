@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import os
 import re
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
-import rasterio
 import yaml
 from numpy.typing import NDArray
+from PIL import Image
 from pyproj import CRS
 from pyproj.exceptions import CRSError
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from jzi.errors import ImageryError
 from jzi.store.files import write_whole
@@ -151,10 +149,9 @@ class TiledLayout:
             raise ImageryError(f"{self.folder} has no tile of zoom {self.zoom} at {self.path}: {hint}")
         first_tile = next(iter(tiles.values()))
         try:
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)  # the layout has the georeferencing
-            with rasterio.open(first_tile) as raster:
-                bands, pixels = raster.count, raster.width
-        except RasterioError as error:
+            with Image.open(first_tile) as image:  # rasterio would warn that a tile has no georeferencing
+                bands, pixels = len(image.getbands()), image.width
+        except (OSError, Image.DecompressionBombError) as error:
             raise ImageryError(f"{first_tile} cannot be read: {error}") from error
         if pixels != self.pixels:
             raise ImageryError(f"{first_tile} is {pixels} pixels wide, but layout.yaml gives {self.pixels}")

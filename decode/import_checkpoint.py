@@ -18,6 +18,7 @@ from jzi.decode.decoder import ZoomDecoder
 from jzi.decode.model import create_folder, save_weights
 from jzi.encode.encoder import Encoder, known_family, quiet_transformers
 from jzi.errors import EncoderError, ModelError, first_line
+from jzi.store.model_folder import CONFIG
 from jzi.store.pyramid import Pyramid
 
 _ENCODER, _DECODER = "encoder.backbone.", "decoder."
@@ -52,7 +53,7 @@ def import_checkpoint(
         ModelError: the checkpoint cannot be read, does not fit, or the folder holds a model already.
         EncoderError: the encoder's config cannot be had.
     """
-    if (folder / "config.json").exists():
+    if (folder / CONFIG).exists():
         raise ModelError(f"{folder} holds a model already: give another folder")
     weights = _read(checkpoint)
     config = _decoder_config(weights, heads)

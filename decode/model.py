@@ -1,41 +1,38 @@
-"""The model folder: all that is needed to locate photos, to be copied anywhere (DESIGN 8).
-
-config.json           pyramid, decoder, encoder (name, fingerprint, preprocessing), temperatures of the steps
-decoder.safetensors   the decoder's weights
-map.safetensors       the map's embeddings; absent in an imported model, which takes them from a cache
-encoder/              the encoder as `save_pretrained` writes it; absent where it comes from the hub by its id
-train/                how it was trained: settings, metrics, the state to resume from; not needed to locate
-"""
+"""A zoom model: its decoder, map and encoder, in a folder that can be copied anywhere (`jzi.store.model_folder`)."""
 
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from jzi.decode.config import DecoderConfig
 from jzi.decode.decoder import ZoomDecoder
-from jzi.errors import ModelError, first_line
-from jzi.store.files import write_whole
+from jzi.errors import ConfigError, ModelError, first_line
 from jzi.store.info import EncoderInfo, ImageryInfo
 from jzi.store.map_embeddings import MapEmbeddings
+from jzi.store.model_folder import (
+    CONFIG,
+    DECODER,
+    HINT,
+    MAP,
+    ZoomModelConfig,
+    create_model,
+    read_config,
+    verify_file,
+    write_file,
+)
 from jzi.store.pyramid import Pyramid
-from jzi.version import __version__
 
 if TYPE_CHECKING:
     from jzi.encode.encoder import Encoder
     from jzi.store.cache import FeatureCache
-
-FORMAT = 1
-_ENCODER_FILES = ("*config.json", "*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*")
 
 
 @dataclass
@@ -50,6 +47,7 @@ class ZoomModel:
         folder: where it lies.
         temperature: (L,) what each step's logits are divided by, so that probabilities are true; None where it was
             never calibrated.
+        config: what config.json recorded when the model was loaded.
     """
 
     decoder: ZoomDecoder
@@ -58,6 +56,7 @@ class ZoomModel:
     imagery: ImageryInfo | None
     folder: Path
     temperature: torch.Tensor | None = None
+    config: ZoomModelConfig | None = None
 
     @classmethod
     def load(cls, folder: str | Path, device: torch.device | str = "cpu") -> ZoomModel:
@@ -67,24 +66,22 @@ class ZoomModel:
             ModelError: there is none, or it is damaged or of another format.
         """
         folder = Path(folder)
-        config = read_config(folder)
-        if "decoder" not in config:
-            raise ModelError(f"{folder} is a {config.get('kind')}, not a zoom model: give it as --retriever")
-        decoder = ZoomDecoder(DecoderConfig(**config["decoder"]))
+        config = read_zoom_config(folder)
+        file = verify_file(folder, config, DECODER)
+        decoder = _make_decoder(folder, config)
         try:
-            decoder.load_state_dict(load_file(folder / "decoder.safetensors"))
+            decoder.load_state_dict(load_file(file))
         except (OSError, SafetensorError, RuntimeError) as error:
-            raise ModelError(f"{folder / 'decoder.safetensors'} cannot be used: {first_line(error)}") from error
-        pyramid, encoder = Pyramid.from_dict(config["pyramid"]), EncoderInfo(**config["encoder"])
-        imagery = ImageryInfo(**config["imagery"]) if config["imagery"] else None
-        fitted = config.get("temperature")
-        temperature = torch.tensor(fitted, device=device) if fitted else None
-        return cls(decoder.eval().to(device), pyramid, encoder, imagery, folder, temperature)
+            raise ModelError(f"{file} cannot be used: {first_line(error)}") from error
+        temperature = torch.tensor(config.temperature, device=device) if config.temperature else None
+        return cls(
+            decoder.eval().to(device), config.pyramid, config.encoder, config.imagery, folder, temperature, config
+        )
 
     @property
     def has_map(self) -> bool:
         """Whether the folder holds the map's embeddings."""
-        return (self.folder / "map.safetensors").exists()
+        return (self.folder / MAP).exists()
 
     def read_map(self, cache: FeatureCache | None = None) -> MapEmbeddings:
         """The map's embeddings: the cache's, if one is given, else those in the folder.
@@ -96,7 +93,9 @@ class ZoomModel:
         """
         cells = self.decoder.config.look_ahead == "cells"
         if cache is None:
-            file = self.folder / "map.safetensors"
+            file = self.folder / MAP
+            if file.exists() or MAP in self._config.files:
+                verify_file(self.folder, self._config, MAP)
             features = MapEmbeddings.load(file, self.pyramid)
             if cells and features.cells is None:
                 raise ModelError(f"{file} lacks the terminal cells, which this decoder looks at: copy the model anew")
@@ -110,46 +109,25 @@ class ZoomModel:
         cache.check(pyramid=self.pyramid, encoder=self.encoder, imagery=self.imagery, hint=hint)
 
     def load_encoder(self, device: str | None = None) -> Encoder:
-        """As `load_own_encoder`."""
-        return load_own_encoder(self.folder, self.encoder, device)
+        """As `load_model_encoder`."""
+        from jzi.encode.model_encoder import load_model_encoder
+
+        return load_model_encoder(self.folder, self._config, device)
+
+    @property
+    def _config(self) -> ZoomModelConfig:
+        return self.config or read_zoom_config(self.folder)
 
 
-def load_own_encoder(folder: Path, info: EncoderInfo, device: str | None = None) -> Encoder:
-    """The encoder of a model, from its folder or from the hub by its id.
-
-    Raises:
-        EncoderError: it cannot be had.
-        ModelError: the folder lacks it, or it is another one than the model was trained with.
-    """
-    from jzi.encode.encoder import Encoder
-
-    own = folder / "encoder"
-    if not (own.is_dir() or info.from_hub):
-        raise ModelError(f"{folder} lacks its encoder, {own}: copy the model anew")
-    source = own if own.is_dir() else info.name
-    encoder = Encoder.load(source, image_size=info.image_size, layout=info.layout, device=device)
-    if encoder.fingerprint != info.fingerprint:
-        raise ModelError(
-            f"{folder} was trained with the encoder {info.label}, and {source} now is {encoder.info.label}: bring that "
-            "encoder back or train anew"
-        )
-    return encoder
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a model folder.
+def read_zoom_config(folder: Path) -> ZoomModelConfig:
+    """config.json of a zoom model.
 
     Raises:
-        ModelError: there is none, or it is of another format.
+        ModelError: as `read_config`, or it is another kind of model.
     """
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except FileNotFoundError:
-        raise ModelError(f"there is no model in {folder}: `jzi train-decoder` makes it") from None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{folder / 'config.json'} cannot be read: {error}") from error
-    if not isinstance(config, dict) or config.get("jzi_format") != FORMAT:
-        raise ModelError(f"{folder} is no model of jzi in format {FORMAT}, which jzi {__version__} reads")
+    config = read_config(folder)
+    if not isinstance(config, ZoomModelConfig):
+        raise ModelError(f"{folder} is a {config.kind}, not a zoom model: give it as --retriever")
     return config
 
 
@@ -162,35 +140,8 @@ def create_folder(
     imagery: ImageryInfo | None = None,
 ) -> None:
     """Start a model folder: the encoder if it lies in a folder of its own, then config.json."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if encoder_folder is not None:
-        copy_encoder(encoder_folder, folder / "encoder")
-    text = json.dumps(
-        {
-            "jzi_format": FORMAT,
-            "version": __version__,
-            "decoder": config.to_dict(),
-            "pyramid": pyramid.to_dict(),
-            "encoder": encoder.to_dict(),
-            "imagery": imagery.to_dict() if imagery else None,
-            "temperature": None,
-        },
-        indent=2,
-    )
-    replace_file(folder / "config.json", lambda path: path.write_text(text + "\n"))
-
-
-def copy_encoder(source: Path, folder: Path) -> None:
-    """Copy what makes an encoder, and nothing else that lies in its folder."""
-    folder.mkdir(exist_ok=True)
-    for file in {file for pattern in _ENCODER_FILES for file in source.glob(pattern)}:
-        replace_file(folder / file.name, partial(shutil.copyfile, file))
-
-
-def save_temperature(folder: Path, temperature: list[float]) -> None:
-    """Keep the temperatures of the steps in config.json."""
-    text = json.dumps({**read_config(folder), "temperature": temperature}, indent=2)
-    replace_file(folder / "config.json", lambda path: path.write_text(text + "\n"))
+    entries = ZoomModelConfig(pyramid=pyramid, encoder=encoder, imagery=imagery, decoder=config.to_dict())
+    create_model(folder, entries, encoder_folder)
 
 
 def save_weights(folder: Path, decoder: ZoomDecoder) -> None:
@@ -201,16 +152,14 @@ def save_weights(folder: Path, decoder: ZoomDecoder) -> None:
 def save_tensors(folder: Path, weights: dict[str, torch.Tensor]) -> None:
     """`save_weights`, of a decoder's `state_dict`."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    replace_file(folder / "decoder.safetensors", lambda path: save_file(tensors, path))
+    write_file(folder, DECODER, lambda path: save_file(tensors, path))
 
 
-def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
-    """`write_whole`, for a file of a model folder.
-
-    Raises:
-        ModelError: the disk is full or refuses.
-    """
+def _make_decoder(folder: Path, config: ZoomModelConfig) -> ZoomDecoder:
     try:
-        write_whole(path, write)
-    except (OSError, SafetensorError, RuntimeError) as error:  # torch.save and safetensors wrap what the disk says
-        raise ModelError(f"{path} cannot be written: {first_line(error)}") from error
+        if unknown := set(config.decoder) - set(DecoderConfig.__dataclass_fields__):
+            raise ConfigError(f"decoder.{min(unknown)} is unknown")
+        return ZoomDecoder(TypeAdapter(DecoderConfig).validate_json(json.dumps(config.decoder), strict=True))
+    except (ValidationError, ConfigError) as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        raise ModelError(f"{folder / CONFIG} describes no decoder that jzi can make ({reason}): {HINT}") from error

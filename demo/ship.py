@@ -37,8 +37,8 @@ def ship(folder: Path, output: Path) -> None:
     text = json.dumps({**config, "dtype": "float16"}, indent=2)
     (output / "encoder" / "config.json").write_text(text + "\n")
     shutil.copy(folder / "encoder" / "preprocessor_config.json", output / "encoder")
-    card = Encoder.load(output / "encoder", image_size=IMAGE_SIZE, device="cpu").card  # another fingerprint than before
-    create_folder(output, model.decoder.config, model.pyramid, replace(card, name="finetuned/encoder"), None)
+    info = Encoder.load(output / "encoder", image_size=IMAGE_SIZE, device="cpu").info  # another fingerprint than before
+    create_folder(output, model.decoder.config, model.pyramid, replace(info, name="finetuned/encoder"), None)
 
 
 if __name__ == "__main__":

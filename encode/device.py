@@ -20,9 +20,12 @@ SHARE = 0.25
 
 
 def best_device() -> str:
-    """The accelerator of this process under `accelerate launch`, the first one otherwise, or "cpu"."""
+    """The accelerator of this process under `accelerate launch`, the current one otherwise, or "cpu".
+
+    The current GPU is the first, until `torch.cuda.set_device` makes another one current.
+    """
     if torch.cuda.is_available():
-        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        return f"cuda:{os.environ.get('LOCAL_RANK') or torch.cuda.current_device()}"
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from accelerate import PartialState
@@ -18,12 +17,9 @@ from jzi.encode.encoder import Encoder
 from jzi.encode.imagery import Imagery
 from jzi.encode.tiles import Tile, TileRenderer
 from jzi.store.cache import ENCODED, MISSING, NODATA, FeatureCache
+from jzi.store.chunk_writer import TileWriter
 from jzi.store.pyramid import TileKey
 from jzi.store.token_features import TokenFeatures
-
-#: A killed run loses what it has encoded since the last write. A write of the paper's four open chunks takes 6 ms
-#: (`python -m benchmarks.cache_codecs`), less than a hundredth of the time.
-WRITE_EVERY_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -179,7 +175,7 @@ def _incomplete_blocks(cache: FeatureCache, wanted: list[NDArray[np.bool_]]) -> 
 def _encode(
     tiles: Iterator[Tile], cache: FeatureCache, encoder: Encoder, work: _Work, batch_size: int, bar: tqdm
 ) -> None:
-    writer, wanted = _ChunkWriter(cache), work.wanted
+    writer, wanted = TileWriter(cache), work.wanted
     batch: list[Tile] = []
     on_device: tuple[list[Tile], Tensor, Tensor | None] | None = None
 
@@ -208,76 +204,22 @@ def _encode(
         on_device = list(batch), embedding, patches
         batch.clear()
 
-    try:
-        for tile in tiles:
-            if tile.cells is not None:
-                writer.put_cells(tile.key, tile.cells)
-            if not wanted[tile.key.level][tile.key.row, tile.key.col]:
-                continue
-            if tile.has_imagery:
-                batch.append(tile)
-                if len(batch) == batch_size:
-                    launch()
-            else:
-                writer.put(tile.key, NODATA, None)
-                bar.update()
-            writer.write_now_and_then()
-        if batch:
-            launch()
-    finally:
-        finish()
-        writer.write()
-
-
-@dataclass
-class _Chunk:
-    """A chunk of the cache in memory."""
-
-    status: NDArray[np.uint8]
-    embedding: NDArray[np.float16] | None
-    changed: bool = False
-
-
-@dataclass
-class _ChunkWriter:
-    """Gathers tiles into whole chunks and writes them together, the deepest level first.
-
-    So a tile is never marked encoded before its cells are marked.
-    """
-
-    cache: FeatureCache
-    chunks: dict[TileKey, _Chunk] = field(default_factory=dict)
-    written_at: float = field(default_factory=time.monotonic)
-
-    def put(self, key: TileKey, status: int, embedding: NDArray[np.float16] | None) -> None:
-        chunk, row, col = self._chunk(key)
-        chunk.status[row, col] = status
-        if embedding is not None and chunk.embedding is not None:
-            chunk.embedding[row, col] = embedding
-
-    def put_cells(self, key: TileKey, cells: NDArray[np.bool_]) -> None:
-        g = self.cache.pyramid.grid
-        chunk, row, col = self._chunk(TileKey(key.level + 1, key.row * g, key.col * g))
-        chunk.status[row : row + g, col : col + g] = np.where(cells, ENCODED, NODATA)
-
-    def write_now_and_then(self) -> None:
-        if time.monotonic() - self.written_at > WRITE_EVERY_S:
-            self.write()
-
-    def write(self) -> None:
-        for key in sorted(self.chunks, reverse=True):
-            chunk = self.chunks[key]
-            if chunk.changed:
-                self.cache.write_chunk(*key, chunk.status, chunk.embedding)
-                chunk.changed = False
-            if (chunk.status != MISSING).all():
-                del self.chunks[key]
-        self.written_at = time.monotonic()
-
-    def _chunk(self, key: TileKey) -> tuple[_Chunk, int, int]:
-        side = self.cache.chunk_side(key.level)
-        origin = TileKey(key.level, key.row // side * side, key.col // side * side)
-        if origin not in self.chunks:
-            self.chunks[origin] = _Chunk(*self.cache.read_chunk(*origin))
-        self.chunks[origin].changed = True
-        return self.chunks[origin], key.row - origin.row, key.col - origin.col
+    with writer:
+        try:
+            for tile in tiles:
+                if tile.cells is not None:
+                    writer.put_cells(tile.key, tile.cells)
+                if not wanted[tile.key.level][tile.key.row, tile.key.col]:
+                    continue
+                if tile.has_imagery:
+                    batch.append(tile)
+                    if len(batch) == batch_size:
+                        launch()
+                else:
+                    writer.put(tile.key, NODATA, None)
+                    bar.update()
+                writer.write_if_due()
+            if batch:
+                launch()
+        finally:
+            finish()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +17,11 @@ from tqdm import tqdm
 
 from jzi.encode.augment import AUGMENTATION_VERSION, augment_photos, drop_parts, view_draws
 from jzi.encode.device import processes
-from jzi.encode.encode_map import WRITE_EVERY_S
 from jzi.encode.encoder import Encoder
-from jzi.encode.photos import open_photo, resize_photo
+from jzi.encode.photo_reader import PhotoReader, ReadPhoto
 from jzi.encode.prefetch import prefetch, reader_threads
-from jzi.errors import PhotoError
 from jzi.store.cache import NODATA, FeatureCache
+from jzi.store.chunk_writer import PhotoWriter, rows_by_chunk
 from jzi.store.files import file_sha256
 from jzi.store.photo_features import CHUNK, ENCODED, MISSING, UNREADABLE, PhotoFeatures
 from jzi.store.photo_table import PhotoTable, Rejected
@@ -67,18 +64,6 @@ class PhotoReport:
         return f"{self.encoded} photos encoded, {self.reused} reused{damaged}"
 
 
-@dataclass(frozen=True)
-class _Photo:
-    """A photo that was read: its row in the cache, what identifies its bytes, and its pixels or what is wrong."""
-
-    row: int
-    sha256: str
-    size: int
-    mtime_ns: int
-    pixels: NDArray[np.uint8] | None
-    error: str = ""
-
-
 def encode_queries(
     cache: FeatureCache, encoder: Encoder, table: PhotoTable, *, batch_size: int = 32, views: int = 0, seed: int = 0
 ) -> PhotoReport:
@@ -109,7 +94,7 @@ def encode_queries(
         cache.consolidate()  # there may be more rows and columns now
         lost = queries.damaged_rows()
         damaged = len(lost)
-        for rows in _by_chunk(lost):
+        for rows in rows_by_chunk(lost):
             queries.write(rows, {"status": np.full(len(rows), MISSING)})
     state.wait_for_everyone()
     known = queries.frame()
@@ -123,8 +108,8 @@ def encode_queries(
     unreadable = []
     with tqdm(total=len(todo), unit="photo", desc="photos", disable=not (state.is_main_process and len(todo))) as bar:
         viewed = dict(zip(known.index, np.where(known["split"] == "train", views, 0), strict=True))
-        for photo in _encode(mine, paths, viewed, seed, encoder, queries, batch_size, bar):
-            unreadable.append((known["id"][photo.row], photo.error))
+        for row, error in _encode(mine, paths, viewed, seed, encoder, queries, batch_size, bar):
+            unreadable.append((known["id"][row], error))
     if state.num_processes > 1:
         unreadable = gather_object(unreadable)
     still = known[~known.index.isin(todo)]
@@ -164,7 +149,7 @@ def _changed(
     if state.is_main_process and same.any():
         copies = suspects[same]
         position = pd.Series(copies, index=known.index[copies])
-        for rows in _by_chunk(position.index.to_numpy()):
+        for rows in rows_by_chunk(position.index.to_numpy()):
             at = position[rows].to_numpy()
             queries.write(rows, {"photo_bytes": size[at], "photo_mtime_ns": mtime_ns[at]})
     changed = ~tried | again
@@ -181,40 +166,36 @@ def _encode(
     queries: PhotoFeatures,
     batch_size: int,
     bar: tqdm,
-) -> Iterator[_Photo]:
-    """Encode and write the given rows; yields the photos that could not be read."""
-    height, width = encoder.photo_shape
-    writer = _RowWriter(queries)
-    batch: list[_Photo] = []
+) -> Iterator[tuple[int, str]]:
+    """Encode and write the given rows; yields those whose photos could not be read, and why."""
+    writer = PhotoWriter(queries)
+    reader = PhotoReader(encoder.photo_shape, stamps=True, subject="it")
+    batch: dict[int, ReadPhoto] = {}
 
     def flush() -> None:
         if batch:
-            counts = np.array([views[photo.row] for photo in batch])
-            for photo, embedding in zip(batch, _embed(batch, counts, seed, encoder), strict=True):
-                writer.put(photo, embedding[: 1 + views[photo.row]])
+            photos, counts = list(batch.values()), np.array([views[row] for row in batch])
+            for (row, photo), embedding in zip(batch.items(), _embed(photos, counts, seed, encoder), strict=True):
+                writer.put(row, photo.stamp, embedding[: 1 + views[row]])
             bar.update(len(batch))
             batch.clear()
 
-    def read(row: int) -> _Photo:
-        return _read(int(row), Path(paths[row]), width, height)
-
-    try:
-        for photo in prefetch(read, rows, reader_threads(), ahead=2 * batch_size):
+    with writer:
+        photos = reader.read((paths[row] for row in rows), ahead=2 * batch_size)
+        for row, photo in zip(rows.tolist(), photos, strict=True):
             if photo.pixels is None:
-                writer.put(photo, None)
+                writer.put(row, photo.stamp, None)
                 bar.update()
-                yield photo
+                yield row, photo.error
                 continue
-            batch.append(photo)
+            batch[row] = photo
             if len(batch) == batch_size:
                 flush()
-                writer.write_now_and_then()
+                writer.write_if_due()
         flush()
-    finally:
-        writer.write()
 
 
-def _embed(batch: list[_Photo], views: NDArray[np.int64], seed: int, encoder: Encoder) -> NDArray[np.float16]:
+def _embed(batch: list[ReadPhoto], views: NDArray[np.int64], seed: int, encoder: Encoder) -> NDArray[np.float16]:
     """(photo, 1 + views, feature): the plain photo, then the augmented views that each is to have."""
     pixels = np.stack([photo.pixels for photo in batch if photo.pixels is not None])
     plain = encoder.to_storage(encoder.encode_photos(pixels))
@@ -226,76 +207,12 @@ def _embed(batch: list[_Photo], views: NDArray[np.int64], seed: int, encoder: En
     squares = encoder.squares(photos[:1]).shape[1]
     for view in range(1, embedding.shape[1]):
         index = np.flatnonzero(views >= view)
-        draws = [view_draws(batch[place].sha256, view, seed, squares) for place in index]
+        draws = [view_draws(batch[place].stamp.sha256, view, seed, squares) for place in index]
         own, parts = torch.from_numpy(np.stack(draws)).to(photos.device).split([1, squares], dim=1)
         changed = encoder.squares(augment_photos(photos[torch.from_numpy(index).to(photos.device)], own[:, 0]))
         changed = drop_parts(changed.flatten(0, 1), parts.flatten(0, 1)).unflatten(0, changed.shape[:2])
         embedding[index, view] = encoder.to_storage(encoder.encode_squares(changed))
     return embedding
-
-
-def _read(row: int, path: Path, width: int, height: int) -> _Photo:
-    try:
-        stat = path.stat()
-        data = path.read_bytes()
-    except OSError as error:
-        return _Photo(row, "", -1, -1, None, f"cannot be read: {error.strerror}")
-    fingerprint = (row, hashlib.sha256(data).hexdigest(), stat.st_size, stat.st_mtime_ns)
-    try:
-        return _Photo(*fingerprint, resize_photo(open_photo(data, "it"), width, height))
-    except PhotoError as error:
-        return _Photo(*fingerprint, None, str(error))
-
-
-@dataclass
-class _RowWriter:
-    """Gathers rows and writes them chunk by chunk, now and then and at the end."""
-
-    queries: PhotoFeatures
-    rows: dict[int, tuple[_Photo, NDArray[np.float16] | None]] = field(default_factory=dict)
-    written_at: float = field(default_factory=time.monotonic)
-
-    def put(self, photo: _Photo, embedding: NDArray[np.float16] | None) -> None:
-        self.rows[photo.row] = photo, embedding
-
-    def write_now_and_then(self) -> None:
-        if time.monotonic() - self.written_at > WRITE_EVERY_S:
-            self.write()
-
-    def write(self) -> None:
-        for rows in _by_chunk(np.array(sorted(self.rows), np.int64)):
-            entries = [self.rows.pop(int(row)) for row in rows]
-            photos = [photo for photo, _ in entries]
-            self.queries.write(
-                rows,
-                {
-                    "photo_sha256": np.array([photo.sha256 for photo in photos], dtype=object),
-                    "photo_bytes": [photo.size for photo in photos],
-                    "photo_mtime_ns": [photo.mtime_ns for photo in photos],
-                    "views": [0 if embedding is None else len(embedding) - 1 for _, embedding in entries],
-                    "status": [UNREADABLE if embedding is None else ENCODED for _, embedding in entries],
-                },
-                _stack([embedding for _, embedding in entries]),
-            )
-        self.written_at = time.monotonic()
-
-
-def _stack(embeddings: list[NDArray[np.float16] | None]) -> NDArray[np.float16] | None:
-    """(row, view, feature) of as many views as any has, nan where there is none; None where there is nothing at all."""
-    there = [embedding for embedding in embeddings if embedding is not None]
-    if not there:
-        return None
-    stacked = np.full((len(embeddings), max(map(len, there)), there[0].shape[1]), np.nan, np.float16)
-    for row, embedding in zip(stacked, embeddings, strict=True):
-        if embedding is not None:
-            row[: len(embedding)] = embedding
-    return stacked
-
-
-def _by_chunk(rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-    """Sorted rows, those of one chunk of the cache at a time."""
-    if len(rows):
-        yield from np.split(rows, np.flatnonzero(np.diff(rows // CHUNK)) + 1)
 
 
 def _stat(path: Path) -> tuple[int, int]:

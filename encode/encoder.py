@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import sys
@@ -13,8 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -22,6 +19,7 @@ from tqdm import tqdm
 
 from jzi.encode.device import best_device
 from jzi.encode.families import FAMILIES, Family
+from jzi.encode.fingerprint import encoder_fingerprint, normalisation
 from jzi.errors import EncoderError, first_line
 from jzi.store.info import EncoderInfo
 
@@ -47,17 +45,6 @@ class Layout:
 LAYOUTS = {"halves": Layout(2, _halves), "whole": Layout(1, _whole)}
 
 
-#: Entries of a config that say where weights came from or how they are stored, not what is computed.
-_NOT_COMPUTING = (
-    "_name_or_path",
-    "architectures",
-    "dtype",
-    "torch_dtype",
-    "transformers_version",
-    "_attn_implementation",
-)
-
-
 class Encoder:
     """Images to embeddings, on one device.
 
@@ -70,6 +57,7 @@ class Encoder:
         mean: of red, green and blue, 0..1; by default the family's.
         std: likewise.
         device: where to compute; by default the best there is.
+        fingerprint: of this very encoder, where it is on record; it is computed on first use otherwise.
 
     Raises:
         EncoderError: the model's type, the layout or the size is none that can be used.
@@ -86,6 +74,7 @@ class Encoder:
         mean: tuple[float, ...] | None = None,
         std: tuple[float, ...] | None = None,
         device: str | None = None,
+        fingerprint: str | None = None,
     ) -> None:
         config: Any = model.config
         self.family = known_family(name, config.model_type)
@@ -96,35 +85,42 @@ class Encoder:
         self.mean, self.std = mean or self.family.mean, std or self.family.std
         self.name, self.from_hub, self.image_size, self.layout = name, from_hub, image_size, layout
         self.device = torch.device(device or best_device())
-        self.model = model.eval().to(self.device)
+        self.model = model.eval().requires_grad_(False).to(self.device)  # who trains it chooses what
         self.width = int(config.hidden_size)
         self._mean = torch.tensor(self.mean, device=self.device)[:, None, None]
         self._std = torch.tensor(self.std, device=self.device)[:, None, None]
         # bfloat16 halves the time on GPUs that have it; CPUs without matrix units are slower with it
         self._autocast = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        self._fingerprint = fingerprint
 
     @classmethod
     def load(
-        cls, name: str | Path, *, image_size: int = 384, layout: str = "halves", device: str | None = None
+        cls,
+        name: str | Path,
+        *,
+        image_size: int = 384,
+        layout: str = "halves",
+        device: str | None = None,
+        fingerprint: str | None = None,
     ) -> Encoder:
-        """From a Hugging Face id, or a folder as `save_pretrained` writes it.
+        """From a Hugging Face id, or a folder as `save_pretrained` writes it; arguments as of the class.
 
         Raises:
             EncoderError: there is no such folder and the hub cannot give it, or it is no model that jzi knows.
         """
 
         quiet_transformers()
-        folder = Path(name).is_dir()
+        folder, how = Path(name).is_dir(), (image_size, layout, device, fingerprint)
         if folder and not (Path(name) / "config.json").is_file():
             raise EncoderError(f"{name} is no encoder: it has no config.json (as `save_pretrained` writes it)")
         try:
             try:  # what has been fetched before is used without a word to the network
-                return cls._load(str(name), not folder, image_size, layout, device, local_files_only=True)
+                return cls._load(str(name), not folder, *how, local_files_only=True)
             except OSError:
                 if folder:
                     raise
                 tqdm.write(f"fetching the encoder {name} from the Hugging Face hub", file=sys.stderr)
-                return cls._load(str(name), not folder, image_size, layout, device)
+                return cls._load(str(name), not folder, *how)
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             reason = first_line(error)
             if folder:
@@ -136,7 +132,14 @@ class Encoder:
 
     @classmethod
     def _load(
-        cls, name: str, from_hub: bool, image_size: int, layout: str, device: str | None, **options: Any
+        cls,
+        name: str,
+        from_hub: bool,
+        image_size: int,
+        layout: str,
+        device: str | None,
+        fingerprint: str | None,
+        **options: Any,
     ) -> Encoder:
         import transformers
 
@@ -148,10 +151,17 @@ class Encoder:
         missing = sorted(key for key in report["missing_keys"] if not key.endswith("mask_token"))  # nothing is masked
         if missing:
             raise EncoderError(f"the encoder {name} lacks {len(missing)} weights ({missing[0]}, ...): get it anew")
-        trained = _preprocessor_config(name, from_hub, **options)
-        mean, std = (tuple(trained[key]) if key in trained else None for key in ("image_mean", "image_std"))
+        mean, std = normalisation(name, from_hub, family, **options)
         return cls(
-            model, name=name, from_hub=from_hub, image_size=image_size, layout=layout, mean=mean, std=std, device=device
+            model,
+            name=name,
+            from_hub=from_hub,
+            image_size=image_size,
+            layout=layout,
+            mean=mean,
+            std=std,
+            device=device,
+            fingerprint=fingerprint,
         )
 
     def save(self, folder: Path) -> None:
@@ -183,18 +193,19 @@ class Encoder:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over config, preprocessing and weights. The device and its precision do not count."""
-        config: Any = self.model.config
-        computing = {key: value for key, value in config.to_diff_dict().items() if key not in _NOT_COMPUTING}
-        preprocessing = {"image_size": self.image_size, "layout": self.layout, "resampling": "bicubic"}
-        normalisation = {"mean": self.mean, "std": self.std, "embed": self.family.pool.__name__.strip("_")}
-        digest = hashlib.sha256()
-        digest.update(json.dumps([computing, preprocessing, normalisation], sort_keys=True, default=str).encode())
-        # By their values, not their names, which change from one version of transformers to the next
-        tensors = (tensor.detach().float().cpu().contiguous().numpy() for tensor in self.model.state_dict().values())
-        for weights in sorted(hashlib.sha256(str(each.shape).encode() + each.tobytes()).digest() for each in tensors):
-            digest.update(weights)
-        return digest.hexdigest()
+        """SHA-256 over config, preprocessing and weights. The device and its precision do not count.
+
+        Computed once, or every time while a weight is trainable and may change.
+        """
+        if any(parameter.requires_grad for parameter in self.model.parameters()):
+            return self._hash()
+        if self._fingerprint is None:
+            self._fingerprint = self._hash()
+        return self._fingerprint
+
+    def _hash(self) -> str:
+        how = (self.image_size, self.layout, self.mean, self.std)
+        return encoder_fingerprint(self.model.config, self.family, *how, self.model.state_dict().values())
 
     # What it does
 
@@ -260,17 +271,6 @@ def quiet_transformers() -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-
-
-def _preprocessor_config(name: str, from_hub: bool, **options: Any) -> dict[str, Any]:
-    """What lies beside the weights; nothing where there is none. (transformers' own reader takes 1.5 s to import.)"""
-    file = Path(name) / "preprocessor_config.json"
-    if from_hub:
-        try:
-            file = Path(hf_hub_download(name, file.name, **options))
-        except EntryNotFoundError:  # not on the hub, or, without network, not fetched before
-            return {}
-    return json.loads(file.read_text()) if file.is_file() else {}
 
 
 def known_family(name: str, model_type: str) -> Family:

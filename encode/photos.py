@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 from pathlib import Path
 from typing import BinaryIO
 
@@ -33,7 +32,6 @@ def open_photo(
     name = name or (str(photo) if isinstance(photo, str | Path) else "the photo")
     max_pixels = max_pixels or MAX_PIXELS
     try:
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is MAX_PIXELS
         if isinstance(photo, Image.Image):
             image = photo
         else:

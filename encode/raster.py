@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import rasterio.warp
 from numpy.typing import NDArray
 from rasterio import Affine
 from rasterio.enums import ColorInterp, Resampling
-from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
+from rasterio.errors import CRSError, RasterioError
 from rasterio.transform import from_origin
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
@@ -100,7 +99,7 @@ class Raster:
     @property
     def files(self) -> list[str]:
         """The files that hold pixels: not statistics and overviews, which tools write beside an unchanged raster."""
-        with _open_file(self.path) as source:  # a warped view of it would name fewer
+        with rasterio.open(self.path) as source:  # a warped view of it would name fewer
             return [name for name in source.files if not name.lower().endswith((".aux.xml", ".ovr", ".msk.ovr"))]
 
     def _palette(self, source: Any) -> NDArray[np.uint8] | None:
@@ -245,14 +244,8 @@ def close_rasters() -> None:
     _open_shared.cache_clear()
 
 
-def _open_file(path: str) -> Any:
-    # Where it matters it becomes an error of ours. (`catch_warnings` is not for threads.)
-    warnings.simplefilter("ignore", NotGeoreferencedWarning)
-    return rasterio.open(path)
-
-
 def _open(path: str, options: RasterOptions) -> Any:
-    source = _open_file(path)
+    source = rasterio.open(path)
     points, points_crs = source.gcps
     if source.crs is None and points:
         source = WarpedVRT(source, src_crs=points_crs, crs=points_crs)  # placed by ground control points

@@ -2,41 +2,26 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
-from itertools import islice
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from jzi.encode.prefetch import prefetch, reader_threads
+from jzi.encode.photo_reader import Photo, PhotoReader, ReadPhoto
 from jzi.errors import PhotoError
 from jzi.locate.expert import Expert, Query, Stage
-from jzi.locate.fusion import fuse, smooth_track
+from jzi.locate.sequential import fuse, smooth_track
 from jzi.locate.location import DEFAULT, LocateOptions, Location, NotLocated, to_locations
 from jzi.locate.posterior import Posterior
 from jzi.store.pyramid import Pyramid, as_pyramid
 
 if TYPE_CHECKING:
     from jzi.encode.encoder import Encoder
-
-PANORAMA = "looks like a 360° panorama (2:1); treated as an ordinary photo"
-
-
-@dataclass(frozen=True)
-class _Photo:
-    """A photo that was read: its pixels at the encoder's size, or why there are none."""
-
-    name: str
-    source: Any
-    pixels: NDArray[np.uint8] | None
-    error: str = ""
-    notes: tuple[str, ...] = ()
 
 
 class Locator:
@@ -82,7 +67,7 @@ class Locator:
         """
         return as_pyramid(self.expert.area)
 
-    def locate(self, photo: Any, options: LocateOptions = DEFAULT, name: str = "") -> Location:
+    def locate(self, photo: Photo, options: LocateOptions = DEFAULT, name: str = "") -> Location:
         """Where one photo was taken.
 
         Args:
@@ -99,7 +84,7 @@ class Locator:
         return replace(location, photo=name) if name else location
 
     def locate_all(
-        self, photos: Iterable[Any], options: LocateOptions = DEFAULT, batch_size: int = 32
+        self, photos: Iterable[Photo], options: LocateOptions = DEFAULT, batch_size: int = 32
     ) -> Iterator[Location | NotLocated]:
         """Where each of many photos was taken, in their order; an unreadable photo gives a `NotLocated`.
 
@@ -109,12 +94,11 @@ class Locator:
             batch_size: photos to a forward pass.
         """
         for batch in self._batches(photos, batch_size):
-            readable = [photo for photo in batch if photo.pixels is not None]
-            locations = iter(self._locate(readable, options))
-            for photo in batch:
-                yield NotLocated(photo.name, photo.error) if photo.pixels is None else next(locations)
+            locations = iter(self._locate([pair for pair in batch if pair[1].pixels is not None], options))
+            for _, read in batch:
+                yield NotLocated(read.name, read.error) if read.pixels is None else next(locations)
 
-    def locate_together(self, photos: Iterable[Any], options: LocateOptions = DEFAULT) -> Location:
+    def locate_together(self, photos: Iterable[Photo], options: LocateOptions = DEFAULT) -> Location:
         """Where photos of one position were taken, from all of them together; stages do not run.
 
         Args:
@@ -130,7 +114,7 @@ class Locator:
         return to_locations(posterior, options, [" + ".join(names)])[0]
 
     def locate_track(
-        self, photos: Iterable[Any], seconds: Sequence[float], speed: float, options: LocateOptions = DEFAULT
+        self, photos: Iterable[Photo], seconds: Sequence[float], speed: float, options: LocateOptions = DEFAULT
     ) -> list[Location]:
         """Where each photo of a drive was taken, from all of them together; stages do not run.
 
@@ -148,7 +132,7 @@ class Locator:
         smoothed = smooth_track(self.posterior(query, options), self.expert.cell_mask, seconds, speed)
         return [to_locations(each, options, [name])[0] for each, name in zip(smoothed, names, strict=True)]
 
-    def encode(self, photos: Iterable[Any], batch_size: int = 32) -> tuple[list[str], Tensor]:
+    def encode(self, photos: Iterable[Photo], batch_size: int = 32) -> tuple[list[str], Tensor]:
         """Names and (photo, feature) embeddings of photos.
 
         Raises:
@@ -156,9 +140,9 @@ class Locator:
         """
         names, parts = [], []
         for batch in self._batches(photos, batch_size):
-            if errors := [photo.error for photo in batch if photo.pixels is None]:
+            if errors := [read.error for _, read in batch if read.pixels is None]:
                 raise PhotoError(errors[0])
-            names += [photo.name for photo in batch]
+            names += [read.name for _, read in batch]
             parts.append(self._embed(batch))
         return names, torch.cat(parts)
 
@@ -174,14 +158,14 @@ class Locator:
         """The expert's posterior of photos with (photo, feature) embeddings."""
         return self.expert.posterior(query, options)
 
-    def _locate(self, photos: list[_Photo], options: LocateOptions) -> list[Location]:
+    def _locate(self, photos: list[tuple[Photo, ReadPhoto]], options: LocateOptions) -> list[Location]:
         if not photos:
             return []
-        query, names = self._embed(photos), [photo.name for photo in photos]
+        query, names = self._embed(photos), [read.name for _, read in photos]
         locations = to_locations(self.posterior(query, options), options, names)
-        queries = [Query(photo.name, each, photo.source) for photo, each in zip(photos, query, strict=True)]
+        queries = [Query(read.name, each, photo) for (photo, read), each in zip(photos, query, strict=True)]
         refined = self._run_stages(queries, locations)
-        return [replace(location, notes=photo.notes) for location, photo in zip(refined, photos, strict=True)]
+        return [replace(location, notes=read.notes) for location, (_, read) in zip(refined, photos, strict=True)]
 
     def _run_stages(self, queries: Sequence[Query], locations: list[Location]) -> list[Location]:
         if not self.stages:
@@ -194,25 +178,18 @@ class Locator:
             refined.append(replace(location, candidates=tuple(candidates)))
         return refined
 
-    def _batches(self, photos: Iterable[Any], size: int) -> Iterator[list[_Photo]]:
-        """Photos, read ahead."""
-        _ = self.encoder  # loaded once, before the threads ask for it
-        read = prefetch(self._read, photos, reader_threads(), ahead=size)
-        while batch := list(islice(read, size)):
-            yield batch
+    def _batches(self, photos: Iterable[Photo], size: int) -> Iterator[list[tuple[Photo, ReadPhoto]]]:
+        """Photos with what was read of them, read ahead."""
+        pending: deque[Photo] = deque()
 
-    def _embed(self, photos: list[_Photo]) -> Tensor:
-        """(photo, feature) of those that could be read."""
-        return self.encoder.encode_photos(np.stack([photo.pixels for photo in photos if photo.pixels is not None]))
+        def remembered() -> Iterator[Photo]:
+            for photo in photos:
+                pending.append(photo)
+                yield photo
 
-    def _read(self, photo: Any) -> _Photo:
-        from jzi.encode.photos import looks_like_panorama, open_photo, resize_photo
+        for batch in PhotoReader(self.encoder.photo_shape).batches(remembered(), size, ahead=size):
+            yield [(pending.popleft(), read) for read in batch]
 
-        name = str(photo) if isinstance(photo, str | Path) else str(getattr(photo, "filename", "") or "photo")
-        height, width = self.encoder.photo_shape
-        try:
-            image = open_photo(photo, name)
-        except PhotoError as error:
-            return _Photo(name, photo, None, str(error))
-        notes = (PANORAMA,) if looks_like_panorama(image) else ()
-        return _Photo(name, photo, resize_photo(image, width, height), notes=notes)
+    def _embed(self, photos: list[tuple[Photo, ReadPhoto]]) -> Tensor:
+        """(photo, feature) of photos that could be read."""
+        return self.encoder.encode_photos(np.stack([read.pixels for _, read in photos if read.pixels is not None]))

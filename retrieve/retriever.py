@@ -1,27 +1,21 @@
 """A retriever's folder: all that is needed to locate photos by retrieval, to be copied anywhere.
 
-config.json           pyramid, encoder, imagery, footprint of the pieces of map, temperature
-encoder/              the encoder as `save_pretrained` writes it
-index.zarr            a feature cache with an embedding for every cell (`jzi index`); photos may be in it as well
-hnsw.faiss            a graph over them, for approximate search (`jzi index --hnsw`)
-train/                how it was trained
+Beside what `jzi.store.model_folder` describes it holds index.zarr, a feature cache with an embedding for every cell
+(`jzi index`), in which photos may be as well, and train/, how it was trained.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jzi.decode.model import FORMAT, load_own_encoder, read_config, replace_file
 from jzi.errors import ModelError
 from jzi.store.cache import FeatureCache
 from jzi.store.info import EncoderInfo, ImageryInfo
+from jzi.store.model_folder import CONFIG, ENCODER, GRAPH, RetrieverModelConfig, create_model, read_config
 from jzi.store.pyramid import Pyramid
 from jzi.store.storage import exists
-from jzi.train.config import RetrieverConfig
-from jzi.version import __version__
 
 if TYPE_CHECKING:
     from jzi.encode.encoder import Encoder
@@ -33,21 +27,11 @@ class Retriever:
 
     Attributes:
         folder: where it lies.
-        pyramid: whose terminal cells are retrieved.
-        encoder: of photos and pieces of map.
-        imagery: what it was trained on.
-        context: side of the piece of map that stands for a cell, in cells.
-        temperature: what cosine similarities are divided by, so that their softmax is a probability.
-        method: how it was trained.
+        config: what its config.json records.
     """
 
     folder: Path
-    pyramid: Pyramid
-    encoder: EncoderInfo
-    imagery: ImageryInfo
-    context: float
-    temperature: float
-    method: str
+    config: RetrieverModelConfig
 
     @classmethod
     def load(cls, folder: str | Path) -> Retriever:
@@ -57,36 +41,42 @@ class Retriever:
             ModelError: there is none, or it is damaged or of another kind.
         """
         folder = Path(folder)
-        if not (folder / "config.json").exists():
+        if not (folder / CONFIG).exists():
             raise ModelError(f"there is no retriever in {folder}: `jzi train-retriever` makes it")
         config = read_config(folder)
-        if config.get("kind") != "retriever":
+        if not isinstance(config, RetrieverModelConfig):
             raise ModelError(f"{folder} is no retriever: `jzi train-retriever` makes one")
-        return cls(
-            folder,
-            Pyramid.from_dict(config["pyramid"]),
-            EncoderInfo(**config["encoder"]),
-            ImageryInfo(**config["imagery"]),
-            config["context"],
-            config["temperature"],
-            config["method"],
-        )
+        return cls(folder, config)
 
-    def save(self) -> None:
-        """Write config.json."""
-        values = {
-            "jzi_format": FORMAT,
-            "version": __version__,
-            "kind": "retriever",
-            **asdict(self),
-            "folder": None,
-            "pyramid": self.pyramid.to_dict(),
-            "encoder": self.encoder.to_dict(),
-            "imagery": self.imagery.to_dict(),
-        }
-        del values["folder"]
-        text = json.dumps(values, indent=2)
-        replace_file(self.folder / "config.json", lambda path: path.write_text(text + "\n"))
+    @property
+    def pyramid(self) -> Pyramid:
+        """Whose terminal cells are retrieved."""
+        return self.config.pyramid
+
+    @property
+    def encoder(self) -> EncoderInfo:
+        """Of photos and pieces of map."""
+        return self.config.encoder
+
+    @property
+    def imagery(self) -> ImageryInfo:
+        """What it was trained on."""
+        return self.config.imagery
+
+    @property
+    def context(self) -> float:
+        """Side of the piece of map that stands for a cell, in cells."""
+        return self.config.context
+
+    @property
+    def temperature(self) -> float:
+        """What cosine similarities are divided by, so that their softmax is a probability."""
+        return self.config.temperature
+
+    @property
+    def method(self) -> str:
+        """How it was trained."""
+        return self.config.method
 
     @property
     def cache_path(self) -> str:
@@ -96,11 +86,13 @@ class Retriever:
     @property
     def hnsw_path(self) -> Path:
         """Where the graph for approximate search is kept."""
-        return self.folder / "hnsw.faiss"
+        return self.folder / GRAPH
 
     def load_encoder(self, device: str | None = None) -> Encoder:
-        """As `load_own_encoder`."""
-        return load_own_encoder(self.folder, self.encoder, device)
+        """As `load_model_encoder`."""
+        from jzi.encode.model_encoder import load_model_encoder
+
+        return load_model_encoder(self.folder, self.config, device)
 
     def open_cache(self) -> FeatureCache:
         """The cache with the cells, for reading.
@@ -126,11 +118,23 @@ def save_retriever(
     pyramid: Pyramid,
     encoder: EncoderInfo,
     imagery: ImageryInfo,
-    config: RetrieverConfig,
+    *,
+    context: float,
     temperature: float,
+    method: str,
 ) -> Retriever:
-    """Write config.json of a retriever whose encoder lies in the folder."""
-    own = replace(encoder, name=str(folder / "encoder"), from_hub=False)
-    retriever = Retriever(folder, pyramid, own, imagery, config.context, temperature, config.method)
-    retriever.save()
-    return retriever
+    """Write config.json of a retriever whose encoder lies in the folder.
+
+    Raises:
+        ModelError: the disk is full or refuses.
+    """
+    config = RetrieverModelConfig(
+        pyramid=pyramid,
+        encoder=replace(encoder, name=str(folder / ENCODER), from_hub=False),
+        imagery=imagery,
+        context=context,
+        temperature=temperature,
+        method=method,
+    )
+    create_model(folder, config)
+    return Retriever(folder, config)

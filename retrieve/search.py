@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from jzi.errors import ConfigError, ModelError, first_line
 from jzi.retrieve.retriever import Retriever
 from jzi.store.cell_features import CellFeatures
-from jzi.store.files import write_whole
+from jzi.store.model_folder import GRAPH, verify_file, write_file
 
 #: Links of a node of the graph, and how many nodes are kept in sight while it is built and searched.
 LINKS, BUILD_SIGHT, SEARCH_SIGHT = 32, 200, 256
@@ -59,6 +59,7 @@ class CellIndex:
                 f"{retriever.folder} has no graph for approximate search: run `jzi index --retriever "
                 f"{retriever.folder} --hnsw`"
             )
+        verify_file(retriever.folder, retriever.config, GRAPH)
         try:
             graph = faiss.read_index(str(retriever.hnsw_path))
         except RuntimeError as error:
@@ -114,16 +115,13 @@ def build_graph(embedding: NDArray[Any]) -> Any:
 
 
 def save_graph(graph: Any, path: Path) -> None:
-    """Write a graph, whole or not at all.
+    """Write a graph, whole or not at all, and record its digest in the retriever's config.json.
 
     Raises:
         ModelError: the disk is full or refuses.
     """
     faiss = import_faiss()
-    try:
-        write_whole(path, lambda file: faiss.write_index(graph, str(file)))
-    except (OSError, RuntimeError) as error:
-        raise ModelError(f"{path} cannot be written: {first_line(error)}") from error
+    write_file(path.parent, path.name, lambda file: faiss.write_index(graph, str(file)))
 
 
 def import_faiss() -> Any:

@@ -8,7 +8,6 @@ loses at most what was in flight, and a chunk's status never speaks of an embedd
 from __future__ import annotations
 
 import contextlib
-import warnings
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 from pyproj import CRS
-from zarr.errors import ContainsArrayError, ZarrUserWarning
+from zarr.errors import ContainsArrayError
 
 from jzi.errors import CacheCorruptError, CacheError, CacheMismatchError
 from jzi.store.cell_features import CellFeatures
@@ -163,12 +162,10 @@ class FeatureCache:
 
         Nothing is written where it is gathered already.
         """
-        with storage_errors(self.path), warnings.catch_warnings():
-            if self._is_consolidated():
-                return
-            # Zarr warns that readers of other languages may not know consolidated metadata; they can do without.
-            warnings.simplefilter("ignore", ZarrUserWarning)
-            zarr.consolidate_metadata(self.group.store)
+        with storage_errors(self.path):
+            if not self._is_consolidated():
+                # Zarr warns that readers of other languages may not know consolidated metadata; they can do without.
+                zarr.consolidate_metadata(self.group.store)
 
     def _is_consolidated(self) -> bool:
         """Whether the gathered metadata knows all photos, views, columns and patch tokens that there are."""
@@ -198,7 +195,7 @@ class FeatureCache:
         """Side of a chunk in tiles: what one tile of `block_level` covers, or as much as fits in 16 x 16 above it."""
         g = self.pyramid.grid
         if level >= self.block_level:
-            return g ** (level - self.block_level)
+            return self.pyramid.tiles_per_side(level - self.block_level)
         side = 1
         while side * g <= min(MAX_CHUNK, self.pyramid.tiles_per_side(level)):
             side *= g
@@ -234,7 +231,7 @@ class FeatureCache:
         dimensions: tuple[str, ...],
         fill: float,
         attributes: dict[str, Any],
-    ) -> zarr.Array:
+    ) -> zarr.Array[Any]:
         with contextlib.suppress(ContainsArrayError):  # another process may be making the same cache
             if name not in self.group:
                 return self.group.create_array(
@@ -249,7 +246,7 @@ class FeatureCache:
                 )
         return self.array(name)
 
-    def array(self, name: str) -> zarr.Array:
+    def array(self, name: str) -> zarr.Array[Any]:
         """One of the group's arrays, such as "map/2/embedding"."""
         try:
             array = self.group[name]

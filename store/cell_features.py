@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
@@ -166,7 +166,7 @@ class CellFeatures:
         grid[row, col] = embedding
         return grid
 
-    def _array(self, name: str) -> zarr.Array:
+    def _array(self, name: str) -> zarr.Array[Any]:
         array = self.group[f"cells/{name}"]
         assert isinstance(array, zarr.Array)
         return array

@@ -243,7 +243,7 @@ def verify_cache(cache: FeatureCache) -> VerifyReport:
     return VerifyReport(cache.path, chunks, tuple(damaged), tuple(lost), tuple(missing))
 
 
-def _chunks(array: zarr.Array) -> Iterator[tuple[slice, ...]]:
+def _chunks(array: zarr.Array[Any]) -> Iterator[tuple[slice, ...]]:
     ranges = (range(0, size, chunk) for size, chunk in zip(array.shape, array.chunks, strict=True))
     for corner in itertools.product(*ranges):
         yield tuple(slice(start, start + chunk) for start, chunk in zip(corner, array.chunks, strict=True))

@@ -38,7 +38,8 @@ class MapEmbeddings:
     @property
     def width(self) -> int:
         """Number of features."""
-        return self.embedding[0].shape[-1]
+        width: int = self.embedding[0].shape[-1]
+        return width
 
     def save(self, path: Path) -> None:
         """Write one safetensors file."""

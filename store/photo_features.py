@@ -113,7 +113,7 @@ class PhotoFeatures:
         """
         rows = np.asarray(rows)
         with storage_errors(self.path, "queries/embedding"):
-            embedding = np.asarray(self._array("embedding")[: len(self), : 1 + views])[rows]
+            embedding: NDArray[np.float16] = np.asarray(self._array("embedding")[: len(self), : 1 + views])[rows]
         encoded = np.arange(embedding.shape[1]) <= self.column("views")[rows, None]
         if np.isnan(embedding[..., 0][encoded]).any():  # a chunk that is gone is nan in every feature
             raise corrupt(self.path, "queries/embedding", "a chunk is gone")
@@ -173,7 +173,7 @@ class PhotoFeatures:
                 if not self._readable(array, window):
                     array[window] = array.fill_value
 
-    def _readable(self, array: zarr.Array, window: slice) -> bool:
+    def _readable(self, array: zarr.Array[Any], window: slice) -> bool:
         try:
             with storage_errors(self.path, "queries"):
                 array[window]
@@ -302,7 +302,7 @@ class PhotoFeatures:
         assert isinstance(queries, zarr.Group)
         return queries
 
-    def _array(self, name: str) -> zarr.Array:
+    def _array(self, name: str) -> zarr.Array[Any]:
         array = self.group[f"queries/{name}"]
         assert isinstance(array, zarr.Array)
         return array

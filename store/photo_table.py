@@ -6,10 +6,10 @@ A row that cannot be used is kept in `PhotoTable.rejected` with the reason.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import json
-import warnings
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -273,13 +273,23 @@ def _parse(source: Path) -> pd.DataFrame:
             separator = csv.Sniffer().sniff(header, delimiters=",;\t|").delimiter
         except csv.Error:
             separator = ","
+        names = next(csv.reader([header], delimiter=separator))
         # ids of 16 digits are text: as numbers some of them would be rounded
-        ids = {column: str for column in next(csv.reader([header], delimiter=separator)) if _is_text(column)}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", pd.errors.ParserWarning)  # fields beyond the header are left out
-            return pd.read_csv(source, sep=separator, encoding="utf-8-sig", dtype=ids, index_col=False)
+        ids = {column: str for column in names if _is_text(column)}
+        # Fields beyond the header are left out. Pandas warns of them, but not where the columns are chosen.
+        usecols = (lambda _: True) if _first_row_length(source, separator) > len(names) else None
+        return pd.read_csv(source, sep=separator, encoding="utf-8-sig", dtype=ids, index_col=False, usecols=usecols)
     except (ValueError, OSError, pd.errors.ParserError) as error:
         raise PhotoTableError(f"{source} cannot be read as a table: {error}") from error
+
+
+def _first_row_length(source: Path, separator: str) -> int:
+    """Fields of the first row below the header; 0 where there is none, or where it has a field that csv refuses."""
+    with source.open(encoding="utf-8-sig", newline="") as file, contextlib.suppress(csv.Error):
+        rows = csv.reader(file, delimiter=separator)
+        next(rows, None)
+        return len(next(filter(None, rows), ()))
+    return 0
 
 
 def _is_text(column: str) -> bool:

@@ -126,11 +126,12 @@ class Pyramid:
 
     def tiles_per_side(self, level: int) -> int:
         """g^level."""
-        return self.grid**level
+        side: int = self.grid**level
+        return side
 
     def footprint(self, level: int) -> float:
         """Side of a tile of that level, metres."""
-        return self.size / self.grid**level
+        return self.size / self.tiles_per_side(level)
 
     @property
     def tile_count(self) -> int:

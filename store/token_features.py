@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import zarr
@@ -118,7 +119,7 @@ class TokenFeatures:
             return True, True
 
 
-def _array(group: zarr.Group, level: int) -> zarr.Array:
+def _array(group: zarr.Group, level: int) -> zarr.Array[Any]:
     array = group[tokens_name(level)]
     assert isinstance(array, zarr.Array)
     return array

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from accelerate import PartialState
 from click.testing import CliRunner
 
 import jzi.train.decoder as training
@@ -17,16 +19,18 @@ from jzi.ablate.ablation import Ablation
 from jzi.ablate.table import gather_rows, to_csv, to_text, write_tables
 from jzi.ablate.trials import Trial
 from jzi.ablate.variants import Variant, expand_grid, folder_name, read_variants
-from jzi.ablate.workers import _in_order, run_free
+from jzi.ablate.workers import _in_order, run_free, use_device
 from jzi.cli import main
 from jzi.decode.config import DecoderConfig
 from jzi.decode.model import ZoomModel
-from jzi.errors import ConfigError, ModelError
+from jzi.encode.device import best_device, processes
+from jzi.errors import ConfigError, ModelError, TrainingError
 from jzi.evaluate.photos import LabelledPhotos
 from jzi.evaluate.protocol import evaluate
 from jzi.store.cache import ENCODED, FeatureCache
 from jzi.store.pyramid import Pyramid
 from jzi.train.config import TrainConfig
+from jzi.train.data import TrainingData
 from jzi.workspace.open import load_encoder, open_zoom
 from jzi.workspace.settings import EncoderSettings, MapSettings, QuerySettings, Settings, load_settings, write_settings
 
@@ -214,6 +218,42 @@ def test_a_killed_ablation_goes_on_in_the_epoch_where_it_was(town, monkeypatch) 
         assert (parts / "decoder.safetensors").read_bytes() == (whole / "decoder.safetensors").read_bytes()
 
 
+def test_a_worker_of_process_1_computes_on_gpu_1(town, monkeypatch) -> None:
+    [trial] = plan(town, [])["reference"]
+    current, devices = [0], []
+
+    def load(_: FeatureCache, device: str, **how: object) -> None:
+        devices.append(device)
+        raise TrainingError("far enough")
+
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.current_device", lambda: current[-1])
+    monkeypatch.setattr("torch.cuda.set_device", current.append)
+    monkeypatch.setattr(TrainingData, "load", load)
+    for index in (1, 3):
+        use_device(index)
+        with pytest.raises(TrainingError, match="far enough"):
+            run_free([trial])
+    assert devices == ["cuda:1", "cuda:3"]
+
+
+def test_accelerate_computes_on_the_current_gpu_in_a_worker_and_on_its_own_when_launched(monkeypatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.current_device", lambda: 1)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    shared = dict(PartialState._shared_state)
+    PartialState._reset_state()
+    try:
+        assert processes().device == torch.device("cuda")  # no index: the current one
+        assert best_device() == "cuda:1"
+    finally:
+        PartialState._reset_state()
+        PartialState._shared_state.update(shared)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    assert best_device() == "cuda:2"
+
+
 def test_two_processes_never_take_the_same_run(town) -> None:
     [trial] = plan(town, [])["reference"]
     with trial.claim() as first, trial.claim() as second:
@@ -275,10 +315,10 @@ def test_the_table_has_mean_deviation_and_difference_to_the_reference(town) -> N
 # The command, with processes, encoders and caches
 
 
+@pytest.mark.slow
 def test_ablate_runs_variants_of_encoders_in_processes_of_their_own(
     tmp_path, town_raster, photo_folder, encoder_folder, pyramid
 ) -> None:
-    import torch
     from transformers import Dinov2Model
 
     model = Dinov2Model.from_pretrained(encoder_folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from jzi.errors import CacheMismatchError
 from jzi.store.cache import ENCODED, MISSING, FeatureCache
 from jzi.store.info import EncoderInfo, ImageryInfo
 from jzi.store.maintenance import merge_caches, same_photos, verify_cache
+from jzi.store.model_folder import ZoomModelConfig, create_model
 from jzi.store.pyramid import Pyramid
 from jzi.workspace.caches import describe_cache, models_needing, scan_folder
 
@@ -63,9 +63,9 @@ def make(tmp_path: Path, info: EncoderInfo) -> Callable[..., FeatureCache]:
 
 
 def write_model(folder: Path, cache: FeatureCache, has_map: bool) -> None:
-    folder.mkdir(parents=True)
-    info = {"pyramid": cache.pyramid.to_dict(), "encoder": cache.encoder.to_dict(), "imagery": IMAGERY.to_dict()}
-    (folder / "config.json").write_text(json.dumps(info))
+    create_model(
+        folder, ZoomModelConfig(pyramid=cache.pyramid, encoder=cache.encoder, imagery=IMAGERY, decoder={"layers": 1})
+    )
     if has_map:
         (folder / "map.safetensors").touch()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -29,12 +31,7 @@ def test_the_temperature_that_made_the_answers_is_found(monkeypatch, true) -> No
     actions = torch.multinomial(probability.flatten(0, 1), 1, generator=generator).view(4000, 3)
     monkeypatch.setattr(module, "_logits", lambda *_: logits)
 
-    class Photos:
-        pass
-
-    samples = Photos()
-    samples.actions = actions
-    assert fit_temperature(None, None, samples) == pytest.approx(wanted.tolist(), rel=0.08)
+    assert fit_temperature(None, None, SimpleNamespace(actions=actions)) == pytest.approx(wanted.tolist(), rel=0.08)
 
 
 def test_the_most_confident_are_answered_first() -> None:

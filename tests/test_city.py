@@ -85,6 +85,7 @@ def test_a_city_is_a_working_directory_of_jzi(city: Path) -> None:
         assert imagery is not None
 
 
+@pytest.mark.slow
 def test_the_same_seed_makes_the_same_city_and_another_one_another(city: Path, heights: Path, tmp_path: Path) -> None:
     make(tmp_path / "again", heights)
     make(tmp_path / "other", heights, seed=1)
@@ -93,6 +94,7 @@ def test_the_same_seed_makes_the_same_city_and_another_one_another(city: Path, h
         assert (tmp_path / "other" / name).read_bytes() != (city / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_two_windows_show_the_same_city_where_they_overlap(heights: Path) -> None:
     raster = HeightRaster.open(heights)
     one, other = Area(WEST + 40, SOUTH + 100, 160, 160), Area(WEST + 97, SOUTH + 33, 180, 150)
@@ -121,6 +123,7 @@ def test_blocks_cover_a_window_once() -> None:
     assert (covered == 1).all()
 
 
+@pytest.mark.slow
 def test_no_photo_that_is_held_out_is_taken_within_2_m_of_another_splits(heights: Path, tmp_path: Path) -> None:
     make(tmp_path, heights, counts=(300, 40, 60), photo_size=(4, 8))
     table = pd.read_csv(tmp_path / "photos.csv")
@@ -190,6 +193,7 @@ def test_a_street_is_as_wide_as_its_walls_stand_apart_and_runs_along_them() -> N
     assert ground.ridge[57, 60] <= 0.5 < 0.9 < ground.ridge[53, 60]
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_and_more_photos_leave_the_first_ones(heights: Path, tmp_path: Path) -> None:
     make(tmp_path, heights, counts=(6, 2, 3))
     kept, lost = (tmp_path / f"photos/train/000/00000{number}.jpg" for number in (3, 4))
@@ -207,6 +211,7 @@ def test_an_interrupted_run_goes_on_and_more_photos_leave_the_first_ones(heights
     assert not [path for path in tmp_path.rglob("*") if "partial" in path.name or path.name.startswith(".")]
 
 
+@pytest.mark.slow
 def test_leaves_have_seasons_and_cars_have_turnouts(heights: Path) -> None:
     block = CityBlock.make(HeightRaster.open(heights), Area(WEST + 60, SOUTH + 80, 200, 200), 2, 0)
     summer, autumn, other = block.scene("summer", 1), block.scene("autumn", 1), block.scene("summer", 2)

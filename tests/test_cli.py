@@ -187,9 +187,10 @@ def test_several_photos_are_located_together_or_along_a_drive(trained, tmp_path)
     assert [json.loads(each)["photo"] for each in timed] == ["002.jpg", "004.jpg", "000.jpg"]
 
 
+@pytest.mark.slow
 def test_a_killed_encode_goes_on_where_it_was(area, tmp_path) -> None:
     code = (
-        "import jzi.encode.encode_map as m, jzi.encode.encoder as e, time; m.WRITE_EVERY_S = 0;"
+        "import jzi.store.chunk_writer as w, jzi.encode.encoder as e, time; w.WRITE_EVERY_S = 0;"
         "encode = e.Encoder.encode_tiles;"
         "e.Encoder.encode_tiles = lambda *a: (time.sleep(0.2), encode(*a))[1];"
         "from jzi.cli import main; main(['encode-map', '--set', 'encoder.batch_size=16'])"

@@ -10,8 +10,9 @@ from click.testing import CliRunner
 from PIL import Image
 
 from jzi.cli import main
-from jzi.decode.model import ZoomModel, read_config
+from jzi.decode.model import ZoomModel
 from jzi.demo.tour import _trained_on
+from jzi.store.model_folder import read_config
 from jzi.workspace.settings import load_settings
 
 
@@ -47,7 +48,7 @@ def test_the_demo_leaves_an_area_that_the_commands_work_on(tour, monkeypatch) ->
     monkeypatch.chdir(folder)
     result = CliRunner().invoke(main, ["encode-map"])
     assert result.stdout.startswith("0 tiles encoded") and result.exit_code == 0
-    assert read_config(folder / "model")["pyramid"]["size"] >= 320
+    assert read_config(folder / "model").pyramid.size >= 320
 
 
 def test_another_demo_in_the_same_folder_is_refused(tour) -> None:

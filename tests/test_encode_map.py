@@ -21,6 +21,7 @@ from jzi.encode.encoder import Encoder
 from jzi.encode.imagery import Imagery
 from jzi.encode.tiles import TileRenderer
 from jzi.errors import CacheCorruptError, EncoderError, ImageryError
+from jzi.store import chunk_writer
 from jzi.store.cache import ENCODED, MISSING, NODATA, FeatureCache
 from jzi.store.pyramid import Pyramid, TileKey
 
@@ -227,7 +228,7 @@ def test_an_encode_killed_between_two_writes_of_a_chunk_resumes_to_the_same_cach
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(FeatureCache, "array", killed)
-        patch.setattr(module, "WRITE_EVERY_S", every_s)
+        patch.setattr(chunk_writer, "WRITE_EVERY_S", every_s)
         town.run(batch_size=8)
     assert_sound(town.cache())
     town.run()
@@ -239,8 +240,9 @@ import os, signal, sys
 from jzi.encode import encode_map as module
 from jzi.encode.encoder import Encoder
 from jzi.encode.imagery import Imagery
+from jzi.store import chunk_writer
 from jzi.store.cache import FeatureCache
-module.WRITE_EVERY_S = 0.0
+chunk_writer.WRITE_EVERY_S = 0.0
 cache = FeatureCache.open(sys.argv[1], "r+")
 encoder = Encoder.load(sys.argv[2], image_size=14, device="cpu")
 encoder.model.double()
@@ -254,6 +256,7 @@ module.encode_map(cache, encoder, Imagery([sys.argv[3]], cache.pyramid), batch_s
 """
 
 
+@pytest.mark.slow
 def test_killed_encode_resumes_to_the_same_cache(
     town: Town, whole: dict, files_of: Callable, encoder_folder: Path, raster: Path
 ) -> None:

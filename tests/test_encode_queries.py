@@ -18,6 +18,7 @@ from jzi.encode.encode_queries import PhotoReport, encode_queries
 from jzi.encode.encoder import Encoder
 from jzi.encode.photos import open_photo, resize_photo
 from jzi.errors import CacheCorruptError, CacheError, EncoderError
+from jzi.store import chunk_writer
 from jzi.store import photo_features as query_features
 from jzi.store.cache import FeatureCache
 from jzi.store.photo_table import PhotoTable, read_photo_table
@@ -61,6 +62,7 @@ def _small_chunks() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(query_features, "CHUNK", CHUNK)
         patch.setattr(module, "CHUNK", CHUNK)
+        patch.setattr(chunk_writer, "CHUNK", CHUNK)
         yield
 
 

@@ -98,10 +98,11 @@ def start(city: City, config: FinetuneConfig) -> module._Finetuning:
 def plain_way(city: City, run: module._Finetuning, index: torch.Tensor, seed: int) -> dict[str, torch.Tensor]:
     """Every tile of every photo goes through the whole encoder of transformers; the loss and every gradient."""
     encoder, area = city.encoder(), run.areas[0]
+    encoder.model.requires_grad_(True)
     decoder = ZoomDecoder(run.network.decoder.config)
     decoder.load_state_dict(run.network.decoder.state_dict())
     reader = PhotoReader(encoder.photo_shape)
-    photos = torch.from_numpy(np.stack([reader._read(path) for path in area.train.paths[index]]))
+    photos = torch.from_numpy(np.stack(list(reader.read(area.train.paths[index], 8))))
     pixels = photos.permute(0, 3, 1, 2).float() / 255
     tiles, actions = area.train.tiles[index], area.train.actions[index]  # (photo, step)
     distinct = tiles.unique()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +17,16 @@ from jzi.decode.config import DecoderConfig
 from jzi.decode.decoder import ZoomDecoder
 from jzi.decode.model import ZoomModel, create_folder, save_weights
 from jzi.encode.encoder import Encoder
-from jzi.errors import ConfigError, ModelError, PhotoError
-from jzi.locate.location import LocateOptions, Location, NotLocated
+from jzi.errors import ConfigError, ModelError, PhotoError, PyramidError
+from jzi.evaluate.calibration import calibrate
+from jzi.evaluate.photos import LabelledPhotos
+from jzi.evaluate.protocol import evaluate
+from jzi.locate.expert import Query
+from jzi.locate.location import Candidate, LocateOptions, Location, NotLocated
 from jzi.locate.locator import Locator
+from jzi.locate.posterior import Posterior
 from jzi.store.map_embeddings import ENCODED, MapEmbeddings
+from jzi.store.model_folder import MAP, write_file
 from jzi.store.pyramid import Pyramid
 
 
@@ -33,7 +41,7 @@ def model(tmp_path: Path, encoder_folder: Path, pyramid: Pyramid) -> Path:
     torch.manual_seed(0)
     config = DecoderConfig(width=32, layers=2, heads=2)
     create_folder(tmp_path / "model", config, pyramid, info, encoder_folder)
-    MapEmbeddings(pyramid, embedding, status).save(tmp_path / "model" / "map.safetensors")
+    write_file(tmp_path / "model", MAP, MapEmbeddings(pyramid, embedding, status).save)
     save_weights(tmp_path / "model", ZoomDecoder(config))
     return tmp_path / "model"
 
@@ -116,7 +124,7 @@ def test_an_encoder_that_was_swapped_is_refused(model) -> None:
     encoder = Encoder.load(model / "encoder", image_size=56)
     next(iter(encoder.model.parameters())).data += 1
     encoder.save(model / "encoder")
-    with pytest.raises(ModelError, match="was trained with the encoder"):
+    with pytest.raises(ModelError, match=r"encoder/model\.safetensors does not match"):
         jzi.load(model).encoder  # noqa: B018 - loading it is the act
 
 
@@ -126,6 +134,82 @@ def test_a_damaged_model_is_one_sentence(model, damage) -> None:
     with pytest.raises(ModelError, match=damage) as error:
         jzi.load(model)
     assert "\n" not in str(error.value)
+
+
+class Recorder:
+    """A stage that turns the candidates round and remembers what it was given."""
+
+    name = "recorder"
+
+    def __init__(self) -> None:
+        self.queries: list[Query] = []
+
+    def __call__(self, query: Query, posterior: Posterior, candidates: Sequence[Candidate]) -> list[Candidate]:
+        assert len(posterior) == 1
+        self.queries.append(query)
+        return [replace(each, source=self.name) for each in reversed(candidates)]
+
+
+def test_stages_run_after_the_posterior_on_each_photo(model, photo_folder) -> None:
+    plain, stage = jzi.load(model), Recorder()
+    locator = Locator(plain.expert, lambda: plain.encoder, [stage], name="staged")
+    photos = sorted(photo_folder.rglob("*.jpg"))[:3]
+    before, after = list(plain.locate_all(photos)), list(locator.locate_all(photos))
+    assert [query.photo for query in stage.queries] == photos
+    assert [query.name for query in stage.queries] == [str(photo) for photo in photos]
+    for one, other in zip(before, after, strict=True):
+        assert isinstance(one, Location) and isinstance(other, Location)
+        assert [each.cell for each in other.candidates] == [each.cell for each in one.candidates][::-1]
+        assert other.best.source == "recorder" and other.radius_95 == one.radius_95
+    _, embeddings = plain.encode(photos)
+    off_cache = locator.locate_embeddings(embeddings)
+    assert stage.queries[-1].photo is None and torch.equal(stage.queries[-1].embedding, embeddings[-1])
+    assert [each.best.cell for each in off_cache] == [each.best.cell for each in after if isinstance(each, Location)]
+
+
+class Uniform:
+    """An expert that knows nothing but where the imagery is, in cells that are no pyramid's."""
+
+    name = "uniform"
+
+    def __init__(self, locator: Locator) -> None:
+        self.pyramid, self.cell_mask, self.encoder = locator.pyramid, locator.expert.cell_mask, locator.expert.encoder
+        self.area = self
+
+    crs, cell_size = property(lambda self: self.pyramid.crs), property(lambda self: self.pyramid.cell_size)
+    shape = property(lambda self: self.pyramid.shape)
+
+    def cells_at(self, latitude, longitude):
+        return self.pyramid.cells_at(latitude, longitude)
+
+    def cell_centers(self, row, col):
+        return self.pyramid.cell_centers(row, col)
+
+    def unproject(self, x, y):
+        return self.pyramid.unproject(x, y)
+
+    def posterior(self, query: torch.Tensor, options: LocateOptions) -> Posterior:
+        row, col = (np.tile(values, (len(query), 1)) for values in np.nonzero(self.cell_mask))
+        return Posterior.from_cells(self.area, row, col, np.full(row.shape, 1 / row.shape[1]))
+
+    def uncalibrated(self) -> None:
+        return None
+
+
+def test_any_expert_over_any_cells_can_locate_and_be_evaluated(model) -> None:
+    plain = jzi.load(model)
+    expert = Uniform(plain)
+    locator = Locator(expert, lambda: plain.encoder)
+    (location,) = locator.locate_embeddings(torch.zeros(1, 32))
+    assert location.best.path == () and 0 < location.confidence < 1.02 * np.pi * 50**2 / 800**2
+    with pytest.raises(PyramidError, match="square pyramid"):
+        locator.pyramid  # noqa: B018
+    latitude, longitude = plain.pyramid.unproject([0.0, 100.0], [0.0, 100.0])
+    row, col = plain.pyramid.cells_at(latitude, longitude)
+    photos = LabelledPhotos("test", torch.zeros(2, 32), latitude, longitude, row, col, 0)
+    evaluation = evaluate(expert, photos)
+    assert evaluation.photos == 2 and evaluation.step_accuracy == () and evaluation.recall_at == {}
+    assert calibrate(expert, photos).error_before is None
 
 
 def test_the_package_gives_what_the_commands_use() -> None:

@@ -15,6 +15,8 @@ from safetensors.numpy import load_file
 
 from jzi.store.cache import FeatureCache
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = ["--set", "train.epochs=2", "--set", "train.batch_size=8", "--set", "decoder.layers=1"]
 SETTINGS += ["--set", "decoder.dropout=0.0", "--set", "encoder.batch_size=16"]
 

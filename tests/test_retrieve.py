@@ -20,10 +20,11 @@ from jzi.encode.imagery import Imagery
 from jzi.errors import ConfigError, ModelError
 from jzi.locate.posterior import Posterior
 from jzi.retrieve.expert import RetrievalExpert
-from jzi.retrieve.metrics import fit_temperature, ranks
 from jzi.retrieve.retriever import Retriever
 from jzi.retrieve.search import CellIndex, build_graph, unit
+from jzi.retrieve.similarity import fit_temperature, ranks
 from jzi.store.cell_features import CellFeatures
+from jzi.store.model_folder import ZoomModelConfig, create_model
 from jzi.store.photo_table import read_photo_table
 from jzi.train.config import RetrieverConfig
 from jzi.train.losses import soft_margin_triplet, symmetric_infonce
@@ -289,8 +290,9 @@ def test_what_does_not_belong_together_is_refused(retrieved, tmp_path, photo_fol
     assert "train-retriever" in jzi("index --retriever nowhere", code=2).stderr
     assert "-o" in jzi(f"train-retriever {RETRIEVER} --method infonce", code=2).stderr
     with pytest.raises(ModelError, match="no retriever"):
-        (tmp_path / "other").mkdir()
-        (tmp_path / "other/config.json").write_text(json.dumps({"jzi_format": 1, "decoder": {}}))
+        mine = Retriever.load(tmp_path / "retriever")
+        zoom = ZoomModelConfig(pyramid=mine.pyramid, encoder=mine.encoder, imagery=None, decoder={"layers": 1})
+        create_model(tmp_path / "other", zoom)
         Retriever.load(tmp_path / "other")
 
 

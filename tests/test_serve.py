@@ -27,6 +27,7 @@ from jzi.locate.location import LocateOptions
 from jzi.locate.locator import Locator
 from jzi.serve.app import Limits, make_app
 from jzi.store.map_embeddings import ENCODED, MapEmbeddings
+from jzi.store.model_folder import MAP, write_file
 from jzi.store.pyramid import Pyramid
 
 
@@ -39,7 +40,7 @@ def locator(tmp_path: Path, encoder_folder: Path, pyramid: Pyramid) -> Locator:
     info = Encoder.load(encoder_folder, image_size=28).info
     create_folder(tmp_path / "model", config, pyramid, info, encoder_folder)
     status = tuple(np.full((n, n), ENCODED, np.uint8) for n in sides)
-    MapEmbeddings(pyramid, embedding, status).save(tmp_path / "model" / "map.safetensors")
+    write_file(tmp_path / "model", MAP, MapEmbeddings(pyramid, embedding, status).save)
     torch.manual_seed(0)
     save_weights(tmp_path / "model", ZoomDecoder(config))
     return jzi.load(tmp_path / "model")

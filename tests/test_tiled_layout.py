@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from jzi.errors import ImageryError
 from jzi.store.pyramid import Pyramid
 
 SIZE = [40_000.0, 30_000.0]  # which the package needs where an axis runs south or west
-LAYOUTS = {
+LAYOUTS: dict[str, dict[str, Any]] = {
     "metres, south": {"crs": "EPSG:26918", "tile_axes": ["east", "south"], "size_crs": SIZE},
     "metres, north": {"crs": "EPSG:26918", "tile_axes": ["east", "north"]},
     "feet": {"crs": "EPSG:2248", "tile_axes": ["east", "south"], "size_crs": SIZE},

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from rasterio.errors import NotGeoreferencedWarning
 
+from jzi.commands.process import handled_warnings_ignored
 from jzi.encode.imagery import BACKGROUND, Imagery
 from jzi.encode.raster import Raster
 from jzi.encode.tiles import Tile, TileRenderer
@@ -119,7 +120,8 @@ def test_what_rasterio_says_of_its_own_arrays_does_not_reach_the_user(
         return warp(*args)
 
     monkeypatch.setattr(Raster, "warp", loud)
-    list(TileRenderer(Imagery([town_raster], cut(4, 2)), SIZE).render(WHOLE))
+    with handled_warnings_ignored():
+        list(TileRenderer(Imagery([town_raster], cut(4, 2)), SIZE).render(WHOLE))
     assert not [warning for warning in recwarn if warning.category is NotGeoreferencedWarning]
 
 

@@ -26,6 +26,7 @@ from jzi.encode.encoder import Encoder
 from jzi.encode.imagery import Imagery
 from jzi.encode.tiles import TileRenderer
 from jzi.errors import CacheCorruptError, CacheError, ConfigError
+from jzi.store import chunk_writer
 from jzi.store.cache import NODATA, FeatureCache
 from jzi.store.pyramid import Pyramid, TileKey
 
@@ -171,7 +172,7 @@ def test_an_encode_killed_while_it_writes_tokens_resumes_to_the_same_cache(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(module.TokenFeatures, "write", killed)
-        patch.setattr(module, "WRITE_EVERY_S", 0.0)
+        patch.setattr(chunk_writer, "WRITE_EVERY_S", 0.0)
         fill(path, tokens=True, batch_size=2)
     half = FeatureCache.open(path)
     encoded = sum(int((half.status(level) == 1).sum()) for level in range(LEVELS))

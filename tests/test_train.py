@@ -30,6 +30,7 @@ from jzi.evaluate.protocol import evaluate
 from jzi.store.cache import ENCODED, NODATA, FeatureCache
 from jzi.store.cell_features import CellFeatures
 from jzi.store.info import EncoderInfo
+from jzi.store.model_folder import record_files
 from jzi.store.photo_features import PhotoFeatures
 from jzi.store.pyramid import Pyramid, geodesic_distance
 from jzi.train.common import learning_rate_factor
@@ -384,8 +385,9 @@ def test_a_decoder_that_looks_at_cells_carries_them_along(cache, tmp_path) -> No
     alone, without = (greedy_paths(model.decoder, TileTable(model.read_map(each)), query) for each in (None, cache))
     assert (alone == without).all()
     shutil.copy(tmp_path / "plain" / "map.safetensors", tmp_path / "cells" / "map.safetensors")
+    record_files(tmp_path / "cells")
     with pytest.raises(ModelError, match="lacks the terminal cells"):
-        model.read_map()
+        ZoomModel.load(tmp_path / "cells").read_map()
 
 
 # Evaluation

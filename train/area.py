@@ -15,12 +15,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from jzi.decode.tile_table import TileTable
+from jzi.encode import photo_reader
 from jzi.encode.device import SHARE, allocate
 from jzi.encode.imagery import Imagery
-from jzi.encode.photos import open_photo, resize_photo
-from jzi.encode.prefetch import prefetch, reader_threads
 from jzi.encode.tiles import TileRenderer
-from jzi.errors import PhotoError
 from jzi.store.info import ImageryInfo
 from jzi.store.map_embeddings import ENCODED, NODATA, MapEmbeddings
 from jzi.store.photo_table import PhotoTable
@@ -181,29 +179,19 @@ class PhotoReader:
     """
 
     def __init__(self, shape: tuple[int, int]) -> None:
-        self.height, self.width = shape
+        room = int(SHARE * psutil.virtual_memory().available) // (3 * shape[0] * shape[1])
+        self.reader = photo_reader.PhotoReader(shape, keep=room)
         self.unreadable: dict[str, str] = {}
-        self._kept: dict[str, NDArray[np.uint8]] = {}
-        self._room = int(SHARE * psutil.virtual_memory().available) // (3 * self.height * self.width)
 
     def read(self, paths: Iterable[str], ahead: int) -> Iterator[NDArray[np.uint8] | None]:
         """(height, width, 3) of each photo in turn; None for one that cannot be read."""
-        return prefetch(self._read, paths, reader_threads(), ahead)
+        for photo in self.reader.read(paths, ahead):
+            if photo.pixels is None:
+                self.unreadable[photo.name] = photo.error
+            yield photo.pixels
 
     def batches(self, paths: Iterable[str], size: int) -> Iterator[list[NDArray[np.uint8] | None]]:
         """The same, `size` at a time."""
         photos = self.read(paths, 2 * size)
         while batch := list(islice(photos, size)):
             yield batch
-
-    def _read(self, path: str) -> NDArray[np.uint8] | None:
-        if path in self._kept:
-            return self._kept[path]
-        try:
-            photo = resize_photo(open_photo(path), self.width, self.height)
-        except PhotoError as error:
-            self.unreadable[path] = str(error)
-            return None
-        if len(self._kept) < self._room:
-            self._kept[path] = photo
-        return photo

@@ -23,11 +23,12 @@ from tqdm import tqdm
 from jzi.decode.config import DecoderConfig
 from jzi.decode.dataset import ZoomDataset
 from jzi.decode.decoder import ZoomDecoder
-from jzi.decode.model import ZoomModel, create_folder, read_config, replace_file, save_temperature
+from jzi.decode.model import ZoomModel, create_folder, read_zoom_config
 from jzi.decode.temperature import fit_temperature
 from jzi.decode.tile_table import TileTable
 from jzi.errors import CacheError, TrainingError
 from jzi.store.cache import FeatureCache
+from jzi.store.model_folder import MAP, update_config, write_file
 from jzi.train.common import (
     init_digest,
     learning_rate_factor,
@@ -149,7 +150,7 @@ def train_decoder(
         create_folder(folder, decoder_config, info.pyramid, info.encoder, encoder_folder, info.imagery)
         if keep_map:
             features = data.features if decoder_config.look_ahead == "cells" else replace(data.features, cells=None)
-            replace_file(folder / "map.safetensors", features.save)
+            write_file(folder, MAP, features.save)
         run.start(settings)
     accelerator.wait_for_everyone()
     start_trackers(accelerator, config)
@@ -255,9 +256,9 @@ def _train_epoch(
 
 def _calibrate(folder: Path, table: TileTable, val: ZoomDataset) -> None:
     """Fit the temperatures of the epoch that was kept, if that has not been done."""
-    if len(val) and read_config(folder).get("temperature") is None:
+    if len(val) and read_zoom_config(folder).temperature is None:
         decoder = ZoomModel.load(folder, table.device).decoder
-        save_temperature(folder, fit_temperature(decoder, table, val))
+        update_config(folder, temperature=tuple(fit_temperature(decoder, table, val)))
 
 
 def run_fingerprint(

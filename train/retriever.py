@@ -23,8 +23,8 @@ from jzi.encode.cells import CellImages
 from jzi.encode.encoder import Encoder
 from jzi.encode.imagery import Imagery
 from jzi.evaluate.metrics import RADII, RANKS, cell_error
-from jzi.retrieve.metrics import fit_temperature, ranks
 from jzi.retrieve.retriever import save_retriever
+from jzi.retrieve.similarity import fit_temperature, nearest, ranks
 from jzi.store.info import ImageryInfo
 from jzi.store.photo_table import PhotoTable
 from jzi.store.pyramid import Pyramid
@@ -42,7 +42,7 @@ from jzi.train.encoder import (
 from jzi.train.joint import TrainedEncoder, bounded
 from jzi.train.losses import ALPHA, LOSSES
 from jzi.train.run import Metrics, TrainingRun
-from jzi.train.sampling import nearest, nearest_on_map, neighbour_batches
+from jzi.train.sampling import nearest_on_map, neighbour_batches
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,15 @@ class _Retrieving(EncoderTraining):
         """Write the encoder as it is now, and what it is for."""
         area, temperature = self.areas[0], self.temperature or float(1 / self.network.log_scale.exp())
         self.keep_encoder()
-        save_retriever(self.run.folder, area.pyramid, self.encoder.info, area.imagery, self.config, temperature)
+        save_retriever(
+            self.run.folder,
+            area.pyramid,
+            self.encoder.info,
+            area.imagery,
+            context=self.config.context,
+            temperature=temperature,
+            method=self.config.method,
+        )
 
     def extra_state(self) -> dict[str, Any]:
         """The orders that a mining has made."""

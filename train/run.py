@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jzi.decode.model import replace_file, save_tensors
+from jzi.decode.model import save_tensors
 from jzi.errors import ModelError
+from jzi.store.model_folder import CONFIG, read_config, replace_file
 
 Metrics = dict[str, float]
 
@@ -58,6 +59,8 @@ class TrainingRun:
             raise ModelError(
                 f"{self.folder} holds a model that was trained with other settings or photos ({was}): {self.hint}"
             )
+        if (self.folder / CONFIG).exists():
+            read_config(self.folder)  # or raises before anything is trained: it is of another format, or damaged
         self.metrics = state["metrics"]
         return state
 

@@ -9,15 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-#: Rows whose similarities are worked out at once: 1024 x 65 536 in float32 take 0.27 GB.
-ROWS = 1024
-
-
-def nearest(query: Tensor, reference: Tensor, count: int) -> NDArray[np.int32]:
-    """(query, count) which references have the greatest inner product with each query, the greatest first."""
-    count = min(count, len(reference))
-    parts = [(rows.float() @ reference.float().T).topk(count).indices.int().cpu() for rows in query.split(ROWS)]
-    return torch.cat(parts).numpy()
+from jzi.retrieve.similarity import ROWS
 
 
 def nearest_on_map(place: Tensor, count: int) -> NDArray[np.int32]:

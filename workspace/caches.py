@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterable
@@ -13,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from jzi.errors import CacheError, JziError
+from jzi.errors import CacheError, JziError, ModelError
 from jzi.store.cache import ENCODED, MISSING, FeatureCache
 from jzi.store.cell_features import CellFeatures
 from jzi.store.info import EncoderInfo, ImageryInfo
+from jzi.store.model_folder import MAP, read_config
 from jzi.store.pyramid import Pyramid
 
 
@@ -188,16 +188,10 @@ def describe_cache(path: Path) -> CacheInfo:
 def read_model_info(folder: Path) -> ModelInfo | None:
     """Which embeddings a model folder belongs to; None where there is no model."""
     try:
-        config = json.loads((folder / "config.json").read_text())
-        return ModelInfo(
-            folder,
-            Pyramid.from_dict(config["pyramid"]),
-            EncoderInfo(**config["encoder"]),
-            ImageryInfo(**config["imagery"]) if config["imagery"] else None,
-            (folder / "map.safetensors").exists(),
-        )
-    except (OSError, ValueError, KeyError, TypeError, JziError):
+        config = read_config(folder)
+    except ModelError:
         return None
+    return ModelInfo(folder, config.pyramid, config.encoder, config.imagery, (folder / MAP).exists())
 
 
 def models_needing(cache: CacheInfo, models: Iterable[ModelInfo], others: Iterable[CacheInfo]) -> list[ModelInfo]:

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from pyproj import CRS
 
-from jzi.decode.model import ZoomModel, read_config
+from jzi.decode.model import ZoomModel
 from jzi.errors import JziError
 from jzi.store.cache import ENCODED, MISSING, NODATA, FeatureCache
 from jzi.store.cell_features import CellFeatures
-from jzi.store.info import EncoderInfo, ImageryInfo
+from jzi.store.info import EncoderInfo
+from jzi.store.model_folder import CONFIG, GRAPH, RetrieverModelConfig, read_config
 from jzi.store.pyramid import Pyramid
 from jzi.store.storage import exists, is_url
 
@@ -59,7 +60,7 @@ def describe(path: str) -> Description:
     """
     if is_url(path) or (Path(path) / "zarr.json").is_file():
         return _cache(path)
-    if (Path(path) / "config.json").is_file():
+    if (Path(path) / CONFIG).is_file():
         return _model(Path(path))
     if not path.startswith("/vsi") and not exists(path):
         raise JziError(f"there is nothing at {path}")
@@ -117,7 +118,8 @@ _STATUS = {"encoded": ENCODED, "without_imagery": NODATA, "missing": MISSING}
 
 
 def _model(folder: Path) -> Description:
-    if "decoder" not in (config := read_config(folder)):
+    config = read_config(folder)
+    if isinstance(config, RetrieverModelConfig):
         return _retriever(folder, config)
     model = ZoomModel.load(folder)
     architecture = model.decoder.config
@@ -137,16 +139,15 @@ def _model(folder: Path) -> Description:
     return Description(str(folder), "model", facts, model.pyramid, model.encoder, hashes, fingerprint)
 
 
-def _retriever(folder: Path, config: dict[str, Any]) -> Description:
-    pyramid, encoder = Pyramid.from_dict(config["pyramid"]), EncoderInfo(**config["encoder"])
-    imagery = ImageryInfo(**config["imagery"])
+def _retriever(folder: Path, config: RetrieverModelConfig) -> Description:
+    pyramid, encoder, imagery = config.pyramid, config.encoder, config.imagery
     facts = {
         **_pyramid_facts(pyramid),
         **_encoder_facts(encoder),
-        "method": config["method"],
-        "footprint_m": config["context"] * pyramid.cell_size,
+        "method": config.method,
+        "footprint_m": config.context * pyramid.cell_size,
         "index": "there" if (folder / "index.zarr").is_dir() else "none yet: jzi index",
-        "graph": "there" if (folder / "hnsw.faiss").is_file() else "none: jzi index --hnsw",
+        "graph": "there" if (folder / GRAPH).is_file() else "none: jzi index --hnsw",
     }
     hashes = frozenset(digest for *_, digest in imagery.files)
     return Description(str(folder), "retriever", facts, pyramid, encoder, hashes, imagery.fingerprint)

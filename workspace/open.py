@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jzi.errors import ConfigError, PhotoError
+from jzi.store.model_folder import RetrieverModelConfig, read_config
 from jzi.store.pyramid import Pyramid
 from jzi.workspace.settings import Settings, find_rasters, load_settings
 
@@ -190,9 +191,7 @@ def load(
         CacheError: the cache or the index cannot be used.
         ConfigError: an option does not apply to this kind of model.
     """
-    from jzi.decode.model import read_config
-
-    if read_config(Path(folder)).get("kind") == "retriever":
+    if isinstance(read_config(Path(folder)), RetrieverModelConfig):
         if cache:
             raise ConfigError(f"{folder} is a retriever, which has its own index: leave the cache out")
         return _retrieval_locator(Path(folder), device, approximate)
@@ -268,5 +267,5 @@ def open_zoom(folder: Path, cache_path: str) -> tuple[ZoomExpert, FeatureCache]:
     from jzi.decode.expert import ZoomExpert
     from jzi.store.cache import FeatureCache
 
-    cache = FeatureCache.open(cache_path)
-    return ZoomExpert.load(folder, cache=cache, own_map=True), cache
+    expert = ZoomExpert.load(folder, cache=cache_path, own_map=True)
+    return expert, FeatureCache.open(cache_path)

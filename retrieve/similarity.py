@@ -1,4 +1,4 @@
-"""How high the true cell ranks, and how far similarities can be believed."""
+"""Similarities of photos to cells: the nearest, the rank of the true one, and the temperature of their softmax."""
 
 from __future__ import annotations
 
@@ -8,7 +8,15 @@ import torch.nn.functional as F  # noqa: N812 - its name everywhere
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jzi.train.sampling import ROWS
+#: Rows whose similarities are worked out at once: 1024 x 65 536 in float32 take 0.27 GB.
+ROWS = 1024
+
+
+def nearest(query: Tensor, reference: Tensor, count: int) -> NDArray[np.int32]:
+    """(query, count) which references have the greatest inner product with each query, the greatest first."""
+    count = min(count, len(reference))
+    parts = [(rows.float() @ reference.float().T).topk(count).indices.int().cpu() for rows in query.split(ROWS)]
+    return torch.cat(parts).numpy()
 
 
 def ranks(query: Tensor, reference: Tensor, truth: Tensor) -> NDArray[np.int64]:

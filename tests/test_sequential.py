@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jzi.errors import ConfigError
-from jzi.locate.fusion import OUTLIER, fuse, likelihoods, smooth_track
+from jzi.locate.sequential import OUTLIER, fuse, likelihoods, smooth_track
 from jzi.locate.location import LocateOptions, to_locations
 from jzi.locate.posterior import Posterior
 from jzi.store.pyramid import Pyramid

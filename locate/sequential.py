@@ -1,4 +1,4 @@
-"""Fusion over photos: several photos of one position, and the photos of one drive.
+"""Several photos: of one position, and of one drive.
 
 Each photo's posterior is its likelihood for every cell. One photo may carry no information at all (`OUTLIER`), so that
 a bad one among good ones does not rule the true position out; the residual is spread over the cells that search did not

@@ -1,0 +1,303 @@
+"""Model folders: what config.json records, and how their files are written, verified and read.
+
+config.json           format, kind, pyramid, encoder, imagery, the kind's own entries, SHA-256 of every file below
+decoder.safetensors   a zoom model's weights
+map.safetensors       the map's embeddings; absent in an imported model, which takes them from a cache
+hnsw.faiss            a retriever's graph for approximate search
+encoder/              the encoder as `save_pretrained` writes it; absent where it comes from the hub by its id
+
+What else lies in the folder (train/, result.json, index.zarr) is not covered: Zarr chunks have checksums of their own.
+
+A file that changes while config.json exists is written by `write_file`: its new digest is recorded under `replacing`,
+then the file is replaced, then the digest moves to `files`. A process that is killed in between leaves a file that
+matches one of the two, so that the model can be used and its training resumed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from safetensors import SafetensorError
+
+from jzi.errors import JziError, ModelError, first_line
+from jzi.store.files import file_sha256, write_whole
+from jzi.store.info import EncoderInfo, ImageryInfo
+from jzi.store.pyramid import Pyramid
+from jzi.version import __version__
+
+FORMAT = 2
+
+CONFIG, DECODER, MAP, GRAPH, ENCODER = "config.json", "decoder.safetensors", "map.safetensors", "hnsw.faiss", "encoder"
+
+#: What makes an encoder, and nothing else that lies in its folder.
+_ENCODER_FILES = ("*config.json", "*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*")
+
+#: What to do about a damaged folder.
+HINT = "copy the model anew, or train it anew"
+
+Digests = dict[str, Annotated[str, Field(pattern="^[0-9a-f]{64}$")]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The entries of config.json that every kind of model has.
+
+    Attributes:
+        pyramid: geometry of the area.
+        encoder: the encoder that made the embeddings that the model was trained on.
+        imagery: the imagery that it was trained on; None where that is not known (an imported model).
+        version: of jzi, which wrote the folder.
+        files: SHA-256 of every file, by its path in the folder.
+        replacing: SHA-256 of files that are being replaced (see above).
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    pyramid: Pyramid
+    encoder: EncoderInfo
+    imagery: ImageryInfo | None
+    version: str = __version__
+    files: Digests = field(default_factory=dict)
+    replacing: Digests = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZoomModelConfig(ModelConfig):
+    """config.json of a zoom model.
+
+    Attributes:
+        decoder: the architecture, entries of `jzi.decode.config.DecoderConfig`.
+        temperature: (L,) that each step's logits are divided by; None where they were never calibrated.
+    """
+
+    decoder: dict[str, int | float | str]
+    temperature: tuple[float, ...] | None = None
+    kind: Literal["zoom"] = "zoom"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrieverModelConfig(ModelConfig):
+    """config.json of a retriever.
+
+    Attributes:
+        context: side of a cell's reference crop, in cells.
+        temperature: that cosine similarities are divided by.
+        method: how it was trained.
+    """
+
+    imagery: ImageryInfo
+    context: float
+    temperature: float
+    method: str
+    kind: Literal["retriever"] = "retriever"
+
+
+_KINDS: dict[str, TypeAdapter[ZoomModelConfig] | TypeAdapter[RetrieverModelConfig]] = {
+    "zoom": TypeAdapter(ZoomModelConfig),
+    "retriever": TypeAdapter(RetrieverModelConfig),
+}
+
+
+# Reading
+
+
+def read_config(folder: Path) -> ZoomModelConfig | RetrieverModelConfig:
+    """Read and validate config.json of a model folder.
+
+    Raises:
+        ModelError: there is none, it is of another format, or it was edited or damaged.
+    """
+    path = folder / CONFIG
+    try:
+        entries = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise ModelError(f"there is no model in {folder}: `jzi train-decoder` makes it") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path} cannot be read ({first_line(error)}): {HINT}") from error
+    if not isinstance(entries, dict) or "jzi_format" not in entries:
+        raise ModelError(f"{folder} is no model folder of jzi: its config.json has no entry jzi_format")
+    if entries["jzi_format"] != FORMAT:
+        raise ModelError(
+            f"{folder} is a model folder of format {entries['jzi_format']!r:.20}, and jzi {__version__} reads format "
+            f"{FORMAT}: train the model anew, or import its checkpoint again"
+        )
+    if entries.pop("digest", None) != _digest(entries):
+        raise ModelError(f"{path} does not match its own digest, it was edited or damaged: {HINT}")
+    adapter = _KINDS.get(str(entries.get("kind")))
+    if adapter is None:
+        raise ModelError(
+            f"{folder} holds a model of the kind {entries.get('kind')!r:.40}, which jzi {__version__} does not know: "
+            "use the version that made it"
+        )
+    del entries["jzi_format"]
+    try:
+        return adapter.validate_json(json.dumps(entries))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        raise ModelError(f"{path} has an unusable entry {name} ({first['msg']}): {HINT}") from error
+    except JziError as error:  # of the pyramid
+        raise ModelError(f"{path} cannot be used ({error}): {HINT}") from error
+
+
+def verify_file(folder: Path, config: ModelConfig, name: str) -> Path:
+    """Compare a file of a model folder with its digest; its path.
+
+    Raises:
+        ModelError: the file is missing, damaged, or not recorded in config.json.
+    """
+    path = folder / name
+    digests = {config.files.get(name), config.replacing.get(name)} - {None}
+    if not digests:
+        raise ModelError(f"{path} is not among the files that {CONFIG} records: {HINT}")
+    try:
+        digest = file_sha256(path)
+    except FileNotFoundError:
+        raise ModelError(f"{path} is missing: {HINT}") from None
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read ({error.strerror}): {HINT}") from error
+    if digest not in digests:
+        raise ModelError(f"{path} does not match its SHA-256 in {CONFIG}, it was changed or damaged: {HINT}")
+    return path
+
+
+def verify_encoder(folder: Path, config: ModelConfig) -> Path | None:
+    """Compare every file of a folder's own encoder with its digest; its path, None where the encoder is on the hub.
+
+    Raises:
+        ModelError: a file is missing, damaged, or not recorded in config.json.
+    """
+    own = folder / ENCODER
+    names = {name for name in config.files if name.startswith(f"{ENCODER}/")}
+    if not names and not own.is_dir() and config.encoder.from_hub:
+        return None
+    if not own.is_dir():
+        raise ModelError(f"{folder} lacks its encoder, {own}: {HINT}")
+    for name in sorted(names | {f"{ENCODER}/{file.name}" for file in _encoder_files(own)}):
+        verify_file(folder, config, name)
+    return own
+
+
+# Writing
+
+
+def create_model(folder: Path, config: ModelConfig, encoder_folder: Path | None = None) -> None:
+    """Write config.json with the digests of all files that the folder has; the encoder is copied first if one is given.
+
+    Raises:
+        ModelError: the disk is full or refuses.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if encoder_folder is not None:
+        copy_encoder(encoder_folder, folder / ENCODER)
+    _write_config(folder, replace(config, files=_digests(folder), replacing={}))
+
+
+def update_config(folder: Path, **entries: Any) -> None:
+    """Change entries of config.json.
+
+    Raises:
+        ModelError: there is none, or the disk is full or refuses.
+    """
+    _write_config(folder, replace(read_config(folder), **entries))
+
+
+def write_file(folder: Path, name: str, write: Callable[[Path], Any]) -> None:
+    """Write a file of a model folder, whole or not at all, and record its digest where there is a config.json.
+
+    Args:
+        folder: the model folder.
+        name: path of the file in it.
+        write: called with a temporary path to write to.
+
+    Raises:
+        ModelError: config.json is unusable, or the disk is full or refuses.
+    """
+    digest = ""
+
+    def write_and_record(temporary: Path) -> None:
+        nonlocal digest
+        write(temporary)
+        digest = file_sha256(temporary)
+        if (folder / CONFIG).exists():
+            _write_config(folder, replace(_settled(folder), replacing={name: digest}))
+
+    replace_file(folder / name, write_and_record)
+    if (folder / CONFIG).exists():
+        update_config(folder, files={**read_config(folder).files, name: digest}, replacing={})
+
+
+def record_files(folder: Path) -> None:
+    """Record the digests of all files that a model folder has now, such as those that were linked into it.
+
+    Raises:
+        ModelError: there is no config.json, or the disk is full or refuses.
+    """
+    update_config(folder, files=_digests(folder), replacing={})
+
+
+def copy_encoder(source: Path, folder: Path) -> None:
+    """Copy an encoder's weights and configuration, and nothing else that lies in its folder.
+
+    Raises:
+        ModelError: the disk is full or refuses.
+    """
+    folder.mkdir(exist_ok=True)
+    for file in _encoder_files(source):
+        replace_file(folder / file.name, partial(shutil.copyfile, file))
+
+
+def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
+    """`write_whole`, for a file of a model folder whose digest is not recorded.
+
+    Raises:
+        ModelError: the disk is full or refuses.
+    """
+    try:
+        write_whole(path, write)
+    except (OSError, SafetensorError, RuntimeError) as error:  # torch.save and safetensors wrap what the disk says
+        raise ModelError(f"{path} cannot be written: {first_line(error)}") from error
+
+
+def _write_config(folder: Path, config: ModelConfig) -> None:
+    entries = asdict(config)
+    digests = {name: entries.pop(name) for name in ("files", "replacing")}
+    if not digests["replacing"]:
+        del digests["replacing"]
+    head = {"jzi_format": FORMAT, "version": config.version, "kind": entries["kind"]}
+    entries = json.loads(json.dumps({**head, **entries, **digests}))  # as they are read: lists, plain numbers
+    text = json.dumps({**entries, "digest": _digest(entries)}, indent=2)
+    replace_file(folder / CONFIG, lambda path: path.write_text(text + "\n"))
+
+
+def _settled(folder: Path) -> ModelConfig:
+    """The config, after a write that was interrupted has been taken into account."""
+    config = read_config(folder)
+    files = dict(config.files)
+    for name, digest in config.replacing.items():
+        if (folder / name).is_file() and file_sha256(folder / name) == digest:
+            files[name] = digest
+    return replace(config, files=files)
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    files = [file for name in (DECODER, MAP, GRAPH) if (file := folder / name).is_file()]
+    files += _encoder_files(folder / ENCODER)
+    return {file.relative_to(folder).as_posix(): file_sha256(file) for file in files}
+
+
+def _encoder_files(folder: Path) -> Iterable[Path]:
+    return sorted({file for pattern in _ENCODER_FILES for file in folder.glob(pattern)})
+
+
+def _digest(entries: Mapping[str, Any]) -> str:
+    """SHA-256 of entries, whatever their order and layout."""
+    return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,18 @@
+"""Settings of the property tests: the same examples on every run; HYPOTHESIS_PROFILE=thorough tries many more."""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "default",
+    max_examples=30,
+    derandomize=True,
+    deadline=None,  # machines are busy at times
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+settings.register_profile("thorough", settings.get_profile("default"), max_examples=300)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))

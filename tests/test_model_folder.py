@@ -1,0 +1,263 @@
+"""A model folder is what it was when it was written: every file is verified before it is read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import jzi
+import jzi.store.model_folder as module
+from jzi.decode.config import DecoderConfig
+from jzi.decode.decoder import ZoomDecoder
+from jzi.decode.model import ZoomModel, create_folder, save_weights
+from jzi.demo.tour import FINETUNED
+from jzi.encode.encoder import Encoder
+from jzi.errors import JziError, ModelError
+from jzi.retrieve.retriever import Retriever, save_retriever
+from jzi.retrieve.search import CellIndex, build_graph, save_graph
+from jzi.store.cache import FeatureCache
+from jzi.store.cell_features import CellFeatures
+from jzi.store.info import ImageryInfo
+from jzi.store.map_embeddings import ENCODED, MapEmbeddings
+from jzi.store.model_folder import (
+    CONFIG,
+    DECODER,
+    MAP,
+    ZoomModelConfig,
+    copy_encoder,
+    create_model,
+    read_config,
+    record_files,
+    update_config,
+    write_file,
+)
+from jzi.store.pyramid import Pyramid
+
+FILES = [DECODER, MAP, CONFIG, "encoder/model.safetensors", "encoder/config.json", "encoder/preprocessor_config.json"]
+
+
+@pytest.fixture
+def model(tmp_path: Path, encoder: Encoder, pyramid: Pyramid) -> Path:
+    """A zoom model with everything that a folder may hold."""
+    rng = np.random.default_rng(0)
+    sides = [pyramid.tiles_per_side(level) for level in range(4)]
+    embedding = tuple(rng.normal(size=(n, n, 32)).astype(np.float16) for n in sides[:-1])
+    status = tuple(np.full((n, n), ENCODED, np.uint8) for n in sides)
+    encoder.save(tmp_path / "encoder")
+    torch.manual_seed(0)
+    config = DecoderConfig(width=32, layers=1, heads=2)
+    create_folder(tmp_path / "model", config, pyramid, encoder.info, tmp_path / "encoder")
+    write_file(tmp_path / "model", MAP, MapEmbeddings(pyramid, embedding, status).save)
+    save_weights(tmp_path / "model", ZoomDecoder(config))
+    update_config(tmp_path / "model", temperature=(1.0, 1.25, 0.8))
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def answer(photo_folder: Path) -> Callable[[Path], dict]:
+    return lambda model: jzi.load(model, "cpu").locate(photo_folder / "day0" / "000.jpg").to_dict()
+
+
+def flip(path: Path, position: float = 0.5) -> None:
+    data = bytearray(path.read_bytes())
+    data[int(position * len(data))] ^= 1
+    path.write_bytes(data)
+
+
+def refused(model: Path, answer: Callable[[Path], dict], *parts: str) -> None:
+    with pytest.raises(ModelError) as error:
+        answer(model)
+    assert "\n" not in str(error.value) and all(part in str(error.value) for part in parts), error.value
+
+
+def rewrite(folder: Path, **entries: object) -> None:
+    """Edit config.json, with the digest that belongs to the edit."""
+    values = {**json.loads((folder / CONFIG).read_text()), **entries}
+    values = {name: value for name, value in values.items() if name != "digest" and value is not ...}
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    (folder / CONFIG).write_text(json.dumps({**values, "digest": digest}))
+
+
+def test_a_copied_folder_answers_the_same(model, answer, tmp_path) -> None:
+    before = answer(model)
+    shutil.copytree(model, tmp_path / "elsewhere" / "model")
+    (tmp_path / "elsewhere" / "model" / "encoder" / "README.md").write_text("of no concern")
+    assert answer(tmp_path / "elsewhere" / "model") == before
+    assert set(read_config(model).files) == {*FILES} - {CONFIG}
+
+
+@pytest.mark.parametrize("position", [0.02, 0.5, 0.98])
+@pytest.mark.parametrize("name", FILES)
+def test_a_flipped_bit_in_any_file_is_one_sentence(model, answer, name, position) -> None:
+    flip(model / name, position)
+    refused(model, answer, str(model / name), "copy the model anew, or train it anew")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_one_sentence(model, answer, name) -> None:
+    (model / name).unlink()
+    refused(model, answer, str(model))
+
+
+def test_a_folder_without_its_encoder_is_one_sentence(model, answer) -> None:
+    shutil.rmtree(model / "encoder")
+    refused(model, answer, "lacks its encoder", "copy the model anew")
+
+
+def test_a_file_that_was_added_to_the_encoder_is_refused(model, answer) -> None:
+    (model / "encoder" / "adapter_config.json").write_text("{}")
+    refused(model, answer, "adapter_config.json is not among the files that config.json records")
+
+
+def test_an_edited_number_in_the_config_is_one_sentence(model, answer) -> None:
+    text = (model / CONFIG).read_text()
+    for old, new in (("1.25", "1.26"), ('"layers": 1', '"layers": 2'), ('"west": -400.0', '"west": -401.0')):
+        assert text.count(old) == 1
+        (model / CONFIG).write_text(text.replace(old, new))
+        refused(model, answer, CONFIG, "does not match its own digest")
+    (model / CONFIG).write_text(json.dumps(json.loads(text)))  # another layout of the same entries
+    answer(model)
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"kind": "oracle"},
+        {"kind": ["zoom"]},
+        {"kind": "retriever"},
+        {"pyramid": None},
+        {"pyramid": {"crs": "EPSG:4326", "west": 0, "north": 0, "size": 1}},
+        {"encoder": {"name": "x"}},
+        {"imagery": {"fingerprint": "a", "files": [["x"]], "description": ""}},
+        {"temperature": [1.0, "2"]},
+        {"temperature": [1.0, float("nan")]},
+        {"decoder": {"layers": "3"}},
+        {"decoder": {"layers": 0}},
+        {"decoder": {"width": 32, "heads": 2, "layers": 1, "more": 1}},
+        {"decoder": [1]},
+        {"files": {DECODER: "short"}},
+        {"files": ...},
+        {"extra": 1},
+        {"version": 2},
+    ],
+)
+def test_entries_of_no_use_are_one_sentence(model, answer, entries) -> None:
+    rewrite(model, **entries)
+    refused(model, answer, str(model))
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "cannot be read"),
+        ("{", "cannot be read"),
+        ("[" * 100_000, "cannot be read"),
+        ("[]", "is no model folder of jzi"),
+        ('{"model_type": "dinov2"}', "is no model folder of jzi"),
+        ('{"jzi_format": 1, "decoder": {}}', "of format 1, and jzi .* reads format 2: train the model anew"),
+        ('{"jzi_format": 3}', "of format 3"),
+        ('{"jzi_format": 2}', "does not match its own digest"),
+    ],
+)
+def test_what_is_no_config_of_this_format_is_one_sentence(model, answer, text, sentence) -> None:
+    (model / CONFIG).write_text(text)
+    with pytest.raises(ModelError, match=sentence) as error:
+        answer(model)
+    assert "\n" not in str(error.value)
+
+
+# Writing
+
+
+def test_a_process_killed_while_it_replaces_weights_leaves_a_usable_folder(model, answer, monkeypatch) -> None:
+    """Whichever write is the last one, and for two interrupted runs after one another."""
+    write_whole, decoders = module.write_whole, [ZoomDecoder(DecoderConfig(width=32, layers=1, heads=2)) for _ in "ab"]
+    for writes in (0, 1, 2, 3):
+        for decoder in decoders:
+            count = 0
+
+            def write(path: Path, write: Callable, writes: int = writes) -> None:
+                nonlocal count
+                write_whole(path, write)  # a file's own writes include that of its digest
+                if count == writes:
+                    raise KeyboardInterrupt
+                count += 1
+
+            with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                patch.setattr(module, "write_whole", write)
+                save_weights(model, decoder)
+                raise KeyboardInterrupt
+            assert answer(model)
+            ZoomModel.load(model)
+    flip(model / DECODER)
+    refused(model, answer, DECODER)
+
+
+def test_resuming_does_not_sanction_what_was_damaged(model, answer) -> None:
+    flip(model / "encoder" / "model.safetensors")
+    save_weights(model, ZoomDecoder(DecoderConfig(width=32, layers=1, heads=2)))
+    update_config(model, temperature=None)
+    refused(model, answer, "encoder/model.safetensors does not match")
+    record_files(model)  # but who says so explicitly has the last word
+    answer(model)
+
+
+def test_changing_an_entry_of_a_model_that_is_not_there_is_one_sentence(tmp_path) -> None:
+    with pytest.raises(ModelError, match="there is no model in"):
+        update_config(tmp_path, temperature=None)
+
+
+# Other models
+
+
+def test_the_model_that_comes_along_is_whole() -> None:
+    model = ZoomModel.load(FINETUNED)
+    encoder = model.load_encoder("cpu")
+    anew = Encoder.load(FINETUNED / "encoder", image_size=84, device="cpu")
+    assert encoder.fingerprint == anew.fingerprint == model.encoder.fingerprint
+    layout = json.loads((FINETUNED / CONFIG).read_text())
+    assert set(layout["files"]) == {name for name in FILES if name not in (CONFIG, MAP)}
+
+
+def test_a_retriever_is_verified_as_a_zoom_model_is(tmp_path, encoder, pyramid) -> None:
+    pytest.importorskip("faiss")
+    small = replace(pyramid, levels=2)
+    encoder.save(tmp_path / "source")
+    folder = tmp_path / "retriever"
+    folder.mkdir()
+    copy_encoder(tmp_path / "source", folder / "encoder")
+    imagery = ImageryInfo("a" * 64, (("ortho.tif", 1, 1, "b" * 64),), "bands as RGB")
+    made = save_retriever(folder, small, encoder.info, imagery, context=2.0, temperature=0.05, method="infonce")
+    cache = FeatureCache.create(made.cache_path, small, encoder.info, imagery)
+    cells = CellFeatures.require(cache.group, cache.path, 16, 32, 2 * small.cell_size)
+    embedding = np.random.default_rng(0).normal(size=(16, 16, 32)).astype(np.float16)
+    cells.write((slice(0, 16), slice(0, 16)), np.full((16, 16), ENCODED, np.uint8), embedding)
+    save_graph(build_graph(embedding.reshape(-1, 32)), made.hnsw_path)
+
+    def load(folder: Path) -> None:
+        retriever = Retriever.load(folder)
+        retriever.load_encoder("cpu")
+        CellIndex.load(retriever, approximate=True)
+
+    load(folder)
+    for name in ("hnsw.faiss", "encoder/model.safetensors", CONFIG):
+        before = (folder / name).read_bytes()
+        flip(folder / name)
+        with pytest.raises(ModelError, match=re.escape(str(folder / name))):
+            load(folder)
+        (folder / name).write_bytes(before)
+    load(folder)
+    with pytest.raises(ModelError, match="is a retriever, not a zoom model"):
+        ZoomModel.load(folder)
+    create_model(folder, ZoomModelConfig(pyramid=small, encoder=encoder.info, imagery=None, decoder={}))
+    with pytest.raises(JziError, match="is no retriever"):
+        Retriever.load(folder)

@@ -1,0 +1,227 @@
+"""What a command sets for its process, and a library leaves alone: how threads wait, warnings, signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+import jzi
+from jzi.cli import main
+from jzi.commands.process import Termination, handled_warnings_ignored
+from jzi.datasets.tiled_layout import TiledLayout
+from jzi.encode.photos import open_photo
+from jzi.encode.raster import Raster
+from jzi.errors import ImageryError
+from jzi.store.cache import FeatureCache
+from jzi.store.photo_table import read_photo_table
+
+ROOT = Path(jzi.__file__).parent
+
+
+# Warnings
+
+
+def test_only_the_entry_point_changes_warning_filters() -> None:
+    files = [path for path in ROOT.rglob("*.py") if path.relative_to(ROOT).parts[0] not in ("tests", "benchmarks")]
+    changing = re.compile(r"simplefilter|filterwarnings|catch_warnings|resetwarnings|warnings\.filters")
+    assert [path.relative_to(ROOT).as_posix() for path in files if changing.search(path.read_text())] == [
+        "commands/process.py"
+    ]
+
+
+def test_threads_that_use_the_library_leave_the_warning_filters_alone(
+    tmp_path: Path, pyramid, info, write_raster: Callable, take_photo: Callable, pattern: Callable
+) -> None:
+    placed = write_raster(pattern(40, 40), pyramid.bounds, pyramid.crs, "placed.tif")
+    photo = take_photo(tmp_path / "photos" / "a.jpg", 48.2, 16.37)
+    (tmp_path / "layout.yaml").write_text("preset: XYZ\nmax_zoom: 1\n")
+    (tmp_path / "1" / "0").mkdir(parents=True)
+    Image.new("RGB", (256, 256)).save(tmp_path / "1" / "0" / "0.jpg")
+
+    def use(number: int) -> None:
+        open_photo(photo)
+        Raster(placed)
+        with pytest.raises(ImageryError, match="not georeferenced"):
+            Raster(photo)
+        read_photo_table(tmp_path / "photos")
+        folder = tmp_path / f"use{number}"
+        folder.mkdir()
+        TiledLayout.read(tmp_path / "layout.yaml").write_vrt(folder / "map.vrt")
+        FeatureCache.create(folder / "a.zarr", pyramid, info).consolidate()
+
+    use(100)  # what is imported late may change them
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(use, range(8)))
+    assert list(warnings.filters) == before
+
+
+def test_the_first_tile_of_a_layout_is_read_without_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "layout.yaml").write_text("preset: XYZ\nmax_zoom: 0\n")
+    (tmp_path / "0" / "0").mkdir(parents=True)
+    Image.new("L", (256, 256)).save(tmp_path / "0" / "0" / "0.png")
+    layout = TiledLayout.read(tmp_path / "layout.yaml")
+    (tmp_path / "0" / "0" / "0.jpg").write_bytes((tmp_path / "0" / "0" / "0.png").read_bytes())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert layout.write_vrt(tmp_path / "map.vrt") == 1
+    (tmp_path / "0" / "0" / "0.jpg").write_bytes(b"no picture")
+    with pytest.raises(ImageryError, match=r"0\.jpg cannot be read"):
+        layout.write_vrt(tmp_path / "map.vrt")
+
+
+def test_a_command_shows_no_warning_of_what_is_handled(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, recwarn: pytest.WarningsRecorder, write_raster: Callable, pyramid
+) -> None:
+    write_raster(np.zeros((3, 4, 4), np.uint8), pyramid.bounds, pyramid.crs)
+    plain = tmp_path / "plain.png"
+    Image.new("RGB", (20, 10)).save(plain)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 150)
+    with handled_warnings_ignored():
+        open_photo(plain)
+        with pytest.raises(ImageryError):
+            Raster(plain)
+    assert not [each for each in recwarn if "Image size" in str(each.message) or "geotransform" in str(each.message)]
+    with pytest.warns(Image.DecompressionBombWarning):
+        open_photo(plain)
+
+
+# Threads that wait
+
+
+def openmp_spins(tmp_path: Path, *command: str, **environment: str) -> list[str]:
+    """GOMP_SPINCOUNT in every libgomp that a process loads, as libgomp displays it."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "KMP_"))}
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=tmp_path,
+        env={**clean, "OMP_DISPLAY_ENV": "verbose", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return re.findall(r"GOMP_SPINCOUNT = '(\d+)'", done.stderr)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="torch waits by libgomp on Linux alone")
+def test_every_command_bounds_the_spinning_of_threads_before_torch_is_loaded(tmp_path: Path) -> None:
+    module, script = ("-m", "jzi"), ("-c", "from jzi.cli import main; main()")
+    locate = ("locate", "gone.jpg", "--model", "gone")  # torch is loaded before the model is missed
+    assert openmp_spins(tmp_path, *module, *locate) == ["200000"]
+    assert openmp_spins(tmp_path, *script, *locate) == ["200000"]
+    assert openmp_spins(tmp_path, *module, *locate, OMP_WAIT_POLICY="passive") == ["0"]
+    assert openmp_spins(tmp_path, *module, *locate, GOMP_SPINCOUNT="77") == ["77"]
+    library = "import os, jzi, jzi.cli, torch, jzi.encode.encoder; assert 'GOMP_SPINCOUNT' not in os.environ"
+    spins = openmp_spins(tmp_path, "-c", library)
+    assert spins and "200000" not in spins
+
+
+# Signals
+
+
+@pytest.fixture
+def default_sigterm() -> Iterator[None]:
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_sigterm_is_handled_by_whatever_handles_ctrl_c(default_sigterm) -> None:
+    asked: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: asked.append(number))
+    try:
+        with Termination() as termination:
+            assert termination.exit_code == 130
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert asked == [signal.SIGINT] and termination.exit_code == 143
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_sigterm_interrupts_a_background_job_that_ignores_ctrl_c(default_sigterm) -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with Termination(), pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_handler_of_sigterm_that_is_there_already_is_kept(default_sigterm) -> None:
+    asked: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
+    with Termination():
+        signal.raise_signal(signal.SIGTERM)
+    assert asked == [signal.SIGTERM]
+
+
+SLOW = """
+import sys, time
+import jzi.encode.encode_map, jzi.encode.encode_queries
+from jzi.encode.encoder import Encoder
+def slowly(encode):
+    return lambda *given: (time.sleep(0.2), encode(*given))[1]
+for module in (jzi.encode.encode_map, jzi.encode.encode_queries):
+    module.WRITE_EVERY_S = 0
+Encoder.encode_tiles, Encoder.encode_photos = slowly(Encoder.encode_tiles), slowly(Encoder.encode_photos)
+from jzi.cli import main
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "number", "code"),
+    [
+        ("encode-map", signal.SIGTERM, 143),
+        ("encode-map", signal.SIGINT, 130),
+        ("encode-queries", signal.SIGTERM, 143),
+    ],
+)
+def test_a_command_that_is_stopped_says_how_to_resume_and_keeps_what_was_done(
+    area, tmp_path: Path, command: str, number: int, code: int
+) -> None:
+    if command == "encode-queries":
+        area("encode-map")
+    arguments = [command, "--set", "encoder.batch_size=8"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW, *arguments], cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+    )
+    cache = tmp_path / "features.zarr"
+    first = cache / ("map/2/status/c/0/0" if command == "encode-map" else "queries/embedding/c")
+    while not first.exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == code
+    lines = stderr.decode().splitlines()
+    assert lines[-1] == "jzi: interrupted; what was done is kept, run the same command to go on"
+    assert "Traceback" not in stderr.decode()
+    report = json.loads(area(f"{command} --json").stdout)
+    assert report["encoded"] > 0 and report["reused"] > 0
+
+
+def test_the_service_ends_by_sigterm_as_uvicorn_has_it(monkeypatch: pytest.MonkeyPatch, default_sigterm) -> None:
+    handlers = []
+    monkeypatch.setattr("jzi.workspace.open.open_locator", lambda *_, **__: SimpleNamespace(pyramid=None))
+    monkeypatch.setattr("jzi.workspace.open.imagery_of", lambda *_: None)
+    monkeypatch.setattr("jzi.serve.app.make_app", lambda *_: None)
+    monkeypatch.setattr("uvicorn.run", lambda *_, **__: handlers.append(signal.getsignal(signal.SIGTERM)))
+    assert CliRunner().invoke(main, ["serve"]).exit_code == 0
+    assert handlers == [signal.SIG_DFL]
