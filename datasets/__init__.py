@@ -1,1 +1,1 @@
-"""Readers of published data sets and of the layouts that they come in."""
+"""Readers of published data sets and their file layouts."""

@@ -1,8 +1,8 @@
-"""The disk layout of the `tiledwebmaps` package as one raster: a GDAL VRT over its full-resolution tiles.
+"""Read the disk layout of the `tiledwebmaps` package: build a GDAL VRT over its full-resolution tiles.
 
-The benchmark's imagery comes so: `layout.yaml` beside `{zoom}/{x}/{y}.jpg`. Every tile is north up and square; tile
-(x, y) of zoom z covers `tile_shape_crs / 2^z` units of the CRS along the two `tile_axes`, from `origin_crs` on.
-tests/test_tiled_layout.py checks it against the package itself.
+The imagery of the just-zoom-in data set has this layout: `layout.yaml` beside `{zoom}/{x}/{y}.jpg`. Tiles are square
+and north-up; tile (x, y) of zoom z covers `tile_shape_crs / 2^z` CRS units along the two `tile_axes`, counted from
+`origin_crs`. tests/test_tiled_layout.py compares the georeferencing with that of the package.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from jzi.store.files import write_whole
 
 _COLORS = ("Red", "Green", "Blue")
 
-#: What `preset: XYZ` stands for: web map tiles.
+#: Values of `preset: XYZ`, web map tiles.
 _XYZ = {
     "crs": "EPSG:3857",
     "tile_axes": ["east", "south"],
@@ -38,18 +38,18 @@ _XYZ = {
 
 @dataclass(frozen=True)
 class TiledLayout:
-    """A `layout.yaml`.
+    """The contents of a `layout.yaml`.
 
     Attributes:
-        folder: where it lies.
-        crs: of the tiles.
-        axes: the compass directions in which x and y grow.
+        folder: folder of the file.
+        crs: CRS of the tiles.
+        axes: compass directions in which x and y increase.
         pixels: side of a tile, pixels.
         side: side of a tile of zoom 0, CRS units.
-        origin: of the tiles, in the order of the CRS's axes.
-        size: of the whole, in the order of the CRS's axes; zeros where it is not said.
-        zoom: of the full-resolution tiles.
-        path: of a tile's file, with {zoom}, {x} and {y}.
+        origin: coordinates of the origin of the tiles, in the order of the CRS's axes.
+        size: extent of the whole map, in the order of the CRS's axes; zeros if the file does not give it.
+        zoom: zoom of the full-resolution tiles.
+        path: path of a tile's file relative to `folder`, with placeholders {zoom}, {x} and {y}.
     """
 
     folder: Path
@@ -67,7 +67,7 @@ class TiledLayout:
         """Read a layout.yaml.
 
         Raises:
-            ImageryError: it cannot be read, or is of a kind that is not known.
+            ImageryError: the file cannot be read, is not a layout, or has tiles that are not square and north-up.
         """
         try:
             values = yaml.safe_load(file.read_text())
@@ -86,69 +86,75 @@ class TiledLayout:
                 path=values.get("path", "{zoom}/{x}/{y}.jpg"),
             )
         except FileNotFoundError:
-            raise ImageryError(f"there is no {file}") from None
+            raise ImageryError(f"{file} does not exist; pass the layout.yaml of a tiledwebmaps folder") from None
         except (OSError, yaml.YAMLError, AttributeError, LookupError, TypeError, ValueError, CRSError) as error:
-            raise ImageryError(f"{file} is no layout of tiledwebmaps: {type(error).__name__} {error}") from error
+            raise ImageryError(f"{file} is not a tiledwebmaps layout: {type(error).__name__} {error}") from error
         if pixels[0] != pixels[1] or side[0] != side[1] or not set(layout.axes) <= {"east", "west", "north", "south"}:
-            raise ImageryError(f"{file} has tiles that are not square, or axes that are no compass directions")
+            raise ImageryError(
+                f"{file} has tiles of {pixels} pixels and {side} CRS units along {layout.axes}; "
+                "only square tiles along two compass directions are supported"
+            )
         return layout
 
     def corner(self, x: int, y: int) -> tuple[float, float]:
-        """West and north edge of tile (x, y) of the full resolution, CRS units."""
+        """Return the west and north edges of full-resolution tile (x, y), CRS units."""
         side = self.side / 2.0**self.zoom
         ends = np.array([self._to_crs((x, y), side), self._to_crs((x + 1, y + 1), side)])
         east, north = self._crs_axis("east", "west"), self._crs_axis("north", "south")
         return float(ends[:, east].min()), float(ends[:, north].max())
 
     def _crs_axis(self, *directions: str) -> int:
-        """Which of the CRS's axes runs that way."""
+        """Return the index of the CRS axis that runs in one of the directions."""
         return next(index for index, axis in enumerate(self.crs.axis_info) if axis.direction.lower() in directions)
 
     def _to_crs(self, tile: tuple[int, int], side: float) -> NDArray[np.float64]:
-        """Coordinates of a tile's corner, in the order of the CRS's axes, as the package computes them."""
+        """Return the coordinates of a tile's corner, in the order of the CRS's axes, as the package computes them."""
         opposite = {"east": "west", "west": "east", "north": "south", "south": "north"}
         coordinates = np.array(self.origin)
         for index, direction in enumerate(self.axes):
             axis = self._crs_axis(direction, opposite[direction])
             backwards = self.crs.axis_info[axis].direction.lower() != direction
             coordinates[axis] += (-1 if backwards else 1) * tile[index] * side
-            if backwards:  # it counts from the far end; the package adds that end by the tile's axis, not the CRS's
+            if backwards:  # counted from the far end, which the package adds to the tile's axis rather than the CRS's
                 coordinates[index] += self.size[axis]
         return coordinates
 
     def tiles(self) -> dict[tuple[int, int], Path]:
-        """Every full-resolution tile that is there."""
+        """Return the files of the full-resolution tiles on disk by (x, y), sorted by path."""
         pattern = re.escape(self.path).replace(r"\{zoom\}", str(self.zoom))
         pattern = pattern.replace(r"\{x\}", r"(?P<x>-?\d+)").replace(r"\{y\}", r"(?P<y>-?\d+)")
         glob = self.path.replace("{zoom}", str(self.zoom)).replace("{x}", "*").replace("{y}", "*")
-        found = {}
+        tiles = {}
         for file in sorted(self.folder.glob(glob)):
             if match := re.fullmatch(pattern, file.relative_to(self.folder).as_posix()):
-                found[int(match["x"]), int(match["y"])] = file
-        return found
+                tiles[int(match["x"]), int(match["y"])] = file
+        return tiles
 
     def write_vrt(self, vrt: Path) -> int:
-        """Write the VRT over all full-resolution tiles; where one is missing there is no data.
+        """Write a VRT over all full-resolution tiles; missing tiles are nodata.
+
+        Args:
+            vrt: file to write; it refers to the tiles by relative paths.
 
         Returns:
             The number of tiles.
 
         Raises:
-            ImageryError: there is no tile, or the first cannot be read.
+            ImageryError: there are no tiles, or the first one cannot be read or has another size than the layout's.
         """
         tiles = self.tiles()
         if not tiles:
             packed = (self.folder / "images.dat").exists()
-            hint = "images.dat, the package's packed form, is not read" if packed else "is the copy whole?"
+            hint = "images.dat, the package's packed form, is not supported" if packed else "check that it is complete"
             raise ImageryError(f"{self.folder} has no tile of zoom {self.zoom} at {self.path}: {hint}")
-        some = next(iter(tiles.values()))
+        first_tile = next(iter(tiles.values()))
         try:
-            with Image.open(some) as first:  # rasterio would warn that it has no place of its own
-                bands, pixels = len(first.getbands()), first.width
+            with Image.open(first_tile) as image:  # rasterio would warn that a tile has no georeferencing
+                bands, pixels = len(image.getbands()), image.width
         except (OSError, Image.DecompressionBombError) as error:
-            raise ImageryError(f"{some} cannot be read: {error}") from error
+            raise ImageryError(f"{first_tile} cannot be read: {error}") from error
         if pixels != self.pixels:
-            raise ImageryError(f"{some} is {pixels} pixels wide, and layout.yaml says {self.pixels}")
+            raise ImageryError(f"{first_tile} is {pixels} pixels wide, but layout.yaml gives {self.pixels}")
         corners = np.array([self.corner(*tile) for tile in tiles])  # (tile, 2) west and north
         west, north = corners[:, 0].min(), corners[:, 1].max()
         resolution = self.side / 2.0**self.zoom / self.pixels
@@ -157,7 +163,7 @@ class TiledLayout:
         width, height = cols.max() + self.pixels, rows.max() + self.pixels
 
         root = ElementTree.Element("VRTDataset", rasterXSize=str(width), rasterYSize=str(height))
-        ElementTree.SubElement(root, "SRS").text = self.crs.to_wkt()  # GDAL takes x, y for east, north
+        ElementTree.SubElement(root, "SRS").text = self.crs.to_wkt()  # GDAL takes x, y as east, north
         transform = (west, resolution, 0.0, north, 0.0, -resolution)
         ElementTree.SubElement(root, "GeoTransform").text = ", ".join(repr(float(value)) for value in transform)
         mask = ElementTree.SubElement(ElementTree.SubElement(root, "MaskBand"), "VRTRasterBand", dataType="Byte")
@@ -178,6 +184,6 @@ class TiledLayout:
         ElementTree.SubElement(source, "SourceFilename", relativeToVRT="1").text = name
         ElementTree.SubElement(source, "SourceBand").text = source_band
         size = {"RasterXSize": side, "RasterYSize": side, "DataType": "Byte", "BlockXSize": side, "BlockYSize": "1"}
-        ElementTree.SubElement(source, "SourceProperties", size)  # so that GDAL need not open every tile to begin with
+        ElementTree.SubElement(source, "SourceProperties", size)  # without it GDAL opens every tile on opening the VRT
         ElementTree.SubElement(source, "SrcRect", xOff="0", yOff="0", xSize=side, ySize=side)
         ElementTree.SubElement(source, "DstRect", xOff=str(col), yOff=str(row), xSize=side, ySize=side)

@@ -1,1 +1,1 @@
-"""Answers as files that other tools open: GeoJSON, GeoTIFF, CSV, HTML, PNG."""
+"""Export locations as GeoJSON, GeoTIFF, CSV, HTML and PNG."""

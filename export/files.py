@@ -1,4 +1,4 @@
-"""Answers as files that other tools open: GeoJSON, GeoTIFF, CSV."""
+"""Write locations as GeoJSON, Cloud-Optimized GeoTIFF and CSV."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from jzi.store.files import write_whole
 from jzi.store.pyramid import WGS84, Pyramid, TileKey
 from jzi.version import __version__
 
-#: Most cells to a side of a heat map: 64 million numbers.
+#: Largest side of a heat map, cells: 8192 x 8192 float32 are 256 MB a band.
 MAX_HEATMAP_SIDE = 8192
 
-#: Corners of a circle.
+#: Vertices of a circle.
 CORNERS = 64
 
 
 def write_geojson(path: Path, locations: Sequence[Location], truths: Sequence[ExifPosition | None] = ()) -> None:
-    """Answers, other candidates, circles of 68 and 95 %, zoom tiles and true positions, as RFC 7946 has it.
+    """Write answers, candidates, 68 and 95 % circles, zoom tiles and true positions as GeoJSON (RFC 7946).
 
     Args:
-        path: the file.
-        locations: the answers.
-        truths: where each photo was taken, where that is known.
+        path: file to write.
+        locations: located photos.
+        truths: true position of each photo, None where unknown; empty if there are none.
 
     Raises:
         ExportError: the file cannot be written.
@@ -50,7 +50,10 @@ def write_geojson(path: Path, locations: Sequence[Location], truths: Sequence[Ex
 
 
 def to_features(location: Location, truth: ExifPosition | None = None) -> list[dict[str, Any]]:
-    """One answer as GeoJSON features, each with the properties `photo` and `kind`; circles and tiles come first."""
+    """Return one location as GeoJSON features, each with the properties `photo` and `kind`.
+
+    Tiles and circles come first, so that points are drawn on top of them.
+    """
     pyramid = location.pyramid
     features = [
         _feature(_polygon(tile_corners(pyramid, key)), location, "tile", step=step, footprint_m=pyramid.footprint(step))
@@ -60,17 +63,17 @@ def to_features(location: Location, truth: ExifPosition | None = None) -> list[d
         if np.isfinite(radius):
             corners = circle(location.latitude, location.longitude, radius)
             features.append(_feature(_polygon(corners), location, "circle", share=share, radius_m=radius))
-    for rank, each in enumerate(location.candidates):
-        properties = {"rank": rank + 1, "probability": each.probability, "radius_m": each.radius_m}
+    for rank, candidate in enumerate(location.candidates):
+        properties = {"rank": rank + 1, "probability": candidate.probability, "radius_m": candidate.radius_m}
         kind = "candidate" if rank else "answer"
-        features.append(_feature(_point(each.latitude, each.longitude), location, kind, **properties))
+        features.append(_feature(_point(candidate.latitude, candidate.longitude), location, kind, **properties))
     if truth:
         features.append(_feature(_point(truth.latitude, truth.longitude), location, "truth"))
     return features
 
 
 def circle(latitude: float, longitude: float, radius: float) -> NDArray[np.float64]:
-    """(corner, 2) latitudes and longitudes of a geodesic circle, counter-clockwise; metres."""
+    """Return (corner, 2) latitudes and longitudes of a geodesic circle of `radius` metres, counter-clockwise."""
     azimuth = -np.linspace(0, 360, CORNERS, endpoint=False)
     ones = np.ones(CORNERS)
     lon, lat, _ = WGS84.fwd(longitude * ones, latitude * ones, azimuth, radius * ones)
@@ -78,7 +81,7 @@ def circle(latitude: float, longitude: float, radius: float) -> NDArray[np.float
 
 
 def tile_corners(pyramid: Pyramid, key: TileKey) -> NDArray[np.float64]:
-    """(4, 2) latitudes and longitudes of a tile's corners, counter-clockwise from the south-west."""
+    """Return (4, 2) latitudes and longitudes of a tile's corners, counter-clockwise from the south-west."""
     bounds = pyramid.tile_bounds(key)
     x = [bounds.west, bounds.east, bounds.east, bounds.west]
     y = [bounds.south, bounds.south, bounds.north, bounds.north]
@@ -103,7 +106,11 @@ def _polygon(corners: NDArray[np.float64]) -> dict[str, Any]:
 
 
 def write_heatmap(path: Path, locations: Sequence[Location]) -> None:
-    """The probability of every cell as a Cloud-Optimized GeoTIFF in the pyramid's CRS, a band to a photo.
+    """Write the probability of every cell as a Cloud-Optimized GeoTIFF in the pyramid's CRS, one band per photo.
+
+    Args:
+        path: file to write.
+        locations: located photos, all on the same pyramid.
 
     Raises:
         ExportError: the file cannot be written, or the map has too many cells.
@@ -112,7 +119,7 @@ def write_heatmap(path: Path, locations: Sequence[Location]) -> None:
     side = pyramid.tiles_per_side(pyramid.levels)
     if side > MAX_HEATMAP_SIDE:
         raise ExportError(
-            f"a heat map of {side} x {side} cells is too large: {MAX_HEATMAP_SIDE} to a side are the most"
+            f"a heat map of {side} x {side} cells is too large: at most {MAX_HEATMAP_SIDE} cells per side"
         )
     transform = from_origin(pyramid.west, pyramid.north, pyramid.cell_size, pyramid.cell_size)
     profile = {"width": side, "height": side, "count": len(locations), "dtype": "float32", "crs": pyramid.crs}
@@ -126,11 +133,11 @@ def write_heatmap(path: Path, locations: Sequence[Location]) -> None:
 
 
 def write_csv(path: Path, answers: Sequence[dict[str, Any]]) -> None:
-    """A line to a photo; of one that could not be read, why.
+    """Write one row per photo, with the error for photos that could not be read.
 
     Args:
-        path: the file.
-        answers: what `to_dict` of a `Location` or a `NotLocated` gave.
+        path: file to write.
+        answers: results of `Location.to_dict` or `NotLocated.to_dict`.
 
     Raises:
         ExportError: the file cannot be written.
@@ -141,10 +148,10 @@ def write_csv(path: Path, answers: Sequence[dict[str, Any]]) -> None:
 
 
 def write_file(path: Path, write: Any) -> None:
-    """Have a function write a file whole.
+    """Write a file atomically by calling `write` with a temporary path.
 
     Raises:
-        ExportError: it cannot be written.
+        ExportError: the file cannot be written.
     """
     try:
         write_whole(path, write)

@@ -1,6 +1,6 @@
-"""Answers as one HTML file: photo, zoom, probability, candidates and true position on a map that needs no network.
+"""Write locations as one self-contained HTML page: photo, zoom, heat map, candidates and true position.
 
-The map is Leaflet's, which the file carries along; its background is the user's own imagery.
+Leaflet is embedded in the page and the background is the user's imagery, so the page works offline.
 """
 
 from __future__ import annotations
@@ -33,41 +33,41 @@ from jzi.version import __version__
 
 WEB = Path(__file__).parent / "web"
 
-_PARTS = ("leaflet.js", "leaflet.css", "map.js", "map.css")
+_ASSETS = ("leaflet.js", "leaflet.css", "map.js", "map.css")
 
-#: Pixels: sides of the background, of a photo, and of a tile of the zoom.
+#: Sides in pixels of the background, of a photo and of a zoom tile.
 BACKGROUND, PHOTO, TILE = 2048, 640, 192
 
 
 def write_page(
     path: Path, located: Sequence[tuple[Path, Location, ExifPosition | None]], imagery: Imagery | None
 ) -> None:
-    """Write the file.
+    """Write the page.
 
     Args:
-        path: the file.
-        located: photos, where they were taken by our answer, and by their EXIF if that is known.
-        imagery: the background; the map is plain without.
+        path: file to write.
+        located: photo file, its location, and the position in its EXIF (None if it has none).
+        imagery: background of the map; None for a plain one.
 
     Raises:
-        ExportError: it cannot be written.
+        ExportError: the file cannot be written.
         ImageryError: the imagery cannot be read.
     """
     pyramid = located[0][1].pyramid
     title = located[0][1].photo if len(located) == 1 else f"{len(located)} photos"
     data = {
         "grid": pyramid.grid,
-        "bounds": area(pyramid),
-        "imagery": background(imagery),
-        "photos": [about(open_photo(photo), place, truth, imagery) for photo, place, truth in located],
+        "bounds": lat_lon_bounds(pyramid),
+        "imagery": background_overlay(imagery),
+        "photos": [photo_data(open_photo(photo), location, truth, imagery) for photo, location, truth in located],
     }
     text = render("page.html", title=title, data=data)
     write_file(path, lambda file: file.write_text(text))
 
 
 def render(template: str, *, title: str, data: Any) -> str:
-    """One of the templates beside this file, with Leaflet and data in it."""
-    safe = json.dumps(data, allow_nan=False).replace("<", "\\u003c")  # "</script>" in a name ends no script
+    """Render a template of the `web` folder with Leaflet and `data` embedded."""
+    safe = json.dumps(data, allow_nan=False).replace("<", "\\u003c")  # a photo's name may contain "</script>"
     return (
         Environment(autoescape=True)
         .from_string((WEB / template).read_text())
@@ -75,23 +75,23 @@ def render(template: str, *, title: str, data: Any) -> str:
             title=title,
             version=__version__,
             data=Markup(safe),
-            **{name.replace(".", "_"): Markup((WEB / name).read_text()) for name in _PARTS},
+            **{name.replace(".", "_"): Markup((WEB / name).read_text()) for name in _ASSETS},
         )
     )
 
 
-def about(
+def photo_data(
     photo: Image.Image, location: Location, truth: ExifPosition | None, imagery: Imagery | None
 ) -> dict[str, Any]:
-    """One answer as the page takes it."""
+    """Return the JSON object from which `map.js` draws one located photo."""
     best, pyramid = location.best, location.pyramid
     image = photo.copy()
     image.thumbnail((PHOTO, PHOTO))
     keys = pyramid.keys(np.array(best.path))
     error = ""
     if truth:
-        off = float(geodesic_distance(location.latitude, location.longitude, truth.latitude, truth.longitude))
-        error = f"{off:.0f} m from where its EXIF says that it was taken"
+        error_m = float(geodesic_distance(location.latitude, location.longitude, truth.latitude, truth.longitude))
+        error = f"{error_m:.0f} m from its EXIF position"
     return {
         "name": location.photo,
         "image": _jpeg(image),
@@ -100,13 +100,13 @@ def about(
         "error": error,
         "others": [
             {
-                "at": [each.latitude, each.longitude],
-                "text": f"{each.latitude:.5f}, {each.longitude:.5f} ({each.probability:.1%})",
+                "at": [candidate.latitude, candidate.longitude],
+                "text": f"{candidate.latitude:.5f}, {candidate.longitude:.5f} ({candidate.probability:.1%})",
             }
-            for each in location.candidates[1:]
+            for candidate in location.candidates[1:]
         ],
         "features": to_features(location, truth),
-        "heat": heat(location),
+        "heat": heat_overlay(location),
         "zoom": [
             {
                 "image": _tile(imagery, key),
@@ -118,8 +118,8 @@ def about(
     }
 
 
-def background(imagery: Imagery | None) -> dict[str, Any] | None:
-    """The whole area's imagery, as Leaflet lays it on its map."""
+def background_overlay(imagery: Imagery | None) -> dict[str, Any] | None:
+    """Return the imagery of the whole area as a Leaflet image overlay, or None without imagery."""
     if imagery is None:
         return None
     image, covered = imagery.render(imagery.pyramid.bounds, BACKGROUND)
@@ -127,18 +127,18 @@ def background(imagery: Imagery | None) -> dict[str, Any] | None:
     return _overlay(np.dstack([image, alpha]), imagery.pyramid, Resampling.bilinear)
 
 
-def heat(location: Location) -> dict[str, Any]:
-    """The probability of every cell in colours, unlikely cells transparent."""
+def heat_overlay(location: Location) -> dict[str, Any]:
+    """Return the posterior as a coloured Leaflet image overlay; improbable cells are transparent."""
     grid = location.posterior.grid()
     share = np.sqrt(grid / grid.max())
     colours = (colormaps["inferno"](0.25 + 0.75 * share) * 255).astype(np.uint8)
     colours[..., 3] = (255 * np.minimum(1.0, 1.5 * share) * (share > 0.03)).astype(np.uint8)
-    times = max(1, 512 // len(grid))
-    return _overlay(colours.repeat(times, 0).repeat(times, 1), location.pyramid, Resampling.nearest)
+    factor = max(1, 512 // len(grid))
+    return _overlay(colours.repeat(factor, 0).repeat(factor, 1), location.pyramid, Resampling.nearest)
 
 
 def _overlay(image: NDArray[np.uint8], pyramid: Pyramid, resampling: Resampling) -> dict[str, Any]:
-    """(row, col, 4) over the whole area, warped to Web Mercator, and its south-west and north-east corners."""
+    """Warp a (row, col, 4) image of the whole area to Web Mercator; bounds are south-west and north-east corners."""
     side = len(image)
     source: Affine = from_origin(pyramid.west, pyramid.north, pyramid.size / side, pyramid.size / side)
     transform, width, height = calculate_default_transform(pyramid.crs, "EPSG:3857", side, side, *pyramid.bounds)
@@ -154,12 +154,12 @@ def _overlay(image: NDArray[np.uint8], pyramid: Pyramid, resampling: Resampling)
     )
     corners = array_bounds(height, width, transform)
     west, south, east, north = transform_bounds("EPSG:3857", "EPSG:4326", *corners)
-    picture = Image.fromarray(np.moveaxis(warped, 0, -1))
-    return {"image": _encoded(picture, "WEBP", quality=85), "bounds": [[south, west], [north, east]]}
+    url = _data_url(Image.fromarray(np.moveaxis(warped, 0, -1)), "WEBP")
+    return {"image": url, "bounds": [[south, west], [north, east]]}
 
 
-def area(pyramid: Pyramid) -> list[list[float]]:
-    """South-west and north-east corners of the area, latitudes first."""
+def lat_lon_bounds(pyramid: Pyramid) -> list[list[float]]:
+    """Return the south-west and north-east corners of the area as [latitude, longitude]."""
     west, south, east, north = transform_bounds(pyramid.crs, "EPSG:4326", *pyramid.bounds)
     return [[south, west], [north, east]]
 
@@ -171,10 +171,10 @@ def _tile(imagery: Imagery | None, key: Any) -> str:
 
 
 def _jpeg(image: Image.Image) -> str:
-    return _encoded(image, "JPEG", quality=85)
+    return _data_url(image, "JPEG")
 
 
-def _encoded(image: Image.Image, format: str, **options: Any) -> str:
+def _data_url(image: Image.Image, format: str) -> str:
     buffer = io.BytesIO()
-    image.save(buffer, format, **options)
+    image.save(buffer, format, quality=85)
     return f"data:image/{format.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,4 +1,4 @@
-"""One located photo as a picture: the photo, what the zoom saw at every step, and the answer."""
+"""Draw figures with matplotlib: the zoom of one located photo, and a calibration plot."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ def draw_zoom(
     title: str = "",
     pixels: int = 384,
 ) -> None:
-    """Write a PNG: the photo, the L tiles with the chosen child outlined, the answer close by, and the posterior.
+    """Write a PNG of the photo, the L tiles with the chosen child outlined, a close-up of the answer and the posterior.
 
     Args:
-        location: the answer.
-        photo: the photo that it answers.
-        imagery: the map, to draw the tiles from; gray without.
-        output: the PNG.
+        location: location of the photo.
+        photo: file of the photo.
+        imagery: imagery from which the tiles are drawn; None draws them gray.
+        output: PNG file to write.
         truth: latitude and longitude where the photo was taken, if known.
-        title: a line above it all.
+        title: line above the figure.
         pixels: side of a drawn tile.
     """
     from matplotlib.figure import Figure
@@ -58,19 +58,19 @@ def draw_zoom(
         _outline(axis, pyramid.tile_bounds(keys[step + 1]))
         axis.set_title(f"step {step + 1}: {pyramid.footprint(key.level):.0f} m, {best.step_probabilities[step]:.0%}")
         _mark(axis, true_xy, bounds)
-    around = _around(pyramid.tile_bounds(keys[-1]), 2.0)
-    draw_map(axes[-2], around)
+    close_up = _padded(pyramid.tile_bounds(keys[-1]), 2.0)
+    draw_map(axes[-2], close_up)
     _outline(axes[-2], pyramid.tile_bounds(keys[-1]))
     axes[-2].plot(best.x, best.y, marker="+", markersize=12, color=_ANSWER, markeredgewidth=2.5)
-    _mark(axes[-2], true_xy, around)
+    _mark(axes[-2], true_xy, close_up)
     draw_map(axes[-1], pyramid.bounds)
     _draw_posterior(axes[-1], location)
     _mark(axes[-1], true_xy, pyramid.bounds)
-    axes[-1].set_title(f"posterior\n{_spread(location)}")
+    axes[-1].set_title(f"posterior\n{_radii_text(location)}")
     answer = f"answer: {location.latitude:.5f}, {location.longitude:.5f}\nconfidence {location.confidence:.1%}"
     if truth:
         error = float(geodesic_distance(location.latitude, location.longitude, *truth))
-        answer += f", {error:.0f} m off"
+        answer += f", error {error:.0f} m"
     axes[-2].set_title(answer)
     for axis in axes:
         axis.set_xticks([])
@@ -82,7 +82,7 @@ def draw_zoom(
 
 
 def _draw_posterior(axis: Any, location: Location) -> None:
-    """Probabilities of cells over the map, and the circles that hold 68 and 95 %."""
+    """Draw the cells' probabilities over the map, with circles that contain 68 and 95 % of them."""
     from matplotlib import colormaps
     from matplotlib.patches import Circle
 
@@ -94,19 +94,19 @@ def _draw_posterior(axis: Any, location: Location) -> None:
     axis.imshow(colours, extent=_extent(bounds), interpolation="nearest")
     for radius in (location.radius_68, location.radius_95):
         if np.isfinite(radius):
-            middle = (location.best.x, location.best.y)
-            axis.add_patch(Circle(middle, radius, fill=False, edgecolor=_ANSWER, linewidth=1.4))
+            center = (location.best.x, location.best.y)
+            axis.add_patch(Circle(center, radius, fill=False, edgecolor=_ANSWER, linewidth=1.4))
     axis.set_xlim(bounds.west, bounds.east)
     axis.set_ylim(bounds.south, bounds.north)
 
 
-def _spread(location: Location) -> str:
-    told = [
+def _radii_text(location: Location) -> str:
+    parts = [
         f"{share} % within {radius:.0f} m"
         for share, radius in ((68, location.radius_68), (95, location.radius_95))
         if np.isfinite(radius)
     ]
-    return ", ".join(told) or f"{location.residual:.0%} not searched"
+    return ", ".join(parts) or f"{location.residual:.0%} not searched"
 
 
 def _extent(bounds: Bounds) -> tuple[float, float, float, float]:
@@ -125,18 +125,18 @@ def _mark(axis: Any, xy: Any, bounds: Bounds) -> None:
         axis.plot(*xy, marker="o", markersize=7, markerfacecolor="none", markeredgecolor=_TRUTH, markeredgewidth=2)
 
 
-def _around(bounds: Bounds, times: float) -> Bounds:
-    """The same middle, each side so many times longer on either hand."""
-    margin = (bounds.east - bounds.west) * times
+def _padded(bounds: Bounds, share: float) -> Bounds:
+    """Return square bounds extended on every side by `share` of their side."""
+    margin = (bounds.east - bounds.west) * share
     return Bounds(bounds.west - margin, bounds.south - margin, bounds.east + margin, bounds.north + margin)
 
 
 def draw_calibration(calibration: Calibration, output: Path) -> None:
-    """Write a PNG: how often answers of a confidence are right, and the recall of the most confident ones.
+    """Write a PNG with a reliability diagram and the recall of the most confident answers by coverage.
 
     Args:
-        calibration: of held-out photos.
-        output: the PNG.
+        calibration: calibration measured on held-out photos.
+        output: PNG file to write.
     """
     from matplotlib.figure import Figure
 
@@ -148,15 +148,15 @@ def draw_calibration(calibration: Calibration, output: Path) -> None:
         kinds.insert(0, ("before", calibration.uncalibrated, calibration.error_before, "#8f9bb3"))
     for name, answers, error, colour in kinds:
         bins = reliability(answers.confidence, answers.error <= calibration.radius)
-        size = [8 + 150 * each.photos / calibration.photos for each in bins]
-        x, y = [each.confidence for each in bins], [each.right for each in bins]
+        size = [8 + 150 * bin.photos / calibration.photos for bin in bins]
+        x, y = [bin.confidence for bin in bins], [bin.right for bin in bins]
         left.plot(x, y, color=colour, linewidth=1.2)
-        left.scatter(x, y, size, color=colour, label=f"{name}: {error:.1%} off on average")
+        left.scatter(x, y, size, color=colour, label=f"{name}: calibration error {error:.1%}")
     left.set(xlabel="confidence", ylabel=f"share within {calibration.radius:g} m", xlim=(0, 1), ylim=(0, 1))
     left.legend(frameon=False, loc="upper left")
     shares = np.linspace(1 / calibration.photos, 1, 200)
     right.plot(shares, [calibration.covering(share)[1] for share in shares], color=_ANSWER)
-    right.set(xlabel="coverage: share of photos answered, the most confident", ylim=(0, 1), xlim=(0, 1))
+    right.set(xlabel="coverage (share of photos answered, most confident first)", ylim=(0, 1), xlim=(0, 1))
     right.set_ylabel(f"recall within {calibration.radius:g} m")
-    figure.suptitle(f"{calibration.photos} held-out photos; the larger a dot, the more photos", fontsize=10)
+    figure.suptitle(f"{calibration.photos} held-out photos; dot size shows the number of photos", fontsize=10)
     figure.savefig(output, dpi=110)

@@ -1,1 +1,1 @@
-"""A small web service over one model."""
+"""The web service of one model."""

@@ -1,6 +1,6 @@
-"""`jzi serve`: one model behind HTTP, and a page where a person drops a photo and watches the zoom.
+"""`jzi serve`: an HTTP API over one model, and a page to drop photos on.
 
-Photos are looked at and forgotten: nothing of them is written down.
+Photos are processed in memory; they are neither stored nor logged.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from jzi.encode.imagery import Imagery
 from jzi.encode.photos import open_photo
 from jzi.errors import JziError
-from jzi.export.page import about, area, background, render
+from jzi.export.page import background_overlay, lat_lon_bounds, photo_data, render
 from jzi.locate.location import LocateOptions
 from jzi.locate.locator import Locator
 from jzi.version import __version__
@@ -26,12 +26,12 @@ from jzi.version import __version__
 
 @dataclass(frozen=True)
 class Limits:
-    """What a request may hold.
+    """Limits on requests, and the confidence below which the service is not sure.
 
     Attributes:
-        megabytes: of a photo's file.
-        megapixels: of its image.
-        abstain: answers of less confidence are marked as not sure.
+        megabytes: largest request body, MB (10^6 bytes).
+        megapixels: largest image, megapixels.
+        abstain: answers below this confidence (0..1) are marked as not sure.
     """
 
     megabytes: float = 20.0
@@ -40,7 +40,12 @@ class Limits:
 
 
 class BodyLimit:
-    """ASGI middleware: a request whose body grows beyond a limit is refused, whatever its headers say."""
+    """ASGI middleware that refuses request bodies over a limit, whether or not `content-length` declares them.
+
+    Args:
+        app: wrapped application.
+        limit: largest body, bytes.
+    """
 
     def __init__(self, app: ASGIApp, limit: int) -> None:
         self.app, self.limit = app, limit
@@ -57,7 +62,7 @@ class BodyLimit:
             return
         received, refused = 0, False
 
-        async def counted() -> Message:
+        async def receive_limited() -> Message:
             nonlocal received, refused
             message = await receive()
             received += len(message.get("body", b""))
@@ -66,12 +71,12 @@ class BodyLimit:
                 return {"type": "http.disconnect"}
             return message
 
-        async def sent(message: Message) -> None:
+        async def send_unless_refused(message: Message) -> None:
             if not refused:
                 await send(message)
 
         try:
-            await self.app(scope, counted, sent)
+            await self.app(scope, receive_limited, send_unless_refused)
         except Exception:
             if not refused:
                 raise
@@ -79,40 +84,40 @@ class BodyLimit:
             await self._refuse(scope, receive, send)
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        detail = f"the request has more than {self.limit / 1e6:g} MB: send a smaller photo"
+        detail = f"the request has more than {self.limit / 1e6:g} MB; send a smaller photo"
         await JSONResponse({"detail": detail}, status_code=413)(scope, receive, send)
 
 
 def make_app(locator: Locator, imagery: Imagery | None = None, limits: Limits | None = None) -> FastAPI:
-    """The service.
+    """Return the web application.
 
     Args:
-        locator: answers; its encoder is loaded when the service starts.
-        imagery: the background of the page's map; plain without.
-        limits: what a request may hold.
+        locator: locates the photos; its encoder is loaded when the service starts.
+        imagery: background of the page's map; None for a plain one.
+        limits: limits on requests; by default those of `Limits()`.
     """
     limits = limits or Limits()
-    turn = asyncio.Lock()  # one photo at a time: the model uses all cores as it is
-    pages: dict[str, str] = {}  # made once: the background of the map is in it
+    model_lock = asyncio.Lock()  # one photo at a time: the model already uses all cores
+    pages: dict[str, str] = {}  # rendered once: the page contains the background of the map
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> Any:
-        locator.encoder  # noqa: B018 - loaded now rather than with the first photo
+        locator.encoder  # noqa: B018 - load now rather than with the first photo
         pyramid = locator.pyramid
-        data = {"grid": pyramid.grid, "bounds": area(pyramid), "imagery": background(imagery)}
+        data = {"grid": pyramid.grid, "bounds": lat_lon_bounds(pyramid), "imagery": background_overlay(imagery)}
         pages["/"] = render("serve.html", title="Where was this photo taken?", data=data)
         yield
 
     app = FastAPI(
         title="jzi",
         version=__version__,
-        description="Tells where a street-level photo was taken by zooming into an overhead map.",
+        description="Locates street-level photos in an overhead map.",
         lifespan=lifespan,
     )
     app.add_middleware(BodyLimit, limit=int(limits.megabytes * 1e6))
 
     @app.exception_handler(JziError)
-    async def one_sentence(_: Request, error: JziError) -> JSONResponse:
+    async def unprocessable(_: Request, error: JziError) -> JSONResponse:
         return JSONResponse({"detail": str(error)}, status_code=422)
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
@@ -135,12 +140,12 @@ def make_app(locator: Locator, imagery: Imagery | None = None, limits: Limits | 
         photo: UploadFile,
         estimate: Annotated[str, Query(description="radius, map or greedy")] = "radius",
         radius: Annotated[float, Query(gt=0, description="metres")] = 50.0,
-        top: Annotated[int, Query(ge=1, le=50, description="how many places")] = 5,
-        details: Annotated[bool, Query(description="also GeoJSON features, heat map and zoom, for a page")] = False,
+        top: Annotated[int, Query(ge=1, le=50, description="number of candidates")] = 5,
+        details: Annotated[bool, Query(description="also return GeoJSON features, heat map and zoom tiles")] = False,
     ) -> dict[str, Any]:
         options = LocateOptions(estimate, radius, top)
         data = await photo.read()
-        async with turn:
+        async with model_lock:
             return await run_in_threadpool(answer, data, photo.filename or "photo", options, details)
 
     def answer(data: bytes, name: str, options: LocateOptions, details: bool) -> dict[str, Any]:
@@ -148,12 +153,12 @@ def make_app(locator: Locator, imagery: Imagery | None = None, limits: Limits | 
         location = locator.locate(image, options, name=name)
         values = {**location.to_dict(), "sure": location.confidence >= limits.abstain}
         if details:
-            values["page"] = about(image, location, None, imagery)
+            values["page"] = photo_data(image, location, None, imagery)
         return values
 
     @app.exception_handler(404)
     async def not_found(request: Request, _: HTTPException) -> JSONResponse:
-        detail = f"there is no {request.url.path}: the page is at /, the service at /locate, its description at /docs"
+        detail = f"{request.url.path} does not exist; the page is at /, the API at /locate, its documentation at /docs"
         return JSONResponse({"detail": detail}, status_code=404)
 
     return app

@@ -1,1 +1,1 @@
-"""The renderer of made towns and cities, which the demo and the benchmarks share."""
+"""Synthetic towns and the renderer of their maps and street photos, shared by the demo and the benchmarks."""

@@ -1,4 +1,4 @@
-"""The rasters that a town is drawn on before they become a scene."""
+"""The rasters on which a town is drawn before they become a scene."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jzi.synth.scene import Scene
 class Canvas:
     """Writable rasters of a scene, (rows, cols) and (rows, cols, 3); see `Scene`.
 
-    `bare` is bool (rows, cols): ground that is kept free of trees.
+    `bare` is bool (rows, cols): ground where no tree is planted.
     """
 
     height: np.ndarray
@@ -26,7 +26,7 @@ class Canvas:
 
     @classmethod
     def blank(cls, n: int, resolution: float) -> Canvas:
-        """Returns a level square of n x n pixels, black but for the stone of its quays and kerbs."""
+        """Return flat ground of n x n pixels, black except for stone-coloured vertical faces (quays and kerbs)."""
         return cls(
             height=np.zeros((n, n), np.float32),
             top=np.zeros((n, n, 3), np.uint8),
@@ -37,11 +37,11 @@ class Canvas:
         )
 
     def paint(self, where: np.ndarray, colour: np.ndarray | tuple[int, int, int]) -> None:
-        """Colours the tops where the mask is set."""
+        """Set the colour of the tops where the mask is set."""
         self.top[where] = colour
 
     def scene(self) -> Scene:
-        """Returns the scene that the rasters make; they are shared with it, not copied."""
+        """Return the rasters as a scene; memory is shared, not copied."""
         return Scene(
             height=torch.from_numpy(self.height),
             top=torch.from_numpy(self.top),

@@ -1,4 +1,4 @@
-"""What is set on a made town one by one: trees and parked cars."""
+"""Single objects of a synthetic town: trees and parked cars."""
 
 from __future__ import annotations
 
@@ -30,33 +30,33 @@ CAR_SLOT, CAR_LENGTH, CAR_WIDTH = 6.4, 4.4, 1.8
 
 
 def plant(rng: np.random.Generator, canvas: Canvas, plan: Plan) -> None:
-    """Plants trees along streets and, by each district's density, on open ground."""
+    """Plant trees along streets and, at each district's density, on open ground."""
     street, garden = _street_trees(plan), _garden_trees(rng, canvas, plan)
     rows, cols = np.concatenate([street, garden], 1)
     favourite = rng.integers(0, len(LEAF_COLOURS), len(plan.styles))
     free = (canvas.height < 0.4) & (plan.edge > 0.3) & (plan.shore > 0)
-    # Street trees stay slim: in a height field a crown reaches the ground, and wide ones would hide the houses.
+    # Street trees are slim: in a height field a crown reaches the ground, and a wide one would hide the houses.
     radius = np.concatenate([rng.uniform(1.2, 1.9, street.shape[1]), rng.uniform(1.5, 3.2, garden.shape[1])])
     for row, col, reach in zip(rows, cols, radius, strict=True):
-        own = rng.random() < 0.6
-        leaf = LEAF_COLOURS[favourite[plan.district[row, col]] if own else rng.integers(len(LEAF_COLOURS))]
+        is_favourite = rng.random() < 0.6
+        leaf = LEAF_COLOURS[favourite[plan.district[row, col]] if is_favourite else rng.integers(len(LEAF_COLOURS))]
         _stamp_tree(rng, canvas, free, row, col, reach, leaf)
 
 
 def _street_trees(plan: Plan) -> np.ndarray:
-    """Returns (row, col) of trees in rows, one metre inside the sidewalks' outer edge."""
+    """Return (row, col) of the trees along streets, at the outer edge of the sidewalks."""
     spacing = np.array([style.avenue_trees for style in plan.styles])[plan.district]
     pavement = np.array([style.pavement for style in plan.styles])[plan.district]
     verge = (plan.kind == OPEN) & (np.abs(plan.edge - pavement + 1.4) < 0.3) & (spacing > 0)
     row, col = np.nonzero(verge)
-    at = plan.along[row, col] % spacing[row, col] < 0.5
-    row, col = row[at], col[at]
-    _, one = np.unique((row // 8) * 10_000 + col // 8, return_index=True)  # a spot may cover several pixels
-    return np.stack([row[one], col[one]])
+    is_spot = plan.along[row, col] % spacing[row, col] < 0.5
+    row, col = row[is_spot], col[is_spot]
+    _, first = np.unique((row // 8) * 10_000 + col // 8, return_index=True)  # a spot may cover several pixels
+    return np.stack([row[first], col[first]])
 
 
 def _garden_trees(rng: np.random.Generator, canvas: Canvas, plan: Plan) -> np.ndarray:
-    """Returns (row, col) of scattered trees; in clumps, as a wave over the town thins and thickens them."""
+    """Return (row, col) of scattered trees, clumped by a wave over the town."""
     n = canvas.height.shape[0]
     cells = int(n * canvas.resolution / TREE_CELL)
     grid = np.stack(np.meshgrid(np.arange(cells), np.arange(cells), indexing="ij")).reshape(2, -1)
@@ -73,7 +73,7 @@ def _garden_trees(rng: np.random.Generator, canvas: Canvas, plan: Plan) -> np.nd
 def _stamp_tree(
     rng: np.random.Generator, canvas: Canvas, free: np.ndarray, row: int, col: int, reach: float, leaf: np.ndarray
 ) -> None:
-    """Sets one tree: a lumpy dome, lit by its own relief from above."""
+    """Draw one tree as a lumpy dome."""
     pad = int(reach / canvas.resolution) + 1
     n = canvas.height.shape[0]
     window = np.s_[max(0, row - pad) : min(n, row + pad + 1), max(0, col - pad) : min(n, col + pad + 1)]
@@ -92,19 +92,19 @@ def _stamp_tree(
 
 
 def park_cars(rng: np.random.Generator, canvas: Canvas, plan: Plan) -> None:
-    """Parks cars along the kerbs of streets wide enough to leave a lane."""
+    """Park cars along the kerbs of streets wide enough to leave a lane."""
     kerb = plan.half - np.abs(plan.across)
-    place = ((plan.kind == AVENUE) | (plan.kind == STREET)) & (plan.half > 3.4) & (plan.ahead > 7) & (plan.shore > 4)
-    place &= (kerb > 0.3) & (kerb < 0.3 + CAR_WIDTH)
-    row, col = np.nonzero(place)
-    slot, at = np.divmod(plan.along[row, col], CAR_SLOT)
+    strip = ((plan.kind == AVENUE) | (plan.kind == STREET)) & (plan.half > 3.4) & (plan.ahead > 7) & (plan.shore > 4)
+    strip &= (kerb > 0.3) & (kerb < 0.3 + CAR_WIDTH)
+    row, col = np.nonzero(strip)
+    slot, offset = np.divmod(plan.along[row, col], CAR_SLOT)
     side = plan.across[row, col] > 0
     key = ((plan.street[row, col] * 2 + side) * 1009 + slot.astype(np.int64)) % 65_521
-    taken = (rng.random(65_521) < 0.34)[key] & (at < CAR_LENGTH)
-    row, col, key, at = row[taken], col[taken], key[taken], at[taken]
+    occupied = (rng.random(65_521) < 0.34)[key] & (offset < CAR_LENGTH)
+    row, col, key, offset = row[occupied], col[occupied], key[occupied], offset[occupied]
     colour = CAR_COLOURS[rng.integers(0, len(CAR_COLOURS), 65_521)][key]
-    cabin = (at > 1.1) & (at < 3.5)
-    glass = cabin & ((at < 1.6) | (at > 3.0))
+    cabin = (offset > 1.1) & (offset < 3.5)
+    glass = cabin & ((offset < 1.6) | (offset > 3.0))
     canvas.height[row, col] = np.where(cabin, 1.5, 0.95)
     canvas.top[row, col] = np.where(glass[:, None], 56, colour)
     canvas.side[row, col] = np.where(cabin[:, None], colour * 0.6, colour)

@@ -1,10 +1,10 @@
-"""What lies flat in a made town: carriageways and their markings, pavements, yards, squares, water."""
+"""Ground surfaces of a synthetic town: carriageways and their markings, pavements, yards, squares, water."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from jzi.synth.buildings import MOST_LOTS, Lots
+from jzi.synth.buildings import MAX_LOTS, Lots
 from jzi.synth.canvas import Canvas
 from jzi.synth.streets import AVENUE, CROSSING, OPEN, STREET, Plan
 from jzi.synth.styles import GRASS, INDUSTRY, SUBURB, Style
@@ -17,7 +17,7 @@ SQUARE_COLOURS = ((204, 176, 140), (176, 118, 96), (150, 152, 162), (214, 202, 1
 
 
 def paint_ground(rng: np.random.Generator, canvas: Canvas, plan: Plan) -> None:
-    """Paints everything that is not part of a lot."""
+    """Paint all ground outside of lots."""
     styles = plan.styles
     tint = rng.normal(1, 0.05, (len(styles), 1)) * rng.normal(1, 0.02, (len(styles), 3))
     yard, asphalt, paving = (
@@ -36,14 +36,14 @@ def paint_ground(rng: np.random.Generator, canvas: Canvas, plan: Plan) -> None:
     streets = int(plan.street.max()) + 1
     tone = rng.normal(1, 0.10, (streets, 1)) * rng.normal(1, 0.03, (streets, 3))
     surface = asphalt[plan.district]
-    surface[plan.kind == AVENUE] = asphalt.mean(0)  # an avenue looks alike on both of its sides
+    surface[plan.kind == AVENUE] = asphalt.mean(0)  # an avenue has one colour on both sides of a district border
     canvas.paint(drive, (surface * tone[plan.street])[drive].clip(40, 235))
     _mark_streets(rng, canvas, plan)
-    _pour_water(rng, canvas, plan)
+    _draw_water(rng, canvas, plan)
 
 
 def _mark_streets(rng: np.random.Generator, canvas: Canvas, plan: Plan) -> None:
-    """Paints centre lines, edge lines, cycle lanes and zebra crossings; each street keeps its own manner."""
+    """Paint centre lines, edge lines, cycle lanes and zebra crossings in one manner per street."""
     streets = int(plan.street.max()) + 1
     aside = np.abs(plan.across)
     lane = (plan.kind == AVENUE) | (plan.kind == STREET)
@@ -72,8 +72,8 @@ def _mark_streets(rng: np.random.Generator, canvas: Canvas, plan: Plan) -> None:
     canvas.paint(table, np.array(SQUARE_COLOURS)[plan.street[table] % len(SQUARE_COLOURS)])
 
 
-def _pour_water(rng: np.random.Generator, canvas: Canvas, plan: Plan) -> None:
-    """Lays water with its banks; avenues cross it on bridges and streets end at it."""
+def _draw_water(rng: np.random.Generator, canvas: Canvas, plan: Plan) -> None:
+    """Draw water and its banks; avenues cross it on bridges and streets end at it."""
     bridge = plan.kind == AVENUE
     water = (plan.shore < 0) & ~bridge
     colour = np.array(WATER_COLOURS[rng.integers(len(WATER_COLOURS))])
@@ -89,16 +89,16 @@ def _pour_water(rng: np.random.Generator, canvas: Canvas, plan: Plan) -> None:
 
 
 def _grown(mask: np.ndarray, pixels: int) -> np.ndarray:
-    """Returns the mask with what lies that far beside, above or below it."""
+    """Return the union of the mask and its copies shifted by `pixels` up, down, left and right."""
     grown = mask.copy()
     for axis in range(2):
-        for way in (-pixels, pixels):
-            grown |= np.roll(mask, way, axis)
+        for shift in (-pixels, pixels):
+            grown |= np.roll(mask, shift, axis)
     return grown
 
 
 def paint_yards(rng: np.random.Generator, canvas: Canvas, plan: Plan, style: Style, lots: Lots) -> None:
-    """Paints the lots of one district: gardens that differ from neighbour to neighbour, squares, pitches, car parks."""
+    """Paint the lots of one district: gardens in differing tones, squares, pitches, car parks."""
     top = canvas.top.reshape(-1, 3)
     tone = rng.normal(1, 0.08, (lots.count, 1)) * rng.normal(1, 0.03, (lots.count, 3))
     top[lots.where] = (np.array(style.yard) * tone[lots.lot]).clip(0, 255)
@@ -113,13 +113,13 @@ def paint_yards(rng: np.random.Generator, canvas: Canvas, plan: Plan, style: Sty
 
 
 def _block_is_open(lots: Lots) -> np.ndarray:
-    """Returns which blocks have no building, (block,) bool."""
-    return np.all(lots.open.reshape(-1, MOST_LOTS * 2), axis=1)
+    """Return which blocks have no building, (block,) bool."""
+    return np.all(lots.open.reshape(-1, MAX_LOTS * 2), axis=1)
 
 
 def _lay_squares(rng: np.random.Generator, canvas: Canvas, plan: Plan, style: Style, lots: Lots) -> None:
-    """Makes each block without buildings a paved square, a sports pitch, a car park or a small garden."""
-    blocks = lots.count // (MOST_LOTS * 2)
+    """Turn each block without buildings into a paved square, a sports pitch, a car park or a small garden."""
+    blocks = lots.count // (MAX_LOTS * 2)
     use = np.where(_block_is_open(lots), rng.integers(0, 4, blocks), -1)[lots.block]
     chosen = np.flatnonzero(use >= 0)
     where, use = lots.where[chosen], use[chosen]
@@ -145,7 +145,7 @@ def _lay_squares(rng: np.random.Generator, canvas: Canvas, plan: Plan, style: St
 
 
 def _furnish_gardens(rng: np.random.Generator, canvas: Canvas, lots: Lots) -> None:
-    """Adds hedges or fences between gardens, a drive to the street, and a pool to one in ten."""
+    """Add hedges or fences between gardens, a drive to the street, and a pool in 12 % of the gardens."""
     top = canvas.top.reshape(-1, 3)
     drive = (np.abs(lots.along - 3.2) < 1.4) & (lots.behind < 12)
     gravel = rng.uniform(140, 200, (lots.count, 1)) * np.array((1.0, 0.96, 0.9))
@@ -158,14 +158,14 @@ def _furnish_gardens(rng: np.random.Generator, canvas: Canvas, lots: Lots) -> No
     fence = (lots.along < 0.7) | (lots.behind > lots.depth - 0.6) | ((lots.behind < 0.7) & ~drive)
     fence &= (rng.random(lots.count) < 0.8)[lots.lot]
     kinds = np.array(((62, 96, 52), (70, 104, 48), (222, 222, 214), (134, 100, 70)))
-    chosen = kinds[rng.integers(0, len(kinds), lots.count // (MOST_LOTS * 2))][lots.block[fence]]
+    chosen = kinds[rng.integers(0, len(kinds), lots.count // (MAX_LOTS * 2))][lots.block[fence]]
     top[lots.where[fence]] = chosen
     canvas.side.reshape(-1, 3)[lots.where[fence]] = chosen
     canvas.height.flat[lots.where[fence]] = 1.1
 
 
 def _stack_containers(rng: np.random.Generator, canvas: Canvas, lots: Lots) -> None:
-    """Stacks containers, one or two high, at the back of two industrial lots in three."""
+    """Stack containers, one or two high, at the back of two industrial lots in three."""
     colours = np.array(((176, 66, 48), (52, 96, 150), (214, 150, 52), (78, 128, 84), (196, 196, 190)))
     slot = np.floor(lots.along / 7.2) * 16 + np.floor((lots.depth - lots.behind) / 3.4)
     key = (lots.lot * 131 + slot.astype(np.int64)) % 65_521
@@ -181,7 +181,7 @@ def _stack_containers(rng: np.random.Generator, canvas: Canvas, lots: Lots) -> N
 
 
 def _park_paths(rng: np.random.Generator, canvas: Canvas, plan: Plan, lots: Lots) -> None:
-    """Winds paths through a park, as the level lines of two slow waves, and lays flower beds beside them."""
+    """Draw winding paths in a park, the contour lines of two slow waves, with flower beds beside them."""
     row, col = np.divmod(lots.where, canvas.height.shape[1])
     x, y = col * canvas.resolution, row * canvas.resolution
     nearest = np.full(len(x), np.inf)
@@ -201,16 +201,16 @@ def _park_paths(rng: np.random.Generator, canvas: Canvas, plan: Plan, lots: Lots
 
 
 def weather(rng: np.random.Generator, canvas: Canvas) -> None:
-    """Gives every surface a grain, and slow stains some 20 m wide, as no real one is of one colour."""
+    """Add grain, and stains about 20 m wide, to every surface, as no real surface has one colour."""
     n = canvas.height.shape[0]
     grain = rng.normal(0, 4.0, (n, n)).astype(np.float32)
     coarse = max(2, round(n * canvas.resolution / 12))
-    stain = _stretched(rng.normal(0, 6.0, (coarse, coarse)).astype(np.float32), n)
+    stain = _resampled(rng.normal(0, 6.0, (coarse, coarse)).astype(np.float32), n)
     canvas.top[:] = np.clip(canvas.top + (grain + stain)[..., None], 0, 255)
 
 
-def _stretched(raster: np.ndarray, n: int) -> np.ndarray:
-    """Returns a raster stretched to n x n, linear between its points."""
+def _resampled(raster: np.ndarray, n: int) -> np.ndarray:
+    """Return a raster resampled to n x n by linear interpolation."""
     at = np.linspace(0, raster.shape[0] - 1.001, n)
     low, share = at.astype(int), (at % 1).astype(np.float32)
     rows = raster[low] * (1 - share)[:, None] + raster[low + 1] * share[:, None]

@@ -1,4 +1,4 @@
-"""One building in each district that is seen from far and known from the map: a church, a dome, a gasholder."""
+"""Landmarks, one per district: a building visible from afar and easy to find on the map (church, dome, tanks)."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from jzi.synth.styles import DOWNTOWN, ESTATE, INDUSTRY, OLD_TOWN, PARK, SUBURB,
 
 Form = tuple[np.ndarray, Colour, Colour]  # height, colours of the roof and of the wall
 
-YARD = 17.0  # metres: radius of the cleared ground about a landmark
+YARD = 17.0  # metres: radius of the cleared ground around a landmark
 ROOFS = ((96, 150, 132), (70, 74, 84), (150, 74, 54), (190, 164, 92))
 WALLS = ((222, 214, 196), (168, 84, 64), (196, 186, 160), (236, 234, 226))
 TANKS = ((150, 86, 58), (82, 128, 156), (204, 204, 196), (110, 140, 104))
 
 
 def raise_landmarks(rng: np.random.Generator, canvas: Canvas, plan: Plan) -> None:
-    """Sets one landmark into the middle of a block of each district."""
+    """Draw one landmark in the middle of a block of each district."""
     forms = {
         OLD_TOWN: _church, SUBURB: _church, TERRACES: _dome, ESTATE: _water_tower,
         INDUSTRY: _tanks, PARK: _obelisk, DOWNTOWN: _dome,
@@ -27,8 +27,8 @@ def raise_landmarks(rng: np.random.Generator, canvas: Canvas, plan: Plan) -> Non
         spots = np.flatnonzero((plan.district == index) & (plan.shore > YARD) & ~canvas.bare)
         if not len(spots):
             continue
-        tried = rng.choice(spots, 200)
-        row, col = np.divmod(tried[np.argmax(plan.edge.flat[tried])], plan.edge.shape[1])
+        candidates = rng.choice(spots, 200)
+        row, col = np.divmod(candidates[np.argmax(plan.edge.flat[candidates])], plan.edge.shape[1])
         p, q, window = _local(canvas, row, col, rng.uniform(0, np.pi))
         yard = (np.hypot(p, q) < YARD) & (plan.edge[window] > style.pavement)
         canvas.top[window][yard] = np.array(style.paving) * rng.normal(1, 0.06, 3)
@@ -43,7 +43,7 @@ def raise_landmarks(rng: np.random.Generator, canvas: Canvas, plan: Plan) -> Non
 
 
 def _local(canvas: Canvas, row: int, col: int, turn: float) -> tuple[np.ndarray, np.ndarray, tuple[slice, slice]]:
-    """Returns turned coordinates in metres about a pixel, and the window of the rasters that they cover."""
+    """Return rotated coordinates around a pixel, metres, and the window of the rasters that they cover."""
     reach = int(YARD / canvas.resolution) + 1
     n = canvas.height.shape[0]
     rows = slice(max(0, row - reach), min(n, row + reach + 1))

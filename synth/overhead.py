@@ -10,11 +10,16 @@ from torch import Tensor
 from jzi.synth.scene import Scene
 from jzi.synth.shade import light
 
-STRIP = 512  # rows coloured at once: a map of 10 000 x 10 000 pixels takes 3 GB in strips and 8 GB as a whole
+STRIP = 512  # rows lit at once: 10 000 x 10 000 pixels take 3 GB of memory in strips and 8 GB at once
 
 
 def orthophoto(scene: Scene, sun_azimuth_deg: float = 160.0, sun_elevation_deg: float = 48.0) -> Tensor:
-    """Looks straight down on a scene in sunlight.
+    """Render the overhead view of a scene in sunlight.
+
+    Args:
+        scene: scene to render.
+        sun_azimuth_deg: direction of the sun, clockwise from north.
+        sun_elevation_deg: elevation of the sun above the horizon.
 
     Returns:
         (rows, cols, 3) uint8, with hillshading and cast shadows.
@@ -32,10 +37,10 @@ def orthophoto(scene: Scene, sun_azimuth_deg: float = 160.0, sun_elevation_deg: 
 
 
 def _hillshade(scene: Scene, rows: slice, azimuth: float, elevation: float) -> Tensor:
-    """Returns the share of direct sun that the tops of a strip of rows catch, (rows, cols) float32."""
+    """Return the share of direct sunlight on the tops of a strip of rows, (rows, cols) float32."""
     lines = torch.arange(rows.start - 1, min(rows.stop, scene.rows) + 1, device=scene.height.device)
     height = scene.height[lines.clamp(0, scene.rows - 1)]
-    # Beyond 45 degrees it is an edge, not a surface; unclamped, every roof would have a black and a white rim.
+    # A slope of more than 45 degrees is an edge; unclamped, every roof would have a black and a white rim.
     north = ((height[:-2] - height[2:]) / (2 * scene.resolution)).clamp_(-1, 1)
     east = torch.zeros_like(north)
     east[:, 1:-1] = ((height[1:-1, 2:] - height[1:-1, :-2]) / (2 * scene.resolution)).clamp_(-1, 1)
@@ -44,24 +49,24 @@ def _hillshade(scene: Scene, rows: slice, azimuth: float, elevation: float) -> T
 
 
 def _cast_shadow(height: Tensor, resolution: float, azimuth: float, elevation: float) -> Tensor:
-    """Returns where the sun does not reach, (rows, cols) bool.
+    """Return where direct sunlight is blocked, (rows, cols) bool.
 
-    The height of the shadow at a pixel is the maximum, over the way to the sun, of the height there less what the
-    sun's ray has climbed. Doubling the way covered in each pass takes log2 passes where a walk takes hundreds.
+    The height of the shadow at a pixel is the maximum, along the ray to the sun, of the surface height minus the
+    rise of the ray. Doubling the distance in each pass takes log2(distance) passes instead of hundreds of steps.
     """
-    climb = math.tan(elevation) * resolution  # metres per pixel of way
+    climb = math.tan(elevation) * resolution  # rise of the ray, metres per pixel
     longest = float(height.max() - height.min()) / climb
-    shadow = height - 0.2  # so that a level surface does not shade itself
-    way = 1
-    while way <= longest:
-        down, right = round(-math.cos(azimuth) * way), round(math.sin(azimuth) * way)
-        shadow = torch.maximum(shadow, _shifted(shadow, down, right) - climb * way)
-        way *= 2
+    shadow = height - 0.2  # keeps a level surface from shading itself
+    distance = 1
+    while distance <= longest:
+        down, right = round(-math.cos(azimuth) * distance), round(math.sin(azimuth) * distance)
+        shadow = torch.maximum(shadow, _shifted(shadow, down, right) - climb * distance)
+        distance *= 2
     return shadow > height
 
 
 def _shifted(raster: Tensor, down: int, right: int) -> Tensor:
-    """Returns the raster whose pixel (row, col) is the given one's (row + down, col + right); -inf from outside."""
+    """Return a raster with pixel (row + down, col + right) moved to (row, col); -inf beyond the edges."""
     rows, cols = raster.shape
     shifted = torch.full_like(raster, -math.inf)
     if abs(down) < rows and abs(right) < cols:

@@ -1,4 +1,4 @@
-"""A place as one height-and-colour model, and the cameras that look at it.
+"""Scenes (height fields with colours), cameras and towns.
 
 Scene-local coordinates are metres: x grows east from the WEST edge, y grows north from the SOUTH edge. Rasters
 keep the map's order: row 0 is the northernmost.
@@ -19,16 +19,16 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class Scene:
-    """A height field with colours: all that both the overhead and the street views are made from.
+    """A height field with colours, from which both the overhead view and the street photos are rendered.
 
     The rasters are contiguous tensors on one device.
 
     Attributes:
-        height: (rows, cols) float32, metres above one datum, with terrain, buildings and trees in it.
+        height: (rows, cols) float32, metres above one datum, including terrain, buildings and trees.
         top: (rows, cols, 3) uint8, the colour of a surface seen from above.
         side: (rows, cols, 3) uint8, the colour of the vertical face that ends at this pixel (walls).
         resolution: metres per pixel.
-        facade: (rows, cols) uint8, which pattern of `jzi.synth.shade.FACADES` a vertical face wears; None: plain.
+        facade: (rows, cols) uint8, index into `jzi.synth.shade.FACADES` of each vertical face; None: all plain.
     """
 
     height: Tensor
@@ -39,20 +39,20 @@ class Scene:
 
     @property
     def rows(self) -> int:
-        """Pixels from north to south."""
+        """Number of rows."""
         return self.height.shape[0]
 
     @property
     def cols(self) -> int:
-        """Pixels from west to east."""
+        """Number of columns."""
         return self.height.shape[1]
 
     @cached_property
     def facing(self) -> Tensor:
-        """Where the ground falls away to, (rows, cols) uint8 in 256ths of a turn clockwise from north.
+        """Downhill direction, (rows, cols) uint8 in 256ths of a turn clockwise from north.
 
-        The slope is taken of the height averaged over 5 pixels: a wall at any angle is a staircase in the raster,
-        and over fewer pixels its steps would be shaded one by one.
+        It is computed from heights averaged over 5 pixels: an oblique wall is a staircase in the raster, and over
+        fewer pixels each of its steps would be shaded separately.
         """
         padded = functional.pad(self.height[None, None], (3, 3, 3, 3), mode="replicate")
         smooth = functional.avg_pool2d(padded, 5, stride=1)[0, 0]
@@ -62,7 +62,7 @@ class Scene:
         return turn.remainder_(256).to(torch.uint8)
 
     def pixel(self, x: np.ndarray | float, y: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the (row, col) that hold the points, clipped to the raster."""
+        """Return the (row, col) of the pixels that contain scene-local points, clipped to the raster."""
         row = self.rows - np.asarray(y) / self.resolution
         col = np.asarray(x) / self.resolution
         return (
@@ -71,27 +71,27 @@ class Scene:
         )
 
     def to(self, device: torch.device | str) -> Scene:
-        """Returns the scene with its rasters on another device."""
+        """Return a copy of the scene with its rasters on `device`."""
         facade = None if self.facade is None else self.facade.to(device)
         return Scene(self.height.to(device), self.top.to(device), self.side.to(device), self.resolution, facade)
 
 
 @dataclass(frozen=True)
 class Cameras:
-    """A batch of n photos to take: every field is a float array of shape (n,).
+    """Cameras of a batch of n photos; every field is a float array of shape (n,).
 
     Attributes:
         x: metres east of the scene's west edge.
         y: metres north of the scene's south edge.
-        heading_deg: clockwise from north.
+        heading_deg: viewing direction, clockwise from north.
         fov_deg: horizontal field of view.
-        eye: camera height in metres above the surface it stands on.
-        pitch_deg: upwards; the horizon is shifted and vertical edges stay vertical, as with a shift lens.
-        sun_azimuth_deg: where the sun stands, clockwise from north.
-        sun_elevation_deg: how high it stands.
-        brightness: exposure, 1 is normal.
-        haze: share of a colour's contrast lost per metre of air; 0.002 leaves 14 % at 1 km.
-        cloud: 0 for a clear sky and hard shadows, 1 for an overcast one with none.
+        eye: camera height above the surface, metres.
+        pitch_deg: upward tilt; the horizon is shifted and vertical edges stay vertical, as with a shift lens.
+        sun_azimuth_deg: direction of the sun, clockwise from north.
+        sun_elevation_deg: elevation of the sun above the horizon.
+        brightness: exposure; 1 is normal.
+        haze: share of contrast lost per metre of air; 0.002 leaves 14 % at 1 km.
+        cloud: 0 is a clear sky with hard shadows, 1 is overcast without shadows.
     """
 
     x: np.ndarray
@@ -114,38 +114,38 @@ class Cameras:
 
     @classmethod
     def plain(cls, x: np.ndarray, y: np.ndarray, heading_deg: np.ndarray, fov_deg: float = 90.0) -> Cameras:
-        """Returns level cameras at eye height (1.7 m) under one clear afternoon sun."""
+        """Return level cameras at eye height (1.7 m) in clear afternoon sun."""
         x = np.asarray(x, dtype=np.float64)
 
-        def same(value: float) -> np.ndarray:
+        def constant(value: float) -> np.ndarray:
             return np.full_like(x, value)
 
         return cls(
             x=x,
             y=np.asarray(y, dtype=np.float64),
             heading_deg=np.asarray(heading_deg, dtype=np.float64),
-            fov_deg=same(fov_deg),
-            eye=same(1.7),
-            pitch_deg=same(0),
-            sun_azimuth_deg=same(215),
-            sun_elevation_deg=same(45),
-            brightness=same(1),
-            haze=same(0.001),
-            cloud=same(0),
+            fov_deg=constant(fov_deg),
+            eye=constant(1.7),
+            pitch_deg=constant(0),
+            sun_azimuth_deg=constant(215),
+            sun_elevation_deg=constant(45),
+            brightness=constant(1),
+            haze=constant(0.001),
+            cloud=constant(0),
         )
 
 
 @dataclass(frozen=True)
 class Town:
-    """A scene with streets, at a place on the globe.
+    """A georeferenced scene with streets.
 
     Attributes:
-        scene: its heights and colours.
-        street: (rows, cols) bool, carriageways, with what is parked on them.
-        street_deg: (rows, cols) float32, the nearest street's direction in [0, 180) degrees clockwise from north.
-        crs: projected, in metres.
+        scene: heights and colours.
+        street: (rows, cols) bool, carriageways including the cars parked on them.
+        street_deg: (rows, cols) float32, direction of the nearest street in [0, 180) degrees clockwise from north.
+        crs: projected CRS in metres.
         west: easting of the scene's west edge.
-        south: northing of its south edge.
+        south: northing of the scene's south edge.
     """
 
     scene: Scene
@@ -156,12 +156,12 @@ class Town:
     south: float = 5_819_000.0
 
     def lon_lat(self, x: np.ndarray | float, y: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
-        """Returns WGS 84 longitude and latitude in degrees of scene-local points."""
+        """Return the WGS 84 longitudes and latitudes of scene-local points, degrees."""
         transformer = Transformer.from_crs(self.crs, "EPSG:4326", always_xy=True)
         return transformer.transform(self.west + np.asarray(x), self.south + np.asarray(y))
 
     def xy(self, lon: np.ndarray | float, lat: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
-        """Returns scene-local metres of WGS 84 points: the inverse of `lon_lat`."""
+        """Return the scene-local coordinates of WGS 84 points, metres; the inverse of `lon_lat`."""
         transformer = Transformer.from_crs("EPSG:4326", self.crs, always_xy=True)
         easting, northing = transformer.transform(lon, lat)
         return easting - self.west, northing - self.south

@@ -1,7 +1,7 @@
-"""What a hit of the street-level renderer looks like: facades, sunlight, haze and sky.
+"""Shading of the renderers: facades, sunlight, haze and sky.
 
-Everything here is elementwise over flat lists of hits (M,), so that empty sky costs nothing; colours are planes
-(3, M), so that what is the same for the three broadcasts over whole rows.
+Everything is elementwise over flat lists of hits (M,), so empty sky costs nothing. Colours are planes (3, M), so values
+shared by the three channels broadcast over whole rows.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Linear-ish display weights: direct sun is warm, the sky's own light cool; together they leave white as white.
+# Roughly linear display weights: sunlight is warm and skylight cool; white stays about white under both.
 SUNLIGHT = (0.78, 0.74, 0.66)
 SKYLIGHT = (0.48, 0.51, 0.57)
 ZENITH_CLEAR = (72.0, 124.0, 198.0)
@@ -22,7 +22,7 @@ HORIZON_CLOUDY = (206.0, 209.0, 212.0)
 
 @dataclass(frozen=True)
 class Facade:
-    """How windows lie on a wall. Lengths in metres; `width` and `height` are shares of a bay and of a storey."""
+    """Arrangement of windows on a wall. Lengths in metres; `width` and `height` are shares of a bay and a storey."""
 
     bay: float
     storey: float
@@ -49,22 +49,22 @@ _TABLE = torch.tensor([[f.bay, f.storey, f.width, f.height, f.shop, f.leaves, *f
 
 
 def noise(a: Tensor, b: Tensor) -> Tensor:
-    """Returns a value in [0, 1) that is fixed for a pair of whole numbers and looks random from pair to pair."""
+    """Return a pseudo-random value in [0, 1) for each pair of integers (a hash); broadcasts."""
     mixed = a.to(torch.int64) * 374761393 + b.to(torch.int64) * 668265263
     mixed = ((mixed >> 13) ^ mixed) * 1274126177 & 0x7FFFFFFF
     return (mixed >> 7 & 0xFFFF).to(torch.float32) / 65536
 
 
 def paint_walls(wall: Tensor, facade: Tensor, along: Tensor, above: Tensor, rise: Tensor, distance: Tensor) -> Tensor:
-    """Returns wall colours (3, M) with windows, shop fronts or leaves on them.
+    """Return wall colours (3, M) with windows, shop fronts or leaves on them.
 
     Args:
         wall: (3, M) float32 colours of the bare walls.
         facade: (M,) indices into `FACADES`.
         along: (M,) metres along the wall.
-        above: (M,) metres above the ground before the wall.
+        above: (M,) metres above the ground in front of the wall.
         rise: (M,) metres from that ground to the top of the wall.
-        distance: (M,) metres from the camera: the pattern fades before it is finer than the photo's pixels.
+        distance: (M,) metres from the camera; patterns fade out before they become finer than a pixel.
     """
     table = _TABLE.to(wall.device).index_select(1, facade.int())  # (9, M)
     bay, storey, width, height, shop, leaves = table[:6].unbind(0)
@@ -80,8 +80,8 @@ def paint_walls(wall: Tensor, facade: Tensor, along: Tensor, above: Tensor, rise
     dark = table[6:] * (0.65 + 0.8 * variety)
     colour = torch.lerp(wall, dark, sharp * (window | shopfront)) * (1 - 0.35 * sharp * fascia)
 
-    # A tree in a height field is a column: darkening its foot to a trunk's shade is what makes it read as a tree.
-    # A leap of less than 2 m is one between the leaves of a crown, which has no foot there.
+    # A tree in a height field is a column; a foot as dark as a trunk makes it look like a tree.
+    # A rise of less than 2 m lies within a crown, which has no foot there.
     mottle = noise((along * 2.2).floor(), (above * 2.2).floor())
     up = torch.where(rise < 2, 7.0, above)
     crown = (0.36 + 0.3 * (up - 0.8)).clamp_(0.36, 0.86) + (up / 24).clamp_(max=0.3)
@@ -89,18 +89,18 @@ def paint_walls(wall: Tensor, facade: Tensor, along: Tensor, above: Tensor, rise
 
 
 def light(colour: Tensor, lambert: Tensor, cloud: Tensor, brightness: Tensor) -> Tensor:
-    """Returns colours (3, ...) lit by the sky and by `lambert` (...), the share of direct sun a surface catches."""
+    """Return colours (3, ...) lit by the sky and by `lambert` (...), the share of direct sunlight on a surface."""
     sun = _planes(colour, SUNLIGHT) * (lambert * (1 - cloud) * brightness)
     return colour * (sun + _planes(colour, SKYLIGHT) * ((1 + 0.55 * cloud) * brightness))
 
 
 def horizon_colour(cloud: Tensor, brightness: Tensor) -> Tensor:
-    """Returns the sky's colour (3, ...) at the horizon, which is also the haze's."""
+    """Return the colour (3, ...) of the sky at the horizon and of haze."""
     return _between(HORIZON_CLEAR, HORIZON_CLOUDY, cloud) * (0.35 + 0.65 * brightness)
 
 
 def sky(slope: Tensor, cloud: Tensor, brightness: Tensor) -> Tensor:
-    """Returns the sky (3, n, rows) seen at the slopes (n, rows), from haze at the horizon to blue overhead."""
+    """Return the sky (3, n, rows) seen at the slopes (n, rows), from haze at the horizon to blue overhead."""
     zenith = _between(ZENITH_CLEAR, ZENITH_CLOUDY, cloud) * (0.35 + 0.65 * brightness)
     share = (slope.clamp(min=0) / 0.7).clamp_(max=1).sqrt_()
     return torch.lerp(horizon_colour(cloud, brightness)[..., None], zenith[..., None], share)

@@ -1,7 +1,7 @@
-"""Where a made town's streets, blocks and water lie, as rasters.
+"""Streets, blocks and water of a synthetic town, as rasters.
 
-All is drawn straight in warped coordinates (u, v), which makes it bend on the map. Districts are the Voronoi cells
-of a few points; their borders are the avenues, and inside each a grid of streets of its own angle makes the blocks.
+Streets are straight in warped coordinates (u, v), so they bend on the map. Districts are the Voronoi cells of a few
+points; their borders are the avenues, and a rotated grid of streets cuts each district into blocks.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 
 from jzi.synth.styles import OUTWARDS, STYLES, Style
 
-NOWHERE = 1e4  # metres: farther than anything
+NOWHERE = 1e4  # metres, farther than any distance in a town
 DISTRICT_REACH = 800.0  # metres: no district of a 300 m grid reaches farther from its centre
 
 OPEN, AVENUE, STREET, CROSSING = range(4)
@@ -24,16 +24,16 @@ class Plan:
 
     Attributes:
         styles: the style of each district.
-        district: uint8, which district.
+        district: uint8, index of the district.
         kind: uint8, OPEN (no carriageway), AVENUE, STREET or CROSSING.
-        edge: float32, distance to the nearest carriageway's edge; negative on the carriageway.
-        along: float32, way along the nearest carriageway.
-        across: float32, distance from its centre line, signed.
-        half: float32, half of its width.
-        street: int32, which carriageway.
+        edge: float32, distance to the edge of the nearest carriageway; negative on the carriageway.
+        along: float32, coordinate along the nearest carriageway.
+        across: float32, signed distance from its centre line.
+        half: float32, half its width.
+        street: int32, index of the carriageway.
         ahead: float32, on a carriageway, distance to the edge of the nearest one that crosses it.
-        block: int32, which block.
-        inner: (2, rows, cols) float32, place in the block from its two low edges.
+        block: int32, index of the block.
+        inner: (2, rows, cols) float32, position in the block, from its two low edges.
         extent: (2, rows, cols) float32, size of the block.
         shore: float32, distance from the water's edge; negative in the water.
     """
@@ -53,13 +53,19 @@ class Plan:
     shore: np.ndarray
 
     def street_deg(self) -> np.ndarray:
-        """Returns the nearest street's direction, (rows, cols) float32 in [0, 180) degrees clockwise from north."""
+        """Return the direction of the nearest street, (rows, cols) float32 in [0, 180) degrees clockwise from north."""
         southward, eastward = np.gradient(self.across)
         return np.degrees(np.arctan2(-southward, -eastward)).astype(np.float32) % 180
 
 
 def lay_streets(rng: np.random.Generator, size_m: float, resolution: float) -> Plan:
-    """Draws the plan of a square town of side `size_m`."""
+    """Plan the streets, blocks and water of a square town.
+
+    Args:
+        rng: source of all randomness.
+        size_m: side of the town, metres.
+        resolution: metres per pixel.
+    """
     n = round(size_m / resolution)
     x = ((np.arange(n, dtype=np.float32) + 0.5) * resolution)[None, :]
     y = x[:, ::-1].T
@@ -94,7 +100,7 @@ def lay_streets(rng: np.random.Generator, size_m: float, resolution: float) -> P
 
 
 def _warp(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns bent coordinates (u, v): three waves, that together turn a street by up to some 15 degrees."""
+    """Return coordinates (u, v) bent by three waves, which together turn a street by up to about 15 degrees."""
     u, v = x + np.zeros_like(y), y + np.zeros_like(x)
     for wavelength, amplitude in ((820, 20), (520, 10), (300, 4.5)):
         for target in (u, v):
@@ -105,7 +111,7 @@ def _warp(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> tuple[np.nd
 
 
 def _shore(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, size_m: float) -> np.ndarray:
-    """Returns the distance from a winding river, or a lake in every third town."""
+    """Return the distance from a winding river, or from a lake in a third of the towns."""
     cx, cy = rng.uniform(0.3, 0.7, 2) * size_m
     angle, phase = rng.uniform(0, 2 * np.pi, 2)
     ahead = (x - cx) * np.cos(angle) + (y - cy) * np.sin(angle)
@@ -122,24 +128,24 @@ def _shore(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, size_m: float
 
 
 def _district_centres(rng: np.random.Generator, size_m: float) -> np.ndarray:
-    """Returns points (district, 2), one in each cell of a grid of about 300 m."""
+    """Return (district, 2) points, one in each cell of a grid of about 300 m."""
     side = max(2, round(size_m / 300))
     cells = np.stack(np.meshgrid(np.arange(side), np.arange(side)), -1).reshape(-1, 2)
     return (cells + rng.uniform(0.15, 0.85, cells.shape)) * (size_m / side)
 
 
 def _district_styles(rng: np.random.Generator, seeds: np.ndarray, size_m: float) -> tuple[Style, ...]:
-    """Returns the districts' styles: tall in the middle, low outside, with chance in it."""
+    """Return the districts' styles: roughly, tall buildings in the middle and low ones outside."""
     centre = rng.uniform(0.35, 0.65, 2) * size_m
     rank = np.hypot(*(seeds - centre).T) * rng.uniform(0.6, 1.4, len(seeds))
     styles: list[Style] = [STYLES[0]] * len(seeds)
-    for place, index in enumerate(np.argsort(rank)):
-        styles[index] = STYLES[OUTWARDS[place % len(OUTWARDS)]]
+    for position, index in enumerate(np.argsort(rank)):
+        styles[index] = STYLES[OUTWARDS[position % len(OUTWARDS)]]
     return tuple(styles)
 
 
 def _voronoi(u: np.ndarray, v: np.ndarray, seeds: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Returns district (uint8), signed distance from its border, way along the border, and which border (int32)."""
+    """Return the district (uint8), the signed distance from and coordinate along its border, and the border (int32)."""
     first = np.full(u.shape, np.inf, np.float32)
     second = first.copy()
     nearest = np.zeros(u.shape, np.uint8)
@@ -171,22 +177,22 @@ def _fill_district(
     blocks: int,
     streets: int,
 ) -> tuple[int, int]:
-    """Lays a district's own grid over its pixels `where`; returns how many blocks and streets there are now."""
+    """Draw a district's street grid on its pixels `where`; return the new numbers of blocks and streets."""
     angle = rng.uniform(0, np.pi)
     du, dv = u.flat[where] - np.float32(seed[0]), v.flat[where] - np.float32(seed[1])
-    ways = [du * np.cos(angle) + dv * np.sin(angle), dv * np.cos(angle) - du * np.sin(angle)]
-    index: list[np.ndarray] = []  # this and the next: of both axes, for each pixel
-    place, extent, edge, across, half = [], [], [], [], []
+    coordinates = [du * np.cos(angle) + dv * np.sin(angle), dv * np.cos(angle) - du * np.sin(angle)]
+    index: list[np.ndarray] = []  # this and the lists below: one array per axis, with a value per pixel
+    inner, extent, edge, across, half = [], [], [], [], []
     for axis in range(2):
         cuts, width = _cuts(rng, style)
-        if axis == 1:  # cross streets are moved from strip to strip, so that they end at T junctions
-            ways[1] = ways[1] + (rng.random(100) * style.stagger).astype(np.float32)[index[0]]
-        after = np.searchsorted(cuts, ways[axis]).clip(1, len(cuts) - 1)
-        low, high = ways[axis] - cuts[after - 1], cuts[after] - ways[axis]
+        if axis == 1:  # shift cross streets from strip to strip, which makes T junctions
+            coordinates[1] = coordinates[1] + (rng.random(100) * style.stagger).astype(np.float32)[index[0]]
+        after = np.searchsorted(cuts, coordinates[axis]).clip(1, len(cuts) - 1)
+        low, high = coordinates[axis] - cuts[after - 1], cuts[after] - coordinates[axis]
         low_half, high_half = width[after - 1] / 2, width[after] / 2
         nearer = low - low_half < high - high_half
         index.append(after)
-        place.append(low - low_half)
+        inner.append(low - low_half)
         extent.append(cuts[after] - cuts[after - 1] - low_half - high_half)
         edge.append(np.where(nearer, low - low_half, high - high_half))
         across.append(np.where(nearer, low, -high))
@@ -194,31 +200,31 @@ def _fill_district(
 
     plan.block.flat[where] = blocks + index[0] * 100 + index[1]  # fewer than 100 streets fit within DISTRICT_REACH
     for axis in range(2):
-        plan.inner[axis].flat[where] = place[axis]
+        plan.inner[axis].flat[where] = inner[axis]
         plan.extent[axis].flat[where] = extent[axis]
-    own = plan.edge.flat[where]
-    nearest = np.argmin([own, *edge], axis=0)
+    avenue_edge = plan.edge.flat[where]
+    nearest = np.argmin([avenue_edge, *edge], axis=0)
     for axis in range(2):
         on = nearest == axis + 1
-        there = where[on]
-        plan.edge.flat[there] = edge[axis][on]
-        plan.across.flat[there] = across[axis][on]
-        plan.half.flat[there] = half[axis][on]
-        plan.along.flat[there] = ways[1 - axis][on]
-        plan.street.flat[there] = streets + axis * 100 + (index[axis] - (across[axis] > 0))[on]
-        plan.ahead.flat[there] = np.minimum(edge[1 - axis], own)[on]
+        pixels = where[on]
+        plan.edge.flat[pixels] = edge[axis][on]
+        plan.across.flat[pixels] = across[axis][on]
+        plan.half.flat[pixels] = half[axis][on]
+        plan.along.flat[pixels] = coordinates[1 - axis][on]
+        plan.street.flat[pixels] = streets + axis * 100 + (index[axis] - (across[axis] > 0))[on]
+        plan.ahead.flat[pixels] = np.minimum(edge[1 - axis], avenue_edge)[on]
     on_avenue = nearest == 0
     plan.ahead.flat[where[on_avenue]] = np.minimum(edge[0], edge[1])[on_avenue]
-    crossings = (np.stack([own, *edge]) < 0).sum(0) > 1
-    kind = np.where(own < 0, AVENUE, np.where(crossings, CROSSING, np.where(np.minimum(*edge) < 0, STREET, OPEN)))
-    plan.kind.flat[where] = kind
+    crossings = (np.stack([avenue_edge, *edge]) < 0).sum(0) > 1
+    street_kind = np.where(crossings, CROSSING, np.where(np.minimum(*edge) < 0, STREET, OPEN))
+    plan.kind.flat[where] = np.where(avenue_edge < 0, AVENUE, street_kind)
     return blocks + 10_000, streets + 200
 
 
 def _cuts(rng: np.random.Generator, style: Style) -> tuple[np.ndarray, np.ndarray]:
-    """Returns centre lines of parallel streets, from beyond -DISTRICT_REACH to beyond it, and their widths."""
+    """Return the centre lines of parallel streets across more than +-DISTRICT_REACH, and their widths."""
     gaps = rng.uniform(*style.block, int(2 * DISTRICT_REACH / style.block[0]) + 3)
     cuts = np.cumsum(gaps) - DISTRICT_REACH - rng.uniform(1, 2) * style.block[1]
     width = rng.uniform(*style.street, len(cuts)).astype(np.float32)
-    width[::3] *= 1.25  # every third street is a wider one
+    width[::3] *= 1.25  # every third street is wider
     return cuts.astype(np.float32), width

@@ -1,4 +1,4 @@
-"""The kinds of district a made town is put together from: one table, one row a kind."""
+"""Styles of districts of a synthetic town."""
 
 from __future__ import annotations
 
@@ -8,27 +8,26 @@ from jzi.synth.shade import HALL, HOUSE, OFFICE, PLAIN, TERRACE, TOWER
 
 Colour = tuple[int, int, int]
 
-# A roof and the wall under it. They belong together: a photo shows the wall and the map the roof, and what one
-# says of the other is what a network can learn.
+# A roof and the wall under it. A photo shows the wall and the map the roof, so a network can learn to match the two.
 Pair = tuple[Colour, Colour]
 
 
 @dataclass(frozen=True)
 class Style:
-    """How a district is built. Lengths in metres; a pair of numbers is a range to draw from."""
+    """Style of a district. Lengths in metres; a pair of numbers is a range to sample from."""
 
     name: str
     block: tuple[float, float]  # distance between its streets
     street: tuple[float, float]  # width of a carriageway
     pavement: float  # width of a sidewalk
-    stagger: float  # how far cross streets miss each other from strip to strip
+    stagger: float  # largest offset of cross streets from strip to strip
     lot: float  # width of a lot along the block
     front: float  # setback from the sidewalk
     gap: float  # setback from each neighbour
     back: float  # open ground behind, as a share of the lot's depth
     floors: tuple[float, float]
     storey: float
-    pitch: float  # rise of a roof per metre; 0 is a flat one
+    pitch: float  # rise of a roof per metre; 0 is flat
     facade: int
     pairs: tuple[Pair, ...]
     yard: Colour
@@ -37,7 +36,7 @@ class Style:
     empty: float  # share of lots with no building
     square: float  # share of blocks that are a square, a pitch or a car park
     trees: float  # share of the 5 m cells of its open ground that hold a tree
-    avenue_trees: float  # metres between trees along its streets, 0 for none
+    avenue_trees: float  # metres between trees along its streets; 0 for no trees
 
 
 GRASS: Colour = (104, 132, 70)
@@ -111,6 +110,6 @@ PARK = Style(
     empty=1.0, square=0.0, trees=0.26, avenue_trees=14,
 )  # fmt: skip
 
-# From the middle of a town outwards; a town with more districts goes round again from the second.
+# Indices into STYLES from the middle of a town outwards, repeated for larger towns.
 STYLES = (DOWNTOWN, OLD_TOWN, TERRACES, PARK, SUBURB, ESTATE, INDUSTRY)
 OUTWARDS = (0, 1, 2, 2, 1, 3, 0, 5, 2, 4, 4, 6, 5, 4, 6, 4, 3, 4, 6, 4)

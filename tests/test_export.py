@@ -90,7 +90,7 @@ def test_a_page_needs_nothing_but_itself(location, tmp_path, town_raster, pyrami
     assert not re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=", text)
     data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.S)[1])
     assert [photo["name"] for photo in data["photos"]] == [location.photo] * 2
-    assert data["photos"][0]["error"].endswith("its EXIF says that it was taken")
+    assert data["photos"][0]["error"].endswith("m from its EXIF position")
     south, west = data["imagery"]["bounds"][0]
     corner = pyramid.unproject(pyramid.bounds.west, pyramid.bounds.south)
     assert (south, west) == pytest.approx((float(corner[0]), float(corner[1])), abs=2e-4)

@@ -181,11 +181,11 @@ def test_a_person_gives_a_photo_and_sees_the_answer(server, browser, photo, tmp_
     WebDriverWait(browser, 60).until(lambda page: page.find_elements(By.CSS_SELECTOR, ".answer"))
     expected = json.loads((tmp_path / "model" / "config.json").read_text())["pyramid"]["levels"]
     assert len(browser.find_elements(By.CSS_SELECTOR, ".zoom figure")) == expected
-    assert browser.find_element(By.ID, "said").text == "Not sure."
+    assert browser.find_element(By.ID, "status").text == "Not sure."
     assert len(browser.find_elements(By.CSS_SELECTOR, "#map path.leaflet-interactive")) == 5  # the candidates
     (tmp_path / "no.jpg").write_text("no image")
     browser.find_element(By.ID, "file").send_keys(str(tmp_path / "no.jpg"))
-    WebDriverWait(browser, 60).until(lambda page: "not a photo" in page.find_element(By.ID, "said").text)
+    WebDriverWait(browser, 60).until(lambda page: "not a photo" in page.find_element(By.ID, "status").text)
     assert not browser.find_elements(By.CSS_SELECTOR, ".answer")
     said = [line for line in browser.get_log("browser") if line["level"] == "SEVERE" and "422" not in line["message"]]
     assert [line for line in said if "favicon" not in line["message"]] == []

@@ -1,6 +1,6 @@
 "use strict";
-/* The map of one area, and what is drawn on it of an answer: what the page of `jzi locate --map` and the page of
-   `jzi serve` share. `data` holds the area's bounds and imagery. */
+/* The map of one area and the display of one answer, shared by the pages of `jzi locate --map` and `jzi serve`.
+   `data` holds the area's bounds and imagery. */
 const map = L.map("map", {zoomSnap: 0.25});
 map.attributionControl.setPrefix('<a href="https://leafletjs.com">Leaflet</a>');
 const layers = {};
@@ -14,14 +14,14 @@ L.control.scale({imperial: false}).addTo(map);
 map.fitBounds(data.bounds);
 
 const element = (name, text, attributes = {}) => {
-  const made = Object.assign(document.createElement(name), attributes);
-  if (text) made.textContent = text;
-  return made;
+  const node = Object.assign(document.createElement(name), attributes);
+  if (text) node.textContent = text;
+  return node;
 };
 const colours = {answer: "#ff2d78", candidate: "#ffb300", truth: "#00b8d4"};
 
 function draw(feature) {
-  const {kind, ...about} = feature.properties;
+  const {kind, ...properties} = feature.properties;
   if (kind === "tile" || kind === "circle") {
     return L.geoJSON(feature, {interactive: false, style: kind === "tile"
       ? {color: "#ffffff", weight: 1, fill: false, dashArray: "4 4"}
@@ -30,9 +30,9 @@ function draw(feature) {
   const [longitude, latitude] = feature.geometry.coordinates;
   const marker = L.circleMarker([latitude, longitude],
     {radius: kind === "candidate" ? 6 : 8, color: "#fff", weight: 2, fillColor: colours[kind], fillOpacity: 1});
-  const place = `${latitude.toFixed(6)}, ${longitude.toFixed(6)}`;
-  const share = about.probability === undefined ? "" : `<br>${(100 * about.probability).toFixed(1)} %`;
-  return marker.bindTooltip(`${kind === "truth" ? "true position" : kind}<br>${place}${share}`);
+  const position = `${latitude.toFixed(6)}, ${longitude.toFixed(6)}`;
+  const share = properties.probability === undefined ? "" : `<br>${(100 * properties.probability).toFixed(1)} %`;
+  return marker.bindTooltip(`${kind === "truth" ? "true position" : kind}<br>${position}${share}`);
 }
 
 function clear() {
@@ -49,7 +49,7 @@ function show(photo) {
   about.append(element("div", photo.confidence, {className: "note"}));
   if (photo.error) about.append(element("div", photo.error, {className: "note"}));
   if (photo.others.length) {
-    about.append(element("div", "Other places:"));
+    about.append(element("div", "Other candidates:"));
     const list = element("ol", "", {className: "candidates", start: 2});
     for (const other of photo.others) {
       const item = element("li"), button = element("button", other.text, {type: "button"});
