@@ -15,7 +15,7 @@ from pathlib import Path
 
 import click
 
-from jzi.demo.tour import run_demo
+from jzi import cli
 from jzi.evaluate.evaluate import evaluate_model
 
 RADII = (20.0, 50.0, 100.0)
@@ -32,7 +32,9 @@ def main(folder: Path, photos: int, seeds: str) -> None:
         for encoder in ("random", "trained"):
             town = folder / f"{seed}-{encoder}"
             with contextlib.redirect_stdout(io.StringIO()):
-                run_demo(town, photos=photos, seed=seed, encoder=encoder)
+                how = ["--photos", str(photos), "--seed", str(seed), "--encoder", encoder]
+                if code := cli.main(["demo", str(town), *how], standalone_mode=False):
+                    raise SystemExit(code)
             _, _, _, found = evaluate_model(
                 town / "model", str(town / "features.zarr"), "test", radii=RADII, estimates=True
             )

@@ -27,6 +27,7 @@ SAMPLES, FIRST_STEP, STEP_GROWTH = 256, 0.2, 0.012
 WALL_SLOPE = 0.9
 LEVEL = 0.3  # metres: a smaller rise over a step is cut where the pixel's ray meets it
 SMOOTH_NEARER = 16.0  # metres: here a ground pixel of 0.5 m covers several of the photo's and its edges would show
+RENDERED_AT_ONCE = 16  # photos; 8 to 32 measured alike on two cores, fewer is slower
 # Where a shadow is looked for on the way to the sun, metres on the map. Six looks find a house or a tree.
 SHADOW_REACH = (1.5, 3.5, 7.0, 13.0, 24.0, 42.0)
 
@@ -60,7 +61,7 @@ class _Hits:
     tilt: Tensor  # 0 for level ground to 1 for the steepest roof
 
 
-def render(scene: Scene, cameras: Cameras, height_px: int, width_px: int, batch: int = 16) -> Tensor:
+def render(scene: Scene, cameras: Cameras, height_px: int, width_px: int, batch: int = RENDERED_AT_ONCE) -> Tensor:
     """Takes photos of a scene.
 
     Args:
@@ -68,7 +69,7 @@ def render(scene: Scene, cameras: Cameras, height_px: int, width_px: int, batch:
         cameras: n cameras, which stand on the scene's surface.
         height_px: rows of a photo.
         width_px: columns of a photo; pixels are square, so the vertical field of view follows.
-        batch: photos made at once; 8 to 32 measured alike on two cores, fewer is slower.
+        batch: photos made at once.
 
     Returns:
         (n, height_px, width_px, 3) uint8 on the scene's device.
