@@ -65,7 +65,6 @@ def index(config_file: Path, overrides: tuple[str, ...], retriever: Path, hnsw: 
     from jzi.encode.encode_cells import index_cells
     from jzi.retrieve.retriever import Retriever
     from jzi.retrieve.search import build_graph, import_faiss, save_graph
-    from jzi.store.cell_features import CellFeatures
     from jzi.workspace.open import open_cache_of, open_imagery
 
     if hnsw:
@@ -80,7 +79,7 @@ def index(config_file: Path, overrides: tuple[str, ...], retriever: Path, hnsw: 
     if not processes().is_main_process:
         return
     if hnsw:
-        _, _, embedding = CellFeatures.of(cache).read()
+        _, _, embedding = cache.cells.read()
         save_graph(build_graph(embedding), found.hnsw_path)
     values = {**report.to_dict(), "cache": found.cache_path, "graph": str(found.hnsw_path) if hnsw else None}
     graph = f", and a graph for approximate search: {found.hnsw_path}" if hnsw else ""

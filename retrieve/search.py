@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from jzi.errors import ConfigError, ModelError, first_line
 from jzi.retrieve.retriever import Retriever
-from jzi.store.cell_features import CellFeatures
 from jzi.store.model_folder import GRAPH, verify_file, write_file
 
 #: Links of a node of the graph, and how many nodes are kept in sight while it is built and searched.
@@ -50,7 +49,7 @@ class CellIndex:
             CacheError: the index is not complete.
         """
         cache = retriever.open_cache()
-        row, col, embedding = CellFeatures.of(cache).read()
+        row, col, embedding = cache.cells.read()
         if not approximate:
             return cls(row, col, embedding)
         faiss = import_faiss()

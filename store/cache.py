@@ -341,7 +341,7 @@ class FeatureCache:
             if np.isnan(embedding[level][status[level] == ENCODED]).any():
                 raise corrupt(self.path, f"map/{level}/embedding", "a chunk is gone")
         features = MapEmbeddings(self.pyramid, tuple(embedding), tuple(status))
-        return replace(features, cells=CellFeatures(self.group, self.path).grid()) if cells else features
+        return replace(features, cells=self.cells.grid()) if cells else features
 
     def readable_status(self, level: int) -> tuple[NDArray[np.uint8], int]:
         """`status`, with 0 (missing) for tiles that cannot be read, and the number of those."""
@@ -423,6 +423,22 @@ class FeatureCache:
                 self._require(tokens_name(level), shape, chunks, "float16", dimensions, np.nan, attributes)
         self.consolidate()
         return self.patch_tokens
+
+    # The terminal cells, of which a cache holds embeddings where it was asked to
+
+    @property
+    def has_cells(self) -> bool:
+        """Whether `CellFeatures.require` was called once; cells may lack theirs still."""
+        return CellFeatures.there(self.group)
+
+    @property
+    def cells(self) -> CellFeatures:
+        """The embeddings of the terminal cells.
+
+        Raises:
+            CacheError: the cache has no cells.
+        """
+        return CellFeatures(self.group, self.path)
 
     # The photos
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import zarr
@@ -11,9 +11,6 @@ from numpy.typing import NDArray
 from jzi.errors import CacheCorruptError, CacheError, CacheMismatchError
 from jzi.store.map_embeddings import ENCODED, MISSING
 from jzi.store.storage import COMPRESSORS, corrupt, storage_errors
-
-if TYPE_CHECKING:
-    from jzi.store.cache import FeatureCache
 
 #: Side of a chunk in cells, at most: 1024 cells of 768 features in float16 make 1.6 MB.
 CHUNK = 32
@@ -38,11 +35,6 @@ class CellFeatures:
         if not self.there(group):
             raise CacheError(f"{path} holds no cells: {HINT}")
         self.footprint = float(group["cells"].attrs["footprint_m"])  # type: ignore[arg-type]
-
-    @classmethod
-    def of(cls, cache: FeatureCache) -> CellFeatures:
-        """Those of a cache."""
-        return cls(cache.group, cache.path)
 
     @staticmethod
     def there(group: zarr.Group) -> bool:

@@ -116,9 +116,9 @@ def _merge_map(source: FeatureCache, target: FeatureCache) -> int:
 
 
 def _merge_cells(source: FeatureCache, target: FeatureCache) -> int:
-    if not CellFeatures.there(source.group):
+    if not source.has_cells:
         return 0
-    theirs, copied = CellFeatures.of(source), 0
+    theirs, copied = source.cells, 0
     ours = CellFeatures.require(target.group, target.path, theirs.side, source.encoder.width, theirs.footprint)
     for chunk in tqdm(ours.chunks, unit="chunk", desc="cells"):
         if not ours.whole(chunk) and theirs.whole(chunk):
@@ -227,8 +227,8 @@ def verify_cache(cache: FeatureCache) -> VerifyReport:
         lost += [f"{unreadable} tiles of level {level}"] if unreadable else []
         absent = int((status == MISSING).sum()) - unreadable
         missing += [f"{absent} tiles of level {level}"] if absent else []
-    if CellFeatures.there(cache.group):
-        cells = CellFeatures.of(cache)
+    if cache.has_cells:
+        cells = cache.cells
         broken = sum(not cells.whole(chunk) for chunk in cells.chunks)
         if all((cache.readable_status(level)[0] == MISSING).all() for level in range(cache.pyramid.levels)):
             missing = []  # the index of a retriever, which has no tiles

@@ -31,6 +31,6 @@ def check_settings(section: str, settings: Any) -> None:
 
 
 @lru_cache
-def _adapters(settings: type) -> dict[str, TypeAdapter]:
+def _adapters(settings: type) -> dict[str, TypeAdapter[Any]]:
     hints = get_type_hints(settings, include_extras=True)
     return {field.name: TypeAdapter(hints[field.name]) for field in fields(settings)}

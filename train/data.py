@@ -12,7 +12,6 @@ from jzi.decode.dataset import ZoomDataset, load_splits
 from jzi.decode.patch_tokens import PatchTokens
 from jzi.decode.tile_table import TileTable
 from jzi.store.cache import FeatureCache
-from jzi.store.cell_features import CellFeatures
 from jzi.store.info import EncoderInfo, ImageryInfo
 from jzi.store.map_embeddings import MapEmbeddings
 from jzi.store.pyramid import Pyramid
@@ -51,7 +50,7 @@ class DataInfo:
         hashes = pd.util.hash_pandas_object(known, index=False, categorize=False).to_numpy()
         digest = hashlib.sha256(hashes.tobytes()).hexdigest()
         augmentation = cache.queries.augmentation if frame["views"].any() else {}
-        cell_m = CellFeatures.of(cache).footprint if CellFeatures.there(cache.group) else None
+        cell_m = cache.cells.footprint if cache.has_cells else None
         return cls(cache.pyramid, cache.encoder, cache.imagery, f"{len(frame)}, {digest[:16]}", augmentation, cell_m)
 
 

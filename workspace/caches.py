@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from jzi.errors import CacheError, JziError, ModelError
 from jzi.store.cache import ENCODED, MISSING, NODATA, FeatureCache
-from jzi.store.cell_features import CellFeatures
 from jzi.store.info import EncoderInfo, ImageryInfo
 from jzi.store.model_folder import CONFIG, MAP, ModelConfig, read_config
 from jzi.store.photo_features import UNREADABLE
@@ -198,7 +197,7 @@ def inspect_cache(path: str | Path) -> CacheInfo:
         imagery=cache.imagery,
         size=sum(file.stat().st_size for file in files),
         tiles=tiles,
-        cells=_count(CellFeatures.of(cache).status()) if CellFeatures.there(cache.group) else None,
+        cells=_count(cache.cells.status()) if cache.has_cells else None,
         photos=len(status),
         missing_photos=int((status == MISSING).sum()),
         unreadable_photos=int((status == UNREADABLE).sum()),
