@@ -49,16 +49,12 @@ def check_overrides(config: DecoderConfig, overridden: Collection[str], start: Z
     """
     if start is None:
         return
-    actual = start_config(config, start).to_dict()
-    defaults = {"patch_tokens": 0, "look_ahead": "none"}
+    actual = start_config(config, start)
     for section, _, name in (each.partition(".") for each in sorted(overridden)):
-        if section != "decoder":
-            continue
-        value = actual.get(name, defaults.get(name))
-        if getattr(config, name) != value:
+        if section == "decoder" and (value := getattr(config, name)) != (theirs := getattr(actual, name)):
             raise ConfigError(
-                f"decoder.{name} is {getattr(config, name)!r}, but it is {value!r} in {start.folder}, which {init} "
-                f"starts from: leave decoder.{name} out, or start from scratch (--set {init}='')"
+                f"decoder.{name} is {value!r}, but it is {theirs!r} in {start.folder}, which {init} starts from: leave "
+                f"decoder.{name} out, or start from scratch (--set {init}='')"
             )
 
 
