@@ -31,9 +31,9 @@ from jzi.store.cache import FeatureCache
 from jzi.store.info import EncoderInfo
 from jzi.store.maintenance import most_views, same_photos
 from jzi.store.storage import exists
-from jzi.train.common import make_decoder
 from jzi.train.data import DataInfo
 from jzi.train.decoder import run_fingerprint
+from jzi.train.zoom import check_overrides, make_decoder, start_config
 from jzi.workspace.caches import scan_folder
 from jzi.workspace.open import finetune_areas, load_encoder, open_cache, open_imagery, open_photo_table
 from jzi.workspace.settings import EncoderSettings, PathSettings, Settings, load_settings
@@ -104,11 +104,6 @@ class Ablation:
                 raise ConfigError(f"variant {variant.name}: {error}") from error
             told = any(override.startswith("finetune.") for override in variant.overrides)
             line = _Line((variant.name,), settings, told and settings.finetune.blocks != 0)
-            if settings.train.init and any(each.startswith("decoder.") for each in variant.overrides):
-                raise ConfigError(
-                    f"variant {variant.name} starts from the decoder in train.init = {settings.train.init!r} and takes "
-                    "its architecture: leave decoder.* out, or start from scratch (--set train.init='')"
-                )
             same = lines.get(line.key)
             lines[line.key] = replace(line, names=(*same.names, variant.name)) if same else line
         self.lines = list(lines.values())
@@ -152,13 +147,8 @@ class Ablation:
         config = replace(settings.train, seed=seed)
         start = settings.path(config.init) if config.init else None
         model = ZoomModel.load(start) if start else None
-        architecture = model.decoder.config if model else settings.decoder
-        decoder = replace(
-            architecture,
-            width=made.info.encoder.width,
-            actions=made.info.pyramid.actions,
-            dropout=settings.decoder.dropout,
-        )
+        actual = replace(settings.decoder, width=made.info.encoder.width, actions=made.info.pyramid.actions)
+        decoder = start_config(actual, model)
         cache, model_path = (PathSettings(self._relative(path)) for path in (made.path, folder))
         in_force = replace(settings, encoder=made.encoder, cache=cache, train=config, model=model_path)
         return Trial(
@@ -191,6 +181,7 @@ class Ablation:
                     raise ConfigError(f"finetune.blocks is {trained}: the encoder has {blocks[key]} blocks")
                 init = settings.train.init
                 start = ZoomModel.load(settings.path(init)) if init else None
+                check_overrides(settings.decoder, settings.overridden, start, "train.init")
                 with torch.device("cpu" if start else "meta"):  # nothing is computed with it
                     wanted = replace(settings.decoder, width=infos[key].width, actions=settings.pyramid.actions)
                     make_decoder(wanted, start)
@@ -214,7 +205,7 @@ class Ablation:
         plain = FeatureCache.open(self.plain.cache_path) if exists(self.plain.cache_path) else None
         for found in scan_folder(self.plain.folder)[0]:
             same = found.encoder.fingerprint == info.fingerprint and found.pyramid == settings.pyramid
-            if not (same and found.complete):
+            if not (same and found.complete) or found.is_index:
                 continue
             cache = FeatureCache.open(found.path)
             if plain is None or (cache.imagery == plain.imagery and same_photos(cache, plain)):
@@ -231,6 +222,7 @@ class Ablation:
         output = self.root / "encoders" / name
         tell(f"variant {line.names[0]}: fine-tuning {info.label} into {output}")
         tuning = self._with(settings, decoder=self.plain.decoder)
+        tuning.overridden = self.plain.overridden
         report, _ = finetune_areas([tuning], output)
         tell(f"{report.to_text()}: {report.folder}")
         encoder = replace(settings.encoder, name=self._relative(output / "encoder"))
@@ -279,5 +271,5 @@ class Ablation:
 
     def _with(self, settings: Settings, **changes: Any) -> Settings:
         changed = replace(settings, **changes)
-        changed.folder = settings.folder
+        changed.folder, changed.overridden = settings.folder, settings.overridden
         return changed

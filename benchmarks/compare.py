@@ -76,20 +76,19 @@ def ways(passes: int, rate: float, retriever_rate: float, stage_two: str, settin
         ]
     )
     found = []
-    for name, own, how in (("zoom", "zoom", ""), ("zoom with contrast", "zoom-contrast", "--set finetune.contrast=1 ")):
-        folder = f"compare/{own}"
-        train = f"finetune -o {folder} {how}--set finetune.epochs={passes} --set finetune.learning_rate={rate} {zoom}"
-        cache = f"--set encoder.name={folder}/encoder --set cache.path={folder}.zarr"
-        stages = {
-            # No step is taken: the decoder that was trained with the encoder gets its map and its temperatures
-            "joint": f"--set train.init={folder} --set train.epochs=1 --set train.learning_rate=0",
-            "on": f"--set train.init={folder} {stage_two}",
-        }
-        for stage, settings_of in stages.items():
-            model = f"{cache} --set model.path={folder}-{stage}"
-            prepare = (f"encode-map {cache}", f"encode-queries {cache}", f"train-decoder {model} {settings_of}")
-            label = name if stage == "joint" else f"{name}, then stage two"
-            found.append(Way(label, f"{folder}-{stage}", f"{folder}.zarr", train, prepare, f"evaluate {model}"))
+    folder = "compare/zoom"
+    train = f"finetune -o {folder} --set finetune.epochs={passes} --set finetune.learning_rate={rate} {zoom}"
+    cache = f"--set encoder.name={folder}/encoder --set cache.path={folder}.zarr"
+    stages = {
+        # No step is taken: the decoder that was trained with the encoder gets its map and its temperatures
+        "joint": f"--set train.init={folder} --set train.epochs=1 --set train.learning_rate=0",
+        "on": f"--set train.init={folder} {stage_two}",
+    }
+    for stage, settings_of in stages.items():
+        model = f"{cache} --set model.path={folder}-{stage}"
+        prepare = (f"encode-map {cache}", f"encode-queries {cache}", f"train-decoder {model} {settings_of}")
+        label = "zoom" if stage == "joint" else "zoom, then stage two"
+        found.append(Way(label, f"{folder}-{stage}", f"{folder}.zarr", train, prepare, f"evaluate {model}"))
     for method in ("sample4geo", "infonce", "transgeo"):
         folder = f"compare/{method}"
         train = (

@@ -28,27 +28,27 @@ from jzi.encode.encoder import Encoder
 from jzi.store.info import ImageryInfo
 from jzi.store.map_embeddings import ENCODED, MapEmbeddings
 from jzi.store.pyramid import preset
-from jzi.train.area import PhotoDataset, TrainingArea
-from jzi.train.common import make_accelerator
+from jzi.train.area import TrainingArea
 from jzi.train.config import FinetuneConfig
-from jzi.train.finetune import _Finetuning
-from jzi.train.joint import JointModel
+from jzi.train.encoder import Part
+from jzi.train.finetune import FinetuneTask
+from jzi.train.loop import TrainingLoop, make_accelerator
+from jzi.train.networks import JointModel
+from jzi.train.photos import PhotoDataset
 from jzi.train.run import TrainingRun
+from jzi.train.task import Batch
 
 MODELS = {"small": (384, 6), "base": (768, 12), "large": (1024, 16)}  # width, heads
 
 
-class Reference(_Finetuning):
-    """Every tile of every sample is encoded, each with an augmentation of its own; nothing is kept."""
+class Reference(FinetuneTask):
+    """Every tile of every sample is encoded, each with an augmentation of its own."""
 
-    def run_trunk(self, area: TrainingArea) -> None:
-        return None
-
-    def inputs(self, area, index, photos, generator):
-        train, device = self.areas[area].train, self.accelerator.device
-        pixels = self.encoder.to_unit(torch.from_numpy(np.stack(photos)))
-        tiles = train.tiles[index].flatten()
-        images = self.encoder.to_unit(self.areas[area].images[tiles.to(self.areas[area].images.device)])
+    def inputs(self, part: Part, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        train, device = self.areas[part.area].train, self.accelerator.device
+        pixels = self.encoder.to_unit(torch.from_numpy(np.stack(part.photos)))
+        tiles = train.tiles[part.index].flatten()
+        images = self._images(part.area, tiles)
         if self.config.augment:
             pixels = augment_photos(pixels, torch.rand(len(pixels), DRAWS, generator=generator).to(device))
         squares = self.encoder.squares(pixels).flatten(0, 1)
@@ -57,9 +57,12 @@ class Reference(_Finetuning):
             lower = tiles.to(device) != 0
             draws = torch.rand(int(lower.sum()), DRAWS, generator=generator).to(device)
             images[lower] = augment_tiles(images[lower], draws)
-        with self.accelerator.autocast():
-            inputs = self.network.trunk(self.encoder.normalise(torch.cat([squares, images])))
-        return inputs, torch.arange(len(tiles), device=device).view(len(photos), -1), train.actions[index].to(device)
+        pixels = self.encoder.normalise(torch.cat([squares, images]))
+        return (
+            pixels,
+            torch.arange(len(tiles), device=device).view(len(part.photos), -1),
+            train.actions[part.index].to(device),
+        )
 
 
 def make_area(photos: int, image_size: int, device: torch.device) -> TrainingArea:
@@ -77,7 +80,7 @@ def make_area(photos: int, image_size: int, device: torch.device) -> TrainingAre
     return TrainingArea(pyramid, ImageryInfo("", (), ""), images, table, train, train.spread(1))
 
 
-def measure(way: type[_Finetuning], model: str, config: FinetuneConfig, image_size: int, steps: int) -> dict:
+def measure(way: type[FinetuneTask], model: str, config: FinetuneConfig, image_size: int, steps: int) -> dict:
     width, heads = MODELS[model]
     torch.manual_seed(0)
     layers = 24 if model == "large" else 12
@@ -90,16 +93,17 @@ def measure(way: type[_Finetuning], model: str, config: FinetuneConfig, image_si
         joint = JointModel(encoder, decoder, config.blocks, checkpointing=config.checkpointing, trunk_dtype=dtype)
         area = make_area(config.batch_size * (steps + 2), image_size, accelerator.device)
         began = time.perf_counter()
-        training = way(accelerator, joint, encoder, [area], config, TrainingRun(Path(folder), {}))
+        run = TrainingRun(Path(folder), {})
+        loop = TrainingLoop(way(accelerator, joint, encoder, [area], config, run), run, progress=False)
         prepared = time.perf_counter() - began
         photo = np.random.default_rng(1).integers(0, 256, (*encoder.photo_shape, 3), np.uint8)
-        images, trunk = [], joint.trunk
+        images, embed = [], joint.embed
 
         def count(pixels: Tensor) -> Tensor:
             images.append(len(pixels))
-            return trunk(pixels)
+            return embed(pixels)
 
-        joint.trunk = count  # type: ignore[method-assign]
+        joint.embed = count  # type: ignore[method-assign]
         joint.train()
         on_gpu = accelerator.device.type == "cuda"
         for step in range(steps + 2):  # the first two warm up
@@ -110,13 +114,14 @@ def measure(way: type[_Finetuning], model: str, config: FinetuneConfig, image_si
                     torch.cuda.reset_peak_memory_stats()
                 began = time.perf_counter()
             index = torch.arange(step * config.batch_size, (step + 1) * config.batch_size)
-            loss = training._step(0, [index], [[photo] * len(index)], (0, step))
+            part = Part(0, index, [photo] * len(index), (0, step, 0))
+            loss = loop.step(Batch([part], [len(index)], len(index)))
         float(loss)
         seconds = time.perf_counter() - began
         return {
             "samples/s": steps * config.batch_size / seconds,
-            "trunk images/s": sum(images) / seconds,
-            "trunk images/sample": sum(images) / (steps * config.batch_size),
+            "images/s": sum(images) / seconds,
+            "images/sample": sum(images) / (steps * config.batch_size),
             "prepared s": prepared,
             "peak GB": torch.cuda.max_memory_allocated() / 1e9 if on_gpu else float("nan"),
         }
@@ -141,7 +146,7 @@ def main(model: str, image_size: int, batch: int, steps: int, blocks: int, augme
     )
     found = {
         "reference": measure(Reference, model, config, image_size, steps),
-        "jzi": measure(_Finetuning, model, config, image_size, steps),
+        "jzi": measure(FinetuneTask, model, config, image_size, steps),
     }
     click.echo(f"{'':<12}" + "".join(f"{name:>22}" for name in found["jzi"]))
     for way, values in found.items():

@@ -28,7 +28,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F  # noqa: N812 - its name everywhere
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
+from tqdm import tqdm
 from transformers import Dinov2Config, Dinov2Model
 
 import jzi.train.decoder as training
@@ -41,9 +41,10 @@ from jzi.store.info import EncoderInfo
 from jzi.store.map_embeddings import MapEmbeddings
 from jzi.store.photo_features import CHUNK
 from jzi.store.pyramid import Pyramid, preset
-from jzi.train.common import make_accelerator
 from jzi.train.config import TrainConfig
-from jzi.train.run import Checkpointer
+from jzi.train.decoder import DecoderTask
+from jzi.train.loop import TrainingLoop, make_accelerator
+from jzi.train.run import TrainingRun
 
 ENCODERS = {"small": (384, 6), "base": (768, 12)}  # width, heads
 
@@ -86,7 +87,7 @@ class Steps:
 
     def __init__(self, config: TrainConfig, decoder: DecoderConfig, steps: int, folder: Path) -> None:
         self.config, self.decoder, self.steps = config, decoder, steps
-        self.accelerator = make_accelerator(config, folder)
+        self.accelerator, self.folder = make_accelerator(config, folder), folder
         self.device = self.accelerator.device
 
     def bare(self) -> Callable[[], int]:
@@ -118,11 +119,12 @@ class Steps:
             longitude=np.zeros(count),
             unreachable=0,
         )
-        model, optimizer = self._prepare(ZoomDecoder(self.decoder))
-        schedule = LambdaLR(optimizer.optimizer, lambda _: 1.0)
+        run_of = TrainingRun(self.folder, {})
+        task = DecoderTask(self.accelerator, ZoomDecoder(self.decoder), table, samples, samples, self.config, run_of)
+        loop = TrainingLoop(task, run_of, progress=False)
 
         def run() -> int:
-            training._train_epoch(self.accelerator, model, optimizer, schedule, self.config, table, samples, 0)
+            loop._epoch(0, 0, [], tqdm(disable=True))
             return count
 
         return run
@@ -197,9 +199,13 @@ def stopwatch() -> Iterator[dict[str, list[float]]]:
         return call
 
     with ExitStack() as patches:
-        for part, name in (("training", "_train_epoch"), ("validation", "validate"), ("calibration", "_calibrate")):
-            patches.enter_context(patch.object(training, name, timed(part, getattr(training, name))))
-        patches.enter_context(patch.object(Checkpointer, "save", timed("saving", Checkpointer.save)))
+        for part, owner, name in (
+            ("training", TrainingLoop, "_epoch"),
+            ("validation", training, "validate"),
+            ("saving", TrainingLoop, "_save"),
+            ("calibration", training, "_calibrate"),
+        ):
+            patches.enter_context(patch.object(owner, name, timed(part, getattr(owner, name))))
         yield taken
 
 
@@ -216,7 +222,7 @@ def time_start(cache: FeatureCache, folder: Path, decoder: DecoderConfig, config
     """Seconds until `train_decoder` would begin its first epoch."""
 
     began = time.perf_counter()
-    with patch.object(training, "_train_epoch", side_effect=StartedError), suppress(StartedError):
+    with patch.object(TrainingLoop, "_epoch", side_effect=StartedError), suppress(StartedError):
         training.train_decoder(cache, folder, decoder, config)
     return time.perf_counter() - began
 

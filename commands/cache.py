@@ -39,12 +39,12 @@ def remove(paths: tuple[Path, ...], among: Path, force: bool, yes: bool) -> None
 
     One that a model needs, because it carries no map of its own and no other cache has it, is kept.
     """
-    from jzi.workspace.caches import describe_cache, models_needing, remove_cache, scan_folder
+    from jzi.workspace.caches import inspect_cache, models_needing, remove_cache, scan_folder
 
-    doomed = [describe_cache(path) for path in paths]
-    named = {each.path.resolve() for each in doomed}
+    doomed = [inspect_cache(path) for path in paths]
+    named = {Path(each.path).resolve() for each in doomed}
     caches, models = scan_folder(among)
-    others = [each for each in caches if each.path.resolve() not in named]
+    others = [each for each in caches if Path(each.path).resolve() not in named]
     for each in doomed:
         needing = models_needing(each, models, others)
         if needing and not force:
@@ -59,7 +59,7 @@ def remove(paths: tuple[Path, ...], among: Path, force: bool, yes: bool) -> None
         click.echo("nothing was deleted", err=True)
         return
     for each in doomed:
-        remove_cache(each.path)
+        remove_cache(Path(each.path))
         click.echo(f"deleted {each.path}")
 
 

@@ -11,7 +11,7 @@ import click
 
 if TYPE_CHECKING:
     from jzi.store.photo_table import PhotoTable, Rejected
-    from jzi.train.decoder import TrainReport
+    from jzi.train.run import TrainReport
 
 
 class UsageError(click.ClickException):

@@ -32,6 +32,7 @@ def train_decoder_command(config_file: Path, overrides: tuple[str, ...], as_json
     from jzi.encode.fingerprint import is_stored_encoder
     from jzi.store.cache import FeatureCache
     from jzi.train.decoder import train_decoder
+    from jzi.train.zoom import check_overrides
     from jzi.workspace.open import load_encoder
 
     cache = FeatureCache.open(settings.cache_path)
@@ -45,13 +46,15 @@ def train_decoder_command(config_file: Path, overrides: tuple[str, ...], as_json
     same = is_stored_encoder(cache.encoder, name, options.image_size, options.layout)
     cache.check(pyramid=settings.pyramid, encoder=None if same else load_encoder(settings).info)
     init = settings.train.init
+    start = ZoomModel.load(settings.path(init)) if init else None
+    check_overrides(settings.decoder, settings.overridden, start, "train.init")
     report = train_decoder(
         cache,
         settings.path(settings.model.path),
         settings.decoder,
         settings.train,
         encoder_folder=settings.encoder_folder,
-        start=ZoomModel.load(settings.path(init)) if init else None,
+        start=start,
         settings=settings.to_toml(),
     )
     if not processes().is_main_process:

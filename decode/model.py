@@ -94,7 +94,7 @@ class ZoomModel:
         cells = self.decoder.config.look_ahead == "cells"
         if cache is None:
             file = self.folder / MAP
-            if file.exists() or MAP in self._config.files:
+            if file.exists():
                 verify_file(self.folder, self._config, MAP)
             features = MapEmbeddings.load(file, self.pyramid)
             if cells and features.cells is None:

@@ -84,12 +84,6 @@ def augment_tiles(tiles: Tensor, draws: Tensor) -> Tensor:
     return drop_parts(_filter(_jitter(tiles, draws[:, _JITTER]), draws[:, _FILTER]), draws)
 
 
-def tiles_left_alone(draws: Tensor) -> Tensor:
-    """(n,) bool: whether `augment_tiles` with (n, DRAWS) changes nothing."""
-    touched = (draws[:, _JITTER.start] < JITTER) | (draws[:, _FILTER.start] < FILTER)
-    return ~(touched | (draws[:, _DROPOUT.start] < DROPOUT))
-
-
 def drop_parts(squares: Tensor, draws: Tensor) -> Tensor:
     """Grid dropout of some (n, 3, S, S) squares and coarse dropout of others; what is dropped is black."""
     which, side = draws[:, _DROPOUT.start], squares.shape[-1]

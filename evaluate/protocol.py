@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from jzi.evaluate.metrics import RADII, RANKS, Evaluation, score
 from jzi.evaluate.photos import LabelledPhotos
@@ -37,7 +38,8 @@ def evaluate(
     row, col, confidence = (
         np.concatenate([getattr(part, name)[:, 0] for part in parts]) for name in ("row", "col", "probability")
     )
-    rank, steps = None, ()
+    rank: NDArray[np.int64] | None = None
+    steps: tuple[float, ...] = ()
     if isinstance(expert, CellRanks):
         rank = expert.cell_ranks(photos.query, photos.row, photos.col, max(RANKS))
     if isinstance(expert, StepAccuracy):

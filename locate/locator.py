@@ -15,9 +15,9 @@ from torch import Tensor
 from jzi.encode.photo_reader import Photo, PhotoReader, ReadPhoto
 from jzi.errors import PhotoError
 from jzi.locate.expert import Expert, Query, Stage
-from jzi.locate.sequential import fuse, smooth_track
-from jzi.locate.location import DEFAULT, LocateOptions, Location, NotLocated, to_locations
+from jzi.locate.location import DEFAULT, Candidate, LocateOptions, Location, NotLocated, to_locations
 from jzi.locate.posterior import Posterior
+from jzi.locate.sequential import fuse, smooth_track
 from jzi.store.pyramid import Pyramid, as_pyramid
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ class Locator:
             return locations
         refined = []
         for query, location in zip(queries, locations, strict=True):
-            candidates: Sequence = location.candidates
+            candidates: Sequence[Candidate] = location.candidates
             for stage in self.stages:
                 candidates = stage(query, location.posterior, candidates)
             refined.append(replace(location, candidates=tuple(candidates)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,13 +61,15 @@ class Posterior:
 
         Args:
             area: whose cells they are.
-            row: (cell,) of different cells of one photo, or (photo, cell).
+            row: (cell,) of different cells, or (photo, cell) where they differ by photo.
             col: likewise.
-            probability: likewise.
+            probability: (cell,) of one photo, or (photo, cell).
         """
-        row, col, probability = np.atleast_2d(row), np.atleast_2d(col), np.atleast_2d(probability)
+        probability = np.atleast_2d(probability)
         order = (-probability).argsort(axis=1, kind="stable")
-        row, col, probability = (np.take_along_axis(values, order, 1) for values in (row, col, probability))
+        row = np.take_along_axis(np.broadcast_to(row, order.shape), order, 1)
+        col = np.take_along_axis(np.broadcast_to(col, order.shape), order, 1)
+        probability = np.take_along_axis(probability, order, 1)
         return cls(area, row, col, probability, np.maximum(0.0, 1 - probability.sum(1)))
 
     def __len__(self) -> int:
@@ -124,7 +127,7 @@ def most_probable_cells(posterior: Posterior, count: int = 1, apart: float = 0.0
     """
     photos, (x, y) = np.arange(len(posterior)), posterior.centers
     left = posterior.probability.copy()
-    chosen: list[tuple[NDArray, ...]] = []
+    chosen: list[tuple[NDArray[Any], ...]] = []
     for _ in range(min(count, left.shape[1])):
         cell = left.argmax(1)
         at = photos, cell
@@ -166,7 +169,7 @@ def most_probable_discs(posterior: Posterior, radius: float, count: int = 1) -> 
         values[:, :centres, None] + shift.ravel() for values, shift in zip(posterior.centers, (dx, dy), strict=True)
     )  # (photo, cell, point)
     possible = np.broadcast_to((probability[:, :centres] > 0)[..., None], x.shape).copy()
-    chosen: list[tuple[NDArray, ...]] = []
+    chosen: list[tuple[NDArray[Any], ...]] = []
     for _ in range(count):
         mass = np.where(inside, probability.ravel()[neighbour], 0.0) @ shares.T  # (photo, cell, point)
         best = np.where(possible, mass, -1.0).reshape(len(posterior), -1).argmax(1)

@@ -102,11 +102,13 @@ def _spread(grid: NDArray[np.float64], reach: float, cell_mask: NDArray[np.bool_
     shape = (rows + 2 * cells, cols + 2 * cells)
     spread = np.fft.irfft2(np.fft.rfft2(grid, shape) * np.fft.rfft2(disc / disc.sum(), shape), shape)
     moved = spread[cells : cells + rows, cells : cells + cols]
-    return np.maximum(moved, 0.0) * cell_mask + 1e-12 * cell_mask  # rounding; and no cell is ruled out for good
+    return np.asarray(
+        np.maximum(moved, 0.0) * cell_mask + 1e-12 * cell_mask
+    )  # rounding; and no cell is ruled out for good
 
 
 def _normalise(grid: NDArray[np.float64]) -> NDArray[np.float64]:
-    return grid / grid.sum()
+    return np.asarray(grid / grid.sum())
 
 
 def _to_posterior(posterior: Posterior, grid: NDArray[np.float64]) -> Posterior:

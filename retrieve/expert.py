@@ -86,7 +86,8 @@ class RetrievalExpert:
 
     def uncalibrated(self) -> RetrievalExpert | None:
         """The same without the fitted temperature."""
-        return RetrievalExpert(replace(self.retriever, temperature=1.0), self.index)
+        config = replace(self.retriever.config, temperature=1.0)
+        return RetrievalExpert(replace(self.retriever, config=config), self.index)
 
     def cell_ranks(
         self, query: Tensor, row: NDArray[np.int64], col: NDArray[np.int64], count: int

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 
 def file_sha256(path: Path) -> str:
@@ -29,3 +32,11 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what `write_whole` left in a folder where its process was killed; files of running processes stay."""
+    for path in folder.glob(".*"):
+        match = re.fullmatch(r"\..+\.(\d+)", path.name)
+        if match and path.is_file() and not psutil.pid_exists(int(match[1])):
+            path.unlink(missing_ok=True)

@@ -31,6 +31,7 @@ from jzi.store.cache import ENCODED, FeatureCache
 from jzi.store.pyramid import Pyramid
 from jzi.train.config import TrainConfig
 from jzi.train.data import TrainingData
+from jzi.train.decoder import DecoderTask
 from jzi.workspace.open import load_encoder, open_zoom
 from jzi.workspace.settings import EncoderSettings, MapSettings, QuerySettings, Settings, load_settings, write_settings
 
@@ -161,8 +162,17 @@ def test_runs_of_other_settings_are_refused_rather_than_mixed(town) -> None:
 
 
 def test_an_architecture_is_not_varied_where_the_decoder_is_given(town) -> None:
-    with pytest.raises(ConfigError, match=r"takes its architecture"):
-        plan(town, expand_grid(["decoder.layers=2"]), "train.init=model")
+    settings = load_settings(town)
+    training.train_decoder(
+        FeatureCache.open(settings.cache_path), town.parent / "model", settings.decoder, settings.train
+    )
+    layers = settings.decoder.layers
+    with pytest.raises(ConfigError, match=rf"variant decoder.layers=7: .* but it is {layers} in"):
+        plan(town, expand_grid(["decoder.layers=7"]), "train.init=model")
+    assert len(plan(town, expand_grid([f"decoder.layers={layers}"]), "train.init=model")) == 1  # has the same meaning
+    assert len(plan(town, expand_grid(["decoder.dropout=0.3"]), "train.init=model")) == 2
+    (trial,) = plan(town, expand_grid(["decoder.look_ahead=children"]), "train.init=model", reference=False).values()
+    assert trial[0].decoder.look_ahead == "children"
 
 
 # The runs
@@ -187,7 +197,7 @@ def test_the_reference_is_what_train_decoder_and_evaluate_give(town) -> None:
 
 def test_runs_that_are_done_are_not_run_again(town, monkeypatch) -> None:
     run(plan(town, SMOOTHING))
-    monkeypatch.setattr(training, "_train_epoch", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(DecoderTask, "batches", lambda *_: pytest.fail("trained again"))
     rows = run(plan(town, SMOOTHING))
     assert rows["reference"][0].result["split"] == "test"
     rows = run(plan(town, SMOOTHING, split="val"))  # evaluated again, no more
@@ -200,15 +210,15 @@ class Killed(BaseException):
 
 def test_a_killed_ablation_goes_on_in_the_epoch_where_it_was(town, monkeypatch) -> None:
     run(plan(town, SMOOTHING, name="whole"))
-    train_epoch, trained = training._train_epoch, []
+    batches, trained = DecoderTask.batches, []
 
-    def killed_once(*args):
-        trained.append(args[-1])
+    def killed_once(self, epoch, first):
+        trained.append(epoch)
         if len(trained) == 5:
             raise Killed
-        return train_epoch(*args)
+        return batches(self, epoch, first)
 
-    monkeypatch.setattr(training, "_train_epoch", killed_once)
+    monkeypatch.setattr(DecoderTask, "batches", killed_once)
     with pytest.raises(Killed):
         run(plan(town, SMOOTHING))
     run(plan(town, SMOOTHING))
@@ -276,9 +286,9 @@ def test_model_folders_share_one_map_and_one_encoder_and_can_be_used_alone(town)
 
 
 def test_a_run_that_breaks_down_is_a_row_and_the_others_go_on(town, monkeypatch) -> None:
-    train_epoch = training._train_epoch
+    loss = DecoderTask.loss
     monkeypatch.setattr(
-        training, "_train_epoch", lambda *args: float("nan") if args[4].label_smoothing else train_epoch(*args)
+        DecoderTask, "loss", lambda *args: loss(*args) * (float("nan") if args[0].config.label_smoothing else 1)
     )
     rows = gather_rows(run(plan(town, SMOOTHING)))
     assert not rows[0].figures and "the loss is nan" in rows[0].failed[0]

@@ -37,6 +37,9 @@ LINE = {package: line for line, packages in enumerate(LAYERS) for package in pac
 #: Folders of Python files that are not installed and have no `__init__.py`.
 SCRIPTS = ("benchmarks", "docs", "tests")
 
+#: Runs `cli`, and is not worth a line in ARCHITECTURE.md.
+SCRIPT_ROOTS = {"__main__"}
+
 #: Narrower than the order: what a package may import, and who may import it.
 MAY_IMPORT = {"synth": {"store", "encode", "errors", "version"}}
 IMPORTED_BY = {"synth": {"demo", "benchmarks", "tests"}}
@@ -112,6 +115,16 @@ def violations(root: Path) -> list[str]:
 def test_imports_point_one_way() -> None:
     broken = violations(ROOT)
     assert not broken, "\n" + "\n".join(broken)
+
+
+def test_the_documentation_draws_the_same_order() -> None:
+    drawing = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8").split("\n## ")[1].split("\n    ")[1:]
+    names = [line.split("  ")[0].split("|") for line in drawing]
+    lines = {name.strip().removesuffix("/").removesuffix(".py"): line for line, row in enumerate(names) for name in row}
+    documented = [package for row in LAYERS for package in row if package in packages(ROOT) - SCRIPT_ROOTS]
+    assert documented == sorted(documented, key=lambda package: (lines[package], documented.index(package)))
+    for row in LAYERS:
+        assert len({lines[package] for package in row if package in documented}) <= 1, row
 
 
 def test_no_modules_import_one_another_in_a_circle() -> None:

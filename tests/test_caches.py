@@ -18,7 +18,8 @@ from jzi.store.info import EncoderInfo, ImageryInfo
 from jzi.store.maintenance import merge_caches, same_photos, verify_cache
 from jzi.store.model_folder import ZoomModelConfig, create_model
 from jzi.store.pyramid import Pyramid
-from jzi.workspace.caches import describe_cache, models_needing, scan_folder
+from jzi.workspace.caches import inspect_cache, models_needing, scan_folder
+from jzi.workspace.describe import describe
 
 IMAGERY = ImageryInfo("a" * 64, (("ortho.tif", 1, 1, "b" * 64),), "bands as RGB")
 AREA = Pyramid.around(48.2, 16.37, 6400.0, levels=4)  # more than a chunk at the last level
@@ -90,13 +91,17 @@ def test_caches_are_found_with_the_models_that_belong_to_them(make, tmp_path, in
     make(".hidden/x.zarr")
     write_model(tmp_path / "models" / "one", full, has_map=False)
     caches, models = scan_folder(tmp_path)
-    found = {cache.path.name: cache for cache in caches}
+    found = {Path(cache.path).name: cache for cache in caches}
     assert set(found) == {"full.zarr", "other.zarr"}
     assert found["full.zarr"].complete and not found["other.zarr"].complete
     assert found["other.zarr"].missing_tiles == AREA.tile_count
     assert found["full.zarr"].size == sum(f.stat().st_size for f in Path(full.path).rglob("*") if f.is_file())
     assert found["full.zarr"].belongs_to(models[0]) and not found["other.zarr"].belongs_to(models[0])
     assert "models/one (has no map of its own)" in found["full.zarr"].to_text(models)
+    for cache in caches:  # `jzi info` counts as `jzi cache ls` does
+        facts = describe(cache.path).to_dict()
+        assert facts["complete"] == cache.complete and facts["tiles"] == cache.tiles
+        assert facts["photos"] + facts["photos_missing"] + facts["photos_unreadable"] == cache.photos
     assert other.path.endswith("other.zarr") and "no model here" in found["other.zarr"].to_text(models)
 
 
@@ -105,13 +110,13 @@ def test_a_cache_is_needed_by_models_without_a_map_unless_another_has_it(make, t
     fill(cache)
     write_model(tmp_path / "with", cache, has_map=True)
     write_model(tmp_path / "without", cache, has_map=False)
-    mine = describe_cache(Path(cache.path))
+    mine = inspect_cache(cache.path)
     models = scan_folder(tmp_path)[1]
     assert [model.folder.name for model in models_needing(mine, models, [])] == ["without"]
     second = make("two.zarr")
-    assert models_needing(mine, models, [describe_cache(Path(second.path))])  # it lacks tiles
+    assert models_needing(mine, models, [inspect_cache(second.path)])  # it lacks tiles
     fill(second)
-    assert not models_needing(mine, models, [describe_cache(Path(second.path))])
+    assert not models_needing(mine, models, [inspect_cache(second.path)])
 
 
 def test_rm_asks_and_refuses_what_a_model_needs(make, tmp_path, monkeypatch) -> None:

@@ -18,17 +18,20 @@ import jzi.train.finetune as module
 from jzi.decode.config import DecoderConfig
 from jzi.decode.decoder import ZoomDecoder
 from jzi.decode.model import ZoomModel
-from jzi.encode import room
+from jzi.encode import device as device_module
 from jzi.encode.augment import DRAWS, augment_photos, augment_tiles, drop_parts
 from jzi.encode.encoder import Encoder
 from jzi.encode.imagery import Imagery
 from jzi.errors import ConfigError, ImageryError, ModelError, TrainingError
 from jzi.store.photo_table import PhotoTable, read_photo_table
 from jzi.store.pyramid import Pyramid
-from jzi.train.area import PhotoReader, TrainingArea
+from jzi.train.area import TrainingArea
 from jzi.train.config import FinetuneConfig
-from jzi.train.finetune import finetune
-from jzi.train.joint import JointModel
+from jzi.train.encoder import Part
+from jzi.train.finetune import FinetuneTask, finetune
+from jzi.train.loop import TrainingLoop
+from jzi.train.networks import JointModel
+from jzi.train.photos import PhotoReader
 from jzi.train.run import TrainingRun
 
 SIZE = 28
@@ -80,22 +83,20 @@ class Killed(BaseException):
 # Cheaper, and the same
 
 
-def start(city: City, config: FinetuneConfig) -> module._Finetuning:
+def start(city: City, config: FinetuneConfig) -> FinetuneTask:
     """A run that is ready for its first step."""
     config = replace(config, accumulation=1)
     encoder = city.encoder()
     torch.manual_seed(0)
     decoder = ZoomDecoder(replace(SMALL, width=encoder.width, dropout=0.0))
-    joint = JointModel(
-        encoder, decoder, config.blocks, contrast=config.contrast > 0, checkpointing=config.checkpointing
-    )
+    joint = JointModel(encoder, decoder, config.blocks, checkpointing=config.checkpointing)
     accelerator = module.make_accelerator(config, city.folder)
     options = {"device": torch.device("cpu"), "folder": city.folder, "val_photos": 100}
     area = TrainingArea.load(city.imagery(), city.table(), SIZE, **options)
-    return module._Finetuning(accelerator, joint, encoder, [area], config, TrainingRun(city.folder / "run", {}))
+    return FinetuneTask(accelerator, joint, encoder, [area], config, TrainingRun(city.folder / "run", {}))
 
 
-def plain_way(city: City, run: module._Finetuning, index: torch.Tensor, seed: int) -> dict[str, torch.Tensor]:
+def plain_way(city: City, run: FinetuneTask, index: torch.Tensor, seed: int) -> dict[str, torch.Tensor]:
     """Every tile of every photo goes through the whole encoder of transformers; the loss and every gradient."""
     encoder, area = city.encoder(), run.areas[0]
     encoder.model.requires_grad_(True)
@@ -131,13 +132,12 @@ def plain_way(city: City, run: module._Finetuning, index: torch.Tensor, seed: in
     return {"loss": loss.detach(), **gradients}
 
 
-def our_way(run: module._Finetuning, index: torch.Tensor, seed: int) -> dict[str, torch.Tensor]:
+def our_way(run: FinetuneTask, index: torch.Tensor, seed: int) -> dict[str, torch.Tensor]:
     run.network.train()
     run.network.zero_grad()
     photos = list(run.reader.read(run.areas[0].train.paths[index], 8))
-    inputs, tiles, actions = run.inputs(0, index, photos, torch.Generator().manual_seed(seed))
-    logits, contrast = run.network(inputs, tiles, actions)
-    assert float(contrast) == 0
+    inputs, tiles, actions = run.inputs(Part(0, index, photos, (0, 0, 0)), torch.Generator().manual_seed(seed))
+    logits = run.network(inputs, tiles, actions)
     loss = F.cross_entropy(logits.flatten(0, 1), actions.flatten(), label_smoothing=0.1)
     loss.backward()
     trained = {name: value.grad for name, value in run.network.named_parameters() if value.requires_grad}
@@ -159,56 +159,21 @@ def test_loss_and_gradients_are_those_of_the_plain_way(city, blocks, augment, ch
             )
 
 
-def test_the_contrast_is_infonce_over_the_tiles_of_each_level(city) -> None:
-    run = start(city, replace(QUICK, augment=False, contrast=0.5))
-    index = torch.arange(12)
-    photos = list(run.reader.read(run.areas[0].train.paths[index], 8))
-    inputs, tiles, actions = run.inputs(0, index, photos, torch.Generator())
-    _, contrast = run.network(inputs, tiles, actions)
-    embedding = F.normalize(run.network.embed(inputs), dim=-1)
-    pairs, seen = run.network.embed(inputs)[:24].view(12, 2, -1), embedding[24:]
-    query = F.normalize(pairs.mean(1), dim=-1)
-    expected = []
-    for level in (1, 2):
-        others = sorted(set(tiles[:, level].tolist()))
-        own = torch.tensor([others.index(tile) for tile in tiles[:, level].tolist()])
-        expected.append(F.cross_entropy(query @ seen[others].T / 0.07, own))
-    torch.testing.assert_close(contrast, torch.stack(expected).mean())
-    city.run("contrasted", replace(QUICK, contrast=0.5))
-    assert any((value != city.weights("contrasted")[name]).any() for name, value in city_weights(city).items())
-
-
-def city_weights(city: City) -> dict[str, torch.Tensor]:
-    """Of a run without a contrast."""
-    city.run("plain")
-    return city.weights("plain")
-
-
 def test_each_distinct_tile_is_encoded_once(city) -> None:
     run = start(city, replace(QUICK, augment=False))
     index = torch.arange(16)
     photos = list(run.reader.read(run.areas[0].train.paths[index], 8))
-    inputs, tiles, _ = run.inputs(0, index, photos, torch.Generator())
+    inputs, tiles, _ = run.inputs(Part(0, index, photos, (0, 0, 0)), torch.Generator())
     distinct = len(run.areas[0].train.tiles[index].unique())
     assert len(inputs) == 2 * 16 + distinct < 2 * 16 + 3 * 16
     assert tiles.shape == (16, 3) and int(tiles.max()) == distinct - 1
 
 
-def test_the_frozen_trunk_runs_once_for_a_tile_that_is_not_augmented(city, monkeypatch) -> None:
-    run = start(city, replace(QUICK, augment=False))
-    index = torch.arange(16)
-    photos = list(run.reader.read(run.areas[0].train.paths[index], 8))
-    trunk, sizes = run.network.trunk, []
-    monkeypatch.setattr(run.network, "trunk", lambda pixels: sizes.append(len(pixels)) or trunk(pixels))
-    run.inputs(0, index, photos, torch.Generator())
-    assert sizes == [2 * 16]  # the photos' squares alone
-
-
 @pytest.mark.parametrize("places", [0, 1])
-def test_where_tiles_and_trunk_outputs_are_kept_changes_nothing(city, monkeypatch, places) -> None:
+def test_where_tiles_are_kept_changes_nothing(city, monkeypatch, places) -> None:
     city.run("roomy")
     free = iter([0] * 100 if places == 0 else [0, 10**12] * 100)  # neither device nor memory has room, or memory has
-    monkeypatch.setattr(room, "free_bytes", lambda device: next(free))
+    monkeypatch.setattr(device_module, "free_bytes", lambda device: next(free))
     city.run("tight")
     assert city.metrics("tight") == city.metrics("roomy")
     assert not list((city.folder / "tight").glob(".jzi-room*"))
@@ -246,7 +211,7 @@ def test_encoder_and_decoder_of_the_best_epoch_make_a_model(city, monkeypatch) -
     recalls = iter([0.1, 0.5, 0.2])
     monkeypatch.setattr(module, "validate", lambda *_: {"recall@40m": next(recalls), "val_loss": 1.0})
     report = city.run()
-    assert report.best["epoch"] == 1
+    assert report.best["epoch"] == 2
     model = ZoomModel.load(city.folder / "finetuned")
     encoder = model.load_encoder("cpu")
     assert encoder.fingerprint == model.encoder.fingerprint != city.encoder().fingerprint
@@ -287,7 +252,7 @@ def test_two_areas_are_trained_on_together(city) -> None:
 @pytest.mark.parametrize("steps", [1, 4, 8])
 def test_a_killed_run_goes_on_to_the_same_losses_and_weights(city, monkeypatch, steps) -> None:
     city.run("whole")
-    step, done = module._Finetuning._step, []
+    step, done = TrainingLoop.step, []
 
     def killed(*args):
         if len(done) == steps:
@@ -296,12 +261,12 @@ def test_a_killed_run_goes_on_to_the_same_losses_and_weights(city, monkeypatch, 
         return step(*args)
 
     often = replace(QUICK, save_every_s=1e-9)
-    monkeypatch.setattr(module._Finetuning, "_step", killed)
+    monkeypatch.setattr(TrainingLoop, "step", killed)
     with pytest.raises(Killed):
         city.run("parts", often)
     monkeypatch.undo()
     calls = []
-    monkeypatch.setattr(module._Finetuning, "_step", lambda *args: calls.append(1) or step(*args))
+    monkeypatch.setattr(TrainingLoop, "step", lambda *args: calls.append(1) or step(*args))
     city.run("parts", often)
     assert len(calls) == 3 * 3 - steps  # 23 photos are three batches
     assert city.metrics("parts") == city.metrics("whole")
@@ -312,7 +277,7 @@ def test_a_killed_run_goes_on_to_the_same_losses_and_weights(city, monkeypatch, 
 @pytest.mark.parametrize("steps", [2, 3])  # in the middle of an epoch, and with its last step
 def test_an_interrupted_run_keeps_the_step_that_it_is_in(city, monkeypatch, steps) -> None:
     city.run("whole")
-    step, done, handler = module._Finetuning._step, [], signal.getsignal(signal.SIGINT)
+    step, done, handler = TrainingLoop.step, [], signal.getsignal(signal.SIGINT)
 
     def interrupted(*args):
         done.append(1)
@@ -320,7 +285,7 @@ def test_an_interrupted_run_keeps_the_step_that_it_is_in(city, monkeypatch, step
             os.kill(os.getpid(), signal.SIGINT)
         return step(*args)
 
-    monkeypatch.setattr(module._Finetuning, "_step", interrupted)
+    monkeypatch.setattr(TrainingLoop, "step", interrupted)
     with pytest.raises(KeyboardInterrupt):
         city.run("parts")
     city.run("parts")
@@ -343,14 +308,14 @@ def test_another_run_is_not_mixed_with_the_one_that_is_there(city) -> None:
 
 
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_encoder(city, monkeypatch) -> None:
-    step = module._Finetuning._step
+    step = TrainingLoop.step
 
-    def broken(self, area, parts, photos, number):
-        loss = step(self, area, parts, photos, number)
-        return loss * float("nan") if number[0] == 1 else loss
+    def broken(self, batch):
+        loss = step(self, batch)
+        return loss * float("nan") if batch.parts[0].number[0] == 1 else loss
 
-    monkeypatch.setattr(module._Finetuning, "_step", broken)
-    with pytest.raises(TrainingError, match="the loss is nan in epoch 1: the best epoch so far is kept"):
+    monkeypatch.setattr(TrainingLoop, "step", broken)
+    with pytest.raises(TrainingError, match="the loss is nan in epoch 2: the best epoch so far is kept"):
         city.run(config=replace(QUICK, save_every_s=1e-9))
     assert len(city.metrics()) == 1
     encoder = ZoomModel.load(city.folder / "finetuned").load_encoder("cpu")
@@ -391,7 +356,7 @@ def test_one_photo_is_enough_to_train_on_and_none_is_refused(city) -> None:
     one = PhotoTable(table.frame[table.frame["split"] == "train"][:1], (), table.source)
     source = [(city.imagery(), one)]
     report = finetune(source, city.encoder(), city.folder / "one", SMALL, replace(QUICK, epochs=1))
-    assert (report.train, report.val, report.best["epoch"]) == (1, 0, 0)
+    assert (report.train, report.val, report.best["epoch"]) == (1, 0, 1)
     none = PhotoTable(table.frame[table.frame["split"] == "test"], (), table.source)
     with pytest.raises(TrainingError, match="no photo to train on"):
         finetune([(city.imagery(), none)], city.encoder(), city.folder / "none", SMALL, QUICK)
@@ -417,3 +382,18 @@ def test_more_blocks_than_there_are_is_refused(city) -> None:
     with pytest.raises(ConfigError, match="the encoder has 2 blocks"):
         city.run(config=replace(QUICK, blocks=3))
     assert not (city.folder / "finetuned").exists()
+
+
+def test_commands_refuse_an_architecture_that_the_start_contradicts(area) -> None:
+    quick = "--set finetune.epochs=1 --set finetune.batch_size=16 --blocks 1"
+    area(f"finetune {quick} --set decoder.layers=1 --set decoder.heads=2 -o first")
+    start = "--set finetune.init=first --set encoder.name=first/encoder -o second"
+    refused = area(f"finetune {quick} {start} --set decoder.layers=2", code=2).stderr
+    assert "decoder.layers is 2, but it is 1 in" in refused and "finetune.init" in refused
+    area(f"finetune {quick} {start} --set decoder.layers=1")
+    for command in ("encode-map", "encode-queries"):
+        area(f"{command} --set encoder.name=first/encoder")
+    refused = area(
+        "train-decoder --set encoder.name=first/encoder --set train.init=first --set decoder.heads=4", code=2
+    ).stderr
+    assert "decoder.heads is 4, but it is 2 in" in refused and "train.init" in refused

@@ -189,8 +189,8 @@ class Uniform:
         return self.pyramid.unproject(x, y)
 
     def posterior(self, query: torch.Tensor, options: LocateOptions) -> Posterior:
-        row, col = (np.tile(values, (len(query), 1)) for values in np.nonzero(self.cell_mask))
-        return Posterior.from_cells(self.area, row, col, np.full(row.shape, 1 / row.shape[1]))
+        row, col = np.nonzero(self.cell_mask)
+        return Posterior.from_cells(self.area, row, col, np.full((len(query), len(row)), 1 / len(row)))
 
     def uncalibrated(self) -> None:
         return None

@@ -26,6 +26,7 @@ from jzi.retrieve.retriever import Retriever, save_retriever
 from jzi.retrieve.search import CellIndex, build_graph, save_graph
 from jzi.store.cache import FeatureCache
 from jzi.store.cell_features import CellFeatures
+from jzi.store.files import write_whole
 from jzi.store.info import ImageryInfo
 from jzi.store.map_embeddings import ENCODED, MapEmbeddings
 from jzi.store.model_folder import (
@@ -180,7 +181,7 @@ def test_what_is_no_config_of_this_format_is_one_sentence(model, answer, text, s
 
 def test_a_process_killed_while_it_replaces_weights_leaves_a_usable_folder(model, answer, monkeypatch) -> None:
     """Whichever write is the last one, and for two interrupted runs after one another."""
-    write_whole, decoders = module.write_whole, [ZoomDecoder(DecoderConfig(width=32, layers=1, heads=2)) for _ in "ab"]
+    decoders = [ZoomDecoder(DecoderConfig(width=32, layers=1, heads=2)) for _ in "ab"]
     for writes in (0, 1, 2, 3):
         for decoder in decoders:
             count = 0

@@ -53,7 +53,7 @@ def made(pyramid: Pyramid, grids: list[np.ndarray]) -> Posterior:
     """A posterior with given probabilities of every cell."""
     row, col = (values.ravel() for values in np.indices(pyramid.shape))
     probability = np.stack([grid.ravel() for grid in grids])
-    return Posterior.from_cells(pyramid, *(np.tile(values, (len(grids), 1)) for values in (row, col)), probability)
+    return Posterior.from_cells(pyramid, row, col, probability)
 
 
 def posterior(decoder, table, query, beams=None, temperature=None) -> Posterior:

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from safetensors.torch import load_file
 
-import jzi.train.retriever as module
 from jzi.encode.cells import CellImages
 from jzi.encode.encoder import Encoder
 from jzi.encode.imagery import Imagery
@@ -27,6 +26,7 @@ from jzi.store.cell_features import CellFeatures
 from jzi.store.model_folder import ZoomModelConfig, create_model
 from jzi.store.photo_table import read_photo_table
 from jzi.train.config import RetrieverConfig
+from jzi.train.loop import TrainingLoop
 from jzi.train.losses import soft_margin_triplet, symmetric_infonce
 from jzi.train.retriever import train_retriever
 from jzi.train.sampling import nearest_on_map, neighbour_batches
@@ -153,8 +153,10 @@ def train(tmp_path: Path, town_raster: Path, pyramid, photo_folder: Path, encode
 
 
 @pytest.mark.parametrize("method", ["sample4geo", "infonce", "transgeo"])
-def test_a_retriever_learns_its_training_photos(train, tmp_path, method) -> None:
+def test_a_retriever_learns_its_training_photos(train, tmp_path, capsys, method) -> None:
     report = train(config=replace(QUICK, method=method, epochs=12, augment=False))
+    shown = capsys.readouterr().err
+    assert "retriever: " in shown and "epoch 12 of 12" in shown and "fine-tuning" not in shown
     lines = [json.loads(line) for line in (tmp_path / "retriever/train/metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["loss"] < lines[0]["loss"]
     assert report.epochs == 12 and {"recall@1", "recall@5", "recall@10", "recall@40m"} <= set(report.best)
@@ -170,7 +172,7 @@ class Killed(BaseException):
 def test_a_killed_training_goes_on_as_if_it_had_not_been(train, tmp_path, monkeypatch, steps) -> None:
     config = replace(QUICK, save_every_s=1e-9)
     train("whole", config)
-    step, done = module._Retrieving._step, []
+    step, done = TrainingLoop.step, []
 
     def killed(*args):
         if len(done) == steps:
@@ -179,7 +181,7 @@ def test_a_killed_training_goes_on_as_if_it_had_not_been(train, tmp_path, monkey
         return step(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module._Retrieving, "_step", killed)
+        patch.setattr(TrainingLoop, "step", killed)
         with pytest.raises(Killed):
             train("killed", config)
     train("killed", config)
@@ -267,6 +269,13 @@ def test_a_damaged_chunk_is_encoded_anew(retrieved, tmp_path) -> None:
 def test_indices_are_cared_for_as_caches(retrieved, tmp_path) -> None:
     jzi = retrieved
     assert "4096 cells, 30 photos" in jzi("cache ls").stdout
+    listed = [json.loads(line) for line in jzi("cache ls retriever --json").stdout.splitlines()]
+    described, retriever = (
+        json.loads(line) for line in jzi("info retriever/index.zarr retriever --json").stdout.splitlines()[:2]
+    )
+    assert [each["complete"] for each in listed] == [described["complete"]] == [True]
+    assert described["cells"]["encoded"] == 4096 and "tiles" not in described and described["photos"] == 30
+    assert retriever["kind"] == "retriever" and retriever["index"] == "there"
     assert "retriever" in jzi("cache rm retriever/index.zarr --yes", code=2).stderr  # it needs its index
     assert jzi("cache verify retriever/index.zarr").stdout.startswith("retriever/index.zarr: sound")
     shutil.copytree(tmp_path / "retriever/index.zarr", tmp_path / "copy.zarr")

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from jzi.errors import ConfigError
-from jzi.locate.sequential import OUTLIER, fuse, likelihoods, smooth_track
 from jzi.locate.location import LocateOptions, to_locations
 from jzi.locate.posterior import Posterior
+from jzi.locate.sequential import OUTLIER, fuse, likelihoods, smooth_track
 from jzi.store.pyramid import Pyramid
 
 SIDE = 16
@@ -26,7 +26,7 @@ def saying(pyramid: Pyramid, *grids: np.ndarray) -> Posterior:
     """A posterior of every cell for each photo."""
     row, col = np.divmod(np.arange(SIDE * SIDE), SIDE)
     probability = np.stack([grid.ravel() / grid.sum() for grid in grids])
-    return Posterior.from_cells(pyramid, *(np.tile(values, (len(grids), 1)) for values in (row, col)), probability)
+    return Posterior.from_cells(pyramid, row, col, probability)
 
 
 def peaks(*cells: tuple[int, int, float]) -> np.ndarray:
@@ -92,7 +92,7 @@ def test_forward_backward_is_the_sum_over_all_tracks() -> None:
     rng = np.random.default_rng(1)
     row, col = np.divmod(np.arange(16), 4)
     grids = [grid / grid.sum() for grid in rng.random((3, 16)) ** 4]
-    found = Posterior.from_cells(pyramid, *(np.tile(values, (3, 1)) for values in (row, col)), np.stack(grids))
+    found = Posterior.from_cells(pyramid, row, col, np.stack(grids))
     everywhere = np.ones((4, 4), bool)
     smoothed = smooth_track(found, everywhere, [0, 1, 2], speed=10.0)  # 10 m and a cell: the four neighbours
     seen = likelihoods(found, everywhere).reshape(3, 16)

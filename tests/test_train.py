@@ -5,7 +5,11 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +19,6 @@ import pytest
 import torch
 
 import jzi.train.decoder as training
-import jzi.train.run as running
 from jzi.decode.config import DecoderConfig
 from jzi.decode.dataset import load_dataset
 from jzi.decode.decoder import ZoomDecoder
@@ -33,10 +36,11 @@ from jzi.store.info import EncoderInfo
 from jzi.store.model_folder import record_files
 from jzi.store.photo_features import PhotoFeatures
 from jzi.store.pyramid import Pyramid, geodesic_distance
-from jzi.train.common import learning_rate_factor
 from jzi.train.config import TrainConfig
 from jzi.train.data import TrainingData
-from jzi.train.decoder import train_decoder
+from jzi.train.decoder import DecoderTask, train_decoder
+from jzi.train.loop import first_interrupt, learning_rate_factor
+from jzi.train.zoom import check_overrides, make_decoder
 from jzi.workspace.open import open_zoom
 
 WIDTH = 16
@@ -95,16 +99,21 @@ class Killed(BaseException):
     """Stands for a signal: nothing in the code under test may catch it."""
 
 
+def kill_in_epoch(monkeypatch: pytest.MonkeyPatch, epoch: int) -> None:
+    """Has training be killed as an epoch, counted from 0, begins."""
+    batches = DecoderTask.batches
+
+    def killed(self: DecoderTask, number: int, first: int):
+        if number == epoch:
+            raise Killed
+        return batches(self, number, first)
+
+    monkeypatch.setattr(DecoderTask, "batches", killed)
+
+
 def test_a_killed_run_goes_on_to_the_same_losses_and_weights(cache, tmp_path, monkeypatch) -> None:
     train_decoder(cache, tmp_path / "whole", SMALL, QUICK)
-    train_epoch = training._train_epoch
-
-    def killed_in_epoch_2(*args):
-        if args[-1] == 2:
-            raise Killed
-        return train_epoch(*args)
-
-    monkeypatch.setattr(training, "_train_epoch", killed_in_epoch_2)
+    kill_in_epoch(monkeypatch, 2)
     with pytest.raises(Killed):
         train_decoder(cache, tmp_path / "parts", SMALL, QUICK)
     monkeypatch.undo()
@@ -117,14 +126,7 @@ def test_a_killed_run_goes_on_to_the_same_losses_and_weights(cache, tmp_path, mo
 def test_a_run_killed_between_two_states_goes_on_from_the_last_to_the_same_end(cache, tmp_path, monkeypatch) -> None:
     seldom = replace(QUICK, save_every_s=1e9)  # the first epoch's state alone
     train_decoder(cache, tmp_path / "whole", SMALL, QUICK)
-    train_epoch = training._train_epoch
-
-    def killed_in_epoch_3(*args):
-        if args[-1] == 3:
-            raise Killed
-        return train_epoch(*args)
-
-    monkeypatch.setattr(training, "_train_epoch", killed_in_epoch_3)
+    kill_in_epoch(monkeypatch, 3)
     with pytest.raises(Killed):
         train_decoder(cache, tmp_path / "parts", SMALL, seldom)
     monkeypatch.undo()
@@ -135,11 +137,83 @@ def test_a_run_killed_between_two_states_goes_on_from_the_last_to_the_same_end(c
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
+@pytest.mark.parametrize("step", [3, 5, 12, 20])  # in the middle of epochs, and with the last step of one and of all
+def test_an_interrupted_run_finishes_its_step_and_resumes_to_the_same_weights(
+    cache, tmp_path, monkeypatch, step
+) -> None:
+    train_decoder(cache, tmp_path / "whole", SMALL, QUICK)
+    loss, steps, handler = DecoderTask.loss, [], signal.getsignal(signal.SIGINT)
+
+    def interrupted(*args):
+        steps.append(1)
+        if len(steps) == step:
+            os.kill(os.getpid(), signal.SIGINT)
+        return loss(*args)
+
+    monkeypatch.setattr(DecoderTask, "loss", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train_decoder(cache, tmp_path / "parts", SMALL, replace(QUICK, save_every_s=1e9))
+    assert len(steps) == step
+    assert train_decoder(cache, tmp_path / "parts", SMALL, QUICK).epochs == 4 - step // 5
+    assert len(steps) == 4 * 5  # none was taken twice
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert metrics_of(tmp_path / "parts") == metrics_of(tmp_path / "whole")
+    whole, parts = (ZoomModel.load(tmp_path / name) for name in ("whole", "parts"))
+    assert all(
+        torch.equal(value, parts.decoder.state_dict()[name]) for name, value in whole.decoder.state_dict().items()
+    )
+    assert parts.temperature is not None
+
+
+def test_a_second_interrupt_stops_at_once(cache, tmp_path, monkeypatch) -> None:
+    def interrupted(*args):
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+        pytest.fail("it went on")
+
+    monkeypatch.setattr(DecoderTask, "loss", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train_decoder(cache, tmp_path / "model", SMALL, QUICK)
+
+
+def test_a_process_that_ignores_interrupts_goes_on_ignoring_them() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as the workers of an ablation do
+    try:
+        with first_interrupt() as received:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        assert not received
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_what_killed_processes_left_half_written_is_removed_on_resuming(cache, tmp_path) -> None:
+    train_decoder(cache, tmp_path / "model", SMALL, QUICK)
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    names = [".decoder.safetensors.{}", "train/.state.pt.{}", "encoder/.config.json.{}"]
+    (tmp_path / "model" / "encoder").mkdir()
+    for name in names:
+        for pid in (dead.pid, os.getpid()):
+            (tmp_path / "model" / name.format(pid)).write_bytes(b"half")
+    (tmp_path / "model" / ".notes").write_text("mine")
+    train_decoder(cache, tmp_path / "model", SMALL, QUICK)
+    left = {path.relative_to(tmp_path / "model").as_posix() for path in (tmp_path / "model").rglob(".*")}
+    assert left == {".notes", *(name.format(os.getpid()) for name in names)}
+
+
+def test_a_state_of_another_version_is_refused(cache, tmp_path) -> None:
+    train_decoder(cache, tmp_path / "model", SMALL, QUICK)
+    torch.save({"identity": {}, "epoch": 3, "metrics": []}, tmp_path / "model" / "train" / "state.pt")
+    with pytest.raises(ModelError, match="another version of jzi"):
+        train_decoder(cache, tmp_path / "model", SMALL, QUICK)
+
+
 def test_a_finished_run_is_not_trained_again(cache, tmp_path) -> None:
     train_decoder(cache, tmp_path / "model", SMALL, QUICK)
     before = (tmp_path / "model" / "decoder.safetensors").stat().st_mtime_ns
     report = train_decoder(cache, tmp_path / "model", SMALL, QUICK)
-    assert report.epochs == 0 and report.best["epoch"] in range(4)
+    assert report.epochs == 0 and report.best["epoch"] in range(1, 5)
     assert (tmp_path / "model" / "decoder.safetensors").stat().st_mtime_ns == before
 
 
@@ -179,10 +253,10 @@ def test_the_epoch_with_the_best_recall_is_kept(cache, tmp_path, monkeypatch) ->
     losses = iter([1.0, 1.0, 0.9, 0.5])
     kept = []
     monkeypatch.setattr(training, "validate", lambda *_: {"recall@40m": next(recalls), "val_loss": next(losses)})
-    save = running.save_tensors
-    monkeypatch.setattr(running, "save_tensors", lambda *args: kept.append(len(kept)) or save(*args))
+    save = training.save_tensors
+    monkeypatch.setattr(training, "save_tensors", lambda *args: kept.append(len(kept)) or save(*args))
     report = train_decoder(cache, tmp_path / "model", SMALL, QUICK)
-    assert report.best["epoch"] == 2  # as good as epoch 1, with a lower loss
+    assert report.best["epoch"] == 3  # as good as epoch 2, with a lower loss
     assert len(kept) == 3
 
 
@@ -196,9 +270,10 @@ def test_weights_that_wait_to_be_written_are_those_of_the_best_epoch(cache, tmp_
 
 
 def test_a_loss_that_is_no_number_stops_training_and_keeps_the_best(cache, tmp_path, monkeypatch) -> None:
-    train_epoch = training._train_epoch
-    monkeypatch.setattr(training, "_train_epoch", lambda *args: float("nan") if args[-1] == 1 else train_epoch(*args))
-    with pytest.raises(TrainingError, match="the loss is nan in epoch 1"):
+    loss, steps = DecoderTask.loss, itertools.count()
+    broken = lambda *args: loss(*args) * (float("nan") if next(steps) == 7 else 1)  # noqa: E731 - of 5 an epoch
+    monkeypatch.setattr(DecoderTask, "loss", broken)
+    with pytest.raises(TrainingError, match="the loss is nan in epoch 2"):
         train_decoder(cache, tmp_path / "model", SMALL, QUICK)
     assert len(metrics_of(tmp_path / "model")) == 1
     ZoomModel.load(tmp_path / "model")
@@ -227,7 +302,7 @@ def test_training_without_validation_photos_keeps_the_last_epoch(cache, tmp_path
     frame = cache.queries.encoded()
     cache.queries.list_photos(frame.assign(photo="", split="train"))
     report = train_decoder(cache, tmp_path / "model", SMALL, QUICK)
-    assert (report.val, report.best["epoch"]) == (0, 3)
+    assert (report.val, report.best["epoch"]) == (0, 4)
 
 
 def test_a_full_disk_while_training_is_one_sentence_and_keeps_the_model(cache, tmp_path, monkeypatch) -> None:
@@ -253,7 +328,8 @@ def test_the_learning_rate_warms_up_and_falls_as_a_cosine() -> None:
     "wrong", [{"epochs": 0}, {"batch_size": 0}, {"label_smoothing": 1.0}, {"precision": "int8"}, {"save_every_s": 0}]
 )
 def test_training_settings_that_make_no_sense_are_refused(wrong: dict) -> None:
-    with pytest.raises(ConfigError):
+    ((name, value),) = wrong.items()
+    with pytest.raises(ConfigError, match=f"the setting train.{name} = {value!r} has no sensible value: [^\\n]*$"):
         TrainConfig(**wrong)
 
 
@@ -319,52 +395,57 @@ def test_training_starts_from_the_decoder_that_is_given(cache, tmp_path) -> None
         train_decoder(cache, tmp_path / "third", SMALL, still, start=first)
 
 
-# Ideas that only a cache makes cheap
+def test_an_override_that_the_start_contradicts_is_refused(cache, tmp_path) -> None:
+    train_decoder(cache, tmp_path / "first", replace(SMALL, look_ahead="children"), replace(QUICK, epochs=1))
+    start = ZoomModel.load(tmp_path / "first")
+    for name, value, actual in (
+        ("layers", 5, 2),
+        ("heads", 4, 2),
+        ("width", 32, 16),
+        ("look_ahead", "none", "children"),
+    ):
+        other = replace(start.decoder.config, **{name: value})
+        with pytest.raises(
+            ConfigError, match=f"decoder.{name} is {value!r}, but it is {actual!r} in .*first.*train.init"
+        ):
+            check_overrides(other, {"train.init", f"decoder.{name}"}, start, "train.init")
+        check_overrides(other, {"train.init"}, start, "train.init")  # jzi.toml alone has it, as `jzi init` wrote it
+        check_overrides(other, {f"decoder.{name}"}, None, "train.init")
+    same = replace(start.decoder.config, dropout=0.3, patch_tokens=4)
+    check_overrides(same, {f"decoder.{name}" for name in vars(same)}, start, "train.init")
+    assert make_decoder(same, start).config == same
 
 
-IDEAS = {
-    "look ahead": (replace(SMALL, look_ahead="children"), QUICK),
-    "distance": (SMALL, replace(QUICK, targets="distance", target_sigma=0.7)),
-    "own turns": (SMALL, replace(QUICK, own_turns=0.5)),
-}
+# Looking ahead
 
 
-@pytest.mark.parametrize("idea", IDEAS)
-def test_an_idea_resumes_exactly_and_is_never_mixed_with_training_without_it(
-    cache, tmp_path, monkeypatch, idea
+AHEAD = replace(SMALL, look_ahead="children")
+
+
+def test_looking_ahead_resumes_exactly_and_is_never_mixed_with_training_without_it(
+    cache, tmp_path, monkeypatch
 ) -> None:
-    decoder, how = IDEAS[idea]
-    train_decoder(cache, tmp_path / "whole", decoder, how)
+    train_decoder(cache, tmp_path / "whole", AHEAD, QUICK)
     train_decoder(cache, tmp_path / "plain", SMALL, QUICK)
     assert metrics_of(tmp_path / "whole") != metrics_of(tmp_path / "plain")
-    train_epoch = training._train_epoch
-
-    def killed_in_epoch_2(*args):
-        if args[-1] == 2:
-            raise Killed
-        return train_epoch(*args)
-
-    monkeypatch.setattr(training, "_train_epoch", killed_in_epoch_2)
+    kill_in_epoch(monkeypatch, 2)
     with pytest.raises(Killed):
-        train_decoder(cache, tmp_path / "parts", decoder, how)
+        train_decoder(cache, tmp_path / "parts", AHEAD, QUICK)
     monkeypatch.undo()
-    train_decoder(cache, tmp_path / "parts", decoder, how)
+    train_decoder(cache, tmp_path / "parts", AHEAD, QUICK)
     assert metrics_of(tmp_path / "parts") == metrics_of(tmp_path / "whole")
     evaluate_model(tmp_path / "whole", cache.path)
     with pytest.raises(ModelError, match="other settings"):
         train_decoder(cache, tmp_path / "whole", SMALL, QUICK)
     with pytest.raises(ModelError, match="other settings"):
-        train_decoder(cache, tmp_path / "plain", decoder, how)
+        train_decoder(cache, tmp_path / "plain", AHEAD, QUICK)
 
 
-def test_a_run_without_ideas_is_known_by_what_it_was_known_by_before_there_were_any(cache) -> None:
+def test_a_run_that_does_not_look_ahead_has_the_fingerprint_it_had_before_decoders_could(cache) -> None:
     info = TrainingData.load(cache).info
     known = set(training.run_fingerprint(info, SMALL, QUICK, None))
-    assert not [
-        name for name in known if name.partition(".")[2] in {"look_ahead", "targets", "target_sigma", "own_turns"}
-    ]
-    for decoder, how in IDEAS.values():
-        assert set(training.run_fingerprint(info, decoder, how, None)) > known
+    assert "decoder.look_ahead" not in known
+    assert set(training.run_fingerprint(info, AHEAD, QUICK, None)) > known
 
 
 def test_a_decoder_that_looks_at_cells_carries_them_along(cache, tmp_path) -> None:
@@ -415,7 +496,8 @@ def test_the_true_path_is_at_most_half_a_cells_diagonal_off(cache) -> None:
     pyramid = cache.pyramid
     frame = cache.queries.encoded()
     latitude, longitude = frame["latitude"].to_numpy(), frame["longitude"].to_numpy()
-    error = cell_error(pyramid, *pyramid.cells_at(latitude, longitude), latitude, longitude)
+    row, col = pyramid.cells_at(latitude, longitude)
+    error = cell_error(pyramid, row, col, latitude, longitude)
     assert error.max() <= pyramid.cell_size / 2**0.5 * 1.001
 
 

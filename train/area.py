@@ -1,93 +1,65 @@
-"""What fine-tuning reads of one area: its tiles as images, and its photos with the zooms that lead to them."""
+"""An area to train an encoder on: its map as images, and its photos with the keys of their tiles or cells."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import numpy as np
-import psutil
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
 from jzi.decode.tile_table import TileTable
-from jzi.encode import photo_reader
-from jzi.encode.device import SHARE, allocate
+from jzi.encode.cells import CellImages
+from jzi.encode.device import allocate
 from jzi.encode.imagery import Imagery
 from jzi.encode.tiles import TileRenderer
+from jzi.errors import TrainingError
 from jzi.store.info import ImageryInfo
 from jzi.store.map_embeddings import ENCODED, NODATA, MapEmbeddings
 from jzi.store.photo_table import PhotoTable
 from jzi.store.pyramid import Pyramid, TileKey
+from jzi.train.photos import PhotoDataset
 
-Find = Callable[[NDArray[np.int64]], tuple[Tensor, NDArray[np.bool_]]]
+
+class Images(Protocol):
+    """Images of an area's tiles: a tensor (tile, S, S, 3) uint8, or what cuts them out when they are asked for."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where indices are expected."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Tensor, /) -> Tensor: ...
 
 
-@dataclass(frozen=True)
-class PhotoDataset:
-    """Photos of a split, as `jzi.decode.dataset.ZoomDataset`, but as files.
+class Area(Protocol):
+    """What is trained on: tiles as images, and photos that know their tiles."""
 
-    Attributes:
-        paths: (photo,) files.
-        tiles: (photo, L) indices of the tiles along the true path.
-        actions: (photo, L) true actions.
-        latitude: (photo,) degrees.
-        longitude: (photo,) degrees.
-        unreachable: photos that were left out, because the map has no imagery where they were taken.
-    """
+    @property
+    def images(self) -> Images:
+        """Of every tile."""
+        ...
 
-    paths: NDArray[np.object_]
-    tiles: Tensor
-    actions: Tensor
-    latitude: NDArray[np.float64]
-    longitude: NDArray[np.float64]
-    unreachable: int
+    @property
+    def train(self) -> PhotoDataset:
+        """Photos to learn from."""
+        ...
 
-    @classmethod
-    def of(cls, pyramid: Pyramid, table: PhotoTable, split: str, find: Find) -> PhotoDataset:
-        """Those of a split of a query table that lie on the map's imagery, whatever order a folder is listed in.
+    @property
+    def val(self) -> PhotoDataset:
+        """Photos to choose the epoch by."""
+        ...
 
-        Args:
-            pyramid: how the area is cut.
-            table: the photos.
-            split: which of them.
-            find: (photo, L) actions, zeros outside of the area, to (photo, n) tiles and (photo,) whether there is
-                imagery.
-        """
-        frame = table.frame[table.frame["split"] == split].sort_values("id")
-        latitude, longitude = frame["latitude"].to_numpy(float), frame["longitude"].to_numpy(float)
-        paths = pyramid.paths(latitude, longitude).reshape(-1, pyramid.levels)
-        tiles, there = find(np.maximum(paths, 0))
-        keep = (paths[:, 0] >= 0) & there
-        return cls(
-            paths=frame["photo"].to_numpy(object)[keep],
-            tiles=tiles[torch.from_numpy(keep).to(tiles.device)],
-            actions=torch.from_numpy(paths[keep]),
-            latitude=latitude[keep],
-            longitude=longitude[keep],
-            unreachable=int((~keep).sum()),
-        )
 
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def spread(self, count: int) -> PhotoDataset:
-        """At most `count` of them, evenly spread over all."""
-        if len(self) <= count:
-            return self
-        index = np.linspace(0, len(self) - 1, count).astype(int)
-        return PhotoDataset(
-            self.paths[index],
-            self.tiles[index],
-            self.actions[index],
-            self.latitude[index],
-            self.longitude[index],
-            self.unreachable,
-        )
+AreaType = TypeVar("AreaType", bound=Area)
 
 
 @dataclass(frozen=True)
@@ -148,6 +120,56 @@ class TrainingArea:
         return cls(pyramid, imagery.info(), images, tiles, split["train"], split["val"].spread(val_photos))
 
 
+@dataclass(frozen=True)
+class CellArea:
+    """One area, as map around cells, and photos that know their cell (`PhotoDataset.tiles`, one to a photo).
+
+    Attributes:
+        pyramid: how it is cut.
+        imagery: what the cells were cut from.
+        images: of all cells.
+        train: photos to learn from.
+        val: photos to choose the epoch by.
+    """
+
+    pyramid: Pyramid
+    imagery: ImageryInfo
+    images: CellImages
+    train: PhotoDataset
+    val: PhotoDataset
+
+    @classmethod
+    def load(cls, imagery: Imagery, table: PhotoTable, images: CellImages, val_photos: int) -> CellArea:
+        """Work out in which cells the photos of a query table lie."""
+        pyramid = imagery.pyramid
+
+        def find(paths: NDArray[np.int64]) -> tuple[Tensor, NDArray[np.bool_]]:
+            row, col = pyramid.path_to_tile(paths)
+            return torch.from_numpy(row * images.cells + col)[:, None], images.has_imagery[row, col]
+
+        train, val = (PhotoDataset.of(pyramid, table, split, find) for split in ("train", "val"))
+        return cls(pyramid, imagery.info(), images, train, val.spread(val_photos))
+
+
+def load_or_leave_nothing(folder: Path, load: Callable[[], list[AreaType]]) -> list[AreaType]:
+    """Areas to train on, as a function loads them; a folder that was made for the run is removed again if it fails.
+
+    Raises:
+        TrainingError: there is no photo to train on.
+    """
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        areas = load()
+        if not sum(len(area.train) for area in areas):
+            raise TrainingError("there is no photo to train on: none with split 'train' lies on the map's imagery")
+        return areas
+    except BaseException:
+        if made:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
 def _render(
     imagery: Imagery, image_size: int, device: torch.device, folder: Path, progress: bool
 ) -> tuple[Tensor, list[NDArray[np.uint8]]]:
@@ -166,32 +188,3 @@ def _render(
             cells = status[level + 1][row * g : (row + 1) * g, col * g : (col + 1) * g]
             cells[:] = np.where(tile.cells, ENCODED, NODATA)
     return images, status
-
-
-class PhotoReader:
-    """Reads photos ahead, at the encoder's size; keeps them decoded as far as there is memory.
-
-    Args:
-        shape: height and width, pixels.
-
-    Attributes:
-        unreadable: what is wrong with each photo that cannot be read.
-    """
-
-    def __init__(self, shape: tuple[int, int]) -> None:
-        room = int(SHARE * psutil.virtual_memory().available) // (3 * shape[0] * shape[1])
-        self.reader = photo_reader.PhotoReader(shape, keep=room)
-        self.unreadable: dict[str, str] = {}
-
-    def read(self, paths: Iterable[str], ahead: int) -> Iterator[NDArray[np.uint8] | None]:
-        """(height, width, 3) of each photo in turn; None for one that cannot be read."""
-        for photo in self.reader.read(paths, ahead):
-            if photo.pixels is None:
-                self.unreadable[photo.name] = photo.error
-            yield photo.pixels
-
-    def batches(self, paths: Iterable[str], size: int) -> Iterator[list[NDArray[np.uint8] | None]]:
-        """The same, `size` at a time."""
-        photos = self.read(paths, 2 * size)
-        while batch := list(islice(photos, size)):
-            yield batch

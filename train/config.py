@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from functools import wraps
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+from pydantic import ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass
 
 from jzi.errors import ConfigError
+
+Count = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+Precision = Literal["auto", "no", "fp16", "bf16"]
+Method = Literal["sample4geo", "infonce", "transgeo"]
+Class = TypeVar("Class", bound=type)
+
+_strict = ConfigDict(extra="forbid")
 
 #: The loss and the mining of each method.
 METHODS = {
@@ -15,7 +29,27 @@ METHODS = {
 }
 
 
-@dataclass(frozen=True)
+def _raises_config_error(made: Class) -> Class:
+    """Has a settings class raise ConfigError, one sentence, where it is made with a value out of range."""
+    plain: Any = made.__init__  # type: ignore[misc]
+
+    @wraps(plain)
+    def init(self: Any, *args: Any, **values: Any) -> None:
+        try:
+            plain(self, *args, **values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join([getattr(made, "section", made.__name__), *map(str, first["loc"])])
+            raise ConfigError(
+                f"the setting {name} = {first['input']!r} has no sensible value: {first['msg']}"
+            ) from error
+
+    made.__init__ = init  # type: ignore[misc]
+    return made
+
+
+@_raises_config_error
+@dataclass(frozen=True, config=_strict)
 class TrainingConfig:
     """How to train, with the encoder or off the cache. Defaults are the paper's, but for weight decay: PyTorch's.
 
@@ -30,72 +64,45 @@ class TrainingConfig:
         seed: of all that is random.
         precision: "no", "fp16", "bf16", or "auto": bf16 on GPUs that are good at it.
         trackers: of Accelerate ("tensorboard", "wandb", ...), beside metrics.jsonl.
+        save_every_s: seconds between two states to resume from.
     """
 
-    epochs: int = 30
-    batch_size: int = 128
-    learning_rate: float = 3e-4
-    weight_decay: float = 0.01
-    warmup: float = 0.05
-    label_smoothing: float = 0.1
-    clip: float = 1.0
+    epochs: Count = 30
+    batch_size: Count = 128
+    learning_rate: NotNegative = 3e-4
+    weight_decay: NotNegative = 0.01
+    warmup: Share = 0.05
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    clip: NotNegative = 1.0
     seed: int = 0
-    precision: str = "auto"
+    precision: Precision = "auto"
     trackers: tuple[str, ...] = ()
+    save_every_s: Positive = 300.0
 
     section: ClassVar[str]
 
-    def __post_init__(self) -> None:
-        for name, low in (("epochs", 1), ("batch_size", 1), ("learning_rate", 0), ("weight_decay", 0), ("clip", 0)):
-            if not getattr(self, name) >= low:
-                raise ConfigError(f"{self.section}.{name} is {getattr(self, name)}: it must be at least {low}")
-        if not (0 <= self.label_smoothing < 1 and 0 <= self.warmup <= 1):
-            raise ConfigError(f"{self.section}.label_smoothing and {self.section}.warmup are shares, 0..1")
-        if self.precision not in ("auto", "no", "fp16", "bf16"):
-            raise ConfigError(f"{self.section}.precision {self.precision!r} is none of auto, no, fp16, bf16")
 
-
-@dataclass(frozen=True)
+@_raises_config_error
+@dataclass(frozen=True, config=_strict)
 class TrainConfig(TrainingConfig):
     """How to train the decoder off the cache.
 
     Attributes:
         init: a model folder whose decoder to start from, such as a fine-tuned one; empty to start from scratch.
         views: how many augmented views of a photo to draw from beside the plain one, as far as the cache has them.
-        targets: how the share that `label_smoothing` takes from the true child is spread: "uniform", the paper's, or
-            "distance": a Gaussian around it.
-        target_sigma: of that Gaussian, in widths of a child.
-        own_turns: share of the turns that are the decoder's own, 0 (the paper's) in the first epoch and so many in the
-            last.
         save_every_s: seconds between two states to resume from, each after a whole epoch. Writing one of the paper's
             decoder takes half a second (`python -m benchmarks.train_decoder`).
     """
 
     init: str = ""
-    views: int = 255
-    targets: str = "uniform"
-    target_sigma: float = 1.0
-    own_turns: float = 0.0
-    save_every_s: float = 10.0
+    views: Annotated[int, Field(ge=0, le=255)] = 255
+    save_every_s: Positive = 10.0
 
     section: ClassVar[str] = "train"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.views <= 255:
-            raise ConfigError(f"train.views is {self.views}: it must be 0 to 255")
-        if self.targets not in ("uniform", "distance"):
-            raise ConfigError(f"train.targets {self.targets!r} is neither uniform nor distance")
-        if not self.target_sigma > 0 or not 0 <= self.own_turns <= 1:
-            raise ConfigError(
-                "train.target_sigma must be more than 0 and train.own_turns in 0..1, not "
-                f"{self.target_sigma} and {self.own_turns}"
-            )
-        if self.save_every_s <= 0:
-            raise ConfigError(f"train.save_every_s is {self.save_every_s}: it must be more than 0")
 
-
-@dataclass(frozen=True)
+@_raises_config_error
+@dataclass(frozen=True, config=_strict)
 class EncoderTrainingConfig(TrainingConfig):
     """How an encoder is trained, whatever the objective.
 
@@ -104,25 +111,22 @@ class EncoderTrainingConfig(TrainingConfig):
             embedding too.
         augment: whether photos and tiles are augmented.
         checkpointing: compute activations again in the backward pass instead of keeping them, for small GPUs.
-        save_every_s: seconds between two states to resume from; one is kept after every epoch too.
+        save_every_s: seconds between two states to resume from; one is saved after every epoch too.
         val_photos: how many validation photos are located after an epoch, spread over all.
     """
 
     blocks: int | str = 4
     augment: bool = True
     checkpointing: bool = False
-    save_every_s: float = 300.0
-    val_photos: int = 4096
+    val_photos: Count = 4096
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if self.blocks != "all" and not (isinstance(self.blocks, int) and self.blocks >= 0):
             raise ConfigError(f"{self.section}.blocks is {self.blocks!r}: give a number of blocks, 0 or more, or all")
-        if self.save_every_s <= 0 or self.val_photos < 1:
-            raise ConfigError(f"{self.section}.save_every_s and {self.section}.val_photos must be more than 0")
 
 
-@dataclass(frozen=True)
+@_raises_config_error
+@dataclass(frozen=True, config=_strict)
 class FinetuneConfig(EncoderTrainingConfig):
     """How encoder and decoder are trained together. Defaults are the paper's.
 
@@ -130,32 +134,26 @@ class FinetuneConfig(EncoderTrainingConfig):
         init: a model folder whose decoder to start from; empty to start from scratch.
         encoder_learning_rate: of the encoder's weights; `learning_rate` if not given. No `blocks` train the decoder
             alone.
-        contrast: weight of an InfoNCE loss between a photo and its tiles of every level, beside the zoom's own loss;
-            the paper has none.
         accumulation: parts of a batch that go through one after the other, for small GPUs.
     """
 
     init: str = ""
-    encoder_learning_rate: float | None = None
-    contrast: float = 0.0
-    accumulation: int = 1
+    encoder_learning_rate: NotNegative | None = None
+    accumulation: Count = 1
 
     section: ClassVar[str] = "finetune"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.accumulation < 1 or self.batch_size % self.accumulation:
+        if self.batch_size % self.accumulation:
             raise ConfigError(
                 f"finetune.accumulation is {self.accumulation}, which does not divide finetune.batch_size, "
                 f"{self.batch_size}"
             )
-        if not self.contrast >= 0:
-            raise ConfigError(f"finetune.contrast is {self.contrast}: it must be at least 0")
-        if self.encoder_learning_rate is not None and not self.encoder_learning_rate >= 0:
-            raise ConfigError(f"finetune.encoder_learning_rate is {self.encoder_learning_rate}: it must be at least 0")
 
 
-@dataclass(frozen=True)
+@_raises_config_error
+@dataclass(frozen=True, config=_strict)
 class RetrieverConfig(EncoderTrainingConfig):
     """How an encoder is trained for retrieval.
 
@@ -170,27 +168,24 @@ class RetrieverConfig(EncoderTrainingConfig):
         mine_every: epochs between two minings by similarity; before the first, neighbours are those on the map.
     """
 
-    learning_rate: float = 1e-4
-    method: str = "sample4geo"
-    context: float = 4.0
-    temperature: float = 0.07
-    neighbours: int = 64
+    learning_rate: NotNegative = 1e-4
+    method: Method = "sample4geo"
+    context: Annotated[float, Field(ge=1, le=64)] = 4.0
+    temperature: Positive = 0.07
+    neighbours: Annotated[int, Field(ge=2)] = 64
     neighbour_range: int = 128
-    mine_every: int = 4
+    mine_every: Count = 4
 
     section: ClassVar[str] = "retriever"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.method not in METHODS:
-            raise ConfigError(f"retriever.method {self.method!r} is none of {', '.join(METHODS)}")
         if self.blocks == 0:
             raise ConfigError("retriever.blocks is 0, and then there is nothing to train: give 1 or more, or all")
-        if not 1 <= self.context <= 64 or not self.temperature > 0:
-            raise ConfigError("retriever.context must be 1..64 cells and retriever.temperature more than 0")
-        if self.mine_every < 1 or not 2 <= self.neighbours <= self.neighbour_range:
+        if self.neighbours > self.neighbour_range:
             raise ConfigError(
-                "retriever.mine_every must be at least 1, and retriever.neighbours 2..retriever.neighbour_range"
+                f"retriever.neighbours is {self.neighbours}, more than retriever.neighbour_range, "
+                f"{self.neighbour_range}: half of them are drawn from that many"
             )
 
     @property

@@ -1,84 +1,38 @@
-"""Training the decoder straight off the cache (DESIGN 6).
+"""Training the decoder straight off the cache (stage two).
 
 All embeddings are put on the device once and a batch is a tensor of indices: no data loader and no copy from the host
-stands between two steps. What is random in an epoch (order, dropout) is seeded by the epoch, so that a run that was
-killed goes on as if it had not been.
+stands between two steps.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812 - its name everywhere
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
-from tqdm import tqdm
 
 from jzi.decode.config import DecoderConfig
 from jzi.decode.dataset import ZoomDataset
 from jzi.decode.decoder import ZoomDecoder
-from jzi.decode.model import ZoomModel, create_folder, read_zoom_config
+from jzi.decode.model import ZoomModel, create_folder, read_zoom_config, save_tensors
 from jzi.decode.temperature import fit_temperature
 from jzi.decode.tile_table import TileTable
 from jzi.errors import CacheError, TrainingError
 from jzi.store.cache import FeatureCache
 from jzi.store.model_folder import MAP, update_config, write_file
-from jzi.train.common import (
-    init_digest,
-    learning_rate_factor,
-    make_accelerator,
-    make_decoder,
-    start_trackers,
-    validate,
-)
 from jzi.train.config import TrainConfig
 from jzi.train.data import DataInfo, TrainingData
-from jzi.train.run import Checkpointer, Metrics, TrainingRun
-from jzi.train.targets import next_action_loss, own_turns
-
-
-@dataclass(frozen=True)
-class TrainReport:
-    """What `train_decoder` did.
-
-    Attributes:
-        folder: the model.
-        epochs: epochs trained by this run; 0 if all had been trained before.
-        total: epochs of the whole training.
-        best: the metrics of the epoch that was kept.
-        train: number of training photos.
-        val: number of validation photos.
-        unreachable: photos left out, because the map has no imagery where they were taken.
-        seconds: of this run's epochs.
-    """
-
-    folder: Path
-    epochs: int
-    total: int
-    best: Metrics
-    train: int
-    val: int
-    unreachable: int
-    seconds: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return {**asdict(self), "folder": str(self.folder)}
-
-    def to_text(self) -> str:
-        """For people."""
-        done = (
-            f"trained {self.epochs} of {self.total} epochs in {self.seconds:.1f} s" if self.epochs else "trained before"
-        )
-        recall = self.best.get("recall@40m")
-        reached = "" if recall is None else f", validation recall within 40 m {100 * recall:.1f} %"
-        return f"{done}, {self.train} photos; kept epoch {self.best['epoch']:.0f}{reached}"
+from jzi.train.loop import TrainingLoop, make_accelerator
+from jzi.train.run import Metrics, TrainingRun, TrainReport
+from jzi.train.task import Batch, Task
+from jzi.train.zoom import init_digest, make_decoder, validate
 
 
 def train_decoder(
@@ -96,8 +50,8 @@ def train_decoder(
 ) -> TrainReport:
     """Train on the cache's "train" photos; keep the epoch with the best recall at 40 m on its "val" photos.
 
-    Goes on where a run with the same settings and photos was stopped. Under `accelerate launch` the processes share
-    every batch.
+    A run with the same settings and photos is resumed where it was stopped. Under `accelerate launch` the processes
+    share every batch.
 
     Args:
         cache: complete.
@@ -113,8 +67,9 @@ def train_decoder(
 
     Raises:
         CacheError: the cache is incomplete or damaged.
-        TrainingError: there is no photo to train on, or the loss is no number any more.
+        TrainingError: there is no photo to train on, or the loss is not finite.
         ModelError: the folder holds a model that was trained in another way, or the disk is full.
+        KeyboardInterrupt: Ctrl-C was pressed; the state is saved.
     """
     accelerator = make_accelerator(config, folder)
     cells = decoder_config.look_ahead == "cells"
@@ -131,127 +86,145 @@ def train_decoder(
     if decoder_config.patch_tokens:
         table.require_patches(decoder_config.patch_tokens).load(accelerator.is_main_process)
     run = TrainingRun(folder, run_fingerprint(info, decoder_config, config, start))
-    state = run.load()
-    first = 0 if state is None else state["epoch"] + 1
-    report = partial(
-        TrainReport,
+    state = run.resume()
+    seconds = 0.0
+    if state["epoch"] < config.epochs:
+        if accelerator.is_main_process:
+            if "weights" not in state:
+                create_folder(folder, decoder_config, info.pyramid, info.encoder, encoder_folder, info.imagery)
+                if keep_map:
+                    features = data.features
+                    if decoder_config.look_ahead != "cells":
+                        features = replace(features, cells=None)
+                    write_file(folder, MAP, features.save)
+            run.start(settings)
+        accelerator.wait_for_everyone()
+        loop = TrainingLoop(DecoderTask(accelerator, decoder, table, train, val, config, run), run, progress=progress)
+        began = time.monotonic()
+        loop.train(state)
+        seconds = time.monotonic() - began
+    if accelerator.is_main_process:
+        _calibrate(folder, table, val)  # also where a run was stopped just before
+    if state["epoch"] < config.epochs:
+        loop.close()
+    return TrainReport(
         folder=folder,
-        epochs=config.epochs - first,
+        epochs=config.epochs - state["epoch"],
         total=config.epochs,
+        best=run.best() if run.metrics else {},
         train=len(train),
         val=len(val),
         unreachable=train.unreachable + val.unreachable,
+        seconds=seconds,
     )
-    if first == config.epochs:
-        if accelerator.is_main_process:
-            _calibrate(folder, table, val)  # in case the run was stopped just before
-        return report(best=run.best(), seconds=0.0)
-    if state is None and accelerator.is_main_process:
-        create_folder(folder, decoder_config, info.pyramid, info.encoder, encoder_folder, info.imagery)
-        if keep_map:
-            features = data.features if decoder_config.look_ahead == "cells" else replace(data.features, cells=None)
-            write_file(folder, MAP, features.save)
-        run.start(settings)
-    accelerator.wait_for_everyone()
-    start_trackers(accelerator, config)
-
-    optimizer = torch.optim.AdamW(
-        decoder.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-    )
-    steps = config.epochs * math.ceil(len(train) / config.batch_size)
-    schedule = LambdaLR(optimizer, lambda step: learning_rate_factor(step, steps, config.warmup))
-    if state is not None:
-        decoder.load_state_dict(state["decoder"])
-    model, prepared = accelerator.prepare(decoder, optimizer)
-    if state is not None:
-        prepared.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
-
-    checkpointer = Checkpointer(run, config.save_every_s)
-    began = time.monotonic()
-    with tqdm(
-        range(first, config.epochs),
-        initial=first,
-        total=config.epochs,
-        unit="epoch",
-        desc="decoder",
-        disable=not (progress and accelerator.is_main_process),
-    ) as bar:
-        for epoch in bar:
-            epoch_began = time.monotonic()
-            loss = _train_epoch(accelerator, model, prepared, schedule, config, table, train, epoch)
-            if not math.isfinite(loss):
-                checkpointer.save_best()
-                raise TrainingError(
-                    f"the loss is {loss} in epoch {epoch}: the best epoch so far is kept in {folder}; train with a "
-                    "lower train.learning_rate"
-                )
-            if accelerator.is_main_process:
-                seconds = time.monotonic() - epoch_began
-                metrics: Metrics = {
-                    "epoch": epoch,
-                    "loss": loss,
-                    "learning_rate": float(schedule.get_last_lr()[0]),
-                    "seconds": seconds,
-                }
-                metrics |= {"samples_per_s": len(train) / seconds, **validate(decoder, table, val)}
-                checkpointer.note(metrics, decoder)
-                if epoch + 1 == config.epochs:  # nothing is left to resume: three times the decoder's size
-                    checkpointer.save({"epoch": epoch})
-                elif checkpointer.is_due():
-                    checkpointer.save(_state(decoder, prepared, schedule, epoch))
-                accelerator.log(metrics, step=epoch)
-                shown = {"loss": f"{loss:.3f}"}
-                if "recall@40m" in metrics:
-                    shown["recall@40m"] = f"{100 * metrics['recall@40m']:.1f}%"
-                bar.set_postfix(shown)
-            accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        _calibrate(folder, table, val)
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
-    return report(best=run.best() if run.metrics else {}, seconds=time.monotonic() - began)
 
 
-def _train_epoch(
-    accelerator: Accelerator,
-    model: nn.Module,
-    optimizer: Any,
-    schedule: LambdaLR,
-    config: TrainConfig,
-    table: TileTable,
-    samples: ZoomDataset,
-    epoch: int,
-) -> float:
-    """One pass over the photos; the mean loss. Nothing waits for the device between two steps."""
-    world, process = accelerator.num_processes, accelerator.process_index
-    seed = config.seed * 1_000_003 + epoch
-    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed))
-    order = torch.cat([order, order[: -len(order) % world]]).to(table.device)  # every process has as many
-    view = samples.draw_views(seed)
-    torch.manual_seed(seed * world + process)  # of the dropout
-    decoder: ZoomDecoder = accelerator.unwrap_model(model)
-    own = config.own_turns * epoch / max(1, config.epochs - 1)
-    model.train()
-    losses = []
-    for batch in order.split(config.batch_size):
-        index = batch[process::world]
-        tiles, actions = samples.tiles[index], samples.actions[index]  # (batch, step)
-        query, right = samples.query[index, view[index]].float(), actions
-        with accelerator.autocast():
-            if own:
-                tiles, actions, right = own_turns(decoder.eval(), table, query, actions, own)
-                model.train()
-            seen, below = table.read(decoder.config, tiles, query)
+class DecoderTask(Task):
+    """The decoder off the cache.
+
+    An epoch takes seconds, and a state is four times the decoder's size: what is written between two epochs may cost as
+    much as training. States are written where they are due, and the best weights wait on the device until then, so
+    that the disk never holds weights that the state does not know of.
+
+    Args:
+        accelerator: where to train.
+        decoder: its weights are changed.
+        table: the map, on the device.
+        train: photos to learn from, on the device.
+        val: photos to choose the epoch by, on the device.
+        config: how to train.
+        run: where the best weights are written.
+    """
+
+    label = "decoder"
+    network: ZoomDecoder
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        decoder: ZoomDecoder,
+        table: TileTable,
+        train: ZoomDataset,
+        val: ZoomDataset,
+        config: TrainConfig,
+        run: TrainingRun,
+    ) -> None:
+        self.accelerator, self.network, self.config, self.run = accelerator, decoder, config, run
+        self.table, self.train, self.val = table, train, val
+        self._best: dict[str, Tensor] | None = None
+        self._random: dict[str, Tensor] | None = None  # state of the generators in the middle of an epoch
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """All of the decoder."""
+        return [{"params": list(self.network.parameters())}]
+
+    def steps(self) -> int:
+        """Of an epoch."""
+        return math.ceil(len(self.train) / self.config.batch_size)
+
+    def batches(self, epoch: int, first: int) -> Iterator[Batch]:
+        """Indices of photos and of their views, on the device; order, views and dropout are seeded by the epoch."""
+        world, process = self.accelerator.num_processes, self.accelerator.process_index
+        seed = self.config.seed * 1_000_003 + epoch
+        order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(seed))
+        order = torch.cat([order, order[: -len(order) % world]]).to(self.table.device)  # every process has as many
+        view = self.train.draw_views(seed)
+        torch.manual_seed(seed * world + process)  # of the dropout
+        if first and self._random:
+            self._set_random(self._random)
+
+        def read() -> Iterator[Batch]:
+            for batch in order.split(self.config.batch_size)[first:]:
+                index = batch[process::world]
+                yield Batch([(index, view[index])], [len(index)], len(batch))
+
+        return read()
+
+    def loss(self, model: nn.Module, part: tuple[Tensor, Tensor]) -> Tensor:
+        """Cross-entropy of the next action, teacher-forced."""
+        index, view = part
+        tiles, actions = self.train.tiles[index], self.train.actions[index]  # (batch, step)
+        query = self.train.query[index, view].float()
+        with self.accelerator.autocast():
+            seen, below = self.table.read(self.network.config, tiles, query)
             logits = model(query, seen, actions, below)
-        loss = next_action_loss(logits, right, config)
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(model.parameters(), config.clip)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        losses.append(loss.detach())
-    return float(accelerator.gather(torch.stack(losses).mean()[None]).mean())
+        smoothing = self.config.label_smoothing
+        return F.cross_entropy(logits.float().flatten(0, 1), actions.flatten(), label_smoothing=smoothing)
+
+    def epoch_loss(self, losses: list[float]) -> float:
+        """Mean of the losses of an epoch's steps, in their own precision."""
+        return float(torch.tensor(losses, device=self.table.device).mean())
+
+    def validate(self) -> Metrics:
+        """Greedy search off the cache, as in use, and the teacher-forced loss."""
+        return validate(self.network, self.table, self.val)
+
+    def keep(self) -> None:
+        """Remember the weights."""
+        self._best = {name: tensor.detach().clone() for name, tensor in self.network.state_dict().items()}
+
+    def write_kept(self) -> None:
+        """Write the best weights, if there are better ones than on the disk."""
+        if self._best:
+            save_tensors(self.run.folder, self._best)
+        self._best = None
+
+    def extra_state(self) -> dict[str, Any]:
+        """The generators that dropout draws from, for a state in the middle of an epoch."""
+        return {"random": {kind: generator.get_rng_state() for kind, generator in self._generators().items()}}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """The inverse of `extra_state`."""
+        self._random = state.get("random")
+
+    def _set_random(self, states: dict[str, Tensor]) -> None:
+        for kind, generator in self._generators().items():
+            if kind in states:
+                generator.set_rng_state(states[kind])
+
+    def _generators(self) -> dict[str, Any]:
+        device = self.table.device.type
+        return {"cpu": torch} if device == "cpu" else {"cpu": torch, device: torch.get_device_module(device)}
 
 
 def _calibrate(folder: Path, table: TileTable, val: ZoomDataset) -> None:
@@ -264,17 +237,10 @@ def _calibrate(folder: Path, table: TileTable, val: ZoomDataset) -> None:
 def run_fingerprint(
     info: DataInfo, decoder_config: DecoderConfig, config: TrainConfig, start: ZoomModel | None
 ) -> dict[str, Any]:
-    """What the outcome of a run depends on; `decoder_config` is that of the decoder, with the cache's width.
-
-    Options that are off are left out: a run that was begun before there were any goes on.
-    """
+    """What the outcome of a run depends on; `decoder_config` is that of the decoder, with the cache's width."""
     how = {f"train.{key}": list(value) if isinstance(value, tuple) else value for key, value in asdict(config).items()}
     for without_effect in ("trackers", "save_every_s"):
         del how[f"train.{without_effect}"]
-    if config.targets == "uniform":
-        del how["train.targets"], how["train.target_sigma"]
-    if not config.own_turns:
-        del how["train.own_turns"]
     how["train.init"] = init_digest(start)
     return {
         **{f"decoder.{key}": value for key, value in decoder_config.to_dict().items()},
@@ -284,14 +250,4 @@ def run_fingerprint(
         "views": info.augmentation if config.views else {},
         "photos": info.photos,
         **({"cell_m": info.cell_m} if decoder_config.look_ahead == "cells" else {}),
-    }
-
-
-def _state(decoder: ZoomDecoder, optimizer: Any, schedule: LambdaLR, epoch: int) -> dict[str, Any]:
-    weights: dict[str, Tensor] = decoder.state_dict()
-    return {
-        "decoder": weights,
-        "optimizer": optimizer.state_dict(),
-        "schedule": schedule.state_dict(),
-        "epoch": epoch,
     }

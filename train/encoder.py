@@ -1,86 +1,38 @@
-"""What every training of the encoder shares: reading ahead, augmenting, the frozen trunk, steps, states to resume from.
-
-What is random in a step (order, augmentation, dropout) is seeded by the step, so that a run that was killed goes on as
-if it had not been. What a batch is and what its loss is, the kinds of training say: the zoom itself
-(`jzi.train.finetune`), or a contrast between photos and cells (`jzi.train.retriever`).
-"""
+"""What every task that trains an encoder shares: photos that are read ahead, augmentation, encoding as in use."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import math
 import shutil
-import signal
-import sys
-import threading
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
-from tqdm import tqdm
 
-from jzi.encode.augment import DRAWS, augment_photos, augment_tiles, drop_parts, tiles_left_alone
+from jzi.encode.augment import DRAWS, augment_photos, augment_tiles, drop_parts
 from jzi.encode.encoder import Encoder
 from jzi.encode.imagery import Imagery
 from jzi.errors import ModelError, TrainingError, first_line
 from jzi.store.photo_table import PhotoTable, Rejected
-from jzi.train.area import PhotoDataset, PhotoReader
-from jzi.train.common import learning_rate_factor, start_trackers
+from jzi.train.area import Area
 from jzi.train.config import EncoderTrainingConfig
-from jzi.train.decoder import TrainReport
-from jzi.train.joint import TrainedEncoder
-from jzi.train.run import Metrics, TrainingRun, rank
+from jzi.train.loop import TrainingLoop
+from jzi.train.networks import TrainedEncoder
+from jzi.train.photos import PhotoDataset, PhotoReader, readable_photos
+from jzi.train.run import TrainingRun, TrainReport
+from jzi.train.task import Batch, Task
 
 #: Images to a forward pass that needs no gradient.
 ENCODE_BATCH = 128
-
-#: Steps between two looks at the loss, each of which waits for the device.
-LOOK_EVERY = 20
-
-
-class Images(Protocol):
-    """Images of an area's tiles: a tensor (tile, S, S, 3) uint8, or what cuts them out when they are asked for."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where indices are wanted."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: Tensor, /) -> Tensor: ...
-
-
-class Area(Protocol):
-    """What is trained on: tiles as images, and photos that know their tiles."""
-
-    @property
-    def images(self) -> Images:
-        """Of every tile."""
-        ...
-
-    @property
-    def train(self) -> PhotoDataset:
-        """Photos to learn from."""
-        ...
-
-    @property
-    def val(self) -> PhotoDataset:
-        """Photos to choose the epoch by."""
-        ...
-
-
-AreaType = TypeVar("AreaType", bound=Area)
 
 
 @dataclass(frozen=True)
@@ -102,11 +54,41 @@ class EncoderTrainingReport(TrainReport):
         return {**super().to_dict(), "encoder": str(self.encoder), "unreadable": len(self.unreadable)}
 
 
-class EncoderTraining(ABC):
-    """One run: what it trains, on what, and how far it is."""
+@dataclass(frozen=True)
+class Part:
+    """A part of a batch, all of one area.
+
+    Attributes:
+        area: which.
+        index: (photo,) which training photos of it.
+        photos: those photos, (height, width, 3) uint8 each; None for one that cannot be read.
+        number: epoch, step, and number of the part in the step: what its random numbers are seeded by.
+    """
+
+    area: int
+    index: Tensor
+    photos: list[NDArray[np.uint8] | None]
+    number: tuple[int, int, int]
+
+
+class EncoderTask(Task):
+    """A training of the encoder; what a batch is and what its loss is, the kinds of training define.
+
+    Args:
+        accelerator: where to train.
+        network: the trained part of the encoder, and what is trained with it.
+        encoder: whose weights those are.
+        areas: maps and photos.
+        config: how to train.
+        run: where the model is written.
+    """
+
+    check_every = 20
+    network: TrainedEncoder
+    config: EncoderTrainingConfig
 
     #: Parts of a batch that go through one after the other.
-    parts = 1
+    accumulation = 1
 
     def __init__(
         self,
@@ -120,237 +102,60 @@ class EncoderTraining(ABC):
         self.accelerator, self.network, self.encoder = accelerator, network, encoder
         self.areas, self.config, self.run = areas, config, run
         self.reader = PhotoReader(encoder.photo_shape)
-        self.optimizer = torch.optim.AdamW(
-            [group for group in self.parameter_groups() if group["params"]],
-            lr=config.learning_rate,
-            weight_decay=config.weight_decay,
-            fused=accelerator.device.type == "cuda",
-        )
-        steps = max(1, config.epochs * self.steps())
-        self.schedule = LambdaLR(self.optimizer, lambda step: learning_rate_factor(step, steps, config.warmup))
-        self.model, self.prepared = accelerator.prepare(network, self.optimizer)
-        #: What the trunk makes of every tile: (tile, token, feature), or None where that is not kept.
-        self.trunks = [self.run_trunk(area) for area in areas]
-        self.saved_at = time.monotonic()
-        self.interrupts: list[int] = []
-
-    # What a kind of training says
-
-    @abstractmethod
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """What the optimizer moves."""
+        self.fused = accelerator.device.type == "cuda"
 
     @abstractmethod
     def plan(self, epoch: int) -> list[tuple[int, Tensor]]:
         """The epoch's batches in order: which area, and which of its training photos."""
 
     @abstractmethod
-    def loss(
-        self, area: int, index: Tensor, photos: list[NDArray[np.uint8] | None], generator: torch.Generator
-    ) -> Tensor:
-        """Of a batch, or of a part of one.
+    def part_loss(self, model: nn.Module, part: Part, generator: torch.Generator) -> Tensor:
+        """Mean loss of a part of a batch.
 
         Args:
-            area: which.
-            index: (photo,) which training photos of it.
-            photos: what was read of them.
-            generator: of the numbers that augment them.
+            model: the network as Accelerate wraps it.
+            part: what was read.
+            generator: of the numbers that augment it.
         """
-
-    @abstractmethod
-    def validate(self) -> Metrics:
-        """On the validation photos, the network in eval mode."""
-
-    @abstractmethod
-    def keep(self) -> None:
-        """Write the model as it is now."""
-
-    def extra_state(self) -> dict[str, Any]:
-        """What else must be kept to resume from."""
-        return {}
-
-    def load_extra_state(self, state: dict[str, Any]) -> None:
-        """The inverse of `extra_state`."""
-        return
-
-    def run_trunk(self, area: Area) -> Tensor | None:
-        """What the trunk makes of every tile of an area, where it is worth keeping."""
-        return None
 
     def steps(self) -> int:
         """Of an epoch."""
         return len(self.plan(0))
 
-    # The run
+    def batches(self, epoch: int, first: int) -> Iterator[Batch]:
+        """This process's parts of the batches; their photos are read ahead."""
+        return self._read(self.plan(epoch)[first:], epoch, first)
 
-    def carry_out(self, state: dict[str, Any], settings: str) -> EncoderTrainingReport:
-        """All that is left to do after a state.
-
-        Args:
-            state: from `TrainingRun.load`, or that of the beginning.
-            settings: kept as train/settings.toml.
-
-        Raises:
-            TrainingError: the loss is no number any more.
-            ModelError: the disk is full.
-        """
-        accelerator, config, run = self.accelerator, self.config, self.run
-        if self.areas:
-            if accelerator.is_main_process:
-                run.start(settings)
-            accelerator.wait_for_everyone()
-            start_trackers(accelerator, config)
-        began = time.monotonic()
-        samples = self.train(state) if self.areas else 0
-        seconds = time.monotonic() - began
-        self.close()
-        return EncoderTrainingReport(
-            folder=run.folder,
-            epochs=config.epochs - state["epoch"],
-            total=config.epochs,
-            best=run.best() if run.metrics else {},
-            train=sum(len(area.train) for area in self.areas),
-            val=sum(len(area.val) for area in self.areas),
-            unreachable=sum(area.train.unreachable + area.val.unreachable for area in self.areas),
-            seconds=seconds,
-            encoder=run.folder / "encoder",
-            samples_per_s=samples / max(seconds, 1e-9),
-            unreadable=tuple(
-                Rejected(Path(path).name, reason) for path, reason in sorted(self.reader.unreadable.items())
-            ),
-        )
-
-    def train(self, state: dict[str, Any]) -> int:
-        """Go on from a state to the end; the number of photos that were trained on."""
-        if "weights" in state:
-            self._restore(state)
-        samples = 0
-        first, step, losses = state["epoch"], state["step"], state["losses"]
-        steps = self.steps()
-        bar = tqdm(
-            total=self.config.epochs * steps,
-            initial=first * steps + step,
-            unit="step",
-            desc="fine-tuning",
-            disable=not self.accelerator.is_main_process,
-        )
-        with bar, interrupts_between_steps() as self.interrupts:
-            for epoch in range(first, self.config.epochs):
-                began, before = time.monotonic(), samples
-                samples += self._epoch(epoch, step, losses, bar)
-                seconds = time.monotonic() - began
-                metrics: Metrics = {
-                    "epoch": epoch,
-                    "loss": float(np.mean(losses)),
-                    "learning_rate": float(self.schedule.get_last_lr()[0]),
-                    "seconds": seconds,
-                    "samples_per_s": (samples - before) / seconds,
-                }
-                if self.accelerator.is_main_process:
-                    self._finish_epoch(epoch, metrics, bar)
-                self.accelerator.wait_for_everyone()
-                step, losses = 0, []
-                if self._agreed(True, bool(self.interrupts)):
-                    raise KeyboardInterrupt
-        return samples
-
-    def _epoch(self, epoch: int, first: int, losses: list[float], bar: tqdm) -> int:
-        """The steps of an epoch from `first` on; appends their losses, and returns the number of photos."""
-        plan = self.plan(epoch)
-        self.network.train()
-        pending: list[Tensor] = []
-        samples = 0
-        for step, (area, parts, photos) in enumerate(self._read(plan[first:]), first):
-            pending.append(self._step(area, parts, photos, (epoch, step)))
-            samples += len(plan[step][1])
-            bar.update()
-            last = step + 1 == len(plan)
-            look = last or len(pending) == LOOK_EVERY
-            stop, save = self._agreed(look, bool(self.interrupts)), self._agreed(look, self._state_is_due())
-            if look or stop or save:
-                self._look(pending, losses, epoch)
-                bar.set_postfix(loss=f"{np.mean(losses[-100:]):.3f}", refresh=False)
-                pending = []
-            if (stop or save) and not last:
-                self._save(epoch, step + 1, losses)
-            if stop and not last:
-                raise KeyboardInterrupt
-        return samples
-
-    def _agreed(self, now: bool, wanted: bool) -> bool:
-        """What any process wants; several ask each other only where all of them do so."""
-        if self.accelerator.num_processes == 1 or not now:
-            return wanted and self.accelerator.num_processes == 1
-        flag = torch.tensor(float(wanted), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(flag, "sum") > 0)
-
-    def _look(self, pending: list[Tensor], losses: list[float], epoch: int) -> None:
-        """Learn what the last losses were, on all processes alike.
-
-        Raises:
-            TrainingError: one is no number.
-        """
-        mean = self.accelerator.reduce(torch.stack(pending), "mean").tolist()
-        if bad := [loss for loss in mean if not math.isfinite(loss)]:
-            kept = f"the best epoch so far is kept in {self.run.folder}" if self.run.metrics else "no epoch is done yet"
-            raise TrainingError(
-                f"the loss is {bad[0]} in epoch {epoch}: {kept}; train with a lower "
-                f"{self.config.section}.learning_rate and another -o"
-            )
-        losses += mean
-
-    def _step(
-        self, area: int, parts: list[Tensor], photos: list[list[NDArray[np.uint8] | None]], number: tuple[int, int]
-    ) -> Tensor:
-        """One step of the optimizer, its batch in `accumulation` parts; the mean loss."""
-        count = sum(len(part) for part in parts)
-        total = torch.zeros((), device=self.accelerator.device)
-        for index, (part, images) in enumerate(zip(parts, photos, strict=True)):
-            last = index + 1 == len(parts)
-            generator = self._seed(*number, index)
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
-                loss = self.loss(area, part, images, generator)
-                self.accelerator.backward(loss * (len(part) / count))
-            total += loss.detach() * (len(part) / count)
-        self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip)
-        self.prepared.step()
-        self.schedule.step()
-        self.prepared.zero_grad()
-        return total
-
-    def _finish_epoch(self, epoch: int, metrics: Metrics, bar: tqdm) -> None:
-        self.network.eval()
-        with torch.inference_mode():
-            metrics |= self.validate()
-        if not self.run.metrics or rank(metrics) > max(map(rank, self.run.metrics)):
-            self.keep()
-        self.run.save(self._state(epoch + 1, 0, []), metrics)
-        self.saved_at = time.monotonic()
-        self.accelerator.log(metrics, step=epoch)
-        shown = [f"{name} {100 * value:.1f} %" for name, value in metrics.items() if name.startswith("recall")]
-        line = ", ".join([f"epoch {epoch + 1} of {self.config.epochs}: loss {metrics['loss']:.3f}", *shown])
-        bar.write(line, file=sys.stderr)
-
-    # A batch
-
-    def _read(
-        self, plan: list[tuple[int, Tensor]]
-    ) -> Iterator[tuple[int, list[Tensor], list[list[NDArray[np.uint8] | None]]]]:
-        """This process's parts of the batches, and their photos, which are read ahead."""
+    def _read(self, plan: list[tuple[int, Tensor]], epoch: int, first: int) -> Iterator[Batch]:
         world, process = self.accelerator.num_processes, self.accelerator.process_index
-        mine = []
+        shares = []
         for area, batch in plan:
-            own = batch[process::world]
-            mine.append((area, list(own.split(math.ceil(len(own) / self.parts)))))
+            share = batch[process::world]
+            shares.append((area, share.split(math.ceil(len(share) / self.accumulation)), len(batch)))
         paths = (
-            self.areas[area].train.paths[index] for area, parts in mine for part in parts for index in part.tolist()
+            self.areas[area].train.paths[index]
+            for area, indices, _ in shares
+            for part in indices
+            for index in part.tolist()
         )
         photos = self.reader.read(paths, 2 * self.config.batch_size)
-        for area, parts in mine:
-            yield area, parts, [[next(photos) for _ in part] for part in parts]
+        for step, (area, indices, count) in enumerate(shares, first):
+            parts = [
+                Part(area, index, [next(photos) for _ in index], (epoch, step, number))
+                for number, index in enumerate(indices)
+            ]
+            yield Batch(parts, [len(index) for index in indices], count)
+
+    def loss(self, model: nn.Module, part: Part) -> Tensor:
+        """`part_loss`, with dropout and augmentation seeded by the part's number."""
+        process = self.accelerator.process_index
+        torch.manual_seed(seeded(self.config.seed, *part.number, process, 1).initial_seed())
+        return self.part_loss(model, part, seeded(self.config.seed, *part.number, process, 2))
+
+    # Images as the network takes them
 
     def squares(self, photos: list[NDArray[np.uint8] | None], generator: torch.Generator) -> tuple[list[int], Tensor]:
-        """Which photos could be read, and their squares (photo, square, 3, S, S), 0..1, augmented if that is wanted.
+        """Which photos could be read, and their squares (photo, square, 3, S, S), 0..1, augmented if that is set.
 
         Raises:
             TrainingError: none could be read.
@@ -359,7 +164,7 @@ class EncoderTraining(ABC):
         if stacked is None:
             reason = next(iter(self.reader.unreadable.values()))
             raise TrainingError(
-                f"none of the {len(photos)} photos of a batch can be read ({reason}): mend queries.table"
+                f"none of the {len(photos)} photos of a batch can be read ({reason}): correct queries.table"
             )
         device = self.accelerator.device
         pixels = self.encoder.to_unit(stacked)
@@ -371,66 +176,53 @@ class EncoderTraining(ABC):
             squares = drop_parts(squares.flatten(0, 1), parts.flatten(0, 1)).unflatten(0, squares.shape[:2])
         return readable, squares
 
-    def tile_inputs(
-        self, area: int, distinct: Tensor, squares: Tensor, draws: Tensor | None, never: int | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Photos' squares and different tiles as the network takes them, and where each tile is among the tiles.
+    def pixels(self, area: int, tiles: Tensor, squares: Tensor, draws: Tensor | None) -> Tensor:
+        """Photos' squares and tiles as the network takes them.
 
         Args:
             area: whose tiles.
-            distinct: (tile,) which.
+            tiles: (tile,) which.
             squares: (square, 3, S, S) 0..1.
-            draws: (tile, DRAWS) for their augmentation, or None for none.
-            never: a tile that is not augmented whatever was drawn.
+            draws: (tile, DRAWS) for the tiles' augmentation, or None for none.
+
+        Returns:
+            (square + tile, 3, S, S), normalised.
         """
-        alone = torch.ones(len(distinct), dtype=torch.bool)
+        images = self._images(area, tiles)
         if draws is not None:
-            alone = tiles_left_alone(draws) | (distinct == (-1 if never is None else never))
-        trunk = self.trunks[area]
-        kept = alone if trunk is not None else torch.zeros_like(alone)
+            images = augment_tiles(images, draws.to(images.device))
+        return self.encoder.normalise(torch.cat([squares, images]))
+
+    def _images(self, area: int, tiles: Tensor) -> Tensor:
         stored = self.areas[area].images
-        images = self.encoder.to_unit(stored[distinct[~kept].to(stored.device)])
-        if draws is not None:
-            changed = (~alone[~kept]).to(images.device)
-            images[changed] = augment_tiles(images[changed], draws[~alone].to(images.device))
-        with self.accelerator.autocast():
-            inputs = self.network.trunk(self.encoder.normalise(torch.cat([squares, images])))
-        if trunk is not None:
-            known = trunk[distinct[kept].to(trunk.device)].to(inputs.device, non_blocking=True)
-            inputs = torch.cat([inputs, known])
-        order = torch.cat([(~kept).nonzero()[:, 0], kept.nonzero()[:, 0]])
-        return inputs, order.argsort()
+        return self.encoder.to_unit(stored[tiles.to(stored.device)])
 
     # As in use
 
-    def encode_tiles(self, number: int, tiles: Tensor | None = None) -> Tensor:
+    def encode_tiles(self, area: int, tiles: Tensor | None = None) -> Tensor:
         """(tile, feature) float16 of an area's tiles, or of some of them."""
         embedding = []
-        none = torch.empty(0, 3, self.encoder.image_size, self.encoder.image_size, device=self.accelerator.device)
-        wanted = torch.arange(len(self.areas[number].images)) if tiles is None else tiles
-        for part in wanted.split(ENCODE_BATCH):
-            inputs, place = self.tile_inputs(number, part, none, None)
+        index = torch.arange(len(self.areas[area].images)) if tiles is None else tiles
+        for part in index.split(ENCODE_BATCH):
             with self.accelerator.autocast():
-                embedding.append(self.network.embed(inputs)[place.to(inputs.device)])
+                embedding.append(self.network.embed(self.encoder.normalise(self._images(area, part))))
         return torch.cat(embedding).half()
 
     def encode_photos(self, photos: PhotoDataset) -> tuple[Tensor, NDArray[np.int64]]:
         """(photo, feature) float16 of those that can be read, and which those are."""
         embedding, readable = [], []
         for number, batch in enumerate(self.reader.batches(photos.paths, ENCODE_BATCH)):
-            good, stacked = readable_photos(batch)
+            places, stacked = readable_photos(batch)
             if stacked is None:
                 continue
-            readable += [number * ENCODE_BATCH + place for place in good]
+            readable += [number * ENCODE_BATCH + place for place in places]
             squares = self.encoder.squares(self.encoder.to_unit(stacked))
             with self.accelerator.autocast():
-                inputs = self.network.trunk(self.encoder.normalise(squares.flatten(0, 1)))
-                embedding.append(self.network.embed(inputs).unflatten(0, squares.shape[:2]).mean(1))
+                each = self.network.embed(self.encoder.normalise(squares.flatten(0, 1)))
+                embedding.append(each.unflatten(0, squares.shape[:2]).mean(1))
         if not embedding:
-            raise TrainingError(f"none of the {len(photos)} validation photos can be read: mend queries.table")
+            raise TrainingError(f"none of the {len(photos)} validation photos can be read: correct queries.table")
         return torch.cat(embedding).half(), np.array(readable)
-
-    # What is kept
 
     def keep_encoder(self) -> Path:
         """Write the encoder as it is now; its folder."""
@@ -446,78 +238,44 @@ class EncoderTraining(ABC):
             raise ModelError(f"{old} cannot be written: {first_line(error)}") from error
         return old
 
-    def _state_is_due(self) -> bool:
-        return time.monotonic() - self.saved_at > self.config.save_every_s
 
-    def _save(self, epoch: int, step: int, losses: list[float]) -> None:
-        if self.accelerator.is_main_process:
-            self.run.save(self._state(epoch, step, losses))
-        self.saved_at = time.monotonic()
+def train_encoder(task: EncoderTask, state: dict[str, Any], settings: str) -> EncoderTrainingReport:
+    """Train from a state to the end; nothing is done where that is the end.
 
-    def _state(self, epoch: int, step: int, losses: list[float]) -> dict[str, Any]:
-        position = {"epoch": epoch, "step": step, "losses": list(losses)}
-        if epoch == self.config.epochs:  # and nothing is left to resume
-            return position
-        scaler = self.accelerator.scaler
-        return {
-            **position,
-            **self.extra_state(),
-            "weights": {name: value for name, value in self.network.named_parameters() if value.requires_grad},
-            "optimizer": self.prepared.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "scaler": scaler.state_dict() if scaler else None,
-        }
+    Args:
+        task: without areas where nothing is left to do.
+        state: from `TrainingRun.resume`.
+        settings: kept as train/settings.toml.
 
-    def _restore(self, state: dict[str, Any]) -> None:
-        self.load_extra_state(state)
-        with torch.no_grad():
-            parameters = dict(self.network.named_parameters())
-            for name, value in state["weights"].items():
-                parameters[name].copy_(value)
-        self.prepared.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        if state["scaler"] and self.accelerator.scaler:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-
-    def _seed(self, epoch: int, step: int, part: int) -> torch.Generator:
-        """Seed the dropout, and give a generator for the augmentation."""
-        process = self.accelerator.process_index
-        torch.manual_seed(seeded(self.config.seed, epoch, step, part, process, 1).initial_seed())
-        return seeded(self.config.seed, epoch, step, part, process, 2)
-
-    def close(self) -> None:
-        """Part from the other processes."""
-        self.model = self.prepared = None
-        self.accelerator.free_memory()  # what was wrapped for the processes goes before their group does
-        self.accelerator.wait_for_everyone()
-        self.accelerator.end_training()
-
-
-@contextlib.contextmanager
-def interrupts_between_steps() -> Iterator[list[int]]:
-    """Gathers the first Ctrl-C, so that a step is finished and kept before it is obeyed; the second stops at once."""
-    asked: list[int] = []
-
-    def ask(number: int, _: object) -> None:
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(number)
-
-    if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
-        yield asked
-        return
-    before = signal.signal(signal.SIGINT, ask)
-    try:
-        yield asked
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def readable_photos(photos: list[NDArray[np.uint8] | None]) -> tuple[list[int], Tensor | None]:
-    """Which photos could be read, and those as (n, height, width, 3); None if none could."""
-    places = [place for place, photo in enumerate(photos) if photo is not None]
-    there = [photo for photo in photos if photo is not None]
-    return places, torch.from_numpy(np.stack(there)) if there else None
+    Raises:
+        TrainingError: the loss is not finite.
+        ModelError: the disk is full.
+        KeyboardInterrupt: Ctrl-C was pressed; the state is saved.
+    """
+    accelerator, config, run = task.accelerator, task.config, task.run
+    samples, seconds = 0, 0.0
+    if task.areas:
+        loop = TrainingLoop(task, run)
+        if accelerator.is_main_process:
+            run.start(settings)
+        accelerator.wait_for_everyone()
+        began = time.monotonic()
+        samples = loop.train(state)
+        seconds = time.monotonic() - began
+        loop.close()
+    return EncoderTrainingReport(
+        folder=run.folder,
+        epochs=config.epochs - state["epoch"],
+        total=config.epochs,
+        best=run.best() if run.metrics else {},
+        train=sum(len(area.train) for area in task.areas),
+        val=sum(len(area.val) for area in task.areas),
+        unreachable=sum(area.train.unreachable + area.val.unreachable for area in task.areas),
+        seconds=seconds,
+        encoder=run.folder / "encoder",
+        samples_per_s=samples / max(seconds, 1e-9),
+        unreadable=tuple(Rejected(Path(path).name, reason) for path, reason in sorted(task.reader.unreadable.items())),
+    )
 
 
 def seeded(*numbers: int) -> torch.Generator:
@@ -526,34 +284,10 @@ def seeded(*numbers: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed >> 1)
 
 
-def load_or_leave_nothing(folder: Path, load: Callable[[], list[AreaType]]) -> list[AreaType]:
-    """Areas to train on, as a function loads them; a folder that was made for the run is removed again if it fails.
-
-    Raises:
-        TrainingError: there is no photo to train on.
-    """
-    made = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        areas = load()
-        if not sum(len(area.train) for area in areas):
-            raise TrainingError("there is no photo to train on: none with split 'train' lies on the map's imagery")
-        return areas
-    except BaseException:
-        if made:
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
-def trained_parameters(module: nn.Module) -> list[nn.Parameter]:
-    """Those that have a gradient."""
-    return [parameter for parameter in module.parameters() if parameter.requires_grad]
-
-
 def data_fingerprint(
     sources: Sequence[tuple[Imagery, PhotoTable]], encoder: Encoder, config: EncoderTrainingConfig
 ) -> dict[str, Any]:
-    """What a run's fingerprint says of its settings, its encoder, its maps and its photos."""
+    """What a run's outcome depends on: settings, encoder, maps and photos."""
     fingerprint = {f"{config.section}.{key}": value for key, value in asdict(config).items()}
     for without_effect in ("trackers", "save_every_s"):
         del fingerprint[f"{config.section}.{without_effect}"]

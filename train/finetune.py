@@ -1,7 +1,6 @@
-"""Stage one: encoder and zoom decoder trained together on the zoom itself (paper section 3; DESIGN 5, 6).
+"""Stage one: encoder and zoom decoder trained together on the zoom itself (paper section 3).
 
-Teacher-forced cross-entropy of the next action, no contrastive loss. A step encodes each distinct tile of a batch once;
-what the frozen trunk makes of a tile that is not augmented is kept.
+Teacher-forced cross-entropy of the next action, no contrastive loss. A step encodes each distinct tile of a batch once.
 """
 
 from __future__ import annotations
@@ -11,36 +10,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - its name everywhere
-from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from jzi.decode.config import DecoderConfig
 from jzi.decode.dataset import ZoomDataset
 from jzi.decode.model import ZoomModel, create_folder, save_weights
 from jzi.encode.augment import DRAWS
-from jzi.encode.device import allocate
 from jzi.encode.encoder import Encoder
 from jzi.encode.imagery import Imagery
 from jzi.errors import ConfigError
 from jzi.store.photo_table import PhotoTable
-from jzi.train.area import TrainingArea
-from jzi.train.common import init_digest, make_accelerator, make_decoder, validate
+from jzi.train.area import TrainingArea, load_or_leave_nothing
 from jzi.train.config import FinetuneConfig
-from jzi.train.encoder import (
-    ENCODE_BATCH,
-    Area,
-    EncoderTraining,
-    EncoderTrainingReport,
-    data_fingerprint,
-    load_or_leave_nothing,
-    seeded,
-    trained_parameters,
-)
-from jzi.train.joint import JointModel
+from jzi.train.encoder import EncoderTask, EncoderTrainingReport, Part, data_fingerprint, seeded, train_encoder
+from jzi.train.loop import make_accelerator
+from jzi.train.networks import JointModel, trained_parameters
 from jzi.train.run import Metrics, TrainingRun
+from jzi.train.zoom import init_digest, make_decoder, validate
 
 
 def finetune(
@@ -56,7 +44,7 @@ def finetune(
     """Train the encoder's last blocks and a decoder; keep the epoch with the best recall at 40 m on "val" photos.
 
     The model folder that is made holds the encoder as `save_pretrained` writes it, and the decoder, but no map: that is
-    encoded anew. A run with the same settings goes on where it was stopped, in the middle of an epoch too. Under
+    encoded anew. A run with the same settings is resumed where it was stopped, in the middle of an epoch too. Under
     `accelerate launch` the processes share every batch.
 
     Args:
@@ -70,8 +58,9 @@ def finetune(
 
     Raises:
         ImageryError: the map cannot be read; nothing is left behind.
-        TrainingError: there is no photo to train on, or the loss is no number any more.
+        TrainingError: there is no photo to train on, or the loss is not finite.
         ModelError: the folder holds a model that was trained in another way, or the disk is full.
+        KeyboardInterrupt: Ctrl-C was pressed; the state is saved.
     """
     accelerator = make_accelerator(config, folder)
     decoder_config = replace(decoder_config, width=encoder.width, actions=sources[0][0].pyramid.actions)
@@ -88,13 +77,12 @@ def finetune(
         encoder,
         decoder,
         config.blocks,
-        contrast=config.contrast > 0,
         checkpointing=config.checkpointing,
         trunk_dtype=torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32,
     )
-    fingerprint = _identity(sources, encoder, decoder.config, config, start)
+    fingerprint = _fingerprint(sources, encoder, decoder.config, config, start)
     run = TrainingRun(folder, fingerprint, hint="give another folder with -o, or delete it")
-    state = run.load() or {"epoch": 0, "step": 0, "losses": []}
+    state = run.resume()
 
     def load() -> list[TrainingArea]:
         options = {"device": accelerator.device, "folder": folder, "val_photos": config.val_photos}
@@ -105,19 +93,20 @@ def finetune(
         ]
 
     areas = load_or_leave_nothing(folder, load) if state["epoch"] < config.epochs else []
-    training = _Finetuning(accelerator, joint, encoder, areas, config, run)
-    return training.carry_out(state, settings)
+    task = FinetuneTask(accelerator, joint, encoder, areas, config, run)
+    return train_encoder(task, state, settings)
 
 
-class _Finetuning(EncoderTraining):
-    """The zoom's own objective."""
+class FinetuneTask(EncoderTask):
+    """Encoder and decoder with the zoom's own objective."""
 
+    label = "fine-tuning"
     network: JointModel
-    areas: list[TrainingArea]
+    areas: Sequence[TrainingArea]
     config: FinetuneConfig
 
     @property
-    def parts(self) -> int:  # type: ignore[override]
+    def accumulation(self) -> int:  # type: ignore[override]
         """As set."""
         return self.config.accumulation
 
@@ -126,8 +115,7 @@ class _Finetuning(EncoderTraining):
         config = self.config
         rate = config.learning_rate if config.encoder_learning_rate is None else config.encoder_learning_rate
         decoder, encoder = trained_parameters(self.network.decoder), trained_parameters(self.network.model)
-        scale = [] if self.network.log_scale is None else [self.network.log_scale]
-        return [{"params": decoder}, {"params": encoder, "lr": rate}, {"params": scale, "weight_decay": 0.0}]
+        return [{"params": decoder}, {"params": encoder, "lr": rate}]
 
     def plan(self, epoch: int) -> list[tuple[int, Tensor]]:
         """The epoch's batches in order: which area, and which of its photos."""
@@ -141,28 +129,25 @@ class _Finetuning(EncoderTraining):
         shuffled = torch.randperm(len(batches), generator=seeded(self.config.seed, epoch, len(self.areas)))
         return [batches[index] for index in shuffled.tolist()]
 
-    def loss(
-        self, area: int, index: Tensor, photos: list[NDArray[np.uint8] | None], generator: torch.Generator
-    ) -> Tensor:
-        """Cross-entropy of the next action, teacher-forced, and the contrast by its weight."""
-        inputs, tiles, actions = self.inputs(area, index, photos, generator)
+    def part_loss(self, model: nn.Module, part: Part, generator: torch.Generator) -> Tensor:
+        """Cross-entropy of the next action, teacher-forced."""
+        pixels, tiles, actions = self.inputs(part, generator)
         with self.accelerator.autocast():
-            logits, contrast = self.model(inputs, tiles, actions)
+            logits = model(pixels, tiles, actions)
         smoothing = self.config.label_smoothing
-        zoom = F.cross_entropy(logits.float().flatten(0, 1), actions.flatten(), label_smoothing=smoothing)
-        return zoom + self.config.contrast * contrast
+        return F.cross_entropy(logits.float().flatten(0, 1), actions.flatten(), label_smoothing=smoothing)
 
-    def inputs(
-        self, area: int, index: Tensor, photos: list[NDArray[np.uint8] | None], generator: torch.Generator
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """What the joint model takes, for photos of one area that are augmented by a generator's numbers."""
-        train, device = self.areas[area].train, self.accelerator.device
-        readable, squares = self.squares(photos, generator)
-        index = index[readable]
+    def inputs(self, part: Part, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """What the joint model takes, augmented by a generator's numbers."""
+        train, device = self.areas[part.area].train, self.accelerator.device
+        readable, squares = self.squares(part.photos, generator)
+        index = part.index[readable]
         distinct, tiles = torch.unique(train.tiles[index], return_inverse=True)
         draws = torch.rand(len(distinct), DRAWS, generator=generator) if self.config.augment else None
-        inputs, place = self.tile_inputs(area, distinct, squares.flatten(0, 1), draws, never=0)  # the whole map
-        return inputs, place[tiles].to(device), train.actions[index].to(device)
+        if draws is not None:
+            draws[distinct == 0] = 1.0  # the whole map is never augmented
+        pixels = self.pixels(part.area, distinct, squares.flatten(0, 1), draws)
+        return pixels, tiles.to(device), train.actions[index].to(device)
 
     def validate(self) -> Metrics:
         """Every tile and the validation photos through the encoder as it is, then greedy search off the embeddings."""
@@ -192,28 +177,14 @@ class _Finetuning(EncoderTraining):
         create_folder(folder, decoder.config, area.pyramid, info, None, area.imagery)
         save_weights(folder, decoder)
 
-    def run_trunk(self, area: Area) -> Tensor | None:
-        """That of every tile."""
-        if not self.network.has_trunk:
-            return None
-        device = self.accelerator.device
-        shape = (len(area.images), self.network.tokens, self.encoder.width)
-        kept = allocate(shape, self.network.trunk_dtype, device, self.run.folder)
-        self.network.eval()
-        for tiles in torch.arange(len(area.images)).split(ENCODE_BATCH):
-            pixels = self.encoder.normalise(self.encoder.to_unit(area.images[tiles.to(area.images.device)]))
-            with self.accelerator.autocast():
-                kept[tiles.to(kept.device)] = self.network.trunk(pixels).to(kept.device)
-        return kept
 
-
-def _identity(
+def _fingerprint(
     sources: Sequence[tuple[Imagery, PhotoTable]],
     encoder: Encoder,
     decoder_config: DecoderConfig,
     config: FinetuneConfig,
     start: ZoomModel | None,
 ) -> dict[str, Any]:
-    """What the outcome depends on."""
+    """What a run's outcome depends on."""
     decoder = {f"decoder.{key}": value for key, value in decoder_config.to_dict().items()}
     return {**decoder, **data_fingerprint(sources, encoder, config), "finetune.init": init_digest(start)}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,90 +24,22 @@ from jzi.encode.imagery import Imagery
 from jzi.evaluate.metrics import RADII, RANKS, cell_error
 from jzi.retrieve.retriever import save_retriever
 from jzi.retrieve.similarity import fit_temperature, nearest, ranks
-from jzi.store.info import ImageryInfo
 from jzi.store.photo_table import PhotoTable
-from jzi.store.pyramid import Pyramid
-from jzi.train.area import PhotoDataset
-from jzi.train.common import make_accelerator
+from jzi.train.area import CellArea, load_or_leave_nothing
 from jzi.train.config import RetrieverConfig
-from jzi.train.encoder import (
-    EncoderTraining,
-    EncoderTrainingReport,
-    data_fingerprint,
-    load_or_leave_nothing,
-    seeded,
-    trained_parameters,
-)
-from jzi.train.joint import TrainedEncoder, bounded
+from jzi.train.encoder import EncoderTask, EncoderTrainingReport, Part, data_fingerprint, seeded, train_encoder
+from jzi.train.loop import make_accelerator
 from jzi.train.losses import ALPHA, LOSSES
+from jzi.train.networks import ContrastiveEncoder, trained_parameters
 from jzi.train.run import Metrics, TrainingRun
 from jzi.train.sampling import nearest_on_map, neighbour_batches
 
 
-@dataclass(frozen=True)
-class CellArea:
-    """One area, as pieces of map around cells, and photos that know their cell (`PhotoDataset.tiles`, one to a photo).
-
-    Attributes:
-        pyramid: how it is cut.
-        imagery: what the cells were cut from.
-        images: of all cells.
-        train: photos to learn from.
-        val: photos to choose the epoch by.
-    """
-
-    pyramid: Pyramid
-    imagery: ImageryInfo
-    images: CellImages
-    train: PhotoDataset
-    val: PhotoDataset
-
-    @classmethod
-    def load(cls, imagery: Imagery, table: PhotoTable, images: CellImages, val_photos: int) -> CellArea:
-        """Work out in which cells the photos of a query table lie."""
-        pyramid = imagery.pyramid
-
-        def find(paths: NDArray[np.int64]) -> tuple[Tensor, NDArray[np.bool_]]:
-            row, col = pyramid.path_to_tile(paths)
-            return torch.from_numpy(row * images.cells + col)[:, None], images.has_imagery[row, col]
-
-        train, val = (PhotoDataset.of(pyramid, table, split, find) for split in ("train", "val"))
-        return cls(pyramid, imagery.info(), images, train, val.spread(val_photos))
-
-
-class Contrast(TrainedEncoder):
-    """The trained part of an encoder, and what cosine similarities are multiplied with.
-
-    Args:
-        encoder: its weights are the ones that are trained.
-        blocks: as `TrainedEncoder`.
-        scale: at first.
-        learned: whether the scale is trained too.
-        options: as `TrainedEncoder`.
-    """
-
-    def __init__(self, encoder: Encoder, blocks: int | str, scale: float, learned: bool, **options: Any) -> None:
-        super().__init__(encoder, blocks, **options)
-        self.log_scale = nn.Parameter(torch.tensor(math.log(scale), device=self.device), requires_grad=learned)
-
-    def forward(self, inputs: Tensor, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Embeddings of unit length.
-
-        Args:
-            inputs: of the photos' squares, photo by photo, then of the distinct cells; each as `trunk` gave it.
-            cells: (photo,) which of those cells each photo is in.
-
-        Returns:
-            (photo, feature) of the photos and of their cells, and the scale.
-        """
-        query, seen = self.embed_both(inputs, cells)
-        return F.normalize(query, dim=-1), F.normalize(seen[cells], dim=-1), bounded(self.log_scale)
-
-
-class _Retrieving(EncoderTraining):
+class RetrieverTask(EncoderTask):
     """A contrast between photos and cells."""
 
-    network: Contrast
+    label = "retriever"
+    network: ContrastiveEncoder
     areas: Sequence[CellArea]
     config: RetrieverConfig
 
@@ -175,17 +106,15 @@ class _Retrieving(EncoderTraining):
 
     # The objective
 
-    def loss(
-        self, area: int, index: Tensor, photos: list[NDArray[np.uint8] | None], generator: torch.Generator
-    ) -> Tensor:
+    def part_loss(self, model: nn.Module, part: Part, generator: torch.Generator) -> Tensor:
         """Of this process's photos among those of all processes."""
-        readable, squares = self.squares(photos, generator)
-        cells = self.areas[area].train.tiles[index[readable], 0]
+        readable, squares = self.squares(part.photos, generator)
+        cells = self.areas[part.area].train.tiles[part.index[readable], 0]
         distinct, which = torch.unique(cells, return_inverse=True)
         draws = torch.rand(len(distinct), DRAWS, generator=generator) if self.config.augment else None
-        inputs, at = self.tile_inputs(area, distinct, squares.flatten(0, 1), draws)
+        pixels = self.pixels(part.area, distinct, squares.flatten(0, 1), draws)
         with self.accelerator.autocast():
-            query, reference, scale = self.model(inputs, at[which].to(inputs.device))
+            query, reference, scale = model(pixels, which.to(pixels.device))
         smoothing = self.config.label_smoothing
         world = self.accelerator.num_processes
         query, reference = (self._of_all(values, 0.0) for values in (query.float(), reference.float()))
@@ -268,8 +197,8 @@ def train_retriever(
 ) -> EncoderTrainingReport:
     """Train the encoder's last blocks for retrieval; keep the epoch with the best recall at 40 m on "val" photos.
 
-    A run with the same settings goes on where it was stopped, in the middle of an epoch too. Under `accelerate launch`
-    the processes share every batch, and each photo's negatives are those of all.
+    A run with the same settings is resumed where it was stopped, in the middle of an epoch too. Under `accelerate
+    launch` the processes share every batch, and each photo's negatives are those of all.
 
     Args:
         imagery: the map.
@@ -281,13 +210,14 @@ def train_retriever(
 
     Raises:
         ImageryError: the map cannot be read; nothing is left behind.
-        TrainingError: there is no photo to train on, or the loss is no number any more.
+        TrainingError: there is no photo to train on, or the loss is not finite.
         ModelError: the folder holds a model that was trained in another way, or the disk is full.
+        KeyboardInterrupt: Ctrl-C was pressed; the state is saved.
     """
     accelerator = make_accelerator(config, folder)
     torch.manual_seed(config.seed)
     triplets = config.loss == "triplet"
-    network = Contrast(
+    network = ContrastiveEncoder(
         encoder,
         config.blocks,
         ALPHA if triplets else 1 / config.temperature,
@@ -297,7 +227,7 @@ def train_retriever(
     )
     fingerprint = {**data_fingerprint([(imagery, table)], encoder, config), "kind": "retriever"}
     run = TrainingRun(folder, fingerprint, hint="give another folder with -o, or delete it")
-    state = run.load() or {"epoch": 0, "step": 0, "losses": []}
+    state = run.resume()
 
     def load() -> list[CellArea]:
         images = CellImages(
@@ -311,5 +241,5 @@ def train_retriever(
         return [CellArea.load(imagery, table, images, config.val_photos)]
 
     areas = load_or_leave_nothing(folder, load) if state["epoch"] < config.epochs else []
-    training = _Retrieving(accelerator, network, encoder, areas, config, run)
-    return training.carry_out(state, settings)
+    task = RetrieverTask(accelerator, network, encoder, areas, config, run)
+    return train_encoder(task, state, settings)

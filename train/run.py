@@ -1,20 +1,19 @@
-"""The folder `train` inside a model folder: what a run was made with, how it went, and the state to resume from."""
+"""A training run on disk: settings, metrics and the state to resume from, in the folder `train` of a model folder."""
 
 from __future__ import annotations
 
 import json
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from jzi.decode.model import save_tensors
 from jzi.errors import ModelError
-from jzi.store.model_folder import CONFIG, read_config, replace_file
+from jzi.store.files import remove_leftovers
+from jzi.store.model_folder import CONFIG, DECODER, read_config, replace_file
 
 Metrics = dict[str, float]
 
@@ -45,13 +44,15 @@ class TrainingRun:
             ModelError: the folder holds another run, or its state is damaged.
         """
         if not self._state.exists():
-            if (self.folder / "decoder.safetensors").exists():
+            if (self.folder / DECODER).exists():
                 raise ModelError(f"{self.folder} holds a model that was not trained here: give another model.path")
             return None
         try:
             state = torch.load(self._state, map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, ValueError, EOFError) as error:
             raise ModelError(f"{self._state} is damaged: delete {self.folder} to train anew") from error
+        if not isinstance(state, dict) or not {"fingerprint", "metrics", "epoch", "step"} <= state.keys():
+            raise ModelError(f"{self._state} is of another version of jzi: delete {self.folder} to train anew")
         then, now = state["fingerprint"], self.fingerprint
         differences = [key for key in {**now, **then} if then.get(key) != now.get(key)]
         if differences:
@@ -64,15 +65,26 @@ class TrainingRun:
         self.metrics = state["metrics"]
         return state
 
+    def resume(self) -> dict[str, Any]:
+        """The state to train from, which is that of the start where there is no run in the folder.
+
+        Temporary files of processes that were killed are removed.
+
+        Raises:
+            ModelError: as `load`.
+        """
+        state = self.load() or {"epoch": 0, "step": 0, "losses": []}
+        for folder in (self.folder, self.folder / "train", self.folder / "encoder"):
+            remove_leftovers(folder)
+        return state
+
     def start(self, settings: str) -> None:
         """Make the folder and keep the settings."""
         (self.folder / "train").mkdir(parents=True, exist_ok=True)
         replace_file(self.folder / "train" / "settings.toml", lambda path: path.write_text(settings))
 
-    def save(self, state: dict[str, Any], metrics: Metrics | None = None) -> None:
-        """Keep the state; after an epoch, whose metrics are given, `log` them too."""
-        if metrics:
-            self.log(metrics)
+    def save(self, state: dict[str, Any]) -> None:
+        """Write the state to resume from."""
         state = {**state, "fingerprint": self.fingerprint, "metrics": self.metrics}
         replace_file(self._state, lambda path: torch.save(state, path))
 
@@ -89,45 +101,76 @@ class TrainingRun:
         """
         return max(self.metrics, key=rank)
 
+    def is_best(self, metrics: Metrics) -> bool:
+        """Whether an epoch is better than all so far."""
+        return not self.metrics or rank(metrics) > max(map(rank, self.metrics))
+
 
 class Checkpointer:
-    """Writes the best weights and the state to resume from, when it is due.
-
-    An epoch off the cache takes seconds, and they are four times the decoder's size: what is written between two epochs
-    may cost as much as training. The best weights wait on the device, and both are written together, so that the disk
-    never holds weights that the state does not know of.
+    """Writes states to resume from as often as the clock says.
 
     Args:
         run: where to.
-        every_s: seconds between two states; the first is due at once.
+        every_s: seconds between two states.
+        due: whether the first is due at once.
     """
 
-    def __init__(self, run: TrainingRun, every_s: float) -> None:
+    def __init__(self, run: TrainingRun, every_s: float, *, due: bool) -> None:
         self.run, self.every_s = run, every_s
-        self.saved_at = -math.inf
-        self.best: dict[str, Tensor] | None = None
-
-    def note(self, metrics: Metrics, decoder: nn.Module) -> None:
-        """Log an epoch's metrics, and remember its weights if they are the best so far."""
-        if not self.run.metrics or rank(metrics) > max(map(rank, self.run.metrics)):
-            self.best = {name: tensor.detach().clone() for name, tensor in decoder.state_dict().items()}
-        self.run.log(metrics)
+        self.saved_at = -math.inf if due else time.monotonic()
+        self._position: tuple[int, int] | None = None
 
     def is_due(self) -> bool:
         """Whether it is time to save again."""
         return time.monotonic() - self.saved_at > self.every_s
 
+    def holds(self, epoch: int, step: int) -> bool:
+        """Whether the state after so many epochs and steps is the last that was saved."""
+        return self._position == (epoch, step)
+
     def save(self, state: dict[str, Any]) -> None:
-        """Write the best weights, if there are better ones, then the state."""
-        self.save_best()
+        """Write a state."""
         self.run.save(state)
         self.saved_at = time.monotonic()
+        self._position = state["epoch"], state["step"]
 
-    def save_best(self) -> None:
-        """Write the best weights, if there are better ones than on the disk."""
-        if self.best:
-            save_tensors(self.run.folder, self.best)
-        self.best = None
+
+@dataclass(frozen=True)
+class TrainReport:
+    """What a training run did.
+
+    Attributes:
+        folder: the model.
+        epochs: epochs trained by this run; 0 if all had been trained before.
+        total: epochs of the whole training.
+        best: the metrics of the epoch that was kept.
+        train: number of training photos.
+        val: number of validation photos.
+        unreachable: photos left out, because the map has no imagery where they were taken.
+        seconds: of this run's epochs.
+    """
+
+    folder: Path
+    epochs: int
+    total: int
+    best: Metrics
+    train: int
+    val: int
+    unreachable: int
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {**asdict(self), "folder": str(self.folder)}
+
+    def to_text(self) -> str:
+        """For people."""
+        done = (
+            f"trained {self.epochs} of {self.total} epochs in {self.seconds:.1f} s" if self.epochs else "trained before"
+        )
+        recall = self.best.get("recall@40m")
+        reached = "" if recall is None else f", validation recall within 40 m {100 * recall:.1f} %"
+        return f"{done}, {self.train} photos; kept epoch {self.best['epoch']:.0f}{reached}"
 
 
 def rank(metrics: Metrics) -> tuple[float, float, float]:

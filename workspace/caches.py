@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,96 +12,114 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from jzi.errors import CacheError, JziError, ModelError
-from jzi.store.cache import ENCODED, MISSING, FeatureCache
+from jzi.store.cache import ENCODED, MISSING, NODATA, FeatureCache
 from jzi.store.cell_features import CellFeatures
 from jzi.store.info import EncoderInfo, ImageryInfo
-from jzi.store.model_folder import MAP, read_config
+from jzi.store.model_folder import CONFIG, MAP, ModelConfig, read_config
+from jzi.store.photo_features import UNREADABLE
 from jzi.store.pyramid import Pyramid
+from jzi.store.storage import is_url
+
+#: What the status of tiles and cells is called.
+_STATUS = {"encoded": ENCODED, "without_imagery": NODATA, "missing": MISSING}
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """Which embeddings a model belongs to.
+    """A model folder, as far as it can be known without reading weights.
 
     Attributes:
         folder: the model.
-        pyramid: how its area is cut.
-        encoder: which encoder made the embeddings that it was trained on.
-        imagery: which imagery; None where that is not known.
+        config: its config.json.
         has_map: whether it carries the map along, and needs no cache.
     """
 
     folder: Path
-    pyramid: Pyramid
-    encoder: EncoderInfo
-    imagery: ImageryInfo | None
+    config: ModelConfig
     has_map: bool
 
 
 @dataclass(frozen=True)
 class CacheInfo:
-    """What a cache is.
+    """What a cache holds.
 
     Attributes:
-        path: where it lies.
+        path: its path or URL.
         pyramid: how its area is cut.
         encoder: which encoder filled it.
         imagery: which imagery; None where the map has not been begun.
-        size: bytes on disk.
-        tiles: how many the pyramid has.
-        missing_tiles: how many of them have not been encoded.
+        size: bytes on disk; 0 for a URL.
+        tiles: how many tiles of levels 0..L-1 are encoded, without_imagery and missing.
+        cells: the same of terminal cells; None where there are no embeddings of cells.
         photos: how many are listed.
-        missing_photos: how many of them have not been encoded; those that cannot be read are not missing.
-        cells: how many terminal cells it has an embedding of, for retrieval.
-        missing_cells: how many have not been encoded, where any was to be.
+        missing_photos: how many of them have not been encoded.
+        unreadable_photos: how many of them cannot be read.
+        splits: how many encoded photos each split has.
+        patch_tokens: how many patch tokens of a tile are kept; 0 for none.
+        patch_tokens_size: bytes that they take.
     """
 
-    path: Path
+    path: str
     pyramid: Pyramid
     encoder: EncoderInfo
     imagery: ImageryInfo | None
     size: int
-    tiles: int
-    missing_tiles: int
+    tiles: dict[str, int]
+    cells: dict[str, int] | None
     photos: int
     missing_photos: int
-    cells: int = 0
-    missing_cells: int = 0
+    unreadable_photos: int
+    splits: dict[str, int]
+    patch_tokens: int = 0
+    patch_tokens_size: int = 0
 
     @property
     def is_index(self) -> bool:
         """Whether it is the index of a retriever: cells, and not one tile."""
-        return self.cells > 0 and self.missing_tiles == self.tiles
+        return self.cells is not None and self.tiles["missing"] == sum(self.tiles.values())
+
+    @property
+    def missing_tiles(self) -> int:
+        """How many tiles have not been encoded; an index needs none."""
+        return 0 if self.is_index else self.tiles["missing"]
+
+    @property
+    def missing_cells(self) -> int:
+        """How many terminal cells have not been encoded, where any was to be."""
+        return self.cells["missing"] if self.cells else 0
 
     @property
     def complete(self) -> bool:
-        """Whether it has every tile, and photos."""
-        return not (self.missing_tiles or self.missing_photos) and self.photos > 0
+        """Whether nothing is missing of what it is for, and it has photos."""
+        return not (self.missing_tiles or self.missing_cells or self.missing_photos) and self.photos > 0
 
     def belongs_to(self, model: ModelInfo) -> bool:
         """Whether a model was trained with this encoder and pyramid, and on this imagery, as far as it is known."""
-        known = self.imagery is not None and model.imagery is not None
+        config = model.config
         return (
-            self.encoder.fingerprint == model.encoder.fingerprint
-            and self.pyramid == model.pyramid
-            and (not known or self.imagery.fingerprint == model.imagery.fingerprint)  # type: ignore[union-attr]
+            self.encoder.fingerprint == config.encoder.fingerprint
+            and self.pyramid == config.pyramid
+            and (
+                self.imagery is None or config.imagery is None or self.imagery.fingerprint == config.imagery.fingerprint
+            )
         )
 
     def to_dict(self, models: Iterable[ModelInfo]) -> dict[str, Any]:
         """Plain values, for JSON, with those of some models that belong to it."""
         return {
-            "path": str(self.path),
+            "path": self.path,
             "encoder": self.encoder.to_dict(),
             "imagery": self.imagery.to_dict() if self.imagery else None,
             "pyramid": self.pyramid.to_dict(),
             "bytes": self.size,
-            "tiles": self.tiles,
-            "missing_tiles": self.missing_tiles,
+            "tiles": sum(self.tiles.values()),
+            "missing_tiles": self.tiles["missing"],
             "photos": self.photos,
             "missing_photos": self.missing_photos,
-            "cells": self.cells,
+            "cells": self._encoded_cells,
             "missing_cells": self.missing_cells,
             "complete": self.complete,
             "models": [{"folder": str(model.folder), "has_map": model.has_map} for model in self._own(models)],
@@ -109,15 +128,11 @@ class CacheInfo:
     def to_text(self, models: Iterable[ModelInfo]) -> str:
         """For people."""
         pyramid = self.pyramid
-        lacking = (
-            (0 if self.is_index else self.missing_tiles, "tiles"),
-            (self.missing_photos, "photos"),
-            (self.missing_cells, "cells"),
-        )
+        lacking = ((self.missing_tiles, "tiles"), (self.missing_photos, "photos"), (self.missing_cells, "cells"))
         lacks = [f"{count} {what}" for count, what in lacking if count]
-        held = "complete" if self.complete or (self.is_index and self.photos) else "holds no photo"
-        state = f"lacks {' and '.join(lacks)}" if lacks else held
-        holds = [f"{self.tiles} tiles"] * (not self.is_index) + [f"{self.cells} cells"] * (self.cells > 0)
+        state = f"lacks {' and '.join(lacks)}" if lacks else "complete" if self.complete else "holds no photo"
+        holds = [] if self.is_index else [f"{sum(self.tiles.values())} tiles"]
+        holds += [f"{self._encoded_cells} cells"] if self._encoded_cells else []
         used = [f"{model.folder}{'' if model.has_map else ' (has no map of its own)'}" for model in self._own(models)]
         shown = ", ".join(used[:3]) + (f" and {len(used) - 3} more" if len(used) > 3 else "")
         return "\n".join(
@@ -130,6 +145,10 @@ class CacheInfo:
                 f"  used by  {shown or 'no model here'}",
             ]
         )
+
+    @property
+    def _encoded_cells(self) -> int:
+        return self.cells["encoded"] if self.cells else 0
 
     def _own(self, models: Iterable[ModelInfo]) -> list[ModelInfo]:
         return [model for model in models if self.belongs_to(model)]
@@ -149,49 +168,57 @@ def scan_folder(folder: Path) -> tuple[list[CacheInfo], list[ModelInfo]]:
     for path, names, files in os.walk(folder):
         if "zarr.json" in files:
             with suppress(JziError):  # a Zarr group of others, or one that `jzi cache verify` has more to say about
-                caches.append(describe_cache(Path(path)))
+                caches.append(inspect_cache(path))
             names.clear()  # what lies in a Zarr group is its own affair
-        elif model := read_model_info(Path(path)):
-            models.append(model)
+        elif CONFIG in files:
+            with suppress(ModelError):  # the config of an encoder, say
+                models.append(inspect_model(Path(path)))
         names[:] = sorted(name for name in names if not name.startswith("."))
     return caches, models
 
 
-def describe_cache(path: Path) -> CacheInfo:
-    """What a cache is, without the models that belong to it.
+def inspect_cache(path: str | Path) -> CacheInfo:
+    """What a cache holds; reads every status, and no embedding.
 
     Raises:
         CacheError: there is none.
         CacheCorruptError: what it says of tiles or photos is damaged.
     """
     cache = FeatureCache.open(path)
-    missing = sum(int((cache.status(level) == MISSING).sum()) for level in range(cache.pyramid.levels))
+    tiles = _count(np.concatenate([cache.status(level).ravel() for level in range(cache.pyramid.levels)]))
     listed = cache.queries.column("listed").astype(bool)
-    status = cache.queries.column("status")
-    cells = CellFeatures.of(cache).status() if CellFeatures.there(cache.group) else np.empty(0, np.uint8)
-    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    status, split = (cache.queries.column(name)[listed] for name in ("status", "split"))
+    splits = Counter(map(str, split[status == ENCODED]))
+    tokens = cache.patch_tokens if cache.has_tokens else None
+    files = [] if is_url(path) else [file for file in Path(path).rglob("*") if file.is_file()]
     return CacheInfo(
-        path=path,
+        path=str(path),
         pyramid=cache.pyramid,
         encoder=cache.encoder,
         imagery=cache.imagery,
-        size=size,
-        tiles=cache.pyramid.tile_count,
-        missing_tiles=missing,
-        photos=int(listed.sum()),
-        missing_photos=int((listed & (status == MISSING)).sum()),
-        cells=int((cells == ENCODED).sum()),
-        missing_cells=int((cells == MISSING).sum()),
+        size=sum(file.stat().st_size for file in files),
+        tiles=tiles,
+        cells=_count(CellFeatures.of(cache).status()) if CellFeatures.there(cache.group) else None,
+        photos=len(status),
+        missing_photos=int((status == MISSING).sum()),
+        unreadable_photos=int((status == UNREADABLE).sum()),
+        splits=dict(splits.most_common()),
+        patch_tokens=tokens.count if tokens else 0,
+        patch_tokens_size=tokens.stored_bytes() if tokens else 0,
     )
 
 
-def read_model_info(folder: Path) -> ModelInfo | None:
-    """Which embeddings a model folder belongs to; None where there is no model."""
-    try:
-        config = read_config(folder)
-    except ModelError:
-        return None
-    return ModelInfo(folder, config.pyramid, config.encoder, config.imagery, (folder / MAP).exists())
+def _count(status: NDArray[np.uint8]) -> dict[str, int]:
+    return {name: int((status == value).sum()) for name, value in _STATUS.items()}
+
+
+def inspect_model(folder: Path) -> ModelInfo:
+    """What a model folder holds; reads its config.json alone.
+
+    Raises:
+        ModelError: there is no model, or its config.json cannot be used.
+    """
+    return ModelInfo(folder, read_config(folder), (folder / MAP).exists())
 
 
 def models_needing(cache: CacheInfo, models: Iterable[ModelInfo], others: Iterable[CacheInfo]) -> list[ModelInfo]:
@@ -202,7 +229,7 @@ def models_needing(cache: CacheInfo, models: Iterable[ModelInfo], others: Iterab
         models: those that there are.
         others: the caches that stay.
     """
-    spare = [other for other in others if not other.missing_tiles or (other.is_index and not other.missing_cells)]
+    spare = [other for other in others if not (other.missing_tiles or (other.is_index and other.missing_cells))]
     return [
         model
         for model in models

@@ -11,16 +11,16 @@ from pyproj import CRS
 
 from jzi.decode.model import ZoomModel
 from jzi.errors import JziError
-from jzi.store.cache import ENCODED, MISSING, NODATA, FeatureCache
-from jzi.store.cell_features import CellFeatures
-from jzi.store.info import EncoderInfo
-from jzi.store.model_folder import CONFIG, GRAPH, RetrieverModelConfig, read_config
+from jzi.store.cache import ENCODED
+from jzi.store.info import EncoderInfo, ImageryInfo
+from jzi.store.model_folder import CONFIG, ENCODER, GRAPH, RetrieverModelConfig
 from jzi.store.pyramid import Pyramid
 from jzi.store.storage import exists, is_url
+from jzi.workspace.caches import inspect_cache, inspect_model
 
 
 @dataclass(frozen=True)
-class Description:
+class Info:
     """One thing on disk.
 
     Attributes:
@@ -52,7 +52,7 @@ class Description:
         return "\n".join([f"{self.path}: {self.kind}", *lines])
 
 
-def describe(path: str) -> Description:
+def describe(path: str) -> Info:
     """Look at a path.
 
     Raises:
@@ -89,75 +89,61 @@ def _encoder_facts(encoder: EncoderInfo) -> dict[str, Any]:
     }
 
 
-def _cache(path: str) -> Description:
-    cache = FeatureCache.open(path)
-    status = np.concatenate([cache.status(level).ravel() for level in range(cache.pyramid.levels)])
-    tiles = {name: int((status == value).sum()) for name, value in _STATUS.items()}
+def _cache(path: str) -> Info:
+    cache = inspect_cache(path)
     facts: dict[str, Any] = {**_pyramid_facts(cache.pyramid), **_encoder_facts(cache.encoder)}
     if cache.imagery:
         facts["imagery"] = [name for name, *_ in cache.imagery.files]
         facts["imagery_fingerprint"] = cache.imagery.fingerprint
         facts["imagery_read_as"] = cache.imagery.description
-    facts |= {"tiles": tiles, "complete": tiles["missing"] == 0}
-    if CellFeatures.there(cache.group):
-        cells = CellFeatures.of(cache).status()
-        facts["cells"] = {name: int((cells == value).sum()) for name, value in _STATUS.items()}
-    if cache.has_tokens:
-        tokens = cache.patch_tokens
-        facts |= {"patch_tokens": tokens.count, "patch_tokens_bytes": tokens.stored_bytes()}
-    queries = cache.queries.frame()
-    encoded = queries[queries["status"] == ENCODED]
-    facts |= {"photos": len(encoded), "photos_missing": len(queries) - len(encoded)}
-    facts["splits"] = {split: int(count) for split, count in encoded["split"].value_counts().items()}
-    hashes = frozenset(digest for *_, digest in cache.imagery.files) if cache.imagery else frozenset()
-    fingerprint = cache.imagery.fingerprint if cache.imagery else None
-    return Description(path, "cache", facts, cache.pyramid, cache.encoder, hashes, fingerprint)
+    facts |= {"complete": cache.complete} if cache.is_index else {"tiles": cache.tiles, "complete": cache.complete}
+    if cache.cells:
+        facts["cells"] = cache.cells
+    if cache.patch_tokens:
+        facts |= {"patch_tokens": cache.patch_tokens, "patch_tokens_bytes": cache.patch_tokens_size}
+    encoded = cache.photos - cache.missing_photos - cache.unreadable_photos
+    facts |= {"photos": encoded, "photos_missing": cache.missing_photos}
+    facts |= {"photos_unreadable": cache.unreadable_photos, "splits": cache.splits}
+    return Info(path, "cache", facts, cache.pyramid, cache.encoder, *_imagery(cache.imagery))
 
 
-_STATUS = {"encoded": ENCODED, "without_imagery": NODATA, "missing": MISSING}
-
-
-def _model(folder: Path) -> Description:
-    config = read_config(folder)
+def _model(folder: Path) -> Info:
+    info = inspect_model(folder)
+    config = info.config
+    facts = {**_pyramid_facts(config.pyramid), **_encoder_facts(config.encoder)}
     if isinstance(config, RetrieverModelConfig):
-        return _retriever(folder, config)
-    model = ZoomModel.load(folder)
-    architecture = model.decoder.config
-    carried = (folder / "encoder").is_dir()
-    facts = {
-        **_pyramid_facts(model.pyramid),
-        **_encoder_facts(model.encoder),
-        "encoder_is": "in the folder" if carried else "fetched from the Hugging Face hub",
-        "decoder": f"{architecture.layers} layers, {architecture.heads} heads, width {architecture.width}",
-        **({"patch_tokens": architecture.patch_tokens} if architecture.patch_tokens else {}),
-        **({"look_ahead": architecture.look_ahead} if architecture.look_ahead != "none" else {}),
-        "parameters": sum(parameter.numel() for parameter in model.decoder.parameters()),
-        "tiles": _tile_count(model) if model.has_map else "no map: give a cache",
-    }
-    hashes = frozenset(digest for *_, digest in model.imagery.files) if model.imagery else frozenset()
-    fingerprint = model.imagery.fingerprint if model.imagery else None
-    return Description(str(folder), "model", facts, model.pyramid, model.encoder, hashes, fingerprint)
+        facts |= {
+            "method": config.method,
+            "footprint_m": config.context * config.pyramid.cell_size,
+            "index": "there" if (folder / "index.zarr").is_dir() else "none yet: jzi index",
+            "graph": "there" if (folder / GRAPH).is_file() else "none: jzi index --hnsw",
+        }
+    else:
+        model = ZoomModel.load(folder)
+        architecture = model.decoder.config
+        carried = (folder / ENCODER).is_dir()
+        facts |= {
+            "encoder_is": "in the folder" if carried else "fetched from the Hugging Face hub",
+            "decoder": f"{architecture.layers} layers, {architecture.heads} heads, width {architecture.width}",
+            **({"patch_tokens": architecture.patch_tokens} if architecture.patch_tokens else {}),
+            **({"look_ahead": architecture.look_ahead} if architecture.look_ahead != "none" else {}),
+            "parameters": sum(parameter.numel() for parameter in model.decoder.parameters()),
+            "tiles": _tile_count(model) if info.has_map else "no map: give a cache",
+        }
+    kind = "retriever" if isinstance(config, RetrieverModelConfig) else "model"
+    return Info(str(folder), kind, facts, config.pyramid, config.encoder, *_imagery(config.imagery))
 
 
-def _retriever(folder: Path, config: RetrieverModelConfig) -> Description:
-    pyramid, encoder, imagery = config.pyramid, config.encoder, config.imagery
-    facts = {
-        **_pyramid_facts(pyramid),
-        **_encoder_facts(encoder),
-        "method": config.method,
-        "footprint_m": config.context * pyramid.cell_size,
-        "index": "there" if (folder / "index.zarr").is_dir() else "none yet: jzi index",
-        "graph": "there" if (folder / GRAPH).is_file() else "none: jzi index --hnsw",
-    }
-    hashes = frozenset(digest for *_, digest in imagery.files)
-    return Description(str(folder), "retriever", facts, pyramid, encoder, hashes, imagery.fingerprint)
+def _imagery(info: ImageryInfo | None) -> tuple[frozenset[str], str | None]:
+    """SHA-256 of the files, and the fingerprint, where they are known."""
+    return (frozenset(digest for *_, digest in info.files), info.fingerprint) if info else (frozenset(), None)
 
 
 def _tile_count(model: ZoomModel) -> int:
     return sum(int((level == ENCODED).sum()) for level in model.read_map().status[:-1])
 
 
-def _raster(path: str) -> Description:
+def _raster(path: str) -> Info:
     from jzi.encode.imagery import Imagery
     from jzi.encode.raster import Raster, RasterOptions
     from jzi.workspace.area import square_around
@@ -179,10 +165,10 @@ def _raster(path: str) -> Description:
         "latitude": [bounds.south, bounds.north],
         "longitude": [bounds.west, bounds.east],
     }
-    return Description(path, "raster", facts, file_hashes=frozenset(digest for *_, digest in info.files))
+    return Info(path, "raster", facts, file_hashes=frozenset(digest for *_, digest in info.files))
 
 
-def disagreements(descriptions: list[Description]) -> list[str]:
+def disagreements(descriptions: list[Info]) -> list[str]:
     """Why things do not belong together; nothing if they do."""
     problems = []
     first, *others = sorted(descriptions, key=lambda description: description.pyramid is None)
@@ -206,7 +192,7 @@ def disagreements(descriptions: list[Description]) -> list[str]:
     return problems
 
 
-def _outside(raster: Description, pyramid: Pyramid) -> list[str]:
+def _outside(raster: Info, pyramid: Pyramid) -> list[str]:
     from jzi.encode.imagery import Imagery
     from jzi.errors import ImageryError
 

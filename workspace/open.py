@@ -98,7 +98,7 @@ def finetune_areas(areas: Sequence[Settings], output: Path) -> tuple[EncoderTrai
         the report, and the photos that cannot be used.
 
     Raises:
-        ConfigError: the areas are cut differently.
+        ConfigError: the areas are cut differently, or an override of decoder.* contradicts finetune.init.
         JziError: as `jzi.train.finetune.finetune`.
     """
     settings = areas[0]
@@ -111,8 +111,11 @@ def finetune_areas(areas: Sequence[Settings], output: Path) -> tuple[EncoderTrai
     tables = [open_photo_table(each).inside(each.pyramid) for each in areas]
     from jzi.decode.model import ZoomModel
     from jzi.train.finetune import finetune
+    from jzi.train.zoom import check_overrides
 
     init = settings.finetune.init
+    start = ZoomModel.load(settings.path(init)) if init else None
+    check_overrides(settings.decoder, settings.overridden, start, "finetune.init")
     with contextlib.ExitStack() as stack:
         maps = [stack.enter_context(open_imagery(each)) for each in areas]
         report = finetune(
@@ -121,7 +124,7 @@ def finetune_areas(areas: Sequence[Settings], output: Path) -> tuple[EncoderTrai
             output,
             settings.decoder,
             settings.finetune,
-            start=ZoomModel.load(settings.path(init)) if init else None,
+            start=start,
             settings=settings.to_toml(),
         )
     return report, tuple(row for table in tables for row in table.rejected)

@@ -93,6 +93,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         self.folder = Path()
+        #: Names of the settings that were overridden, such as "decoder.layers".
+        self.overridden: frozenset[str] = frozenset()
 
     def path(self, value: str) -> Path:
         """A path of the settings."""
@@ -170,6 +172,7 @@ def load_settings(file: Path, overrides: Iterable[str] = ()) -> Settings:
         raise ConfigError(f"there is no {file}: `jzi init` writes it, or change to the folder that has one") from None
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} cannot be read: {error}") from error
+    overridden = set()
     for override in overrides:
         name, equals, text = override.partition("=")
         section, dot, key = name.strip().partition(".")
@@ -178,11 +181,13 @@ def load_settings(file: Path, overrides: Iterable[str] = ()) -> Settings:
         if not isinstance(values.setdefault(section, {}), dict):
             raise ConfigError(f"there is no setting {name.strip()!r}")
         values[section][key] = _parse(text.strip())
+        overridden.add(f"{section}.{key}")
     try:
         settings = TypeAdapter(Settings).validate_python(values)
     except ValidationError as error:
         raise ConfigError(_sentence(file, error)) from error
     settings.folder = file.parent
+    settings.overridden = frozenset(overridden)
     return settings
 
 

@@ -1,14 +1,11 @@
-"""Encoder and decoder as one module: what fine-tuning trains (paper section 3; DESIGN 5).
+"""The networks of encoder training: the trained part of an encoder, alone, with a decoder, or with a scale.
 
-The encoder is taken apart at its first trained block. What comes before is the frozen trunk: it runs without gradient,
-and what it makes of an image that is not augmented never changes, so that it is worked out once. What comes after, and
-the decoder, is the module that Accelerate wraps.
+The encoder is taken apart at its first trained block: what comes before, the frozen trunk, runs without gradient.
 """
 
 from __future__ import annotations
 
 import math
-from functools import cached_property
 from typing import Any, Self
 
 import torch
@@ -21,6 +18,9 @@ from jzi.encode.encoder import Encoder
 from jzi.encode.families import blocks_of
 from jzi.errors import ConfigError
 
+#: CLIP's limit for what cosine similarities are multiplied with (Radford et al. 2021, section 2.5).
+MAX_SCALE = 100.0
+
 
 class TrainedEncoder(nn.Module):
     """The trained part of an encoder.
@@ -29,7 +29,7 @@ class TrainedEncoder(nn.Module):
         encoder: its weights are the ones that are trained.
         blocks: how many of its last blocks are trained, with the final layernorm; "all" trains everything.
         checkpointing: compute activations again in the backward pass.
-        trunk_dtype: what the trunk's output is kept as.
+        trunk_dtype: of the trunk's output, and so of the residual stream of the trained blocks.
 
     Raises:
         ConfigError: the encoder has fewer blocks.
@@ -66,12 +66,6 @@ class TrainedEncoder(nn.Module):
                 parameter.requires_grad_(False)
         self._context: dict[str, Any] | None = None
 
-    @cached_property
-    def tokens(self) -> int:
-        """How many tokens the trunk makes of an image."""
-        with torch.no_grad():
-            return self.family.tokens(self.model, self._blank()).shape[1]
-
     def train(self, mode: bool = True) -> Self:
         """Dropout, where a config has any, in the trained parts only."""
         super().train(mode)
@@ -81,28 +75,9 @@ class TrainedEncoder(nn.Module):
                 part.train(mode)
         return self
 
-    @torch.no_grad()
-    def trunk(self, pixels: Tensor) -> Tensor:
-        """(n, 3, S, S) normalised to what `forward` takes: (n, token, feature) out of the last frozen block.
-
-        Where everything is trained, they are the pixels themselves.
-        """
-        if not self.has_trunk:
-            return pixels
-        if not len(pixels):
-            return torch.empty(
-                0, self.tokens, self.model.config.hidden_size, dtype=self.trunk_dtype, device=self.device
-            )
-        tokens, context = self.family.tokens(self.model, pixels), self._block_context()
-        for block in blocks_of(self.model)[: self._first]:
-            tokens = block(tokens, **context)
-        return tokens.to(self.trunk_dtype)
-
-    def embed(self, inputs: Tensor) -> Tensor:
-        """What `trunk` gave to (n, feature) float32 embeddings."""
-        tokens, context = inputs, self._block_context()
-        if not self.has_trunk:
-            tokens = self.family.tokens(self.model, inputs)
+    def embed(self, pixels: Tensor) -> Tensor:
+        """(n, 3, S, S) normalised pixels to (n, feature) float32 embeddings."""
+        tokens, context = self._trunk(pixels), self._block_context()
         for block in blocks_of(self.model)[self._first :]:
             if self.checkpointing and torch.is_grad_enabled():
                 tokens = checkpoint(block, tokens, use_reentrant=False, **context)
@@ -110,16 +85,26 @@ class TrainedEncoder(nn.Module):
                 tokens = block(tokens, **context)
         return self.family.pool(self.model, tokens).float()
 
-    def embed_both(self, inputs: Tensor, tiles: Tensor) -> tuple[Tensor, Tensor]:
+    def embed_both(self, pixels: Tensor, tiles: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings of photos, (photo, feature), and of the distinct tiles that they see, (tile, feature).
 
         Args:
-            inputs: of the photos' squares, photo by photo, then of the distinct tiles; each as `trunk` gave it.
+            pixels: of the photos' squares, photo by photo, then of the distinct tiles, normalised.
             tiles: (photo, ...) which of those tiles each photo sees.
         """
-        squares = len(inputs) - int(tiles.max()) - 1
-        embedding = self.embed(inputs)
+        squares = len(pixels) - int(tiles.max()) - 1
+        embedding = self.embed(pixels)
         return embedding[:squares].unflatten(0, (len(tiles), -1)).mean(1), embedding[squares:]
+
+    def _trunk(self, pixels: Tensor) -> Tensor:
+        """(n, token, feature) out of the last frozen block."""
+        if not self.has_trunk:
+            return self.family.tokens(self.model, pixels)
+        with torch.no_grad():
+            tokens, context = self.family.tokens(self.model, pixels), self._block_context()
+            for block in blocks_of(self.model)[: self._first]:
+                tokens = block(tokens, **context)
+            return tokens.to(self.trunk_dtype)
 
     def _block_context(self) -> dict[str, Any]:
         if self._context is None:
@@ -137,44 +122,54 @@ class JointModel(TrainedEncoder):
         encoder: its weights are the ones that are trained.
         decoder: of the encoder's width.
         blocks: as `TrainedEncoder`.
-        contrast: whether photos and tiles are contrasted too.
         options: as `TrainedEncoder`.
     """
 
-    def __init__(
-        self, encoder: Encoder, decoder: ZoomDecoder, blocks: int | str, *, contrast: bool = False, **options: Any
-    ) -> None:
+    def __init__(self, encoder: Encoder, decoder: ZoomDecoder, blocks: int | str, **options: Any) -> None:
         super().__init__(encoder, blocks, **options)
         self.decoder = decoder
-        #: Log of what cosine similarities are multiplied with in the contrast; CLIP's start.
-        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07), device=self.device)) if contrast else None
 
-    def forward(self, inputs: Tensor, tiles: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """The decoder's logits; every image goes through the encoder once.
+    def forward(self, pixels: Tensor, tiles: Tensor, actions: Tensor) -> Tensor:
+        """The decoder's logits, (photo, step, action); every image goes through the encoder once.
 
         Args:
-            inputs: of the photos' squares, photo by photo, then of the distinct tiles; each as `trunk` gave it.
+            pixels: of the photos' squares, photo by photo, then of the distinct tiles, normalised.
             tiles: (photo, step) which of those tiles each photo sees.
             actions: (photo, step) true actions.
+        """
+        query, seen = self.embed_both(pixels, tiles)
+        return self.decoder(query, seen[tiles], actions)
+
+
+class ContrastiveEncoder(TrainedEncoder):
+    """The trained part of an encoder, and what cosine similarities are multiplied with.
+
+    Args:
+        encoder: its weights are the ones that are trained.
+        blocks: as `TrainedEncoder`.
+        scale: at first.
+        learned: whether the scale is trained too.
+        options: as `TrainedEncoder`.
+    """
+
+    def __init__(self, encoder: Encoder, blocks: int | str, scale: float, learned: bool, **options: Any) -> None:
+        super().__init__(encoder, blocks, **options)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(scale), device=self.device), requires_grad=learned)
+
+    def forward(self, pixels: Tensor, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Embeddings of unit length.
+
+        Args:
+            pixels: of the photos' squares, photo by photo, then of the distinct cells, normalised.
+            cells: (photo,) which of those cells each photo is in.
 
         Returns:
-            (photo, step, action), and the contrast; 0 where none is wanted.
+            (photo, feature) of the photos and of their cells, and the scale.
         """
-        query, seen = self.embed_both(inputs, tiles)
-        return self.decoder(query, seen[tiles], actions), self._contrast(query, seen, tiles)
-
-    def _contrast(self, query: Tensor, seen: Tensor, tiles: Tensor) -> Tensor:
-        """InfoNCE of each photo's tile among the batch's tiles of that level; the mean over levels."""
-        if self.log_scale is None or tiles.shape[1] == 1:
-            return query.new_zeros(())
-        query, seen = F.normalize(query.float(), dim=-1), F.normalize(seen.float(), dim=-1)
-        scale, losses = bounded(self.log_scale), []
-        for level in range(1, tiles.shape[1]):
-            others, own = tiles[:, level].unique(return_inverse=True)
-            losses.append(F.cross_entropy(scale * query @ seen[others].T, own))
-        return torch.stack(losses).mean()
+        query, seen = self.embed_both(pixels, cells)
+        return F.normalize(query, dim=-1), F.normalize(seen[cells], dim=-1), self.log_scale.exp().clamp(max=MAX_SCALE)
 
 
-def bounded(log_scale: Tensor) -> Tensor:
-    """What cosine similarities are multiplied with, up to CLIP's limit."""
-    return log_scale.exp().clamp(max=100.0)
+def trained_parameters(module: nn.Module) -> list[nn.Parameter]:
+    """Those that have a gradient."""
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]

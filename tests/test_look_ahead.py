@@ -1,4 +1,4 @@
-"""Looking ahead, labels that know of distance, turns of one's own; and off, the paper's decoder and training."""
+"""Looking ahead; and without it, the paper's decoder."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812
 
 from jzi.decode.config import DecoderConfig
 from jzi.decode.decoder import ZoomDecoder
@@ -17,9 +16,7 @@ from jzi.decode.tile_table import TileTable
 from jzi.errors import CacheError
 from jzi.store.map_embeddings import ENCODED, NODATA, MapEmbeddings
 from jzi.store.pyramid import Pyramid
-from jzi.train.common import make_decoder
-from jzi.train.config import TrainConfig
-from jzi.train.targets import distance_labels, next_action_loss, own_turns
+from jzi.train.zoom import make_decoder
 
 WIDTH = 16
 AHEAD = ("children", "cells")
@@ -70,12 +67,6 @@ def test_off_is_the_papers_decoder_to_the_last_bit_and_by_the_same_name() -> Non
     extra = set(ahead.state_dict()) - set(plain.state_dict())
     assert extra and all(name.startswith("look_ahead.") for name in extra)
     assert set(plain.config.to_dict()) == {"width", "actions", "layers", "heads", "dropout"}
-    logits, right = torch.randn(5, 3, 16), torch.randint(16, (5, 3))
-    expected = F.cross_entropy(logits.flatten(0, 1), right.flatten(), label_smoothing=0.1)
-    assert torch.equal(next_action_loss(logits, right, TrainConfig()), expected)
-
-
-# Looking ahead
 
 
 @pytest.mark.parametrize("look_ahead", AHEAD)
@@ -138,57 +129,3 @@ def test_cells_that_are_not_there_are_refused(features) -> None:
     table = TileTable(replace(features, cells=None))
     with pytest.raises(CacheError, match="encode-map --cells"):
         table.below(torch.tensor([0]), "cells")
-
-
-# Targets
-
-
-@pytest.mark.parametrize("sigma", [0.5, 1.0, 2.0])
-def test_distance_labels_are_probabilities_that_fall_with_distance_alike_on_all_sides(sigma: float) -> None:
-    labels = distance_labels(16, 0.2, sigma).view(4, 4, 4, 4)  # true row, true col, row, col
-    torch.testing.assert_close(labels.sum((2, 3)), torch.ones(4, 4))
-    assert labels[1, 1, 0, 1] == labels[1, 1, 2, 1] == labels[1, 1, 1, 0] == labels[1, 1, 1, 2]
-    assert labels[1, 1, 1, 1] > labels[1, 1, 1, 2] > labels[1, 1, 2, 2] > labels[1, 1, 1, 3] > labels[1, 1, 3, 3] > 0
-    assert (labels.view(16, 16).argmax(1) == torch.arange(16)).all()
-
-
-def test_wide_distance_labels_are_label_smoothing() -> None:
-    logits, right = torch.randn(5, 3, 16), torch.randint(16, (5, 3))
-    wide = next_action_loss(logits, right, TrainConfig(targets="distance", target_sigma=1e4))
-    torch.testing.assert_close(wide, next_action_loss(logits, right, TrainConfig()))
-
-
-# Turns of one's own
-
-
-def test_no_turns_of_ones_own_are_the_true_ways(features) -> None:
-    table = TileTable(features)
-    query, actions = ways(features, 50)
-    tiles, taken, right = own_turns(make("none"), table, query, actions, 0.0)
-    assert torch.equal(taken, actions) and torch.equal(right, actions)
-    assert torch.equal(tiles, table.along(actions.numpy()))
-
-
-@pytest.mark.parametrize("look_ahead", ["none", "cells"])
-def test_turns_of_ones_own_keep_to_the_imagery_and_are_answered_by_the_nearest_child(features, look_ahead) -> None:
-    table, pyramid = TileTable(features), features.pyramid
-    query, actions = ways(features, 300)
-    torch.manual_seed(0)
-    tiles, taken, right = own_turns(make(look_ahead), table, query, actions, 1.0)
-    assert torch.equal(tiles, table.along(taken.numpy()))
-    assert table.child_mask[tiles, taken].all() and table.child_mask[tiles, right].all()
-    off = (taken[:, :2] != actions[:, :2]).any(1)
-    assert 0.5 < off.float().mean() < 1
-    assert torch.equal(right[~off], actions[~off])
-    true_row, true_col = pyramid.path_to_tile(actions.numpy())
-    for photo in range(300):
-        for level in range(3):
-            ends = []
-            for child in range(4):
-                path = [*taken[photo, :level].tolist(), child]
-                row, col = pyramid.path_to_tile(np.array(path + [0] * (2 - level)))
-                side = 2 ** (2 - level)
-                across = [max(first - true, true - first - side + 1, 0) for first, true in
-                          ((int(row), true_row[photo]), (int(col), true_col[photo]))]  # fmt: skip
-                ends.append(np.hypot(*across) if table.child_mask[tiles[photo, level], child] else np.inf)
-            assert ends[right[photo, level]] == min(ends)

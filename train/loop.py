@@ -1,0 +1,286 @@
+"""The training loop that stage two, fine-tuning and retrieval share: each is a `Task` that it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+from tqdm import tqdm
+
+from jzi.encode.device import best_device
+from jzi.errors import ConfigError, TrainingError
+from jzi.train.config import TrainingConfig
+from jzi.train.run import Checkpointer, Metrics, TrainingRun
+from jzi.train.task import Batch, Task
+
+
+class TrainingLoop:
+    """Runs a task's epochs: steps, validation, the best epoch, states to resume from, metrics, interrupts.
+
+    Args:
+        task: what is trained.
+        run: its folder on disk.
+        progress: whether to show it.
+    """
+
+    def __init__(self, task: Task, run: TrainingRun, *, progress: bool = True) -> None:
+        self.task, self.run, self.accelerator, self.config = task, run, task.accelerator, task.config
+        config = self.config
+        optimizer = torch.optim.AdamW(
+            [group for group in task.parameter_groups() if group["params"]],
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            fused=task.fused,
+        )
+        self.steps = task.steps()
+        total = max(1, config.epochs * self.steps)
+        self.schedule = LambdaLR(optimizer, lambda step: learning_rate_factor(step, total, config.warmup))
+        self.model, self.optimizer = self.accelerator.prepare(task.network, optimizer)
+        self.checkpointer = Checkpointer(run, config.save_every_s, due=task.check_every is None)
+        self.show = progress and self.accelerator.is_main_process
+        self.interrupts: list[int] = []
+
+    def train(self, state: dict[str, Any]) -> int:
+        """Train from a state to the end; the number of photos that were trained on.
+
+        Args:
+            state: from `TrainingRun.resume`.
+
+        Raises:
+            TrainingError: the loss is not finite.
+            ModelError: the disk is full.
+            KeyboardInterrupt: Ctrl-C was pressed; the state is saved.
+        """
+        accelerator, config = self.accelerator, self.config
+        if config.trackers:
+            accelerator.init_trackers("jzi", config={k: v for k, v in asdict(config).items() if k != "trackers"})
+        if "weights" in state:
+            self._restore(state)
+        samples = 0
+        first, step, losses = state["epoch"], state["step"], list(state["losses"])
+        bar = tqdm(
+            total=config.epochs * self.steps,
+            initial=first * self.steps + step,
+            unit="step",
+            desc=self.task.label,
+            disable=not self.show,
+        )
+        with bar, first_interrupt() as self.interrupts:
+            for epoch in range(first, config.epochs):
+                began = time.monotonic()
+                photos = self._epoch(epoch, step, losses, bar)
+                seconds = time.monotonic() - began
+                samples += photos
+                metrics: Metrics = {
+                    "epoch": epoch + 1,
+                    "loss": self.task.epoch_loss(losses),
+                    "learning_rate": float(self.schedule.get_last_lr()[0]),
+                    "seconds": seconds,
+                    "samples_per_s": photos / seconds,
+                }
+                if accelerator.is_main_process:
+                    self._finish_epoch(epoch, metrics, bar)
+                accelerator.wait_for_everyone()
+                step, losses = 0, []
+                if self._agreed(bool(self.interrupts)):
+                    self._save(epoch + 1, 0, [])
+                    raise KeyboardInterrupt
+        return samples
+
+    def close(self) -> None:
+        """Leave the group of processes."""
+        del self.model, self.optimizer
+        self.accelerator.free_memory()  # what was wrapped for the processes goes before their group does
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
+
+    def _epoch(self, epoch: int, first: int, losses: list[float], bar: tqdm) -> int:
+        """The steps of an epoch from `first` on; appends their losses and returns the number of photos."""
+        batches = self.task.batches(epoch, first)
+        self.task.network.train()
+        every, alone = self.task.check_every, self.accelerator.num_processes == 1
+        pending: list[Tensor] = []
+        samples = 0
+        for step, batch in enumerate(batches, first):
+            pending.append(self.step(batch))
+            samples += batch.photos
+            bar.update()
+            last = step + 1 == self.steps
+            check = last or len(pending) == every
+            # Several processes agree where all of them check; one alone may stop after any step
+            stop = self._agreed(bool(self.interrupts)) if alone or check else False
+            save = self._agreed(self.checkpointer.is_due()) if every and (alone or check) else False
+            if check or stop or save:
+                self._check(pending, losses, epoch)
+                bar.set_postfix(loss=f"{np.mean(losses[-100:]):.3f}", refresh=False)
+                pending = []
+            if (stop or save) and not last:
+                self._save(epoch, step + 1, losses)
+            if stop and not last:
+                raise KeyboardInterrupt
+        return samples
+
+    def step(self, batch: Batch) -> Tensor:
+        """One step of the optimizer; the mean loss, on the device."""
+        count = sum(batch.sizes)
+        losses = []
+        for number, (part, size) in enumerate(zip(batch.parts, batch.sizes, strict=True), 1):
+            last = number == len(batch.parts)
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
+                loss = self.task.loss(self.model, part)
+                if len(batch.parts) > 1:
+                    loss = loss * (size / count)
+                self.accelerator.backward(loss)
+            losses.append(loss.detach())
+        self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad()
+        return sum(losses[1:], losses[0])
+
+    def _agreed(self, wanted: bool) -> bool:
+        """Whether any process wants it; all of them have to ask."""
+        if self.accelerator.num_processes == 1:
+            return wanted
+        flag = torch.tensor(float(wanted), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(flag, "sum") > 0)
+
+    def _check(self, pending: list[Tensor], losses: list[float], epoch: int) -> None:
+        """All-reduce pending losses; raise if one is not finite."""
+        mean = self.accelerator.reduce(torch.stack(pending), "mean").tolist()
+        if bad := [loss for loss in mean if not math.isfinite(loss)]:
+            if self.accelerator.is_main_process:
+                self.task.write_kept()
+            kept = f"the best epoch so far is kept in {self.run.folder}" if self.run.metrics else "no epoch is done yet"
+            raise TrainingError(
+                f"the loss is {bad[0]} in epoch {epoch + 1}: {kept}; train with a lower "
+                f"{self.config.section}.learning_rate into another folder"
+            )
+        losses += mean
+
+    def _finish_epoch(self, epoch: int, metrics: Metrics, bar: tqdm) -> None:
+        """Validate, keep the network if it is the best so far, and save the state if that is due."""
+        self.task.network.eval()
+        with torch.inference_mode():
+            metrics |= self.task.validate()
+        if self.run.is_best(metrics):
+            self.task.keep()
+        self.run.log(metrics)
+        if self.task.check_every or epoch + 1 == self.config.epochs or self.checkpointer.is_due():
+            self._save(epoch + 1, 0, [])
+        self.accelerator.log(metrics, step=epoch + 1)
+        recall = [f"{name} {100 * value:.1f} %" for name, value in metrics.items() if name.startswith("recall")]
+        if self.task.check_every and self.accelerator.is_main_process:
+            line = [f"epoch {epoch + 1} of {self.config.epochs}: loss {metrics['loss']:.3f}", *recall]
+            bar.write(", ".join(line), file=sys.stderr)
+        else:
+            bar.set_postfix_str(", ".join([f"loss={metrics['loss']:.3f}", *recall[:1]]))
+
+    def _save(self, epoch: int, step: int, losses: list[float]) -> None:
+        if self.accelerator.is_main_process and not self.checkpointer.holds(epoch, step):
+            self.task.write_kept()
+            self.checkpointer.save(self._state(epoch, step, losses))
+
+    def _state(self, epoch: int, step: int, losses: list[float]) -> dict[str, Any]:
+        position = {"epoch": epoch, "step": step, "losses": list(losses)}
+        if epoch == self.config.epochs:  # nothing is left to resume, and the rest is three times the network's size
+            return position
+        scaler = self.accelerator.scaler
+        return {
+            **position,
+            **self.task.extra_state(),
+            "weights": {name: value for name, value in self.task.network.named_parameters() if value.requires_grad},
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": scaler.state_dict() if scaler else None,
+        }
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.task.load_extra_state(state)
+        with torch.no_grad():
+            parameters = dict(self.task.network.named_parameters())
+            for name, value in state["weights"].items():
+                parameters[name].copy_(value)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        if state["scaler"] and self.accelerator.scaler:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+
+
+def make_accelerator(config: TrainingConfig, folder: Path) -> Accelerator:
+    """Accelerate's device, precision, processes and trackers.
+
+    Raises:
+        ConfigError: the precision or a tracker is not available, or the processes cannot share a batch.
+    """
+    available = {str(tracker) for tracker in get_available_trackers()}
+    if missing := [name for name in config.trackers if name not in available]:  # Accelerate would ignore them
+        raise ConfigError(
+            f"{config.section}.trackers names {', '.join(missing)}, which must be installed first (pip install ...)"
+        )
+    precision = config.precision
+    if precision == "auto":
+        precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
+    try:
+        accelerator = Accelerator(
+            cpu=best_device() == "cpu",
+            mixed_precision=precision,
+            log_with=list(config.trackers) or None,
+            project_dir=str(folder / "train"),
+        )
+    except (ValueError, ImportError) as error:
+        what = f"{config.section}.precision or {config.section}.trackers"
+        raise ConfigError(f"{what} is not available here: {error}") from error
+    if config.batch_size % accelerator.num_processes:
+        raise ConfigError(
+            f"{config.section}.batch_size is {config.batch_size}, which {accelerator.num_processes} processes cannot "
+            "share evenly"
+        )
+    return accelerator
+
+
+def learning_rate_factor(step: int, steps: int, warmup: float) -> float:
+    """Linear warm-up over a share of the steps, then a cosine to zero."""
+    warm = max(1, round(warmup * steps))
+    if step < warm:
+        return (step + 1) / warm
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+@contextlib.contextmanager
+def first_interrupt() -> Iterator[list[int]]:
+    """Collects the first Ctrl-C, so that a step is finished and saved before it stops; the second stops at once.
+
+    Nothing is collected outside of the main thread, or where the process ignores Ctrl-C.
+    """
+    received: list[int] = []
+
+    def receive(number: int, _: object) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    main = threading.current_thread() is threading.main_thread()  # which alone may handle signals
+    before = signal.getsignal(signal.SIGINT)
+    if not main or before is signal.SIG_IGN:
+        yield received
+        return
+    signal.signal(signal.SIGINT, receive)
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGINT, before)
