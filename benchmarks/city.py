@@ -251,7 +251,7 @@ def main(
     jobs: int,
 ) -> None:
     """Build a city in FOLDER from the heights of its buildings."""
-    began = time.perf_counter()
+    start = time.perf_counter()
     try:
         if window and center:
             raise ConfigError("--window and --center both set the position of the window; pass only one of them")
@@ -272,7 +272,7 @@ def main(
     except JziError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(2)
-    click.echo(f"{folder}: {photos + val + test} photos, {time.perf_counter() - began:.0f} s")
+    click.echo(f"{folder}: {photos + val + test} photos, {time.perf_counter() - start:.0f} s")
 
 
 if __name__ == "__main__":
