@@ -13,11 +13,12 @@ from jzi.commands.common import UsageError
 from jzi.commands.demo import demo
 from jzi.commands.evaluate import evaluate_command
 from jzi.commands.locate import locate
-from jzi.commands.process import Termination, bound_spinning, handled_warnings_ignored
+from jzi.commands.process import Termination, handled_warnings_ignored
 from jzi.commands.retrieve import index, train_retriever_command
 from jzi.commands.serve import serve
 from jzi.commands.stage_one import encode_map_command, encode_queries_command, finetune
 from jzi.commands.stage_two import import_checkpoint_command, train_decoder_command
+from jzi.encode.threads import bound_spinning
 from jzi.errors import JziError
 from jzi.version import __version__
 

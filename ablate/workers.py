@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from jzi.ablate.trials import Trial, run_trial
 from jzi.encode.device import best_device
+from jzi.encode.threads import sleep_at_once
 from jzi.errors import JziError, TrainingError
 from jzi.store.cache import FeatureCache
 from jzi.train.data import TrainingData
@@ -101,7 +102,7 @@ def _run_group(group: list[Trial], jobs: int, device: int, bar: tqdm, trials: Se
 
 def _start(process: BaseProcess) -> None:
     before = dict(os.environ)
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    sleep_at_once()
     for name in _LAUNCHED:
         os.environ.pop(name, None)
     try:
@@ -141,13 +142,14 @@ def _is_free(trial: Trial) -> bool:
 def _work(trials: list[Trial], device: int, errors: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too, and says how to go on
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    tqdm.set_lock(threading.RLock())  # its own lock has a semaphore, which a worker that is ended would leave behind
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         use_device(device)
         run_free(trials)
     except JziError as error:
         errors.send(error)
-    except SystemExit:
+    except (SystemExit, KeyboardInterrupt):
         os._exit(143)  # what was being written has been taken back; torch takes seconds to end in order
 
 

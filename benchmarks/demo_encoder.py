@@ -15,7 +15,7 @@ from pathlib import Path
 
 import click
 
-from jzi.demo.tour import run_demo
+from jzi import cli
 from jzi.evaluate.calibration import calibrate
 from jzi.evaluate.photos import LabelledPhotos
 from jzi.workspace.open import open_zoom
@@ -34,7 +34,9 @@ def main(folder: Path, photos: int, seeds: str) -> None:
         for encoder in ("random", "trained"):
             town = folder / f"{seed}-{encoder}"
             with contextlib.redirect_stdout(io.StringIO()):
-                run_demo(town, photos=photos, seed=seed, encoder=encoder)
+                how = ["--photos", str(photos), "--seed", str(seed), "--encoder", encoder]
+                if code := cli.main(["demo", str(town), *how], standalone_mode=False):
+                    raise SystemExit(code)
             expert, cache = open_zoom(town / "model", str(town / "features.zarr"))
             calibration = calibrate(expert, LabelledPhotos.load(cache, expert, "test"))
             for estimate, name in (("greedy", "greedy, the paper's"), ("radius", "most within 50 m")):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
+
+from jzi.errors import JziError
 
 
 @click.command()
@@ -22,4 +25,22 @@ def demo(folder: Path, photos: int, epochs: int | None, seed: int, size: float, 
     """
     from jzi.demo.tour import run_demo
 
-    run_demo(folder, photos=photos, epochs=epochs, seed=seed, size_m=size, encoder=encoder, only_town=only_town)
+    run_demo(
+        folder, run_command, photos=photos, epochs=epochs, seed=seed, size_m=size, encoder=encoder, only_town=only_town
+    )
+
+
+def run_command(line: str) -> None:
+    """Show a command of jzi and run it as a user would, within the one that is running.
+
+    Raises:
+        JziError: it fails.
+    """
+    context = click.get_current_context()
+    root = context.find_root().command
+    click.echo(f"\n$ jzi {line}")
+    try:
+        with root.make_context("jzi", shlex.split(line), parent=context) as inner:
+            root.invoke(inner)
+    except click.ClickException as error:
+        raise JziError(error.format_message()) from error

@@ -1,10 +1,8 @@
-"""What the process of a command sets for itself, and a library must not: how threads wait, warnings, SIGTERM."""
+"""What the process of a command sets for itself, and a library must not: warning filters and signal handlers."""
 
 from __future__ import annotations
 
-import os
 import signal
-import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -14,29 +12,12 @@ from types import FrameType
 #: Exit codes by the convention of shells: 128 and the signal's number.
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 
-#: Rounds that an OpenMP thread spins before it sleeps. Beside two busy processes a training step takes 1.7 s rather
-#: than the 4.1 s of libgomp's default, and on idle cores a zoom takes 17 ms rather than the 42 ms of sleeping at once
-#: (`benchmarks/RESULTS.md`).
-SPIN_COUNT = 200_000
-
-#: Who sets one of these has decided how threads wait. OMP_NUM_THREADS is not among them: it says how many there are.
-WAITING_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
-
 #: Warnings about what jzi takes care of, by the start of their message: their classes would have to be imported.
 HANDLED_WARNINGS = (
     "Dataset has no geotransform",  # rasterio: an ImageryError where it matters; the rest are arrays being warped
     r"Image size \(\d+ pixels\) exceeds limit",  # Pillow: the limit is jzi.encode.photos.MAX_PIXELS
     "Consolidated metadata is currently not part",  # Zarr: a reader that does not know it reads without
 )
-
-
-def bound_spinning() -> None:
-    """Set how long idle OpenMP threads spin, unless the user has decided how they wait.
-
-    Must be called before torch is imported: libgomp reads its variables when it is loaded.
-    """
-    if "torch" not in sys.modules and not any(name in os.environ for name in WAITING_VARIABLES):
-        os.environ["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
 
 
 @contextmanager

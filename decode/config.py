@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from jzi.errors import ConfigError
+from pydantic import Field
 
-#: What the decoder may see of what lies below a tile.
-LOOK_AHEAD = ("none", "children", "cells")
+from jzi.store.setting_checks import check_settings
 
 
 @dataclass(frozen=True)
@@ -25,26 +24,21 @@ class DecoderConfig:
             similar to the photo. The cache must hold them (`jzi encode-map --tokens`).
         look_ahead: "none", the paper's; "children" scores each child by its own embedding too; "cells" does so in the
             last step too, whose children are the terminal cells: the cache must hold them.
+
+    Raises:
+        ConfigError: the type or the range of a value is wrong.
     """
 
-    width: int = 768
-    actions: int = 16
-    layers: int = 6
-    heads: int = 8
-    dropout: float = 0.1
-    patch_tokens: int = 0
-    look_ahead: str = "none"
+    width: Annotated[int, Field(ge=1)] = 768
+    actions: Annotated[int, Field(ge=1)] = 16
+    layers: Annotated[int, Field(ge=1)] = 6
+    heads: Annotated[int, Field(ge=1)] = 8
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    patch_tokens: Annotated[int, Field(ge=0)] = 0
+    look_ahead: Literal["none", "children", "cells"] = "none"
 
     def __post_init__(self) -> None:
-        if self.patch_tokens < 0:
-            raise ConfigError(f"decoder.patch_tokens is {self.patch_tokens}: it must be 0 or more")
-        if self.look_ahead not in LOOK_AHEAD:
-            raise ConfigError(f"decoder.look_ahead {self.look_ahead!r} is none of {', '.join(LOOK_AHEAD)}")
-        if self.layers < 1 or self.heads < 1 or not 0 <= self.dropout < 1:
-            raise ConfigError(
-                "decoder.layers and decoder.heads must be at least 1 and decoder.dropout in 0..1, not "
-                f"{self.layers}, {self.heads} and {self.dropout}"
-            )
+        check_settings("decoder", self)
 
     @property
     def hidden(self) -> int:

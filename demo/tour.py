@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 from tqdm import tqdm
 
-from jzi.errors import ConfigError, JziError
+from jzi.errors import ConfigError
 
 #: 84 pixels of a tile are what the demo's encoder sees: six patches a side, for laptops.
 IMAGE_SIZE = 84
@@ -27,6 +27,7 @@ AFRESH = "--set decoder.layers=3 --set decoder.heads=4 --set train.batch_size=64
 
 def run_demo(
     folder: Path,
+    run: Callable[[str], object],
     *,
     photos: int = 4096,
     epochs: int | None = None,
@@ -41,6 +42,7 @@ def run_demo(
 
     Args:
         folder: where everything goes.
+        run: runs a command of jzi, given as a user would type it after `jzi`; raises JziError where that fails.
         photos: how many street photos to render.
         epochs: of the decoder's training; by default 3 where it goes on from the trained one, which it does in the
             town of that, and 20 from scratch.
@@ -63,22 +65,22 @@ def run_demo(
     with contextlib.chdir(folder):
         name = {"trained": "finetuned/encoder", "random": "random-encoder"}.get(encoder, encoder)
         if encoder == "trained" and not Path("finetuned").exists():
-            shutil.copytree(FINETUNED, "finetuned")
-        if encoder == "random":
-            _write_random_encoder(Path(name))
+            _make_folder(Path("finetuned"), lambda path: shutil.copytree(FINETUNED, path))
+        if encoder == "random" and not Path(name).exists():
+            _make_folder(Path(name), _write_random_encoder)
         if Path("jzi.toml").exists():
             _check_encoder(name, folder)
         else:
-            _run(f"init --map ortho.tif --queries photos --encoder {name} --image-size {IMAGE_SIZE}")
+            run(f"init --map ortho.tif --queries photos --encoder {name} --image-size {IMAGE_SIZE}")
         if only_town:
             return
-        _run("encode-map")
-        _run("encode-queries")
+        run("encode-map")
+        run("encode-queries")
         how = GO_ON if at_home else AFRESH
-        _run(f"train-decoder --set train.epochs={epochs} {how}")
-        _run("evaluate --estimates --radii 20,50,100")
+        run(f"train-decoder --set train.epochs={epochs} {how}")
+        run("evaluate --estimates --radii 20,50,100")
         photo = Path("photos") / _held_out_photo()
-        _run(f"locate {photo} --picture zoom.png --map zoom.html")
+        run(f"locate {photo} --picture zoom.png --map zoom.html")
     told = {
         "trained": _trained_on(at_home),
         "random": "Its encoder has random weights and was never trained.",
@@ -109,21 +111,16 @@ def _check_encoder(name: str, folder: Path) -> None:
         raise ConfigError(f"{folder} holds a demo with the encoder {found}, not {name}; choose another folder")
 
 
-def _run(command: str) -> None:
-    """Run a command of jzi as a user would type it."""
-    from jzi.cli import main
-
-    click.echo(f"\n$ jzi {command}")
-    try:
-        main.main(shlex.split(command), prog_name="jzi", standalone_mode=False)
-    except click.ClickException as error:
-        raise JziError(error.format_message()) from error
+def _make_folder(folder: Path, make: Callable[[Path], object]) -> None:
+    """Make a folder that is complete or absent."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    make(partial)
+    partial.rename(folder)
 
 
 def _write_random_encoder(folder: Path) -> None:
     """A DINOv2 of four blocks and 128 features; the same random weights every time. The trained one began as it."""
-    if (folder / "config.json").exists():
-        return
     import torch
     from transformers import Dinov2Config, Dinov2Model
 

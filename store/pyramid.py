@@ -74,7 +74,10 @@ class Pyramid:
         if not crs.is_projected or units != {1.0}:
             raise PyramidError(f"pyramid.crs must be a projected CRS in metres, and {crs.name!r} is not")
         if not (np.isfinite([self.west, self.north, self.size]).all() and self.size > 0):
-            raise PyramidError(f"the pyramid's west, north and size must be finite and size positive, not {self.size}")
+            raise PyramidError(
+                f"pyramid.west, north and size are {self.west}, {self.north} and {self.size}: they must be finite, and "
+                "size more than 0"
+            )
         if not 2 <= self.grid <= 16:
             raise PyramidError(f"pyramid.grid must lie between 2 and 16, not {self.grid}")
         if not 1 <= self.levels <= 12 or self.grid**self.levels > MAX_SIDE:

@@ -12,7 +12,7 @@ from pyproj import Geod
 from torch.nn import functional
 
 from jzi.store.exif import sexagesimal
-from jzi.synth.render import render
+from jzi.synth.render import RENDERED_AT_ONCE, render
 from jzi.synth.scene import Cameras, Town
 
 CLEARANCE = 2.5  # metres from a camera to anything taller than a kerb
@@ -91,6 +91,11 @@ def _view_is_free(town: Town, x: np.ndarray, y: np.ndarray, heading_deg: np.ndar
     return free
 
 
+def photo_paths(folder: Path, count: int) -> list[Path]:
+    """The files of photos 0.. `count`."""
+    return [folder / f"{index:05d}.jpg" for index in range(count)]
+
+
 def take_photos(
     folder: Path,
     town: Town,
@@ -99,9 +104,11 @@ def take_photos(
     height_px: int,
     width_px: int,
     progress: Callable[[int], object] | None = None,
-    batch: int = 64,
 ) -> None:
     """Writes `<id>.jpg` into the folder for photos 0.. `count`; a file that is there is kept.
+
+    Interrupted and called again it writes the same bytes as in one go. Photos are rendered in groups, and a group of
+    which some are missing is rendered as a whole: the last digits of a sum may depend on a photo's place in its group.
 
     Args:
         folder: where to.
@@ -110,19 +117,19 @@ def take_photos(
         count: how many photos.
         height_px: rows of a photo.
         width_px: columns of a photo.
-        progress: called with the number of photos done since the last call.
-        batch: photos made between two calls of it.
+        progress: called with the number of photos written since the last call, after every group.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    paths = np.array([folder / f"{index:05d}.jpg" for index in range(count)])
-    missing = np.flatnonzero([not path.exists() for path in paths])
-    if progress is not None and len(missing) < count:
-        progress(count - len(missing))
+    paths = photo_paths(folder, count)
     cameras = place_cameras(town, seed, count)
-    for start in range(0, len(missing), batch):
-        chosen = missing[start : start + batch]
-        photos = render(town.scene, cameras[chosen], height_px, width_px).cpu().numpy()
-        save_photos(photos, paths[chosen], geotags(town, cameras[chosen]))
+    for start in range(0, count, RENDERED_AT_ONCE):
+        group = np.arange(start, min(start + RENDERED_AT_ONCE, count))
+        missing = np.array([not paths[index].exists() for index in group])
+        if not missing.any():
+            continue
+        photos = render(town.scene, cameras[group], height_px, width_px).cpu().numpy()
+        chosen = group[missing]
+        save_photos(photos[missing], [paths[index] for index in chosen], geotags(town, cameras[chosen]))
         if progress is not None:
             progress(len(chosen))
 

@@ -26,6 +26,7 @@ SAMPLES, FIRST_STEP, STEP_GROWTH = 256, 0.2, 0.012
 WALL_SLOPE = 0.9
 LEVEL = 0.3  # metres; for a smaller rise over a step, the exact intersection with the ray is computed
 SMOOTH_NEARER = 16.0  # metres: nearer, a ground pixel of 0.5 m covers several photo pixels and its edges show
+RENDERED_AT_ONCE = 16  # photos; 8 to 32 are equally fast on two cores, fewer are slower
 # Distances on the map, metres, at which the direction to the sun is checked for obstacles; six find houses and trees.
 SHADOW_REACH = (1.5, 3.5, 7.0, 13.0, 24.0, 42.0)
 
@@ -59,7 +60,7 @@ class _Hits:
     tilt: Tensor  # 0 for level ground to 1 for the steepest roof
 
 
-def render(scene: Scene, cameras: Cameras, height_px: int, width_px: int, batch: int = 16) -> Tensor:
+def render(scene: Scene, cameras: Cameras, height_px: int, width_px: int, batch: int = RENDERED_AT_ONCE) -> Tensor:
     """Render photos of a scene.
 
     Args:
@@ -67,7 +68,7 @@ def render(scene: Scene, cameras: Cameras, height_px: int, width_px: int, batch:
         cameras: n cameras, which stand on the scene's surface.
         height_px: rows of a photo.
         width_px: columns of a photo; pixels are square, which determines the vertical field of view.
-        batch: photos rendered at once; 8 to 32 are equally fast on two cores, fewer are slower.
+        batch: photos rendered at once.
 
     Returns:
         (n, height_px, width_px, 3) uint8 on the scene's device.

@@ -11,12 +11,13 @@ import rasterio
 from rasterio.transform import from_origin
 
 from jzi.errors import ConfigError
+from jzi.store.files import write_whole
 from jzi.synth.buildings import build, cut_lots
 from jzi.synth.canvas import Canvas
 from jzi.synth.greenery import park_cars, plant
 from jzi.synth.ground import paint_ground, paint_yards, weather
 from jzi.synth.landmarks import raise_landmarks
-from jzi.synth.photos import take_photos
+from jzi.synth.photos import photo_paths, take_photos
 from jzi.synth.render import orthophoto
 from jzi.synth.scene import Town
 from jzi.synth.streets import OPEN, lay_streets
@@ -37,8 +38,7 @@ def make_town(seed: int, size_m: float = 1280.0, resolution: float = 0.5) -> Tow
     Raises:
         ConfigError: the town is too small for streets.
     """
-    if size_m < LEAST_SIZE_M:
-        raise ConfigError(f"a town of {size_m:g} m has no room for streets; make it {LEAST_SIZE_M:g} m or more")
+    _check_size(size_m)
     rng = np.random.default_rng(seed)
     plan = lay_streets(rng, size_m, resolution)
     canvas = Canvas.blank(plan.kind.shape[0], resolution)
@@ -56,6 +56,11 @@ def make_town(seed: int, size_m: float = 1280.0, resolution: float = 0.5) -> Tow
     return Town(scene=canvas.scene(), street=street, street_deg=plan.street_deg())
 
 
+def _check_size(size_m: float) -> None:
+    if size_m < LEAST_SIZE_M:
+        raise ConfigError(f"a town of {size_m:g} m has no room for streets; make it {LEAST_SIZE_M:g} m or more")
+
+
 def write_town(
     folder: Path,
     seed: int,
@@ -66,8 +71,11 @@ def write_town(
     height_px: int = 112,
     width_px: int = 224,
     progress: Callable[[int], object] | None = None,
-) -> Town:
+) -> None:
     """Writes a town's orthophoto and geotagged photos; what is there already is kept.
+
+    A run that was interrupted is resumed at the first file that is missing, with the same bytes as in one go; the town
+    is made only where a file is missing.
 
     Args:
         folder: gets `ortho.tif` and `photos/<id>.jpg`, each complete or absent, and `town.json`, which tells what
@@ -78,10 +86,8 @@ def write_town(
         resolution: metres per pixel of the orthophoto.
         height_px: rows of a photo.
         width_px: columns of a photo.
-        progress: called with the number of photos done since the last call, as `tqdm.update` wants it.
-
-    Returns:
-        The town.
+        progress: called with the number of photos done since the last call, as `tqdm.update` wants it; first, and
+            before the town is made, with the number of those that are kept.
 
     Raises:
         ConfigError: the town is too small for streets, or the folder holds another one.
@@ -96,13 +102,20 @@ def write_town(
     note = folder / "town.json"
     if note.exists() and (found := json.loads(note.read_text())) != recipe:
         raise ConfigError(f"{folder} holds another town, made with {found}, not {recipe}; choose another folder")
-    town = make_town(seed, size_m, resolution)
+    _check_size(size_m)
     folder.mkdir(parents=True, exist_ok=True)
-    note.write_text(json.dumps(recipe))
-    if not (folder / "ortho.tif").exists():
-        _write_orthophoto(folder / "ortho.tif", town)
+    if not note.exists():
+        write_whole(note, lambda path: path.write_text(json.dumps(recipe)))
+    ortho, paths = folder / "ortho.tif", photo_paths(folder / "photos", photos)
+    kept = sum(path.exists() for path in paths)
+    if progress is not None and kept:
+        progress(kept)
+    if kept == photos and ortho.exists():
+        return
+    town = make_town(seed, size_m, resolution)
+    if not ortho.exists():
+        _write_orthophoto(ortho, town)
     take_photos(folder / "photos", town, seed, photos, height_px, width_px, progress)
-    return town
 
 
 def _write_orthophoto(path: Path, town: Town) -> None:

@@ -5,7 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -19,11 +24,12 @@ from jzi.ablate.ablation import Ablation
 from jzi.ablate.table import gather_rows, to_csv, to_text, write_tables
 from jzi.ablate.trials import Trial
 from jzi.ablate.variants import Variant, expand_grid, folder_name, read_variants
-from jzi.ablate.workers import _in_order, run_free, use_device
+from jzi.ablate.workers import _in_order, _start, run_free, use_device
 from jzi.cli import main
 from jzi.decode.config import DecoderConfig
 from jzi.decode.model import ZoomModel
 from jzi.encode.device import best_device, processes
+from jzi.encode.threads import SPIN_COUNT, WAITING_VARIABLES
 from jzi.errors import ConfigError, ModelError, TrainingError
 from jzi.evaluate.photos import LabelledPhotos
 from jzi.evaluate.protocol import evaluate
@@ -246,6 +252,43 @@ def test_a_worker_of_process_1_computes_on_gpu_1(town, monkeypatch) -> None:
         with pytest.raises(TrainingError, match="far enough"):
             run_free([trial])
     assert devices == ["cuda:1", "cuda:3"]
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, {"OMP_WAIT_POLICY": "passive"}),
+        ({"GOMP_SPINCOUNT": SPIN_COUNT}, {"OMP_WAIT_POLICY": "passive"}),  # what a command has set for itself
+        ({"GOMP_SPINCOUNT": "77"}, {"GOMP_SPINCOUNT": "77"}),
+        ({"OMP_WAIT_POLICY": "active", "RANK": "1"}, {"OMP_WAIT_POLICY": "active"}),
+    ],
+)
+def test_threads_of_workers_sleep_at_once_unless_the_user_has_decided_how_they_wait(
+    monkeypatch, environment: dict[str, str], expected: dict[str, str]
+) -> None:
+    for name in WAITING_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    before, inherited = dict(os.environ), {}
+    _start(SimpleNamespace(start=lambda: inherited.update(os.environ)))
+    assert dict(os.environ) == before
+    assert {name: inherited[name] for name in (*WAITING_VARIABLES, "RANK") if name in inherited} == expected
+
+
+def test_an_ablation_that_is_terminated_says_how_to_resume_and_nothing_else(town) -> None:
+    command = ["ablate", "train.label_smoothing=0,0.2", "--set", "train.epochs=100000", "--no-reference"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jzi", *command], cwd=town.parent, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+    )
+    while len(list(town.parent.rglob("metrics.jsonl"))) < 2:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    stderr = process.communicate(timeout=60)[1].decode()
+    assert process.returncode == 143
+    assert stderr.rstrip().splitlines()[-1] == "jzi: interrupted; what was done is kept, run the same command to go on"
+    assert "leaked" not in stderr and "Traceback" not in stderr
 
 
 def test_accelerate_computes_on_the_current_gpu_in_a_worker_and_on_its_own_when_launched(monkeypatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from jzi import demo
 from jzi.cli import main
 from jzi.decode.model import ZoomModel
 from jzi.demo.tour import _trained_on
@@ -49,6 +52,43 @@ def test_the_demo_leaves_an_area_that_the_commands_work_on(tour, monkeypatch) ->
     result = CliRunner().invoke(main, ["encode-map"])
     assert result.stdout.startswith("0 tiles encoded") and result.exit_code == 0
     assert read_config(folder / "model").pyramid.size >= 320
+
+
+def test_a_demo_that_is_interrupted_in_one_of_its_commands_stops_and_can_be_resumed(tour, monkeypatch) -> None:
+    folder, _ = tour
+    shutil.rmtree(folder / "features.zarr")
+    how = ["demo", str(folder), "--photos", "40", "--epochs", "1", "--size", "320", "--encoder", "random"]
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("jzi.encode.encoder.Encoder.encode_tiles", interrupted)
+        result = CliRunner().invoke(main, how)
+    assert result.exit_code == 130 and result.stdout.rstrip().endswith("$ jzi encode-map")
+    assert result.stderr.count("jzi: interrupted; what was done is kept, run the same command to go on") == 1
+    result = CliRunner().invoke(main, how)
+    assert result.exit_code == 0 and "This town is made" in result.stdout
+
+
+def test_the_demo_imports_nothing_that_runs_commands() -> None:
+    for file in Path(demo.__file__).parent.glob("*.py"):
+        assert not re.search(r"jzi\.(cli|commands)|from jzi import cli", file.read_text())
+
+
+@pytest.mark.parametrize("encoder", ["trained", "random"])
+def test_an_encoder_whose_copy_was_interrupted_is_copied_again(tmp_path, monkeypatch, encoder: str) -> None:
+    how = ["demo", str(tmp_path / "town"), "--photos", "20", "--size", "320", "--only-town", "--encoder", encoder]
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", interrupted)
+        assert CliRunner().invoke(main, how).exit_code == 130
+    result = CliRunner().invoke(main, how)
+    assert result.exit_code == 0, result.output
+    assert not list((tmp_path / "town").glob("*.partial")) and not list((tmp_path / "town").glob(".*.partial"))
 
 
 def test_another_demo_in_the_same_folder_is_refused(tour) -> None:

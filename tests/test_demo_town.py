@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +141,69 @@ def test_finished_photos_are_kept_and_missing_ones_made_again(written: Path) -> 
     assert lost.read_bytes() == content
     assert steps == [11, 1]
     assert not list(written.rglob("*.partial"))
+
+
+class Killed(BaseException):
+    """Stands for a signal."""
+
+
+@pytest.fixture(scope="module")
+def forty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("forty")
+    write_town(folder, 7, photos=40, size_m=SIZE_M, resolution=RESOLUTION)
+    return folder
+
+
+@pytest.mark.parametrize("photos", [0, 5, 16, 35])
+def test_a_town_whose_making_was_stopped_is_resumed_to_the_same_files(
+    tmp_path: Path, forty: Path, files_of: Callable, monkeypatch: pytest.MonkeyPatch, photos: int
+) -> None:
+    save, count = Image.Image.save, iter(range(photos))
+
+    def killed(image: Image.Image, path: Path, *how: object, **more: object) -> None:
+        save(image, path, *how, **more)
+        if next(count, None) is None:
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Image.Image, "save", killed)
+        write_town(tmp_path, 7, photos=40, size_m=SIZE_M, resolution=RESOLUTION)
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.jpg")}
+    assert len(kept) == photos
+    steps: list[int] = []
+    write_town(tmp_path, 7, photos=40, size_m=SIZE_M, resolution=RESOLUTION, progress=steps.append)
+    assert sum(steps) == 40 and (not photos or steps[0] == photos)
+    assert all(path.stat().st_mtime_ns == mtime_ns for path, mtime_ns in kept.items())
+    assert files_of(tmp_path) == files_of(forty)
+
+
+def test_a_run_that_is_stopped_between_groups_keeps_every_photo_that_was_counted(tmp_path: Path) -> None:
+    for kept, counted in ((0, [16]), (16, [16, 16]), (32, [32, 8])):
+        assert len(list(tmp_path.rglob("*.jpg"))) == kept
+        steps: list[int] = []
+
+        def stop(photos: int, kept: int = kept, steps: list[int] = steps) -> None:
+            steps.append(photos)
+            if len(steps) == 1 + (kept > 0):
+                raise Killed
+
+        with pytest.raises(Killed):
+            write_town(tmp_path, 7, photos=40, size_m=SIZE_M, resolution=RESOLUTION, progress=stop)
+        assert steps == counted
+
+
+def test_photos_that_are_kept_are_counted_before_the_town_is_made_and_a_whole_town_is_not_made(
+    forty: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise Killed
+
+    steps: list[int] = []
+    monkeypatch.setattr("jzi.synth.town.make_town", killed)
+    write_town(forty, 7, photos=40, size_m=SIZE_M, resolution=RESOLUTION, progress=steps.append)
+    with pytest.raises(Killed):
+        write_town(forty, 7, photos=41, size_m=SIZE_M, resolution=RESOLUTION, progress=steps.append)
+    assert steps == [40, 40]
 
 
 def test_a_folder_of_another_town_is_refused(written: Path) -> None:
