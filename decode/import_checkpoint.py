@@ -16,7 +16,7 @@ from torch import Tensor
 from jzi.decode.config import DecoderConfig
 from jzi.decode.decoder import ZoomDecoder
 from jzi.decode.model import create_folder, save_weights
-from jzi.encode.encoder import Encoder, known_family, quiet_transformers
+from jzi.encode.encoder import Encoder, family_of, quiet_transformers
 from jzi.errors import EncoderError, ModelError, first_line
 from jzi.store.model_folder import CONFIG
 from jzi.store.pyramid import Pyramid
@@ -61,7 +61,7 @@ def import_checkpoint(
     encoder_config = _encoder_config(encoder)
     with tempfile.TemporaryDirectory() as temporary:
         # What `save_pretrained` writes has the names that checkpoints have, whatever transformers calls them inside
-        model_class = known_family(encoder, encoder_config.model_type).model_class
+        model_class = family_of(encoder, encoder_config.model_type).model_class
         import transformers
 
         source = Path(temporary)

@@ -242,7 +242,7 @@ def files_below(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     ("command", "says"),
     [
-        ("encode-map --set encoder.name=no/such-encoder", "no folder here, and the Hugging Face hub did not give it"),
+        ("encode-map --set encoder.name=no/such-encoder", "not a local folder and cannot be downloaded"),
         ("encode-map --set encoder.image_size=42", "was filled by another encoder"),
         ("encode-map --set pyramid.size=700", "belongs to another pyramid (size"),
         ("encode-map --set decoder.depth=3", "'decoder.depth' that jzi does not know"),
@@ -265,12 +265,12 @@ def files_below(folder: Path) -> dict[str, bytes]:
         ("evaluate --radii near", "--radii takes metres"),
         ("evaluate --radii 20,-5", "--radii takes metres"),
         ("locate gone.jpg", "there is no photo gone.jpg"),
-        ("locate jzi.toml", "not a photo in a format that Pillow knows"),
+        ("locate jzi.toml", "not a photo in a format that Pillow supports"),
         ("locate photos/day0/000.jpg --model gone", "there is no model in gone"),
         ("init", "is there already"),
         ("init new", "say which area"),
         ("init new --map photos/day0/000.jpg", "not georeferenced"),
-        ("init new --map map.tif --center 60 20 --size 500", "does not touch the pyramid's area"),
+        ("init new --map map.tif --center 60 20 --size 500", "does not overlap the pyramid's area"),
         ("init new --center 100 20 --size 500", "is no place on earth"),
         ("init new --preset atlantis", "there is no preset 'atlantis'"),
         ("tile 0 0", "is outside of the area"),
