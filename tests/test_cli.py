@@ -347,7 +347,7 @@ def test_a_model_whose_map_or_encoder_is_gone_is_one_sentence(trained, tmp_path)
 def test_a_model_is_not_used_with_a_cache_of_other_imagery(trained, tmp_path) -> None:
     trained("encode-map --set map.nodata=77 --set cache.path=other.zarr")
     told = trained("locate photos/day0/000.jpg --cache other.zarr", code=2).stderr
-    assert "made from other imagery" in told and "not what the model model was trained with" in told
+    assert "made from other imagery" in told and "that the model model was trained with" in told
     assert "different imagery" in trained("info model other.zarr", code=1).stdout
 
 
