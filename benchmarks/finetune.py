@@ -76,7 +76,7 @@ def make_area(photos: int, image_size: int, device: torch.device) -> TrainingAre
     table = TileTable(MapEmbeddings(pyramid, empty, tuple(np.full((n, n), ENCODED, np.uint8) for n in sides)))
     images = torch.randint(0, 256, (pyramid.tile_count, image_size, image_size, 3), dtype=torch.uint8, device=device)
     zeros, names = np.zeros(photos), np.full(photos, "", object)
-    train = PhotoDataset(names, table.along(paths), torch.from_numpy(paths), zeros, zeros, 0)
+    train = PhotoDataset(names, table.tiles_along(paths), torch.from_numpy(paths), zeros, zeros, 0)
     return TrainingArea(pyramid, ImageryInfo("", (), ""), images, table, train, train.spread(1))
 
 

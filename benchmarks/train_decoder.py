@@ -113,7 +113,7 @@ class Steps:
         paths = rng.integers(0, table.pyramid.actions, (count, table.pyramid.levels))
         samples = ZoomDataset(
             query=torch.randn(count, 1, self.decoder.width, device=self.device).half(),
-            tiles=table.along(paths),
+            tiles=table.tiles_along(paths),
             actions=torch.from_numpy(paths).to(self.device),
             latitude=np.zeros(count),
             longitude=np.zeros(count),

@@ -114,7 +114,7 @@ class TrainingArea:
         tiles = TileTable(MapEmbeddings(pyramid, nothing, tuple(status)))
 
         def find(paths: NDArray[np.int64]) -> tuple[Tensor, NDArray[np.bool_]]:
-            return tiles.along(paths), tiles.reachable(paths)
+            return tiles.tiles_along(paths), tiles.is_reachable(paths)
 
         split = {name: PhotoDataset.of(pyramid, table, name, find) for name in ("train", "val")}
         return cls(pyramid, imagery.info(), images, tiles, split["train"], split["val"].spread(val_photos))

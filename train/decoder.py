@@ -186,8 +186,8 @@ class DecoderTask(Task):
         tiles, actions = self.train.tiles[index], self.train.actions[index]  # (batch, step)
         query = self.train.query[index, view].float()
         with self.accelerator.autocast():
-            seen, below = self.table.read(self.network.config, tiles, query)
-            logits = model(query, seen, actions, below)
+            tokens, children = self.table.inputs(self.network.config, tiles, query)
+            logits = model(query, tokens, actions, children)
         smoothing = self.config.label_smoothing
         return F.cross_entropy(logits.float().flatten(0, 1), actions.flatten(), label_smoothing=smoothing)
 

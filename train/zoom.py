@@ -98,7 +98,7 @@ def _loss(decoder: ZoomDecoder, table: TileTable, samples: ZoomDataset) -> float
     total = torch.zeros((), device=table.device)
     for index in torch.arange(len(samples), device=table.device).split(decoder.config.batch(BATCH)):
         query, actions = samples.query[index, 0].float(), samples.actions[index]
-        seen, below = table.read(decoder.config, samples.tiles[index], query)
-        logits = decoder(query, seen, actions, below)
+        tokens, children = table.inputs(decoder.config, samples.tiles[index], query)
+        logits = decoder(query, tokens, actions, children)
         total += F.cross_entropy(logits.flatten(0, 1), actions.flatten(), reduction="sum")
     return float(total) / samples.actions.numel()
