@@ -50,6 +50,6 @@ class DecoderConfig:
         return max(1, 2 * plain // (2 + self.patch_tokens))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON; what is off is left out, so that a decoder without it is known as it always was."""
+        """Return the entries for config.json and run fingerprints; options that are off are left out."""
         off = (("patch_tokens", 0), ("look_ahead", "none"))
         return {name: value for name, value in asdict(self).items() if (name, value) not in off}
