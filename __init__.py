@@ -1,4 +1,4 @@
-"""jzi tells where a street-level photo was taken by zooming into an overhead map.
+"""Locate street-level photos by zooming into an overhead map.
 
 >>> import jzi
 >>> location = jzi.load("model").locate("photo.jpg")  # doctest: +SKIP
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from jzi.store.pyramid import TileKey as TileKey
     from jzi.workspace.open import load as load
 
-#: What the package gives, and where it is: imported when it is asked for, so that `import jzi` costs nothing.
+#: Public names and their modules, which are imported on first use: `import jzi` loads nothing heavy.
 _EXPORTS = {
     "Candidate": "jzi.locate.location",
     "DecoderConfig": "jzi.decode.config",

@@ -1,4 +1,4 @@
-"""The command `jzi`: its commands in the order in which they are used, and how errors become sentences."""
+"""The command `jzi`: its subcommands, error messages and exit codes."""
 
 from __future__ import annotations
 
@@ -9,40 +9,42 @@ import click
 from jzi.commands.ablate import ablate
 from jzi.commands.area import info, init, tile
 from jzi.commands.cache import cache
+from jzi.commands.checkpoint import import_checkpoint_command
 from jzi.commands.common import UsageError
 from jzi.commands.demo import demo
+from jzi.commands.encode import encode_map_command, encode_queries_command
 from jzi.commands.evaluate import evaluate_command
+from jzi.commands.finetune import finetune
 from jzi.commands.locate import locate
 from jzi.commands.process import Termination, handled_warnings_ignored
 from jzi.commands.retrieve import index, train_retriever_command
 from jzi.commands.serve import serve
-from jzi.commands.stage_one import encode_map_command, encode_queries_command, finetune
-from jzi.commands.stage_two import import_checkpoint_command, train_decoder_command
+from jzi.commands.train import train_decoder_command
 from jzi.encode.threads import bound_spinning
 from jzi.errors import JziError
 from jzi.version import __version__
 
-#: Commands that, interrupted, go on where they were.
+#: Commands that resume when they are run again after an interruption.
 RESUMABLE = ("finetune", "encode-map", "encode-queries", "train-decoder", "ablate", "train-retriever", "index", "demo")
 
 
 class Commands(click.Group):
-    """Turns the errors that a user can mend into sentences, here and nowhere else."""
+    """Group of commands that prints errors a user can act on as one sentence, without a traceback."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """In the order in which they are used."""
+        """Return the commands in the order of their use."""
         return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; the process's settings and interrupts are for the outermost one."""
-        if ctx.parent is not None:  # within the demo
+        """Run a command; only the outermost one changes process settings and handles interrupts."""
+        if ctx.parent is not None:  # called by the demo
             return self._run(ctx)
         bound_spinning()
         with handled_warnings_ignored(), Termination() as termination:
             try:
                 return self._run(ctx)
             except KeyboardInterrupt:
-                more = "; what was done is kept, run the same command to go on"
+                more = "; finished work is kept, run the same command again to resume"
                 more = more if ctx.invoked_subcommand in RESUMABLE else ""
                 click.echo(f"jzi: interrupted{more}", err=True)
                 ctx.exit(termination.exit_code)
@@ -53,7 +55,7 @@ class Commands(click.Group):
         except JziError as error:
             raise UsageError(str(error)) from error
         except BrokenPipeError:
-            raise  # `jzi ... | head`: click ends quietly
+            raise  # `jzi ... | head`: click exits quietly
         except OSError as error:
             if error.errno is None:
                 raise
@@ -65,14 +67,14 @@ class Commands(click.Group):
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__)
 def main() -> None:
-    """Tell where a street-level photo was taken by zooming into an overhead map.
+    """Locate street-level photos by zooming into an overhead map.
 
     \b
     Once for an area:   jzi init --map ortho.tif --queries photos/
-                        jzi finetune (where the encoder is to learn the area)
+                        jzi finetune (optional: adapts the encoder to the area)
                         jzi encode-map, encode-queries, train-decoder, evaluate
     Then for a photo:   jzi locate photo.jpg
-    To see it all run:  jzi demo
+    Try everything:     jzi demo
     """
 
 

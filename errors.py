@@ -1,4 +1,4 @@
-"""What can go wrong that a user can mend. Each error is one sentence: what, with the value seen, and what to do."""
+"""Errors that a user can act on. Each message is one sentence: what failed, the value seen, and what to do."""
 
 
 class JziError(Exception):
@@ -6,31 +6,31 @@ class JziError(Exception):
 
 
 class ConfigError(JziError):
-    """A setting is missing, unknown or has no sensible value."""
+    """A setting or option is missing, unknown or invalid."""
 
 
 class PyramidError(JziError):
-    """The area of interest cannot be described: bad CRS, size, grid or levels."""
+    """The geometry of an area is invalid: its CRS, size, grid or levels."""
 
 
 class ImageryError(JziError):
-    """A raster cannot be read, has no georeference, or does not touch the area."""
+    """A raster cannot be read, is not georeferenced, or does not touch the area."""
 
 
 class PhotoError(JziError):
-    """A photo cannot be used: unreadable, truncated, or too large."""
+    """A photo is unreadable, truncated or too large."""
 
 
 class PhotoTableError(JziError):
-    """A table or folder of photos cannot be used at all."""
+    """A table or folder of photos cannot be used."""
 
 
 class EncoderError(JziError):
-    """An encoder cannot be loaded or is of a kind that jzi does not know."""
+    """An encoder cannot be loaded or is of an unsupported kind."""
 
 
 class CacheError(JziError):
-    """A feature cache is absent, incomplete or cannot be written."""
+    """A feature cache is missing, incomplete or cannot be written."""
 
 
 class CacheMismatchError(CacheError):
@@ -42,17 +42,17 @@ class CacheCorruptError(CacheError):
 
 
 class ModelError(JziError):
-    """A model folder is absent, incomplete or does not fit what it is used with."""
+    """A model folder is missing, incomplete, damaged or does not fit its cache or encoder."""
 
 
 class ExportError(JziError):
-    """A file with answers cannot be written."""
+    """A file with locations cannot be written."""
 
 
 class TrainingError(JziError):
-    """There is nothing to train on, or training broke down."""
+    """There are no photos to train on, or training failed."""
 
 
 def first_line(error: BaseException) -> str:
-    """What another library says, as part of a sentence."""
+    """First line of the message of another library's error, to quote it in a sentence."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -23,20 +23,25 @@ from jzi.ablate.trials import Trial, share
 from jzi.ablate.variants import REFERENCE, Variant, folder_name
 from jzi.decode.model import ZoomModel
 from jzi.encode.device import processes
-from jzi.encode.encode_map import encode_map
-from jzi.encode.encode_queries import encode_queries
+from jzi.encode.encode_map import MapReport, encode_map
+from jzi.encode.encode_queries import PhotoReport, encode_queries
 from jzi.encode.families import blocks_of
 from jzi.errors import ConfigError, JziError, TrainingError
 from jzi.store.cache import FeatureCache
 from jzi.store.info import EncoderInfo
 from jzi.store.maintenance import most_views, same_photos
+from jzi.store.plain import plain
 from jzi.store.storage import exists
 from jzi.train.data import DataInfo
 from jzi.train.decoder import run_fingerprint
+from jzi.train.encoder import EncoderTrainingReport
 from jzi.train.zoom import check_overrides, make_decoder, start_config
 from jzi.workspace.caches import scan_folder
 from jzi.workspace.open import finetune_areas, load_encoder, open_cache, open_imagery, open_photo_table
 from jzi.workspace.settings import EncoderSettings, PathSettings, Settings, load_settings
+
+#: Receives what is being done: a message, or the report of a step that has been completed.
+Log = Callable[[str | MapReport | PhotoReport | EncoderTrainingReport], None]
 
 
 @dataclass(frozen=True)
@@ -111,13 +116,13 @@ class Ablation:
         if twice := {folder for folder in folders if folders.count(folder) > 1}:
             raise ConfigError(f"two variants would share the folder {twice.pop()}: name them in a TOML file")
 
-    def trials(self, seeds: int, split: str | None, tell: Callable[[str], None]) -> dict[str, list[Trial]]:
+    def trials(self, seeds: int, split: str | None, log: Log) -> dict[str, list[Trial]]:
         """Every run, by its row's title, once there is a cache for each: encoders are fine-tuned, caches filled.
 
         Args:
             seeds: how many runs of each variant, with train.seed, train.seed + 1, ...
             split: of the photos to evaluate on; None for test, or val where there is no test photo.
-            tell: is told what is being done.
+            log: receives messages, and the reports of encoding and fine-tuning.
 
         Raises:
             JziError: a decoder cannot be made, a folder holds a run of other settings, or an encoder or a cache cannot
@@ -127,7 +132,7 @@ class Ablation:
         made: dict[str, _Made] = {}
         for line in self.lines:
             if line.encoder_key not in made:
-                settings, cache = self._cache(line, infos[line.encoder_key], tell)
+                settings, cache = self._cache(line, infos[line.encoder_key], log)
                 made[line.encoder_key] = self._made(settings, cache, split)
         rows = {
             " = ".join(line.names): [
@@ -192,7 +197,7 @@ class Ablation:
 
     # Encoders and caches
 
-    def _cache(self, line: _Line, info: EncoderInfo, tell: Callable[[str], None]) -> tuple[Settings, FeatureCache]:
+    def _cache(self, line: _Line, info: EncoderInfo, log: Log) -> tuple[Settings, FeatureCache]:
         """A complete cache for a variant, and its settings with the encoder that filled it."""
         settings = line.settings
         if not line.tuned and settings.encoder == self.plain.encoder:
@@ -200,7 +205,7 @@ class Ablation:
             cache.check(pyramid=settings.pyramid, encoder=info)
             return settings, cache
         if line.tuned:
-            settings = self._finetune(line, info, tell)
+            settings = self._finetune(line, info, log)
             info = load_encoder(settings).info
         plain = FeatureCache.open(self.plain.cache_path) if exists(self.plain.cache_path) else None
         for found in scan_folder(self.plain.folder)[0]:
@@ -211,24 +216,24 @@ class Ablation:
             if plain is None or (cache.imagery == plain.imagery and same_photos(cache, plain)):
                 return settings, cache
         path = self.root / "caches" / f"{info.fingerprint[:16]}.zarr"
-        tell(f"variant {line.names[0]}: encoding the map and the photos with {info.label} into {path}")
-        return settings, self._fill(self._with(settings, cache=PathSettings(self._relative(path))), plain, tell)
+        log(f"variant {line.names[0]}: encoding the map and the photos with {info.label} into {path}")
+        return settings, self._fill(self._with(settings, cache=PathSettings(self._relative(path))), plain, log)
 
-    def _finetune(self, line: _Line, info: EncoderInfo, tell: Callable[[str], None]) -> Settings:
+    def _finetune(self, line: _Line, info: EncoderInfo, log: Log) -> Settings:
         """The settings of a variant, with the encoder that is fine-tuned as they say, along with the plain decoder."""
         settings = line.settings
         how = json.dumps([info.fingerprint, asdict(settings.finetune), asdict(self.plain.decoder)])
         name = f"blocks={settings.finetune.blocks}-{hashlib.sha256(how.encode()).hexdigest()[:8]}"
         output = self.root / "encoders" / name
-        tell(f"variant {line.names[0]}: fine-tuning {info.label} into {output}")
+        log(f"variant {line.names[0]}: fine-tuning {info.label} into {output}")
         tuning = self._with(settings, decoder=self.plain.decoder)
         tuning.overridden = self.plain.overridden
         report, _ = finetune_areas([tuning], output)
-        tell(f"{report.to_text()}: {report.folder}")
+        log(report)
         encoder = replace(settings.encoder, name=self._relative(output / "encoder"))
         return self._with(settings, encoder=encoder)
 
-    def _fill(self, settings: Settings, plain: FeatureCache | None, tell: Callable[[str], None]) -> FeatureCache:
+    def _fill(self, settings: Settings, plain: FeatureCache | None, log: Log) -> FeatureCache:
         """Encode the map and the photos that a cache lacks, with augmented views as the plain cache has them."""
         table = open_photo_table(settings).inside(settings.pyramid)
         views = most_views(plain) if plain else settings.queries.views
@@ -238,14 +243,12 @@ class Ablation:
             if plain:
                 plain.check(imagery=imagery.info(plain.imagery))
             cache = open_cache(settings, encoder, imagery)
-            tell(
-                encode_map(
-                    cache, encoder, imagery, batch_size=settings.encoder.batch_size, tokens=settings.map.tokens
-                ).to_text()
-            )
+            log(encode_map(cache, encoder, imagery, batch_size=settings.encoder.batch_size, tokens=settings.map.tokens))
         report = encode_queries(cache, encoder, table, batch_size=settings.encoder.batch_size, views=views, seed=seed)
         left_out = len(table.rejected) + len(report.unreadable)
-        tell(report.to_text() + (f", {left_out} left out: `jzi encode-queries` says why" if left_out else ""))
+        log(report)
+        if left_out:
+            log(f"{left_out} photos left out: `jzi encode-queries` lists the reasons")
         return FeatureCache.open(settings.cache_path)
 
     def _made(self, settings: Settings, cache: FeatureCache, split: str | None) -> _Made:
@@ -258,7 +261,7 @@ class Ablation:
             raise TrainingError(f"{cache.path} has no photo to evaluate on: encode some, or give another --split")
         imagery = cache.imagery.fingerprint if cache.imagery else ""
         cells = any(line.settings.decoder.look_ahead == "cells" for line in self.lines)
-        key = json.dumps([cache.encoder.fingerprint, imagery, cache.pyramid.to_dict(), *(["cells"] if cells else [])])
+        key = json.dumps([cache.encoder.fingerprint, imagery, plain(cache.pyramid), *(["cells"] if cells else [])])
         shared = self.folder / ".shared" / hashlib.sha256(key.encode()).hexdigest()[:12]
         with processes().main_process_first():
             if not (shared / "map.safetensors").exists():  # it is written last

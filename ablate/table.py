@@ -157,20 +157,20 @@ def _cell(figure: Figure, name: str) -> str:
 
 def to_csv(rows: Sequence[Row]) -> str:
     """A line to a variant: the mean, the deviation and the difference of each figure."""
-    told = ("mean", "deviation", "difference")
+    columns = ("mean", "deviation", "difference")
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["variant", "seeds", "failed", *(f"{name}_{each}" for name in FIGURES for each in told)])
+    writer.writerow(["variant", "seeds", "failed", *(f"{name}_{column}" for name in FIGURES for column in columns)])
     for row in rows:
-        values = [row.figures[name].to_dict()[each] if row.figures else None for name in FIGURES for each in told]
+        values = [getattr(row.figures[name], column) if row.figures else None for name in FIGURES for column in columns]
         writer.writerow([row.variant, len(row.seeds), len(row.failed), *values])
     return text.getvalue()
 
 
 def write_tables(rows: Sequence[Row], folder: Path) -> None:
     """Write table.txt, table.csv, table.json and table.png."""
-    plain = json.dumps([row.to_dict() for row in rows], indent=2)
-    for suffix, text in (("txt", to_text(rows) + "\n"), ("csv", to_csv(rows)), ("json", plain + "\n")):
+    values = json.dumps([row.to_dict() for row in rows], indent=2)
+    for suffix, text in (("txt", to_text(rows) + "\n"), ("csv", to_csv(rows)), ("json", values + "\n")):
         write_whole(folder / f"table.{suffix}", partial(Path.write_text, data=text))
     write_whole(folder / "table.png", lambda path: draw_rows(rows, path))
 

@@ -1,1 +1,1 @@
-"""The commands, by what they are for: each parses, calls one function and prints. Heavy imports stay inside them."""
+"""The commands. Each parses options, calls one function and prints the result; heavy imports stay inside functions."""

@@ -12,11 +12,11 @@ from jzi.commands.common import UsageError, json_option, print_result, settings_
 @click.command()
 @click.argument("what", nargs=-1, metavar="[SECTION.NAME=VALUE,VALUE... | VARIANTS.toml]")
 @settings_options
-@click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="How many runs of each variant.")
-@click.option("--name", help="Of the folder below ablations/.  [default: grid, or that of the TOML file]")
+@click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Runs of each variant.")
+@click.option("--name", help="Name of the folder in ablations/.  [default: grid, or the name of the TOML file]")
 @click.option("--split", type=click.Choice(["train", "val", "test"]), help="[default: test, or val if there is none]")
-@click.option("--jobs", type=click.IntRange(1), default=2, show_default=True, help="Runs at once, on each device.")
-@click.option("--no-reference", is_flag=True, help="Leave out the row of the plain settings.")
+@click.option("--jobs", type=click.IntRange(1), default=2, show_default=True, help="Concurrent runs on each device.")
+@click.option("--no-reference", is_flag=True, help="Do not run the settings without changes.")
 @json_option
 def ablate(
     what: tuple[str, ...],
@@ -29,15 +29,15 @@ def ablate(
     no_reference: bool,
     as_json: bool,
 ) -> None:
-    """Compare decoders: train and evaluate variants of the settings, off the same cache.
+    """Train and evaluate variants of the settings on one cache.
 
     \b
     jzi ablate decoder.layers=2,4,6 train.label_smoothing=0,0.1 --seeds 3
     jzi ablate variants.toml
 
-    Every combination is run, or every variant that the file names, and the plain settings, the reference. Runs that are
-    done are not run again, and one that was stopped goes on where it was. Variants of encoder.* get a cache of their
-    own; for those of finetune.* an encoder is fine-tuned first. Under `accelerate launch` each process runs others.
+    Runs every combination, or every variant in the file, and the unchanged settings as the reference. Finished runs are
+    not repeated, interrupted ones are resumed. Variants of encoder.* get caches of their own; for variants of
+    finetune.* an encoder is fine-tuned first. Under `accelerate launch` the processes share the runs.
     """
     from jzi.ablate.variants import expand_grid, read_variants
 
@@ -48,22 +48,33 @@ def ablate(
         variants = expand_grid(what)
     if not variants:
         raise UsageError(
-            "there is nothing to compare: name settings and values, such as decoder.layers=2,4,6, or a file of variants"
+            "no variants are given: pass settings with values, such as decoder.layers=2,4,6, or a file of variants"
         )
     from jzi.ablate.ablation import Ablation
 
     ablation = Ablation(config_file, overrides, variants, name or "grid", not no_reference)
     from jzi.ablate.table import gather_rows, to_text, write_tables
     from jzi.ablate.workers import run_trials
+    from jzi.commands.reports import map_text, photos_text, training_text
     from jzi.encode.device import processes
+    from jzi.encode.encode_map import MapReport
+    from jzi.encode.encode_queries import PhotoReport
+    from jzi.train.encoder import EncoderTrainingReport
 
     state = processes()
 
-    def tell(line: str) -> None:
-        if state.is_main_process:
-            click.echo(line, err=True)
+    def log(message: str | MapReport | PhotoReport | EncoderTrainingReport) -> None:
+        if not state.is_main_process:
+            return
+        if isinstance(message, MapReport):
+            message = map_text(message)
+        elif isinstance(message, PhotoReport):
+            message = photos_text(message)
+        elif isinstance(message, EncoderTrainingReport):
+            message = training_text(message)
+        click.echo(message, err=True)
 
-    trials = ablation.trials(seeds, split, tell)
+    trials = ablation.trials(seeds, split, log)
     run_trials(list(trials.values()), jobs, device=state.local_process_index, first=state.is_main_process)
     if not state.is_main_process:
         return

@@ -1,4 +1,4 @@
-"""Setting up: `init`, and asking what things are: `tile`, `info`."""
+"""`init`, `tile` and `info`."""
 
 from __future__ import annotations
 
@@ -23,19 +23,21 @@ if TYPE_CHECKING:
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False), default=".")
 @click.option("--map", "rasters", multiple=True, help="A raster, glob or folder of rasters; may be repeated.")
 @click.option("--queries", help="A folder of photos with EXIF positions, or a CSV or Parquet table.")
-@click.option("--photos", help="The folder where a table's photos are looked up.")
+@click.option("--photos", help="The folder of a table's photos.  [default: that of the table]")
 @click.option("--encoder", help="A Hugging Face id or a folder.  [default: facebook/dinov2-base]")
-@click.option("--image-size", type=int, help="Side of a tile as the encoder sees it, pixels.  [default: 384]")
+@click.option("--image-size", type=int, help="Side of the encoder's input, pixels.  [default: 384]")
 @click.option("--preset", help="A published area, such as just-zoom-in-dc.")
-@click.option("--center", type=float, nargs=2, metavar="LAT LON", help="Centre of the area.  [default: the map's]")
-@click.option("--size", type=float, help="Side of the area, metres.  [default: so that it holds the map]")
+@click.option(
+    "--center", type=float, nargs=2, metavar="LAT LON", help="Centre of the area.  [default: centre of the map]"
+)
+@click.option("--size", type=float, help="Side of the area, metres.  [default: it contains the map]")
 @click.option("--grid", type=int, help="A tile has grid x grid children.  [default: 4]")
-@click.option("--levels", type=int, help="Zoom steps.  [default: as many as make cells of 40 m or less]")
-@click.option("--map-crs", help="CRS of rasters that do not say theirs.")
-@click.option("--dataset", help="A published data set instead: just-zoom-in, a copy of which lies in FOLDER.")
-@click.option("--data", type=click.Path(path_type=Path), help="Where that copy lies.  [default: FOLDER]")
+@click.option("--levels", type=int, help="Zoom steps.  [default: the fewest with cells of at most 40 m]")
+@click.option("--map-crs", help="CRS of rasters without one.")
+@click.option("--dataset", help="A published data set instead of a map: just-zoom-in.")
+@click.option("--data", type=click.Path(path_type=Path), help="The folder of that data set.  [default: FOLDER]")
 @click.option("--download", is_flag=True, help="Download it from the Hugging Face hub first.")
-@click.option("--force", is_flag=True, help="Replace a jzi.toml that is there.")
+@click.option("--force", is_flag=True, help="Replace an existing jzi.toml.")
 def init(
     folder: Path,
     rasters: tuple[str, ...],
@@ -45,18 +47,18 @@ def init(
     download: bool,
     **options: Any,
 ) -> None:
-    """Set a working directory up: write jzi.toml for an area."""
+    """Set up a working directory: write jzi.toml for an area."""
     from jzi.workspace.init import dataset_settings, new_settings
     from jzi.workspace.settings import FILE, write_settings
     from jzi.workspace.zoom import describe_area
 
     if (folder / FILE).exists() and not force:
-        raise UsageError(f"{folder / FILE} is there already: edit it, or pass --force to replace it")
+        raise UsageError(f"{folder / FILE} exists: edit it, or pass --force to replace it")
     table: PhotoTable | None
     if dataset:
         settings, table = dataset_settings(dataset, folder, data, download, rasters=rasters, **options)
     elif data or download:
-        raise UsageError("--data and --download go with --dataset")
+        raise UsageError("--data and --download require --dataset")
     else:
         settings, table = new_settings(folder, rasters, **options)
     click.echo(describe_area(settings.pyramid))
@@ -66,12 +68,12 @@ def init(
         list_disagreements(table)
         click.echo(f"{len(table)} photos in the area")
     write_settings(settings)
-    go = "" if folder == Path() else f"cd {folder}; "
-    go += "jzi encode-map" if settings.map.rasters else "name the map (map.rasters) and the photos in it"
-    click.echo(f"wrote {folder / FILE}; next: {go}")
+    steps = "" if folder == Path() else f"cd {folder}; "
+    steps += "jzi encode-map" if settings.map.rasters else "set map.rasters and queries.table in it"
+    click.echo(f"wrote {folder / FILE}; next: {steps}")
 
 
-@click.command(context_settings={"ignore_unknown_options": True})  # so that a minus sign is no option
+@click.command(context_settings={"ignore_unknown_options": True})  # a minus sign is not an option
 @click.argument("latitude", type=float)
 @click.argument("longitude", type=float)
 @click.option("--preset", help="A published area.  [default: the area of jzi.toml, else just-zoom-in-dc]")
@@ -89,15 +91,17 @@ def tile(latitude: float, longitude: float, preset: str | None, config_file: Pat
 @click.argument("paths", nargs=-1, required=True)
 @json_option
 def info(paths: tuple[str, ...], as_json: bool) -> None:
-    """Say what caches, models and rasters are.
+    """Describe caches, models and rasters.
 
-    Of several, say whether they belong together: the exit code is 1 if not.
+    For several paths, also check whether they belong together; the exit code is 1 if they do not.
     """
+    from jzi.commands.reports import info_text
     from jzi.workspace.describe import describe, disagreements
 
     descriptions = [describe(path) for path in paths]
     for description in descriptions:
-        print_result(as_json, description.to_dict(), description.to_text())
+        values = {"path": description.path, "kind": description.kind, **description.facts}
+        print_result(as_json, values, info_text(description))
     if len(descriptions) > 1:
         problems = disagreements(descriptions)
         print_result(

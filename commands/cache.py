@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from jzi.commands.common import UsageError, json_option, print_result
 
+if TYPE_CHECKING:
+    from jzi.workspace.caches import CacheInfo, ModelInfo
+
 
 @click.group()
 def cache() -> None:
-    """Look after feature caches."""
+    """Inspect, merge, verify and delete feature caches."""
 
 
 @cache.command("ls")
 @click.argument("folder", type=click.Path(path_type=Path), default=".")
 @json_option
 def list_caches(folder: Path, as_json: bool) -> None:
-    """List the caches in a folder and those below it, and the models there that belong to them."""
+    """List the caches in a folder and its subfolders, with the models there that belong to them."""
+    from jzi.commands.reports import cache_text
     from jzi.workspace.caches import scan_folder
 
     caches, models = scan_folder(folder)
-    for each in caches:
-        print_result(as_json, each.to_dict(models), each.to_text(models))
+    for info in caches:
+        print_result(as_json, _values(info, models), cache_text(info, models))
     if not caches and not as_json:
         click.echo(f"there is no feature cache in {folder}", err=True)
 
@@ -31,36 +37,37 @@ def list_caches(folder: Path, as_json: bool) -> None:
 @cache.command("rm")
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--among", type=click.Path(path_type=Path), default=".", show_default=True,
-              help="Where to look for models that need them.")  # fmt: skip
-@click.option("--force", is_flag=True, help="Delete them although a model needs them.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+              help="Folder to search for models that need them.")  # fmt: skip
+@click.option("--force", is_flag=True, help="Delete them even if a model needs them.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 def remove(paths: tuple[Path, ...], among: Path, force: bool, yes: bool) -> None:
     """Delete caches.
 
-    One that a model needs, because it carries no map of its own and no other cache has it, is kept.
+    A cache is kept if a model needs it: the model folder has no map, and no other cache has it either.
     """
+    from jzi.commands.reports import cache_text
     from jzi.workspace.caches import inspect_cache, models_needing, remove_cache, scan_folder
 
-    doomed = [inspect_cache(path) for path in paths]
-    named = {Path(each.path).resolve() for each in doomed}
+    selected = [inspect_cache(path) for path in paths]
+    resolved = {Path(info.path).resolve() for info in selected}
     caches, models = scan_folder(among)
-    others = [each for each in caches if Path(each.path).resolve() not in named]
-    for each in doomed:
-        needing = models_needing(each, models, others)
-        if needing and not force:
+    others = [info for info in caches if Path(info.path).resolve() not in resolved]
+    for info in selected:
+        users = models_needing(info, models, others)
+        if users and not force:
             raise UsageError(
-                f"{each.path} is needed by {needing[0].folder}, which has no map of its own: delete that model first, "
+                f"{info.path} is needed by {users[0].folder}, which has no map of its own: delete that model first, "
                 "or pass --force"
             )
-    for each in doomed:
-        click.echo(each.to_text(models))
-    size = sum(each.size for each in doomed) / 1e6
-    if not yes and not click.confirm(f"Delete {len(doomed)} cache{'s' if len(doomed) > 1 else ''}, {size:.1f} MB?"):
+    for info in selected:
+        click.echo(cache_text(info, models))
+    size = sum(info.size for info in selected) / 1e6
+    if not yes and not click.confirm(f"Delete {len(selected)} cache{'s' if len(selected) > 1 else ''}, {size:.1f} MB?"):
         click.echo("nothing was deleted", err=True)
         return
-    for each in doomed:
-        remove_cache(Path(each.path))
-        click.echo(f"deleted {each.path}")
+    for info in selected:
+        remove_cache(Path(info.path))
+        click.echo(f"deleted {info.path}")
 
 
 @cache.command()
@@ -68,33 +75,56 @@ def remove(paths: tuple[Path, ...], among: Path, force: bool, yes: bool) -> None
 @click.argument("target")
 @json_option
 def merge(sources: tuple[str, ...], target: str, as_json: bool) -> None:
-    """Copy into TARGET the tiles and photos that SOURCES have and it lacks.
+    """Copy the tiles and photos that TARGET lacks from SOURCES.
 
-    All must be of the same encoder, pyramid and imagery. What TARGET has stays as it is.
+    All must have the same encoder, pyramid and imagery. Entries of TARGET are not changed.
     """
+    from jzi.commands.reports import merge_text
     from jzi.store.cache import FeatureCache
     from jzi.store.maintenance import merge_caches
+    from jzi.store.plain import plain
 
     opened = [FeatureCache.open(source) for source in sources]
     for source in opened:
         report = merge_caches(source, FeatureCache.open(target, "r+"))
-        values = {**report.to_dict(), "source": source.path, "target": target}
-        print_result(as_json, values, f"{report.to_text()}: {source.path} into {target}")
+        values = {**plain(report), "source": source.path, "target": target}
+        print_result(as_json, values, f"{merge_text(report)}: {source.path} into {target}")
 
 
 @cache.command()
 @click.argument("paths", nargs=-1, required=True)
 @json_option
 def verify(paths: tuple[str, ...], as_json: bool) -> None:
-    """Read every chunk of caches against its checksum.
+    """Verify the checksum of every chunk of caches.
 
-    Says what is damaged or missing; the exit code is 1 if anything is.
+    Lists what is damaged or missing; the exit code is 1 if anything is.
     """
+    from jzi.commands.reports import verify_text
     from jzi.store.cache import FeatureCache
     from jzi.store.maintenance import verify_cache
+    from jzi.store.plain import plain
 
     reports = [verify_cache(FeatureCache.open(path)) for path in paths]
     for report in reports:
-        print_result(as_json, report.to_dict(), report.to_text())
+        print_result(as_json, {**plain(report), "sound": report.sound}, verify_text(report))
     if not all(report.sound for report in reports):
         raise SystemExit(1)
+
+
+def _values(cache: CacheInfo, models: Iterable[ModelInfo]) -> dict[str, Any]:
+    """A cache and the models that belong to it, for JSON."""
+    return {
+        "path": cache.path,
+        "encoder": cache.encoder,
+        "imagery": cache.imagery,
+        "pyramid": cache.pyramid,
+        "bytes": cache.size,
+        "tiles": sum(cache.tiles.values()),
+        "missing_tiles": cache.tiles["missing"],
+        "photos": cache.photos,
+        "missing_photos": cache.missing_photos,
+        "cells": cache.encoded_cells,
+        "missing_cells": cache.missing_cells,
+        "complete": cache.complete,
+        "models": [{"folder": model.folder, "has_map": model.has_map} for model in models if cache.belongs_to(model)],
+    }

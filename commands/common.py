@@ -1,4 +1,4 @@
-"""What several commands share: options, how a result is printed, and the error that is one sentence."""
+"""Options, printing and errors that several commands share."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 
 
 class UsageError(click.ClickException):
-    """An error as one sentence on standard error, with exit code 2."""
+    """An error that is printed as one sentence on standard error, with exit code 2."""
 
     exit_code = 2
 
     def show(self, file: Any = None) -> None:
-        """Print it."""
+        """Print the error to standard error."""
         click.echo(f"jzi: {self.format_message()}", err=True)
 
 
 def settings_options(command: Callable) -> Callable:
-    """--config and --set."""
+    """Add the options --config and --set."""
     command = click.option(
         "--config", "config_file", type=click.Path(path_type=Path), default="jzi.toml", show_default=True,
         help="The settings of the area.",
@@ -36,51 +36,69 @@ def settings_options(command: Callable) -> Callable:
 
 
 beams_option = click.option(
-    "--beams", type=click.IntRange(1), help="Tiles of a level to look into.  [default: all of a small map, else 64]"
+    "--beams", type=click.IntRange(1), help="Width of the beam search.  [default: all tiles of a small map, else 64]"
 )
 retriever_option = click.option(
-    "--retriever", type=click.Path(path_type=Path), metavar="FOLDER", help="Locate by flat retrieval, not by the zoom."
+    "--retriever",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Use this retriever instead of a zoom model.",
 )
 approximate_option = click.option(
-    "--approximate", is_flag=True, help="Search the retriever's HNSW graph rather than all cells."
+    "--approximate", is_flag=True, help="Search the retriever's HNSW graph, not all cells."
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON objects, one to a line.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, one object per line.")
 
 
-def print_result(as_json: bool, values: dict[str, Any], text: str) -> None:
-    """One JSON object, or the same for people."""
-    click.echo(json.dumps(values) if as_json else text)
+def print_result(as_json: bool, values: Any, text: str) -> None:
+    """Print a result: as one line of JSON, or as text.
+
+    Args:
+        as_json: which of the two.
+        values: a dataclass or a dict, as `jzi.store.plain.plain` takes it.
+        text: the same for people.
+    """
+    if as_json:
+        from jzi.store.plain import plain
+
+        text = json.dumps(plain(values), allow_nan=False)
+    click.echo(text)
 
 
 def list_rejected(rejected: tuple[Rejected, ...], what: str) -> None:
-    """Count them, and name the first of each reason: a list of thousands helps nobody."""
+    """Print the number of rejected rows and, for each reason, the first five names.
+
+    Args:
+        rejected: the rows.
+        what: what is counted, such as "photos left out".
+    """
     if not rejected:
         return
     click.echo(f"{len(rejected)} {what}:", err=True)
     reasons: dict[str, list[str]] = {}
-    for each in rejected:
-        reasons.setdefault(each.reason, []).append(each.name)
+    for row in rejected:
+        reasons.setdefault(row.reason, []).append(row.name)
     for reason, names in reasons.items():
         more = f" and {len(names) - 5} more" if len(names) > 5 else ""
         click.echo(f"  {reason}: {', '.join(names[:5])}{more}", err=True)
 
 
 def list_disagreements(table: PhotoTable) -> None:
-    """Name the first photos whose published zoom sequence is not that of their position, and count them."""
-    for each in table.disagreements[:10]:
-        click.echo(f"  {each.name}: {each.reason}", err=True)
+    """Print the first ten photos whose published zoom sequence is not that of their position, and their number."""
+    for row in table.disagreements[:10]:
+        click.echo(f"  {row.name}: {row.reason}", err=True)
     if table.disagreements:
         click.echo(f"{len(table.disagreements)} photos have another zoom sequence than their position", err=True)
 
 
 def report_unreachable(photos: int) -> None:
-    """Say how many photos were left out, if any."""
+    """Print the number of photos that were left out, if any."""
     if photos:
         click.echo(f"{photos} photos left out: the map has no imagery where they were taken", err=True)
 
 
 def report_left_out(report: TrainReport) -> None:
-    """Say which photos a training did without, and what that meant."""
+    """Print which photos a training left out, and the consequences."""
     report_unreachable(report.unreachable)
     if report.epochs and not report.val:
-        click.echo("there is no photo with split 'val': the last epoch is kept", err=True)
+        click.echo("there is no photo with split 'val': the weights of the last epoch are kept", err=True)

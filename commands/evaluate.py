@@ -22,13 +22,17 @@ from jzi.commands.common import (
 @settings_options
 @click.option("--split", type=click.Choice(["train", "val", "test"]), help="[default: test, or val if there is none]")
 @click.option("--radii", default="40,50,100", show_default=True, help="Metres, separated by commas.")
-@click.option("--estimates", is_flag=True, help="Compare what can be answered with, and how true confidences are.")
+@click.option("--estimates", is_flag=True, help="Also compare the estimates and measure calibration.")
 @click.option("--radius", type=click.FloatRange(0, min_open=True), default=50.0, show_default=True,
-              help="Of the point with the most probability within so many metres.")  # fmt: skip
-@click.option("--abstain", type=click.FloatRange(0, 1), help="Withhold answers of less confidence; with --estimates.")
-@click.option("--plot", type=click.Path(path_type=Path), help="Draw reliability and coverage; with --estimates.")
+              help="Radius of the default estimate, metres; with --estimates.")  # fmt: skip
+@click.option(
+    "--abstain", type=click.FloatRange(0, 1), help="Withhold answers below this confidence; with --estimates."
+)
+@click.option(
+    "--plot", type=click.Path(path_type=Path), help="Draw reliability and coverage as a PNG; with --estimates."
+)
 @click.option("--retriever", type=click.Path(path_type=Path), metavar="FOLDER",
-              help="Evaluate flat retrieval instead of the zoom.")  # fmt: skip
+              help="Evaluate this retriever instead of the zoom model.")  # fmt: skip
 @approximate_option
 @beams_option
 @json_option
@@ -46,10 +50,10 @@ def evaluate_command(
     beams: int | None,
     as_json: bool,
 ) -> None:
-    """Measure recall on held-out photos, off the cache.
+    """Measure recall on held-out photos of the cache.
 
-    By greedy search, the paper's protocol; --estimates compares it with the most probable cell and with the point that
-    has the most probability within a radius, and reports how well confidences are calibrated.
+    Uses greedy search, the paper's protocol. --estimates compares it with the most probable cell and with the point
+    that has the most probability within a radius, and reports how well confidences are calibrated.
     """
     from jzi.workspace.settings import load_settings
 
@@ -61,11 +65,11 @@ def evaluate_command(
     if not metres or min(metres) <= 0:
         raise UsageError(f"--radii takes metres separated by commas, not {radii!r}")
     if not estimates and (plot or abstain is not None or beams):
-        raise UsageError("--plot, --abstain and --beams go with --estimates")
+        raise UsageError("--plot, --abstain and --beams go with --estimates: add it, or leave them out")
     if retriever and beams:
-        raise UsageError("--beams is of the zoom, and --retriever is not one")
+        raise UsageError("--beams does not apply to --retriever: leave it out")
     if approximate and not retriever:
-        raise UsageError("--approximate goes with --retriever")
+        raise UsageError("--approximate requires --retriever")
     from jzi.commands.tables import calibration_table, evaluation_table
     from jzi.evaluate.calibration import calibrate
     from jzi.evaluate.photos import LabelledPhotos

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,49 +28,49 @@ _file = click.Path(path_type=Path, dir_okay=False)
 
 @click.command()
 @click.argument("photos", nargs=-1, required=True, type=click.Path(path_type=Path, readable=False))
-@click.option("--model", type=click.Path(path_type=Path), help="A model folder.  [default: that of jzi.toml, or model]")
+@click.option(
+    "--model", type=click.Path(path_type=Path), help="A model folder.  [default: that of jzi.toml, else model]"
+)
 @click.option("--config", "config_file", type=click.Path(path_type=Path), default="jzi.toml", show_default=True)
 @retriever_option
 @approximate_option
-@click.option("--cache", help="A cache to take the map from.  [default: the model's own map]")
+@click.option("--cache", help="Read the map from this cache.  [default: the model's own map]")
 @click.option(
     "--estimate",
     type=click.Choice(["radius", "map", "greedy"]),
     default="radius",
     show_default=True,
-    help="The point with the most probability within --radius, the most probable cell, or the paper's.",
+    help="The point with the most probability within --radius, the most probable cell, or greedy search.",
 )
 @click.option("--radius", type=click.FloatRange(0, min_open=True), default=50.0, show_default=True, help="Metres.")
-@click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="How many places to name.")
+@click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="Number of candidates.")
 @beams_option
-@click.option(
-    "--together", "as_one", is_flag=True, help="The photos were taken at one place: locate it by all of them."
-)
-@click.option("--track", is_flag=True, help="The photos were taken on one drive: locate each by all.")
+@click.option("--together", "as_one", is_flag=True, help="The photos show one location: fuse them into one answer.")
+@click.option("--track", is_flag=True, help="The photos are of one drive: locate each with the help of the others.")
 @click.option(
     "--top-speed",
     type=click.FloatRange(0, min_open=True),
     default=60.0,
     show_default=True,
-    help="Of the drive, kilometres per hour.",
+    help="Maximum speed of the drive, km/h.",
 )
 @click.option(
     "--interval",
     type=click.FloatRange(0),
     metavar="SECONDS",
-    help="Between photos, in the order given.  [default: by the time in their EXIF]",
+    help="Time between photos, in the order given.  [default: from their EXIF]",
 )
-@click.option("--abstain", type=click.FloatRange(0, 1), default=0.0, help='Answer "not sure" under this confidence.')
-@click.option("--geojson", type=_file, help="Write answers, candidates, circles and zoom tiles.")
-@click.option("--heatmap", type=_file, help="Write the probability of every cell, a Cloud-Optimized GeoTIFF.")
-@click.option("--picture", type=_file, help="Write a PNG of one photo, its zoom and the answer.")
-@click.option("--map", "page", type=_file, help="Write one HTML file with it all on a map, which needs no network.")
-@click.option("--csv", "table", type=_file, help="Write a line to a photo.")
+@click.option("--abstain", type=click.FloatRange(0, 1), default=0.0, help='Answer "not sure" below this confidence.')
+@click.option("--geojson", type=_file, help="Write locations, candidates, circles and zoom tiles as GeoJSON.")
+@click.option("--heatmap", type=_file, help="Write the probability of every cell as a Cloud-Optimized GeoTIFF.")
+@click.option("--picture", type=_file, help="Write a PNG of one photo, its zoom and its location.")
+@click.option("--map", "page", type=_file, help="Write an HTML page with all locations on a map; it works offline.")
+@click.option("--csv", "table", type=_file, help="Write a CSV with one row per photo.")
 @click.option(
     "--write-exif",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
-    help="Write copies of the photos with the position in their EXIF.",
+    help="Write copies of the photos with their position as EXIF.",
 )
 @click.option("--imagery", multiple=True, help="Rasters for --picture and --map.  [default: the map of jzi.toml]")
 @json_option
@@ -109,16 +107,17 @@ def locate(
 
     files = expand_photos(photos)
     if as_one and track:
-        raise UsageError("--together and --track cannot both be true: a drive has more than one place")
+        raise UsageError("--together and --track cannot be combined: pass one of them")
     if picture and len(files) > 1 and not as_one:
-        raise UsageError("--picture draws one photo: give one, or use --map")
+        raise UsageError("--picture draws one photo: pass one, or use --map")
     if retriever and beams:
-        raise UsageError("--beams is of the zoom, and --retriever is not one")
+        raise UsageError("--beams does not apply to --retriever: leave it out")
     for output in (geojson, heatmap, picture, page, table):
         if output and not output.parent.is_dir():
             raise UsageError(f"there is no folder {output.parent} to write {output.name} into")
     from jzi.locate.location import LocateOptions, Location
     from jzi.store.exif import write_position
+    from jzi.store.plain import plain
 
     locator = open_locator(model, config_file, cache=cache, retriever=retriever, approximate=approximate)
     rasters = imagery_of(locator.pyramid, imagery, config_file) if picture or page else None
@@ -137,7 +136,7 @@ def locate(
     for file, answer in zip(files, answers, strict=True):
         _print_answer(answer, abstain, as_json)
         if not isinstance(answer, Location):
-            rows.append(asdict(answer))
+            rows.append(plain(answer))
             continue
         rows.append(answer.to_dict())
         if write_exif and answer.confidence >= abstain:
@@ -152,21 +151,23 @@ def locate(
         from jzi.export import files as export
 
         truths = [_position(file) for file, _ in located]
-        places = [each for _, each in located]
+        locations = [location for _, location in located]
         if geojson:
-            export.write_geojson(geojson, places, truths)
+            export.write_geojson(geojson, locations, truths)
         if heatmap:
-            export.write_heatmap(heatmap, places)
+            export.write_heatmap(heatmap, locations)
         if picture:
             from jzi.export.picture import draw_zoom
 
             truth = (truths[0].latitude, truths[0].longitude) if truths[0] else None
-            draw_zoom(places[0], located[0][0], rasters, picture, truth=truth)
+            draw_zoom(locations[0], located[0][0], rasters, picture, truth=truth)
         if page:
             from jzi.export.page import write_page
 
             write_page(
-                page, [(file, each, truth) for (file, each), truth in zip(located, truths, strict=True)], rasters
+                page,
+                [(file, location, truth) for (file, location), truth in zip(located, truths, strict=True)],
+                rasters,
             )
     failed = sum("error" in row for row in rows)
     if failed:
@@ -179,7 +180,7 @@ def _print_answer(answer: Location | NotLocated, abstain: float, as_json: bool) 
 
     if isinstance(answer, NotLocated):
         if as_json:
-            click.echo(json.dumps(asdict(answer)))
+            print_result(True, answer, "")
         click.echo(f"jzi: {answer.error}", err=True)
         return
     sure = answer.confidence >= abstain
@@ -192,29 +193,31 @@ def _print_answer(answer: Location | NotLocated, abstain: float, as_json: bool) 
 
 
 def _in_time(files: list[Path], interval: float | None) -> tuple[list[Path], list[float]]:
-    """Photos of a drive in the order of time, and the seconds since the first."""
+    """Photos of a drive in order of time, and the seconds since the first."""
     if interval is not None:
         return files, [interval * index for index in range(len(files))]
     from jzi.store.exif import read_time
 
     times = {file: read_time(file) for file in files}
     if missing := [file for file, moment in times.items() if moment is None]:
-        raise UsageError(f"{missing[0]} does not say when it was taken: give --interval SECONDS, and photos in order")
-    known = sorted((moment, file) for file, moment in times.items() if moment)
-    return [file for _, file in known], [(moment - known[0][0]).total_seconds() for moment, _ in known]
+        raise UsageError(
+            f"{missing[0]} has no capture time in its EXIF: pass --interval SECONDS, and the photos in order"
+        )
+    ordered = sorted((moment, file) for file, moment in times.items() if moment)
+    return [file for _, file in ordered], [(moment - ordered[0][0]).total_seconds() for moment, _ in ordered]
 
 
 def _prepare_copies(files: list[Path], folder: Path) -> None:
     if any(file.resolve().parent == folder.resolve() for file in files):
-        raise UsageError(f"--write-exif {folder} is where the photos are: give another folder for the copies")
+        raise UsageError(f"--write-exif {folder} is the folder of the photos: give another folder for the copies")
     names = [file.name for file in files]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise UsageError(f"two photos are called {min(twice)}: locate one folder at a time with --write-exif")
+    if duplicates := {name for name in names if names.count(name) > 1}:
+        raise UsageError(f"two photos are called {min(duplicates)}: locate one folder at a time with --write-exif")
     folder.mkdir(parents=True, exist_ok=True)
 
 
 def _position(photo: Path) -> ExifPosition | None:
-    """Where the photo says that it was taken, if it does."""
+    """The position in the EXIF of a photo, if there is one."""
     from jzi.store.exif import read_position
 
     try:

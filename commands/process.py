@@ -1,4 +1,4 @@
-"""What the process of a command sets for itself, and a library must not: warning filters and signal handlers."""
+"""Process-wide settings of the command line, which a library must not change: warning filters and signal handlers."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-#: Exit codes by the convention of shells: 128 and the signal's number.
+#: Exit codes by the convention of shells: 128 plus the signal's number.
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 
-#: Warnings about what jzi takes care of, by the start of their message: their classes would have to be imported.
+#: Start of the messages of warnings that jzi handles; matching by class would need heavy imports.
 HANDLED_WARNINGS = (
-    "Dataset has no geotransform",  # rasterio: an ImageryError where it matters; the rest are arrays being warped
+    "Dataset has no geotransform",  # rasterio: raised as ImageryError where it matters, else from warping arrays
     r"Image size \(\d+ pixels\) exceeds limit",  # Pillow: the limit is jzi.encode.photos.MAX_PIXELS
-    "Consolidated metadata is currently not part",  # Zarr: a reader that does not know it reads without
+    "Consolidated metadata is currently not part",  # Zarr: other readers can open the store without it
 )
 
 
 @contextmanager
 def handled_warnings_ignored() -> Iterator[None]:
-    """Ignore `HANDLED_WARNINGS`, in all threads; filters belong to the process."""
+    """Ignore `HANDLED_WARNINGS` in all threads of the process."""
     with warnings.catch_warnings():
         for message in HANDLED_WARNINGS:
             warnings.filterwarnings("ignore", message)
@@ -30,12 +30,12 @@ def handled_warnings_ignored() -> Iterator[None]:
 
 
 class Termination:
-    """Makes SIGTERM do what Ctrl-C does, while entered: whatever handles SIGINT then handles both.
+    """Context manager that treats SIGTERM like Ctrl-C: the handler of SIGINT is called for both.
 
-    A handler of SIGTERM that is there already is left in place, and so is everything outside of the main thread.
+    An existing handler of SIGTERM is kept, and nothing is changed outside the main thread.
 
     Attributes:
-        exit_code: of a command that was interrupted: INTERRUPTED, or TERMINATED after a SIGTERM.
+        exit_code: exit code of an interrupted command: INTERRUPTED, or TERMINATED after a SIGTERM.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Results as text for a terminal."""
+"""Locations and evaluations as text for a terminal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jzi.locate.location import Location
 
 
 def location_text(location: Location) -> str:
-    """A line for the answer, one for each other candidate, and what the reader should know."""
+    """A line for the location, one for each other candidate, the residual and notes."""
     others = location.candidates[1:]
     spread = f"68 % within {location.radius_68:.0f} m, 95 % within {location.radius_95:.0f} m".replace("inf m", "more")
     lines = [
@@ -25,7 +25,7 @@ def location_text(location: Location) -> str:
 
 
 def evaluation_table(evaluation: Evaluation, title: str) -> str:
-    """The figures for people, a line each, and those that others have published for the same area."""
+    """The figures, one to a line, and those published for the same area."""
 
     def percent(interval: Interval) -> str:
         return f"{interval.value:7.2%}   ({interval.low:.2%} .. {interval.high:.2%})"
@@ -56,7 +56,7 @@ def evaluation_table(evaluation: Evaluation, title: str) -> str:
 
 
 def calibration_table(calibration: Calibration, radii: tuple[float, ...]) -> str:
-    """The estimates compared, how true confidences are, and recall against coverage."""
+    """Recall of each estimate, calibration error, and recall by coverage."""
     names = {
         "greedy": "greedy search's cell",
         "map": "the most probable cell",

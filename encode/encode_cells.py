@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -35,17 +35,6 @@ class IndexReport:
     reused: int
     nodata: int
     bytes: int
-
-    def to_dict(self) -> dict[str, int]:
-        """Plain values, for JSON."""
-        return asdict(self)
-
-    def to_text(self) -> str:
-        """For people."""
-        return (
-            f"{self.encoded} cells encoded, {self.reused} reused, {self.nodata} without imagery; "
-            f"{self.bytes / 1e6:.1f} MB of embeddings"
-        )
 
 
 def index_cells(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from accelerate import PartialState
@@ -43,19 +43,6 @@ class MapReport:
     tokens: int = 0
     tokens_damaged: int = 0
     tokens_bytes: int = 0
-
-    def to_dict(self) -> dict[str, int]:
-        """Plain values, for JSON."""
-        return asdict(self)
-
-    def to_text(self) -> str:
-        """For people."""
-        damaged = f" ({self.damaged} had been damaged)" if self.damaged else ""
-        text = f"{self.encoded} tiles encoded, {self.reused} reused, {self.nodata} without imagery{damaged}"
-        if self.tokens_bytes:
-            damaged = f" ({self.tokens_damaged} had been damaged)" if self.tokens_damaged else ""
-            text += f"; patch tokens of {self.tokens} tiles written{damaged}, {self.tokens_bytes / 1e6:,.1f} MB in all"
-        return text
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -46,22 +45,6 @@ class PhotoReport:
     damaged: int
     remade: bool = False
     off_map: tuple[Rejected, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        counts = {"encoded": self.encoded, "reused": self.reused}
-        return {
-            **counts,
-            "unreadable": len(self.unreadable),
-            "damaged": self.damaged,
-            "remade": self.remade,
-            "off_map": len(self.off_map),
-        }
-
-    def to_text(self) -> str:
-        """For people."""
-        damaged = f" ({self.damaged} had been damaged)" if self.damaged else ""
-        return f"{self.encoded} photos encoded, {self.reused} reused{damaged}"
 
 
 def encode_queries(

@@ -137,7 +137,7 @@ def write_csv(path: Path, answers: Sequence[dict[str, Any]]) -> None:
 
     Args:
         path: file to write.
-        answers: results of `Location.to_dict` or `NotLocated.to_dict`.
+        answers: results of `Location.to_dict`, or `plain` of a `NotLocated`.
 
     Raises:
         ExportError: the file cannot be written.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from jzi.errors import ConfigError
 from jzi.locate.posterior import Posterior, credible_radius, most_probable_cells, most_probable_discs
+from jzi.store.plain import plain
 from jzi.store.pyramid import Pyramid, as_pyramid
 
 #: The cell of greedy search (the paper's protocol), the most probable cell, the point with the most within a radius.
@@ -159,7 +160,7 @@ class Location:
             "residual": self.residual,
             "cell_m": self.cell_m,
             "path": list(self.best.path),
-            "candidates": [asdict(candidate) for candidate in self.candidates],
+            "candidates": plain(self.candidates),
             "notes": list(self.notes),
         }
 

@@ -1,1 +1,1 @@
-"""What lasts: the pyramid's geometry, the feature cache, the query table. No torch here."""
+"""Geometry, the feature cache, the photo table and model folders; imports neither torch nor transformers."""

@@ -1,8 +1,8 @@
-"""The feature cache: where the two stages meet (DESIGN 4).
+"""The feature cache: embeddings of map tiles, cells and photos in one Zarr v3 group.
 
-One Zarr v3 group per encoder, pyramid and imagery. The map's embeddings are keyed by (level, row, col), the photos' by
-id (`jzi.store.photo_features`). Chunks are written whole, the status after the embedding, so that a killed run
-loses at most what was in flight, and a chunk's status never speaks of an embedding that is not there.
+A cache belongs to one encoder, pyramid and imagery. Embeddings of tiles are keyed by (level, row, col), those of photos
+by id (`jzi.store.photo_features`). Chunks are written whole, the embedding before its status: a killed run loses at
+most the chunks being written, and no status refers to an embedding that was not written.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from jzi.store.cell_features import CellFeatures
 from jzi.store.info import EncoderInfo, ImageryInfo
 from jzi.store.map_embeddings import ENCODED, MISSING, NODATA, MapEmbeddings
 from jzi.store.photo_features import PhotoFeatures
+from jzi.store.plain import plain
 from jzi.store.pyramid import Pyramid, TileKey
 from jzi.store.storage import COMPRESSORS, corrupt, exists, is_url, storage_errors, zarr_store
 from jzi.store.token_features import TokenFeatures, has_tokens, tokens_name
@@ -41,8 +42,8 @@ MAX_CHUNK = 16
 class FeatureCache:
     """Embeddings of every tile of a pyramid and of the photos, in one Zarr group.
 
-    Open one with `FeatureCache.open`, make one with `FeatureCache.create`, or let `open_or_create` decide: it resumes
-    or reuses a cache that matches and refuses one that does not.
+    `FeatureCache.open` opens a cache, `FeatureCache.create` creates one; `FeatureCache.open_or_create` reuses a
+    matching cache, creates one if there is none, and refuses one that does not match.
     """
 
     def __init__(self, group: zarr.Group, path: str) -> None:
@@ -50,29 +51,29 @@ class FeatureCache:
         self.path = path
         info = group.attrs.get("jzi")
         if not isinstance(info, dict):
-            raise CacheError(f"{path} is a Zarr group but no jzi feature cache: give another path")
+            raise CacheError(f"{path} is a Zarr group but not a jzi feature cache: give another path")
         if info.get("format") != FORMAT:
             raise CacheError(
-                f"{path} has cache format {info.get('format')} and this is jzi {__version__}, which reads format "
-                f"{FORMAT}: encode anew with another cache.path"
+                f"{path} has cache format {info.get('format')}, but jzi {__version__} reads format {FORMAT}: encode "
+                "again with another cache.path"
             )
-        self.pyramid = Pyramid.from_dict(info["pyramid"])
+        self.pyramid = Pyramid(**info["pyramid"])
         self.encoder = EncoderInfo(**info["encoder"])
         self.imagery = ImageryInfo(**info["imagery"]) if info.get("imagery") else None
 
     def __repr__(self) -> str:
         return f"FeatureCache({self.path!r}, {self.encoder.name}, {self.pyramid.tile_count} tiles)"
 
-    # Making and opening
+    # Creating and opening
 
     @classmethod
     def create(
         cls, path: str | Path, pyramid: Pyramid, encoder: EncoderInfo, imagery: ImageryInfo | None = None
     ) -> FeatureCache:
-        """A new, empty cache at a path or URL.
+        """Create an empty cache at a path or URL.
 
         Raises:
-            CacheError: there is something at that path, or it cannot be written.
+            CacheError: the path exists or cannot be written.
         """
         if exists(path):
             raise CacheError(f"{path} exists already: open it, or give another path")
@@ -80,11 +81,11 @@ class FeatureCache:
             info: dict[str, Any] = {
                 "format": FORMAT,
                 "version": __version__,
-                "pyramid": pyramid.to_dict(),
-                "encoder": encoder.to_dict(),
-                "imagery": imagery.to_dict() if imagery else None,
+                "pyramid": plain(pyramid),
+                "encoder": plain(encoder),
+                "imagery": plain(imagery),
             }
-            # With the group itself: a kill at any moment leaves either nothing or a cache that `open` makes whole
+            # Attributes are written with the group: a killed process leaves nothing or a cache that `open` completes
             group = zarr.open_group(zarr_store(path), mode="w-", zarr_format=3, attributes={"jzi": info})
             cache = cls(group, str(path))
             cache._require_arrays()
@@ -93,13 +94,15 @@ class FeatureCache:
 
     @classmethod
     def open(cls, path: str | Path, mode: Literal["r", "r+"] = "r") -> FeatureCache:
-        """The cache at a path or URL; mode "r" reads, "r+" writes too.
+        """Open the cache at a path or URL, to read ("r") or to read and write ("r+").
 
         Raises:
-            CacheError: there is none, or it is of another format.
+            CacheError: there is no cache, or it has another format.
         """
         if not exists(path):
-            raise CacheError(f"there is no feature cache at {path}: `jzi encode-map` and `jzi encode-queries` make it")
+            raise CacheError(
+                f"there is no feature cache at {path}: create it with `jzi encode-map` or `jzi encode-queries`"
+            )
         with storage_errors(path):
             try:
                 group = zarr.open_group(zarr_store(path), mode=mode, use_consolidated=False)
@@ -114,12 +117,16 @@ class FeatureCache:
     def open_or_create(
         cls, path: str | Path, pyramid: Pyramid, encoder: EncoderInfo, imagery: ImageryInfo | None = None
     ) -> FeatureCache:
-        """Resume or reuse the cache at `path`, or create it.
+        """Open the cache at `path` for writing, or create it.
 
-        `imagery` is None for who only writes photos. The first who writes the map sets it.
+        Args:
+            path: path or URL.
+            pyramid: geometry of the area.
+            encoder: the encoder of all embeddings.
+            imagery: the imagery of the map; None to write photos only. It is recorded the first time it is given.
 
         Raises:
-            CacheMismatchError: the cache there belongs to another encoder, pyramid or imagery. Nothing is changed.
+            CacheMismatchError: the cache belongs to another encoder, pyramid or imagery; it is not changed.
         """
         if not exists(path):
             return cls.create(path, pyramid, encoder, imagery)
@@ -135,16 +142,28 @@ class FeatureCache:
         pyramid: Pyramid | None = None,
         encoder: EncoderInfo | None = None,
         imagery: ImageryInfo | None = None,
-        hint: str = "give another cache.path (`--set cache.path=other.zarr`), or delete the cache to encode anew",
+        hint: str = "give another cache.path (`--set cache.path=other.zarr`), or delete the cache to encode again",
     ) -> None:
-        """Raise CacheMismatchError, with advice, where the cache does not belong to what is given."""
+        """Check that the cache belongs to a pyramid, an encoder and imagery; None is not checked.
+
+        Args:
+            pyramid: geometry of the area.
+            encoder: compared by its fingerprint.
+            imagery: compared by its fingerprint; not checked if the cache has no map yet.
+            hint: what to do, for the error message.
+
+        Raises:
+            CacheMismatchError: one of them differs.
+        """
         if encoder and encoder.fingerprint != self.encoder.fingerprint:
             raise CacheMismatchError(
                 f"{self.path} was filled by another encoder ({self.encoder.label}, not {encoder.label}): {hint}"
             )
         if pyramid and pyramid != self.pyramid:
-            ours, theirs = self.pyramid.to_dict(), pyramid.to_dict()
-            differences = ", ".join(f"{key} {ours[key]} not {theirs[key]}" for key in ours if ours[key] != theirs[key])
+            actual, expected = plain(self.pyramid), plain(pyramid)
+            differences = ", ".join(
+                f"{key} {actual[key]} not {expected[key]}" for key in actual if actual[key] != expected[key]
+            )
             raise CacheMismatchError(f"{self.path} belongs to another pyramid ({differences}): {hint}")
         if imagery and self.imagery and imagery.fingerprint != self.imagery.fingerprint:
             raise CacheMismatchError(
@@ -153,28 +172,28 @@ class FeatureCache:
 
     def _set_imagery(self, imagery: ImageryInfo) -> None:
         with storage_errors(self.path):
-            self.group.update_attributes({"jzi": {**self.group.attrs["jzi"], "imagery": imagery.to_dict()}})  # type: ignore[dict-item]
+            self.group.update_attributes({"jzi": {**self.group.attrs["jzi"], "imagery": plain(imagery)}})  # type: ignore[dict-item]
         self.imagery = imagery
-        self.consolidate()  # new attributes drop the consolidated metadata
+        self.consolidate()  # updating attributes drops the consolidated metadata
 
     def consolidate(self) -> None:
-        """Gather the metadata in one object, so that xarray opens the cache at once, over HTTP too.
+        """Consolidate the metadata, so that xarray opens the cache with one request, also over HTTP.
 
-        Nothing is written where it is gathered already.
+        Nothing is written if the consolidated metadata is up to date.
         """
         with storage_errors(self.path):
             if not self._is_consolidated():
-                # Zarr warns that readers of other languages may not know consolidated metadata; they can do without.
+                # Zarr warns that other implementations may not read consolidated metadata; they can open it without.
                 zarr.consolidate_metadata(self.group.store)
 
     def _is_consolidated(self) -> bool:
-        """Whether the gathered metadata knows all photos, views, columns and patch tokens that there are."""
+        """Whether the consolidated metadata has all photos, views, columns and patch tokens."""
         try:
-            gathered = zarr.open_group(self.group.store, mode="r", use_consolidated=True)
-            shape, attributes = gathered["queries/embedding"].shape, dict(gathered["queries"].attrs)  # type: ignore[union-attr]
+            consolidated = zarr.open_group(self.group.store, mode="r", use_consolidated=True)
+            shape, attributes = consolidated["queries/embedding"].shape, dict(consolidated["queries"].attrs)  # type: ignore[union-attr]
         except (ValueError, KeyError):
             return False
-        if has_tokens(gathered, self.pyramid) != has_tokens(self.group, self.pyramid):
+        if has_tokens(consolidated, self.pyramid) != has_tokens(self.group, self.pyramid):
             return False
         return shape == self.array("queries/embedding").shape and attributes == dict(self.group["queries"].attrs)
 
@@ -182,9 +201,9 @@ class FeatureCache:
 
     @cached_property
     def block_level(self) -> int:
-        """The level of the tiles whose subtrees have chunks of their own at every level below.
+        """The level from which on no chunk spans two subtrees.
 
-        Two writers of different subtrees never share a chunk, so that they need no lock.
+        Processes that write the subtrees of different tiles of this level share no chunk and need no lock.
         """
         depth = 0
         while self.pyramid.grid ** (depth + 1) <= MAX_CHUNK:
@@ -192,7 +211,7 @@ class FeatureCache:
         return max(0, self.pyramid.levels - 1 - depth)
 
     def chunk_side(self, level: int) -> int:
-        """Side of a chunk in tiles: what one tile of `block_level` covers, or as much as fits in 16 x 16 above it."""
+        """Side of a chunk in tiles: the extent of one tile of `block_level`; above that level up to `MAX_CHUNK`."""
         g = self.pyramid.grid
         if level >= self.block_level:
             return self.pyramid.tiles_per_side(level - self.block_level)
@@ -202,7 +221,7 @@ class FeatureCache:
         return side
 
     def _require_arrays(self) -> None:
-        """Create what is not there yet, so that a cache whose making was interrupted becomes whole."""
+        """Create the arrays that do not exist, also after an interrupted `create`."""
         for level in range(self.pyramid.levels + 1):
             n, chunk = self.pyramid.tiles_per_side(level), self.chunk_side(level)
             encoded = level < self.pyramid.levels  # terminal cells have a status, but no embedding
@@ -232,7 +251,7 @@ class FeatureCache:
         fill: float,
         attributes: dict[str, Any],
     ) -> zarr.Array[Any]:
-        with contextlib.suppress(ContainsArrayError):  # another process may be making the same cache
+        with contextlib.suppress(ContainsArrayError):  # another process may be creating the same cache
             if name not in self.group:
                 return self.group.create_array(
                     name,
@@ -247,23 +266,27 @@ class FeatureCache:
         return self.array(name)
 
     def array(self, name: str) -> zarr.Array[Any]:
-        """One of the group's arrays, such as "map/2/embedding"."""
+        """Return an array of the group by its name, such as "map/2/embedding".
+
+        Raises:
+            CacheError: there is no such array.
+        """
         try:
             array = self.group[name]
         except KeyError as error:
-            raise CacheError(f"{self.path} lacks {name}: `jzi encode-map` makes the cache whole again") from error
+            raise CacheError(f"{self.path} lacks {name}: `jzi encode-map` completes the cache") from error
         assert isinstance(array, zarr.Array)
         return array
 
     # The map
 
     def status(self, level: int) -> NDArray[np.uint8]:
-        """(row, col) of a level, 0..L: 0 missing, 1 encoded (level L: has imagery), 2 no imagery."""
+        """(row, col) status of a level 0..L: 0 missing, 1 encoded (at level L: has imagery), 2 no imagery."""
         with storage_errors(self.path, f"map/{level}/status"):
             return np.asarray(self.array(f"map/{level}/status")[:])
 
     def level(self, level: int) -> NDArray[np.float16]:
-        """(row, col, feature) embeddings of a level, 0..L-1; nan where there is none.
+        """(row, col, feature) embeddings of a level 0..L-1; nan where there is none.
 
         Raises:
             CacheCorruptError: a chunk does not match its checksum.
@@ -272,7 +295,7 @@ class FeatureCache:
             return np.asarray(self.array(f"map/{level}/embedding")[:])
 
     def embedding(self, key: TileKey) -> NDArray[np.float16]:
-        """(feature,) of one tile, reading one chunk; nan where there is none.
+        """(feature,) embedding of one tile, nan where there is none; reads one chunk.
 
         Raises:
             CacheError: the pyramid has no such tile.
@@ -292,7 +315,7 @@ class FeatureCache:
             )
 
     def children(self, key: TileKey) -> NDArray[np.float16]:
-        """(g*g, feature) of a tile's children in the order of the actions, for keys of level 0..L-2."""
+        """(g*g, feature) embeddings of the children of a tile of level 0..L-2, in the order of the actions."""
         level, row, col = key
         g = self.pyramid.grid
         with storage_errors(self.path, f"map/{level + 1}/embedding"):
@@ -308,16 +331,18 @@ class FeatureCache:
         Args:
             level: 0..L.
             row: a multiple of `chunk_side(level)`.
-            col: likewise.
+            col: a multiple of `chunk_side(level)`.
             status: (side, side).
             embedding: (side, side, feature); None at level L.
 
         Raises:
-            CacheError: it is not a whole chunk, or the disk is full.
+            CacheError: row, col or shape is not that of a whole chunk, or the disk is full.
         """
         side = self.chunk_side(level)
         if row % side or col % side or status.shape != (side, side):
-            raise CacheError(f"level {level} is written in whole chunks of {side} x {side} tiles")
+            raise CacheError(
+                f"level {level} is written in whole chunks of {side} x {side} tiles, not {status.shape} at {row}, {col}"
+            )
         window = slice(row, row + side), slice(col, col + side)
         with storage_errors(self.path, f"map/{level}"):
             if embedding is not None:
@@ -325,11 +350,15 @@ class FeatureCache:
             self.array(f"map/{level}/status")[window] = status
 
     def read_map(self, cells: bool = False) -> MapEmbeddings:
-        """The whole map in memory: 6.7 MB for the paper's pyramid, and 101 MB with its terminal cells.
+        """Read the whole map: 6.7 MB for the paper's pyramid, 101 MB with its terminal cells (768 features).
+
+        Args:
+            cells: whether to read the embeddings of terminal cells too.
+
 
         Raises:
-            CacheError: tiles are missing, or cells where they are wanted.
-            CacheCorruptError: a chunk does not match its checksum, or has gone.
+            CacheError: tiles are missing, or cells if they are requested.
+            CacheCorruptError: a chunk does not match its checksum, or its file is gone.
         """
         levels = range(self.pyramid.levels)
         status = [self.status(level) for level in range(self.pyramid.levels + 1)]
@@ -344,7 +373,7 @@ class FeatureCache:
         return replace(features, cells=self.cells.grid()) if cells else features
 
     def readable_status(self, level: int) -> tuple[NDArray[np.uint8], int]:
-        """`status`, with 0 (missing) for tiles that cannot be read, and the number of those."""
+        """(row, col) `status`, with 0 (missing) for tiles that cannot be read, and their number."""
         n, side = self.pyramid.tiles_per_side(level), self.chunk_side(level)
         try:
             return self._readable_status(level, slice(0, n), slice(0, n))
@@ -370,9 +399,9 @@ class FeatureCache:
         return np.where(lost, MISSING, status), int(lost.sum())
 
     def read_chunk(self, level: int, row: int, col: int) -> tuple[NDArray[np.uint8], NDArray[np.float16] | None]:
-        """Status and embedding (None at level L) of the chunk whose north-west tile is (row, col).
+        """(side, side) status and (side, side, feature) embedding of the chunk whose north-west tile is (row, col).
 
-        Tiles that cannot be read are missing, with nan.
+        The embedding is None at level L. Tiles that cannot be read have status 0 (missing) and nan.
         """
         side = self.chunk_side(level)
         window = slice(row, row + side), slice(col, col + side)
@@ -386,11 +415,11 @@ class FeatureCache:
             embedding = np.asarray(self.array(f"map/{level}/embedding")[window])
         return status, embedding
 
-    # The tiles' patch tokens, which a cache holds where it was asked to
+    # Patch tokens of tiles (optional)
 
     @property
     def has_tokens(self) -> bool:
-        """Whether `require_tokens` was called once; tiles may lack theirs still."""
+        """Whether the cache has arrays for patch tokens; single tiles may still lack theirs."""
         return has_tokens(self.group, self.pyramid)
 
     @property
@@ -403,7 +432,7 @@ class FeatureCache:
         return TokenFeatures(self.group, self.path, self.pyramid)
 
     def tokens(self, key: TileKey) -> NDArray[np.float16]:
-        """(token, feature) of one tile, reading one chunk; nan where there are none.
+        """(token, feature) patch tokens of one tile, nan where there are none; reads one chunk.
 
         Raises:
             CacheError: the cache holds no patch tokens, or the pyramid has no such tile.
@@ -413,7 +442,7 @@ class FeatureCache:
         return self.patch_tokens.read(key)
 
     def require_tokens(self, count: int) -> TokenFeatures:
-        """The same, with room for `count` tokens of every tile, which is made if there is none."""
+        """Patch tokens of tiles; the arrays for `count` tokens a tile are created if they do not exist."""
         with storage_errors(self.path):
             for level in range(self.pyramid.levels):
                 n, width = self.pyramid.tiles_per_side(level), self.encoder.width
@@ -424,16 +453,16 @@ class FeatureCache:
         self.consolidate()
         return self.patch_tokens
 
-    # The terminal cells, of which a cache holds embeddings where it was asked to
+    # Terminal cells (optional)
 
     @property
     def has_cells(self) -> bool:
-        """Whether `CellFeatures.require` was called once; cells may lack theirs still."""
+        """Whether the cache has arrays for cells; single cells may still lack an embedding."""
         return CellFeatures.there(self.group)
 
     @property
     def cells(self) -> CellFeatures:
-        """The embeddings of the terminal cells.
+        """Embeddings of the terminal cells.
 
         Raises:
             CacheError: the cache has no cells.
@@ -444,13 +473,13 @@ class FeatureCache:
 
     @property
     def queries(self) -> PhotoFeatures:
-        """The photos' embeddings and what is known of them."""
+        """Embeddings of the photos, and their table."""
         return PhotoFeatures(self.group, self.path)
 
     # Views
 
     def to_xarray(self) -> DataTree:
-        """A labelled, lazy view: dimensions row, col, feature, query, view; x, y and spatial_ref as CF has them."""
+        """A labelled, lazy view with the dimensions row, col, feature, query and view, and CF coordinates."""
         import xarray
 
         return xarray.open_datatree(

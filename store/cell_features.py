@@ -1,4 +1,4 @@
-"""The cells' side of the feature cache: one embedding for every terminal cell, the database of flat retrieval."""
+"""Embeddings of terminal cells in the feature cache: the database of flat retrieval."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from jzi.store.storage import COMPRESSORS, corrupt, storage_errors
 #: Side of a chunk in cells, at most: 1024 cells of 768 features in float16 make 1.6 MB.
 CHUNK = 32
 
-#: What makes the cells.
-HINT = "run `jzi index` for retrieval, or `jzi encode-map --cells` for a decoder that looks at them"
+#: How to encode cells, for error messages.
+HINT = "run `jzi index` for retrieval, or `jzi encode-map --cells` for a decoder that reads them"
 
 
 class CellFeatures:
     """The group `cells` of a feature cache: `embedding` (row, col, feature) float16 and `status` (row, col).
 
     Args:
-        group: the cache's.
-        path: of the cache.
+        group: the group of the cache.
+        path: path or URL of the cache, for error messages.
 
     Raises:
         CacheError: the cache has no cells.
@@ -38,29 +38,30 @@ class CellFeatures:
 
     @staticmethod
     def there(group: zarr.Group) -> bool:
-        """Whether a cache has any."""
+        """Whether a cache has arrays for cells."""
         return "cells/embedding" in group
 
     @classmethod
     def require(cls, group: zarr.Group, path: str, side: int, width: int, footprint: float) -> CellFeatures:
-        """The cells of a cache, which are created if there are none.
+        """The cells of a cache; their arrays are created if they do not exist.
 
         Args:
-            group: the cache's, open for writing.
-            path: of the cache.
-            side: cells to a side.
+            group: the group of the cache, open for writing.
+            path: path or URL of the cache.
+            side: number of cells along a side of the area.
             width: number of features.
-            footprint: side of the piece of map that stands for a cell, metres.
+            footprint: side of a cell's reference crop, metres.
 
         Raises:
-            CacheMismatchError: the cells there have another footprint.
+            CacheMismatchError: the cells of the cache have another footprint.
         """
         with storage_errors(path):
             cells = group.require_group("cells")
-            there = cells.attrs.get("footprint_m", footprint)
-            if abs(float(there) - footprint) > 1e-6:  # type: ignore[arg-type]
+            stored = cells.attrs.get("footprint_m", footprint)
+            if abs(float(stored) - footprint) > 1e-6:  # type: ignore[arg-type]
                 raise CacheMismatchError(
-                    f"the cells of {path} are pieces of map of {there:g} m, not {footprint:g} m: give another cache"
+                    f"the cells of {path} were encoded from crops of {stored:g} m, not {footprint:g} m: give another "
+                    "cache"
                 )
             if "footprint_m" not in cells.attrs:
                 cells.update_attributes({"footprint_m": footprint})
@@ -83,7 +84,7 @@ class CellFeatures:
 
     @property
     def side(self) -> int:
-        """Cells to a side."""
+        """Number of cells along a side of the area."""
         return self._array("status").shape[0]
 
     @property
@@ -94,7 +95,7 @@ class CellFeatures:
         return [(slice(row, row + size), slice(col, col + size)) for row in starts for col in starts]
 
     def status(self) -> NDArray[np.uint8]:
-        """(row, col): 0 missing, 1 encoded, 2 no imagery.
+        """(row, col) status: 0 missing, 1 encoded, 2 no imagery.
 
         Raises:
             CacheCorruptError: a chunk does not match its checksum.
@@ -103,7 +104,7 @@ class CellFeatures:
             return np.asarray(self._array("status")[:])
 
     def whole(self, chunk: tuple[slice, slice]) -> bool:
-        """Whether a chunk is there, and readable."""
+        """Whether every cell of a chunk has been encoded and can be read."""
         try:
             status, embedding = self.read_chunk(chunk)
         except CacheCorruptError:
@@ -112,10 +113,10 @@ class CellFeatures:
         return bool((status != MISSING).all() and not lost.any())
 
     def read_chunk(self, chunk: tuple[slice, slice]) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
-        """Status and embedding of a chunk.
+        """(row, col) status and (row, col, feature) embedding of a chunk.
 
         Raises:
-            CacheCorruptError: it does not match its checksum.
+            CacheCorruptError: the chunk does not match its checksum.
         """
         with storage_errors(self.path, "cells"):
             return np.asarray(self._array("status")[chunk]), np.asarray(self._array("embedding")[chunk])
@@ -131,11 +132,11 @@ class CellFeatures:
             self._array("status")[chunk] = status
 
     def read(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float16]]:
-        """Row and column (cell,) and embedding (cell, feature) of every cell with imagery.
+        """Row (cell,), column (cell,) and embedding (cell, feature) of every cell with imagery.
 
         Raises:
             CacheError: cells are missing.
-            CacheCorruptError: a chunk is damaged or gone.
+            CacheCorruptError: a chunk does not match its checksum, or its file is gone.
         """
         status = self.status()
         if missing := int((status == MISSING).sum()):
@@ -148,10 +149,10 @@ class CellFeatures:
         return row, col, embedding
 
     def grid(self) -> NDArray[np.float16]:
-        """(row, col, feature), nan where there is no imagery.
+        """(row, col, feature) embeddings, nan where there is no imagery.
 
         Raises:
-            CacheError: as `read`.
+            CacheError: cells are missing, or a chunk is damaged.
         """
         row, col, embedding = self.read()
         grid = np.full((self.side, self.side, embedding.shape[1]), np.nan, np.float16)

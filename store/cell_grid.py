@@ -1,4 +1,4 @@
-"""What a geometry of cells offers to everything that speaks of cells: posterior, fusion, evaluation and export."""
+"""Interface of a geometry of cells, which posteriors, fusion, evaluation and export use."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 class CellGrid(Protocol):
     """Cells of equal size in rows from north to south and columns from west to east.
 
-    `jzi.store.pyramid.Pyramid` is one; a cell is known by its row and column.
+    `jzi.store.pyramid.Pyramid` implements it. A cell is identified by its row and column.
     """
 
     @property
@@ -30,7 +30,7 @@ class CellGrid(Protocol):
         ...
 
     def cells_at(self, latitude: ArrayLike, longitude: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Row and column (n,) of the cell that each position (degrees, WGS 84) lies in; -1 outside of the area."""
+        """Row (n,) and column (n,) of the cell that contains each position (degrees, WGS 84); -1 outside the area."""
         ...
 
     def cell_centers(self, row: ArrayLike, col: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

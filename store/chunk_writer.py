@@ -1,6 +1,6 @@
-"""Gather what is encoded one by one, and write it to a feature cache in whole chunks.
+"""Collect encoded tiles and photos, and write them to a feature cache in whole chunks.
 
-Cells need no gathering: `jzi.encode.encode_cells` encodes a chunk of them at a time.
+Cells are not collected: `jzi.encode.encode_cells` encodes a chunk of them at a time.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from jzi.store.photo_features import CHUNK, UNREADABLE, PhotoFeatures
 from jzi.store.photo_features import ENCODED as PHOTO_ENCODED
 from jzi.store.pyramid import TileKey
 
-#: A killed run loses what it has encoded since the last write. A write of the paper's four open chunks takes 6 ms
-#: (`python -m benchmarks.cache_codecs`), less than a hundredth of the time.
+#: Seconds between writes: a killed run loses what it encoded since the last one. Writing the four open chunks of the
+#: paper's map takes 6 ms (`python -m benchmarks.cache_codecs`), less than 1 % of the time.
 WRITE_EVERY_S = 1.0
 
 
 class ChunkWriter(ABC):
-    """Writes what was gathered when it is due, and on the way out: a context manager, which writes after errors too."""
+    """Context manager that writes collected entries at intervals and on exit, also after an error."""
 
     def __init__(self) -> None:
         self.written_at = time.monotonic()
@@ -41,12 +41,12 @@ class ChunkWriter(ABC):
         self.write()
 
     def write_if_due(self) -> None:
-        """`write`, if the last time was more than `WRITE_EVERY_S` ago."""
+        """Write if the last write was more than `WRITE_EVERY_S` ago."""
         if time.monotonic() - self.written_at > WRITE_EVERY_S:
             self.write()
 
     def write(self) -> None:
-        """Write all that was gathered since the last time.
+        """Write everything collected since the last write.
 
         Raises:
             CacheError: the disk is full.
@@ -60,18 +60,16 @@ class ChunkWriter(ABC):
 
 @dataclass
 class _Chunk:
-    """A chunk of tiles in memory."""
-
     status: NDArray[np.uint8]
     embedding: NDArray[np.float16] | None
     changed: bool = False
 
 
 class TileWriter(ChunkWriter):
-    """Writes tiles, the deepest level first, so that a tile is never marked encoded before its cells are marked.
+    """Writes tiles, the deepest level first: a tile is never marked as encoded before its cells are.
 
     Args:
-        cache: open for writing.
+        cache: the cache, open for writing.
     """
 
     def __init__(self, cache: FeatureCache) -> None:
@@ -80,10 +78,10 @@ class TileWriter(ChunkWriter):
         self.chunks: dict[TileKey, _Chunk] = {}
 
     def put(self, key: TileKey, status: int, embedding: NDArray[np.float16] | None) -> None:
-        """Gather a tile.
+        """Add a tile.
 
         Args:
-            key: of the tile.
+            key: key of the tile.
             status: ENCODED or NODATA.
             embedding: (feature,); None for a tile without imagery.
         """
@@ -93,7 +91,12 @@ class TileWriter(ChunkWriter):
             chunk.embedding[row, col] = embedding
 
     def put_cells(self, key: TileKey, cells: NDArray[np.bool_]) -> None:
-        """Gather (row, col) which children of a tile of the last level have imagery."""
+        """Add the status of the cells of a tile of level L-1.
+
+        Args:
+            key: key of the tile.
+            cells: (g, g) whether each cell has imagery.
+        """
         g = self.cache.pyramid.grid
         chunk, row, col = self._chunk(TileKey(key.level + 1, key.row * g, key.col * g))
         chunk.status[row : row + g, col : col + g] = np.where(cells, ENCODED, NODATA)
@@ -117,10 +120,10 @@ class TileWriter(ChunkWriter):
 
 
 class PhotoWriter(ChunkWriter):
-    """Writes photos, the embeddings of a chunk before their status.
+    """Writes photos: the embeddings of a chunk, then their status.
 
     Args:
-        queries: of a cache that is open for writing.
+        queries: photos of a cache that is open for writing.
     """
 
     def __init__(self, queries: PhotoFeatures) -> None:
@@ -129,10 +132,10 @@ class PhotoWriter(ChunkWriter):
         self.rows: dict[int, tuple[tuple[str, int, int], NDArray[np.float16] | None]] = {}
 
     def put(self, row: int, stamp: tuple[str, int, int], embedding: NDArray[np.float16] | None) -> None:
-        """Gather a photo.
+        """Add a photo.
 
         Args:
-            row: of the cache.
+            row: row of the photo in the cache.
             stamp: SHA-256, size and modification time (ns) of its file.
             embedding: (1 + views, feature); None for a photo that cannot be read.
         """
@@ -156,13 +159,13 @@ class PhotoWriter(ChunkWriter):
 
 
 def rows_by_chunk(rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-    """Sorted rows of photos, those of one chunk of the cache at a time."""
+    """Yield sorted rows of photos in groups (row,), one for each chunk of the cache."""
     if len(rows):
         yield from np.split(rows, np.flatnonzero(np.diff(rows // CHUNK)) + 1)
 
 
 def _stack(embeddings: list[NDArray[np.float16] | None]) -> NDArray[np.float16] | None:
-    """(row, view, feature) of as many views as any has, nan where there is none; None where there is nothing at all."""
+    """(row, view, feature), nan where a photo lacks a view; None if there is no embedding."""
     present = [embedding for embedding in embeddings if embedding is not None]
     if not present:
         return None

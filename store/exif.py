@@ -1,4 +1,4 @@
-"""What cameras write into their photos: where and which way."""
+"""Position, heading and time in the EXIF data of photos."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from PIL.TiffImagePlugin import IFDRational
 from jzi.errors import PhotoError
 from jzi.store.files import write_whole
 
-#: Of files that may be photos.
+#: File name suffixes of photos.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
 class ExifPosition:
-    """A photo's position by its EXIF: degrees (WGS 84); heading clockwise from north, None where not written."""
+    """Position in degrees (WGS 84), and heading in degrees clockwise from north (None if not recorded)."""
 
     latitude: float
     longitude: float
@@ -27,10 +27,10 @@ class ExifPosition:
 
 
 def read_position(photo: Path) -> ExifPosition:
-    """The GPS position in a photo's EXIF. Reads the header only.
+    """Read the GPS position from the EXIF data of a photo; only the header is read.
 
     Raises:
-        PhotoError: the file is no photo, or has no usable position.
+        PhotoError: the file is not a photo, or has no usable position.
     """
     try:
         with Image.open(photo) as image:
@@ -42,7 +42,7 @@ def read_position(photo: Path) -> ExifPosition:
     if latitude is None or longitude is None:
         raise PhotoError("no GPS position in its EXIF")
     if (latitude, longitude) == (0, 0) or abs(latitude) > 90 or abs(longitude) > 180:
-        raise PhotoError(f"its EXIF says latitude {latitude}, longitude {longitude}, as cameras without a fix write")
+        raise PhotoError(f"its EXIF has latitude {latitude}, longitude {longitude}, as cameras write without a fix")
     try:
         heading = float(gps[ExifTags.GPS.GPSImgDirection]) % 360
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
@@ -51,10 +51,12 @@ def read_position(photo: Path) -> ExifPosition:
 
 
 def read_time(photo: Path) -> datetime | None:
-    """When a photo was taken by its EXIF; None where that is not written. In UTC where its offset is known.
+    """Read the capture time of a photo from its EXIF data; None if there is none.
+
+    It is in UTC if the offset is recorded, else in local time.
 
     Raises:
-        PhotoError: the file is no photo.
+        PhotoError: the file is not a photo.
     """
     try:
         with Image.open(photo) as image:
@@ -75,19 +77,19 @@ def read_time(photo: Path) -> datetime | None:
 
 
 def write_position(photo: Path, output: Path, latitude: float, longitude: float, radius: float | None = None) -> None:
-    """Copy a photo with a position in its EXIF, which otherwise stays as it is.
+    """Copy a photo and set the position in the EXIF data of the copy; other EXIF entries are kept.
 
-    A JPEG keeps its pixels to the last bit: only its EXIF segment is replaced. Others are saved anew in their format.
+    In a JPEG only the EXIF segment is replaced, its pixels are not re-encoded. Other formats are saved again.
 
     Args:
-        photo: the photo; it is not changed.
-        output: the copy; another file.
+        photo: the photo, which is not changed.
+        output: path of the copy.
         latitude: degrees (WGS 84).
-        longitude: degrees.
-        radius: metres of uncertainty, if known.
+        longitude: degrees (WGS 84).
+        radius: horizontal uncertainty, metres; None if unknown.
 
     Raises:
-        PhotoError: the photo cannot be read, or the copy would be the photo itself.
+        PhotoError: the photo cannot be read, or `output` is the photo itself.
     """
     if output.exists() and output.samefile(photo):
         raise PhotoError(f"{output} is the photo itself: give another folder for the copies")
@@ -102,7 +104,7 @@ def write_position(photo: Path, output: Path, latitude: float, longitude: float,
             gps[ExifTags.GPS.GPSMapDatum] = "WGS-84"
             if radius is not None:
                 gps[ExifTags.GPS.GPSHPositioningError] = IFDRational(round(radius * 100), 100)
-            segment = exif.tobytes()  # as bytes: Pillow takes an Exif with nothing but a position for an empty one
+            segment = exif.tobytes()  # bytes: Pillow treats an Exif object with only a position as empty
             if image.format == "JPEG":
                 data = _with_exif(photo.read_bytes(), segment)
                 write_whole(output, lambda file: file.write_bytes(data))
@@ -113,26 +115,26 @@ def write_position(photo: Path, output: Path, latitude: float, longitude: float,
 
 
 def sexagesimal(degrees: float) -> tuple[IFDRational, IFDRational, IFDRational]:
-    """EXIF's degrees, minutes and seconds; seconds to 1e-5, which is 0.3 mm on the ground."""
+    """Convert degrees to EXIF's degrees, minutes and seconds, with seconds to 1e-5 (0.3 mm on the ground)."""
     minutes, seconds = divmod(round(degrees * 3600 * 100_000), 60 * 100_000)
     return IFDRational(minutes // 60, 1), IFDRational(minutes % 60, 1), IFDRational(seconds, 100_000)
 
 
 def _with_exif(jpeg: bytes, exif: bytes) -> bytes:
-    """A JPEG with another EXIF segment; each segment is 0xFF, a marker, and a length that counts itself."""
-    kept, at = [], 2
+    """Replace the EXIF segment of a JPEG. A segment is 0xFF, a marker, and a length that includes itself."""
+    others, at = [], 2
     while jpeg[at] == 0xFF and jpeg[at + 1] != 0xDA:  # start of scan
         end = at + 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
         if not (jpeg[at + 1] == 0xE1 and jpeg[at + 4 : at + 10] == b"Exif\0\0"):
-            kept.append(jpeg[at:end])
+            others.append(jpeg[at:end])
         at = end
     segment = b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif
-    first = kept[:1] if kept and kept[0][1] == 0xE0 else []  # JFIF has to come first
-    return b"".join([jpeg[:2], *first, segment, *kept[len(first) :], jpeg[at:]])
+    first = others[:1] if others and others[0][1] == 0xE0 else []  # JFIF must come first
+    return b"".join([jpeg[:2], *first, segment, *others[len(first) :], jpeg[at:]])
 
 
 def _degrees(value: Any, reference: Any, signs: str) -> float | None:
-    """Degrees, minutes, seconds as EXIF has them to signed degrees; None for what is no angle."""
+    """Convert EXIF's degrees, minutes and seconds to signed degrees; None if they are not an angle."""
     try:
         degrees = sum(float(part) / 60**power for power, part in enumerate(value))
         sign = -1 if str(reference).strip("\0 ").upper() == signs[1] else 1

@@ -1,4 +1,4 @@
-"""Files on the local disk: known by their bytes, and written whole or not at all."""
+"""Local files: digests and atomic writes."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def file_sha256(path: Path) -> str:
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Call `write` with a temporary path beside `path`, then put what it wrote in the place of `path`.
+    """Write a file atomically: call `write` with a temporary path in the same folder, then rename that to `path`.
 
-    Whatever `write` raises is raised; nothing is left behind then.
+    If `write` raises, the temporary file is removed and `path` is unchanged.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.touch()
-        mode = temporary.stat().st_mode  # by the umask; safetensors makes files that nobody else can read
+        mode = temporary.stat().st_mode  # of the umask: safetensors creates files that only their owner can read
         write(temporary)
         temporary.chmod(mode)
         temporary.replace(path)
@@ -35,7 +35,7 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what `write_whole` left in a folder where its process was killed; files of running processes stay."""
+    """Remove temporary files that killed processes left in a folder (`write_whole`); those of running ones are kept."""
     for path in folder.glob(".*"):
         match = re.fullmatch(r"\..+\.(\d+)", path.name)
         if match and path.is_file() and not psutil.pid_exists(int(match[1])):

@@ -1,22 +1,21 @@
-"""What a cache says of the encoder and the imagery that it was made with."""
+"""Encoder and imagery of a cache, as its attributes record them."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class EncoderInfo:
-    """Which encoder made the embeddings.
+    """The encoder of a cache's embeddings.
 
     Attributes:
         name: Hugging Face id, or the folder that it was loaded from.
-        from_hub: which of the two.
-        fingerprint: SHA-256 over weights, config and preprocessing, for the program.
+        from_hub: whether the name is a Hugging Face id.
+        fingerprint: SHA-256 of weights, config and preprocessing.
         width: number of features.
-        image_size: side of a tile as the encoder sees it, pixels.
-        layout: how a photo becomes squares (`jzi.encode.encoder.LAYOUTS`).
+        image_size: side of the encoder's input, pixels.
+        layout: how photos are cut into squares (`jzi.encode.encoder.LAYOUTS`).
     """
 
     name: str
@@ -28,23 +27,19 @@ class EncoderInfo:
 
     @property
     def label(self) -> str:
-        """Name, input and the first digits of the fingerprint."""
+        """Name, input size and the first digits of the fingerprint, for messages."""
         return f"{self.name} at {self.image_size} px, {self.fingerprint[:8]}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
 class ImageryInfo:
-    """Which imagery the tiles were cut from.
+    """The imagery of a map.
 
     Attributes:
-        fingerprint: SHA-256 over the files' bytes and how their pixels are read.
-        files: for each file name, size in bytes, modification time in ns and SHA-256, so that an unchanged file is
-            not hashed again.
-        description: how pixels become 8-bit RGB, for people.
+        fingerprint: SHA-256 of the files' bytes and of how their pixels are read.
+        files: name, size in bytes, modification time in ns and SHA-256 of each file; size and time show whether a file
+            must be hashed again.
+        description: how pixels are converted to 8-bit RGB, for people.
     """
 
     fingerprint: str
@@ -56,10 +51,6 @@ class ImageryInfo:
 
     @property
     def label(self) -> str:
-        """The files' names and the first digits of the fingerprint."""
+        """File names and the first digits of the fingerprint, for messages."""
         names = ", ".join(name for name, *_ in self.files[:3]) + (" ..." if len(self.files) > 3 else "")
         return f"{names}, {self.fingerprint[:8]}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)

@@ -1,11 +1,11 @@
-"""Two caches compared and merged, and one read whole against its checksums."""
+"""Compare, merge and verify feature caches."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from jzi.store.storage import storage_errors
 
 
 def same_photos(one: FeatureCache, other: FeatureCache) -> bool:
-    """Whether both hold the same photos, in the same splits, with as many augmented views made in the same way."""
+    """Whether two caches have the same photos in the same splits, with the same augmented views."""
     names = ["id", "latitude", "longitude", "split", "photo_sha256", "views"]
     first, second = (each.queries.frame() for each in (one, other))
     first, second = (each[each["status"] == ENCODED][names].sort_values("id") for each in (first, second))
@@ -31,7 +31,7 @@ def same_photos(one: FeatureCache, other: FeatureCache) -> bool:
 
 
 def most_views(cache: FeatureCache) -> int:
-    """How many augmented views the photos of a cache have at most."""
+    """Largest number of augmented views of a photo in a cache."""
     views = cache.queries.column("views")
     return int(np.max(views, initial=0))
 
@@ -44,11 +44,11 @@ class MergeReport:
     """What `merge_caches` copied.
 
     Attributes:
-        tiles: map tiles, of levels 0..L-1.
-        photos: photos that the target had no embedding of.
-        views: photos of which augmented views were copied, those among them.
-        cells: terminal cells, for retrieval.
-        different: photos of which both have an embedding, of other bytes; the target's are kept.
+        tiles: tiles of levels 0..L-1.
+        photos: photos that had no embedding in the target.
+        views: photos of which augmented views were copied, with or without the photo itself.
+        cells: terminal cells.
+        different: photos that both caches have, with different file contents; the target's are kept.
     """
 
     tiles: int
@@ -57,29 +57,18 @@ class MergeReport:
     cells: int
     different: int
 
-    def to_dict(self) -> dict[str, int]:
-        """Plain values, for JSON."""
-        return asdict(self)
-
-    def to_text(self) -> str:
-        """For people."""
-        views = f", augmented views of {self.views} photos" if self.views else ""
-        kept = f"; {self.different} photos differ and are kept as they were" if self.different else ""
-        cells = f", {self.cells} cells" if self.cells else ""
-        return f"{self.tiles} tiles and {self.photos} photos copied{cells}{views}{kept}"
-
 
 def merge_caches(source: FeatureCache, target: FeatureCache) -> MergeReport:
-    """Copy what one cache has and another lacks: map tiles, and photos by their id.
+    """Copy the tiles, cells and photos (by id) that one cache has and another lacks.
 
-    What the target has is left as it is, but for what is damaged in it. Interrupted, it can be run again.
+    Entries of the target are replaced only if they are damaged. An interrupted merge can be run again.
 
     Args:
-        source: open for reading; what is damaged in it is not copied.
-        target: of the same encoder, pyramid and imagery, open for writing.
+        source: open for reading; damaged entries are not copied.
+        target: a cache of the same encoder, pyramid and imagery, open for writing.
 
     Raises:
-        CacheMismatchError: they do not belong together; nothing is copied.
+        CacheMismatchError: the caches do not belong together; nothing is copied.
         CacheError: the disk is full.
     """
     if source.path == target.path:
@@ -97,20 +86,20 @@ def merge_caches(source: FeatureCache, target: FeatureCache) -> MergeReport:
 
 def _merge_map(source: FeatureCache, target: FeatureCache) -> int:
     copied = 0
-    for level in reversed(range(source.pyramid.levels + 1)):  # a tile is never marked before its cells are
+    for level in reversed(range(source.pyramid.levels + 1)):  # a tile is marked only after its cells
         side, n = source.chunk_side(level), source.pyramid.tiles_per_side(level)
         for row, col in tqdm(
             itertools.product(range(0, n, side), repeat=2), total=(n // side) ** 2, unit="chunk", desc=f"level {level}"
         ):
             status, embedding = target.read_chunk(level, row, col)
-            theirs, features = source.read_chunk(level, row, col)
-            lacking = (status == MISSING) & (theirs != MISSING)
-            if not lacking.any():
+            source_status, source_embedding = source.read_chunk(level, row, col)
+            new = (status == MISSING) & (source_status != MISSING)
+            if not new.any():
                 continue
-            status = np.where(lacking, theirs, status)
-            if embedding is not None and features is not None:
-                embedding = np.where(lacking[..., None], features, embedding)
-                copied += int(lacking.sum())
+            status = np.where(new, source_status, status)
+            if embedding is not None and source_embedding is not None:
+                embedding = np.where(new[..., None], source_embedding, embedding)
+                copied += int(new.sum())
             target.write_chunk(level, row, col, status, embedding)
     return copied
 
@@ -118,12 +107,14 @@ def _merge_map(source: FeatureCache, target: FeatureCache) -> int:
 def _merge_cells(source: FeatureCache, target: FeatureCache) -> int:
     if not source.has_cells:
         return 0
-    theirs, copied = source.cells, 0
-    ours = CellFeatures.require(target.group, target.path, theirs.side, source.encoder.width, theirs.footprint)
-    for chunk in tqdm(ours.chunks, unit="chunk", desc="cells"):
-        if not ours.whole(chunk) and theirs.whole(chunk):
-            status, embedding = theirs.read_chunk(chunk)
-            ours.write(chunk, status, embedding)
+    source_cells, copied = source.cells, 0
+    target_cells = CellFeatures.require(
+        target.group, target.path, source_cells.side, source.encoder.width, source_cells.footprint
+    )
+    for chunk in tqdm(target_cells.chunks, unit="chunk", desc="cells"):
+        if not target_cells.whole(chunk) and source_cells.whole(chunk):
+            status, embedding = source_cells.read_chunk(chunk)
+            target_cells.write(chunk, status, embedding)
             copied += int((status == ENCODED).sum())
     return copied
 
@@ -143,18 +134,18 @@ def _merge_photos(source: FeatureCache, target: FeatureCache) -> tuple[int, int,
     ours.loc[ours.index.isin(target.queries.damaged_rows()), "status"] = MISSING
     theirs = theirs.drop(source.queries.damaged_rows(), errors="ignore").reset_index(names="row")
     both = theirs[theirs["status"] == ENCODED].merge(ours.reset_index(names="row"), on="id", suffixes=("", "_ours"))
-    there = both["status_ours"] == ENCODED
+    in_target = both["status_ours"] == ENCODED
     same = both["photo_sha256"] == both["photo_sha256_ours"]
-    more = with_views & (both["views"] > both["views_ours"])
-    copied = both[~there | (same & more)].sort_values("row_ours")
+    more_views = with_views & (both["views"] > both["views_ours"])
+    copied = both[~in_target | (same & more_views)].sort_values("row_ours")
     copied = copied.assign(views=copied["views"] if with_views else 0)
     for _, part in tqdm(copied.groupby(copied["row_ours"] // CHUNK), unit="chunk", desc="photos"):
         embedding = source.queries.embedding_of_few(part["row"].to_numpy(), int(part["views"].max()))
         names = ["photo_sha256", "photo_bytes", "photo_mtime_ns", "views", "status"]
         values: dict[str, ArrayLike] = {name: part[name].to_numpy() for name in names}
         target.queries.write(part["row_ours"].to_numpy(), values, embedding)
-    missing = int((~there).sum())
-    return missing, int((copied["views"] > 0).sum()), int((there & ~same).sum())
+    missing = int((~in_target).sum())
+    return missing, int((copied["views"] > 0).sum()), int((in_target & ~same).sum())
 
 
 # Verifying
@@ -162,14 +153,14 @@ def _merge_photos(source: FeatureCache, target: FeatureCache) -> tuple[int, int,
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What is wrong with a cache.
+    """Result of `verify_cache`.
 
     Attributes:
-        path: of the cache.
-        chunks: how many were read.
-        damaged: the chunks that do not match their checksum or cannot be read: array and first index.
-        lost: tiles and photos that are marked as encoded, and whose embedding is in such a chunk or has vanished.
-        missing: tiles and photos that have not been encoded.
+        path: path or URL of the cache.
+        chunks: number of chunks read.
+        damaged: chunks that do not match their checksum or cannot be read: array and first index.
+        lost: tiles and photos that are marked as encoded, but whose embedding is damaged or gone.
+        missing: tiles, cells and photos that have not been encoded.
     """
 
     path: str
@@ -183,26 +174,9 @@ class VerifyReport:
         """Whether nothing is damaged or missing."""
         return not (self.damaged or self.lost or self.missing)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return {**asdict(self), "sound": self.sound}
-
-    def to_text(self) -> str:
-        """For people."""
-        if self.sound:
-            return f"{self.path}: sound, {self.chunks} chunks read"
-        told = (("damaged", self.damaged), ("lost", self.lost), ("missing", self.missing))
-        return "\n".join(
-            [
-                f"{self.path}: not sound, {self.chunks} chunks read",
-                *(f"  {word:<8} {each}" for word, problems in told for each in problems),
-                "  `jzi encode-map`, `jzi encode-queries` and `jzi index` encode anew what is damaged or missing",
-            ]
-        )
-
 
 def verify_cache(cache: FeatureCache) -> VerifyReport:
-    """Read every chunk of a cache against its checksum, and look for what is missing.
+    """Verify the checksum of every chunk of a cache, and list missing entries.
 
     Raises:
         CacheError: its metadata is damaged.
@@ -231,9 +205,9 @@ def verify_cache(cache: FeatureCache) -> VerifyReport:
         cells = cache.cells
         broken = sum(not cells.whole(chunk) for chunk in cells.chunks)
         if all((cache.readable_status(level)[0] == MISSING).all() for level in range(cache.pyramid.levels)):
-            missing = []  # the index of a retriever, which has no tiles
+            missing = []  # the index of a retriever has no tiles
         missing += [f"cells of {broken} chunks"] if broken else []
-    with suppress(CacheCorruptError):  # of a column: it is among the damaged
+    with suppress(CacheCorruptError):  # of a column; it is among `damaged`
         queries = cache.queries
         listed = queries.column("listed").astype(bool)
         count = len(set(queries.damaged_rows()) | set(np.flatnonzero(queries.column("id") == "")))

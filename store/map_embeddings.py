@@ -1,4 +1,4 @@
-"""The map's embeddings in memory, and as the one file that a model folder carries along."""
+"""Embeddings of a map in memory, and as the file map.safetensors of a model folder."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ MISSING, ENCODED, NODATA = 0, 1, 2
 
 @dataclass(frozen=True)
 class MapEmbeddings:
-    """Every tile of a pyramid.
+    """Embeddings of every tile of a pyramid.
 
     Attributes:
-        pyramid: how the area is cut.
-        embedding: for each level 0..L-1 (row, col, feature) float16; nan where a tile has no imagery.
-        status: for each level 0..L (row, col) uint8: 1 encoded, 2 no imagery.
-        cells: (row, col, feature) float16 of the terminal cells, nan where there is no imagery; None where they are not
-            needed.
+        pyramid: geometry of the area.
+        embedding: (row, col, feature) float16 of each level 0..L-1; nan where a tile has no imagery.
+        status: (row, col) uint8 of each level 0..L: 1 encoded, 2 no imagery.
+        cells: (row, col, feature) float16 of the terminal cells, nan where there is no imagery; None if they were not
+            read.
     """
 
     pyramid: Pyramid
@@ -50,10 +50,10 @@ class MapEmbeddings:
 
     @classmethod
     def load(cls, path: Path, pyramid: Pyramid) -> MapEmbeddings:
-        """Read what `save` wrote.
+        """Read a file that `save` wrote.
 
         Raises:
-            ModelError: the file is absent, damaged or of another pyramid.
+            ModelError: the file is missing, damaged or of another pyramid.
         """
         try:
             tensors = load_file(path)
@@ -62,13 +62,13 @@ class MapEmbeddings:
             status = tuple(tensors[f"status.{level}"] for level in [*levels, pyramid.levels])
         except FileNotFoundError:
             raise ModelError(
-                f"{path.parent} has no map (map.safetensors): take it from a cache (`--cache features.zarr`), or copy "
-                "the model anew"
+                f"{path.parent} has no map (map.safetensors): read it from a cache (`--cache features.zarr`), or copy "
+                "the model again"
             ) from None
         except (OSError, SafetensorError, KeyError) as error:
             raise ModelError(
-                f"{path}, the model's map, cannot be read ({error}): train or copy the model anew"
+                f"{path}, the model's map, cannot be read ({error}): train or copy the model again"
             ) from error
         if any(array.shape != (pyramid.tiles_per_side(level),) * 2 for level, array in enumerate(status)):
-            raise ModelError(f"{path} holds a map of another pyramid than the model's config.json: copy the model anew")
+            raise ModelError(f"{path} has a map of another pyramid than the model's config.json: copy the model again")
         return cls(pyramid, embedding, status, tensors.get("cells"))

@@ -2,15 +2,15 @@
 
 config.json           format, kind, pyramid, encoder, imagery, the kind's own entries, SHA-256 of every file below
 decoder.safetensors   a zoom model's weights
-map.safetensors       the map's embeddings; absent in an imported model, which takes them from a cache
+map.safetensors       the map's embeddings; absent in an imported model, which reads them from a cache
 hnsw.faiss            a retriever's graph for approximate search
-encoder/              the encoder as `save_pretrained` writes it; absent where it comes from the hub by its id
+encoder/              the encoder as `save_pretrained` writes it; absent if it is loaded from the hub by its id
 
-What else lies in the folder (train/, result.json, index.zarr) is not covered: Zarr chunks have checksums of their own.
+Other entries of the folder (train/, result.json, index.zarr) have no digest in config.json; Zarr chunks have checksums.
 
 A file that changes while config.json exists is written by `write_file`: its new digest is recorded under `replacing`,
-then the file is replaced, then the digest moves to `files`. A process that is killed in between leaves a file that
-matches one of the two, so that the model can be used and its training resumed.
+then the file is replaced, then the digest moves to `files`. If the process is killed in between, the file matches one
+of the two digests, and the model can still be used and its training resumed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -30,6 +30,7 @@ from safetensors import SafetensorError
 from jzi.errors import JziError, ModelError, first_line
 from jzi.store.files import file_sha256, write_whole
 from jzi.store.info import EncoderInfo, ImageryInfo
+from jzi.store.plain import plain
 from jzi.store.pyramid import Pyramid
 from jzi.version import __version__
 
@@ -37,11 +38,11 @@ FORMAT = 2
 
 CONFIG, DECODER, MAP, GRAPH, ENCODER = "config.json", "decoder.safetensors", "map.safetensors", "hnsw.faiss", "encoder"
 
-#: What makes an encoder, and nothing else that lies in its folder.
+#: Files of an encoder; other files in its folder are not copied.
 _ENCODER_FILES = ("*config.json", "*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*")
 
-#: What to do about a damaged folder.
-HINT = "copy the model anew, or train it anew"
+#: What to do about a damaged folder, for error messages.
+HINT = "copy the model again, or train it again"
 
 Digests = dict[str, Annotated[str, Field(pattern="^[0-9a-f]{64}$")]]
 
@@ -52,11 +53,11 @@ class ModelConfig:
 
     Attributes:
         pyramid: geometry of the area.
-        encoder: the encoder that made the embeddings that the model was trained on.
-        imagery: the imagery that it was trained on; None where that is not known (an imported model).
-        version: of jzi, which wrote the folder.
-        files: SHA-256 of every file, by its path in the folder.
-        replacing: SHA-256 of files that are being replaced (see above).
+        encoder: the encoder of the embeddings that the model was trained on.
+        imagery: the imagery that the model was trained on; None if unknown (imported models).
+        version: version of jzi that wrote the folder.
+        files: SHA-256 of each file, by its path in the folder.
+        replacing: SHA-256 of files that are being replaced (see the module's description).
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -75,7 +76,7 @@ class ZoomModelConfig(ModelConfig):
 
     Attributes:
         decoder: the architecture, entries of `jzi.decode.config.DecoderConfig`.
-        temperature: (L,) that each step's logits are divided by; None where they were never calibrated.
+        temperature: (L,) divisors of the logits of each step; None if the model is not calibrated.
     """
 
     decoder: dict[str, int | float | str]
@@ -89,8 +90,8 @@ class RetrieverModelConfig(ModelConfig):
 
     Attributes:
         context: side of a cell's reference crop, in cells.
-        temperature: that cosine similarities are divided by.
-        method: how it was trained.
+        temperature: divisor of cosine similarities.
+        method: training method (`jzi.train.config.RetrieverConfig`).
     """
 
     imagery: ImageryInfo
@@ -113,29 +114,29 @@ def read_config(folder: Path) -> ZoomModelConfig | RetrieverModelConfig:
     """Read and validate config.json of a model folder.
 
     Raises:
-        ModelError: there is none, it is of another format, or it was edited or damaged.
+        ModelError: there is no model, it has another format, or config.json was edited or damaged.
     """
     path = folder / CONFIG
     try:
         entries = json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
-        raise ModelError(f"there is no model in {folder}: `jzi train-decoder` makes it") from None
+        raise ModelError(f"there is no model in {folder}: `jzi train-decoder` creates it") from None
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} cannot be read ({first_line(error)}): {HINT}") from error
     if not isinstance(entries, dict) or "jzi_format" not in entries:
-        raise ModelError(f"{folder} is no model folder of jzi: its config.json has no entry jzi_format")
+        raise ModelError(f"{folder} is not a model folder of jzi: its config.json has no entry jzi_format")
     if entries["jzi_format"] != FORMAT:
         raise ModelError(
-            f"{folder} is a model folder of format {entries['jzi_format']!r:.20}, and jzi {__version__} reads format "
-            f"{FORMAT}: train the model anew, or import its checkpoint again"
+            f"{folder} is a model folder of format {entries['jzi_format']!r:.20}, but jzi {__version__} reads format "
+            f"{FORMAT}: train the model again, or import its checkpoint again"
         )
     if entries.pop("digest", None) != _digest(entries):
         raise ModelError(f"{path} does not match its own digest, it was edited or damaged: {HINT}")
     adapter = _KINDS.get(str(entries.get("kind")))
     if adapter is None:
         raise ModelError(
-            f"{folder} holds a model of the kind {entries.get('kind')!r:.40}, which jzi {__version__} does not know: "
-            "use the version that made it"
+            f"{folder} contains a model of kind {entries.get('kind')!r:.40}, which jzi {__version__} does not support: "
+            "use the version that wrote it"
         )
     del entries["jzi_format"]
     try:
@@ -143,13 +144,13 @@ def read_config(folder: Path) -> ZoomModelConfig | RetrieverModelConfig:
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"]))
-        raise ModelError(f"{path} has an unusable entry {name} ({first['msg']}): {HINT}") from error
+        raise ModelError(f"{path} has an invalid entry {name} ({first['msg']}): {HINT}") from error
     except JziError as error:  # of the pyramid
         raise ModelError(f"{path} cannot be used ({error}): {HINT}") from error
 
 
 def verify_file(folder: Path, config: ModelConfig, name: str) -> Path:
-    """Compare a file of a model folder with its digest; its path.
+    """Verify the digest of a file of a model folder and return its path.
 
     Raises:
         ModelError: the file is missing, damaged, or not recorded in config.json.
@@ -170,30 +171,35 @@ def verify_file(folder: Path, config: ModelConfig, name: str) -> Path:
 
 
 def verify_encoder(folder: Path, config: ModelConfig) -> Path | None:
-    """Compare every file of a folder's own encoder with its digest; its path, None where the encoder is on the hub.
+    """Verify the digests of the encoder in a model folder and return its path, or None if it is loaded from the hub.
 
     Raises:
         ModelError: a file is missing, damaged, or not recorded in config.json.
     """
-    own = folder / ENCODER
+    encoder_folder = folder / ENCODER
     names = {name for name in config.files if name.startswith(f"{ENCODER}/")}
-    if not names and not own.is_dir() and config.encoder.from_hub:
+    if not names and not encoder_folder.is_dir() and config.encoder.from_hub:
         return None
-    if not own.is_dir():
-        raise ModelError(f"{folder} lacks its encoder, {own}: {HINT}")
-    for name in sorted(names | {f"{ENCODER}/{file.name}" for file in _encoder_files(own)}):
+    if not encoder_folder.is_dir():
+        raise ModelError(f"{folder} lacks its encoder, {encoder_folder}: {HINT}")
+    for name in sorted(names | {f"{ENCODER}/{file.name}" for file in _encoder_files(encoder_folder)}):
         verify_file(folder, config, name)
-    return own
+    return encoder_folder
 
 
 # Writing
 
 
 def create_model(folder: Path, config: ModelConfig, encoder_folder: Path | None = None) -> None:
-    """Write config.json with the digests of all files that the folder has; the encoder is copied first if one is given.
+    """Create a model folder: copy the encoder, then write config.json with the digests of all files.
+
+    Args:
+        folder: the model folder, which may exist.
+        config: entries of config.json; the digests are computed.
+        encoder_folder: the encoder to copy; None if it is loaded from the hub.
 
     Raises:
-        ModelError: the disk is full or refuses.
+        ModelError: a file cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if encoder_folder is not None:
@@ -205,21 +211,21 @@ def update_config(folder: Path, **entries: Any) -> None:
     """Change entries of config.json.
 
     Raises:
-        ModelError: there is none, or the disk is full or refuses.
+        ModelError: there is no config.json, or it cannot be written.
     """
     _write_config(folder, replace(read_config(folder), **entries))
 
 
 def write_file(folder: Path, name: str, write: Callable[[Path], Any]) -> None:
-    """Write a file of a model folder, whole or not at all, and record its digest where there is a config.json.
+    """Write a file of a model folder atomically, and record its digest if there is a config.json.
 
     Args:
         folder: the model folder.
-        name: path of the file in it.
+        name: path of the file in the folder.
         write: called with a temporary path to write to.
 
     Raises:
-        ModelError: config.json is unusable, or the disk is full or refuses.
+        ModelError: config.json is invalid, or a file cannot be written.
     """
     digest = ""
 
@@ -236,19 +242,19 @@ def write_file(folder: Path, name: str, write: Callable[[Path], Any]) -> None:
 
 
 def record_files(folder: Path) -> None:
-    """Record the digests of all files that a model folder has now, such as those that were linked into it.
+    """Record the digests of all files of a model folder, such as those that were linked into it.
 
     Raises:
-        ModelError: there is no config.json, or the disk is full or refuses.
+        ModelError: there is no config.json, or it cannot be written.
     """
     update_config(folder, files=_digests(folder), replacing={})
 
 
 def copy_encoder(source: Path, folder: Path) -> None:
-    """Copy an encoder's weights and configuration, and nothing else that lies in its folder.
+    """Copy the weights and the configuration of an encoder; other files of its folder are left out.
 
     Raises:
-        ModelError: the disk is full or refuses.
+        ModelError: a file cannot be written.
     """
     folder.mkdir(exist_ok=True)
     for file in _encoder_files(source):
@@ -256,30 +262,30 @@ def copy_encoder(source: Path, folder: Path) -> None:
 
 
 def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
-    """`write_whole`, for a file of a model folder whose digest is not recorded.
+    """Write a file of a model folder atomically; its digest is not recorded.
 
     Raises:
-        ModelError: the disk is full or refuses.
+        ModelError: a file cannot be written.
     """
     try:
         write_whole(path, write)
-    except (OSError, SafetensorError, RuntimeError) as error:  # torch.save and safetensors wrap what the disk says
+    except (OSError, SafetensorError, RuntimeError) as error:  # torch.save and safetensors wrap OSError
         raise ModelError(f"{path} cannot be written: {first_line(error)}") from error
 
 
 def _write_config(folder: Path, config: ModelConfig) -> None:
-    entries = asdict(config)
+    entries = plain(config)
     digests = {name: entries.pop(name) for name in ("files", "replacing")}
     if not digests["replacing"]:
         del digests["replacing"]
     head = {"jzi_format": FORMAT, "version": config.version, "kind": entries["kind"]}
-    entries = json.loads(json.dumps({**head, **entries, **digests}))  # as they are read: lists, plain numbers
+    entries = {**head, **entries, **digests}
     text = json.dumps({**entries, "digest": _digest(entries)}, indent=2)
     replace_file(folder / CONFIG, lambda path: path.write_text(text + "\n"))
 
 
 def _settled(folder: Path) -> ModelConfig:
-    """The config, after a write that was interrupted has been taken into account."""
+    """The config, with the digests of files that an interrupted write did replace."""
     config = read_config(folder)
     files = dict(config.files)
     for name, digest in config.replacing.items():
@@ -299,5 +305,5 @@ def _encoder_files(folder: Path) -> Iterable[Path]:
 
 
 def _digest(entries: Mapping[str, Any]) -> str:
-    """SHA-256 of entries, whatever their order and layout."""
+    """SHA-256 of entries, independent of their order and layout."""
     return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()

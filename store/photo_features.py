@@ -1,10 +1,9 @@
-"""The photos' side of the feature cache: embeddings keyed by id and by a fingerprint of the photo's bytes (DESIGN 4).
+"""Embeddings of photos in the feature cache, keyed by id and by the SHA-256 of the photo's file.
 
-View 0 is the plain photo; views 1.. are augmented ones, of which training photos have as many as the column `views`
-says.
+View 0 is the photo itself; views 1.. are augmented views of training photos, whose number is in the column `views`.
 
-Rows are never moved or removed. A photo that leaves the table keeps its row with `listed` false, and is reused when it
-comes back; stage two sees listed and encoded rows only.
+Rows are never moved or removed. A photo that is removed from the table keeps its row with `listed` false, and its
+embedding is reused if it is added again. Training and evaluation read rows that are listed and encoded.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ from numpy.typing import ArrayLike, NDArray
 from jzi.errors import CacheCorruptError, CacheError
 from jzi.store.storage import COMPRESSORS, corrupt, storage_errors
 
-#: Rows to a chunk: 768 features in float16 make 393 kB, as much as a chunk of 16 x 16 tiles.
+#: Rows in a chunk: with 768 features in float16 it has 393 kB, like a chunk of 16 x 16 tiles.
 CHUNK = 256
 
 #: Status of a photo.
 MISSING, ENCODED, UNREADABLE = 0, 1, 2
 
-#: The columns that every cache has, and what stands in a row that was never written.
+#: Type and fill value of the columns that every cache has.
 _COLUMNS: dict[str, tuple[Any, Any]] = {
     "id": (str, ""),
     "latitude": ("float64", np.nan),
@@ -44,7 +43,12 @@ _WRITTEN_WITH_EMBEDDING = ("photo_sha256", "photo_bytes", "photo_mtime_ns", "vie
 
 
 class PhotoFeatures:
-    """The group `queries` of a feature cache."""
+    """The group `queries` of a feature cache.
+
+    Args:
+        group: the group of the cache.
+        path: path or URL of the cache, for error messages.
+    """
 
     def __init__(self, group: zarr.Group, path: str) -> None:
         self.group = group
@@ -52,7 +56,12 @@ class PhotoFeatures:
 
     @staticmethod
     def require_arrays(group: zarr.Group, width: int) -> None:
-        """Create the arrays that are not there, with no rows."""
+        """Create the arrays that do not exist, with no rows.
+
+        Args:
+            group: the group of the cache, open for writing.
+            width: number of features.
+        """
         if "queries/embedding" not in group:
             group.create_array(
                 "queries/embedding",
@@ -83,21 +92,25 @@ class PhotoFeatures:
     # Reading
 
     def column(self, name: str) -> NDArray[Any]:
-        """(query,) values of a column of every row, listed or not."""
+        """(query,) values of a column, of all rows, listed or not.
+
+        Raises:
+            CacheCorruptError: a chunk does not match its checksum.
+        """
         with storage_errors(self.path, f"queries/{name}"):
             return np.asarray(self._array(name)[: len(self)])
 
     def frame(self) -> pd.DataFrame:
-        """What is known of every listed row, indexed by its row in the cache; `status` 1 says encoded."""
+        """The table of listed photos, indexed by their row in the cache; `status` is 1 for encoded photos."""
         names = [*_COLUMNS, *self._extra_columns()]
         frame = pd.DataFrame({name: self.column(name) for name in names})
         return frame[frame.pop("listed").to_numpy(bool)]
 
     def encoded(self) -> pd.DataFrame:
-        """The listed rows that have an embedding.
+        """The rows of `frame` that have an embedding.
 
         Raises:
-            CacheError: there is none.
+            CacheError: there are none.
         """
         frame = self.frame()
         frame = frame[frame["status"] == ENCODED]
@@ -106,26 +119,33 @@ class PhotoFeatures:
         return frame
 
     def embedding(self, rows: ArrayLike, views: int = 0) -> NDArray[np.float16]:
-        """(row, 1 + views, feature) of the given rows of the cache; nan where a row has not so many augmented views.
+        """Read embeddings of photos and of their augmented views.
+
+        Args:
+            rows: (row,) rows of the cache.
+            views: number of augmented views to read.
+
+        Returns:
+            (row, 1 + views, feature); nan where a photo has fewer views.
 
         Raises:
-            CacheCorruptError: a chunk does not match its checksum, or has gone.
+            CacheCorruptError: a chunk does not match its checksum, or its file is gone.
         """
         rows = np.asarray(rows)
         with storage_errors(self.path, "queries/embedding"):
             embedding: NDArray[np.float16] = np.asarray(self._array("embedding")[: len(self), : 1 + views])[rows]
         encoded = np.arange(embedding.shape[1]) <= self.column("views")[rows, None]
-        if np.isnan(embedding[..., 0][encoded]).any():  # a chunk that is gone is nan in every feature
+        if np.isnan(embedding[..., 0][encoded]).any():  # a missing chunk is nan in every feature
             raise corrupt(self.path, "queries/embedding", "a chunk is gone")
         return embedding
 
     @property
     def view_capacity(self) -> int:
-        """How many augmented views a row has room for."""
+        """Number of augmented views for which the array has space."""
         return self._array("embedding").shape[1] - 1
 
     def embedding_of_few(self, rows: NDArray[np.int64], views: int = 0) -> NDArray[np.float16]:
-        """As `embedding`, reading only the chunks of the given rows; nan where one is damaged too."""
+        """Like `embedding`, but reads only the chunks of these rows, and damaged ones are nan."""
         starts = rows // CHUNK * CHUNK
         embedding = np.full((len(rows), 1 + views, self._array("embedding").shape[-1]), np.nan, np.float16)
         for start in np.unique(starts):
@@ -135,7 +155,7 @@ class PhotoFeatures:
         return embedding
 
     def damaged_rows(self) -> NDArray[np.int64]:
-        """Rows that are marked as encoded and of which an embedding is damaged or gone."""
+        """(row,) rows that are marked as encoded, but whose embedding is damaged or gone."""
         encoded, views = self.column("status") == ENCODED, self.column("views")
         lost = np.zeros(len(self), bool)
         for view in range(self._array("embedding").shape[1]):
@@ -148,11 +168,11 @@ class PhotoFeatures:
 
     @property
     def augmentation(self) -> dict[str, int]:
-        """What the augmented views were made from, as `require_views` was told; empty where there are none."""
+        """Seed and version of the augmentation, as given to `require_views`; empty if there are no views."""
         return dict(self._queries.attrs.get("augmented", {}))  # type: ignore[arg-type]
 
     def _read_chunk(self, start: int, view: int) -> NDArray[np.float16]:
-        """(row in chunk, feature) of the chunk that begins with row `start`; nan where it is damaged."""
+        """(row in chunk, feature) of the chunk that starts at row `start`; nan if it is damaged."""
         window = slice(start, min(start + CHUNK, len(self)))
         try:
             with storage_errors(self.path, "queries/embedding"):
@@ -163,7 +183,7 @@ class PhotoFeatures:
     # Writing
 
     def repair(self) -> None:
-        """Empty the chunks of columns that do not match their checksum: `list_photos` and encoding fill them anew."""
+        """Reset chunks of columns that do not match their checksum; `list_photos` and encoding fill them again."""
         for name in [*_COLUMNS, *self._extra_columns()]:
             array = self._array(name)
             if self._readable(array, slice(None)):
@@ -182,23 +202,23 @@ class PhotoFeatures:
         return True
 
     def list_photos(self, frame: pd.DataFrame) -> NDArray[np.int64]:
-        """Make the cache list exactly the photos of a query table, in rows of their own.
+        """List exactly the photos of a table in the cache.
 
-        Known ids keep their row and embedding; new ids are appended; what the table says of a photo is brought up to
-        date. Nothing is written where nothing has changed.
+        Ids that the cache has keep their row and embedding, new ids are appended, and columns are updated. Nothing is
+        written if nothing has changed.
 
         Args:
-            frame: as `jzi.store.photo_table.PhotoTable.frame`.
+            frame: as in `jzi.store.photo_table.PhotoTable.frame`.
 
         Returns:
-            (photo,) the row of each photo in the cache.
+            (photo,) row of each photo in the cache.
         """
         with storage_errors(self.path, "queries"):
             return self._list_photos(frame)
 
     def _list_photos(self, frame: pd.DataFrame) -> NDArray[np.int64]:
-        known = {name: row for row, name in enumerate(self.column("id")) if name}
-        new = [name for name in frame["id"] if name not in known]
+        row_of = {name: row for row, name in enumerate(self.column("id")) if name}
+        new = [name for name in frame["id"] if name not in row_of]
         start = len(self)
         if new:
             total = start + len(new)
@@ -206,10 +226,10 @@ class PhotoFeatures:
                 if name != "id":
                     array = self._array(name)
                     array.resize((total, *array.shape[1:]))
-            self._array("id").resize((total,))  # last: its length is the table's
+            self._array("id").resize((total,))  # last: its length is that of the table
             self._array("id")[start:] = np.array(new, dtype=object)
-            known |= {name: start + offset for offset, name in enumerate(new)}
-        rows = frame["id"].map(known).to_numpy(np.int64)
+            row_of |= {name: start + offset for offset, name in enumerate(new)}
+        rows = frame["id"].map(row_of).to_numpy(np.int64)
         for name in ("latitude", "longitude", "split", "path"):
             self._update(name, rows, frame[name])
         extra = [
@@ -223,45 +243,49 @@ class PhotoFeatures:
         return rows
 
     def require_views(self, count: int, augmentation: dict[str, int]) -> bool:
-        """Make room for augmented views made with a seed and an augmentation version.
+        """Allocate space for augmented views; views of another augmentation are discarded.
 
-        Views of another augmentation are forgotten.
+        Args:
+            count: number of views of a photo.
+            augmentation: seed and augmentation version.
 
         Returns:
-            whether there were any of another augmentation.
+            whether views were discarded.
         """
         with storage_errors(self.path, "queries"):
             array, views = self._array("embedding"), self._array("views")
-            others = self.augmentation not in ({}, augmentation) and bool(np.asarray(views[:]).any())
-            if others:
+            outdated = self.augmentation not in ({}, augmentation) and bool(np.asarray(views[:]).any())
+            if outdated:
                 views[:] = np.zeros(len(self), np.uint8)
             if array.shape[1] < 1 + count:
                 array.resize((array.shape[0], 1 + count, array.shape[2]))
             if self.augmentation != augmentation:
                 self._queries.update_attributes({"augmented": augmentation})
-        return others
+        return outdated
 
     def write(
         self, rows: NDArray[np.int64], values: dict[str, ArrayLike], embedding: NDArray[Any] | None = None
     ) -> None:
-        """Write rows of ONE chunk, which the caller alone writes: the embeddings first, then columns, the status last.
+        """Write rows of one chunk: the embeddings, then the columns, the status last.
+
+        No other process may write to that chunk.
 
         Args:
-            rows: (row,) of the cache.
-            values: any of photo_sha256, photo_bytes, photo_mtime_ns, views and status, (row,) each.
-            embedding: (row, feature) of the plain photo or (row, 1 + views, feature), nan where there is no such view;
-                None to write columns only.
+            rows: (row,) rows of the cache, all in one chunk.
+            values: (row,) values of any of photo_sha256, photo_bytes, photo_mtime_ns, views and status.
+            embedding: (row, feature) of the photos or (row, 1 + views, feature), nan where a photo lacks a view; None
+                to write columns only.
         """
         start = int(rows[0]) // CHUNK * CHUNK
         window = slice(start, min(start + CHUNK, len(self)))
         with storage_errors(self.path, "queries"):
             if embedding is not None:
-                given = embedding if embedding.ndim == 3 else embedding[:, None]
-                for view in range(given.shape[1]):
-                    there = ~np.isnan(given[:, view]).all(-1)
-                    if view == 0 or there.any():
+                views = embedding if embedding.ndim == 3 else embedding[:, None]
+                for view in range(views.shape[1]):
+                    present = ~np.isnan(views[:, view]).all(-1)
+                    if view == 0 or present.any():
                         block = self._read_chunk(start, view)
-                        block[rows[there] - start] = given[there, view]
+                        block[rows[present] - start] = views[present, view]
                         self._array("embedding")[window, view] = block
             for name in _WRITTEN_WITH_EMBEDDING:
                 if name in values:
@@ -278,7 +302,6 @@ class PhotoFeatures:
 
     def _update_extra(self, name: str, rows: NDArray[np.int64], values: pd.Series) -> None:
         numeric = pd.api.types.is_numeric_dtype(values)
-        wanted = np.dtype("float64") if numeric else np.dtypes.StringDType()
         full = f"queries/{name}"
         if full not in self.group or (self._array(name).dtype.kind == "f") != numeric:
             self.group.create_array(
@@ -291,7 +314,9 @@ class PhotoFeatures:
                 compressors=COMPRESSORS,
                 overwrite=True,
             )
-        self._update(name, rows, values if numeric else values.astype("string").fillna("").to_numpy(wanted))
+        self._update(
+            name, rows, values if numeric else values.astype("string").fillna("").to_numpy(np.dtypes.StringDType())
+        )
 
     def _extra_columns(self) -> list[str]:
         return list(self._queries.attrs.get("columns", []))  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
-"""The query table: which photos there are, where they were taken, and what each is for.
+"""The photo table: photos, their positions and their splits.
 
-Read from a folder of photos with EXIF positions, or from a CSV or Parquet file with the column names that people use.
-A row that cannot be used is kept in `PhotoTable.rejected` with the reason.
+It is read from a folder of photos with EXIF positions, or from a CSV or Parquet file with common column names. Rows
+that cannot be used are listed in `PhotoTable.rejected` with the reason.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from jzi.store.pyramid import Pyramid
 SPLITS = ("train", "val", "test")
 _SPELLINGS = (*SUFFIXES, *(suffix.upper() for suffix in SUFFIXES))  # cameras write .JPG
 
-#: What people call the columns, in order of preference.
+#: Accepted names of each column, in order of preference.
 COLUMNS = {
     "id": ("id", "image_id", "photo_id", "query_id"),
     "path": ("path", "file", "image", "filename", "file_name", "image_path"),
@@ -39,7 +39,7 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Rejected:
-    """A row that cannot be used: what it is called, and why."""
+    """A row that cannot be used: its name, and the reason."""
 
     name: str
     reason: str
@@ -47,15 +47,15 @@ class Rejected:
 
 @dataclass(frozen=True)
 class PhotoTable:
-    """Photos and where they were taken.
+    """Photos with positions and splits.
 
     Attributes:
-        frame: columns id (text), photo (absolute path), path (as the table has it), latitude, longitude (degrees,
-            WGS 84), split ("train", "val" or "test"), and whatever else the table carried.
-        rejected: the rows that cannot be used.
-        source: what was read.
-        disagreements: rows whose `sequence`, a zoom sequence as the benchmark publishes it, is not the one that their
-            position has; known once `inside` has been asked. They are used nevertheless.
+        frame: columns id (text), photo (absolute path), path (as in the source), latitude and longitude (degrees,
+            WGS 84), split ("train", "val" or "test"), and any other columns of the source.
+        rejected: rows that cannot be used.
+        source: path of the source, for messages.
+        disagreements: rows whose published zoom sequence (column `sequence`) differs from that of their position; set
+            by `inside`. These rows are used.
     """
 
     frame: pd.DataFrame
@@ -67,10 +67,10 @@ class PhotoTable:
         return len(self.frame)
 
     def inside(self, pyramid: Pyramid) -> PhotoTable:
-        """The rows inside of a pyramid's area; the others are rejected.
+        """Return the rows inside the area of a pyramid; the others are added to `rejected`.
 
         Raises:
-            PhotoTableError: none is inside.
+            PhotoTableError: no row is inside.
         """
         latitude, longitude = self.frame["latitude"].to_numpy(), self.frame["longitude"].to_numpy()
         inside = pyramid.paths(latitude, longitude)[:, 0] >= 0
@@ -82,7 +82,7 @@ class PhotoTable:
                 f"none of the {len(self)} photos of {self.source} lies in the area of {pyramid.size:.0f} m around "
                 f"{center[0]:.5f}, {center[1]:.5f} (the first is at {latitude[0]:.5f}, {longitude[0]:.5f})"
             )
-        outside = [Rejected(name, "outside of the area") for name in self.frame["id"][~inside]]
+        outside = [Rejected(name, "outside the area") for name in self.frame["id"][~inside]]
         frame = self.frame[inside].reset_index(drop=True)
         disagreements = _check_sequences(frame, pyramid, self.source)
         return PhotoTable(frame, (*self.rejected, *outside), self.source, disagreements)
@@ -93,11 +93,11 @@ def read_photo_table(source: Path | Mapping[str, Path], photos: Path | None = No
 
     Args:
         source: the folder or the table; or one for each split, by its name.
-        photos: where a table's photos are looked up, by their path or by `<id>.jpg`, `<id>_undistorted.jpg`; the
-            table's own folder if not given.
+        photos: folder of a table's photos, which are found by their path or as `<id>.jpg` or `<id>_undistorted.jpg`;
+            None for the folder of the table.
 
     Raises:
-        PhotoTableError: there is no such source, it has no coordinates, or not one row can be used.
+        PhotoTableError: the source does not exist, has no coordinates, or no row can be used.
     """
     parts = source if isinstance(source, Mapping) else {"": source}
     if isinstance(source, Mapping) and (not source or not set(source) <= set(SPLITS)):
@@ -118,10 +118,10 @@ def read_photo_table(source: Path | Mapping[str, Path], photos: Path | None = No
     frame = pd.concat(frames, ignore_index=True)
     if frame.empty:
         first = f" (the first, {rejected[0].name}: {rejected[0].reason})" if rejected else ""
-        raise PhotoTableError(f"{name} has no photo that can be used{first}; {len(rejected)} were looked at")
+        raise PhotoTableError(f"{name} has no usable photo{first}; {len(rejected)} were rejected")
     duplicate = frame["id"].duplicated().to_numpy()
     rejected += [
-        Rejected(name, "its id stands in the table twice: the first row is used") for name in frame["id"][duplicate]
+        Rejected(name, "its id is in the table twice: the first row is used") for name in frame["id"][duplicate]
     ]
     frame = frame[~duplicate].reset_index(drop=True)
     if "split" not in frame:
@@ -130,9 +130,15 @@ def read_photo_table(source: Path | Mapping[str, Path], photos: Path | None = No
 
 
 def split_by_hash(ids: pd.Series) -> pd.Series:
-    """80 % train, 10 % val, 10 % test, by a hash of the id: the same photo is always in the same split.
+    """Assign 80 % of photos to train, 10 % to val and 10 % to test by a hash of their id, independent of the others.
 
-    Of three photos or more none of the splits is left empty: the photo whose hash is nearest goes there.
+    With three photos or more no split is left empty: it gets the photo with the nearest hash.
+
+    Args:
+        ids: (photo,) text.
+
+    Returns:
+        (photo,) "train", "val" or "test".
     """
     position = ids.map(lambda name: int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) / 2**64)
     split = pd.Series(np.select([position < 0.8, position < 0.9], ["train", "val"], "test"), index=ids.index)
@@ -145,33 +151,35 @@ def split_by_hash(ids: pd.Series) -> pd.Series:
 
 
 def _check_sequences(frame: pd.DataFrame, pyramid: Pyramid, source: str) -> tuple[Rejected, ...]:
-    """The rows whose published zoom sequence is not ours.
+    """List the rows whose published zoom sequence is not that of their position.
 
     Raises:
-        PhotoTableError: the sequences are of another length than the pyramid's.
+        PhotoTableError: the length of sequences is not the number of levels.
     """
     if "sequence" not in frame:
         return ()
     published = frame["sequence"].astype("string").fillna("").str.strip()
-    # Mapillary calls its image series sequences too; theirs are words, these are lists of actions
-    given = published.str.fullmatch(r"\[\s*\d+(\s*,\s*\d+)*\s*\]").to_numpy(bool)
-    if not given.any():
+    # Mapillary tables have a column of this name with ids of image series; zoom sequences are lists of actions
+    has_sequence = published.str.fullmatch(r"\[\s*\d+(\s*,\s*\d+)*\s*\]").to_numpy(bool)
+    if not has_sequence.any():
         return ()
-    sequences = [json.loads(text) for text in published[given]]
+    sequences = [json.loads(text) for text in published[has_sequence]]
     lengths = {len(sequence) for sequence in sequences}
     if lengths != {pyramid.levels}:
-        found = ", ".join(str(length) for length in sorted(lengths))
+        listed = ", ".join(str(length) for length in sorted(lengths))
         raise PhotoTableError(
-            f"{source} has sequences of {found} actions, and the pyramid has {pyramid.levels} levels: they do not fit"
+            f"{source} has sequences of {listed} actions, but the pyramid has {pyramid.levels} levels: set "
+            "pyramid.levels or remove the column"
         )
-    ours = pyramid.paths(frame["latitude"][given], frame["longitude"][given])
-    wrong = np.flatnonzero((ours != np.array(sequences)).any(1))
-    rows = frame[given].iloc[wrong]
+    actual = pyramid.paths(frame["latitude"][has_sequence], frame["longitude"][has_sequence])
+    differing = np.flatnonzero((actual != np.array(sequences)).any(1))
+    rows = frame[has_sequence].iloc[differing]
     return tuple(
         Rejected(
-            f"{name} (line {line})", f"its sequence is {sequences[index]}, and its position has {ours[index].tolist()}"
+            f"{name} (line {line})",
+            f"its sequence is {sequences[index]}, but that of its position is {actual[index].tolist()}",
         )
-        for index, name, line in zip(wrong, rows["id"], rows["line"], strict=True)
+        for index, name, line in zip(differing, rows["id"], rows["line"], strict=True)
     )
 
 
@@ -205,7 +213,7 @@ def _read_folder(folder: Path) -> tuple[pd.DataFrame, list[Rejected]]:
 
 def _read_table(source: Path, photos: Path) -> tuple[pd.DataFrame, list[Rejected]]:
     if not photos.is_dir():
-        raise PhotoTableError(f"there is no folder {photos} to look the photos of {source} up in")
+        raise PhotoTableError(f"there is no folder {photos} with the photos of {source}")
     frame = _parse(source)
     frame.columns = [str(column).strip() for column in frame.columns]
     frame = frame.rename(columns=_standard_names(list(frame.columns)))
@@ -217,9 +225,9 @@ def _read_table(source: Path, photos: Path) -> tuple[pd.DataFrame, list[Rejected
             )
     if "id" not in frame and "path" not in frame:
         raise PhotoTableError(
-            f"{source} names no photos: it needs a column {' or '.join(COLUMNS['id'][:2] + COLUMNS['path'][:3])}"
+            f"{source} does not identify photos: add a column {' or '.join(COLUMNS['id'][:2] + COLUMNS['path'][:3])}"
         )
-    frame["line"] = np.arange(2, len(frame) + 2)  # of the file; the header is line 1
+    frame["line"] = np.arange(2, len(frame) + 2)  # line of the file; the header is line 1
     for name in ("latitude", "longitude", "heading"):
         if name in frame:
             frame[name] = pd.to_numeric(frame[name], errors="coerce").astype(float)
@@ -231,23 +239,23 @@ def _read_table(source: Path, photos: Path) -> tuple[pd.DataFrame, list[Rejected
     frame["id"] = _text(frame["id" if "id" in frame else "path"])
     finder = _PhotoFinder(photos, source.parent)
     path = _text(frame["path"]) if "path" in frame else pd.Series("", index=frame.index)
-    found = [finder.find(name, str(given)) for name, given in zip(frame["id"], path, strict=True)]
-    frame["photo"] = [str(photo.absolute()) if photo else "" for photo in found]
-    frame["path"] = [given or (photo.name if photo else "") for given, photo in zip(path, found, strict=True)]
+    files = [finder.find(name, str(relative)) for name, relative in zip(frame["id"], path, strict=True)]
+    frame["photo"] = [str(file.absolute()) if file else "" for file in files]
+    frame["path"] = [given or (file.name if file else "") for given, file in zip(path, files, strict=True)]
     return _usable_rows(frame, photos)
 
 
 def _usable_rows(frame: pd.DataFrame, photos: Path) -> tuple[pd.DataFrame, list[Rejected]]:
-    """The rows with an id, a position, a split that exists and a photo; and the others with the reason."""
+    """Separate rows with an id, a position, a valid split and a photo from the others."""
     latitude, longitude = frame["latitude"], frame["longitude"]
     reason = pd.Series("", index=frame.index, dtype=object)
     if "split" in frame:
         aliases = {"validation": "val", "valid": "val", "training": "train", "testing": "test"}
         frame["split"] = _text(frame["split"]).str.lower().replace(aliases)
-        reason[~frame["split"].isin(SPLITS)] = "its split is none of " + ", ".join(SPLITS)
+        reason[~frame["split"].isin(SPLITS)] = "its split is not one of " + ", ".join(SPLITS)
     reason[frame["photo"] == ""] = f"no such photo in {photos}"
     reason[(latitude.abs() > 90) | (longitude.abs() > 180)] = "its position is out of range"
-    reason[latitude.isna() | longitude.isna()] = "its latitude or longitude is no number"
+    reason[latitude.isna() | longitude.isna()] = "its latitude or longitude is not a number"
     reason[frame["id"] == ""] = "it has no id"
     bad = reason != ""
     names = [name or f"row {row + 1}" for row, name in zip(frame.index[bad], frame["id"][bad], strict=True)]
@@ -256,7 +264,7 @@ def _usable_rows(frame: pd.DataFrame, photos: Path) -> tuple[pd.DataFrame, list[
 
 
 def _text(column: pd.Series) -> pd.Series:
-    """Stripped; empty where the table has nothing."""
+    """Strip text; missing values become empty."""
     return column.astype("string").fillna("").str.strip().astype(object)
 
 
@@ -264,19 +272,19 @@ def _parse(source: Path) -> pd.DataFrame:
     try:
         if source.suffix.lower() in (".parquet", ".pq", ".geoparquet"):
             frame = pd.read_parquet(source)
-            return frame.reset_index(drop=frame.index.names == [None])  # a named index is a column too
+            return frame.reset_index(drop=frame.index.names == [None])  # a named index is used as a column
         with source.open(encoding="utf-8-sig", newline="") as file:
             header = file.readline()
         if "\0" in header or not header.strip():
-            raise PhotoTableError(f"{source} is no CSV or Parquet table")
+            raise PhotoTableError(f"{source} is not a CSV or Parquet table")
         try:
             separator = csv.Sniffer().sniff(header, delimiters=",;\t|").delimiter
         except csv.Error:
             separator = ","
         names = next(csv.reader([header], delimiter=separator))
-        # ids of 16 digits are text: as numbers some of them would be rounded
+        # read ids as text: as floats, those of 16 digits would be rounded
         ids = {column: str for column in names if _is_text(column)}
-        # Fields beyond the header are left out. Pandas warns of them, but not where the columns are chosen.
+        # Fields beyond the header are ignored; pandas does not warn about them if usecols is given
         usecols = (lambda _: True) if _first_row_length(source, separator) > len(names) else None
         return pd.read_csv(source, sep=separator, encoding="utf-8-sig", dtype=ids, index_col=False, usecols=usecols)
     except (ValueError, OSError, pd.errors.ParserError) as error:
@@ -284,7 +292,7 @@ def _parse(source: Path) -> pd.DataFrame:
 
 
 def _first_row_length(source: Path, separator: str) -> int:
-    """Fields of the first row below the header; 0 where there is none, or where it has a field that csv refuses."""
+    """Number of fields of the first row below the header; 0 if there is none or csv cannot read it."""
     with source.open(encoding="utf-8-sig", newline="") as file, contextlib.suppress(csv.Error):
         rows = csv.reader(file, delimiter=separator)
         next(rows, None)
@@ -297,13 +305,13 @@ def _is_text(column: str) -> bool:
 
 
 def _standard_names(columns: list[str]) -> dict[str, str]:
-    """Their column to our name for it, the preferred one where several would do."""
+    """Map columns of the source to the names used here; the preferred one if several match."""
     lower = {column.lower(): column for column in reversed(columns)}
     return {lower[name]: ours for ours, names in COLUMNS.items() for name in [n for n in names if n in lower][:1]}
 
 
 class _PhotoFinder:
-    """Finds the photo of a row: by its path, by the names that data sets give, then anywhere below the folder."""
+    """Finds the photo of a row: by its path, by its id and known suffixes, then anywhere below the folder."""
 
     def __init__(self, photos: Path, table_folder: Path) -> None:
         self.photos = photos
@@ -323,7 +331,7 @@ class _PhotoFinder:
 
     @cached_property
     def _below(self) -> dict[str, Path]:
-        """Photos in any sub-folder by file name; a name that occurs twice says nothing and is left out."""
+        """Photos in all subfolders by file name; names that occur twice are ambiguous and left out."""
         below: dict[str, Path] = {}
         twice = set()
         for photo in self.photos.rglob("*"):

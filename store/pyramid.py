@@ -1,15 +1,15 @@
-"""The geometry of the zoom: a square area, cut g x g, again and again (DESIGN 3; paper section 3.1).
+"""The geometry of the zoom: a square area, recursively divided into g x g tiles (Just Zoom In, section 3.1).
 
 Level l has (g^l)^2 tiles. Row 0 is north, column 0 is west; a tile's key is (level, row, col). An action is
 row_in_parent * g + col_in_parent. A path is L actions and ends in a terminal cell, a tile of level L.
-Everything here is vectorised over arrays: a million positions become paths in well under a second.
+All functions are vectorised over arrays: a million positions are converted to paths in less than a second.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,12 +21,12 @@ from jzi.store.cell_grid import CellGrid
 
 WGS84 = Geod(ellps="WGS84")
 
-#: Cells to a side: 320 km in cells of 40 m. A status of a byte a cell is 67 MB then.
+#: Largest number of cells along a side: 320 km with cells of 40 m. The status of its cells takes 67 MB, a byte each.
 MAX_SIDE = 8192
 
 
 class TileKey(NamedTuple):
-    """Where a tile is in the pyramid. Row 0 is north, column 0 is west."""
+    """Key of a tile in the pyramid. Row 0 is north, column 0 is west."""
 
     level: int
     row: int
@@ -44,15 +44,15 @@ class Bounds(NamedTuple):
 
 @dataclass(frozen=True)
 class Pyramid:
-    """A square area of interest in a metric projected CRS, and how it is cut.
+    """A square area in a metric projected CRS, divided into tiles.
 
     Args:
-        crs: anything pyproj reads; projected, in metres.
-        west: the area's west edge in that CRS, metres.
-        north: its north edge, metres.
-        size: its side, metres.
+        crs: any definition that pyproj reads; projected, in metres.
+        west: west edge of the area, metres.
+        north: north edge of the area, metres.
+        size: side of the area, metres.
         grid: g; a tile has g x g children.
-        levels: L; levels 0..L-1 are encoded, level L holds the terminal cells.
+        levels: L; levels 0..L-1 are encoded, level L consists of the terminal cells.
 
     Raises:
         PyramidError: the CRS is unknown or not metric, or a number is out of range.
@@ -72,7 +72,7 @@ class Pyramid:
             raise PyramidError(f"pyramid.crs {self.crs!r} is not a CRS that PROJ knows: {error}") from error
         units = {axis.unit_conversion_factor for axis in crs.axis_info}
         if not crs.is_projected or units != {1.0}:
-            raise PyramidError(f"pyramid.crs must be a projected CRS in metres, and {crs.name!r} is not")
+            raise PyramidError(f"pyramid.crs must be a projected CRS in metres, but {crs.name!r} is not")
         if not (np.isfinite([self.west, self.north, self.size]).all() and self.size > 0):
             raise PyramidError(
                 f"pyramid.west, north and size are {self.west}, {self.north} and {self.size}: they must be finite, and "
@@ -90,31 +90,30 @@ class Pyramid:
     def around(
         cls, latitude: float, longitude: float, size: float, *, grid: int = 4, levels: int | None = None
     ) -> Pyramid:
-        """The square of `size` metres centred on a position, in its own azimuthal equidistant CRS (WGS 84).
+        """Create a square centred on a position, in an azimuthal equidistant CRS (WGS 84) centred there too.
 
-        Without `levels`, as many as it takes for cells of at most 40 m, the scale of the paper.
+        Args:
+            latitude: degrees (WGS 84).
+            longitude: degrees (WGS 84).
+            size: side, metres.
+            grid: g; a tile has g x g children.
+            levels: L; by default the fewest whose cells are at most 40 m, as in the paper.
+
+        Raises:
+            PyramidError: the position is not on earth, or a number is out of range.
         """
         if not (-90 <= latitude <= 90 and -180 <= longitude <= 180):
-            raise PyramidError(f"latitude {latitude}, longitude {longitude} is no place on earth: is the order right?")
+            raise PyramidError(f"{latitude}, {longitude} is not a position on earth: give latitude, longitude")
         crs = f"+proj=aeqd +lat_0={latitude:.9g} +lon_0={longitude:.9g} +datum=WGS84 +units=m +no_defs +type=crs"
         if levels is None:
             levels = levels_for(size, grid)
         return cls(crs=crs, west=-size / 2, north=size / 2, size=size, grid=grid, levels=levels)
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Pyramid:
-        """The inverse of `to_dict`."""
-        return cls(**values)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON and TOML."""
-        return asdict(self)
-
     # Sizes
 
     @property
     def actions(self) -> int:
-        """How many children a tile has: g*g."""
+        """Number of children of a tile: g*g."""
         return self.grid**2
 
     @property
@@ -128,22 +127,22 @@ class Pyramid:
         return (self.tiles_per_side(self.levels),) * 2
 
     def tiles_per_side(self, level: int) -> int:
-        """g^level."""
+        """Number of tiles along a side of a level: g^level."""
         side: int = self.grid**level
         return side
 
     def footprint(self, level: int) -> float:
-        """Side of a tile of that level, metres."""
+        """Side of a tile of a level, metres."""
         return self.size / self.tiles_per_side(level)
 
     @property
     def tile_count(self) -> int:
-        """How many tiles are encoded, all levels together (4369 for g = 4, L = 4)."""
+        """Number of tiles of levels 0..L-1 (4369 for g = 4, L = 4)."""
         return sum(self.tiles_per_side(level) ** 2 for level in range(self.levels))
 
     @property
     def bounds(self) -> Bounds:
-        """The whole area."""
+        """Rectangle of the area in the CRS, metres."""
         return Bounds(self.west, self.north - self.size, self.west + self.size, self.north)
 
     # Positions
@@ -153,19 +152,19 @@ class Pyramid:
         return Transformer.from_crs("EPSG:4326", self.crs, always_xy=True)
 
     def project(self, latitude: ArrayLike, longitude: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Degrees (WGS 84) to x, y metres in the pyramid's CRS; inf where the projection is not defined."""
+        """Convert degrees (WGS 84) to x, y metres in the CRS; inf where the projection is not defined."""
         x, y = self._from_wgs84.transform(np.asarray(longitude, float), np.asarray(latitude, float))
         return np.asarray(x), np.asarray(y)
 
     def unproject(self, x: ArrayLike, y: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """x, y metres to latitude, longitude in degrees (WGS 84)."""
+        """Convert x, y metres in the CRS to latitude, longitude in degrees (WGS 84)."""
         longitude, latitude = self._from_wgs84.transform(
             np.asarray(x, float), np.asarray(y, float), direction="INVERSE"
         )
         return np.asarray(latitude), np.asarray(longitude)
 
     def cells_at(self, latitude: ArrayLike, longitude: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Row and column (n,) of the terminal cell that each position lies in; -1 outside of the area."""
+        """Row (n,) and column (n,) of the terminal cell that contains each position; -1 outside the area."""
         x, y = self.project(np.atleast_1d(latitude), np.atleast_1d(longitude))
         side = self.tiles_per_side(self.levels)
         col = np.floor((x - self.west) / self.cell_size)
@@ -177,7 +176,7 @@ class Pyramid:
         """The zoom sequence of each position.
 
         Returns:
-            (n, L) actions in 0..g*g-1; rows of -1 for positions outside of the area.
+            (n, L) actions in 0..g*g-1; rows of -1 for positions outside the area.
         """
         row, col = self.cells_at(latitude, longitude)
         return np.where(row[:, None] >= 0, self.cell_to_path(np.maximum(row, 0), np.maximum(col, 0)), -1)
@@ -185,25 +184,25 @@ class Pyramid:
     # Keys and paths
 
     def cell_to_path(self, row: ArrayLike, col: ArrayLike) -> NDArray[np.int64]:
-        """(n,) rows and columns of level L to (n, L) actions."""
+        """Convert (n,) rows and columns of level L to (n, L) actions."""
         row, col = np.asarray(row, np.int64), np.asarray(col, np.int64)
         scale = self.grid ** np.arange(self.levels - 1, -1, -1)  # cells per tile side of level 1..L
         return row[..., None] // scale % self.grid * self.grid + col[..., None] // scale % self.grid
 
     def path_to_tile(self, path: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(..., k) actions to row and col (...,) of the tile of level k that they lead to."""
+        """Convert (..., k) actions to the row and column (...,) of the tile of level k."""
         path = np.asarray(path, np.int64)
         scale = self.grid ** np.arange(path.shape[-1] - 1, -1, -1)
         return (path // self.grid * scale).sum(-1), (path % self.grid * scale).sum(-1)
 
     def input_tiles(self, path: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Rows and columns (..., L) of the tiles that a zoom along (..., L) actions sees, levels 0..L-1."""
+        """Rows and columns (..., L) of the tiles of levels 0..L-1 along paths of (..., L) actions."""
         path = np.asarray(path, np.int64)
         keys = [self.path_to_tile(path[..., :level]) for level in range(self.levels)]
         return np.stack([row for row, _ in keys], -1), np.stack([col for _, col in keys], -1)
 
     def keys(self, path: ArrayLike) -> list[TileKey]:
-        """The L + 1 keys along one path: the whole area first, the terminal cell last."""
+        """The L + 1 keys along one path, from the whole area to the terminal cell."""
         path = np.asarray(path, np.int64)
         return [TileKey(level, *map(int, self.path_to_tile(path[:level]))) for level in range(len(path) + 1)]
 
@@ -216,7 +215,7 @@ class Pyramid:
     # Tiles
 
     def tile_bounds(self, key: TileKey) -> Bounds:
-        """A tile's rectangle in the pyramid's CRS."""
+        """Rectangle of a tile in the CRS, metres."""
         level, row, col = key
         side = self.footprint(level)
         west, north = self.west + col * side, self.north - row * side
@@ -225,23 +224,23 @@ class Pyramid:
     def tile_centers(
         self, level: int, row: ArrayLike, col: ArrayLike
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """x, y of tile centres, metres."""
+        """x, y of tile centres in the CRS, metres."""
         side = self.footprint(level)
         return self.west + (np.asarray(col) + 0.5) * side, self.north - (np.asarray(row) + 0.5) * side
 
     def cell_centers(self, row: ArrayLike, col: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """x, y of the centres of terminal cells, metres."""
+        """x, y of the centres of terminal cells in the CRS, metres."""
         return self.tile_centers(self.levels, row, col)
 
     def tile_positions(
         self, level: int, row: ArrayLike, col: ArrayLike
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Latitude, longitude of tile centres, degrees."""
+        """Latitude, longitude of tile centres, degrees (WGS 84)."""
         return self.unproject(*self.tile_centers(level, row, col))
 
 
 def levels_for(size: float, grid: int = 4, cell: float = 40.0) -> int:
-    """The fewest levels whose cells are at most `cell` metres: 4 for the paper's 10 km, 3 for a 1.3 km town."""
+    """Smallest number of levels whose cells are at most `cell` metres: 4 for the paper's 10 km, 3 for 1.3 km."""
     levels = 1
     while size / grid**levels > cell:
         levels += 1
@@ -251,13 +250,13 @@ def levels_for(size: float, grid: int = 4, cell: float = 40.0) -> int:
 def geodesic_distance(
     latitude: ArrayLike, longitude: ArrayLike, to_latitude: ArrayLike, to_longitude: ArrayLike
 ) -> NDArray[np.float64]:
-    """Metres on the WGS 84 ellipsoid between positions in degrees, element by element."""
+    """Distance in metres on the WGS 84 ellipsoid between positions in degrees, elementwise."""
     positions = (longitude, latitude, to_longitude, to_latitude)
     x1, y1, x2, y2 = np.broadcast_arrays(*(np.asarray(each, float) for each in positions))
     return np.asarray(WGS84.inv(x1, y1, x2, y2)[2])
 
 
-#: Published areas. The benchmark's zoom sequences were made on a sphere, not on the ellipsoid (DESIGN 3).
+#: Published areas. The zoom sequences of the Just Zoom In data set were computed on a sphere of radius 6 378 137 m.
 PRESETS: dict[str, Pyramid] = {
     "just-zoom-in-dc": Pyramid(
         crs="+proj=aeqd +lat_0=38.8936 +lon_0=-77.0116 +R=6378137 +units=m +no_defs +type=crs",
@@ -271,10 +270,10 @@ PRESETS: dict[str, Pyramid] = {
 
 
 def preset(name: str) -> Pyramid:
-    """The pyramid of that name.
+    """Return a published pyramid by its name.
 
     Raises:
-        PyramidError: there is none.
+        PyramidError: there is no such preset.
     """
     if name not in PRESETS:
         raise PyramidError(f"there is no preset {name!r}: the presets are {', '.join(PRESETS)}")
@@ -282,11 +281,11 @@ def preset(name: str) -> Pyramid:
 
 
 def as_pyramid(area: CellGrid) -> Pyramid:
-    """An area that is a pyramid, for what draws tiles or zooms.
+    """Return the area if it is a pyramid; code that draws tiles or zooms needs one.
 
     Raises:
-        PyramidError: its cells are not those of a pyramid.
+        PyramidError: the area has another geometry.
     """
     if not isinstance(area, Pyramid):
-        raise PyramidError(f"this needs the square pyramid of a zoom, and the area is {type(area).__name__}")
+        raise PyramidError(f"drawing tiles needs a square pyramid, but the area is a {type(area).__name__}")
     return area

@@ -1,4 +1,4 @@
-"""Check settings against their pydantic `Field`s, for classes that are made in Python as well as from jzi.toml."""
+"""Check settings against their pydantic `Field`s when a dataclass is created in Python rather than from jzi.toml."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from jzi.errors import ConfigError
 
 
 def check_settings(section: str, settings: Any) -> None:
-    """Check the fields of a dataclass against their annotations, of which `Annotated[int, Field(ge=1)]` is one.
+    """Validate the fields of a dataclass by their annotations, such as `Annotated[int, Field(ge=1)]`.
 
     Args:
-        section: of jzi.toml, to name a field by.
-        settings: a dataclass.
+        section: section of jzi.toml that the fields belong to, for error messages.
+        settings: an instance of a dataclass.
 
     Raises:
         ConfigError: the type or the range of a value is wrong.

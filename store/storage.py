@@ -1,4 +1,4 @@
-"""Where a Zarr group lies, and what the disk and the codecs say when something is wrong with it."""
+"""Open Zarr stores (local or fsspec); translate I/O and codec errors."""
 
 from __future__ import annotations
 
@@ -15,28 +15,32 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from jzi.errors import CacheCorruptError, CacheError, JziError
 
-#: The checksum lies outside, over the bytes on disk. `python -m benchmarks.cache_codecs` compares: embeddings shrink by
-#: about 8 % with zstd at any level, shuffled or not, and reading stays far faster than any use of them.
+#: The checksum comes last and covers the bytes on disk. zstd makes embeddings about 8 % smaller at any level, shuffled
+#: or not, and does not slow down their use (`python -m benchmarks.cache_codecs`).
 COMPRESSORS = (ZstdCodec(level=1), Crc32cCodec())
 
 
 def is_url(path: str | Path) -> bool:
-    """Whether a path is for fsspec (s3://, gs://, https://, memory://) rather than for the local disk."""
+    """Whether a path is a URL for fsspec (s3://, gs://, https://, memory://) rather than a local path."""
     return "://" in str(path)
 
 
 def zarr_store(path: str | Path) -> Any:
-    """What Zarr opens: a local path as it is, a URL through fsspec."""
+    """Return the store for `zarr.open_group`: a local path, or an fsspec store for a URL.
+
+    Raises:
+        CacheError: fsspec does not support the URL.
+    """
     if not is_url(path):
         return Path(path)
     try:
         return zarr.storage.FsspecStore.from_url(str(path))
     except ValueError as error:
-        raise CacheError(f"{path} is no URL that fsspec knows ({error}): give another path") from error
+        raise CacheError(f"{path} is not a URL that fsspec supports ({error}): give another path") from error
 
 
 def exists(path: str | Path) -> bool:
-    """Whether there is anything at a path, or a Zarr group at a URL."""
+    """Whether a local path exists, or there is a Zarr group at a URL."""
     if not is_url(path):
         return Path(path).exists()
     with storage_errors(path):
@@ -49,46 +53,59 @@ def exists(path: str | Path) -> bool:
 
 @contextlib.contextmanager
 def storage_errors(path: str | Path, what: str = "") -> Iterator[None]:
-    """Turn what the disk, the network and the codecs raise into errors of ours; `what` names the array being read."""
+    """Context manager that translates errors of the disk, the network and the codecs.
+
+    Args:
+        path: path or URL of the cache.
+        what: name of the array that is read.
+
+    Raises:
+        CacheError: the disk is full, or the cache cannot be read or written.
+        CacheCorruptError: a chunk does not match its checksum.
+    """
     try:
         yield
     except FileNotFoundError:
-        raise  # who opens knows what was looked for
+        raise  # the caller knows what was opened
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise CacheError(
-                f"the disk is full: {path} keeps what was encoded so far, make room ({_free(path)}) and run again"
+                f"the disk is full ({_free(path)}): free some space and run again; {path} keeps what has been encoded"
             ) from error
         raise CacheError(f"{path} cannot be used: {error}") from error
     except ImportError as error:
         raise CacheError(f"{path} needs a package that is missing ({error}): pip install 'jzi[remote]'") from error
-    except NotImplementedError as error:  # HTTP servers, say
+    except NotImplementedError as error:  # such as HTTP servers
         raise CacheError(f"{path} cannot be written: give another path") from error
     except json.JSONDecodeError as error:
-        raise CacheError(f"{path} has damaged metadata ({error}): encode anew with another cache.path") from error
+        raise CacheError(f"{path} has damaged metadata ({error}): encode again with another cache.path") from error
     except (ValueError, RuntimeError) as error:
         if "read-only" in str(error):
             raise CacheError(f"{path} was opened for reading only: open it with mode 'r+'") from error
-        # zarr.codecs.Crc32cCodec raises a bare ValueError; a codec that meets cut bytes a RuntimeError
+        # zarr.codecs.Crc32cCodec raises a ValueError, decoding truncated bytes a RuntimeError
         if "checksum" in str(error) or isinstance(error, RuntimeError):
             raise corrupt(path, what, str(error).split(". ")[0]) from error
         raise
     except Exception as error:
-        if is_url(path) and not isinstance(error, JziError):  # each client library has errors of its own
+        if is_url(path) and not isinstance(error, JziError):  # every client library has its own errors
             raise CacheError(f"{path} cannot be used: {error}") from error
         raise
 
 
 def corrupt(path: str | Path, what: str, why: str) -> CacheCorruptError:
-    """The error for a damaged or vanished chunk."""
+    """Return the error for a damaged or missing chunk.
+
+    Args:
+        path: path or URL of the cache.
+        what: name of the array.
+        why: what is wrong with it.
+    """
     commands = "`jzi index`" if what.startswith("cells") else "`jzi encode-map` and `jzi encode-queries`"
     commands = "`jzi encode-map --tokens`" if what.endswith("/tokens") else commands
-    return CacheCorruptError(
-        f"{path} is damaged at {what} ({why}): run {commands}; what is damaged is encoded anew, and the rest is kept"
-    )
+    return CacheCorruptError(f"{path} is damaged at {what} ({why}): run {commands}, which encodes only what is damaged")
 
 
 def _free(path: str | Path) -> str:
     with contextlib.suppress(OSError):
         return f"{shutil.disk_usage(Path(path).absolute().parent).free / 1e6:.0f} MB are free"
-    return "none is left"
+    return "0 MB are free"

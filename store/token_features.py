@@ -1,4 +1,4 @@
-"""The patch tokens of the map's tiles: an optional part of the feature cache, of which a look-up reads one tile."""
+"""Patch tokens of map tiles, an optional part of the feature cache, stored one tile to a chunk."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from jzi.store.map_embeddings import ENCODED
 from jzi.store.pyramid import Pyramid, TileKey
 from jzi.store.storage import storage_errors
 
-#: Tiles that are read or written at once: their chunks are (de)compressed side by side.
+#: Number of tiles that are read or written in parallel.
 THREADS = 8
 
 
 def tokens_name(level: int) -> str:
-    """The array of a level."""
+    """Name of the array of a level."""
     return f"map/{level}/tokens"
 
 
 def has_tokens(group: zarr.Group, pyramid: Pyramid) -> bool:
-    """Whether a cache was made to hold patch tokens; the array of the last level is created last."""
+    """Whether a cache has arrays for patch tokens; that of the last level is created last."""
     return tokens_name(pyramid.levels - 1) in group
 
 
 class TokenFeatures:
     """`map/<level>/tokens` of a feature cache: (row, col, token, feature) float16, one tile to a chunk.
 
-    There is no status: a chunk is written whole or not at all, and a tile that has imagery and no chunk lacks tokens.
+    There is no status array: a chunk is written whole or not at all, and a tile with imagery but no chunk lacks tokens.
 
     Args:
-        group: the cache's.
-        path: of the cache.
-        pyramid: of the cache.
+        group: the group of the cache.
+        path: path or URL of the cache, for error messages.
+        pyramid: geometry of the cache.
 
     Raises:
-        CacheError: the cache holds no patch tokens.
+        CacheError: the cache has no patch tokens.
     """
 
     def __init__(self, group: zarr.Group, path: str, pyramid: Pyramid) -> None:
@@ -51,7 +51,7 @@ class TokenFeatures:
 
     @property
     def count(self) -> int:
-        """Tokens of a tile."""
+        """Number of tokens of a tile."""
         return self._arrays[0].shape[2]
 
     @property
@@ -60,12 +60,12 @@ class TokenFeatures:
         return self._arrays[0].shape[3]
 
     def stored_bytes(self) -> int:
-        """What they take on the disk."""
+        """Size of the chunks on disk, bytes."""
         with storage_errors(self.path):
             return sum(array.nbytes_stored() for array in self._arrays)
 
     def read(self, key: TileKey) -> NDArray[np.float16]:
-        """(token, feature) of one tile, reading one chunk; nan where there is none.
+        """(token, feature) of one tile, nan where there is none; reads one chunk.
 
         Raises:
             CacheCorruptError: the chunk does not match its checksum.
@@ -74,12 +74,16 @@ class TokenFeatures:
             return np.asarray(self._arrays[key.level][key.row, key.col])
 
     def read_many(self, keys: Sequence[TileKey]) -> list[NDArray[np.float16]]:
-        """`read`, of several tiles at once."""
+        """(token, feature) of each of several tiles, read in parallel."""
         with ThreadPoolExecutor(THREADS) as pool:
             return list(pool.map(self.read, keys))
 
     def write(self, keys: Sequence[TileKey], tokens: NDArray[np.float16]) -> None:
-        """Write (tile, token, feature).
+        """Write the tokens of several tiles.
+
+        Args:
+            keys: keys of the tiles.
+            tokens: (tile, token, feature).
 
         Raises:
             CacheError: the disk is full.
@@ -93,18 +97,21 @@ class TokenFeatures:
             list(pool.map(write, keys, tokens))
 
     def lacking(self, level: int, status: NDArray[np.uint8]) -> tuple[NDArray[np.bool_], int]:
-        """(row, col) of a level, which encoded tiles have no tokens that can be read, and how many are damaged.
+        """Find the encoded tiles of a level that lack tokens.
 
         Args:
             level: 0..L-1.
-            status: (row, col) of the level's embeddings.
+            status: (row, col) status of the level's embeddings.
+
+        Returns:
+            (row, col) whether a tile lacks readable tokens, and the number of those whose tokens are damaged.
         """
         lacking, damaged = np.zeros(status.shape, bool), 0
         for row in np.flatnonzero((status == ENCODED).any(1)).tolist():
             encoded = np.flatnonzero(status[row] == ENCODED).tolist()
             try:
                 with storage_errors(self.path, tokens_name(level)):
-                    first = np.asarray(self._arrays[level][row])[encoded, 0, 0]  # what is stored is finite
+                    first = np.asarray(self._arrays[level][row])[encoded, 0, 0]  # stored tokens are finite
                 lacking[row, encoded] = np.isnan(first)
             except CacheCorruptError:
                 for col in encoded:

@@ -287,7 +287,10 @@ def test_an_ablation_that_is_terminated_says_how_to_resume_and_nothing_else(town
     process.terminate()
     stderr = process.communicate(timeout=60)[1].decode()
     assert process.returncode == 143
-    assert stderr.rstrip().splitlines()[-1] == "jzi: interrupted; what was done is kept, run the same command to go on"
+    assert (
+        stderr.rstrip().splitlines()[-1]
+        == "jzi: interrupted; finished work is kept, run the same command again to resume"
+    )
     assert "leaked" not in stderr and "Traceback" not in stderr
 
 

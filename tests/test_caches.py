@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from jzi.cli import main
+from jzi.commands.reports import cache_text
 from jzi.errors import CacheMismatchError
 from jzi.store.cache import ENCODED, MISSING, FeatureCache
 from jzi.store.info import EncoderInfo, ImageryInfo
@@ -97,12 +98,12 @@ def test_caches_are_found_with_the_models_that_belong_to_them(make, tmp_path, in
     assert found["other.zarr"].missing_tiles == AREA.tile_count
     assert found["full.zarr"].size == sum(f.stat().st_size for f in Path(full.path).rglob("*") if f.is_file())
     assert found["full.zarr"].belongs_to(models[0]) and not found["other.zarr"].belongs_to(models[0])
-    assert "models/one (has no map of its own)" in found["full.zarr"].to_text(models)
+    assert "models/one (has no map of its own)" in cache_text(found["full.zarr"], models)
     for cache in caches:  # `jzi info` counts as `jzi cache ls` does
-        facts = describe(cache.path).to_dict()
+        facts = describe(cache.path).facts
         assert facts["complete"] == cache.complete and facts["tiles"] == cache.tiles
         assert facts["photos"] + facts["photos_missing"] + facts["photos_unreadable"] == cache.photos
-    assert other.path.endswith("other.zarr") and "no model here" in found["other.zarr"].to_text(models)
+    assert other.path.endswith("other.zarr") and "no model here" in cache_text(found["other.zarr"], models)
 
 
 def test_a_cache_is_needed_by_models_without_a_map_unless_another_has_it(make, tmp_path) -> None:

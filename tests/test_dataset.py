@@ -95,7 +95,7 @@ def test_a_sequence_that_is_not_ours_is_reported_with_its_row(copy) -> None:
     wrong = [ROWS[0], (*ROWS[1][:3], [7, 6, 2, 12])]
     write_table(copy / "metadata" / "large_area_train_map.csv", wrong)
     told = run(f"init --dataset just-zoom-in {copy}").stderr
-    assert "172710532042450 (line 3): its sequence is [7, 6, 2, 12], and its position has [7, 6, 2, 13]" in told
+    assert "172710532042450 (line 3): its sequence is [7, 6, 2, 12], but that of its position is [7, 6, 2, 13]" in told
     assert "1 photos have another zoom sequence" in told
 
 
@@ -110,7 +110,7 @@ def test_published_rows_agree_with_our_pyramid(shared, tmp_path) -> None:
 def test_sequences_of_another_length_are_refused(copy) -> None:
     write_table(copy / "metadata" / "large_area_train_map.csv", [(*ROWS[0][:3], [7, 6, 6])])
     told = run(f"init --dataset just-zoom-in {copy}", code=2).stderr
-    assert "sequences of 3, 4 actions, and the pyramid has 4 levels" in told
+    assert "sequences of 3, 4 actions, but the pyramid has 4 levels" in told
     assert not (copy / "jzi.toml").exists()
 
 

@@ -66,7 +66,7 @@ def test_a_demo_that_is_interrupted_in_one_of_its_commands_stops_and_can_be_resu
         patch.setattr("jzi.encode.encoder.Encoder.encode_tiles", interrupted)
         result = CliRunner().invoke(main, how)
     assert result.exit_code == 130 and result.stdout.rstrip().endswith("$ jzi encode-map")
-    assert result.stderr.count("jzi: interrupted; what was done is kept, run the same command to go on") == 1
+    assert result.stderr.count("jzi: interrupted; finished work is kept, run the same command again to resume") == 1
     result = CliRunner().invoke(main, how)
     assert result.exit_code == 0 and "This town is made" in result.stdout
 

@@ -100,7 +100,7 @@ def test_a_copied_folder_answers_the_same(model, answer, tmp_path) -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_a_flipped_bit_in_any_file_is_one_sentence(model, answer, name, position) -> None:
     flip(model / name, position)
-    refused(model, answer, str(model / name), "copy the model anew, or train it anew")
+    refused(model, answer, str(model / name), "copy the model again, or train it again")
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -111,7 +111,7 @@ def test_a_missing_file_is_one_sentence(model, answer, name) -> None:
 
 def test_a_folder_without_its_encoder_is_one_sentence(model, answer) -> None:
     shutil.rmtree(model / "encoder")
-    refused(model, answer, "lacks its encoder", "copy the model anew")
+    refused(model, answer, "lacks its encoder", "copy the model again")
 
 
 def test_a_file_that_was_added_to_the_encoder_is_refused(model, answer) -> None:
@@ -162,9 +162,9 @@ def test_entries_of_no_use_are_one_sentence(model, answer, entries) -> None:
         ("", "cannot be read"),
         ("{", "cannot be read"),
         ("[" * 100_000, "cannot be read"),
-        ("[]", "is no model folder of jzi"),
-        ('{"model_type": "dinov2"}', "is no model folder of jzi"),
-        ('{"jzi_format": 1, "decoder": {}}', "of format 1, and jzi .* reads format 2: train the model anew"),
+        ("[]", "is not a model folder of jzi"),
+        ('{"model_type": "dinov2"}', "is not a model folder of jzi"),
+        ('{"jzi_format": 1, "decoder": {}}', "of format 1, but jzi .* reads format 2: train the model again"),
         ('{"jzi_format": 3}', "of format 3"),
         ('{"jzi_format": 2}', "does not match its own digest"),
     ],

@@ -208,7 +208,7 @@ def test_a_command_that_is_stopped_says_how_to_resume_and_keeps_what_was_done(
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == code
     lines = stderr.decode().splitlines()
-    assert lines[-1] == "jzi: interrupted; what was done is kept, run the same command to go on"
+    assert lines[-1] == "jzi: interrupted; finished work is kept, run the same command again to resume"
     assert "Traceback" not in stderr.decode()
     report = json.loads(area(f"{command} --json").stdout)
     assert report["encoded"] > 0 and report["reused"] > 0

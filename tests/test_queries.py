@@ -187,8 +187,8 @@ e,48.2,181
     assert len(table) + len(table.rejected) == 8
     expected = {
         "row 2": "no id",
-        "b": "no number",
-        "c": "no number",
+        "b": "not a number",
+        "c": "not a number",
         "gone": "no such photo",
         "a": "twice",
         "d": "out of range",
@@ -204,12 +204,12 @@ e,48.2,181
     [
         ("id,latitude\na,48.2\n", "no column of longitudes"),
         ("id,x,y\na,48.2,16.3\n", "no column of latitudes"),
-        ("lat,lon\n48.2,16.3\n", "names no photos"),
-        ("id,lat,lon\n", "no photo that can be used"),
-        ("id,lat,lon\ngone,48.2,16.3\n", r"gone: no such photo.*1 were looked at"),
+        ("lat,lon\n48.2,16.3\n", "does not identify photos"),
+        ("id,lat,lon\n", "has no usable photo"),
+        ("id,lat,lon\ngone,48.2,16.3\n", r"gone: no such photo.*1 were rejected"),
         ("id,lat,lon\na,116.4,39.9\nb,116.5,39.8\n", "latitude and longitude swapped"),
-        ("", "no CSV or Parquet"),
-        ("\n\n", "no CSV or Parquet"),
+        ("", "not a CSV or Parquet"),
+        ("\n\n", "not a CSV or Parquet"),
     ],
 )
 def test_a_table_that_cannot_be_used_says_why_in_one_sentence(write_table: Callable, text: str, match: str) -> None:
@@ -269,7 +269,7 @@ def test_photos_that_say_no_place_are_rejected_one_by_one(tmp_path: Path, take_p
 
 
 def test_a_folder_without_a_usable_photo_is_refused(tmp_path: Path, take_photo: Callable) -> None:
-    with pytest.raises(PhotoTableError, match="0 were looked at"):
+    with pytest.raises(PhotoTableError, match="0 were rejected"):
         read_photo_table(tmp_path)
     take_photo(tmp_path / "nowhere.jpg")
     with pytest.raises(PhotoTableError, match="no GPS position"):
@@ -302,7 +302,7 @@ def test_photos_outside_of_the_area_are_rejected_and_the_others_kept(write_table
     inside = table.inside(pyramid)
     assert inside.frame["id"].tolist() == ["a", "c"]
     assert inside.frame.index.tolist() == [0, 1]
-    assert reasons(inside) == {"b": "outside of the area"}
+    assert reasons(inside) == {"b": "outside the area"}
 
 
 def test_a_table_all_of_whose_photos_are_elsewhere_is_refused_with_both_places(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from jzi.decode.tile_table import TileTable
 from jzi.errors import CacheError, TrainingError
 from jzi.store.cache import FeatureCache
 from jzi.store.model_folder import MAP, update_config, write_file
+from jzi.store.plain import plain
 from jzi.train.config import TrainConfig
 from jzi.train.data import DataInfo, TrainingData
 from jzi.train.loop import TrainingLoop, make_accelerator
@@ -256,9 +257,7 @@ def run_fingerprint(
         config: the settings of training.
         start: the model to start from; None for a run from scratch.
     """
-    training = {
-        f"train.{key}": list(value) if isinstance(value, tuple) else value for key, value in asdict(config).items()
-    }
+    training = {f"train.{key}": value for key, value in plain(config).items()}
     for name in ("trackers", "save_every_s"):  # these have no effect on the outcome
         del training[f"train.{name}"]
     training["train.init"] = init_digest(start)

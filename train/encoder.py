@@ -23,6 +23,7 @@ from jzi.encode.encoder import Encoder
 from jzi.encode.imagery import Imagery
 from jzi.errors import ModelError, TrainingError, first_line
 from jzi.store.photo_table import PhotoTable, Rejected
+from jzi.store.plain import plain
 from jzi.train.area import Area
 from jzi.train.config import EncoderTrainingConfig
 from jzi.train.loop import TrainingLoop
@@ -48,10 +49,6 @@ class EncoderTrainingReport(TrainReport):
     encoder: Path = Path()
     samples_per_s: float = 0.0
     unreadable: tuple[Rejected, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return {**super().to_dict(), "encoder": str(self.encoder), "unreadable": len(self.unreadable)}
 
 
 @dataclass(frozen=True)
@@ -323,6 +320,6 @@ def data_fingerprint(
     for number, (imagery, table) in enumerate(sources):
         photos = table.frame[["id", "latitude", "longitude", "split"]].sort_values("id")
         digest = hashlib.sha256(photos.to_csv(index=False).encode()).hexdigest()[:16]
-        area = hashlib.sha256(str(imagery.pyramid.to_dict()).encode()).hexdigest()[:8]
+        area = hashlib.sha256(str(plain(imagery.pyramid)).encode()).hexdigest()[:8]
         fingerprint[f"area {number}"] = f"{area}, {imagery.info().fingerprint[:16]}, {len(photos)} photos, {digest}"
     return fingerprint

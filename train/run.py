@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -161,19 +161,6 @@ class TrainReport:
     val: int
     unreachable: int
     seconds: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return {**asdict(self), "folder": str(self.folder)}
-
-    def to_text(self) -> str:
-        """For people."""
-        done = (
-            f"trained {self.epochs} of {self.total} epochs in {self.seconds:.1f} s" if self.epochs else "trained before"
-        )
-        recall = self.best.get("recall@40m")
-        reached = "" if recall is None else f", validation recall within 40 m {100 * recall:.1f} %"
-        return f"{done}, {self.train} photos; kept epoch {self.best['epoch']:.0f}{reached}"
 
 
 def _epoch_rank(metrics: Metrics) -> tuple[float, float, float]:

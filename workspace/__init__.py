@@ -1,1 +1,1 @@
-"""jzi.toml, and what the commands find in a working directory."""
+"""Working directories: jzi.toml, and the imagery, photos, caches and models that it names."""

@@ -1,4 +1,4 @@
-"""Which square to zoom into, where a user gives no more than rasters."""
+"""The area of a map, computed from its rasters."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ from jzi.store.pyramid import Pyramid
 def square_around(
     rasters: Sequence[str], options: RasterOptions, *, grid: int = 4, levels: int | None = None
 ) -> Pyramid:
-    """The smallest square, in whole metres, that holds all rasters, centred on them.
+    """Return the smallest square, in whole metres, that contains all rasters.
+
+    Args:
+        rasters: paths of the rasters.
+        options: how they are read.
+        grid: g; a tile has g x g children.
+        levels: L; by default the fewest whose cells are at most 40 m.
 
     Raises:
         ImageryError: a raster cannot be used.

@@ -1,4 +1,4 @@
-"""The caches of a folder: what there is, which models need it, and taking one away."""
+"""Find, inspect and delete the feature caches and models of a folder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,18 +21,18 @@ from jzi.store.photo_features import UNREADABLE
 from jzi.store.pyramid import Pyramid
 from jzi.store.storage import is_url
 
-#: What the status of tiles and cells is called.
+#: Names of the status of tiles and cells.
 _STATUS = {"encoded": ENCODED, "without_imagery": NODATA, "missing": MISSING}
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """A model folder, as far as it can be known without reading weights.
+    """Contents of a model folder, without its weights.
 
     Attributes:
-        folder: the model.
+        folder: the model folder.
         config: its config.json.
-        has_map: whether it carries the map along, and needs no cache.
+        has_map: whether it contains the map and needs no cache.
     """
 
     folder: Path
@@ -43,22 +42,22 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class CacheInfo:
-    """What a cache holds.
+    """Contents of a cache.
 
     Attributes:
-        path: its path or URL.
-        pyramid: how its area is cut.
-        encoder: which encoder filled it.
-        imagery: which imagery; None where the map has not been begun.
+        path: path or URL.
+        pyramid: geometry of the area.
+        encoder: encoder of the embeddings.
+        imagery: imagery of the map; None if no tile has been encoded.
         size: bytes on disk; 0 for a URL.
-        tiles: how many tiles of levels 0..L-1 are encoded, without_imagery and missing.
-        cells: the same of terminal cells; None where there are no embeddings of cells.
-        photos: how many are listed.
-        missing_photos: how many of them have not been encoded.
-        unreadable_photos: how many of them cannot be read.
-        splits: how many encoded photos each split has.
-        patch_tokens: how many patch tokens of a tile are kept; 0 for none.
-        patch_tokens_size: bytes that they take.
+        tiles: number of tiles of levels 0..L-1 that are encoded, without_imagery and missing.
+        cells: the same for terminal cells; None if the cache has no arrays for cells.
+        photos: number of listed photos.
+        missing_photos: number of listed photos that have not been encoded.
+        unreadable_photos: number of listed photos that cannot be read.
+        splits: number of encoded photos by split.
+        patch_tokens: number of patch tokens of a tile; 0 if none are stored.
+        patch_tokens_size: bytes of the patch tokens on disk.
     """
 
     path: str
@@ -77,26 +76,26 @@ class CacheInfo:
 
     @property
     def is_index(self) -> bool:
-        """Whether it is the index of a retriever: cells, and not one tile."""
+        """Whether the cache is the index of a retriever: it has cells, but no tiles."""
         return self.cells is not None and self.tiles["missing"] == sum(self.tiles.values())
 
     @property
     def missing_tiles(self) -> int:
-        """How many tiles have not been encoded; an index needs none."""
+        """Number of tiles that have not been encoded; 0 for an index, which needs none."""
         return 0 if self.is_index else self.tiles["missing"]
 
     @property
     def missing_cells(self) -> int:
-        """How many terminal cells have not been encoded, where any was to be."""
+        """Number of terminal cells that have not been encoded; 0 if the cache has no arrays for cells."""
         return self.cells["missing"] if self.cells else 0
 
     @property
     def complete(self) -> bool:
-        """Whether nothing is missing of what it is for, and it has photos."""
+        """Whether the cache has photos, and no tile, cell or photo is missing."""
         return not (self.missing_tiles or self.missing_cells or self.missing_photos) and self.photos > 0
 
     def belongs_to(self, model: ModelInfo) -> bool:
-        """Whether a model was trained with this encoder and pyramid, and on this imagery, as far as it is known."""
+        """Whether a model was trained with this encoder and pyramid, and on this imagery if both record one."""
         config = model.config
         return (
             self.encoder.fingerprint == config.encoder.fingerprint
@@ -106,82 +105,41 @@ class CacheInfo:
             )
         )
 
-    def to_dict(self, models: Iterable[ModelInfo]) -> dict[str, Any]:
-        """Plain values, for JSON, with those of some models that belong to it."""
-        return {
-            "path": self.path,
-            "encoder": self.encoder.to_dict(),
-            "imagery": self.imagery.to_dict() if self.imagery else None,
-            "pyramid": self.pyramid.to_dict(),
-            "bytes": self.size,
-            "tiles": sum(self.tiles.values()),
-            "missing_tiles": self.tiles["missing"],
-            "photos": self.photos,
-            "missing_photos": self.missing_photos,
-            "cells": self._encoded_cells,
-            "missing_cells": self.missing_cells,
-            "complete": self.complete,
-            "models": [{"folder": str(model.folder), "has_map": model.has_map} for model in self._own(models)],
-        }
-
-    def to_text(self, models: Iterable[ModelInfo]) -> str:
-        """For people."""
-        pyramid = self.pyramid
-        lacking = ((self.missing_tiles, "tiles"), (self.missing_photos, "photos"), (self.missing_cells, "cells"))
-        lacks = [f"{count} {what}" for count, what in lacking if count]
-        state = f"lacks {' and '.join(lacks)}" if lacks else "complete" if self.complete else "holds no photo"
-        holds = [] if self.is_index else [f"{sum(self.tiles.values())} tiles"]
-        holds += [f"{self._encoded_cells} cells"] if self._encoded_cells else []
-        used = [f"{model.folder}{'' if model.has_map else ' (has no map of its own)'}" for model in self._own(models)]
-        shown = ", ".join(used[:3]) + (f" and {len(used) - 3} more" if len(used) > 3 else "")
-        return "\n".join(
-            [
-                f"{self.path}: {self.size / 1e6:.1f} MB, {state}",
-                f"  encoder  {self.encoder.label}",
-                f"  map      {self.imagery.label if self.imagery else 'none yet'}",
-                f"  pyramid  {pyramid.size:g} m, {pyramid.levels} steps of {pyramid.grid} x {pyramid.grid}, cells of "
-                f"{pyramid.cell_size:.2f} m; {', '.join(holds)}, {self.photos} photos",
-                f"  used by  {shown or 'no model here'}",
-            ]
-        )
-
     @property
-    def _encoded_cells(self) -> int:
+    def encoded_cells(self) -> int:
+        """Number of terminal cells that have an embedding."""
         return self.cells["encoded"] if self.cells else 0
-
-    def _own(self, models: Iterable[ModelInfo]) -> list[ModelInfo]:
-        return [model for model in models if self.belongs_to(model)]
 
 
 def scan_folder(folder: Path) -> tuple[list[CacheInfo], list[ModelInfo]]:
-    """Every feature cache and every model in a folder and those below it.
+    """Find all feature caches and models in a folder and its subfolders.
 
-    What is hidden is not looked into; a cache that cannot be read is left out.
+    Hidden folders are skipped, and so are caches that cannot be read.
 
     Raises:
-        CacheError: there is no such folder.
+        CacheError: the folder does not exist.
     """
     if not folder.is_dir():
         raise CacheError(f"there is no folder {folder}")
     caches, models = [], []
     for path, names, files in os.walk(folder):
         if "zarr.json" in files:
-            with suppress(JziError):  # a Zarr group of others, or one that `jzi cache verify` has more to say about
+            with suppress(JziError):  # another Zarr group, or a damaged cache
                 caches.append(inspect_cache(path))
-            names.clear()  # what lies in a Zarr group is its own affair
+            names.clear()  # do not search in a Zarr group
         elif CONFIG in files:
-            with suppress(ModelError):  # the config of an encoder, say
+            with suppress(ModelError):  # such as the config of an encoder
                 models.append(inspect_model(Path(path)))
         names[:] = sorted(name for name in names if not name.startswith("."))
     return caches, models
 
 
 def inspect_cache(path: str | Path) -> CacheInfo:
-    """What a cache holds; reads every status, and no embedding.
+    """Inspect a cache; reads all status arrays, but no embeddings.
 
     Raises:
-        CacheError: there is none.
-        CacheCorruptError: what it says of tiles or photos is damaged.
+        CacheError: there is no cache.
+        CacheCorruptError: a status array or a column is damaged.
     """
     cache = FeatureCache.open(path)
     tiles = _count(np.concatenate([cache.status(level).ravel() for level in range(cache.pyramid.levels)]))
@@ -212,37 +170,37 @@ def _count(status: NDArray[np.uint8]) -> dict[str, int]:
 
 
 def inspect_model(folder: Path) -> ModelInfo:
-    """What a model folder holds; reads its config.json alone.
+    """Inspect a model folder; reads only its config.json.
 
     Raises:
-        ModelError: there is no model, or its config.json cannot be used.
+        ModelError: there is no model, or its config.json is invalid.
     """
     return ModelInfo(folder, read_config(folder), (folder / MAP).exists())
 
 
 def models_needing(cache: CacheInfo, models: Iterable[ModelInfo], others: Iterable[CacheInfo]) -> list[ModelInfo]:
-    """The models that would be without a map if a cache went: they have none of their own, nor has another cache.
+    """Return the models that would have no map without a cache.
 
     Args:
-        cache: the one that may go.
-        models: those that there are.
-        others: the caches that stay.
+        cache: the cache to be deleted.
+        models: all models.
+        others: the remaining caches.
     """
-    spare = [other for other in others if not (other.missing_tiles or (other.is_index and other.missing_cells))]
+    complete = [other for other in others if not (other.missing_tiles or (other.is_index and other.missing_cells))]
     return [
         model
         for model in models
-        if not model.has_map and cache.belongs_to(model) and not any(other.belongs_to(model) for other in spare)
+        if not model.has_map and cache.belongs_to(model) and not any(other.belongs_to(model) for other in complete)
     ]
 
 
 def remove_cache(path: Path) -> None:
-    """Delete a cache; interrupted, it leaves nothing that could be taken for one.
+    """Delete a cache. It is renamed first, so an interrupted deletion leaves no incomplete cache under its name.
 
     Raises:
         CacheError: there is no cache.
     """
     FeatureCache.open(path)
-    doomed = path.with_name(f".{path.name}.{os.getpid()}.removed")
-    path.rename(doomed)
-    shutil.rmtree(doomed)
+    trash = path.with_name(f".{path.name}.{os.getpid()}.removed")
+    path.rename(trash)
+    shutil.rmtree(trash)

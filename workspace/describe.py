@@ -1,4 +1,4 @@
-"""What lies at a path: a cache, a model or a raster; and whether several belong together."""
+"""Describe caches, models and rasters, and check whether they belong together."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from jzi.workspace.caches import inspect_cache, inspect_model
 
 @dataclass(frozen=True)
 class Info:
-    """One thing on disk.
+    """Description of a cache, a model or a raster.
 
     Attributes:
-        path: where.
+        path: path or URL.
         kind: "cache", "model", "retriever" or "raster".
-        facts: what to print, in order.
-        pyramid: that it belongs to; None for a raster.
-        encoder: that it belongs to; None for a raster.
-        file_hashes: SHA-256 of the raster's files, or of those that a cache was made from.
-        imagery: fingerprint of the imagery of a cache or model, if it is known.
+        facts: names and values to print, in order.
+        pyramid: geometry of the area; None for a raster.
+        encoder: encoder of the embeddings; None for a raster.
+        file_hashes: SHA-256 of the files of a raster, or of the imagery of a cache or model.
+        imagery: fingerprint of the imagery of a cache or model; None if unknown.
     """
 
     path: str
@@ -41,22 +41,12 @@ class Info:
     file_hashes: frozenset[str] = field(default_factory=frozenset)
     imagery: str | None = None
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return {"path": self.path, "kind": self.kind, **self.facts}
-
-    def to_text(self) -> str:
-        """For people."""
-        width = max(len(name) for name in self.facts)
-        lines = [f"  {name.replace('_', ' '):<{width}}  {_text(value)}" for name, value in self.facts.items()]
-        return "\n".join([f"{self.path}: {self.kind}", *lines])
-
 
 def describe(path: str) -> Info:
-    """Look at a path.
+    """Describe the cache, model or raster at a path or URL.
 
     Raises:
-        JziError: there is nothing there, or nothing that jzi knows.
+        JziError: the path does not exist, or is none of these.
     """
     if is_url(path) or (Path(path) / "zarr.json").is_file():
         return _cache(path)
@@ -135,7 +125,7 @@ def _model(folder: Path) -> Info:
 
 
 def _imagery(info: ImageryInfo | None) -> tuple[frozenset[str], str | None]:
-    """SHA-256 of the files, and the fingerprint, where they are known."""
+    """SHA-256 of the files, and the fingerprint."""
     return (frozenset(digest for *_, digest in info.files), info.fingerprint) if info else (frozenset(), None)
 
 
@@ -152,7 +142,7 @@ def _raster(path: str) -> Info:
     bounds = raster.bounds_in("EPSG:4326")
     with Imagery([path], square_around([path], RasterOptions(), levels=1)) as imagery:
         info = imagery.info()
-    t = raster.transform  # which may be turned
+    t = raster.transform  # may be rotated
     facts = {
         "crs": CRS.from_wkt(raster.crs.to_wkt()).name,
         "pixels": [raster.width, raster.height],
@@ -169,7 +159,7 @@ def _raster(path: str) -> Info:
 
 
 def disagreements(descriptions: list[Info]) -> list[str]:
-    """Why things do not belong together; nothing if they do."""
+    """Return the reasons why caches, models and rasters do not belong together; empty if they do."""
     problems = []
     first, *others = sorted(descriptions, key=lambda description: description.pyramid is None)
     for other in others:
@@ -201,11 +191,3 @@ def _outside(raster: Info, pyramid: Pyramid) -> list[str]:
             return []
     except ImageryError as error:
         return [str(error)]
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in value.items()) or "none"
-    if isinstance(value, list):
-        return ", ".join(f"{each:.6g}" if isinstance(each, float) else str(each) for each in value) or "none"
-    return f"{value:g}" if isinstance(value, float) else str(value)

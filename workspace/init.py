@@ -1,4 +1,4 @@
-"""The settings of a new working directory: what `jzi init` writes."""
+"""The settings of a new working directory, which `jzi init` writes."""
 
 from __future__ import annotations
 
@@ -31,12 +31,26 @@ def new_settings(
     levels: int | None = None,
     map_crs: str | None = None,
 ) -> tuple[Settings, PhotoTable | None]:
-    """The settings of a new working directory, and its query table if one was named; nothing is written.
+    """Create the settings of a new working directory, and read its photo table if one is named; nothing is written.
 
-    Paths are relative to the current directory, and become relative to `folder` where they lie below it.
+    Paths are relative to the current directory; in the settings, those below `folder` are relative to it.
+
+    Args:
+        folder: the working directory.
+        rasters: files, globs or folders of the map.
+        queries: folder of photos, or CSV or Parquet table.
+        photos: folder of the table's photos.
+        encoder: Hugging Face id or folder.
+        image_size: side of the encoder's input, pixels.
+        preset: name of a published area.
+        center: latitude and longitude of the area's centre, degrees (WGS 84).
+        size: side of the area, metres.
+        grid: g; a tile has g x g children.
+        levels: L; by default the fewest whose cells are at most 40 m.
+        map_crs: CRS of rasters without one.
 
     Raises:
-        JziError: the rasters, the photos or the area cannot be used; see the readers.
+        JziError: the rasters, the photos or the area cannot be used.
     """
     imagery = MapSettings(rasters=[_relative(raster, folder) for raster in rasters], crs=map_crs)
     pyramid = _area(find_rasters(rasters) if rasters else [], map_crs, preset, center, size, grid, levels)
@@ -50,7 +64,7 @@ def new_settings(
     settings.folder = folder
     if rasters:
         with open_imagery(settings):
-            pass  # it can be read and touches the area, or raises
+            pass  # raises if it cannot be read or does not touch the area
     return settings, open_photo_table(settings) if queries else None
 
 
@@ -73,27 +87,29 @@ def dataset_settings(
     image_size: int | None = None,
     **others: Any,
 ) -> tuple[Settings, PhotoTable]:
-    """The settings of a working directory for a published data set; the map's VRT is written into it.
+    """Create the settings of a working directory for a published data set, and write the VRT of its map.
 
     Args:
-        name: "just-zoom-in", the only one so far (Hugging Face `pcvlab/justzoomin`).
+        name: "just-zoom-in" (Hugging Face `pcvlab/justzoomin`).
         folder: the working directory.
-        data: where the copy of the data set lies, or is downloaded to; `folder` itself by default.
-        download: fetch it from the Hugging Face hub first; what is there already is kept.
+        data: folder of the data set, or to download it to; by default `folder`.
+        download: download it from the Hugging Face hub first; files that exist are kept.
         encoder: as in `new_settings`.
         image_size: as in `new_settings`.
-        others: anything else that `new_settings` takes; the data set says all that, and none may be given.
+        others: other arguments of `new_settings`, which the data set determines: none may be given.
 
     Raises:
-        ConfigError: there is no such data set, or it cannot be downloaded.
-        JziError: the copy cannot be used; see the readers.
+        ConfigError: there is no such data set, it cannot be downloaded, or another option is given.
+        JziError: its files cannot be used.
     """
     from jzi.datasets.tiled_layout import TiledLayout
 
     if name != "just-zoom-in":
         raise ConfigError(f"there is no data set {name!r}: the only one is just-zoom-in")
-    if given := [f"--{option.replace('_', '-')}" for option, value in others.items() if value]:
-        raise ConfigError(f"--dataset says it all: leave {', '.join(given).replace('--rasters', '--map')} out")
+    if conflicting := [f"--{option.replace('_', '-')}" for option, value in others.items() if value]:
+        raise ConfigError(
+            f"--dataset sets these itself: leave out {', '.join(conflicting).replace('--rasters', '--map')}"
+        )
     data = data or folder
     if download:
         _download("pcvlab/justzoomin", data)
@@ -122,7 +138,7 @@ def _download(repository: str, data: Path) -> None:
         snapshot_download(repository, repo_type="dataset", local_dir=data)
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise ConfigError(
-            f"the data set {repository} cannot be downloaded ({first_line(error)}): run again, what came is kept"
+            f"the data set {repository} cannot be downloaded ({first_line(error)}): run again to resume the download"
         ) from error
 
 
@@ -137,14 +153,14 @@ def _area(
 ) -> Pyramid:
     if name:
         if center or size or grid or levels:
-            raise ConfigError("--preset says it all: leave --center, --size, --grid and --levels out")
+            raise ConfigError("--preset determines the area: leave out --center, --size, --grid and --levels")
         return preset(name)
     grid = grid or 4
     if center and size:
         return Pyramid.around(*center, size, grid=grid, levels=levels)
     if not rasters:
         raise ConfigError(
-            "say which area: --map RASTER (the area that it covers), --center LAT LON --size M, or --preset"
+            "no area is given: pass --map RASTER (the area that it covers), --center LAT LON --size M, or --preset"
         )
     from jzi.encode.raster import RasterOptions
     from jzi.workspace.area import square_around
@@ -158,7 +174,7 @@ def _area(
 
 
 def _relative(path: str, folder: Path) -> str:
-    """A path given on the command line, as the jzi.toml in `folder` has it; URLs and hub ids stay as they are."""
+    """Convert a path of the command line to one of the jzi.toml in `folder`; URLs and hub ids are not changed."""
     if "://" in path or path.startswith("/vsi") or not (any(c in path for c in "*?[") or Path(path).exists()):
         return path
     absolute = Path(path).expanduser().absolute()

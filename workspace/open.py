@@ -1,4 +1,4 @@
-"""What the commands find in a working directory: the area, the query table, the model, and a jzi.toml to begin with."""
+"""Open the imagery, photos, caches and models that the settings and options of a command name."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def open_imagery(settings: Settings) -> Imagery:
-    """The map that the settings name; a context manager.
+    """Open the map that the settings name; a context manager.
 
     Raises:
         ImageryError: a raster cannot be used, or none touches the area.
@@ -37,7 +37,12 @@ def open_imagery(settings: Settings) -> Imagery:
 
 
 def imagery_of(pyramid: Pyramid, rasters: Sequence[str], config_file: Path) -> Imagery | None:
-    """The map to draw on: the rasters that were named, those of a jzi.toml of this area, or none.
+    """Open a map to draw on, if there is one.
+
+    Args:
+        pyramid: geometry of the area.
+        rasters: files, globs or folders; if empty, the map of `config_file` if that has the same area.
+        config_file: a jzi.toml, which need not exist.
 
     Raises:
         ConfigError: there is no such raster.
@@ -55,10 +60,10 @@ def imagery_of(pyramid: Pyramid, rasters: Sequence[str], config_file: Path) -> I
 
 
 def load_encoder(settings: Settings) -> Encoder:
-    """The encoder that the settings name.
+    """Load the encoder that the settings name.
 
     Raises:
-        EncoderError: it cannot be had.
+        EncoderError: it cannot be loaded.
     """
     from jzi.encode.encoder import Encoder
 
@@ -68,7 +73,7 @@ def load_encoder(settings: Settings) -> Encoder:
 
 
 def open_cache(settings: Settings, encoder: Encoder, imagery: Imagery | None = None) -> FeatureCache:
-    """The cache that the settings name, open for writing; it is created by the main process if need be.
+    """Open the cache that the settings name for writing; the main process creates it if it does not exist.
 
     Raises:
         CacheMismatchError: it belongs to another encoder, pyramid or imagery.
@@ -77,7 +82,17 @@ def open_cache(settings: Settings, encoder: Encoder, imagery: Imagery | None = N
 
 
 def open_cache_of(path: str, pyramid: Pyramid, encoder: Encoder, imagery: Imagery | None = None) -> FeatureCache:
-    """The same for a cache that the settings do not name, such as a retriever's."""
+    """Open a cache for writing, such as the index of a retriever; the main process creates it if it does not exist.
+
+    Args:
+        path: path or URL of the cache.
+        pyramid: geometry of the area.
+        encoder: encoder of the embeddings.
+        imagery: the map; None to write photos only.
+
+    Raises:
+        CacheMismatchError: the cache belongs to another encoder, pyramid or imagery.
+    """
     from jzi.encode.device import processes
     from jzi.store.cache import FeatureCache
     from jzi.store.storage import exists
@@ -88,17 +103,17 @@ def open_cache_of(path: str, pyramid: Pyramid, encoder: Encoder, imagery: Imager
 
 
 def finetune_areas(areas: Sequence[Settings], output: Path) -> tuple[EncoderTrainingReport, tuple[Rejected, ...]]:
-    """Fine-tune on one area or several; the first one's settings say how.
+    """Fine-tune an encoder on one or several areas.
 
     Args:
-        areas: settings of each area.
-        output: the model folder to make.
+        areas: settings of each area; encoder, decoder and training follow those of the first.
+        output: the model folder to write.
 
     Returns:
-        the report, and the photos that cannot be used.
+        The report, and the photos that cannot be used.
 
     Raises:
-        ConfigError: the areas are cut differently, or an override of decoder.* contradicts finetune.init.
+        ConfigError: the areas differ in grid or levels, or an override of decoder.* contradicts finetune.init.
         JziError: as `jzi.train.finetune.finetune`.
     """
     settings = areas[0]
@@ -131,11 +146,11 @@ def finetune_areas(areas: Sequence[Settings], output: Path) -> tuple[EncoderTrai
 
 
 def open_photo_table(settings: Settings) -> PhotoTable:
-    """The photos that the settings name.
+    """Read the photo table that the settings name.
 
     Raises:
-        ConfigError: they name none.
-        PhotoTableError: they cannot be used.
+        ConfigError: the settings name none.
+        PhotoTableError: the table cannot be used.
     """
     from jzi.store.photo_table import read_photo_table
 
@@ -149,10 +164,10 @@ def open_photo_table(settings: Settings) -> PhotoTable:
 
 
 def expand_photos(photos: Sequence[Path]) -> list[Path]:
-    """Files as they are, and every photo in folders.
+    """Replace folders by the photos in them and their subfolders.
 
     Raises:
-        PhotoError: a folder holds none.
+        PhotoError: a folder contains no photo.
     """
     from jzi.store.exif import SUFFIXES
 
@@ -169,7 +184,7 @@ def expand_photos(photos: Sequence[Path]) -> list[Path]:
 
 
 def model_folder(model: Path | None, config_file: Path) -> Path:
-    """The model to use: the one that was named, that of a jzi.toml that is there, or the folder "model"."""
+    """Return the model folder: `model` if given, else that of `config_file` if it exists, else "model"."""
     if model is not None:
         return model
     if config_file.exists():
@@ -181,16 +196,16 @@ def model_folder(model: Path | None, config_file: Path) -> Path:
 def load(
     folder: str | Path, device: str | None = None, cache: str | Path | None = None, *, approximate: bool = False
 ) -> Locator:
-    """A locator from a model folder: of a zoom, or of a retriever with its index.
+    """Load a locator from the folder of a zoom model or of a retriever.
 
     Args:
-        folder: the model.
-        device: where to compute; by default the best there is.
-        cache: take a zoom's map from this cache rather than from the folder.
-        approximate: search a retriever's HNSW graph rather than all cells.
+        folder: the model folder.
+        device: device to compute on, such as "cpu" or "cuda:0"; by default the best available.
+        cache: read the map of a zoom model from this cache rather than from the folder.
+        approximate: search the HNSW graph of a retriever rather than all cells.
 
     Raises:
-        ModelError: the folder is no model, is damaged, or lacks what its decoder reads.
+        ModelError: the folder is not a model, is damaged, or lacks the map or other data that its decoder reads.
         CacheError: the cache or the index cannot be used.
         ConfigError: an option does not apply to this kind of model.
     """
@@ -210,21 +225,22 @@ def load(
 def open_locator(
     model: Path | None, config_file: Path, *, cache: str | None, retriever: Path | None, approximate: bool
 ) -> Locator:
-    """The locator that a command's options name: a zoom model, or a retriever.
+    """Load the locator that the options of a command name.
 
     Args:
-        model: as in `model_folder`.
-        config_file: likewise.
-        cache: to take a model's map from.
-        retriever: locate by retrieval, with this one.
-        approximate: search the retriever's graph.
+        model: folder of a zoom model; None for the default of `model_folder`.
+        config_file: the jzi.toml for that default.
+        cache: cache to read the map of a zoom model from.
+        retriever: folder of a retriever to use instead of a zoom model.
+        approximate: search the HNSW graph of the retriever.
 
     Raises:
-        JziError: it cannot be used.
+        ConfigError: options contradict one another.
+        JziError: the model or the cache cannot be used.
     """
     if retriever:
         if model or cache:
-            raise ConfigError("--model and --cache are of the zoom, and --retriever is not one")
+            raise ConfigError("--model and --cache do not apply to --retriever: leave them out")
         return _retrieval_locator(retriever, None, approximate)
     if approximate:
         raise ConfigError("--approximate goes with --retriever")
@@ -241,16 +257,16 @@ def _retrieval_locator(folder: Path, device: str | None, approximate: bool) -> L
 
 
 def open_expert(settings: Settings, retriever: Path | None, *, approximate: bool) -> tuple[Expert, FeatureCache]:
-    """The expert that is evaluated, and the cache with the photos that it is evaluated on.
+    """Load the expert to evaluate, and open the cache with the photos to evaluate it on.
 
     Args:
-        settings: name the zoom model and the cache.
-        retriever: evaluate this one instead, on the photos of its own cache.
-        approximate: search the retriever's graph.
+        settings: settings that name the zoom model and the cache.
+        retriever: folder of a retriever to evaluate instead, on the photos of its index.
+        approximate: search the HNSW graph of the retriever.
 
     Raises:
         ModelError: there is no model, or it is damaged.
-        CacheError: there is no cache, or it is another encoder's or pyramid's.
+        CacheError: there is no cache, or it belongs to another encoder or pyramid.
     """
     if retriever:
         from jzi.retrieve.expert import RetrievalExpert
@@ -261,11 +277,11 @@ def open_expert(settings: Settings, retriever: Path | None, *, approximate: bool
 
 
 def open_zoom(folder: Path, cache_path: str) -> tuple[ZoomExpert, FeatureCache]:
-    """A zoom model with the map that it carries, else the cache's, and the cache.
+    """Load a zoom model with the map of its folder, else with that of the cache, and open the cache.
 
     Raises:
         ModelError: there is no model, or it is damaged.
-        CacheError: there is no cache, or it is another encoder's or pyramid's.
+        CacheError: there is no cache, or it belongs to another encoder or pyramid.
     """
     from jzi.decode.expert import ZoomExpert
     from jzi.store.cache import FeatureCache

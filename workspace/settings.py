@@ -1,4 +1,4 @@
-"""jzi.toml: one area and its experiment, as the commands read it (DESIGN 8)."""
+"""jzi.toml: the settings of one area and its experiments."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ _strict = ConfigDict(extra="forbid")
 
 @dataclass(config=_strict)
 class MapSettings:
-    """The imagery: rasters (files, globs or folders, the first on top), and what they do not say themselves.
+    """The map: rasters (files, globs or folders, the first on top), and how to read those that lack metadata.
 
-    With `tokens` the patch tokens of tiles are kept beside their embeddings, for `decoder.patch_tokens`.
+    With `tokens`, patch tokens of tiles are stored beside their embeddings, for `decoder.patch_tokens`.
     """
 
     rasters: list[str] = field(default_factory=list)
@@ -47,10 +47,10 @@ class MapSettings:
 
 @dataclass(config=_strict)
 class QuerySettings:
-    """The photos: a folder with EXIF positions, or a CSV or Parquet table and where its photos are looked up.
+    """The photos: a folder of photos with EXIF positions, or a CSV or Parquet table and the folder of its photos.
 
-    Or one such table for each split: `table = { train = "train.csv", val = "val.csv" }`. Of training photos, `views`
-    augmented views are encoded beside the plain one, made from `seed`.
+    There may be a table for each split: `table = { train = "train.csv", val = "val.csv" }`. `views` augmented views of
+    each training photo are encoded, generated from `seed`.
     """
 
     table: str | dict[str, str] | None = None
@@ -61,7 +61,7 @@ class QuerySettings:
 
 @dataclass(config=_strict)
 class EncoderSettings:
-    """The encoder: a Hugging Face id or a folder, what it sees, and how many images it takes at once."""
+    """The encoder: a Hugging Face id or a folder, the size and layout of its input, and its batch size."""
 
     name: str = "facebook/dinov2-base"
     image_size: int = Field(default=384, ge=1)
@@ -71,14 +71,14 @@ class EncoderSettings:
 
 @dataclass(config=_strict)
 class PathSettings:
-    """Where something is kept."""
+    """Path of a cache or a model."""
 
     path: str
 
 
 @dataclass(config=_strict)
 class Settings:
-    """All of jzi.toml. Relative paths in it are relative to its folder."""
+    """All settings of jzi.toml. Relative paths are relative to its folder."""
 
     pyramid: Pyramid
     map: MapSettings = field(default_factory=MapSettings)
@@ -97,44 +97,48 @@ class Settings:
         self.overridden: frozenset[str] = frozenset()
 
     def path(self, value: str) -> Path:
-        """A path of the settings."""
+        """Resolve a path of the settings."""
         return _resolve(value, self.folder)
 
     @property
     def cache_path(self) -> str:
-        """The cache's path or URL."""
+        """Path or URL of the cache."""
         return self.cache.path if "://" in self.cache.path else str(self.path(self.cache.path))
 
     @property
     def encoder_folder(self) -> Path | None:
-        """Where the encoder lies; None where its name is a Hugging Face id."""
+        """Folder of the encoder; None if its name is a Hugging Face id."""
         folder = self.path(self.encoder.name)
         return folder if folder.is_dir() else None
 
     @property
     def rasters(self) -> list[str]:
-        """Every raster file that the map's entries name.
+        """Paths of the rasters of the map.
 
         Raises:
-            ConfigError: none is named, or an entry names none.
+            ConfigError: no raster is named, or an entry matches no file.
         """
         return find_rasters(self.map.rasters, self.folder)
 
     def to_toml(self) -> str:
-        """The settings in force, as a jzi.toml."""
+        """Format all settings as a jzi.toml."""
         return tomlkit.dumps(_without_none(asdict(self)))
 
 
 def find_rasters(entries: Iterable[str], folder: Path = Path()) -> list[str]:
-    """Raster files: entries are files, globs, folders (whose GeoTIFF, JPEG, PNG, JPEG 2000 and VRT count) or URLs.
+    """Expand entries to paths of rasters.
+
+    Args:
+        entries: files, globs, URLs, or folders of GeoTIFF, JPEG, PNG, JPEG 2000 and VRT files.
+        folder: folder of relative paths.
 
     Raises:
-        ConfigError: there is no entry, or one names no file.
+        ConfigError: there is no entry, or one matches no file.
     """
-    found = []
+    rasters: list[str] = []
     for entry in entries:
         if "://" in entry or entry.startswith("/vsi"):
-            found.append(entry)
+            rasters.append(entry)
             continue
         path = _resolve(entry, folder)
         if path.is_dir():
@@ -145,14 +149,14 @@ def find_rasters(entries: Iterable[str], folder: Path = Path()) -> list[str]:
             files = sorted(anchor.glob(str(path.relative_to(anchor)))) if any(c in entry for c in "*?[") else [path]
         if not files or not files[0].exists():
             raise ConfigError(f"there is no raster {entry}: map.rasters names files, globs or folders")
-        found += [str(file) for file in files]
-    if not found:
+        rasters += [str(file) for file in files]
+    if not rasters:
         raise ConfigError("no raster is given: name the map with `jzi init --map RASTER` or in map.rasters of jzi.toml")
-    return found
+    return rasters
 
 
 def _resolve(path: str, folder: Path) -> Path:
-    """A path of jzi.toml, whose folder need not be there yet."""
+    """Resolve a path of jzi.toml, whose folder need not exist."""
     return Path(os.path.normpath(folder / Path(path).expanduser()))
 
 
@@ -160,11 +164,11 @@ def load_settings(file: Path, overrides: Iterable[str] = ()) -> Settings:
     """Read jzi.toml.
 
     Args:
-        file: its path.
-        overrides: "section.name=value", values as in TOML; bare words are text.
+        file: path of the jzi.toml.
+        overrides: "section.name=value", with values as in TOML; bare words are strings.
 
     Raises:
-        ConfigError: there is no such file, or a setting is unknown or has no sensible value.
+        ConfigError: the file does not exist, or a setting is unknown or invalid.
     """
     try:
         values = tomllib.loads(file.read_text())
@@ -209,7 +213,7 @@ def _sentence(file: Path, error: ValidationError) -> str:
 
 
 def _without_none(values: dict[str, Any]) -> dict[str, Any]:
-    """TOML has no null: what is not set is left out."""
+    """Leave out values that are not set: TOML has no null."""
     return {
         key: _without_none(value) if isinstance(value, dict) else value
         for key, value in values.items()
@@ -218,24 +222,24 @@ def _without_none(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_settings(settings: Settings) -> None:
-    """Write a new jzi.toml into the settings' folder, with what can be set beside it."""
+    """Write a new jzi.toml, with comments, into the folder of the settings."""
     sections = _without_none(asdict(settings))
-    for follows in ("width", "actions"):  # from the encoder and the pyramid
-        del sections["decoder"][follows]
+    for derived in ("width", "actions"):  # from the encoder and the pyramid
+        del sections["decoder"][derived]
     comments = {
-        "pyramid": "The area: a square in a metric CRS, cut grid x grid, `levels` times.",
+        "pyramid": "The area: a square in a metric CRS, divided into grid x grid tiles, `levels` times.",
         "map": "Orthophotos, the first on top: files, globs or folders. Also: crs, nodata, stretch = [low, high].\n"
-        "# tokens: keep the patch tokens of tiles too, for decoder.patch_tokens.",
-        "queries": "A folder of photos with EXIF positions, or a CSV or Parquet and the folder of its photos.",
+        "# tokens: also store patch tokens of tiles, for decoder.patch_tokens.",
+        "queries": "A folder of photos with EXIF positions, or a CSV or Parquet table and its photos.",
         "encoder": "A Hugging Face id or a folder; layout: halves (the paper's) or whole.",
-        "finetune": 'Training the encoder with the decoder; blocks: how many of its last ones, or "all".',
-        "cache": "Where the embeddings are kept: a folder, or a URL such as s3://.",
-        "decoder": "The paper's decoder; patch_tokens: of a tile, beside its embedding, which needs map.tokens.",
-        "train": "The paper's training; trackers are those of Accelerate.",
+        "finetune": 'Training of the encoder with a decoder; blocks: number of its last blocks to train, or "all".',
+        "cache": "The feature cache: a folder, or a URL such as s3://.",
+        "decoder": "The paper's decoder; patch_tokens: patch tokens to read of each tile, which needs map.tokens.",
+        "train": "The paper's training; trackers: experiment trackers of Accelerate.",
         "model": "The folder of the trained model.",
-        "retriever": "Flat retrieval, to compare with: sample4geo, infonce or transgeo.",
+        "retriever": "Flat retrieval, a baseline: sample4geo, infonce or transgeo.",
     }
-    text = "# One area and its experiment. Every setting can be overridden: --set decoder.layers=4\n"
+    text = "# Settings of one area and its experiments. Override any of them with --set: --set decoder.layers=4\n"
     for section, values in sections.items():
         text += f"\n# {comments[section]}\n{tomlkit.dumps({section: values})}"
     settings.folder.mkdir(parents=True, exist_ok=True)

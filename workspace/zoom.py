@@ -1,4 +1,4 @@
-"""The zoom to a position, in numbers: what `jzi tile` prints."""
+"""The zoom to a position, for `jzi tile`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jzi.workspace.settings import load_settings
 
 
 def describe_area(pyramid: Pyramid) -> str:
-    """The area in a line."""
+    """Describe the area in one line."""
     latitude, longitude = pyramid.unproject(pyramid.west + pyramid.size / 2, pyramid.north - pyramid.size / 2)
     footprints = ", ".join(f"{pyramid.footprint(level):g}" for level in range(pyramid.levels))
     return (
@@ -23,14 +23,19 @@ def describe_area(pyramid: Pyramid) -> str:
 
 
 def describe_zoom(pyramid: Pyramid, latitude: float, longitude: float) -> tuple[dict[str, Any], str]:
-    """The zoom to a position, as plain values and as text.
+    """Return the path, tiles and bounds of the zoom to a position, as values for JSON and as text.
+
+    Args:
+        pyramid: geometry of the area.
+        latitude: degrees (WGS 84).
+        longitude: degrees (WGS 84).
 
     Raises:
-        ConfigError: the position is outside of the area.
+        ConfigError: the position is outside the area.
     """
     path = pyramid.paths(latitude, longitude)[0]
     if path[0] < 0:
-        raise ConfigError(f"latitude {latitude}, longitude {longitude} is outside of the {describe_area(pyramid)}")
+        raise ConfigError(f"latitude {latitude}, longitude {longitude} is outside the {describe_area(pyramid)}")
     keys = pyramid.keys(path)
     tiles = []
     for key in keys:
@@ -68,7 +73,7 @@ def describe_zoom(pyramid: Pyramid, latitude: float, longitude: float) -> tuple[
 
 
 def area_for_tile(name: str | None, config_file: Path) -> Pyramid:
-    """A preset's pyramid, else that of a jzi.toml that is there, else the published benchmark's."""
+    """Return the pyramid of a preset if one is named, else of `config_file` if it exists, else of just-zoom-in-dc."""
     if name is None and config_file.exists():
         return load_settings(config_file).pyramid
     return preset(name or "just-zoom-in-dc")

@@ -1,0 +1,37 @@
+"""`import-checkpoint`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.command("import-checkpoint")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The model folder to write.")
+@click.option(
+    "--encoder",
+    default="facebook/dinov2-base",
+    show_default=True,
+    help="Hub id or folder with its config.json.",
+)
+@click.option("--heads", type=int, help="Attention heads.  [default: as recorded in the checkpoint, else 8]")
+@click.option("--image-size", type=int, default=384, show_default=True, help="Side of its input tiles, pixels.")
+@click.option("--layout", default="halves", show_default=True, help="How photos are cut into squares: halves or whole.")
+@click.option("--preset", default="just-zoom-in-dc", show_default=True, help="The area that it was trained on.")
+@click.option("--config", "config_file", type=click.Path(path_type=Path), help="Use the area of this jzi.toml instead.")
+def import_checkpoint_command(
+    checkpoint: Path, output: Path, preset: str, config_file: Path | None, **options: Any
+) -> None:
+    """Convert a checkpoint of the reference implementation to a model folder."""
+    from jzi.store.pyramid import preset as published
+    from jzi.workspace.settings import load_settings
+
+    pyramid = load_settings(config_file).pyramid if config_file else published(preset)
+    from jzi.decode.import_checkpoint import import_checkpoint
+
+    import_checkpoint(checkpoint, output, pyramid, **options)
+    settings = f"--set encoder.name={output / 'encoder'} --set encoder.image_size={options['image_size']}"
+    click.echo(f"wrote {output}; next: jzi encode-map {settings}, then jzi locate --model {output} --cache CACHE")

@@ -1,0 +1,136 @@
+"""`encode-map` and `encode-queries`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from jzi.commands.common import (
+    UsageError,
+    json_option,
+    list_disagreements,
+    list_rejected,
+    print_result,
+    settings_options,
+)
+
+
+@click.command("encode-map")
+@settings_options
+@click.option("--tokens", is_flag=True, help="Also store the tiles' patch tokens, which decoder.patch_tokens reads.")
+@click.option("--cells", is_flag=True, help='Also encode the terminal cells, which decoder.look_ahead = "cells" reads.')
+@json_option
+def encode_map_command(config_file: Path, overrides: tuple[str, ...], tokens: bool, cells: bool, as_json: bool) -> None:
+    """Encode the tiles of the map that the cache lacks."""
+    from jzi.workspace.settings import load_settings
+
+    overrides = (*overrides, "map.tokens=true") if tokens else overrides
+    settings = load_settings(config_file, overrides)
+    from jzi.commands.reports import cells_text, map_text
+    from jzi.encode.device import processes
+    from jzi.encode.encode_map import encode_map
+    from jzi.store.plain import plain
+    from jzi.workspace.open import load_encoder, open_cache, open_imagery
+
+    with open_imagery(settings) as imagery:
+        encoder = load_encoder(settings)
+        cache = open_cache(settings, encoder, imagery)
+        click.echo(f"reading {imagery.description}", err=True)
+        report = encode_map(cache, encoder, imagery, batch_size=settings.encoder.batch_size, tokens=settings.map.tokens)
+        values, text = plain(report), map_text(report)
+        if cells:
+            from jzi.encode.encode_cells import index_cells
+
+            # a cell's crop is as wide as a tile of the last level, a scale that the encoder was trained at
+            context = float(settings.pyramid.grid)
+            cells_report = index_cells(cache, encoder, imagery, context, batch_size=settings.encoder.batch_size)
+            values["cells"], text = plain(cells_report), f"{text}; {cells_text(cells_report)}"
+    if processes().is_main_process:
+        print_result(as_json, {**values, "cache": settings.cache_path}, f"{text}: {settings.cache_path}")
+
+
+@click.command("encode-queries")
+@settings_options
+@click.option(
+    "--views",
+    type=click.IntRange(0, 255),
+    help="Augmented views to store of each training photo.",
+)
+@click.option("--seed", type=click.IntRange(0), help="Seed of the augmented views.")
+@click.option("--retriever", type=click.Path(path_type=Path), metavar="FOLDER",
+              help="Encode with this retriever's encoder, into its index.")  # fmt: skip
+@click.option("--skip-unusable", is_flag=True, help="Exit with 0 even if photos of the folder have no position.")
+@json_option
+def encode_queries_command(
+    config_file: Path,
+    overrides: tuple[str, ...],
+    views: int | None,
+    seed: int | None,
+    retriever: Path | None,
+    skip_unusable: bool,
+    as_json: bool,
+) -> None:
+    """Encode the photos that are new or have changed."""
+    from jzi.workspace.open import open_photo_table
+    from jzi.workspace.settings import load_settings
+
+    options = {"queries.views": views, "queries.seed": seed}
+    overrides = (*overrides, *(f"{name}={value}" for name, value in options.items() if value is not None))
+    settings = load_settings(config_file, overrides)
+    table = open_photo_table(settings).inside(settings.pyramid)
+    from jzi.commands.reports import photos_text
+    from jzi.encode.device import processes
+    from jzi.encode.encode_queries import encode_queries
+    from jzi.store.cache import ENCODED
+    from jzi.store.plain import plain
+    from jzi.workspace.open import load_encoder, open_cache, open_cache_of
+
+    if retriever:
+        from jzi.retrieve.retriever import Retriever
+
+        model = Retriever.load(retriever)
+        encoder = model.load_encoder()
+        cache = open_cache_of(model.cache_path, settings.pyramid, encoder)
+    else:
+        encoder = load_encoder(settings)
+        cache = open_cache(settings, encoder)
+    report = encode_queries(
+        cache,
+        encoder,
+        table,
+        batch_size=settings.encoder.batch_size,
+        views=settings.queries.views,
+        seed=settings.queries.seed,
+    )
+    if not processes().is_main_process:
+        return
+    list_rejected(table.rejected, "photos left out")
+    list_disagreements(table)
+    list_rejected(report.unreadable, "photos cannot be read")
+    list_rejected(report.off_map, "photos will not be used")
+    if report.remade:
+        click.echo("the stored views were made with another seed and have been replaced", err=True)
+    listed = cache.queries.frame()
+    encoded = listed[listed["status"] == ENCODED]
+    splits = {split: int(count) for split, count in encoded["split"].value_counts().items()}
+    values = {
+        **plain(report),
+        "unreadable": len(report.unreadable),
+        "off_map": len(report.off_map),
+        "rejected": len(table.rejected),
+        "disagreements": len(table.disagreements),
+        "splits": splits,
+        "cache": cache.path,
+    }
+    shares = ", ".join(f"{count} {split}" for split, count in splits.items())
+    print_result(as_json, values, f"{photos_text(report)} ({shares}): {cache.path}")
+    unlocated = [row for row in table.rejected if row.reason.startswith("no GPS")]
+    if unlocated and not skip_unusable:
+        raise UsageError(
+            f"{len(unlocated)} photos of {table.source} have no GPS position in their EXIF, such as "
+            f"{unlocated[0].name}; the others were encoded: give positions in a CSV, move these photos away, or pass "
+            "--skip-unusable"
+        )
+    if report.unreadable:
+        raise SystemExit(1)

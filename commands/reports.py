@@ -1,0 +1,118 @@
+"""Reports of encoding, training and cache maintenance as text for a terminal.
+
+Imports the classes for type checkers only: `jzi cache` would load torch otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jzi.encode.encode_cells import IndexReport
+    from jzi.encode.encode_map import MapReport
+    from jzi.encode.encode_queries import PhotoReport
+    from jzi.store.maintenance import MergeReport, VerifyReport
+    from jzi.train.run import TrainReport
+    from jzi.workspace.caches import CacheInfo, ModelInfo
+    from jzi.workspace.describe import Info
+
+
+def map_text(report: MapReport) -> str:
+    """Tiles and, where they were requested, patch tokens."""
+    text = f"{report.encoded} tiles encoded, {report.reused} reused, {report.nodata} without imagery"
+    text += f" ({report.damaged} had been damaged)" if report.damaged else ""
+    if report.tokens_bytes:
+        text += f"; patch tokens of {report.tokens} tiles written"
+        text += f" ({report.tokens_damaged} had been damaged)" if report.tokens_damaged else ""
+        text += f", {report.tokens_bytes / 1e6:,.1f} MB in all"
+    return text
+
+
+def photos_text(report: PhotoReport) -> str:
+    """Photos encoded and reused."""
+    damaged = f" ({report.damaged} had been damaged)" if report.damaged else ""
+    return f"{report.encoded} photos encoded, {report.reused} reused{damaged}"
+
+
+def cells_text(report: IndexReport) -> str:
+    """Cells encoded and reused, and the size of the index."""
+    return (
+        f"{report.encoded} cells encoded, {report.reused} reused, {report.nodata} without imagery; "
+        f"{report.bytes / 1e6:.1f} MB of embeddings"
+    )
+
+
+def training_text(report: TrainReport) -> str:
+    """What was trained, the epoch that was kept, its validation recall, and the folder."""
+    done = (
+        f"trained {report.epochs} of {report.total} epochs in {report.seconds:.1f} s"
+        if report.epochs
+        else "trained before"
+    )
+    recall = report.best.get("recall@40m")
+    reached = "" if recall is None else f", validation recall within 40 m {100 * recall:.1f} %"
+    return f"{done}, {report.train} photos; kept epoch {report.best['epoch']:.0f}{reached}: {report.folder}"
+
+
+def merge_text(report: MergeReport) -> str:
+    """What was copied."""
+    views = f", augmented views of {report.views} photos" if report.views else ""
+    kept = f"; {report.different} photos differ, the target's were kept" if report.different else ""
+    cells = f", {report.cells} cells" if report.cells else ""
+    return f"{report.tiles} tiles and {report.photos} photos copied{cells}{views}{kept}"
+
+
+def verify_text(report: VerifyReport) -> str:
+    """One line for a sound cache; else a line for each problem, and what to do."""
+    if report.sound:
+        return f"{report.path}: sound, {report.chunks} chunks read"
+    problems = (("damaged", report.damaged), ("lost", report.lost), ("missing", report.missing))
+    return "\n".join(
+        [
+            f"{report.path}: not sound, {report.chunks} chunks read",
+            *(f"  {kind:<8} {item}" for kind, items in problems for item in items),
+            "  `jzi encode-map`, `jzi encode-queries` and `jzi index` encode damaged and missing entries again",
+        ]
+    )
+
+
+def cache_text(cache: CacheInfo, models: Iterable[ModelInfo]) -> str:
+    """Size, state and contents of a cache, and those of `models` that belong to it."""
+    pyramid = cache.pyramid
+    missing = ((cache.missing_tiles, "tiles"), (cache.missing_photos, "photos"), (cache.missing_cells, "cells"))
+    lacks = [f"{count} {kind}" for count, kind in missing if count]
+    state = f"lacks {' and '.join(lacks)}" if lacks else "complete" if cache.complete else "holds no photo"
+    holds = [] if cache.is_index else [f"{sum(cache.tiles.values())} tiles"]
+    holds += [f"{cache.encoded_cells} cells"] if cache.encoded_cells else []
+    users = [
+        f"{model.folder}{'' if model.has_map else ' (has no map of its own)'}"
+        for model in models
+        if cache.belongs_to(model)
+    ]
+    shown = ", ".join(users[:3]) + (f" and {len(users) - 3} more" if len(users) > 3 else "")
+    return "\n".join(
+        [
+            f"{cache.path}: {cache.size / 1e6:.1f} MB, {state}",
+            f"  encoder  {cache.encoder.label}",
+            f"  map      {cache.imagery.label if cache.imagery else 'none yet'}",
+            f"  pyramid  {pyramid.size:g} m, {pyramid.levels} steps of {pyramid.grid} x {pyramid.grid}, cells of "
+            f"{pyramid.cell_size:.2f} m; {', '.join(holds)}, {cache.photos} photos",
+            f"  used by  {shown or 'no model here'}",
+        ]
+    )
+
+
+def info_text(info: Info) -> str:
+    """The facts about a cache, a model or a raster, one to a line."""
+    width = max(len(name) for name in info.facts)
+    lines = [f"  {name.replace('_', ' '):<{width}}  {_fact_text(value)}" for name, value in info.facts.items()]
+    return "\n".join([f"{info.path}: {info.kind}", *lines])
+
+
+def _fact_text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in value.items()) or "none"
+    if isinstance(value, list):
+        return ", ".join(f"{item:.6g}" if isinstance(item, float) else str(item) for item in value) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,37 @@
+"""Convert results, configurations and arrays to what JSON can hold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def plain(value: Any) -> Any:
+    """Convert a value to the types that `json` reads back: dict, list, str, int, float, bool and None.
+
+    A dataclass becomes a dict of its fields; a tuple, a named tuple or an array a list; a path a string; a NumPy scalar
+    a Python number; nan and infinity None, because JSON has neither. Nested values are converted too.
+
+    Raises:
+        TypeError: the value is of another type.
+    """
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {key: plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int):
+        return value
+    raise TypeError(f"{type(value).__name__} cannot be converted to JSON")
