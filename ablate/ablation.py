@@ -266,7 +266,7 @@ class Ablation:
         with processes().main_process_first():
             if not (shared / "map.safetensors").exists():  # it is written last
                 share(shared, cache.read_map(cells), settings.encoder_folder)
-        return _Made(settings.encoder, cache.path, DataInfo.of(cache, frame), shared)
+        return _Made(settings.encoder, cache.path, DataInfo.from_cache(cache, frame), shared)
 
     def _relative(self, path: Path | str) -> str:
         """A path as the settings have it; URLs stay as they are."""

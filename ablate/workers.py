@@ -6,7 +6,8 @@ process loads the embeddings once.
 
 On CPUs a worker computes with as many threads as `jzi train-decoder` does, because a sum's last digits depend on their
 number, and the runs shall be the same runs. Threads that wait must then sleep rather than spin: two workers of two
-threads on two cores need 165 s for what takes 7 s with OMP_WAIT_POLICY=passive (`benchmarks/RESULTS.md`).
+threads on two cores need 165 s for what takes 7 s with OMP_WAIT_POLICY=passive, and a bound on spinning that is right
+for one process does not help (`benchmarks/RESULTS.md`).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Which codec the cache should have: size, and time to write and to read, side by side on the same embeddings.
+"""Compare codecs for the cache: size and time to write and read the same embeddings.
 
     python -m benchmarks.cache_codecs [CACHE]
 
-Without a cache the embeddings are normal random numbers, which compress no worse than real ones do.
+Without a cache the embeddings are normal random numbers, which compress as well as real ones.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ CODECS = {
 }
 
 
-def embeddings(argument: list[str]) -> np.ndarray:
-    """(row, col, feature) float16 of the finest level."""
-    if argument:
-        cache = FeatureCache.open(argument[0])
+def embeddings(arguments: list[str]) -> np.ndarray:
+    """Return the embeddings of the finest level, (row, col, feature) float16."""
+    if arguments:
+        cache = FeatureCache.open(arguments[0])
         return cache.level(cache.pyramid.levels - 1)
     rng = np.random.default_rng(0)
     return (rng.normal(size=(64, 64, 768)) * 2).astype(np.float16)
@@ -39,7 +39,7 @@ def embeddings(argument: list[str]) -> np.ndarray:
 
 def main() -> None:
     data = embeddings(sys.argv[1:])
-    print(f"{data.shape} float16, {data.nbytes / 1e6:.1f} MB; every codec with crc32c; best of 5")
+    print(f"{data.shape} float16, {data.nbytes / 1e6:.1f} MB; all codecs with crc32c; best of 5")
     print(f"{'codec':<28} {'size':>6} {'write':>9} {'read':>9}")
     for name, codecs in CODECS.items():
         with tempfile.TemporaryDirectory() as folder:
@@ -54,12 +54,12 @@ def main() -> None:
             )
             write, read = [], []
             for _ in range(5):
-                began = time.perf_counter()
+                start = time.perf_counter()
                 array[:] = data
-                write.append(time.perf_counter() - began)
-                began = time.perf_counter()
+                write.append(time.perf_counter() - start)
+                start = time.perf_counter()
                 array[:]
-                read.append(time.perf_counter() - began)
+                read.append(time.perf_counter() - start)
             size = sum(file.stat().st_size for file in (Path(folder) / "x" / "c").rglob("*") if file.is_file())
         print(f"{name:<28} {size / data.nbytes:6.3f} {1e3 * min(write):6.1f} ms {1e3 * min(read):6.1f} ms")
 

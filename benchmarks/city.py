@@ -1,14 +1,14 @@
-"""A city that anyone can have: an overhead map and street photos of it, made from the heights of its buildings.
+"""Build a synthetic city from building heights: an overhead map and street photos.
 
     python -m benchmarks.city FOLDER --heights HEIGHT.tif --size 2560 --center 35.70 139.75 --photos 20000
     cd FOLDER && jzi encode-map && jzi encode-queries && jzi train-decoder && jzi evaluate
 
-HEIGHT.tif is any raster of building heights above ground in a projected CRS in metres: a LiDAR survey's, or one made
-from footprints. FOLDER gets `ortho.tif`, `photos/`, `photos.csv` (split, heading, field of view, season, ...) and
-`jzi.toml`. Streets are where no building stands; what the heights do not say (colours, windows, trees, cars, weather)
-is made up, by chance that belongs to the place: two windows that overlap show the same city. Training, validation and
-test photos are taken from different cells of the ground, 2 m or more apart, all over the same area (the paper's
-same-area protocol). An interrupted run goes on where it was.
+HEIGHT.tif is any raster of building heights above ground in a projected CRS in metres, for instance from a LiDAR survey
+or from footprints. The command writes `ortho.tif`, `photos/`, `photos.csv` (split, heading, field of view, season, ...)
+and `jzi.toml` to FOLDER. Streets are the ground between buildings. Everything else (colours, windows, trees, cars,
+weather) is synthetic and derived from hashes of positions, so overlapping windows show the same city. Training,
+validation and test photos are taken from different cells of the ground, at least 2 m apart, all over the same area (the
+paper's same-area protocol). An interrupted run resumes.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from .cityscape.heights import HeightRaster
 from .cityscape.shoot import SPLITS, Shoot, make_job, photograph, plan_shoot
 
 CELL = 40.0  # metres: the paper's cells
-LEAST_SIZE = 160  # metres: less has no room for streets and cameras
+LEAST_SIZE = 160  # metres; a smaller city has no room for streets and cameras
 
 
 def make_city(
@@ -62,51 +62,56 @@ def make_city(
     encoder: EncoderSettings | None = None,
     jobs: int = 2,
 ) -> Settings:
-    """Writes a city, or what a folder lacks of it.
+    """Write a city to a folder; files that exist already are kept.
 
     Args:
-        folder: where to.
-        heights: a raster of building heights above ground, see `HeightRaster`.
-        size: the window's side in metres; by default the largest square.
-        corner: its corner in metres east and north of the raster's; by default it is in the middle.
-        center: or its middle, latitude and longitude.
-        counts: photos to train with, to validate with and to test with.
-        seed: of all that is made up.
-        resolution: of the map, metres a pixel; 1 divided by a whole number.
+        folder: output folder.
+        heights: raster of building heights above ground, see `HeightRaster`.
+        size: side of the window, metres; by default the largest square.
+        corner: south-west corner, metres east and north of the raster's; by default the window is centred.
+        center: latitude and longitude of the centre, instead of `corner`.
+        counts: numbers of training, validation and test photos.
+        seed: seed of everything synthetic.
+        resolution: resolution of the map, metres per pixel; 1 divided by an integer.
         photo_size: rows and columns of a photo.
-        encoder: for jzi.toml.
-        jobs: processes, of 1 to 2 GB each at 0.5 m a pixel; 1 stays in this one.
+        encoder: encoder settings for jzi.toml.
+        jobs: processes, of 1 to 2 GB each at 0.5 m a pixel; 1 runs in a thread of this process.
+
+    Returns:
+        The settings of the city, as in its jzi.toml.
 
     Raises:
-        JziError: the heights cannot be used, the window does not fit, or the folder holds another city.
+        JziError: the heights cannot be used, the window does not fit, or the folder contains another city.
     """
     raster = HeightRaster.open(heights)
     window = raster.window(size, corner, center)
     per_metre = round(1 / resolution)
     if per_metre < 1 or not math.isclose(per_metre * resolution, 1):
-        raise ConfigError(f"--resolution is {resolution:g}: it must be 1 m divided by a whole number (1, 0.5, 0.25)")
+        raise ConfigError(f"--resolution is {resolution:g}; it must be 1 m divided by a whole number (1, 0.5, 0.25)")
     if window.width < LEAST_SIZE:
         raise ConfigError(f"a city of {window.width} m has no room for streets; make it {LEAST_SIZE} m or more")
-    _keep_recipe(folder, {"window": vars(window), "crs": raster.crs, "seed": seed, "resolution": resolution,
-                          "photo_size": list(photo_size), "heights": heights.name})  # fmt: skip
+    _check_parameters(folder, {"window": vars(window), "crs": raster.crs, "seed": seed, "resolution": resolution,
+                               "photo_size": list(photo_size), "heights": heights.name})  # fmt: skip
     with _workers(jobs) as pool:
         try:
             if not (folder / "streets.tif").exists():  # written last
                 _draw_map(folder, raster, window, per_metre, seed, pool)
             with rasterio.open(folder / "streets.tif") as streets:
-                places = streets.read(1)
+                street_raster = streets.read(1)
             shoots = [
-                plan_shoot(places, window, raster.crs, split, count, seed)
+                plan_shoot(street_raster, window, raster.crs, split, count, seed)
                 for split, count in zip(SPLITS, counts, strict=True)
             ]
-            del places
-            made = (make_job(raster, core, per_metre, seed, shoots, folder, photo_size) for core in blocks(window))
-            work = [job for job in made if job]
+            del street_raster
+            jobs_of_blocks = (
+                make_job(raster, core, per_metre, seed, shoots, folder, photo_size) for core in blocks(window)
+            )
+            pending = [job for job in jobs_of_blocks if job]
             with tqdm(
-                total=sum(counts), initial=sum(counts) - sum(len(job.paths) for job in work), unit="photo"
+                total=sum(counts), initial=sum(counts) - sum(len(job.paths) for job in pending), unit="photo"
             ) as bar:
-                for done in as_completed([pool.submit(photograph, job) for job in work]):
-                    bar.update(done.result())
+                for future in as_completed([pool.submit(photograph, job) for job in pending]):
+                    bar.update(future.result())
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -125,7 +130,7 @@ def make_city(
 
 
 def _workers(jobs: int) -> Executor:
-    """Processes of one thread each; for a single job a thread of this one."""
+    """Return a pool of processes with one thread each, or of one thread of this process for a single job."""
     if jobs == 1:
         return ThreadPoolExecutor(1)
     return ProcessPoolExecutor(jobs, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,))
@@ -135,12 +140,14 @@ def _levels(size: float) -> int:
     return max(1, math.ceil(math.log(size / CELL, 4) - 1e-9))
 
 
-def _keep_recipe(folder: Path, recipe: dict) -> None:
+def _check_parameters(folder: Path, parameters: dict) -> None:
     note = folder / "city.json"
-    if note.exists() and (found := json.loads(note.read_text())) != recipe:
-        raise ConfigError(f"{folder} holds another city, made with {found}, not {recipe}; choose another folder")
+    if note.exists() and (existing := json.loads(note.read_text())) != parameters:
+        raise ConfigError(
+            f"{folder} contains another city, made with {existing}, not {parameters}; choose another folder"
+        )
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(note, lambda path: path.write_text(json.dumps(recipe, indent=1)))
+    write_whole(note, lambda path: path.write_text(json.dumps(parameters, indent=1)))
 
 
 def _map_of(raster: HeightRaster, per_metre: int, seed: int, core: Area) -> tuple[Area, np.ndarray, np.ndarray]:
@@ -148,7 +155,7 @@ def _map_of(raster: HeightRaster, per_metre: int, seed: int, core: Area) -> tupl
 
 
 def _draw_map(folder: Path, raster: HeightRaster, window: Area, per_metre: int, seed: int, pool: Executor) -> None:
-    """Writes ortho.tif and streets.tif, block by block."""
+    """Write ortho.tif and streets.tif, block by block."""
 
     def create(path: Path, bands: int, pixels: int) -> rasterio.io.DatasetWriter:
         return rasterio.open(
@@ -160,9 +167,9 @@ def _draw_map(folder: Path, raster: HeightRaster, window: Area, per_metre: int, 
 
     def draw(ortho_path: Path, streets_path: Path) -> None:
         with create(ortho_path, 3, per_metre) as ortho, create(streets_path, 1, 1) as streets:
-            for core, photo, places in tqdm(_in_order(pool, partial(_map_of, raster, per_metre, seed), blocks(window)),
+            for core, photo, cameras in tqdm(_in_order(pool, partial(_map_of, raster, per_metre, seed), blocks(window)),
                                             total=len(blocks(window)), unit="block", desc="map"):  # fmt: skip
-                for target, array, pixels in ((ortho, photo, per_metre), (streets, places[None], 1)):
+                for target, array, pixels in ((ortho, photo, per_metre), (streets, cameras[None], 1)):
                     left, top = (core.west - window.west) * pixels, (window.north - core.north) * pixels
                     target.write(array, window=Window(left, top, array.shape[2], array.shape[1]))
         with rasterio.open(ortho_path, "r+") as ortho:
@@ -176,13 +183,13 @@ def _draw_map(folder: Path, raster: HeightRaster, window: Area, per_metre: int, 
 
 
 def _in_order(pool: Executor, function: partial, areas: list[Area]) -> Iterator:
-    """Like `pool.map`, but with two results waiting a process at most: a block's map is 12 MB."""
-    waiting = []
+    """Map like `pool.map`, but with at most five blocks pending: the map of a block is 12 MB."""
+    pending = []
     for area in areas:
-        waiting.append(pool.submit(function, area))
-        if len(waiting) > 4:
-            yield waiting.pop(0).result()
-    for future in waiting:
+        pending.append(pool.submit(function, area))
+        if len(pending) > 4:
+            yield pending.pop(0).result()
+    for future in pending:
         yield future.result()
 
 
@@ -211,18 +218,22 @@ def _rows(shoot: Shoot) -> pd.DataFrame:
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--heights", required=True, type=click.Path(path_type=Path), help="Raster of building heights.")
-@click.option("--size", type=int, help="Side of the window in metres; by default the largest square.")
-@click.option("--window", nargs=2, type=int, help="Its corner, metres east and north of the raster's; else the middle.")
-@click.option("--center", nargs=2, type=float, help="Or its middle, LAT LON.")
-@click.option("--photos", default=20_000, show_default=True, help="To train with; 300000 at full size.")
-@click.option("--val", default=1000, show_default=True)
-@click.option("--test", default=2000, show_default=True)
+@click.option("--size", type=int, help="Side of the window in metres; default: the largest square.")
+@click.option("--window", nargs=2, type=int, help="South-west corner, metres from the raster's; default: centred.")
+@click.option("--center", nargs=2, type=float, help="Centre of the window, LAT LON, instead of --window.")
+@click.option("--photos", default=20_000, show_default=True, help="Training photos; 300000 at full size.")
+@click.option("--val", default=1000, show_default=True, help="Validation photos.")
+@click.option("--test", default=2000, show_default=True, help="Test photos.")
 @click.option("--seed", default=0, show_default=True)
-@click.option("--resolution", default=0.5, show_default=True, help="Of the map, metres a pixel.")
-@click.option("--photo-size", nargs=2, type=int, default=(128, 256), show_default=True, help="Rows and columns.")
-@click.option("--encoder", default="facebook/dinov2-base", show_default=True, help="For jzi.toml: an id or a folder.")
-@click.option("--image-size", default=384, show_default=True, help="For jzi.toml.")
-@click.option("--jobs", default=os.cpu_count() or 1, show_default=True, help="Processes of 1 to 2 GB.")
+@click.option("--resolution", default=0.5, show_default=True, help="Metres per pixel of the map.")
+@click.option(
+    "--photo-size", nargs=2, type=int, default=(128, 256), show_default=True, help="Rows and columns of a photo."
+)
+@click.option(
+    "--encoder", default="facebook/dinov2-base", show_default=True, help="Encoder in jzi.toml: an id or a folder."
+)
+@click.option("--image-size", default=384, show_default=True, help="Image size in jzi.toml.")
+@click.option("--jobs", default=os.cpu_count() or 1, show_default=True, help="Processes, of 1 to 2 GB each.")
 def main(
     folder: Path,
     heights: Path,
@@ -239,11 +250,11 @@ def main(
     image_size: int,
     jobs: int,
 ) -> None:
-    """Make a city in FOLDER from the heights of its buildings."""
-    began = time.perf_counter()
+    """Build a city in FOLDER from the heights of its buildings."""
+    start = time.perf_counter()
     try:
         if window and center:
-            raise ConfigError("--window and --center both say where: leave one out")
+            raise ConfigError("--window and --center both set the position of the window; pass only one of them")
         name = str(Path(encoder).resolve()) if Path(encoder).is_dir() else encoder
         make_city(
             folder,
@@ -261,7 +272,7 @@ def main(
     except JziError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(2)
-    click.echo(f"{folder}: {photos + val + test} photos, {time.perf_counter() - began:.0f} s")
+    click.echo(f"{folder}: {photos + val + test} photos, {time.perf_counter() - start:.0f} s")
 
 
 if __name__ == "__main__":

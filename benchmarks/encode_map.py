@@ -1,14 +1,14 @@
-"""Encoding a map: against the bare forward pass of the encoder, and what is read against what is in the file.
+"""Measure map encoding against the bare forward pass of the encoder, and bytes read against the file size.
 
-    python -m benchmarks.encode_map                 # DINOv2-base, 384 px, 4369 tiles of a 24 576 px raster: for a GPU
-    python -m benchmarks.encode_map --image-size 84 --levels 3 --side 4096 --repeats 3           # for two cores
+    python -m benchmarks.encode_map                 # DINOv2-base, 384 px, 4369 tiles of a 24 576 px raster, on a GPU
+    python -m benchmarks.encode_map --image-size 84 --levels 3 --side 4096 --repeats 3           # on two cores
 
-The bare forward pass, a GeoTIFF with tiles and overviews and the same one in strips without overviews take turns, so
-that all see the same machine; medians over the turns are printed. The bare pass encodes as many tiles, which are in
-memory already. "Cut only" makes the tiles and encodes none: where that is not much faster than the bare pass, the
-encoder is not what `encode-map` waits for. Without a GPU the same cores cut and encode: tiles per second of processor
-time tell then what cutting costs. Bytes are what the process asked the system for (Linux only); the page cache holds
-the file, as it does after `encode-map` has fingerprinted it. The rasters are not compressed.
+The bare forward pass, a tiled GeoTIFF with overviews and the same raster in strips without overviews are measured in
+alternation, so changes in machine load affect all alike; medians over the rounds are printed. The bare pass encodes the
+same number of tiles from memory. "Cut only" renders the tiles without encoding them; if it is not much faster than the
+bare pass, rendering limits `encode-map`. Without a GPU the same cores render and encode, and tiles per second of CPU
+time show the cost of rendering. Bytes are those requested from the system (Linux only); the file is in the page cache,
+as it is after `encode-map` has fingerprinted it. The rasters are not compressed.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ LAYOUTS = {
     "tiles, overviews": {"tiled": True, "blockxsize": 512, "blockysize": 512},
     "strips": {"tiled": False, "blockysize": 1},
 }
-#: Rows written at once.
+#: Rows written per call.
 BAND = 512
 
 
 def write_raster(path: Path, pyramid: Pyramid, side: int, profile: dict[str, Any], overviews: bool) -> Path:
-    """A square GeoTIFF of random colours, 16 pixels wide each, over the whole area."""
+    """Write a square GeoTIFF of random colours, in squares of 16 pixels, over the whole area."""
     bounds, rng = pyramid.bounds, np.random.default_rng(0)
     transform = from_bounds(bounds.west, bounds.south, bounds.east, bounds.north, side, side)
     with rasterio.open(
@@ -66,7 +66,7 @@ def write_raster(path: Path, pyramid: Pyramid, side: int, profile: dict[str, Any
 
 
 def bytes_read() -> int:
-    """What this process has asked the system to read so far; 0 where the system does not tell."""
+    """Return the bytes that this process has read so far; 0 if the system does not report them."""
     try:
         lines = Path("/proc/self/io").read_text().splitlines()
     except OSError:
@@ -74,8 +74,8 @@ def bytes_read() -> int:
     return int(lines[0].split()[1])  # rchar
 
 
-def bare(encoder: Encoder, tiles: int, batch: int) -> Callable[[], dict[str, float]]:
-    """As many tiles as the map has, from memory."""
+def forward_pass(encoder: Encoder, tiles: int, batch: int) -> Callable[[], dict[str, float]]:
+    """Return a function that encodes as many tiles as the map has, from memory."""
     images = np.random.default_rng(0).integers(0, 256, (batch, encoder.image_size, encoder.image_size, 3), np.uint8)
 
     def run() -> dict[str, float]:
@@ -87,8 +87,8 @@ def bare(encoder: Encoder, tiles: int, batch: int) -> Callable[[], dict[str, flo
     return run
 
 
-def cut(path: Path, pyramid: Pyramid, encoder: Encoder) -> Callable[[], dict[str, float]]:
-    """All tiles, without encoding them."""
+def render_only(path: Path, pyramid: Pyramid, encoder: Encoder) -> Callable[[], dict[str, float]]:
+    """Return a function that renders all tiles without encoding them."""
 
     def run() -> dict[str, float]:
         with Imagery([path], pyramid) as imagery:
@@ -99,13 +99,15 @@ def cut(path: Path, pyramid: Pyramid, encoder: Encoder) -> Callable[[], dict[str
     return run
 
 
-def through(path: Path, pyramid: Pyramid, encoder: Encoder, batch: int, folder: Path) -> Callable[[], dict[str, float]]:
-    """What `jzi encode-map` does, into a new cache."""
+def full_encoding(
+    path: Path, pyramid: Pyramid, encoder: Encoder, batch: int, folder: Path
+) -> Callable[[], dict[str, float]]:
+    """Return a function that encodes the map into a new cache, as `jzi encode-map` does."""
     info, raster = encoder.info, path.stat().st_size
 
     def run() -> dict[str, float]:
-        with tempfile.TemporaryDirectory(dir=folder) as place, Imagery([path], pyramid) as imagery:
-            cache = FeatureCache.create(Path(place) / "features.zarr", pyramid, info)
+        with tempfile.TemporaryDirectory(dir=folder) as temporary, Imagery([path], pyramid) as imagery:
+            cache = FeatureCache.create(Path(temporary) / "features.zarr", pyramid, info)
             before = bytes_read()
             encode_map(cache, encoder, imagery, batch_size=batch)
             return {"read": (bytes_read() - before) / raster}
@@ -117,42 +119,42 @@ def through(path: Path, pyramid: Pyramid, encoder: Encoder, batch: int, folder: 
 @click.option("--model", type=click.Choice(list(MODELS)), default="base", show_default=True)
 @click.option("--image-size", default=384, show_default=True)
 @click.option("--levels", default=4, show_default=True)
-@click.option("--side", default=24_576, show_default=True, help="Of the raster, pixels.")
-@click.option("--batch", default=32, show_default=True, help="Tiles to a forward pass.")
-@click.option("--repeats", default=3, show_default=True, help="Turns.")
+@click.option("--side", default=24_576, show_default=True, help="Side of the raster, pixels.")
+@click.option("--batch", default=32, show_default=True, help="Tiles per forward pass.")
+@click.option("--repeats", default=3, show_default=True, help="Rounds.")
 def main(model: str, image_size: int, levels: int, side: int, batch: int, repeats: int) -> None:
-    """Measure."""
+    """Measure and print the table."""
     width, layers, heads = MODELS[model]
     torch.manual_seed(0)
     shape = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads, "image_size": 518}
     encoder = Encoder(Dinov2Model(Dinov2Config(**shape)), name=model, image_size=image_size)
     pyramid = Pyramid.around(38.8936, -77.0116, 10_000.0, levels=levels)
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
     click.echo(
-        f"DINOv2-{model}, {image_size} px, {pyramid.tile_count} tiles, batch {batch}, raster of {side} px; {name}, "
+        f"DINOv2-{model}, {image_size} px, {pyramid.tile_count} tiles, batch {batch}, raster of {side} px; {device}, "
         f"{reader_threads()} reader threads, torch {torch.__version__}, GDAL {rasterio.__gdal_version__}"
     )
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        kinds = {"bare forward pass": bare(encoder, pyramid.tile_count, batch)}
+        runs = {"bare forward pass": forward_pass(encoder, pyramid.tile_count, batch)}
         for layout, profile in LAYOUTS.items():
             path = write_raster(folder / f"{layout.split(',')[0]}.tif", pyramid, side, profile, "overviews" in layout)
             click.echo(f"{layout}: {path.stat().st_size / 1e6:.0f} MB")
-            kinds[f"{layout}: cut only"] = cut(path, pyramid, encoder)
-            kinds[layout] = through(path, pyramid, encoder, batch, folder)
-        found: dict[str, list[tuple[float, float, float]]] = {kind: [] for kind in kinds}
-        for turn in range(repeats + 1):  # the first warms up
-            for kind, run in kinds.items():
-                began, worked = time.perf_counter(), time.process_time()
+            runs[f"{layout}: cut only"] = render_only(path, pyramid, encoder)
+            runs[layout] = full_encoding(path, pyramid, encoder, batch, folder)
+        results: dict[str, list[tuple[float, float, float]]] = {name: [] for name in runs}
+        for round_number in range(repeats + 1):  # the first is a warm-up
+            for name, run in runs.items():
+                start, cpu_start = time.perf_counter(), time.process_time()
                 read = run().get("read", 0.0)
-                seconds, worked = time.perf_counter() - began, time.process_time() - worked
-                if turn:
-                    found[kind].append((pyramid.tile_count / seconds, pyramid.tile_count / worked, read))
+                seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
+                if round_number:
+                    results[name].append((pyramid.tile_count / seconds, pyramid.tile_count / cpu_seconds, read))
     click.echo(f"\n{'':<28}{'tiles/s':>10}{'of bare':>9}{'tiles/CPU s':>13}{'of bare':>9}{'bytes read / file':>19}")
-    reference = [median(values) for values in zip(*found["bare forward pass"], strict=True)]
-    for kind, turns in found.items():
-        rate, per_cpu, read = (median(values) for values in zip(*turns, strict=True))
-        row = f"{kind:<28}{rate:>10.1f}{rate / reference[0]:>9.3f}{per_cpu:>13.1f}{per_cpu / reference[1]:>9.3f}"
+    reference = [median(values) for values in zip(*results["bare forward pass"], strict=True)]
+    for name, rounds in results.items():
+        rate, per_cpu, read = (median(values) for values in zip(*rounds, strict=True))
+        row = f"{name:<28}{rate:>10.1f}{rate / reference[0]:>9.3f}{per_cpu:>13.1f}{per_cpu / reference[1]:>9.3f}"
         click.echo(row + (f"{read:>19.2f}" if read else ""))
 
 

@@ -1,11 +1,11 @@
-"""Fine-tuning: the reference's way, every tile of every sample through the whole encoder, against ours, side by side.
+"""Measure fine-tuning: jzi against the reference, which encodes every tile of every sample with the whole encoder.
 
-    python -m benchmarks.finetune                                    # DINOv2-base, 384 px, batch 128: for a GPU
-    python -m benchmarks.finetune --model small --image-size 98 --batch 32 --steps 3      # for two cores
+    python -m benchmarks.finetune                                    # DINOv2-base, 384 px, batch 128, on a GPU
+    python -m benchmarks.finetune --model small --image-size 98 --batch 32 --steps 3      # on two cores
 
-Both ways take the same steps of the same training (forward, backward, clip, AdamW), on random weights, tiles and
-photos of the paper's pyramid, whose photos lie where those of a city do: evenly over a tenth of its cells. Reading
-photos from disk is the same for both, and left out. Memory is the device's peak, on a GPU only.
+Both take the same training steps (forward, backward, clipping, AdamW) with random weights, tiles and photos on the
+paper's pyramid. As in a city, the photos lie in a tenth of the cells. Reading photos from disk costs the same for both
+and is left out. Memory is the peak of the device, on a GPU only.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ MODELS = {"small": (384, 6), "base": (768, 12), "large": (1024, 16)}  # width, h
 
 
 class Reference(FinetuneTask):
-    """Every tile of every sample is encoded, each with an augmentation of its own."""
+    """The reference implementation's step: every tile of every sample is augmented and encoded separately."""
 
     def inputs(self, part: Part, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         train, device = self.areas[part.area].train, self.accelerator.device
@@ -76,26 +76,28 @@ def make_area(photos: int, image_size: int, device: torch.device) -> TrainingAre
     table = TileTable(MapEmbeddings(pyramid, empty, tuple(np.full((n, n), ENCODED, np.uint8) for n in sides)))
     images = torch.randint(0, 256, (pyramid.tile_count, image_size, image_size, 3), dtype=torch.uint8, device=device)
     zeros, names = np.zeros(photos), np.full(photos, "", object)
-    train = PhotoDataset(names, table.along(paths), torch.from_numpy(paths), zeros, zeros, 0)
+    train = PhotoDataset(names, table.tiles_along(paths), torch.from_numpy(paths), zeros, zeros, 0)
     return TrainingArea(pyramid, ImageryInfo("", (), ""), images, table, train, train.spread(1))
 
 
-def measure(way: type[FinetuneTask], model: str, config: FinetuneConfig, image_size: int, steps: int) -> dict:
+def measure(task: type[FinetuneTask], model: str, config: FinetuneConfig, image_size: int, steps: int) -> dict:
     width, heads = MODELS[model]
     torch.manual_seed(0)
     layers = 24 if model == "large" else 12
-    config_of = Dinov2Config(hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, image_size=518)
-    encoder = Encoder(Dinov2Model(config_of), name=model, image_size=image_size)
+    encoder_config = Dinov2Config(
+        hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, image_size=518
+    )
+    encoder = Encoder(Dinov2Model(encoder_config), name=model, image_size=image_size)
     with tempfile.TemporaryDirectory() as folder:
         accelerator = make_accelerator(config, Path(folder))
         dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
         decoder = ZoomDecoder(DecoderConfig(width=width, heads=heads - heads % 2))
         joint = JointModel(encoder, decoder, config.blocks, checkpointing=config.checkpointing, trunk_dtype=dtype)
         area = make_area(config.batch_size * (steps + 2), image_size, accelerator.device)
-        began = time.perf_counter()
+        start = time.perf_counter()
         run = TrainingRun(Path(folder), {})
-        loop = TrainingLoop(way(accelerator, joint, encoder, [area], config, run), run, progress=False)
-        prepared = time.perf_counter() - began
+        loop = TrainingLoop(task(accelerator, joint, encoder, [area], config, run), run, progress=False)
+        prepared = time.perf_counter() - start
         photo = np.random.default_rng(1).integers(0, 256, (*encoder.photo_shape, 3), np.uint8)
         images, embed = [], joint.embed
 
@@ -106,18 +108,18 @@ def measure(way: type[FinetuneTask], model: str, config: FinetuneConfig, image_s
         joint.embed = count  # type: ignore[method-assign]
         joint.train()
         on_gpu = accelerator.device.type == "cuda"
-        for step in range(steps + 2):  # the first two warm up
+        for step in range(steps + 2):  # the first two are a warm-up
             if step == 2:
                 images.clear()
                 if on_gpu:
                     torch.cuda.synchronize()
                     torch.cuda.reset_peak_memory_stats()
-                began = time.perf_counter()
+                start = time.perf_counter()
             index = torch.arange(step * config.batch_size, (step + 1) * config.batch_size)
             part = Part(0, index, [photo] * len(index), (0, step, 0))
             loss = loop.step(Batch([part], [len(index)], len(index)))
         float(loss)
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - start
         return {
             "samples/s": steps * config.batch_size / seconds,
             "images/s": sum(images) / seconds,
@@ -136,7 +138,7 @@ def measure(way: type[FinetuneTask], model: str, config: FinetuneConfig, image_s
 @click.option("--augment/--no-augment", default=True, show_default=True)
 @click.option("--checkpointing", is_flag=True)
 def main(model: str, image_size: int, batch: int, steps: int, blocks: int, augment: bool, checkpointing: bool) -> None:
-    """Measure both ways."""
+    """Measure both and print the table."""
     config = FinetuneConfig(
         epochs=1, batch_size=batch, blocks=blocks, augment=augment, checkpointing=checkpointing, learning_rate=1e-5
     )
@@ -144,14 +146,14 @@ def main(model: str, image_size: int, batch: int, steps: int, blocks: int, augme
     click.echo(
         f"DINOv2-{model}, {image_size} px, batch {batch}, last {blocks} blocks, {device}, torch {torch.__version__}"
     )
-    found = {
+    results = {
         "reference": measure(Reference, model, config, image_size, steps),
         "jzi": measure(FinetuneTask, model, config, image_size, steps),
     }
-    click.echo(f"{'':<12}" + "".join(f"{name:>22}" for name in found["jzi"]))
-    for way, values in found.items():
-        click.echo(f"{way:<12}" + "".join(f"{value:>22.2f}" for value in values.values()))
-    click.echo(f"ratio of samples/s: {found['jzi']['samples/s'] / found['reference']['samples/s']:.2f}")
+    click.echo(f"{'':<12}" + "".join(f"{name:>22}" for name in results["jzi"]))
+    for name, values in results.items():
+        click.echo(f"{name:<12}" + "".join(f"{value:>22.2f}" for value in values.values()))
+    click.echo(f"ratio of samples/s: {results['jzi']['samples/s'] / results['reference']['samples/s']:.2f}")
 
 
 if __name__ == "__main__":

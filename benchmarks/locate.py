@@ -1,10 +1,11 @@
-"""What locating a photo costs: off the cache against the reference's way, and what `jzi locate` spends starting.
+"""Measure locating: from the cache against encoding tiles at every step, and the start-up of `jzi locate`.
 
     python -m benchmarks.locate                   # DINOv2-base at 384 px and the paper's decoder, random weights
     python -m benchmarks.locate --start MODEL PHOTO
 
-Off the cache a zoom is four look-ups and four steps of the decoder. The reference reads and encodes a tile at every
-step as well. Both are given the photo's own embedding. The start is measured in a process of its own, part by part.
+With the cache, a zoom is four look-ups and four decoder steps; the reference implementation also reads and encodes a
+tile at every step. Both start from the embedding of the photo. The parts of the start-up are measured in a separate
+process.
 """
 
 from __future__ import annotations
@@ -51,24 +52,26 @@ locator.locate_embeddings(query); lap("zoom and answer")
 
 
 def best_of(function: Callable[[], object], times: int) -> float:
-    """Seconds of the fastest run, after one to warm up."""
-    taken = []
+    """Return the seconds of the fastest of `times` calls, after one warm-up call."""
+    seconds = []
     for _ in range(times + 1):
-        began = time.perf_counter()
+        start = time.perf_counter()
         function()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        taken.append(time.perf_counter() - began)
-    return min(taken[1:])
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[1:])
 
 
 @click.command()
 @click.option("--size", type=click.Choice(list(SIZES)), default="base", show_default=True)
 @click.option("--image-size", default=384, show_default=True)
 @click.option("--times", default=3, show_default=True)
-@click.option("--start", nargs=2, type=click.Path(exists=True), help="A model folder and a photo: measure the start.")
+@click.option(
+    "--start", nargs=2, type=click.Path(exists=True), help="Model folder and photo: measure the start-up only."
+)
 def main(size: str, image_size: int, times: int, start: tuple[str, str] | None) -> None:
-    """Measure."""
+    """Measure and print the table."""
     if start:
         subprocess.run([sys.executable, "-c", START, *start], check=True)
         return
@@ -94,11 +97,11 @@ def main(size: str, image_size: int, times: int, start: tuple[str, str] | None) 
             noise.save(tile, quality=90)
 
         def encode_tiles(batch: int) -> None:
-            for tile in tiles:  # a step's tile is known only when the step before it is decided
+            for tile in tiles:  # one by one: a step's tile depends on the step before
                 images = [resize_photo(open_photo(tile), image_size, image_size) for _ in range(batch)]
                 encoder.encode_tiles(np.stack(images))
 
-        click.echo(f"{'':<10}{'batch':>6}{'off the cache':>16}{'tiles read and encoded':>26}{'ratio':>9}")
+        click.echo(f"{'':<10}{'batch':>6}{'from the cache':>16}{'tiles read and encoded':>26}{'ratio':>9}")
         for batch in (1, 64):
             query = torch.randn(batch, width, device=device)
             reference = best_of(lambda: encode_tiles(batch), 1 if batch > 1 else times)  # noqa: B023

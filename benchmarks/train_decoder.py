@@ -1,13 +1,13 @@
-"""Training off the cache: against the bare step of the optimizer, against the reference's step, and a whole run.
+"""Measure training from the cache against a bare optimizer step and the reference's step, and a whole run.
 
-    python -m benchmarks.train_decoder                      # 300 000 photos x 30 epochs, measured whole: for a GPU
-    python -m benchmarks.train_decoder --estimate 512 --steps 2 --repeats 3 --reference-batch 2      # for two cores
+    python -m benchmarks.train_decoder                      # 300 000 photos x 30 epochs, a whole run, on a GPU
+    python -m benchmarks.train_decoder --estimate 512 --steps 2 --repeats 3 --reference-batch 2      # on two cores
 
-The three kinds of step take turns, so that all see the same machine, and medians over the turns are printed. The bare
-step is forward, backward, clipping and AdamW on tensors that never change; ours is the inner loop of `train_decoder`
-itself; the reference's encodes two squares of the photo and four tiles for every sample, forward and, for the last four
-blocks, backward. Reading images from disk, which the reference does as well, is left out. The whole run is
-`train_decoder` on a cache of random numbers on disk: start, training, validation, saving and calibration.
+The three kinds of step are measured in alternation, so changes in machine load affect all alike; medians over the
+rounds are printed. The bare step is forward, backward, clipping and AdamW on constant tensors; jzi's is the inner loop
+of `train_decoder`; the reference's encodes two squares of the photo and four tiles per sample, with gradients for the
+last four blocks. Reading images from disk, which the reference does too, is left out. The whole run is `train_decoder`
+on a cache of random numbers on disk: start, training, validation, saving and calibration.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ from jzi.train.run import TrainingRun
 
 ENCODERS = {"small": (384, 6), "base": (768, 12)}  # width, heads
 
-#: The paper's training, and its hours.
+#: The paper's training: photos, epochs and hours.
 PHOTOS, EPOCHS, HOURS = 300_000, 30, 52
 
 Step = Callable[[], Any]
 
 
 def make_cache(folder: Path, pyramid: Pyramid, width: int, train: int, val: int) -> FeatureCache:
-    """A complete cache of random embeddings; the photos lie evenly over the area."""
+    """Create a complete cache of random embeddings; the photos are uniformly distributed over the area."""
     rng = np.random.default_rng(0)
     cache = FeatureCache.create(
         folder / f"{train}.zarr", pyramid, EncoderInfo("random", True, "0" * 64, width, 384, "halves")
@@ -83,7 +83,7 @@ def make_cache(folder: Path, pyramid: Pyramid, width: int, train: int, val: int)
 
 
 class Steps:
-    """The three kinds of step, each with a decoder and an optimizer of its own; a call takes some and waits."""
+    """The three kinds of step, each with its own decoder and optimizer; a call runs some steps and synchronizes."""
 
     def __init__(self, config: TrainConfig, decoder: DecoderConfig, steps: int, folder: Path) -> None:
         self.config, self.decoder, self.steps = config, decoder, steps
@@ -91,7 +91,7 @@ class Steps:
         self.device = self.accelerator.device
 
     def bare(self) -> Callable[[], int]:
-        """On constant tensors, with nothing of ours around it."""
+        """Return a function that takes bare steps on constant tensors."""
         model, optimizer = self._prepare(ZoomDecoder(self.decoder))
         batch, width, levels = self.config.batch_size, self.decoder.width, 4
         query = torch.randn(batch, width, device=self.device)
@@ -101,27 +101,29 @@ class Steps:
         def run() -> int:
             for _ in range(self.steps):
                 self._optimise(model, optimizer, query, tiles, actions)
-            self._wait()
+            self._synchronize()
             return self.steps * batch
 
         return run
 
     def ours(self, table: TileTable) -> Callable[[], int]:
-        """`train_decoder`'s inner loop: an epoch of as many photos as there are steps to take."""
+        """Return a function that runs the training loop for one epoch of `steps` batches."""
         count = self.steps * self.config.batch_size
         rng = np.random.default_rng(1)
         paths = rng.integers(0, table.pyramid.actions, (count, table.pyramid.levels))
         samples = ZoomDataset(
             query=torch.randn(count, 1, self.decoder.width, device=self.device).half(),
-            tiles=table.along(paths),
+            tiles=table.tiles_along(paths),
             actions=torch.from_numpy(paths).to(self.device),
             latitude=np.zeros(count),
             longitude=np.zeros(count),
             unreachable=0,
         )
-        run_of = TrainingRun(self.folder, {})
-        task = DecoderTask(self.accelerator, ZoomDecoder(self.decoder), table, samples, samples, self.config, run_of)
-        loop = TrainingLoop(task, run_of, progress=False)
+        training_run = TrainingRun(self.folder, {})
+        task = DecoderTask(
+            self.accelerator, ZoomDecoder(self.decoder), table, samples, samples, self.config, training_run
+        )
+        loop = TrainingLoop(task, training_run, progress=False)
 
         def run() -> int:
             loop._epoch(0, 0, [], tqdm(disable=True))
@@ -130,7 +132,7 @@ class Steps:
         return run
 
     def reference(self, encoder: nn.Module, image_size: int, batch: int) -> Callable[[], int]:
-        """Two squares of the photo and four tiles through the whole encoder, for every sample."""
+        """Return a function that takes one step which encodes two photo squares and four tiles per sample."""
         encoder.requires_grad_(False)
         for part in (*encoder.encoder.layer[-4:], encoder.layernorm):
             part.requires_grad_(True)
@@ -142,13 +144,13 @@ class Steps:
             with self.accelerator.autocast():
                 embedding = encoder(pixel_values=squares).last_hidden_state[:, 0].unflatten(0, (batch, 6))
             self._optimise(model, optimizer, embedding[:, :2].mean(1), embedding[:, 2:], actions)
-            self._wait()
+            self._synchronize()
             return batch
 
         return run
 
     def _prepare(self, *models: nn.Module) -> tuple[Any, ...]:
-        parameters = [each for model in models for each in model.parameters() if each.requires_grad]
+        parameters = [parameter for model in models for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=1e-5, fused=True)
         return self.accelerator.prepare(*models, optimizer)
 
@@ -157,43 +159,43 @@ class Steps:
             logits = model(query, tiles, actions)
         smoothing = self.config.label_smoothing
         F.cross_entropy(logits.float().flatten(0, 1), actions.flatten(), label_smoothing=smoothing).backward()
-        nn.utils.clip_grad_norm_([each for group in optimizer.param_groups for each in group["params"]], 1.0)
+        nn.utils.clip_grad_norm_([weight for group in optimizer.param_groups for weight in group["params"]], 1.0)
         optimizer.step()
         optimizer.zero_grad()
 
-    def _wait(self) -> None:
+    def _synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
 
-def take_turns(kinds: dict[str, Callable[[], int]], repeats: int) -> dict[str, list[float]]:
-    """ZoomDataset per second of every kind, one figure a turn, after a turn to warm up."""
+def alternate(kinds: dict[str, Callable[[], int]], repeats: int) -> dict[str, list[float]]:
+    """Return samples per second of every kind of step, one value per round, after a warm-up round."""
     rates: dict[str, list[float]] = {kind: [] for kind in kinds}
-    for turn in range(repeats + 1):
+    for round_number in range(repeats + 1):
         for kind, run in kinds.items():
-            began = time.perf_counter()
+            start = time.perf_counter()
             samples = run()
-            if turn:
-                rates[kind].append(samples / (time.perf_counter() - began))
+            if round_number:
+                rates[kind].append(samples / (time.perf_counter() - start))
     return rates
 
 
 class StartedError(Exception):
-    """Raised where the first epoch would begin."""
+    """Raised when the first epoch would start."""
 
 
 @contextmanager
 def stopwatch() -> Iterator[dict[str, list[float]]]:
-    """Seconds of every call of a run's parts; "began" is when each epoch did."""
-    taken: dict[str, list[float]] = defaultdict(list)
+    """Record the seconds of every call of a run's parts, and under "started" the start of each epoch."""
+    seconds: dict[str, list[float]] = defaultdict(list)
 
     def timed(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any) -> Any:
-            began = time.perf_counter()
+            start = time.perf_counter()
             result = function(*args)
-            taken[part].append(time.perf_counter() - began)
+            seconds[part].append(time.perf_counter() - start)
             if part == "training":
-                taken["began"].append(began)
+                seconds["started"].append(start)
             return result
 
         return call
@@ -206,38 +208,37 @@ def stopwatch() -> Iterator[dict[str, list[float]]]:
             ("calibration", training, "_calibrate"),
         ):
             patches.enter_context(patch.object(owner, name, timed(part, getattr(owner, name))))
-        yield taken
+        yield seconds
 
 
 def run_whole(cache: FeatureCache, folder: Path, decoder: DecoderConfig, config: TrainConfig) -> dict[str, list[float]]:
-    """Seconds of the parts of `train_decoder`, one figure a call."""
-    with stopwatch() as taken:
-        began = time.perf_counter()
+    """Return the seconds of the parts of `train_decoder`, one value per call."""
+    with stopwatch() as seconds:
+        start = time.perf_counter()
         training.train_decoder(cache, folder, decoder, config)
-        total = time.perf_counter() - began
-    return {"start": [taken.pop("began")[0] - began], **taken, "total": [total]}
+        total = time.perf_counter() - start
+    return {"start": [seconds.pop("started")[0] - start], **seconds, "total": [total]}
 
 
 def time_start(cache: FeatureCache, folder: Path, decoder: DecoderConfig, config: TrainConfig) -> float:
-    """Seconds until `train_decoder` would begin its first epoch."""
-
-    began = time.perf_counter()
+    """Return the seconds until `train_decoder` starts its first epoch."""
+    start = time.perf_counter()
     with patch.object(TrainingLoop, "_epoch", side_effect=StartedError), suppress(StartedError):
         training.train_decoder(cache, folder, decoder, config)
-    return time.perf_counter() - began
+    return time.perf_counter() - start
 
 
 @click.command()
-@click.option("--photos", default=PHOTOS, show_default=True, help="To train on.")
-@click.option("--val", default=10_000, show_default=True, help="Photos to validate on.")
+@click.option("--photos", default=PHOTOS, show_default=True, help="Training photos.")
+@click.option("--val", default=10_000, show_default=True, help="Validation photos.")
 @click.option("--epochs", default=EPOCHS, show_default=True)
 @click.option("--batch", default=128, show_default=True)
-@click.option("--layers", default=6, show_default=True, help="Of the decoder.")
+@click.option("--layers", default=6, show_default=True, help="Layers of the decoder.")
 @click.option("--model", type=click.Choice(list(ENCODERS)), default="base", show_default=True, help="DINOv2.")
 @click.option("--image-size", default=384, show_default=True)
-@click.option("--steps", default=50, show_default=True, help="Steps to a turn, bare and ours.")
-@click.option("--repeats", default=7, show_default=True, help="Turns.")
-@click.option("--reference-batch", default=32, show_default=True, help="ZoomDataset to a step of the reference.")
+@click.option("--steps", default=50, show_default=True, help="Bare and jzi steps per round.")
+@click.option("--repeats", default=7, show_default=True, help="Rounds.")
+@click.option("--reference-batch", default=32, show_default=True, help="Batch size of the reference's step.")
 @click.option("--estimate", metavar="N", type=click.IntRange(64), help="Train on N photos for 2 epochs; extrapolate.")
 def main(
     photos: int, val: int, epochs: int, batch: int, layers: int, model: str, image_size: int, steps: int, repeats: int,
@@ -259,18 +260,18 @@ def main(
         random = tuple(np.random.default_rng(0).normal(size=(n, n, width)).astype(np.float16) for n in sides[:-1])
         features = MapEmbeddings(pyramid, random, tuple(np.full((n, n), ENCODED, np.uint8) for n in sides))
         shape = Dinov2Config(hidden_size=width, num_attention_heads=heads, image_size=518)
-        rates = take_turns(
+        rates = alternate(
             {
                 "bare step, constants": kinds.bare(),
-                "jzi, off the cache": kinds.ours(TileTable(features, kinds.device)),
+                "jzi, from the cache": kinds.ours(TileTable(features, kinds.device)),
                 "reference's step": kinds.reference(Dinov2Model(shape), image_size, reference_batch),
             },
             repeats,
         )
         bare, ours, reference = rates.values()
-        click.echo(f"\n{'samples/s':<24}{'median':>10}{'least':>10}{'most':>10}")
-        for kind, each in rates.items():
-            click.echo(f"{kind:<24}{median(each):>10.2f}{min(each):>10.2f}{max(each):>10.2f}")
+        click.echo(f"\n{'samples/s':<24}{'median':>10}{'min':>10}{'max':>10}")
+        for kind, rate in rates.items():
+            click.echo(f"{kind:<24}{median(rate):>10.2f}{min(rate):>10.2f}{max(rate):>10.2f}")
         click.echo(f"jzi / bare step: {median(ours) / median(bare):.3f}")
         click.echo(f"jzi / reference: {median(ours) / median(reference):.0f}")
 
@@ -280,33 +281,33 @@ def main(
         else:
             start = time_start(cache, folder / "started", decoder, config)
             small = make_cache(folder, pyramid, width, estimate, max(1, estimate // 10))
-            taken = run_whole(
+            seconds = run_whole(
                 small, folder / "model", decoder, TrainConfig(epochs=2, batch_size=batch, save_every_s=1e-9)
             )
-            report_whole(taken, 2 * estimate)
-            report_estimate(taken, start, estimate, photos, val, config)
+            report_whole(seconds, 2 * estimate)
+            report_estimate(seconds, start, estimate, photos, val, config)
 
 
-def report_whole(taken: dict[str, list[float]], samples: int) -> None:
-    """A line for every part of the run."""
-    total = sum(taken["total"])
+def report_whole(seconds: dict[str, list[float]], samples: int) -> None:
+    """Print a line for every part of the run."""
+    total = sum(seconds["total"])
     click.echo(f"\n{'whole run':<24}{'calls':>10}{'seconds':>10}{'share':>10}")
-    for part, each in taken.items():
-        click.echo(f"{part:<24}{len(each):>10}{sum(each):>10.2f}{sum(each) / total:>10.1%}")
+    for part, calls in seconds.items():
+        click.echo(f"{part:<24}{len(calls):>10}{sum(calls):>10.2f}{sum(calls) / total:>10.1%}")
     click.echo(
-        f"{samples} samples: {samples / total:.1f}/s of the run, {samples / sum(taken['training']):.1f}/s of training"
+        f"{samples} samples: {samples / total:.1f}/s of the run, {samples / sum(seconds['training']):.1f}/s of training"
     )
     click.echo(f"measured: {total:.1f} s; the paper's training took {HOURS} h")
 
 
 def report_estimate(
-    taken: dict[str, list[float]], start: float, count: int, photos: int, val: int, config: TrainConfig
+    seconds: dict[str, list[float]], start: float, count: int, photos: int, val: int, config: TrainConfig
 ) -> None:
-    """What the measured parts come to at the size that was asked for."""
-    training_s = median(taken["training"]) / count * photos * config.epochs
-    validation_s = median(taken["validation"]) / max(1, count // 10) * val * config.epochs
+    """Print the time of the requested training, extrapolated from the measured parts."""
+    training_s = median(seconds["training"]) / count * photos * config.epochs
+    validation_s = median(seconds["validation"]) / max(1, count // 10) * val * config.epochs
     saves = 2 + min(config.epochs, (training_s + validation_s) // config.save_every_s)
-    saving_s = saves * max(taken["saving"])
+    saving_s = saves * max(seconds["saving"])
     total = start + training_s + validation_s + saving_s
     click.echo(f"\nstart with {photos} photos, measured: {start:.2f} s")
     click.echo(

@@ -1,1 +1,1 @@
-"""Stage two: the zoom decoder, trained and run off the cache."""
+"""The zoom decoder: its network, model folder, search over the map, and expert."""

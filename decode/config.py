@@ -1,4 +1,4 @@
-"""Settings of the decoder. Free of torch, so that commands which only read settings start at once."""
+"""Settings of the decoder, without torch, so that commands that only read settings start fast."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from jzi.store.setting_checks import check_settings
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """The decoder's architecture. Defaults are the paper's.
+    """Architecture of the decoder. Defaults are the paper's.
 
     Attributes:
-        width: d, that of the encoder's embeddings.
-        actions: g*g.
+        width: number of features d, that of the encoder's embeddings.
+        actions: number of children of a tile, g * g.
         layers: number of blocks.
-        heads: attention heads.
-        dropout: on embeddings, attention, residual and feed-forward.
-        patch_tokens: k, how many patch tokens of a tile the decoder reads beside its embedding: those that are most
-            similar to the photo. The cache must hold them (`jzi encode-map --tokens`).
-        look_ahead: "none", the paper's; "children" scores each child by its own embedding too; "cells" does so in the
-            last step too, whose children are the terminal cells: the cache must hold them.
+        heads: number of attention heads.
+        dropout: probability of dropout on tokens, attention, residuals and feed-forward layers, below 1.
+        patch_tokens: number k of patch tokens per tile that the decoder reads in addition to the tile's embedding,
+            those most similar to the photo; the cache must hold them (`jzi encode-map --tokens`).
+        look_ahead: "none" as in the paper; "children" to score each child by its embedding too; "cells" to do so in
+            the last step too, where the children are terminal cells, whose embeddings the cache must hold.
 
     Raises:
         ConfigError: the type or the range of a value is wrong.
@@ -42,14 +42,21 @@ class DecoderConfig:
 
     @property
     def hidden(self) -> int:
-        """Width inside the feed-forward: int(2d/3) rounded up to a multiple of 256, as in the reference."""
+        """Width of the feed-forward layers: int(2d/3) rounded up to a multiple of 256, as in the reference."""
         return -(-int(2 * self.width / 3) // 256) * 256
 
     def batch(self, plain: int) -> int:
-        """How many photos take as much memory as `plain` ones do without patch tokens; at least one."""
+        """Scale a batch size to the memory use with patch tokens.
+
+        Args:
+            plain: number of photos per batch without patch tokens.
+
+        Returns:
+            Number of photos that need as much memory with patch tokens, at least one.
+        """
         return max(1, 2 * plain // (2 + self.patch_tokens))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the entries for config.json and run fingerprints; options that are off are left out."""
+        """Return the values for JSON, without options that are off, so that older models compare as equal."""
         off = (("patch_tokens", 0), ("look_ahead", "none"))
         return {name: value for name, value in asdict(self).items() if (name, value) not in off}

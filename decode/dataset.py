@@ -1,4 +1,4 @@
-"""The photos of a split on the device, as indices into the map's embeddings."""
+"""Datasets of photos and their true paths, in tensors on the device."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from jzi.store.cache import FeatureCache
 
 @dataclass(frozen=True)
 class ZoomDataset:
-    """Photos, where they were taken, and the zooms that lead there.
+    """Embedded photos with their positions and true paths.
 
     Attributes:
         query: (photo, view, feature) float16 on the device; view 0 is the plain photo, the others are augmented.
-        tiles: (photo, L) indices into the tile table along the true path, on the device.
-        actions: (photo, L) true actions, on the device.
+        tiles: (photo, L) int64 on the device, indices into the tile table along the true path.
+        actions: (photo, L) int64 on the device, true actions.
         latitude: (photo,) degrees.
         longitude: (photo,) degrees.
-        unreachable: photos of the split that were left out, because the map has no imagery where they were taken.
-        views: (photo,) how many augmented views each has, on the device; None where no more than the plain one is here.
+        unreachable: number of photos of the split left out because the map has no imagery at their position.
+        views: (photo,) int64 on the device, number of augmented views; None if only plain photos are loaded.
     """
 
     query: Tensor
@@ -39,15 +39,22 @@ class ZoomDataset:
     def __len__(self) -> int:
         return len(self.query)
 
-    def with_views(self, most: int) -> ZoomDataset:
-        """The same photos with no more than `most` augmented views of each."""
-        if self.views is None or not most:
+    def with_views(self, limit: int) -> ZoomDataset:
+        """Return the same photos with at most `limit` augmented views each."""
+        if self.views is None or not limit:
             return replace(self, query=self.query[:, :1], views=None)
-        query = self.query[:, : 1 + most]
+        query = self.query[:, : 1 + limit]
         return replace(self, query=query, views=self.views.clamp(max=query.shape[1] - 1))
 
     def draw_views(self, seed: int) -> Tensor:
-        """(photo,) one of the views that each photo has, the plain one among them."""
+        """Draw a view of each photo at random.
+
+        Args:
+            seed: the same seed draws the same views.
+
+        Returns:
+            (photo,) int64 indices into the views on the device; 0 is the plain photo.
+        """
         if self.views is None:
             return torch.zeros(len(self), dtype=torch.int64, device=self.query.device)
         share = torch.rand(len(self), generator=torch.Generator().manual_seed(seed)).to(self.query.device)
@@ -55,16 +62,16 @@ class ZoomDataset:
 
 
 def load_dataset(cache: FeatureCache, table: TileTable, split: str, views: int = 0) -> ZoomDataset:
-    """The encoded photos of a split ("train", "val" or "test"); there may be none.
+    """Load the encoded photos of a split; the dataset may be empty.
 
     Args:
-        cache: with photos.
+        cache: cache with photos.
         table: the map.
-        split: which photos.
-        views: how many augmented views of each to load, where it has them.
+        split: "train", "val" or "test".
+        views: maximum number of augmented views per photo.
 
     Raises:
-        CacheError: no photo is encoded at all.
+        CacheError: the cache has no encoded photos.
         CacheCorruptError: a chunk is damaged.
     """
     return load_splits(cache, table, cache.queries.encoded(), {split: views})[0]
@@ -73,13 +80,16 @@ def load_dataset(cache: FeatureCache, table: TileTable, split: str, views: int =
 def load_splits(
     cache: FeatureCache, table: TileTable, frame: pd.DataFrame, splits: dict[str, int]
 ) -> list[ZoomDataset]:
-    """The photos of several splits, whose embeddings are read from the cache in one go.
+    """Load the photos of several splits, reading their embeddings from the cache once.
 
     Args:
-        cache: with photos.
+        cache: cache with photos.
         table: the map.
         frame: the cache's `queries.encoded()`.
-        splits: each split, and how many augmented views of its photos to load, where they have them.
+        splits: maximum number of augmented views per photo, by split.
+
+    Returns:
+        A dataset per split, in order.
 
     Raises:
         CacheCorruptError: a chunk is damaged.
@@ -87,21 +97,21 @@ def load_splits(
     parts = [frame[frame["split"] == split] for split in splits]
     positions = [(part["latitude"].to_numpy(float), part["longitude"].to_numpy(float)) for part in parts]
     paths = [table.pyramid.paths(*each).reshape(-1, table.pyramid.levels) for each in positions]
-    keep = [(each[:, 0] >= 0) & table.reachable(np.maximum(each, 0)) for each in paths]
-    rows = [part.index.to_numpy(np.int64)[kept] for part, kept in zip(parts, keep, strict=True)]
+    masks = [(each[:, 0] >= 0) & table.is_reachable(np.maximum(each, 0)) for each in paths]
+    rows = [part.index.to_numpy(np.int64)[reachable] for part, reachable in zip(parts, masks, strict=True)]
     embedding = torch.from_numpy(cache.queries.embedding(np.concatenate(rows), max(splits.values())))
-    samples = []
-    for query, part, (latitude, longitude), path, kept, views in zip(
-        embedding.split([len(each) for each in rows]), parts, positions, paths, keep, splits.values(), strict=True
+    datasets = []
+    for query, part, (latitude, longitude), path, reachable, views in zip(
+        embedding.split([len(each) for each in rows]), parts, positions, paths, masks, splits.values(), strict=True
     ):
         plain = ZoomDataset(
             query=query[:, : 1 + views].contiguous().to(table.device),
-            tiles=table.along(path[kept]),
-            actions=torch.from_numpy(path[kept]).to(table.device),
-            latitude=latitude[kept],
-            longitude=longitude[kept],
-            unreachable=int((~kept).sum()),
+            tiles=table.tiles_along(path[reachable]),
+            actions=torch.from_numpy(path[reachable]).to(table.device),
+            latitude=latitude[reachable],
+            longitude=longitude[reachable],
+            unreachable=int((~reachable).sum()),
         )
-        counts = torch.from_numpy(part["views"].to_numpy(np.int64)[kept]).to(table.device)
-        samples.append(replace(plain, views=counts).with_views(views))
-    return samples
+        counts = torch.from_numpy(part["views"].to_numpy(np.int64)[reachable]).to(table.device)
+        datasets.append(replace(plain, views=counts).with_views(views))
+    return datasets

@@ -1,9 +1,9 @@
-"""The zoom decoder: a small causal transformer that reads photo and tiles and says which child to enter (DESIGN 6).
+"""The zoom decoder: a small causal transformer that scores the children of each tile on the path to a photo.
 
-Tokens are [query, tile_0, action_0, tile_1, action_1, ...]; the logits of step k are read at tile_k's position. A tile
-may bring patch tokens along (`jzi.decode.patch_tokens`); then they are read at the last of these.
-Notable: RMSNorm before each part, rotary positions, SwiGLU, no biases anywhere, an embedding table for the actions.
-Parameters have the names of the reference implementation, whose checkpoints fit as they are.
+Tokens are [query, tile_0, action_0, tile_1, action_1, ...]; the logits of step k are computed at the position of
+tile_k, or of its last patch token if it has any (`jzi.decode.patch_tokens`). Blocks are pre-norm with RMSNorm, rotary
+positions and SwiGLU, without biases; actions have an embedding table. Parameters are named as in the reference
+implementation, so its checkpoints load unchanged.
 """
 
 from __future__ import annotations
@@ -18,23 +18,44 @@ from jzi.errors import ConfigError
 
 
 class KeyValues:
-    """Keys and values of the tokens so far, one pair per block, each (batch, heads, tokens, width of a head)."""
+    """Key/value cache of the tokens read so far.
+
+    Args:
+        pairs: keys and values of each block, (batch, head, token, feature of a head) each.
+    """
 
     def __init__(self, pairs: list[tuple[Tensor, Tensor]]) -> None:
         self.pairs = pairs
 
     @property
     def tokens(self) -> int:
-        """How many tokens have been read."""
+        """Number of tokens read so far."""
         return self.pairs[0][0].shape[2] if self.pairs else 0
 
     def select(self, index: Tensor) -> KeyValues:
-        """Rows of the batch, repeated or dropped: how a beam follows its best hypotheses."""
+        """Select rows of the batch, which may repeat, such as the best hypotheses of a beam.
+
+        Args:
+            index: (n,) rows.
+        """
         return KeyValues([(key[index], value[index]) for key, value in self.pairs])
 
 
 def rotary(tokens: int, first: int, head: int, device: torch.device, theta: float = 10_000.0) -> tuple[Tensor, Tensor]:
-    """Cosines and sines, (tokens, head) each, of rotary positions from `first` on; half-split, as in LLaMA."""
+    """Compute rotary position embeddings, half-split as in LLaMA.
+
+    Source: Su et al. 2021, "RoFormer: Enhanced Transformer with Rotary Position Embedding".
+
+    Args:
+        tokens: number of tokens.
+        first: position of the first token.
+        head: features of a head.
+        device: device of the result.
+        theta: base of the frequencies.
+
+    Returns:
+        Cosines and signed sines, (token, feature of a head) each, for `rotate`.
+    """
     half = head // 2
     frequency = theta ** (-torch.arange(half, device=device, dtype=torch.float32) / half)
     angle = torch.arange(first, first + tokens, device=device)[:, None] * frequency  # (tokens, half)
@@ -43,12 +64,12 @@ def rotary(tokens: int, first: int, head: int, device: torch.device, theta: floa
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """(batch, heads, tokens, head) turned by what `rotary` gives."""
+    """Rotate (batch, head, token, feature) queries or keys by the result of `rotary`."""
     return x * cos.to(x.dtype) + x.roll(x.shape[-1] // 2, dims=-1) * sin.to(x.dtype)
 
 
 class SelfAttention(nn.Module):
-    """Causal multi-head attention, over the tokens given and those in the cache before them."""
+    """Causal multi-head attention over new tokens and those in the key/value cache."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -59,14 +80,23 @@ class SelfAttention(nn.Module):
         self.out_proj = nn.Linear(config.width, config.width, bias=False)
 
     def forward(
-        self, x: Tensor, past: tuple[Tensor, Tensor] | None, turn: tuple[Tensor, Tensor]
+        self, x: Tensor, past: tuple[Tensor, Tensor] | None, cos_sin: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """(batch, token, feature), keys and values before them and `rotary`, to the same and all keys and values."""
+        """Attend to earlier tokens.
+
+        Args:
+            x: (batch, token, feature).
+            past: cached keys and values of the tokens before them, if any.
+            cos_sin: from `rotary`.
+
+        Returns:
+            Output of the shape of `x`, and the keys and values of all tokens.
+        """
         first = past[0].shape[2] if past else 0
         q, k, v = (
             part(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (self.q_proj, self.k_proj, self.v_proj)
         )
-        q, k = rotate(q, *turn), rotate(k, *turn)
+        q, k = rotate(q, *cos_sin), rotate(k, *cos_sin)
         if past:
             k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
         new, total = q.shape[2], k.shape[2]
@@ -77,7 +107,7 @@ class SelfAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """SwiGLU."""
+    """SwiGLU feed-forward layers (Shazeer 2020, "GLU Variants Improve Transformer")."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -87,7 +117,7 @@ class FeedForward(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., feature) to the same."""
+        """Map (..., feature) to the same shape."""
         return self.w2(self.dropout(F.silu(self.w1(x)) * self.w3(x)))
 
 
@@ -103,19 +133,22 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, x: Tensor, past: tuple[Tensor, Tensor] | None, turn: tuple[Tensor, Tensor]
+        self, x: Tensor, past: tuple[Tensor, Tensor] | None, cos_sin: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """As `SelfAttention.forward`."""
-        attended, present = self.self_attn(self.norm1(x), past, turn)
+        attended, present = self.self_attn(self.norm1(x), past, cos_sin)
         x = x + self.dropout(attended)
         return x + self.dropout(self.ffn(self.norm2(x))), present
 
 
 class ZoomDecoder(nn.Module):
-    """Scores the children of the tiles along a zoom.
+    """Transformer that scores the children of the tiles along a path.
+
+    Args:
+        config: the architecture.
 
     Raises:
-        ConfigError: the heads do not divide the width.
+        ConfigError: the width is not divisible by twice the number of heads.
 
     Example:
         >>> decoder = ZoomDecoder(DecoderConfig(width=64, layers=2)).eval()
@@ -139,16 +172,15 @@ class ZoomDecoder(nn.Module):
         self.apply(_initialise)
         self.look_ahead = None if config.look_ahead == "none" else LookAhead(config)
 
-    def forward(self, query: Tensor, tiles: Tensor, actions: Tensor, below: Tensor | None = None) -> Tensor:
-        """All steps at once, teacher-forced.
+    def forward(self, query: Tensor, tiles: Tensor, actions: Tensor, children: Tensor | None = None) -> Tensor:
+        """Score all steps at once, teacher-forced.
 
         Args:
-            query: (batch, feature).
-            tiles: (batch, step, feature), the tiles along the true path; or (batch, step, 1 + k, feature), each tile's
-                embedding and then its patch tokens.
-            actions: (batch, step) int64, the true actions; the last one is not looked at.
-            below: (batch, step, action, feature), what `TileTable.below` gives for the tiles, where the decoder looks
-                ahead.
+            query: (batch, feature) embeddings of photos.
+            tiles: (batch, step, feature) tiles along the true path, or (batch, step, 1 + k, feature), each tile's
+                embedding followed by its patch tokens.
+            actions: (batch, step) int64 true actions; the last one is not used.
+            children: (batch, step, action, feature) from `TileTable.children`, for decoders with `look_ahead`.
 
         Returns:
             (batch, step, action) logits.
@@ -157,43 +189,59 @@ class ZoomDecoder(nn.Module):
         before = torch.cat([query[:, None], self.action_embed(actions[:, :-1])], dim=1)  # (batch, step, feature)
         groups = torch.cat([before[:, :, None], tiles], dim=2)  # query, tile_0, ...; action_0, tile_1, ...; ...
         hidden, _ = self._run(groups.flatten(1, 2), None)
-        return self._score(hidden.unflatten(1, groups.shape[1:3])[:, :, -1], below)
+        return self._score(hidden.unflatten(1, groups.shape[1:3])[:, :, -1], children)
 
-    def prefill(self, query: Tensor, tile: Tensor, below: Tensor | None = None) -> tuple[Tensor, KeyValues]:
-        """Step 0: (batch, feature) of the photo and of the whole map's tile to (batch, action) logits and a cache.
+    def prefill(self, query: Tensor, tile: Tensor, children: Tensor | None = None) -> tuple[Tensor, KeyValues]:
+        """Score the first step.
 
-        The tile may be (batch, 1 + k, feature) with its patch tokens, here and in `step`.
+        Args:
+            query: (batch, feature) embeddings of photos.
+            tile: (batch, feature) of the tile of level 0, or (batch, 1 + k, feature) with its patch tokens.
+            children: (batch, action, feature), for decoders with `look_ahead`.
+
+        Returns:
+            (batch, action) logits and the key/value cache for `step`.
         """
-        return self._step(query, tile, None, below)
+        return self._step(query, tile, None, children)
 
     def step(
-        self, action: Tensor, tile: Tensor, past: KeyValues, below: Tensor | None = None
+        self, action: Tensor, tile: Tensor, past: KeyValues, children: Tensor | None = None
     ) -> tuple[Tensor, KeyValues]:
-        """The next step: (batch,) the action taken and (batch, feature) the tile that it led to."""
-        return self._step(self.action_embed(action), tile, past, below)
+        """Score the next step.
+
+        Args:
+            action: (batch,) int64 action taken in the previous step.
+            tile: (batch, feature) of the tile entered, or (batch, 1 + k, feature) with its patch tokens.
+            past: key/value cache of the previous step.
+            children: (batch, action, feature), for decoders with `look_ahead`.
+
+        Returns:
+            As from `prefill`.
+        """
+        return self._step(self.action_embed(action), tile, past, children)
 
     def _step(
-        self, before: Tensor, tile: Tensor, past: KeyValues | None, below: Tensor | None
+        self, before: Tensor, tile: Tensor, past: KeyValues | None, children: Tensor | None
     ) -> tuple[Tensor, KeyValues]:
         group = torch.cat([before[:, None], tile if tile.ndim == 3 else tile[:, None]], dim=1)
         hidden, present = self._run(group, past)
-        return self._score(hidden[:, -1], below), present
+        return self._score(hidden[:, -1], children), present
 
-    def _score(self, hidden: Tensor, below: Tensor | None) -> Tensor:
+    def _score(self, hidden: Tensor, children: Tensor | None) -> Tensor:
         logits = self.output_head(hidden)
-        return logits if self.look_ahead is None else logits + self.look_ahead(hidden, below)
+        return logits if self.look_ahead is None else logits + self.look_ahead(hidden, children)
 
     def _run(self, tokens: Tensor, past: KeyValues | None) -> tuple[Tensor, KeyValues]:
         x = self.dropout(tokens)
         head = self.config.width // self.config.heads
-        turn = rotary(tokens.shape[1], past.tokens if past else 0, head, tokens.device)  # the same for all blocks
+        cos_sin = rotary(tokens.shape[1], past.tokens if past else 0, head, tokens.device)
         pairs = []
         for index, block in enumerate(self.blocks):
-            x, pair = block(x, past.pairs[index] if past else None, turn)
+            x, pair = block(x, past.pairs[index] if past else None, cos_sin)
             pairs.append(pair)
         return self.final_norm(x), KeyValues(pairs)
 
 
 def _initialise(module: nn.Module) -> None:
     if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=0.02)  # GPT-2's, which suits pre-norm blocks
+        nn.init.normal_(module.weight, std=0.02)  # as in GPT-2, for pre-norm blocks

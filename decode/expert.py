@@ -1,6 +1,7 @@
-"""The zoom as an expert: by the chain rule its steps give every cell of the map a probability.
+"""The zoom decoder as an expert: probabilities of cells, by the chain rule over its steps.
 
-Small pyramids are searched exhaustively, larger ones by a beam; what a beam leaves out is the residual.
+Small pyramids are searched exhaustively, larger ones by beam search; the probability of cells that the beam does not
+reach is the posterior's residual.
 """
 
 from __future__ import annotations
@@ -29,19 +30,19 @@ from jzi.store.pyramid import Pyramid
 if TYPE_CHECKING:
     from jzi.store.cache import FeatureCache
 
-#: Pyramids of at most so many cells are searched exhaustively.
+#: Maximum number of cells of a pyramid that is searched exhaustively.
 EXACT_CELLS = 4096
 
-#: Hypotheses kept in larger ones.
+#: Default number of hypotheses in larger pyramids.
 BEAMS = 64
 
 
 class ZoomExpert:
-    """A zoom model and the map that it searches.
+    """Expert that searches a map with a zoom model.
 
     Args:
-        model: the decoder, its temperatures and what it was trained on.
-        table: the map, on the device where the decoder is.
+        model: the model.
+        table: the map, on the decoder's device.
     """
 
     name = "zoom"
@@ -58,29 +59,29 @@ class ZoomExpert:
         *,
         own_map: bool = False,
     ) -> ZoomExpert:
-        """From a model folder.
+        """Load an expert from a model folder.
 
         Args:
-            folder: the model.
-            device: where to compute; by default the best there is.
-            cache: take the map and the patch tokens of tiles from this cache; an imported model has no map of its own,
-                and no model folder has patch tokens, which a decoder may read.
-            own_map: prefer the map of the folder where it has one, and take only the patch tokens from the cache.
+            folder: the model folder.
+            device: device to compute on; `best_device()` by default.
+            cache: cache to read the map and patch tokens from. Required for imported models, which have no map, and
+                for decoders with `patch_tokens`, which no model folder holds.
+            own_map: read the map from the model folder if it has one, and only patch tokens from the cache.
 
         Raises:
-            ModelError: the folder is no zoom model, is damaged, or lacks what its decoder reads.
-            CacheError: the cache cannot be used, or belongs to another encoder or pyramid.
+            ModelError: the folder is not a zoom model, is damaged, or lacks the map or patch tokens.
+            CacheError: the cache cannot be used, or belongs to another encoder, pyramid or imagery.
         """
         device = device or best_device()
         model = ZoomModel.load(folder, device)
         if cache is None:
             if model.decoder.config.patch_tokens:
                 raise ModelError(
-                    f"the decoder of {folder} reads patch tokens of tiles, which a model folder does not carry: give "
+                    f"the decoder of {folder} reads patch tokens of tiles, which a model folder does not contain: give "
                     "the cache that holds them (`--cache features.zarr`)"
                 )
             return cls(model, TileTable(model.read_map(), device))
-        from jzi.store.cache import FeatureCache  # imports zarr, which a model with its own map can do without
+        from jzi.store.cache import FeatureCache  # imports zarr, which is not needed with the map of the folder
 
         opened = cache if isinstance(cache, FeatureCache) else FeatureCache.open(cache)
         model.check(opened)
@@ -89,17 +90,17 @@ class ZoomExpert:
 
     @property
     def area(self) -> Pyramid:
-        """The pyramid that is zoomed into."""
+        """Pyramid of the map."""
         return self.model.pyramid
 
     @property
     def encoder(self) -> EncoderInfo:
-        """Which encoder the decoder was trained with."""
+        """Encoder that the decoder was trained with."""
         return self.model.encoder
 
     @cached_property
     def cell_mask(self) -> NDArray[np.bool_]:
-        """(row, col) whether each cell has imagery."""
+        """(row, col) bool, whether each cell has imagery."""
         pyramid, table = self.area, self.table
         last = pyramid.levels - 1
         side, g = pyramid.tiles_per_side(last), pyramid.grid
@@ -107,12 +108,15 @@ class ZoomExpert:
         return children.swapaxes(1, 2).reshape(side * g, side * g)
 
     def posterior(self, query: Tensor, options: LocateOptions) -> Posterior:
-        """Probabilities of the cells that the search reaches; of the one cell of greedy search for that estimate.
+        """Compute the probabilities of the cells that the search reaches.
 
         Args:
-            query: (photo, feature) embeddings.
-            options: `beams` is how many tiles of each level are expanded; by default all of a pyramid of `EXACT_CELLS`
-                or fewer cells, `BEAMS` of others.
+            query: (photo, feature) embeddings of photos.
+            options: `beams` is the number of tiles per level that are expanded, `default_beams` by default. With the
+                estimate "greedy" there is one cell, that of greedy search.
+
+        Returns:
+            The posterior of each photo.
         """
         decoder, temperature, pyramid = self.model.decoder, self.model.temperature, self.area
         query = query.to(self.table.device)
@@ -123,35 +127,38 @@ class ZoomExpert:
         return to_posterior(pyramid, zoom(decoder, self.table, query, beams, cells=cells, temperature=temperature))
 
     def uncalibrated(self) -> ZoomExpert | None:
-        """The same without the temperatures that were fitted to its steps; None where there are none."""
+        """Return this expert without its fitted temperatures; None if it has none."""
         if self.model.temperature is None:
             return None
         return ZoomExpert(replace(self.model, temperature=None), self.table)
 
     @torch.inference_mode()
     def step_accuracy(self, query: Tensor, row: NDArray[np.int64], col: NDArray[np.int64]) -> tuple[float, ...]:
-        """Share of photos whose step k is right when those before it are given, k = 1..L.
+        """Compute the teacher-forced accuracy of each step.
 
         Args:
-            query: (photo, feature) embeddings.
-            row: (photo,) true cells.
-            col: likewise.
+            query: (photo, feature) embeddings of photos.
+            row: (photo,) rows of the true cells.
+            col: (photo,) columns of the true cells.
+
+        Returns:
+            Fraction of photos whose step k is correct given the true steps before it, for k = 1..L.
         """
         decoder, table = self.model.decoder, self.table
         truth = self.area.cell_to_path(row, col)
-        tiles, actions = table.along(truth), torch.from_numpy(truth).to(table.device)
+        tiles, actions = table.tiles_along(truth), torch.from_numpy(truth).to(table.device)
         correct = torch.zeros(truth.shape[1], dtype=torch.float64)
         for part in torch.arange(len(truth)).split(decoder.config.batch(BATCH)):
             photos = query[part].to(table.device).float()
-            seen, below = table.read(decoder.config, tiles[part], photos)
-            logits = decoder(photos, seen, actions[part], below)
+            tokens, children = table.inputs(decoder.config, tiles[part], photos)
+            logits = decoder(photos, tokens, actions[part], children)
             logits = logits.masked_fill(~table.child_mask[tiles[part]], -torch.inf)
             correct += (logits.argmax(-1) == actions[part]).sum(0).cpu()
         return tuple((correct / len(truth)).tolist())
 
 
 def to_posterior(pyramid: Pyramid, result: BeamSearchResult) -> Posterior:
-    """The posterior of a search's cells, with the probabilities of the steps."""
+    """Convert the result of a search to a posterior over its cells, with the probabilities of the steps."""
     steps = result.log_probability.double().exp().cpu().numpy()
     probability = steps.prod(-1)
     residual = np.maximum(0.0, 1 - probability.sum(-1))
@@ -160,6 +167,6 @@ def to_posterior(pyramid: Pyramid, result: BeamSearchResult) -> Posterior:
 
 
 def default_beams(pyramid: Pyramid) -> int:
-    """All tiles of the last level where that is exact and cheap, else `BEAMS`."""
+    """Return the number of beams that searches all of a pyramid of up to `EXACT_CELLS` cells, else `BEAMS`."""
     cells = pyramid.tiles_per_side(pyramid.levels) ** 2
     return max(1, cells // pyramid.actions) if cells <= EXACT_CELLS else BEAMS

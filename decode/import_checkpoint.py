@@ -1,4 +1,4 @@
-"""Reads the reference implementation's checkpoints (DESIGN 6) and writes them as model folders."""
+"""Convert checkpoints of the reference implementation to model folders."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from torch import Tensor
 from jzi.decode.config import DecoderConfig
 from jzi.decode.decoder import ZoomDecoder
 from jzi.decode.model import create_folder, save_weights
-from jzi.encode.encoder import Encoder, known_family, quiet_transformers
+from jzi.encode.encoder import Encoder, family_of, quiet_transformers
 from jzi.errors import EncoderError, ModelError, first_line
 from jzi.store.model_folder import CONFIG
 from jzi.store.pyramid import Pyramid
 
 _ENCODER, _DECODER = "encoder.backbone.", "decoder."
 
-#: Left behind by DistributedDataParallel and torch.compile.
+#: Added to parameter names by DistributedDataParallel and torch.compile.
 _PREFIXES = ("module.", "_orig_mod.")
 
 
@@ -37,21 +37,21 @@ def import_checkpoint(
     image_size: int = 384,
     layout: str = "halves",
 ) -> None:
-    """Write a model folder from a checkpoint. It has no map yet: that comes from a cache made with its encoder.
+    """Convert a checkpoint to a model folder without a map, which is read from a cache made with its encoder.
 
     Args:
-        checkpoint: `{"model_state_dict": {...}}`, names as of transformers 4.47, perhaps under `module.` and
-            `_orig_mod.`. It is read with `weights_only=True`: code in it is refused, never run.
-        folder: the model folder to make.
+        checkpoint: file with `{"model_state_dict": {...}}`, parameters named as in transformers 4.47, optionally with
+            `module.` and `_orig_mod.` prefixes. It is read with `weights_only=True`, so code in it is never run.
+        folder: the model folder to create.
         pyramid: the area that the checkpoint was trained on.
-        encoder: whose config the encoder has: a Hugging Face id, or a folder with a config.json.
-        heads: of the decoder; by default what its rotary frequencies say, or 8, the paper's.
-        image_size: side of a square as the encoder saw it, pixels.
-        layout: of the photos.
+        encoder: Hugging Face id or folder with the encoder's config.json; weights come from the checkpoint.
+        heads: attention heads of the decoder; by default those of its rotary frequencies, or 8 as in the paper.
+        image_size: side of the encoder's input, pixels.
+        layout: how photos are cut into squares.
 
     Raises:
-        ModelError: the checkpoint cannot be read, does not fit, or the folder holds a model already.
-        EncoderError: the encoder's config cannot be had.
+        ModelError: the checkpoint cannot be read or does not fit, or the folder holds a model already.
+        EncoderError: the encoder's config is not available.
     """
     if (folder / CONFIG).exists():
         raise ModelError(f"{folder} holds a model already: give another folder")
@@ -60,8 +60,8 @@ def import_checkpoint(
     decoder = ZoomDecoder(config)
     encoder_config = _encoder_config(encoder)
     with tempfile.TemporaryDirectory() as temporary:
-        # What `save_pretrained` writes has the names that checkpoints have, whatever transformers calls them inside
-        model_class = known_family(encoder, encoder_config.model_type).model_class
+        # `save_pretrained` writes the names used in checkpoints, which may differ from those of the modules
+        model_class = family_of(encoder, encoder_config.model_type).model_class
         import transformers
 
         source = Path(temporary)
@@ -87,43 +87,44 @@ def _read(checkpoint: Path) -> dict[str, Tensor]:
         raise ModelError(f"there is no checkpoint {checkpoint}") from None
     except pickle.UnpicklingError as error:
         raise ModelError(
-            f"{checkpoint} is refused: it is damaged or holds more than tensors ({_refused(error)}), and jzi runs no "
-            f"code from a checkpoint; save it anew as torch.save({{'model_state_dict': model.state_dict()}}, ...)"
+            f"{checkpoint} is refused: it is damaged or holds more than tensors ({_unsupported(error)}), and jzi runs "
+            "no code from a checkpoint; save it again as torch.save({'model_state_dict': model.state_dict()}, ...)"
         ) from error
     except (OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
         raise ModelError(f"{checkpoint} cannot be read as a checkpoint: {first_line(error)}") from error
     state = content.get("model_state_dict") if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ModelError(f"{checkpoint} is no checkpoint of the reference: it has no 'model_state_dict' of tensors")
+        raise ModelError(f"{checkpoint} is not a checkpoint of the reference: it has no 'model_state_dict' of tensors")
     return {_strip(name): tensor.float().contiguous() for name, tensor in state.items()}
 
 
-def _refused(error: pickle.UnpicklingError) -> str:
-    """What torch would not load, in its own words, without its advice."""
-    found = re.search(r"(?:GLOBAL|Unsupported \w+|Can only build) ?([\w.]+)", str(error))
-    return found.group(0) if found else "torch refuses it"
+def _unsupported(error: pickle.UnpicklingError) -> str:
+    """The object that torch refused to load, from its message."""
+    match = re.search(r"(?:GLOBAL|Unsupported \w+|Can only build) ?([\w.]+)", str(error))
+    return match.group(0) if match else "torch refuses it"
 
 
 def _strip(name: str) -> str:
     while name.startswith(_PREFIXES):
         name = name.removeprefix("module.").removeprefix("_orig_mod.")
-    for prefix in _PREFIXES:  # torch.compile of a part leaves its mark in the middle
+    for prefix in _PREFIXES:  # compiled submodules have the prefix inside the name
         name = name.replace(f".{prefix}", ".")
     return name
 
 
 def _decoder_config(weights: dict[str, Tensor], heads: int | None) -> DecoderConfig:
-    """The architecture, read off the shapes; takes the frequencies out, which follow from it."""
+    """Infer the architecture from the shapes; removes the rotary frequencies from the weights."""
     frequencies = weights.pop(_DECODER + "freqs", None)
     head = weights.get(_DECODER + "output_head.weight")
     if head is None or head.dim() != 2:
-        raise ModelError("the checkpoint does not fit: decoder.output_head.weight is missing or misshapen")
+        raise ModelError("the checkpoint does not fit: decoder.output_head.weight is missing or has a wrong shape")
     actions, width = head.shape
-    blocks = [int(found.group(1)) for name in weights if (found := re.match(r"decoder\.blocks\.(\d+)\.", name))]
-    said = None if frequencies is None else width // (2 * frequencies.numel())
-    if heads is not None and said is not None and heads != said:
-        raise ModelError(f"the checkpoint does not fit: its decoder.freqs is of {said} heads, not of {heads}")
-    return DecoderConfig(width=width, actions=actions, layers=max(blocks, default=0) + 1, heads=heads or said or 8)
+    blocks = [int(match.group(1)) for name in weights if (match := re.match(r"decoder\.blocks\.(\d+)\.", name))]
+    stored_heads = None if frequencies is None else width // (2 * frequencies.numel())
+    if heads is not None and stored_heads is not None and heads != stored_heads:
+        raise ModelError(f"the checkpoint does not fit: its decoder.freqs is of {stored_heads} heads, not of {heads}")
+    layers = max(blocks, default=0) + 1
+    return DecoderConfig(width=width, actions=actions, layers=layers, heads=heads or stored_heads or 8)
 
 
 def _encoder_config(encoder: str) -> Any:
@@ -134,26 +135,26 @@ def _encoder_config(encoder: str) -> Any:
         return transformers.AutoConfig.from_pretrained(encoder)
     except (OSError, ValueError, KeyError) as error:
         raise EncoderError(
-            f"the config of the encoder {encoder!r} cannot be had: give --encoder a folder with its config.json, or a "
-            "Hugging Face id that the network or the local hub cache has"
+            f"the config of the encoder {encoder!r} is not available: give --encoder a folder with its config.json, or "
+            "a Hugging Face id that can be downloaded or is in the local hub cache"
         ) from error
 
 
-def _some(names: list[str], at_most: int = 20) -> str:
-    return ", ".join(names[:at_most]) + (f" and {len(names) - at_most} more" if len(names) > at_most else "")
+def _join(names: list[str], limit: int = 20) -> str:
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def _check(checkpoint: Path, weights: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """Raise ModelError with the names of all entries that are missing, extra or misshapen."""
+    """Raise `ModelError` with the names of missing and extra entries and of those with a wrong shape."""
     faults = {
         "missing": [name for name in expected if name not in weights],
         "extra": [name for name in weights if name not in expected],
-        "misshapen": [
-            f"{name} {tuple(weights[name].shape)} not {tuple(tensor.shape)}"
+        "wrong shape": [
+            f"{name} {tuple(weights[name].shape)} instead of {tuple(tensor.shape)}"
             for name, tensor in expected.items()
             if name in weights and weights[name].shape != tensor.shape
         ],
     }
-    told = "; ".join(f"{kind}: {_some(names)}" for kind, names in faults.items() if names)
-    if told:
-        raise ModelError(f"{checkpoint} does not fit its encoder's config or the reference's decoder; {told}")
+    details = "; ".join(f"{kind}: {_join(names)}" for kind, names in faults.items() if names)
+    if details:
+        raise ModelError(f"{checkpoint} does not fit its encoder's config or the reference's decoder; {details}")

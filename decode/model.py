@@ -1,4 +1,4 @@
-"""A zoom model: its decoder, map and encoder, in a folder that can be copied anywhere (`jzi.store.model_folder`)."""
+"""Zoom models: decoder, map and encoder in a self-contained folder (`jzi.store.model_folder`)."""
 
 from __future__ import annotations
 
@@ -35,17 +35,16 @@ if TYPE_CHECKING:
 
 @dataclass
 class ZoomModel:
-    """A trained decoder, and what it belongs to.
+    """A trained decoder with the area, encoder and imagery of its training.
 
     Attributes:
-        decoder: in eval mode.
-        pyramid: how the area is cut.
-        encoder: which encoder made the embeddings that it was trained on.
-        imagery: which imagery it was trained on; None where that is not known (an imported model).
-        folder: where it lies.
-        temperature: (L,) what each step's logits are divided by, so that probabilities are true; None where it was
-            never calibrated.
-        config: what config.json recorded when the model was loaded.
+        decoder: the decoder, in eval mode.
+        pyramid: the area.
+        encoder: encoder of the embeddings that the decoder was trained on.
+        imagery: imagery that the decoder was trained on; None if unknown (imported models).
+        folder: the model folder.
+        temperature: (L,) divisors of each step's logits, from calibration; None if the model is not calibrated.
+        config: config.json as of loading; None if the model was not loaded from a folder.
     """
 
     decoder: ZoomDecoder
@@ -58,10 +57,14 @@ class ZoomModel:
 
     @classmethod
     def load(cls, folder: str | Path, device: torch.device | str = "cpu") -> ZoomModel:
-        """Read a model folder, without its map and its encoder.
+        """Load a model folder, without its map and encoder.
+
+        Args:
+            folder: the model folder.
+            device: device of the decoder.
 
         Raises:
-            ModelError: there is none, or it is damaged or of another format.
+            ModelError: there is no zoom model in the folder, or it is damaged or of another format.
         """
         folder = Path(folder)
         config = read_zoom_config(folder)
@@ -70,7 +73,7 @@ class ZoomModel:
         try:
             decoder.load_state_dict(load_file(file))
         except (OSError, SafetensorError, RuntimeError) as error:
-            raise ModelError(f"{file} cannot be used: {first_line(error)}") from error
+            raise ModelError(f"{file} cannot be loaded: {first_line(error)}") from error
         temperature = torch.tensor(config.temperature, device=device) if config.temperature else None
         return cls(
             decoder.eval().to(device), config.pyramid, config.encoder, config.imagery, folder, temperature, config
@@ -82,12 +85,15 @@ class ZoomModel:
         return (self.folder / MAP).exists()
 
     def read_map(self, cache: FeatureCache | None = None) -> MapEmbeddings:
-        """The map's embeddings: the cache's, if one is given, else those in the folder.
+        """Read the map's embeddings, including the terminal cells if the decoder reads them.
+
+        Args:
+            cache: cache to read from; the model folder by default.
 
         Raises:
-            ModelError: the folder has none, or they are damaged.
-            CacheMismatchError: the cache is of another encoder or pyramid.
-            CacheError: the decoder looks at the terminal cells, and the cache has none.
+            ModelError: the folder has no map, or it is damaged or lacks the terminal cells.
+            CacheMismatchError: the cache belongs to another encoder, pyramid or imagery.
+            CacheError: the cache lacks the terminal cells.
         """
         cells = self.decoder.config.look_ahead == "cells"
         if cache is None:
@@ -96,18 +102,22 @@ class ZoomModel:
                 verify_file(self.folder, self._config, MAP)
             features = MapEmbeddings.load(file, self.pyramid)
             if cells and features.cells is None:
-                raise ModelError(f"{file} lacks the terminal cells, which this decoder looks at: copy the model anew")
+                raise ModelError(f"{file} lacks the terminal cells, which this decoder reads: copy the model again")
             return features
         self.check(cache)
         return cache.read_map(cells)
 
     def check(self, cache: FeatureCache) -> None:
-        """Raise CacheMismatchError where a cache is of another encoder, pyramid or imagery than the model."""
-        hint = f"that is not what the model {self.folder} was trained with, give the cache or the model that belongs"
+        """Check that a cache fits the model.
+
+        Raises:
+            CacheMismatchError: the cache belongs to another encoder, pyramid or imagery.
+        """
+        hint = f"give the cache that the model {self.folder} was trained with, or another model"
         cache.check(pyramid=self.pyramid, encoder=self.encoder, imagery=self.imagery, hint=hint)
 
     def load_encoder(self, device: str | None = None) -> Encoder:
-        """As `load_model_encoder`."""
+        """Load the encoder that the model was trained with; see `load_model_encoder`."""
         from jzi.encode.model_encoder import load_model_encoder
 
         return load_model_encoder(self.folder, self._config, device)
@@ -118,10 +128,10 @@ class ZoomModel:
 
 
 def read_zoom_config(folder: Path) -> ZoomModelConfig:
-    """config.json of a zoom model.
+    """Read the config.json of a zoom model.
 
     Raises:
-        ModelError: as `read_config`, or it is another kind of model.
+        ModelError: config.json is missing or invalid, or belongs to another kind of model.
     """
     config = read_config(folder)
     if not isinstance(config, ZoomModelConfig):
@@ -137,18 +147,27 @@ def create_folder(
     encoder_folder: Path | None,
     imagery: ImageryInfo | None = None,
 ) -> None:
-    """Start a model folder: the encoder if it lies in a folder of its own, then config.json."""
+    """Create a model folder with config.json and the encoder.
+
+    Args:
+        folder: the model folder.
+        config: of the decoder.
+        pyramid: the area.
+        encoder: the encoder.
+        encoder_folder: folder of the encoder to copy; None if it is on the Hugging Face hub.
+        imagery: the imagery, if known.
+    """
     entries = ZoomModelConfig(pyramid=pyramid, encoder=encoder, imagery=imagery, decoder=config.to_dict())
     create_model(folder, entries, encoder_folder)
 
 
 def save_weights(folder: Path, decoder: ZoomDecoder) -> None:
-    """Write decoder.safetensors, whole or not at all."""
+    """Write decoder.safetensors atomically."""
     save_tensors(folder, decoder.state_dict())
 
 
 def save_tensors(folder: Path, weights: dict[str, torch.Tensor]) -> None:
-    """`save_weights`, of a decoder's `state_dict`."""
+    """Write a decoder's `state_dict` to decoder.safetensors, as `save_weights`."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     write_file(folder, DECODER, lambda path: save_file(tensors, path))
 
@@ -157,4 +176,4 @@ def _make_decoder(folder: Path, config: ZoomModelConfig) -> ZoomDecoder:
     try:
         return ZoomDecoder(DecoderConfig(**config.decoder))  # type: ignore[arg-type]
     except (TypeError, ConfigError) as error:
-        raise ModelError(f"{folder / CONFIG} describes no decoder that jzi can make ({error}): {HINT}") from error
+        raise ModelError(f"{folder / CONFIG} does not describe a valid decoder ({error}): {HINT}") from error

@@ -1,9 +1,10 @@
-"""Patch tokens beside a tile's embedding: the paper's ablation "[CLS] + k most similar patch tokens".
+"""Patch tokens in addition to a tile's embedding: the paper's ablation "[CLS] + k most similar patch tokens".
 
-The paper gives its table and no details. What is assumed: similarity is the cosine of a patch token and the query's
-embedding, both as the encoder gives them; the k best follow the tile's embedding, the most similar first, so that the
-decoder reads [query, tile_0, its k, action_0, tile_1, its k, action_1, ...], rotary positions counted through; and
-a step's logits are read at the last token of its tile, which alone sees all k. Nothing is added to the parameters.
+The paper reports results without details. Assumptions: similarity is the cosine of a patch token and the photo's
+embedding, both as computed by the encoder; the k most similar tokens follow the tile's embedding in descending order,
+so the decoder reads [query, tile_0, k tokens, action_0, tile_1, k tokens, action_1, ...] at consecutive rotary
+positions; a step's logits are computed at the last token of its tile, which attends to all k. There are no further
+parameters.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812 - its name everywhere
+import torch.nn.functional as F  # noqa: N812 - the usual name
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
@@ -28,140 +29,151 @@ from jzi.store.pyramid import TileKey
 if TYPE_CHECKING:
     from jzi.store.cache import FeatureCache
 
-#: Most pairs of photo and tile that are compared at once: with 729 tokens of 768 features they are 143 MB in float32.
-PAIRS = 64
+#: Maximum pairs of photo and tile that are compared at once: 143 MB in float32 with 729 tokens of 768 features.
+MAX_PAIRS = 64
 
 
 class PatchTokens:
-    """The patch tokens of every tile, read from a cache when a tile is first looked at.
+    """Patch tokens of all tiles, read from a cache on first use and kept in a least-recently-used buffer.
 
-    They are kept on the device or else in memory, as many tiles as a quarter of what is free has room for: all 4369 of
-    the paper's map at 384 pixels take 4.9 GB. Where there is less room, the tiles that were not looked at for longest
-    make place.
+    The buffer is on the device if all tiles fit into a quarter of its free memory, else in main memory, of which it
+    takes at most a quarter; all 4369 tiles of the paper's map take 4.9 GB at 384 pixels.
 
     Args:
-        cache: with patch tokens.
-        device: where they are compared.
-        room: tiles to keep at most; as many as fit if not given.
+        cache: cache with patch tokens.
+        device: device of the result.
+        capacity: maximum number of tiles in the buffer; limited by the free memory by default.
 
     Raises:
-        CacheError: the cache holds no patch tokens.
+        CacheError: the cache has no patch tokens.
     """
 
-    def __init__(self, cache: FeatureCache, device: torch.device | str, room: int | None = None) -> None:
-        self.cache, self.features, self.device, self.room = cache, cache.patch_tokens, torch.device(device), room
+    def __init__(self, cache: FeatureCache, device: torch.device | str, capacity: int | None = None) -> None:
+        self.cache, self.features, self.device, self.capacity = (
+            cache,
+            cache.patch_tokens,
+            torch.device(device),
+            capacity,
+        )
         self.count = self.features.count
         sides = [cache.pyramid.tiles_per_side(level) for level in range(cache.pyramid.levels)]
         self.keys = [TileKey(level, *at) for level, side in enumerate(sides) for at in np.ndindex(side, side)]
-        self._held: OrderedDict[int, int] = OrderedDict()  # tile to slot, the one not looked at for longest first
-        self._whole = self._sound = False  # all kept; all read once
-        self._lock = threading.Lock()  # a service looks tiles up from several threads
+        self._slots: OrderedDict[int, int] = OrderedDict()  # tile to slot, least recently used first
+        self._complete = False  # all tiles are in the buffer
+        self._verified = False  # all tiles were read once
+        self._lock = threading.Lock()  # the web service calls `nearest` from several threads
 
     @classmethod
     def of(cls, cache: FeatureCache, device: torch.device | str) -> PatchTokens | None:
-        """Those of a cache, if it holds any."""
+        """Return the patch tokens of a cache, or None if it has none."""
         return cls(cache, device) if cache.has_tokens else None
 
     @cached_property
-    def kept(self) -> Tensor:
-        """(slot, token, feature) float16; made when it is first needed."""
-        one = self.count * self.features.width * torch.float16.itemsize
-        places = dict.fromkeys((self.device, torch.device("cpu")))
-        fitting = {place: int(SHARE * free_bytes(place)) // one for place in places}
-        place = next((each for each, tiles in fitting.items() if tiles >= len(self.keys)), torch.device("cpu"))
-        slots = min(len(self.keys), max(fitting[place] if self.room is None else self.room, PAIRS))
-        with torch.inference_mode(False):  # it may be filled further outside of that mode
-            return torch.empty(slots, self.count, self.features.width, dtype=torch.float16, device=place)
+    def _buffer(self) -> Tensor:
+        """(slot, token, feature) float16."""
+        tile_bytes = self.count * self.features.width * torch.float16.itemsize
+        devices = dict.fromkeys((self.device, torch.device("cpu")))
+        tiles_that_fit = {device: int(SHARE * free_bytes(device)) // tile_bytes for device in devices}
+        device = next((each for each, n in tiles_that_fit.items() if n >= len(self.keys)), torch.device("cpu"))
+        capacity = tiles_that_fit[device] if self.capacity is None else self.capacity
+        slots = min(len(self.keys), max(capacity, MAX_PAIRS))
+        with torch.inference_mode(False):  # later writes may happen outside of inference mode
+            return torch.empty(slots, self.count, self.features.width, dtype=torch.float16, device=device)
 
     @cached_property
-    def _slot(self) -> Tensor:
-        """(tile,) where each is in `kept`."""
+    def _slot_of_tile(self) -> Tensor:
+        """(tile,) slot of each tile in the buffer."""
         with torch.inference_mode(False):
-            return torch.full((len(self.keys),), -1, dtype=torch.int64, device=self.kept.device)
+            return torch.full((len(self.keys),), -1, dtype=torch.int64, device=self._buffer.device)
 
     @cached_property
     def _encoded(self) -> NDArray[np.bool_]:
-        """(tile,) whether each has imagery."""
+        """(tile,) bool, whether each tile is encoded."""
         levels = range(self.cache.pyramid.levels)
         return np.concatenate([self.cache.status(level).ravel() == ENCODED for level in levels])
 
     def check(self, k: int) -> None:
-        """Raise ConfigError where a tile has not as many patches."""
+        """Check that tiles have at least k patch tokens.
+
+        Raises:
+            ConfigError: they have fewer.
+        """
         if k > self.count:
             path = self.cache.path
-            raise ConfigError(f"decoder.patch_tokens is {k}, and a tile of {path} has {self.count} patch tokens")
+            raise ConfigError(f"decoder.patch_tokens is {k}, but a tile of {path} has {self.count} patch tokens")
 
     def load(self, progress: bool = False) -> None:
-        """Read all, so that what is missing or damaged is found before it is needed.
+        """Read all tiles, so that missing and damaged ones are reported before training.
 
         Args:
-            progress: show how far it is.
+            progress: whether to show a progress bar.
 
         Raises:
-            CacheError: tiles lack their patch tokens.
+            CacheError: patch tokens of a tile are missing.
             CacheCorruptError: a chunk does not match its checksum.
         """
-        if self._sound:
+        if self._verified:
             return
         with tqdm(total=len(self.keys), unit="tile", desc="patch tokens", disable=not progress) as bar:
-            for tiles in torch.arange(len(self.keys)).split(PAIRS):
-                self._hold(tiles.tolist())
+            for tiles in torch.arange(len(self.keys)).split(MAX_PAIRS):
+                self._require(tiles.tolist())
                 bar.update(len(tiles))
-        self._whole, self._sound = len(self._held) == len(self.keys), True
+        self._complete, self._verified = len(self._slots) == len(self.keys), True
 
     def nearest(self, tile: Tensor, query: Tensor, k: int) -> Tensor:
-        """The k patch tokens of each tile that are most similar to a photo's embedding, the most similar first.
+        """Select the k patch tokens of each tile that are most similar to a photo, in descending order.
 
         Args:
-            tile: (photo, n) indices, as `TileTable` has them.
-            query: (photo, feature).
-            k: how many.
+            tile: (photo, n) indices as in `TileTable`.
+            query: (photo, feature) embeddings of photos.
+            k: number of patch tokens.
 
         Returns:
-            (photo, n, k, feature) float32; zeros of tiles that have no imagery.
+            (photo, n, k, feature) float32; zeros for tiles without imagery.
 
         Raises:
-            CacheError: as `load`.
-            ConfigError: as `check`.
+            CacheError: patch tokens of a tile are missing.
+            CacheCorruptError: a chunk does not match its checksum.
+            ConfigError: tiles have fewer than k patch tokens.
         """
         self.check(k)
-        wanted = query.float()[:, None].expand(-1, tile.shape[1], -1).flatten(0, 1)
-        pairs = zip(tile.flatten().split(PAIRS), wanted.split(PAIRS), strict=True)
+        queries = query.float()[:, None].expand(-1, tile.shape[1], -1).flatten(0, 1)
+        pairs = zip(tile.flatten().split(MAX_PAIRS), queries.split(MAX_PAIRS), strict=True)
         return torch.cat([self._nearest(*pair, k) for pair in pairs]).view(*tile.shape, k, -1)
 
     def _nearest(self, tile: Tensor, query: Tensor, k: int) -> Tensor:
         with self._lock:
-            if not self._whole:
-                self._hold(tile.unique().tolist())
-            kept = self.kept[self._slot[tile.to(self.kept.device)]]
-        tokens = kept.to(self.device).float()  # (pair, token, feature)
+            if not self._complete:
+                self._require(tile.unique().tolist())
+            stored = self._buffer[self._slot_of_tile[tile.to(self._buffer.device)]]
+        tokens = stored.to(self.device).float()  # (pair, token, feature)
         best = F.cosine_similarity(tokens, query[:, None].to(self.device), dim=-1).topk(k, dim=1).indices
         return tokens.gather(1, best[..., None].expand(-1, -1, tokens.shape[-1]))
 
-    def _hold(self, tiles: list[int]) -> None:
-        """Have tiles, as many as `PAIRS` at most, among those that are kept."""
-        absent = []
+    def _require(self, tiles: list[int]) -> None:
+        """Read the tiles that are not in the buffer, of at most `MAX_PAIRS`."""
+        missing = []
         for tile in tiles:
-            if tile in self._held:
-                self._held.move_to_end(tile)
+            if tile in self._slots:
+                self._slots.move_to_end(tile)
             else:
-                absent.append(tile)
-        for tile, values in zip(absent, self._read(absent), strict=True):
-            slot = len(self._held)
-            if slot == len(self.kept):
-                _, slot = self._held.popitem(last=False)
-            self._held[tile] = slot
-            self._slot[tile] = slot
-            self.kept[slot] = torch.from_numpy(values)
+                missing.append(tile)
+        for tile, values in zip(missing, self._read(missing), strict=True):
+            slot = len(self._slots)
+            if slot == len(self._buffer):
+                _, slot = self._slots.popitem(last=False)
+            self._slots[tile] = slot
+            self._slot_of_tile[tile] = slot
+            self._buffer[slot] = torch.from_numpy(values)
 
     def _read(self, tiles: list[int]) -> list[NDArray[np.float16]]:
-        there = [tile for tile in tiles if self._encoded[tile]]
-        found = dict(zip(there, self.features.read_many([self.keys[tile] for tile in there]), strict=True))
-        if lacking := [self.keys[tile] for tile, values in found.items() if np.isnan(values[0, 0])]:
-            level, row, col = lacking[0]
+        encoded = [tile for tile in tiles if self._encoded[tile]]
+        tokens = dict(zip(encoded, self.features.read_many([self.keys[tile] for tile in encoded]), strict=True))
+        if missing := [self.keys[tile] for tile, values in tokens.items() if np.isnan(values[0, 0])]:
+            level, row, col = missing[0]
             raise CacheError(
                 f"{self.cache.path} lacks the patch tokens of tiles, such as level {level}, row {row}, col {col}: run "
                 "`jzi encode-map --tokens`"
             )
-        nothing = np.zeros((self.count, self.features.width), np.float16)
-        return [found.get(tile, nothing) for tile in tiles]
+        zeros = np.zeros((self.count, self.features.width), np.float16)
+        return [tokens.get(tile, zeros) for tile in tiles]

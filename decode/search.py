@@ -1,7 +1,7 @@
-"""Zooming: from the embeddings of photos to paths with probabilities, off the cache.
+"""Beam search over the pyramid: paths and their probabilities from embeddings of photos.
 
-A beam of one is greedy search, the reference's protocol. By the chain rule the product over the steps is the
-probability of the cell; children with no imagery are left out of every step's softmax.
+By the chain rule the product over the steps is the probability of the cell; children without imagery are masked in
+every step's softmax. One beam is greedy search, the reference's protocol.
 """
 
 from __future__ import annotations
@@ -16,23 +16,22 @@ from torch import Tensor
 from jzi.decode.decoder import KeyValues, ZoomDecoder
 from jzi.decode.tile_table import TileTable
 
-#: Photos times beams that would be searched at once without patch tokens; with them it is as many as take as much room.
-#: Keys and values of the paper's decoder then take 1.2 GB.
-PAIRS = 4096
+#: Photos times beams of one search with patch tokens, before `DecoderConfig.batch` scales it down: keys and values of
+#: the paper's decoder then take 1.2 GB.
+HYPOTHESES = 4096
 
-
-#: Photos to a batch of greedy search: 4096 x 9 tokens of the paper's decoder take about 0.5 GB.
+#: Photos per batch of greedy search: 4096 x 9 tokens of the paper's decoder take about 0.5 GB.
 BATCH = 4096
 
 
 @dataclass(frozen=True)
 class BeamSearchResult:
-    """What a search found, best first.
+    """Paths of a search, the most probable first.
 
     Attributes:
-        paths: (query, beam, L) actions.
-        log_probability: (query, beam, L) of each action given those before it; -inf in beams that fill up the tensor
-            where fewer cells have imagery than beams were asked for.
+        paths: (query, beam, L) int64 actions.
+        log_probability: (query, beam, L) log-probability of each action given those before it; -inf in surplus beams
+            if fewer cells have imagery than there are beams.
     """
 
     paths: Tensor
@@ -56,12 +55,19 @@ def zoom(
         table: the map.
         query: (query, feature) embeddings of photos on the table's device.
         beams: hypotheses kept after every step.
-        cells: hypotheses kept after the last step; as many as `beams` if not given.
-        temperature: (L,) what the logits of each step are divided by; ones if not given.
+        cells: hypotheses kept after the last step; `beams` by default.
+        temperature: (L,) divisors of the logits of each step; ones by default.
+
+    Returns:
+        The paths.
+
+    Raises:
+        CacheError: the decoder reads patch tokens or terminal cells, and the table has none.
+        ConfigError: the decoder reads more patch tokens than a tile has.
     """
-    most = max(1, decoder.config.batch(PAIRS) // beams)
-    if decoder.config.patch_tokens and len(query) > most:
-        parts = [zoom(decoder, table, part, beams, cells=cells, temperature=temperature) for part in query.split(most)]
+    limit = max(1, decoder.config.batch(HYPOTHESES) // beams)
+    if decoder.config.patch_tokens and len(query) > limit:
+        parts = [zoom(decoder, table, part, beams, cells=cells, temperature=temperature) for part in query.split(limit)]
         return BeamSearchResult(
             torch.cat([part.paths for part in parts]), torch.cat([part.log_probability for part in parts])
         )
@@ -74,21 +80,21 @@ def zoom(
     past: KeyValues | None = None
     for level in range(pyramid.levels):
         tile = table.index(level, row, col)  # (query, beam)
-        seen, below = table.read(decoder.config, tile, query)
-        seen = seen.flatten(0, 1)  # (query * beam, ...)
-        below = None if below is None else below.flatten(0, 1)
+        tokens, children = table.inputs(decoder.config, tile, query)
+        tokens = tokens.flatten(0, 1)  # (query * beam, ...)
+        children = None if children is None else children.flatten(0, 1)
         tile = tile.flatten()
         if past is None:
-            logits, past = decoder.prefill(query.float(), seen, below)
+            logits, past = decoder.prefill(query.float(), tokens, children)
         else:
-            logits, past = decoder.step(paths[..., -1].flatten(), seen, past, below)
+            logits, past = decoder.step(paths[..., -1].flatten(), tokens, past, children)
         if temperature is not None:
             logits = logits / temperature[level]
         logits = logits.float().masked_fill(~table.child_mask[tile], -torch.inf)
-        step = logits.log_softmax(-1).nan_to_num(nan=-torch.inf).view(n, -1, actions)  # nan: there is nothing below
+        step = logits.log_softmax(-1).nan_to_num(nan=-torch.inf).view(n, -1, actions)  # NaN if all are masked
         total = (steps.sum(-1, keepdim=True) + step).flatten(1)  # (query, beam * action)
-        kept = cells if cells and level + 1 == pyramid.levels else beams
-        best = total.topk(min(kept, total.shape[1]), dim=1).indices
+        width = cells if cells and level + 1 == pyramid.levels else beams
+        best = total.topk(min(width, total.shape[1]), dim=1).indices
         beam, action = best // actions, best % actions
         paths = torch.cat([_take(paths, beam), action[..., None]], dim=-1)
         steps = torch.cat([_take(steps, beam), step.flatten(1).gather(1, best)[..., None]], dim=-1)
@@ -101,11 +107,20 @@ def zoom(
 
 
 def _take(values: Tensor, beam: Tensor) -> Tensor:
-    """(query, beam, step) of the beams that live on."""
+    """Select beams of (query, beam, step) values."""
     return values.gather(1, beam[..., None].expand(-1, -1, values.shape[-1]))
 
 
 def greedy_paths(decoder: ZoomDecoder, table: TileTable, query: Tensor) -> NDArray[np.int64]:
-    """(photo, L) actions of greedy search, the reference's protocol, for (photo, feature) embeddings."""
+    """Search greedily, as in the reference's protocol.
+
+    Args:
+        decoder: in eval mode, on the table's device.
+        table: the map.
+        query: (photo, feature) embeddings of photos.
+
+    Returns:
+        (photo, L) actions.
+    """
     paths = [zoom(decoder, table, batch.to(table.device)).paths[:, 0] for batch in query.split(BATCH)]
     return torch.cat(paths).cpu().numpy()

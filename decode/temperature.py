@@ -1,33 +1,33 @@
-"""Temperatures of the zoom's steps, fitted on held-out photos so that its probabilities are calibrated."""
+"""Temperature scaling: calibrate the decoder's steps on held-out photos."""
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - its name everywhere
+import torch.nn.functional as F  # noqa: N812 - the usual name
 from torch import Tensor
 
 from jzi.decode.dataset import ZoomDataset
 from jzi.decode.decoder import ZoomDecoder
 from jzi.decode.tile_table import TileTable
 
-#: A logit that no temperature makes likely, and that has a gradient, which -inf has not.
-NOTHING = -1e9
+#: Logit of children without imagery: negligible at any temperature, and with a finite gradient, unlike -inf.
+MASKED_LOGIT = -1e9
 
 
 @torch.no_grad()
 def _logits(decoder: ZoomDecoder, table: TileTable, samples: ZoomDataset) -> Tensor:
-    """(photo, step, action), teacher-forced; next to nothing, but finite, where there is no imagery."""
+    """(photo, step, action) teacher-forced logits; `MASKED_LOGIT` where there is no imagery."""
     parts = []
     for index in torch.arange(len(samples), device=table.device).split(decoder.config.batch(1024)):
         tiles, query = samples.tiles[index], samples.query[index, 0].float()
-        seen, below = table.read(decoder.config, tiles, query)
-        logits = decoder(query, seen, samples.actions[index], below)
-        parts.append(logits.masked_fill(~table.child_mask[tiles], NOTHING))
+        tokens, children = table.inputs(decoder.config, tiles, query)
+        logits = decoder(query, tokens, samples.actions[index], children)
+        parts.append(logits.masked_fill(~table.child_mask[tiles], MASKED_LOGIT))
     return torch.cat(parts)
 
 
 def fit_temperature(decoder: ZoomDecoder, table: TileTable, samples: ZoomDataset) -> list[float]:
-    """One temperature per step, which makes the steps' probabilities as likely as they can be on held-out photos.
+    """Fit one temperature per step by minimising the cross-entropy of held-out photos.
 
     Source: Guo et al. 2017, "On Calibration of Modern Neural Networks".
 
@@ -37,7 +37,7 @@ def fit_temperature(decoder: ZoomDecoder, table: TileTable, samples: ZoomDataset
         samples: held-out photos, at least one.
 
     Returns:
-        L numbers, 0.05..20; what logits are divided by.
+        L temperatures, 0.05..20, by which the logits of each step are to be divided.
     """
     logits, actions = _logits(decoder, table, samples).double().cpu(), samples.actions.cpu()
     log_temperature = torch.zeros(logits.shape[1], dtype=torch.float64, requires_grad=True)

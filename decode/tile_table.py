@@ -1,4 +1,4 @@
-"""The map's embeddings on the device, so that a zoom is a handful of look-ups by index."""
+"""The map's embeddings in one tensor on the device, addressed by tile index."""
 
 from __future__ import annotations
 
@@ -19,13 +19,19 @@ if TYPE_CHECKING:
 
 
 class TileTable:
-    """All tiles of levels 0..L-1 in one tensor; a tile is an index into it.
+    """Embeddings of all tiles of levels 0..L-1, level by level in row-major order.
+
+    Args:
+        features: the map.
+        device: device of the tensors.
+        patches: the tiles' patch tokens, if the map has them.
 
     Attributes:
-        embedding: (tile, feature) float16 on the device; zeros where there is no imagery. Terminal cells, if there are
-            any, come last.
-        child_mask: (tile, action) bool; False for children with no imagery, which search never enters.
-        patches: the tiles' patch tokens; None where the map came without.
+        embedding: (tile, feature) float16 on the device; zeros where there is no imagery. The terminal cells follow
+            the tiles if `features` has them.
+        child_mask: (tile, action) bool on the device; False for children without imagery, which search never enters.
+        offsets: index of the first tile of each level.
+        patches: the tiles' patch tokens, or None.
     """
 
     def __init__(
@@ -45,45 +51,62 @@ class TileTable:
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors are."""
+        """Device of the tensors."""
         return self.embedding.device
 
     def with_embedding(self, embedding: Tensor) -> TileTable:
-        """The same tiles with other embeddings, (tile, feature) on their device."""
+        """Return the same tiles with other embeddings.
+
+        Args:
+            embedding: (tile, feature), on any device, which becomes the table's.
+        """
         table = copy.copy(self)
         table.embedding, table.width = embedding, embedding.shape[1]
         table.child_mask = self.child_mask.to(embedding.device)
         return table
 
     def index(self, level: int, row: Tensor, col: Tensor) -> Tensor:
-        """Index of the tiles (level, row, col)."""
+        """Return the indices of tiles.
+
+        Args:
+            level: 0..L-1.
+            row: int64 of any shape.
+            col: int64 of the same shape.
+        """
         return self.offsets[level] + row * self.pyramid.tiles_per_side(level) + col
 
-    def read(self, config: DecoderConfig, tile: Tensor, query: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What a decoder reads of tiles, as `seen`, and of the tiles below them, as `below`.
+    def inputs(self, config: DecoderConfig, tile: Tensor, query: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Look up a decoder's input for tiles.
 
         Args:
             config: of the decoder.
             tile: (photo, n) indices.
-            query: (photo, feature) embeddings of the photos that look at them.
-        """
-        return self.seen(tile, query, config.patch_tokens), self.below(tile, config.look_ahead)
+            query: (photo, feature) embeddings of the photos.
 
-    def seen(self, tile: Tensor, query: Tensor, patch_tokens: int) -> Tensor:
-        """What a decoder reads of tiles.
+        Returns:
+            The results of `tokens` and `children`.
+
+        Raises:
+            CacheError: the decoder reads patch tokens or terminal cells, and the map has none.
+            ConfigError: the decoder reads more patch tokens than a tile has.
+        """
+        return self.tokens(tile, query, config.patch_tokens), self.children(tile, config.look_ahead)
+
+    def tokens(self, tile: Tensor, query: Tensor, patch_tokens: int) -> Tensor:
+        """Look up the tokens of tiles.
 
         Args:
             tile: (photo, n) indices.
-            query: (photo, feature) embeddings of the photos that look at them.
-            patch_tokens: the decoder's k.
+            query: (photo, feature) embeddings of the photos.
+            patch_tokens: number k of patch tokens per tile.
 
         Returns:
-            (photo, n, feature) float32, or (photo, n, 1 + k, feature): each tile's embedding, then the k of its patch
-            tokens that are most similar to the photo.
+            (photo, n, feature) float32 embeddings if k is 0, else (photo, n, 1 + k, feature): each tile's embedding,
+            then its k patch tokens that are most similar to the photo.
 
         Raises:
             CacheError: the map has no patch tokens.
-            ConfigError: a tile has fewer.
+            ConfigError: a tile has fewer than k.
         """
         embedding = self.embedding[tile].float()
         if not patch_tokens:
@@ -93,35 +116,41 @@ class TileTable:
         )
 
     def require_patches(self, patch_tokens: int) -> PatchTokens:
-        """The patch tokens, of which a tile has as many at least.
+        """Return the tiles' patch tokens.
+
+        Args:
+            patch_tokens: number k that a decoder reads per tile.
 
         Raises:
-            CacheError: the map has none.
-            ConfigError: a tile has fewer.
+            CacheError: the map has no patch tokens.
+            ConfigError: a tile has fewer than k.
         """
         if self.patches is None:
-            raise CacheError(f"decoder.patch_tokens is {patch_tokens}, and the map has none: `jzi encode-map --tokens`")
+            raise CacheError(
+                f"decoder.patch_tokens is {patch_tokens}, but the map has none: run `jzi encode-map --tokens`"
+            )
         self.patches.check(patch_tokens)
         return self.patches
 
-    def below(self, tile: Tensor, look_ahead: str) -> Tensor | None:
-        """What a decoder sees of the children of tiles.
+    def children(self, tile: Tensor, look_ahead: str) -> Tensor | None:
+        """Look up the embeddings of the children of tiles.
 
         Args:
             tile: (...) indices.
-            look_ahead: the decoder's.
+            look_ahead: as in `DecoderConfig`.
 
         Returns:
-            None, or (..., action, feature); zeros where there is no imagery, and for cells that are not looked at.
+            None for "none", else (..., action, feature) float32; zeros where there is no imagery, and for terminal
+            cells unless `look_ahead` is "cells".
 
         Raises:
-            CacheError: cells are looked at, and the map has none.
+            CacheError: `look_ahead` is "cells" and the map has no terminal cells.
         """
         if look_ahead == "none":
             return None
         g, tiles = self.pyramid.grid, self.pyramid.tile_count
         if look_ahead == "cells" and len(self.embedding) == tiles:
-            raise CacheError("decoder.look_ahead is cells, and the map has none: run `jzi encode-map --cells`")
+            raise CacheError("decoder.look_ahead is cells, but the map has none: run `jzi encode-map --cells`")
         first = torch.tensor([*self.offsets, tiles], device=tile.device)
         level = torch.bucketize(tile, first, right=True) - 1
         side = g**level
@@ -129,22 +158,36 @@ class TileTable:
         child = torch.arange(g * g, device=tile.device)
         rows, cols = row[..., None] * g + child // g, col[..., None] * g + child % g  # (..., action)
         index = first[level + 1][..., None] + rows * (g * side)[..., None] + cols
-        there = index < (len(self.embedding) if look_ahead == "cells" else tiles)
-        return self.embedding[torch.where(there, index, 0)].float() * there[..., None]
+        included = index < (len(self.embedding) if look_ahead == "cells" else tiles)
+        return self.embedding[torch.where(included, index, 0)].float() * included[..., None]
 
-    def along(self, paths: NDArray[np.int64]) -> Tensor:
-        """(n, L) indices of the tiles that zooms along (n, L) actions see."""
+    def tiles_along(self, paths: NDArray[np.int64]) -> Tensor:
+        """Return the tiles along paths, from level 0 on.
+
+        Args:
+            paths: (n, L) actions.
+
+        Returns:
+            (n, L) int64 indices on the device.
+        """
         rows, cols = self.pyramid.input_tiles(paths)
         side = np.array([self.pyramid.tiles_per_side(level) for level in range(self.pyramid.levels)])
         return torch.from_numpy(np.array(self.offsets) + rows * side + cols).to(self.device)
 
-    def reachable(self, paths: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """(n,) whether every step of (n, L) actions enters a tile with imagery."""
+    def is_reachable(self, paths: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return whether every step of a path enters a tile or cell with imagery.
+
+        Args:
+            paths: (n, L) actions.
+
+        Returns:
+            (n,) bool.
+        """
         actions = torch.from_numpy(paths).to(self.device)
-        return self.child_mask[self.along(paths), actions].all(-1).cpu().numpy()
+        return self.child_mask[self.tiles_along(paths), actions].all(-1).cpu().numpy()
 
 
 def _by_parent(status: NDArray[np.bool_], grid: int) -> NDArray[np.bool_]:
-    """(rows * g, cols * g) of one level to (parent, action)."""
+    """Reshape (rows * g, cols * g) of one level to (parent, action)."""
     n = len(status) // grid
     return status.reshape(n, grid, n, grid).swapaxes(1, 2).reshape(n * n, grid * grid)

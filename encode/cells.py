@@ -1,6 +1,6 @@
-"""The pieces of map that stand for cells: each a square around a cell, several times as wide.
+"""Reference crops of cells: squares centred on a cell and several times as wide.
 
-Squares of neighbours overlap, so that they are kept as one mosaic and cut out when they are asked for.
+Crops of neighbouring cells overlap, so the map is kept as one mosaic and crops are cut from it on access.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812 - its name everywhere
+import torch.nn.functional as F  # noqa: N812 - the usual name
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
@@ -20,24 +20,26 @@ from jzi.encode.imagery import Imagery
 from jzi.encode.prefetch import prefetch, reader_threads
 from jzi.store.pyramid import Bounds, Pyramid
 
-#: Cells to a side that are read in one go.
+#: Maximum cells per side of a block that is rendered at once.
 BLOCK = 16
 
 
 class CellImages:
-    """Images of all cells of a pyramid, row by row from the north-west; index it with a tensor of cells.
+    """Reference crops of all cells of a pyramid, in row-major order from the north-west corner.
+
+    `images[index]` returns the (n, S, S, 3) uint8 crops of an (n,) tensor of cell numbers, on `device`.
 
     Args:
         imagery: the map.
-        image_size: side of an image, pixels.
+        image_size: side S of a crop, pixels.
         context: side of the square around a cell, in cells.
-        device: where the mosaic is wanted.
-        folder: for a file with it, if it fits nowhere else.
-        progress: whether to show it.
+        device: preferred device of the mosaic; it is kept in memory or in a file if the device has no room.
+        folder: where to put that file.
+        progress: whether to show a progress bar.
 
     Attributes:
         mosaic: (side, side, 3) uint8, the map with a margin around it.
-        has_imagery: (row, col) bool, whether there is any imagery in each cell.
+        has_imagery: (row, col) bool, whether any pixel of each cell has imagery.
 
     Raises:
         ImageryError: the imagery cannot be read.
@@ -54,8 +56,8 @@ class CellImages:
         progress: bool = True,
     ) -> None:
         self.imagery, self.pyramid, self.image_size = imagery, imagery.pyramid, image_size
-        self.cells = self.pyramid.tiles_per_side(self.pyramid.levels)  # to a side
-        #: Pixels to a cell, even, and no coarser than the images; the margin around a cell, pixels.
+        self.cells = self.pyramid.tiles_per_side(self.pyramid.levels)  # per side
+        #: Pixels per cell, even and at least the resolution of the crops; margin around a cell in pixels.
         self.pixels = 2 * math.ceil(image_size / context / 2)
         self.margin = round((context - 1) * self.pixels / 2)
         side = self.cells * self.pixels + 2 * self.margin
@@ -74,14 +76,13 @@ class CellImages:
 
     @property
     def device(self) -> torch.device:
-        """Where indices are wanted."""
+        """Device of the crops."""
         return self.mosaic.device
 
     def __len__(self) -> int:
         return self.cells**2
 
     def __getitem__(self, index: Tensor) -> Tensor:
-        """(n,) cells to (n, S, S, 3) uint8."""
         side = self.pixels + 2 * self.margin
         corners = [(cell // self.cells * self.pixels, cell % self.cells * self.pixels) for cell in index.tolist()]
         if not corners:
@@ -90,11 +91,11 @@ class CellImages:
         if side == self.image_size:
             return images
         size = (self.image_size, self.image_size)
-        smaller = F.interpolate(images.permute(0, 3, 1, 2).float(), size, mode="bilinear", antialias=True)
-        return smaller.round().clamp(0, 255).byte().permute(0, 2, 3, 1)
+        resized = F.interpolate(images.permute(0, 3, 1, 2).float(), size, mode="bilinear", antialias=True)
+        return resized.round().clamp(0, 255).byte().permute(0, 2, 3, 1)
 
     def _render(self, corner: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        """A block of cells with the margin around it, and which of its cells have imagery."""
+        """Render a block of cells with its margin; also return which of its cells have imagery."""
         row, col = corner
         metres = self.pyramid.cell_size / self.pixels
         side = self._block * self.pixels + 2 * self.margin
@@ -107,7 +108,7 @@ class CellImages:
 
 
 def _block_side(pyramid: Pyramid) -> int:
-    """The side of the largest tile of the pyramid of at most `BLOCK` cells to a side, in cells."""
+    """Side in cells of the largest tile of at most `BLOCK` cells per side."""
     side = 1
     while side * pyramid.grid <= min(BLOCK, pyramid.tiles_per_side(pyramid.levels)):
         side *= pyramid.grid

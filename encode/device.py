@@ -1,4 +1,4 @@
-"""Where to compute and where to put things: devices, processes, and memory for large arrays."""
+"""Devices, processes, and memory for large tensors."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from torch import Tensor
 if TYPE_CHECKING:
     from accelerate import PartialState
 
-#: What one array may take of what is free, so that there is room for the work itself.
+#: Fraction of the free memory that one tensor may take; the rest is for the computation itself.
 SHARE = 0.25
 
 
 def best_device() -> str:
-    """The accelerator of this process under `accelerate launch`, the current one otherwise, or "cpu".
+    """Name the device to compute on.
 
-    The current GPU is the first, until `torch.cuda.set_device` makes another one current.
+    Returns:
+        The GPU of this process under `accelerate launch`, else torch's current GPU, else "mps" or "cpu".
     """
     if torch.cuda.is_available():
         return f"cuda:{os.environ.get('LOCAL_RANK') or torch.cuda.current_device()}"
@@ -30,36 +31,35 @@ def best_device() -> str:
 
 
 def processes() -> PartialState:
-    """Index, number and barriers of the processes; one alone where none was launched.
-
-    Accelerate looks for processes on CPUs only where it is told that there is nothing better.
-    """
+    """Return accelerate's process state: index and number of processes, barriers; a single process by default."""
     from accelerate import PartialState
 
-    return PartialState(cpu=best_device() == "cpu")
+    return PartialState(cpu=best_device() == "cpu")  # accelerate detects CPU-only launches only with cpu=True
 
 
 def free_bytes(device: torch.device) -> int:
-    """Free memory of a device, or of the machine for "cpu"."""
+    """Return the free bytes of a GPU's memory, or of main memory for any other device."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return psutil.virtual_memory().available
 
 
 def allocate(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, folder: Path) -> Tensor:
-    """An uninitialised tensor where there is room for it.
+    """Allocate an uninitialised tensor on the device, else in main memory, else in a memory-mapped file.
 
     Args:
-        shape: of the tensor.
-        dtype: of the tensor.
-        device: where it is wanted.
-        folder: where to put a file for it, if neither the device nor the memory has room; the file has no name, and
-            is gone with the tensor.
+        shape: shape of the tensor.
+        dtype: data type of the tensor.
+        device: preferred device.
+        folder: folder of the file, which is deleted with the tensor.
+
+    Returns:
+        A tensor of that shape. It takes at most `SHARE` of the free memory unless it is in a file.
     """
     count = math.prod(shape)
-    for place in dict.fromkeys((device, torch.device("cpu"))):
-        if count * dtype.itemsize <= SHARE * free_bytes(place):
-            return torch.empty(shape, dtype=dtype, device=place)
+    for candidate in dict.fromkeys((device, torch.device("cpu"))):
+        if count * dtype.itemsize <= SHARE * free_bytes(candidate):
+            return torch.empty(shape, dtype=dtype, device=candidate)
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".jzi-room") as file:
         file.truncate(count * dtype.itemsize)
         return torch.from_file(file.name, shared=True, size=count, dtype=dtype).view(shape)

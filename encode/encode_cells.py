@@ -1,4 +1,4 @@
-"""Fills the cells' side of a cache: the database of flat retrieval, an embedding for every terminal cell."""
+"""Encode the terminal cells of a map into the cache: the database of the retriever."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from jzi.store.storage import is_url
 
 @dataclass(frozen=True)
 class IndexReport:
-    """What `index_cells` did, all processes together.
+    """Counts of `index_cells`, summed over all processes.
 
     Attributes:
         encoded: cells encoded by this run.
-        reused: cells that the cache already had.
-        nodata: cells with no imagery, of all runs.
-        bytes: of the embeddings of all cells as they lie in memory, float16.
+        reused: cells that the cache already held.
+        nodata: cells without imagery, in all runs.
+        bytes: size in memory of the float16 embeddings of all cells.
     """
 
     encoded: int
@@ -40,28 +40,31 @@ class IndexReport:
 def index_cells(
     cache: FeatureCache, encoder: Encoder, imagery: Imagery, context: float, *, batch_size: int = 32
 ) -> IndexReport:
-    """Encode the cells that the cache lacks; nothing is read or encoded when it lacks none.
+    """Encode the cells that are missing in the cache; no imagery is read if none is.
 
-    A chunk is written once it is whole, so that a run that was stopped goes on with the next. Under `accelerate launch`
-    the processes share the chunks.
+    Only complete chunks are written, so an interrupted run resumes at the next chunk. Under `accelerate launch` the
+    processes share the chunks.
 
     Args:
-        cache: made for this encoder, pyramid and imagery, open for writing.
-        encoder: as in the cache.
-        imagery: as in the cache.
-        context: side of the piece of map that stands for a cell, in cells.
-        batch_size: images to a forward pass.
+        cache: created for this encoder, pyramid and imagery, open for writing.
+        encoder: the cache's encoder.
+        imagery: the cache's imagery.
+        context: side of a cell's reference crop, in cells.
+        batch_size: crops per forward pass.
+
+    Returns:
+        The counts.
 
     Raises:
         ImageryError: the imagery cannot be read.
-        CacheError: the disk is full, or the cells there have another footprint.
+        CacheError: the disk is full, or the cache holds cells with a different context.
     """
     state, pyramid = processes(), cache.pyramid
     side = pyramid.tiles_per_side(pyramid.levels)
     with state.main_process_first():
         cells = CellFeatures.require(cache.group, cache.path, side, encoder.width, context * pyramid.cell_size)
     missing = [chunk for chunk in cells.chunks if not cells.whole(chunk)]
-    state.wait_for_everyone()  # all have read the same state
+    state.wait_for_everyone()  # nobody writes before all have listed the missing chunks
     if missing:
         images = CellImages(
             imagery,
@@ -71,17 +74,16 @@ def index_cells(
             folder=Path(tempfile.gettempdir() if is_url(cache.path) else cache.path).parent,
             progress=state.is_main_process,
         )
-        mine = missing[state.process_index :: state.num_processes]
+        process_chunks = missing[state.process_index :: state.num_processes]
         number = np.arange(side * side).reshape(side, side)
-        bar = tqdm(mine, unit="chunk", desc="index", disable=not state.is_main_process)
-        for chunk in bar:
-            there = images.has_imagery[chunk]
-            wanted = torch.from_numpy(number[chunk][there])
-            embedding = np.full((*there.shape, encoder.width), np.nan, np.float16)
-            if len(wanted):
-                parts = [encoder.encode_tiles(images[part]) for part in wanted.split(batch_size)]
-                embedding[there] = encoder.to_storage(torch.cat(parts))
-            cells.write(chunk, np.where(there, ENCODED, NODATA).astype(np.uint8), embedding)
+        for chunk in tqdm(process_chunks, unit="chunk", desc="index", disable=not state.is_main_process):
+            has_imagery = images.has_imagery[chunk]
+            index = torch.from_numpy(number[chunk][has_imagery])
+            embedding = np.full((*has_imagery.shape, encoder.width), np.nan, np.float16)
+            if len(index):
+                parts = [encoder.encode_tiles(images[part]) for part in index.split(batch_size)]
+                embedding[has_imagery] = encoder.to_storage(torch.cat(parts))
+            cells.write(chunk, np.where(has_imagery, ENCODED, NODATA).astype(np.uint8), embedding)
         state.wait_for_everyone()
     status = cells.status()
     encoded = sum(int((status[chunk] == ENCODED).sum()) for chunk in missing)

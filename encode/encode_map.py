@@ -1,4 +1,4 @@
-"""Fills the map's side of a cache: every tile of every level is rendered and encoded, once."""
+"""Render every tile of a map and encode it into the cache."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from jzi.store.token_features import TokenFeatures
 
 @dataclass(frozen=True)
 class MapReport:
-    """What `encode_map` did, in tiles of levels 0..L-1, all processes together.
+    """Counts of `encode_map`, in tiles of levels 0..L-1, summed over all processes.
 
     Attributes:
         encoded: tiles encoded by this run.
-        reused: tiles that the cache already had.
-        nodata: tiles with no imagery, of all runs.
-        damaged: tiles that the cache claimed to have and could not give; they are among the encoded.
+        reused: tiles that the cache already held.
+        nodata: tiles without imagery, in all runs.
+        damaged: tiles whose cached embeddings could not be read; included in `encoded`.
         tokens: tiles whose patch tokens were written by this run.
-        tokens_damaged: tiles whose patch tokens could not be read; they are among those.
-        tokens_bytes: what the patch tokens of all tiles take on the disk; 0 where none were asked for.
+        tokens_damaged: tiles whose cached patch tokens could not be read; included in `tokens`.
+        tokens_bytes: size on disk of the patch tokens of all tiles; 0 if they were not requested.
     """
 
     encoded: int
@@ -47,38 +47,41 @@ class MapReport:
 
 @dataclass(frozen=True)
 class _Work:
-    """What is to be made, (row, col) by level.
+    """The tiles to encode, as (row, col) masks by level.
 
     Attributes:
-        missing: of tiles that have no embedding, and at level L of cells that are not marked.
-        lacking: levels 0..L-1: of tiles that have no patch tokens, where those are wanted.
-        tokens: where to write patch tokens; None where they are not wanted.
+        missing: levels 0..L-1: tiles without embedding; level L: cells without status.
+        missing_tokens: levels 0..L-1: tiles whose patch tokens are requested and missing.
+        tokens: where to write patch tokens; None if they are not requested.
     """
 
     missing: list[NDArray[np.bool_]]
-    lacking: list[NDArray[np.bool_]]
+    missing_tokens: list[NDArray[np.bool_]]
     tokens: TokenFeatures | None = None
 
     @property
-    def wanted(self) -> list[NDArray[np.bool_]]:
-        """Any of it."""
-        return [*map(np.logical_or, self.missing[:-1], self.lacking), self.missing[-1]]
+    def any_missing(self) -> list[NDArray[np.bool_]]:
+        """Tiles without embedding or patch tokens, and cells without status."""
+        return [*map(np.logical_or, self.missing[:-1], self.missing_tokens), self.missing[-1]]
 
 
 def encode_map(
     cache: FeatureCache, encoder: Encoder, imagery: Imagery, *, batch_size: int = 32, tokens: bool = False
 ) -> MapReport:
-    """Encode the tiles that the cache lacks; nothing is read or encoded when it lacks none.
+    """Encode the tiles that are missing in the cache; no imagery is read if none is.
 
-    Under `accelerate launch` the processes share the blocks. What was encoded is written every few seconds, also when
-    the run is interrupted or the imagery cannot be read half-way.
+    Under `accelerate launch` the processes share the blocks. Embeddings are written every few seconds, and when the
+    run is interrupted or fails.
 
     Args:
-        cache: made for this encoder, pyramid and imagery, open for writing.
-        encoder: as in the cache.
-        imagery: as in the cache.
-        batch_size: tiles to a forward pass.
-        tokens: keep the patch tokens of tiles too; a cache that was filled without keeps its embeddings as they are.
+        cache: created for this encoder, pyramid and imagery, open for writing.
+        encoder: the cache's encoder.
+        imagery: the cache's imagery.
+        batch_size: tiles per forward pass.
+        tokens: also store the tiles' patch tokens; embeddings that the cache already holds are kept.
+
+    Returns:
+        The counts.
 
     Raises:
         ImageryError: the imagery cannot be read.
@@ -92,10 +95,10 @@ def encode_map(
     pyramid, levels = cache.pyramid, range(cache.pyramid.levels)
     status, damaged = zip(*(cache.readable_status(level) for level in range(pyramid.levels + 1)), strict=True)
     reused = sum(int((status[level] == ENCODED).sum()) for level in levels)
-    work, broken = _work(cache, list(status), tokens)
-    had = reused - sum(int(array.sum()) for array in work.lacking)
-    state.wait_for_everyone()  # all have read the same state
-    if any(array.any() for array in work.wanted):
+    work, tokens_damaged = _find_work(cache, list(status), tokens)
+    tokens_reused = reused - sum(int(array.sum()) for array in work.missing_tokens)
+    state.wait_for_everyone()  # nobody writes before all have read the status
+    if any(array.any() for array in work.any_missing):
         _fill(cache, encoder, TileRenderer(imagery, encoder.image_size), work, batch_size, state)
         state.wait_for_everyone()
     after = np.concatenate([cache.status(level).ravel() for level in levels])
@@ -103,17 +106,22 @@ def encode_map(
     report = MapReport(encoded - reused, reused, nodata, sum(damaged[:-1]))
     if work.tokens is None:
         return report
-    return replace(report, tokens=encoded - had, tokens_damaged=broken, tokens_bytes=work.tokens.stored_bytes())
+    return replace(
+        report,
+        tokens=encoded - tokens_reused,
+        tokens_damaged=tokens_damaged,
+        tokens_bytes=work.tokens.stored_bytes(),
+    )
 
 
-def _work(cache: FeatureCache, status: list[NDArray[np.uint8]], tokens: bool) -> tuple[_Work, int]:
-    """What is to be made, and how many tiles have damaged patch tokens."""
+def _find_work(cache: FeatureCache, status: list[NDArray[np.uint8]], tokens: bool) -> tuple[_Work, int]:
+    """The tiles to encode, and the number of tiles with damaged patch tokens."""
     missing = [array == MISSING for array in status]
     if not tokens:
         return _Work(missing, [np.zeros_like(array) for array in missing[:-1]]), 0
     features = cache.patch_tokens
-    lacking, broken = zip(*(features.lacking(level, each) for level, each in enumerate(status[:-1])), strict=True)
-    return _Work(missing, list(lacking), features), sum(broken)
+    masks, damaged = zip(*(features.lacking(level, each) for level, each in enumerate(status[:-1])), strict=True)
+    return _Work(missing, list(masks), features), sum(damaged)
 
 
 def _fill(
@@ -124,9 +132,9 @@ def _fill(
     batch_size: int,
     state: PartialState,
 ) -> None:
-    top, wanted = cache.block_level, work.wanted
-    roots = _incomplete_blocks(cache, wanted)[state.process_index :: state.num_processes]
-    coarse_missing = any(wanted[level].any() for level in range(top))
+    top, missing = cache.block_level, work.any_missing
+    roots = _incomplete_blocks(cache, missing)[state.process_index :: state.num_processes]
+    coarse_missing = any(missing[level].any() for level in range(top))
     block_tiles: list[Tile] = []
 
     def tiles() -> Iterator[Tile]:
@@ -140,7 +148,7 @@ def _fill(
         for tile in blocks:
             yield from renderer.parents(tile, canvases)
 
-    total = sum(int(wanted[level].sum()) for level in range(cache.pyramid.levels))
+    total = sum(int(missing[level].sum()) for level in range(cache.pyramid.levels))
     with tqdm(total=total, unit="tile", desc="map", disable=not state.is_main_process) as bar:
         _encode(tiles(), cache, encoder, work, batch_size, bar)
         if coarse_missing:
@@ -149,11 +157,11 @@ def _fill(
                 _encode(coarse_tiles(blocks), cache, encoder, work, batch_size, bar)
 
 
-def _incomplete_blocks(cache: FeatureCache, wanted: list[NDArray[np.bool_]]) -> list[TileKey]:
-    """The blocks that lack a tile or a cell, or are needed to make a coarser tile that is missing."""
+def _incomplete_blocks(cache: FeatureCache, missing: list[NDArray[np.bool_]]) -> list[TileKey]:
+    """Blocks with a missing tile or cell; all blocks if a tile above them is missing, which is their average."""
     top, n = cache.block_level, cache.pyramid.tiles_per_side(cache.block_level)
-    needed = np.full((n, n), any(array.any() for array in wanted[:top]))
-    for array in wanted[top:]:
+    needed = np.full((n, n), any(array.any() for array in missing[:top]))
+    for array in missing[top:]:
         side = len(array) // n
         needed |= array.reshape(n, side, n, side).any(axis=(1, 3))
     return [TileKey(top, int(row), int(col)) for row, col in np.argwhere(needed)]
@@ -162,33 +170,33 @@ def _incomplete_blocks(cache: FeatureCache, wanted: list[NDArray[np.bool_]]) -> 
 def _encode(
     tiles: Iterator[Tile], cache: FeatureCache, encoder: Encoder, work: _Work, batch_size: int, bar: tqdm
 ) -> None:
-    writer, wanted = TileWriter(cache), work.wanted
+    writer, missing = TileWriter(cache), work.any_missing
     batch: list[Tile] = []
-    on_device: tuple[list[Tile], Tensor, Tensor | None] | None = None
+    in_flight: tuple[list[Tile], Tensor, Tensor | None] | None = None
 
     def finish() -> None:
-        nonlocal on_device
-        ready, on_device = on_device, None  # at once: what fails must not be tried again on the way out
+        nonlocal in_flight
+        ready, in_flight = in_flight, None  # reset first: the `finally` below must not retry a batch that fails
         if not ready:
             return
-        done, embedding, patches = ready
+        encoded, embedding, patches = ready
         stored = encoder.to_storage(embedding)
-        if work.tokens is not None and patches is not None:  # before a status speaks of the tile
-            work.tokens.write([tile.key for tile in done], encoder.to_storage(patches))
-        for tile, values in zip(done, stored, strict=True):
+        if work.tokens is not None and patches is not None:  # before the status marks the tiles as encoded
+            work.tokens.write([tile.key for tile in encoded], encoder.to_storage(patches))
+        for tile, values in zip(encoded, stored, strict=True):
             if work.missing[tile.key.level][tile.key.row, tile.key.col]:
                 writer.put(tile.key, ENCODED, values)
-        bar.update(len(done))
+        bar.update(len(encoded))
 
     def launch() -> None:
-        nonlocal on_device
+        nonlocal in_flight
         images = np.stack([tile.image for tile in batch])
         if work.tokens is None:
             embedding, patches = encoder.encode_tiles(images), None
         else:
             embedding, patches = encoder.encode_tiles_and_patches(images)
-        finish()  # the batch before, while this one is being computed
-        on_device = list(batch), embedding, patches
+        finish()  # the previous batch, while the device computes this one
+        in_flight = list(batch), embedding, patches
         batch.clear()
 
     with writer:
@@ -196,7 +204,7 @@ def _encode(
             for tile in tiles:
                 if tile.cells is not None:
                     writer.put_cells(tile.key, tile.cells)
-                if not wanted[tile.key.level][tile.key.row, tile.key.col]:
+                if not missing[tile.key.level][tile.key.row, tile.key.col]:
                     continue
                 if tile.has_imagery:
                     batch.append(tile)

@@ -1,4 +1,4 @@
-"""Fills the photos' side of a cache: new and changed photos are encoded, the others are left as they are."""
+"""Encode photos into the cache: new and changed ones only."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from jzi.store.photo_table import PhotoTable, Rejected
 
 @dataclass(frozen=True)
 class PhotoReport:
-    """What `encode_queries` did, all processes together.
+    """Counts of `encode_queries`, summed over all processes.
 
     Attributes:
         encoded: photos encoded by this run.
-        reused: photos that the cache already had, unchanged.
-        unreadable: photos that cannot be read, and why.
-        damaged: photos that the cache claimed to have and could not give; they are among the encoded.
-        remade: whether views of another seed had to give way.
-        off_map: photos taken where the map, as far as it has been encoded, has no imagery: they will not be used.
+        reused: unchanged photos that the cache already held.
+        unreadable: photos that cannot be read, with the reason.
+        damaged: photos whose cached embeddings could not be read; included in `encoded`.
+        remade: whether existing views of another seed or augmentation version were replaced.
+        off_map: photos taken where the encoded map has no imagery; training and evaluation leave them out.
     """
 
     encoded: int
@@ -50,18 +50,22 @@ class PhotoReport:
 def encode_queries(
     cache: FeatureCache, encoder: Encoder, table: PhotoTable, *, batch_size: int = 32, views: int = 0, seed: int = 0
 ) -> PhotoReport:
-    """Make the cache list the photos of a table, and encode those that it lacks or that have changed.
+    """Set the cache's list of photos to a table, and encode photos that are missing or have changed.
 
-    A photo is known by its id and by its bytes; bytes are looked at only where size or modification time differ from
-    what the cache remembers. One photo that cannot be read costs only itself.
+    Photos are matched by id. A file is hashed only if its size or modification time differs from the recorded ones,
+    and encoded again only if its SHA-256 does. Photos that cannot be read are reported, not raised.
 
     Args:
-        cache: made for this encoder, open for writing.
-        encoder: as in the cache.
+        cache: created for this encoder, open for writing.
+        encoder: the cache's encoder.
         table: photos, all inside the pyramid's area.
-        batch_size: photos to a forward pass.
-        views: how many augmented views of each training photo to encode beside the plain one; more stay as they are.
+        batch_size: photos per forward pass.
+        views: number of augmented views per training photo, in addition to the plain photo; extra views that the
+            cache already holds are kept.
         seed: of the views.
+
+    Returns:
+        The counts.
 
     Raises:
         CacheError: the disk is full.
@@ -74,70 +78,73 @@ def encode_queries(
         queries.list_photos(table.frame)
         if views:
             remade = queries.require_views(views, {"seed": seed, "recipe": AUGMENTATION_VERSION})
-        cache.consolidate()  # there may be more rows and columns now
-        lost = queries.damaged_rows()
-        damaged = len(lost)
-        for rows in rows_by_chunk(lost):
+        cache.consolidate()  # the steps above may have added rows and columns
+        damaged_rows = queries.damaged_rows()
+        damaged = len(damaged_rows)
+        for rows in rows_by_chunk(damaged_rows):
             queries.write(rows, {"status": np.full(len(rows), MISSING)})
     state.wait_for_everyone()
-    known = queries.frame()
-    photos = table.frame.set_index("id")["photo"].reindex(known["id"])
-    lacking = (known["split"] == "train") & (known["views"] < views) & (known["status"] == ENCODED)
-    todo = _changed(known, photos.tolist(), queries, state, again=lacking.to_numpy())
-    reused = len(known) - len(todo)
-    mine = todo[todo // CHUNK % state.num_processes == state.process_index]
-    state.wait_for_everyone()  # all have worked `todo` out before the first writes
-    paths = dict(zip(known.index, photos, strict=True))
-    unreadable = []
-    with tqdm(total=len(todo), unit="photo", desc="photos", disable=not (state.is_main_process and len(todo))) as bar:
-        viewed = dict(zip(known.index, np.where(known["split"] == "train", views, 0), strict=True))
-        for row, error in _encode(mine, paths, viewed, seed, encoder, queries, batch_size, bar):
-            unreadable.append((known["id"][row], error))
+    frame = queries.frame()
+    photos = table.frame.set_index("id")["photo"].reindex(frame["id"])
+    missing_views = (frame["split"] == "train") & (frame["views"] < views) & (frame["status"] == ENCODED)
+    pending = _pending_rows(frame, photos.tolist(), queries, state, missing_views.to_numpy())
+    process_rows = pending[pending // CHUNK % state.num_processes == state.process_index]
+    state.wait_for_everyone()  # nobody writes before all have determined `pending`
+    paths = dict(zip(frame.index, photos, strict=True))
+    view_counts = dict(zip(frame.index, np.where(frame["split"] == "train", views, 0), strict=True))
+    hide_bar = not (state.is_main_process and len(pending))
+    with tqdm(total=len(pending), unit="photo", desc="photos", disable=hide_bar) as bar:
+        errors = _encode(process_rows, paths, view_counts, seed, encoder, queries, batch_size, bar)
+        unreadable = [(frame["id"][row], error) for row, error in errors]
     if state.num_processes > 1:
         unreadable = gather_object(unreadable)
-    still = known[~known.index.isin(todo)]
-    still = still[still["status"] == UNREADABLE]
-    unreadable += [(name, "cannot be read, and has not changed since it was tried") for name in still["id"]]
-    encoded = len(todo) - (len(unreadable) - len(still))
+    encoded = len(pending) - len(unreadable)
+    unchanged = frame[~frame.index.isin(pending)]
+    still_unreadable = unchanged["id"][unchanged["status"] == UNREADABLE]
+    unreadable += [(name, "cannot be read, and has not changed since the last attempt") for name in still_unreadable]
     return PhotoReport(
         encoded=encoded,
-        reused=reused - len(still),
+        reused=len(unchanged) - len(still_unreadable),
         unreadable=tuple(Rejected(*each) for each in unreadable),
         damaged=damaged,
         remade=remade,
-        off_map=_off_map(cache, known),
+        off_map=_off_map(cache, frame),
     )
 
 
-def _off_map(cache: FeatureCache, known: pd.DataFrame) -> tuple[Rejected, ...]:
+def _off_map(cache: FeatureCache, frame: pd.DataFrame) -> tuple[Rejected, ...]:
     pyramid = cache.pyramid
-    row, col = pyramid.path_to_tile(pyramid.paths(known["latitude"], known["longitude"]))
-    nothing = cache.readable_status(pyramid.levels)[0][row, col] == NODATA
-    return tuple(Rejected(name, "the map has no imagery there") for name in known["id"][nothing])
+    row, col = pyramid.path_to_tile(pyramid.paths(frame["latitude"], frame["longitude"]))
+    nodata = cache.readable_status(pyramid.levels)[0][row, col] == NODATA
+    return tuple(Rejected(name, "the map has no imagery there") for name in frame["id"][nodata])
 
 
-def _changed(
-    known: pd.DataFrame, photos: list[str], queries: PhotoFeatures, state: PartialState, again: NDArray[np.bool_]
+def _pending_rows(
+    frame: pd.DataFrame,
+    photos: list[str],
+    queries: PhotoFeatures,
+    state: PartialState,
+    missing_views: NDArray[np.bool_],
 ) -> NDArray[np.int64]:
-    """Rows to encode: never tried, with other bytes than those that the cache knows, or wanted again."""
+    """Rows to encode: new photos, changed files, and photos with missing views."""
     size, mtime_ns = np.array([_stat(Path(photo)) for photo in photos], np.int64).reshape(-1, 2).T
-    tried = (known["status"] != MISSING).to_numpy()
-    touched = tried & ((known["photo_bytes"] != size) | (known["photo_mtime_ns"] != mtime_ns)).to_numpy()
-    suspects = np.flatnonzero(touched)
-    hashes = prefetch(lambda index: _sha256(Path(photos[index])), suspects, reader_threads())
+    tried = (frame["status"] != MISSING).to_numpy()
+    stat_differs = tried & ((frame["photo_bytes"] != size) | (frame["photo_mtime_ns"] != mtime_ns)).to_numpy()
+    candidates = np.flatnonzero(stat_differs)
+    hashes = prefetch(lambda index: _sha256(Path(photos[index])), candidates, reader_threads())
     same = np.array(
-        [known["photo_sha256"].iloc[index] == sha for index, sha in zip(suspects, hashes, strict=True)], bool
+        [frame["photo_sha256"].iloc[index] == sha for index, sha in zip(candidates, hashes, strict=True)], bool
     )
     state.wait_for_everyone()
-    if state.is_main_process and same.any():
-        copies = suspects[same]
-        position = pd.Series(copies, index=known.index[copies])
+    if state.is_main_process and same.any():  # copied or touched: record the new size and time
+        unchanged = candidates[same]
+        position = pd.Series(unchanged, index=frame.index[unchanged])
         for rows in rows_by_chunk(position.index.to_numpy()):
             at = position[rows].to_numpy()
             queries.write(rows, {"photo_bytes": size[at], "photo_mtime_ns": mtime_ns[at]})
-    changed = ~tried | again
-    changed[suspects[~same]] = True
-    return known.index.to_numpy(np.int64)[changed]
+    pending = ~tried | missing_views
+    pending[candidates[~same]] = True
+    return frame.index.to_numpy(np.int64)[pending]
 
 
 def _encode(
@@ -150,7 +157,7 @@ def _encode(
     batch_size: int,
     bar: tqdm,
 ) -> Iterator[tuple[int, str]]:
-    """Encode and write the given rows; yields those whose photos could not be read, and why."""
+    """Encode and write rows; yield each row whose photo could not be read, with the error."""
     writer = PhotoWriter(queries)
     reader = PhotoReader(encoder.photo_shape, stamps=True, subject="it")
     batch: dict[int, ReadPhoto] = {}
@@ -179,7 +186,7 @@ def _encode(
 
 
 def _embed(batch: list[ReadPhoto], views: NDArray[np.int64], seed: int, encoder: Encoder) -> NDArray[np.float16]:
-    """(photo, 1 + views, feature): the plain photo, then the augmented views that each is to have."""
+    """(photo, 1 + views, feature): the plain photo, then its augmented views; NaN beyond the number of views."""
     pixels = np.stack([photo.pixels for photo in batch if photo.pixels is not None])
     plain = encoder.to_storage(encoder.encode_photos(pixels))
     embedding = np.full((len(batch), 1 + views.max(initial=0), plain.shape[1]), np.nan, np.float16)
@@ -189,17 +196,18 @@ def _embed(batch: list[ReadPhoto], views: NDArray[np.int64], seed: int, encoder:
     photos = encoder.to_unit(torch.from_numpy(pixels))
     squares = encoder.squares(photos[:1]).shape[1]
     for view in range(1, embedding.shape[1]):
-        index = np.flatnonzero(views >= view)
-        draws = [view_draws(batch[place].stamp.sha256, view, seed, squares) for place in index]
-        own, parts = torch.from_numpy(np.stack(draws)).to(photos.device).split([1, squares], dim=1)
-        changed = encoder.squares(augment_photos(photos[torch.from_numpy(index).to(photos.device)], own[:, 0]))
-        changed = drop_parts(changed.flatten(0, 1), parts.flatten(0, 1)).unflatten(0, changed.shape[:2])
-        embedding[index, view] = encoder.to_storage(encoder.encode_squares(changed))
+        rows = np.flatnonzero(views >= view)
+        draws = np.stack([view_draws(batch[row].stamp.sha256, view, seed, squares) for row in rows])
+        photo_draws, square_draws = torch.from_numpy(draws).to(photos.device).split([1, squares], dim=1)
+        index = torch.from_numpy(rows).to(photos.device)
+        augmented = encoder.squares(augment_photos(photos[index], photo_draws[:, 0]))
+        augmented = drop_parts(augmented.flatten(0, 1), square_draws.flatten(0, 1)).unflatten(0, augmented.shape[:2])
+        embedding[rows, view] = encoder.to_storage(encoder.encode_squares(augmented))
     return embedding
 
 
 def _stat(path: Path) -> tuple[int, int]:
-    """Size and modification time, -1 where there is no such file: reading it will say so."""
+    """Size and modification time; -1 for both if there is no such file, which reading it reports."""
     try:
         stat = path.stat()
     except OSError:

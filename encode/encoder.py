@@ -1,4 +1,4 @@
-"""The encoder that both views share: a Hugging Face vision transformer and its [CLS] embedding (DESIGN 5)."""
+"""The encoder shared by photos and tiles: a Hugging Face vision transformer and its global embedding."""
 
 from __future__ import annotations
 
@@ -25,18 +25,23 @@ from jzi.store.info import EncoderInfo
 
 
 def _halves(photos: Tensor) -> Tensor:
-    """(n, 3, S, 2S) to (n, 2, 3, S, S): a left and a right square, whose embeddings are averaged (the reference)."""
+    """(n, 3, S, 2S) to (n, 2, 3, S, S): the left and the right square, as in the reference."""
     return torch.stack(photos.chunk(2, dim=3), dim=1)
 
 
 def _whole(photos: Tensor) -> Tensor:
-    """(n, 3, S, S) to (n, 1, 3, S, S): the photo squeezed into one square."""
+    """(n, 3, S, S) to (n, 1, 3, S, S): the photo resized to one square."""
     return photos[:, None]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a photo becomes squares: the aspect it is resized to, width over height, and the cut."""
+    """How a photo is cut into squares, whose embeddings are averaged.
+
+    Attributes:
+        aspect: width over height that the photo is resized to.
+        squares: cuts (n, 3, S, aspect * S) photos into (n, square, 3, S, S).
+    """
 
     aspect: int
     squares: Callable[[Tensor], Tensor]
@@ -46,21 +51,24 @@ LAYOUTS = {"halves": Layout(2, _halves), "whole": Layout(1, _whole)}
 
 
 class Encoder:
-    """Images to embeddings, on one device.
+    """A vision transformer on one device, with its preprocessing. Weights are frozen and in eval mode.
 
     Args:
-        model: a transformers vision model of one of FAMILIES, in float32.
-        name: its Hugging Face id or folder.
+        model: transformers vision model of one of `FAMILIES`, in float32.
+        name: Hugging Face id or folder of the model.
         from_hub: whether the name is a Hugging Face id.
-        image_size: side of a square as the model sees it, pixels; a patch that does not fit whole is not seen.
-        layout: one of LAYOUTS.
-        mean: of red, green and blue, 0..1; by default the family's.
-        std: likewise.
-        device: where to compute; by default the best there is.
-        fingerprint: of this very encoder, where it is on record; it is computed on first use otherwise.
+        image_size: side S of the model's input, pixels; pixels beyond the last whole patch are ignored.
+        layout: how photos are cut into squares, one of `LAYOUTS`.
+        mean: mean of red, green and blue, 0..1; the family's by default.
+        std: standard deviation of red, green and blue, 0..1; the family's by default.
+        device: device to compute on; `best_device()` by default.
+        fingerprint: fingerprint of this encoder if it is recorded; computed on first use by default.
+
+    Attributes:
+        width: number of features of an embedding.
 
     Raises:
-        EncoderError: the model's type, the layout or the size is none that can be used.
+        EncoderError: the model type or layout is not supported, or the image size is less than one patch.
     """
 
     def __init__(
@@ -77,19 +85,19 @@ class Encoder:
         fingerprint: str | None = None,
     ) -> None:
         config: Any = model.config
-        self.family = known_family(name, config.model_type)
+        self.family = family_of(name, config.model_type)
         if layout not in LAYOUTS:
-            raise EncoderError(f"encoder.layout {layout!r} is none of {', '.join(LAYOUTS)}")
+            raise EncoderError(f"encoder.layout must be one of {', '.join(LAYOUTS)}, not {layout!r}")
         if image_size < config.patch_size:
             raise EncoderError(f"encoder.image_size is {image_size}, less than one patch of {config.patch_size} pixels")
         self.mean, self.std = mean or self.family.mean, std or self.family.std
         self.name, self.from_hub, self.image_size, self.layout = name, from_hub, image_size, layout
         self.device = torch.device(device or best_device())
-        self.model = model.eval().requires_grad_(False).to(self.device)  # who trains it chooses what
+        self.model = model.eval().requires_grad_(False).to(self.device)  # fine-tuning unfreezes the blocks it trains
         self.width = int(config.hidden_size)
         self._mean = torch.tensor(self.mean, device=self.device)[:, None, None]
         self._std = torch.tensor(self.std, device=self.device)[:, None, None]
-        # bfloat16 halves the time on GPUs that have it; CPUs without matrix units are slower with it
+        # bfloat16 halves the time on GPUs that support it; CPUs without matrix units are slower with it
         self._autocast = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
         self._fingerprint = fingerprint
 
@@ -103,31 +111,40 @@ class Encoder:
         device: str | None = None,
         fingerprint: str | None = None,
     ) -> Encoder:
-        """From a Hugging Face id, or a folder as `save_pretrained` writes it; arguments as of the class.
+        """Load an encoder from a folder or from the Hugging Face hub; from the hub's local cache if possible.
+
+        Args:
+            name: Hugging Face id, or a folder written by `save_pretrained`.
+            image_size: as in the constructor.
+            layout: as in the constructor.
+            device: as in the constructor.
+            fingerprint: as in the constructor.
+
+        Returns:
+            The encoder, with the mean and standard deviation saved with the weights, if any.
 
         Raises:
-            EncoderError: there is no such folder and the hub cannot give it, or it is no model that jzi knows.
+            EncoderError: the encoder cannot be found or loaded, or its model type is not supported.
         """
-
         quiet_transformers()
-        folder, how = Path(name).is_dir(), (image_size, layout, device, fingerprint)
-        if folder and not (Path(name) / "config.json").is_file():
-            raise EncoderError(f"{name} is no encoder: it has no config.json (as `save_pretrained` writes it)")
+        is_folder, options = Path(name).is_dir(), (image_size, layout, device, fingerprint)
+        if is_folder and not (Path(name) / "config.json").is_file():
+            raise EncoderError(f"{name} is not an encoder: it has no config.json (as written by `save_pretrained`)")
         try:
-            try:  # what has been fetched before is used without a word to the network
-                return cls._load(str(name), not folder, *how, local_files_only=True)
+            try:  # no network access if the local cache holds the model
+                return cls._load(str(name), not is_folder, *options, local_files_only=True)
             except OSError:
-                if folder:
+                if is_folder:
                     raise
-                tqdm.write(f"fetching the encoder {name} from the Hugging Face hub", file=sys.stderr)
-                return cls._load(str(name), not folder, *how)
+                tqdm.write(f"downloading the encoder {name} from the Hugging Face hub", file=sys.stderr)
+                return cls._load(str(name), not is_folder, *options)
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             reason = first_line(error)
-            if folder:
+            if is_folder:
                 raise EncoderError(f"the encoder in {name} cannot be loaded: {reason}") from error
             raise EncoderError(
-                f"the encoder {str(name)!r} is no folder here, and the Hugging Face hub did not give it ({reason}): "
-                "check the name and the network, or give a folder that `save_pretrained` wrote"
+                f"the encoder {str(name)!r} is not a local folder and cannot be downloaded from the Hugging Face hub "
+                f"({reason}): check the name and the network, or give a folder written by `save_pretrained`"
             ) from error
 
     @classmethod
@@ -144,13 +161,15 @@ class Encoder:
         import transformers
 
         model_type = transformers.AutoConfig.from_pretrained(name, **options).model_type
-        family = known_family(name, model_type)
+        family = family_of(name, model_type)
         model, report = getattr(transformers, family.model_class).from_pretrained(
             name, dtype=torch.float32, output_loading_info=True, **options
         )
-        missing = sorted(key for key in report["missing_keys"] if not key.endswith("mask_token"))  # nothing is masked
+        missing = sorted(key for key in report["missing_keys"] if not key.endswith("mask_token"))  # training only
         if missing:
-            raise EncoderError(f"the encoder {name} lacks {len(missing)} weights ({missing[0]}, ...): get it anew")
+            raise EncoderError(
+                f"the encoder {name} lacks {len(missing)} weights ({missing[0]}, ...): download or copy it again"
+            )
         mean, std = normalisation(name, from_hub, family, **options)
         return cls(
             model,
@@ -165,37 +184,37 @@ class Encoder:
         )
 
     def save(self, folder: Path) -> None:
-        """Write the weights and config with `save_pretrained`, and mean and std beside them."""
+        """Write weights and config with `save_pretrained`, and mean and std to preprocessor_config.json."""
         self.model.save_pretrained(folder)  # type: ignore[operator]
-        trained = {"image_mean": list(self.mean), "image_std": list(self.std)}
-        beside = folder / "preprocessor_config.json"
-        beside.write_text(json.dumps(trained, indent=2) + "\n")
+        normalisation = {"image_mean": list(self.mean), "image_std": list(self.std)}
+        preprocessor = folder / "preprocessor_config.json"
+        preprocessor.write_text(json.dumps(normalisation, indent=2) + "\n")
         for file in folder.iterdir():
-            file.chmod(beside.stat().st_mode)  # by the umask; safetensors makes files that nobody else can read
+            file.chmod(preprocessor.stat().st_mode)  # follows the umask; safetensors' files have mode 0600
 
-    # What it is
+    # Properties
 
     @property
     def photo_shape(self) -> tuple[int, int]:
-        """Height and width that a photo is resized to."""
+        """Height and width of the encoder's photos, pixels."""
         return self.image_size, self.image_size * LAYOUTS[self.layout].aspect
 
     @property
     def patches(self) -> int:
-        """How many patches a square has."""
+        """Number of patches of a square."""
         config: Any = self.model.config
         return (self.image_size // config.patch_size) ** 2
 
     @property
     def info(self) -> EncoderInfo:
-        """Name and fingerprint: what a cache keeps."""
+        """Name, fingerprint and preprocessing, as caches and models record them."""
         return EncoderInfo(self.name, self.from_hub, self.fingerprint, self.width, self.image_size, self.layout)
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over config, preprocessing and weights. The device and its precision do not count.
+        """SHA-256 over config, preprocessing and weights, independent of the device and its precision.
 
-        Computed once, or every time while a weight is trainable and may change.
+        Computed once; at each access while any weight is trainable.
         """
         if any(parameter.requires_grad for parameter in self.model.parameters()):
             return self._hash()
@@ -204,68 +223,82 @@ class Encoder:
         return self._fingerprint
 
     def _hash(self) -> str:
-        how = (self.image_size, self.layout, self.mean, self.std)
-        return encoder_fingerprint(self.model.config, self.family, *how, self.model.state_dict().values())
+        preprocessing = (self.image_size, self.layout, self.mean, self.std)
+        return encoder_fingerprint(self.model.config, self.family, *preprocessing, self.model.state_dict().values())
 
-    # What it does
+    # Encoding
 
     def to_unit(self, images: Tensor) -> Tensor:
-        """(n, height, width, 3) uint8 to (n, 3, height, width) float32, 0..1, on the device."""
+        """Convert (n, height, width, 3) uint8 to (n, 3, height, width) float32 in 0..1, on the device."""
         return images.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
 
     def squares(self, photos: Tensor) -> Tensor:
-        """(n, 3, height, width) of `photo_shape` to (n, square, 3, S, S), whose embeddings are averaged."""
+        """Cut (n, 3, height, width) photos of `photo_shape` into (n, square, 3, S, S)."""
         return LAYOUTS[self.layout].squares(photos)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """(n, 3, S, S) 0..1 to the same as the model was trained to see it."""
+        """Subtract `mean` from (n, 3, S, S) images in 0..1 and divide by `std`."""
         return (images - self._mean) / self._std
 
     def embed(self, pixels: Tensor) -> Tensor:
-        """(n, 3, S, S) normalised to (n, feature) float32: the family's global embedding, [CLS] for DINOv2."""
+        """Embed normalised images.
+
+        Args:
+            pixels: (n, 3, S, S) from `normalise`.
+
+        Returns:
+            (n, feature) float32: the family's global embedding, [CLS] for DINOv2.
+        """
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
             return self.family.embed(self.model, pixels).float()
 
     @torch.inference_mode()
     def encode_tiles(self, tiles: NDArray[np.uint8] | Tensor) -> Tensor:
-        """(n, S, S, 3) uint8 to (n, feature) float32 on the device."""
+        """Embed (n, S, S, 3) uint8 tiles; return (n, feature) float32 on the device."""
         return self.embed(self.normalise(self.to_unit(torch.as_tensor(tiles))))
 
     @torch.inference_mode()
     def encode_tiles_and_patches(self, tiles: NDArray[np.uint8] | Tensor) -> tuple[Tensor, Tensor]:
-        """(n, S, S, 3) uint8 to (n, feature), as `encode_tiles`, and (n, patch, feature), float32 on the device.
+        """Embed tiles and return their patch tokens too.
 
-        Patch tokens are those after the final layernorm, row by row, without [CLS] and registers.
+        Args:
+            tiles: (n, S, S, 3) uint8.
+
+        Returns:
+            (n, feature) embeddings, as from `encode_tiles`, and (n, patch, feature) patch tokens after the final
+            layernorm, in row-major order, without [CLS] and registers; float32 on the device.
         """
         pixels = self.normalise(self.to_unit(torch.as_tensor(tiles)))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
-            last = self.family.last_tokens(self.model, pixels)
-            return self.family.pool(self.model, last).float(), self.family.patches(self.model, last).float()
+            tokens = self.family.last_tokens(self.model, pixels)
+            return self.family.pool(self.model, tokens).float(), self.family.patches(self.model, tokens).float()
 
     @torch.inference_mode()
     def encode_photos(self, photos: NDArray[np.uint8]) -> Tensor:
-        """(n, height, width, 3) uint8 of `photo_shape` to (n, feature) float32 on the device."""
+        """Embed (n, height, width, 3) uint8 photos of `photo_shape`; return (n, feature) float32 on the device."""
         return self.encode_squares(self.squares(self.to_unit(torch.from_numpy(photos))))
 
     @torch.inference_mode()
     def encode_squares(self, squares: Tensor) -> Tensor:
-        """(n, square, 3, S, S) 0..1 to (n, feature) float32: the mean of the squares' embeddings."""
+        """Embed (n, square, 3, S, S) squares in 0..1; return the (n, feature) float32 mean over the squares."""
         return self.embed(self.normalise(squares.flatten(0, 1))).unflatten(0, squares.shape[:2]).mean(1)
 
     def to_storage(self, embedding: Tensor) -> NDArray[np.float16]:
-        """Embeddings, or patch tokens, as the cache keeps them.
+        """Convert embeddings or patch tokens to the cache's float16.
 
         Raises:
-            EncoderError: they are not finite: the weights are broken.
+            EncoderError: a value is not finite, or too large for float16.
         """
         stored = embedding.half().cpu().numpy()
         if not np.isfinite(stored).all():
-            raise EncoderError(f"the encoder {self.name} gives embeddings that are not finite: its weights are broken")
+            raise EncoderError(
+                f"the encoder {self.name} computed embeddings that are not finite in float16: check its weights"
+            )
         return stored
 
 
 def quiet_transformers() -> None:
-    """Keep bars, advice and retries of transformers and its hub from the user: what fails is said by us."""
+    """Silence progress bars, warnings and retry messages of transformers and huggingface_hub; errors are raised."""
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
@@ -273,12 +306,16 @@ def quiet_transformers() -> None:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 
-def known_family(name: str, model_type: str) -> Family:
-    """The family of a model type.
+def family_of(name: str, model_type: str) -> Family:
+    """Return the family of a model type.
+
+    Args:
+        name: of the encoder, for the error message.
+        model_type: `model_type` of its config.
 
     Raises:
-        EncoderError: jzi does not know it.
+        EncoderError: the model type is not supported.
     """
     if model_type not in FAMILIES:
-        raise EncoderError(f"{name} is a {model_type!r} model: jzi knows {', '.join(FAMILIES)}")
+        raise EncoderError(f"{name} is a {model_type!r} model: use one of {', '.join(FAMILIES)}")
     return FAMILIES[model_type]

@@ -1,10 +1,10 @@
-"""The kinds of vision transformer that can be the encoder: how each is loaded, fed and read (the paper's ablation).
+"""Supported vision transformers: model class, normalisation, input tokens and pooling of each family.
 
-Mean and standard deviation are those that the family was trained with; a `preprocessor_config.json` beside the weights
-overrides them (DINOv3's satellite models have others than its web models).
+Mean and standard deviation are those of the family's training; a `preprocessor_config.json` saved with the weights
+overrides them (DINOv3's satellite models differ from its web models).
 
-A model is run in three parts, which fine-tuning takes apart at a block: pixels to tokens, the blocks one after the
-other, and the last tokens to one embedding, and to patch tokens where they are wanted.
+A forward pass has three parts, so that fine-tuning can split it at any block: pixels to tokens, the blocks, and the
+tokens of the last block to the global embedding or to patch tokens.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ import torch
 from torch import Tensor, nn
 
 
-def _nothing(model: nn.Module, pixels: Tensor) -> dict[str, Any]:
+def _no_context(model: nn.Module, pixels: Tensor) -> dict[str, Any]:
     return {}
 
 
 @dataclass(frozen=True)
 class Family:
-    """A model type of transformers.
+    """How to run one model type of transformers.
 
     Attributes:
-        model_class: its class in transformers.
-        mean: of the training images' red, green and blue, 0..1.
-        std: likewise.
-        tokens: (model, (n, 3, S, S) normalised pixels) to the (n, token, feature) that the first block takes.
-        pool: (model, (n, token, feature) out of the last block) to the (n, feature) global embedding.
-        patches: (model, (n, token, feature) out of the last block) to the (n, patch, feature) tokens of the patches,
-            row by row from the top left.
-        context: (model, pixels) to what every block takes beside the tokens; it depends on the size of the pixels only.
-        final: names of the parts that come after the last block.
+        model_class: name of the class in transformers.
+        mean: mean of red, green and blue in training, 0..1.
+        std: standard deviation of red, green and blue in training, 0..1.
+        tokens: (model, normalised pixels (n, 3, S, S)) -> (n, token, feature) input of the first block.
+        pool: (model, output of the last block (n, token, feature)) -> (n, feature) global embedding.
+        patches: (model, output of the last block (n, token, feature)) -> (n, patch, feature) patch tokens in
+            row-major order.
+        final: names of the modules after the last block.
+        context: (model, pixels) -> further keyword arguments of every block, which depend on the image size only.
     """
 
     model_class: str
@@ -44,14 +44,14 @@ class Family:
     pool: Callable[[Any, Tensor], Tensor]
     patches: Callable[[Any, Tensor], Tensor]
     final: tuple[str, ...]
-    context: Callable[[Any, Tensor], dict[str, Any]] = _nothing
+    context: Callable[[Any, Tensor], dict[str, Any]] = _no_context
 
     def embed(self, model: nn.Module, pixels: Tensor) -> Tensor:
-        """(n, 3, S, S) normalised pixels to the (n, feature) global embedding."""
+        """Compute the (n, feature) global embedding of (n, 3, S, S) normalised pixels."""
         return self.pool(model, self.last_tokens(model, pixels))
 
     def last_tokens(self, model: nn.Module, pixels: Tensor) -> Tensor:
-        """(n, 3, S, S) normalised pixels to the (n, token, feature) that the last block gives."""
+        """Compute the (n, token, feature) output of the last block for (n, 3, S, S) normalised pixels."""
         tokens, context = self.tokens(model, pixels), self.context(model, pixels)
         for block in blocks_of(model):
             tokens = block(tokens, **context)
@@ -59,37 +59,32 @@ class Family:
 
 
 def blocks_of(model: nn.Module) -> nn.ModuleList:
-    """The transformer's blocks, first to last."""
+    """Return the transformer's blocks, first to last."""
     return next(module for module in model.modules() if isinstance(module, nn.ModuleList))
 
 
 def _embeddings(model: Any, pixels: Tensor) -> Tensor:
-    """Positions fit any size."""
     return model.embeddings(pixels)
 
 
 def _cls_after_layernorm(model: Any, tokens: Tensor) -> Tensor:
-    """The [CLS] token after the final layernorm; register tokens come after it."""
     return model.layernorm(tokens)[:, 0]
 
 
 def _cls_after_norm(model: Any, tokens: Tensor) -> Tensor:
-    """The same by DINOv3's name."""
     return model.norm(tokens)[:, 0]
 
 
 def _patches_after_layernorm(model: Any, tokens: Tensor) -> Tensor:
-    """Without [CLS] and the registers, which come first."""
     return model.layernorm(tokens)[:, 1 + getattr(model.config, "num_register_tokens", 0) :]
 
 
 def _patches_after_norm(model: Any, tokens: Tensor) -> Tensor:
-    """The same by DINOv3's name."""
     return model.norm(tokens)[:, 1 + model.config.num_register_tokens :]
 
 
 def _all_after_layernorm(model: Any, tokens: Tensor) -> Tensor:
-    """SigLIP has patches only; the global embedding is made of these, and lies in another space."""
+    """SigLIP's tokens are all patches; they are in another space than its pooled global embedding."""
     return model.post_layernorm(tokens)
 
 
@@ -98,12 +93,12 @@ def _rotary_positions(model: Any, pixels: Tensor) -> dict[str, Any]:
 
 
 def _interpolated_embeddings(model: Any, pixels: Tensor) -> Tensor:
-    """SigLIP's table of positions is interpolated."""
+    """SigLIP has learned positions, which are interpolated for other image sizes."""
     return model.embeddings(pixels, interpolate_pos_encoding=True)
 
 
 def _patch_embeddings(model: Any, pixels: Tensor) -> Tensor:
-    """SigLIP 2 of any aspect (NaFlex) takes patches as vectors, rows first, colours last."""
+    """SigLIP 2 with variable aspect ratio (NaFlex) takes flattened patches, channels last."""
     patch = model.config.patch_size
     rows, cols = pixels.shape[2] // patch, pixels.shape[3] // patch
     whole = pixels[:, :, : rows * patch, : cols * patch].unflatten(3, (cols, patch)).unflatten(2, (rows, patch))
@@ -112,7 +107,7 @@ def _patch_embeddings(model: Any, pixels: Tensor) -> Tensor:
 
 
 def _attention_pooled(model: Any, tokens: Tensor) -> Tensor:
-    """SigLIP has no [CLS] token: a learned query attends to all patches."""
+    """SigLIP has no [CLS] token; a learned query attends to all patches."""
     return model.head(model.post_layernorm(tokens))
 
 
@@ -123,13 +118,14 @@ def _no_mask(model: Any, pixels: Tensor) -> dict[str, Any]:
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
+# Register tokens come between [CLS] and the patches
 _DINOV2 = (*_IMAGENET, _embeddings, _cls_after_layernorm, _patches_after_layernorm, ("layernorm",))
 _DINOV3 = (*_IMAGENET, _embeddings, _cls_after_norm, _patches_after_norm, ("norm",), _rotary_positions)
 _POOLED = (_attention_pooled, _all_after_layernorm, ("post_layernorm", "head"), _no_mask)
 _SIGLIP = (*_HALF, _interpolated_embeddings, *_POOLED)
 _SIGLIP2 = (*_HALF, _patch_embeddings, *_POOLED)
 
-#: By `model_type` of the config. A SigLIP checkpoint of both towers gives its vision tower.
+#: By the config's `model_type`. Of a SigLIP checkpoint with both towers the vision tower is used.
 FAMILIES = {
     "dinov2": Family("Dinov2Model", *_DINOV2),
     "dinov2_with_registers": Family("Dinov2WithRegistersModel", *_DINOV2),

@@ -1,4 +1,4 @@
-"""The fingerprint of an encoder: of its weights, config and preprocessing, from a model or from its files."""
+"""Fingerprints of encoders, over weights, config and preprocessing; from a loaded model or from its files."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from torch import Tensor
 from jzi.encode.families import FAMILIES, Family
 from jzi.store.info import EncoderInfo
 
-#: Entries of a config that say where weights came from or how they are stored, not what is computed.
-_NOT_COMPUTING = (
+#: Config entries without effect on the embeddings: where weights came from and how they are stored.
+_IGNORED_ENTRIES = (
     "_name_or_path",
     "architectures",
     "dtype",
@@ -37,23 +37,27 @@ def encoder_fingerprint(
     std: tuple[float, ...],
     weights: Iterable[Tensor],
 ) -> str:
-    """SHA-256 over config, preprocessing and weights, in hexadecimal.
+    """Compute the SHA-256 over config, preprocessing and weights.
 
     Args:
-        config: of the transformers model.
-        family: of its type.
-        image_size: side of a square as the model sees it, pixels.
-        layout: how a photo becomes squares.
-        mean: of red, green and blue, 0..1.
-        std: likewise.
-        weights: in any order and precision; they count as float32.
+        config: config of the transformers model.
+        family: family of its model type.
+        image_size: side of the model's input, pixels.
+        layout: how photos are cut into squares.
+        mean: mean of red, green and blue, 0..1.
+        std: standard deviation of red, green and blue, 0..1.
+        weights: in any order and precision; hashed as float32.
+
+    Returns:
+        The digest in hexadecimal.
     """
-    computing = {key: value for key, value in config.to_diff_dict().items() if key not in _NOT_COMPUTING}
+    entries = {key: value for key, value in config.to_diff_dict().items() if key not in _IGNORED_ENTRIES}
     preprocessing = {"image_size": image_size, "layout": layout, "resampling": "bicubic"}
+    # The name of the pooling function is hashed: renaming it would invalidate every cache
     normalisation = {"mean": mean, "std": std, "embed": family.pool.__name__.strip("_")}
     digest = hashlib.sha256()
-    digest.update(json.dumps([computing, preprocessing, normalisation], sort_keys=True, default=str).encode())
-    # By their values, not their names, which change from one version of transformers to the next
+    digest.update(json.dumps([entries, preprocessing, normalisation], sort_keys=True, default=str).encode())
+    # Values without names, which change between versions of transformers
     arrays = (tensor.detach().float().cpu().contiguous().numpy() for tensor in weights)
     for each in sorted(hashlib.sha256(str(array.shape).encode() + array.tobytes()).digest() for array in arrays):
         digest.update(each)
@@ -61,16 +65,17 @@ def encoder_fingerprint(
 
 
 def is_stored_encoder(info: EncoderInfo, name: str | Path, image_size: int, layout: str) -> bool:
-    """Whether a folder, or the local hub cache, holds the encoder of an `EncoderInfo`; no model is built.
-
-    False where its files do not prove it: a checkpoint that is sharded or holds more than the model needs has to be
-    loaded to find out (`Encoder.load`).
+    """Check whether a folder or the hub's local cache holds a given encoder, without building the model.
 
     Args:
-        info: such as a cache records.
-        name: a Hugging Face id or a folder.
-        image_size: side of a square as the model sees it, pixels.
-        layout: how a photo becomes squares.
+        info: the encoder to compare with, such as a cache's.
+        name: Hugging Face id or folder.
+        image_size: side of the model's input, pixels.
+        layout: how photos are cut into squares.
+
+    Returns:
+        True if the fingerprints match. False if they differ or cannot be computed from the files: a checkpoint that
+        is sharded or has extra weights must be loaded (`Encoder.load`) to compare it.
     """
     if (info.image_size, info.layout) != (image_size, layout):
         return False
@@ -95,22 +100,24 @@ def is_stored_encoder(info: EncoderInfo, name: str | Path, image_size: int, layo
 def normalisation(
     name: str, from_hub: bool, family: Family, **options: Any
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of red, green and blue: the family's, or those that lie beside the weights.
-
-    (transformers' own reader takes 1.5 s to import.)
+    """Read mean and standard deviation from preprocessor_config.json; the family's if there is none.
 
     Args:
-        name: a Hugging Face id or a folder.
-        from_hub: which of the two.
-        family: of the model.
-        options: for `hf_hub_download`.
+        name: Hugging Face id or folder.
+        from_hub: whether the name is a Hugging Face id.
+        family: family of the model.
+        options: keyword arguments of `hf_hub_download`.
+
+    Returns:
+        Mean and standard deviation of red, green and blue, 0..1.
     """
+    # Not transformers' image processors, which take 1.5 s to import
     file = Path(name) / "preprocessor_config.json"
     if from_hub:
         try:
             file = Path(hf_hub_download(name, file.name, **options))
-        except EntryNotFoundError:  # not on the hub, or, without network, not fetched before
+        except EntryNotFoundError:  # not on the hub, or offline and not in the local cache
             return family.mean, family.std
-    trained = json.loads(file.read_text()) if file.is_file() else {}
-    mean, std = (tuple(trained[key]) if key in trained else None for key in ("image_mean", "image_std"))
+    entries = json.loads(file.read_text()) if file.is_file() else {}
+    mean, std = (tuple(entries[key]) if key in entries else None for key in ("image_mean", "image_std"))
     return mean or family.mean, std or family.std

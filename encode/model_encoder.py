@@ -1,4 +1,4 @@
-"""The encoder of a model: from its folder, every file verified, or from the hub, its weights compared."""
+"""Load the encoder of a model, from the model folder or from the Hugging Face hub, and verify it."""
 
 from __future__ import annotations
 
@@ -10,27 +10,30 @@ from jzi.store.model_folder import ModelConfig, verify_encoder
 
 
 def load_model_encoder(folder: Path, config: ModelConfig, device: str | None = None) -> Encoder:
-    """Load the encoder of a model.
+    """Load the encoder that a model was trained with.
 
-    The weights of an encoder in the folder are not hashed again once its files have been verified.
+    An encoder in the folder is verified by the checksums of its files, one from the hub by its fingerprint.
 
     Args:
         folder: the model folder.
-        config: what its config.json records.
-        device: where to compute; by default the best there is.
+        config: its config.json.
+        device: device to compute on; `best_device()` by default.
+
+    Returns:
+        The encoder.
 
     Raises:
-        EncoderError: it cannot be loaded.
-        ModelError: the folder lacks it, a file of it is damaged, or the hub has another one by now.
+        EncoderError: the encoder cannot be loaded.
+        ModelError: the encoder is missing in the folder or damaged, or the hub's model has changed.
     """
-    info, own = config.encoder, verify_encoder(folder, config)
+    info, encoder_folder = config.encoder, verify_encoder(folder, config)
     options = {"image_size": info.image_size, "layout": info.layout, "device": device}
-    if own is not None:
-        return Encoder.load(own, **options, fingerprint=info.fingerprint)  # type: ignore[arg-type]
+    if encoder_folder is not None:  # verified, so its recorded fingerprint holds
+        return Encoder.load(encoder_folder, **options, fingerprint=info.fingerprint)  # type: ignore[arg-type]
     encoder = Encoder.load(info.name, **options)  # type: ignore[arg-type]
     if encoder.fingerprint != info.fingerprint:
         raise ModelError(
-            f"{folder} was trained with the encoder {info.label}, and {info.name} now is {encoder.info.label}: bring "
-            "that encoder back or train anew"
+            f"{folder} was trained with the encoder {info.label}, but {info.name} is now {encoder.info.label}: restore "
+            "that encoder or train a new model"
         )
     return encoder

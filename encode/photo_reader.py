@@ -1,4 +1,4 @@
-"""Reads photos ahead in threads, in order, at the encoder's size; one that cannot be read is reported, not raised."""
+"""Read photos in threads, in order, at the encoder's size; errors are returned with the photos, not raised."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from jzi.encode.photos import looks_like_panorama, open_photo, resize_photo
 from jzi.encode.prefetch import prefetch, reader_threads
 from jzi.errors import PhotoError
 
-#: What a photo may come as: a path, a file's bytes, an open file or an image.
+#: A photo: a path, the bytes of a file, an open file or an image.
 Photo = str | Path | bytes | BinaryIO | Image.Image
 
-#: Note on a photo that was read, and perhaps should not have been treated like others.
+#: Note on photos that look like panoramas, which should perhaps be cropped first.
 PANORAMA = "looks like a 360° panorama (2:1); treated as an ordinary photo"
 
 
 class PhotoStamp(NamedTuple):
-    """What identifies the bytes of a photo's file.
+    """Checksum, size and modification time of a photo's file.
 
     Attributes:
-        sha256: of the bytes, in hexadecimal; empty where the file cannot be read.
-        size: bytes; -1 where the file cannot be read.
-        mtime_ns: modification time; -1 likewise.
+        sha256: SHA-256 in hexadecimal; empty if the file cannot be read.
+        size: size in bytes; -1 if the file cannot be read.
+        mtime_ns: modification time in nanoseconds; -1 if the file cannot be read.
     """
 
     sha256: str = ""
@@ -43,14 +43,14 @@ NO_STAMP = PhotoStamp()
 
 @dataclass(frozen=True)
 class ReadPhoto:
-    """A photo that was read, or why it cannot be.
+    """A photo as returned by `PhotoReader`, or the error.
 
     Attributes:
-        name: of the photo, as `photo_name`.
-        pixels: (height, width, 3) uint8; None where it cannot be read.
-        error: why it cannot be read.
-        notes: on how it was treated.
-        stamp: of its file, where the reader was asked for it.
+        name: as from `photo_name`.
+        pixels: (height, width, 3) uint8; None if the photo cannot be read.
+        error: why the photo cannot be read; empty if it can.
+        notes: remarks for the user, such as `PANORAMA`.
+        stamp: checksum of the file if the reader has `stamps`, else `NO_STAMP`.
     """
 
     name: str
@@ -61,18 +61,18 @@ class ReadPhoto:
 
 
 def photo_name(photo: Photo) -> str:
-    """The path of a photo, that of the file that an image was opened from, or else "photo"."""
+    """Return the path of a photo, or of the file that an image was opened from, or else "photo"."""
     return str(photo) if isinstance(photo, str | Path) else str(getattr(photo, "filename", "") or "photo")
 
 
 class PhotoReader:
-    """Reads photos at one size.
+    """Reader of photos at one size.
 
     Args:
         shape: height and width, pixels (`Encoder.photo_shape`).
-        stamps: whether to stamp the files, which then are read as a whole; photos are paths then.
-        keep: how many photos to keep decoded, for those that are read again and again; photos are paths then.
-        subject: what errors call a photo; its name by default.
+        stamps: whether to return the checksum of each file; photos must be paths.
+        keep: number of decoded photos to keep in memory for repeated reading; photos must be paths.
+        subject: name of a photo in error messages; `photo_name` by default.
     """
 
     def __init__(self, shape: tuple[int, int], *, stamps: bool = False, keep: int = 0, subject: str = "") -> None:
@@ -81,22 +81,28 @@ class PhotoReader:
         self._kept: dict[str, ReadPhoto] = {}
 
     def read(self, photos: Iterable[Photo], ahead: int | None = None) -> Iterator[ReadPhoto]:
-        """Read photos in their order.
+        """Read photos in order.
 
         Args:
-            photos: in any of the forms of `Photo`.
-            ahead: how many are read before they are asked for; by default twice the threads.
+            photos: the photos.
+            ahead: number of photos to read ahead; twice the number of threads by default.
         """
         return prefetch(self.read_one, photos, reader_threads(), ahead)
 
     def batches(self, photos: Iterable[Photo], size: int, ahead: int | None = None) -> Iterator[list[ReadPhoto]]:
-        """The same, `size` at a time; two batches are read ahead by default."""
-        read = self.read(photos, ahead or 2 * size)
-        while batch := list(islice(read, size)):
+        """Read photos in batches.
+
+        Args:
+            photos: the photos.
+            size: photos per batch; the last batch may be smaller.
+            ahead: number of photos to read ahead; two batches by default.
+        """
+        reader = self.read(photos, ahead or 2 * size)
+        while batch := list(islice(reader, size)):
             yield batch
 
     def read_one(self, photo: Photo) -> ReadPhoto:
-        """Read one photo in the caller's thread."""
+        """Read one photo in the calling thread."""
         name = photo_name(photo)
         if name in self._kept:
             return self._kept[name]

@@ -1,4 +1,4 @@
-"""Street photos through Pillow: upright, RGB, whole, and of the size that the encoder takes."""
+"""Open street photos with Pillow, upright and in RGB, and resize them for the encoder."""
 
 from __future__ import annotations
 
@@ -12,22 +12,25 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from jzi.errors import PhotoError
 
-#: More pixels than any camera makes, fewer than would fill the memory (540 MB as RGB).
+#: Default limit on the pixels of a photo: above any camera's resolution, 540 MB as RGB.
 MAX_PIXELS = 180_000_000
 
 
 def open_photo(
     photo: str | Path | bytes | BinaryIO | Image.Image, name: str = "", *, max_pixels: int | None = None
 ) -> Image.Image:
-    """A photo as it is to be looked at: turned by its EXIF orientation, 8-bit RGB.
+    """Open a photo as 8-bit RGB, rotated by its EXIF orientation.
 
     Args:
-        photo: a path, a file's bytes, an open file or an image.
-        name: what to call it in errors.
-        max_pixels: the most that it may have; MAX_PIXELS by default.
+        photo: a path, the bytes of a file, an open file or an image.
+        name: name of the photo in error messages; its path or "the photo" by default.
+        max_pixels: maximum number of pixels; `MAX_PIXELS` by default.
+
+    Returns:
+        The image. Transparent pixels are white.
 
     Raises:
-        PhotoError: it is no photo, is truncated, or has too many pixels.
+        PhotoError: there is no such file, it is not a photo or damaged, or it has too many pixels.
     """
     name = name or (str(photo) if isinstance(photo, str | Path) else "the photo")
     max_pixels = max_pixels or MAX_PIXELS
@@ -43,29 +46,47 @@ def open_photo(
     except FileNotFoundError as error:
         raise PhotoError(f"there is no photo {name}") from error
     except Image.DecompressionBombError as error:
-        raise PhotoError(f"{name} is too large to be opened: shrink it to {max_pixels:,} pixels or fewer") from error
+        raise PhotoError(f"{name} is too large to open: shrink it to {max_pixels:,} pixels or fewer") from error
     except UnidentifiedImageError as error:
-        raise PhotoError(f"{name} is not a photo in a format that Pillow knows") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:  # Pillow's words for truncated and broken files
+        raise PhotoError(
+            f"{name} is not a photo in a format that Pillow supports: convert it to JPEG or PNG"
+        ) from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:  # raised by Pillow for truncated or damaged files
         raise PhotoError(f"{name} cannot be read: {error}") from error
 
 
 def resize_photo(image: Image.Image, width: int, height: int) -> NDArray[np.uint8]:
-    """(height, width, 3) of the whole photo, antialiased, its aspect not kept (the reference's protocol)."""
+    """Resize the whole photo, antialiased and without keeping its aspect ratio, as in the reference.
+
+    Args:
+        image: an RGB image.
+        width: pixels.
+        height: pixels.
+
+    Returns:
+        (height, width, 3) uint8.
+    """
     return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
 
 
 def looks_like_panorama(image: Image.Image) -> bool:
-    """Whether a photo has the shape and size of a panorama all round (equirectangular, 360 by 180 degrees)."""
+    """Return whether a photo has the size of a 360 x 180 degree equirectangular panorama."""
     return image.width == 2 * image.height and image.width >= 2000
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in ("I;16", "I;16B", "I;16L", "I;16N", "I", "F"):  # deep gray: by its own range, as viewers do
+    if image.mode in (
+        "I;16",
+        "I;16B",
+        "I;16L",
+        "I;16N",
+        "I",
+        "F",
+    ):  # more than 8 bits: stretched from minimum to maximum
         values = np.asarray(image, np.float32)
         low, high = float(values.min()), float(values.max())
         return Image.fromarray(((values - low) * (255 / max(high - low, 1e-9))).astype(np.uint8)).convert("RGB")
     if "A" in image.getbands() or "transparency" in image.info:
-        on_white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(on_white, image.convert("RGBA")).convert("RGB")
+        background = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(background, image.convert("RGBA")).convert("RGB")
     return image.convert("RGB")

@@ -1,4 +1,4 @@
-"""Reading ahead: work is done in threads while the caller uses what is ready, in order, with bounded memory."""
+"""Apply a function in threads ahead of the consumer, in order and with bounded memory."""
 
 from __future__ import annotations
 
@@ -13,22 +13,32 @@ R = TypeVar("R")
 
 
 def reader_threads() -> int:
-    """How many threads read: GDAL and Pillow let go of the interpreter, so that one a core pays; 16 feed a fast GPU."""
+    """Return the number of reader threads: one per core, as GDAL and Pillow release the GIL; 16 keep a GPU busy."""
     return max(1, min(16, os.cpu_count() or 1))
 
 
 def prefetch(function: Callable[[T], R], items: Iterable[T], threads: int, ahead: int | None = None) -> Iterator[R]:
-    """Like map, but `ahead` results (twice the threads by default) are worked out before they are asked for."""
+    """Yield `function(item)` of each item in order, like `map`, computed ahead in threads.
+
+    Args:
+        function: thread-safe.
+        items: consumed as results are taken.
+        threads: number of threads.
+        ahead: maximum number of results computed before they are taken; twice the threads by default.
+
+    Raises:
+        Exception: an error of `function`, when its result is taken; pending items are cancelled.
+    """
     ahead = ahead or 2 * threads
     with ThreadPoolExecutor(threads, thread_name_prefix="jzi-read") as pool:
-        waiting: deque[Future[R]] = deque()
+        pending: deque[Future[R]] = deque()
         try:
             for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) > ahead:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+                pending.append(pool.submit(function, item))
+                if len(pending) > ahead:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
         finally:
-            for future in waiting:
+            for future in pending:
                 future.cancel()

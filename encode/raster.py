@@ -1,4 +1,4 @@
-"""One GDAL raster: which bands are colour, which pixels are valid, how values become 8 bits, and any square of it."""
+"""Read and warp one GDAL raster as 8-bit RGBA: selection of bands, stretch, validity mask."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from jzi.store.pyramid import Bounds
 
 @dataclass(frozen=True)
 class RasterOptions:
-    """What a user may say of the rasters where they do not say it themselves.
+    """Properties of rasters that their files do not record.
 
     Attributes:
-        crs: of rasters that have a geotransform (a world file, say) but no CRS.
-        nodata: value that marks pixels without data.
-        stretch: the two values that become 0 and 255; by default percentiles 2 and 98 of rasters that are not 8-bit.
+        crs: CRS of rasters that have a geotransform (such as a world file) but no CRS.
+        nodata: value of pixels without data.
+        stretch: values that are mapped to 0 and 255; percentiles 2 and 98 by default, for rasters that are not 8-bit.
     """
 
     crs: str | None = None
@@ -41,10 +41,24 @@ class RasterOptions:
 
 
 class Raster:
-    """One georeferenced raster, safe to read from several threads.
+    """A georeferenced raster that several threads may read.
+
+    Args:
+        path: file or GDAL data source.
+        options: how to read it.
+
+    Attributes:
+        crs: its CRS.
+        transform: pixel (col, row) to position in the CRS.
+        width: pixels.
+        height: pixels.
+        bands: numbers of the bands read as colour, from 1: red, green and blue, or one gray band.
+        dtype: data type of the bands.
+        palette: (256, 4) uint8 RGBA by value, for rasters with a colour table, else None.
+        stretch: values mapped to 0 and 255, or None; set by `Imagery` where they are needed and not given.
 
     Raises:
-        ImageryError: it cannot be opened, has no georeference or no colour.
+        ImageryError: the raster cannot be opened, or is not georeferenced.
     """
 
     def __init__(self, path: str | Path, options: RasterOptions | None = None) -> None:
@@ -54,15 +68,14 @@ class Raster:
             source = self.source
         except (RasterioError, CRSError, OSError) as error:
             raise ImageryError(f"{path} cannot be read as a raster: {error}") from error
-        placed = not source.transform.is_identity
-        if source.crs is None or not placed:
+        if source.transform.is_identity:
             raise ImageryError(
-                f"{path} is not georeferenced: it has {'a geotransform but no CRS' if placed else 'no geotransform'}; "
-                + (
-                    "name it with `jzi init --map-crs EPSG:...` or map.crs in jzi.toml"
-                    if placed
-                    else "give it one (a world file, gdal_translate)"
-                )
+                f"{path} is not georeferenced: it has no geotransform; add one (a world file, or gdal_translate)"
+            )
+        if source.crs is None:
+            raise ImageryError(
+                f"{path} is not georeferenced: it has a geotransform but no CRS; set it with `jzi init --map-crs "
+                "EPSG:...` or map.crs in jzi.toml"
             )
         self.crs = source.crs
         self.transform: Affine = source.transform
@@ -71,39 +84,36 @@ class Raster:
         self.dtype = np.dtype(source.dtypes[self.bands[0] - 1])
         self.palette = self._palette(source)
         self.stretch = self.options.stretch
-        rows = (
-            getattr(source, "src_dataset", source).block_shapes[0][1] >= self.width
-        )  # of the file, not of a view of it
-        self._by_rows = threading.Lock() if rows else None
+        file = getattr(source, "src_dataset", source)  # not the warped view, which has other blocks
+        self._shared_lock = threading.Lock() if file.block_shapes[0][1] >= self.width else None
 
     @contextmanager
     def _reading(self) -> Iterator[Any]:
-        """A handle that no other thread uses meanwhile.
+        """A handle for exclusive use.
 
-        A file that is stored by whole rows has one for all threads: GDAL keeps what it has read by handle, and each of
-        them would read (and decompress) the whole width of the file for its own part of it, 16 threads 16 times.
+        Files with blocks of whole rows have one handle for all threads: GDAL caches blocks per handle, so with a
+        handle per thread each would read and decompress the full width of the file.
         """
-        if self._by_rows is None:
+        if self._shared_lock is None:
             yield self.source
         else:
-            with self._by_rows:
-                yield _open_shared(self._by_rows, self.path, self.options)
+            with self._shared_lock:
+                yield _open_shared(self._shared_lock, self.path, self.options)
 
     @property
     def source(self) -> Any:
-        """This thread's handle."""
+        """Rasterio dataset, opened for this thread."""
         if not hasattr(_handles, "open"):
-            _handles.open = lru_cache(maxsize=64)(_open)  # 64: a mosaic of thousands must not use up the file handles
+            _handles.open = lru_cache(maxsize=64)(_open)  # a mosaic of thousands must not exhaust file descriptors
         return _handles.open(self.path, self.options)
 
     @property
     def files(self) -> list[str]:
-        """The files that hold pixels: not statistics and overviews, which tools write beside an unchanged raster."""
-        with rasterio.open(self.path) as source:  # a warped view of it would name fewer
+        """Files with pixels or georeference, without the statistics and overviews that tools add later."""
+        with rasterio.open(self.path) as source:  # a warped view lists fewer files
             return [name for name in source.files if not name.lower().endswith((".aux.xml", ".ovr", ".msk.ovr"))]
 
     def _palette(self, source: Any) -> NDArray[np.uint8] | None:
-        """(256, 4) RGBA of a raster whose only band holds colour numbers."""
         if source.colorinterp[self.bands[0] - 1] != ColorInterp.palette:
             return None
         table = np.zeros((256, 4), np.uint8)
@@ -113,12 +123,12 @@ class Raster:
 
     @property
     def needs_stretch(self) -> bool:
-        """Whether values are not 0..255 as they stand."""
+        """Whether values must be stretched to 0..255."""
         return self.dtype != np.uint8 and self.palette is None
 
     def sample(self) -> NDArray[Any]:
-        """(n,) valid values of 8 x 8 windows spread over the raster, which cost little where it has no overviews."""
-        side, per_side = 256, 8
+        """Return the (n,) valid values in 8 x 8 windows, spread over the raster, of up to 256 x 256 pixels."""
+        side, per_side = 256, 8  # cheap to read even without overviews
         values = []
         for row in np.linspace(0, max(0, self.height - side), per_side).astype(int):
             for col in np.linspace(0, max(0, self.width - side), per_side).astype(int):
@@ -128,7 +138,14 @@ class Raster:
         return np.concatenate(values)
 
     def read(self, window: Window, shape: tuple[int, int]) -> NDArray[np.uint8]:
-        """(4, rows, cols) RGBA of a window, averaged (through overviews, if any) where `shape` is smaller.
+        """Read a window, averaged (from overviews, if any) if `shape` is smaller.
+
+        Args:
+            window: columns and rows.
+            shape: rows and columns of the result.
+
+        Returns:
+            (4, rows, cols) uint8 RGBA; alpha is 0 where there is no data.
 
         Raises:
             ImageryError: the file cannot be read there.
@@ -145,8 +162,8 @@ class Raster:
         return np.concatenate([color, valid[None]])
 
     def _read(self, window: Window, shape: tuple[int, int]) -> tuple[NDArray[Any], NDArray[np.uint8]]:
-        """(band, rows, cols) values, and (rows, cols) 255 where alpha, mask and nodata value say there is imagery."""
-        # Numbers of a palette cannot be averaged, colours can
+        """(band, rows, cols) values and (rows, cols) validity 0..255, from alpha, mask or nodata value."""
+        # Palette indices cannot be averaged
         resampling = Resampling.nearest if self.palette is not None else Resampling.average
         try:
             with self._reading() as source:
@@ -162,7 +179,11 @@ class Raster:
         return data, valid.astype(np.uint8)
 
     def bounds_in(self, crs: str) -> Bounds:
-        """Its extent in another CRS."""
+        """Return the raster's extent in another CRS.
+
+        Raises:
+            ImageryError: the extent cannot be transformed.
+        """
         corners = [self.transform @ (col, row) for col in (0, self.width) for row in (0, self.height)]
         x, y = zip(*corners, strict=True)
         try:
@@ -170,17 +191,29 @@ class Raster:
                 *rasterio.warp.transform_bounds(self.crs, crs, min(x), min(y), max(x), max(y), densify_pts=21)
             )
         except (RasterioError, CRSError) as error:
-            raise ImageryError(f"{self.path} cannot be brought into the CRS of the area: {error}") from error
+            raise ImageryError(f"{self.path} cannot be transformed to the area's CRS: {error}") from error
 
     def warp(self, crs: str, bounds: Bounds, pixels: int) -> NDArray[np.uint8]:
-        """(4, pixels, pixels) RGBA in a square of another CRS, north up, antialiased; zeros outside of the raster."""
+        """Warp a square of another CRS, north up and antialiased.
+
+        Args:
+            crs: CRS of the square.
+            bounds: the square, in units of its CRS.
+            pixels: side of the result, pixels.
+
+        Returns:
+            (4, pixels, pixels) uint8 RGBA; zeros outside of the raster.
+
+        Raises:
+            ImageryError: the file cannot be read there.
+        """
         rgba = np.zeros((4, pixels, pixels), np.uint8)
-        found = self._window(crs, bounds, pixels)
-        if found is None:
+        source_window = self._window(crs, bounds, pixels)
+        if source_window is None:
             return rgba
-        window, across, down = found
-        # What is far finer is averaged down to twice the resolution that is made, while it is read. The cubic kernel
-        # does the rest: GDAL widens it where it shrinks, and it does not blur what it enlarges.
+        window, across, down = source_window
+        # Rasters much finer than the result are averaged to twice its resolution on reading. The cubic kernel, which
+        # GDAL widens when downsampling, does the rest without blurring when upsampling.
         shrink = max(1.0, min(across, down) / pixels / 2)
         shape = (max(1, round(window.height / shrink)), max(1, round(window.width / shrink)))
         scale = Affine.scale(window.width / shape[1], window.height / shape[0])
@@ -188,7 +221,7 @@ class Raster:
         source = self.read(window, shape)
         alpha: dict[str, int] = {"src_alpha": 4, "dst_alpha": 4}
         target = rgba
-        if self._surrounds(window) and source[3].min() == 255:  # most: without alpha GDAL takes two thirds of the time
+        if self._surrounds(window) and source[3].min() == 255:  # most windows; a third faster without alpha
             rgba[3], source, target, alpha = 255, source[:3], rgba[:3], {}
         rasterio.warp.reproject(
             source,
@@ -199,29 +232,29 @@ class Raster:
             dst_crs=crs,
             **alpha,
             resampling=Resampling.cubic,
-            # Pixels made per source pixel. GDAL would guess them from the part of the square that the raster covers,
-            # and alias where that is a small one: at the edges of a map, and in every sheet of a mosaic.
+            # Result pixels per source pixel. GDAL's estimate considers only the part of the square that the raster
+            # covers, and aliases if that is small: at the edges of a map and in mosaics of many sheets.
             XSCALE=pixels / (across * shape[1] / window.width),
             YSCALE=pixels / (down * shape[0] / window.height),
         )
         return rgba
 
     def _surrounds(self, window: Window) -> bool:
-        """Whether there is more of the raster on all sides of a window."""
+        """Whether the raster extends beyond a window on all sides."""
         rows, cols = window.toslices()
         return rows.start > 0 and cols.start > 0 and rows.stop < self.height and cols.stop < self.width
 
     def _window(self, crs: str, bounds: Bounds, pixels: int) -> tuple[Window, float, float] | None:
-        """The pixels that a square of another CRS needs, with a margin for the kernel; None if there are none.
+        """Source window of a square, with a margin for the kernel; None if it does not overlap the raster.
 
-        And how many of the raster's pixels the whole square is wide and high, were the raster large enough.
+        Also the width and height of the whole square in the raster's pixels, including parts outside of it.
         """
         edge, zero, one = np.linspace(0, 1, 22), np.zeros(22), np.ones(22)
         u, v = np.concatenate([edge, edge, zero, one]), np.concatenate([zero, one, edge, edge])
         x, y = bounds.west + u * (bounds.east - bounds.west), bounds.south + v * (bounds.north - bounds.south)
         x, y = (np.array(values) for values in rasterio.warp.transform(crs, self.crs, x, y))
         if not (np.isfinite(x).all() and np.isfinite(y).all()):
-            return None  # the square lies where the raster's projection is not defined
+            return None  # outside of the domain of the raster's projection
         col, row = ~self.transform @ (x, y)
         margin = 2 * max(np.ptp(col), np.ptp(row)) / pixels + 4
         west, east = max(0, int(col.min() - margin)), min(self.width, int(col.max() + margin) + 1)
@@ -238,7 +271,7 @@ _handles = threading.local()
 
 
 def close_rasters() -> None:
-    """Close this thread's handles and those that threads share; others of a worker thread close as it ends."""
+    """Close the calling thread's handles and the shared ones. Handles of worker threads close when the thread ends."""
     if hasattr(_handles, "open"):
         _handles.open.cache_clear()
     _open_shared.cache_clear()
@@ -248,9 +281,9 @@ def _open(path: str, options: RasterOptions) -> Any:
     source = rasterio.open(path)
     points, points_crs = source.gcps
     if source.crs is None and points:
-        source = WarpedVRT(source, src_crs=points_crs, crs=points_crs)  # placed by ground control points
+        source = WarpedVRT(source, src_crs=points_crs, crs=points_crs)  # georeferenced by ground control points
     if source.transform.is_identity:
-        return source  # GDAL cannot warp what has no place; the caller says so
+        return source  # not georeferenced: GDAL cannot warp it, and `Raster` raises
     if options.crs is not None and source.crs is None:
         source = WarpedVRT(source, src_crs=options.crs, crs=options.crs, src_transform=source.transform)
     if options.nodata is not None:
@@ -260,14 +293,14 @@ def _open(path: str, options: RasterOptions) -> Any:
 
 @lru_cache(maxsize=64)
 def _open_shared(_lock: threading.Lock, path: str, options: RasterOptions) -> Any:
-    """The handle that belongs to a raster's lock."""
+    """A raster's shared handle; the lock, which is unique to the raster, is part of the cache key."""
     return _open(path, options)
 
 
 def _color_bands(interpretation: Sequence[ColorInterp]) -> list[int]:
-    """1-based: red, green and blue where they are marked; else the first three that are not alpha, or one as gray."""
-    marked = [color for color in (ColorInterp.red, ColorInterp.green, ColorInterp.blue) if color in interpretation]
-    if len(marked) == 3:
-        return [interpretation.index(color) + 1 for color in marked]
+    """Numbers from 1: the bands tagged as red, green and blue; else the first three without alpha, or one as gray."""
+    rgb = [color for color in (ColorInterp.red, ColorInterp.green, ColorInterp.blue) if color in interpretation]
+    if len(rgb) == 3:
+        return [interpretation.index(color) + 1 for color in rgb]
     bands = [band for band, color in enumerate(interpretation, 1) if color != ColorInterp.alpha]
     return bands[:3] if len(bands) >= 3 else bands[:1] or [1]

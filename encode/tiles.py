@@ -1,7 +1,7 @@
-"""From imagery to the tiles of every level, reading every source pixel about once.
+"""Render the tiles of all levels, reading each source pixel about once.
 
-The finest tiles are cut from the imagery in squares of g x g tiles, in rows from north to south, which also suits files
-that are stored by rows. Every coarser tile is the mean of its children: no level is read from the imagery again.
+The finest tiles are rendered in squares of g x g tiles, in rows from north to south, which suits files that are stored
+by rows too. Every coarser tile is the average of its children.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from jzi.store.pyramid import TileKey
 
 @dataclass(frozen=True)
 class Tile:
-    """A tile as the encoder takes it.
+    """A rendered tile.
 
     Attributes:
-        key: which tile.
+        key: level, row and column.
         image: (image_size, image_size, 3) uint8, north up.
-        has_imagery: whether any of it is imagery.
-        cells: (g, g) the same for each of its children, for tiles of level L-1; None above.
+        has_imagery: whether any pixel has imagery.
+        cells: (g, g) bool, whether any pixel of each child has imagery, for tiles of level L-1; None above.
     """
 
     key: TileKey
@@ -38,7 +38,7 @@ class Tile:
 
 @dataclass
 class _Canvas:
-    """A coarse tile that is being put together from its children."""
+    """A coarse tile that is being assembled from its children."""
 
     image: NDArray[np.uint8]
     missing: int
@@ -47,12 +47,12 @@ class _Canvas:
 
 @dataclass
 class TileRenderer:
-    """Renders tiles of a pyramid.
+    """Renderer of the tiles of a pyramid.
 
     Args:
-        imagery: what to cut them from.
+        imagery: the map.
         image_size: side of a tile, pixels.
-        threads: how many threads read.
+        threads: number of reader threads.
     """
 
     imagery: Imagery
@@ -61,15 +61,15 @@ class TileRenderer:
 
     def __post_init__(self) -> None:
         self.pyramid = self.imagery.pyramid
-        #: The level of the squares that are read in one go.
+        #: Level of the squares that are rendered at once.
         self.unit_level = max(0, self.pyramid.levels - 2)
         self._thumb = math.ceil(self.image_size / self.pyramid.grid)
 
     def render(self, roots: list[TileKey]) -> Iterator[Tile]:
-        """All tiles below and including `roots`, children before parents.
+        """Yield all tiles below and including `roots`, children before parents.
 
         Args:
-            roots: different tiles of ONE level, not deeper than `unit_level`.
+            roots: distinct tiles of one level, at most `unit_level`.
 
         Raises:
             ImageryError: the imagery cannot be read.
@@ -90,7 +90,13 @@ class TileRenderer:
             yield from self.parents(tiles[-1], canvases, top)
 
     def parents(self, tile: Tile, canvases: dict[TileKey, _Canvas], top: int = 0) -> Iterator[Tile]:
-        """Paint a finished tile into its parent; yield the parent, and in turn its parents up to `top`, once whole."""
+        """Copy a finished tile into its parent; yield the parent if it is complete, and so on up to level `top`.
+
+        Args:
+            tile: the tile.
+            canvases: the incomplete parents, empty at first; updated.
+            top: coarsest level to yield.
+        """
         while tile.key.level > top:
             level, row, col = tile.key
             g, thumb = self.pyramid.grid, self._thumb
@@ -109,7 +115,7 @@ class TileRenderer:
             yield tile
 
     def _render_unit(self, key: TileKey) -> list[Tile]:
-        """The finest tiles of a square, then the square itself (which may be one tile, where L = 1)."""
+        """Render the finest tiles of a square, then the square itself; just one tile if L = 1."""
         g, size = self.pyramid.grid, self.image_size
         if self.pyramid.levels == 1:
             return [self._leaf(key, *self.imagery.render(self.pyramid.tile_bounds(key), size))]
@@ -132,7 +138,7 @@ def _background(side: int) -> NDArray[np.uint8]:
 
 
 def _shrink(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    """(side, side, 3): each pixel the mean of those that it covers."""
+    """Downsample to (side, side, 3) by averaging."""
     if image.shape[0] == side:
         return image
     return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BOX))

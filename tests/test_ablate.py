@@ -150,7 +150,7 @@ def test_variants_with_the_same_settings_are_one_row(town) -> None:
     [
         ("decoder.heads=5", "variant wrong: decoder.heads is 5"),
         ("decoder.layerz=5", "variant wrong: .*layerz"),
-        ("train.label_smoothing=2", "variant wrong: train.label_smoothing"),
+        ("train.label_smoothing=2", "variant wrong: the setting train.label_smoothing = 2"),
         ("finetune.blocks=9", "variant wrong: .*the encoder has 2 blocks"),
     ],
 )

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+
+import pytest
 
 import jzi
 
@@ -125,6 +128,14 @@ def test_the_documentation_draws_the_same_order() -> None:
     assert documented == sorted(documented, key=lambda package: (lines[package], documented.index(package)))
     for row in LAYERS:
         assert len({lines[package] for package in row if package in documented}) <= 1, row
+
+
+@pytest.mark.parametrize("name", ["ARCHITECTURE.md", "CONTRIBUTING.md"])
+def test_the_files_that_the_documentation_names_exist(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    paths = re.findall(r"`([a-z_]+/[a-z_]+\.(?:py|md))`", text)
+    assert len(paths) > 5
+    assert [path for path in paths if not (ROOT / path).exists()] == []
 
 
 def test_no_modules_import_one_another_in_a_circle() -> None:

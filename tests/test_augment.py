@@ -1,4 +1,4 @@
-"""Augmented views: what may happen to photos and tiles, and that it can be made again."""
+"""Augmented views of photos and tiles: which operations are applied how often, and reproducibility."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def draws() -> torch.Tensor:
 
 @pytest.fixture
 def photos() -> torch.Tensor:
-    """Smooth colours, so that a crop moves no pixel far."""
+    """Smooth colours, so that a crop changes no pixel much."""
     ramp = torch.linspace(0.2, 0.8, 2 * SIDE)
     red, green = ramp.expand(SIDE, -1), ramp[::2].flip(0)[:, None].expand(-1, 2 * SIDE)
     return torch.stack([red, green, 1 - red]).expand(N, -1, -1, -1)

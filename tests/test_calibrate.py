@@ -25,7 +25,7 @@ def test_the_error_is_the_mean_gap_of_confidence_and_truth() -> None:
 def test_the_temperature_that_made_the_answers_is_found(monkeypatch, true) -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(4000, 3, 16, generator=generator) * 2
-    logits[:, :, 15] = module.NOTHING  # no imagery there
+    logits[:, :, 15] = module.MASKED_LOGIT  # no imagery there
     wanted = torch.tensor([true, 1.0, 3.0])
     probability = (logits / wanted[:, None]).softmax(-1)
     actions = torch.multinomial(probability.flatten(0, 1), 1, generator=generator).view(4000, 3)

@@ -219,7 +219,7 @@ def test_leaves_have_seasons_and_cars_have_turnouts(heights: Path) -> None:
     assert red_over_green[1] > red_over_green[0] + 0.05
     changed = (summer.height != other.height).numpy()
     assert changed.any()
-    assert block.lay.street.repeat(2, 0).repeat(2, 1)[changed].mean() > 0.8
+    assert block.land_use.street.repeat(2, 0).repeat(2, 1)[changed].mean() > 0.8
     _, streets = block.map()
     place = ((streets > 0) & (streets < BLOCKED)).repeat(2, 0).repeat(2, 1)
     inner = slice(2 * MARGIN, -2 * MARGIN)

@@ -242,7 +242,7 @@ def files_below(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     ("command", "says"),
     [
-        ("encode-map --set encoder.name=no/such-encoder", "no folder here, and the Hugging Face hub did not give it"),
+        ("encode-map --set encoder.name=no/such-encoder", "not a local folder and cannot be downloaded"),
         ("encode-map --set encoder.image_size=42", "was filled by another encoder"),
         ("encode-map --set pyramid.size=700", "belongs to another pyramid (size"),
         ("encode-map --set decoder.depth=3", "'decoder.depth' that jzi does not know"),
@@ -265,12 +265,12 @@ def files_below(folder: Path) -> dict[str, bytes]:
         ("evaluate --radii near", "--radii takes metres"),
         ("evaluate --radii 20,-5", "--radii takes metres"),
         ("locate gone.jpg", "there is no photo gone.jpg"),
-        ("locate jzi.toml", "not a photo in a format that Pillow knows"),
+        ("locate jzi.toml", "not a photo in a format that Pillow supports"),
         ("locate photos/day0/000.jpg --model gone", "there is no model in gone"),
         ("init", "jzi.toml exists"),
         ("init new", "no area is given"),
         ("init new --map photos/day0/000.jpg", "not georeferenced"),
-        ("init new --map map.tif --center 60 20 --size 500", "does not touch the pyramid's area"),
+        ("init new --map map.tif --center 60 20 --size 500", "does not overlap the pyramid's area"),
         ("init new --center 100 20 --size 500", "is not a position on earth"),
         ("init new --preset atlantis", "there is no preset 'atlantis'"),
         ("tile 0 0", "is outside the area"),
@@ -347,7 +347,7 @@ def test_a_model_whose_map_or_encoder_is_gone_is_one_sentence(trained, tmp_path)
 def test_a_model_is_not_used_with_a_cache_of_other_imagery(trained, tmp_path) -> None:
     trained("encode-map --set map.nodata=77 --set cache.path=other.zarr")
     told = trained("locate photos/day0/000.jpg --cache other.zarr", code=2).stderr
-    assert "made from other imagery" in told and "not what the model model was trained with" in told
+    assert "made from other imagery" in told and "that the model model was trained with" in told
     assert "different imagery" in trained("info model other.zarr", code=1).stdout
 
 

@@ -1,4 +1,4 @@
-"""The decoder is the published one, in one pass and step by step."""
+"""The decoder equals the reference, in one pass and step by step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Claims about filling the map's side of a cache."""
+"""Claims about encoding a map into a cache."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from jzi.store import chunk_writer
 from jzi.store.cache import ENCODED, MISSING, NODATA, FeatureCache
 from jzi.store.pyramid import Pyramid, TileKey
 
-# rasterio's own
+# from rasterio itself
 pytestmark = pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
 
-#: 820 tiles; the nine subtrees below level 1 have chunks of their own.
+#: 820 tiles; the nine subtrees below level 1 have separate chunks.
 GRID, LEVELS = 3, 4
 
 
@@ -54,7 +54,7 @@ class Town:
 
 @pytest.fixture(scope="module")
 def raster(tmp_path_factory: pytest.TempPathFactory, pattern: Callable) -> Path:
-    """800 x 800 m of squares of random colours, which every area here is cut from."""
+    """800 x 800 m of squares of random colours, which every area here is part of."""
     path = tmp_path_factory.mktemp("raster") / "map.tif"
     profile = {"driver": "GTiff", "count": 3, "height": 800, "width": 800, "dtype": "uint8"}
     area = Pyramid.around(48.2, 16.37, 800.0)
@@ -78,7 +78,7 @@ def make(raster: Path, encoder_folder: Path) -> Callable[..., Town]:
 
 @pytest.fixture(scope="module")
 def undisturbed(make: Callable, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The cache of an undisturbed run. Not to be touched."""
+    """The cache of an uninterrupted run. Do not modify."""
     folder = tmp_path_factory.mktemp("undisturbed")
     make(folder).run()
     return folder / "town.zarr"
@@ -86,7 +86,7 @@ def undisturbed(make: Callable, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture
 def whole(undisturbed: Path, files_of: Callable) -> dict[str, bytes]:
-    """Every byte of it."""
+    """Contents of all files."""
     return files_of(undisturbed)
 
 
@@ -103,7 +103,7 @@ def encoded_town(town: Town, undisturbed: Path) -> Town:
 
 
 def fail_after(owner: object, name: str, calls: int, error: BaseException, patch: pytest.MonkeyPatch) -> None:
-    """Let a method work some times and then raise."""
+    """Make a method raise after a number of successful calls."""
     method, count = getattr(owner, name), iter(range(calls))
 
     def wrapped(*args, **kwargs):
@@ -115,7 +115,7 @@ def fail_after(owner: object, name: str, calls: int, error: BaseException, patch
 
 
 def count_encoded(town: Town, patch: pytest.MonkeyPatch) -> list[int]:
-    """The sizes of the batches that the encoder is given from now on."""
+    """Sizes of the batches that the encoder is called with."""
     sizes: list[int] = []
     encode = town.encoder.encode_tiles
     patch.setattr(town.encoder, "encode_tiles", lambda tiles: (sizes.append(len(tiles)), encode(tiles))[1])
@@ -123,7 +123,7 @@ def count_encoded(town: Town, patch: pytest.MonkeyPatch) -> list[int]:
 
 
 def assert_sound(cache: FeatureCache) -> int:
-    """No tile is marked encoded whose embedding is nan, nor before its cells are; returns how many are encoded."""
+    """Assert that encoded tiles have finite embeddings and marked cells; return how many are encoded."""
     encoded, g = 0, cache.pyramid.grid
     for level in range(cache.pyramid.levels):
         status = cache.status(level)

@@ -1,4 +1,4 @@
-"""Claims about filling the photos' side of a cache."""
+"""Claims about encoding photos into a cache."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _small_chunks() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory, exact: Encoder, take_photo: Callable) -> Album:
-    """Encoded. Not to be touched."""
+    """An encoded album. Do not modify."""
     folder = tmp_path_factory.mktemp("album")
     for index in range(PHOTOS):
         take_photo(folder / "photos" / f"{index:02}.jpg", 48.2, 16.37 + index * 1e-5, seed=index)
@@ -92,7 +92,7 @@ def encoded_album(album: Album, template: Album) -> Album:
 
 @pytest.fixture
 def batches(album: Album, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The sizes of the batches that the encoder is given."""
+    """Sizes of the batches that the encoder is called with."""
     sizes: list[int] = []
     encode = album.encoder.encode_photos
     monkeypatch.setattr(album.encoder, "encode_photos", lambda photos: (sizes.append(len(photos)), encode(photos))[1])
@@ -100,7 +100,7 @@ def batches(album: Album, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> set[str]:
-    """The ids whose embedding is the same in both."""
+    """Ids with the same embedding in both caches."""
     return {name for name in one.keys() & other.keys() if np.array_equal(one[name], other[name])}
 
 
@@ -138,7 +138,7 @@ def test_the_whole_table_is_seen_in_xarray_without_a_warning(encoded_album: Albu
     np.testing.assert_allclose(queries["longitude"][:3], [16.37, 16.37001, 16.37002], atol=1e-7)
 
 
-# What has changed
+# Changed photos
 
 
 def test_a_changed_photo_alone_is_encoded_again(encoded_album: Album, take_photo: Callable, batches: list) -> None:
@@ -226,7 +226,7 @@ def test_an_unreadable_photo_costs_only_itself_and_is_reported_every_time(
     album: Album, batches: list, take_photo: Callable
 ) -> None:
     good = (album.folder / "07.jpg").read_bytes()
-    (album.folder / "07.jpg").write_bytes(good[: len(good) // 2])  # its EXIF is whole
+    (album.folder / "07.jpg").write_bytes(good[: len(good) // 2])  # its EXIF is intact
     for encoded, reused in ((PHOTOS - 1, 0), (0, PHOTOS - 1), (0, PHOTOS - 1)):
         report = album.run()
         assert (report.encoded, report.reused, report.damaged) == (encoded, reused, 0)

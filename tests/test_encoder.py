@@ -1,4 +1,4 @@
-"""Claims about the encoder that both views share."""
+"""Claims about the encoder shared by photos and tiles."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from jzi.store.photo_table import read_photo_table
 
 @pytest.fixture
 def load(encoder_folder: Path) -> Callable[..., Encoder]:
-    """The tiny encoder, loaded anew."""
+    """Load the tiny encoder again."""
     return lambda **options: Encoder.load(encoder_folder, **{"image_size": 28, "device": "cpu", **options})
 
 
@@ -126,11 +126,11 @@ def test_loading_leaves_no_gradient_and_no_dropout(load: Callable, squares: np.n
     assert not encoder.encode_tiles(squares).requires_grad
 
 
-# What is refused
+# Errors
 
 
 def test_options_that_cannot_be_used_are_refused(encoder_folder: Path) -> None:
-    assert_refused("'thirds' is none of halves, whole", encoder_folder, layout="thirds")
+    assert_refused("must be one of halves, whole, not 'thirds'", encoder_folder, layout="thirds")
     assert_refused("less than one patch of 14 pixels", encoder_folder, image_size=13)
 
 
@@ -171,7 +171,7 @@ def test_a_model_of_another_type_is_refused_by_name(tmp_path: Path, model_type: 
 
 @pytest.mark.parametrize("name", ["nobody/no-such-model", "no/such/folder", "no such name"])
 def test_a_name_that_neither_the_disk_nor_the_hub_knows_is_refused(name: str) -> None:
-    assert_refused(rf"'{name}' is no folder here, and the Hugging Face hub did not give it", name)
+    assert_refused(rf"'{name}' is not a local folder and cannot be downloaded", name)
 
 
 # A real encoder

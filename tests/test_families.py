@@ -1,4 +1,4 @@
-"""Every kind of encoder has its own preprocessing and its own global embedding; tiny random ones stand for all."""
+"""Preprocessing and global embedding of every family, on tiny random models."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_every_family_is_tested() -> None:
 
 @torch.no_grad()
 def output_of(kind: str, model: torch.nn.Module, pixels: torch.Tensor):
-    """What transformers' own way into the model gives for (n, 3, 64, 64)."""
+    """Output of transformers' own forward pass for (n, 3, 64, 64)."""
     model = getattr(model, "vision_model", model)
     if not kind.startswith("siglip2"):
         return model(pixel_values=pixels)

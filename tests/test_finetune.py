@@ -1,4 +1,4 @@
-"""Fine-tuning: cheaper than the plain way and the same, resumed exactly, and never a good encoder lost."""
+"""Fine-tuning equals the naive implementation at less cost, resumes exactly, and never loses the best encoder."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class City:
         return finetune([(self.imagery(), self.table())] * areas, self.encoder(), self.folder / name, SMALL, config)
 
     def weights(self, name: str = "finetuned") -> dict[str, torch.Tensor]:
-        """Of encoder and decoder."""
+        """Weights of encoder and decoder."""
         folder = self.folder / name
         return {**load_file(folder / "encoder" / "model.safetensors"), **load_file(folder / "decoder.safetensors")}
 
@@ -77,14 +77,14 @@ def city(tmp_path: Path, town_raster: Path, pyramid: Pyramid, photo_folder: Path
 
 
 class Killed(BaseException):
-    """Stands for a signal: nothing in the code under test may catch it."""
+    """Stands for a kill signal: the code under test must not catch it."""
 
 
-# Cheaper, and the same
+# Equal to the naive implementation
 
 
 def start(city: City, config: FinetuneConfig) -> FinetuneTask:
-    """A run that is ready for its first step."""
+    """A task that is ready for its first step."""
     config = replace(config, accumulation=1)
     encoder = city.encoder()
     torch.manual_seed(0)
@@ -97,7 +97,7 @@ def start(city: City, config: FinetuneConfig) -> FinetuneTask:
 
 
 def plain_way(city: City, run: FinetuneTask, index: torch.Tensor, seed: int) -> dict[str, torch.Tensor]:
-    """Every tile of every photo goes through the whole encoder of transformers; the loss and every gradient."""
+    """Loss and all gradients if every tile of every photo is encoded with the whole transformers model."""
     encoder, area = city.encoder(), run.areas[0]
     encoder.model.requires_grad_(True)
     decoder = ZoomDecoder(run.network.decoder.config)
@@ -172,7 +172,7 @@ def test_each_distinct_tile_is_encoded_once(city) -> None:
 @pytest.mark.parametrize("places", [0, 1])
 def test_where_tiles_are_kept_changes_nothing(city, monkeypatch, places) -> None:
     city.run("roomy")
-    free = iter([0] * 100 if places == 0 else [0, 10**12] * 100)  # neither device nor memory has room, or memory has
+    free = iter([0] * 100 if places == 0 else [0, 10**12] * 100)  # no room at all, or only in main memory
     monkeypatch.setattr(device_module, "free_bytes", lambda device: next(free))
     city.run("tight")
     assert city.metrics("tight") == city.metrics("roomy")
@@ -190,7 +190,7 @@ def test_a_batch_in_parts_is_the_same_step(city) -> None:
         torch.testing.assert_close(parts[name], whole[name], atol=1e-4, rtol=1e-3)
 
 
-# What is trained, and what is kept
+# What is trained, and what is saved
 
 
 @pytest.mark.parametrize("blocks", [0, 1, "all"])
@@ -231,7 +231,7 @@ def test_training_goes_on_from_encoder_and_decoder_of_another_run(city) -> None:
     city.run()
     first = ZoomModel.load(city.folder / "finetuned")
     source = [(city.imagery(), city.table())]
-    other = DecoderConfig(layers=3, heads=4)  # the architecture is that of the decoder to start from
+    other = DecoderConfig(layers=3, heads=4)  # replaced by the architecture of the decoder to start from
     still = replace(QUICK, epochs=1, learning_rate=0.0)
     finetune(source, first.load_encoder("cpu"), city.folder / "second", other, still, start=first)
     before, after = city.weights(), city.weights("second")
@@ -274,7 +274,7 @@ def test_a_killed_run_goes_on_to_the_same_losses_and_weights(city, monkeypatch, 
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
-@pytest.mark.parametrize("steps", [2, 3])  # in the middle of an epoch, and with its last step
+@pytest.mark.parametrize("steps", [2, 3])  # within an epoch, and at its last step
 def test_an_interrupted_run_keeps_the_step_that_it_is_in(city, monkeypatch, steps) -> None:
     city.run("whole")
     step, done, handler = TrainingLoop.step, [], signal.getsignal(signal.SIGINT)
@@ -321,7 +321,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_encoder(city, mo
     encoder = ZoomModel.load(city.folder / "finetuned").load_encoder("cpu")
     assert all(torch.isfinite(value).all() for value in encoder.model.state_dict().values())
     monkeypatch.undo()
-    city.run(config=replace(QUICK, save_every_s=1e-9))  # goes on from before it broke
+    city.run(config=replace(QUICK, save_every_s=1e-9))  # resumes from the last state before the failure
     assert len(city.metrics()) == 3
 
 

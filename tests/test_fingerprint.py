@@ -1,4 +1,4 @@
-"""An encoder is known by its fingerprint, which is computed as seldom as possible."""
+"""Fingerprints of encoders, and how often weights are hashed and models are built."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FAST = "--set train.epochs=1 --set decoder.layers=1 --set decoder.heads=2"
 
 @pytest.fixture
 def count(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter]:
-    """How often weights are hashed and models are built."""
+    """Counts of hashed weights and of built models."""
     counter: Counter = Counter()
 
     def counted(function: Callable, name: str) -> Callable:

@@ -1,4 +1,4 @@
-"""The reference's checkpoints become models that give its embeddings and logits, or are refused by name."""
+"""Imported checkpoints compute the reference's embeddings and logits; others are refused with names of entries."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from jzi.store.pyramid import Pyramid, preset
 
 @pytest.fixture
 def reference(shared: Path, tmp_path: Path) -> Path:
-    """A copy of the reference model, its encoder's config in a folder of its own."""
+    """A copy of the reference model, its encoder's config in a separate folder."""
     shutil.copytree(shared / "reference-model", tmp_path / "reference")
     (tmp_path / "encoder").mkdir()
     shutil.copy(shared / "reference-model" / "backbone_config.json", tmp_path / "encoder" / "config.json")
@@ -36,7 +36,7 @@ def reference(shared: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def load(reference: Path, tmp_path: Path) -> Callable[..., ZoomModel]:
-    """Changes the checkpoint's weights, imports it and loads the model."""
+    """Change the checkpoint's weights, import it and load the model."""
 
     def run(change: Callable[[dict], dict] = dict, **options) -> ZoomModel:
         state = torch.load(reference / "checkpoint.pth", weights_only=True)["model_state_dict"]
@@ -92,7 +92,7 @@ def test_heads_that_contradict_the_checkpoint_are_refused(load) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda s: {k: v for k, v in s.items() if "layer.1.norm2" not in k}, r"missing: .*layer\.1\.norm2\.weight"),
         (
@@ -103,14 +103,14 @@ def test_heads_that_contradict_the_checkpoint_are_refused(load) -> None:
         (lambda s: {**s, "refiner.weight": torch.zeros(3)}, r"extra: refiner\.weight"),
         (
             lambda s: {**s, "decoder.final_norm.weight": torch.zeros(95)},
-            r"misshapen: decoder\.final_norm.*\(95,\) not \(96,\)",
+            r"wrong shape: decoder\.final_norm.*\(95,\) instead of \(96,\)",
         ),
         (lambda s: {k: v for k, v in s.items() if "output_head" not in k}, r"output_head\.weight is missing"),
     ],
-    ids=["encoder lacks", "decoder lacks", "decoder more", "more", "misshapen", "no head"],
+    ids=["encoder lacks", "decoder lacks", "decoder more", "more", "wrong shape", "no head"],
 )
-def test_a_checkpoint_that_does_not_fit_is_refused_by_name(load, tmp_path, change, told: str) -> None:
-    with pytest.raises(ModelError, match=told):
+def test_a_checkpoint_that_does_not_fit_is_refused_by_name(load, tmp_path, change, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
         load(change)
     assert not (tmp_path / "model").exists()
 

@@ -104,7 +104,7 @@ def test_a_photo_may_be_a_path_bytes_a_file_or_an_image(jpeg: bytes, tmp_path: P
             np.testing.assert_array_equal(np.asarray(open_photo(photo)), expected)
 
 
-# What is refused
+# Errors
 
 
 def refused(photo: object, match: str) -> None:

@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -172,11 +171,12 @@ def test_a_handler_of_sigterm_that_is_there_already_is_kept(default_sigterm) -> 
 
 
 SLOW = """
-import sys, time
+import sys
+import time
 import jzi.encode.encode_map, jzi.encode.encode_queries
 from jzi.encode.encoder import Encoder
 def slowly(encode):
-    return lambda *given: (time.sleep(0.2), encode(*given))[1]
+    return lambda *given: (print("a batch", flush=True), time.sleep(0.2), encode(*given))[-1]
 for module in (jzi.encode.encode_map, jzi.encode.encode_queries):
     module.WRITE_EVERY_S = 0
 Encoder.encode_tiles, Encoder.encode_photos = slowly(Encoder.encode_tiles), slowly(Encoder.encode_photos)
@@ -200,13 +200,10 @@ def test_a_command_that_is_stopped_says_how_to_resume_and_keeps_what_was_done(
         area("encode-map")
     arguments = [command, "--set", "encoder.batch_size=8"]
     process = subprocess.Popen(
-        [sys.executable, "-c", SLOW, *arguments], cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+        [sys.executable, "-c", SLOW, *arguments], cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE
     )
-    cache = tmp_path / "features.zarr"
-    first = cache / ("map/2/status/c/0/0" if command == "encode-map" else "queries/embedding/c")
-    while not first.exists():
-        assert process.poll() is None
-        time.sleep(0.02)
+    assert process.stdout
+    assert [process.stdout.readline() for _ in range(3)] == [b"a batch\n"] * 3  # the first is written by now
     process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == code

@@ -1,4 +1,4 @@
-"""Claims about rasters of every kind, and about the imagery that they make together."""
+"""Claims about rasters of many kinds, and about imagery of one or several rasters."""
 
 from __future__ import annotations
 
@@ -120,11 +120,11 @@ def test_a_deep_raster_of_one_value_is_no_division_by_zero(place: Callable, pyra
     assert image.min() == image.max()
 
 
-# What is no imagery
+# Pixels without imagery
 
 
 def half_valid(pyramid: Pyramid, image: np.ndarray, covered: np.ndarray, color: tuple = (90, 90, 90)) -> None:
-    """Imagery in the south, none in the north, and none of what stood there shines through."""
+    """Imagery in the south only; the values stored in the north do not appear."""
     assert not covered[:38].any()
     assert covered[42:].all()
     assert_color(image[:38], BACKGROUND, within=0)
@@ -157,7 +157,7 @@ def test_what_has_no_data_is_background(place: Callable, pyramid: Pyramid, kind:
     if kind == "mask":
         with rasterio.open(path, "r+") as file:
             file.write_mask(data[0] != 255)
-    for pixels in (80, 20):  # as it is, and shrunk
+    for pixels in (80, 20):  # at full resolution and downsampled
         image, covered = look(path, pyramid, pixels, **options)
         if pixels == 80:
             half_valid(pyramid, image, covered)
@@ -186,7 +186,7 @@ def test_valid_black_is_imagery(place: Callable, pyramid: Pyramid) -> None:
     assert_color(image, (0, 0, 0))
 
 
-# Where it lies
+# Georeference
 
 
 def square_of_light(
@@ -199,7 +199,7 @@ def square_of_light(
 
 
 def center_of_light(image: np.ndarray) -> tuple[float, float]:
-    """Column and row of the middle of what is bright, in pixels."""
+    """Column and row of the centre of brightness, in pixels."""
     weight = image.astype(float).mean(-1)
     rows, cols = np.mgrid[: len(image), : len(image)] + 0.5
     return (cols * weight).sum() / weight.sum(), (rows * weight).sum() / weight.sum()
@@ -255,14 +255,14 @@ def test_a_real_orthophoto_in_feet_with_a_side_car_fills_its_area(shared: Path) 
 
 @pytest.fixture
 def world_file(tmp_path: Path, pyramid: Pyramid) -> Path:
-    """A PNG with a world file, which says where but not in which CRS."""
+    """A PNG with a world file, which has no CRS."""
     Image.fromarray(flat(90)[0]).save(tmp_path / "map.png")
     (tmp_path / "map.pgw").write_text(f"10\n0\n0\n-10\n{pyramid.west + 5}\n{pyramid.north - 5}\n")
     return tmp_path / "map.png"
 
 
 def test_a_world_file_and_a_crs_place_a_picture(world_file: Path, pyramid: Pyramid) -> None:
-    with pytest.raises(ImageryError, match=r"no CRS; name it with `jzi init --map-crs"):
+    with pytest.raises(ImageryError, match=r"no CRS; set it with `jzi init --map-crs"):
         Raster(world_file)
     image, covered = look(world_file, pyramid, crs=pyramid.crs)
     assert covered.all()
@@ -278,7 +278,7 @@ def test_a_picture_without_a_place_is_refused(tmp_path: Path) -> None:
 
 
 def test_ground_control_points_place_a_picture(tmp_path: Path, pyramid: Pyramid) -> None:
-    data = square_of_light(Affine.fingerprint(), "", 60.0, 20.0, 8, (80, 80))
+    data = square_of_light(Affine.identity(), "", 60.0, 20.0, 8, (80, 80))
     west, _, _, north = pyramid.bounds
     corners = [(0, 0), (0, 80), (80, 0), (80, 80)]
     points = [GroundControlPoint(row, col, west + col * 10, north - row * 10) for row, col in corners]
@@ -306,7 +306,7 @@ def test_a_file_that_is_no_raster_is_refused(tmp_path: Path) -> None:
 def test_a_raster_elsewhere_is_refused_with_its_place(write_raster: Callable, pyramid: Pyramid) -> None:
     elsewhere = Pyramid.around(60.17, 24.94, 800.0)
     path = write_raster(flat(90), elsewhere.bounds, elsewhere.crs)
-    with pytest.raises(ImageryError, match=r"does not touch.*latitude 60\.17000, longitude 24\.94000"):
+    with pytest.raises(ImageryError, match=r"does not overlap.*latitude 60\.17000, longitude 24\.94000"):
         Imagery([path], pyramid)
     with pytest.raises(ImageryError, match="no raster is given"):
         Imagery([], pyramid)
@@ -388,7 +388,7 @@ def test_the_fingerprint_stays_where_the_pixels_stay(town_raster: Path, pyramid:
     shutil.copy(town_raster, copy)
     assert fingerprint(copy, pyramid) == before
     with rasterio.open(town_raster) as file:
-        file.stats()  # may leave an .aux.xml beside it
+        file.stats()  # may write an .aux.xml file
     assert fingerprint(town_raster, pyramid) == before
 
 
@@ -464,7 +464,7 @@ def test_tiles_are_as_smooth_where_a_raster_covers_little_of_them(write_raster, 
     np.testing.assert_array_equal(of_larger, expected)
 
 
-# The short cut for squares that lie wholly in the imagery
+# The fast path for squares inside the imagery
 
 
 @pytest.mark.parametrize("side", [200, 800, 3000], ids=["enlarged", "as it is", "shrunk"])

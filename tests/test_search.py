@@ -1,4 +1,4 @@
-"""Search gives true probabilities and never leaves the imagery."""
+"""Search returns the decoder's probabilities and enters tiles with imagery only."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def small() -> Pyramid:
 def decoder() -> ZoomDecoder:
     torch.manual_seed(0)
     decoder = ZoomDecoder(DecoderConfig(width=16, actions=4, layers=2, heads=2)).eval()
-    for parameter in decoder.parameters():  # far from the start, so that probabilities differ
+    for parameter in decoder.parameters():  # far from initialisation, so that probabilities differ
         parameter.data = parameter.data * 4
     return decoder
 
@@ -45,9 +45,9 @@ def query() -> torch.Tensor:
 
 @torch.no_grad()
 def probability_of(decoder: ZoomDecoder, table: TileTable, query: torch.Tensor, path: tuple[int, ...]) -> torch.Tensor:
-    """(query,) by the chain rule, teacher-forced: another way than search goes."""
+    """(query,) by the chain rule, teacher-forced, independent of search."""
     paths = np.array([path] * len(query))
-    tiles = table.along(paths)
+    tiles = table.tiles_along(paths)
     logits = decoder(query, table.embedding[tiles].float(), torch.from_numpy(paths))
     steps = logits.masked_fill(~table.child_mask[tiles], -torch.inf).log_softmax(-1)
     return steps.gather(-1, torch.from_numpy(paths)[..., None]).sum((1, 2)).exp()
@@ -79,7 +79,7 @@ def test_one_beam_takes_the_most_probable_child_at_every_step(decoder, query, sm
     table = TileTable(random_map(small))
     zooms = zoom(decoder, table, query)
     paths = zooms.paths[:, 0].numpy()
-    logits = decoder(query, table.embedding[table.along(paths)].float(), torch.from_numpy(paths))
+    logits = decoder(query, table.embedding[table.tiles_along(paths)].float(), torch.from_numpy(paths))
     assert (logits.argmax(-1).numpy() == paths).all()
 
 
@@ -113,4 +113,4 @@ def test_the_table_looks_tiles_up_by_key(small) -> None:
     rows, cols = small.input_tiles(paths)
     for level in range(small.levels):
         expected = features.embedding[level][rows[:, level], cols[:, level]]
-        assert (table.embedding[table.along(paths)[:, level]].numpy() == expected).all()
+        assert (table.embedding[table.tiles_along(paths)[:, level]].numpy() == expected).all()

@@ -1,4 +1,4 @@
-"""Claims about cutting imagery into the tiles of every level."""
+"""Claims about rendering the tiles of every level."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def cut(grid: int, levels: int) -> Pyramid:
 
 @pytest.fixture
 def render(town_raster: Path) -> Callable[..., dict[TileKey, Tile]]:
-    """All tiles of the town, cut in a grid of some levels, in the order in which they come."""
+    """All tiles of the town for a grid and a number of levels, in the order of rendering."""
 
     def render(grid: int, levels: int, size: int = SIZE) -> dict[TileKey, Tile]:
         tiles = list(TileRenderer(Imagery([town_raster], cut(grid, levels)), size, threads=2).render(WHOLE))
@@ -115,7 +115,7 @@ def test_what_rasterio_says_of_its_own_arrays_does_not_reach_the_user(
 ) -> None:
     warp = Raster.warp
 
-    def loud(*args):  # as rasterio is when two threads silence it at once
+    def loud(*args):  # as from rasterio when two threads silence warnings at once
         warnings.warn("Dataset has no geotransform", NotGeoreferencedWarning, stacklevel=1)
         return warp(*args)
 
@@ -154,7 +154,7 @@ def test_a_cell_of_which_a_corner_is_imagery_is_a_cell(write_raster: Callable, p
 
 
 def bytes_read() -> int:
-    """What this process has asked the system to read."""
+    """Bytes that this process has read."""
     return int(Path("/proc/self/io").read_text().split()[1])
 
 

@@ -1,4 +1,4 @@
-"""Patch tokens: what the encoder makes of a tile's patches, kept one tile to a chunk, the k most similar looked at."""
+"""Patch tokens: computed by the encoder, stored one tile per chunk, the k most similar read by the decoder."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from jzi.store import chunk_writer
 from jzi.store.cache import NODATA, FeatureCache
 from jzi.store.pyramid import Pyramid, TileKey
 
-# rasterio's own
+# from rasterio itself
 pytestmark = pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
 
 #: 21 tiles, of which the last level's are in chunks of 4 x 4; 4 patches to a tile.
@@ -56,7 +56,7 @@ def imagery(write_raster: Callable, pattern: Callable) -> Imagery:
 
 @pytest.fixture
 def fill(imagery: Imagery, encoder: Encoder) -> Callable[..., MapReport]:
-    """Encodes the map into a cache."""
+    """Encode the map into a cache."""
 
     def fill(path: Path, **options) -> MapReport:
         cache = FeatureCache.open_or_create(path, imagery.pyramid, encoder.info, imagery.info())
@@ -89,7 +89,7 @@ def table_of(cache: FeatureCache, **options) -> TileTable:
     return TileTable(cache.read_map(), "cpu", PatchTokens(cache, "cpu", **options))
 
 
-# What is kept
+# Storage
 
 
 def test_tokens_are_the_patches_of_the_models_last_hidden_state(cache, imagery, encoder) -> None:
@@ -210,49 +210,49 @@ def test_two_processes_fill_one_cache_to_the_same_content(cache, tmp_path, fill,
     assert files_of(path) == files_of(Path(cache.path))
 
 
-# What is looked at
+# Selection
 
 
-@pytest.mark.parametrize("room", [None, 64, 3], ids=["all", "as many as are compared at once", "fewer"])
-def test_the_tokens_looked_at_are_the_most_similar_ones_in_order(cache, query, monkeypatch, room) -> None:
-    monkeypatch.setattr("jzi.decode.patch_tokens.PAIRS", 3)
-    table = table_of(cache, room=room)
+@pytest.mark.parametrize("capacity", [None, 64, 3], ids=["all", "as many as are compared at once", "fewer"])
+def test_the_tokens_looked_at_are_the_most_similar_ones_in_order(cache, query, monkeypatch, capacity) -> None:
+    monkeypatch.setattr("jzi.decode.patch_tokens.MAX_PAIRS", 3)
+    table = table_of(cache, capacity=capacity)
     tile = torch.tensor([[0, 5, 20], [1, 6, 19], [20, 20, 2], [0, 1, 2], [7, 9, 11]])
     for k in (1, 3, PATCHES):
-        seen = table.seen(tile, query, k)
+        seen = table.tokens(tile, query, k)
         assert seen.shape == (5, 3, 1 + k, WIDTH)
         for (photo, step), index in np.ndenumerate(tile.numpy()):
             tokens = torch.from_numpy(np.nan_to_num(cache.tokens(table.patches.keys[index]))).float()
             order = F.cosine_similarity(tokens, query[photo], dim=-1).argsort(descending=True)[:k]
             torch.testing.assert_close(seen[photo, step, 0], table.embedding[index].float())
             torch.testing.assert_close(seen[photo, step, 1:], tokens[order])
-    torch.testing.assert_close(table.seen(tile, query, 0), table.embedding[tile].float())
+    torch.testing.assert_close(table.tokens(tile, query, 0), table.embedding[tile].float())
 
 
 def test_similarity_is_the_cosine_whatever_the_length(cache, query) -> None:
     away = torch.tensor([1.0, 0.1, 0.5, 0.0])[:, None] * query[0].flip(0)
-    tokens = (query[0] + away) * torch.tensor([9.0, 1.0, 3.0, 0.1])[:, None]  # the less similar, the longer
+    tokens = (query[0] + away) * torch.tensor([9.0, 1.0, 3.0, 0.1])[:, None]  # the least similar are the longest
     FeatureCache.open(cache.path, "r+").patch_tokens.write([TileKey(0, 0, 0)], tokens[None].half().numpy())
-    seen = table_of(cache).seen(torch.tensor([[0]]), query[:1], PATCHES)
+    seen = table_of(cache).tokens(torch.tensor([[0]]), query[:1], PATCHES)
     torch.testing.assert_close(seen[0, 0, 1:], tokens[[3, 1, 2, 0]].half().float())
 
 
 def test_tiles_that_were_not_looked_at_for_longest_make_place(cache, query, monkeypatch) -> None:
-    monkeypatch.setattr("jzi.decode.patch_tokens.PAIRS", 2)
-    table = table_of(cache, room=3)
+    monkeypatch.setattr("jzi.decode.patch_tokens.MAX_PAIRS", 2)
+    table = table_of(cache, capacity=3)
     read = []
     found = table.patches.features.read_many
     monkeypatch.setattr(table.patches.features, "read_many", lambda keys: read.extend(keys) or found(keys))
-    for index in (0, 1, 2, 0, 3, 0, 1):  # 3 takes the place of 1, and 1 that of 2
-        table.seen(torch.tensor([[index]]), query[:1], 1)
+    for index in (0, 1, 2, 0, 3, 0, 1):  # 3 replaces 1, and 1 replaces 2
+        table.tokens(torch.tensor([[index]]), query[:1], 1)
     assert [table.patches.keys.index(key) for key in read] == [0, 1, 2, 3, 1]
 
 
 def test_more_than_there_are_and_a_map_without_are_refused(cache, query) -> None:
-    with pytest.raises(ConfigError, match=r"decoder\.patch_tokens is 5, and a tile of .* has 4"):
-        table_of(cache).seen(torch.tensor([[0]]), query[:1], 5)
+    with pytest.raises(ConfigError, match=r"decoder\.patch_tokens is 5, but a tile of .* has 4"):
+        table_of(cache).tokens(torch.tensor([[0]]), query[:1], 5)
     with pytest.raises(CacheError, match="jzi encode-map --tokens"):
-        TileTable(cache.read_map()).seen(torch.tensor([[0]]), query[:1], 1)
+        TileTable(cache.read_map()).tokens(torch.tensor([[0]]), query[:1], 1)
 
 
 # The decoder
@@ -272,7 +272,7 @@ def test_stepping_equals_one_pass_with_four_patch_tokens(decoder, query) -> None
     tiles, actions = torch.randn(5, 4, 5, WIDTH, generator=generator), torch.randint(4, (5, 4), generator=generator)
     whole = decoder(query, tiles, actions)
     torch.testing.assert_close(step_by_step(decoder, query, tiles, actions), whole, atol=1e-5, rtol=1e-4)
-    tiles[:, 2, -1] += 1  # the last patch token of a tile is seen by its own step, and by none before it
+    tiles[:, 2, -1] += 1  # affects the step of its tile and none before it
     changed = decoder(query, tiles, actions)
     torch.testing.assert_close(changed[:, :2], whole[:, :2])
     assert not torch.allclose(changed[:, 2], whole[:, 2])
@@ -296,9 +296,9 @@ def test_a_full_beam_holds_every_cell_with_its_probability(cache, decoder, query
     found = zooms.log_probability.sum(-1).exp()
     torch.testing.assert_close(found.sum(1), torch.ones(5), atol=1e-5, rtol=0)
     paths = zooms.paths[:, 7]
-    tiles = table.along(paths.numpy())
+    tiles = table.tiles_along(paths.numpy())
     with torch.no_grad():
-        logits = decoder(query, table.seen(tiles, query, 3), paths)
+        logits = decoder(query, table.tokens(tiles, query, 3), paths)
     steps = logits.masked_fill(~table.child_mask[tiles], -torch.inf).log_softmax(-1)
     expected = steps.gather(-1, paths[..., None]).sum((1, 2)).exp()
     torch.testing.assert_close(found[:, 7], expected, atol=1e-6, rtol=1e-4)
@@ -309,7 +309,7 @@ def test_a_full_beam_holds_every_cell_with_its_probability(cache, decoder, query
 def test_a_search_in_parts_finds_the_same(cache, decoder, query, monkeypatch) -> None:
     table = table_of(cache)
     whole = zoom(decoder, table, query, beams=4, cells=8)
-    monkeypatch.setattr("jzi.decode.search.PAIRS", 20)  # two photos at once
+    monkeypatch.setattr("jzi.decode.search.HYPOTHESES", 20)  # two photos at once
     parts = zoom(decoder, table, query, beams=4, cells=8)
     assert torch.equal(whole.paths, parts.paths)
     torch.testing.assert_close(whole.log_probability, parts.log_probability)
@@ -319,9 +319,9 @@ def test_temperatures_are_fitted_to_what_the_decoder_says_with_its_patch_tokens(
     table = table_of(cache)
     paths = zoom(decoder, table, query).paths[:, 0].clone()
     where = np.zeros(5)
-    samples = ZoomDataset(query[:, None], table.along(paths.numpy()), paths, where, where, 0)
+    samples = ZoomDataset(query[:, None], table.tiles_along(paths.numpy()), paths, where, where, 0)
     with torch.no_grad():
-        decoder.output_head.weight *= 0.1  # it is right, and does not know it
+        decoder.output_head.weight *= 0.1  # correct, but underconfident
     assert max(fit_temperature(decoder, table, samples)) < 1
 
 
@@ -344,7 +344,7 @@ def test_from_encode_map_with_tokens_to_evaluation_and_a_located_photo(area, tmp
 
     (tmp_path / "features.zarr/map/2/tokens/c/0/0/0/0").unlink()
     assert "level 2, row 0, col 0: run `jzi encode-map --tokens`" in area(f"train-decoder {four}", 2).stderr
-    assert not (tmp_path / "four").exists()  # what is missing is found before anything is made
+    assert not (tmp_path / "four").exists()  # checked before anything is written
     assert json.loads(area("encode-map --tokens --json").stdout)["tokens"] == 1
 
     told = json.loads(area(f"train-decoder {four} --json").stdout)

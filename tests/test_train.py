@@ -1,4 +1,4 @@
-"""Training off the cache: it learns, resumes exactly, keeps the best, and opens no image."""
+"""Training from the cache: it learns, resumes exactly, keeps the best epoch, and opens no image."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from jzi.store.pyramid import Pyramid, geodesic_distance
 from jzi.train.config import TrainConfig
 from jzi.train.data import TrainingData
 from jzi.train.decoder import DecoderTask, train_decoder
-from jzi.train.loop import first_interrupt, learning_rate_factor
+from jzi.train.loop import defer_interrupt, learning_rate_factor
 from jzi.train.zoom import check_overrides, make_decoder
 from jzi.workspace.open import open_zoom
 
@@ -50,7 +50,7 @@ QUICK = TrainConfig(epochs=4, batch_size=32, learning_rate=1e-3, precision="no",
 
 @pytest.fixture
 def cache(tmp_path: Path, encoder_folder: Path) -> FeatureCache:
-    """A cache of made features, in which a photo's embedding says where it was taken; no image exists."""
+    """A cache of synthetic features, in which a photo's embedding encodes its position; no image exists."""
     pyramid = Pyramid.around(48.2, 16.37, 640.0, levels=2)
     info = EncoderInfo("somewhere/encoder", True, "f" * 64, WIDTH, 56, "halves")
     cache = FeatureCache.create(tmp_path / "features.zarr", pyramid, info)
@@ -96,11 +96,11 @@ def test_a_decoder_learns_to_zoom_and_finds_held_out_photos(cache, tmp_path) -> 
 
 
 class Killed(BaseException):
-    """Stands for a signal: nothing in the code under test may catch it."""
+    """Stands for a kill signal: the code under test must not catch it."""
 
 
 def kill_in_epoch(monkeypatch: pytest.MonkeyPatch, epoch: int) -> None:
-    """Has training be killed as an epoch, counted from 0, begins."""
+    """Kill training at the start of an epoch, counted from 0."""
     batches = DecoderTask.batches
 
     def killed(self: DecoderTask, number: int, first: int):
@@ -124,20 +124,20 @@ def test_a_killed_run_goes_on_to_the_same_losses_and_weights(cache, tmp_path, mo
 
 
 def test_a_run_killed_between_two_states_goes_on_from_the_last_to_the_same_end(cache, tmp_path, monkeypatch) -> None:
-    seldom = replace(QUICK, save_every_s=1e9)  # the first epoch's state alone
+    seldom = replace(QUICK, save_every_s=1e9)  # only the state of the first epoch is saved
     train_decoder(cache, tmp_path / "whole", SMALL, QUICK)
     kill_in_epoch(monkeypatch, 3)
     with pytest.raises(Killed):
         train_decoder(cache, tmp_path / "parts", SMALL, seldom)
     monkeypatch.undo()
-    assert len(metrics_of(tmp_path / "parts")) == 3  # for who watches
+    assert len(metrics_of(tmp_path / "parts")) == 3  # metrics are written after every epoch
     assert train_decoder(cache, tmp_path / "parts", SMALL, QUICK).epochs == 3
     assert metrics_of(tmp_path / "parts") == metrics_of(tmp_path / "whole")
     whole, parts = (ZoomModel.load(tmp_path / name).decoder.state_dict() for name in ("whole", "parts"))
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
-@pytest.mark.parametrize("step", [3, 5, 12, 20])  # in the middle of epochs, and with the last step of one and of all
+@pytest.mark.parametrize("step", [3, 5, 12, 20])  # within epochs, at the end of one, at the end of the run
 def test_an_interrupted_run_finishes_its_step_and_resumes_to_the_same_weights(
     cache, tmp_path, monkeypatch, step
 ) -> None:
@@ -155,7 +155,7 @@ def test_an_interrupted_run_finishes_its_step_and_resumes_to_the_same_weights(
         train_decoder(cache, tmp_path / "parts", SMALL, replace(QUICK, save_every_s=1e9))
     assert len(steps) == step
     assert train_decoder(cache, tmp_path / "parts", SMALL, QUICK).epochs == 4 - step // 5
-    assert len(steps) == 4 * 5  # none was taken twice
+    assert len(steps) == 4 * 5  # no step ran twice
     assert signal.getsignal(signal.SIGINT) is handler
     assert metrics_of(tmp_path / "parts") == metrics_of(tmp_path / "whole")
     whole, parts = (ZoomModel.load(tmp_path / name) for name in ("whole", "parts"))
@@ -169,7 +169,7 @@ def test_a_second_interrupt_stops_at_once(cache, tmp_path, monkeypatch) -> None:
     def interrupted(*args):
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGINT)
-        pytest.fail("it went on")
+        pytest.fail("it did not stop")
 
     monkeypatch.setattr(DecoderTask, "loss", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -177,9 +177,9 @@ def test_a_second_interrupt_stops_at_once(cache, tmp_path, monkeypatch) -> None:
 
 
 def test_a_process_that_ignores_interrupts_goes_on_ignoring_them() -> None:
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as the workers of an ablation do
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # like the workers of an ablation
     try:
-        with first_interrupt() as received:
+        with defer_interrupt() as received:
             os.kill(os.getpid(), signal.SIGINT)
             assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
         assert not received
@@ -234,7 +234,7 @@ def test_a_cache_is_read_once(cache, monkeypatch) -> None:
     monkeypatch.setattr(PhotoFeatures, "column", lambda self, name: read.append(name) or column(self, name))
     monkeypatch.setattr(PhotoFeatures, "embedding", lambda *args: read.append("embedding") or embedding(*args))
     TrainingData.load(cache)
-    read.remove("views")  # reading embeddings tells by it which views are missing
+    read.remove("views")  # read again with the embeddings, to find missing views
     assert sorted(read) == sorted(set(read)) and "embedding" in read
 
 
@@ -256,7 +256,7 @@ def test_the_epoch_with_the_best_recall_is_kept(cache, tmp_path, monkeypatch) ->
     save = training.save_tensors
     monkeypatch.setattr(training, "save_tensors", lambda *args: kept.append(len(kept)) or save(*args))
     report = train_decoder(cache, tmp_path / "model", SMALL, QUICK)
-    assert report.best["epoch"] == 3  # as good as epoch 2, with a lower loss
+    assert report.best["epoch"] == 3  # the same recall as epoch 2, with a lower loss
     assert len(kept) == 3
 
 
@@ -271,7 +271,7 @@ def test_weights_that_wait_to_be_written_are_those_of_the_best_epoch(cache, tmp_
 
 def test_a_loss_that_is_no_number_stops_training_and_keeps_the_best(cache, tmp_path, monkeypatch) -> None:
     loss, steps = DecoderTask.loss, itertools.count()
-    broken = lambda *args: loss(*args) * (float("nan") if next(steps) == 7 else 1)  # noqa: E731 - of 5 an epoch
+    broken = lambda *args: loss(*args) * (float("nan") if next(steps) == 7 else 1)  # noqa: E731 - 5 steps per epoch
     monkeypatch.setattr(DecoderTask, "loss", broken)
     with pytest.raises(TrainingError, match="the loss is nan in epoch 2"):
         train_decoder(cache, tmp_path / "model", SMALL, QUICK)
@@ -346,7 +346,7 @@ def test_a_tracker_that_is_not_installed_is_refused_rather_than_ignored(cache, t
 
 
 def with_views(cache: FeatureCache, count: int) -> np.ndarray:
-    """Gives every training photo `count` views that are near the plain one; their rows."""
+    """Give every training photo `count` views close to the plain one, and return the photos' rows."""
     cache.queries.require_views(count, {"seed": 0})
     frame = cache.queries.encoded()
     rows = frame.index[frame["split"] == "train"].to_numpy()
@@ -375,7 +375,7 @@ def test_training_uses_the_views_unless_told_not_to(cache, tmp_path) -> None:
     for name, views in (("all", 255), ("none", 0)):
         train_decoder(cache, tmp_path / name, SMALL, TrainConfig(**{**vars(QUICK), "views": views}))
     assert metrics_of(tmp_path / "all") != metrics_of(tmp_path / "none")
-    cache.queries.require_views(2, {"seed": 1})  # forgets those that are there
+    cache.queries.require_views(2, {"seed": 1})  # discards the existing views
     with pytest.raises(ModelError, match="views"):
         train_decoder(cache, tmp_path / "all", SMALL, QUICK)
 
@@ -383,7 +383,7 @@ def test_training_uses_the_views_unless_told_not_to(cache, tmp_path) -> None:
 def test_training_starts_from_the_decoder_that_is_given(cache, tmp_path) -> None:
     train_decoder(cache, tmp_path / "first", SMALL, QUICK)
     first = ZoomModel.load(tmp_path / "first")
-    other = DecoderConfig(layers=5, heads=4)  # the architecture is that of the one to start from
+    other = DecoderConfig(layers=5, heads=4)  # replaced by the architecture of the decoder to start from
     still = TrainConfig(**{**vars(QUICK), "learning_rate": 0.0, "init": "first"})
     train_decoder(cache, tmp_path / "second", other, still, start=first)
     second = ZoomModel.load(tmp_path / "second").decoder
@@ -409,7 +409,7 @@ def test_an_override_that_the_start_contradicts_is_refused(cache, tmp_path) -> N
             ConfigError, match=f"decoder.{name} is {value!r}, but it is {actual!r} in .*first.*train.init"
         ):
             check_overrides(other, {"train.init", f"decoder.{name}"}, start, "train.init")
-        check_overrides(other, {"train.init"}, start, "train.init")  # jzi.toml alone has it, as `jzi init` wrote it
+        check_overrides(other, {"train.init"}, start, "train.init")  # set in jzi.toml by `jzi init`, not overridden
         check_overrides(other, {f"decoder.{name}"}, None, "train.init")
     same = replace(start.decoder.config, dropout=0.3, patch_tokens=4)
     check_overrides(same, {f"decoder.{name}" for name in vars(same)}, start, "train.init")

@@ -1,1 +1,1 @@
-"""Training: the decoder off the cache, the encoder with it, and retrievers."""
+"""Training of the decoder from the cache, of the encoder together with the decoder, and of retrievers."""

@@ -1,4 +1,4 @@
-"""An area to train an encoder on: its map as images, and its photos with the keys of their tiles or cells."""
+"""Areas to train an encoder on: the images of the map, and the photos with the indices of their tiles or cells."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from jzi.train.photos import PhotoDataset
 
 
 class Images(Protocol):
-    """Images of an area's tiles: a tensor (tile, S, S, 3) uint8, or what cuts them out when they are asked for."""
+    """Images of an area's tiles, (tile, S, S, 3) uint8: a tensor, or an object that crops them when indexed."""
 
     @property
     def device(self) -> torch.device:
-        """Where indices are expected."""
+        """Device of the index tensors."""
         ...
 
     def __len__(self) -> int: ...
@@ -41,21 +41,21 @@ class Images(Protocol):
 
 
 class Area(Protocol):
-    """What is trained on: tiles as images, and photos that know their tiles."""
+    """Training data of an encoder: images of tiles, and photos with the indices of their tiles."""
 
     @property
     def images(self) -> Images:
-        """Of every tile."""
+        """Images of all tiles."""
         ...
 
     @property
     def train(self) -> PhotoDataset:
-        """Photos to learn from."""
+        """Training photos."""
         ...
 
     @property
     def val(self) -> PhotoDataset:
-        """Photos to choose the epoch by."""
+        """Validation photos, which select the epoch."""
         ...
 
 
@@ -64,15 +64,15 @@ AreaType = TypeVar("AreaType", bound=Area)
 
 @dataclass(frozen=True)
 class TrainingArea:
-    """One area.
+    """An area whose tiles are all rendered in advance, for fine-tuning.
 
     Attributes:
-        pyramid: how it is cut.
-        imagery: what its tiles were cut from.
+        pyramid: the area's tiles.
+        imagery: info of the imagery that the tiles were rendered from.
         images: (tile, S, S, 3) uint8 of all tiles of levels 0..L-1, in the order of `TileTable`.
-        table: with no embeddings yet.
-        train: photos to learn from.
-        val: photos to choose the epoch by.
+        table: the tiles, without embeddings.
+        train: training photos.
+        val: validation photos, which select the epoch.
     """
 
     pyramid: Pyramid
@@ -94,42 +94,42 @@ class TrainingArea:
         val_photos: int,
         progress: bool = True,
     ) -> TrainingArea:
-        """Render every tile, and work out where the photos of a query table lie.
+        """Render every tile, and find the tiles of each photo.
 
         Args:
             imagery: the map.
             table: the photos.
             image_size: side of a tile, pixels.
-            device: where the tiles are wanted.
-            folder: for a file with the tiles, if they fit nowhere else.
-            val_photos: how many validation photos to keep.
-            progress: whether to show it.
+            device: preferred device of the tiles; they are kept in memory or in a file if it has no room.
+            folder: folder of that file.
+            val_photos: maximum number of validation photos.
+            progress: whether to show a progress bar.
 
         Raises:
             ImageryError: the imagery cannot be read.
         """
         images, status = _render(imagery, image_size, device, folder, progress)
         pyramid = imagery.pyramid
-        nothing = tuple(np.zeros((*status[level].shape, 1), np.float16) for level in range(pyramid.levels))
-        tiles = TileTable(MapEmbeddings(pyramid, nothing, tuple(status)))
+        placeholder = tuple(np.zeros((*status[level].shape, 1), np.float16) for level in range(pyramid.levels))
+        tiles = TileTable(MapEmbeddings(pyramid, placeholder, tuple(status)))
 
-        def find(paths: NDArray[np.int64]) -> tuple[Tensor, NDArray[np.bool_]]:
-            return tiles.along(paths), tiles.reachable(paths)
+        def lookup(paths: NDArray[np.int64]) -> tuple[Tensor, NDArray[np.bool_]]:
+            return tiles.tiles_along(paths), tiles.is_reachable(paths)
 
-        split = {name: PhotoDataset.of(pyramid, table, name, find) for name in ("train", "val")}
-        return cls(pyramid, imagery.info(), images, tiles, split["train"], split["val"].spread(val_photos))
+        train, val = (PhotoDataset.from_table(pyramid, table, split, lookup) for split in ("train", "val"))
+        return cls(pyramid, imagery.info(), images, tiles, train, val.spread(val_photos))
 
 
 @dataclass(frozen=True)
 class CellArea:
-    """One area, as map around cells, and photos that know their cell (`PhotoDataset.tiles`, one to a photo).
+    """An area of reference crops, one per cell, for retrieval; `PhotoDataset.tiles` is (photo, 1), the photo's cell.
 
     Attributes:
-        pyramid: how it is cut.
-        imagery: what the cells were cut from.
-        images: of all cells.
-        train: photos to learn from.
-        val: photos to choose the epoch by.
+        pyramid: the pyramid whose terminal cells these are.
+        imagery: info of the imagery that the crops are rendered from.
+        images: reference crops of all cells.
+        train: training photos.
+        val: validation photos, which select the epoch.
     """
 
     pyramid: Pyramid
@@ -140,24 +140,35 @@ class CellArea:
 
     @classmethod
     def load(cls, imagery: Imagery, table: PhotoTable, images: CellImages, val_photos: int) -> CellArea:
-        """Work out in which cells the photos of a query table lie."""
+        """Find the cell of each photo.
+
+        Args:
+            imagery: the map.
+            table: the photos.
+            images: reference crops of all cells.
+            val_photos: maximum number of validation photos.
+        """
         pyramid = imagery.pyramid
 
-        def find(paths: NDArray[np.int64]) -> tuple[Tensor, NDArray[np.bool_]]:
+        def lookup(paths: NDArray[np.int64]) -> tuple[Tensor, NDArray[np.bool_]]:
             row, col = pyramid.path_to_tile(paths)
             return torch.from_numpy(row * images.cells + col)[:, None], images.has_imagery[row, col]
 
-        train, val = (PhotoDataset.of(pyramid, table, split, find) for split in ("train", "val"))
+        train, val = (PhotoDataset.from_table(pyramid, table, split, lookup) for split in ("train", "val"))
         return cls(pyramid, imagery.info(), images, train, val.spread(val_photos))
 
 
-def load_or_leave_nothing(folder: Path, load: Callable[[], list[AreaType]]) -> list[AreaType]:
-    """Areas to train on, as a function loads them; a folder that was made for the run is removed again if it fails.
+def load_areas(folder: Path, load: Callable[[], list[AreaType]]) -> list[AreaType]:
+    """Create the run's folder and load its areas; if that fails, remove the folder again unless it existed before.
+
+    Args:
+        folder: the run's folder.
+        load: loads the areas; may write to the folder.
 
     Raises:
         TrainingError: there is no photo to train on.
     """
-    made = not folder.exists()
+    existed = folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     try:
         areas = load()
@@ -165,7 +176,7 @@ def load_or_leave_nothing(folder: Path, load: Callable[[], list[AreaType]]) -> l
             raise TrainingError("there is no photo to train on: none with split 'train' lies on the map's imagery")
         return areas
     except BaseException:
-        if made:
+        if not existed:
             shutil.rmtree(folder, ignore_errors=True)
         raise
 

@@ -1,4 +1,4 @@
-"""Settings of training. Free of torch, so that commands which only read settings start at once."""
+"""Settings of training. Does not import torch, so commands that only read settings start quickly."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Class = TypeVar("Class", bound=type)
 
 _strict = ConfigDict(extra="forbid")
 
-#: The loss and the mining of each method.
+#: Loss of each retrieval method, and whether it mines batches of neighbours.
 METHODS = {
     "sample4geo": ("infonce", True),
     "infonce": ("infonce", False),
@@ -29,9 +29,9 @@ METHODS = {
 }
 
 
-def _raises_config_error(made: Class) -> Class:
-    """Has a settings class raise ConfigError, one sentence, where it is made with a value out of range."""
-    plain: Any = made.__init__  # type: ignore[misc]
+def _raises_config_error(cls: Class) -> Class:
+    """Make a settings class raise ConfigError, in one sentence, if a value is out of range."""
+    plain: Any = cls.__init__  # type: ignore[misc]
 
     @wraps(plain)
     def init(self: Any, *args: Any, **values: Any) -> None:
@@ -39,32 +39,32 @@ def _raises_config_error(made: Class) -> Class:
             plain(self, *args, **values)
         except ValidationError as error:
             first = error.errors()[0]
-            name = ".".join([getattr(made, "section", made.__name__), *map(str, first["loc"])])
+            name = ".".join([getattr(cls, "section", cls.__name__), *map(str, first["loc"])])
             raise ConfigError(
                 f"the setting {name} = {first['input']!r} has no sensible value: {first['msg']}"
             ) from error
 
-    made.__init__ = init  # type: ignore[misc]
-    return made
+    cls.__init__ = init  # type: ignore[misc]
+    return cls
 
 
 @_raises_config_error
 @dataclass(frozen=True, config=_strict)
 class TrainingConfig:
-    """How to train, with the encoder or off the cache. Defaults are the paper's, but for weight decay: PyTorch's.
+    """Settings common to all training. Defaults are the paper's; weight decay is PyTorch's default.
 
     Attributes:
         epochs: passes over the training photos.
-        batch_size: photos to a step, all processes together.
-        learning_rate: of AdamW, after the warm-up.
-        weight_decay: of AdamW.
-        warmup: share of the steps over which the learning rate rises; it then falls as a cosine.
-        label_smoothing: of the cross-entropy.
-        clip: largest norm of the gradient.
-        seed: of all that is random.
-        precision: "no", "fp16", "bf16", or "auto": bf16 on GPUs that are good at it.
-        trackers: of Accelerate ("tensorboard", "wandb", ...), beside metrics.jsonl.
-        save_every_s: seconds between two states to resume from.
+        batch_size: photos per step, over all processes.
+        learning_rate: AdamW's learning rate after the warm-up.
+        weight_decay: AdamW's weight decay.
+        warmup: share of the steps over which the learning rate rises linearly; it then falls as a cosine.
+        label_smoothing: label smoothing of the cross-entropy.
+        clip: maximum norm of the gradient.
+        seed: seed of all random numbers.
+        precision: "no", "fp16", "bf16", or "auto": bf16 on GPUs that support it.
+        trackers: Accelerate's trackers ("tensorboard", "wandb", ...) to log to beside metrics.jsonl.
+        save_every_s: seconds between two saved states.
     """
 
     epochs: Count = 30
@@ -85,13 +85,13 @@ class TrainingConfig:
 @_raises_config_error
 @dataclass(frozen=True, config=_strict)
 class TrainConfig(TrainingConfig):
-    """How to train the decoder off the cache.
+    """Settings for training the decoder from the cache.
 
     Attributes:
-        init: a model folder whose decoder to start from, such as a fine-tuned one; empty to start from scratch.
-        views: how many augmented views of a photo to draw from beside the plain one, as far as the cache has them.
-        save_every_s: seconds between two states to resume from, each after a whole epoch. Writing one of the paper's
-            decoder takes half a second (`python -m benchmarks.train_decoder`).
+        init: model folder whose decoder to start from, such as a fine-tuned one; empty to start from scratch.
+        views: maximum number of augmented views to draw from beside the plain photo, of those in the cache.
+        save_every_s: seconds between two saved states, each after a whole epoch. Writing one for the paper's decoder
+            takes half a second (`python -m benchmarks.train_decoder`).
     """
 
     init: str = ""
@@ -104,15 +104,15 @@ class TrainConfig(TrainingConfig):
 @_raises_config_error
 @dataclass(frozen=True, config=_strict)
 class EncoderTrainingConfig(TrainingConfig):
-    """How an encoder is trained, whatever the objective.
+    """Settings common to all training of encoders.
 
     Attributes:
-        blocks: how many of the encoder's last blocks are trained, with the final layernorm; "all" trains the patch
-            embedding too.
+        blocks: number of the encoder's last blocks to train, with the final layernorm; "all" trains everything,
+            including the patch embedding.
         augment: whether photos and tiles are augmented.
-        checkpointing: compute activations again in the backward pass instead of keeping them, for small GPUs.
-        save_every_s: seconds between two states to resume from; one is saved after every epoch too.
-        val_photos: how many validation photos are located after an epoch, spread over all.
+        checkpointing: recompute activations in the backward pass instead of storing them, for small GPUs.
+        save_every_s: seconds between two saved states; one is also saved after every epoch.
+        val_photos: maximum number of validation photos to locate after each epoch, evenly spaced.
     """
 
     blocks: int | str = 4
@@ -122,19 +122,18 @@ class EncoderTrainingConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         if self.blocks != "all" and not (isinstance(self.blocks, int) and self.blocks >= 0):
-            raise ConfigError(f"{self.section}.blocks is {self.blocks!r}: give a number of blocks, 0 or more, or all")
+            raise ConfigError(f"{self.section}.blocks is {self.blocks!r}: give a number of blocks (0 or more) or all")
 
 
 @_raises_config_error
 @dataclass(frozen=True, config=_strict)
 class FinetuneConfig(EncoderTrainingConfig):
-    """How encoder and decoder are trained together. Defaults are the paper's.
+    """Settings for training encoder and decoder together. Defaults are the paper's; `blocks` 0 trains only the decoder.
 
     Attributes:
-        init: a model folder whose decoder to start from; empty to start from scratch.
-        encoder_learning_rate: of the encoder's weights; `learning_rate` if not given. No `blocks` train the decoder
-            alone.
-        accumulation: parts of a batch that go through one after the other, for small GPUs.
+        init: model folder whose decoder to start from; empty to start from scratch.
+        encoder_learning_rate: learning rate of the encoder's weights; `learning_rate` if None.
+        accumulation: parts into which a batch is split for gradient accumulation, for small GPUs.
     """
 
     init: str = ""
@@ -147,24 +146,24 @@ class FinetuneConfig(EncoderTrainingConfig):
         super().__post_init__()
         if self.batch_size % self.accumulation:
             raise ConfigError(
-                f"finetune.accumulation is {self.accumulation}, which does not divide finetune.batch_size, "
-                f"{self.batch_size}"
+                f"finetune.accumulation is {self.accumulation}: it must divide finetune.batch_size, {self.batch_size}"
             )
 
 
 @_raises_config_error
 @dataclass(frozen=True, config=_strict)
 class RetrieverConfig(EncoderTrainingConfig):
-    """How an encoder is trained for retrieval.
+    """Settings for training an encoder for retrieval.
 
     Attributes:
-        method: "sample4geo" (symmetric InfoNCE; batches of neighbours, first on the map, then by similarity; Deuser et
-            al. 2023), "infonce" (the same with random batches), or "transgeo" (soft-margin triplets of all pairs of a
-            batch; Zhu et al. 2022). `label_smoothing` is the InfoNCE's: triplets have none.
-        context: side of the piece of map that stands for a cell, in cells; the cell is its middle.
-        temperature: what cosine similarities are divided by at first; InfoNCE learns it, triplets keep 1 / 20.
-        neighbours: photos that are drawn into a batch with each photo, half of them the nearest; Sample4Geo's K.
-        neighbour_range: how many nearest the other half is drawn from.
+        method: "sample4geo" (symmetric InfoNCE on batches of neighbours, at first on the map, later by similarity;
+            Deuser et al. 2023), "infonce" (the same on random batches), or "transgeo" (soft-margin triplets of all
+            pairs of a batch; Zhu et al. 2022). `label_smoothing` applies to InfoNCE only.
+        context: side of a cell's reference crop, in cells; the cell is at its centre.
+        temperature: initial divisor of cosine similarities; InfoNCE learns it, triplets use a constant 1 / 20.
+        neighbours: photos of neighbouring cells that are added to a batch with each photo, half of them the nearest
+            (Sample4Geo's K).
+        neighbour_range: number of nearest neighbours that the other half is drawn from.
         mine_every: epochs between two minings by similarity; before the first, neighbours are those on the map.
     """
 
@@ -181,19 +180,19 @@ class RetrieverConfig(EncoderTrainingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.blocks == 0:
-            raise ConfigError("retriever.blocks is 0, and then there is nothing to train: give 1 or more, or all")
+            raise ConfigError("retriever.blocks is 0, which leaves nothing to train: give 1 or more, or all")
         if self.neighbours > self.neighbour_range:
             raise ConfigError(
-                f"retriever.neighbours is {self.neighbours}, more than retriever.neighbour_range, "
-                f"{self.neighbour_range}: half of them are drawn from that many"
+                f"retriever.neighbours is {self.neighbours}: it must be at most retriever.neighbour_range, "
+                f"{self.neighbour_range}, because half of the neighbours are drawn from that range"
             )
 
     @property
     def loss(self) -> str:
-        """Which of `jzi.train.losses.LOSSES`."""
+        """Name of the loss in `jzi.train.losses.LOSSES`."""
         return METHODS[self.method][0]
 
     @property
     def mines(self) -> bool:
-        """Whether batches are made of neighbours."""
+        """Whether batches consist of neighbours."""
         return METHODS[self.method][1]

@@ -1,4 +1,4 @@
-"""What the decoder is trained on, read from a cache once: several runs can share it."""
+"""Training data of the decoder, read from a cache once and shared by several runs."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from jzi.store.pyramid import Pyramid
 
 @dataclass(frozen=True)
 class DataInfo:
-    """Which data it is: what the outcome of a training run depends on, beside its settings.
+    """Provenance of the training data: what the outcome of a run depends on beside its settings.
 
     Attributes:
-        pyramid: how the area is cut.
-        encoder: which encoder made the embeddings.
-        imagery: which imagery the tiles were cut from, if that is known.
-        photos: how many there are, and the first digits of a SHA-256 over what is known of them.
-        augmentation: what the augmented views were made from; empty where no photo has any.
-        cell_m: side of the piece of map that stands for a terminal cell, metres; None where there are no cells.
+        pyramid: the area's tiles.
+        encoder: encoder of the embeddings.
+        imagery: imagery of the tiles; None if unknown.
+        photos: number of photos, and the first digits of a SHA-256 over their columns.
+        augmentation: parameters of the augmented views; empty if no photo has any.
+        cell_m: side of a terminal cell's reference crop, metres; None if the cache has no cells.
     """
 
     pyramid: Pyramid
@@ -38,16 +38,20 @@ class DataInfo:
     cell_m: float | None = None
 
     @classmethod
-    def of(cls, cache: FeatureCache, frame: pd.DataFrame | None = None) -> DataInfo:
-        """The info of a cache; `frame` is its `queries.encoded()`, where that has been read already.
+    def from_cache(cls, cache: FeatureCache, frame: pd.DataFrame | None = None) -> DataInfo:
+        """The info of a cache.
+
+        Args:
+            cache: with encoded photos.
+            frame: its `queries.encoded()`, if already read.
 
         Raises:
             CacheError: no photo is encoded.
         """
         frame = cache.queries.encoded() if frame is None else frame
-        known = frame[["id", "latitude", "longitude", "split", "photo_sha256", "views"]]
-        # by the bytes of the columns: writing 300 000 rows out as text would take a second
-        hashes = pd.util.hash_pandas_object(known, index=False, categorize=False).to_numpy()
+        columns = frame[["id", "latitude", "longitude", "split", "photo_sha256", "views"]]
+        # Hash the columns' bytes: converting 300 000 rows to text would take a second
+        hashes = pd.util.hash_pandas_object(columns, index=False, categorize=False).to_numpy()
         digest = hashlib.sha256(hashes.tobytes()).hexdigest()
         augmentation = cache.queries.augmentation if frame["views"].any() else {}
         cell_m = cache.cells.footprint if cache.has_cells else None
@@ -56,21 +60,21 @@ class DataInfo:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The map and the photos of a cache: in memory, and on the device.
+    """The map and the photos of a cache, in memory and on the device.
 
     Attributes:
-        path: of the cache.
-        info: which data it is.
-        features: the map, as a model folder carries it.
-        table: the map on the device, with the patch tokens of tiles where the cache holds any.
-        train: the photos to train on, with their augmented views.
-        val: the photos that choose the epoch, plain.
-        test: the photos that are held out, plain.
+        path: path of the cache.
+        info: provenance of the data.
+        map_embeddings: the map in memory, as a model folder stores it.
+        table: the map on the device, with the tiles' patch tokens if the cache has any.
+        train: training photos with their augmented views.
+        val: validation photos, which select the epoch; plain views only.
+        test: held-out photos; plain views only.
     """
 
     path: str
     info: DataInfo
-    features: MapEmbeddings
+    map_embeddings: MapEmbeddings
     table: TileTable
     train: ZoomDataset
     val: ZoomDataset
@@ -80,19 +84,19 @@ class TrainingData:
     def load(
         cls, cache: FeatureCache, device: torch.device | str = "cpu", views: int = 255, cells: bool = False
     ) -> TrainingData:
-        """Read a cache, its columns and its embeddings once.
+        """Read the map and the photos of a cache.
 
         Args:
-            cache: complete.
-            device: where the embeddings are put.
-            views: how many augmented views of a training photo to load, where it has them.
+            cache: a complete cache.
+            device: device of the embeddings.
+            views: maximum number of augmented views to load for a training photo.
             cells: whether to read the terminal cells, which a decoder with `look_ahead` "cells" needs.
 
         Raises:
             CacheError: the cache is incomplete or damaged.
         """
-        features = cache.read_map(cells)
-        table = TileTable(features, device, PatchTokens.of(cache, device))
+        map_embeddings = cache.read_map(cells)
+        table = TileTable(map_embeddings, device, PatchTokens.of(cache, device))
         frame = cache.queries.encoded()
         train, val, test = load_splits(cache, table, frame, {"train": views, "val": 0, "test": 0})
-        return cls(cache.path, DataInfo.of(cache, frame), features, table, train, val, test)
+        return cls(cache.path, DataInfo.from_cache(cache, frame), map_embeddings, table, train, val, test)

@@ -1,7 +1,7 @@
-"""Training the decoder straight off the cache (stage two).
+"""Training of the decoder from the cache (stage two).
 
-All embeddings are put on the device once and a batch is a tensor of indices: no data loader and no copy from the host
-stands between two steps.
+All embeddings are copied to the device once, and a batch is a tensor of indices, so there is no data loader and no
+copy from the host between two steps.
 """
 
 from __future__ import annotations
@@ -49,34 +49,36 @@ def train_decoder(
     keep_map: bool = True,
     progress: bool = True,
 ) -> TrainReport:
-    """Train on the cache's "train" photos; keep the epoch with the best recall at 40 m on its "val" photos.
+    """Train on the cache's "train" photos, and keep the epoch with the best recall at 40 m on its "val" photos.
 
-    A run with the same settings and photos is resumed where it was stopped. Under `accelerate launch` the processes
-    share every batch.
+    An interrupted run with the same settings and photos is resumed. Under `accelerate launch` the processes share each
+    batch.
 
     Args:
-        cache: complete.
-        folder: the model folder to make.
-        decoder_config: the architecture; width and actions are taken from the cache.
-        config: how to train.
-        encoder_folder: the cache's encoder, for the model to carry along; None for one that the hub has.
-        start: a model whose decoder to start from, such as a fine-tuned one; its architecture is taken too.
-        settings: kept as train/settings.toml.
-        data: what `TrainingData.load` made of the cache on this process's device, where several runs share it.
-        keep_map: whether the folder is to hold the map too.
-        progress: whether to show it.
+        cache: a complete cache.
+        folder: the model folder to write.
+        decoder_config: the architecture; width and number of actions are taken from the cache.
+        config: the settings of training.
+        encoder_folder: folder of the cache's encoder, to copy into the model; None if the encoder is on the hub.
+        start: a model whose decoder to start from, such as a fine-tuned one; its architecture is used too.
+        settings: TOML to write to train/settings.toml.
+        data: the cache's data on this process's device, if several runs share it; None to load it.
+        keep_map: whether to write the map into the folder too.
+        progress: whether to show a progress bar.
 
     Raises:
         CacheError: the cache is incomplete or damaged.
         TrainingError: there is no photo to train on, or the loss is not finite.
-        ModelError: the folder holds a model that was trained in another way, or the disk is full.
+        ModelError: the folder holds a model that was trained in another way, or cannot be written.
         KeyboardInterrupt: Ctrl-C was pressed; the state is saved.
     """
     accelerator = make_accelerator(config, folder)
     cells = decoder_config.look_ahead == "cells"
     data = data or TrainingData.load(cache, accelerator.device, config.views, cells)
-    if cells and data.features.cells is None:
-        raise CacheError(f"decoder.look_ahead is cells, and the cells of {data.path} were not read")
+    if cells and data.map_embeddings.cells is None:
+        raise CacheError(
+            f"decoder.look_ahead is cells, but the data of {data.path} have no cells: load them with `cells=True`"
+        )
     info, table, train, val = data.info, data.table, data.train.with_views(config.views), data.val
     decoder_config = replace(decoder_config, width=info.encoder.width, actions=info.pyramid.actions)
     if not len(train):
@@ -92,12 +94,7 @@ def train_decoder(
     if state["epoch"] < config.epochs:
         if accelerator.is_main_process:
             if "weights" not in state:
-                create_folder(folder, decoder_config, info.pyramid, info.encoder, encoder_folder, info.imagery)
-                if keep_map:
-                    features = data.features
-                    if decoder_config.look_ahead != "cells":
-                        features = replace(features, cells=None)
-                    write_file(folder, MAP, features.save)
+                _create_model(folder, decoder_config, data, encoder_folder, keep_map)
             run.start(settings)
         accelerator.wait_for_everyone()
         loop = TrainingLoop(DecoderTask(accelerator, decoder, table, train, val, config, run), run, progress=progress)
@@ -105,7 +102,7 @@ def train_decoder(
         loop.train(state)
         seconds = time.monotonic() - began
     if accelerator.is_main_process:
-        _calibrate(folder, table, val)  # also where a run was stopped just before
+        _calibrate(folder, table, val)  # also if a complete run was stopped just before this
     if state["epoch"] < config.epochs:
         loop.close()
     return TrainReport(
@@ -120,21 +117,33 @@ def train_decoder(
     )
 
 
-class DecoderTask(Task):
-    """The decoder off the cache.
+def _create_model(
+    folder: Path, decoder_config: DecoderConfig, data: TrainingData, encoder_folder: Path | None, keep_map: bool
+) -> None:
+    info = data.info
+    create_folder(folder, decoder_config, info.pyramid, info.encoder, encoder_folder, info.imagery)
+    if keep_map:
+        map_embeddings = data.map_embeddings
+        if decoder_config.look_ahead != "cells":
+            map_embeddings = replace(map_embeddings, cells=None)
+        write_file(folder, MAP, map_embeddings.save)
 
-    An epoch takes seconds, and a state is four times the decoder's size: what is written between two epochs may cost as
-    much as training. States are written where they are due, and the best weights wait on the device until then, so
-    that the disk never holds weights that the state does not know of.
+
+class DecoderTask(Task):
+    """Training of the decoder from the cache.
+
+    An epoch takes seconds, and a state is four times the size of the decoder, so writing both after every epoch can
+    take as long as training. States are written only when due, and the best weights stay on the device until then, so
+    the weights on disk are never newer than the state.
 
     Args:
-        accelerator: where to train.
-        decoder: its weights are changed.
+        accelerator: device, precision and processes.
+        decoder: the decoder to train, in place.
         table: the map, on the device.
-        train: photos to learn from, on the device.
-        val: photos to choose the epoch by, on the device.
-        config: how to train.
-        run: where the best weights are written.
+        train: training photos, on the device.
+        val: validation photos, which select the epoch, on the device.
+        config: the settings of training.
+        run: the run whose folder the best weights are written to.
     """
 
     label = "decoder"
@@ -153,24 +162,26 @@ class DecoderTask(Task):
         self.accelerator, self.network, self.config, self.run = accelerator, decoder, config, run
         self.table, self.train, self.val = table, train, val
         self._best: dict[str, Tensor] | None = None
-        self._random: dict[str, Tensor] | None = None  # state of the generators in the middle of an epoch
+        self._random: dict[str, Tensor] | None = None  # generator states of a run interrupted within an epoch
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """All of the decoder."""
+        """All parameters of the decoder."""
         return [{"params": list(self.network.parameters())}]
 
-    def steps(self) -> int:
-        """Of an epoch."""
+    def steps_per_epoch(self) -> int:
+        """Number of optimizer steps in an epoch."""
         return math.ceil(len(self.train) / self.config.batch_size)
 
     def batches(self, epoch: int, first: int) -> Iterator[Batch]:
-        """Indices of photos and of their views, on the device; order, views and dropout are seeded by the epoch."""
+        """Indices of photos and of their views, on the device; the epoch seeds their order, the views and dropout."""
         world, process = self.accelerator.num_processes, self.accelerator.process_index
         seed = self.config.seed * 1_000_003 + epoch
         order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(seed))
-        order = torch.cat([order, order[: -len(order) % world]]).to(self.table.device)  # every process has as many
+        order = torch.cat([order, order[: -len(order) % world]]).to(
+            self.table.device
+        )  # the same number for every process
         view = self.train.draw_views(seed)
-        torch.manual_seed(seed * world + process)  # of the dropout
+        torch.manual_seed(seed * world + process)  # for dropout
         if first and self._random:
             self._set_random(self._random)
 
@@ -182,40 +193,40 @@ class DecoderTask(Task):
         return read()
 
     def loss(self, model: nn.Module, part: tuple[Tensor, Tensor]) -> Tensor:
-        """Cross-entropy of the next action, teacher-forced."""
+        """Cross-entropy of the next action, with teacher forcing."""
         index, view = part
         tiles, actions = self.train.tiles[index], self.train.actions[index]  # (batch, step)
         query = self.train.query[index, view].float()
         with self.accelerator.autocast():
-            seen, below = self.table.read(self.network.config, tiles, query)
-            logits = model(query, seen, actions, below)
+            tokens, children = self.table.inputs(self.network.config, tiles, query)
+            logits = model(query, tokens, actions, children)
         smoothing = self.config.label_smoothing
         return F.cross_entropy(logits.float().flatten(0, 1), actions.flatten(), label_smoothing=smoothing)
 
-    def epoch_loss(self, losses: list[float]) -> float:
-        """Mean of the losses of an epoch's steps, in their own precision."""
+    def mean_loss(self, losses: list[float]) -> float:
+        """Mean of the losses of an epoch's steps, in float32."""
         return float(torch.tensor(losses, device=self.table.device).mean())
 
     def validate(self) -> Metrics:
-        """Greedy search off the cache, as in use, and the teacher-forced loss."""
+        """Recall and median error of greedy search, and the teacher-forced loss."""
         return validate(self.network, self.table, self.val)
 
-    def keep(self) -> None:
-        """Remember the weights."""
+    def keep_best(self) -> None:
+        """Keep a copy of the weights on the device."""
         self._best = {name: tensor.detach().clone() for name, tensor in self.network.state_dict().items()}
 
-    def write_kept(self) -> None:
-        """Write the best weights, if there are better ones than on the disk."""
+    def write_best(self) -> None:
+        """Write the best weights, if they are not on disk yet."""
         if self._best:
             save_tensors(self.run.folder, self._best)
         self._best = None
 
     def extra_state(self) -> dict[str, Any]:
-        """The generators that dropout draws from, for a state in the middle of an epoch."""
+        """States of the generators that dropout draws from, to resume within an epoch."""
         return {"random": {kind: generator.get_rng_state() for kind, generator in self._generators().items()}}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
-        """The inverse of `extra_state`."""
+        """Restore what `extra_state` returned."""
         self._random = state.get("random")
 
     def _set_random(self, states: dict[str, Tensor]) -> None:
@@ -229,7 +240,7 @@ class DecoderTask(Task):
 
 
 def _calibrate(folder: Path, table: TileTable, val: ZoomDataset) -> None:
-    """Fit the temperatures of the epoch that was kept, if that has not been done."""
+    """Fit the temperatures of the best epoch, unless they have been fitted."""
     if len(val) and read_zoom_config(folder).temperature is None:
         decoder = ZoomModel.load(folder, table.device).decoder
         update_config(folder, temperature=tuple(fit_temperature(decoder, table, val)))
@@ -238,14 +249,21 @@ def _calibrate(folder: Path, table: TileTable, val: ZoomDataset) -> None:
 def run_fingerprint(
     info: DataInfo, decoder_config: DecoderConfig, config: TrainConfig, start: ZoomModel | None
 ) -> dict[str, Any]:
-    """What the outcome of a run depends on; `decoder_config` is that of the decoder, with the cache's width."""
-    how = {f"train.{key}": value for key, value in plain(config).items()}
-    for without_effect in ("trackers", "save_every_s"):
-        del how[f"train.{without_effect}"]
-    how["train.init"] = init_digest(start)
+    """What the outcome of a run depends on.
+
+    Args:
+        info: provenance of the data.
+        decoder_config: the architecture, with the width of the cache's encoder.
+        config: the settings of training.
+        start: the model to start from; None for a run from scratch.
+    """
+    training = {f"train.{key}": value for key, value in plain(config).items()}
+    for name in ("trackers", "save_every_s"):  # these have no effect on the outcome
+        del training[f"train.{name}"]
+    training["train.init"] = init_digest(start)
     return {
         **{f"decoder.{key}": value for key, value in decoder_config.to_dict().items()},
-        **how,
+        **training,
         "encoder": info.encoder.fingerprint[:16],
         "imagery": info.imagery.fingerprint[:16] if info.imagery else "",
         "views": info.augmentation if config.views else {},

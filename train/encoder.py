@@ -1,4 +1,4 @@
-"""What every task that trains an encoder shares: photos that are read ahead, augmentation, encoding as in use."""
+"""The base of tasks that train an encoder: reading photos ahead, augmentation, encoding for validation."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ from jzi.train.area import Area
 from jzi.train.config import EncoderTrainingConfig
 from jzi.train.loop import TrainingLoop
 from jzi.train.networks import TrainedEncoder
-from jzi.train.photos import PhotoDataset, PhotoReader, readable_photos
+from jzi.train.photos import PhotoDataset, PhotoReader, stack_readable
 from jzi.train.run import TrainingRun, TrainReport
 from jzi.train.task import Batch, Task
 
-#: Images to a forward pass that needs no gradient.
+#: Images per forward pass without gradients.
 ENCODE_BATCH = 128
 
 
 @dataclass(frozen=True)
 class EncoderTrainingReport(TrainReport):
-    """What a training of the encoder did.
+    """Outcome of a training run of an encoder.
 
     Attributes:
-        encoder: the folder of the fine-tuned encoder.
-        samples_per_s: photos trained on per second of this run.
-        unreadable: photos that could not be read, and why.
+        encoder: folder of the trained encoder.
+        samples_per_s: photos trained on per second, in this call.
+        unreadable: photos that could not be read, with the reason.
     """
 
     encoder: Path = Path()
@@ -53,13 +53,13 @@ class EncoderTrainingReport(TrainReport):
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a batch, all of one area.
+    """A part of a batch; all its photos are of one area.
 
     Attributes:
-        area: which.
-        index: (photo,) which training photos of it.
-        photos: those photos, (height, width, 3) uint8 each; None for one that cannot be read.
-        number: epoch, step, and number of the part in the step: what its random numbers are seeded by.
+        area: index of the area.
+        index: (photo,) indices into the area's training photos.
+        photos: the photos, (height, width, 3) uint8 each; None for one that cannot be read.
+        number: epoch, step, and index of the part in the step; they seed its random numbers.
     """
 
     area: int
@@ -69,22 +69,22 @@ class Part:
 
 
 class EncoderTask(Task):
-    """A training of the encoder; what a batch is and what its loss is, the kinds of training define.
+    """Training of an encoder; subclasses define the batches and the loss.
 
     Args:
-        accelerator: where to train.
+        accelerator: device, precision and processes.
         network: the trained part of the encoder, and what is trained with it.
-        encoder: whose weights those are.
+        encoder: the encoder, which shares its weights with the network.
         areas: maps and photos.
-        config: how to train.
-        run: where the model is written.
+        config: the settings of training.
+        run: the run whose folder the model is written to.
     """
 
     check_every = 20
     network: TrainedEncoder
     config: EncoderTrainingConfig
 
-    #: Parts of a batch that go through one after the other.
+    #: Parts into which a batch is split for gradient accumulation.
     accumulation = 1
 
     def __init__(
@@ -102,26 +102,26 @@ class EncoderTask(Task):
         self.fused = accelerator.device.type == "cuda"
 
     @abstractmethod
-    def plan(self, epoch: int) -> list[tuple[int, Tensor]]:
-        """The epoch's batches in order: which area, and which of its training photos."""
+    def plan_epoch(self, epoch: int) -> list[tuple[int, Tensor]]:
+        """The epoch's batches in order: index of the area, and (photo,) indices of its training photos."""
 
     @abstractmethod
     def part_loss(self, model: nn.Module, part: Part, generator: torch.Generator) -> Tensor:
         """Mean loss of a part of a batch.
 
         Args:
-            model: the network as Accelerate wraps it.
-            part: what was read.
-            generator: of the numbers that augment it.
+            model: the network as wrapped by Accelerate.
+            part: the photos.
+            generator: source of the random numbers for augmentation.
         """
 
-    def steps(self) -> int:
-        """Of an epoch."""
-        return len(self.plan(0))
+    def steps_per_epoch(self) -> int:
+        """Number of optimizer steps in an epoch."""
+        return len(self.plan_epoch(0))
 
     def batches(self, epoch: int, first: int) -> Iterator[Batch]:
-        """This process's parts of the batches; their photos are read ahead."""
-        return self._read(self.plan(epoch)[first:], epoch, first)
+        """This process's parts of the batches; photos are read ahead."""
+        return self._read(self.plan_epoch(epoch)[first:], epoch, first)
 
     def _read(self, plan: list[tuple[int, Tensor]], epoch: int, first: int) -> Iterator[Batch]:
         world, process = self.accelerator.num_processes, self.accelerator.process_index
@@ -146,18 +146,27 @@ class EncoderTask(Task):
     def loss(self, model: nn.Module, part: Part) -> Tensor:
         """`part_loss`, with dropout and augmentation seeded by the part's number."""
         process = self.accelerator.process_index
-        torch.manual_seed(seeded(self.config.seed, *part.number, process, 1).initial_seed())
-        return self.part_loss(model, part, seeded(self.config.seed, *part.number, process, 2))
+        torch.manual_seed(seeded_generator(self.config.seed, *part.number, process, 1).initial_seed())
+        return self.part_loss(model, part, seeded_generator(self.config.seed, *part.number, process, 2))
 
-    # Images as the network takes them
+    # Input of the network
 
-    def squares(self, photos: list[NDArray[np.uint8] | None], generator: torch.Generator) -> tuple[list[int], Tensor]:
-        """Which photos could be read, and their squares (photo, square, 3, S, S), 0..1, augmented if that is set.
+    def photo_squares(
+        self, photos: list[NDArray[np.uint8] | None], generator: torch.Generator
+    ) -> tuple[list[int], Tensor]:
+        """The squares that photos are cut into, augmented if `config.augment` is set.
+
+        Args:
+            photos: (height, width, 3) uint8 each; None for one that cannot be read.
+            generator: source of the random numbers for augmentation.
+
+        Returns:
+            Indices of the photos that could be read, and their squares, (photo, square, 3, S, S), 0..1.
 
         Raises:
             TrainingError: none could be read.
         """
-        readable, stacked = readable_photos(photos)
+        readable, stacked = stack_readable(photos)
         if stacked is None:
             reason = next(iter(self.reader.unreadable.values()))
             raise TrainingError(
@@ -173,14 +182,14 @@ class EncoderTask(Task):
             squares = drop_parts(squares.flatten(0, 1), parts.flatten(0, 1)).unflatten(0, squares.shape[:2])
         return readable, squares
 
-    def pixels(self, area: int, tiles: Tensor, squares: Tensor, draws: Tensor | None) -> Tensor:
-        """Photos' squares and tiles as the network takes them.
+    def input_pixels(self, area: int, tiles: Tensor, squares: Tensor, draws: Tensor | None) -> Tensor:
+        """Squares of photos and images of tiles as one batch for the network.
 
         Args:
-            area: whose tiles.
-            tiles: (tile,) which.
+            area: index of the area.
+            tiles: (tile,) indices of its tiles.
             squares: (square, 3, S, S) 0..1.
-            draws: (tile, DRAWS) for the tiles' augmentation, or None for none.
+            draws: (tile, DRAWS) random numbers for the tiles' augmentation; None for no augmentation.
 
         Returns:
             (square + tile, 3, S, S), normalised.
@@ -194,10 +203,15 @@ class EncoderTask(Task):
         stored = self.areas[area].images
         return self.encoder.to_unit(stored[tiles.to(stored.device)])
 
-    # As in use
+    # Embeddings for validation and mining
 
     def encode_tiles(self, area: int, tiles: Tensor | None = None) -> Tensor:
-        """(tile, feature) float16 of an area's tiles, or of some of them."""
+        """(tile, feature) float16 embeddings of an area's tiles.
+
+        Args:
+            area: index of the area.
+            tiles: (tile,) indices of the tiles; None for all.
+        """
         embedding = []
         index = torch.arange(len(self.areas[area].images)) if tiles is None else tiles
         for part in index.split(ENCODE_BATCH):
@@ -206,13 +220,17 @@ class EncoderTask(Task):
         return torch.cat(embedding).half()
 
     def encode_photos(self, photos: PhotoDataset) -> tuple[Tensor, NDArray[np.int64]]:
-        """(photo, feature) float16 of those that can be read, and which those are."""
+        """(photo, feature) float16 embeddings of the photos that can be read, and the indices of those photos.
+
+        Raises:
+            TrainingError: none can be read.
+        """
         embedding, readable = [], []
         for number, batch in enumerate(self.reader.batches(photos.paths, ENCODE_BATCH)):
-            places, stacked = readable_photos(batch)
+            indices, stacked = stack_readable(batch)
             if stacked is None:
                 continue
-            readable += [number * ENCODE_BATCH + place for place in places]
+            readable += [number * ENCODE_BATCH + index for index in indices]
             squares = self.encoder.squares(self.encoder.to_unit(stacked))
             with self.accelerator.autocast():
                 each = self.network.embed(self.encoder.normalise(squares.flatten(0, 1)))
@@ -221,8 +239,12 @@ class EncoderTask(Task):
             raise TrainingError(f"none of the {len(photos)} validation photos can be read: correct queries.table")
         return torch.cat(embedding).half(), np.array(readable)
 
-    def keep_encoder(self) -> Path:
-        """Write the encoder as it is now; its folder."""
+    def save_encoder(self) -> Path:
+        """Write the encoder with its current weights, and return its folder.
+
+        Raises:
+            ModelError: it cannot be written.
+        """
         folder = self.run.folder
         new, old = folder / ".encoder.new", folder / "encoder"
         try:
@@ -237,27 +259,27 @@ class EncoderTask(Task):
 
 
 def train_encoder(task: EncoderTask, state: dict[str, Any], settings: str) -> EncoderTrainingReport:
-    """Train from a state to the end; nothing is done where that is the end.
+    """Run a task from a state to its last epoch; does nothing if the task has no areas.
 
     Args:
-        task: without areas where nothing is left to do.
-        state: from `TrainingRun.resume`.
-        settings: kept as train/settings.toml.
+        task: the task; without areas if the run is complete.
+        state: the state to start from, as returned by `TrainingRun.resume`.
+        settings: TOML to write to train/settings.toml.
 
     Raises:
         TrainingError: the loss is not finite.
-        ModelError: the disk is full.
+        ModelError: the folder cannot be written.
         KeyboardInterrupt: Ctrl-C was pressed; the state is saved.
     """
     accelerator, config, run = task.accelerator, task.config, task.run
-    samples, seconds = 0, 0.0
+    photo_count, seconds = 0, 0.0
     if task.areas:
         loop = TrainingLoop(task, run)
         if accelerator.is_main_process:
             run.start(settings)
         accelerator.wait_for_everyone()
         began = time.monotonic()
-        samples = loop.train(state)
+        photo_count = loop.train(state)
         seconds = time.monotonic() - began
         loop.close()
     return EncoderTrainingReport(
@@ -270,13 +292,13 @@ def train_encoder(task: EncoderTask, state: dict[str, Any], settings: str) -> En
         unreachable=sum(area.train.unreachable + area.val.unreachable for area in task.areas),
         seconds=seconds,
         encoder=run.folder / "encoder",
-        samples_per_s=samples / max(seconds, 1e-9),
+        samples_per_s=photo_count / max(seconds, 1e-9),
         unreadable=tuple(Rejected(Path(path).name, reason) for path, reason in sorted(task.reader.unreadable.items())),
     )
 
 
-def seeded(*numbers: int) -> torch.Generator:
-    """Random numbers that are a function of the given ones."""
+def seeded_generator(*numbers: int) -> torch.Generator:
+    """A generator seeded by several numbers, of which the lowest 32 bits count."""
     seed = int(np.random.SeedSequence([number & 0xFFFFFFFF for number in numbers]).generate_state(1, np.uint64)[0])
     return torch.Generator().manual_seed(seed >> 1)
 
@@ -284,10 +306,16 @@ def seeded(*numbers: int) -> torch.Generator:
 def data_fingerprint(
     sources: Sequence[tuple[Imagery, PhotoTable]], encoder: Encoder, config: EncoderTrainingConfig
 ) -> dict[str, Any]:
-    """What a run's outcome depends on: settings, encoder, maps and photos."""
+    """What the outcome of a run depends on: settings, encoder, maps and photos.
+
+    Args:
+        sources: map and photos of each area.
+        encoder: the encoder before training.
+        config: the settings of training.
+    """
     fingerprint = {f"{config.section}.{key}": value for key, value in asdict(config).items()}
-    for without_effect in ("trackers", "save_every_s"):
-        del fingerprint[f"{config.section}.{without_effect}"]
+    for name in ("trackers", "save_every_s"):  # these have no effect on the outcome
+        del fingerprint[f"{config.section}.{name}"]
     fingerprint["encoder"] = encoder.fingerprint[:16]
     for number, (imagery, table) in enumerate(sources):
         photos = table.frame[["id", "latitude", "longitude", "split"]].sort_values("id")

@@ -1,6 +1,7 @@
-"""Stage one: encoder and zoom decoder trained together on the zoom itself (paper section 3).
+"""Stage one: encoder and zoom decoder trained together on the zoom's own objective (paper, section 3).
 
-Teacher-forced cross-entropy of the next action, no contrastive loss. A step encodes each distinct tile of a batch once.
+The loss is the teacher-forced cross-entropy of the next action; there is no contrastive loss. A step encodes each
+distinct tile of a batch once.
 """
 
 from __future__ import annotations
@@ -22,9 +23,16 @@ from jzi.encode.encoder import Encoder
 from jzi.encode.imagery import Imagery
 from jzi.errors import ConfigError
 from jzi.store.photo_table import PhotoTable
-from jzi.train.area import TrainingArea, load_or_leave_nothing
+from jzi.train.area import TrainingArea, load_areas
 from jzi.train.config import FinetuneConfig
-from jzi.train.encoder import EncoderTask, EncoderTrainingReport, Part, data_fingerprint, seeded, train_encoder
+from jzi.train.encoder import (
+    EncoderTask,
+    EncoderTrainingReport,
+    Part,
+    data_fingerprint,
+    seeded_generator,
+    train_encoder,
+)
 from jzi.train.loop import make_accelerator
 from jzi.train.networks import JointModel, trained_parameters
 from jzi.train.run import Metrics, TrainingRun
@@ -41,38 +49,33 @@ def finetune(
     start: ZoomModel | None = None,
     settings: str = "",
 ) -> EncoderTrainingReport:
-    """Train the encoder's last blocks and a decoder; keep the epoch with the best recall at 40 m on "val" photos.
+    """Train the encoder's last blocks and a decoder, and keep the epoch with the best recall at 40 m on "val" photos.
 
-    The model folder that is made holds the encoder as `save_pretrained` writes it, and the decoder, but no map: that is
-    encoded anew. A run with the same settings is resumed where it was stopped, in the middle of an epoch too. Under
-    `accelerate launch` the processes share every batch.
+    The model folder holds the encoder, as written by `save_pretrained`, and the decoder, but no map, which has to be
+    encoded again. An interrupted run with the same settings is resumed, also within an epoch. Under `accelerate
+    launch` the processes share each batch.
 
     Args:
         sources: map and photos of each area; a batch is of one area.
-        encoder: where to start from; its weights are changed.
-        folder: the model folder to make.
-        decoder_config: the architecture; width and actions follow from encoder and pyramid.
-        config: how to train.
-        start: a model whose decoder to start from; its architecture is taken too.
-        settings: kept as train/settings.toml.
+        encoder: the encoder to start from; it is trained in place.
+        folder: the model folder to write.
+        decoder_config: the architecture; width and number of actions are taken from encoder and pyramid.
+        config: the settings of training.
+        start: a model whose decoder to start from; its architecture is used too.
+        settings: TOML to write to train/settings.toml.
 
     Raises:
-        ImageryError: the map cannot be read; nothing is left behind.
+        ConfigError: the decoder reads patch tokens or looks ahead.
+        ImageryError: the map cannot be read; no folder is left behind.
         TrainingError: there is no photo to train on, or the loss is not finite.
-        ModelError: the folder holds a model that was trained in another way, or the disk is full.
+        ModelError: the folder holds a model that was trained in another way, or cannot be written.
         KeyboardInterrupt: Ctrl-C was pressed; the state is saved.
     """
     accelerator = make_accelerator(config, folder)
     decoder_config = replace(decoder_config, width=encoder.width, actions=sources[0][0].pyramid.actions)
     torch.manual_seed(config.seed)
     decoder = make_decoder(decoder_config, start)
-    refused = (("patch_tokens", 0, "reads none"), ("look_ahead", "none", "does not look ahead"))
-    for name, off, instead in refused:
-        if (value := getattr(decoder.config, name)) != off:
-            raise ConfigError(
-                f"decoder.{name} is {value!r}, which is for `jzi train-decoder`: fine-tune with "
-                f"`--set decoder.{name}={off}` and from a decoder that {instead}"
-            )
+    _check_architecture(decoder.config)
     joint = JointModel(
         encoder,
         decoder,
@@ -92,13 +95,23 @@ def finetune(
             for imagery, table in sources
         ]
 
-    areas = load_or_leave_nothing(folder, load) if state["epoch"] < config.epochs else []
+    areas = load_areas(folder, load) if state["epoch"] < config.epochs else []
     task = FinetuneTask(accelerator, joint, encoder, areas, config, run)
     return train_encoder(task, state, settings)
 
 
+def _check_architecture(config: DecoderConfig) -> None:
+    unsupported = (("patch_tokens", 0, "reads none"), ("look_ahead", "none", "does not look ahead"))
+    for name, default, description in unsupported:
+        if (value := getattr(config, name)) != default:
+            raise ConfigError(
+                f"decoder.{name} is {value!r}, which only `jzi train-decoder` supports: fine-tune with "
+                f"`--set decoder.{name}={default}` and start from a decoder that {description}"
+            )
+
+
 class FinetuneTask(EncoderTask):
-    """Encoder and decoder with the zoom's own objective."""
+    """Training of encoder and decoder together."""
 
     label = "fine-tuning"
     network: JointModel
@@ -107,30 +120,30 @@ class FinetuneTask(EncoderTask):
 
     @property
     def accumulation(self) -> int:  # type: ignore[override]
-        """As set."""
+        """Parts into which a batch is split for gradient accumulation."""
         return self.config.accumulation
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Decoder and encoder, each with its learning rate."""
+        """Parameters of the decoder and of the encoder, each with its learning rate."""
         config = self.config
         rate = config.learning_rate if config.encoder_learning_rate is None else config.encoder_learning_rate
         decoder, encoder = trained_parameters(self.network.decoder), trained_parameters(self.network.model)
         return [{"params": decoder}, {"params": encoder, "lr": rate}]
 
-    def plan(self, epoch: int) -> list[tuple[int, Tensor]]:
-        """The epoch's batches in order: which area, and which of its photos."""
+    def plan_epoch(self, epoch: int) -> list[tuple[int, Tensor]]:
+        """Shuffled batches, each of one area: index of the area, and (photo,) indices of its training photos."""
         world, size = self.accelerator.num_processes, self.config.batch_size
         batches = []
         for number, area in enumerate(self.areas):
-            generator = seeded(self.config.seed, epoch, number)
+            generator = seeded_generator(self.config.seed, epoch, number)
             order = torch.randperm(len(area.train), generator=generator)
-            order = torch.cat([order, order[: -len(order) % world]])  # every process has as many
+            order = torch.cat([order, order[: -len(order) % world]])  # the same number for every process
             batches += [(number, batch) for batch in order.split(size)]
-        shuffled = torch.randperm(len(batches), generator=seeded(self.config.seed, epoch, len(self.areas)))
+        shuffled = torch.randperm(len(batches), generator=seeded_generator(self.config.seed, epoch, len(self.areas)))
         return [batches[index] for index in shuffled.tolist()]
 
     def part_loss(self, model: nn.Module, part: Part, generator: torch.Generator) -> Tensor:
-        """Cross-entropy of the next action, teacher-forced."""
+        """Cross-entropy of the next action, with teacher forcing."""
         pixels, tiles, actions = self.inputs(part, generator)
         with self.accelerator.autocast():
             logits = model(pixels, tiles, actions)
@@ -138,19 +151,27 @@ class FinetuneTask(EncoderTask):
         return F.cross_entropy(logits.float().flatten(0, 1), actions.flatten(), label_smoothing=smoothing)
 
     def inputs(self, part: Part, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """What the joint model takes, augmented by a generator's numbers."""
+        """Arguments of the joint model for a part of a batch.
+
+        Args:
+            part: the photos.
+            generator: source of the random numbers for augmentation.
+
+        Returns:
+            `pixels`, `tiles` and `actions`, as in `JointModel.forward`.
+        """
         train, device = self.areas[part.area].train, self.accelerator.device
-        readable, squares = self.squares(part.photos, generator)
+        readable, squares = self.photo_squares(part.photos, generator)
         index = part.index[readable]
         distinct, tiles = torch.unique(train.tiles[index], return_inverse=True)
         draws = torch.rand(len(distinct), DRAWS, generator=generator) if self.config.augment else None
         if draws is not None:
             draws[distinct == 0] = 1.0  # the whole map is never augmented
-        pixels = self.pixels(part.area, distinct, squares.flatten(0, 1), draws)
+        pixels = self.input_pixels(part.area, distinct, squares.flatten(0, 1), draws)
         return pixels, tiles.to(device), train.actions[index].to(device)
 
     def validate(self) -> Metrics:
-        """Every tile and the validation photos through the encoder as it is, then greedy search off the embeddings."""
+        """Encode every tile and the validation photos, and run greedy search on the embeddings."""
         photos = sum(len(area.val) for area in self.areas)
         mean: dict[str, float] = {}
         for number, area in enumerate(self.areas):
@@ -158,7 +179,7 @@ class FinetuneTask(EncoderTask):
                 continue
             table = area.table.with_embedding(self.encode_tiles(number))
             query, readable = self.encode_photos(area.val)
-            samples = ZoomDataset(
+            dataset = ZoomDataset(
                 query=query[:, None],
                 tiles=area.val.tiles[readable].to(query.device),
                 actions=area.val.actions[readable].to(query.device),
@@ -166,14 +187,14 @@ class FinetuneTask(EncoderTask):
                 longitude=area.val.longitude[readable],
                 unreachable=0,
             )
-            for name, value in validate(self.network.decoder, table, samples).items():
+            for name, value in validate(self.network.decoder, table, dataset).items():
                 mean[name] = mean.get(name, 0.0) + value * len(area.val) / photos
         return mean
 
-    def keep(self) -> None:
-        """Write encoder and decoder as they are now."""
+    def keep_best(self) -> None:
+        """Write encoder and decoder with their current weights."""
         folder, area, decoder = self.run.folder, self.areas[0], self.network.decoder
-        info = replace(self.encoder.info, name=str(self.keep_encoder()), from_hub=False)
+        info = replace(self.encoder.info, name=str(self.save_encoder()), from_hub=False)
         create_folder(folder, decoder.config, area.pyramid, info, None, area.imagery)
         save_weights(folder, decoder)
 
@@ -185,6 +206,5 @@ def _fingerprint(
     config: FinetuneConfig,
     start: ZoomModel | None,
 ) -> dict[str, Any]:
-    """What a run's outcome depends on."""
     decoder = {f"decoder.{key}": value for key, value in decoder_config.to_dict().items()}
     return {**decoder, **data_fingerprint(sources, encoder, config), "finetune.init": init_digest(start)}

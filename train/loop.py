@@ -1,4 +1,4 @@
-"""The training loop that stage two, fine-tuning and retrieval share: each is a `Task` that it runs."""
+"""The training loop, shared by stage two, fine-tuning and retrieval, each of which is a `Task`."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from jzi.train.task import Batch, Task
 
 
 class TrainingLoop:
-    """Runs a task's epochs: steps, validation, the best epoch, states to resume from, metrics, interrupts.
+    """Runs a task: steps, validation, selection of the best epoch, saved states, metrics, interrupts.
 
     Args:
-        task: what is trained.
-        run: its folder on disk.
-        progress: whether to show it.
+        task: the task.
+        run: the run on disk.
+        progress: whether to show a progress bar.
     """
 
     def __init__(self, task: Task, run: TrainingRun, *, progress: bool = True) -> None:
@@ -46,7 +46,7 @@ class TrainingLoop:
             weight_decay=config.weight_decay,
             fused=task.fused,
         )
-        self.steps = task.steps()
+        self.steps = task.steps_per_epoch()
         total = max(1, config.epochs * self.steps)
         self.schedule = LambdaLR(optimizer, lambda step: learning_rate_factor(step, total, config.warmup))
         self.model, self.optimizer = self.accelerator.prepare(task.network, optimizer)
@@ -55,14 +55,17 @@ class TrainingLoop:
         self.interrupts: list[int] = []
 
     def train(self, state: dict[str, Any]) -> int:
-        """Train from a state to the end; the number of photos that were trained on.
+        """Train from a state to the last epoch.
 
         Args:
-            state: from `TrainingRun.resume`.
+            state: the state to start from, as returned by `TrainingRun.resume`.
+
+        Returns:
+            Number of photos trained on, counted once per epoch.
 
         Raises:
             TrainingError: the loss is not finite.
-            ModelError: the disk is full.
+            ModelError: the folder cannot be written.
             KeyboardInterrupt: Ctrl-C was pressed; the state is saved.
         """
         accelerator, config = self.accelerator, self.config
@@ -70,7 +73,7 @@ class TrainingLoop:
             accelerator.init_trackers("jzi", config={k: v for k, v in asdict(config).items() if k != "trackers"})
         if "weights" in state:
             self._restore(state)
-        samples = 0
+        photo_count = 0
         first, step, losses = state["epoch"], state["step"], list(state["losses"])
         bar = tqdm(
             total=config.epochs * self.steps,
@@ -79,15 +82,15 @@ class TrainingLoop:
             desc=self.task.label,
             disable=not self.show,
         )
-        with bar, first_interrupt() as self.interrupts:
+        with bar, defer_interrupt() as self.interrupts:
             for epoch in range(first, config.epochs):
                 began = time.monotonic()
                 photos = self._epoch(epoch, step, losses, bar)
                 seconds = time.monotonic() - began
-                samples += photos
+                photo_count += photos
                 metrics: Metrics = {
                     "epoch": epoch + 1,
-                    "loss": self.task.epoch_loss(losses),
+                    "loss": self.task.mean_loss(losses),
                     "learning_rate": float(self.schedule.get_last_lr()[0]),
                     "seconds": seconds,
                     "samples_per_s": photos / seconds,
@@ -96,46 +99,47 @@ class TrainingLoop:
                     self._finish_epoch(epoch, metrics, bar)
                 accelerator.wait_for_everyone()
                 step, losses = 0, []
-                if self._agreed(bool(self.interrupts)):
+                if self._any_process(bool(self.interrupts)):
                     self._save(epoch + 1, 0, [])
                     raise KeyboardInterrupt
-        return samples
+        return photo_count
 
     def close(self) -> None:
-        """Leave the group of processes."""
+        """Release the model, and leave the process group."""
         del self.model, self.optimizer
-        self.accelerator.free_memory()  # what was wrapped for the processes goes before their group does
+        self.accelerator.free_memory()  # wrapped models must be freed before their process group
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
 
     def _epoch(self, epoch: int, first: int, losses: list[float], bar: tqdm) -> int:
-        """The steps of an epoch from `first` on; appends their losses and returns the number of photos."""
+        """Run an epoch from step `first`, append the losses, and return the number of photos."""
         batches = self.task.batches(epoch, first)
         self.task.network.train()
-        every, alone = self.task.check_every, self.accelerator.num_processes == 1
+        every, single_process = self.task.check_every, self.accelerator.num_processes == 1
         pending: list[Tensor] = []
-        samples = 0
+        photo_count = 0
         for step, batch in enumerate(batches, first):
             pending.append(self.step(batch))
-            samples += batch.photos
+            photo_count += batch.photos
             bar.update()
             last = step + 1 == self.steps
             check = last or len(pending) == every
-            # Several processes agree where all of them check; one alone may stop after any step
-            stop = self._agreed(bool(self.interrupts)) if alone or check else False
-            save = self._agreed(self.checkpointer.is_due()) if every and (alone or check) else False
+            # Several processes must stop at the same step, so they only synchronize at checks; one may stop at any step
+            synchronized = single_process or check
+            stop = self._any_process(bool(self.interrupts)) if synchronized else False
+            save = self._any_process(self.checkpointer.is_due()) if every and synchronized else False
             if check or stop or save:
-                self._check(pending, losses, epoch)
+                self._collect_losses(pending, losses, epoch)
                 bar.set_postfix(loss=f"{np.mean(losses[-100:]):.3f}", refresh=False)
                 pending = []
             if (stop or save) and not last:
                 self._save(epoch, step + 1, losses)
             if stop and not last:
                 raise KeyboardInterrupt
-        return samples
+        return photo_count
 
     def step(self, batch: Batch) -> Tensor:
-        """One step of the optimizer; the mean loss, on the device."""
+        """Run one step of the optimizer, and return the mean loss, a scalar on the device."""
         count = sum(batch.sizes)
         losses = []
         for number, (part, size) in enumerate(zip(batch.parts, batch.sizes, strict=True), 1):
@@ -152,20 +156,20 @@ class TrainingLoop:
         self.optimizer.zero_grad()
         return sum(losses[1:], losses[0])
 
-    def _agreed(self, wanted: bool) -> bool:
-        """Whether any process wants it; all of them have to ask."""
+    def _any_process(self, condition: bool) -> bool:
+        """Whether the condition holds in any process; a collective operation, which all processes must call."""
         if self.accelerator.num_processes == 1:
-            return wanted
-        flag = torch.tensor(float(wanted), device=self.accelerator.device)
+            return condition
+        flag = torch.tensor(float(condition), device=self.accelerator.device)
         return bool(self.accelerator.reduce(flag, "sum") > 0)
 
-    def _check(self, pending: list[Tensor], losses: list[float], epoch: int) -> None:
-        """All-reduce pending losses; raise if one is not finite."""
+    def _collect_losses(self, pending: list[Tensor], losses: list[float], epoch: int) -> None:
+        """Append the pending losses, averaged over processes; raise if one is not finite."""
         mean = self.accelerator.reduce(torch.stack(pending), "mean").tolist()
         if bad := [loss for loss in mean if not math.isfinite(loss)]:
             if self.accelerator.is_main_process:
-                self.task.write_kept()
-            kept = f"the best epoch so far is kept in {self.run.folder}" if self.run.metrics else "no epoch is done yet"
+                self.task.write_best()
+            kept = f"the best epoch so far is kept in {self.run.folder}" if self.run.metrics else "no epoch is complete"
             raise TrainingError(
                 f"the loss is {bad[0]} in epoch {epoch + 1}: {kept}; train with a lower "
                 f"{self.config.section}.learning_rate into another folder"
@@ -173,12 +177,12 @@ class TrainingLoop:
         losses += mean
 
     def _finish_epoch(self, epoch: int, metrics: Metrics, bar: tqdm) -> None:
-        """Validate, keep the network if it is the best so far, and save the state if that is due."""
+        """Validate, keep the weights if they are the best so far, and save the state if it is due."""
         self.task.network.eval()
         with torch.inference_mode():
             metrics |= self.task.validate()
         if self.run.is_best(metrics):
-            self.task.keep()
+            self.task.keep_best()
         self.run.log(metrics)
         if self.task.check_every or epoch + 1 == self.config.epochs or self.checkpointer.is_due():
             self._save(epoch + 1, 0, [])
@@ -191,13 +195,13 @@ class TrainingLoop:
             bar.set_postfix_str(", ".join([f"loss={metrics['loss']:.3f}", *recall[:1]]))
 
     def _save(self, epoch: int, step: int, losses: list[float]) -> None:
-        if self.accelerator.is_main_process and not self.checkpointer.holds(epoch, step):
-            self.task.write_kept()
+        if self.accelerator.is_main_process and not self.checkpointer.has_saved(epoch, step):
+            self.task.write_best()
             self.checkpointer.save(self._state(epoch, step, losses))
 
     def _state(self, epoch: int, step: int, losses: list[float]) -> dict[str, Any]:
         position = {"epoch": epoch, "step": step, "losses": list(losses)}
-        if epoch == self.config.epochs:  # nothing is left to resume, and the rest is three times the network's size
+        if epoch == self.config.epochs:  # the rest, three times the size of the network, is only needed to resume
             return position
         scaler = self.accelerator.scaler
         return {
@@ -222,7 +226,11 @@ class TrainingLoop:
 
 
 def make_accelerator(config: TrainingConfig, folder: Path) -> Accelerator:
-    """Accelerate's device, precision, processes and trackers.
+    """An Accelerator with the device, precision and trackers of the settings.
+
+    Args:
+        config: the settings of training.
+        folder: the model folder; trackers write to its folder train/.
 
     Raises:
         ConfigError: the precision or a tracker is not available, or the processes cannot share a batch.
@@ -230,7 +238,7 @@ def make_accelerator(config: TrainingConfig, folder: Path) -> Accelerator:
     available = {str(tracker) for tracker in get_available_trackers()}
     if missing := [name for name in config.trackers if name not in available]:  # Accelerate would ignore them
         raise ConfigError(
-            f"{config.section}.trackers names {', '.join(missing)}, which must be installed first (pip install ...)"
+            f"{config.section}.trackers names {', '.join(missing)}, which is not installed: pip install it first"
         )
     precision = config.precision
     if precision == "auto":
@@ -243,18 +251,24 @@ def make_accelerator(config: TrainingConfig, folder: Path) -> Accelerator:
             project_dir=str(folder / "train"),
         )
     except (ValueError, ImportError) as error:
-        what = f"{config.section}.precision or {config.section}.trackers"
-        raise ConfigError(f"{what} is not available here: {error}") from error
+        names = f"{config.section}.precision or {config.section}.trackers"
+        raise ConfigError(f"{names} is not available here: {error}") from error
     if config.batch_size % accelerator.num_processes:
         raise ConfigError(
-            f"{config.section}.batch_size is {config.batch_size}, which {accelerator.num_processes} processes cannot "
-            "share evenly"
+            f"{config.section}.batch_size is {config.batch_size}: it must be a multiple of the number of processes, "
+            f"{accelerator.num_processes}"
         )
     return accelerator
 
 
 def learning_rate_factor(step: int, steps: int, warmup: float) -> float:
-    """Linear warm-up over a share of the steps, then a cosine to zero."""
+    """Factor of the learning rate at a step: linear warm-up, then a cosine to zero.
+
+    Args:
+        step: from 0.
+        steps: total number of steps.
+        warmup: share of the steps over which the factor rises to 1.
+    """
     warm = max(1, round(warmup * steps))
     if step < warm:
         return (step + 1) / warm
@@ -262,10 +276,11 @@ def learning_rate_factor(step: int, steps: int, warmup: float) -> float:
 
 
 @contextlib.contextmanager
-def first_interrupt() -> Iterator[list[int]]:
-    """Collects the first Ctrl-C, so that a step is finished and saved before it stops; the second stops at once.
+def defer_interrupt() -> Iterator[list[int]]:
+    """Defer the first Ctrl-C, so the current step can be completed and saved; the second one raises immediately.
 
-    Nothing is collected outside of the main thread, or where the process ignores Ctrl-C.
+    Yields a list to which the number of the deferred signal is appended. Has no effect outside of the main thread, or
+    if the process ignores Ctrl-C.
     """
     received: list[int] = []
 
@@ -274,7 +289,7 @@ def first_interrupt() -> Iterator[list[int]]:
             raise KeyboardInterrupt
         received.append(number)
 
-    main = threading.current_thread() is threading.main_thread()  # which alone may handle signals
+    main = threading.current_thread() is threading.main_thread()  # only the main thread may set signal handlers
     before = signal.getsignal(signal.SIGINT)
     if not main or before is signal.SIG_IGN:
         yield received

@@ -1,6 +1,6 @@
 """The losses of retrieval: a batch's photos against its cells.
 
-Two photos of one cell share their positive, so that neither's is a negative of the other: those pairs are left out.
+Two photos of one cell share their positive, so neither is a negative of the other: those pairs are left out.
 """
 
 from __future__ import annotations
@@ -9,14 +9,18 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - its name everywhere
 from torch import Tensor
 
-#: What TransGeo multiplies differences of cosine similarities with (Zhu et al. 2022, section 3.4: alpha).
+#: TransGeo's factor of differences of cosine similarities (Zhu et al. 2022, section 3.4: alpha).
 ALPHA = 20.0
 
 
 def negatives(cells: Tensor) -> Tensor:
-    """(photo, cell) bool: which pairs of a batch are negatives; a place with cell -1 is empty and in no pair."""
-    there = cells >= 0
-    return (cells[:, None] != cells) & there[:, None] & there
+    """(photo, cell) bool: which pairs of a batch are negatives.
+
+    Args:
+        cells: (photo,) cell of each photo; -1 marks padding, which is in no pair.
+    """
+    valid = cells >= 0
+    return (cells[:, None] != cells) & valid[:, None] & valid
 
 
 def symmetric_infonce(query: Tensor, reference: Tensor, cells: Tensor, scale: Tensor, smoothing: float) -> Tensor:
@@ -25,8 +29,8 @@ def symmetric_infonce(query: Tensor, reference: Tensor, cells: Tensor, scale: Te
     Args:
         query: (n, feature), of unit length.
         reference: (n, feature), of unit length; row i is the cell of photo i.
-        cells: (n,) which cell, -1 for an empty place.
-        scale: one over the temperature.
+        cells: (n,) cell of each photo; -1 marks padding.
+        scale: reciprocal of the temperature.
         smoothing: share of the label that is spread over all pairs of a row.
     """
     allowed = negatives(cells)
@@ -36,30 +40,30 @@ def symmetric_infonce(query: Tensor, reference: Tensor, cells: Tensor, scale: Te
 
 
 def _smoothed(logits: Tensor, allowed: Tensor, smoothing: float) -> Tensor:
-    """Mean over the rows; torch's own cross-entropy would spread the label over pairs that are left out too."""
+    """Mean over the rows; torch's own cross-entropy would spread the label over excluded pairs too."""
     log_share = logits.float().masked_fill(~allowed, -torch.inf).log_softmax(-1)
     spread = log_share.masked_fill(~allowed, 0.0).sum(-1) / allowed.sum(-1).clamp(min=1)
-    there = allowed.diagonal()
+    valid = allowed.diagonal()
     loss = -(1 - smoothing) * log_share.diagonal() - smoothing * spread
-    return loss[there].mean()
+    return loss[valid].mean()
 
 
 def soft_margin_triplet(query: Tensor, reference: Tensor, cells: Tensor, scale: Tensor, smoothing: float) -> Tensor:
     """log(1 + exp(alpha (negative - positive))) over all triplets of a batch, both ways (TransGeo, section 3.4).
 
     Args:
-        query: as in `symmetric_infonce`, as the next two.
-        reference: likewise.
-        cells: likewise.
+        query: (n, feature), of unit length.
+        reference: (n, feature), of unit length; row i is the cell of photo i.
+        cells: (n,) cell of each photo; -1 marks padding.
         scale: alpha.
-        smoothing: not used: there are no labels to smooth.
+        smoothing: unused, because triplets have no labels; part of the common signature of `LOSSES`.
     """
     similarity = (query @ reference.T).float()
     positive = similarity.diagonal()
-    wanted = negatives(cells)
-    rows = F.softplus(scale * (similarity - positive[:, None]))[wanted]
-    cols = F.softplus(scale * (similarity - positive[None]))[wanted]
-    return (rows.sum() + cols.sum()) / (2 * wanted.sum().clamp(min=1))
+    is_negative = negatives(cells)
+    rows = F.softplus(scale * (similarity - positive[:, None]))[is_negative]
+    cols = F.softplus(scale * (similarity - positive[None]))[is_negative]
+    return (rows.sum() + cols.sum()) / (2 * is_negative.sum().clamp(min=1))
 
 
 LOSSES = {"infonce": symmetric_infonce, "triplet": soft_margin_triplet}

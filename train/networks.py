@@ -1,6 +1,6 @@
-"""The networks of encoder training: the trained part of an encoder, alone, with a decoder, or with a scale.
+"""The networks that train an encoder: its trained part, alone, with a decoder, or with a scale of similarities.
 
-The encoder is taken apart at its first trained block: what comes before, the frozen trunk, runs without gradient.
+The encoder is split at its first trained block: the blocks before it, the frozen trunk, run without gradients.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jzi.encode.encoder import Encoder
 from jzi.encode.families import blocks_of
 from jzi.errors import ConfigError
 
-#: CLIP's limit for what cosine similarities are multiplied with (Radford et al. 2021, section 2.5).
+#: CLIP's upper bound for the factor of cosine similarities (Radford et al. 2021, section 2.5).
 MAX_SCALE = 100.0
 
 
@@ -26,10 +26,10 @@ class TrainedEncoder(nn.Module):
     """The trained part of an encoder.
 
     Args:
-        encoder: its weights are the ones that are trained.
-        blocks: how many of its last blocks are trained, with the final layernorm; "all" trains everything.
-        checkpointing: compute activations again in the backward pass.
-        trunk_dtype: of the trunk's output, and so of the residual stream of the trained blocks.
+        encoder: the encoder to train, in place.
+        blocks: number of its last blocks to train, with the final layernorm; "all" trains everything.
+        checkpointing: whether to recompute activations in the backward pass.
+        trunk_dtype: data type of the trunk's output, and so of the residual stream of the trained blocks.
 
     Raises:
         ConfigError: the encoder has fewer blocks.
@@ -49,9 +49,11 @@ class TrainedEncoder(nn.Module):
         self.checkpointing, self.trunk_dtype = checkpointing, trunk_dtype
         layers = blocks_of(self.model)
         if isinstance(blocks, int) and blocks > len(layers):
-            raise ConfigError(f"blocks is {blocks}: the encoder has {len(layers)} blocks (or give all)")
+            raise ConfigError(
+                f"blocks is {blocks}: the encoder has {len(layers)} blocks; give at most that many, or all"
+            )
         self.has_trunk = not isinstance(blocks, str)
-        self._first = len(layers) - blocks if isinstance(blocks, int) else 0  # trained block
+        self._first = len(layers) - blocks if isinstance(blocks, int) else 0  # first trained block
         self._frozen = [self.model] if isinstance(blocks, int) else []
         self._trained = [] if blocks == 0 else [self.model]
         if isinstance(blocks, int):
@@ -62,12 +64,12 @@ class TrainedEncoder(nn.Module):
         for part in self._trained:
             part.requires_grad_(True)
         for name, parameter in self.model.named_parameters():
-            if name.endswith("mask_token"):  # nothing is masked: it would never have a gradient
+            if name.endswith("mask_token"):  # unused without masking, so it never gets a gradient
                 parameter.requires_grad_(False)
         self._context: dict[str, Any] | None = None
 
     def train(self, mode: bool = True) -> Self:
-        """Dropout, where a config has any, in the trained parts only."""
+        """Set the training mode of the trained parts; the trunk stays in evaluation mode."""
         super().train(mode)
         if self.has_trunk:
             self.model.eval()
@@ -76,7 +78,7 @@ class TrainedEncoder(nn.Module):
         return self
 
     def embed(self, pixels: Tensor) -> Tensor:
-        """(n, 3, S, S) normalised pixels to (n, feature) float32 embeddings."""
+        """Embeddings, (n, feature) float32, of normalised pixels, (n, 3, S, S)."""
         tokens, context = self._trunk(pixels), self._block_context()
         for block in blocks_of(self.model)[self._first :]:
             if self.checkpointing and torch.is_grad_enabled():
@@ -86,18 +88,18 @@ class TrainedEncoder(nn.Module):
         return self.family.pool(self.model, tokens).float()
 
     def embed_both(self, pixels: Tensor, tiles: Tensor) -> tuple[Tensor, Tensor]:
-        """Embeddings of photos, (photo, feature), and of the distinct tiles that they see, (tile, feature).
+        """Embeddings of photos, (photo, feature), and of their distinct tiles, (tile, feature).
 
         Args:
-            pixels: of the photos' squares, photo by photo, then of the distinct tiles, normalised.
-            tiles: (photo, ...) which of those tiles each photo sees.
+            pixels: (square + tile, 3, S, S) normalised: the photos' squares, photo by photo, then the distinct tiles.
+            tiles: (photo, ...) indices of each photo's tiles among the distinct tiles.
         """
         squares = len(pixels) - int(tiles.max()) - 1
         embedding = self.embed(pixels)
         return embedding[:squares].unflatten(0, (len(tiles), -1)).mean(1), embedding[squares:]
 
     def _trunk(self, pixels: Tensor) -> Tensor:
-        """(n, token, feature) out of the last frozen block."""
+        """(n, token, feature) output of the last frozen block."""
         if not self.has_trunk:
             return self.family.tokens(self.model, pixels)
         with torch.no_grad():
@@ -119,10 +121,10 @@ class JointModel(TrainedEncoder):
     """The trained part of an encoder, and a zoom decoder.
 
     Args:
-        encoder: its weights are the ones that are trained.
-        decoder: of the encoder's width.
-        blocks: as `TrainedEncoder`.
-        options: as `TrainedEncoder`.
+        encoder: the encoder to train, in place.
+        decoder: a decoder of the encoder's width.
+        blocks: see `TrainedEncoder`.
+        options: keyword arguments of `TrainedEncoder`.
     """
 
     def __init__(self, encoder: Encoder, decoder: ZoomDecoder, blocks: int | str, **options: Any) -> None:
@@ -130,11 +132,11 @@ class JointModel(TrainedEncoder):
         self.decoder = decoder
 
     def forward(self, pixels: Tensor, tiles: Tensor, actions: Tensor) -> Tensor:
-        """The decoder's logits, (photo, step, action); every image goes through the encoder once.
+        """The decoder's logits, (photo, step, action); every image is encoded once.
 
         Args:
-            pixels: of the photos' squares, photo by photo, then of the distinct tiles, normalised.
-            tiles: (photo, step) which of those tiles each photo sees.
+            pixels: (square + tile, 3, S, S) normalised: the photos' squares, photo by photo, then the distinct tiles.
+            tiles: (photo, step) indices of each photo's tiles among the distinct tiles.
             actions: (photo, step) true actions.
         """
         query, seen = self.embed_both(pixels, tiles)
@@ -142,14 +144,14 @@ class JointModel(TrainedEncoder):
 
 
 class ContrastiveEncoder(TrainedEncoder):
-    """The trained part of an encoder, and what cosine similarities are multiplied with.
+    """The trained part of an encoder, and a scale of cosine similarities.
 
     Args:
-        encoder: its weights are the ones that are trained.
-        blocks: as `TrainedEncoder`.
-        scale: at first.
+        encoder: the encoder to train, in place.
+        blocks: see `TrainedEncoder`.
+        scale: initial scale.
         learned: whether the scale is trained too.
-        options: as `TrainedEncoder`.
+        options: keyword arguments of `TrainedEncoder`.
     """
 
     def __init__(self, encoder: Encoder, blocks: int | str, scale: float, learned: bool, **options: Any) -> None:
@@ -157,19 +159,19 @@ class ContrastiveEncoder(TrainedEncoder):
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale), device=self.device), requires_grad=learned)
 
     def forward(self, pixels: Tensor, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Embeddings of unit length.
+        """Embeddings of photos and of their cells.
 
         Args:
-            pixels: of the photos' squares, photo by photo, then of the distinct cells, normalised.
-            cells: (photo,) which of those cells each photo is in.
+            pixels: (square + cell, 3, S, S) normalised: the photos' squares, photo by photo, then the distinct cells.
+            cells: (photo,) index of each photo's cell among the distinct cells.
 
         Returns:
-            (photo, feature) of the photos and of their cells, and the scale.
+            (photo, feature) of the photos and of their cells, both of unit length, and the scale, a scalar.
         """
         query, seen = self.embed_both(pixels, cells)
         return F.normalize(query, dim=-1), F.normalize(seen[cells], dim=-1), self.log_scale.exp().clamp(max=MAX_SCALE)
 
 
 def trained_parameters(module: nn.Module) -> list[nn.Parameter]:
-    """Those that have a gradient."""
+    """The parameters of a module that require a gradient."""
     return [parameter for parameter in module.parameters() if parameter.requires_grad]

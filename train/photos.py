@@ -1,4 +1,4 @@
-"""Photos to train an encoder on, as files, and the reader that decodes them ahead."""
+"""Training photos of an encoder: paths with positions, and a reader that decodes ahead."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ from jzi.encode.device import SHARE
 from jzi.store.photo_table import PhotoTable
 from jzi.store.pyramid import Pyramid
 
-Find = Callable[[NDArray[np.int64]], tuple[Tensor, NDArray[np.bool_]]]
+#: (photo, L) actions to (photo, n) indices of tiles and (photo,) whether there is imagery.
+TileLookup = Callable[[NDArray[np.int64]], tuple[Tensor, NDArray[np.bool_]]]
 
 
 @dataclass(frozen=True)
 class PhotoDataset:
-    """Photos of a split, as `jzi.decode.dataset.ZoomDataset`, but as files.
+    """The photos of a split as files; `jzi.decode.dataset.ZoomDataset` is the same for embedded photos.
 
     Attributes:
-        paths: (photo,) files.
-        tiles: (photo, L) indices of the tiles along the true path.
+        paths: (photo,) paths of the files.
+        tiles: (photo, L) indices of the tiles along the true path, or (photo, 1) index of the cell.
         actions: (photo, L) true actions.
         latitude: (photo,) degrees.
         longitude: (photo,) degrees.
-        unreachable: photos that were left out, because the map has no imagery where they were taken.
+        unreachable: photos left out because the map has no imagery where they were taken.
     """
 
     paths: NDArray[np.object_]
@@ -41,35 +42,34 @@ class PhotoDataset:
     unreachable: int
 
     @classmethod
-    def of(cls, pyramid: Pyramid, table: PhotoTable, split: str, find: Find) -> PhotoDataset:
-        """Those of a split of a query table that lie on the map's imagery, whatever order a folder is listed in.
+    def from_table(cls, pyramid: Pyramid, table: PhotoTable, split: str, lookup: TileLookup) -> PhotoDataset:
+        """The photos of a split that lie on the map's imagery, sorted by id.
 
         Args:
-            pyramid: how the area is cut.
+            pyramid: the area's tiles.
             table: the photos.
-            split: which of them.
-            find: (photo, L) actions, zeros outside of the area, to (photo, n) tiles and (photo,) whether there is
-                imagery.
+            split: "train" or "val".
+            lookup: finds the tiles of photos; it is called with actions of 0 for photos outside of the area.
         """
-        frame = table.frame[table.frame["split"] == split].sort_values("id")
+        frame = table.frame[table.frame["split"] == split].sort_values("id")  # listing order of folders varies
         latitude, longitude = frame["latitude"].to_numpy(float), frame["longitude"].to_numpy(float)
         paths = pyramid.paths(latitude, longitude).reshape(-1, pyramid.levels)
-        tiles, there = find(np.maximum(paths, 0))
-        keep = (paths[:, 0] >= 0) & there
+        tiles, has_imagery = lookup(np.maximum(paths, 0))
+        reachable = (paths[:, 0] >= 0) & has_imagery
         return cls(
-            paths=frame["photo"].to_numpy(object)[keep],
-            tiles=tiles[torch.from_numpy(keep).to(tiles.device)],
-            actions=torch.from_numpy(paths[keep]),
-            latitude=latitude[keep],
-            longitude=longitude[keep],
-            unreachable=int((~keep).sum()),
+            paths=frame["photo"].to_numpy(object)[reachable],
+            tiles=tiles[torch.from_numpy(reachable).to(tiles.device)],
+            actions=torch.from_numpy(paths[reachable]),
+            latitude=latitude[reachable],
+            longitude=longitude[reachable],
+            unreachable=int((~reachable).sum()),
         )
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def spread(self, count: int) -> PhotoDataset:
-        """At most `count` of them, evenly spread over all."""
+        """At most `count` of the photos, evenly spaced."""
         if len(self) <= count:
             return self
         index = np.linspace(0, len(self) - 1, count).astype(int)
@@ -84,13 +84,13 @@ class PhotoDataset:
 
 
 class PhotoReader:
-    """Reads photos ahead, at the encoder's size; keeps them decoded as far as there is memory.
+    """Reads photos ahead at the encoder's size, and caches decoded ones in a share of the available memory.
 
     Args:
         shape: height and width, pixels.
 
     Attributes:
-        unreadable: path of each photo that cannot be read, to the reason.
+        unreadable: path of each photo that could not be read, to the reason.
     """
 
     def __init__(self, shape: tuple[int, int]) -> None:
@@ -99,21 +99,26 @@ class PhotoReader:
         self.unreadable: dict[str, str] = {}
 
     def read(self, paths: Iterable[str], ahead: int) -> Iterator[NDArray[np.uint8] | None]:
-        """(height, width, 3) of each photo in their order; None for one that cannot be read."""
+        """Each photo in order, (height, width, 3) uint8; None if it cannot be read.
+
+        Args:
+            paths: of the photos.
+            ahead: number of photos to read ahead.
+        """
         for photo in self.reader.read(paths, ahead):
             if photo.pixels is None:
                 self.unreadable[photo.name] = photo.error
             yield photo.pixels
 
     def batches(self, paths: Iterable[str], size: int) -> Iterator[list[NDArray[np.uint8] | None]]:
-        """The same, `size` at a time."""
+        """As `read`, in lists of `size` photos."""
         photos = self.read(paths, 2 * size)
         while batch := list(islice(photos, size)):
             yield batch
 
 
-def readable_photos(photos: list[NDArray[np.uint8] | None]) -> tuple[list[int], Tensor | None]:
-    """Which photos could be read, and those as (n, height, width, 3); None if none could."""
-    places = [place for place, photo in enumerate(photos) if photo is not None]
+def stack_readable(photos: list[NDArray[np.uint8] | None]) -> tuple[list[int], Tensor | None]:
+    """Indices of the photos that could be read, and those photos as (n, height, width, 3); None if there are none."""
+    indices = [index for index, photo in enumerate(photos) if photo is not None]
     readable = [photo for photo in photos if photo is not None]
-    return places, torch.from_numpy(np.stack(readable)) if readable else None
+    return indices, torch.from_numpy(np.stack(readable)) if readable else None

@@ -1,7 +1,7 @@
-"""Training an encoder for retrieval, the way of the methods that the zoom is compared with (paper, table 1).
+"""Training of an encoder for retrieval, by the methods that the zoom is compared with (paper, table 1).
 
-One encoder for both views, as for the zoom; a photo and the piece of map around its cell are a pair, and the other
-pairs of the batch are its negatives. All that is not the objective is that of fine-tuning.
+One encoder embeds both views, as for the zoom. A photo and the reference crop of its cell form a positive pair; the
+other crops of the batch are negatives. Everything but the objective is shared with fine-tuning.
 """
 
 from __future__ import annotations
@@ -25,9 +25,16 @@ from jzi.evaluate.metrics import RADII, RANKS, cell_error
 from jzi.retrieve.retriever import save_retriever
 from jzi.retrieve.similarity import fit_temperature, nearest, ranks
 from jzi.store.photo_table import PhotoTable
-from jzi.train.area import CellArea, load_or_leave_nothing
+from jzi.train.area import CellArea, load_areas
 from jzi.train.config import RetrieverConfig
-from jzi.train.encoder import EncoderTask, EncoderTrainingReport, Part, data_fingerprint, seeded, train_encoder
+from jzi.train.encoder import (
+    EncoderTask,
+    EncoderTrainingReport,
+    Part,
+    data_fingerprint,
+    seeded_generator,
+    train_encoder,
+)
 from jzi.train.loop import make_accelerator
 from jzi.train.losses import ALPHA, LOSSES
 from jzi.train.networks import ContrastiveEncoder, trained_parameters
@@ -36,7 +43,7 @@ from jzi.train.sampling import nearest_on_map, neighbour_batches
 
 
 class RetrieverTask(EncoderTask):
-    """A contrast between photos and cells."""
+    """Contrastive training on pairs of photos and reference crops of cells."""
 
     label = "retriever"
     network: ContrastiveEncoder
@@ -45,97 +52,99 @@ class RetrieverTask(EncoderTask):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        #: The order of the training photos in this epoch and in those to come before the next mining.
+        #: Order of the training photos in this epoch and in the following ones until the next mining, by epoch.
         self.orders: dict[int, Tensor] = {}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Encoder and scale; the scale does not decay."""
+        """Parameters of the encoder, and the scale, without weight decay."""
         encoder, scale = trained_parameters(self.network.model), [self.network.log_scale]
         return [{"params": encoder}, {"params": [p for p in scale if p.requires_grad], "weight_decay": 0.0}]
 
-    def steps(self) -> int:
-        """Of an epoch."""
+    def steps_per_epoch(self) -> int:
+        """Number of optimizer steps in an epoch."""
         return math.ceil(len(self.areas[0].train) / self.config.batch_size) if self.areas else 0
 
     # Batches
 
-    def plan(self, epoch: int) -> list[tuple[int, Tensor]]:
-        """Random batches, or batches of neighbours."""
+    def plan_epoch(self, epoch: int) -> list[tuple[int, Tensor]]:
+        """Random batches, or batches of neighbours: index of the area, and (photo,) indices of its training photos."""
         if epoch not in self.orders:
-            self.orders = self._mined(epoch) if self.config.mines else {epoch: self._shuffled(epoch)}
+            self.orders = self._mine(epoch) if self.config.mines else {epoch: self._shuffled(epoch)}
         order, world = self.orders[epoch].long(), self.accelerator.num_processes
-        order = torch.cat([order, order[: -len(order) % world]])  # every process has as many
+        order = torch.cat([order, order[: -len(order) % world]])  # the same number for every process
         return [(0, batch) for batch in order.split(self.config.batch_size)]
 
     def _shuffled(self, epoch: int) -> Tensor:
-        return torch.randperm(len(self.areas[0].train), generator=seeded(self.config.seed, epoch)).int()
+        return torch.randperm(len(self.areas[0].train), generator=seeded_generator(self.config.seed, epoch)).int()
 
-    def _mined(self, epoch: int) -> dict[int, Tensor]:
-        """Orders up to the next mining; in the first epochs neighbours are those on the map."""
+    def _mine(self, epoch: int) -> dict[int, Tensor]:
+        """Orders of the epochs until the next mining; in the first epochs, neighbours are those on the map."""
         every, train = self.config.mine_every, self.areas[0].train
         first = epoch // every * every
-        cells, place = np.unique(train.tiles[:, 0].numpy(), return_inverse=True)
+        cells, cell_index = np.unique(train.tiles[:, 0].numpy(), return_inverse=True)
         if first == 0:
             side = self.areas[0].images.cells
-            where = torch.from_numpy(np.stack([cells // side, cells % side], -1)).float()
-            neighbours = nearest_on_map(where, self.config.neighbour_range)[place]
+            rows_and_cols = torch.from_numpy(np.stack([cells // side, cells % side], -1)).float()
+            neighbours = nearest_on_map(rows_and_cols, self.config.neighbour_range)[cell_index]
         else:
-            neighbours = self._similar(cells, place)
+            neighbours = self._nearest_by_similarity(cells, cell_index)
         orders = {}
         for each in range(epoch, min(first + every, self.config.epochs)):
             rng = np.random.default_rng([self.config.seed, each])
             shuffled = self._shuffled(each).long().numpy()
-            order = neighbour_batches(shuffled, place, neighbours, self.config.batch_size, self.config.neighbours, rng)
+            sizes = self.config.batch_size, self.config.neighbours
+            order = neighbour_batches(shuffled, cell_index, neighbours, *sizes, rng)
             orders[each] = torch.from_numpy(order).int()
         return orders
 
     @torch.inference_mode()
-    def _similar(self, cells: NDArray[np.int64], place: NDArray[np.int64]) -> NDArray[np.int32]:
-        """(photo, range) places whose cells look most like each training photo, its own left out."""
+    def _nearest_by_similarity(self, cells: NDArray[np.int64], cell_index: NDArray[np.int64]) -> NDArray[np.int32]:
+        """(photo, range) indices into `cells` of those most similar to each training photo, except its own cell."""
         self.network.eval()
         count = min(self.config.neighbour_range, len(cells) - 1)
         reference = F.normalize(self.encode_tiles(0, torch.from_numpy(cells)).float(), dim=-1)
         query, readable = self.encode_photos(self.areas[0].train)
-        found = nearest(F.normalize(query.float(), dim=-1), reference, count + 1)
-        kept = np.empty((len(place), count), np.int32)
-        kept[:] = np.arange(count)  # of photos that cannot be read, which are left out of batches anyway
-        own = found == place[readable][:, None]
-        own[~own.any(1), -1] = True  # one of each row goes
-        kept[readable] = found[~own].reshape(len(readable), count)
-        return kept
+        candidates = nearest(F.normalize(query.float(), dim=-1), reference, count + 1)
+        neighbours = np.empty((len(cell_index), count), np.int32)
+        neighbours[:] = np.arange(count)  # placeholder for unreadable photos, which batches leave out
+        dropped = candidates == cell_index[readable][:, None]
+        dropped[~dropped.any(1), -1] = True  # drop one per row: the photo's own cell, or else the least similar
+        neighbours[readable] = candidates[~dropped].reshape(len(readable), count)
+        return neighbours
 
     # The objective
 
     def part_loss(self, model: nn.Module, part: Part, generator: torch.Generator) -> Tensor:
-        """Of this process's photos among those of all processes."""
-        readable, squares = self.squares(part.photos, generator)
+        """Loss of this process's photos, contrasted with the photos and cells of all processes."""
+        readable, squares = self.photo_squares(part.photos, generator)
         cells = self.areas[part.area].train.tiles[part.index[readable], 0]
-        distinct, which = torch.unique(cells, return_inverse=True)
+        distinct, index = torch.unique(cells, return_inverse=True)
         draws = torch.rand(len(distinct), DRAWS, generator=generator) if self.config.augment else None
-        pixels = self.pixels(part.area, distinct, squares.flatten(0, 1), draws)
+        pixels = self.input_pixels(part.area, distinct, squares.flatten(0, 1), draws)
         with self.accelerator.autocast():
-            query, reference, scale = model(pixels, which.to(pixels.device))
+            query, reference, scale = model(pixels, index.to(pixels.device))
         smoothing = self.config.label_smoothing
         world = self.accelerator.num_processes
-        query, reference = (self._of_all(values, 0.0) for values in (query.float(), reference.float()))
-        cells = self._of_all(cells.to(query.device), -1)
-        # Wrappers take the mean of gradients over processes: each has that of its own photos alone, and all the scale's
+        query, reference = (self._gather(values, 0.0) for values in (query.float(), reference.float()))
+        cells = self._gather(cells.to(query.device), -1)
+        # DDP averages gradients over processes. A process has the gradient of its own photos only, so the loss is
+        # multiplied by the number of processes. It has the whole gradient of the scale, which is divided by it again.
         scale = (scale + (world - 1) * scale.detach()) / world
         loss = LOSSES[self.config.loss](query, reference, cells, scale, smoothing)
         return loss + (world - 1) * (loss - loss.detach())
 
-    def _of_all(self, values: Tensor, empty: float) -> Tensor:
-        """Rows of every process; the gradient is that of this one's."""
+    def _gather(self, values: Tensor, padding: float) -> Tensor:
+        """Rows of all processes, padded to the same number; only this process's rows have a gradient."""
         accelerator = self.accelerator
         if accelerator.num_processes == 1:
             return values
-        padded = accelerator.pad_across_processes(values, pad_index=empty)
+        padded = accelerator.pad_across_processes(values, pad_index=padding)
         parts = list(accelerator.gather(padded.detach()).split(len(padded)))
         parts[accelerator.process_index] = padded
         return torch.cat(parts)
 
     def validate(self) -> Metrics:
-        """All cells and the validation photos through the encoder as it is, then exact search."""
+        """Encode all cells and the validation photos, and search exactly."""
         area = self.areas[0]
         if not len(area.val):
             return {}
@@ -158,15 +167,15 @@ class RetrieverTask(EncoderTask):
             "temperature": self.temperature,
         }
 
-    # What is kept
+    # Saving
 
-    #: What makes similarities to probabilities, fitted on the validation photos where there are any.
+    #: Temperature of the softmax of similarities, fitted on the validation photos; None if there are none.
     temperature: float | None = None
 
-    def keep(self) -> None:
-        """Write the encoder as it is now, and what it is for."""
+    def keep_best(self) -> None:
+        """Write the encoder with its current weights, and the retriever's config.json."""
         area, temperature = self.areas[0], self.temperature or float(1 / self.network.log_scale.exp())
-        self.keep_encoder()
+        self.save_encoder()
         save_retriever(
             self.run.folder,
             area.pyramid,
@@ -178,11 +187,11 @@ class RetrieverTask(EncoderTask):
         )
 
     def extra_state(self) -> dict[str, Any]:
-        """The orders that a mining has made."""
+        """The orders of the last mining."""
         return {"orders": self.orders}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
-        """Likewise."""
+        """Restore what `extra_state` returned."""
         self.orders = state["orders"]
 
 
@@ -195,23 +204,23 @@ def train_retriever(
     *,
     settings: str = "",
 ) -> EncoderTrainingReport:
-    """Train the encoder's last blocks for retrieval; keep the epoch with the best recall at 40 m on "val" photos.
+    """Train the encoder's last blocks for retrieval, and keep the epoch with the best recall at 40 m on "val" photos.
 
-    A run with the same settings is resumed where it was stopped, in the middle of an epoch too. Under `accelerate
-    launch` the processes share every batch, and each photo's negatives are those of all.
+    An interrupted run with the same settings is resumed, also within an epoch. Under `accelerate launch` the processes
+    share each batch, and a photo's negatives are the cells of all processes.
 
     Args:
         imagery: the map.
         table: the photos.
-        encoder: where to start from; its weights are changed.
-        folder: the retriever's folder to make; the database of cells is encoded after (`jzi index`).
-        config: how to train.
-        settings: kept as train/settings.toml.
+        encoder: the encoder to start from; it is trained in place.
+        folder: the retriever's folder to write; its index of cells is encoded separately (`jzi index`).
+        config: the settings of training.
+        settings: TOML to write to train/settings.toml.
 
     Raises:
-        ImageryError: the map cannot be read; nothing is left behind.
+        ImageryError: the map cannot be read; no folder is left behind.
         TrainingError: there is no photo to train on, or the loss is not finite.
-        ModelError: the folder holds a model that was trained in another way, or the disk is full.
+        ModelError: the folder holds a model that was trained in another way, or cannot be written.
         KeyboardInterrupt: Ctrl-C was pressed; the state is saved.
     """
     accelerator = make_accelerator(config, folder)
@@ -240,6 +249,6 @@ def train_retriever(
         )
         return [CellArea.load(imagery, table, images, config.val_photos)]
 
-    areas = load_or_leave_nothing(folder, load) if state["epoch"] < config.epochs else []
+    areas = load_areas(folder, load) if state["epoch"] < config.epochs else []
     task = RetrieverTask(accelerator, network, encoder, areas, config, run)
     return train_encoder(task, state, settings)

@@ -20,12 +20,13 @@ Metrics = dict[str, float]
 
 @dataclass
 class TrainingRun:
-    """One training run on disk.
+    """A training run on disk.
 
     Args:
         folder: the model folder.
-        fingerprint: everything that the run's outcome depends on; a run is resumed only by one with the same.
-        hint: what to do where the folder holds another run.
+        fingerprint: everything that the outcome depends on; a run is only resumed if its fingerprint is the same.
+        metrics: metrics of the epochs so far.
+        hint: what to do if the folder holds another run, for the error message.
     """
 
     folder: Path
@@ -38,37 +39,39 @@ class TrainingRun:
         return self.folder / "train" / "state.pt"
 
     def load(self) -> dict[str, Any] | None:
-        """The last state of this run that was saved, None if there is no run in the folder.
+        """The last saved state of this run; None if the folder holds no run.
 
         Raises:
             ModelError: the folder holds another run, or its state is damaged.
         """
         if not self._state.exists():
             if (self.folder / DECODER).exists():
-                raise ModelError(f"{self.folder} holds a model that was not trained here: give another model.path")
+                raise ModelError(f"{self.folder} holds a model without a training state: give another model.path")
             return None
         try:
             state = torch.load(self._state, map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, ValueError, EOFError) as error:
-            raise ModelError(f"{self._state} is damaged: delete {self.folder} to train anew") from error
+            raise ModelError(f"{self._state} is damaged: delete {self.folder} to train from scratch") from error
         if not isinstance(state, dict) or not {"fingerprint", "metrics", "epoch", "step"} <= state.keys():
-            raise ModelError(f"{self._state} is of another version of jzi: delete {self.folder} to train anew")
-        then, now = state["fingerprint"], self.fingerprint
-        differences = [key for key in {**now, **then} if then.get(key) != now.get(key)]
-        if differences:
-            was = ", ".join(f"{key} {then.get(key)} not {now.get(key)}" for key in differences)
             raise ModelError(
-                f"{self.folder} holds a model that was trained with other settings or photos ({was}): {self.hint}"
+                f"{self._state} was written by another version of jzi: delete {self.folder} to train from scratch"
+            )
+        saved, current = state["fingerprint"], self.fingerprint
+        differences = [key for key in {**current, **saved} if saved.get(key) != current.get(key)]
+        if differences:
+            listed = ", ".join(f"{key} {saved.get(key)} not {current.get(key)}" for key in differences)
+            raise ModelError(
+                f"{self.folder} holds a model that was trained with other settings or photos ({listed}): {self.hint}"
             )
         if (self.folder / CONFIG).exists():
-            read_config(self.folder)  # or raises before anything is trained: it is of another format, or damaged
+            read_config(self.folder)  # raises before any training if it is damaged or of another format
         self.metrics = state["metrics"]
         return state
 
     def resume(self) -> dict[str, Any]:
-        """The state to train from, which is that of the start where there is no run in the folder.
+        """The state to train from: the last saved one, or the initial one if the folder holds no run.
 
-        Temporary files of processes that were killed are removed.
+        Removes temporary files of killed processes.
 
         Raises:
             ModelError: as `load`.
@@ -79,40 +82,40 @@ class TrainingRun:
         return state
 
     def start(self, settings: str) -> None:
-        """Make the folder and keep the settings."""
+        """Create the folder, and write the settings to train/settings.toml."""
         (self.folder / "train").mkdir(parents=True, exist_ok=True)
         replace_file(self.folder / "train" / "settings.toml", lambda path: path.write_text(settings))
 
     def save(self, state: dict[str, Any]) -> None:
-        """Write the state to resume from."""
+        """Write a state to resume from."""
         state = {**state, "fingerprint": self.fingerprint, "metrics": self.metrics}
         replace_file(self._state, lambda path: torch.save(state, path))
 
     def log(self, metrics: Metrics) -> None:
-        """Add an epoch's metrics and write metrics.jsonl: a line an epoch."""
+        """Append an epoch's metrics, and write metrics.jsonl: one line per epoch."""
         self.metrics.append(metrics)
         text = "".join(json.dumps(line) + "\n" for line in self.metrics)
         replace_file(self.folder / "train" / "metrics.jsonl", lambda path: path.write_text(text))
 
     def best(self) -> Metrics:
-        """The metrics of the epoch that is kept: the best recall at 40 m, then the lowest validation loss.
+        """Metrics of the best epoch: the highest recall at 40 m, then the lowest validation loss.
 
-        Without validation photos it is the last epoch.
+        Without validation photos, the last epoch.
         """
-        return max(self.metrics, key=rank)
+        return max(self.metrics, key=_epoch_rank)
 
     def is_best(self, metrics: Metrics) -> bool:
-        """Whether an epoch is better than all so far."""
-        return not self.metrics or rank(metrics) > max(map(rank, self.metrics))
+        """Whether an epoch's metrics are better than those of all epochs so far."""
+        return not self.metrics or _epoch_rank(metrics) > max(map(_epoch_rank, self.metrics))
 
 
 class Checkpointer:
-    """Writes states to resume from as often as the clock says.
+    """Saves states of a run at an interval.
 
     Args:
-        run: where to.
+        run: the run.
         every_s: seconds between two states.
-        due: whether the first is due at once.
+        due: whether the first state is due immediately.
     """
 
     def __init__(self, run: TrainingRun, every_s: float, *, due: bool) -> None:
@@ -121,15 +124,15 @@ class Checkpointer:
         self._position: tuple[int, int] | None = None
 
     def is_due(self) -> bool:
-        """Whether it is time to save again."""
+        """Whether a state is due."""
         return time.monotonic() - self.saved_at > self.every_s
 
-    def holds(self, epoch: int, step: int) -> bool:
-        """Whether the state after so many epochs and steps is the last that was saved."""
+    def has_saved(self, epoch: int, step: int) -> bool:
+        """Whether the state at this epoch and step was the last one saved."""
         return self._position == (epoch, step)
 
     def save(self, state: dict[str, Any]) -> None:
-        """Write a state."""
+        """Save a state."""
         self.run.save(state)
         self.saved_at = time.monotonic()
         self._position = state["epoch"], state["step"]
@@ -137,17 +140,17 @@ class Checkpointer:
 
 @dataclass(frozen=True)
 class TrainReport:
-    """What a training run did.
+    """Outcome of a training run.
 
     Attributes:
-        folder: the model.
-        epochs: epochs trained by this run; 0 if all had been trained before.
-        total: epochs of the whole training.
-        best: the metrics of the epoch that was kept.
+        folder: the model folder.
+        epochs: epochs trained by this call; 0 if the run was complete.
+        total: epochs of the whole run.
+        best: metrics of the best epoch, whose weights were kept.
         train: number of training photos.
         val: number of validation photos.
-        unreachable: photos left out, because the map has no imagery where they were taken.
-        seconds: of this run's epochs.
+        unreachable: photos left out because the map has no imagery where they were taken.
+        seconds: duration of the epochs trained by this call.
     """
 
     folder: Path
@@ -160,6 +163,6 @@ class TrainReport:
     seconds: float
 
 
-def rank(metrics: Metrics) -> tuple[float, float, float]:
-    """What epochs are compared by."""
+def _epoch_rank(metrics: Metrics) -> tuple[float, float, float]:
+    """Sort key of epochs, ascending."""
     return metrics.get("recall@40m", 0.0), -metrics.get("val_loss", 0.0), metrics["epoch"] * ("val_loss" not in metrics)

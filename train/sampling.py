@@ -1,4 +1,4 @@
-"""Which photos share a batch: neighbours are the hard negatives (Sample4Geo, section 3.3)."""
+"""Batches of neighbouring photos, which are hard negatives of one another (Sample4Geo, section 3.3)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,21 @@ from torch import Tensor
 from jzi.retrieve.similarity import ROWS
 
 
-def nearest_on_map(place: Tensor, count: int) -> NDArray[np.int32]:
-    """(place, count) which of the other places (n, 2) are nearest to each, the nearest first."""
-    count = min(count, len(place) - 1)
+def nearest_on_map(cells: Tensor, count: int) -> NDArray[np.int32]:
+    """The other cells that are nearest to each cell.
+
+    Args:
+        cells: (cell, 2) float row and column of each cell.
+        count: number of neighbours; at most all other cells.
+
+    Returns:
+        (cell, count) indices of cells, nearest first.
+    """
+    count = min(count, len(cells) - 1)
     parts = []
-    for start in range(0, len(place), ROWS):
-        rows = place[start : start + ROWS]
-        distance = torch.cdist(rows, place)
+    for start in range(0, len(cells), ROWS):
+        rows = cells[start : start + ROWS]
+        distance = torch.cdist(rows, cells)
         distance[torch.arange(len(rows)), torch.arange(start, start + len(rows))] = torch.inf
         parts.append(distance.topk(count, largest=False).indices.int().cpu())
     return torch.cat(parts).numpy()
@@ -26,68 +34,95 @@ def nearest_on_map(place: Tensor, count: int) -> NDArray[np.int32]:
 
 def neighbour_batches(
     order: NDArray[np.int64],
-    place: NDArray[np.int64],
+    cell: NDArray[np.int64],
     neighbours: NDArray[np.int32],
     size: int,
     select: int,
     rng: np.random.Generator,
 ) -> NDArray[np.int64]:
-    """An order of photos whose every `size` make a batch of neighbours; each photo comes once.
+    """An order of photos in which every `size` consecutive photos form a batch of neighbours.
 
-    A photo brings along photos of `select` places: the nearest half of them, and as many that are drawn from the rest
-    of its neighbours. No place comes twice in a batch, until nothing else is left.
+    Each photo is followed by photos of `select` neighbouring cells: the nearest half of them, and as many drawn at
+    random from its other neighbours. Each photo occurs once, and no cell occurs twice in a batch, except in the last
+    batches, once too few cells are left.
 
     Args:
         order: (photo,) the photos, shuffled.
-        place: (photo,) where each was taken: an index into the places that have photos.
-        neighbours: (photo, range) places, the nearest first.
-        size: photos to a batch.
-        select: places that a photo brings along.
-        rng: draws them.
+        cell: (photo,) index of the cell that each was taken in, among the cells that have photos.
+        neighbours: (photo, range) indices of neighbouring cells, nearest first.
+        size: photos in a batch.
+        select: neighbouring cells drawn for each photo.
+        rng: source of the random draws.
+
+    Returns:
+        (photo,) the reordered photos.
     """
-    waiting: list[list[int]] = [[] for _ in range(int(place.max()) + 1)]
-    for photo in order[::-1]:
-        waiting[place[photo]].append(int(photo))  # taken from the end, in the order given
-    used = np.zeros(len(place), bool)
-    pool, batches = deque(order.tolist()), []
-    while pool:
-        batch: list[int] = []
-        taken: set[int] = set()
-        aside: list[int] = []
-        while pool and len(batch) < size:
-            photo = pool.popleft()
-            if used[photo]:
-                continue
-            if place[photo] in taken:
-                aside.append(photo)
-                continue
-            group = [int(place[photo]), *_drawn(neighbours[photo], select, rng)]
-            for number, where in enumerate(group):
-                if len(batch) == size:
-                    break
-                if where in taken:
-                    continue
-                if number == 0:
-                    waiting[where].remove(photo)
-                    chosen = photo
-                elif waiting[where]:
-                    chosen = waiting[where].pop()
-                else:
-                    continue
-                used[chosen] = True
-                taken.add(where)
-                batch.append(chosen)
-        rest = [photo for photo in aside if not used[photo]]
-        fill = rest[: size - len(batch)] if not pool else []
+    remaining = _RemainingPhotos(order, cell)
+    batches: list[int] = []
+    while remaining.queue:
+        batch, deferred = _next_batch(remaining, neighbours, size, select, rng)
+        deferred = [photo for photo in deferred if not remaining.used[photo]]
+        fill = [] if remaining.queue else deferred[: size - len(batch)]
         for photo in fill:
-            used[photo] = True
-            waiting[place[photo]].remove(photo)
+            remaining.take(photo)
         batches += batch + fill
-        pool.extendleft(reversed(rest[len(fill) :]))
+        remaining.queue.extendleft(reversed(deferred[len(fill) :]))
     return np.array(batches, np.int64)
 
 
-def _drawn(near: NDArray[np.int32], select: int, rng: np.random.Generator) -> list[int]:
+class _RemainingPhotos:
+    """Photos that are in no batch yet. `queue` may still contain photos that have been used since."""
+
+    def __init__(self, order: NDArray[np.int64], cell: NDArray[np.int64]) -> None:
+        self.cell = cell
+        self.queue = deque(order.tolist())
+        self.used = np.zeros(len(cell), bool)
+        self._by_cell: list[list[int]] = [[] for _ in range(int(cell.max()) + 1)]
+        for photo in order[::-1]:  # photos are taken from the end, so in the given order
+            self._by_cell[cell[photo]].append(int(photo))
+
+    def take(self, photo: int) -> None:
+        self.used[photo] = True
+        self._by_cell[self.cell[photo]].remove(photo)
+
+    def take_from(self, cell: int) -> int | None:
+        """The first remaining photo of a cell; None if there is none."""
+        if not self._by_cell[cell]:
+            return None
+        photo = self._by_cell[cell].pop()
+        self.used[photo] = True
+        return photo
+
+
+def _next_batch(
+    remaining: _RemainingPhotos, neighbours: NDArray[np.int32], size: int, select: int, rng: np.random.Generator
+) -> tuple[list[int], list[int]]:
+    """A batch, and the photos that were passed over because their cell was in it already."""
+    batch: list[int] = []
+    cells: set[int] = set()
+    deferred: list[int] = []
+    while remaining.queue and len(batch) < size:
+        photo = remaining.queue.popleft()
+        cell = int(remaining.cell[photo])
+        if remaining.used[photo]:
+            continue
+        if cell in cells:
+            deferred.append(photo)
+            continue
+        remaining.take(photo)
+        batch.append(photo)
+        cells.add(cell)
+        for neighbour in _draw_neighbours(neighbours[photo], select, rng):
+            if len(batch) == size:
+                break
+            if neighbour in cells or (other := remaining.take_from(neighbour)) is None:
+                continue
+            batch.append(other)
+            cells.add(neighbour)
+    return batch, deferred
+
+
+def _draw_neighbours(nearest: NDArray[np.int32], select: int, rng: np.random.Generator) -> list[int]:
     half = select // 2
-    far = rng.permutation(near[half:])[:half]
-    return [*near[:half].tolist(), *far.tolist()]
+    others = rng.permutation(nearest[half:])[:half]
+    return [*nearest[:half].tolist(), *others.tolist()]

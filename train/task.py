@@ -1,6 +1,6 @@
-"""What a training run has to provide for the training loop to run it.
+"""The interface between the training loop and what it trains.
 
-What is random is seeded by the task, once an epoch or once a step, so that a run that was stopped resumes exactly.
+The task seeds all random numbers, once per epoch or once per step, so an interrupted run resumes exactly.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from jzi.train.run import Metrics
 
 @dataclass(frozen=True)
 class Batch:
-    """A step's photos.
+    """The photos of one step.
 
     Attributes:
-        parts: of this process, which go through one after the other; in the form that the task's `loss` takes.
+        parts: this process's share, split for gradient accumulation; each is passed to the task's `loss`.
         sizes: photos in each part.
-        photos: of all processes together.
+        photos: number of photos in the batch, over all processes.
     """
 
     parts: list[Any]
@@ -34,14 +34,20 @@ class Batch:
 
 
 class Task(ABC):
-    """What a training run trains, on what, and how it is validated and kept; all but the loop."""
+    """A network to train: its batches, its loss, its validation, and where the best weights are saved.
 
-    #: Of the progress bar.
+    Attributes:
+        accelerator: device, precision and processes.
+        network: the network, before Accelerate wraps it.
+        config: the settings of training.
+    """
+
+    #: Label of the progress bar.
     label: str
-    #: Steps between two checks of the losses, the clock and interrupts, each of which waits for the device. None, for
-    #: short epochs: losses are checked once an epoch, and a state is written after an epoch where it is due.
+    #: Steps between two checks of the losses, the time and interrupts; a check synchronizes with the device. With None,
+    #: for short epochs, losses are checked once per epoch, and a state is saved after an epoch if one is due.
     check_every: int | None = None
-    #: Whether AdamW is torch's fused one.
+    #: Whether to use torch's fused AdamW.
     fused = True
 
     accelerator: Accelerator
@@ -50,40 +56,45 @@ class Task(ABC):
 
     @abstractmethod
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """What the optimizer updates; empty groups are left out."""
+        """Parameter groups of the optimizer; empty groups are dropped."""
 
     @abstractmethod
-    def steps(self) -> int:
-        """Of an epoch."""
+    def steps_per_epoch(self) -> int:
+        """Number of optimizer steps in an epoch."""
 
     @abstractmethod
     def batches(self, epoch: int, first: int) -> Iterator[Batch]:
-        """An epoch's batches from step `first` on; called before the network is put into training mode."""
+        """The batches of an epoch, starting at step `first`; called before the network is put into training mode."""
 
     @abstractmethod
     def loss(self, model: nn.Module, part: Any) -> Tensor:
-        """Mean loss of a part of a batch; `model` is the network as Accelerate wraps it."""
+        """Mean loss of a part of a batch.
+
+        Args:
+            model: the network as wrapped by Accelerate.
+            part: one of `Batch.parts`.
+        """
 
     @abstractmethod
     def validate(self) -> Metrics:
-        """Metrics of the validation photos, on the main process."""
+        """Metrics on the validation photos; runs on the main process."""
 
     @abstractmethod
-    def keep(self) -> None:
-        """Make the network as it is now the one that the run results in."""
+    def keep_best(self) -> None:
+        """Keep the current weights as the best so far, in memory or on disk."""
 
-    def write_kept(self) -> None:
-        """Write to disk what `keep` has only remembered; called before each state is written."""
+    def write_best(self) -> None:
+        """Write the weights that `keep_best` holds in memory, if any; called before each state is saved."""
         return
 
-    def epoch_loss(self, losses: list[float]) -> float:
+    def mean_loss(self, losses: list[float]) -> float:
         """Mean of the losses of an epoch's steps."""
         return float(np.mean(losses))
 
     def extra_state(self) -> dict[str, Any]:
-        """What a state must hold beside weights, optimizer and schedule."""
+        """Entries of the saved state beside weights, optimizer and schedule."""
         return {}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
-        """The inverse of `extra_state`."""
+        """Restore what `extra_state` returned."""
         return

@@ -1,4 +1,4 @@
-"""What stage two and fine-tuning share: the decoder to start from, and validation as the zoom is used."""
+"""The initial decoder and the validation that stage two and fine-tuning share."""
 
 from __future__ import annotations
 
@@ -22,59 +22,63 @@ from jzi.train.run import Metrics
 
 
 def start_config(config: DecoderConfig, start: ZoomModel | None) -> DecoderConfig:
-    """The architecture of a decoder that starts from a model: the model's, with the dropout of `config`.
+    """The architecture of a decoder that is initialized from a model: the model's, with the dropout of `config`.
 
-    Patch tokens have no parameters: as many are read as `config` has, or as the model's decoder reads if it has none. A
-    model that does not look ahead may be the start of one that does.
+    Patch tokens have no parameters, and a decoder that looks ahead can be initialized from one that does not: `config`
+    sets both, unless it has the defaults (0 and "none"), which stand for the model's.
+
+    Args:
+        config: the settings of the decoder.
+        start: the model to start from; None to start from scratch.
     """
     if start is None:
         return config
-    theirs = start.decoder.config
-    patch_tokens = config.patch_tokens or theirs.patch_tokens
-    look_ahead = theirs.look_ahead if config.look_ahead == "none" else config.look_ahead
-    return replace(theirs, dropout=config.dropout, patch_tokens=patch_tokens, look_ahead=look_ahead)
+    start_architecture = start.decoder.config
+    patch_tokens = config.patch_tokens or start_architecture.patch_tokens
+    look_ahead = start_architecture.look_ahead if config.look_ahead == "none" else config.look_ahead
+    return replace(start_architecture, dropout=config.dropout, patch_tokens=patch_tokens, look_ahead=look_ahead)
 
 
 def check_overrides(config: DecoderConfig, overridden: Collection[str], start: ZoomModel | None, init: str) -> None:
-    """Refuse an override of the architecture that has no effect, because the model to start from has another one.
+    """Raise if an override of the architecture has no effect, because the model to start from has another one.
 
     Args:
         config: the settings of the decoder.
         overridden: names of the settings that were overridden, such as "decoder.layers".
-        start: the model to start from.
-        init: the setting that names it.
+        start: the model to start from; None to start from scratch.
+        init: name of the setting that names the model, such as "train.init".
 
     Raises:
         ConfigError: an override contradicts the model.
     """
     if start is None:
         return
-    actual = start_config(config, start).to_dict()
-    defaults = {"patch_tokens": 0, "look_ahead": "none"}
+    actual = start_config(config, start)
     for section, _, name in (each.partition(".") for each in sorted(overridden)):
-        if section != "decoder":
-            continue
-        value = actual.get(name, defaults.get(name))
-        if getattr(config, name) != value:
+        if section == "decoder" and (value := getattr(config, name)) != (theirs := getattr(actual, name)):
             raise ConfigError(
-                f"decoder.{name} is {getattr(config, name)!r}, but it is {value!r} in {start.folder}, which {init} "
-                f"starts from: leave decoder.{name} out, or start from scratch (--set {init}='')"
+                f"decoder.{name} is {value!r}, but it is {theirs!r} in {start.folder}, the model of {init}: leave "
+                f"decoder.{name} out, or start from scratch (--set {init}='')"
             )
 
 
 def make_decoder(config: DecoderConfig, start: ZoomModel | None) -> ZoomDecoder:
     """A new decoder, or one with the architecture and the weights of a model (`start_config`).
 
+    Args:
+        config: the settings of the decoder.
+        start: the model to start from; None to start from scratch.
+
     Raises:
-        ModelError: the model's decoder is for another width or grid.
+        ModelError: the model's decoder has another width or number of actions.
     """
     if start is None:
         return ZoomDecoder(config)
-    theirs = start.decoder.config
-    if (theirs.width, theirs.actions) != (config.width, config.actions):
+    width, actions = start.decoder.config.width, start.decoder.config.actions
+    if (width, actions) != (config.width, config.actions):
         raise ModelError(
-            f"{start.folder} cannot be started from: its decoder is for {theirs.width} features and {theirs.actions} "
-            f"actions, not for {config.width} and {config.actions}"
+            f"{start.folder} cannot be started from: its decoder has {width} features and {actions} actions, but the "
+            f"encoder and the pyramid have {config.width} and {config.actions}"
         )
     decoder = ZoomDecoder(start_config(config, start))
     decoder.load_state_dict({**decoder.state_dict(), **start.decoder.state_dict()})
@@ -82,27 +86,33 @@ def make_decoder(config: DecoderConfig, start: ZoomModel | None) -> ZoomDecoder:
 
 
 def init_digest(start: ZoomModel | None) -> str:
-    """First digits of the SHA-256 of the weights that a run starts from; empty where it starts from scratch."""
+    """First digits of the SHA-256 of the weights that a run starts from; empty if it starts from scratch."""
     return file_sha256(start.folder / "decoder.safetensors")[:16] if start else ""
 
 
-def validate(decoder: ZoomDecoder, table: TileTable, samples: ZoomDataset) -> Metrics:
-    """Greedy search off the cache, as in use, and the teacher-forced loss; nothing where there are no photos."""
-    if not len(samples):
+def validate(decoder: ZoomDecoder, table: TileTable, dataset: ZoomDataset) -> Metrics:
+    """Recall and median error of greedy search, and the teacher-forced loss; empty if there are no photos.
+
+    Args:
+        decoder: put into evaluation mode.
+        table: the map, on the device.
+        dataset: validation photos, on the device.
+    """
+    if not len(dataset):
         return {}
     decoder.eval()
-    row, col = table.pyramid.path_to_tile(greedy_paths(decoder, table, samples.query[:, 0]))
-    error = cell_error(table.pyramid, row, col, samples.latitude, samples.longitude)
+    row, col = table.pyramid.path_to_tile(greedy_paths(decoder, table, dataset.query[:, 0]))
+    error = cell_error(table.pyramid, row, col, dataset.latitude, dataset.longitude)
     recall = {f"recall@{radius:g}m": float((error <= radius).mean()) for radius in RADII}
-    return {"val_loss": _loss(decoder, table, samples), **recall, "median_error_m": float(np.median(error))}
+    return {"val_loss": _loss(decoder, table, dataset), **recall, "median_error_m": float(np.median(error))}
 
 
 @torch.inference_mode()
-def _loss(decoder: ZoomDecoder, table: TileTable, samples: ZoomDataset) -> float:
+def _loss(decoder: ZoomDecoder, table: TileTable, dataset: ZoomDataset) -> float:
     total = torch.zeros((), device=table.device)
-    for index in torch.arange(len(samples), device=table.device).split(decoder.config.batch(BATCH)):
-        query, actions = samples.query[index, 0].float(), samples.actions[index]
-        seen, below = table.read(decoder.config, samples.tiles[index], query)
-        logits = decoder(query, seen, actions, below)
+    for index in torch.arange(len(dataset), device=table.device).split(decoder.config.batch(BATCH)):
+        query, actions = dataset.query[index, 0].float(), dataset.actions[index]
+        tokens, children = table.inputs(decoder.config, dataset.tiles[index], query)
+        logits = decoder(query, tokens, actions, children)
         total += F.cross_entropy(logits.flatten(0, 1), actions.flatten(), reduction="sum")
-    return float(total) / samples.actions.numel()
+    return float(total) / dataset.actions.numel()

@@ -1,4 +1,4 @@
-"""Chance that belongs to a place: numbers that look random, and are the same whatever window is asked for."""
+"""Pseudo-random numbers as hashes of positions: the same in every window of a city."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-WRAP = 8192  # metres after which `Area.axes` begin again, so that float32 is exact to a millimetre
+WRAP = 8192  # metres: coordinates modulo this are exact to a millimetre in float32
 
 
 @dataclass(frozen=True)
 class Area:
-    """A rectangle in a metric CRS, on whole metres."""
+    """A rectangle in a metric CRS, in whole metres."""
 
     west: int
     south: int
@@ -20,32 +20,32 @@ class Area:
 
     @property
     def east(self) -> int:
-        """Its east edge."""
+        """East edge."""
         return self.west + self.width
 
     @property
     def north(self) -> int:
-        """Its north edge."""
+        """North edge."""
         return self.south + self.height
 
     def grown(self, metres: int) -> Area:
-        """The area with so much more on every side."""
+        """Return the area extended by `metres` on every side."""
         return Area(self.west - metres, self.south - metres, self.width + 2 * metres, self.height + 2 * metres)
 
     def within(self, other: Area) -> Area:
-        """What the two share; its width or height is not positive where they share nothing."""
+        """Return the intersection of two areas; its width or height is not positive if they are disjoint."""
         west, south = max(self.west, other.west), max(self.south, other.south)
         return Area(west, south, min(self.east, other.east) - west, min(self.north, other.north) - south)
 
     def centres(self, per_metre: int) -> tuple[np.ndarray, np.ndarray]:
-        """Eastings of the columns' centres and northings of the rows', of pixels of 1 / `per_metre` metres."""
+        """Return the eastings and northings of the pixels' centres, at `per_metre` pixels per metre."""
         x = self.west + (np.arange(self.width * per_metre) + 0.5) / per_metre
         y = self.north - (np.arange(self.height * per_metre) + 0.5) / per_metre
         return x, y
 
 
 def hashed(salt: int, *keys: np.ndarray) -> np.ndarray:
-    """Whole numbers below 2^32 from whole numbers, uint32; the keys broadcast (MurmurHash3 without its tail)."""
+    """Return uint32 hashes of integers; the keys broadcast (MurmurHash3 without its tail)."""
     mixed = np.uint32((salt * 0x9E3779B1) & 0xFFFFFFFF)
     with np.errstate(over="ignore"):
         for key in keys:
@@ -58,17 +58,17 @@ def hashed(salt: int, *keys: np.ndarray) -> np.ndarray:
 
 
 def uniform(salt: int, *keys: np.ndarray) -> np.ndarray:
-    """Numbers in [0, 1) from whole numbers, float32."""
+    """Return hashes of integers as float32 in [0, 1)."""
     return (hashed(salt, *keys) >> np.uint32(8)).astype(np.float32) / 2**24
 
 
 def pick(salt: int, count: int, *keys: np.ndarray) -> np.ndarray:
-    """Whole numbers below `count` from whole numbers."""
+    """Return hashes of integers as int64 in [0, count)."""
     return (hashed(salt, *keys) % np.uint32(count)).astype(np.int64)
 
 
 def waves(area: Area, per_metre: int, period: float, salt: int) -> np.ndarray:
-    """Value noise in [0, 1], (rows, cols) float32: smooth, with hills some `period` metres wide."""
+    """Return smooth value noise in [0, 1] with a grid of `period` metres, (rows, cols) float32."""
     x, y = area.centres(per_metre)
     (left, right_share), (low, up_share) = _lattice(x, period), _lattice(y, period)
     columns = np.arange(left.min(), left.max() + 2)
@@ -80,7 +80,7 @@ def waves(area: Area, per_metre: int, period: float, salt: int) -> np.ndarray:
 
 
 def waves_at(x: np.ndarray, y: np.ndarray, period: float, salt: int) -> np.ndarray:
-    """The same noise at points."""
+    """Return the noise of `waves` at points."""
     (left, right_share), (low, up_share) = _lattice(x, period), _lattice(y, period)
     upper, lower = (
         uniform(salt, left, row) * (1 - right_share) + uniform(salt, left + 1, row) * right_share
@@ -89,15 +89,15 @@ def waves_at(x: np.ndarray, y: np.ndarray, period: float, salt: int) -> np.ndarr
     return lower + (upper - lower) * up_share
 
 
-def _lattice(place: np.ndarray, period: float) -> tuple[np.ndarray, np.ndarray]:
-    scaled = np.asarray(place) / period
+def _lattice(position: np.ndarray, period: float) -> tuple[np.ndarray, np.ndarray]:
+    scaled = np.asarray(position) / period
     cell = np.floor(scaled)
     share = (scaled - cell).astype(np.float32)
     return cell.astype(np.int64), share * share * (3 - 2 * share)
 
 
 def quarter(x: np.ndarray, y: np.ndarray, side: float, salt: int) -> np.ndarray:
-    """The number of the quarter that points lie in, int64: Voronoi cells some `side` metres wide."""
+    """Return the int64 number of each point's quarter; quarters are Voronoi cells about `side` metres wide."""
     column, row = np.floor(x / side).astype(np.int64), np.floor(y / side).astype(np.int64)
     nearest = np.full(np.broadcast(column, row).shape, np.inf)
     number = np.zeros(nearest.shape, np.int64)

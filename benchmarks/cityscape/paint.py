@@ -1,4 +1,4 @@
-"""The colours of a city: buildings by their size and quarter, streets by their width, and what lies between."""
+"""Colour a city: buildings by size and quarter, streets by width, and the ground between them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from jzi.synth.styles import DOWNTOWN, ESTATE, INDUSTRY, OLD_TOWN, SUBURB, TERRA
 from .chance import WRAP, Area, hashed, pick, quarter, uniform, waves, waves_at
 from .plan import Buildings, Ground, squared_distance
 
-QUARTER = 260.0  # metres: side of what prefers the same colours
-REGION = 1600.0  # metres: over which the tint of all colours changes
+QUARTER = 260.0  # metres: side of a quarter, which shares preferred colours
+REGION = 1600.0  # metres: wavelength of the tint of all buildings
 LOW, ROW, BLOCK, HIGH, LARGE = range(5)  # kinds of building
-#: Pairs of a roof and a wall, and the facades, that each kind draws from.
+#: For each kind: pairs of a roof and a wall, and facades, to sample from.
 PAIRS = tuple(
     np.array([pair for style in styles for pair in style.pairs], np.float32)
     for styles in (
@@ -35,20 +35,20 @@ YARDS = np.array(((150, 138, 116), (112, 130, 82), (168, 166, 160), (104, 122, 7
 ASPHALT = np.array(((92, 93, 98), (112, 110, 110), (128, 120, 112), (104, 108, 116), (138, 122, 112)), np.float32)
 PAVING = np.array(((178, 170, 158), (168, 150, 136), (190, 186, 178), (160, 160, 164), (186, 160, 140)), np.float32)
 LAWN = {"spring": (112, 150, 70), "summer": (100, 134, 66), "autumn": (138, 132, 72), "winter": (158, 142, 98)}
-PAVEMENT_M = ((0, 0.7), (3, 1.3), (5, 2.6), (9, 4.0))  # half a street's width, and the width of its sidewalk
+PAVEMENT_M = ((0, 0.7), (3, 1.3), (5, 2.6), (9, 4.0))  # half width of a street from which its sidewalk has this width
 LEAST_STREET, LEAST_PARK = 2.0, 20.0  # half widths, metres
-PARK_EDGE = 14.0  # metres from the buildings round a wide open space to where its own use begins
+PARK_EDGE = 14.0  # metres from the buildings around a wide open space to its park, water or square
 KERB, PLANT, PARAPET = 0.15, 2.2, 0.6  # metres
 
 
 @dataclass(frozen=True)
-class Lay:
-    """What open ground is used for, at 1 m a pixel.
+class LandUse:
+    """Use of the open ground, rasters (rows, cols) at 1 m a pixel.
 
     Attributes:
         street: bool, carriageways.
         green: bool, lawns with trees.
-        quarter: int64, the number of the quarter.
+        quarter: int64, number of the quarter.
         verge: float32, metres from the carriageway's edge, positive on it.
     """
 
@@ -58,8 +58,8 @@ class Lay:
     verge: np.ndarray
 
 
-def lay_out(area: Area, ground: Ground, seed: int) -> Lay:
-    """Decides what open ground is used for."""
+def lay_out(area: Area, ground: Ground, seed: int) -> LandUse:
+    """Assign uses to the open ground."""
     x, y = area.centres(1)
     coarse = quarter(np.floor(x[None, ::1] / 4) * 4 + 2, np.floor(y[:, None] / 4) * 4 + 2, QUARTER, seed * 100 + 1)
     pavement = np.zeros_like(ground.half)
@@ -69,16 +69,16 @@ def lay_out(area: Area, ground: Ground, seed: int) -> Lay:
     verge = np.where(wide, np.minimum(ground.away - 4, 12 - ground.away), ground.away - pavement)
     street = (ground.half >= LEAST_STREET) & (verge > 0)
     green = wide & (ground.away > PARK_EDGE) & (_use(coarse, seed) == 0)
-    return Lay(street, green, coarse, np.where(ground.half >= LEAST_STREET, verge, -1).astype(np.float32))
+    return LandUse(street, green, coarse, np.where(ground.half >= LEAST_STREET, verge, -1).astype(np.float32))
 
 
 def _use(quarters: np.ndarray, seed: int) -> np.ndarray:
-    """What a quarter's widest spaces are: 0 a park, 1 water, 2 a square or a car park."""
+    """Return the use of each quarter's widest spaces: 0 park, 1 water, 2 square or car park."""
     return np.array([0, 0, 0, 0, 1, 2])[pick(seed * 100 + 2, 6, quarters)]
 
 
 def finer(raster: np.ndarray, per_metre: int) -> np.ndarray:
-    """Stretches a float raster of 1 m, linear between its pixels' centres."""
+    """Upsample a float raster from 1 m a pixel by linear interpolation."""
     if per_metre == 1:
         return raster
     stretched = functional.interpolate(torch.from_numpy(raster)[None, None], scale_factor=per_metre, mode="bilinear")
@@ -86,22 +86,24 @@ def finer(raster: np.ndarray, per_metre: int) -> np.ndarray:
 
 
 def repeated(raster: np.ndarray, per_metre: int) -> np.ndarray:
-    """Stretches any raster of 1 m, pixel by pixel."""
+    """Upsample a raster from 1 m a pixel by repeating pixels."""
     return raster.repeat(per_metre, 0).repeat(per_metre, 1) if per_metre > 1 else raster
 
 
-def paint_ground(canvas: Canvas, area: Area, per_metre: int, ground: Ground, lay: Lay, season: str, seed: int) -> None:
-    """Paints all that is not a building; the season colours the lawns."""
+def paint_ground(
+    canvas: Canvas, area: Area, per_metre: int, ground: Ground, land_use: LandUse, season: str, seed: int
+) -> None:
+    """Paint everything except buildings; the season sets the colour of the lawns."""
     salt = seed * 100 + 10
     blend = (waves(area, 1, 70, salt) * 0.5 + waves(area, 1, 23, salt + 1) * 0.5)[..., None]
-    quarters = lay.quarter
+    quarters = land_use.quarter
 
     def surface(colours: np.ndarray, number: int) -> np.ndarray:
-        """Two colours of the quarter's own, by patches."""
+        """Return patches of two colours that the quarter selects."""
         one, other = (colours[pick(salt + number + i, len(colours), quarters)] for i in (0, 1))
         return one + (other - one) * (blend > 0.55)
 
-    away, verge, ridge = (finer(raster, per_metre) for raster in (ground.away, lay.verge, ground.ridge))
+    away, verge, ridge = (finer(raster, per_metre) for raster in (ground.away, land_use.verge, ground.ridge))
     half = repeated(ground.half, per_metre)
     open_ground = half >= LEAST_STREET
     park = (half >= LEAST_PARK) & (away > PARK_EDGE)
@@ -114,7 +116,7 @@ def paint_ground(canvas: Canvas, area: Area, per_metre: int, ground: Ground, lay
     canvas.paint(slice(None), colour.clip(0, 255).astype(np.uint8))
     kerb = walk & (verge > -0.4) & (half >= 3)
     canvas.paint(kerb, (colour[kerb] * 0.84).astype(np.uint8))
-    _mark(canvas, area, per_metre, ground, lay, (half, verge, ridge, street), salt + 50)
+    _mark(canvas, area, per_metre, ground, land_use, (half, verge, ridge, street), salt + 50)
     _lay_parks(canvas, area, per_metre, repeated(quarters, per_metre), park, season, seed)
 
 
@@ -123,18 +125,18 @@ def _mark(
     area: Area,
     per_metre: int,
     ground: Ground,
-    lay: Lay,
+    land_use: LandUse,
     street: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
     salt: int,
 ) -> None:
-    """Paints lines and zebra crossings; a quarter keeps its own manner."""
+    """Paint lines and zebra crossings in one manner per quarter."""
     half, verge, ridge, drive = street
     x, y = area.centres(per_metre)
     turn = np.radians(np.round(repeated(ground.along_deg, per_metre) / 11.25) * 11.25).astype(np.float32)
     east, north = (x % WRAP).astype(np.float32)[None], (y % WRAP).astype(np.float32)[:, None]
     along = east * np.sin(turn) + north * np.cos(turn)
     across = east * np.cos(turn) - north * np.sin(turn)
-    manner = repeated(pick(salt, 4, lay.quarter), per_metre)
+    manner = repeated(pick(salt, 4, land_use.quarter), per_metre)
     dash = along % 8 < 4
     edge = drive & (half >= 4) & (np.abs(verge - 0.7) < 0.25) & (manner != 2)
     canvas.paint(edge, WHITE)
@@ -143,17 +145,17 @@ def _mark(
     canvas.paint(middle & (manner >= 2), YELLOW)
     lanes = drive & (half >= 8) & dash & ((np.abs(verge - 3.8) < 0.25) | (np.abs(verge - 7.0) < 0.25))
     canvas.paint(lanes, WHITE)
-    phase = repeated(uniform(salt + 1, lay.quarter) * 40 + 60, per_metre)
+    phase = repeated(uniform(salt + 1, land_use.quarter) * 40 + 60, per_metre)
     zebra = drive & (half >= 3.5) & (half < LEAST_PARK) & (along % phase < 3.6) & (across % 1.6 < 0.8) & (verge > 0.4)
     canvas.paint(zebra, WHITE)
     strip = drive & (half >= 2.5) & (half < 5) & (verge < 0.9) & (manner == 1)
-    canvas.paint(strip, (92, 138, 104))  # the green strip for those on foot
+    canvas.paint(strip, (92, 138, 104))  # a green strip for pedestrians
 
 
 def _lay_parks(
     canvas: Canvas, area: Area, per_metre: int, quarters: np.ndarray, park: np.ndarray, season: str, seed: int
 ) -> None:
-    """Makes wide open spaces parks with winding paths, water, or squares."""
+    """Turn wide open spaces into parks with winding paths, water or squares."""
     if not park.any():
         return
     salt = seed * 100 + 70
@@ -177,7 +179,7 @@ def _lay_parks(
 def raise_buildings(
     canvas: Canvas, area: Area, per_metre: int, height: np.ndarray, buildings: Buildings, seed: int
 ) -> None:
-    """Sets the buildings on the ground: each its own roof, walls and facade, by its kind and quarter."""
+    """Draw the buildings, with roof, wall and facade by kind and quarter."""
     salt = seed * 100 + 80
     label = buildings.label
     key = np.round(buildings.x * 4), np.round(buildings.y * 4), np.round(buildings.height * 2)
@@ -192,26 +194,26 @@ def raise_buildings(
         HIGH,
     )
     home = quarter(buildings.x, buildings.y, QUARTER, seed * 100 + 1)
-    liked = uniform(salt, *key) < 0.72  # the quarter's own two pairs
+    prefers = uniform(salt, *key) < 0.72  # one of the two preferred pairs of the quarter
     favourite = hashed(salt + 1, home, kind, (uniform(salt + 2, *key) < 0.35).astype(np.int64))
-    chosen = np.where(liked, favourite, hashed(salt + 3, *key))
+    chosen = np.where(prefers, favourite, hashed(salt + 3, *key))
     pairs = np.zeros((len(kind), 2, 3), np.float32)
     facade = np.zeros(len(kind), np.uint8)
     for number, (table, walls) in enumerate(zip(PAIRS, WALLS, strict=True)):
-        own = kind == number
-        pairs[own] = table[chosen[own] % np.uint32(len(table))]
-        facade[own] = np.array(walls, np.uint8)[pick(salt + 4, 2, *(part[own] for part in key))]
+        of_kind = kind == number
+        pairs[of_kind] = table[chosen[of_kind] % np.uint32(len(table))]
+        facade[of_kind] = np.array(walls, np.uint8)[pick(salt + 4, 2, *(part[of_kind] for part in key))]
     tint = np.stack([waves_at(buildings.x, buildings.y, REGION, salt + 5 + band) for band in range(3)], -1)
     tone = 0.84 + 0.3 * uniform(salt + 9, *key)[:, None] + 0.24 * (tint - 0.5)
     pairs = (pairs * tone[:, None]).clip(20, 250)
 
     up, shade = _roofs(area, per_metre, buildings, kind, key, salt + 10)
     built = label > 0
-    own = label[built]
+    building = label[built]
     canvas.height[built] = height[built] + up[built]
-    canvas.top[built] = (pairs[own, 0] * shade[built][:, None]).clip(0, 255)
-    canvas.side[built] = pairs[own, 1]
-    canvas.facade[built] = facade[own]
+    canvas.top[built] = (pairs[building, 0] * shade[built][:, None]).clip(0, 255)
+    canvas.side[built] = pairs[building, 1]
+    canvas.facade[built] = facade[building]
 
 
 def _roofs(
@@ -222,7 +224,7 @@ def _roofs(
     key: tuple[np.ndarray, np.ndarray, np.ndarray],
     salt: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns what roofs rise above a building's height, metres, and the shade of their colour, (rows, cols)."""
+    """Return the rise of the roofs above a building's height, metres, and the shade of their colour, (rows, cols)."""
     label = buildings.label
     border = np.zeros(label.shape, bool)
     border[1:] |= label[1:] != label[:-1]
@@ -245,7 +247,7 @@ def _roofs(
 
 
 def weather(canvas: Canvas, area: Area, per_metre: int, seed: int) -> None:
-    """Gives every surface a grain, and slow stains, as no real one is of one colour."""
+    """Add grain and stains to every surface, as no real surface has one colour."""
     salt = seed * 100 + 95
     x, y = area.centres(per_metre)
     grain = uniform(salt, np.floor(x * per_metre)[None], np.floor(y * per_metre)[:, None])

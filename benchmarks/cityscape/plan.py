@@ -1,4 +1,4 @@
-"""What heights say of a city: which pixels are one building, how wide open ground is, and where it leads."""
+"""Derive the plan of a city from its heights: connected buildings, and the width and direction of streets."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from torch.nn import functional
 
 from .chance import Area
 
-LEAST_BUILDING = 2.0  # metres: lower is a fence, a car or noise
-MOST_OPEN = 64  # metres up to which a distance to the next building is told
-WIDEST_BUILDING = 128  # metres: of a larger one, a block may see a part only
-CELL = 512  # metres: what is larger is told apart by such cells
+LEAST_BUILDING = 2.0  # metres; lower objects are fences, cars or noise
+MOST_OPEN = 64  # metres: largest measured distance to a building
+WIDEST_BUILDING = 128  # metres; a block may contain only a part of a wider one
+CELL = 512  # metres: cells into which wider buildings are split
 WIDTHS = (2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 10, 12, 14, 17, 20, 24, 30)
-#: Whatever is said of a point follows from the heights in this many metres around it.
+#: Metres around a point within which heights affect it.
 REACH = MOST_OPEN + WIDTHS[-1] + WIDEST_BUILDING
 
 
 @dataclass(frozen=True)
 class Buildings:
-    """Buildings, b of them; number 0 stands for the open ground.
+    """The b buildings of an area; number 0 is the open ground.
 
     Attributes:
-        label: (rows, cols) int32, the building of a pixel.
-        x: (b,) easting of its middle, metres.
-        y: (b,) northing.
-        height: (b,) metres.
-        area: (b,) square metres.
+        label: (rows, cols) int32, number of each pixel's building.
+        x: (b,) easting of the building's middle, metres.
+        y: (b,) northing of the building's middle, metres.
+        height: (b,) mean height, metres.
+        area: (b,) ground area, square metres.
     """
 
     label: np.ndarray
@@ -43,11 +43,11 @@ class Ground:
     """Open ground at 1 m a pixel; every raster is (rows, cols) float32.
 
     Attributes:
-        away: metres to the next building, at most `MOST_OPEN`; 0 in one.
-        half: half the width of the street or square that a point is in: the largest of `WIDTHS` of which a disc
-            that covers the point fits between the buildings; 0 where none does.
-        along_deg: the direction of the street in [0, 180) degrees clockwise from north.
-        ridge: 1 beside the middle of a street, half of that or less in it.
+        away: metres to the nearest building, at most `MOST_OPEN`; 0 inside buildings.
+        half: half the width of the street or square around a point: the largest of `WIDTHS` that is the radius of a
+            disc which contains the point and fits between the buildings; 0 if none fits.
+        along_deg: direction of the street in [0, 180) degrees clockwise from north.
+        ridge: gradient of `away`: about 1 beside the middle of a street, at most 0.5 in it.
     """
 
     away: np.ndarray
@@ -57,12 +57,12 @@ class Ground:
 
 
 def find_buildings(height: np.ndarray, area: Area, per_metre: int, step: float) -> Buildings:
-    """Joins neighbouring pixels whose heights differ by less than `step` metres."""
+    """Label connected pixels whose heights differ by less than `step` metres between neighbours."""
     built = height >= LEAST_BUILDING
     run, first = _runs(height, built, step)
     if not len(first):
-        nothing = np.zeros(1)
-        return Buildings(np.zeros(height.shape, np.int32), nothing, nothing, nothing, nothing)
+        ground = np.zeros(1)
+        return Buildings(np.zeros(height.shape, np.int32), ground, ground, ground, ground)
     joined = built[1:] & built[:-1] & (np.abs(height[1:] - height[:-1]) < step)
     pairs = np.unique(run[:-1][joined].astype(np.int64) * len(first) + run[1:][joined])
     root = _union(len(first), *np.divmod(pairs, len(first)))
@@ -81,7 +81,7 @@ def find_buildings(height: np.ndarray, area: Area, per_metre: int, step: float) 
     ground = np.bincount(label, pixels, count) / per_metre**2
     mean = np.bincount(pixel[built], height[built], count) / np.bincount(pixel[built], minlength=count)
 
-    # A part of a wide building is a cell of the map and a span of 4 m of height: whoever sees it agrees on both.
+    # Wide buildings are split by cell and by spans of 4 m of height, which do not depend on the visible part.
     parts = np.flatnonzero(built.ravel() & wide[pixel].ravel())
     down, right = np.divmod(parts, height.shape[1])
     cell_x = (area.west + right // per_metre) // CELL
@@ -100,7 +100,7 @@ def find_buildings(height: np.ndarray, area: Area, per_metre: int, step: float) 
 
 
 def _runs(height: np.ndarray, built: np.ndarray, step: float) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the number of the run of level pixels of a row that each is in, and where the runs start (flat)."""
+    """Return the number of each pixel's run of level pixels in its row, and the flat indices of the runs' starts."""
     starts = built.copy()
     starts[:, 1:] &= ~(built[:, :-1] & (np.abs(height[:, 1:] - height[:, :-1]) < step))
     run = np.cumsum(starts.ravel(), dtype=np.int32).reshape(built.shape) - 1
@@ -108,7 +108,7 @@ def _runs(height: np.ndarray, built: np.ndarray, step: float) -> tuple[np.ndarra
 
 
 def _union(count: int, one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Returns the smallest number that each of `count` numbers is linked with by the pairs."""
+    """Return the smallest number connected to each of `count` numbers by the pairs (union-find)."""
     root = np.arange(count)
     while True:
         low, high = np.minimum(root[one], root[other]), np.maximum(root[one], root[other])
@@ -121,13 +121,15 @@ def _union(count: int, one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def survey(height: np.ndarray, per_metre: int) -> Ground:
-    """Measures open ground, from heights of 1 / `per_metre` metres a pixel."""
+    """Measure the open ground from heights at `per_metre` pixels per metre."""
     rows, cols = (side // per_metre for side in height.shape)
     built = (height >= LEAST_BUILDING).reshape(rows, per_metre, cols, per_metre).any((1, 3))
     away = np.sqrt(squared_distance(built, MOST_OPEN).astype(np.float32))
     half = np.zeros_like(away)
     for width in WIDTHS:
-        reached = squared_distance(away >= width, int(width) + 1) <= width**2  # one more, as what is farther reads so
+        reached = (
+            squared_distance(away >= width, int(width) + 1) <= width**2
+        )  # + 1: farther pixels have the largest distance
         half[reached & ~built] = width
     north, east = np.gradient(away)
     north = -north
@@ -144,7 +146,7 @@ def survey(height: np.ndarray, per_metre: int) -> Ground:
 
 
 def squared_distance(mask: np.ndarray, most: int) -> np.ndarray:
-    """Returns the squared distance in pixels to the next pixel of a mask, (rows, cols) int16, at most most^2."""
+    """Return the squared distance in pixels to the nearest pixel of a mask, (rows, cols) int16, at most most^2."""
     rows = np.arange(mask.shape[0], dtype=np.int32)[:, None]
     above = rows - np.maximum.accumulate(np.where(mask, rows, -most), axis=0)
     below = np.minimum.accumulate(np.where(mask, rows, mask.shape[0] + most)[::-1], axis=0)[::-1] - rows

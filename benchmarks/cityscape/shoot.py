@@ -1,4 +1,4 @@
-"""Street photos of a city: where the cameras stand, and a block's share of the photos."""
+"""Street photos of a city: place the cameras, and render the photos of a block."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from .chance import Area
 from .heights import HeightRaster
 
 SPLITS = ("train", "val", "test")
-BATCH = 32  # photos made at once
-TURNOUTS = 2  # of cars, for each season
-FOLDER_OF = 1000  # photos to a folder
+BATCH = 32  # photos rendered at once
+TURNOUTS = 2  # sets of cars per season
+FOLDER_SIZE = 1000  # photos per folder
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class Shoot:
     """The photos of one split.
 
     Attributes:
-        split: its name.
-        cameras: where from, in metres from the window's west and south edges.
+        split: name of the split.
+        cameras: n cameras, metres from the window's west and south edges.
         season: (n,) index into `SEASONS`.
-        turnout: (n,) which cars are about.
-        town: the window, for its CRS and place.
+        turnout: (n,) number of the set of cars.
+        town: window with its CRS and position.
     """
 
     split: str
@@ -45,28 +45,28 @@ class Shoot:
         return len(self.season)
 
     def path(self, index: int) -> str:
-        """A photo's path below the city's folder."""
-        return f"photos/{self.split}/{index // FOLDER_OF:03d}/{index:06d}.jpg"
+        """Return a photo's path relative to the city's folder."""
+        return f"photos/{self.split}/{index // FOLDER_SIZE:03d}/{index:06d}.jpg"
 
 
 def plan_shoot(streets: np.ndarray, window: Area, crs: str, split: str, count: int, seed: int) -> Shoot:
-    """Draws the cameras of a split; the first ones are the same whatever the count.
+    """Place the cameras of a split; a smaller count gives a prefix of the same cameras.
 
     Args:
-        streets: what `CityBlock.map` says of the window's streets.
-        window: its place.
-        crs: its CRS.
-        split: which split; each has ground of its own (`held_out`).
-        count: how many photos.
-        seed: of the city and its photos.
+        streets: street raster of the window, see `CityBlock.map`.
+        window: area of the window.
+        crs: CRS of the window.
+        split: name of the split; splits use disjoint ground (`held_out`).
+        count: number of photos.
+        seed: seed of the city.
     """
     number = SPLITS.index(split)
     blank = torch.zeros(1, 1, 3, dtype=torch.uint8).expand(*streets.shape, 3)
     tall = torch.from_numpy(np.where(streets == BLOCKED, np.float32(2), np.float32(0)))
-    place = (streets > 0) & (streets < BLOCKED) & held_out(window, split, seed)
+    allowed = (streets > 0) & (streets < BLOCKED) & held_out(window, split, seed)
     town = Town(
         scene=Scene(tall, blank, blank, 1.0),
-        street=place,
+        street=allowed,
         street_deg=(streets.astype(np.float32) - 1).clip(0),
         crs=crs,
         west=window.west,
@@ -80,16 +80,16 @@ def plan_shoot(streets: np.ndarray, window: Area, crs: str, split: str, count: i
 
 @dataclass(frozen=True)
 class Job:
-    """The photos that one block has to make.
+    """The photos to render from one block.
 
     Attributes:
-        raster: the heights.
-        core: the block.
-        per_metre: pixels.
-        seed: of the city.
-        cameras: n of them, in metres from the corner of the block with its margin.
+        raster: building heights.
+        core: area of the block.
+        per_metre: pixels per metre.
+        seed: seed of the city.
+        cameras: n cameras, metres from the south-west corner of the block with its margin.
         season: (n,) index into `SEASONS`.
-        turnout: (n,) which cars are about.
+        turnout: (n,) number of the set of cars.
         paths: n files to write.
         tags: n geotags.
         size: rows and columns of a photo.
@@ -116,7 +116,7 @@ def make_job(
     folder: Path,
     size: tuple[int, int],
 ) -> Job | None:
-    """Gathers the photos that are yet to be made from within a block; None where there are none."""
+    """Return the job of a block's missing photos, or None if no photo is missing."""
     parts = []
     for shoot in shoots:
         x, y = shoot.town.west + shoot.cameras.x, shoot.town.south + shoot.cameras.y
@@ -131,15 +131,15 @@ def make_job(
     corner = core.grown(MARGIN)
     cameras = []
     for shoot, chosen, _ in parts:
-        some = shoot.cameras[chosen]
-        x, y = some.x + shoot.town.west - corner.west, some.y + shoot.town.south - corner.south
-        cameras.append(replace(some, x=x, y=y))
+        subset = shoot.cameras[chosen]
+        x, y = subset.x + shoot.town.west - corner.west, subset.y + shoot.town.south - corner.south
+        cameras.append(replace(subset, x=x, y=y))
     return Job(
         raster,
         core,
         per_metre,
         seed,
-        Cameras(**{name: np.concatenate([getattr(each, name) for each in cameras]) for name in vars(cameras[0])}),
+        Cameras(**{name: np.concatenate([getattr(part, name) for part in cameras]) for name in vars(cameras[0])}),
         np.concatenate([shoot.season[chosen] for shoot, chosen, _ in parts]),
         np.concatenate([shoot.turnout[chosen] for shoot, chosen, _ in parts]),
         [path for _, _, paths in parts for path in paths],
@@ -149,15 +149,15 @@ def make_job(
 
 
 def photograph(job: Job) -> int:
-    """Makes a block's photos, and returns how many."""
+    """Render and write a block's photos; return their number."""
     for folder in {path.parent for path in job.paths}:
         folder.mkdir(parents=True, exist_ok=True)
     block = CityBlock.make(job.raster, job.core, job.per_metre, job.seed)
     for season, turnout in sorted(set(zip(job.season.tolist(), job.turnout.tolist(), strict=True))):
         scene = block.scene(SEASONS[season], turnout)
-        alike = np.flatnonzero((job.season == season) & (job.turnout == turnout))
-        for start in range(0, len(alike), BATCH):
-            chosen = alike[start : start + BATCH]
+        same_scene = np.flatnonzero((job.season == season) & (job.turnout == turnout))
+        for start in range(0, len(same_scene), BATCH):
+            chosen = same_scene[start : start + BATCH]
             photos = render(scene, job.cameras[chosen], *job.size).numpy()
             save_photos(photos, [job.paths[i] for i in chosen], [job.tags[i] for i in chosen])
     return len(job.paths)

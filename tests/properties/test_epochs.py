@@ -37,7 +37,7 @@ def encoder_epoch(task: type, config: object, counts: list[int], processes: int,
     areas = [SimpleNamespace(train=range(count)) for count in counts]
     planner = object.__new__(task)
     planner.accelerator, planner.config, planner.areas, planner.orders = process(0, processes), config, areas, {}
-    return planner.plan(epoch)
+    return planner.plan_epoch(epoch)
 
 
 @given(COUNTS, SIZES, PROCESSES, SEEDS, EPOCHS, st.integers(0, 3))
