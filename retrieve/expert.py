@@ -92,7 +92,7 @@ class RetrievalExpert:
     def cell_ranks(
         self, query: Tensor, row: NDArray[np.int64], col: NDArray[np.int64], count: int
     ) -> NDArray[np.int64]:
-        """(photo,) how many cells are more similar than the true one; `count` where it is not among the first.
+        """(photo,) number of cells more similar than the true one; `count` if it is not among the first `count`.
 
         Args:
             query: (photo, feature) embeddings.
