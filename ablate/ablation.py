@@ -30,6 +30,7 @@ from jzi.errors import ConfigError, JziError, TrainingError
 from jzi.store.cache import FeatureCache
 from jzi.store.info import EncoderInfo
 from jzi.store.maintenance import most_views, same_photos
+from jzi.store.plain import plain
 from jzi.store.storage import exists
 from jzi.train.data import DataInfo
 from jzi.train.decoder import run_fingerprint
@@ -264,7 +265,7 @@ class Ablation:
             raise TrainingError(f"{cache.path} has no photo to evaluate on: encode some, or give another --split")
         imagery = cache.imagery.fingerprint if cache.imagery else ""
         cells = any(group.settings.decoder.look_ahead == "cells" for group in self.groups)
-        key = json.dumps([cache.encoder.fingerprint, imagery, cache.pyramid.to_dict(), *(["cells"] if cells else [])])
+        key = json.dumps([cache.encoder.fingerprint, imagery, plain(cache.pyramid), *(["cells"] if cells else [])])
         shared = self.folder / ".shared" / hashlib.sha256(key.encode()).hexdigest()[:12]
         with processes().main_process_first():
             if not (shared / "map.safetensors").exists():  # written last
