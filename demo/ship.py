@@ -1,6 +1,6 @@
-"""Puts a fine-tuned model into the package, as the demo's: `python -m jzi.demo.ship FINETUNED`.
+"""Install a fine-tuned model as the demo's: `python -m jzi.demo.ship FINETUNED`.
 
-Weights become float16, which halves them; they are used in float32 again.
+Weights are stored as float16, half the size; they are converted back to float32 on load.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from jzi.encode.encoder import Encoder
 
 
 def ship(folder: Path, output: Path) -> None:
-    """Write what the demo needs of a fine-tuned model.
+    """Write the parts of a fine-tuned model that the demo needs.
 
     Args:
-        folder: as `jzi finetune` made it.
+        folder: model folder written by `jzi finetune`.
         output: the folder to replace.
     """
     model = ZoomModel.load(folder)
@@ -37,7 +37,7 @@ def ship(folder: Path, output: Path) -> None:
     text = json.dumps({**config, "dtype": "float16"}, indent=2)
     (output / "encoder" / "config.json").write_text(text + "\n")
     shutil.copy(folder / "encoder" / "preprocessor_config.json", output / "encoder")
-    info = Encoder.load(output / "encoder", image_size=IMAGE_SIZE, device="cpu").info  # another fingerprint than before
+    info = Encoder.load(output / "encoder", image_size=IMAGE_SIZE, device="cpu").info  # float16 changes the fingerprint
     create_folder(output, model.decoder.config, model.pyramid, replace(info, name="finetuned/encoder"), None)
 
 

@@ -1,4 +1,4 @@
-"""`jzi demo`: makes a town, then runs on it the very commands that a user runs on an area of their own."""
+"""`jzi demo`: render a synthetic town and run on it the commands that a user runs on an area of their own."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ from tqdm import tqdm
 
 from jzi.errors import ConfigError
 
-#: 84 pixels of a tile are what the demo's encoder sees: six patches a side, for laptops.
+#: Input size of the demo's encoder, pixels: six patches a side, small enough for laptops.
 IMAGE_SIZE = 84
 
-#: What fine-tuning made, as it comes with the package, and the town whose training photos it saw (README.md here).
+#: The fine-tuned model that the package ships, and the town that it was trained on (README.md in this folder).
 FINETUNED = Path(__file__).parent / "finetuned"
 FINETUNED_ON = (0, 1280.0)  # seed, metres
 
-
-#: Stage two from the decoder that was trained with the encoder, and from scratch.
-GO_ON = "--set train.init=finetuned --set train.batch_size=64 --set train.learning_rate=3e-5"
-AFRESH = "--set decoder.layers=3 --set decoder.heads=4 --set train.batch_size=64 --set train.learning_rate=1e-3"
+#: Settings of stage two: from the decoder that was trained with the encoder, and from scratch.
+FROM_FINETUNED = "--set train.init=finetuned --set train.batch_size=64 --set train.learning_rate=3e-5"
+FROM_SCRATCH = "--set decoder.layers=3 --set decoder.heads=4 --set train.batch_size=64 --set train.learning_rate=1e-3"
 
 
 def run_demo(
@@ -36,32 +35,32 @@ def run_demo(
     encoder: str = "trained",
     only_town: bool = False,
 ) -> None:
-    """Make the town in `folder`, encode, train, evaluate, locate one held-out photo and draw it.
+    """Render the town into `folder`, encode, train, evaluate, and locate and draw one held-out photo.
 
-    What a folder holds already is reused; a run that was interrupted goes on.
+    Existing files are reused; an interrupted run is resumed.
 
     Args:
-        folder: where everything goes.
-        run: runs a command of jzi, given as a user would type it after `jzi`; raises JziError where that fails.
-        photos: how many street photos to render.
-        epochs: of the decoder's training; by default 3 where it goes on from the trained one, which it does in the
-            town of that, and 20 from scratch.
-        seed: which town.
+        folder: output folder.
+        run: runs a command of jzi, given as typed after `jzi`; raises JziError if it fails.
+        photos: number of street photos.
+        epochs: of the decoder; by default 3 in the town of the shipped model, where training continues from its
+            decoder, and 20 from scratch elsewhere.
+        seed: of the town.
         size_m: side of the town, metres.
-        encoder: "trained" is the tiny one that comes with jzi, "random" the one that it began as; else a Hugging Face
-            id or a folder.
-        only_town: stop when there are the town, the encoder and a jzi.toml.
+        encoder: "trained" for the tiny one that jzi ships, "random" for the same before training, or a Hugging Face id
+            or folder.
+        only_town: stop after the town, the encoder and jzi.toml have been written.
 
     Raises:
         JziError: the folder holds another demo, or a command fails.
     """
     from jzi.synth.town import write_town
 
-    click.echo(f"Making a town (it is made up, from seed {seed}) with {photos} street photos in {folder}/ ...")
+    click.echo(f"Rendering a synthetic town (seed {seed}) with {photos} street photos into {folder}/ ...")
     with tqdm(total=photos, unit="photo", desc="town") as bar:
         write_town(folder, seed, photos, size_m=size_m, progress=bar.update)
-    at_home = encoder == "trained" and (seed, size_m) == FINETUNED_ON  # where the trained decoder knows its way
-    epochs = epochs or (3 if at_home else 20)
+    same_town = encoder == "trained" and (seed, size_m) == FINETUNED_ON
+    epochs = epochs or (3 if same_town else 20)
     with contextlib.chdir(folder):
         name = {"trained": "finetuned/encoder", "random": "random-encoder"}.get(encoder, encoder)
         if encoder == "trained" and not Path("finetuned").exists():
@@ -76,43 +75,43 @@ def run_demo(
             return
         run("encode-map")
         run("encode-queries")
-        how = GO_ON if at_home else AFRESH
-        run(f"train-decoder --set train.epochs={epochs} {how}")
+        settings = FROM_FINETUNED if same_town else FROM_SCRATCH
+        run(f"train-decoder --set train.epochs={epochs} {settings}")
         run("evaluate --estimates --radii 20,50,100")
         photo = Path("photos") / _held_out_photo()
         run(f"locate {photo} --picture zoom.png --map zoom.html")
-    told = {
-        "trained": _trained_on(at_home),
+    encoder_note = {
+        "trained": _training_note(same_town),
         "random": "Its encoder has random weights and was never trained.",
     }
     chance = ", ".join(f"{3.1416 * radius**2 / size_m**2:.1%} within {radius} m" for radius in (20, 50, 100))
     click.echo(
-        "\nThis town is made: its figures say that the program works, not how well it does in a real city. "
-        + told.get(encoder, "")
-        + f" Guessing would reach about {chance}."
+        "\nThis town is synthetic: its figures show that the program works, not how well it does in a real city. "
+        + encoder_note.get(encoder, "")
+        + f" Guessing reaches about {chance}."
         + f"\nOne photo, its zoom and the answer: {folder / 'zoom.png'}, and on a map: {folder / 'zoom.html'}"
     )
 
 
-def _trained_on(this_town: bool) -> str:
-    if this_town:
+def _training_note(same_town: bool) -> str:
+    if same_town:
         return (
-            "Its encoder was fine-tuned on photos of this very town, never on those that are held out (the paper's "
+            "Its encoder was fine-tuned on training photos of this town, not on the held-out ones (the paper's "
             "same-area protocol)."
         )
-    return "Its encoder was fine-tuned on another made town, and has never seen this one."
+    return "Its encoder was fine-tuned on another synthetic town and has never seen this one."
 
 
 def _check_encoder(name: str, folder: Path) -> None:
     from jzi.workspace.settings import load_settings
 
-    found = load_settings(Path("jzi.toml")).encoder.name
-    if Path(found).name != Path(name).name:
-        raise ConfigError(f"{folder} holds a demo with the encoder {found}, not {name}; choose another folder")
+    existing = load_settings(Path("jzi.toml")).encoder.name
+    if Path(existing).name != Path(name).name:
+        raise ConfigError(f"{folder} holds a demo with the encoder {existing}, not {name}: choose another folder")
 
 
 def _make_folder(folder: Path, make: Callable[[Path], object]) -> None:
-    """Make a folder that is complete or absent."""
+    """Write a folder that is complete or absent."""
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     make(partial)
@@ -120,7 +119,7 @@ def _make_folder(folder: Path, make: Callable[[Path], object]) -> None:
 
 
 def _write_random_encoder(folder: Path) -> None:
-    """A DINOv2 of four blocks and 128 features; the same random weights every time. The trained one began as it."""
+    """Write a DINOv2 of four blocks and 128 features with fixed random weights, the start of the shipped one."""
     import torch
     from transformers import Dinov2Config, Dinov2Model
 

@@ -1,4 +1,4 @@
-"""Street photos of a made town: where cameras stand, and the geotagged JPEG files."""
+"""Street photos of a synthetic town: camera positions, and the geotagged JPEG files."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from jzi.synth.render import RENDERED_AT_ONCE, render
 from jzi.synth.scene import Cameras, Town
 
 CLEARANCE = 2.5  # metres from a camera to anything taller than a kerb
-FREE_VIEW = 9.0  # metres ahead of a camera with nothing taller than a car
+FREE_VIEW = 9.0  # metres ahead of a camera without anything taller than a car
 EDGE_MARGIN = 20.0  # metres from a camera to the town's edge
-DRAW = 256  # cameras are drawn in groups of this, so that a photo does not depend on how many are asked for
+DRAW = 256  # cameras are drawn in groups of this size, so that a photo does not depend on their total number
 JPEG_QUALITY = 92
 
 
 def camera_places(town: Town) -> np.ndarray:
-    """Returns the flat indices of pixels where a camera can stand: on a street, clear of everything."""
+    """Return the flat indices of pixels where a camera can stand: on a street, clear of obstacles."""
     reach = round(CLEARANCE / town.scene.resolution)
     height = town.scene.height[None, None]
     for kernel in ((2 * reach + 1, 1), (1, 2 * reach + 1)):
@@ -36,7 +36,7 @@ def camera_places(town: Town) -> np.ndarray:
 
 
 def place_cameras(town: Town, seed: int, count: int) -> Cameras:
-    """Draws `count` cameras on the town's streets; the first ones are the same whatever the count."""
+    """Draw `count` cameras on the town's streets; the first n do not depend on the count."""
     places = camera_places(town)
     groups = [
         _draw_cameras(np.random.default_rng([seed, 1, group]), town, places) for group in range(-(-count // DRAW))
@@ -47,8 +47,8 @@ def place_cameras(town: Town, seed: int, count: int) -> Cameras:
 
 
 def _draw_cameras(rng: np.random.Generator, town: Town, places: np.ndarray) -> Cameras:
-    """Draws one group: of twelve candidates for each camera, the first with a free view is taken."""
-    tries = 12  # 85 % have a free view, measured over three towns; a camera without one is yet to be seen
+    """Draw one group: of twelve candidates for each camera, the first with a free view."""
+    tries = 12  # 85 % have a free view, measured over three towns; no camera without one was observed
     size = (DRAW, tries)
     row, col = np.divmod(rng.choice(places, size), town.scene.cols)
     x = (col + rng.random(size)) * town.scene.resolution
@@ -92,7 +92,7 @@ def _view_is_free(town: Town, x: np.ndarray, y: np.ndarray, heading_deg: np.ndar
 
 
 def photo_paths(folder: Path, count: int) -> list[Path]:
-    """The files of photos 0.. `count`."""
+    """Return the paths of the first `count` photos."""
     return [folder / f"{index:05d}.jpg" for index in range(count)]
 
 
@@ -105,16 +105,17 @@ def take_photos(
     width_px: int,
     progress: Callable[[int], object] | None = None,
 ) -> None:
-    """Writes `<id>.jpg` into the folder for photos 0.. `count`; a file that is there is kept.
+    """Write `<id>.jpg` into the folder for the first `count` photos; existing files are kept.
 
-    Interrupted and called again it writes the same bytes as in one go. Photos are rendered in groups, and a group of
-    which some are missing is rendered as a whole: the last digits of a sum may depend on a photo's place in its group.
+    An interrupted call that is repeated gives the same bytes as an uninterrupted one. Photos are rendered in groups,
+    and a group with a missing photo is rendered as a whole: the last digits of a sum may depend on a photo's position
+    in its group.
 
     Args:
-        folder: where to.
-        town: what to photograph.
-        seed: which cameras.
-        count: how many photos.
+        folder: output folder.
+        town: the town.
+        seed: of the cameras.
+        count: number of photos.
         height_px: rows of a photo.
         width_px: columns of a photo.
         progress: called with the number of photos written since the last call, after every group.
@@ -135,7 +136,7 @@ def take_photos(
 
 
 def save_photos(photos: np.ndarray, paths: Iterable[Path], tags: Iterable[Image.Exif]) -> None:
-    """Writes photos (n, rows, cols, 3) uint8 as JPEG files, each complete or absent."""
+    """Write photos (n, rows, cols, 3) uint8 as JPEG files, each complete or absent."""
     for photo, path, exif in zip(photos, paths, tags, strict=True):
         partial = path.with_suffix(".partial")
         Image.fromarray(photo).save(partial, "JPEG", quality=JPEG_QUALITY, exif=exif)
@@ -143,7 +144,7 @@ def save_photos(photos: np.ndarray, paths: Iterable[Path], tags: Iterable[Image.
 
 
 def geotags(town: Town, cameras: Cameras) -> list[Image.Exif]:
-    """Returns each camera's place and true heading as EXIF."""
+    """Return each camera's position and true heading as EXIF."""
     lon, lat = town.lon_lat(cameras.x, cameras.y)
     heading = np.radians(cameras.heading_deg)
     # The map's north is not the globe's: the true heading is that of the geodesic to a point 10 m ahead.

@@ -1,4 +1,4 @@
-"""A made town: streets that bend, districts that differ, houses, trees, water; and its map and photos on disk."""
+"""A synthetic town (curved streets, districts, houses, trees, water), and its map and photos on disk."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from jzi.synth.streets import OPEN, lay_streets
 
 __all__ = ["Town", "make_town", "write_town"]
 
-LEAST_SIZE_M = 200.0
+MIN_SIZE_M = 200.0
 
 
 def make_town(seed: int, size_m: float = 1280.0, resolution: float = 0.5) -> Town:
-    """Makes a square town; the same numbers make the same town.
+    """Make a square town; equal arguments give equal towns.
 
     Args:
-        seed: which town.
-        size_m: its side in metres, `LEAST_SIZE_M` or more.
+        seed: of the town.
+        size_m: side in metres, at least `MIN_SIZE_M`.
         resolution: metres per pixel of its rasters.
 
     Raises:
@@ -57,8 +57,8 @@ def make_town(seed: int, size_m: float = 1280.0, resolution: float = 0.5) -> Tow
 
 
 def _check_size(size_m: float) -> None:
-    if size_m < LEAST_SIZE_M:
-        raise ConfigError(f"a town of {size_m:g} m has no room for streets; make it {LEAST_SIZE_M:g} m or more")
+    if size_m < MIN_SIZE_M:
+        raise ConfigError(f"a town of {size_m:g} m has no room for streets: make it {MIN_SIZE_M:g} m or more")
 
 
 def write_town(
@@ -72,22 +72,21 @@ def write_town(
     width_px: int = 224,
     progress: Callable[[int], object] | None = None,
 ) -> None:
-    """Writes a town's orthophoto and geotagged photos; what is there already is kept.
+    """Write a town's orthophoto and geotagged photos; existing files are kept.
 
-    A run that was interrupted is resumed at the first file that is missing, with the same bytes as in one go; the town
-    is made only where a file is missing.
+    An interrupted run is resumed at the first missing file and gives the same bytes as an uninterrupted one. The town
+    is made only if a file is missing.
 
     Args:
-        folder: gets `ortho.tif` and `photos/<id>.jpg`, each complete or absent, and `town.json`, which tells what
-            they are made from.
-        seed: which town.
-        photos: how many.
-        size_m: the town's side in metres.
+        folder: receives `ortho.tif` and `photos/<id>.jpg`, each complete or absent, and `town.json` with the arguments.
+        seed: of the town.
+        photos: number of photos.
+        size_m: side of the town in metres.
         resolution: metres per pixel of the orthophoto.
         height_px: rows of a photo.
         width_px: columns of a photo.
-        progress: called with the number of photos done since the last call, as `tqdm.update` wants it; first, and
-            before the town is made, with the number of those that are kept.
+        progress: called with the number of photos completed since the last call, as `tqdm.update` expects; the first
+            call, before the town is made, reports the existing ones.
 
     Raises:
         ConfigError: the town is too small for streets, or the folder holds another one.
@@ -100,8 +99,8 @@ def write_town(
         "width_px": width_px,
     }
     note = folder / "town.json"
-    if note.exists() and (found := json.loads(note.read_text())) != recipe:
-        raise ConfigError(f"{folder} holds another town, made with {found}, not {recipe}; choose another folder")
+    if note.exists() and (existing := json.loads(note.read_text())) != recipe:
+        raise ConfigError(f"{folder} holds another town, made with {existing}, not {recipe}: choose another folder")
     _check_size(size_m)
     folder.mkdir(parents=True, exist_ok=True)
     if not note.exists():

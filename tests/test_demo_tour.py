@@ -37,7 +37,7 @@ def test_the_demo_runs_every_command_and_shows_it(tour) -> None:
 
 def test_the_demo_says_that_the_town_is_made_and_its_encoder_untrained(tour) -> None:
     _, told = tour
-    assert "This town is made" in told and "random weights" in told
+    assert "This town is synthetic" in told and "random weights" in told
 
 
 def test_the_demo_draws_the_photo_the_zoom_and_the_answer(tour) -> None:
@@ -68,7 +68,7 @@ def test_a_demo_that_is_interrupted_in_one_of_its_commands_stops_and_can_be_resu
     assert result.exit_code == 130 and result.stdout.rstrip().endswith("$ jzi encode-map")
     assert result.stderr.count("jzi: interrupted; finished work is kept, run the same command again to resume") == 1
     result = CliRunner().invoke(main, how)
-    assert result.exit_code == 0 and "This town is made" in result.stdout
+    assert result.exit_code == 0 and "This town is synthetic" in result.stdout
 
 
 def test_the_demo_imports_nothing_that_runs_commands() -> None:
