@@ -14,7 +14,7 @@ from PIL import Image
 from jzi import demo
 from jzi.cli import main
 from jzi.decode.model import ZoomModel
-from jzi.demo.tour import _trained_on
+from jzi.demo.tour import _training_note
 from jzi.store.model_folder import read_config
 from jzi.workspace.settings import load_settings
 
@@ -107,4 +107,4 @@ def test_the_encoder_that_comes_along_is_used_and_its_town_named(tmp_path) -> No
     encoder = model.load_encoder("cpu")  # its fingerprint is the one that the decoder was trained with
     assert (encoder.width, encoder.image_size) == (128, 84)
     assert load_settings(tmp_path / "town" / "jzi.toml").encoder.name == "finetuned/encoder"
-    assert "never on those that are held out" in _trained_on(True) and "never seen" in _trained_on(False)
+    assert "not on the held-out ones" in _training_note(True) and "never seen" in _training_note(False)
