@@ -1,1 +1,1 @@
-"""Ablations: variants of the settings, trained and evaluated over seeds off one cache."""
+"""Ablations: variants of the settings, trained and evaluated from one cache with several seeds."""

@@ -1,10 +1,10 @@
-"""What `jzi ablate` runs: the variants of a working directory's settings, each with the cache that it needs.
+"""Preparation of `jzi ablate`: the trials of all variants, each with the encoder and the cache that it needs.
 
-ablations/<name>/<variant>-seed<k>/    a model folder, with result.json
-ablations/<name>/table.*               the outcome
-ablations/<name>/.shared/              the map and the encoder, of which the model folders have hard links
-ablations/encoders/<what>/             an encoder that was fine-tuned for a variant
-ablations/caches/<fingerprint>.zarr    the embeddings of another encoder
+ablations/<name>/<variant>-seed<k>/    model folder of a trial, with result.json
+ablations/<name>/table.*               results as a table
+ablations/<name>/.shared/              map and encoder, to which the model folders have hard links
+ablations/encoders/<settings>/         encoder that was fine-tuned for a variant
+ablations/caches/<fingerprint>.zarr    embeddings of another encoder
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from jzi.ablate.trials import Trial, share
+from jzi.ablate.trials import Trial, write_shared
 from jzi.ablate.variants import REFERENCE, Variant, folder_name
 from jzi.decode.model import ZoomModel
 from jzi.encode.device import processes
@@ -45,13 +45,13 @@ Log = Callable[[str | MapReport | PhotoReport | EncoderTrainingReport], None]
 
 
 @dataclass(frozen=True)
-class _Line:
-    """A row of the table to be.
+class _Group:
+    """Variants with the same effective settings: one row of the table.
 
     Attributes:
-        names: of the variants that come to the same settings; the first names the folders.
-        settings: those in force.
-        tuned: whether an encoder is to be fine-tuned first.
+        names: names of the variants; the first one is used for folders.
+        settings: the effective settings.
+        tuned: whether an encoder is fine-tuned first.
     """
 
     names: tuple[str, ...]
@@ -60,20 +60,20 @@ class _Line:
 
     @property
     def encoder_key(self) -> str:
-        """What tells its encoder apart before it is made."""
+        """Identifies the encoder, before it is fine-tuned."""
         settings = self.settings
-        seen = [settings.encoder.name, settings.encoder.image_size, settings.encoder.layout]
-        return json.dumps([*seen, asdict(settings.finetune) if self.tuned else None])
+        encoder = [settings.encoder.name, settings.encoder.image_size, settings.encoder.layout]
+        return json.dumps([*encoder, asdict(settings.finetune) if self.tuned else None])
 
     @property
     def key(self) -> str:
-        """What tells its runs apart."""
+        """Identifies the effective settings."""
         return json.dumps([self.encoder_key, asdict(self.settings.decoder), asdict(self.settings.train)])
 
 
 @dataclass(frozen=True)
-class _Made:
-    """An encoder, its cache, which data that is, and where model folders find what they share."""
+class _EncodedData:
+    """An encoder, the path and the provenance of its cache, and the folder of files that model folders share."""
 
     encoder: EncoderSettings
     path: str
@@ -82,17 +82,17 @@ class _Made:
 
 
 class Ablation:
-    """The variants of the settings in a jzi.toml.
+    """Variants of the settings in a jzi.toml.
 
     Args:
-        config_file: the jzi.toml.
-        overrides: of all variants, as --set has them.
-        variants: what is compared; those that come to the same settings become one.
-        name: of the folder below `ablations`.
-        reference: whether the plain settings are compared too.
+        config_file: path of the jzi.toml.
+        overrides: overrides for all variants, "section.name=value" as for --set.
+        variants: the variants to compare; variants with the same effective settings become one row.
+        name: name of the folder in `ablations`.
+        reference: whether to include the plain settings.
 
     Raises:
-        ConfigError: a setting is unknown or has no sensible value.
+        ConfigError: a setting is unknown or invalid, or two variants have the same folder name.
     """
 
     def __init__(
@@ -101,131 +101,136 @@ class Ablation:
         self.plain = load_settings(config_file, overrides)
         self.root = self.plain.folder / "ablations"
         self.folder = self.root / folder_name(name)
-        lines: dict[str, _Line] = {}
+        groups: dict[str, _Group] = {}
         for variant in [*([Variant(REFERENCE)] if reference else []), *variants]:
             try:
                 settings = load_settings(config_file, (*overrides, *variant.overrides))
             except ConfigError as error:
                 raise ConfigError(f"variant {variant.name}: {error}") from error
-            told = any(override.startswith("finetune.") for override in variant.overrides)
-            line = _Line((variant.name,), settings, told and settings.finetune.blocks != 0)
-            same = lines.get(line.key)
-            lines[line.key] = replace(line, names=(*same.names, variant.name)) if same else line
-        self.lines = list(lines.values())
-        folders = [folder_name(line.names[0]) for line in self.lines]
-        if twice := {folder for folder in folders if folders.count(folder) > 1}:
-            raise ConfigError(f"two variants would share the folder {twice.pop()}: name them in a TOML file")
+            overrides_finetune = any(override.startswith("finetune.") for override in variant.overrides)
+            group = _Group((variant.name,), settings, overrides_finetune and settings.finetune.blocks != 0)
+            same = groups.get(group.key)
+            groups[group.key] = replace(group, names=(*same.names, variant.name)) if same else group
+        self.groups = list(groups.values())
+        folders = [folder_name(group.names[0]) for group in self.groups]
+        if duplicates := {folder for folder in folders if folders.count(folder) > 1}:
+            raise ConfigError(f"two variants would share the folder {duplicates.pop()}: name them in a TOML file")
 
     def trials(self, seeds: int, split: str | None, log: Log) -> dict[str, list[Trial]]:
-        """Every run, by its row's title, once there is a cache for each: encoders are fine-tuned, caches filled.
+        """Fine-tune encoders and fill caches as needed, and return the trials.
 
         Args:
-            seeds: how many runs of each variant, with train.seed, train.seed + 1, ...
-            split: of the photos to evaluate on; None for test, or val where there is no test photo.
+            seeds: number of trials of each variant, with train.seed, train.seed + 1, ...
+            split: split of the photos to evaluate on; None for test, or val if there is no test photo.
             log: receives messages, and the reports of encoding and fine-tuning.
 
+        Returns:
+            Title of the table's row to the trials of its seeds.
+
         Raises:
-            JziError: a decoder cannot be made, a folder holds a run of other settings, or an encoder or a cache cannot
-                be had; no decoder has been trained then.
+            JziError: a decoder cannot be created, a folder holds a run with other settings, or an encoder or a cache is
+                not available. It is raised before any decoder is trained.
         """
-        infos = self._check()
-        made: dict[str, _Made] = {}
-        for line in self.lines:
-            if line.encoder_key not in made:
-                settings, cache = self._cache(line, infos[line.encoder_key], log)
-                made[line.encoder_key] = self._made(settings, cache, split)
+        infos = self._check_variants()
+        encoded: dict[str, _EncodedData] = {}
+        for group in self.groups:
+            if group.encoder_key not in encoded:
+                settings, cache = self._prepare_cache(group, infos[group.encoder_key], log)
+                encoded[group.encoder_key] = self._encoded_data(settings, cache, split)
         rows = {
-            " = ".join(line.names): [
-                self._trial(line, made[line.encoder_key], line.settings.train.seed + number, split)
+            " = ".join(group.names): [
+                self._trial(group, encoded[group.encoder_key], group.settings.train.seed + number, split)
                 for number in range(seeds)
             ]
-            for line in self.lines
+            for group in self.groups
         }
         for trials in rows.values():
             for trial in trials:
-                trial.run.load()  # or raises where it is another
+                trial.run.load()  # raises if the folder holds another run
         return rows
 
-    def _trial(self, line: _Line, made: _Made, seed: int, split: str | None) -> Trial:
-        settings = line.settings
-        folder = self.folder / f"{folder_name(line.names[0])}-seed{seed}"
+    def _trial(self, group: _Group, encoded: _EncodedData, seed: int, split: str | None) -> Trial:
+        settings = group.settings
+        folder = self.folder / f"{folder_name(group.names[0])}-seed{seed}"
         config = replace(settings.train, seed=seed)
         start = settings.path(config.init) if config.init else None
         model = ZoomModel.load(start) if start else None
-        actual = replace(settings.decoder, width=made.info.encoder.width, actions=made.info.pyramid.actions)
+        actual = replace(settings.decoder, width=encoded.info.encoder.width, actions=encoded.info.pyramid.actions)
         decoder = start_config(actual, model)
-        cache, model_path = (PathSettings(self._relative(path)) for path in (made.path, folder))
-        in_force = replace(settings, encoder=made.encoder, cache=cache, train=config, model=model_path)
+        cache, model_path = (PathSettings(self._relative(path)) for path in (encoded.path, folder))
+        effective = replace(settings, encoder=encoded.encoder, cache=cache, train=config, model=model_path)
         return Trial(
-            variant=line.names[0],
+            variant=group.names[0],
             folder=folder,
-            cache=made.path,
+            cache=encoded.path,
             decoder=decoder,
             train=config,
             start=start,
-            fingerprint=run_fingerprint(made.info, decoder, config, model),
+            fingerprint=run_fingerprint(encoded.info, decoder, config, model),
             split=split,
-            shared=made.shared,
-            settings=in_force.to_toml(),
+            shared=encoded.shared,
+            settings=effective.to_toml(),
         )
 
-    # Before anything is run
+    # Checks before any training
 
-    def _check(self) -> dict[str, EncoderInfo]:
-        """The encoder that each variant begins with, once it is clear that its decoder can be made."""
+    def _check_variants(self) -> dict[str, EncoderInfo]:
+        """Info of each group's initial encoder; raises if a decoder cannot be created."""
         infos: dict[str, EncoderInfo] = {}
         blocks: dict[str, int] = {}
-        for line in self.lines:
-            settings, key = line.settings, line.encoder_key
+        for group in self.groups:
+            settings, key = group.settings, group.encoder_key
             try:
                 if key not in infos:
                     encoder = load_encoder(settings)
                     infos[key], blocks[key] = encoder.info, len(blocks_of(encoder.model))
-                trained = settings.finetune.blocks if line.tuned else 0
+                trained = settings.finetune.blocks if group.tuned else 0
                 if isinstance(trained, int) and trained > blocks[key]:
-                    raise ConfigError(f"finetune.blocks is {trained}: the encoder has {blocks[key]} blocks")
+                    raise ConfigError(
+                        f"finetune.blocks is {trained}: the encoder has {blocks[key]} blocks; give at most that many"
+                    )
                 init = settings.train.init
                 start = ZoomModel.load(settings.path(init)) if init else None
                 check_overrides(settings.decoder, settings.overridden, start, "train.init")
-                with torch.device("cpu" if start else "meta"):  # nothing is computed with it
-                    wanted = replace(settings.decoder, width=infos[key].width, actions=settings.pyramid.actions)
-                    make_decoder(wanted, start)
+                with torch.device("cpu" if start else "meta"):  # weights are not needed
+                    decoder_config = replace(settings.decoder, width=infos[key].width, actions=settings.pyramid.actions)
+                    make_decoder(decoder_config, start)
             except JziError as error:
-                named = "" if line.names[0] == REFERENCE else f"variant {line.names[0]}: "
-                raise type(error)(f"{named}{error}") from error
+                prefix = "" if group.names[0] == REFERENCE else f"variant {group.names[0]}: "
+                raise type(error)(f"{prefix}{error}") from error
         return infos
 
     # Encoders and caches
 
-    def _cache(self, line: _Line, info: EncoderInfo, log: Log) -> tuple[Settings, FeatureCache]:
-        """A complete cache for a variant, and its settings with the encoder that filled it."""
-        settings = line.settings
-        if not line.tuned and settings.encoder == self.plain.encoder:
+    def _prepare_cache(self, group: _Group, info: EncoderInfo, log: Log) -> tuple[Settings, FeatureCache]:
+        """A complete cache for a group, and the group's settings with the encoder of that cache."""
+        settings = group.settings
+        if not group.tuned and settings.encoder == self.plain.encoder:
             cache = FeatureCache.open(settings.cache_path)
             cache.check(pyramid=settings.pyramid, encoder=info)
             return settings, cache
-        if line.tuned:
-            settings = self._finetune(line, info, log)
+        if group.tuned:
+            settings = self._finetune(group, info, log)
             info = load_encoder(settings).info
         plain = FeatureCache.open(self.plain.cache_path) if exists(self.plain.cache_path) else None
-        for found in scan_folder(self.plain.folder)[0]:
-            same = found.encoder.fingerprint == info.fingerprint and found.pyramid == settings.pyramid
-            if not (same and found.complete) or found.is_index:
+        for existing in scan_folder(self.plain.folder)[0]:
+            same = existing.encoder.fingerprint == info.fingerprint and existing.pyramid == settings.pyramid
+            if not (same and existing.complete) or existing.is_index:
                 continue
-            cache = FeatureCache.open(found.path)
+            cache = FeatureCache.open(existing.path)
             if plain is None or (cache.imagery == plain.imagery and same_photos(cache, plain)):
                 return settings, cache
         path = self.root / "caches" / f"{info.fingerprint[:16]}.zarr"
-        log(f"variant {line.names[0]}: encoding the map and the photos with {info.label} into {path}")
+        log(f"variant {group.names[0]}: encoding the map and the photos with {info.label} into {path}")
         return settings, self._fill(self._with(settings, cache=PathSettings(self._relative(path))), plain, log)
 
-    def _finetune(self, line: _Line, info: EncoderInfo, log: Log) -> Settings:
-        """The settings of a variant, with the encoder that is fine-tuned as they say, along with the plain decoder."""
-        settings = line.settings
-        how = json.dumps([info.fingerprint, asdict(settings.finetune), asdict(self.plain.decoder)])
-        name = f"blocks={settings.finetune.blocks}-{hashlib.sha256(how.encode()).hexdigest()[:8]}"
+    def _finetune(self, group: _Group, info: EncoderInfo, log: Log) -> Settings:
+        """Fine-tune a group's encoder with a decoder of the plain settings; the group's settings with that encoder."""
+        settings = group.settings
+        key = json.dumps([info.fingerprint, asdict(settings.finetune), asdict(self.plain.decoder)])
+        name = f"blocks={settings.finetune.blocks}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
         output = self.root / "encoders" / name
-        log(f"variant {line.names[0]}: fine-tuning {info.label} into {output}")
+        log(f"variant {group.names[0]}: fine-tuning {info.label} into {output}")
         tuning = self._with(settings, decoder=self.plain.decoder)
         tuning.overridden = self.plain.overridden
         report, _ = finetune_areas([tuning], output)
@@ -234,7 +239,7 @@ class Ablation:
         return self._with(settings, encoder=encoder)
 
     def _fill(self, settings: Settings, plain: FeatureCache | None, log: Log) -> FeatureCache:
-        """Encode the map and the photos that a cache lacks, with augmented views as the plain cache has them."""
+        """Encode the map and the photos that a cache lacks, with the same augmented views as the plain cache."""
         table = open_photo_table(settings).inside(settings.pyramid)
         views = most_views(plain) if plain else settings.queries.views
         seed = plain.queries.augmentation.get("seed", settings.queries.seed) if plain else settings.queries.seed
@@ -251,8 +256,7 @@ class Ablation:
             log(f"{left_out} photos left out: `jzi encode-queries` lists the reasons")
         return FeatureCache.open(settings.cache_path)
 
-    def _made(self, settings: Settings, cache: FeatureCache, split: str | None) -> _Made:
-        """What a variant's runs have in common."""
+    def _encoded_data(self, settings: Settings, cache: FeatureCache, split: str | None) -> _EncodedData:
         frame = cache.queries.encoded()
         splits = set(frame["split"])
         if "train" not in splits:
@@ -260,16 +264,16 @@ class Ablation:
         if not splits & ({split} if split else {"test", "val"}):
             raise TrainingError(f"{cache.path} has no photo to evaluate on: encode some, or give another --split")
         imagery = cache.imagery.fingerprint if cache.imagery else ""
-        cells = any(line.settings.decoder.look_ahead == "cells" for line in self.lines)
+        cells = any(group.settings.decoder.look_ahead == "cells" for group in self.groups)
         key = json.dumps([cache.encoder.fingerprint, imagery, plain(cache.pyramid), *(["cells"] if cells else [])])
         shared = self.folder / ".shared" / hashlib.sha256(key.encode()).hexdigest()[:12]
         with processes().main_process_first():
-            if not (shared / "map.safetensors").exists():  # it is written last
-                share(shared, cache.read_map(cells), settings.encoder_folder)
-        return _Made(settings.encoder, cache.path, DataInfo.from_cache(cache, frame), shared)
+            if not (shared / "map.safetensors").exists():  # written last
+                write_shared(shared, cache.read_map(cells), settings.encoder_folder)
+        return _EncodedData(settings.encoder, cache.path, DataInfo.from_cache(cache, frame), shared)
 
     def _relative(self, path: Path | str) -> str:
-        """A path as the settings have it; URLs stay as they are."""
+        """A path relative to the folder of jzi.toml; URLs are unchanged."""
         return path if isinstance(path, str) and "://" in path else os.path.relpath(path, self.plain.folder)
 
     def _with(self, settings: Settings, **changes: Any) -> Settings:

@@ -1,4 +1,4 @@
-"""The outcome of an ablation: a row to a variant, as text, CSV, JSON and a plot."""
+"""Results of an ablation: one row per variant, as text, CSV, JSON and a plot."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from jzi.ablate.variants import REFERENCE
 from jzi.evaluate.metrics import RADII
 from jzi.store.files import write_whole
 
-#: The figures of a run that are averaged over seeds.
+#: Names of the figures that are averaged over seeds.
 FIGURES = (*(f"recall@{radius:g}m" for radius in RADII), "median_error_m", "seconds")
 
 
@@ -27,8 +27,8 @@ class Figure:
     """One figure of a variant.
 
     Attributes:
-        values: of each seed.
-        difference: of its mean to the reference's; None where there is none to compare with.
+        values: the figure of each seed.
+        difference: its mean minus the reference's mean; None if there is no reference to compare with.
     """
 
     values: tuple[float, ...]
@@ -36,12 +36,12 @@ class Figure:
 
     @property
     def mean(self) -> float:
-        """Over the seeds."""
+        """Mean over the seeds."""
         return float(np.mean(self.values))
 
     @property
     def deviation(self) -> float | None:
-        """Standard deviation over the seeds, of the sample; None of a single one."""
+        """Sample standard deviation over the seeds; None for a single seed."""
         return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else None
 
     def to_dict(self) -> dict[str, Any]:
@@ -56,16 +56,16 @@ class Figure:
 
 @dataclass(frozen=True)
 class Row:
-    """A variant.
+    """The results of a variant.
 
     Attributes:
-        variant: its name, and those of others that come to the same settings.
-        seeds: those that it was run with.
-        folders: the model folders.
-        figures: by the names of FIGURES; empty where every run failed.
-        failed: what went wrong with the seeds that have no figures.
-        photos: how many were located, and of which split.
-        reference: whether it is that of the plain settings.
+        variant: its name, joined with the names of variants with the same effective settings.
+        seeds: seeds of its trials.
+        folders: model folders of its trials.
+        figures: name from `FIGURES` to figure; empty if every trial failed.
+        failed: error messages of the trials that failed.
+        photos: number of photos that were located, and their split; None if every trial failed.
+        reference: whether it is the row of the plain settings.
     """
 
     variant: str
@@ -90,15 +90,19 @@ class Row:
 
 
 def gather_rows(variants: dict[str, list[Trial]]) -> list[Row]:
-    """A row to each variant, given its trials, all of which have been run."""
+    """One row per variant.
+
+    Args:
+        variants: title of each row to its trials, all of which have been run.
+    """
     rows: list[Row] = []
     for name, trials in variants.items():
         results = [trial.result or {} for trial in trials]
-        found = [result for result in results if "evaluation" in result]
+        evaluated = [result for result in results if "evaluation" in result]
         reference = next((row for row in rows if row.reference), None)
         figures = {}
-        for figure in FIGURES if found else ():
-            values = tuple(_value(result, figure) for result in found)
+        for figure in FIGURES if evaluated else ():
+            values = tuple(_value(result, figure) for result in evaluated)
             compared = reference.figures.get(figure) if reference else None
             figures[figure] = Figure(values, float(np.mean(values)) - compared.mean if compared else None)
         rows.append(
@@ -108,7 +112,7 @@ def gather_rows(variants: dict[str, list[Trial]]) -> list[Row]:
                 folders=tuple(trial.folder for trial in trials),
                 figures=figures,
                 failed=tuple(result["error"] for result in results if "error" in result),
-                photos=(found[0]["evaluation"]["photos"], found[0]["split"]) if found else None,
+                photos=(evaluated[0]["evaluation"]["photos"], evaluated[0]["split"]) if evaluated else None,
                 reference=trials[0].variant == REFERENCE,
             )
         )
@@ -120,13 +124,13 @@ def _value(result: dict[str, Any], figure: str) -> float:
 
 
 def to_text(rows: Sequence[Row]) -> str:
-    """The table for people."""
+    """The rows as a table in plain text."""
     photos = next((row.photos for row in rows if row.photos), None)
-    located = f"{photos[0]} photos of the {photos[1]} split, greedy search" if photos else "no run came to an end"
+    located = f"{photos[0]} photos of the {photos[1]} split, greedy search" if photos else "every run failed"
     spread = any(len(row.seeds) > 1 for row in rows)
     over = f"; mean ± standard deviation over {len(rows[0].seeds)} seeds" if spread else ""
     compared = any(figure.difference is not None for row in rows for figure in row.figures.values())
-    over += "; in brackets the difference to the reference" if compared else ""
+    over += "; in parentheses: difference from the reference" if compared else ""
     width = max(len("variant"), *(len(row.variant) for row in rows))
     titles = [f"within {radius:g} m" for radius in RADII] + ["median error", "seconds"]
     table = [[_cell(row.figures[name], name) for name in FIGURES] if row.figures else None for row in rows]
@@ -156,7 +160,7 @@ def _cell(figure: Figure, name: str) -> str:
 
 
 def to_csv(rows: Sequence[Row]) -> str:
-    """A line to a variant: the mean, the deviation and the difference of each figure."""
+    """The rows as CSV: mean, deviation and difference of each figure, one line per variant."""
     columns = ("mean", "deviation", "difference")
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -168,7 +172,7 @@ def to_csv(rows: Sequence[Row]) -> str:
 
 
 def write_tables(rows: Sequence[Row], folder: Path) -> None:
-    """Write table.txt, table.csv, table.json and table.png."""
+    """Write table.txt, table.csv, table.json and table.png to a folder."""
     values = json.dumps([row.to_dict() for row in rows], indent=2)
     for suffix, text in (("txt", to_text(rows) + "\n"), ("csv", to_csv(rows)), ("json", values + "\n")):
         write_whole(folder / f"table.{suffix}", partial(Path.write_text, data=text))
@@ -176,7 +180,7 @@ def write_tables(rows: Sequence[Row], folder: Path) -> None:
 
 
 def draw_rows(rows: Sequence[Row], output: Path) -> None:
-    """Draw a PNG: a line to a variant, a point at its mean, a bar of its deviation, a small point for each seed."""
+    """Draw the rows as a PNG: one line per variant with its mean, its deviation as a bar, and a point per seed."""
     from matplotlib.figure import Figure as Drawing
 
     drawn = [row for row in rows if row.figures]

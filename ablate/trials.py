@@ -1,4 +1,4 @@
-"""One run of an ablation: a decoder trained and evaluated off data that other runs share."""
+"""A trial of an ablation: a decoder trained and evaluated on data that several trials share."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ class Trial:
     """A variant with a seed.
 
     Attributes:
-        variant: its name.
-        folder: the model folder to make.
-        cache: path of the cache to train off.
+        variant: name of the variant.
+        folder: the model folder to write.
+        cache: path of the cache with the training data.
         decoder: the architecture.
-        train: how to train, with the seed.
-        start: a model whose decoder to start from.
-        fingerprint: what its outcome depends on (`jzi.train.decoder.run_fingerprint`).
-        split: of the photos to evaluate on; None for test, or val where there is no test photo.
-        shared: a folder with the map and the encoder, of which every model folder gets hard links.
-        settings: those in force, as TOML.
+        train: the settings of training, including the seed.
+        start: folder of a model whose decoder to start from; None to start from scratch.
+        fingerprint: what the outcome depends on (`jzi.train.decoder.run_fingerprint`).
+        split: split of the photos to evaluate on; None for test, or val if there is no test photo.
+        shared: folder with the map and the encoder, to which every model folder gets hard links.
+        settings: the effective settings as TOML.
     """
 
     variant: str
@@ -56,17 +56,17 @@ class Trial:
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """What `run_trial` wrote, if that was for these settings, photos and split; None if it is still to be run."""
+        """What `run_trial` wrote for these settings, photos and split; None if the trial has not been run."""
         try:
             result = json.loads((self.folder / "result.json").read_text())
         except (FileNotFoundError, ValueError):
             return None
-        asked = {"fingerprint": self.fingerprint, "asked_split": self.split}
-        return result if json.loads(json.dumps(asked)).items() <= result.items() else None
+        expected = {"fingerprint": self.fingerprint, "asked_split": self.split}
+        return result if json.loads(json.dumps(expected)).items() <= result.items() else None
 
     @property
     def epochs_done(self) -> int:
-        """How many epochs have been trained so far."""
+        """Number of epochs trained so far."""
         if self.result is not None:
             return self.train.epochs
         try:
@@ -76,7 +76,10 @@ class Trial:
 
     @contextlib.contextmanager
     def claim(self) -> Iterator[bool]:
-        """Whether no other process is running it; while the context lasts, none will. A lock dies with its process."""
+        """Lock the trial for this process; yields whether that succeeded, so whether no other process runs it.
+
+        The system releases the lock when the process ends, however it ends.
+        """
         (self.folder / "train").mkdir(parents=True, exist_ok=True)
         with (self.folder / "train" / "lock").open("w") as file:
             try:
@@ -88,26 +91,30 @@ class Trial:
 
     @property
     def run(self) -> TrainingRun:
-        """Its training on disk."""
+        """Its training run on disk."""
         return TrainingRun(self.folder, self.fingerprint, hint="give another --name, or delete the folder")
 
 
 def run_trial(trial: Trial, data: TrainingData) -> None:
-    """Train, evaluate, and write result.json; what was trained before is not trained again.
+    """Train, evaluate, and write result.json; a run that was interrupted is resumed.
 
-    A loss that is no number is a result too: the other runs go on.
+    If the loss is not finite, the error is the result, so the other trials are still run.
+
+    Args:
+        trial: the trial.
+        data: the data of its cache.
 
     Raises:
         TrainingError: there is no photo to evaluate on.
-        ModelError: the folder holds another run, or the disk is full.
+        ModelError: the folder holds another run, or cannot be written.
     """
-    evaluated = {"train": data.train, "val": data.val, "test": data.test}
+    datasets = {"train": data.train, "val": data.val, "test": data.test}
     split = trial.split or ("test" if len(data.test) else "val")
-    samples = evaluated[split]
-    if not len(samples):
+    dataset = datasets[split]
+    if not len(dataset):
         raise TrainingError(f"{trial.cache} has no photo of the {split} split to evaluate on: give another --split")
     values: dict[str, Any] = {"variant": trial.variant, "seed": trial.train.seed, "fingerprint": trial.fingerprint}
-    values |= {"asked_split": trial.split, "split": split, "unreachable": samples.unreachable}
+    values |= {"asked_split": trial.split, "split": split, "unreachable": dataset.unreachable}
     try:
         report = train_decoder(
             FeatureCache.open(trial.cache),
@@ -124,7 +131,7 @@ def run_trial(trial: Trial, data: TrainingData) -> None:
         values["error"] = str(error)
     else:
         expert = ZoomExpert(ZoomModel.load(trial.folder, data.table.device), data.table)
-        evaluation = evaluate(expert, LabelledPhotos.from_dataset(expert.area, samples, split))
+        evaluation = evaluate(expert, LabelledPhotos.from_dataset(expert.area, dataset, split))
         run = trial.run
         run.load()
         values |= {"seconds": sum(epoch["seconds"] for epoch in run.metrics), "epochs": len(run.metrics)}
@@ -133,17 +140,23 @@ def run_trial(trial: Trial, data: TrainingData) -> None:
     replace_file(trial.folder / "result.json", lambda path: path.write_text(json.dumps(values, indent=2) + "\n"))
 
 
-def share(folder: Path, features: MapEmbeddings, encoder_folder: Path | None) -> None:
-    """Keep what the model folders of many runs have in common: the map, and the encoder where it has a folder."""
+def write_shared(folder: Path, map_embeddings: MapEmbeddings, encoder_folder: Path | None) -> None:
+    """Write the files that the model folders of several trials share: the map, and the encoder unless it is on the hub.
+
+    Args:
+        folder: where to write them.
+        map_embeddings: the map.
+        encoder_folder: folder of the encoder; None if it is on the hub.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     if encoder_folder:
         copy_encoder(encoder_folder, folder / ENCODER)
-    replace_file(folder / MAP, features.save)
+    replace_file(folder / MAP, map_embeddings.save)
 
 
 def _link(shared: Path, folder: Path) -> None:
-    """Link each shared file into a model folder, and record its digest; no link where the disk knows none."""
-    for file in (each for each in shared.rglob("*") if each.is_file()):
+    """Hard-link each shared file into a model folder if the file system supports it, and record the digests."""
+    for file in (path for path in shared.rglob("*") if path.is_file()):
         target = folder / file.relative_to(shared)
         target.parent.mkdir(exist_ok=True)
         with contextlib.suppress(OSError):

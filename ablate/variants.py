@@ -1,4 +1,4 @@
-"""What an ablation varies: a grid of settings from the command line, or a TOML file of named variants."""
+"""The variants of an ablation: a grid of settings from the command line, or a TOML file of named variants."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ import tomlkit
 
 from jzi.errors import ConfigError
 
-#: The plain settings as a row of the table.
+#: Name of the plain settings in the table.
 REFERENCE = "reference"
 
-#: Sections whose settings can be varied, and settings of theirs that cannot, with the reason.
+#: Sections whose settings can be varied, and the exceptions with the reason.
 SECTIONS = ("decoder", "train", "encoder", "finetune")
 FIXED = {
     "decoder.width": "it follows from the encoder",
     "decoder.actions": "it follows from the area",
-    "train.seed": "--seeds says how many seeds each variant is run with",
+    "train.seed": "use --seeds to set the number of seeds per variant",
 }
 
 
 @dataclass(frozen=True)
 class Variant:
-    """Settings that differ from the plain ones.
+    """A named set of overrides of the plain settings.
 
     Attributes:
-        name: as the table shows it.
-        overrides: "section.name=value", values as in TOML.
+        name: name in the table.
+        overrides: "section.name=value", with the value in TOML syntax.
     """
 
     name: str
@@ -39,10 +39,13 @@ class Variant:
 
 
 def expand_grid(items: Sequence[str]) -> list[Variant]:
-    """Every combination of "section.name=value,value,...", the last item varying fastest.
+    """Every combination of the values of several settings; the last one varies fastest.
+
+    Args:
+        items: "section.name=value,value,...".
 
     Raises:
-        ConfigError: an item is no setting that can be varied, or is given twice.
+        ConfigError: an item is malformed, cannot be varied, or is given twice.
     """
     axes = []
     for item in items:
@@ -52,11 +55,11 @@ def expand_grid(items: Sequence[str]) -> list[Variant]:
         )
         values = _values(text)
         if not values:
-            raise ConfigError(f"{item!r} has no value: give some, such as decoder.layers=2,4,6")
+            raise ConfigError(f"{item!r} has no value: give values, such as decoder.layers=2,4,6")
         axes.append([(name, value) for value in dict.fromkeys(values)])
     names = [axis[0][0] for axis in axes]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ConfigError(f"{twice[0]} is given twice: give its values once, separated by commas")
+    if duplicates := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"{duplicates[0]} is given twice: give its values once, separated by commas")
     return [
         Variant(
             ",".join(f"{name}={_plain(value)}" for name, value in chosen),
@@ -67,7 +70,13 @@ def expand_grid(items: Sequence[str]) -> list[Variant]:
 
 
 def read_variants(file: Path) -> tuple[tuple[str, ...], list[Variant]]:
-    """The settings that all variants of a TOML file share (its table `settings`), and its variants (`variants`).
+    """Read variants from a TOML file.
+
+    Args:
+        file: a file with the tables `variants` and, optionally, `settings`.
+
+    Returns:
+        Overrides for all variants, from the table `settings`, and the variants.
 
     Raises:
         ConfigError: the file cannot be read, or a setting cannot be varied.
@@ -78,16 +87,16 @@ def read_variants(file: Path) -> tuple[tuple[str, ...], list[Variant]]:
         raise ConfigError(f"{file} cannot be read: {error}") from error
     shared, variants = tables.pop("settings", {}), tables.pop("variants", None)
     if tables:
-        raise ConfigError(f"{file} has {next(iter(tables))!r}: its tables are settings and variants")
+        raise ConfigError(f"{file} has a table {next(iter(tables))!r}: only settings and variants are allowed")
     if not isinstance(variants, dict) or not variants or not isinstance(shared, dict):
-        raise ConfigError(f"{file} names no variant: give some, such as [variants.small] with decoder.layers = 2")
+        raise ConfigError(f"{file} has no variants: add some, such as [variants.small] with decoder.layers = 2")
     if REFERENCE in variants:
-        raise ConfigError(f"{file} has a variant {REFERENCE!r}: so the plain settings are called, give another name")
+        raise ConfigError(f"{file} has a variant {REFERENCE!r}, the name of the plain settings: give it another name")
     return _overrides(file, shared), [Variant(name, _overrides(file, each)) for name, each in variants.items()]
 
 
 def folder_name(variant: str) -> str:
-    """A variant's name as part of a file's name."""
+    """A variant's name with characters that are unsafe in file names replaced by underscores."""
     return "".join(character if character.isalnum() or character in " .,=+-_" else "_" for character in variant)
 
 
@@ -95,26 +104,26 @@ def _overrides(file: Path, sections: Any) -> tuple[str, ...]:
     overrides = []
     for section, values in sections.items() if isinstance(sections, dict) else [(sections, None)]:
         if not isinstance(values, dict):
-            raise ConfigError(f"{file} has {section!r}: settings are written section.name = value")
+            raise ConfigError(f"{file} has {section!r}: write settings as section.name = value")
         for name, value in values.items():
             overrides.append(f"{_checked(f'{section}.{name}', str(file))}={_literal(value)}")
     return tuple(overrides)
 
 
 def _checked(name: str, where: str) -> str:
-    """The name of a setting that can be varied."""
+    """The name, if the setting can be varied; raises otherwise."""
     section, dot, key = name.partition(".")
     if not (dot and key):
         raise ConfigError(f"an ablation varies settings such as decoder.layers=2,4,6, not {where}")
     if section not in SECTIONS:
-        raise ConfigError(f"{name} cannot be varied: an ablation is of settings of {', '.join(SECTIONS)}")
+        raise ConfigError(f"{name} cannot be varied: choose a setting of {', '.join(SECTIONS)}")
     if name in FIXED:
         raise ConfigError(f"{name} cannot be varied: {FIXED[name]}")
     return name
 
 
 def _values(text: str) -> list[str]:
-    """TOML literals; bare words are text."""
+    """The values of a comma-separated list as TOML literals; bare words become strings."""
     try:
         parts: Iterable[Any] = tomllib.loads(f"values = [{text}]")["values"]
     except tomllib.TOMLDecodeError:
@@ -134,6 +143,6 @@ def _literal(value: Any) -> str:
 
 
 def _plain(literal: str) -> str:
-    """A literal as a name shows it."""
+    """A TOML literal for display: strings without quotes."""
     value = tomllib.loads(f"value = {literal}")["value"]
     return value if isinstance(value, str) else literal

@@ -1,13 +1,13 @@
-"""The runs of an ablation, spread over processes that take whichever run is free.
+"""Worker processes that run the trials of an ablation.
 
-A run is taken by a lock on its folder, so that the workers of one command, of the processes of `accelerate launch` and
-of a second command in the same folder never do the same work, and a killed one leaves its run to the others. Each
-process loads the embeddings once.
+A worker locks a trial's folder before it runs the trial. So the workers of one command, of the processes of `accelerate
+launch`, and of a second command in the same folder never run the same trial, and the trial of a killed worker is free
+for the others. Each process loads the embeddings once.
 
-On CPUs a worker computes with as many threads as `jzi train-decoder` does, because a sum's last digits depend on their
-number, and the runs shall be the same runs. Threads that wait must then sleep rather than spin: two workers of two
-threads on two cores need 165 s for what takes 7 s with OMP_WAIT_POLICY=passive, and a bound on spinning that is right
-for one process does not help (`benchmarks/RESULTS.md`).
+On CPUs a worker uses as many threads as `jzi train-decoder`, because the last digits of a sum depend on their number,
+and a trial must equal the same run outside of an ablation. Waiting threads must then sleep instead of spinning: two
+workers with two threads each on two cores take 165 s for what takes 7 s with OMP_WAIT_POLICY=passive,
+and the bound on spinning that suits one process does not help (`benchmarks/RESULTS.md`).
 """
 
 from __future__ import annotations
@@ -34,48 +34,48 @@ from jzi.errors import JziError, TrainingError
 from jzi.store.cache import FeatureCache
 from jzi.train.data import TrainingData
 
-#: What tells a process that it is one of several; a worker's runs are its own.
+#: Variables that mark a process as one of several of a launcher; workers must not inherit them.
 _LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def run_trials(variants: Sequence[Sequence[Trial]], jobs: int, *, device: int = 0, first: bool = True) -> None:
-    """Run what has not been run.
+    """Run the trials that have not been run.
 
     Args:
-        variants: the runs of each, in the order of their seeds.
-        jobs: how many at once.
-        device: index of the GPU, where there are any.
-        first: whether this process is the one that returns only when every run is done, also those of others.
+        variants: the trials of each variant, in the order of their seeds.
+        jobs: number of worker processes.
+        device: index of the GPU, if there is one.
+        first: whether to wait for trials that other processes run; the main process does.
 
     Raises:
-        JziError: a run cannot be made.
+        JziError: a trial failed for another reason than its loss.
     """
     trials = _in_order(variants)
     with tqdm(
         total=sum(trial.train.epochs for trial in trials), unit="epoch", desc="ablation", disable=not first
     ) as bar:
         _show(bar, trials)
-        while todo := [trial for trial in trials if trial.result is None]:
-            free = [trial for trial in todo if _is_free(trial)]
-            for _, group in itertools.groupby(free, key=_needs):
+        while pending := [trial for trial in trials if trial.result is None]:
+            free = [trial for trial in pending if _is_free(trial)]
+            for _, group in itertools.groupby(free, key=_process_key):
                 _run_group(list(group), jobs, device, bar, trials)
             if not free and not first:
                 return
             if not free:
-                time.sleep(1)  # others are at the last ones
+                time.sleep(1)  # other processes run the last ones
                 _show(bar, trials)
 
 
-def _needs(trial: Trial) -> tuple[str, str]:
-    """What a process has for good: the data that it has loaded, and Accelerate's precision."""
+def _process_key(trial: Trial) -> tuple[str, str]:
+    """What is fixed for the lifetime of a process: the loaded data, and Accelerate's precision."""
     return trial.cache, trial.train.precision
 
 
 def _in_order(variants: Sequence[Sequence[Trial]]) -> list[Trial]:
-    """By what a process has; then the first seed of every variant, the second of every variant, ..."""
+    """Trials sorted by `_process_key`, then by seed: the first of every variant, the second of every variant, ..."""
     trials = [trials[number] for number in range(max(map(len, variants))) for trials in variants]
-    needs = list(dict.fromkeys(map(_needs, trials)))
-    return sorted(trials, key=lambda trial: needs.index(_needs(trial)))
+    keys = list(dict.fromkeys(map(_process_key, trials)))
+    return sorted(trials, key=lambda trial: keys.index(_process_key(trial)))
 
 
 def _run_group(group: list[Trial], jobs: int, device: int, bar: tqdm, trials: Sequence[Trial]) -> None:
@@ -83,11 +83,11 @@ def _run_group(group: list[Trial], jobs: int, device: int, bar: tqdm, trials: Se
     workers: dict[BaseProcess, Connection] = {}
     try:
         for _ in range(min(jobs, len(group))):
-            ours, theirs = context.Pipe(duplex=False)
-            process: BaseProcess = context.Process(target=_work, args=(group, device, theirs), daemon=True)
+            receiver, sender = context.Pipe(duplex=False)
+            process: BaseProcess = context.Process(target=_work, args=(group, device, sender), daemon=True)
             _start(process)
-            theirs.close()
-            workers[process] = ours
+            sender.close()
+            workers[process] = receiver
         while any(worker.is_alive() for worker in workers):
             wait([worker.sentinel for worker in workers if worker.is_alive()], timeout=0.5)
             _show(bar, trials)
@@ -114,15 +114,15 @@ def _start(process: BaseProcess) -> None:
 
 
 def _raise_errors(workers: dict[BaseProcess, Connection]) -> None:
-    """Raise what went wrong in a worker, if anything has."""
+    """Raise the error of a worker, if one has failed."""
     for worker, connection in workers.items():
         with suppress(EOFError):
             if connection.poll():
                 raise connection.recv()
         if worker.exitcode:  # None while it runs
             raise TrainingError(
-                f"a process that trained decoders ended with exit code {worker.exitcode}, for want of memory perhaps: "
-                "what was done is kept; run the same command to go on, with --jobs 1 to run one at a time"
+                f"a worker process exited with code {worker.exitcode}, possibly out of memory: run the same command "
+                "again to resume, with --jobs 1 to run one trial at a time"
             )
 
 
@@ -141,7 +141,7 @@ def _is_free(trial: Trial) -> bool:
 
 
 def _work(trials: list[Trial], device: int, errors: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too, and says how to go on
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent receives it too and handles it
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     tqdm.set_lock(threading.RLock())  # its own lock has a semaphore, which a worker that is ended would leave behind
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -151,20 +151,23 @@ def _work(trials: list[Trial], device: int, errors: Connection) -> None:
     except JziError as error:
         errors.send(error)
     except (SystemExit, KeyboardInterrupt):
-        os._exit(143)  # what was being written has been taken back; torch takes seconds to end in order
+        os._exit(143)  # partial files have been removed; a regular exit takes torch seconds
 
 
 def use_device(index: int) -> None:
-    """Make a GPU, where there are any, the current one: of `best_device`, and of Accelerate in a single process."""
+    """Make a GPU the current one, if there are any; `best_device` and a single-process Accelerator use it."""
     if torch.cuda.is_available():
         torch.cuda.set_device(index)
 
 
 def run_free(trials: Sequence[Trial]) -> None:
-    """Run, in this process, those of some trials of one cache that nobody else runs.
+    """Run, in this process, the trials that no other process runs.
+
+    Args:
+        trials: trials of one cache.
 
     Raises:
-        JziError: a run cannot be made.
+        JziError: a trial failed for another reason than its loss.
     """
     data: TrainingData | None = None
     for trial in trials:
@@ -176,7 +179,7 @@ def run_free(trials: Sequence[Trial]) -> None:
 
 
 def _end_with_parent() -> None:
-    """Nobody else ends a worker whose parent was killed."""
+    """End this worker when its parent has been killed."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait([parent.sentinel])

@@ -57,6 +57,6 @@ class DecoderConfig:
         return max(1, 2 * plain // (2 + self.patch_tokens))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the values for JSON, without options that are off, so that older models compare as equal."""
+        """Return the entries for config.json and run fingerprints; options that are off are left out."""
         off = (("patch_tokens", 0), ("look_ahead", "none"))
         return {name: value for name, value in asdict(self).items() if (name, value) not in off}

@@ -1,1 +1,1 @@
-"""Metrics, calibration and published figures: one protocol for everything that locates."""
+"""Evaluation of experts: metrics, calibration and published results."""

@@ -1,4 +1,4 @@
-"""How far confidences can be believed: answers of every estimate on held-out photos, and their calibration error."""
+"""Calibration of confidences: answers of every estimate on held-out photos, and their calibration error."""
 
 from __future__ import annotations
 
@@ -26,13 +26,18 @@ COVERAGES = (1.0, 0.9, 0.75, 0.5, 0.25, 0.1)
 
 
 def calibration_error(confidence: NDArray[np.float64], right: NDArray[np.bool_]) -> float:
-    """Expected calibration error over `BINS` bins of equal width: the mean gap of confidence and share right."""
+    """Expected calibration error over `BINS` bins of equal width: the mean gap of confidence and accuracy.
+
+    Args:
+        confidence: (photo,) 0..1.
+        right: (photo,) whether the answer is right.
+    """
     return sum(abs(bin.confidence - bin.right) * bin.photos for bin in reliability(confidence, right)) / len(right)
 
 
 @dataclass(frozen=True)
 class Bin:
-    """Photos of about the same confidence: their number, mean confidence, and the share that was right."""
+    """Photos of similar confidence: their number, mean confidence, and the share with a right answer."""
 
     photos: int
     confidence: float
@@ -40,11 +45,11 @@ class Bin:
 
 
 def reliability(confidence: NDArray[np.float64], right: NDArray[np.bool_]) -> list[Bin]:
-    """Bins of equal width that hold any photo, from unsure to sure."""
-    which = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    """The nonempty bins of equal width, by ascending confidence; arguments as `calibration_error`."""
+    bin_index = np.minimum((confidence * BINS).astype(int), BINS - 1)
     return [
-        Bin(int((which == bin).sum()), float(confidence[which == bin].mean()), float(right[which == bin].mean()))
-        for bin in np.unique(which)
+        Bin(int(members.sum()), float(confidence[members].mean()), float(right[members].mean()))
+        for members in (bin_index == bin for bin in np.unique(bin_index))
     ]
 
 
@@ -53,8 +58,8 @@ class Answers:
     """One answer to each of several photos.
 
     Attributes:
-        error: (photo,) metres from where they were taken.
-        confidence: (photo,) 0..1 that they were taken there: in the cell, or within the radius.
+        error: (photo,) distance to the true position, metres.
+        confidence: (photo,) probability that the photo was taken in the cell, or within the radius, 0..1.
     """
 
     error: NDArray[np.float64]
@@ -63,13 +68,13 @@ class Answers:
 
 @dataclass(frozen=True)
 class Calibration:
-    """How true the confidences of an expert are on held-out photos.
+    """Accuracy and confidence of an expert's answers on held-out photos.
 
     Attributes:
-        photos: how many.
-        radius: metres; what confidences of the default estimate are about.
-        answers: of each estimate.
-        uncalibrated: of the default estimate, without the fitted temperatures; None where the expert has none.
+        photos: number of photos.
+        radius: radius that confidences of the default estimate refer to, metres.
+        answers: name of each estimate to its answers.
+        uncalibrated: answers of the default estimate without the fitted temperatures; None if the expert has none.
         residual: mean probability that search did not reach.
     """
 
@@ -85,31 +90,31 @@ class Calibration:
 
     @property
     def error_before(self) -> float | None:
-        """Expected calibration error of the default estimate without temperatures; None where there are none."""
+        """Expected calibration error of the default estimate without temperatures; None if the expert has none."""
         if self.uncalibrated is None:
             return None
         return calibration_error(self.uncalibrated.confidence, self.uncalibrated.error <= self.radius)
 
     @property
     def error_after(self) -> float:
-        """The same with them."""
+        """Expected calibration error of the default estimate with temperatures."""
         answers = self.answers["radius"]
         return calibration_error(answers.confidence, answers.error <= self.radius)
 
     def abstaining(self, confidence: float) -> tuple[float, float]:
-        """Coverage and recall within the radius where answers of less confidence are withheld; nan if all are."""
+        """Coverage, and recall within the radius (nan if none is left), if less confident answers are withheld."""
         answers = self.answers["radius"]
-        kept = answers.confidence >= confidence
-        return float(kept.mean()), float((answers.error[kept] <= self.radius).mean()) if kept.any() else float("nan")
+        given = answers.confidence >= confidence
+        return float(given.mean()), float((answers.error[given] <= self.radius).mean()) if given.any() else float("nan")
 
     def covering(self, share: float) -> tuple[float, float]:
-        """The least confidence among the most confident photos of a share, and their recall within the radius."""
+        """Lowest confidence and recall within the radius of a share of the photos, the most confident ones."""
         answers = self.answers["radius"]
         order = (-answers.confidence).argsort(kind="stable")[: max(1, round(share * self.photos))]
         return float(answers.confidence[order].min()), float((answers.error[order] <= self.radius).mean())
 
     def to_dict(self, radii: tuple[float, ...]) -> dict[str, Any]:
-        """The figures as JSON has them."""
+        """Plain values for JSON, with the recall of each estimate within `radii`, metres."""
         covered = {f"{share:g}": dict(zip(("confidence", "recall"), self.covering(share), strict=True))
                    for share in COVERAGES}  # fmt: skip
         return {
@@ -126,13 +131,13 @@ class Calibration:
 
 
 def calibrate(expert: Expert, photos: LabelledPhotos, *, radius: float = 50.0, beams: int | None = None) -> Calibration:
-    """Answer held-out photos with every estimate, and compare with where they were taken.
+    """Locate held-out photos with every estimate, and compare with their true positions.
 
     Args:
-        expert: gives the posteriors.
-        photos: held out.
-        radius: metres, of the default estimate.
-        beams: as in `LocateOptions`.
+        expert: the expert to evaluate.
+        photos: held-out photos.
+        radius: radius of the default estimate, metres.
+        beams: see `LocateOptions`.
     """
     answers: dict[str, list[Answers]] = {name: [] for name in ESTIMATES}
     before: list[Answers] = []
@@ -153,8 +158,8 @@ def calibrate(expert: Expert, photos: LabelledPhotos, *, radius: float = 50.0, b
     return Calibration(
         photos=len(photos),
         radius=radius,
-        answers={name: _joined(parts) for name, parts in answers.items()},
-        uncalibrated=_joined(before) if before else None,
+        answers={name: _concatenate(parts) for name, parts in answers.items()},
+        uncalibrated=_concatenate(before) if before else None,
         residual=float(np.concatenate(residual).mean()),
     )
 
@@ -164,5 +169,5 @@ def _answers(posterior: Posterior, points: Points, truth: tuple[NDArray[np.float
     return Answers(geodesic_distance(*truth, latitude, longitude), np.minimum(points.probability[:, 0], 1.0))
 
 
-def _joined(parts: list[Answers]) -> Answers:
-    return Answers(np.concatenate([each.error for each in parts]), np.concatenate([each.confidence for each in parts]))
+def _concatenate(parts: list[Answers]) -> Answers:
+    return Answers(np.concatenate([part.error for part in parts]), np.concatenate([part.confidence for part in parts]))

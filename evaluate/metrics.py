@@ -1,4 +1,4 @@
-"""Recall within a radius and what stands beside it, with bootstrap intervals: the paper's protocol."""
+"""Recall within a radius, median error and accuracy of paths, with bootstrap intervals, as in the paper."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from jzi.evaluate.published import Published, published_for
 from jzi.store.cell_grid import CellGrid
 from jzi.store.pyramid import Pyramid, geodesic_distance
 
-#: Metres; those of the paper's tables.
+#: Radii of the paper's tables, metres.
 RADII = (40.0, 50.0, 100.0)
 
-#: Recall of ranked cells is reported at these ranks.
+#: Ranks at which recall of ranked cells is reported.
 RANKS = (1, 5, 10)
 
 
@@ -31,20 +31,21 @@ class Interval:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How far answers are from where photos were taken.
+    """Accuracy of an expert's answers.
 
     Attributes:
-        photos: how many were located.
+        photos: number of photos located.
         recall: radius in metres to the share of photos whose answer lies within it.
-        median_error: metres.
+        median_error: median distance from the true position to the answer, metres.
         sequence_accuracy: share of photos whose cell is right (all L actions of a zoom).
         prefix_accuracy: share of photos for which the first k actions are right, k = 1..L.
-        step_accuracy: share of photos for which action k is right when those before it are given, k = 1..L; empty where
-            the expert does not decide step by step.
-        error: (photo,) metres from the photo to the answer.
+        step_accuracy: share of photos for which action k is right given those before it, k = 1..L; empty if the expert
+            does not decide step by step.
+        error: (photo,) distance from the true position to the answer, metres.
         confidence: (photo,) probability of the answer's cell.
-        recall_at: k to the share of photos whose own cell is among the first k; empty where cells are not ranked.
-        published: what others have reached in the same area, where it is a published benchmark's.
+        recall_at: k to the share of photos whose true cell is among the first k; empty if the expert does not rank
+            cells.
+        published: published results for the same area, if there are any.
     """
 
     photos: int
@@ -59,8 +60,7 @@ class Evaluation:
     published: tuple[Published, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """The figures as JSON has them, without those of single photos."""
-
+        """Plain values for JSON, without those of single photos."""
         return {
             "photos": self.photos,
             **{f"recall@{radius:g}m": asdict(interval) for radius, interval in self.recall.items()},
@@ -71,10 +71,10 @@ class Evaluation:
             "step_accuracy": list(self.step_accuracy),
             "published": [
                 {
-                    "method": each.method,
-                    **{f"recall@{r:g}m": v for r, v in zip(RADII, each.recall, strict=True)},
+                    "method": result.method,
+                    **{f"recall@{r:g}m": v for r, v in zip(RADII, result.recall, strict=True)},
                 }
-                for each in self.published
+                for result in self.published
             ],
         }
 
@@ -93,20 +93,20 @@ def score(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Evaluation:
-    """Compare the cells that were answered with where the photos were taken.
+    """Compare predicted cells with the true positions.
 
     Args:
-        area: whose cells they are.
-        row: (photo,) of the answers.
-        col: likewise.
-        confidence: (photo,) probability of each.
-        latitude: (photo,) true positions, degrees.
-        longitude: likewise.
-        rank: (photo,) how many cells were preferred to the true one, for recall at ranks.
+        area: the grid of the cells.
+        row: (photo,) rows of the predicted cells.
+        col: (photo,) columns of the predicted cells.
+        confidence: (photo,) probability of each predicted cell.
+        latitude: (photo,) of the true positions, degrees.
+        longitude: (photo,) of the true positions, degrees.
+        rank: (photo,) number of cells that rank before the true one; None if the expert does not rank cells.
         step_accuracy: see `Evaluation`.
-        radii: metres.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
+        radii: radii of recall, metres.
+        resamples: number of bootstrap resamples.
+        seed: seed of the bootstrap.
     """
     error = cell_error(area, row, col, latitude, longitude)
     true_row, true_col = area.cells_at(latitude, longitude)
@@ -142,7 +142,7 @@ def cell_error(
     latitude: NDArray[np.float64],
     longitude: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """(photo,) geodesic metres from true positions (degrees) to the centres of cells."""
+    """(photo,) geodesic distance in metres from true positions, in degrees, to the centres of cells."""
     return geodesic_distance(latitude, longitude, *area.unproject(*area.cell_centers(row, col)))
 
 

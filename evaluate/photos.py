@@ -1,4 +1,4 @@
-"""Photos with known positions and their embeddings: what an expert is evaluated on, off the cache."""
+"""Embeddings of photos with known positions, on which experts are evaluated."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class LabelledPhotos:
         query: (photo, feature) embeddings of the plain photos.
         latitude: (photo,) degrees (WGS 84).
         longitude: (photo,) degrees.
-        row: (photo,) the cell that each lies in.
-        col: likewise.
-        unreachable: photos of the split that were left out, because the map has no imagery where they were taken.
+        row: (photo,) row of the cell that each photo lies in.
+        col: (photo,) column of that cell.
+        unreachable: photos of the split left out because the map has no imagery where they were taken.
     """
 
     split: str
@@ -43,12 +43,12 @@ class LabelledPhotos:
         """Read the encoded photos of a split from a cache.
 
         Args:
-            cache: of the expert's encoder.
-            expert: whose cells the photos are assigned to.
-            split: "train", "val" or "test"; by default test, or val where there is no test photo.
+            cache: a cache of the expert's encoder.
+            expert: the expert to evaluate; photos are assigned to its cells.
+            split: "train", "val" or "test"; by default test, or val if there is no test photo.
 
         Raises:
-            CacheError: no photo is encoded at all.
+            CacheError: no photo is encoded.
             CacheCorruptError: a chunk is damaged.
             TrainingError: the split has no photo in a cell with imagery.
         """
@@ -77,12 +77,12 @@ class LabelledPhotos:
 
     @classmethod
     def from_dataset(cls, pyramid: Pyramid, dataset: ZoomDataset, split: str) -> LabelledPhotos:
-        """The photos of a data set that is on the device already.
+        """From a dataset that is on the device already.
 
         Args:
-            pyramid: whose cells they lie in.
-            dataset: of the split.
-            split: its name.
+            pyramid: the pyramid of the dataset's cells.
+            dataset: the photos of the split.
+            split: name of the split.
         """
         row, col = pyramid.path_to_tile(dataset.actions.cpu().numpy())
         query, positions = dataset.query[:, 0], (dataset.latitude, dataset.longitude)

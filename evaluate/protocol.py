@@ -1,4 +1,4 @@
-"""The protocol by which every expert is evaluated: its greedy answer for each photo, off the cache."""
+"""The evaluation protocol of all experts: the greedy answer for each embedded photo."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def evaluate(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Evaluation:
-    """Answer photos with the expert's greedy cell, the paper's protocol, and compare with where they were taken.
+    """Locate photos with the expert's greedy estimate, as in the paper, and compare with their true positions.
 
     Args:
-        expert: the zoom, a retriever, or anything else that gives posteriors.
-        photos: held out.
-        radii: metres.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
+        expert: the expert to evaluate.
+        photos: held-out photos.
+        radii: radii of recall, metres.
+        resamples: number of bootstrap resamples.
+        seed: seed of the bootstrap.
     """
     greedy = LocateOptions(estimate="greedy")
     parts = [expert.posterior(query, greedy) for query in photos.query.split(BATCH)]

@@ -1,4 +1,4 @@
-"""What others have published for the benchmark's area, to stand beside our own figures (paper, table 1)."""
+"""Published results for the benchmark's area, for comparison (paper, table 1)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from jzi.store.pyramid import PRESETS, Pyramid
 
 @dataclass(frozen=True)
 class Published:
-    """A row of the paper's table: recall at 40, 50 and 100 m, shares."""
+    """A row of the paper's table: method, and recall at 40, 50 and 100 m, 0..1."""
 
     method: str
     recall: tuple[float, ...]
@@ -29,5 +29,5 @@ _WASHINGTON = (
 
 
 def published_for(pyramid: Pyramid) -> tuple[Published, ...]:
-    """The published figures that are comparable: those of the same area; none for any other."""
+    """The published results for an area; empty if there are none."""
     return _WASHINGTON if pyramid == PRESETS["just-zoom-in-dc"] else ()

@@ -1,1 +1,1 @@
-"""From experts' probabilities to one answer: posterior, fusion, location."""
+"""Posteriors of experts, their fusion, and the locations of photos."""

@@ -1,7 +1,7 @@
-"""The two interfaces that the answer is composed of: experts, which meet at the posterior, and stages after it.
+"""The interfaces of experts, which return posteriors, and of stages, which refine candidates.
 
-An expert says how probable each cell is; what it is made of (a decoder, an index of cells, known photos) is not
-visible here, and no expert knows another. A stage takes candidates and gives better ones.
+An expert returns the probability of each cell, by whatever means (a decoder, an index of cells); experts are
+independent of one another. A stage takes the candidates of a posterior and returns better ones.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from jzi.store.info import EncoderInfo
 
 
 class Expert(Protocol):
-    """Probabilities of cells for embedded photos, off the cache: no image is opened.
+    """Computes probabilities of cells for embedded photos; opens no image.
 
     Attributes:
-        name: what reports call it, such as "zoom".
-        area: the cells that it speaks of.
-        encoder: which encoder its photos are embedded with.
-        cell_mask: (row, col) whether each cell has imagery; the others have probability 0.
+        name: name in reports, such as "zoom".
+        area: the grid of the cells.
+        encoder: info of the encoder that photos are embedded with.
+        cell_mask: (row, col) whether each cell has imagery; cells without have probability 0.
     """
 
     name: str
@@ -52,57 +52,57 @@ class Expert(Protocol):
 
         Args:
             query: (photo, feature) embeddings, on any device.
-            options: `beams` bounds the search; with the estimate "greedy" the one cell that a greedy search ends in is
-                enough.
+            options: `beams` bounds the search; for the estimate "greedy", only the cell that a greedy search ends in
+                is needed.
         """
         ...
 
     def uncalibrated(self) -> Expert | None:
-        """The same expert without its fitted temperature, to compare with; None where it has none."""
+        """The same expert without its fitted temperature, for comparison; None if it has none."""
         ...
 
 
 @runtime_checkable
 class StepAccuracy(Protocol):
-    """An expert that decides step by step, which evaluation reports too."""
+    """An expert that decides step by step; evaluation reports the accuracy of its steps."""
 
     def step_accuracy(self, query: Tensor, row: NDArray[np.int64], col: NDArray[np.int64]) -> tuple[float, ...]:
-        """Share of photos whose step k is right when those before it are given, k = 1..L.
+        """Share of photos whose step k is right given those before it, k = 1..L.
 
         Args:
             query: (photo, feature) embeddings.
-            row: (photo,) true cells.
-            col: likewise.
+            row: (photo,) rows of the true cells.
+            col: (photo,) columns of the true cells.
         """
         ...
 
 
 @runtime_checkable
 class CellRanks(Protocol):
-    """An expert that ranks cells, which evaluation reports as recall at k."""
+    """An expert that ranks cells; evaluation reports its recall at k."""
 
     def cell_ranks(
         self, query: Tensor, row: NDArray[np.int64], col: NDArray[np.int64], count: int
     ) -> NDArray[np.int64]:
-        """(photo,) how many cells are preferred to the true one; `count` where it is not among the first `count`.
+        """(photo,) number of cells that rank before the true one; `count` if it is not among the first `count`.
 
         Args:
             query: (photo, feature) embeddings.
-            row: (photo,) true cells.
-            col: likewise.
-            count: how many cells to look at.
+            row: (photo,) rows of the true cells.
+            col: (photo,) columns of the true cells.
+            count: number of cells to rank.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Query:
-    """One photo as a stage takes it.
+    """A photo as the input of a stage.
 
     Attributes:
-        name: what the answer calls it.
-        embedding: (feature,) as the experts took it.
-        photo: what it was read from (a path, bytes, an open file or an image); None where only its embedding is known.
+        name: name of the photo in the answer.
+        embedding: (feature,) its embedding.
+        photo: its source (a path, bytes, an open file or an image); None if only the embedding is available.
     """
 
     name: str
@@ -111,7 +111,7 @@ class Query:
 
 
 class Stage(Protocol):
-    """What follows the posterior: a refiner or a re-ranker."""
+    """A step after the posterior: a refiner or a re-ranker."""
 
     name: str
 
@@ -120,7 +120,7 @@ class Stage(Protocol):
 
         Args:
             query: the photo.
-            posterior: its own (one photo).
-            candidates: the most probable first.
+            posterior: the posterior of this photo.
+            candidates: its candidates, the most probable first.
         """
         ...

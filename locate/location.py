@@ -1,4 +1,4 @@
-"""What is asked and what is answered: options, candidates, and the location of a photo."""
+"""Options of locating, candidates, and the location of a photo."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jzi.locate.posterior import Posterior, credible_radius, most_probable_cells
 from jzi.store.plain import plain
 from jzi.store.pyramid import Pyramid, as_pyramid
 
-#: The cell of greedy search (the paper's protocol), the most probable cell, the point with the most within a radius.
+#: Greedy search (the paper's protocol), the most probable cell, or the point with the most probability in a radius.
 ESTIMATES = ("greedy", "map", "radius")
 
 
@@ -25,9 +25,9 @@ class LocateOptions:
 
     Attributes:
         estimate: "radius": the point with the most probability within `radius`; "map": the most probable cell;
-            "greedy": the cell that greedy search ends in, the paper's protocol.
+            "greedy": the cell that greedy search ends in, as in the paper.
         radius: metres; no two candidates lie within it of each other.
-        top: how many candidates.
+        top: number of candidates.
         beams: tiles of each level that a zoom expands; by default all of a small pyramid, 64 of a large one.
 
     Raises:
@@ -65,11 +65,11 @@ class Candidate:
         x: of the point in the area's CRS, metres.
         y: of the point, metres.
         cell: row and column of the cell that the point lies in.
-        path: the L actions of a zoom that lead to the cell; empty where the cells are not those of a pyramid.
-        probability: that the photo was taken in the cell, or within `radius_m` of the point, 0..1.
-        step_probabilities: of each action given those before it, L numbers.
-        source: what proposed it: an estimate ("greedy", "map", "radius") or the name of a stage.
-        radius_m: metres; None where the probability is the cell's.
+        path: the L actions of a zoom to the cell; empty if the area is no pyramid.
+        probability: probability that the photo was taken in the cell, or within `radius_m` of the point, 0..1.
+        step_probabilities: probability of each of the L actions given those before it.
+        source: where the candidate comes from: an estimate ("greedy", "map", "radius") or the name of a stage.
+        radius_m: metres; None if the probability is that of the cell.
     """
 
     latitude: float
@@ -89,13 +89,13 @@ class Location:
     """Where a photo was taken.
 
     Attributes:
-        photo: its name.
+        photo: name of the photo.
         candidates: the most probable first, no two within the radius of each other.
         cell_m: side of a cell, metres.
-        radius_68: metres around the answer that hold 68 % of the probability; inf where search reached less than that.
+        radius_68: radius around the answer that contains 68 % of the probability, metres; inf if search reached less.
         radius_95: the same for 95 %.
         posterior: the probability of every cell that search reached, and the residual.
-        notes: warnings about the photo, such as an aspect ratio that is a panorama's.
+        notes: warnings about the photo, such as the aspect ratio of a panorama.
     """
 
     photo: str
@@ -137,7 +137,7 @@ class Location:
         """The pyramid whose cells these are.
 
         Raises:
-            PyramidError: they are those of another geometry.
+            PyramidError: the area is no pyramid.
         """
         return as_pyramid(self.posterior.area)
 
@@ -147,7 +147,7 @@ class Location:
         return float(self.posterior.residual[0])
 
     def to_dict(self) -> dict[str, Any]:
-        """The answer as JSON has it: metres end in `_m`, an unknown radius is None."""
+        """Plain values for JSON: names of values in metres end in `_m`, an infinite radius is None."""
         return {
             "photo": self.photo,
             "latitude": self.latitude,
@@ -167,19 +167,19 @@ class Location:
 
 @dataclass(frozen=True)
 class NotLocated:
-    """A photo that cannot be read, and why."""
+    """A photo that cannot be read, and the reason."""
 
     photo: str
     error: str
 
 
 def to_locations(posterior: Posterior, options: LocateOptions, names: Sequence[str]) -> list[Location]:
-    """The answers that posteriors give, photo by photo.
+    """The locations of photos, given their posterior.
 
     Args:
-        posterior: of the photos.
-        options: which estimate, and how many candidates.
-        names: (photo,).
+        posterior: posterior of the photos.
+        options: estimate, radius and number of candidates.
+        names: (photo,) names of the photos.
     """
     if options.estimate == "radius":
         points = most_probable_discs(posterior, options.radius, options.top)
@@ -222,9 +222,9 @@ def to_locations(posterior: Posterior, options: LocateOptions, names: Sequence[s
 
 
 def _zoom_to(posterior: Posterior, photo: int, cell: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """(L,) actions to a cell of a pyramid, and the probability of each given those before it; empty elsewhere.
+    """(L,) actions to a cell of a pyramid, and the probability of each given those before it; empty in other areas.
 
-    Where no zoom gave them, the probability of a tile is that of the cells in it.
+    If the posterior has no `steps`, the probability of a tile is the sum over its cells.
     """
     area = posterior.area
     if not isinstance(area, Pyramid):

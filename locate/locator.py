@@ -30,10 +30,10 @@ class Locator:
     `jzi.load` makes one from a model folder.
 
     Args:
-        expert: gives probabilities of cells; several are fused into one expert before they come here.
-        load_encoder: gives the expert's encoder; it is called when the first photo comes.
+        expert: computes probabilities of cells.
+        load_encoder: loads the expert's encoder; called on first use.
         stages: refiners and re-rankers, in the order in which they run.
-        name: of the model, for reports.
+        name: name of the model in reports.
 
     Example:
         >>> import jzi
@@ -54,7 +54,7 @@ class Locator:
 
         Raises:
             EncoderError: it cannot be loaded.
-            ModelError: it is another one than the expert was trained with.
+            ModelError: it is not the one that the expert was trained with.
         """
         return self._load_encoder()
 
@@ -63,17 +63,17 @@ class Locator:
         """The pyramid whose cells photos are located in.
 
         Raises:
-            PyramidError: they are those of another geometry.
+            PyramidError: the expert's area is no pyramid.
         """
         return as_pyramid(self.expert.area)
 
     def locate(self, photo: Photo, options: LocateOptions = DEFAULT, name: str = "") -> Location:
-        """Where one photo was taken.
+        """Locate one photo.
 
         Args:
             photo: a path, bytes, an open file or a PIL image.
-            options: which estimate, and how many candidates.
-            name: of the photo in the answer; its path by default.
+            options: estimate, radius and number of candidates.
+            name: name of the photo in the answer; its path by default.
 
         Raises:
             PhotoError: it cannot be read.
@@ -86,12 +86,12 @@ class Locator:
     def locate_all(
         self, photos: Iterable[Photo], options: LocateOptions = DEFAULT, batch_size: int = 32
     ) -> Iterator[Location | NotLocated]:
-        """Where each of many photos was taken, in their order; an unreadable photo gives a `NotLocated`.
+        """Locate many photos, in order; yields a `NotLocated` for a photo that cannot be read.
 
         Args:
-            photos: as in `locate`.
-            options: likewise.
-            batch_size: photos to a forward pass.
+            photos: see `locate`.
+            options: see `locate`.
+            batch_size: photos per forward pass.
         """
         for batch in self._batches(photos, batch_size):
             locations = iter(self._locate([pair for pair in batch if pair[1].pixels is not None], options))
@@ -99,11 +99,11 @@ class Locator:
                 yield NotLocated(read.name, read.error) if read.pixels is None else next(locations)
 
     def locate_together(self, photos: Iterable[Photo], options: LocateOptions = DEFAULT) -> Location:
-        """Where photos of one position were taken, from all of them together; stages do not run.
+        """Locate the common position of several photos, by fusing their posteriors; stages do not run.
 
         Args:
-            photos: as in `locate`.
-            options: likewise.
+            photos: photos taken at one position; see `locate`.
+            options: see `locate`.
 
         Raises:
             PhotoError: one cannot be read.
@@ -116,13 +116,13 @@ class Locator:
     def locate_track(
         self, photos: Iterable[Photo], seconds: Sequence[float], speed: float, options: LocateOptions = DEFAULT
     ) -> list[Location]:
-        """Where each photo of a drive was taken, from all of them together; stages do not run.
+        """Locate each photo of a drive, given all of them; stages do not run.
 
         Args:
-            photos: as in `locate`, in the order of time.
-            seconds: when each was taken.
+            photos: photos in the order of time; see `locate`.
+            seconds: (photo,) time at which each was taken.
             speed: top speed, metres per second.
-            options: as in `locate`.
+            options: see `locate`.
 
         Raises:
             PhotoError: one cannot be read.
@@ -134,6 +134,10 @@ class Locator:
 
     def encode(self, photos: Iterable[Photo], batch_size: int = 32) -> tuple[list[str], Tensor]:
         """Names and (photo, feature) embeddings of photos.
+
+        Args:
+            photos: see `locate`.
+            batch_size: photos per forward pass.
 
         Raises:
             PhotoError: one cannot be read.
@@ -149,7 +153,13 @@ class Locator:
     def locate_embeddings(
         self, query: Tensor, options: LocateOptions = DEFAULT, names: Sequence[str] | None = None
     ) -> list[Location]:
-        """Where photos with (photo, feature) embeddings were taken; off the cache, no image is opened."""
+        """Locate photos that are embedded already; opens no image.
+
+        Args:
+            query: (photo, feature) embeddings.
+            options: see `locate`.
+            names: (photo,) names in the answers; empty by default.
+        """
         names = names or [""] * len(query)
         queries = [Query(name, embedding) for name, embedding in zip(names, query, strict=True)]
         return self._run_stages(queries, to_locations(self.posterior(query, options), options, names))
@@ -179,17 +189,17 @@ class Locator:
         return refined
 
     def _batches(self, photos: Iterable[Photo], size: int) -> Iterator[list[tuple[Photo, ReadPhoto]]]:
-        """Photos with what was read of them, read ahead."""
+        """Batches of photos with their pixels, read ahead."""
         pending: deque[Photo] = deque()
 
-        def remembered() -> Iterator[Photo]:
+        def record_pending() -> Iterator[Photo]:
             for photo in photos:
                 pending.append(photo)
                 yield photo
 
-        for batch in PhotoReader(self.encoder.photo_shape).batches(remembered(), size, ahead=size):
+        for batch in PhotoReader(self.encoder.photo_shape).batches(record_pending(), size, ahead=size):
             yield [(pending.popleft(), read) for read in batch]
 
     def _embed(self, photos: list[tuple[Photo, ReadPhoto]]) -> Tensor:
-        """(photo, feature) of photos that could be read."""
+        """(photo, feature) embeddings of the photos that could be read."""
         return self.encoder.encode_photos(np.stack([read.pixels for _, read in photos if read.pixels is not None]))

@@ -1,7 +1,7 @@
-"""Probabilities of cells for photos, and the points of a map drawn from them.
+"""Probabilities of cells for photos, and the most probable points of a map.
 
-Whatever locates (an expert, or several fused) says it as a `Posterior`: a probability for every cell that it reached,
-and the probability of all that it did not reach as the residual.
+The result of an expert, or of a fusion of experts, is a `Posterior`: the probability of every cell that search reached,
+and the residual, the total probability of the cells that it did not reach.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from jzi.store.cell_grid import CellGrid
 
-#: Points of a cell to a side at which a disc may be centred.
+#: Grid of possible disc centres in a cell: points per side.
 POINTS = 4
 
-#: Cells of a photo, the most probable ones, in which a disc may be centred.
+#: Number of most probable cells in which a disc may be centred.
 CENTRES = 128
 
 
@@ -27,13 +27,12 @@ class Posterior:
     """Probabilities of cells for each of several photos.
 
     Attributes:
-        area: whose cells they are.
-        row: (photo, cell) of the cells that were reached, the most probable first.
-        col: likewise.
-        probability: (photo, cell); 0 where entries only fill up the array.
-        residual: (photo,) probability of all that was not reached.
-        steps: (photo, cell, L) probability of each action of a zoom given those before it, where a zoom found the
-            cells; None elsewhere.
+        area: the grid of the cells.
+        row: (photo, cell) rows of the cells that search reached, the most probable first.
+        col: (photo, cell) columns of those cells.
+        probability: (photo, cell); 0 for padding.
+        residual: (photo,) total probability of the cells that search did not reach.
+        steps: (photo, cell, L) probability of each action of a zoom given those before it; None for other experts.
 
     Example:
         >>> from jzi.store.pyramid import Pyramid
@@ -57,13 +56,13 @@ class Posterior:
     def from_cells(
         cls, area: CellGrid, row: NDArray[np.int64], col: NDArray[np.int64], probability: NDArray[np.float64]
     ) -> Posterior:
-        """From the probabilities of cells, in any order; what they lack to 1 is the residual.
+        """From the probabilities of cells, in any order; the residual is 1 minus their sum.
 
         Args:
-            area: whose cells they are.
-            row: (cell,) of different cells, or (photo, cell) where they differ by photo.
-            col: likewise.
-            probability: (cell,) of one photo, or (photo, cell).
+            area: the grid of the cells.
+            row: (cell,) rows of distinct cells, or (photo, cell) if they differ by photo.
+            col: columns, as `row`.
+            probability: (cell,) for one photo, or (photo, cell).
         """
         probability = np.atleast_2d(probability)
         order = (-probability).argsort(axis=1, kind="stable")
@@ -87,14 +86,14 @@ class Posterior:
         return self.area.cell_centers(self.row, self.col)
 
     def grid(self, photo: int = 0) -> NDArray[np.float64]:
-        """(row, col) probability of every cell for one photo; 0 where search did not go."""
+        """(row, col) probability of every cell for one photo; 0 for cells that search did not reach."""
         grid = np.zeros(self.area.shape)
         reached = self.probability[photo] > 0
         grid[self.row[photo][reached], self.col[photo][reached]] = self.probability[photo][reached]
         return grid
 
     def of(self, photo: int) -> Posterior:
-        """The posterior of one photo alone."""
+        """The posterior of one photo."""
         one = slice(photo, photo + 1)
         steps = None if self.steps is None else self.steps[one]
         return Posterior(self.area, self.row[one], self.col[one], self.probability[one], self.residual[one], steps)
@@ -106,9 +105,9 @@ class Points:
 
     Attributes:
         x: (photo, point) in the area's CRS, metres.
-        y: likewise.
-        cell: (photo, point) which of the posterior's cells each lies in.
-        probability: (photo, point); 0 where there are not as many points.
+        y: (photo, point) in the area's CRS, metres.
+        cell: (photo, point) index among the posterior's cells of the cell that each lies in.
+        probability: (photo, point); 0 for padding.
     """
 
     x: NDArray[np.float64]
@@ -121,9 +120,9 @@ def most_probable_cells(posterior: Posterior, count: int = 1, apart: float = 0.0
     """The centres of the most probable cells, with the cells' probabilities.
 
     Args:
-        posterior: where to look.
-        count: cells to a photo.
-        apart: metres; of cells whose centres are nearer to each other, only the most probable one.
+        posterior: posterior of the photos.
+        count: cells per photo.
+        apart: minimum distance between the centres of a photo's cells, metres; less probable ones are skipped.
     """
     photos, (x, y) = np.arange(len(posterior)), posterior.centers
     left = posterior.probability.copy()
@@ -137,14 +136,15 @@ def most_probable_cells(posterior: Posterior, count: int = 1, apart: float = 0.0
 
 
 def most_probable_discs(posterior: Posterior, radius: float, count: int = 1) -> Points:
-    """The points with the most probability within a radius, one after the other, each of what those before it left.
+    """The points with the most probability within a radius, chosen greedily.
 
-    No two points of a photo lie within the radius of each other, and no probability is counted twice.
+    No two points of a photo lie within the radius of each other, and no probability is counted twice: what a point
+    covers is removed before the next one is chosen.
 
     Args:
-        posterior: where to look.
+        posterior: posterior of the photos.
         radius: metres.
-        count: points to a photo.
+        count: points per photo.
     """
     photos, cell_m, (rows, cols) = np.arange(len(posterior)), posterior.area.cell_size, posterior.area.shape
     offset, shares = _disc_shares(cell_m, radius)
@@ -186,16 +186,16 @@ def most_probable_discs(posterior: Posterior, radius: float, count: int = 1) -> 
 def credible_radius(
     posterior: Posterior, x: NDArray[np.float64], y: NDArray[np.float64], *shares: float
 ) -> NDArray[np.float64]:
-    """(share, photo) radius around points that holds a share of the probability; inf where so much was not expanded.
+    """(share, photo) radius around points that contains a share of the probability; inf if search reached less.
 
     Args:
-        posterior: of the photos.
-        x: (photo,) of the points, metres.
-        y: (photo,) likewise.
-        shares: 0..1.
+        posterior: posterior of the photos.
+        x: (photo,) of the points in the area's CRS, metres.
+        y: (photo,) of the points in the area's CRS, metres.
+        shares: shares of the probability, 0..1.
     """
     cell_m = posterior.area.cell_size
-    within = ((np.arange(3) + 0.5) / 3 - 0.5) * cell_m  # nine points stand for a cell
+    within = ((np.arange(3) + 0.5) / 3 - 0.5) * cell_m  # a cell is approximated by nine points
     dx, dy = np.meshgrid(within, within)
     distance = np.hypot(
         posterior.centers[0][..., None] + dx.ravel() - x[:, None, None],
@@ -205,15 +205,15 @@ def credible_radius(
     order = distance.argsort(1)
     cumulated, distance = np.take_along_axis(mass, order, 1).cumsum(1), np.take_along_axis(distance, order, 1)
 
-    def holding(share: float) -> NDArray[np.float64]:
+    def radius_of(share: float) -> NDArray[np.float64]:
         enough = cumulated >= share - 1e-9
         return np.where(enough.any(1), distance[np.arange(len(posterior)), enough.argmax(1)], np.inf)
 
-    return np.stack([holding(share) for share in shares])
+    return np.stack([radius_of(share) for share in shares])
 
 
 def _disc_shares(cell_m: float, radius: float, samples: int = 8) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """(neighbour, 2) offsets in rows and columns, and (point, neighbour) which share a disc around a point covers."""
+    """(neighbour, 2) offsets in rows and columns, and (point, neighbour) share of each that a point's disc covers."""
     reach = int(np.ceil(radius / cell_m + 0.5))
     offset = np.stack(np.meshgrid(*[np.arange(-reach, reach + 1)] * 2, indexing="ij"), -1).reshape(-1, 2)
     point = (np.arange(POINTS) + 0.5) / POINTS - 0.5

@@ -1,7 +1,7 @@
-"""Several photos: of one position, and of one drive.
+"""Fusion of several photos of one position or of one drive.
 
-Each photo's posterior is its likelihood for every cell. One photo may carry no information at all (`OUTLIER`), so that
-a bad one among good ones does not rule the true position out; the residual is spread over the cells that search did not
+Each photo's posterior is used as its likelihood for every cell. Any photo may carry no information (`OUTLIER`), so a
+bad one among good ones does not rule out the true position. The residual is spread over the cells that search did not
 reach.
 """
 
@@ -18,15 +18,15 @@ from jzi.locate.posterior import Posterior
 #: Share of photos that carry no information about where they were taken.
 OUTLIER = 0.02
 
-#: Most cells to a side of a map on which photos are fused: a likelihood is kept for every cell.
+#: Maximum cells per side of a map on which photos are fused, because likelihoods of all cells are stored.
 MAX_SIDE = 2048
 
 
 def likelihoods(posterior: Posterior, cell_mask: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """(photo, row, col) likelihood of every cell for each photo; those of a photo sum to 1.
+    """(photo, row, col) likelihood of every cell for each photo, normalised to a sum of 1.
 
     Args:
-        posterior: of several photos.
+        posterior: posterior of several photos.
         cell_mask: (row, col) whether a cell has imagery.
 
     Raises:
@@ -47,10 +47,10 @@ def likelihoods(posterior: Posterior, cell_mask: NDArray[np.bool_]) -> NDArray[n
 
 
 def fuse(posterior: Posterior, cell_mask: NDArray[np.bool_]) -> Posterior:
-    """One posterior of photos taken at one position: the product of their likelihoods.
+    """The posterior of the common position of photos: the normalised product of their likelihoods.
 
     Args:
-        posterior: of the photos.
+        posterior: posterior of the photos.
         cell_mask: (row, col) whether a cell has imagery.
 
     Raises:
@@ -66,13 +66,13 @@ def smooth_track(
 ) -> list[Posterior]:
     """The posterior of each photo of a drive given all of them.
 
-    A hidden Markov model over cells: between two photos the camera moved no farther than its top speed allows, and
-    every cell in reach is equally likely; forward-backward over the whole drive (Rabiner 1989).
+    Forward-backward smoothing (Rabiner 1989) of a hidden Markov model over cells: between two photos the camera moves
+    at most as far as its top speed allows, and every cell in reach is equally probable.
 
     Args:
-        posterior: of the photos, in the order of time.
+        posterior: posterior of the photos, in the order of time.
         cell_mask: (row, col) whether a cell has imagery.
-        seconds: (photo,) when each was taken; they do not decrease.
+        seconds: (photo,) time at which each was taken, not decreasing.
         speed: top speed, metres per second.
 
     Raises:
@@ -83,7 +83,7 @@ def smooth_track(
         raise ConfigError(f"a track needs a top speed of more than 0, not {speed}, and photos in the order of time")
     observed = likelihoods(posterior, cell_mask)
     cell_m = posterior.area.cell_size
-    reaches = [speed * gap + cell_m for gap in gaps]  # positions are known to a cell
+    reaches = [speed * gap + cell_m for gap in gaps]  # positions are accurate to a cell
     forward, backward = [observed[0]], [np.ones_like(observed[0])]
     for reach, present in zip(reaches, observed[1:], strict=True):
         forward.append(_normalise(_spread(forward[-1], reach / cell_m, cell_mask) * present))
@@ -102,9 +102,8 @@ def _spread(grid: NDArray[np.float64], reach: float, cell_mask: NDArray[np.bool_
     shape = (rows + 2 * cells, cols + 2 * cells)
     spread = np.fft.irfft2(np.fft.rfft2(grid, shape) * np.fft.rfft2(disc / disc.sum(), shape), shape)
     moved = spread[cells : cells + rows, cells : cells + cols]
-    return np.asarray(
-        np.maximum(moved, 0.0) * cell_mask + 1e-12 * cell_mask
-    )  # rounding; and no cell is ruled out for good
+    # The transform rounds to slightly negative values, and no cell should be ruled out for good
+    return np.asarray(np.maximum(moved, 0.0) * cell_mask + 1e-12 * cell_mask)
 
 
 def _normalise(grid: NDArray[np.float64]) -> NDArray[np.float64]:

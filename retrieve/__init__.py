@@ -1,1 +1,1 @@
-"""Flat retrieval over cells: what the zoom is compared with, on the same encoder, photos and map."""
+"""Flat retrieval over cells: the baseline of the zoom, with the same encoder, photos and map."""

@@ -1,4 +1,4 @@
-"""Flat retrieval as an expert: the softmax of similarities to the cells of the map."""
+"""Flat retrieval as an expert: the softmax of a photo's similarities to the cells of the map."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from jzi.retrieve.search import CellIndex, probabilities
 from jzi.store.info import EncoderInfo
 from jzi.store.pyramid import Pyramid
 
-#: The most similar cells, whose similarities become probabilities; the share of the others is negligible.
+#: Number of most similar cells in the softmax; the probability of the others is negligible.
 CELLS = 4096
 
-#: Cells whose similarities are looked at for the confidence of the first one, and for the rank of the true one.
+#: Number of most similar cells in the softmax of the greedy estimate, and at least in the ranking of the true cell.
 RANKED = 64
 
 
@@ -28,8 +28,8 @@ class RetrievalExpert:
     """A retriever and its index of cells.
 
     Args:
-        retriever: its encoder, area and temperature.
-        index: of all cells of the area that have imagery.
+        retriever: encoder, area and temperature.
+        index: index of all cells of the area that have imagery.
     """
 
     name = "retrieval"
@@ -39,15 +39,15 @@ class RetrievalExpert:
 
     @classmethod
     def load(cls, folder: str | Path, *, approximate: bool = False) -> RetrievalExpert:
-        """From a retriever's folder.
+        """Load the expert from a retriever's folder.
 
         Args:
-            folder: the retriever.
-            approximate: search the HNSW graph rather than all cells.
+            folder: the retriever's folder.
+            approximate: whether to search the HNSW graph instead of all cells.
 
         Raises:
-            ModelError: the folder is no retriever, or has no index.
-            CacheError: the index cannot be used.
+            ModelError: the folder holds no retriever, or has no index.
+            CacheError: the index is incomplete or damaged.
         """
         retriever = Retriever.load(folder)
         return cls(retriever, CellIndex.load(retriever, approximate=approximate))
@@ -70,35 +70,35 @@ class RetrievalExpert:
         return mask
 
     def posterior(self, query: Tensor, options: LocateOptions) -> Posterior:
-        """Softmax of the similarities of the `CELLS` most similar cells; of the first of `RANKED` for "greedy".
+        """Softmax over the `CELLS` most similar cells; for "greedy", the first cell of a softmax over `RANKED`.
 
         Args:
             query: (photo, feature) embeddings.
-            options: only the estimate matters.
+            options: only the estimate is used.
         """
         greedy = options.estimate == "greedy"
         similarity, cells = self.index.search(query.cpu().numpy(), RANKED if greedy else CELLS)
-        share = probabilities(similarity, cells, self.retriever.temperature)
+        probability = probabilities(similarity, cells, self.retriever.temperature)
         if greedy:
-            cells, share = cells[:, :1], share[:, :1]
-        cells = np.maximum(cells, 0)  # -1, where a graph search reached fewer, has no probability
-        return Posterior.from_cells(self.area, self.index.row[cells], self.index.col[cells], share)
+            cells, probability = cells[:, :1], probability[:, :1]
+        cells = np.maximum(cells, 0)  # cells of -1, where a graph search reached fewer, have probability 0
+        return Posterior.from_cells(self.area, self.index.row[cells], self.index.col[cells], probability)
 
     def uncalibrated(self) -> RetrievalExpert | None:
-        """The same without the fitted temperature."""
+        """The same expert without the fitted temperature."""
         config = replace(self.retriever.config, temperature=1.0)
         return RetrievalExpert(replace(self.retriever, config=config), self.index)
 
     def cell_ranks(
         self, query: Tensor, row: NDArray[np.int64], col: NDArray[np.int64], count: int
     ) -> NDArray[np.int64]:
-        """(photo,) how many cells are more similar than the true one; `count` where it is not among the first.
+        """(photo,) number of cells more similar than the true one; `count` if it is not among the first `count`.
 
         Args:
             query: (photo, feature) embeddings.
-            row: (photo,) true cells.
-            col: likewise.
-            count: how many cells to look at.
+            row: (photo,) rows of the true cells.
+            col: (photo,) columns of the true cells.
+            count: number of most similar cells to rank.
         """
         _, cells = self.index.search(query.cpu().numpy(), max(count, RANKED))
         cells = cells[:, :count]

@@ -1,7 +1,7 @@
-"""A retriever's folder: all that is needed to locate photos by retrieval, to be copied anywhere.
+"""A retriever's folder: everything needed to locate photos by retrieval, in a folder that can be copied.
 
-Beside what `jzi.store.model_folder` describes it holds index.zarr, a feature cache with an embedding for every cell
-(`jzi index`), in which photos may be as well, and train/, how it was trained.
+Beside the files that `jzi.store.model_folder` describes, it holds index.zarr, a feature cache with the embeddings of
+all cells (`jzi index`) and optionally of photos, and train/, the record of its training.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class Retriever:
     """A trained retriever.
 
     Attributes:
-        folder: where it lies.
-        config: what its config.json records.
+        folder: the retriever's folder.
+        config: contents of its config.json.
     """
 
     folder: Path
@@ -38,68 +38,76 @@ class Retriever:
         """Read a retriever's folder.
 
         Raises:
-            ModelError: there is none, or it is damaged or of another kind.
+            ModelError: the folder holds no retriever, or is damaged.
         """
         folder = Path(folder)
         if not (folder / CONFIG).exists():
-            raise ModelError(f"there is no retriever in {folder}: `jzi train-retriever` makes it")
+            raise ModelError(f"{folder} holds no retriever: `jzi train-retriever` creates one")
         config = read_config(folder)
         if not isinstance(config, RetrieverModelConfig):
-            raise ModelError(f"{folder} is no retriever: `jzi train-retriever` makes one")
+            raise ModelError(f"{folder} holds a model that is no retriever: `jzi train-retriever` creates one")
         return cls(folder, config)
 
     @property
     def pyramid(self) -> Pyramid:
-        """Whose terminal cells are retrieved."""
+        """The pyramid whose terminal cells are retrieved."""
         return self.config.pyramid
 
     @property
     def encoder(self) -> EncoderInfo:
-        """Of photos and pieces of map."""
+        """Info of the encoder of photos and reference crops."""
         return self.config.encoder
 
     @property
     def imagery(self) -> ImageryInfo:
-        """What it was trained on."""
+        """Info of the imagery that it was trained on."""
         return self.config.imagery
 
     @property
     def context(self) -> float:
-        """Side of the piece of map that stands for a cell, in cells."""
+        """Side of a cell's reference crop, in cells."""
         return self.config.context
 
     @property
     def temperature(self) -> float:
-        """What cosine similarities are divided by, so that their softmax is a probability."""
+        """Temperature of the softmax of cosine similarities."""
         return self.config.temperature
 
     @property
     def method(self) -> str:
-        """How it was trained."""
+        """Method of training: "sample4geo", "infonce" or "transgeo"."""
         return self.config.method
 
     @property
     def cache_path(self) -> str:
-        """Where cells and photos are kept."""
+        """Path of the cache with the embeddings of cells and photos."""
         return str(self.folder / "index.zarr")
 
     @property
     def hnsw_path(self) -> Path:
-        """Where the graph for approximate search is kept."""
+        """Path of the graph for approximate search."""
         return self.folder / GRAPH
 
     def load_encoder(self, device: str | None = None) -> Encoder:
-        """As `load_model_encoder`."""
+        """Load the encoder.
+
+        Args:
+            device: "cpu", "cuda", "cuda:1", ...; the best one by default.
+
+        Raises:
+            EncoderError: it cannot be loaded.
+            ModelError: its files are damaged, or it is another one than the retriever was trained with.
+        """
         from jzi.encode.model_encoder import load_model_encoder
 
         return load_model_encoder(self.folder, self.config, device)
 
     def open_cache(self) -> FeatureCache:
-        """The cache with the cells, for reading.
+        """Open the cache with the cells for reading.
 
         Raises:
-            ModelError: there is none yet.
-            CacheMismatchError: it is another retriever's.
+            ModelError: there is no cache.
+            CacheMismatchError: the cache belongs to another retriever.
         """
         if not exists(self.cache_path):
             raise ModelError(f"{self.folder} has no index yet: run `jzi index --retriever {self.folder}`")
@@ -123,10 +131,19 @@ def save_retriever(
     temperature: float,
     method: str,
 ) -> Retriever:
-    """Write config.json of a retriever whose encoder lies in the folder.
+    """Write the config.json of a retriever.
+
+    Args:
+        folder: the retriever's folder, which holds the encoder already.
+        pyramid: the pyramid whose terminal cells are retrieved.
+        encoder: info of the encoder.
+        imagery: info of the imagery that it was trained on.
+        context: side of a cell's reference crop, in cells.
+        temperature: temperature of the softmax of cosine similarities.
+        method: method of training.
 
     Raises:
-        ModelError: the disk is full or refuses.
+        ModelError: the folder cannot be written.
     """
     config = RetrieverModelConfig(
         pyramid=pyramid,

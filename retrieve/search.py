@@ -1,4 +1,4 @@
-"""Which cells are most like a photo: exact with Faiss's IndexFlatIP, approximate with its HNSW graph."""
+"""Search for the cells most similar to a photo: exact with Faiss's IndexFlatIP, or approximate with an HNSW graph."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from jzi.errors import ConfigError, ModelError, first_line
 from jzi.retrieve.retriever import Retriever
 from jzi.store.model_folder import GRAPH, verify_file, write_file
 
-#: Links of a node of the graph, and how many nodes are kept in sight while it is built and searched.
-LINKS, BUILD_SIGHT, SEARCH_SIGHT = 32, 200, 256
+#: HNSW parameters: links per node (M), and candidates kept while building (efConstruction) and searching (efSearch).
+LINKS, EF_CONSTRUCTION, EF_SEARCH = 32, 200, 256
 
 
 class CellIndex:
-    """The cells of a map, to be searched by cosine similarity.
+    """An index of the cells of a map by cosine similarity.
 
     Args:
-        row: (cell,) in the pyramid's terminal cells.
-        col: likewise.
-        embedding: (cell, feature); of any length.
-        graph: an HNSW graph over them, for approximate search; exact without.
+        row: (cell,) rows of terminal cells.
+        col: (cell,) columns of terminal cells.
+        embedding: (cell, feature); need not be normalised.
+        graph: an HNSW graph over the embeddings for approximate search; None for exact search.
     """
 
     def __init__(
@@ -33,20 +33,20 @@ class CellIndex:
         if graph is None:
             faiss = import_faiss()
             graph = faiss.IndexFlatIP(embedding.shape[1])
-            graph.add(unit(embedding))
+            graph.add(normalise_rows(embedding))
         self.index = graph
 
     @classmethod
     def load(cls, retriever: Retriever, *, approximate: bool = False) -> CellIndex:
-        """The database of a retriever.
+        """Load the index of a retriever.
 
         Args:
-            retriever: with an index.
-            approximate: search its HNSW graph.
+            retriever: a retriever with an index.
+            approximate: whether to search its HNSW graph.
 
         Raises:
             ModelError: there is no index, or no graph.
-            CacheError: the index is not complete.
+            CacheError: the index is incomplete or damaged.
         """
         cache = retriever.open_cache()
         row, col, embedding = cache.cells.read()
@@ -64,8 +64,11 @@ class CellIndex:
         except RuntimeError as error:
             raise ModelError(f"{retriever.hnsw_path} cannot be read: {first_line(error)}") from error
         if graph.ntotal != len(row):
-            raise ModelError(f"{retriever.hnsw_path} is of another index: run `jzi index --hnsw` again")
-        graph.hnsw.efSearch = SEARCH_SIGHT
+            raise ModelError(
+                f"{retriever.hnsw_path} has {graph.ntotal} cells, but the index has {len(row)}: run `jzi index --hnsw` "
+                "again"
+            )
+        graph.hnsw.efSearch = EF_SEARCH
         return cls(row, col, embedding, graph)
 
     def __len__(self) -> int:
@@ -73,7 +76,7 @@ class CellIndex:
 
     @property
     def bytes(self) -> int:
-        """What search keeps in memory: vectors in float32, and the links of a graph."""
+        """Memory of the index: vectors in float32, and the links of the graph."""
         faiss = import_faiss()
         vectors = 4 * self.index.ntotal * self.index.d
         if isinstance(self.index, faiss.IndexHNSW):
@@ -81,53 +84,66 @@ class CellIndex:
         return vectors
 
     def search(self, query: NDArray[Any], count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """(query, count) cosine similarities and cells, the most similar first; cell -1 where a graph found fewer.
+        """The most similar cells of each query.
 
         Args:
-            query: (query, feature) of any length.
-            count: how many cells; at most all.
+            query: (query, feature); need not be normalised.
+            count: number of cells; at most all.
+
+        Returns:
+            (query, count) cosine similarities and indices of cells, most similar first; -1 if a graph reached fewer.
         """
-        found, cells = self.index.search(unit(query), min(count, len(self)))
-        return found, cells
+        similarity, cells = self.index.search(normalise_rows(query), min(count, len(self)))
+        return similarity, cells
 
 
 def probabilities(similarity: NDArray[np.float32], cells: NDArray[np.int64], temperature: float) -> NDArray[np.float64]:
-    """(query, cell) softmax of what `CellIndex.search` found; 0 for cell -1."""
+    """(query, cell) softmax of similarities; 0 for a cell of -1.
+
+    Args:
+        similarity: (query, cell), as `CellIndex.search` returns them.
+        cells: (query, cell), likewise.
+        temperature: divisor of the similarities.
+    """
     logits = np.where(cells < 0, -np.inf, similarity.astype(np.float64) / temperature)
-    share = np.exp(logits - logits.max(1, keepdims=True))
-    return share / share.sum(1, keepdims=True)
+    weight = np.exp(logits - logits.max(1, keepdims=True))
+    return weight / weight.sum(1, keepdims=True)
 
 
-def unit(embedding: NDArray[Any]) -> NDArray[np.float32]:
-    """(n, feature) float32 of length one."""
+def normalise_rows(embedding: NDArray[Any]) -> NDArray[np.float32]:
+    """(n, feature) float32 rows of unit length."""
     values = np.ascontiguousarray(embedding, np.float32)
     return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
 
 
 def build_graph(embedding: NDArray[Any]) -> Any:
-    """An HNSW graph (Malkov and Yashunin 2018) over (cell, feature) embeddings."""
+    """Build an HNSW graph (Malkov and Yashunin 2018) over (cell, feature) embeddings."""
     faiss = import_faiss()
     graph = faiss.IndexHNSWFlat(embedding.shape[1], LINKS, faiss.METRIC_INNER_PRODUCT)
-    graph.hnsw.efConstruction, graph.hnsw.efSearch = BUILD_SIGHT, SEARCH_SIGHT
-    graph.add(unit(embedding))
+    graph.hnsw.efConstruction, graph.hnsw.efSearch = EF_CONSTRUCTION, EF_SEARCH
+    graph.add(normalise_rows(embedding))
     return graph
 
 
 def save_graph(graph: Any, path: Path) -> None:
-    """Write a graph, whole or not at all, and record its digest in the retriever's config.json.
+    """Write a graph atomically, and record its digest in the retriever's config.json.
+
+    Args:
+        graph: from `build_graph`.
+        path: the retriever's `hnsw_path`.
 
     Raises:
-        ModelError: the disk is full or refuses.
+        ModelError: the folder cannot be written.
     """
     faiss = import_faiss()
     write_file(path.parent, path.name, lambda file: faiss.write_index(graph, str(file)))
 
 
 def import_faiss() -> Any:
-    """The library; it is an extra.
+    """Import Faiss, an optional dependency.
 
     Raises:
-        ConfigError: it is not installed.
+        ConfigError: Faiss is not installed.
     """
     try:
         import faiss

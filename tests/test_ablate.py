@@ -1,4 +1,4 @@
-"""Ablations: the reference is what train-decoder makes, runs are never made twice, and a table comes out."""
+"""Ablations: the reference equals train-decoder's model, no trial runs twice, and the results make a table."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ SMOOTHING = [Variant("plain loss", ("train.label_smoothing=0",))]
 
 @pytest.fixture
 def town(tmp_path: Path, encoder_folder: Path) -> Path:
-    """The jzi.toml of a working directory, whose cache holds made features; there is no image."""
+    """The jzi.toml of a working directory whose cache holds synthetic features; there is no image."""
     settings = Settings(
         pyramid=Pyramid.around(48.2, 16.37, 640.0, levels=2),
         encoder=EncoderSettings(name=str(encoder_folder), image_size=28),
@@ -72,13 +72,13 @@ def town(tmp_path: Path, encoder_folder: Path) -> Path:
 
 
 def plan(town: Path, variants: list[Variant], *overrides: str, seeds: int = 1, split: str | None = None, **how):
-    """The trials by row, with nothing run."""
+    """The trials by row; none has been run."""
     ablation = Ablation(town, overrides, variants, how.get("name", "test"), how.get("reference", True))
     return ablation.trials(seeds, split, lambda _: None)
 
 
 def run(rows: dict[str, list[Trial]]) -> dict[str, list[Trial]]:
-    """The trials, run in this process."""
+    """Run the trials in this process."""
     run_free(_in_order(list(rows.values())))
     return rows
 
@@ -133,7 +133,7 @@ def test_a_file_names_variants_and_what_they_share(tmp_path) -> None:
 @pytest.mark.parametrize("file", sorted((Path(__file__).parent.parent / "benchmarks" / "ablations").glob("*.toml")))
 def test_the_papers_ablations_are_variants_that_there_can_be(town, file: Path) -> None:
     shared, variants = read_variants(file)
-    rows = {name for line in Ablation(town, shared, variants, file.stem, True).lines for name in line.names}
+    rows = {name for group in Ablation(town, shared, variants, file.stem, True).groups for name in group.names}
     assert rows == {"reference", *(variant.name for variant in variants)}
 
 
@@ -142,7 +142,7 @@ def test_variants_with_the_same_settings_are_one_row(town) -> None:
     assert list(plan(town, variants)) == ["reference = decoder.layers=1 = no block", "decoder.layers=2"]
 
 
-# Before anything is run
+# Checks before any training
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,9 @@ def test_an_architecture_is_not_varied_where_the_decoder_is_given(town) -> None:
     layers = settings.decoder.layers
     with pytest.raises(ConfigError, match=rf"variant decoder.layers=7: .* but it is {layers} in"):
         plan(town, expand_grid(["decoder.layers=7"]), "train.init=model")
-    assert len(plan(town, expand_grid([f"decoder.layers={layers}"]), "train.init=model")) == 1  # has the same meaning
+    assert (
+        len(plan(town, expand_grid([f"decoder.layers={layers}"]), "train.init=model")) == 1
+    )  # the same as the model's
     assert len(plan(town, expand_grid(["decoder.dropout=0.3"]), "train.init=model")) == 2
     (trial,) = plan(town, expand_grid(["decoder.look_ahead=children"]), "train.init=model", reference=False).values()
     assert trial[0].decoder.look_ahead == "children"
@@ -206,12 +208,12 @@ def test_runs_that_are_done_are_not_run_again(town, monkeypatch) -> None:
     monkeypatch.setattr(DecoderTask, "batches", lambda *_: pytest.fail("trained again"))
     rows = run(plan(town, SMOOTHING))
     assert rows["reference"][0].result["split"] == "test"
-    rows = run(plan(town, SMOOTHING, split="val"))  # evaluated again, no more
+    rows = run(plan(town, SMOOTHING, split="val"))  # evaluated again, not trained
     assert rows["reference"][0].result["split"] == "val"
 
 
 class Killed(BaseException):
-    """Stands for a signal: nothing in the code under test may catch it."""
+    """Stands for a kill signal: the code under test must not catch it."""
 
 
 def test_a_killed_ablation_goes_on_in_the_epoch_where_it_was(town, monkeypatch) -> None:
@@ -407,7 +409,9 @@ def test_ablate_runs_variants_of_encoders_in_processes_of_their_own(
     assert len(caches) == 2
     infos = [ZoomModel.load(row["folders"][0]).encoder.fingerprint for row in rows]
     assert {FeatureCache.open(cache).encoder.fingerprint for cache in caches} == set(infos[1:]) and len(set(infos)) == 3
-    assert all(FeatureCache.open(cache).queries.column("views").any() for cache in caches)  # as the plain cache has
+    assert all(
+        FeatureCache.open(cache).queries.column("views").any() for cache in caches
+    )  # the same as the plain cache
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "ablations").rglob("decoder.safetensors")}
     again = CliRunner().invoke(main, command)
     assert [json.loads(line) for line in again.stdout.splitlines()] == rows

@@ -1,4 +1,4 @@
-"""Temperatures make probabilities true, and the error says how true they are."""
+"""Temperatures calibrate probabilities, and the calibration error measures the rest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`Locator` in Python gives what the command gives, for whatever a photo comes as."""
+"""`Locator` gives the same locations as the command, for every kind of photo source."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_embeddings_are_located_without_an_encoder(model) -> None:
     locator = jzi.load(model)
     answers = locator.locate_embeddings(torch.randn(3, 32), LocateOptions(top=4))
     assert [len(each.candidates) for each in answers] == [4, 4, 4]
-    assert "encoder" not in vars(locator)  # none was loaded
+    assert "encoder" not in vars(locator)  # the encoder was not loaded
 
 
 def test_a_photo_that_cannot_be_read_raises(model, tmp_path) -> None:
@@ -137,7 +137,7 @@ def test_a_damaged_model_is_one_sentence(model, damage) -> None:
 
 
 class Recorder:
-    """A stage that turns the candidates round and remembers what it was given."""
+    """A stage that reverses the candidates and records its arguments."""
 
     name = "recorder"
 
@@ -168,7 +168,7 @@ def test_stages_run_after_the_posterior_on_each_photo(model, photo_folder) -> No
 
 
 class Uniform:
-    """An expert that knows nothing but where the imagery is, in cells that are no pyramid's."""
+    """An expert with equal probabilities for all cells with imagery, in an area that is no pyramid."""
 
     name = "uniform"
 

@@ -1,4 +1,4 @@
-"""The posterior is a probability over cells, and the points drawn from it hold what they say."""
+"""The posterior is a probability over cells, and its most probable points contain the probability they report."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_what_a_beam_does_not_reach_is_told(decoder, table, query, beams) -> Non
     assert part.row.shape[1] == 4 * beams
     np.testing.assert_allclose(part.probability.sum(1) + part.residual, 1, atol=1e-5)
     assert (part.residual > 0.01).any()
-    for photo in range(5):  # what it reaches has the probability that it has
+    for photo in range(5):  # cells that are reached keep their probability
         there = part.grid(photo) > 0
         np.testing.assert_allclose(part.grid(photo)[there], whole.grid(photo)[there], atol=1e-6)
 
@@ -97,7 +97,7 @@ def test_temperature_flattens_each_step(decoder, table, query) -> None:
 
 
 def test_the_disc_is_the_one_with_the_most_probability(pyramid) -> None:
-    """Against every point of a fine grid, by counting."""
+    """Compare with counting around every point of a fine grid."""
     rng = np.random.default_rng(2)
     grids = [rng.random((16, 16)) ** 8 for _ in range(4)]
     grids = [grid / grid.sum() for grid in grids]

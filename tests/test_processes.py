@@ -1,4 +1,4 @@
-"""Two processes do together what one does alone."""
+"""Two processes give the same result as one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SETTINGS += ["--set", "decoder.dropout=0.0", "--set", "encoder.batch_size=16"]
 
 @pytest.fixture
 def launch(tmp_path: Path, town_raster: Path, photo_folder: Path, encoder_folder: Path):
-    """Runs a command in an area with one process or with several."""
+    """Run a command in a working directory with one process or with several."""
     shutil.copytree(encoder_folder, tmp_path / "encoder")
 
     def run(processes: int, *command: str) -> str:
@@ -49,7 +49,7 @@ def test_two_processes_fill_the_same_cache_and_train_the_same_decoder(launch, tm
             f"model.path=model{processes}",
             "--json",
         ]
-        (encoded,) = launch(processes, "encode-map", *own).splitlines()  # the main process alone tells
+        (encoded,) = launch(processes, "encode-map", *own).splitlines()  # only the main process prints
         assert json.loads(encoded)["encoded"] == 1365
         (encoded,) = launch(processes, "encode-queries", *own).splitlines()
         assert json.loads(encoded)["encoded"] == 30

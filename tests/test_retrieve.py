@@ -1,4 +1,4 @@
-"""Flat retrieval: its losses are the papers', its batches hold neighbours, and it answers as the zoom does."""
+"""Flat retrieval: its losses equal the papers', its batches hold neighbours, and it gives locations like the zoom."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from jzi.errors import ConfigError, ModelError
 from jzi.locate.posterior import Posterior
 from jzi.retrieve.expert import RetrievalExpert
 from jzi.retrieve.retriever import Retriever
-from jzi.retrieve.search import CellIndex, build_graph, unit
+from jzi.retrieve.search import CellIndex, build_graph, normalise_rows
 from jzi.retrieve.similarity import fit_temperature, ranks
 from jzi.store.cell_features import CellFeatures
 from jzi.store.model_folder import ZoomModelConfig, create_model
@@ -101,7 +101,7 @@ def test_batches_of_neighbours_hold_each_photo_once_and_no_place_twice() -> None
     near = nearest_on_map(where, 16)
     order = neighbour_batches(rng.permutation(200), place, near[place], 16, 8, rng)
     assert sorted(order) == list(range(200))
-    whole = [order[start : start + 16] for start in range(0, 96, 16)]  # the last ones must take what is left
+    whole = [order[start : start + 16] for start in range(0, 96, 16)]  # the last batches may repeat cells
     assert all(len(set(place[batch])) == 16 for batch in whole)
 
     def spread(batch: np.ndarray) -> float:
@@ -124,7 +124,7 @@ def test_the_nearest_on_the_map_come_first_and_leave_the_place_itself_out() -> N
 def test_a_cell_is_the_middle_of_its_image(write_raster, pyramid, tmp_path) -> None:
     side = pyramid.tiles_per_side(pyramid.levels)  # 64 cells of 12.5 m
     data = np.full((3, 800, 800), 40, np.uint8)
-    data[:, 125:138, 250:263] = 230  # the cell (10, 20), about
+    data[:, 125:138, 250:263] = 230  # approximately the cell (10, 20)
     raster = write_raster(data, pyramid.bounds, pyramid.crs)
     with Imagery([raster], pyramid) as imagery:
         images = CellImages(imagery, 28, 4.0, device=torch.device("cpu"), folder=tmp_path, progress=False)
@@ -141,7 +141,7 @@ def test_a_cell_is_the_middle_of_its_image(write_raster, pyramid, tmp_path) -> N
 
 @pytest.fixture
 def train(tmp_path: Path, town_raster: Path, pyramid, photo_folder: Path, encoder_folder: Path):
-    """Trains a retriever on the tiny town."""
+    """Train a retriever on the tiny town."""
 
     def run(name: str = "retriever", config: RetrieverConfig = QUICK):
         encoder = Encoder.load(encoder_folder, image_size=28, device="cpu")
@@ -161,11 +161,13 @@ def test_a_retriever_learns_its_training_photos(train, tmp_path, capsys, method)
     assert lines[-1]["loss"] < lines[0]["loss"]
     assert report.epochs == 12 and {"recall@1", "recall@5", "recall@10", "recall@40m"} <= set(report.best)
     assert Retriever.load(tmp_path / "retriever").method == method
-    assert train(config=replace(QUICK, method=method, epochs=12, augment=False)).epochs == 0  # it is left alone
+    assert (
+        train(config=replace(QUICK, method=method, epochs=12, augment=False)).epochs == 0
+    )  # a complete run is not trained again
 
 
 class Killed(BaseException):
-    """Stands for a signal."""
+    """Stands for a kill signal."""
 
 
 @pytest.mark.parametrize("steps", [2, 5, 8])
@@ -218,7 +220,7 @@ def test_the_graph_finds_nearly_what_exact_search_finds() -> None:
     query = rng.normal(size=(50, 16))
     exact = CellIndex(row, col, embedding)
     similarity, cells = exact.search(query, 5)
-    best = unit(query) @ unit(embedding).T
+    best = normalise_rows(query) @ normalise_rows(embedding).T
     assert (cells[:, 0] == best.argmax(1)).all()
     np.testing.assert_allclose(similarity[:, 0], best.max(1), atol=1e-5)
     graph = CellIndex(row, col, embedding, build_graph(embedding))
@@ -310,12 +312,12 @@ def test_probabilities_of_retrieval_are_those_of_its_similarities(retrieved, tmp
     assert isinstance(locator.expert, RetrievalExpert)
     retriever = locator.expert.retriever
     _, query = locator.encode(sorted(photo_folder.rglob("*.jpg"))[:3])
-    found: Posterior = locator.posterior(query)
+    posterior: Posterior = locator.posterior(query)
     cache = retriever.open_cache()
     row, col, embedding = CellFeatures(cache.group, cache.path).read()
-    similarity = unit(query.numpy()) @ unit(embedding).T / retriever.temperature
+    similarity = normalise_rows(query.numpy()) @ normalise_rows(embedding).T / retriever.temperature
     expected = torch.from_numpy(similarity).softmax(-1).numpy()
     for photo in range(3):
         grid = np.zeros((64, 64))
         grid[row, col] = expected[photo]
-        np.testing.assert_allclose(found.grid(photo), grid, atol=1e-6)
+        np.testing.assert_allclose(posterior.grid(photo), grid, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Several photos say more than one, and nothing that none of them says."""
+"""Fusion of several photos is more certain than one photo, and finds no position that none of them supports."""
 
 from __future__ import annotations
 
@@ -77,17 +77,17 @@ def test_likelihoods_are_a_probability_that_leaves_no_cell_with_imagery_out(pyra
 
 
 def test_a_drive_takes_the_side_that_can_be_reached(pyramid) -> None:
-    """Photo 2 looks as much like a place on the other side of town: its neighbours in time settle it."""
+    """Photo 2 fits a cell on the other side of town equally well; its neighbours in time decide."""
     seen = [peaks((8, 2, 1.0)), peaks((8, 3, 0.5), (2, 14, 0.5)), peaks((8, 4, 1.0))]
     smoothed = smooth_track(saying(pyramid, *seen), EVERYWHERE, [0.0, 2.0, 4.0], speed=15.0)
     assert [np.unravel_index(each.grid().argmax(), (SIDE, SIDE)) for each in smoothed] == [(8, 2), (8, 3), (8, 4)]
     assert smoothed[1].grid()[8, 3] > 0.95
     alone = smooth_track(saying(pyramid, *seen), EVERYWHERE, [0.0, 600.0, 1200.0], speed=15.0)
-    assert alone[1].grid()[2, 14] > 0.4  # ten minutes later it may be anywhere
+    assert alone[1].grid()[2, 14] > 0.4  # after ten minutes every cell is in reach
 
 
 def test_forward_backward_is_the_sum_over_all_tracks() -> None:
-    """Against counting every track on a map of 4 x 4 cells."""
+    """Compare with enumerating every track on a map of 4 x 4 cells."""
     pyramid = Pyramid.around(48.2, 16.37, 80.0, grid=2, levels=2)
     rng = np.random.default_rng(1)
     row, col = np.divmod(np.arange(16), 4)
