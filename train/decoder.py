@@ -73,16 +73,9 @@ def train_decoder(
         KeyboardInterrupt: Ctrl-C was pressed; the state is saved.
     """
     accelerator = make_accelerator(config, folder)
-    cells = decoder_config.look_ahead == "cells"
-    data = data or TrainingData.load(cache, accelerator.device, config.views, cells)
-    if cells and data.map_embeddings.cells is None:
-        raise CacheError(
-            f"decoder.look_ahead is cells, but the data of {data.path} have no cells: load them with `cells=True`"
-        )
+    data = _checked_data(data, cache, accelerator.device, config.views, decoder_config.look_ahead == "cells")
     info, table, train, val = data.info, data.table, data.train.with_views(config.views), data.val
     decoder_config = replace(decoder_config, width=info.encoder.width, actions=info.pyramid.actions)
-    if not len(train):
-        raise TrainingError(f"{data.path} has no photo to train on: none with split 'train' lies on the map's imagery")
     torch.manual_seed(config.seed)
     decoder = make_decoder(decoder_config, start)
     decoder_config = decoder.config
@@ -115,6 +108,20 @@ def train_decoder(
         unreachable=train.unreachable + val.unreachable,
         seconds=seconds,
     )
+
+
+def _checked_data(
+    data: TrainingData | None, cache: FeatureCache, device: torch.device, views: int, cells: bool
+) -> TrainingData:
+    """The data to train on, loaded from the cache if it is None; raises if it has no photos or lacks the cells."""
+    data = data or TrainingData.load(cache, device, views, cells)
+    if cells and data.map_embeddings.cells is None:
+        raise CacheError(
+            f"decoder.look_ahead is cells, but the data of {data.path} have no cells: load them with `cells=True`"
+        )
+    if not len(data.train):
+        raise TrainingError(f"{data.path} has no photo to train on: none with split 'train' lies on the map's imagery")
+    return data
 
 
 def _create_model(
