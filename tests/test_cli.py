@@ -283,7 +283,7 @@ def files_below(folder: Path) -> dict[str, bytes]:
         ("evaluate --abstain 0.5", "go with --estimates"),
         ("finetune --blocks 9", "the encoder has 2 blocks"),
         ("finetune --blocks some", "finetune.blocks is 'some'"),
-        ("finetune --set finetune.accumulation=3", "it must divide finetune.batch_size"),
+        ("finetune --set finetune.accumulation=3", "which does not divide finetune.batch_size"),
         ("finetune --set queries.table=far.csv", "none of the 1 photos"),
         ("finetune --set map.rasters=['gone.tif']", "there is no raster gone.tif"),
         ("finetune --also gone", "there is no gone/jzi.toml"),

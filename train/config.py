@@ -146,7 +146,8 @@ class FinetuneConfig(EncoderTrainingConfig):
         super().__post_init__()
         if self.batch_size % self.accumulation:
             raise ConfigError(
-                f"finetune.accumulation is {self.accumulation}: it must divide finetune.batch_size, {self.batch_size}"
+                f"finetune.accumulation is {self.accumulation}, which does not divide finetune.batch_size, "
+                f"{self.batch_size}: give a divisor of it"
             )
 
 

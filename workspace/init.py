@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jzi.errors import ConfigError, first_line
+from jzi.errors import ConfigError
 from jzi.store.pyramid import Pyramid, preset
 from jzi.workspace.open import open_imagery, open_photo_table
 from jzi.workspace.settings import EncoderSettings, MapSettings, QuerySettings, Settings, find_rasters
@@ -102,7 +102,7 @@ def dataset_settings(
         ConfigError: there is no such data set, it cannot be downloaded, or another option is given.
         JziError: its files cannot be used.
     """
-    from jzi.datasets.tiled_layout import TiledLayout
+    from jzi.datasets import just_zoom_in
 
     if name != "just-zoom-in":
         raise ConfigError(f"there is no data set {name!r}: the only one is just-zoom-in")
@@ -112,34 +112,21 @@ def dataset_settings(
         )
     data = data or folder
     if download:
-        _download("pcvlab/justzoomin", data)
-    layout = TiledLayout.read(data / "satellite" / "layout.yaml")
-    tables = {split: data / "metadata" / f"large_area_{split}_map.csv" for split in ("train", "val")}
+        just_zoom_in.download(data)
+    files = just_zoom_in.JustZoomIn.read(data)
     folder.mkdir(parents=True, exist_ok=True)
-    layout.write_vrt(folder / "satellite.vrt")
+    files.layout.write_vrt(folder / "satellite.vrt")
     settings = Settings(
-        pyramid=preset("just-zoom-in-dc"),
+        pyramid=preset(just_zoom_in.PRESET),
         map=MapSettings(rasters=["satellite.vrt"]),
         queries=QuerySettings(
-            table={split: _relative(str(table), folder) for split, table in tables.items()},
-            photos=_relative(str(data / "streetview" / "images"), folder),
+            table={split: _relative(str(table), folder) for split, table in files.tables.items()},
+            photos=_relative(str(files.photos), folder),
         ),
         encoder=_encoder_settings(folder, encoder, image_size),
     )
     settings.folder = folder
     return settings, open_photo_table(settings)
-
-
-def _download(repository: str, data: Path) -> None:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        snapshot_download(repository, repo_type="dataset", local_dir=data)
-    except (OSError, ValueError, HfHubHTTPError) as error:
-        raise ConfigError(
-            f"the data set {repository} cannot be downloaded ({first_line(error)}): run again to resume the download"
-        ) from error
 
 
 def _area(
