@@ -40,6 +40,9 @@ from jzi.workspace.caches import scan_folder
 from jzi.workspace.open import finetune_areas, load_encoder, open_cache, open_imagery, open_photo_table
 from jzi.workspace.settings import EncoderSettings, PathSettings, Settings, load_settings
 
+#: The sections about training that a variant may override.
+_SECTIONS = ("finetune", "decoder", "train")
+
 #: Receives what is being done: a message, or the report of a step that has been completed.
 Log = Callable[[str | MapReport | PhotoReport | EncoderTrainingReport], None]
 
@@ -98,13 +101,13 @@ class Ablation:
     def __init__(
         self, config_file: Path, overrides: Sequence[str], variants: Sequence[Variant], name: str, reference: bool
     ) -> None:
-        self.plain = load_settings(config_file, overrides)
+        self.plain = load_settings(config_file, overrides, training=_SECTIONS)
         self.root = self.plain.folder / "ablations"
         self.folder = self.root / folder_name(name)
         groups: dict[str, _Group] = {}
         for variant in [*([Variant(REFERENCE)] if reference else []), *variants]:
             try:
-                settings = load_settings(config_file, (*overrides, *variant.overrides))
+                settings = load_settings(config_file, (*overrides, *variant.overrides), training=_SECTIONS)
             except ConfigError as error:
                 raise ConfigError(f"variant {variant.name}: {error}") from error
             overrides_finetune = any(override.startswith("finetune.") for override in variant.overrides)

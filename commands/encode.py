@@ -26,7 +26,7 @@ def encode_map_command(config_file: Path, overrides: tuple[str, ...], tokens: bo
     from jzi.workspace.settings import load_settings
 
     overrides = (*overrides, "map.tokens=true") if tokens else overrides
-    settings = load_settings(config_file, overrides)
+    settings = load_settings(config_file, overrides, training=())
     from jzi.commands.reports import cells_text, map_text
     from jzi.encode.device import processes
     from jzi.encode.encode_map import encode_map
@@ -77,7 +77,7 @@ def encode_queries_command(
 
     options = {"queries.views": views, "queries.seed": seed}
     overrides = (*overrides, *(f"{name}={value}" for name, value in options.items() if value is not None))
-    settings = load_settings(config_file, overrides)
+    settings = load_settings(config_file, overrides, training=())
     table = open_photo_table(settings).inside(settings.pyramid)
     from jzi.commands.reports import photos_text
     from jzi.encode.device import processes

@@ -57,7 +57,7 @@ def evaluate_command(
     """
     from jzi.workspace.settings import load_settings
 
-    settings = load_settings(config_file, overrides)
+    settings = load_settings(config_file, overrides, training=())
     try:
         metres = tuple(float(each) for each in radii.split(","))
     except ValueError:

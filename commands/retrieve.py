@@ -25,7 +25,7 @@ def train_retriever_command(
 
     if method is not None:
         overrides = (*overrides, f"retriever.method={method}")
-    settings = load_settings(config_file, overrides)
+    settings = load_settings(config_file, overrides, training=("retriever",))
     from jzi.commands.reports import training_text
     from jzi.encode.device import processes
     from jzi.store.plain import plain
@@ -62,7 +62,7 @@ def index(config_file: Path, overrides: tuple[str, ...], retriever: Path, hnsw: 
     """Encode the cells of the map that the retriever's index lacks."""
     from jzi.workspace.settings import load_settings
 
-    settings = load_settings(config_file, overrides)
+    settings = load_settings(config_file, overrides, training=())
     from jzi.commands.reports import cells_text
     from jzi.encode.device import processes
     from jzi.encode.encode_cells import index_cells

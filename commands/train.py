@@ -25,7 +25,7 @@ def train_decoder_command(config_file: Path, overrides: tuple[str, ...], as_json
     """
     from jzi.workspace.settings import load_settings
 
-    settings = load_settings(config_file, overrides)
+    settings = load_settings(config_file, overrides, training=("train", "decoder"))
     from jzi.commands.reports import training_text
     from jzi.decode.model import ZoomModel
     from jzi.encode.device import processes

@@ -74,12 +74,12 @@ def test_a_copy_of_the_data_set_becomes_a_working_directory(copy, encoder_folder
     with rasterio.open(copy / "satellite.vrt") as vrt:  # a raster like any other
         assert (vrt.width, vrt.height, vrt.count, vrt.crs.to_epsg()) == (256, 256, 3, 26918)
     monkeypatch.chdir(copy)
-    small = f"--set encoder.name={encoder_folder} --set encoder.image_size=14 --set decoder.layers=1"
+    small = f"--set encoder.name={encoder_folder} --set encoder.image_size=14"
     first = json.loads(run(f"encode-map --json {small}").stdout)
     assert first["encoded"] > 0 and first["encoded"] + first["nodata"] == 4369
     encoded = json.loads(run(f"encode-queries --json {small}").stdout)
     assert (encoded["splits"], encoded["rejected"], encoded["disagreements"]) == ({"train": 2, "val": 1}, 1, 0)
-    run(f"train-decoder {small} --set train.epochs=1")
+    run(f"train-decoder {small} --set decoder.layers=1 --set train.epochs=1")
     report = run(f"evaluate {small}").stdout
     assert "1 photos of the val split" in report
     assert "Sample4Geo" in report and "66.31%" in report and "this model" in report

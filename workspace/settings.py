@@ -125,6 +125,10 @@ class Settings:
         return tomlkit.dumps(_without_none(asdict(self)))
 
 
+#: The sections of jzi.toml about training: no command uses all of them.
+TRAINING = ("finetune", "decoder", "train", "retriever")
+
+
 def find_rasters(entries: Iterable[str], folder: Path = Path()) -> list[str]:
     """Expand entries to paths of rasters.
 
@@ -160,15 +164,16 @@ def _resolve(path: str, folder: Path) -> Path:
     return Path(os.path.normpath(folder / Path(path).expanduser()))
 
 
-def load_settings(file: Path, overrides: Iterable[str] = ()) -> Settings:
+def load_settings(file: Path, overrides: Iterable[str] = (), training: Iterable[str] = TRAINING) -> Settings:
     """Read jzi.toml.
 
     Args:
         file: path of the jzi.toml.
         overrides: "section.name=value", with values as in TOML; bare words are strings.
+        training: the sections about training that are used; to override a setting of another one has no effect.
 
     Raises:
-        ConfigError: the file does not exist, or a setting is unknown or invalid.
+        ConfigError: the file does not exist, a setting is unknown or invalid, or an override has no effect.
     """
     try:
         values = tomllib.loads(file.read_text())
@@ -190,6 +195,9 @@ def load_settings(file: Path, overrides: Iterable[str] = ()) -> Settings:
         settings = TypeAdapter(Settings).validate_python(values)
     except ValidationError as error:
         raise ConfigError(_sentence(file, error)) from error
+    for name in sorted(overridden):
+        if name.partition(".")[0] in set(TRAINING) - set(training):
+            raise ConfigError(f"--set {name} has no effect on this command: leave it out")
     settings.folder = file.parent
     settings.overridden = frozenset(overridden)
     return settings
