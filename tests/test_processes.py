@@ -17,8 +17,8 @@ from jzi.store.cache import FeatureCache
 
 pytestmark = pytest.mark.slow
 
-SETTINGS = ["--set", "train.epochs=2", "--set", "train.batch_size=8", "--set", "decoder.layers=1"]
-SETTINGS += ["--set", "decoder.dropout=0.0", "--set", "encoder.batch_size=16"]
+DECODER = ["--set", "decoder.layers=1", "--set", "decoder.dropout=0.0"]
+TRAIN = [*DECODER, "--set", "train.epochs=2", "--set", "train.batch_size=8"]
 
 
 @pytest.fixture
@@ -41,19 +41,12 @@ def launch(tmp_path: Path, town_raster: Path, photo_folder: Path, encoder_folder
 
 def test_two_processes_fill_the_same_cache_and_train_the_same_decoder(launch, tmp_path) -> None:
     for processes in (1, 2):
-        own = [
-            *SETTINGS,
-            "--set",
-            f"cache.path=cache{processes}.zarr",
-            "--set",
-            f"model.path=model{processes}",
-            "--json",
-        ]
+        own = ["--set", f"cache.path=cache{processes}.zarr", "--set", "encoder.batch_size=16", "--json"]
         (encoded,) = launch(processes, "encode-map", *own).splitlines()  # only the main process prints
         assert json.loads(encoded)["encoded"] == 1365
         (encoded,) = launch(processes, "encode-queries", *own).splitlines()
         assert json.loads(encoded)["encoded"] == 30
-        launch(processes, "train-decoder", *own)
+        launch(processes, "train-decoder", *own, *TRAIN, "--set", f"model.path=model{processes}")
     one, two = (FeatureCache.open(tmp_path / f"cache{processes}.zarr") for processes in (1, 2))
     for level in range(6):
         np.testing.assert_allclose(one.level(level).astype(float), two.level(level).astype(float), atol=2e-3)
@@ -65,7 +58,7 @@ def test_two_processes_fill_the_same_cache_and_train_the_same_decoder(launch, tm
 
 
 def test_two_processes_fine_tune_the_same_encoder(launch, tmp_path) -> None:
-    how = [*SETTINGS, "--blocks", "1", "--set", "finetune.epochs=2", "--set", "finetune.batch_size=8"]
+    how = [*DECODER, "--blocks", "1", "--set", "finetune.epochs=2", "--set", "finetune.batch_size=8"]
     how += ["--set", "finetune.augment=false", "--set", "decoder.heads=2", "--json"]
     for processes in (1, 2):
         (told,) = launch(processes, "finetune", *how, "-o", f"finetuned{processes}").splitlines()
