@@ -23,7 +23,8 @@ from jzi.cli import main
 from jzi.store.cache import FeatureCache
 from jzi.store.exif import read_position
 
-FAST = "--set train.epochs=2 --set decoder.layers=1 --set decoder.heads=2"
+TINY = "--set decoder.layers=1 --set decoder.heads=2"
+FAST = f"--set train.epochs=2 {TINY}"
 
 
 @pytest.fixture
@@ -70,7 +71,7 @@ FINETUNED = "--set encoder.name=finetuned/encoder --set cache.path=finetuned.zar
 
 
 def test_from_fine_tuning_to_a_decoder_that_goes_on_from_it(area, tmp_path) -> None:
-    tune = f"finetune --blocks 1 --set finetune.epochs=2 {FAST}"
+    tune = f"finetune --blocks 1 --set finetune.epochs=2 {TINY}"
     told = json.loads(area(f"{tune} --json").stdout)
     assert told["epochs"] == 2 and told["train"] + told["val"] < 30 and told["samples_per_s"] > 0
     assert json.loads(area(f"{tune} --json").stdout)["epochs"] == 0
@@ -91,8 +92,8 @@ def test_from_fine_tuning_to_a_decoder_that_goes_on_from_it(area, tmp_path) -> N
 def test_several_areas_are_fine_tuned_on_together(area, tmp_path) -> None:
     other = tmp_path / "other"
     area(f"init {other} --map map.tif --queries photos --encoder encoder --image-size 56")
-    told = json.loads(area(f"finetune --blocks 1 --also other --set finetune.epochs=1 {FAST} --json").stdout)
-    alone = json.loads(area(f"finetune --blocks 1 -o alone --set finetune.epochs=1 {FAST} --json").stdout)
+    told = json.loads(area(f"finetune --blocks 1 --also other --set finetune.epochs=1 {TINY} --json").stdout)
+    alone = json.loads(area(f"finetune --blocks 1 -o alone --set finetune.epochs=1 {TINY} --json").stdout)
     assert told["train"] == 2 * alone["train"]
     area("init other --map map.tif --queries photos --encoder encoder --image-size 56 --levels 2 --force")
     assert "must have the same pyramid.grid" in area("finetune --also other -o third", 2).stderr
