@@ -101,7 +101,7 @@ def test_a_grid_is_every_combination_named_by_what_differs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("items", "told"),
+    ("items", "output"),
     [
         (["decoder.layers"], "no value"),
         (["layers=2"], "such as decoder.layers"),
@@ -111,8 +111,8 @@ def test_a_grid_is_every_combination_named_by_what_differs() -> None:
         (["decoder.layers=2", "decoder.layers=3"], "twice"),
     ],
 )
-def test_what_cannot_be_varied_is_refused(items: list[str], told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_what_cannot_be_varied_is_refused(items: list[str], output: str) -> None:
+    with pytest.raises(ConfigError, match=output):
         expand_grid(items)
 
 
@@ -146,7 +146,7 @@ def test_variants_with_the_same_settings_are_one_row(town) -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "output"),
     [
         ("decoder.heads=5", "variant wrong: decoder.heads is 5"),
         ("decoder.layerz=5", "variant wrong: .*layerz"),
@@ -154,8 +154,8 @@ def test_variants_with_the_same_settings_are_one_row(town) -> None:
         ("finetune.blocks=9", "variant wrong: .*the encoder has 2 blocks"),
     ],
 )
-def test_a_variant_that_cannot_be_is_found_before_anything_is_run(town, override: str, told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_a_variant_that_cannot_be_is_found_before_anything_is_run(town, override: str, output: str) -> None:
+    with pytest.raises(ConfigError, match=output):
         plan(town, [*SMOOTHING, Variant("wrong", (override,))])
     assert not (town.parent / "ablations").exists()
 

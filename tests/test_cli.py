@@ -72,8 +72,8 @@ FINETUNED = "--set encoder.name=finetuned/encoder --set cache.path=finetuned.zar
 
 def test_from_fine_tuning_to_a_decoder_that_goes_on_from_it(area, tmp_path) -> None:
     tune = f"finetune --blocks 1 --set finetune.epochs=2 {TINY}"
-    told = json.loads(area(f"{tune} --json").stdout)
-    assert told["epochs"] == 2 and told["train"] + told["val"] < 30 and told["samples_per_s"] > 0
+    output = json.loads(area(f"{tune} --json").stdout)
+    assert output["epochs"] == 2 and output["train"] + output["val"] < 30 and output["samples_per_s"] > 0
     assert json.loads(area(f"{tune} --json").stdout)["epochs"] == 0
     assert "finetuned/encoder" in area(tune).stdout
     area(f"encode-map {FINETUNED}")
@@ -92,9 +92,9 @@ def test_from_fine_tuning_to_a_decoder_that_goes_on_from_it(area, tmp_path) -> N
 def test_several_areas_are_fine_tuned_on_together(area, tmp_path) -> None:
     other = tmp_path / "other"
     area(f"init {other} --map map.tif --queries photos --encoder encoder --image-size 56")
-    told = json.loads(area(f"finetune --blocks 1 --also other --set finetune.epochs=1 {TINY} --json").stdout)
+    output = json.loads(area(f"finetune --blocks 1 --also other --set finetune.epochs=1 {TINY} --json").stdout)
     alone = json.loads(area(f"finetune --blocks 1 -o alone --set finetune.epochs=1 {TINY} --json").stdout)
-    assert told["train"] == 2 * alone["train"]
+    assert output["train"] == 2 * alone["train"]
     area("init other --map map.tif --queries photos --encoder encoder --image-size 56 --levels 2 --force")
     assert "must have the same pyramid.grid" in area("finetune --also other -o third", 2).stderr
 
@@ -218,8 +218,8 @@ def test_info_tells_what_things_are_and_whether_they_belong_together(trained, tm
     assert described[0]["tiles"] == {"encoded": 273, "without_imagery": 0, "missing": 0}
     assert described[-1] == {"belong_together": True, "problems": []}
     trained("encode-map --set encoder.image_size=42 --set cache.path=other.zarr")
-    told = trained("info other.zarr model", code=1).stdout
-    assert "different encoders" in told
+    output = trained("info other.zarr model", code=1).stdout
+    assert "different encoders" in output
 
 
 def test_tile_takes_a_minus_sign_as_typed(jzi) -> None:
@@ -350,8 +350,8 @@ def test_a_model_whose_map_or_encoder_is_gone_is_one_sentence(trained, tmp_path)
 
 def test_a_model_is_not_used_with_a_cache_of_other_imagery(trained, tmp_path) -> None:
     trained("encode-map --set map.nodata=77 --set cache.path=other.zarr")
-    told = trained("locate photos/day0/000.jpg --cache other.zarr", code=2).stderr
-    assert "made from other imagery" in told and "that the model model was trained with" in told
+    output = trained("locate photos/day0/000.jpg --cache other.zarr", code=2).stderr
+    assert "made from other imagery" in output and "that the model model was trained with" in output
     assert "different imagery" in trained("info model other.zarr", code=1).stdout
 
 
@@ -405,7 +405,7 @@ def test_a_table_of_photos_works_as_well_as_a_folder(jzi, tmp_path, town_raster,
         shutil.copy(photo, tmp_path / f"{index}_undistorted.jpg")
         lines.append(f"{index},{48.2 + index * 1e-5},{16.37 - index * 1e-5},phone")
     (tmp_path / "photos.csv").write_text("\n".join([*lines, "99,48.2,16.37,gone", "98,,16.37,nowhere"]) + "\n")
-    told = jzi(f"init --map {town_raster.name} --queries photos.csv --encoder {encoder_folder} --image-size 56")
-    assert "30 photos in the area" in told.stdout and "2 photos cannot be used" in told.stderr
+    output = jzi(f"init --map {town_raster.name} --queries photos.csv --encoder {encoder_folder} --image-size 56")
+    assert "30 photos in the area" in output.stdout and "2 photos cannot be used" in output.stderr
     assert json.loads(jzi("encode-queries --json").stdout)["rejected"] == 2
     assert set(FeatureCache.open(tmp_path / "features.zarr").queries.frame()["camera"]) == {"phone"}

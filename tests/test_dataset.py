@@ -68,9 +68,9 @@ def run(line: str, code: int = 0):
 
 
 def test_a_copy_of_the_data_set_becomes_a_working_directory(copy, encoder_folder, monkeypatch) -> None:
-    told = run(f"init --dataset just-zoom-in {copy}")
-    assert "10000 m square around 38.89" in told.stdout and "3 photos in the area" in told.stdout
-    assert "no such photo in" in told.stderr and "111" in told.stderr
+    output = run(f"init --dataset just-zoom-in {copy}")
+    assert "10000 m square around 38.89" in output.stdout and "3 photos in the area" in output.stdout
+    assert "no such photo in" in output.stderr and "111" in output.stderr
     with rasterio.open(copy / "satellite.vrt") as vrt:  # a raster like any other
         assert (vrt.width, vrt.height, vrt.count, vrt.crs.to_epsg()) == (256, 256, 3, 26918)
     monkeypatch.chdir(copy)
@@ -94,9 +94,11 @@ def test_the_copy_may_lie_elsewhere(copy, tmp_path) -> None:
 def test_a_sequence_that_is_not_ours_is_reported_with_its_row(copy) -> None:
     wrong = [ROWS[0], (*ROWS[1][:3], [7, 6, 2, 12])]
     write_table(copy / "metadata" / "large_area_train_map.csv", wrong)
-    told = run(f"init --dataset just-zoom-in {copy}").stderr
-    assert "172710532042450 (line 3): its sequence is [7, 6, 2, 12], but that of its position is [7, 6, 2, 13]" in told
-    assert "1 photos have another zoom sequence" in told
+    output = run(f"init --dataset just-zoom-in {copy}").stderr
+    assert (
+        "172710532042450 (line 3): its sequence is [7, 6, 2, 12], but that of its position is [7, 6, 2, 13]" in output
+    )
+    assert "1 photos have another zoom sequence" in output
 
 
 def test_published_rows_agree_with_our_pyramid(shared, tmp_path) -> None:
@@ -109,8 +111,8 @@ def test_published_rows_agree_with_our_pyramid(shared, tmp_path) -> None:
 
 def test_sequences_of_another_length_are_refused(copy) -> None:
     write_table(copy / "metadata" / "large_area_train_map.csv", [(*ROWS[0][:3], [7, 6, 6])])
-    told = run(f"init --dataset just-zoom-in {copy}", code=2).stderr
-    assert "sequences of 3, 4 actions, but the pyramid has 4 levels" in told
+    output = run(f"init --dataset just-zoom-in {copy}", code=2).stderr
+    assert "sequences of 3, 4 actions, but the pyramid has 4 levels" in output
     assert not (copy / "jzi.toml").exists()
 
 
@@ -137,8 +139,8 @@ def test_a_copy_that_is_not_whole_is_one_sentence(copy, break_it, says: str) -> 
 
 
 def test_a_download_without_network_is_one_sentence(tmp_path) -> None:
-    told = run(f"init --dataset just-zoom-in {tmp_path / 'new'} --download", code=2).stderr
-    assert "cannot be downloaded" in told and len(told.strip().splitlines()) == 1
+    output = run(f"init --dataset just-zoom-in {tmp_path / 'new'} --download", code=2).stderr
+    assert "cannot be downloaded" in output and len(output.strip().splitlines()) == 1
 
 
 def test_an_unknown_data_set_is_refused(tmp_path) -> None:

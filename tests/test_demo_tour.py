@@ -29,15 +29,15 @@ def tour(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 
 def test_the_demo_runs_every_command_and_shows_it(tour) -> None:
-    _, told = tour
+    _, output = tour
     for command in ("init", "encode-map", "encode-queries", "train-decoder", "evaluate", "locate"):
-        assert f"$ jzi {command}" in told
-    assert "recall within   50 m" in told and "confidence" in told and "the most within 50 m" in told
+        assert f"$ jzi {command}" in output
+    assert "recall within   50 m" in output and "confidence" in output and "the most within 50 m" in output
 
 
 def test_the_demo_says_that_the_town_is_made_and_its_encoder_untrained(tour) -> None:
-    _, told = tour
-    assert "This town is synthetic" in told and "random weights" in told
+    _, output = tour
+    assert "This town is synthetic" in output and "random weights" in output
 
 
 def test_the_demo_draws_the_photo_the_zoom_and_the_answer(tour) -> None:

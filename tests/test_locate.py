@@ -81,8 +81,8 @@ def test_a_point_is_answered_by_the_probability_around_it(model, photo_folder) -
     centre = locator.pyramid.tile_centers(3, np.array(row), np.array(col))
     assert abs(best.x - centre[0]) < side and abs(best.y - centre[1]) < side
     assert 0 < answer.radius_68 < answer.radius_95 and answer.residual == 0
-    told = answer.to_dict()
-    assert told["radius_68_m"] == answer.radius_68 and len(told["candidates"]) == 3
+    output = answer.to_dict()
+    assert output["radius_68_m"] == answer.radius_68 and len(output["candidates"]) == 3
     assert "within 60 m" in location_text(answer) and location_text(answer).count("    or ") == 2
 
 

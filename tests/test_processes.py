@@ -61,8 +61,8 @@ def test_two_processes_fine_tune_the_same_encoder(launch, tmp_path) -> None:
     how = [*DECODER, "--blocks", "1", "--set", "finetune.epochs=2", "--set", "finetune.batch_size=8"]
     how += ["--set", "finetune.augment=false", "--set", "decoder.heads=2", "--json"]
     for processes in (1, 2):
-        (told,) = launch(processes, "finetune", *how, "-o", f"finetuned{processes}").splitlines()
-        assert json.loads(told)["epochs"] == 2
+        (output,) = launch(processes, "finetune", *how, "-o", f"finetuned{processes}").splitlines()
+        assert json.loads(output)["epochs"] == 2
     folders = [tmp_path / f"finetuned{processes}" for processes in (1, 2)]
     lines = [(folder / "train" / "metrics.jsonl").read_text().splitlines() for folder in folders]
     losses = [[json.loads(line)["loss"] for line in each] for each in lines]
@@ -77,8 +77,8 @@ def test_two_processes_contrast_with_the_negatives_of_both(launch, tmp_path) -> 
     for each in ("epochs=2", "batch_size=10", "blocks=1", "augment=false", "learning_rate=1e-3"):
         how += ["--set", f"retriever.{each}"]
     for processes in (1, 2):
-        (told,) = launch(processes, "train-retriever", *how, "-o", f"retriever{processes}").splitlines()
-        assert json.loads(told)["epochs"] == 2
+        (output,) = launch(processes, "train-retriever", *how, "-o", f"retriever{processes}").splitlines()
+        assert json.loads(output)["epochs"] == 2
     folders = [tmp_path / f"retriever{processes}" for processes in (1, 2)]
     lines = [(folder / "train" / "metrics.jsonl").read_text().splitlines() for folder in folders]
     losses = [[json.loads(line)["loss"] for line in each] for each in lines]

@@ -252,8 +252,8 @@ def test_commands_lead_from_a_map_to_places(retrieved, tmp_path, photo_folder) -
     greedy = json.loads(jzi(f"locate {photo} --retriever retriever --estimate greedy --json").stdout)
     exact = json.loads(jzi(f"locate {photo} --retriever retriever --estimate map --json").stdout)
     assert greedy["path"] == exact["path"]
-    told = json.loads(jzi("info retriever --json").stdout)
-    assert told["kind"] == "retriever" and round(told["footprint_m"]) == 50 and told["graph"] == "there"
+    output = json.loads(jzi("info retriever --json").stdout)
+    assert output["kind"] == "retriever" and round(output["footprint_m"]) == 50 and output["graph"] == "there"
     assert json.loads(jzi("info retriever/index.zarr --json").stdout)["cells"]["encoded"] == 4096
     again = jzi("index").stdout
     assert again.startswith("0 cells encoded, 4096 reused")

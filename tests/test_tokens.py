@@ -347,9 +347,9 @@ def test_from_encode_map_with_tokens_to_evaluation_and_a_located_photo(area, tmp
     assert not (tmp_path / "four").exists()  # checked before anything is written
     assert json.loads(area("encode-map --tokens --json").stdout)["tokens"] == 1
 
-    told = json.loads(area(f"train-decoder {four} --json").stdout)
+    output = json.loads(area(f"train-decoder {four} --json").stdout)
     plain = json.loads(area(f"train-decoder {TINY} --json").stdout)
-    assert told["best"]["val_loss"] != plain["best"]["val_loss"]
+    assert output["best"]["val_loss"] != plain["best"]["val_loss"]
     assert json.loads((tmp_path / "four" / "config.json").read_text())["decoder"]["patch_tokens"] == 4
     assert "patch_tokens" not in json.loads((tmp_path / "model" / "config.json").read_text())["decoder"]
     assert "decoder.patch_tokens 4 not None" in area(f"train-decoder {TINY} --set model.path=four", 2).stderr
