@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -148,21 +147,24 @@ class Location:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON: names of values in metres end in `_m`, an infinite radius is None."""
-        return {
-            "photo": self.photo,
-            "latitude": self.latitude,
-            "longitude": self.longitude,
-            "confidence": self.confidence,
-            "estimate": self.best.source,
-            "radius_m": self.best.radius_m,
-            "radius_68_m": self.radius_68 if math.isfinite(self.radius_68) else None,
-            "radius_95_m": self.radius_95 if math.isfinite(self.radius_95) else None,
-            "residual": self.residual,
-            "cell_m": self.cell_m,
-            "path": list(self.best.path),
-            "candidates": plain(self.candidates),
-            "notes": list(self.notes),
-        }
+        entries: dict[str, Any] = plain(
+            {
+                "photo": self.photo,
+                "latitude": self.latitude,
+                "longitude": self.longitude,
+                "confidence": self.confidence,
+                "estimate": self.best.source,
+                "radius_m": self.best.radius_m,
+                "radius_68_m": self.radius_68,
+                "radius_95_m": self.radius_95,
+                "residual": self.residual,
+                "cell_m": self.cell_m,
+                "path": self.best.path,
+                "candidates": self.candidates,
+                "notes": self.notes,
+            }
+        )
+        return entries
 
 
 @dataclass(frozen=True)

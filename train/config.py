@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import wraps
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -80,6 +81,12 @@ class TrainingConfig:
     save_every_s: Positive = 300.0
 
     section: ClassVar[str]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The settings that the outcome of a run depends on, by their names in jzi.toml."""
+        settings = asdict(self)
+        no_effect = ("trackers", "save_every_s")
+        return {f"{self.section}.{name}": value for name, value in settings.items() if name not in no_effect}
 
 
 @_raises_config_error

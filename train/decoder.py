@@ -27,7 +27,6 @@ from jzi.decode.tile_table import TileTable
 from jzi.errors import CacheError, TrainingError
 from jzi.store.cache import FeatureCache
 from jzi.store.model_folder import MAP, update_config, write_file
-from jzi.store.plain import plain
 from jzi.train.config import TrainConfig
 from jzi.train.data import DataInfo, TrainingData
 from jzi.train.loop import TrainingLoop, make_accelerator
@@ -264,13 +263,10 @@ def run_fingerprint(
         config: the settings of training.
         start: the model to start from; None for a run from scratch.
     """
-    training = {f"train.{key}": value for key, value in plain(config).items()}
-    for name in ("trackers", "save_every_s"):  # these have no effect on the outcome
-        del training[f"train.{name}"]
-    training["train.init"] = init_digest(start)
     return {
         **{f"decoder.{key}": value for key, value in decoder_config.to_dict().items()},
-        **training,
+        **config.fingerprint(),
+        "train.init": init_digest(start),
         "encoder": info.encoder.fingerprint[:16],
         "imagery": info.imagery.fingerprint[:16] if info.imagery else "",
         "views": info.augmentation if config.views else {},

@@ -8,7 +8,7 @@ import shutil
 import time
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -313,10 +313,7 @@ def data_fingerprint(
         encoder: the encoder before training.
         config: the settings of training.
     """
-    fingerprint = {f"{config.section}.{key}": value for key, value in asdict(config).items()}
-    for name in ("trackers", "save_every_s"):  # these have no effect on the outcome
-        del fingerprint[f"{config.section}.{name}"]
-    fingerprint["encoder"] = encoder.fingerprint[:16]
+    fingerprint = {**config.fingerprint(), "encoder": encoder.fingerprint[:16]}
     for number, (imagery, table) in enumerate(sources):
         photos = table.frame[["id", "latitude", "longitude", "split"]].sort_values("id")
         digest = hashlib.sha256(photos.to_csv(index=False).encode()).hexdigest()[:16]
