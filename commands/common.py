@@ -47,6 +47,26 @@ retriever_option = click.option(
 approximate_option = click.option(
     "--approximate", is_flag=True, help="Search the retriever's HNSW graph, not all cells."
 )
+
+
+def experts_option(text: str) -> Callable:
+    """The option --experts, a tuple of names; empty by default.
+
+    Args:
+        text: help.
+    """
+    return click.option("--experts", callback=_names, metavar="NAME,...", help=text)
+
+
+def _names(_: click.Context, __: click.Parameter, value: str | None) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    names = tuple(name.strip() for name in value.split(","))
+    if "" in names or len(set(names)) < len(names):
+        raise UsageError(f"--experts takes distinct names separated by commas, such as zoom,cells, not {value!r}")
+    return names
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, one object per line.")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,11 +11,15 @@ from jzi.commands.common import (
     UsageError,
     approximate_option,
     beams_option,
+    experts_option,
     json_option,
     print_result,
     report_unreachable,
     settings_options,
 )
+
+if TYPE_CHECKING:
+    from jzi.locate.expert import Expert
 
 
 @click.command("evaluate")
@@ -24,7 +28,7 @@ from jzi.commands.common import (
 @click.option("--radii", default="40,50,100", show_default=True, help="Metres, separated by commas.")
 @click.option("--estimates", is_flag=True, help="Also compare the estimates and measure calibration.")
 @click.option("--radius", type=click.FloatRange(0, min_open=True), default=50.0, show_default=True,
-              help="Radius of the default estimate, metres; with --estimates.")  # fmt: skip
+              help="Radius of the default answer, metres.")  # fmt: skip
 @click.option(
     "--abstain", type=click.FloatRange(0, 1), help="Withhold answers below this confidence; with --estimates."
 )
@@ -34,6 +38,7 @@ from jzi.commands.common import (
 @click.option("--retriever", type=click.Path(path_type=Path), metavar="FOLDER",
               help="Evaluate this retriever instead of the zoom model.")  # fmt: skip
 @approximate_option
+@experts_option("Experts of the model to evaluate, and to fuse.  [default: all]")
 @beams_option
 @json_option
 def evaluate_command(
@@ -47,13 +52,15 @@ def evaluate_command(
     plot: Path | None,
     retriever: Path | None,
     approximate: bool,
+    experts: tuple[str, ...],
     beams: int | None,
     as_json: bool,
 ) -> None:
     """Measure recall on held-out photos of the cache.
 
-    Uses greedy search, the paper's protocol. --estimates compares it with the most probable cell and with the point
-    that has the most probability within a radius, and reports how well confidences are calibrated.
+    Reports the most probable cell of the fused experts (of the zoom alone, greedy search, the paper's protocol), and
+    then the default answer, the point with the most probability within --radius, of each expert and of their fusion.
+    --estimates compares the ways to choose an answer, and reports how well confidences are calibrated.
     """
     from jzi.workspace.settings import load_settings
 
@@ -64,27 +71,40 @@ def evaluate_command(
         metres = ()
     if not metres or min(metres) <= 0:
         raise UsageError(f"--radii takes metres separated by commas, not {radii!r}")
-    if not estimates and (plot or abstain is not None or beams):
-        raise UsageError("--plot, --abstain and --beams go with --estimates: add it, or leave them out")
-    if retriever and beams:
-        raise UsageError("--beams does not apply to --retriever: leave it out")
+    if not estimates and (plot or abstain is not None):
+        raise UsageError("--plot and --abstain go with --estimates: add it, or leave them out")
+    if retriever and (beams or experts):
+        raise UsageError("--beams and --experts do not apply to --retriever: leave them out")
     if approximate and not retriever:
         raise UsageError("--approximate requires --retriever")
-    from jzi.commands.tables import calibration_table, evaluation_table
+    from jzi.commands.tables import calibration_table, evaluation_table, experts_table, experts_values
     from jzi.evaluate.calibration import calibrate
+    from jzi.evaluate.experts import evaluate_experts
+    from jzi.evaluate.metrics import RADII
     from jzi.evaluate.photos import LabelledPhotos
     from jzi.evaluate.protocol import evaluate
-    from jzi.workspace.open import open_expert
+    from jzi.workspace.open import open_experts, open_retriever
 
-    expert, cache = open_expert(settings, retriever, approximate=approximate)
+    expert: Expert
+    if retriever:
+        expert, cache = open_retriever(retriever, approximate=approximate)
+        method = f"flat retrieval ({'HNSW' if approximate else 'exact search'})"
+    else:
+        model, cache = open_experts(settings)
+        expert = model.fused(experts)
+        method = "most probable cell of the fused experts" if expert.name == "fused" else "greedy search"
     photos = LabelledPhotos.load(cache, expert, split)
     report_unreachable(photos.unreachable)
     evaluation = evaluate(expert, photos, radii=metres)
     values: dict[str, Any] = {"split": photos.split, "unreachable": photos.unreachable, **evaluation.to_dict()}
-    method = "greedy search"
-    if retriever:
-        method = f"flat retrieval ({'HNSW' if approximate else 'exact search'})"
     text = evaluation_table(evaluation, f"{len(photos)} photos of the {photos.split} split, {method}")
+    if not retriever:
+        figures = evaluate_experts(
+            model.select(experts), model.fusions(experts), photos, radius=radius, radii=sorted({*metres, *RADII}),
+            beams=beams,
+        )  # fmt: skip
+        values["experts"] = experts_values(figures)
+        text += "\n\n" + experts_table(figures, metres, radius)
     if estimates:
         calibration = calibrate(expert, photos, radius=radius, beams=beams)
         values["posterior"] = calibration.to_dict(metres)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from jzi.encode.encode_map import MapReport
     from jzi.encode.encode_queries import PhotoReport
     from jzi.store.maintenance import MergeReport, VerifyReport
+    from jzi.train.experts import ExpertsReport
     from jzi.train.run import TrainReport
     from jzi.workspace.caches import CacheInfo, ModelInfo
     from jzi.workspace.describe import Info
@@ -53,6 +54,31 @@ def training_text(report: TrainReport) -> str:
     recall = report.best.get("recall@40m")
     reached = "" if recall is None else f", validation recall within 40 m {100 * recall:.1f} %"
     return f"{done}, {report.train} photos; kept epoch {report.best['epoch']:.0f}{reached}: {report.folder}"
+
+
+def experts_text(report: ExpertsReport) -> str:
+    """The weights of the experts, the gain of each, and which were dropped."""
+    if report.fusion is None:
+        return "no fusion of the experts: there is no photo with split 'val' to fit it on"
+    if len(report.experts) == 1:
+        return f"experts: {report.experts[0]}"
+    parts = []
+    for name in report.experts:
+        weight, (gain, error) = report.fusion.weights[name], report.fusion.gains[name]
+        state = f"weight {weight:.2f}" if weight else "left out"
+        parts.append(f"  {name:<7} {state:<12} adds {gain:+.3f} ± {error:.3f} to the log-likelihood per photo")
+    return "\n".join([f"experts, fused on {report.fusion.photos} validation photos:", *parts])
+
+
+def experts_values(report: ExpertsReport) -> dict[str, Any]:
+    """Names, weights and gains of the experts, for JSON."""
+    fusion = report.fusion
+    return {
+        "experts": list(report.experts),
+        "weights": fusion.weights if fusion else None,
+        "gains": {name: list(gain) for name, gain in fusion.gains.items()} if fusion else None,
+        "experts_seconds": report.seconds,
+    }
 
 
 def merge_text(report: MergeReport) -> str:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from typing import Any
+
 from jzi.evaluate.calibration import COVERAGES, Calibration
+from jzi.evaluate.experts import ExpertFigures
 from jzi.evaluate.metrics import Evaluation, Interval
 from jzi.evaluate.published import RADII as PUBLISHED_RADII
 from jzi.evaluate.published import Published
@@ -53,6 +57,38 @@ def evaluation_table(evaluation: Evaluation, title: str) -> str:
         lines.append(f"\n  {'recall within (others as published)':<36}{header}")
         lines += [f"  {row.method:<36}" + "".join(f"{value:9.2%}" for value in row.recall) for row in [*others, ours]]
     return "\n".join(lines)
+
+
+def experts_table(figures: dict[str, ExpertFigures], radii: tuple[float, ...], radius: float) -> str:
+    """A row for each expert and fusion: recall, median error, negative log-likelihood and calibration error."""
+    names = {"fused_cross_view": "fused, without vpr", "fused": "fused, all"}
+    header = "".join(f"{f'{each:g} m':>9}" for each in radii)
+    lines = [
+        f"  the point with the most probability within {radius:g} m, by expert",
+        f"  {'recall within':<20}{header}{'median':>10}{'NLL':>7}{'calibration':>13}",
+    ]
+    for name, row in figures.items():
+        recall = "".join(f"{row.recall[each].value:9.2%}" for each in radii)
+        lines.append(
+            f"  {names.get(name, name):<20}{recall}{row.median_error.value:8.1f} m{row.nll:7.2f}"
+            f"{row.calibration_error:10.1%} off"
+        )
+    if "vpr" in figures:
+        lines.append("  vpr compares with the training photos: its rows are not cross-view")
+    return "\n".join(lines)
+
+
+def experts_values(figures: dict[str, ExpertFigures]) -> dict[str, Any]:
+    """The same for JSON."""
+    return {
+        name: {
+            **{f"recall@{radius:g}m": asdict(interval) for radius, interval in row.recall.items()},
+            "median_error_m": asdict(row.median_error),
+            "nll": row.nll,
+            "calibration_error": row.calibration_error,
+        }
+        for name, row in figures.items()
+    }
 
 
 def calibration_table(calibration: Calibration, radii: tuple[float, ...]) -> str:

@@ -8,6 +8,7 @@ import click
 
 from jzi.commands.common import (
     UsageError,
+    experts_option,
     json_option,
     print_result,
     report_left_out,
@@ -17,21 +18,27 @@ from jzi.commands.common import (
 
 @click.command("train-decoder")
 @settings_options
+@experts_option("Experts of the model: zoom, cells, levels, vpr.  [default: all that the cache has the data for]")
 @json_option
-def train_decoder_command(config_file: Path, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Train the decoder from the cache.
+def train_decoder_command(
+    config_file: Path, overrides: tuple[str, ...], experts: tuple[str, ...], as_json: bool
+) -> None:
+    """Train the decoder and the other experts from the cache, and fit their fusion.
 
     An interrupted run is resumed; a finished one is not repeated.
     """
     from jzi.workspace.settings import load_settings
 
-    settings = load_settings(config_file, overrides, training=("train", "decoder"))
-    from jzi.commands.reports import training_text
+    settings = load_settings(config_file, overrides, training=("train", "decoder", "heads"))
+    from jzi.commands.reports import experts_text, experts_values, training_text
     from jzi.decode.model import ZoomModel
-    from jzi.encode.device import processes
+    from jzi.encode.device import best_device, processes
     from jzi.encode.fingerprint import is_stored_encoder
     from jzi.store.cache import FeatureCache
+    from jzi.store.plain import plain
+    from jzi.train.data import TrainingData
     from jzi.train.decoder import train_decoder
+    from jzi.train.experts import NEED_CELLS, check_experts, default_experts, train_experts
     from jzi.train.zoom import check_overrides
     from jzi.workspace.open import load_encoder
 
@@ -48,6 +55,13 @@ def train_decoder_command(config_file: Path, overrides: tuple[str, ...], as_json
     init = settings.train.init
     start = ZoomModel.load(settings.path(init)) if init else None
     check_overrides(settings.decoder, settings.overridden, start, "train.init")
+    names = check_experts(experts or default_experts(cache.has_cells), cache.has_cells, cache.path)
+    unused = not any(name in NEED_CELLS for name in names)
+    if unused and (ineffective := sorted(name for name in settings.overridden if name.startswith("heads."))):
+        raise UsageError(f"--set {ineffective[0]} has no effect without the experts cells and levels: leave it out")
+    reads_cells = not unused or settings.decoder.look_ahead == "cells"
+    data = TrainingData.load(cache, best_device(), settings.train.views, reads_cells)
+    heads_init = settings.heads.init
     report = train_decoder(
         cache,
         settings.path(settings.model.path),
@@ -56,8 +70,25 @@ def train_decoder_command(config_file: Path, overrides: tuple[str, ...], as_json
         encoder_folder=settings.encoder_folder,
         start=start,
         settings=settings.to_toml(),
+        data=data,
+        experts_follow=True,
+    )
+    fused = train_experts(
+        data,
+        report.folder,
+        names,
+        settings.heads,
+        views=settings.train.views,
+        start=settings.path(heads_init) if heads_init else None,
+        settings=settings.to_toml(),
     )
     if not processes().is_main_process:
         return
     report_left_out(report)
-    print_result(as_json, report, training_text(report))
+    if not experts and not cache.has_cells:
+        click.echo(
+            f"the experts cells and levels were left out: {cache.path} has no cells (`jzi encode-map --cells`)",
+            err=True,
+        )
+    values = {**plain(report), **experts_values(fused)}
+    print_result(as_json, values, f"{training_text(report)}\n{experts_text(fused)}")

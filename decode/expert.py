@@ -46,6 +46,7 @@ class ZoomExpert:
     """
 
     name = "zoom"
+    rules_out = False
 
     def __init__(self, model: ZoomModel, table: TileTable) -> None:
         self.model, self.table = model, table
@@ -87,6 +88,19 @@ class ZoomExpert:
         model.check(opened)
         features = model.read_map(None if own_map and model.has_map else opened)
         return cls(model, TileTable(features, device, PatchTokens.of(opened, device)))
+
+    @classmethod
+    def from_table(cls, folder: str | Path, table: TileTable) -> ZoomExpert:
+        """Load an expert from a model folder, with a map that is on the device already.
+
+        Args:
+            folder: the model folder.
+            table: the map that the model was trained on.
+
+        Raises:
+            ModelError: the folder is not a zoom model, or is damaged.
+        """
+        return cls(ZoomModel.load(folder, table.device), table)
 
     @property
     def area(self) -> Pyramid:

@@ -114,17 +114,15 @@ def score(
     if isinstance(area, Pyramid):
         correct = area.cell_to_path(row, col) == area.paths(latitude, longitude)
     rng = np.random.default_rng(seed)
+    recall, median = error_intervals(error, radii, resamples, rng)
 
     def share(hit: NDArray[np.bool_]) -> Interval:
-        # Resampling hits and misses with replacement draws their number from a binomial distribution
-        return _interval(float(hit.mean()), rng.binomial(len(hit), hit.mean(), resamples) / len(hit))
+        return _share(hit, resamples, rng)
 
-    recall = {float(radius): share(error <= radius) for radius in radii}
-    medians = np.array([np.median(error[rng.integers(len(error), size=len(error))]) for _ in range(resamples)])
     return Evaluation(
         photos=len(error),
         recall=recall,
-        median_error=_interval(float(np.median(error)), medians),
+        median_error=median,
         sequence_accuracy=share(correct.all(1)),
         prefix_accuracy=tuple(np.logical_and.accumulate(correct, axis=1).mean(0).tolist()),
         step_accuracy=step_accuracy,
@@ -133,6 +131,26 @@ def score(
         recall_at={} if rank is None else {k: share(rank < k) for k in RANKS},
         published=published_for(area) if isinstance(area, Pyramid) else (),
     )
+
+
+def error_intervals(
+    error: NDArray[np.float64],
+    radii: Sequence[float] = RADII,
+    resamples: int = 1000,
+    rng: np.random.Generator | None = None,
+) -> tuple[dict[float, Interval], Interval]:
+    """Recall within radii, and the median error, with bootstrap intervals.
+
+    Args:
+        error: (photo,) distances from the true positions to the answers, metres.
+        radii: metres.
+        resamples: number of bootstrap resamples.
+        rng: source of the resamples; seeded with 0 by default.
+    """
+    rng = rng or np.random.default_rng(0)
+    recall = {float(radius): _share(error <= radius, resamples, rng) for radius in radii}
+    medians = np.array([np.median(error[rng.integers(len(error), size=len(error))]) for _ in range(resamples)])
+    return recall, _interval(float(np.median(error)), medians)
 
 
 def cell_error(
@@ -144,6 +162,11 @@ def cell_error(
 ) -> NDArray[np.float64]:
     """(photo,) geodesic distance in metres from true positions, in degrees, to the centres of cells."""
     return geodesic_distance(latitude, longitude, *area.unproject(*area.cell_centers(row, col)))
+
+
+def _share(hit: NDArray[np.bool_], resamples: int, rng: np.random.Generator) -> Interval:
+    # Resampling hits and misses with replacement draws their number from a binomial distribution
+    return _interval(float(hit.mean()), rng.binomial(len(hit), hit.mean(), resamples) / len(hit))
 
 
 def _interval(value: float, resampled: NDArray[np.float64]) -> Interval:

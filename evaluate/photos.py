@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -87,6 +87,14 @@ class LabelledPhotos:
         row, col = pyramid.path_to_tile(dataset.actions.cpu().numpy())
         query, positions = dataset.query[:, 0], (dataset.latitude, dataset.longitude)
         return cls(split, query, *positions, row, col, dataset.unreachable)
+
+    def spread(self, count: int) -> LabelledPhotos:
+        """At most `count` of the photos, evenly spaced."""
+        if len(self) <= count:
+            return self
+        index = np.linspace(0, len(self) - 1, count).round().astype(np.int64)
+        arrays = {name: getattr(self, name)[index] for name in ("latitude", "longitude", "row", "col")}
+        return replace(self, query=self.query[torch.from_numpy(index).to(self.query.device)], **arrays)
 
     def __len__(self) -> int:
         return len(self.query)

@@ -28,9 +28,11 @@ class Expert(Protocol):
         area: the grid of the cells.
         encoder: info of the encoder that photos are embedded with.
         cell_mask: (row, col) whether each cell has imagery; cells without have probability 0.
+        rules_out: whether a probability of 0 excludes a cell (a prior), or only means that it is small.
     """
 
     name: str
+    rules_out: bool
 
     @property
     def area(self) -> CellGrid:

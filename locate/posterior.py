@@ -6,6 +6,7 @@ and the residual, the total probability of the cells that it did not reach.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -71,6 +72,22 @@ class Posterior:
         probability = np.take_along_axis(probability, order, 1)
         return cls(area, row, col, probability, np.maximum(0.0, 1 - probability.sum(1)))
 
+    @classmethod
+    def concatenate(cls, parts: Sequence[Posterior]) -> Posterior:
+        """One posterior of the photos of several, without `steps`; cells are padded to the same number.
+
+        Args:
+            parts: at least one, on the same grid.
+        """
+        cells = max(part.row.shape[1] for part in parts)
+
+        def pad(name: str) -> NDArray[Any]:
+            values = (getattr(part, name) for part in parts)
+            return np.concatenate([np.pad(each, ((0, 0), (0, cells - each.shape[1]))) for each in values])
+
+        residual = np.concatenate([part.residual for part in parts])
+        return cls(parts[0].area, pad("row"), pad("col"), pad("probability"), residual)
+
     def __len__(self) -> int:
         return len(self.row)
 
@@ -91,6 +108,26 @@ class Posterior:
         reached = self.probability[photo] > 0
         grid[self.row[photo][reached], self.col[photo][reached]] = self.probability[photo][reached]
         return grid
+
+    def at(self, row: NDArray[np.int64], col: NDArray[np.int64]) -> NDArray[np.float64]:
+        """(photo,) probability of one cell of each photo; 0 if search did not reach it.
+
+        Args:
+            row: (photo,) rows of the cells.
+            col: (photo,) columns of the cells.
+        """
+        match = (self.row == row[:, None]) & (self.col == col[:, None])
+        return np.asarray((self.probability * match).sum(1))
+
+    def top(self, count: int) -> Posterior:
+        """The `count` most probable cells of each photo; the probability of the others goes to the residual."""
+        if count >= self.row.shape[1]:
+            return self
+        steps = None if self.steps is None else self.steps[:, :count]
+        residual = self.residual + self.probability[:, count:].sum(1)
+        return Posterior(
+            self.area, self.row[:, :count], self.col[:, :count], self.probability[:, :count], residual, steps
+        )
 
     def of(self, photo: int) -> Posterior:
         """The posterior of one photo."""

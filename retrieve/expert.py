@@ -33,6 +33,7 @@ class RetrievalExpert:
     """
 
     name = "retrieval"
+    rules_out = False
 
     def __init__(self, retriever: Retriever, index: CellIndex) -> None:
         self.retriever, self.index = retriever, index

@@ -3,6 +3,9 @@
 config.json           format, kind, pyramid, encoder, imagery, the kind's own entries, SHA-256 of every file below
 decoder.safetensors   a zoom model's weights
 map.safetensors       the map's embeddings; absent in an imported model, which reads them from a cache
+cells.safetensors     the expert cells: two heads, and the codes of all cells
+levels.safetensors    the expert levels: two heads, and the codes of all tiles
+vpr.safetensors       the expert vpr: embeddings and positions of the training photos
 hnsw.faiss            a retriever's graph for approximate search
 encoder/              the encoder as `save_pretrained` writes it; absent if it is loaded from the hub by its id
 
@@ -38,6 +41,9 @@ FORMAT = 2
 
 CONFIG, DECODER, MAP, GRAPH, ENCODER = "config.json", "decoder.safetensors", "map.safetensors", "hnsw.faiss", "encoder"
 
+#: File of each expert beside the zoom, by its name.
+EXPERT_FILES = {"cells": "cells.safetensors", "levels": "levels.safetensors", "vpr": "vpr.safetensors"}
+
 #: Files of an encoder; other files in its folder are not copied.
 _ENCODER_FILES = ("*config.json", "*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*")
 
@@ -70,6 +76,23 @@ class ModelConfig:
     replacing: Digests = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class FusionConfig:
+    """The fusion of a model's experts.
+
+    Attributes:
+        weights: weights of experts by name, for each subset of the experts: their names joined by "+", sorted.
+        gains: log-likelihood per validation photo that each expert adds to the others, and its standard error.
+        photos: number of validation photos.
+        fitted_on: digest of the experts and the photos that the weights were fitted on.
+    """
+
+    weights: dict[str, dict[str, float]]
+    gains: dict[str, tuple[float, float]]
+    photos: int
+    fitted_on: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class ZoomModelConfig(ModelConfig):
     """config.json of a zoom model.
@@ -77,10 +100,14 @@ class ZoomModelConfig(ModelConfig):
     Attributes:
         decoder: the architecture, entries of `jzi.decode.config.DecoderConfig`.
         temperature: (L,) divisors of the logits of each step; None if the model is not calibrated.
+        experts: entries of each expert beside the zoom, by its name.
+        fusion: fusion of the experts; None if it was not fitted.
     """
 
     decoder: dict[str, int | float | str]
     temperature: tuple[float, ...] | None = None
+    experts: dict[str, dict[str, int | float | str]] = field(default_factory=dict)
+    fusion: FusionConfig | None = None
     kind: Literal["zoom"] = "zoom"
 
 
@@ -295,7 +322,7 @@ def _settled(folder: Path) -> ModelConfig:
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    files = [file for name in (DECODER, MAP, GRAPH) if (file := folder / name).is_file()]
+    files = [file for name in (DECODER, MAP, GRAPH, *EXPERT_FILES.values()) if (file := folder / name).is_file()]
     files += _encoder_files(folder / ENCODER)
     return {file.relative_to(folder).as_posix(): file_sha256(file) for file in files}
 

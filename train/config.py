@@ -204,3 +204,36 @@ class RetrieverConfig(EncoderTrainingConfig):
     def mines(self) -> bool:
         """Whether batches consist of neighbours."""
         return METHODS[self.method][1]
+
+
+@_raises_config_error
+@dataclass(frozen=True, config=_strict)
+class HeadsTrainingConfig(TrainingConfig):
+    """Settings for training the heads of the experts cells and levels from the cache.
+
+    Attributes:
+        init: model folder whose heads to start from; empty to start from scratch.
+        hidden: width of the hidden layer of each head.
+        features: number of features of a code.
+        dropout: dropout of the hidden layers.
+        sigma: standard deviation of the Gaussian that spreads a photo's label over the cells around it, in cells.
+        prototypes: whether the expert cells learns a prototype for each cell, for areas with many photos.
+        sampled: maximum number of cells in the softmax of a step. On larger maps they are those that carry the labels
+            of the batch, and a uniform sample of the others, weighted by their number.
+    """
+
+    epochs: Count = 40
+    batch_size: Count = 256
+    learning_rate: NotNegative = 2e-3
+    weight_decay: NotNegative = 0.05
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    save_every_s: Positive = 10.0
+    init: str = ""
+    hidden: Count = 256
+    features: Count = 128
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    sigma: Positive = 0.5
+    prototypes: bool = False
+    sampled: Count = 65_536
+
+    section: ClassVar[str] = "heads"

@@ -6,9 +6,7 @@ copy from the host between two steps.
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,11 +25,11 @@ from jzi.decode.tile_table import TileTable
 from jzi.errors import CacheError, TrainingError
 from jzi.store.cache import FeatureCache
 from jzi.store.model_folder import MAP, update_config, write_file
+from jzi.train.cache_task import CacheTask
 from jzi.train.config import TrainConfig
 from jzi.train.data import DataInfo, TrainingData
 from jzi.train.loop import TrainingLoop, make_accelerator
 from jzi.train.run import Metrics, TrainingRun, TrainReport
-from jzi.train.task import Batch, Task
 from jzi.train.zoom import init_digest, make_decoder, validate
 
 
@@ -46,6 +44,7 @@ def train_decoder(
     settings: str = "",
     data: TrainingData | None = None,
     keep_map: bool = True,
+    experts_follow: bool = False,
     progress: bool = True,
 ) -> TrainReport:
     """Train on the cache's "train" photos, and keep the epoch with the best recall at 40 m on its "val" photos.
@@ -63,6 +62,7 @@ def train_decoder(
         settings: TOML to write to train/settings.toml.
         data: the cache's data on this process's device, if several runs share it; None to load it.
         keep_map: whether to write the map into the folder too.
+        experts_follow: whether `train_experts` is called next, by all processes.
         progress: whether to show a progress bar.
 
     Raises:
@@ -96,7 +96,7 @@ def train_decoder(
     if accelerator.is_main_process:
         _calibrate(folder, table, val)  # also if a complete run was stopped just before this
     if state["epoch"] < config.epochs:
-        loop.close()
+        loop.close(leave=not experts_follow)
     return TrainReport(
         folder=folder,
         epochs=config.epochs - state["epoch"],
@@ -135,12 +135,8 @@ def _create_model(
         write_file(folder, MAP, map_embeddings.save)
 
 
-class DecoderTask(Task):
+class DecoderTask(CacheTask):
     """Training of the decoder from the cache.
-
-    An epoch takes seconds, and a state is four times the size of the decoder, so writing both after every epoch can
-    take as long as training. States are written only when due, and the best weights stay on the device until then, so
-    the weights on disk are never newer than the state.
 
     Args:
         accelerator: device, precision and processes.
@@ -167,82 +163,29 @@ class DecoderTask(Task):
     ) -> None:
         self.accelerator, self.network, self.config, self.run = accelerator, decoder, config, run
         self.table, self.train, self.val = table, train, val
-        self._best: dict[str, Tensor] | None = None
-        self._random: dict[str, Tensor] | None = None  # generator states of a run interrupted within an epoch
+        self.device, self.photos = table.device, len(train)
 
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """All parameters of the decoder."""
-        return [{"params": list(self.network.parameters())}]
+    def begin_epoch(self, seed: int) -> None:
+        """Draw the views of the photos."""
+        self.view = self.train.draw_views(seed)
 
-    def steps_per_epoch(self) -> int:
-        """Number of optimizer steps in an epoch."""
-        return math.ceil(len(self.train) / self.config.batch_size)
-
-    def batches(self, epoch: int, first: int) -> Iterator[Batch]:
-        """Indices of photos and of their views, on the device; the epoch seeds their order, the views and dropout."""
-        world, process = self.accelerator.num_processes, self.accelerator.process_index
-        seed = self.config.seed * 1_000_003 + epoch
-        order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(seed))
-        order = torch.cat([order, order[: -len(order) % world]]).to(
-            self.table.device
-        )  # the same number for every process
-        view = self.train.draw_views(seed)
-        torch.manual_seed(seed * world + process)  # for dropout
-        if first and self._random:
-            self._set_random(self._random)
-
-        def read() -> Iterator[Batch]:
-            for batch in order.split(self.config.batch_size)[first:]:
-                index = batch[process::world]
-                yield Batch([(index, view[index])], [len(index)], len(batch))
-
-        return read()
-
-    def loss(self, model: nn.Module, part: tuple[Tensor, Tensor]) -> Tensor:
+    def loss(self, model: nn.Module, part: Tensor) -> Tensor:
         """Cross-entropy of the next action, with teacher forcing."""
-        index, view = part
-        tiles, actions = self.train.tiles[index], self.train.actions[index]  # (batch, step)
-        query = self.train.query[index, view].float()
+        tiles, actions = self.train.tiles[part], self.train.actions[part]  # (batch, step)
+        query = self.train.query[part, self.view[part]].float()
         with self.accelerator.autocast():
             tokens, children = self.table.inputs(self.network.config, tiles, query)
             logits = model(query, tokens, actions, children)
         smoothing = self.config.label_smoothing
         return F.cross_entropy(logits.float().flatten(0, 1), actions.flatten(), label_smoothing=smoothing)
 
-    def mean_loss(self, losses: list[float]) -> float:
-        """Mean of the losses of an epoch's steps, in float32."""
-        return float(torch.tensor(losses, device=self.table.device).mean())
-
     def validate(self) -> Metrics:
         """Recall and median error of greedy search, and the teacher-forced loss."""
         return validate(self.network, self.table, self.val)
 
-    def keep_best(self) -> None:
-        """Keep a copy of the weights on the device."""
-        self._best = {name: tensor.detach().clone() for name, tensor in self.network.state_dict().items()}
-
-    def write_best(self) -> None:
-        """Write the best weights, if they are not on disk yet."""
-        if self._best:
-            save_tensors(self.run.folder, self._best)
-        self._best = None
-
-    def extra_state(self) -> dict[str, Any]:
-        """States of the generators that dropout draws from, to resume within an epoch."""
-        return {"random": {kind: generator.get_rng_state() for kind, generator in self._generators().items()}}
-
-    def load_extra_state(self, state: dict[str, Any]) -> None:
-        """Restore what `extra_state` returned."""
-        self._random = state.get("random")
-
-    def _set_random(self, states: dict[str, Tensor]) -> None:
-        for kind, generator in self._generators().items():
-            if kind in states:
-                generator.set_rng_state(states[kind])
-
-    def _generators(self) -> dict[str, Any]:
-        device = self.table.device.type
-        return {"cpu": torch} if device == "cpu" else {"cpu": torch, device: torch.get_device_module(device)}
+    def save(self, weights: dict[str, Tensor]) -> None:
+        """Write decoder.safetensors."""
+        save_tensors(self.run.folder, weights)
 
 
 def _calibrate(folder: Path, table: TileTable, val: ZoomDataset) -> None:

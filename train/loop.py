@@ -104,12 +104,17 @@ class TrainingLoop:
                     raise KeyboardInterrupt
         return photo_count
 
-    def close(self) -> None:
-        """Release the model, and leave the process group."""
+    def close(self, *, leave: bool = True) -> None:
+        """Release the model.
+
+        Args:
+            leave: whether to leave the process group; False if another loop follows.
+        """
         del self.model, self.optimizer
         self.accelerator.free_memory()  # wrapped models must be freed before their process group
         self.accelerator.wait_for_everyone()
-        self.accelerator.end_training()
+        if leave:
+            self.accelerator.end_training()
 
     def _epoch(self, epoch: int, first: int, losses: list[float], bar: tqdm) -> int:
         """Run an epoch from step `first`, append the losses, and return the number of photos."""

@@ -27,16 +27,25 @@ class TrainingRun:
         fingerprint: everything that the outcome depends on; a run is only resumed if its fingerprint is the same.
         metrics: metrics of the epochs so far.
         hint: what to do if the folder holds another run, for the error message.
+        name: name of the run in train/, if the folder holds several; the run writes to train/<name>.
+        weights: path in the folder of the file that a complete run writes.
     """
 
     folder: Path
     fingerprint: dict[str, Any]
     metrics: list[Metrics] = field(default_factory=list)
     hint: str = "give another model.path (`--set model.path=other`) or delete it"
+    name: str = ""
+    weights: str = DECODER
+
+    @property
+    def train_folder(self) -> Path:
+        """Folder of the settings, the metrics and the state."""
+        return self.folder / "train" / self.name
 
     @property
     def _state(self) -> Path:
-        return self.folder / "train" / "state.pt"
+        return self.train_folder / "state.pt"
 
     def load(self) -> dict[str, Any] | None:
         """The last saved state of this run; None if the folder holds no run.
@@ -45,8 +54,10 @@ class TrainingRun:
             ModelError: the folder holds another run, or its state is damaged.
         """
         if not self._state.exists():
-            if (self.folder / DECODER).exists():
-                raise ModelError(f"{self.folder} holds a model without a training state: give another model.path")
+            if (self.folder / self.weights).exists():
+                raise ModelError(
+                    f"{self.folder} holds {self.weights} without the state of its training: give another model.path"
+                )
             return None
         try:
             state = torch.load(self._state, map_location="cpu", weights_only=True)
@@ -77,14 +88,14 @@ class TrainingRun:
             ModelError: as `load`.
         """
         state = self.load() or {"epoch": 0, "step": 0, "losses": []}
-        for folder in (self.folder, self.folder / "train", self.folder / "encoder"):
+        for folder in (self.folder, self.train_folder, self.folder / "encoder"):
             remove_leftovers(folder)
         return state
 
     def start(self, settings: str) -> None:
         """Create the folder, and write the settings to train/settings.toml."""
-        (self.folder / "train").mkdir(parents=True, exist_ok=True)
-        replace_file(self.folder / "train" / "settings.toml", lambda path: path.write_text(settings))
+        self.train_folder.mkdir(parents=True, exist_ok=True)
+        replace_file(self.train_folder / "settings.toml", lambda path: path.write_text(settings))
 
     def save(self, state: dict[str, Any]) -> None:
         """Write a state to resume from."""
@@ -95,7 +106,7 @@ class TrainingRun:
         """Append an epoch's metrics, and write metrics.jsonl: one line per epoch."""
         self.metrics.append(metrics)
         text = "".join(json.dumps(line) + "\n" for line in self.metrics)
-        replace_file(self.folder / "train" / "metrics.jsonl", lambda path: path.write_text(text))
+        replace_file(self.train_folder / "metrics.jsonl", lambda path: path.write_text(text))
 
     def best(self) -> Metrics:
         """Metrics of the best epoch: the highest recall at 40 m, then the lowest validation loss.

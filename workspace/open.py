@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING
 from jzi.errors import ConfigError, PhotoError
 from jzi.store.model_folder import RetrieverModelConfig, read_config
 from jzi.store.pyramid import Pyramid
+from jzi.workspace.experts import ModelExperts, load_experts
 from jzi.workspace.settings import Settings, find_rasters, load_settings
 
 if TYPE_CHECKING:
     from jzi.decode.expert import ZoomExpert
     from jzi.encode.encoder import Encoder
     from jzi.encode.imagery import Imagery
-    from jzi.locate.expert import Expert
     from jzi.locate.locator import Locator
+    from jzi.retrieve.expert import RetrievalExpert
     from jzi.store.cache import FeatureCache
     from jzi.store.photo_table import PhotoTable, Rejected
     from jzi.train.encoder import EncoderTrainingReport
@@ -194,7 +195,12 @@ def model_folder(model: Path | None, config_file: Path) -> Path:
 
 
 def load(
-    folder: str | Path, device: str | None = None, cache: str | Path | None = None, *, approximate: bool = False
+    folder: str | Path,
+    device: str | None = None,
+    cache: str | Path | None = None,
+    *,
+    approximate: bool = False,
+    experts: Sequence[str] = (),
 ) -> Locator:
     """Load a locator from the folder of a zoom model or of a retriever.
 
@@ -203,6 +209,7 @@ def load(
         device: device to compute on, such as "cpu" or "cuda:0"; by default the best available.
         cache: read the map of a zoom model from this cache rather than from the folder.
         approximate: search the HNSW graph of a retriever rather than all cells.
+        experts: names of a zoom model's experts to fuse, such as "zoom" and "cells"; all by default.
 
     Raises:
         ModelError: the folder is not a model, is damaged, or lacks the map or other data that its decoder reads.
@@ -212,18 +219,27 @@ def load(
     if isinstance(read_config(Path(folder)), RetrieverModelConfig):
         if cache:
             raise ConfigError(f"{folder} is a retriever, which has its own index: leave the cache out")
+        if experts:
+            raise ConfigError(f"{folder} is a retriever, which is a single expert: leave --experts out")
         return _retrieval_locator(Path(folder), device, approximate)
     if approximate:
         raise ConfigError(f"{folder} is a zoom model: approximate search is for retrievers")
     from jzi.decode.expert import ZoomExpert
     from jzi.locate.locator import Locator
 
-    expert = ZoomExpert.load(folder, device, cache)
-    return Locator(expert, lambda: expert.model.load_encoder(str(expert.table.device)), name=Path(folder).name)
+    zoom = ZoomExpert.load(folder, device, cache)
+    expert = load_experts(Path(folder), zoom).fused(experts)
+    return Locator(expert, lambda: zoom.model.load_encoder(str(zoom.table.device)), name=Path(folder).name)
 
 
 def open_locator(
-    model: Path | None, config_file: Path, *, cache: str | None, retriever: Path | None, approximate: bool
+    model: Path | None,
+    config_file: Path,
+    *,
+    cache: str | None,
+    retriever: Path | None,
+    approximate: bool,
+    experts: Sequence[str] = (),
 ) -> Locator:
     """Load the locator that the options of a command name.
 
@@ -233,18 +249,19 @@ def open_locator(
         cache: cache to read the map of a zoom model from.
         retriever: folder of a retriever to use instead of a zoom model.
         approximate: search the HNSW graph of the retriever.
+        experts: names of a zoom model's experts to fuse; all by default.
 
     Raises:
         ConfigError: options contradict one another.
         JziError: the model or the cache cannot be used.
     """
     if retriever:
-        if model or cache:
-            raise ConfigError("--model and --cache do not apply to --retriever: leave them out")
+        if model or cache or experts:
+            raise ConfigError("--model, --cache and --experts do not apply to --retriever: leave them out")
         return _retrieval_locator(retriever, None, approximate)
     if approximate:
         raise ConfigError("--approximate goes with --retriever")
-    return load(model_folder(model, config_file), cache=cache)
+    return load(model_folder(model, config_file), cache=cache, experts=experts)
 
 
 def _retrieval_locator(folder: Path, device: str | None, approximate: bool) -> Locator:
@@ -256,24 +273,32 @@ def _retrieval_locator(folder: Path, device: str | None, approximate: bool) -> L
     return Locator(expert, lambda: expert.retriever.load_encoder(device or best_device()), name=folder.name)
 
 
-def open_expert(settings: Settings, retriever: Path | None, *, approximate: bool) -> tuple[Expert, FeatureCache]:
-    """Load the expert to evaluate, and open the cache with the photos to evaluate it on.
+def open_retriever(folder: Path, *, approximate: bool) -> tuple[RetrievalExpert, FeatureCache]:
+    """Load a retriever, and open its index with the photos to evaluate it on.
 
     Args:
-        settings: settings that name the zoom model and the cache.
-        retriever: folder of a retriever to evaluate instead, on the photos of its index.
-        approximate: search the HNSW graph of the retriever.
+        folder: the retriever's folder.
+        approximate: search its HNSW graph.
+
+    Raises:
+        ModelError: there is no retriever, or it is damaged.
+        CacheError: the index cannot be used.
+    """
+    from jzi.retrieve.expert import RetrievalExpert
+
+    expert = RetrievalExpert.load(folder, approximate=approximate)
+    return expert, expert.retriever.open_cache()
+
+
+def open_experts(settings: Settings) -> tuple[ModelExperts, FeatureCache]:
+    """Load the experts of the model that the settings name, and open the cache with the photos to evaluate them on.
 
     Raises:
         ModelError: there is no model, or it is damaged.
         CacheError: there is no cache, or it belongs to another encoder or pyramid.
     """
-    if retriever:
-        from jzi.retrieve.expert import RetrievalExpert
-
-        retrieval = RetrievalExpert.load(retriever, approximate=approximate)
-        return retrieval, retrieval.retriever.open_cache()
-    return open_zoom(settings.path(settings.model.path), settings.cache_path)
+    zoom, cache = open_zoom(settings.path(settings.model.path), settings.cache_path)
+    return load_experts(zoom.model.folder, zoom), cache
 
 
 def open_zoom(folder: Path, cache_path: str) -> tuple[ZoomExpert, FeatureCache]:

@@ -19,7 +19,7 @@ from jzi.decode.config import DecoderConfig
 from jzi.errors import ConfigError, first_line
 from jzi.store.files import write_whole
 from jzi.store.pyramid import Pyramid
-from jzi.train.config import FinetuneConfig, RetrieverConfig, TrainConfig
+from jzi.train.config import FinetuneConfig, HeadsTrainingConfig, RetrieverConfig, TrainConfig
 
 FILE = "jzi.toml"
 _strict = ConfigDict(extra="forbid")
@@ -88,6 +88,7 @@ class Settings:
     cache: PathSettings = field(default_factory=lambda: PathSettings("features.zarr"))
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    heads: HeadsTrainingConfig = field(default_factory=HeadsTrainingConfig)
     model: PathSettings = field(default_factory=lambda: PathSettings("model"))
     retriever: RetrieverConfig = field(default_factory=RetrieverConfig)
 
@@ -126,7 +127,7 @@ class Settings:
 
 
 #: The sections of jzi.toml about training: no command uses all of them.
-TRAINING = ("finetune", "decoder", "train", "retriever")
+TRAINING = ("finetune", "decoder", "train", "heads", "retriever")
 
 
 def find_rasters(entries: Iterable[str], folder: Path = Path()) -> list[str]:
@@ -244,6 +245,7 @@ def write_settings(settings: Settings) -> None:
         "cache": "The feature cache: a folder, or a URL such as s3://.",
         "decoder": "The paper's decoder; patch_tokens: patch tokens to read of each tile, which needs map.tokens.",
         "train": "The paper's training; trackers: experiment trackers of Accelerate.",
+        "heads": "Training of the experts cells and levels, which need `jzi encode-map --cells`.",
         "model": "The folder of the trained model.",
         "retriever": "Flat retrieval, a baseline: sample4geo, infonce or transgeo.",
     }

@@ -53,8 +53,8 @@ def test_the_decoder_takes_every_photo_once(
             task = DecoderTask(
                 process(number, processes), None, table, photos, photos, TrainConfig(batch_size=size, seed=seed), None
             )
-            taken.append([index.tolist() for batch in task.batches(epoch, 0) for index, _ in batch.parts])
-            resumed.append([index.tolist() for batch in task.batches(epoch, first) for index, _ in batch.parts])
+            taken.append([index.tolist() for batch in task.batches(epoch, 0) for index in batch.parts])
+            resumed.append([index.tolist() for batch in task.batches(epoch, first) for index in batch.parts])
     check_permutation([photo for batches in taken for batch in batches for photo in batch], count, processes)
     assert resumed == [batches[first:] for batches in taken]
 

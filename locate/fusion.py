@@ -1,0 +1,322 @@
+"""Fusion of experts: a weighted product of their posteriors, with weights fitted on validation photos.
+
+The fused log-probability of a cell is the sum of the experts' log-probabilities, each times its weight, normalised over
+all cells with imagery (a logarithmic opinion pool; Genest and Zidek 1986). Weights are 0 or more, and their scale is
+that of a temperature, so the fused posterior needs no other calibration. The probability that an expert assigns to
+cells that it did not reach, its residual, is spread evenly over them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from jzi.locate.expert import Expert
+from jzi.locate.location import LocateOptions
+from jzi.locate.posterior import Posterior
+from jzi.store.cell_grid import CellGrid
+from jzi.store.info import EncoderInfo
+
+#: Share of each expert's probability that is spread evenly over the map, so that no trained expert rules out a cell.
+FLOOR = 1e-4
+
+#: Standard errors by which the gain of an expert must exceed zero to keep the expert.
+CLEAR = 1.64
+
+#: Most probable cells of each expert on which weights are fitted, and maximum number of steps of the fit.
+FIT_CELLS, NEWTON_STEPS = 512, 30
+
+#: Maximum number of cells in a fused posterior; the probability of the others becomes its residual.
+MAX_CELLS = 8192
+
+
+@dataclass(frozen=True)
+class FusionWeights:
+    """Weights of experts, and what each expert gains.
+
+    Attributes:
+        weights: exponent of each expert's posterior, by its name; 0 for an expert that was dropped.
+        gains: decrease of the validation log-likelihood per photo without the expert, and its standard error.
+        photos: number of validation photos.
+    """
+
+    weights: dict[str, float]
+    gains: dict[str, tuple[float, float]] = field(default_factory=dict)
+    photos: int = 0
+
+    @property
+    def used(self) -> tuple[str, ...]:
+        """Names of the experts that were not dropped."""
+        return tuple(name for name, weight in self.weights.items() if weight > 0)
+
+
+class FusedExpert:
+    """Several experts as one.
+
+    Args:
+        experts: experts on the same cells, with the same encoder.
+        weights: (expert,) exponent of each expert's posterior.
+    """
+
+    name = "fused"
+    rules_out = False
+
+    def __init__(self, experts: Sequence[Expert], weights: Sequence[float]) -> None:
+        self.experts, self.weights = tuple(experts), tuple(weights)
+
+    @property
+    def area(self) -> CellGrid:
+        """The grid of the cells."""
+        return self.experts[0].area
+
+    @property
+    def encoder(self) -> EncoderInfo:
+        """The encoder of the photos."""
+        return self.experts[0].encoder
+
+    @property
+    def cell_mask(self) -> NDArray[np.bool_]:
+        """(row, col) whether each cell has imagery."""
+        return self.experts[0].cell_mask
+
+    def posterior(self, query: Tensor, options: LocateOptions) -> Posterior:
+        """The weighted product of the experts' posteriors; for "greedy", only its most probable cell.
+
+        Args:
+            query: (photo, feature) embeddings.
+            options: passed to the experts.
+        """
+        greedy = options.estimate == "greedy"
+        searched = replace(options, estimate="map") if greedy else options
+        fused = combine(self.experts, [each.posterior(query, searched) for each in self.experts], self.weights)
+        return fused.top(1) if greedy else fused
+
+    def uncalibrated(self) -> FusedExpert | None:
+        """The product of the posteriors without weights."""
+        return FusedExpert(self.experts, [1.0] * len(self.experts))
+
+
+def combine(experts: Sequence[Expert], posteriors: Sequence[Posterior], weights: Sequence[float]) -> Posterior:
+    """The weighted product of the posteriors of the same photos.
+
+    Args:
+        experts: the experts.
+        posteriors: (expert,) their posteriors.
+        weights: (expert,) exponents.
+    """
+    floors = [0.0 if expert.rules_out else FLOOR for expert in experts]
+    stacked = Stacked.of(posteriors, experts[0].cell_mask, floors)
+    return stacked.posterior(experts[0].area, weights)
+
+
+def with_prior(expert: Expert, prior: Expert) -> FusedExpert:
+    """An expert multiplied with a prior.
+
+    Args:
+        expert: an expert, such as a fusion.
+        prior: an expert that does not depend on the photo; its weight is 1.
+    """
+    if isinstance(expert, FusedExpert):
+        return FusedExpert([*expert.experts, prior], [*expert.weights, 1.0])
+    return FusedExpert([expert, prior], [1.0, 1.0])
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """Log-probabilities of several experts for the same photos, on the union of the cells that they reached.
+
+    Attributes:
+        key: (photo, cell) row * columns + column of each cell; arbitrary for padding.
+        log: (expert, photo, cell) log-probabilities.
+        outside: (expert, photo) log-probability of each single cell that no expert reached.
+        valid: (photo, cell) whether an entry is a cell with imagery; False for padding.
+        log_count: (photo,) logarithm of the number of cells that no expert reached; -inf if there is none.
+        cols: number of columns of the map.
+    """
+
+    key: NDArray[np.int64]
+    log: Tensor
+    outside: Tensor
+    valid: Tensor
+    log_count: Tensor
+    cols: int
+
+    @classmethod
+    def of(cls, posteriors: Sequence[Posterior], cell_mask: NDArray[np.bool_], floors: Sequence[float]) -> Stacked:
+        """Stack the posteriors of several experts.
+
+        Args:
+            posteriors: posterior of each expert for the same photos.
+            cell_mask: (row, col) whether each cell has imagery.
+            floors: (expert,) share of the probability to spread evenly over the map.
+        """
+        photos, cols, count = len(posteriors[0]), cell_mask.shape[1], int(cell_mask.sum())
+        padding = cell_mask.size  # a key that no cell has, and that sorts last
+        keys = [np.where(each.probability > 0, each.row * cols + each.col, padding) for each in posteriors]
+        every = np.concatenate(keys, axis=1)
+        order = np.argsort(every, axis=1, kind="stable")
+        ordered = np.take_along_axis(every, order, 1)
+        is_first = np.ones_like(ordered, bool)
+        is_first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+        rank = is_first.cumsum(1) - 1  # column of each sorted key in the union
+        width = int(rank.max()) + 1
+        key = np.full((photos, width), padding)
+        np.put_along_axis(key, rank, ordered, 1)
+        column = np.empty_like(rank)
+        np.put_along_axis(column, order, rank, 1)
+        valid = key < padding
+        key[~valid] = 0
+        valid &= cell_mask.ravel()[key]
+
+        log, outside = np.empty((len(posteriors), photos, width)), np.empty((len(posteriors), photos))
+        first = 0
+        with np.errstate(divide="ignore"):
+            for number, (posterior, floor) in enumerate(zip(posteriors, floors, strict=True)):
+                reached = posterior.probability > 0
+                spread = posterior.residual / np.maximum(1, count - reached.sum(1))
+                probability = np.repeat(spread[:, None], width, 1)
+                places = column[:, first : first + reached.shape[1]]
+                photo, cell = np.nonzero(reached)
+                probability[photo, places[photo, cell]] = posterior.probability[photo, cell]
+                log[number] = np.log((1 - floor) * probability + floor / count)
+                outside[number] = np.log((1 - floor) * spread + floor / count)
+                first += reached.shape[1]
+            log_count = np.log(np.maximum(0, count - valid.sum(1)))
+        log_t, outside_t, valid_t, count_t = (torch.from_numpy(each) for each in (log, outside, valid, log_count))
+        return cls(key, log_t, outside_t, valid_t, count_t, cols)
+
+    def fused(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised log-probabilities of the weighted product.
+
+        Args:
+            weights: (expert,) float64.
+
+        Returns:
+            (photo, cell) of the cells, and (photo,) of the residual.
+        """
+        used = weights.detach() > 0  # 0 times -inf is nan
+        log = torch.einsum("e,epc->pc", weights[used], self.log[used]).masked_fill(~self.valid, -torch.inf)
+        outside = torch.einsum("e,ep->p", weights[used], self.outside[used]) + self.log_count
+        total = torch.logaddexp(log.logsumexp(-1), outside)
+        return log - total[:, None], outside - total
+
+    def posterior(self, area: CellGrid, weights: Sequence[float]) -> Posterior:
+        """The weighted product as a posterior.
+
+        Args:
+            area: the grid of the cells.
+            weights: (expert,).
+        """
+        log, _ = self.fused(torch.tensor(weights, dtype=torch.float64))
+        best, index = log.exp().nan_to_num(0.0).topk(min(MAX_CELLS, log.shape[1]), dim=1)
+        key = np.take_along_axis(self.key, index.numpy(), 1)
+        residual = np.maximum(0.0, 1 - best.sum(1).numpy())
+        residual[residual < 1e-9] = 0.0
+        return Posterior(area, key // self.cols, key % self.cols, best.numpy(), residual)
+
+    def select(self, experts: Sequence[int]) -> Stacked:
+        """The same cells with some of the experts, given by their indices."""
+        index = list(experts)
+        return replace(self, log=self.log[index], outside=self.outside[index])
+
+    def log_likelihood(self, weights: Tensor, key: NDArray[np.int64]) -> Tensor:
+        """(photo,) log-probability of the true cells.
+
+        Args:
+            weights: (expert,) float64.
+            key: (photo,) row * columns + column of the true cells.
+        """
+        log, residual = self.fused(weights)
+        match = torch.from_numpy(self.key == key[:, None]) & self.valid
+        inside = log.gather(1, match.int().argmax(-1, keepdim=True))[:, 0]
+        return torch.where(match.any(-1), inside, residual - self.log_count)
+
+
+def fit_weights(
+    names: Sequence[str], posteriors: Sequence[Posterior], cell_mask: NDArray[np.bool_], key: NDArray[np.int64]
+) -> FusionWeights:
+    """Fit the weights of trained experts by maximum likelihood of the true cells of validation photos.
+
+    Does no harm: the expert with the least gain is dropped, and the others are fitted again, until the gain of each
+    exceeds zero by `CLEAR` standard errors over the photos.
+
+    Args:
+        names: names of the experts.
+        posteriors: posterior of each expert for the validation photos.
+        cell_mask: (row, col) whether each cell has imagery.
+        key: (photo,) row * columns + column of the true cells.
+    """
+    stacked = Stacked.of([each.top(FIT_CELLS) for each in posteriors], cell_mask, [FLOOR] * len(names))
+    used = list(range(len(names)))
+    gains: dict[str, tuple[float, float]] = {}
+    while True:
+        weights = _fit(stacked.select(used), key)
+        if len(used) == 1:
+            break
+        full = stacked.select(used).log_likelihood(weights, key)
+        lower_bounds = {}
+        for place, expert in enumerate(used):
+            others = stacked.select([each for each in used if each != expert])
+            gain = full - others.log_likelihood(_fit(others, key), key)
+            error = float(gain.std() / len(gain) ** 0.5) if len(gain) > 1 else float("inf")
+            gains[names[expert]] = float(gain.mean()), min(error, 1e9)
+            lower_bounds[place] = float(gain.mean()) - CLEAR * error
+        worst = min(lower_bounds, key=lambda place: lower_bounds[place])
+        if lower_bounds[worst] > 0:
+            break
+        del used[worst]
+    fitted = {names[expert]: float(weight) for expert, weight in zip(used, weights, strict=True)}
+    return FusionWeights({name: fitted.get(name, 0.0) for name in names}, gains, len(key))
+
+
+def _fit(stacked: Stacked, key: NDArray[np.int64]) -> Tensor:
+    """(expert,) the non-negative weights with the greatest likelihood, by Newton's method.
+
+    The log-likelihood is concave: its gradient is the experts' log-probability of the true cell minus its mean over the
+    fused posterior, its Hessian minus their covariance. An expert whose weight would be negative gets 0.
+    """
+    photos = torch.arange(len(key))
+    match = torch.from_numpy(stacked.key == key[:, None]) & stacked.valid
+    inside = stacked.log[:, photos, match.int().argmax(-1)]
+    truth = torch.where(match.any(-1), inside, stacked.outside)  # (expert, photo)
+    features = torch.cat([stacked.log, stacked.outside[..., None]], -1)  # the last entry stands for the residual
+    base = torch.where(stacked.valid, 0.0, -torch.inf)
+    base = torch.cat([base, stacked.log_count[:, None]], -1)
+
+    def likelihood(weights: Tensor, rows: list[int]) -> tuple[Tensor, Tensor]:
+        logits = torch.einsum("e,epc->pc", weights, features[rows]) + base
+        total = logits.logsumexp(-1, keepdim=True)
+        return (weights @ truth[rows] - total[:, 0]).mean(), (logits - total).exp()
+
+    used = list(range(len(features)))
+    while True:
+        weights = torch.full((len(used),), 1 / len(used), dtype=torch.float64)
+        value, probability = likelihood(weights, used)
+        for _ in range(NEWTON_STEPS):
+            mean = torch.einsum("pc,epc->ep", probability, features[used])
+            gradient = (truth[used] - mean).mean(1)
+            moment = torch.einsum("pc,epc,fpc->ef", probability, features[used], features[used]) / len(key)
+            covariance = moment - mean @ mean.T / len(key) + 1e-6 * torch.eye(len(used), dtype=torch.float64)
+            step = torch.linalg.solve(covariance, gradient)
+            for _ in range(20):  # halve the step until the likelihood rises
+                trial, trial_probability = likelihood(weights + step, used)
+                if trial >= value:
+                    break
+                step = step / 2
+            else:
+                break
+            converged = float(trial - value) < 1e-8
+            weights, value, probability = weights + step, trial, trial_probability
+            if converged:
+                break
+        if len(used) == 1 or float(weights.min()) >= 0:
+            break
+        del used[int(weights.argmin())]
+    fitted = torch.zeros(len(features), dtype=torch.float64)
+    fitted[used] = weights.clamp(min=0.0)
+    return fitted

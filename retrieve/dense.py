@@ -1,0 +1,83 @@
+"""The base of experts that compute a log-probability for every cell of the map."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from jzi.locate.expert import Expert
+from jzi.locate.location import LocateOptions
+from jzi.locate.posterior import Posterior
+from jzi.store.info import EncoderInfo
+from jzi.store.pyramid import Pyramid
+
+#: Maximum number of a photo's cells in its posterior; the probability of the others is its residual.
+MAX_CELLS = 8192
+
+#: Log-probabilities computed at once: 64 MB in float32.
+ENTRIES = 2**24
+
+
+class DenseExpert(ABC):
+    """An expert that computes the log-probabilities of all cells with imagery.
+
+    Args:
+        area: pyramid of the cells.
+        encoder: encoder of the photos.
+        cell_mask: (row, col) whether each cell has imagery.
+        device: device to compute on.
+    """
+
+    name: str
+    rules_out = False
+
+    def __init__(self, area: Pyramid, encoder: EncoderInfo, cell_mask: NDArray[np.bool_], device: torch.device) -> None:
+        self.area, self.encoder, self.cell_mask, self.device = area, encoder, cell_mask, device
+        self.row, self.col = np.nonzero(cell_mask)
+
+    @abstractmethod
+    def log_probabilities(self, query: Tensor) -> Tensor:
+        """(photo, cell) log-probabilities of the cells with imagery in row-major order, up to a constant per photo.
+
+        Args:
+            query: (photo, feature) float32 embeddings on the device.
+        """
+
+    @torch.inference_mode()
+    def posterior(self, query: Tensor, options: LocateOptions) -> Posterior:
+        """The `MAX_CELLS` most probable cells; for "greedy", only the first.
+
+        Args:
+            query: (photo, feature) embeddings.
+            options: only the estimate is used.
+        """
+        count = 1 if options.estimate == "greedy" else min(MAX_CELLS, len(self.row))
+        cells, probabilities, residuals = [], [], []
+        for part in query.to(self.device).float().split(max(1, ENTRIES // len(self.row))):
+            best, index = self.log_probabilities(part).double().softmax(-1).topk(count, dim=1)
+            cells.append(index.cpu().numpy())
+            probabilities.append(best.cpu().numpy())
+            residual = np.maximum(0.0, 1 - probabilities[-1].sum(1))
+            residuals.append(residual if count < len(self.row) else np.zeros(len(part)))
+        cell = np.concatenate(cells)
+        return Posterior(
+            self.area, self.row[cell], self.col[cell], np.concatenate(probabilities), np.concatenate(residuals)
+        )
+
+    @abstractmethod
+    def entries(self) -> dict[str, Any]:
+        """What config.json records of the expert."""
+
+    @abstractmethod
+    def save(self, path: Path) -> None:
+        """Write the expert's file."""
+
+    def uncalibrated(self) -> Expert | None:
+        """None: the temperature is learned in training."""
+        return None

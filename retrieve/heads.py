@@ -1,0 +1,124 @@
+"""Small heads on frozen embeddings whose codes of photos and of places can be compared by inner product."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 - its name everywhere
+from torch import Tensor, nn
+
+from jzi.store.map_embeddings import MapEmbeddings
+
+#: Upper bound of the factor of cosine similarities (Radford et al. 2021, section 2.5), and its initial value.
+MAX_SCALE, INITIAL_SCALE = 100.0, 20.0
+
+
+@dataclass(frozen=True)
+class HeadsConfig:
+    """Architecture of a pair of heads.
+
+    Attributes:
+        width: number of features of an embedding.
+        scales: number of embeddings that describe a place, concatenated.
+        hidden: width of the hidden layer.
+        features: number of features of a code.
+        dropout: dropout of the hidden layer.
+        spaces: number of codes of a photo; codes of places of space k are compared with the photo's code k.
+        prototypes: number of places with a learned prototype; 0 for none.
+    """
+
+    width: int
+    scales: int = 1
+    hidden: int = 256
+    features: int = 128
+    dropout: float = 0.2
+    spaces: int = 1
+    prototypes: int = 0
+
+
+class SimilarityHeads(nn.Module):
+    """A head for photos and one for places, each a layernorm and a small MLP, and a factor for their similarities.
+
+    Example:
+        >>> heads = SimilarityHeads(HeadsConfig(width=32, scales=3)).eval()
+        >>> heads.photo_codes(torch.randn(5, 32)).shape, heads.place_codes(torch.randn(7, 96)).shape
+        (torch.Size([5, 1, 128]), torch.Size([7, 128]))
+    """
+
+    def __init__(self, config: HeadsConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.photo_head = _head(config.width, config.features * config.spaces, config)
+        self.place_head = _head(config.width * config.scales, config.features, config)
+        self.log_scale = nn.Parameter(torch.full((config.spaces,), INITIAL_SCALE).log())
+        if config.prototypes:
+            self.prototypes = nn.Parameter(torch.zeros(config.prototypes, config.features))
+
+    def photo_codes(self, embedding: Tensor) -> Tensor:
+        """Codes of photos, times the factor of their space.
+
+        Args:
+            embedding: (photo, feature).
+
+        Returns:
+            (photo, space, code), of length `scale`.
+        """
+        codes = self.photo_head(embedding).unflatten(-1, (self.config.spaces, self.config.features))
+        return F.normalize(codes, dim=-1) * self.scale[:, None]
+
+    def place_codes(self, scales: Tensor, index: Tensor | None = None) -> Tensor:
+        """Codes of places.
+
+        Args:
+            scales: (place, scale * feature) embeddings.
+            index: (place,) indices of the places among the prototypes; None if `scales` holds all of them.
+
+        Returns:
+            (place, code) of unit length.
+        """
+        codes = F.normalize(self.place_head(scales), dim=-1)
+        if not self.config.prototypes:
+            return codes
+        prototypes = self.prototypes if index is None else self.prototypes[index]
+        return F.normalize(codes + prototypes, dim=-1)
+
+    def forward(self, embedding: Tensor, scales: Tensor, index: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """`photo_codes` and `place_codes`, the two arguments of the inner product."""
+        return self.photo_codes(embedding), self.place_codes(scales, index)
+
+    @property
+    def scale(self) -> Tensor:
+        """(space,) factor of cosine similarities."""
+        return self.log_scale.exp().clamp(max=MAX_SCALE)
+
+
+def cell_scales(features: MapEmbeddings, row: np.ndarray, col: np.ndarray) -> Tensor:
+    """Embeddings that describe cells at several scales, as in Fervers et al. 2024.
+
+    Args:
+        features: a map with its cells.
+        row: (cell,) rows of cells with imagery.
+        col: (cell,) columns of the cells.
+
+    Returns:
+        (cell, scale * feature) float32: the cell's own crop, then the tiles of levels L-1..1 that contain the cell.
+    """
+    pyramid = features.pyramid
+    assert features.cells is not None
+    parts = [features.cells[row, col]]
+    for level in range(pyramid.levels - 1, 0, -1):
+        side = pyramid.grid ** (pyramid.levels - level)
+        parts.append(features.embedding[level][row // side, col // side])
+    return torch.from_numpy(np.nan_to_num(np.concatenate(parts, axis=1)).astype(np.float32))
+
+
+def _head(inputs: int, outputs: int, config: HeadsConfig) -> nn.Module:
+    return nn.Sequential(
+        nn.LayerNorm(inputs),
+        nn.Linear(inputs, config.hidden),
+        nn.GELU(),
+        nn.Dropout(config.dropout),
+        nn.Linear(config.hidden, outputs),
+    )

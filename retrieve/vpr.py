@@ -1,0 +1,234 @@
+"""Visual place recognition as an expert: the positions of the training photos that look like a photo.
+
+It compares photos with photos, so it is not cross-view, and reports list its results apart. The probability of a cell
+is a kernel density estimate over the positions of training photos, weighted by the softmax of their similarities.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 - its name everywhere
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from jzi.errors import ModelError, first_line
+from jzi.locate.location import LocateOptions
+from jzi.locate.posterior import Posterior
+from jzi.retrieve.search import build_graph
+from jzi.store.info import EncoderInfo
+from jzi.store.pyramid import Pyramid
+
+#: Most similar training photos that are weighted; the weights of the others are negligible.
+NEIGHBOURS = 256
+
+#: Number of training photos above which an HNSW graph is searched (Faiss) instead of all of them.
+EXACT_PHOTOS = 1_000_000
+
+#: Values that `VprExpert.fit` chooses from: divisors of cosine similarities, and kernel widths in cells.
+TEMPERATURES = (0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.045, 0.07, 0.1)
+WIDTHS = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0)
+
+#: Photos to locate at once, training photos whose kernels are computed at once, and a number to divide by for 0.
+BATCH, PHOTOS, TINY = 256, 16_384, 1e-300
+
+#: Distance at which a kernel is cut off, in widths.
+REACH = 3.0
+
+
+@dataclass(frozen=True)
+class VprConfig:
+    """Parameters that are fitted on validation photos.
+
+    Attributes:
+        temperature: divisor of the cosine similarities in the softmax.
+        width_m: standard deviation of the Gaussian kernel around a photo's position, metres.
+    """
+
+    temperature: float = 0.02
+    width_m: float = 20.0
+
+
+class VprExpert:
+    """Embeddings and positions of training photos.
+
+    Args:
+        area: pyramid of the cells.
+        encoder: encoder of the photos.
+        cell_mask: (row, col) whether each cell has imagery.
+        embedding: (photo, feature) of the training photos, on the device to compute on; need not be normalised.
+        x: (photo,) their positions in the area's CRS, metres.
+        y: (photo,) their positions, metres.
+        config: temperature and kernel width.
+    """
+
+    name = "vpr"
+    rules_out = False
+
+    def __init__(
+        self,
+        area: Pyramid,
+        encoder: EncoderInfo,
+        cell_mask: NDArray[np.bool_],
+        embedding: Tensor,
+        x: NDArray[np.float64],
+        y: NDArray[np.float64],
+        config: VprConfig,
+    ) -> None:
+        self.area, self.encoder, self.cell_mask, self.config = area, encoder, cell_mask, config
+        self.embedding = F.normalize(embedding.float(), dim=-1)
+        self.x, self.y = x, y
+
+    def posterior(self, query: Tensor, options: LocateOptions) -> Posterior:
+        """Kernel density of the most similar training photos; for "greedy", only its most probable cell.
+
+        Args:
+            query: (photo, feature) embeddings.
+            options: only the estimate is used.
+        """
+        parts = [self._posterior(part) for part in query.split(BATCH)]
+        posterior = Posterior.concatenate(parts)
+        return posterior.top(1) if options.estimate == "greedy" else posterior
+
+    def _posterior(self, query: Tensor) -> Posterior:
+        similarity, neighbours = self.nearest(query)
+        weight = softmax(similarity / self.config.temperature)  # (photo, neighbour)
+        photos, place = np.unique(neighbours, return_inverse=True)
+        keys, kernel = self._kernel(photos, self.config.width_m)
+        kernel /= np.maximum(kernel.sum(1, keepdims=True), TINY)
+        place = place.reshape(neighbours.shape)
+        key = keys[place].reshape(len(query), -1)
+        mass = (weight[..., None] * kernel[place]).reshape(len(query), -1)
+        # Sum the mass of equal cells of a photo
+        order = key.argsort(axis=1, kind="stable")
+        key, mass = np.take_along_axis(key, order, 1), np.take_along_axis(mass, order, 1)
+        is_first = np.ones_like(key, bool)
+        is_first[:, 1:] = key[:, 1:] != key[:, :-1]
+        column = is_first.cumsum(1) - 1
+        shape = len(query), int(column.max()) + 1
+        flat = (np.arange(shape[0])[:, None] * shape[1] + column).ravel()
+        probability = np.bincount(flat, mass.ravel(), shape[0] * shape[1]).reshape(shape).astype(np.float64)
+        cells = np.zeros(shape, np.int64)
+        np.put_along_axis(cells, column, key, 1)
+        cols = self.area.shape[1]
+        return Posterior.from_cells(self.area, cells // cols, cells % cols, probability)
+
+    def nearest(self, query: Tensor) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """The most similar training photos.
+
+        Args:
+            query: (photo, feature) embeddings.
+
+        Returns:
+            (photo, neighbour) cosine similarities and indices, most similar first.
+        """
+        count = min(NEIGHBOURS, len(self.embedding))
+        query = F.normalize(query.to(self.embedding.device).float(), dim=-1)
+        if len(self.embedding) > EXACT_PHOTOS:
+            similarity, index = self._graph.search(query.cpu().numpy(), count)
+            return np.where(index < 0, -np.inf, similarity.astype(np.float64)), np.maximum(index, 0)
+        best, found = [], []
+        for part in query.split(max(1, 2**26 // len(self.embedding))):
+            values, index = (part @ self.embedding.T).topk(count, dim=1)
+            best.append(values.double().cpu().numpy())
+            found.append(index.cpu().numpy())
+        return np.concatenate(best), np.concatenate(found)
+
+    def uncalibrated(self) -> VprExpert | None:
+        """None: without its fitted parameters there is no expert."""
+        return None
+
+    def fit(self, query: Tensor, row: NDArray[np.int64], col: NDArray[np.int64]) -> VprExpert:
+        """The same photos with the temperature and the width that make the cells of validation photos most likely.
+
+        Args:
+            query: (photo, feature) embeddings of validation photos.
+            row: (photo,) rows of their cells.
+            col: (photo,) columns of their cells.
+        """
+        similarity, neighbours = self.nearest(query)
+        photos, place = np.unique(neighbours, return_inverse=True)
+        place = place.reshape(neighbours.shape)
+        center_x, center_y = self.area.cell_centers(row, col)
+        square = (center_x[:, None] - self.x[neighbours]) ** 2 + (center_y[:, None] - self.y[neighbours]) ** 2
+        floor = 1e-4 / self.cell_mask.sum()
+        best, config = -np.inf, self.config
+        for width in np.array(WIDTHS) * self.area.cell_size:
+            parts = np.array_split(photos, range(PHOTOS, len(photos), PHOTOS))
+            total = np.concatenate([self._kernel(part, width)[1].sum(1) for part in parts])
+            density = gaussian(square, width) / np.maximum(total, TINY)[place]
+            for temperature in TEMPERATURES:
+                mass = (softmax(similarity / temperature) * density).sum(1)
+                likelihood = float(np.log((1 - 1e-4) * mass + floor).mean())
+                if likelihood > best:
+                    best, config = likelihood, VprConfig(temperature, float(width))
+        return VprExpert(self.area, self.encoder, self.cell_mask, self.embedding, self.x, self.y, config)
+
+    def entries(self) -> dict[str, Any]:
+        """What config.json records of the expert."""
+        return asdict(self.config)
+
+    def save(self, path: Path) -> None:
+        """Write embeddings and positions as one safetensors file."""
+        positions = torch.from_numpy(np.stack([self.x, self.y], 1))
+        save_file({"embedding": self.embedding.half().cpu().contiguous(), "position": positions}, path)
+
+    @classmethod
+    def load(
+        cls,
+        path: Path,
+        entries: dict[str, Any],
+        area: Pyramid,
+        encoder: EncoderInfo,
+        cell_mask: NDArray[np.bool_],
+        device: str | torch.device,
+    ) -> VprExpert:
+        """Read what `save` wrote; arguments and errors as `CellsExpert.load`."""
+        try:
+            tensors = load_file(path)
+            embedding, position = tensors["embedding"], tensors["position"].double().numpy()
+            config = VprConfig(**entries)
+        except (OSError, SafetensorError, KeyError, TypeError) as error:
+            raise ModelError(f"{path} cannot be used ({first_line(error)}): copy the model again") from error
+        sizes = tuple(embedding.shape), position.shape
+        if sizes != ((len(position), encoder.width), (len(position), 2)) or not np.isfinite(position).all():
+            raise ModelError(f"{path} does not fit its model: embeddings and positions of {sizes}")
+        if not (config.temperature > 0 and config.width_m > 0):
+            raise ModelError(f"{path} has a temperature or a width of 0: copy the model again")
+        return cls(area, encoder, cell_mask, embedding.to(device), position[:, 0], position[:, 1], config)
+
+    @cached_property
+    def _graph(self) -> Any:
+        return build_graph(self.embedding.cpu().numpy())
+
+    def _kernel(self, photos: NDArray[np.int64], width: float) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """(photo, cell) keys of the cells around training photos, and their kernels; 0 where there is no imagery."""
+        (rows, cols), cell_m = self.area.shape, self.area.cell_size
+        x, y = self.x[photos, None], self.y[photos, None]
+        reach = int(np.ceil(REACH * width / cell_m))
+        offset = np.arange(-reach, reach + 1)
+        row = np.floor((self.area.north - y) / cell_m).astype(np.int64) + np.repeat(offset, len(offset))
+        col = np.floor((x - self.area.west) / cell_m).astype(np.int64) + np.tile(offset, len(offset))
+        inside = (row >= 0) & (row < rows) & (col >= 0) & (col < cols)
+        row, col = np.clip(row, 0, rows - 1), np.clip(col, 0, cols - 1)
+        center_x, center_y = self.area.cell_centers(row, col)
+        weight = gaussian((center_x - x) ** 2 + (center_y - y) ** 2, width) * (inside & self.cell_mask[row, col])
+        return row * cols + col, weight
+
+
+def gaussian(square: NDArray[np.float64], width: float) -> NDArray[np.float64]:
+    """Gaussian of squared distances, 0 beyond `REACH` widths; the value at distance 0 is 1."""
+    return np.where(square <= (REACH * width) ** 2, np.exp(-square / (2 * width**2)), 0.0)
+
+
+def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(photo, n) softmax over the last axis."""
+    weight = np.exp(logits - logits.max(1, keepdims=True))
+    return weight / weight.sum(1, keepdims=True)

@@ -1,0 +1,278 @@
+"""Training of the experts beside the zoom, and the fusion of all of them, from the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from jzi.decode.expert import ZoomExpert
+from jzi.errors import CacheError, ConfigError, ModelError, first_line
+from jzi.evaluate.photos import LabelledPhotos
+from jzi.locate.expert import Expert
+from jzi.locate.fusion import FusionWeights, fit_weights
+from jzi.locate.location import LocateOptions
+from jzi.locate.posterior import Posterior
+from jzi.retrieve.dense import DenseExpert
+from jzi.retrieve.vpr import VprConfig, VprExpert
+from jzi.store.files import file_sha256
+from jzi.store.model_folder import (
+    DECODER,
+    EXPERT_FILES,
+    FusionConfig,
+    ZoomModelConfig,
+    read_config,
+    update_config,
+    write_file,
+)
+from jzi.train.config import HeadsTrainingConfig
+from jzi.train.data import TrainingData
+from jzi.train.heads import HEADS, HEADS_TASKS
+from jzi.train.loop import TrainingLoop, make_accelerator
+from jzi.train.run import TrainingRun
+
+#: All experts, the zoom first.
+EXPERTS = ("zoom", *EXPERT_FILES)
+
+#: Experts that read the terminal cells of the cache.
+NEED_CELLS = ("cells", "levels")
+
+#: Photos whose posteriors are computed at once, and maximum number of validation photos that the fusion is fitted on.
+BATCH, VAL_PHOTOS = 64, 4096
+
+
+@dataclass(frozen=True)
+class ExpertsReport:
+    """Outcome of `train_experts`.
+
+    Attributes:
+        experts: the experts of the model.
+        fusion: fusion of all of them; None if there are no validation photos.
+        seconds: duration of the training and the fit by this call.
+    """
+
+    experts: tuple[str, ...]
+    fusion: FusionWeights | None
+    seconds: float
+
+
+def default_experts(has_cells: bool) -> tuple[str, ...]:
+    """The experts that can be trained from a cache with or without terminal cells."""
+    return tuple(name for name in EXPERTS if has_cells or name not in NEED_CELLS)
+
+
+def check_experts(names: Sequence[str], has_cells: bool, path: str) -> tuple[str, ...]:
+    """The experts to train, in the order of `EXPERTS`.
+
+    Args:
+        names: names of experts.
+        has_cells: whether the cache has terminal cells.
+        path: path of the cache, for error messages.
+
+    Raises:
+        ConfigError: there is no such expert, or the zoom is missing.
+        CacheError: an expert needs terminal cells, and the cache has none.
+    """
+    if unknown := [name for name in names if name not in EXPERTS]:
+        raise ConfigError(f"there is no expert {unknown[0]!r}: the experts are {', '.join(EXPERTS)}")
+    if "zoom" not in names:
+        raise ConfigError(f"--experts {','.join(names)} lacks zoom, which every model has: add it")
+    if not has_cells and (needing := [name for name in names if name in NEED_CELLS]):
+        raise CacheError(f"{path} has no cells, which the expert {needing[0]} reads: run `jzi encode-map --cells`")
+    return tuple(name for name in EXPERTS if name in names)
+
+
+def train_experts(
+    data: TrainingData,
+    folder: Path,
+    names: Sequence[str],
+    config: HeadsTrainingConfig,
+    *,
+    views: int = 0,
+    start: Path | None = None,
+    settings: str = "",
+    progress: bool = True,
+) -> ExpertsReport:
+    """Train experts on the training photos, and fit their fusion with the zoom on the validation photos.
+
+    An interrupted call is resumed; complete parts are not repeated. Under `accelerate launch` the processes share each
+    batch.
+
+    Args:
+        data: the map, with its cells if an expert reads them, and the photos.
+        folder: a zoom model that was trained on the same data.
+        names: the experts of the model, as returned by `check_experts`.
+        config: the settings of training.
+        views: maximum number of augmented views to draw from beside the plain photo.
+        start: model folder whose heads to start from.
+        settings: TOML to write beside the records of training.
+        progress: whether to show progress bars.
+
+    Raises:
+        ModelError: the folder holds experts that were trained in another way, or cannot be written.
+        KeyboardInterrupt: Ctrl-C was pressed; the state is saved.
+    """
+    began = time.monotonic()
+    accelerator = make_accelerator(config, folder)
+    zoom = ZoomExpert.from_table(folder, data.table)
+    experts: list[Expert] = [zoom]
+    for name in names:
+        if name in HEADS_TASKS:
+            experts.append(_train_heads(name, accelerator, data, folder, config, views, start, settings, progress))
+    if accelerator.is_main_process:
+        if "vpr" in names:
+            experts.append(_vpr(data, zoom, folder))
+        _keep_only(folder, names)
+    fusion = _fit_fusion(folder, experts, data) if accelerator.is_main_process and len(data.val) else None
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return ExpertsReport(tuple(names), fusion, time.monotonic() - began)
+
+
+def fit_subsets(experts: Sequence[Expert], val: LabelledPhotos) -> dict[str, FusionWeights]:
+    """Fit the fusion of every subset of experts.
+
+    Args:
+        experts: experts on the same cells.
+        val: validation photos.
+
+    Returns:
+        The weights by the names of the subset's experts, joined by "+" in alphabetical order.
+    """
+    posteriors = {expert.name: posterior_of(expert, val) for expert in experts}
+    mask, key = experts[0].cell_mask, val.row * experts[0].area.shape[1] + val.col
+    return {
+        "+".join(names): fit_weights(names, [posteriors[name] for name in names], mask, key)
+        for count in range(1, len(experts) + 1)
+        for names in itertools.combinations(sorted(posteriors), count)
+    }
+
+
+def posterior_of(expert: Expert, photos: LabelledPhotos) -> Posterior:
+    """An expert's posterior of labelled photos."""
+    options = LocateOptions("map")
+    return Posterior.concatenate([expert.posterior(query, options) for query in photos.query.split(BATCH)])
+
+
+def _train_heads(
+    name: str,
+    accelerator: Accelerator,
+    data: TrainingData,
+    folder: Path,
+    config: HeadsTrainingConfig,
+    views: int,
+    start: Path | None,
+    settings: str,
+    progress: bool,
+) -> DenseExpert:
+    """Train the heads of an expert, unless a complete run exists, and write the expert's file."""
+    file = EXPERT_FILES[name]
+    fingerprint = {**_fingerprint(data, config, views), "heads.init": file_sha256(start / file)[:16] if start else ""}
+    run = TrainingRun(folder, fingerprint, name=name, weights=file)
+    torch.manual_seed(config.seed)
+    task = HEADS_TASKS[name](accelerator, data, config, run, views)
+    if start:
+        _load_weights(task.network, start / file, "heads.init")
+    state = run.resume()
+    if state["epoch"] < config.epochs:
+        if accelerator.is_main_process:
+            run.start(settings)
+        accelerator.wait_for_everyone()
+        loop = TrainingLoop(task, run, progress=progress)
+        loop.train(state)
+        loop.close(leave=False)
+    accelerator.wait_for_everyone()
+    _load_weights(task.network, run.train_folder / HEADS, f"delete {run.train_folder}")
+    expert = task.expert()
+    if accelerator.is_main_process and _recorded(folder).get(name) is None:
+        write_file(folder, file, expert.save)
+        _record(folder, name, expert.entries())
+    return expert
+
+
+def _load_weights(network: torch.nn.Module, path: Path, hint: str) -> None:
+    try:
+        tensors = load_file(path)
+        network.load_state_dict({name: tensors[name] for name in network.state_dict()})
+    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+        raise ModelError(f"{path} cannot be used ({first_line(error)}): {hint}") from error
+
+
+def _vpr(data: TrainingData, zoom: ZoomExpert, folder: Path) -> VprExpert:
+    """The expert vpr, fitted on the validation photos; read from the folder if it is there."""
+    train, pyramid = data.train, data.info.pyramid
+    entries = _recorded(folder).get("vpr")
+    config = VprConfig(**entries) if entries else VprConfig()
+    position = pyramid.project(train.latitude, train.longitude)
+    expert = VprExpert(pyramid, zoom.encoder, zoom.cell_mask, train.query[:, 0], *position, config)
+    if entries is None:
+        if len(data.val):
+            val = LabelledPhotos.from_dataset(pyramid, data.val, "val").spread(VAL_PHOTOS)
+            expert = expert.fit(val.query, val.row, val.col)
+        write_file(folder, EXPERT_FILES["vpr"], expert.save)
+        _record(folder, "vpr", expert.entries())
+    return expert
+
+
+def _fit_fusion(folder: Path, experts: Sequence[Expert], data: TrainingData) -> FusionWeights:
+    """The fusion of all experts, fitted unless config.json holds that of the same experts and photos."""
+    config = _config(folder)
+    parts = [config.files.get(name) for name in (DECODER, *EXPERT_FILES.values())]
+    identity = json.dumps([parts, config.experts, config.temperature, data.info.photos])
+    fitted_on = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    key = "+".join(sorted(expert.name for expert in experts))
+    if config.fusion is None or config.fusion.fitted_on != fitted_on:
+        val = LabelledPhotos.from_dataset(data.info.pyramid, data.val, "val").spread(VAL_PHOTOS)
+        fits = fit_subsets(experts, val)
+        weights = {names: fit.weights for names, fit in fits.items()}
+        fusion = FusionConfig(weights, fits[key].gains, len(val), fitted_on)
+        update_config(folder, fusion=fusion)
+        return fits[key]
+    return FusionWeights(config.fusion.weights[key], config.fusion.gains, config.fusion.photos)
+
+
+def _keep_only(folder: Path, names: Sequence[str]) -> None:
+    """Forget the experts of an earlier call that are not among the names."""
+    config = _config(folder)
+    if dropped := [name for name in config.experts if name not in names]:
+        experts = {name: entries for name, entries in config.experts.items() if name in names}
+        files = {name: digest for name, digest in config.files.items() if name not in map(EXPERT_FILES.get, dropped)}
+        update_config(folder, experts=experts, files=files, fusion=None)
+        for name in dropped:
+            (folder / EXPERT_FILES[name]).unlink(missing_ok=True)
+
+
+def _config(folder: Path) -> ZoomModelConfig:
+    config = read_config(folder)
+    assert isinstance(config, ZoomModelConfig)
+    return config
+
+
+def _recorded(folder: Path) -> dict[str, dict[str, Any]]:
+    return _config(folder).experts
+
+
+def _record(folder: Path, name: str, entries: dict[str, Any]) -> None:
+    update_config(folder, experts={**_recorded(folder), name: entries})
+
+
+def _fingerprint(data: TrainingData, config: HeadsTrainingConfig, views: int) -> dict[str, Any]:
+    info = data.info
+    return {
+        **config.fingerprint(),
+        "views": {**info.augmentation, "count": views} if views and info.augmentation else {},
+        "encoder": info.encoder.fingerprint[:16],
+        "imagery": info.imagery.fingerprint[:16] if info.imagery else "",
+        "photos": info.photos,
+        "cell_m": info.cell_m,
+    }

@@ -1,0 +1,239 @@
+"""Training of the heads of the experts cells and levels from the cache."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from jzi.evaluate.metrics import RADII, cell_error
+from jzi.retrieve.cells import CellsExpert
+from jzi.retrieve.dense import DenseExpert
+from jzi.retrieve.heads import HeadsConfig, SimilarityHeads, cell_scales
+from jzi.retrieve.levels import LevelsExpert, level_embeddings
+from jzi.store.map_embeddings import NODATA
+from jzi.store.model_folder import replace_file
+from jzi.train.cache_task import CacheTask
+from jzi.train.config import HeadsTrainingConfig
+from jzi.train.data import TrainingData
+from jzi.train.run import Metrics, TrainingRun
+
+#: The best weights, in the folder of the run.
+HEADS = "heads.safetensors"
+
+#: Photos validated at once.
+BATCH = 256
+
+
+class HeadsTask(CacheTask):
+    """Training of a pair of heads.
+
+    Args:
+        accelerator: device, precision and processes.
+        data: the map with its cells, and the photos.
+        config: the settings of training.
+        run: the run whose folder the best weights are written to.
+        views: maximum number of augmented views to draw from beside the plain photo.
+    """
+
+    network: SimilarityHeads
+    config: HeadsTrainingConfig
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        data: TrainingData,
+        config: HeadsTrainingConfig,
+        run: TrainingRun,
+        views: int,
+    ) -> None:
+        self.accelerator, self.data, self.config, self.run = accelerator, data, config, run
+        self.pyramid, self.device = data.info.pyramid, accelerator.device
+        self.train, self.val = data.train.with_views(views), data.val
+        self.photos = len(self.train)
+        self.network = SimilarityHeads(self.architecture()).to(self.device)
+
+    def architecture(self) -> HeadsConfig:
+        """Architecture of the heads."""
+        raise NotImplementedError
+
+    def expert(self) -> DenseExpert:
+        """The expert with the network's current weights, in eval mode."""
+        raise NotImplementedError
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The heads, and the factors of similarities, which do not decay."""
+        scale = self.network.log_scale
+        heads = [parameter for parameter in self.network.parameters() if parameter is not scale]
+        return [{"params": heads}, {"params": [scale], "weight_decay": 0.0}]
+
+    def begin_epoch(self, seed: int) -> None:
+        """Draw the views of the photos."""
+        self.view = self.train.draw_views(seed)
+
+    def query(self, part: Tensor) -> Tensor:
+        """(photo, feature) float32 embeddings of a batch."""
+        return self.train.query[part, self.view[part]].float()
+
+    @torch.inference_mode()
+    def validate(self) -> Metrics:
+        """Recall of the most probable cells, and the negative log-likelihood of the true ones."""
+        if not len(self.val):
+            return {}
+        self.network.eval()
+        expert, loss, best = self.expert(), 0.0, []
+        index = np.full(self.pyramid.shape, -1)
+        index[expert.row, expert.col] = np.arange(len(expert.row))
+        truth = torch.from_numpy(index[self.pyramid.path_to_tile(self.val.actions.cpu().numpy())]).to(self.device)
+        for query, true_cell in zip(self.val.query[:, 0].split(BATCH), truth.split(BATCH), strict=True):
+            log = expert.log_probabilities(query.float()).log_softmax(-1)
+            loss -= float(log.gather(1, true_cell[:, None]).clamp(min=-100.0).sum())
+            best.append(log.argmax(-1).cpu().numpy())
+        cell = np.concatenate(best)
+        error = cell_error(self.pyramid, expert.row[cell], expert.col[cell], self.val.latitude, self.val.longitude)
+        recall = {f"recall@{radius:g}m": float((error <= radius).mean()) for radius in RADII}
+        return {"val_loss": loss / len(cell), **recall, "median_error_m": float(np.median(error))}
+
+    def save(self, weights: dict[str, Tensor]) -> None:
+        """Write the weights into the run's folder."""
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in weights.items()}
+        replace_file(self.run.train_folder / HEADS, partial(save_file, tensors))
+
+
+class CellsTask(HeadsTask):
+    """Heads of the expert cells: cross-entropy over all cells of the map, with labels that are soft in distance."""
+
+    label = "cells"
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        features = self.data.map_embeddings
+        self.cell_mask = cell_mask_of(self.data)
+        self.row, self.col = np.nonzero(self.cell_mask)
+        self.scales = cell_scales(features, self.row, self.col).half().to(self.device)
+        self.centers = self._positions(*self.pyramid.cell_centers(self.row, self.col))
+        self.position = self._positions(*self.pyramid.project(self.train.latitude, self.train.longitude))
+
+    def architecture(self) -> HeadsConfig:
+        """Two MLPs; a cell is described by its crop and the tiles that contain it."""
+        config = self.config
+        prototypes = int(cell_mask_of(self.data).sum()) if config.prototypes else 0
+        width, levels = self.data.info.encoder.width, self.pyramid.levels
+        return HeadsConfig(width, levels, config.hidden, config.features, config.dropout, prototypes=prototypes)
+
+    def loss(self, model: nn.Module, part: Tensor) -> Tensor:
+        """Cross-entropy with the soft labels, over all cells or a sample of them."""
+        cells, correction = self._sample(part)
+        scales, centers = (self.scales, self.centers) if cells is None else (self.scales[cells], self.centers[cells])
+        with self.accelerator.autocast():
+            photo_codes, cell_codes = model(self.query(part), scales.float(), cells)
+            logits = (photo_codes[:, 0] @ cell_codes.T).float()
+        label = (-self._square(part, centers) / (2 * self._sigma**2)).softmax(-1)
+        log = (logits if correction is None else logits + correction).log_softmax(-1)
+        smoothing = self.config.label_smoothing
+        loss: Tensor = -(1 - smoothing) * (label * log).sum(-1) - smoothing * log.mean(-1)
+        return loss.mean()
+
+    def _sample(self, part: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Indices of the cells of the softmax, and what to add to their logits; None for all cells and nothing.
+
+        The cells near the photos are always included; each cell of a uniform sample of the others stands for several,
+        so the logarithm of their number is added to its logit (sampled softmax; Bengio and Senecal 2008).
+        """
+        count = len(self.row)
+        if count <= self.config.sampled:
+            return None, None
+        near = torch.zeros(count, dtype=torch.bool, device=self.device)
+        for positions in self.position[part].split(32):
+            near |= (torch.cdist(positions, self.centers) <= 4 * self._sigma).any(0)
+        others = (~near).nonzero()[:, 0]
+        drawn = max(1, self.config.sampled - int(near.sum()))
+        if drawn >= len(others):
+            return None, None
+        chosen = others[torch.randperm(len(others))[:drawn].to(self.device)]
+        labelled = near.nonzero()[:, 0]
+        correction = torch.zeros(len(labelled) + drawn, device=self.device)
+        correction[len(labelled) :] = float(np.log(len(others) / drawn))
+        return torch.cat([labelled, chosen]), correction
+
+    def _square(self, part: Tensor, centers: Tensor) -> Tensor:
+        """(photo, cell) squared distances, square metres."""
+        return torch.cdist(self.position[part], centers).square()
+
+    def expert(self) -> CellsExpert:
+        """The expert with the network's current weights."""
+        self.network.eval()
+        with torch.inference_mode():
+            parts = torch.arange(len(self.row), device=self.device).split(65_536)
+            codes = torch.cat([self.network.place_codes(self.scales[part].float(), part) for part in parts])
+        return CellsExpert(self.pyramid, self.data.info.encoder, self.cell_mask, self.network, codes)
+
+    @property
+    def _sigma(self) -> float:
+        return self.config.sigma * self.pyramid.cell_size
+
+    def _positions(self, x: NDArray[np.float64], y: NDArray[np.float64]) -> Tensor:
+        """(n, 2) metres from the area's corner, which float32 holds to the millimetre."""
+        corner = np.stack([x - self.pyramid.west, y - self.pyramid.north], 1)
+        return torch.from_numpy(corner).float().to(self.device)
+
+
+class LevelsTask(HeadsTask):
+    """Heads of the expert levels: cross-entropy among the siblings of every tile of the true path."""
+
+    label = "levels"
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        embeddings, self.has_imagery = level_embeddings(self.data.map_embeddings)
+        self.embeddings = [each.half().to(self.device) for each in embeddings]
+
+    def architecture(self) -> HeadsConfig:
+        """Two MLPs; a tile is described by its own embedding, a photo has a code for each level."""
+        config, width = self.config, self.data.info.encoder.width
+        return HeadsConfig(width, 1, config.hidden, config.features, config.dropout, self.pyramid.levels)
+
+    def loss(self, model: nn.Module, part: Tensor) -> Tensor:
+        """Mean over the levels."""
+        g, actions = self.pyramid.grid, self.train.actions[part]  # (photo, level)
+        row = col = torch.zeros(len(part), dtype=torch.int64, device=self.device)
+        child = torch.arange(g * g, device=self.device)
+        siblings, tiles, total = [], [], 0
+        for level in range(1, self.pyramid.levels + 1):
+            rows, cols = row[:, None] * g + child // g, col[:, None] * g + child % g  # (photo, child)
+            index = rows * g**level + cols
+            distinct, place = index.unique(return_inverse=True)
+            tiles.append(self.embeddings[level - 1][distinct])
+            siblings.append(place + total)
+            total += len(distinct)
+            row, col = row * g + actions[:, level - 1] // g, col * g + actions[:, level - 1] % g
+        with self.accelerator.autocast():
+            photo_codes, tile_codes = model(self.query(part), torch.cat(tiles).float())
+            similarity = torch.einsum("plc,plsc->pls", photo_codes, tile_codes[torch.stack(siblings, 1)])
+        logits, smoothing = similarity.float().flatten(0, 1), self.config.label_smoothing
+        return nn.functional.cross_entropy(logits, actions.flatten(), label_smoothing=smoothing)
+
+    def expert(self) -> LevelsExpert:
+        """The expert with the network's current weights."""
+        self.network.eval()
+        with torch.inference_mode():
+            codes = [
+                torch.cat([self.network.place_codes(part.float()) for part in level.split(65_536)])
+                for level in self.embeddings
+            ]
+        return LevelsExpert(self.pyramid, self.data.info.encoder, self.has_imagery, self.network, codes)
+
+
+#: The experts that are trained by gradient descent beside the zoom.
+HEADS_TASKS: dict[str, type[HeadsTask]] = {"cells": CellsTask, "levels": LevelsTask}
+
+
+def cell_mask_of(data: TrainingData) -> NDArray[np.bool_]:
+    """(row, col) whether each cell of a map has imagery."""
+    return data.map_embeddings.status[-1] != NODATA

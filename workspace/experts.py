@@ -1,0 +1,131 @@
+"""Compose the experts of a model folder, and a prior."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jzi.errors import ConfigError, ModelError
+from jzi.store.model_folder import EXPERT_FILES, ZoomModelConfig, read_config, verify_file
+
+if TYPE_CHECKING:
+    from jzi.decode.expert import ZoomExpert
+    from jzi.locate.expert import Expert
+
+#: Experts that compare photos with photos rather than with the map.
+NOT_CROSS_VIEW = ("vpr",)
+
+
+@dataclass(frozen=True)
+class ModelExperts:
+    """The experts of a zoom model, and the weights of their fusion.
+
+    Attributes:
+        experts: experts by name, the zoom first.
+        weights: weights of experts by name, for each subset of the experts (`jzi.store.model_folder.FusionConfig`).
+    """
+
+    experts: dict[str, Expert]
+    weights: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def fused(self, names: Sequence[str] = ()) -> Expert:
+        """One expert that fuses several, without those whose weight is 0.
+
+        Args:
+            names: names of the experts to fuse; all by default.
+
+        Raises:
+            ConfigError: the model has no such expert, or no weights for them.
+        """
+        from jzi.locate.fusion import FusedExpert
+
+        weights = self.weights_of(names)
+        used = [name for name, weight in weights.items() if weight > 0]
+        if used == ["zoom"]:
+            return self.experts["zoom"]  # calibrated by the temperatures of its steps
+        return FusedExpert([self.experts[name] for name in used], [weights[name] for name in used])
+
+    def select(self, names: Sequence[str] = ()) -> dict[str, Expert]:
+        """Experts by name, in the order of the model.
+
+        Args:
+            names: names of experts; all by default.
+
+        Raises:
+            ConfigError: the model has no such expert.
+        """
+        if unknown := [name for name in names if name not in self.experts]:
+            raise ConfigError(f"the model has no expert {unknown[0]!r}: it has {', '.join(self.experts)}")
+        return {name: expert for name, expert in self.experts.items() if not names or name in names}
+
+    def weights_of(self, names: Sequence[str] = ()) -> dict[str, float]:
+        """Weights of the fusion of several experts, by name.
+
+        Args:
+            names: names of the experts to fuse; all by default.
+
+        Raises:
+            ConfigError: the model has no such expert, or no weights for them.
+        """
+        names = tuple(self.select(names))
+        if names == ("zoom",):
+            return {"zoom": 1.0}
+        weights = self.weights.get("+".join(sorted(names)))
+        if weights is None:
+            raise ConfigError(
+                f"the model has no weights to fuse {', '.join(names)}, which are fitted on validation photos: give "
+                "--experts zoom, or train it with photos of split val"
+            )
+        return {name: weights.get(name, 0.0) for name in names}
+
+    def fusions(self, names: Sequence[str] = ()) -> dict[str, dict[str, float]]:
+        """Weights of what evaluation reports: each expert alone, all of them, and all but vpr, which is no cross-view.
+
+        Args:
+            names: names of the experts to fuse; all by default.
+
+        Returns:
+            Weights by name of the expert, by the expert's name, "fused_cross_view" (if an expert is cross-view) and
+            "fused".
+
+        Raises:
+            ConfigError: the model has no such expert, or no weights for them.
+        """
+        names = tuple(self.select(names))
+        fusions = {name: self.weights_of([name]) for name in names}
+        if cross_view := [name for name in names if name not in NOT_CROSS_VIEW]:
+            fusions["fused_cross_view"] = self.weights_of(cross_view)
+        return {**fusions, "fused": self.weights_of(names)}
+
+
+def load_experts(folder: Path, zoom: ZoomExpert) -> ModelExperts:
+    """Load the experts of a model folder beside its zoom.
+
+    Args:
+        folder: the model folder.
+        zoom: its zoom.
+
+    Raises:
+        ModelError: a file is missing or damaged.
+    """
+    from jzi.retrieve.cells import CellsExpert
+    from jzi.retrieve.levels import LevelsExpert
+    from jzi.retrieve.vpr import VprExpert
+
+    classes: dict[str, Callable[..., Expert]] = {
+        "cells": CellsExpert.load,
+        "levels": LevelsExpert.load,
+        "vpr": VprExpert.load,
+    }
+    config = read_config(folder)
+    assert isinstance(config, ZoomModelConfig)
+    experts: dict[str, Expert] = {"zoom": zoom}
+    for name in (name for name in EXPERT_FILES if name in config.experts):
+        path = verify_file(folder, config, EXPERT_FILES[name])
+        entries: dict[str, Any] = config.experts[name]
+        experts[name] = classes[name](path, entries, zoom.area, zoom.encoder, zoom.cell_mask, zoom.table.device)
+    if unknown := sorted(config.experts.keys() - EXPERT_FILES.keys()):
+        raise ModelError(f"{folder} has an expert {unknown[0]!r:.40}, which this version of jzi does not know")
+    return ModelExperts(experts, config.fusion.weights if config.fusion else {})
