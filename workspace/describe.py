@@ -133,10 +133,9 @@ def _experts(config: ZoomModelConfig) -> dict[str, Any]:
     if fusion is None:
         return {"experts": names, "weights": "none fitted: there were no validation photos"}
     weights = fusion.weights["+".join(sorted(names))]
-    gains = [f"{name} {gain:+.3f} ± {error:.3f}" for name, (gain, error) in fusion.gains.items()]
     return {
-        "experts": [f"{name} (weight {weights[name]:.2f})" if weights[name] else f"{name} (left out)" for name in names],
-        "gains": gains,
+        "experts": [f"{name} ({f'weight {weights[name]:.2f}' if weights[name] else 'left out'})" for name in names],
+        "gains": [f"{name} {gain:+.3f} ± {error:.3f}" for name, (gain, error) in fusion.gains.items()],
         "fused_on": f"{fusion.photos} validation photos",
     }
 
