@@ -116,10 +116,9 @@ def _model(folder: Path) -> Info:
             "encoder_is": "in the folder" if carried else "fetched from the Hugging Face hub",
             "decoder": f"{architecture.layers} layers, {architecture.heads} heads, width {architecture.width}",
             **({"patch_tokens": architecture.patch_tokens} if architecture.patch_tokens else {}),
-            **({"look_ahead": architecture.look_ahead} if architecture.look_ahead != "none" else {}),
             "parameters": sum(parameter.numel() for parameter in model.decoder.parameters()),
             "tiles": _tile_count(model) if info.has_map else "no map: give a cache",
-            **_experts(config),
+            **(_experts(config) if isinstance(config, ZoomModelConfig) else {}),
         }
     kind = "retriever" if isinstance(config, RetrieverModelConfig) else "model"
     return Info(str(folder), kind, facts, config.pyramid, config.encoder, *_imagery(config.imagery))
