@@ -8,7 +8,7 @@ cells that it did not reach, its residual, is spread evenly over them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -99,6 +99,12 @@ class FusedExpert:
     def uncalibrated(self) -> FusedExpert | None:
         """The product of the posteriors without weights."""
         return FusedExpert(self.experts, [1.0] * len(self.experts))
+
+
+def positive(weights: Mapping[str, float]) -> dict[str, float]:
+    """The weights above 0; the first one if none is, with which the fusion is uniform."""
+    used = {name: weight for name, weight in weights.items() if weight > 0}
+    return used or dict([next(iter(weights.items()))])
 
 
 def combine(experts: Sequence[Expert], posteriors: Sequence[Posterior], weights: Sequence[float]) -> Posterior:
