@@ -21,6 +21,8 @@ from jzi.commands.common import (
 @click.command("evaluate")
 @settings_options
 @click.option("--split", type=click.Choice(["train", "val", "test"]), help="[default: test, or val if there is none]")
+@click.option("--gallery", type=click.Choice(["all", "occupied"]), default="all", show_default=True,
+              help="Cells to choose among: all, or only those that hold a photo of the split.")  # fmt: skip
 @click.option("--radii", default="40,50,100", show_default=True, help="Metres, separated by commas.")
 @click.option("--estimates", is_flag=True, help="Also compare the estimates and measure calibration.")
 @click.option("--radius", type=click.FloatRange(0, min_open=True), default=50.0, show_default=True,
@@ -40,6 +42,7 @@ def evaluate_command(
     config_file: Path,
     overrides: tuple[str, ...],
     split: str | None,
+    gallery: str,
     radii: str,
     estimates: bool,
     radius: float,
@@ -53,7 +56,8 @@ def evaluate_command(
     """Measure recall on held-out photos of the cache.
 
     Uses greedy search, the paper's protocol. --estimates compares it with the most probable cell and with the point
-    that has the most probability within a radius, and reports how well confidences are calibrated.
+    that has the most probability within a radius, and reports how well confidences are calibrated. Results of
+    different --gallery do not compare.
     """
     from jzi.workspace.settings import load_settings
 
@@ -72,6 +76,7 @@ def evaluate_command(
         raise UsageError("--approximate requires --retriever")
     from jzi.commands.tables import calibration_table, evaluation_table
     from jzi.evaluate.calibration import calibrate
+    from jzi.evaluate.gallery import restrict_to_occupied
     from jzi.evaluate.photos import LabelledPhotos
     from jzi.evaluate.protocol import evaluate
     from jzi.workspace.open import open_expert
@@ -79,12 +84,17 @@ def evaluate_command(
     expert, cache = open_expert(settings, retriever, approximate=approximate)
     photos = LabelledPhotos.load(cache, expert, split)
     report_unreachable(photos.unreachable)
+    if gallery == "occupied":
+        expert = restrict_to_occupied(expert, photos)
     evaluation = evaluate(expert, photos, radii=metres)
     values: dict[str, Any] = {"split": photos.split, "unreachable": photos.unreachable, **evaluation.to_dict()}
-    method = "greedy search"
+    method = "greedy search" if gallery == "all" else "most probable cell"
     if retriever:
         method = f"flat retrieval ({'HNSW' if approximate else 'exact search'})"
-    text = evaluation_table(evaluation, f"{len(photos)} photos of the {photos.split} split, {method}")
+    cells = f"among all {evaluation.gallery_cells} cells"
+    if gallery == "occupied":
+        cells = f"only among the {evaluation.gallery_cells} cells that hold a photo of the split"
+    text = evaluation_table(evaluation, f"{len(photos)} photos of the {photos.split} split, {method} {cells}")
     if estimates:
         calibration = calibrate(expert, photos, radius=radius, beams=beams)
         values["posterior"] = calibration.to_dict(metres)
