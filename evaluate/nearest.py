@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from jzi.store.pyramid import geodesic_distance
@@ -19,8 +20,8 @@ from jzi.store.pyramid import geodesic_distance
 #: Limits of the bins, metres.
 LIMITS = (0.0, 10.0, 25.0, 50.0, 100.0, math.inf)
 
-#: First side of the buckets of the search, metres, and photos that are searched at once.
-BUCKET_M, BATCH = 16.0, 32
+#: Sides of the buckets that are searched first, metres, and photos that are searched at once.
+BUCKETS_M, BATCH = (16.0, 64.0, 256.0), 64
 
 _METRES_PER_DEGREE = 111_195.0
 
@@ -105,16 +106,20 @@ def nearest_distance(
     scale = _METRES_PER_DEGREE * np.array([1.0, np.cos(np.radians(to_latitude.mean()))])
     photos, others = (np.stack(each, 1) * scale for each in ((latitude, longitude), (to_latitude, to_longitude)))
     nearest = np.zeros(len(photos), np.int64)
-    pending, side = np.arange(len(photos)), BUCKET_M
-    while len(pending):
+    pending = np.arange(len(photos))
+    for side in BUCKETS_M:
         buckets = _bucket(np.floor(others / side).astype(np.int64))
         order = buckets.argsort(kind="stable")
-        far = []
+        in_order = buckets[order]
+        far = [pending[:0]]
         for part in np.split(pending, range(BATCH, len(pending), BATCH)):
-            index, metres = _nearest_around(photos[part], others, order, buckets[order], side)
+            index, metres = _nearest_around(photos[part], others, order, in_order, side)
             nearest[part] = index
             far.append(part[metres > side])  # one in a bucket further away may be nearer
-        pending, side = np.concatenate(far), side * 4
+        pending = np.concatenate(far)
+    for part in np.split(pending, range(BATCH, len(pending), BATCH)):  # exhaustively
+        distance = torch.cdist(torch.from_numpy(photos[part]), torch.from_numpy(others))
+        nearest[part] = distance.argmin(1).numpy()
     return geodesic_distance(latitude, longitude, to_latitude[nearest], to_longitude[nearest])
 
 
