@@ -13,6 +13,7 @@ from jzi.commands.common import (
     list_disagreements,
     list_rejected,
     print_result,
+    split_by_option,
 )
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 @click.option("--map", "rasters", multiple=True, help="A raster, glob or folder of rasters; may be repeated.")
 @click.option("--queries", help="A folder of photos with EXIF positions, or a CSV or Parquet table.")
 @click.option("--photos", help="The folder of a table's photos.  [default: that of the table]")
+@split_by_option
 @click.option("--encoder", help="A Hugging Face id or a folder.  [default: facebook/dinov2-base]")
 @click.option("--image-size", type=int, help="Side of the encoder's input, pixels.  [default: 384]")
 @click.option("--preset", help="A published area, such as just-zoom-in-dc.")
@@ -48,6 +50,7 @@ def init(
     **options: Any,
 ) -> None:
     """Set up a working directory: write jzi.toml for an area."""
+    from jzi.commands.reports import split_text
     from jzi.workspace.init import dataset_settings, new_settings
     from jzi.workspace.settings import FILE, write_settings
     from jzi.workspace.zoom import describe_area
@@ -66,7 +69,7 @@ def init(
         table = table.inside(settings.pyramid)
         list_rejected(table.rejected, "photos cannot be used")
         list_disagreements(table)
-        click.echo(f"{len(table)} photos in the area")
+        click.echo(f"{len(table)} photos in the area, {split_text(table.split)}")
     write_settings(settings)
     steps = "" if folder == Path() else f"cd {folder}; "
     steps += "jzi encode-map" if settings.map.rasters else "set map.rasters and queries.table in it"

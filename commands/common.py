@@ -35,6 +35,11 @@ def settings_options(command: Callable) -> Callable:
     )(command)
 
 
+split_by_option = click.option(
+    "--split-by", type=click.Choice(["auto", "sequence", "block", "photo"]),
+    help="What stays together in a split where the table has none: drives, blocks of the map, or single photos.  "
+    "[default: auto, the first of these with three groups or more]",
+)  # fmt: skip
 beams_option = click.option(
     "--beams", type=click.IntRange(1), help="Width of the beam search.  [default: all tiles of a small map, else 64]"
 )

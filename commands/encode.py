@@ -13,6 +13,7 @@ from jzi.commands.common import (
     list_rejected,
     print_result,
     settings_options,
+    split_by_option,
 )
 
 
@@ -58,6 +59,7 @@ def encode_map_command(config_file: Path, overrides: tuple[str, ...], tokens: bo
     help="Augmented views to store of each training photo.",
 )
 @click.option("--seed", type=click.IntRange(0), help="Seed of the augmented views.")
+@split_by_option
 @click.option("--retriever", type=click.Path(path_type=Path), metavar="FOLDER",
               help="Encode with this retriever's encoder, into its index.")  # fmt: skip
 @click.option("--skip-unusable", is_flag=True, help="Exit with 0 even if photos of the folder have no position.")
@@ -67,6 +69,7 @@ def encode_queries_command(
     overrides: tuple[str, ...],
     views: int | None,
     seed: int | None,
+    split_by: str | None,
     retriever: Path | None,
     skip_unusable: bool,
     as_json: bool,
@@ -75,15 +78,16 @@ def encode_queries_command(
     from jzi.workspace.open import open_photo_table
     from jzi.workspace.settings import load_settings
 
-    options = {"queries.views": views, "queries.seed": seed}
+    options = {"queries.views": views, "queries.seed": seed, "queries.split_by": split_by}
     overrides = (*overrides, *(f"{name}={value}" for name, value in options.items() if value is not None))
     settings = load_settings(config_file, overrides, training=())
     table = open_photo_table(settings).inside(settings.pyramid)
-    from jzi.commands.reports import photos_text
+    from jzi.commands.reports import photos_text, split_text
     from jzi.encode.device import processes
     from jzi.encode.encode_queries import encode_queries
     from jzi.store.cache import ENCODED
     from jzi.store.plain import plain
+    from jzi.store.splits import SPLITS
     from jzi.workspace.open import load_encoder, open_cache, open_cache_of
 
     if retriever:
@@ -111,9 +115,12 @@ def encode_queries_command(
     list_rejected(report.off_map, "photos will not be used")
     if report.remade:
         click.echo("the stored views were made with another seed and have been replaced", err=True)
+    if report.moved:
+        click.echo(f"{report.moved} photos have changed their split: train again before you evaluate", err=True)
     listed = cache.queries.frame()
     encoded = listed[listed["status"] == ENCODED]
-    splits = {split: int(count) for split, count in encoded["split"].value_counts().items()}
+    counts = encoded["split"].value_counts()
+    splits = {split: int(counts[split]) for split in SPLITS if split in counts}
     values = {
         **plain(report),
         "unreadable": len(report.unreadable),
@@ -121,10 +128,11 @@ def encode_queries_command(
         "rejected": len(table.rejected),
         "disagreements": len(table.disagreements),
         "splits": splits,
+        "split_by": plain(table.split),
         "cache": cache.path,
     }
     shares = ", ".join(f"{count} {split}" for split, count in splits.items())
-    print_result(as_json, values, f"{photos_text(report)} ({shares}): {cache.path}")
+    print_result(as_json, values, f"{photos_text(report)}; {split_text(table.split)}: {shares}; {cache.path}")
     unlocated = [row for row in table.rejected if row.reason.startswith("no GPS")]
     if unlocated and not skip_unusable:
         raise UsageError(

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 @click.command("evaluate")
 @settings_options
 @click.option("--split", type=click.Choice(["train", "val", "test"]), help="[default: test, or val if there is none]")
+@click.option("--gallery", type=click.Choice(["all", "occupied"]), default="all", show_default=True,
+              help="Cells to choose among: all, or only those that hold a photo of the split.")  # fmt: skip
 @click.option("--radii", default="40,50,100", show_default=True, help="Metres, separated by commas.")
 @click.option("--estimates", is_flag=True, help="Also compare the estimates and measure calibration.")
 @click.option("--radius", type=click.FloatRange(0, min_open=True), default=50.0, show_default=True,
@@ -45,6 +47,7 @@ def evaluate_command(
     config_file: Path,
     overrides: tuple[str, ...],
     split: str | None,
+    gallery: str,
     radii: str,
     estimates: bool,
     radius: float,
@@ -60,7 +63,8 @@ def evaluate_command(
 
     Reports the most probable cell of the fused experts (of the zoom alone, greedy search, the paper's protocol), and
     then the default answer, the point with the most probability within --radius, of each expert and of their fusion.
-    --estimates compares the ways to choose an answer, and reports how well confidences are calibrated.
+    --estimates compares the ways to choose an answer, and reports how well confidences are calibrated. Results of
+    different --gallery do not compare.
     """
     from jzi.workspace.settings import load_settings
 
@@ -80,6 +84,7 @@ def evaluate_command(
     from jzi.commands.tables import calibration_table, evaluation_table, experts_table, experts_values
     from jzi.evaluate.calibration import calibrate
     from jzi.evaluate.experts import evaluate_experts
+    from jzi.evaluate.gallery import restrict_to_occupied
     from jzi.evaluate.metrics import RADII
     from jzi.evaluate.photos import LabelledPhotos
     from jzi.evaluate.protocol import evaluate
@@ -95,14 +100,22 @@ def evaluate_command(
         method = "most probable cell of the fused experts" if expert.name == "fused" else "greedy search"
     photos = LabelledPhotos.load(cache, expert, split)
     report_unreachable(photos.unreachable)
+    if gallery == "occupied":
+        expert = restrict_to_occupied(expert, photos)
+        method = method.replace("greedy search", "most probable cell")
     evaluation = evaluate(expert, photos, radii=metres)
     values: dict[str, Any] = {"split": photos.split, "unreachable": photos.unreachable, **evaluation.to_dict()}
-    text = evaluation_table(evaluation, f"{len(photos)} photos of the {photos.split} split, {method}")
+    cells = f"among all {evaluation.gallery_cells} cells"
+    if gallery == "occupied":
+        cells = f"only among the {evaluation.gallery_cells} cells that hold a photo of the split"
+    text = evaluation_table(evaluation, f"{len(photos)} photos of the {photos.split} split, {method} {cells}")
     if not retriever:
+        selected = model.select(experts)
+        if gallery == "occupied":
+            selected = {name: restrict_to_occupied(each, photos) for name, each in selected.items()}
         figures = evaluate_experts(
-            model.select(experts), model.fusions(experts), photos, radius=radius, radii=sorted({*metres, *RADII}),
-            beams=beams,
-        )  # fmt: skip
+            selected, model.fusions(experts), photos, radius=radius, radii=sorted({*metres, *RADII}), beams=beams
+        )
         values["experts"] = experts_values(figures)
         text += "\n\n" + experts_table(figures, metres, radius)
     if estimates:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from jzi.encode.encode_map import MapReport
     from jzi.encode.encode_queries import PhotoReport
     from jzi.store.maintenance import MergeReport, VerifyReport
+    from jzi.store.splits import SplitInfo
     from jzi.train.experts import ExpertsReport
     from jzi.train.run import TrainReport
     from jzi.workspace.caches import CacheInfo, ModelInfo
@@ -34,6 +35,20 @@ def photos_text(report: PhotoReport) -> str:
     """Photos encoded and reused."""
     damaged = f" ({report.damaged} had been damaged)" if report.damaged else ""
     return f"{report.encoded} photos encoded, {report.reused} reused{damaged}"
+
+
+def split_text(split: SplitInfo) -> str:
+    """How photos were split, such as "split by drives (12 of them)"."""
+    if split.kind == "table":
+        return "split as in the table"
+    if split.kind == "photo":
+        what = "photo"
+    elif split.kind == "block":
+        what = f"map blocks of {split.block_m:g} m ({split.groups} of them)"
+    else:
+        gaps = "" if split.source == "column" else " that gaps in the capture times separate"
+        what = f"drives{gaps} ({split.groups} of them)"
+    return f"split by {what}" + (f", as {split.note}" if split.note else "")
 
 
 def cells_text(report: IndexReport) -> str:

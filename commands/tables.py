@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from jzi.evaluate.calibration import COVERAGES, Calibration
 from jzi.evaluate.experts import ExpertFigures
 from jzi.evaluate.metrics import Evaluation, Interval
+from jzi.evaluate.nearest import RecallByDistance
 from jzi.evaluate.published import RADII as PUBLISHED_RADII
 from jzi.evaluate.published import Published
 from jzi.locate.location import Location
@@ -29,7 +31,10 @@ def location_text(location: Location) -> str:
 
 
 def evaluation_table(evaluation: Evaluation, title: str) -> str:
-    """The figures, one to a line, and those published for the same area."""
+    """The figures, one to a line, recall by distance to training photos, and published results of the same area.
+
+    Published results of another gallery or map are in blocks of their own.
+    """
 
     def percent(interval: Interval) -> str:
         return f"{interval.value:7.2%}   ({interval.low:.2%} .. {interval.high:.2%})"
@@ -46,17 +51,42 @@ def evaluation_table(evaluation: Evaluation, title: str) -> str:
             lines.append(f"  step {step} right          {single:7.2%}   (steps 1..{step} all right: {prefix:.2%})")
         else:
             lines.append(f"  level {step} right         {prefix:7.2%}")
+    if evaluation.by_training_distance:
+        lines += ["", *_distance_lines(evaluation.by_training_distance)]
+    radii = [radius for radius in evaluation.recall if radius in PUBLISHED_RADII]
     if evaluation.published:
-        radii = [radius for radius in evaluation.recall if radius in PUBLISHED_RADII]
-        header = "".join(f"{f'{radius:g} m':>9}" for radius in radii)
-        ours = Published("this model", tuple(evaluation.recall[radius].value for radius in radii))
-        others = [
-            Published(each.method, tuple(each.recall[PUBLISHED_RADII.index(radius)] for radius in radii))
-            for each in evaluation.published
-        ]
-        lines.append(f"\n  {'recall within (others as published)':<36}{header}")
-        lines += [f"  {row.method:<36}" + "".join(f"{value:9.2%}" for value in row.recall) for row in [*others, ours]]
+        lines += ["", *_published_lines("recall within (others as published)", evaluation.published, radii)]
+        lines.append(_row("this model", [evaluation.recall[radius].value for radius in radii]))
+    for note in dict.fromkeys(each.note for each in evaluation.published_apart):
+        rows = [each for each in evaluation.published_apart if each.note == note]
+        lines += ["", f"  not comparable with the above, published for {note}:"]
+        lines += _published_lines("recall within", rows, radii)
     return "\n".join(lines)
+
+
+def _published_lines(title: str, results: Sequence[Published], radii: list[float]) -> list[str]:
+    header = "".join(f"{f'{radius:g} m':>9}" for radius in radii)
+    rows = [_row(each.method, [each.recall[PUBLISHED_RADII.index(radius)] for radius in radii]) for each in results]
+    return [f"  {title:<36}{header}", *rows]
+
+
+def _row(name: str, shares: list[float]) -> str:
+    return f"  {name:<36}" + "".join(f"{share:9.2%}" for share in shares)
+
+
+def _distance_lines(by_distance: RecallByDistance) -> list[str]:
+    """Nonempty bins only."""
+    bins = [each for each in by_distance.bins if each.photos]
+    header = "".join(f"{f'{radius:g} m':>9}" for radius in bins[0].recall)
+    lines = [
+        f"  nearest training photo: {by_distance.median:.1f} m (median)",
+        f"  {'recall by that distance, within':<36}{header}   photos",
+    ]
+    for each in bins:
+        name = f"under {each.high:g} m" if not each.low else f"{each.low:g} to {each.high:g} m"
+        name = name if each.high != float("inf") else f"{each.low:g} m or more"
+        lines.append(_row(name, list(each.recall.values())) + f"{each.photos:>9}")
+    return lines
 
 
 def experts_table(figures: dict[str, ExpertFigures], radii: tuple[float, ...], radius: float) -> str:

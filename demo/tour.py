@@ -70,7 +70,8 @@ def run_demo(
         if Path("jzi.toml").exists():
             _check_encoder(name, folder)
         else:
-            run(f"init --map ortho.tif --queries photos --encoder {name} --image-size {IMAGE_SIZE}")
+            options = f"--split-by photo --encoder {name} --image-size {IMAGE_SIZE}"
+            run(f"init --map ortho.tif --queries photos {options}")
         if only_town:
             return
         run("encode-map")
@@ -88,6 +89,8 @@ def run_demo(
     click.echo(
         "\nThis town is synthetic: its figures show that the program works, not how well it does in a real city. "
         + encoder_note.get(encoder, "")
+        + " Photos are split one by one, as they were to train the shipped encoder: a held-out photo may lie beside "
+        "training photos."
         + f" Guessing reaches about {chance}."
         + f"\nOne photo, its zoom and the answer: {folder / 'zoom.png'}, and on a map: {folder / 'zoom.html'}"
     )

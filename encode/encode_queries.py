@@ -36,6 +36,7 @@ class PhotoReport:
         unreadable: photos that cannot be read, with the reason.
         damaged: photos whose cached embeddings could not be read; included in `encoded`.
         remade: whether existing views of another seed or augmentation version were replaced.
+        moved: photos that the cache already held with another split; their embeddings are kept.
         off_map: photos taken where the encoded map has no imagery; training and evaluation leave them out.
     """
 
@@ -44,6 +45,7 @@ class PhotoReport:
     unreadable: tuple[Rejected, ...]
     damaged: int
     remade: bool = False
+    moved: int = 0
     off_map: tuple[Rejected, ...] = ()
 
 
@@ -72,9 +74,10 @@ def encode_queries(
     """
     state = processes()
     queries = cache.queries
-    damaged, remade = 0, False
+    damaged, moved, remade = 0, 0, False
     if state.is_main_process:
         queries.repair()
+        moved = _moved(queries, table)
         queries.list_photos(table.frame)
         if views:
             remade = queries.require_views(views, {"seed": seed, "recipe": AUGMENTATION_VERSION})
@@ -108,8 +111,16 @@ def encode_queries(
         unreadable=tuple(Rejected(*each) for each in unreadable),
         damaged=damaged,
         remade=remade,
+        moved=moved,
         off_map=_off_map(cache, frame),
     )
+
+
+def _moved(queries: PhotoFeatures, table: PhotoTable) -> int:
+    before = queries.frame()
+    before = before[(before["status"] == ENCODED) & (before["split"] != "")]  # empty where a chunk was repaired
+    split = table.frame.set_index("id")["split"].reindex(before["id"])
+    return int((split.notna().to_numpy() & (split.to_numpy() != before["split"].to_numpy())).sum())
 
 
 def _off_map(cache: FeatureCache, frame: pd.DataFrame) -> tuple[Rejected, ...]:

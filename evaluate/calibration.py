@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from jzi.evaluate.gallery import GalleryExpert
 from jzi.evaluate.photos import LabelledPhotos
 from jzi.locate.expert import Expert
 from jzi.locate.location import ESTIMATES, LocateOptions
@@ -139,7 +140,8 @@ def calibrate(expert: Expert, photos: LabelledPhotos, *, radius: float = 50.0, b
         radius: radius of the default estimate, metres.
         beams: see `LocateOptions`.
     """
-    answers: dict[str, list[Answers]] = {name: [] for name in ESTIMATES}
+    restricted = isinstance(expert, GalleryExpert)  # its greedy estimate is the most probable cell
+    answers: dict[str, list[Answers]] = {name: [] for name in ESTIMATES if not (restricted and name == "greedy")}
     before: list[Answers] = []
     residual = []
     plain_expert = expert.uncalibrated()
@@ -147,9 +149,11 @@ def calibrate(expert: Expert, photos: LabelledPhotos, *, radius: float = 50.0, b
     batches = np.array_split(np.arange(len(photos)), range(BATCH, len(photos), BATCH))
     for part in tqdm(batches, unit_scale=BATCH, unit="photo", desc="posterior"):
         query, truth = photos.query[part], (photos.latitude[part], photos.longitude[part])
-        posterior, greedy = expert.posterior(query, options), expert.posterior(query, greedy_options)
+        posterior = expert.posterior(query, options)
         residual.append(posterior.residual)
-        answers["greedy"].append(_answers(greedy, most_probable_cells(greedy), truth))
+        if "greedy" in answers:
+            greedy = expert.posterior(query, greedy_options)
+            answers["greedy"].append(_answers(greedy, most_probable_cells(greedy), truth))
         answers["map"].append(_answers(posterior, most_probable_cells(posterior), truth))
         answers["radius"].append(_answers(posterior, most_probable_discs(posterior, radius), truth))
         if plain_expert is not None:

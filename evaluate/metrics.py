@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jzi.evaluate.published import Published, published_for
+from jzi.evaluate.nearest import RecallByDistance, recall_by_distance
+from jzi.evaluate.published import Published, published_apart, published_for
 from jzi.store.cell_grid import CellGrid
 from jzi.store.pyramid import Pyramid, geodesic_distance
 
@@ -45,7 +46,12 @@ class Evaluation:
         confidence: (photo,) probability of the answer's cell.
         recall_at: k to the share of photos whose true cell is among the first k; empty if the expert does not rank
             cells.
-        published: published results for the same area, if there are any.
+        gallery: "all" or "occupied", see `jzi.evaluate.gallery`.
+        gallery_cells: number of cells of the gallery; 0 if unknown.
+        by_training_distance: recall by distance to the nearest training photo; None if there is no training photo, or
+            training photos are evaluated.
+        published: published results for the same area and gallery, if there are any.
+        published_apart: published results that do not compare, of another gallery or of a part of the map.
     """
 
     photos: int
@@ -57,25 +63,27 @@ class Evaluation:
     error: NDArray[np.float64]
     confidence: NDArray[np.float64]
     recall_at: dict[int, Interval] = field(default_factory=dict)
+    gallery: str = "all"
+    gallery_cells: int = 0
+    by_training_distance: RecallByDistance | None = None
     published: tuple[Published, ...] = ()
+    published_apart: tuple[Published, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, without those of single photos."""
         return {
             "photos": self.photos,
+            "gallery": self.gallery,
+            "gallery_cells": self.gallery_cells,
             **{f"recall@{radius:g}m": asdict(interval) for radius, interval in self.recall.items()},
             **{f"recall@{k}": asdict(interval) for k, interval in self.recall_at.items()},
             "median_error_m": asdict(self.median_error),
             "sequence_accuracy": asdict(self.sequence_accuracy),
             "prefix_accuracy": list(self.prefix_accuracy),
             "step_accuracy": list(self.step_accuracy),
-            "published": [
-                {
-                    "method": result.method,
-                    **{f"recall@{r:g}m": v for r, v in zip(RADII, result.recall, strict=True)},
-                }
-                for result in self.published
-            ],
+            "by_training_distance": self.by_training_distance and self.by_training_distance.to_dict(),
+            "published": [_published(result) for result in self.published],
+            "published_apart": [_published(result) for result in self.published_apart],
         }
 
 
@@ -92,6 +100,9 @@ def score(
     radii: Sequence[float] = RADII,
     resamples: int = 1000,
     seed: int = 0,
+    training_distance: NDArray[np.float64] | None = None,
+    gallery: str = "all",
+    gallery_cells: int = 0,
 ) -> Evaluation:
     """Compare predicted cells with the true positions.
 
@@ -107,6 +118,9 @@ def score(
         radii: radii of recall, metres.
         resamples: number of bootstrap resamples.
         seed: seed of the bootstrap.
+        training_distance: (photo,) distance to the nearest training photo, metres; None if there is none.
+        gallery: see `Evaluation`.
+        gallery_cells: see `Evaluation`.
     """
     error = cell_error(area, row, col, latitude, longitude)
     true_row, true_col = area.cells_at(latitude, longitude)
@@ -129,7 +143,11 @@ def score(
         error=error,
         confidence=confidence,
         recall_at={} if rank is None else {k: share(rank < k) for k in RANKS},
-        published=published_for(area) if isinstance(area, Pyramid) else (),
+        gallery=gallery,
+        gallery_cells=gallery_cells,
+        by_training_distance=None if training_distance is None else recall_by_distance(training_distance, error, radii),
+        published=published_for(area, gallery) if isinstance(area, Pyramid) else (),
+        published_apart=published_apart(area, gallery) if isinstance(area, Pyramid) else (),
     )
 
 
@@ -167,6 +185,11 @@ def cell_error(
 def _share(hit: NDArray[np.bool_], resamples: int, rng: np.random.Generator) -> Interval:
     # Resampling hits and misses with replacement draws their number from a binomial distribution
     return _interval(float(hit.mean()), rng.binomial(len(hit), hit.mean(), resamples) / len(hit))
+
+
+def _published(result: Published) -> dict[str, Any]:
+    recall = {f"recall@{radius:g}m": value for radius, value in zip(RADII, result.recall, strict=True)}
+    return {"method": result.method, "gallery": result.gallery, "note": result.note, **recall}
 
 
 def _interval(value: float, resampled: NDArray[np.float64]) -> Interval:

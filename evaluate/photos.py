@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from jzi.decode.dataset import ZoomDataset
 from jzi.errors import TrainingError
+from jzi.evaluate.nearest import nearest_distance
 from jzi.locate.expert import Expert
 from jzi.store.cache import FeatureCache
 from jzi.store.pyramid import Pyramid
@@ -28,6 +30,8 @@ class LabelledPhotos:
         row: (photo,) row of the cell that each photo lies in.
         col: (photo,) column of that cell.
         unreachable: photos of the split left out because the map has no imagery where they were taken.
+        training_distance: (photo,) distance to the nearest training photo, metres; None if there is no training photo,
+            these are the training photos, or it was not computed.
     """
 
     split: str
@@ -37,6 +41,7 @@ class LabelledPhotos:
     row: NDArray[np.int64]
     col: NDArray[np.int64]
     unreachable: int
+    training_distance: NDArray[np.float64] | None = None
 
     @classmethod
     def load(cls, cache: FeatureCache, expert: Expert, split: str | None = None) -> LabelledPhotos:
@@ -69,6 +74,7 @@ class LabelledPhotos:
                 row=row[reachable],
                 col=col[reachable],
                 unreachable=int((~reachable).sum()),
+                training_distance=_training_distance(frame, photos[reachable]),
             )
         expected = f"split {split!r}" if split else "split 'test' or 'val'"
         raise TrainingError(
@@ -98,3 +104,11 @@ class LabelledPhotos:
 
     def __len__(self) -> int:
         return len(self.query)
+
+
+def _training_distance(frame: pd.DataFrame, photos: pd.DataFrame) -> NDArray[np.float64] | None:
+    training = frame[frame["split"] == "train"]
+    if training.empty or (photos["split"] == "train").any():
+        return None
+    columns = (each[name].to_numpy(float) for each in (photos, training) for name in ("latitude", "longitude"))
+    return nearest_distance(*columns)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from jzi.evaluate.gallery import GalleryExpert
 from jzi.evaluate.metrics import RADII, RANKS, Evaluation, score
 from jzi.evaluate.photos import LabelledPhotos
 from jzi.locate.expert import CellRanks, Expert, StepAccuracy
@@ -56,4 +57,7 @@ def evaluate(
         radii=radii,
         resamples=resamples,
         seed=seed,
+        training_distance=photos.training_distance,
+        gallery="occupied" if isinstance(expert, GalleryExpert) else "all",
+        gallery_cells=int(expert.cell_mask.sum()),
     )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -19,22 +22,33 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
 
 @dataclass(frozen=True)
 class ExifPosition:
-    """Position in degrees (WGS 84), and heading in degrees clockwise from north (None if not recorded)."""
+    """Where and when a photo was taken.
+
+    Attributes:
+        latitude: degrees (WGS 84).
+        longitude: degrees (WGS 84).
+        heading: degrees clockwise from north; None if not recorded.
+        time: as `read_time` returns it.
+        device: make and model of the camera; empty if not recorded.
+    """
 
     latitude: float
     longitude: float
     heading: float | None
+    time: datetime | None = None
+    device: str = ""
 
 
 def read_position(photo: Path) -> ExifPosition:
-    """Read the GPS position from the EXIF data of a photo; only the header is read.
+    """Read the GPS position, the time and the device from the EXIF data of a photo; only the header is read.
 
     Raises:
         PhotoError: the file is not a photo, or has no usable position.
     """
     try:
         with Image.open(photo) as image:
-            gps = image.getexif().get_ifd(ExifTags.IFD.GPSInfo)
+            exif = image.getexif()
+            gps = exif.get_ifd(ExifTags.IFD.GPSInfo)
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise PhotoError(f"cannot be read as a photo ({error})") from error
     latitude = _degrees(gps.get(ExifTags.GPS.GPSLatitude), gps.get(ExifTags.GPS.GPSLatitudeRef), "NS")
@@ -47,7 +61,11 @@ def read_position(photo: Path) -> ExifPosition:
         heading = float(gps[ExifTags.GPS.GPSImgDirection]) % 360
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
         heading = None
-    return ExifPosition(latitude, longitude, heading)
+    tags: Mapping[int, Any] = {}
+    with contextlib.suppress(OSError, SyntaxError, ValueError, struct.error):  # a position is enough
+        tags = exif.get_ifd(ExifTags.IFD.Exif)
+    device = " ".join(str(exif.get(tag, "")).strip("\0 ") for tag in (ExifTags.Base.Make, ExifTags.Base.Model))
+    return ExifPosition(latitude, longitude, heading, _time(tags), device.strip())
 
 
 def read_time(photo: Path) -> datetime | None:
@@ -63,6 +81,10 @@ def read_time(photo: Path) -> datetime | None:
             tags = image.getexif().get_ifd(ExifTags.IFD.Exif)
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise PhotoError(f"{photo} cannot be read as a photo ({error})") from error
+    return _time(tags)
+
+
+def _time(tags: Mapping[int, Any]) -> datetime | None:
     try:
         moment = datetime.strptime(str(tags[ExifTags.Base.DateTimeOriginal]).strip("\0 "), "%Y:%m:%d %H:%M:%S")
         fraction = float(f"0.{str(tags.get(ExifTags.Base.SubsecTimeOriginal, '')).strip(chr(0) + ' ') or 0}")

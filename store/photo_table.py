@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import hashlib
 import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -22,8 +21,8 @@ import pandas as pd
 from jzi.errors import PhotoError, PhotoTableError
 from jzi.store.exif import SUFFIXES, ExifPosition, read_position
 from jzi.store.pyramid import Pyramid
+from jzi.store.splits import SPLITS, TABLE_SPLIT, SplitInfo, block_side, is_zoom_sequence, split_photos, text
 
-SPLITS = ("train", "val", "test")
 _SPELLINGS = (*SUFFIXES, *(suffix.upper() for suffix in SUFFIXES))  # cameras write .JPG
 
 #: Accepted names of each column, in order of preference.
@@ -34,7 +33,13 @@ COLUMNS = {
     "longitude": ("longitude", "lon", "lng", "long", "gps_longitude"),
     "heading": ("heading", "compass_deg", "compass_angle", "bearing"),
     "split": ("split", "subset"),
+    "drive": ("drive", "drive_id", "sequence_id", "sequence_key", "trip", "trip_id"),
+    "captured_at": ("captured_at", "timestamp", "time", "datetime", "date_time", "capture_time"),
+    "device": ("device", "device_id", "creator", "creator_id", "user", "username"),
 }
+
+#: Columns of ids, which are read as text.
+_TEXT = ("id", "path", "drive", "device")
 
 
 @dataclass(frozen=True)
@@ -51,9 +56,11 @@ class PhotoTable:
 
     Attributes:
         frame: columns id (text), photo (absolute path), path (as in the source), latitude and longitude (degrees,
-            WGS 84), split ("train", "val" or "test"), and any other columns of the source.
+            WGS 84), split ("train", "val" or "test"), optionally drive (an id), captured_at (time) and device, and any
+            other columns of the source.
         rejected: rows that cannot be used.
         source: path of the source, for messages.
+        split: how the photos were split.
         disagreements: rows whose published zoom sequence (column `sequence`) differs from that of their position; set
             by `inside`. These rows are used.
     """
@@ -62,12 +69,15 @@ class PhotoTable:
     rejected: tuple[Rejected, ...]
     source: str
     disagreements: tuple[Rejected, ...] = ()
+    split: SplitInfo = TABLE_SPLIT
 
     def __len__(self) -> int:
         return len(self.frame)
 
     def inside(self, pyramid: Pyramid) -> PhotoTable:
         """Return the rows inside the area of a pyramid; the others are added to `rejected`.
+
+        Unless the source has splits, the photos inside are split anew, by blocks that suit the area.
 
         Raises:
             PhotoTableError: no row is inside.
@@ -83,21 +93,28 @@ class PhotoTable:
                 f"{center[0]:.5f}, {center[1]:.5f} (the first is at {latitude[0]:.5f}, {longitude[0]:.5f})"
             )
         outside = [Rejected(name, "outside the area") for name in self.frame["id"][~inside]]
-        frame = self.frame[inside].reset_index(drop=True)
+        frame, split = self.frame[inside].reset_index(drop=True), self.split
+        if split.requested:
+            frame["split"], split = split_photos(frame, split.requested, block_side(pyramid.size))
         disagreements = _check_sequences(frame, pyramid, self.source)
-        return PhotoTable(frame, (*self.rejected, *outside), self.source, disagreements)
+        return PhotoTable(frame, (*self.rejected, *outside), self.source, disagreements, split)
 
 
-def read_photo_table(source: Path | Mapping[str, Path], photos: Path | None = None) -> PhotoTable:
+def read_photo_table(
+    source: Path | Mapping[str, Path], photos: Path | None = None, split_by: str = "auto"
+) -> PhotoTable:
     """Read a folder of photos with EXIF positions (recursively), or a CSV or Parquet table.
 
     Args:
         source: the folder or the table; or one for each split, by its name.
         photos: folder of a table's photos, which are found by their path or as `<id>.jpg` or `<id>_undistorted.jpg`;
             None for the folder of the table.
+        split_by: what to keep together in a split, as in `jzi.store.splits.split_photos`; not used if the source has
+            splits.
 
     Raises:
-        PhotoTableError: the source does not exist, has no coordinates, or no row can be used.
+        PhotoTableError: the source does not exist, has no coordinates, or no row can be used; or it lacks what
+            `split_by` needs.
     """
     parts = source if isinstance(source, Mapping) else {"": source}
     if isinstance(source, Mapping) and (not source or not set(source) <= set(SPLITS)):
@@ -124,30 +141,10 @@ def read_photo_table(source: Path | Mapping[str, Path], photos: Path | None = No
         Rejected(name, "its id is in the table twice: the first row is used") for name in frame["id"][duplicate]
     ]
     frame = frame[~duplicate].reset_index(drop=True)
+    info = TABLE_SPLIT
     if "split" not in frame:
-        frame["split"] = split_by_hash(frame["id"])
-    return PhotoTable(frame, tuple(rejected), name)
-
-
-def split_by_hash(ids: pd.Series) -> pd.Series:
-    """Assign 80 % of photos to train, 10 % to val and 10 % to test by a hash of their id, independent of the others.
-
-    With three photos or more no split is left empty: it gets the photo with the nearest hash.
-
-    Args:
-        ids: (photo,) text.
-
-    Returns:
-        (photo,) "train", "val" or "test".
-    """
-    position = ids.map(lambda name: int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) / 2**64)
-    split = pd.Series(np.select([position < 0.8, position < 0.9], ["train", "val"], "test"), index=ids.index)
-    if len(ids) >= len(SPLITS):
-        order = position.sort_values().index
-        for name, nearest in (("test", order[-1]), ("val", order[-2]), ("train", order[0])):
-            if not (split == name).any():
-                split[nearest] = name
-    return split
+        frame["split"], info = split_photos(frame, split_by)
+    return PhotoTable(frame, tuple(rejected), name, split=info)
 
 
 def _check_sequences(frame: pd.DataFrame, pyramid: Pyramid, source: str) -> tuple[Rejected, ...]:
@@ -158,12 +155,12 @@ def _check_sequences(frame: pd.DataFrame, pyramid: Pyramid, source: str) -> tupl
     """
     if "sequence" not in frame:
         return ()
-    published = frame["sequence"].astype("string").fillna("").str.strip()
+    published = text(frame["sequence"])
     # Mapillary tables have a column of this name with ids of image series; zoom sequences are lists of actions
-    has_sequence = published.str.fullmatch(r"\[\s*\d+(\s*,\s*\d+)*\s*\]").to_numpy(bool)
+    has_sequence = is_zoom_sequence(published)
     if not has_sequence.any():
         return ()
-    sequences = [json.loads(text) for text in published[has_sequence]]
+    sequences = [json.loads(actions) for actions in published[has_sequence]]
     lengths = {len(sequence) for sequence in sequences}
     if lengths != {pyramid.levels}:
         listed = ", ".join(str(length) for length in sorted(lengths))
@@ -189,7 +186,7 @@ def _check_sequences(frame: pd.DataFrame, pyramid: Pyramid, source: str) -> tupl
 def _read_folder(folder: Path) -> tuple[pd.DataFrame, list[Rejected]]:
     photos = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
 
-    def position(photo: Path) -> ExifPosition | PhotoError:
+    def read(photo: Path) -> ExifPosition | PhotoError:
         try:
             return read_position(photo)
         except PhotoError as error:
@@ -197,15 +194,18 @@ def _read_folder(folder: Path) -> tuple[pd.DataFrame, list[Rejected]]:
 
     rows, rejected = [], []
     with ThreadPoolExecutor() as pool:
-        for photo, exif in zip(photos, pool.map(position, photos), strict=True):
+        for photo, exif in zip(photos, pool.map(read, photos), strict=True):
             name = photo.relative_to(folder).as_posix()
             if isinstance(exif, PhotoError):
                 rejected.append(Rejected(name, str(exif)))
             else:
                 heading = np.nan if exif.heading is None else exif.heading
-                rows.append((name, str(photo.absolute()), name, exif.latitude, exif.longitude, heading))
-    columns = ["id", "photo", "path", "latitude", "longitude", "heading"]
-    return pd.DataFrame(rows, columns=columns), rejected
+                time = "" if exif.time is None else exif.time.isoformat()
+                position = exif.latitude, exif.longitude, heading
+                rows.append((name, str(photo.absolute()), name, *position, time, exif.device))
+    columns = ["id", "photo", "path", "latitude", "longitude", "heading", "captured_at", "device"]
+    frame = pd.DataFrame(rows, columns=columns)
+    return frame if (frame["captured_at"] != "").any() else frame.drop(columns=["captured_at", "device"]), rejected
 
 
 # Tables
@@ -236,9 +236,9 @@ def _read_table(source: Path, photos: Path) -> tuple[pd.DataFrame, list[Rejected
         raise PhotoTableError(
             f"{source} has latitude and longitude swapped (its first latitude is {latitude.iloc[0]}): rename them"
         )
-    frame["id"] = _text(frame["id" if "id" in frame else "path"])
+    frame["id"] = text(frame["id" if "id" in frame else "path"])
     finder = _PhotoFinder(photos, source.parent)
-    path = _text(frame["path"]) if "path" in frame else pd.Series("", index=frame.index)
+    path = text(frame["path"]) if "path" in frame else pd.Series("", index=frame.index)
     files = [finder.find(name, str(relative)) for name, relative in zip(frame["id"], path, strict=True)]
     frame["photo"] = [str(file.absolute()) if file else "" for file in files]
     frame["path"] = [given or (file.name if file else "") for given, file in zip(path, files, strict=True)]
@@ -251,7 +251,7 @@ def _usable_rows(frame: pd.DataFrame, photos: Path) -> tuple[pd.DataFrame, list[
     reason = pd.Series("", index=frame.index, dtype=object)
     if "split" in frame:
         aliases = {"validation": "val", "valid": "val", "training": "train", "testing": "test"}
-        frame["split"] = _text(frame["split"]).str.lower().replace(aliases)
+        frame["split"] = text(frame["split"]).str.lower().replace(aliases)
         reason[~frame["split"].isin(SPLITS)] = "its split is not one of " + ", ".join(SPLITS)
     reason[frame["photo"] == ""] = f"no such photo in {photos}"
     reason[(latitude.abs() > 90) | (longitude.abs() > 180)] = "its position is out of range"
@@ -261,11 +261,6 @@ def _usable_rows(frame: pd.DataFrame, photos: Path) -> tuple[pd.DataFrame, list[
     names = [name or f"row {row + 1}" for row, name in zip(frame.index[bad], frame["id"][bad], strict=True)]
     rejected = [Rejected(name, why) for name, why in zip(names, reason[bad], strict=True)]
     return frame[~bad].reset_index(drop=True), rejected
-
-
-def _text(column: pd.Series) -> pd.Series:
-    """Strip text; missing values become empty."""
-    return column.astype("string").fillna("").str.strip().astype(object)
 
 
 def _parse(source: Path) -> pd.DataFrame:
@@ -301,7 +296,7 @@ def _first_row_length(source: Path, separator: str) -> int:
 
 
 def _is_text(column: str) -> bool:
-    return column.strip().lower() in COLUMNS["id"] + COLUMNS["path"]
+    return column.strip().lower() in ("sequence", *(name for ours in _TEXT for name in COLUMNS[ours]))
 
 
 def _standard_names(columns: list[str]) -> dict[str, str]:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from jzi.errors import PhotoTableError
-from jzi.store.photo_table import PhotoTable, read_photo_table, split_by_hash
+from jzi.store.photo_table import PhotoTable, read_photo_table
 from jzi.store.pyramid import Pyramid
 
 LONG_ID = "4449826985073821"  # 16 digits; ...819 and ...823 are other photos, so it must never be rounded
@@ -144,28 +144,6 @@ def test_a_split_that_does_not_exist_is_rejected(write_table: Callable) -> None:
     assert table.frame["split"].tolist() == ["train"]
     assert set(reasons(table)) == {"b", "c"}
     assert "train, val, test" in reasons(table)["b"]
-
-
-def test_a_split_by_hash_is_four_fifths_train_and_the_same_every_time() -> None:
-    ids = pd.Series([f"photo{index}" for index in range(5000)])
-    split = split_by_hash(ids)
-    share = split.value_counts(normalize=True)
-    assert share["train"] == pytest.approx(0.8, abs=0.02)
-    assert share["val"] == pytest.approx(0.1, abs=0.02)
-    assert split.equals(split_by_hash(ids))
-
-
-def test_photos_stay_in_their_split_when_others_are_added_or_shuffled() -> None:
-    ids = pd.Series([f"photo{index}" for index in range(400)])
-    some = ids[::2].sample(frac=1, random_state=0)  # many enough that no split has to be filled by force
-    of_all, of_some = split_by_hash(ids), split_by_hash(some)
-    assert of_some.equals(of_all[some.index])
-
-
-@pytest.mark.parametrize("n", [3, 4, 5, 8])
-@pytest.mark.parametrize("prefix", "abcdefgh")
-def test_no_split_is_empty_where_there_are_three_photos(n: int, prefix: str) -> None:
-    assert set(split_by_hash(pd.Series([f"{prefix}{index}" for index in range(n)]))) == {"train", "val", "test"}
 
 
 # Rows that cannot be used

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from jzi.errors import ConfigError
 from jzi.store.pyramid import Pyramid, preset
@@ -30,6 +30,7 @@ def new_settings(
     grid: int | None = None,
     levels: int | None = None,
     map_crs: str | None = None,
+    split_by: Literal["auto", "sequence", "block", "photo"] | None = None,
 ) -> tuple[Settings, PhotoTable | None]:
     """Create the settings of a new working directory, and read its photo table if one is named; nothing is written.
 
@@ -48,6 +49,7 @@ def new_settings(
         grid: g; a tile has g x g children.
         levels: L; by default the fewest whose cells are at most 40 m.
         map_crs: CRS of rasters without one.
+        split_by: what photos of a split have in common, "auto" by default.
 
     Raises:
         JziError: the rasters, the photos or the area cannot be used.
@@ -58,10 +60,11 @@ def new_settings(
     settings = Settings(
         pyramid=pyramid,
         map=imagery,
-        queries=QuerySettings(table, lookup),
+        queries=QuerySettings(table, lookup, split_by=split_by or "auto"),
         encoder=_encoder_settings(folder, encoder, image_size),
     )
     settings.folder = folder
+    settings.overridden = frozenset({"queries.split_by"} if split_by else ())
     if rasters:
         with open_imagery(settings):
             pass  # raises if it cannot be read or does not touch the area

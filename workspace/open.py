@@ -150,7 +150,7 @@ def open_photo_table(settings: Settings) -> PhotoTable:
     """Read the photo table that the settings name.
 
     Raises:
-        ConfigError: the settings name none.
+        ConfigError: the settings name none, or `queries.split_by` is set for a table that has its own splits.
         PhotoTableError: the table cannot be used.
     """
     from jzi.store.photo_table import read_photo_table
@@ -158,10 +158,14 @@ def open_photo_table(settings: Settings) -> PhotoTable:
     if not settings.queries.table:
         raise ConfigError("no photos are named: set queries.table in jzi.toml to a folder, a CSV or a Parquet file")
     photos = settings.path(settings.queries.photos) if settings.queries.photos else None
-    table = settings.queries.table
-    if isinstance(table, str):
-        return read_photo_table(settings.path(table), photos)
-    return read_photo_table({split: settings.path(part) for split, part in table.items()}, photos)
+    source, split_by = settings.queries.table, settings.queries.split_by
+    if isinstance(source, str):
+        table = read_photo_table(settings.path(source), photos, split_by)
+    else:
+        table = read_photo_table({split: settings.path(part) for split, part in source.items()}, photos, split_by)
+    if table.split.kind == "table" and (split_by != "auto" or "queries.split_by" in settings.overridden):
+        raise ConfigError(f"queries.split_by has no effect: {table.source} has its own splits; leave it out")
+    return table
 
 
 def expand_photos(photos: Sequence[Path]) -> list[Path]:

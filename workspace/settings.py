@@ -50,13 +50,15 @@ class QuerySettings:
     """The photos: a folder of photos with EXIF positions, or a CSV or Parquet table and the folder of its photos.
 
     There may be a table for each split: `table = { train = "train.csv", val = "val.csv" }`. `views` augmented views of
-    each training photo are encoded, generated from `seed`.
+    each training photo are encoded, generated from `seed`. `split_by` is what photos of a split have in common where
+    the table has no splits: see `jzi.store.splits.split_photos`.
     """
 
     table: str | dict[str, str] | None = None
     photos: str | None = None
     views: int = Field(default=0, ge=0, le=255)
     seed: int = Field(default=0, ge=0)
+    split_by: Literal["auto", "sequence", "block", "photo"] = "auto"
 
 
 @dataclass(config=_strict)
@@ -239,7 +241,9 @@ def write_settings(settings: Settings) -> None:
         "pyramid": "The area: a square in a metric CRS, divided into grid x grid tiles, `levels` times.",
         "map": "Orthophotos, the first on top: files, globs or folders. Also: crs, nodata, stretch = [low, high].\n"
         "# tokens: also store patch tokens of tiles, for decoder.patch_tokens.",
-        "queries": "A folder of photos with EXIF positions, or a CSV or Parquet table and its photos.",
+        "queries": "A folder of photos with EXIF positions, or a CSV or Parquet table and its photos.\n"
+        "# split_by: what stays together in a split, unless the table has a column `split`: sequence (drives), block\n"
+        "# (of the map), photo, or auto (the first of these that gives three groups or more).",
         "encoder": "A Hugging Face id or a folder; layout: halves (the paper's) or whole.",
         "finetune": 'Training of the encoder with a decoder; blocks: number of its last blocks to train, or "all".',
         "cache": "The feature cache: a folder, or a URL such as s3://.",
