@@ -31,6 +31,9 @@ CLEAR = 1.64
 #: Most probable cells of each expert on which weights are fitted, and maximum number of steps of the fit.
 FIT_CELLS, NEWTON_STEPS = 256, 30
 
+#: Photos whose posteriors are fused at once.
+BATCH = 64
+
 #: Maximum number of cells in a fused posterior; the probability of the others becomes its residual.
 MAX_CELLS = 8192
 
@@ -93,8 +96,11 @@ class FusedExpert:
         """
         greedy = options.estimate == "greedy"
         searched = replace(options, estimate="map") if greedy else options
-        fused = combine(self.experts, [each.posterior(query, searched) for each in self.experts], self.weights)
-        return fused.top(1) if greedy else fused
+        parts = []
+        for photos in query.split(BATCH):
+            fused = combine(self.experts, [each.posterior(photos, searched) for each in self.experts], self.weights)
+            parts.append(fused.top(1) if greedy else fused)
+        return Posterior.concatenate(parts)
 
     def uncalibrated(self) -> FusedExpert | None:
         """The product of the posteriors without weights."""

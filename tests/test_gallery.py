@@ -34,6 +34,7 @@ class FixedExpert:
 
     probability: np.ndarray
     name: str = "fixed"
+    rules_out: bool = False
 
     area = PYRAMID
     encoder = EncoderInfo("tiny", False, "e" * 64, width=1, image_size=28, layout="halves")
