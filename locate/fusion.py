@@ -31,8 +31,17 @@ CLEAR = 1.64
 #: Most probable cells of each expert on which weights are fitted, and maximum number of steps of the fit.
 FIT_CELLS, NEWTON_STEPS = 512, 30
 
+#: Smallest weight of an expert that is left alone: nearly uniform probabilities, but still a most probable cell.
+LEAST_WEIGHT = 1e-3
+
 #: Maximum number of cells in a fused posterior; the probability of the others becomes its residual.
 MAX_CELLS = 8192
+
+#: Photos fused at once, as their cells, several thousand for each expert, are all in memory.
+BATCH = 64
+
+#: A residual below this is a rounding error.
+ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -93,8 +102,11 @@ class FusedExpert:
         """
         greedy = options.estimate == "greedy"
         searched = replace(options, estimate="map") if greedy else options
-        fused = combine(self.experts, [each.posterior(query, searched) for each in self.experts], self.weights)
-        return fused.top(1) if greedy else fused
+        parts = []
+        for part in query.split(BATCH):
+            fused = combine(self.experts, [each.posterior(part, searched) for each in self.experts], self.weights)
+            parts.append(fused.top(1) if greedy else fused)
+        return Posterior.concatenate(parts)
 
     def uncalibrated(self) -> FusedExpert | None:
         """The product of the posteriors without weights."""
@@ -178,7 +190,8 @@ class Stacked:
         with np.errstate(divide="ignore"):
             for number, (posterior, floor) in enumerate(zip(posteriors, floors, strict=True)):
                 reached = posterior.probability > 0
-                spread = posterior.residual / np.maximum(1, count - reached.sum(1))
+                residual = np.where(posterior.residual < ROUNDING, 0.0, posterior.residual)
+                spread = residual / np.maximum(1, count - reached.sum(1))
                 probability = np.repeat(spread[:, None], width, 1)
                 places = column[:, first : first + reached.shape[1]]
                 photo, cell = np.nonzero(reached)
@@ -216,7 +229,7 @@ class Stacked:
         best, index = log.exp().nan_to_num(0.0).topk(min(MAX_CELLS, log.shape[1]), dim=1)
         key = np.take_along_axis(self.key, index.numpy(), 1)
         residual = np.maximum(0.0, 1 - best.sum(1).numpy())
-        residual[residual < 1e-9] = 0.0
+        residual[residual < ROUNDING] = 0.0
         return Posterior(area, key // self.cols, key % self.cols, best.numpy(), residual)
 
     def select(self, experts: Sequence[int]) -> Stacked:
@@ -242,8 +255,9 @@ def fit_weights(
 ) -> FusionWeights:
     """Fit the weights of trained experts by maximum likelihood of the true cells of validation photos.
 
-    Does no harm: the expert with the least gain is dropped, and the others are fitted again, until the gain of each
-    exceeds zero by `CLEAR` standard errors over the photos.
+    Does no harm: while there are experts whose gain does not exceed zero by `CLEAR` standard errors over the photos,
+    the one with the least gain is dropped, and the others are fitted again. Where a single expert is more likely than
+    those that remain, it replaces them.
 
     Args:
         names: names of the experts.
@@ -254,31 +268,40 @@ def fit_weights(
     stacked = Stacked.of([each.top(FIT_CELLS) for each in posteriors], cell_mask, [FLOOR] * len(names))
     used = list(range(len(names)))
     gains: dict[str, tuple[float, float]] = {}
-    while True:
-        weights = _fit(stacked.select(used), key)
-        if len(used) == 1:
-            break
-        full = stacked.select(used).log_likelihood(weights, key)
-        lower_bounds = {}
-        for place, expert in enumerate(used):
-            others = stacked.select([each for each in used if each != expert])
-            gain = full - others.log_likelihood(_fit(others, key), key)
+    weights, full = _fitted(stacked, used, key)
+    while len(used) > 1:
+        unclear = {}
+        for expert in used:
+            gain = full - _fitted(stacked, [each for each in used if each != expert], key)[1]
             error = float(gain.std() / len(gain) ** 0.5) if len(gain) > 1 else float("inf")
             gains[names[expert]] = float(gain.mean()), min(error, 1e9)
-            lower_bounds[place] = float(gain.mean()) - CLEAR * error
-        worst = min(lower_bounds, key=lambda place: lower_bounds[place])
-        if lower_bounds[worst] > 0:
+            if not float(gain.mean()) > CLEAR * error:
+                unclear[expert] = float(gain.mean())
+        if not unclear:
             break
-        del used[worst]
+        used.remove(min(unclear, key=unclear.__getitem__))
+        weights, full = _fitted(stacked, used, key)
+    for expert in range(len(names)):
+        alone, single = _fitted(stacked, [expert], key)
+        if float(single.mean() - full.mean()) > 1e-9:
+            used, weights, full = [expert], alone, single
     fitted = {names[expert]: float(weight) for expert, weight in zip(used, weights, strict=True)}
     return FusionWeights({name: fitted.get(name, 0.0) for name in names}, gains, len(key))
+
+
+def _fitted(stacked: Stacked, experts: list[int], key: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+    """The weights of some of the experts, and the log-likelihood of each photo's true cell."""
+    selected = stacked.select(experts)
+    weights = _fit(selected, key)
+    return weights, selected.log_likelihood(weights, key)
 
 
 def _fit(stacked: Stacked, key: NDArray[np.int64]) -> Tensor:
     """(expert,) the non-negative weights with the greatest likelihood, by Newton's method.
 
     The log-likelihood is concave: its gradient is the experts' log-probability of the true cell minus its mean over the
-    fused posterior, its Hessian minus their covariance. An expert whose weight would be negative gets 0.
+    fused posterior, its Hessian minus their covariance. An expert whose weight would be negative gets 0, and
+    the last one `LEAST_WEIGHT`.
     """
     photos = torch.arange(len(key))
     match = torch.from_numpy(stacked.key == key[:, None]) & stacked.valid
@@ -318,5 +341,5 @@ def _fit(stacked: Stacked, key: NDArray[np.int64]) -> Tensor:
             break
         del used[int(weights.argmin())]
     fitted = torch.zeros(len(features), dtype=torch.float64)
-    fitted[used] = weights.clamp(min=0.0)
+    fitted[used] = weights.clamp(min=LEAST_WEIGHT if len(used) == 1 else 0.0)
     return fitted
