@@ -271,6 +271,16 @@ def test_a_file_that_does_not_fit_is_refused_in_one_sentence(tmp_path: Path, kin
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("kind", [CellsTask, LevelsTask])
+def test_loading_initialises_no_weights(tmp_path: Path, kind: type) -> None:
+    """Weights of the sizes in config.json would be allocated and drawn at random before they are compared."""
+    expert = make_task(kind).expert()
+    expert.save(tmp_path / "expert.safetensors")
+    before = torch.get_rng_state()
+    type(expert).load(tmp_path / "expert.safetensors", expert.entries(), AREA, ENCODER, MASK, "cpu")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_codes_of_another_map_are_refused(tmp_path: Path) -> None:
     for kind in (CellsTask, LevelsTask):
         expert = make_task(kind).expert()
