@@ -34,8 +34,17 @@ FIT_CELLS, NEWTON_STEPS = 256, 30
 #: Photos whose posteriors are fused at once.
 BATCH = 64
 
+#: Smallest weight of an expert that is left alone: nearly uniform probabilities, but still a most probable cell.
+LEAST_WEIGHT = 1e-3
+
 #: Maximum number of cells in a fused posterior; the probability of the others becomes its residual.
 MAX_CELLS = 8192
+
+#: Photos fused at once, as their cells, several thousand for each expert, are all in memory.
+BATCH = 64
+
+#: A residual below this is a rounding error.
+ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -190,7 +199,8 @@ class Stacked:
         with np.errstate(divide="ignore"):
             for number, (posterior, floor) in enumerate(zip(posteriors, floors, strict=True)):
                 reached = posterior.probability > 0
-                spread = posterior.residual / np.maximum(1, count - reached.sum(1))
+                residual = np.where(posterior.residual < ROUNDING, 0.0, posterior.residual)
+                spread = residual / np.maximum(1, count - reached.sum(1))
                 probability = np.repeat(spread[:, None], width, 1)
                 places = column[:, first : first + reached.shape[1]]
                 photo, cell = np.nonzero(reached)
@@ -228,7 +238,7 @@ class Stacked:
         best, index = log.exp().nan_to_num(0.0).topk(min(MAX_CELLS, log.shape[1]), dim=1)
         key = np.take_along_axis(self.key, index.numpy(), 1)
         residual = np.maximum(0.0, 1 - best.sum(1).numpy())
-        residual[residual < 1e-9] = 0.0
+        residual[residual < ROUNDING] = 0.0
         return Posterior(area, key // self.cols, key % self.cols, best.numpy(), residual)
 
     def select(self, experts: Sequence[int]) -> Stacked:
@@ -273,27 +283,31 @@ class FusionFit:
     def weights(self, names: Sequence[str] = ()) -> FusionWeights:
         """The weights of several of the experts.
 
-        Does no harm: the expert with the least gain is dropped, and the others are fitted again, until the gain of each
-        exceeds zero by `CLEAR` standard errors over the photos.
+        Does no harm: while there are experts whose gain does not exceed zero by `CLEAR` standard errors over the
+        photos, the one with the least gain is dropped, and the others are fitted again. Where a single expert is more
+        likely than those that remain, it replaces them.
 
         Args:
             names: names of the experts to fuse; all by default.
         """
         names = tuple(names) or self.names
-        used = [self.names.index(name) for name in names]
-        gains: dict[str, tuple[float, float]] = {}
+        every = [self.names.index(name) for name in names]
+        used, gains = list(every), dict[str, tuple[float, float]]()
         while len(used) > 1:
-            likelihood = self._fit(used)[1]
-            lower_bounds = {}
+            likelihood, unclear = self._fit(used)[1], dict[int, float]()
             for expert in used:
                 gain = likelihood - self._fit([each for each in used if each != expert])[1]
-                error = float(gain.std() / len(gain) ** 0.5) if len(gain) > 1 else abs(float(gain.mean()))
-                gains[self.names[expert]] = float(gain.mean()), error
-                lower_bounds[expert] = float(gain.mean()) - CLEAR * error
-            worst = min(lower_bounds, key=lambda expert: lower_bounds[expert])
-            if lower_bounds[worst] > 0:
+                mean = float(gain.mean())
+                error = float(gain.std() / len(gain) ** 0.5) if len(gain) > 1 else abs(mean)
+                gains[self.names[expert]] = mean, error
+                if not mean > CLEAR * error:
+                    unclear[expert] = mean
+            if not unclear:
                 break
-            used.remove(worst)
+            used.remove(min(unclear, key=unclear.__getitem__))
+        best = max(([expert] for expert in every), key=lambda single: float(self._fit(single)[1].mean()))
+        if float(self._fit(best)[1].mean() - self._fit(used)[1].mean()) > 1e-9:
+            used = best
         fitted = {self.names[expert]: float(weight) for expert, weight in zip(used, self._fit(used)[0], strict=True)}
         return FusionWeights({name: fitted.get(name, 0.0) for name in names}, gains, len(self.key))
 
@@ -317,7 +331,8 @@ def _maximise(stacked: Stacked, key: NDArray[np.int64]) -> Tensor:
     """(expert,) the non-negative weights with the greatest likelihood, by Newton's method.
 
     The log-likelihood is concave: its gradient is the experts' log-probability of the true cell minus its mean over the
-    fused posterior, its Hessian minus their covariance. An expert whose weight would be negative gets 0.
+    fused posterior, its Hessian minus their covariance. An expert whose weight would be negative gets 0, and
+    the last one `LEAST_WEIGHT`.
     """
     photos = torch.arange(len(key))
     match = torch.from_numpy(stacked.key == key[:, None]) & stacked.valid
@@ -357,5 +372,5 @@ def _maximise(stacked: Stacked, key: NDArray[np.int64]) -> Tensor:
             break
         del used[int(weights.argmin())]
     fitted = torch.zeros(len(features), dtype=torch.float64)
-    fitted[used] = weights.clamp(min=0.0)
+    fitted[used] = weights.clamp(min=LEAST_WEIGHT if len(used) == 1 else 0.0)
     return fitted

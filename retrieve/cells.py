@@ -109,8 +109,9 @@ def load_heads(
         if config.width != encoder.width:
             raise ModelError(f"{path} is for embeddings of {config.width} features, not {encoder.width}")
         tensors = load_file(path)
-        heads = SimilarityHeads(config)
-        heads.load_state_dict({name: tensors.pop(name) for name in heads.state_dict()})
+        with torch.device("meta"):  # allocates nothing, whatever the sizes in config.json
+            heads = SimilarityHeads(config)
+        heads.load_state_dict({name: tensors.pop(name).float() for name in heads.state_dict()}, assign=True)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ModelError(f"{path} cannot be used ({first_line(error)}): copy the model again") from error
     return tensors, heads.eval()

@@ -36,6 +36,9 @@ EXACT_PHOTOS = 1_000_000
 TEMPERATURES = (0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.045, 0.07, 0.1)
 WIDTHS = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0)
 
+#: Kernel width without validation photos to fit it on, and the maximum one, in cells.
+DEFAULT_WIDTH, MAX_WIDTH = 0.5, 4.0
+
 #: Photos to locate at once, training photos whose kernels are computed at once, and a number to divide by for 0.
 BATCH, PHOTOS, TINY = 256, 16_384, 1e-300
 
@@ -48,12 +51,12 @@ class VprConfig:
     """Parameters that are fitted on validation photos.
 
     Attributes:
-        temperature: divisor of the cosine similarities in the softmax.
         width_m: standard deviation of the Gaussian kernel around a photo's position, metres.
+        temperature: divisor of the cosine similarities in the softmax.
     """
 
+    width_m: float
     temperature: float = 0.02
-    width_m: float = 20.0
 
 
 class VprExpert:
@@ -168,7 +171,7 @@ class VprExpert:
                 mass = (softmax(similarity / temperature) * density).sum(1)
                 likelihood = float(np.log((1 - 1e-4) * mass + floor).mean())
                 if likelihood > best:
-                    best, config = likelihood, VprConfig(temperature, float(width))
+                    best, config = likelihood, VprConfig(float(width), temperature)
         return VprExpert(self.area, self.encoder, self.cell_mask, self.embedding, self.x, self.y, config)
 
     def entries(self) -> dict[str, Any]:
@@ -198,10 +201,12 @@ class VprExpert:
         except (OSError, SafetensorError, KeyError, TypeError) as error:
             raise ModelError(f"{path} cannot be used ({first_line(error)}): copy the model again") from error
         sizes = tuple(embedding.shape), position.shape
-        if sizes != ((len(position), encoder.width), (len(position), 2)) or not np.isfinite(position).all():
+        fits = sizes == ((len(position), encoder.width), (len(position), 2)) and len(position) > 0
+        if not fits or not np.isfinite(position).all():
             raise ModelError(f"{path} does not fit its model: embeddings and positions of {sizes}")
-        if not (config.temperature > 0 and config.width_m > 0):
-            raise ModelError(f"{path} has a temperature or a width of 0: copy the model again")
+        numbers = all(isinstance(value, int | float) for value in entries.values())
+        if not numbers or not (config.temperature > 0 and 0 < config.width_m <= MAX_WIDTH * area.cell_size):
+            raise ModelError(f"{path} has an unusable temperature or kernel width, {entries}: copy the model again")
         return cls(area, encoder, cell_mask, embedding.to(device), position[:, 0], position[:, 1], config)
 
     @cached_property

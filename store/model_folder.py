@@ -87,7 +87,9 @@ class FusionConfig:
         fitted_on: digest of the experts and the photos that the weights were fitted on.
     """
 
-    weights: dict[str, dict[str, float]]
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    weights: dict[str, dict[str, Annotated[float, Field(ge=0, le=1e6)]]]
     gains: dict[str, tuple[float, float]]
     photos: int
     fitted_on: str

@@ -20,11 +20,11 @@ from jzi.decode.expert import ZoomExpert
 from jzi.errors import CacheError, ConfigError, ModelError, first_line
 from jzi.evaluate.photos import LabelledPhotos
 from jzi.locate.expert import Expert
-from jzi.locate.fusion import FusionFit, FusionWeights
+from jzi.locate.fusion import FIT_CELLS, FusionFit, FusionWeights
 from jzi.locate.location import LocateOptions
 from jzi.locate.posterior import Posterior
 from jzi.retrieve.dense import DenseExpert
-from jzi.retrieve.vpr import VprConfig, VprExpert
+from jzi.retrieve.vpr import DEFAULT_WIDTH, VprConfig, VprExpert
 from jzi.store.files import file_sha256
 from jzi.store.model_folder import (
     DECODER,
@@ -158,9 +158,10 @@ def fit_subsets(experts: Sequence[Expert], val: LabelledPhotos) -> dict[str, Fus
 
 
 def posterior_of(expert: Expert, photos: LabelledPhotos) -> Posterior:
-    """An expert's posterior of labelled photos."""
+    """An expert's posterior of labelled photos, of as many cells as the fit of weights uses."""
     options = LocateOptions("map")
-    return Posterior.concatenate([expert.posterior(query, options) for query in photos.query.split(BATCH)])
+    parts = [expert.posterior(query, options).top(FIT_CELLS) for query in photos.query.split(BATCH)]
+    return Posterior.concatenate(parts)
 
 
 def _train_heads(
@@ -176,13 +177,14 @@ def _train_heads(
 ) -> DenseExpert:
     """Train the heads of an expert, unless a complete run exists, and write the expert's file."""
     file = EXPERT_FILES[name]
-    initial = _initial_heads(start, file) if start else None
+    initial = _initial_heads(start, name) if start else None
     fingerprint = {**_fingerprint(data, config, views), "heads.init": file_sha256(initial)[:16] if initial else ""}
     run = TrainingRun(folder, fingerprint, name=name, weights=file)
     torch.manual_seed(config.seed)
     task = HEADS_TASKS[name](accelerator, data, config, run, views)
     if initial:
-        _load_weights(task.network, initial, "heads.init must name a model with heads of the same settings and encoder")
+        hint = "give in heads.init a model with the same heads.hidden and heads.features, or train it again"
+        _load_weights(task.network, initial, hint, without=("prototypes",))  # those belong to another map
     state = run.resume()
     if state["epoch"] < config.epochs:
         if accelerator.is_main_process:
@@ -192,38 +194,46 @@ def _train_heads(
         loop.train(state)
         loop.close(leave=False)
     accelerator.wait_for_everyone()
-    _load_weights(task.network, run.train_folder / HEADS, f"delete {run.train_folder}")
+    _load_weights(task.network, run.train_folder / HEADS, f"delete {folder / file} and {run.train_folder}")
     expert = task.expert()
-    if accelerator.is_main_process and _recorded(folder).get(name) is None:
+    if accelerator.is_main_process and not (name in _recorded(folder) and (folder / file).is_file()):
         write_file(folder, file, expert.save)
         _record(folder, name, expert.entries())
     return expert
 
 
-def _initial_heads(start: Path, file: str) -> Path:
+def _initial_heads(start: Path, name: str) -> Path:
     """The verified file of a model folder whose heads to start from."""
-    config = read_config(start)
+    config, file = read_config(start), EXPERT_FILES[name]
     if file not in config.files:
-        raise ConfigError(f"heads.init is {start}, which has no {file}: give another model, or leave it out")
+        raise ModelError(f"{start}, given as heads.init, has no expert {name}: leave {name} out with --experts")
     return verify_file(start, config, file)
 
 
-def _load_weights(network: torch.nn.Module, path: Path, hint: str) -> None:
+def _load_weights(network: torch.nn.Module, path: Path, hint: str, without: Sequence[str] = ()) -> None:
+    """Load the weights of a network, except those of some parameters, from a file."""
+    weights = network.state_dict()
     try:
         tensors = load_file(path)
-        network.load_state_dict({name: tensors[name] for name in network.state_dict()})
-    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+        for name in weights:
+            if name not in without:
+                actual, expected = tuple(tensors[name].shape), tuple(weights[name].shape)
+                if actual != expected:
+                    raise ModelError(f"{path} has {name} of shape {actual}, not {expected}: {hint}")
+                weights[name] = tensors[name]
+    except (OSError, SafetensorError, KeyError) as error:
         raise ModelError(f"{path} cannot be used ({first_line(error)}): {hint}") from error
+    network.load_state_dict(weights)
 
 
 def _vpr(data: TrainingData, zoom: ZoomExpert, folder: Path) -> VprExpert:
     """The expert vpr, fitted on the validation photos; read from the folder if it is there."""
     train, pyramid = data.train, data.info.pyramid
     entries = _recorded(folder).get("vpr")
-    config = VprConfig(**entries) if entries else VprConfig()
+    config = VprConfig(**entries) if entries else VprConfig(DEFAULT_WIDTH * pyramid.cell_size)
     position = pyramid.project(train.latitude, train.longitude)
     expert = VprExpert(pyramid, zoom.encoder, zoom.cell_mask, train.query[:, 0], *position, config)
-    if entries is None:
+    if entries is None or not (folder / EXPERT_FILES["vpr"]).is_file():
         if len(data.val):
             val = LabelledPhotos.from_dataset(pyramid, data.val, "val").spread(VAL_PHOTOS)
             expert = expert.fit(val.query, val.row, val.col)

@@ -149,9 +149,10 @@ class CellsTask(HeadsTask):
         count = len(self.row)
         if count <= self.config.sampled:
             return None, None
+        reach = max(4 * self._sigma, self.pyramid.cell_size)  # includes the photo's own cell, whatever sigma
         near = torch.zeros(count, dtype=torch.bool, device=self.device)
         for positions in self.position[part].split(32):
-            near |= (torch.cdist(positions, self.centers) <= 4 * self._sigma).any(0)
+            near |= (_distance(positions, self.centers) <= reach).any(0)
         others = (~near).nonzero()[:, 0]
         drawn = max(1, self.config.sampled - int(near.sum()))
         if drawn >= len(others):
@@ -164,7 +165,7 @@ class CellsTask(HeadsTask):
 
     def _square(self, part: Tensor, centers: Tensor) -> Tensor:
         """(photo, cell) squared distances, square metres."""
-        return torch.cdist(self.position[part], centers).square()
+        return _distance(self.position[part], centers).square()
 
     def expert(self) -> CellsExpert:
         """The expert with the network's current weights."""
@@ -232,6 +233,11 @@ class LevelsTask(HeadsTask):
 
 #: The experts that are trained by gradient descent beside the zoom.
 HEADS_TASKS: dict[str, type[HeadsTask]] = {"cells": CellsTask, "levels": LevelsTask}
+
+
+def _distance(positions: Tensor, centers: Tensor) -> Tensor:
+    """(photo, cell) distances, not by a matrix product, whose error grows with the size of the map."""
+    return torch.cdist(positions, centers, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def cell_mask_of(data: TrainingData) -> NDArray[np.bool_]:

@@ -34,7 +34,7 @@ class ModelExperts:
         """One expert that fuses several, without those whose weight is 0.
 
         Args:
-            names: names of the experts to fuse; all by default.
+            names: names of the experts to fuse; all by default, the zoom alone if the model has no weights.
 
         Raises:
             ConfigError: the model has no such expert, or no weights for them.
@@ -63,16 +63,18 @@ class ModelExperts:
         """Weights of the fusion of several experts, by name.
 
         Args:
-            names: names of the experts to fuse; all by default.
+            names: names of the experts to fuse; all by default, the zoom alone if the model has no weights.
 
         Raises:
             ConfigError: the model has no such expert, or no weights for them.
         """
+        if not names and not self.weights:
+            names = ("zoom",)
         names = tuple(self.select(names))
-        if names == ("zoom",):
-            return {"zoom": 1.0}
-        weights = self.weights.get("+".join(sorted(names)))
-        if weights is None:
+        if names == ("zoom",) or (len(names) == 1 and not self.weights):
+            return {names[0]: 1.0}
+        weights = self.weights.get("+".join(sorted(names)), {})
+        if not any(weights.get(name, 0.0) > 0 for name in names):
             raise ConfigError(
                 f"the model has no weights to fuse {', '.join(names)}, which are fitted on validation photos: give "
                 "--experts zoom, or train it with photos of split val"
@@ -83,7 +85,7 @@ class ModelExperts:
         """Weights of what evaluation reports: each expert alone, all of them, and all but vpr, which is no cross-view.
 
         Args:
-            names: names of the experts to fuse; all by default.
+            names: names of the experts to fuse; all by default, the zoom alone if the model has no weights.
 
         Returns:
             Weights by name of the expert, by the expert's name, "fused_cross_view" (if an expert is cross-view) and
@@ -92,8 +94,10 @@ class ModelExperts:
         Raises:
             ConfigError: the model has no such expert, or no weights for them.
         """
+        fusions = {name: self.weights_of([name]) for name in self.select(names)}
+        if not names and not self.weights:
+            names = ("zoom",)
         names = tuple(self.select(names))
-        fusions = {name: self.weights_of([name]) for name in names}
         if cross_view := [name for name in names if name not in NOT_CROSS_VIEW]:
             fusions["fused_cross_view"] = self.weights_of(cross_view)
         return {**fusions, "fused": self.weights_of(names)}
