@@ -45,9 +45,7 @@ def parse_polygons(content: bytes | str, name: str) -> tuple[dict[str, Any], ...
         raise ConfigError(f"{name} contains no Polygon or MultiPolygon: give a GeoJSON file with one")
     positions = np.concatenate(rings)
     if not (np.isfinite(positions).all() and (abs(positions) <= (180, 90)).all()):
-        raise ConfigError(
-            f"{name} has a position that is no longitude, latitude in degrees (WGS 84): export it as such"
-        )
+        raise ConfigError(f"{name} has a position that is not longitude, latitude in degrees: export it in WGS 84")
     return tuple(polygons)
 
 
