@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,6 +13,7 @@ from jzi.commands.common import (
     UsageError,
     approximate_option,
     beams_option,
+    experts_option,
     json_option,
     print_result,
     retriever_option,
@@ -32,6 +33,7 @@ _file = click.Path(path_type=Path, dir_okay=False)
     "--model", type=click.Path(path_type=Path), help="A model folder.  [default: that of jzi.toml, else model]"
 )
 @click.option("--config", "config_file", type=click.Path(path_type=Path), default="jzi.toml", show_default=True)
+@experts_option("Experts of the model to fuse.  [default: all]")
 @retriever_option
 @approximate_option
 @click.option("--cache", help="Read the map from this cache.  [default: the model's own map]")
@@ -45,6 +47,12 @@ _file = click.Path(path_type=Path, dir_okay=False)
 @click.option("--radius", type=click.FloatRange(0, min_open=True), default=50.0, show_default=True, help="Metres.")
 @click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="Number of candidates.")
 @beams_option
+@click.option(
+    "--near", nargs=2, type=float, metavar="LAT LON", help="Prior: the photos were taken within --within of this point."
+)
+@click.option("--within", type=float, metavar="METRES", help="Distance from --near.")
+@click.option("--region", type=_file, help="Prior: the photos were taken in the polygons of this GeoJSON file.")
+@click.option("--prior", "raster", type=_file, help="Prior: a raster of weights; 0 or nodata excludes a place.")
 @click.option("--together", "as_one", is_flag=True, help="The photos show one location: fuse them into one answer.")
 @click.option("--track", is_flag=True, help="The photos are of one drive: locate each with the help of the others.")
 @click.option(
@@ -77,6 +85,7 @@ _file = click.Path(path_type=Path, dir_okay=False)
 def locate(
     photos: tuple[Path, ...],
     model: Path | None,
+    experts: tuple[str, ...],
     retriever: Path | None,
     approximate: bool,
     config_file: Path,
@@ -85,6 +94,10 @@ def locate(
     radius: float,
     top: int,
     beams: int | None,
+    near: tuple[float, float] | None,
+    within: float | None,
+    region: Path | None,
+    raster: Path | None,
     as_one: bool,
     track: bool,
     top_speed: float,
@@ -101,7 +114,7 @@ def locate(
 ) -> None:
     """Locate photos.
 
-    A folder stands for the photos in it.
+    A folder stands for the photos in it. Several priors are multiplied.
     """
     from jzi.workspace.open import expand_photos, imagery_of, open_locator
 
@@ -115,11 +128,18 @@ def locate(
     for output in (geojson, heatmap, picture, page, table):
         if output and not output.parent.is_dir():
             raise UsageError(f"there is no folder {output.parent} to write {output.name} into")
+    from jzi.locate.geojson import read_polygons
     from jzi.locate.location import LocateOptions, Location
+    from jzi.locate.prior_weights import Prior
     from jzi.store.exif import write_position
     from jzi.store.plain import plain
 
-    locator = open_locator(model, config_file, cache=cache, retriever=retriever, approximate=approximate)
+    prior = Prior(near, within, read_polygons(region) if region else (), str(region), raster)
+    locator = open_locator(
+        model, config_file, cache=cache, retriever=retriever, approximate=approximate, experts=experts
+    )
+    if prior:
+        locator = locator.with_prior(prior.weight(locator.expert.area))
     rasters = imagery_of(locator.pyramid, imagery, config_file) if picture or page else None
     if write_exif:
         _prepare_copies(files, write_exif)
@@ -134,7 +154,7 @@ def locate(
     else:
         answers = locator.locate_all(files, options)
     for file, answer in zip(files, answers, strict=True):
-        _print_answer(answer, abstain, as_json)
+        _print_answer(answer, abstain, as_json, prior.to_dict())
         if not isinstance(answer, Location):
             rows.append(plain(answer))
             continue
@@ -174,7 +194,7 @@ def locate(
         sys.exit(2 if failed == len(files) else 1)
 
 
-def _print_answer(answer: Location | NotLocated, abstain: float, as_json: bool) -> None:
+def _print_answer(answer: Location | NotLocated, abstain: float, as_json: bool, prior: dict[str, Any]) -> None:
     from jzi.commands.tables import location_text
     from jzi.locate.location import NotLocated
 
@@ -184,7 +204,7 @@ def _print_answer(answer: Location | NotLocated, abstain: float, as_json: bool) 
         click.echo(f"jzi: {answer.error}", err=True)
         return
     sure = answer.confidence >= abstain
-    values = {**answer.to_dict(), "sure": sure}
+    values = {**answer.to_dict(), "sure": sure, **({"prior": prior} if prior else {})}
     text = location_text(answer)
     if not sure:
         values |= {"latitude": None, "longitude": None}

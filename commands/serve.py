@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from jzi.commands.common import UsageError, approximate_option, retriever_option
+from jzi.commands.common import UsageError, approximate_option, experts_option, retriever_option
 
 
 @click.command()
@@ -16,6 +16,7 @@ from jzi.commands.common import UsageError, approximate_option, retriever_option
 )
 @click.option("--config", "config_file", type=click.Path(path_type=Path), default="jzi.toml", show_default=True)
 @click.option("--cache", help="Read the map from this cache.  [default: the model's own map]")
+@experts_option("Experts of the model to fuse.  [default: all]")
 @retriever_option
 @approximate_option
 @click.option("--imagery", multiple=True, help="Rasters for the page's map.  [default: the map of jzi.toml]")
@@ -30,6 +31,7 @@ def serve(
     model: Path | None,
     config_file: Path,
     cache: str | None,
+    experts: tuple[str, ...],
     retriever: Path | None,
     approximate: bool,
     imagery: tuple[str, ...],
@@ -51,7 +53,9 @@ def serve(
         raise UsageError(f"jzi serve needs {error.name}: pip install 'jzi[serve]'") from error
     from jzi.workspace.open import imagery_of, open_locator
 
-    locator = open_locator(model, config_file, cache=cache, retriever=retriever, approximate=approximate)
+    locator = open_locator(
+        model, config_file, cache=cache, retriever=retriever, approximate=approximate, experts=experts
+    )
     background = imagery_of(locator.pyramid, imagery, config_file)
     app = make_app(locator, background, Limits(max_mb, max_megapixels, abstain))
     click.echo(f"serving on http://{host}:{port}; stop with Ctrl-C", err=True)

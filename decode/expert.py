@@ -114,11 +114,11 @@ class ZoomExpert:
 
     @cached_property
     def cell_mask(self) -> NDArray[np.bool_]:
-        """(row, col) bool, whether each cell has imagery."""
+        """(row, col) bool, whether each cell has imagery, and search may enter it."""
         pyramid, table = self.area, self.table
         last = pyramid.levels - 1
         side, g = pyramid.tiles_per_side(last), pyramid.grid
-        children = table.child_mask[table.offsets[last] :].cpu().numpy().reshape(side, side, g, g)
+        children = table.search_mask[table.offsets[last] :].cpu().numpy().reshape(side, side, g, g)
         return children.swapaxes(1, 2).reshape(side * g, side * g)
 
     def posterior(self, query: Tensor, options: LocateOptions) -> Posterior:
@@ -126,8 +126,9 @@ class ZoomExpert:
 
         Args:
             query: (photo, feature) embeddings of photos.
-            options: `beams` is the number of tiles per level that are expanded, `default_beams` by default. With the
-                estimate "greedy" there is one cell, that of greedy search.
+            options: `beams` is the number of tiles per level that are expanded: `default_beams` by default, or all that
+                a restricted search can enter if they have at most `EXACT_CELLS` cells. With the estimate "greedy" there
+                is one cell, that of greedy search.
 
         Returns:
             The posterior of each photo.
@@ -135,10 +136,37 @@ class ZoomExpert:
         decoder, temperature, pyramid = self.model.decoder, self.model.temperature, self.area
         query = query.to(self.table.device)
         if options.estimate == "greedy":
-            return to_posterior(pyramid, zoom(decoder, self.table, query, temperature=temperature))
-        beams = options.beams or default_beams(pyramid)
-        cells = beams * pyramid.actions
-        return to_posterior(pyramid, zoom(decoder, self.table, query, beams, cells=cells, temperature=temperature))
+            result = zoom(decoder, self.table, query, temperature=temperature)
+        else:
+            beams = options.beams or self._restricted_beams or default_beams(pyramid)
+            cells = beams * pyramid.actions
+            result = zoom(decoder, self.table, query, beams, cells=cells, temperature=temperature)
+        posterior = to_posterior(pyramid, result)
+        if self._is_restricted:
+            return replace(posterior, residual=result.dropped.cpu().numpy())
+        return posterior
+
+    def restricted(self, cell_mask: NDArray[np.bool_]) -> ZoomExpert:
+        """The same expert whose search enters only tiles that contain some of the cells; see `Restrictable`.
+
+        The residual is the probability of the tiles that search dropped, which may contain other cells too.
+
+        Args:
+            cell_mask: (row, col) the cells.
+        """
+        return ZoomExpert(self.model, self.table.restricted(cell_mask))
+
+    @property
+    def _is_restricted(self) -> bool:
+        return self.table.search_mask is not self.table.child_mask
+
+    @cached_property
+    def _restricted_beams(self) -> int | None:
+        """Number of tiles of the last level that a restricted search can enter; None if they have too many cells."""
+        if not self._is_restricted:
+            return None
+        tiles = int(self.table.search_mask[self.table.offsets[-1] :].any(1).sum())
+        return max(1, tiles) if tiles * self.area.actions <= EXACT_CELLS else None
 
     def uncalibrated(self) -> ZoomExpert | None:
         """Return this expert without its fitted temperatures; None if it has none."""

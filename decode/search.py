@@ -1,7 +1,8 @@
 """Beam search over the pyramid: paths and their probabilities from embeddings of photos.
 
 By the chain rule the product over the steps is the probability of the cell; children without imagery are masked in
-every step's softmax. One beam is greedy search, the reference's protocol.
+every step's softmax. A restricted table (`TileTable.restricted`) confines search to some of the tiles, and leaves their
+probabilities unchanged. One beam is greedy search, the reference's protocol.
 """
 
 from __future__ import annotations
@@ -32,10 +33,13 @@ class BeamSearchResult:
         paths: (query, beam, L) int64 actions.
         log_probability: (query, beam, L) log-probability of each action given those before it; -inf in surplus beams
             if fewer cells have imagery than there are beams.
+        dropped: (query,) float64 total probability of the tiles and cells that search could enter, but dropped for
+            others that are more probable.
     """
 
     paths: Tensor
     log_probability: Tensor
+    dropped: Tensor
 
 
 @torch.inference_mode()
@@ -69,7 +73,9 @@ def zoom(
     if decoder.config.patch_tokens and len(query) > limit:
         parts = [zoom(decoder, table, part, beams, cells=cells, temperature=temperature) for part in query.split(limit)]
         return BeamSearchResult(
-            torch.cat([part.paths for part in parts]), torch.cat([part.log_probability for part in parts])
+            torch.cat([part.paths for part in parts]),
+            torch.cat([part.log_probability for part in parts]),
+            torch.cat([part.dropped for part in parts]),
         )
     pyramid, n = table.pyramid, len(query)
     g, actions = pyramid.grid, pyramid.actions
@@ -77,6 +83,7 @@ def zoom(
     col = torch.zeros_like(row)
     paths = torch.empty(n, 1, 0, dtype=torch.int64, device=table.device)
     steps = torch.empty(n, 1, 0, device=table.device)
+    dropped = torch.zeros(n, dtype=torch.float64, device=table.device)
     past: KeyValues | None = None
     for level in range(pyramid.levels):
         tile = table.index(level, row, col)  # (query, beam)
@@ -89,10 +96,12 @@ def zoom(
         if temperature is not None:
             logits = logits / temperature[level]
         logits = logits.float().masked_fill(~table.child_mask[tile], -torch.inf)
-        step = logits.log_softmax(-1).nan_to_num(nan=-torch.inf).view(n, -1, actions)  # NaN if all are masked
+        step = logits.log_softmax(-1).nan_to_num(nan=-torch.inf)  # NaN if all are masked
+        step = step.masked_fill(~table.search_mask[tile], -torch.inf).view(n, -1, actions)
         total = (steps.sum(-1, keepdim=True) + step).flatten(1)  # (query, beam * action)
         width = cells if cells and level + 1 == pyramid.levels else beams
         best = total.topk(min(width, total.shape[1]), dim=1).indices
+        dropped += total.double().scatter(1, best, -torch.inf).exp().sum(1)
         beam, action = best // actions, best % actions
         paths = torch.cat([_take(paths, beam), action[..., None]], dim=-1)
         steps = torch.cat([_take(steps, beam), step.flatten(1).gather(1, best)[..., None]], dim=-1)
@@ -101,7 +110,7 @@ def zoom(
         if beams > 1 and level + 1 < pyramid.levels:
             first = torch.arange(n, device=table.device)[:, None] * step.shape[1]
             past = past.select((first + beam).flatten())
-    return BeamSearchResult(paths, steps)
+    return BeamSearchResult(paths, steps, dropped)
 
 
 def _take(values: Tensor, beam: Tensor) -> Tensor:

@@ -28,6 +28,8 @@ class TileTable:
     Attributes:
         embedding: (tile, feature) float16 on the device; zeros where there is no imagery.
         child_mask: (tile, action) bool on the device; False for children without imagery, which search never enters.
+        search_mask: (tile, action) bool on the device; the children that search enters: those of `child_mask`, or only
+            some of them after `restricted`.
         offsets: index of the first tile of each level.
         patches: the tiles' patch tokens, or None.
     """
@@ -42,7 +44,7 @@ class TileTable:
         self.embedding = torch.from_numpy(flat).to(device)
         levels = range(self.pyramid.levels)
         child_mask = np.concatenate([_by_parent(features.status[k + 1] != NODATA, self.pyramid.grid) for k in levels])
-        self.child_mask = torch.from_numpy(child_mask).to(device)
+        self.child_mask = self.search_mask = torch.from_numpy(child_mask).to(device)
         sizes = [self.pyramid.tiles_per_side(level) ** 2 for level in levels]
         self.offsets = np.concatenate([[0], np.cumsum(sizes)[:-1]]).tolist()
 
@@ -59,7 +61,23 @@ class TileTable:
         """
         table = copy.copy(self)
         table.embedding, table.width = embedding, embedding.shape[1]
-        table.child_mask = self.child_mask.to(embedding.device)
+        table.child_mask, table.search_mask = (
+            mask.to(embedding.device) for mask in (self.child_mask, self.search_mask)
+        )
+        return table
+
+    def restricted(self, cell_mask: NDArray[np.bool_]) -> TileTable:
+        """Return the same tiles with a search that enters only tiles that contain certain cells.
+
+        Args:
+            cell_mask: (row, col) the cells.
+        """
+        table, masks, mask = copy.copy(self), [], cell_mask
+        for level in reversed(range(self.pyramid.levels)):
+            masks.append(_by_parent(mask, self.pyramid.grid))
+            side = self.pyramid.tiles_per_side(level)
+            mask = masks[-1].any(1).reshape(side, side)
+        table.search_mask = self.search_mask & torch.from_numpy(np.concatenate(masks[::-1])).to(self.device)
         return table
 
     def index(self, level: int, row: Tensor, col: Tensor) -> Tensor:

@@ -65,6 +65,22 @@ class Expert(Protocol):
 
 
 @runtime_checkable
+class Restrictable(Protocol):
+    """An expert that can search only some of the cells; needed where it does not reach all cells of a large map."""
+
+    def restricted(self, cell_mask: NDArray[np.bool_]) -> Expert:
+        """The same expert for some of its cells.
+
+        Probabilities stay in the proportions of the whole map: with the residual of the cells in `cell_mask` their sum
+        is at most 1.
+
+        Args:
+            cell_mask: (row, col) the cells to search; those without imagery are ignored.
+        """
+        ...
+
+
+@runtime_checkable
 class StepAccuracy(Protocol):
     """An expert that decides step by step; evaluation reports the accuracy of its steps."""
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from jzi.locate.expert import Expert
 from jzi.locate.location import LocateOptions
 from jzi.locate.posterior import Posterior
+from jzi.locate.restricted import restrict
 from jzi.store.cell_grid import CellGrid
 from jzi.store.info import EncoderInfo
 
@@ -73,13 +74,14 @@ class FusedExpert:
     Args:
         experts: experts on the same cells, with the same encoder.
         weights: (expert,) exponent of each expert's posterior.
+        share: share of the map's cells that the experts are restricted to.
     """
 
     name = "fused"
     rules_out = False
 
-    def __init__(self, experts: Sequence[Expert], weights: Sequence[float]) -> None:
-        self.experts, self.weights = tuple(experts), tuple(weights)
+    def __init__(self, experts: Sequence[Expert], weights: Sequence[float], share: float = 1.0) -> None:
+        self.experts, self.weights, self.share = tuple(experts), tuple(weights), share
 
     @property
     def area(self) -> CellGrid:
@@ -107,13 +109,19 @@ class FusedExpert:
         searched = replace(options, estimate="map") if greedy else options
         parts = []
         for photos in query.split(BATCH):
-            fused = combine(self.experts, [each.posterior(photos, searched) for each in self.experts], self.weights)
+            posteriors = [each.posterior(photos, searched) for each in self.experts]
+            fused = combine(self.experts, posteriors, self.weights, self.share)
             parts.append(fused.top(1) if greedy else fused)
         return Posterior.concatenate(parts)
 
     def uncalibrated(self) -> FusedExpert | None:
         """The product of the posteriors without weights."""
-        return FusedExpert(self.experts, [1.0] * len(self.experts))
+        return FusedExpert(self.experts, [1.0] * len(self.experts), self.share)
+
+    def restricted(self, cell_mask: NDArray[np.bool_]) -> FusedExpert:
+        """The fusion of the restricted experts, normalised over `cell_mask`; see `Restrictable`."""
+        share = self.share * float((self.cell_mask & cell_mask).sum() / self.cell_mask.sum())
+        return FusedExpert([restrict(each, cell_mask) for each in self.experts], self.weights, share)
 
 
 def positive(weights: Mapping[str, float]) -> dict[str, float]:
@@ -122,29 +130,20 @@ def positive(weights: Mapping[str, float]) -> dict[str, float]:
     return used or dict([next(iter(weights.items()))])
 
 
-def combine(experts: Sequence[Expert], posteriors: Sequence[Posterior], weights: Sequence[float]) -> Posterior:
+def combine(
+    experts: Sequence[Expert], posteriors: Sequence[Posterior], weights: Sequence[float], share: float = 1.0
+) -> Posterior:
     """The weighted product of the posteriors of the same photos.
 
     Args:
         experts: the experts.
         posteriors: (expert,) their posteriors.
         weights: (expert,) exponents.
+        share: share of the map's cells that the experts are restricted to.
     """
-    floors = [0.0 if expert.rules_out else FLOOR for expert in experts]
+    floors = [0.0 if expert.rules_out else FLOOR * share for expert in experts]
     stacked = Stacked.of(posteriors, experts[0].cell_mask, floors)
     return stacked.posterior(experts[0].area, weights)
-
-
-def with_prior(expert: Expert, prior: Expert) -> FusedExpert:
-    """An expert multiplied with a prior.
-
-    Args:
-        expert: an expert, such as a fusion.
-        prior: an expert that does not depend on the photo; its weight is 1.
-    """
-    if isinstance(expert, FusedExpert):
-        return FusedExpert([*expert.experts, prior], [*expert.weights, 1.0])
-    return FusedExpert([expert, prior], [1.0, 1.0])
 
 
 @dataclass(frozen=True)

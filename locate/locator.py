@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from jzi.encode.photo_reader import Photo, PhotoReader, ReadPhoto
@@ -17,6 +18,7 @@ from jzi.errors import PhotoError
 from jzi.locate.expert import Expert, Query, Stage
 from jzi.locate.location import DEFAULT, Candidate, LocateOptions, Location, NotLocated, to_locations
 from jzi.locate.posterior import Posterior
+from jzi.locate.prior import PriorExpert
 from jzi.locate.sequential import fuse, smooth_track
 from jzi.store.pyramid import Pyramid, as_pyramid
 
@@ -67,6 +69,19 @@ class Locator:
         """
         return as_pyramid(self.expert.area)
 
+    def with_prior(self, weight: NDArray[np.float64]) -> Locator:
+        """The same locator with a prior; it shares the encoder.
+
+        `jzi.locate.prior_weights` computes weights from a circle, a region or a raster.
+
+        Args:
+            weight: (row, col) relative weight of each cell, 0 or more; cells of weight 0 are excluded.
+
+        Raises:
+            ConfigError: a weight is negative or not finite, or no cell with imagery has any.
+        """
+        return Locator(PriorExpert(self.expert, weight), lambda: self.encoder, self.stages, name=self.name)
+
     def locate(self, photo: Photo, options: LocateOptions = DEFAULT, name: str = "") -> Location:
         """Locate one photo.
 
@@ -101,6 +116,8 @@ class Locator:
     def locate_together(self, photos: Iterable[Photo], options: LocateOptions = DEFAULT) -> Location:
         """Locate the common position of several photos, by fusing their posteriors; stages do not run.
 
+        A prior is applied once.
+
         Args:
             photos: photos taken at one position; see `locate`.
             options: see `locate`.
@@ -110,13 +127,19 @@ class Locator:
             ConfigError: the map has too many cells.
         """
         names, query = self.encode(photos)
-        posterior = fuse(self.posterior(query, options), self.expert.cell_mask)
+        if isinstance(self.expert, PriorExpert):
+            likelihood = self.expert.likelihood.posterior(query, options)
+            posterior = self.expert.weighted(fuse(likelihood, self.expert.cell_mask))
+        else:
+            posterior = fuse(self.posterior(query, options), self.expert.cell_mask)
         return to_locations(posterior, options, [" + ".join(names)])[0]
 
     def locate_track(
         self, photos: Iterable[Photo], seconds: Sequence[float], speed: float, options: LocateOptions = DEFAULT
     ) -> list[Location]:
         """Locate each photo of a drive, given all of them; stages do not run.
+
+        A prior applies to each photo.
 
         Args:
             photos: photos in the order of time; see `locate`.

@@ -1,143 +1,120 @@
-"""What is known of a position beforehand as an expert: the same distribution for every photo."""
+"""An expert times a prior: what is known of a position before the photo is seen."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
-import rasterio
 from numpy.typing import NDArray
-from rasterio.enums import Resampling
-from rasterio.errors import CRSError, RasterioError
-from rasterio.features import rasterize
-from rasterio.transform import from_origin
-from rasterio.warp import reproject, transform_geom
 from torch import Tensor
 
-from jzi.errors import ConfigError, first_line
+from jzi.errors import ConfigError
+from jzi.locate.expert import Expert
 from jzi.locate.location import LocateOptions
 from jzi.locate.posterior import Posterior
+from jzi.locate.restricted import restrict
 from jzi.store.cell_grid import CellGrid
 from jzi.store.info import EncoderInfo
-from jzi.store.pyramid import as_pyramid, geodesic_distance
+
+#: Maximum number of cells of a prior that are all part of the posterior, whether or not search reached them.
+MAX_CELLS = 8192
 
 
 class PriorExpert:
-    """A distribution over cells that does not depend on the photo.
+    """The product of an expert's posterior and a prior, normalised; cells whose weight is 0 are excluded.
 
     Args:
-        area: the cells.
-        encoder: of the experts that it is fused with.
-        cell_mask: (row, col) whether each cell has imagery.
+        expert: any expert; it searches only cells with weight.
         weight: (row, col) relative weight of each cell, 0 or more.
 
+    Attributes:
+        cell_mask: (row, col) the cells with imagery and weight.
+        weight: (row, col) the prior probability of each cell.
+        likelihood: the expert, restricted to those cells, without the weights.
+
     Raises:
-        ConfigError: no cell with imagery has any weight.
+        ConfigError: a weight is negative or not finite, or no cell with imagery has any.
     """
 
-    name = "prior"
     rules_out = True
 
-    def __init__(
-        self, area: CellGrid, encoder: EncoderInfo, cell_mask: NDArray[np.bool_], weight: NDArray[np.float64]
-    ) -> None:
-        weight = np.where(cell_mask, weight, 0.0)
-        if not weight.sum() > 0:
-            raise ConfigError("the prior leaves no cell with imagery: give a larger --within or --region, or none")
-        self.area, self.encoder, self.cell_mask = area, encoder, cell_mask
-        self.weight = weight / weight.sum()
+    def __init__(self, expert: Expert, weight: NDArray[np.float64]) -> None:
+        weight = np.asarray(weight, np.float64)
+        if weight.shape != expert.cell_mask.shape:
+            raise ConfigError(f"a prior needs a weight for each of {expert.cell_mask.shape} cells, not {weight.shape}")
+        if not (np.isfinite(weight).all() and (weight >= 0).all()):
+            raise ConfigError("the weights of a prior must be finite, and 0 or more")
+        weight = np.where(expert.cell_mask, weight, 0.0)
+        if not weight.any():
+            raise ConfigError("the prior leaves no cell with imagery: give a larger one, or none")
+        weight = weight / weight.max()  # so that the sum is finite
+        self.expert, self.name, self.weight = expert, expert.name, weight / weight.sum()
+        self.cell_mask = self.weight > 0
+        self.likelihood = restrict(expert, self.cell_mask)
+        self._row, self._col = np.nonzero(self.cell_mask)
+
+    @property
+    def area(self) -> CellGrid:
+        """The grid of the cells."""
+        return self.expert.area
+
+    @property
+    def encoder(self) -> EncoderInfo:
+        """The encoder of the photos."""
+        return self.expert.encoder
 
     def posterior(self, query: Tensor, options: LocateOptions) -> Posterior:
-        """The prior, for each photo."""
-        row, col = np.nonzero(self.weight)
-        share = np.broadcast_to(self.weight[row, col], (len(query), len(row)))
-        posterior = Posterior.from_cells(self.area, row, col, share)
-        return posterior.top(1) if options.estimate == "greedy" else posterior
+        """The product; for "greedy", only its most probable cell.
+
+        Args:
+            query: (photo, feature) embeddings.
+            options: passed to the expert, which for "greedy" searches as for "map".
+        """
+        greedy = options.estimate == "greedy"
+        searched = replace(options, estimate="map") if greedy else options
+        product = self.weighted(self.likelihood.posterior(query, searched))
+        return product.top(1) if greedy else product
+
+    def weighted(self, likelihood: Posterior) -> Posterior:
+        """The normalised product of the prior and a posterior over the cells with weight.
+
+        If the posterior is 0 in all of them, the product is the prior. If there are at most `MAX_CELLS` of them, the
+        product has no residual.
+
+        Args:
+            likelihood: posterior of photos; it need not be normalised.
+        """
+        reached = likelihood.probability > 0
+        unreached = len(self._row) - reached.sum(1)
+        each = likelihood.residual / np.maximum(1, unreached)  # of a cell that search did not reach
+        if len(self._row) <= MAX_CELLS:
+            place = np.full(self.cell_mask.shape, -1)
+            place[self._row, self._col] = np.arange(len(self._row))
+            probability = np.repeat(each[:, None], len(self._row), 1)
+            photo, cell = np.nonzero(reached)
+            at = place[likelihood.row[photo, cell], likelihood.col[photo, cell]]
+            probability[photo[at >= 0], at[at >= 0]] = likelihood.probability[photo, cell][at >= 0]
+            row, col = self._row, self._col
+            probability = probability * self.weight[row, col]
+            rest = np.zeros(len(likelihood))
+        else:
+            row, col = likelihood.row, likelihood.col
+            prior = np.where(reached, self.weight[row, col], 0.0)
+            probability = likelihood.probability * prior
+            rest = each * np.maximum(0.0, 1 - prior.sum(1)) * (unreached > 0)
+        total = probability.sum(1) + rest
+        if not (total > 0).all():
+            return self._replace_empty(likelihood, total > 0)
+        product = Posterior.from_cells(self.area, row, col, probability / total[:, None])
+        return replace(product, residual=rest / total)
+
+    def _replace_empty(self, likelihood: Posterior, supported: NDArray[np.bool_]) -> Posterior:
+        """`weighted`, with a likelihood that is the same everywhere for photos that have no support."""
+        probability = np.where(supported[:, None], likelihood.probability, 0.0)
+        residual = np.where(supported, likelihood.residual, 1.0)
+        return self.weighted(Posterior(likelihood.area, likelihood.row, likelihood.col, probability, residual))
 
     def uncalibrated(self) -> PriorExpert | None:
-        """None: it is not fitted."""
-        return None
-
-
-def near(area: CellGrid, latitude: float, longitude: float, within: float) -> NDArray[np.float64]:
-    """(row, col) weight of 1 for cells whose centre lies within a distance of a position, fading over a cell beyond.
-
-    Args:
-        area: the cells.
-        latitude: degrees (WGS 84).
-        longitude: degrees.
-        within: metres.
-
-    Raises:
-        ConfigError: the position is no place on earth, or the distance is not positive.
-    """
-    if not (-90 <= latitude <= 90 and -180 <= longitude <= 180) or not 0 < within < np.inf:
-        raise ConfigError(f"--near {latitude} {longitude} --within {within} is no circle on earth: is the order right?")
-    distance = geodesic_distance(latitude, longitude, *_positions(area))
-    return np.clip((within - distance) / area.cell_size + 1, 0.0, 1.0).reshape(area.shape)
-
-
-def region(area: CellGrid, file: Path) -> NDArray[np.float64]:
-    """(row, col) weight of 1 for cells whose centre lies in the polygons of a GeoJSON file.
-
-    Raises:
-        ConfigError: the file cannot be read, or holds no polygon.
-    """
-    try:
-        polygons = _polygons(json.loads(file.read_text()))
-    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{file} cannot be read as GeoJSON: {first_line(error)}") from error
-    if not polygons:
-        raise ConfigError(f"{file} holds no Polygon or MultiPolygon: give a GeoJSON file with one")
-    pyramid = as_pyramid(area)
-    transform = from_origin(pyramid.west, pyramid.north, pyramid.cell_size, pyramid.cell_size)
-    try:
-        projected = [transform_geom("EPSG:4326", pyramid.crs, polygon) for polygon in polygons]
-        return np.asarray(rasterize(projected, area.shape, fill=0, transform=transform, dtype="uint8"), np.float64)
-    except (ValueError, TypeError, KeyError, RasterioError) as error:
-        raise ConfigError(f"{file} has a polygon that cannot be used: {first_line(error)}") from error
-
-
-def raster(area: CellGrid, file: Path) -> NDArray[np.float64]:
-    """(row, col) mean of a raster of weights (its first band) in each cell; 0 where it has no data.
-
-    Raises:
-        ConfigError: the raster cannot be read, or has negative weights.
-    """
-    pyramid = as_pyramid(area)
-    weight = np.zeros(area.shape, np.float64)
-    try:
-        with rasterio.open(file) as source:
-            reproject(
-                rasterio.band(source, 1),
-                weight,
-                dst_transform=from_origin(pyramid.west, pyramid.north, pyramid.cell_size, pyramid.cell_size),
-                dst_crs=pyramid.crs,
-                dst_nodata=0.0,
-                resampling=Resampling.average,
-            )
-    except (RasterioError, CRSError, OSError) as error:
-        raise ConfigError(f"{file} cannot be read as a raster of weights: {first_line(error)}") from error
-    weight = np.nan_to_num(weight, nan=0.0, posinf=0.0, neginf=-1.0)
-    if (weight < 0).any():
-        raise ConfigError(f"{file} has negative weights: a prior's are 0 or more")
-    return weight
-
-
-def _positions(area: CellGrid) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    row, col = (values.ravel() for values in np.indices(area.shape))
-    return area.unproject(*area.cell_centers(row, col))
-
-
-def _polygons(content: Any) -> list[dict[str, Any]]:
-    """Every polygon and multi-polygon of a GeoJSON object."""
-    kind = content.get("type") if isinstance(content, dict) else None
-    if kind == "FeatureCollection":
-        return [polygon for feature in content["features"] for polygon in _polygons(feature)]
-    if kind == "Feature":
-        return _polygons(content["geometry"])
-    if kind == "GeometryCollection":
-        return [polygon for geometry in content["geometries"] for polygon in _polygons(geometry)]
-    return [content] if kind in ("Polygon", "MultiPolygon") else []
+        """The product with the uncalibrated expert; None if there is none."""
+        expert = self.expert.uncalibrated()
+        return None if expert is None else PriorExpert(expert, self.weight)

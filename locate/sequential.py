@@ -26,8 +26,8 @@ def likelihoods(posterior: Posterior, cell_mask: NDArray[np.bool_]) -> NDArray[n
     """(photo, row, col) likelihood of every cell for each photo, normalised to a sum of 1.
 
     Args:
-        posterior: posterior of several photos.
-        cell_mask: (row, col) whether a cell has imagery.
+        posterior: posterior of several photos; it need not be normalised.
+        cell_mask: (row, col) whether a cell has imagery, and is not excluded by a prior.
 
     Raises:
         ConfigError: the map has too many cells.
@@ -42,7 +42,8 @@ def likelihoods(posterior: Posterior, cell_mask: NDArray[np.bool_]) -> NDArray[n
         unreached = cell_mask & (grid == 0)
         if unreached.any():
             grid = grid + unreached * (posterior.residual[photo] / unreached.sum())
-        grids.append((1 - OUTLIER) * grid / grid.sum() + OUTLIER * uniform)
+        grid = grid / grid.sum() if grid.any() else uniform
+        grids.append((1 - OUTLIER) * grid + OUTLIER * uniform)
     return np.stack(grids)
 
 

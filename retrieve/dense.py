@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -40,6 +41,8 @@ class DenseExpert(ABC):
     def __init__(self, area: Pyramid, encoder: EncoderInfo, cell_mask: NDArray[np.bool_], device: torch.device) -> None:
         self.area, self.encoder, self.cell_mask, self.device = area, encoder, cell_mask, device
         self.row, self.col = np.nonzero(cell_mask)
+        self.cells = len(self.row)  # of `log_probabilities`
+        self.columns: Tensor | None = None  # (cell,) the searched cells among them; None for all
 
     @abstractmethod
     def log_probabilities(self, query: Tensor) -> Tensor:
@@ -59,16 +62,32 @@ class DenseExpert(ABC):
         """
         count = 1 if options.estimate == "greedy" else min(MAX_CELLS, len(self.row))
         cells, probabilities, residuals = [], [], []
-        for part in query.to(self.device).float().split(max(1, ENTRIES // len(self.row))):
-            best, index = self.log_probabilities(part).double().softmax(-1).topk(count, dim=1)
+        for part in query.to(self.device).float().split(max(1, ENTRIES // self.cells)):
+            probability, total = self.log_probabilities(part).double().softmax(-1), np.ones(len(part))
+            if self.columns is not None:
+                probability = probability[:, self.columns]
+                total = probability.sum(1).cpu().numpy()
+            best, index = probability.topk(count, dim=1)
             cells.append(index.cpu().numpy())
             probabilities.append(best.cpu().numpy())
-            residual = np.maximum(0.0, 1 - probabilities[-1].sum(1))
+            residual = np.maximum(0.0, total - probabilities[-1].sum(1))
             residuals.append(residual if count < len(self.row) else np.zeros(len(part)))
         cell = np.concatenate(cells)
         return Posterior(
             self.area, self.row[cell], self.col[cell], np.concatenate(probabilities), np.concatenate(residuals)
         )
+
+    def restricted(self, cell_mask: NDArray[np.bool_]) -> Self:
+        """The same expert for some of its cells; see `jzi.locate.expert.Restrictable`.
+
+        Args:
+            cell_mask: (row, col) the cells.
+        """
+        expert, kept = copy.copy(self), cell_mask[self.row, self.col]
+        columns = torch.arange(self.cells, device=self.device) if self.columns is None else self.columns
+        expert.cell_mask, expert.row, expert.col = self.cell_mask & cell_mask, self.row[kept], self.col[kept]
+        expert.columns = columns[torch.from_numpy(kept).to(self.device)]
+        return expert
 
     @abstractmethod
     def entries(self) -> dict[str, Any]:

@@ -10,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from jzi.locate.expert import Expert
 from jzi.locate.location import LocateOptions
 from jzi.locate.posterior import Posterior
+from jzi.locate.restricted import RestrictedExpert
 from jzi.retrieve.retriever import Retriever
 from jzi.retrieve.search import CellIndex, probabilities
 from jzi.store.info import EncoderInfo
@@ -22,6 +24,9 @@ CELLS = 4096
 
 #: Number of most similar cells in the softmax of the greedy estimate, and at least in the ranking of the true cell.
 RANKED = 64
+
+#: Maximum number of cells of a restricted expert that are searched exactly; of more, only those near the photo are.
+RESTRICTED = 65_536
 
 
 class RetrievalExpert:
@@ -84,6 +89,19 @@ class RetrievalExpert:
             cells, probability = cells[:, :1], probability[:, :1]
         cells = np.maximum(cells, 0)  # cells of -1, where a graph search reached fewer, have probability 0
         return Posterior.from_cells(self.area, self.index.row[cells], self.index.col[cells], probability)
+
+    def restricted(self, cell_mask: NDArray[np.bool_]) -> Expert:
+        """The same expert for some of its cells, up to `RESTRICTED` of which are searched exactly.
+
+        Probabilities are a softmax over these cells alone; see `jzi.locate.expert.Restrictable`.
+
+        Args:
+            cell_mask: (row, col) the cells.
+        """
+        kept = np.nonzero(cell_mask[self.index.row, self.index.col])[0]
+        if len(kept) > RESTRICTED:
+            return RestrictedExpert(self, cell_mask)
+        return RetrievalExpert(self.retriever, self.index.subset(kept))
 
     def uncalibrated(self) -> RetrievalExpert | None:
         """The same expert without the fitted temperature."""

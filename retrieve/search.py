@@ -71,6 +71,10 @@ class CellIndex:
         graph.hnsw.efSearch = EF_SEARCH
         return cls(row, col, embedding, graph)
 
+    def subset(self, cells: NDArray[np.int64]) -> CellIndex:
+        """An exact index of some of the cells, given by their indices."""
+        return CellIndex(self.row[cells], self.col[cells], self.index.reconstruct_batch(cells))
+
     def __len__(self) -> int:
         return len(self.row)
 

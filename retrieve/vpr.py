@@ -6,7 +6,8 @@ is a kernel density estimate over the positions of training photos, weighted by 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import copy
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,8 @@ class VprExpert:
         self.area, self.encoder, self.cell_mask, self.config = area, encoder, cell_mask, config
         self.embedding = F.normalize(embedding.float(), dim=-1)
         self.x, self.y = x, y
+        self.imagery_mask = cell_mask  # `cell_mask`, unless that is restricted
+        self.kept: NDArray[np.int64] | None = None  # (photo,) whose kernels reach the cells of a restricted expert
 
     def posterior(self, query: Tensor, options: LocateOptions) -> Posterior:
         """Kernel density of the most similar training photos; for "greedy", only its most probable cell.
@@ -103,12 +106,19 @@ class VprExpert:
     def _posterior(self, query: Tensor) -> Posterior:
         similarity, neighbours = self.nearest(query)
         weight = softmax(similarity / self.config.temperature)  # (photo, neighbour)
+        if self.kept is not None and 0 < len(self.kept) < len(self.embedding):
+            near, place = _most_similar(self._normalised(query), self.embedding[self.kept])
+            neighbours, best = self.kept[place], similarity[:, :1]
+            total = np.exp((similarity - best) / self.config.temperature).sum(1, keepdims=True)
+            weight = np.exp((near - best) / self.config.temperature) / total
         photos, place = np.unique(neighbours, return_inverse=True)
         keys, kernel = self._kernel(photos, self.config.width_m)
         kernel /= np.maximum(kernel.sum(1, keepdims=True), TINY)
         place = place.reshape(neighbours.shape)
         key = keys[place].reshape(len(query), -1)
         mass = (weight[..., None] * kernel[place]).reshape(len(query), -1)
+        if self.kept is not None:
+            mass = mass * self.cell_mask.ravel()[key]
         # Sum the mass of equal cells of a photo
         order = key.argsort(axis=1, kind="stable")
         key, mass = np.take_along_axis(key, order, 1), np.take_along_axis(mass, order, 1)
@@ -121,7 +131,8 @@ class VprExpert:
         cells = np.zeros(shape, np.int64)
         np.put_along_axis(cells, column, key, 1)
         cols = self.area.shape[1]
-        return Posterior.from_cells(self.area, cells // cols, cells % cols, probability)
+        posterior = Posterior.from_cells(self.area, cells // cols, cells % cols, probability)
+        return posterior if self.kept is None else replace(posterior, residual=np.zeros(len(query)))
 
     def nearest(self, query: Tensor) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """The most similar training photos.
@@ -133,16 +144,30 @@ class VprExpert:
             (photo, neighbour) cosine similarities and indices, most similar first.
         """
         count = min(NEIGHBOURS, len(self.embedding))
-        query = F.normalize(query.to(self.embedding.device).float(), dim=-1)
+        query = self._normalised(query)
         if len(self.embedding) > EXACT_PHOTOS:
             similarity, index = self._graph.search(query.cpu().numpy(), count)
             return np.where(index < 0, -np.inf, similarity.astype(np.float64)), np.maximum(index, 0)
-        best, found = [], []
-        for part in query.split(max(1, 2**26 // len(self.embedding))):
-            values, index = (part @ self.embedding.T).topk(count, dim=1)
-            best.append(values.double().cpu().numpy())
-            found.append(index.cpu().numpy())
-        return np.concatenate(best), np.concatenate(found)
+        return _most_similar(query, self.embedding)
+
+    def restricted(self, cell_mask: NDArray[np.bool_]) -> VprExpert:
+        """The same expert for some of its cells; see `jzi.locate.expert.Restrictable`.
+
+        It searches only the training photos whose kernels reach these cells.
+
+        Args:
+            cell_mask: (row, col) the cells.
+        """
+        if len(self.embedding) > EXACT_PHOTOS:
+            self._graph  # noqa: B018 - built once, not by each copy
+        expert = copy.copy(self)
+        expert.cell_mask = self.cell_mask & cell_mask
+        photos = np.arange(len(self.embedding)) if self.kept is None else self.kept
+        parts = np.array_split(photos, range(PHOTOS, len(photos), PHOTOS))
+        kernels = (self._kernel(part, self.config.width_m) for part in parts)
+        reaches = [(expert.cell_mask.ravel()[keys] & (kernel > 0)).any(1) for keys, kernel in kernels]
+        expert.kept = photos[np.concatenate(reaches)]
+        return expert
 
     def uncalibrated(self) -> VprExpert | None:
         """None: without its fitted parameters there is no expert."""
@@ -209,6 +234,9 @@ class VprExpert:
             raise ModelError(f"{path} has an unusable temperature or kernel width, {entries}: copy the model again")
         return cls(area, encoder, cell_mask, embedding.to(device), position[:, 0], position[:, 1], config)
 
+    def _normalised(self, query: Tensor) -> Tensor:
+        return F.normalize(query.to(self.embedding.device).float(), dim=-1)
+
     @cached_property
     def _graph(self) -> Any:
         return build_graph(self.embedding.cpu().numpy())
@@ -224,8 +252,19 @@ class VprExpert:
         inside = (row >= 0) & (row < rows) & (col >= 0) & (col < cols)
         row, col = np.clip(row, 0, rows - 1), np.clip(col, 0, cols - 1)
         center_x, center_y = self.area.cell_centers(row, col)
-        weight = gaussian((center_x - x) ** 2 + (center_y - y) ** 2, width) * (inside & self.cell_mask[row, col])
+        weight = gaussian((center_x - x) ** 2 + (center_y - y) ** 2, width) * (inside & self.imagery_mask[row, col])
         return row * cols + col, weight
+
+
+def _most_similar(query: Tensor, reference: Tensor) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """(photo, neighbour) similarities and indices of the first `NEIGHBOURS` of (n, feature) references."""
+    count = min(NEIGHBOURS, len(reference))
+    similarities, indices = [], []
+    for part in query.split(max(1, 2**26 // len(reference))):
+        best, index = (part @ reference.T).topk(count, dim=1)
+        similarities.append(best.double().cpu().numpy())
+        indices.append(index.cpu().numpy())
+    return np.concatenate(similarities), np.concatenate(indices)
 
 
 def gaussian(square: NDArray[np.float64], width: float) -> NDArray[np.float64]:

@@ -10,17 +10,19 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import FastAPI, HTTPException, Query, Request, UploadFile
+from fastapi import FastAPI, File, HTTPException, Query, Request, UploadFile
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jzi.encode.imagery import Imagery
 from jzi.encode.photos import open_photo
-from jzi.errors import JziError
+from jzi.errors import ConfigError, JziError
 from jzi.export.page import background_overlay, lat_lon_bounds, photo_data, render
+from jzi.locate.geojson import parse_polygons
 from jzi.locate.location import LocateOptions
 from jzi.locate.locator import Locator
+from jzi.locate.prior_weights import Prior
 from jzi.version import __version__
 
 
@@ -138,20 +140,45 @@ def make_app(locator: Locator, imagery: Imagery | None = None, limits: Limits | 
     @app.post("/locate", summary="Where a photo was taken")
     async def locate(
         photo: UploadFile,
+        region: Annotated[
+            UploadFile | str | None,
+            File(description="prior: GeoJSON polygons, as a file or as text, in which the photo was taken"),
+        ] = None,
         estimate: Annotated[str, Query(description="radius, map or greedy")] = "radius",
         radius: Annotated[float, Query(gt=0, description="metres")] = 50.0,
         top: Annotated[int, Query(ge=1, le=50, description="number of candidates")] = 5,
         details: Annotated[bool, Query(description="also return GeoJSON features, heat map and zoom tiles")] = False,
+        near: Annotated[
+            str | None,
+            Query(description="prior: latitude,longitude of a point, with `within`", examples=["48.2,16.37"]),
+        ] = None,
+        within: Annotated[float | None, Query(description="prior: largest distance from `near`, metres")] = None,
     ) -> dict[str, Any]:
         options = LocateOptions(estimate, radius, top)
+        content = await region.read() if isinstance(region, UploadFile) else region
         data = await photo.read()
         async with model_lock:
-            return await run_in_threadpool(answer, data, photo.filename or "photo", options, details)
+            return await run_in_threadpool(
+                answer, data, photo.filename or "photo", options, details, near, within, content
+            )
 
-    def answer(data: bytes, name: str, options: LocateOptions, details: bool) -> dict[str, Any]:
+    def answer(
+        data: bytes,
+        name: str,
+        options: LocateOptions,
+        details: bool,
+        near: str | None,
+        within: float | None,
+        region: str | bytes | None,
+    ) -> dict[str, Any]:
+        polygons = () if region is None else parse_polygons(region, "region")
+        prior = Prior(None if near is None else _position(near), within, polygons)
         image = open_photo(data, name, max_pixels=int(limits.megapixels * 1e6))
-        location = locator.locate(image, options, name=name)
+        with_prior = locator.with_prior(prior.weight(locator.expert.area)) if prior else locator
+        location = with_prior.locate(image, options, name=name)
         values = {**location.to_dict(), "sure": location.confidence >= limits.abstain}
+        if prior:
+            values["prior"] = prior.to_dict()
         if details:
             values["page"] = photo_data(image, location, None, imagery)
         return values
@@ -162,3 +189,12 @@ def make_app(locator: Locator, imagery: Imagery | None = None, limits: Limits | 
         return JSONResponse({"detail": detail}, status_code=404)
 
     return app
+
+
+def _position(text: str) -> tuple[float, float]:
+    """Parse latitude,longitude."""
+    try:
+        latitude, longitude = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise ConfigError(f"near is {text!r:.40}: give latitude,longitude, such as 48.2,16.37") from error
+    return latitude, longitude

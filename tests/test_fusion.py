@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import jzi.locate.fusion as fusion
 from jzi.errors import ConfigError
-from jzi.locate.fusion import FLOOR, FusedExpert, Stacked, combine, fit_weights, with_prior
+from jzi.locate.fusion import FLOOR, FusedExpert, Stacked, combine, fit_weights
 from jzi.locate.location import LocateOptions
 from jzi.locate.posterior import Posterior
 from jzi.locate.prior import PriorExpert
@@ -175,16 +175,13 @@ def test_a_prior_rules_cells_out_and_a_trained_expert_does_not() -> None:
     expert = FixedExpert(posterior, mask)
     weight = np.zeros(AREA.shape)
     weight[4:6, 9:13] = [[1.0, 1.0, 1.0, 1.0], [0.5, 0.5, 0.5, 0.5]]  # two columns have no imagery
-    prior = PriorExpert(AREA, None, mask, weight)
-    fused = with_prior(expert, prior).posterior(torch.arange(3)[:, None], LocateOptions("map"))
+    fused = PriorExpert(FusedExpert([expert], [1.0]), weight).posterior(torch.arange(3)[:, None], LocateOptions("map"))
     for photo in range(3):
         grid = fused.grid(photo)
         assert (grid[~((weight > 0) & mask)] == 0).all() and grid.sum() == pytest.approx(1)
     assert (fused.residual == 0).all()
-    two = with_prior(FusedExpert([expert], [0.5]), prior)
-    assert two.weights == (0.5, 1.0) and len(two.experts) == 2
     with pytest.raises(ConfigError, match="no cell with imagery"):
-        PriorExpert(AREA, None, mask, np.where(mask, 0.0, 1.0))
+        PriorExpert(expert, np.where(mask, 0.0, 1.0))
 
 
 # The fit of weights

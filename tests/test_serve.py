@@ -135,6 +135,64 @@ def test_a_panorama_is_told(locator) -> None:
         assert "panorama" in post(client, buffer.getvalue()).json()["notes"][0]
 
 
+# Priors
+
+
+def region(pyramid: Pyramid, west: float, south: float, east: float, north: float) -> str:
+    """A rectangle in metres from the centre as GeoJSON."""
+    x, y = [west, east, east, west, west], [south, south, north, north, south]
+    latitude, longitude = pyramid.unproject(x, y)
+    return json.dumps({"type": "Polygon", "coordinates": [np.stack([longitude, latitude], 1).tolist()]})
+
+
+def test_a_prior_is_a_circle_or_a_region_as_a_file_or_as_text(client, photo, pyramid) -> None:
+    data, area = photo.read_bytes(), region(pyramid, 190, -300, 390, 300)
+    latitude, longitude = (float(each) for each in pyramid.unproject(200.0, -100.0))
+    circle = {"near": f"{latitude}, {longitude}", "within": 60}
+    answer = post(client, data, **circle).json()
+    assert answer["prior"] == {"near": [latitude, longitude], "within_m": 60.0}
+    assert all(np.hypot(each["x"] - 200, each["y"] + 100) < 80 for each in answer["candidates"])
+    as_file = client.post("/locate", files={"photo": ("a.jpg", data), "region": ("r.json", area)}, params=circle).json()
+    as_text = client.post("/locate", files={"photo": ("a.jpg", data)}, data={"region": area}, params=circle).json()
+    assert as_file == as_text and as_file["prior"] == {**answer["prior"], "region": "region"}
+    assert all(each["x"] > 170 for each in as_file["candidates"])
+    assert "prior" not in post(client, data).json()
+
+
+@pytest.mark.parametrize(
+    ("query", "reason"),
+    [
+        ({"near": "48.2,16.37"}, "near and within belong together"),
+        ({"within": 100}, "near and within belong together"),
+        ({"near": "48.2", "within": 100}, "give latitude,longitude"),
+        ({"near": "here,there", "within": 100}, "give latitude,longitude"),
+        ({"near": "95,16.37", "within": 100}, "near 95 16.37 is no position on earth"),
+        ({"near": "nan,16.37", "within": 100}, "no position on earth"),
+        ({"near": "48.2,16.37", "within": -1}, "within must be"),
+        ({"near": "48.2,16.37", "within": "inf"}, "within must be"),
+        ({"near": "16.37,48.2", "within": 100}, "no cell of the map is within 100 m"),
+        ({"region": "{}"}, "region cannot be read as GeoJSON"),
+        ({"region": ""}, "region cannot be read as GeoJSON"),
+        ({"region": region(Pyramid.around(10.0, 10.0, 800.0), 0, 0, 9, 9)}, "region does not touch the map"),
+    ],
+)
+def test_a_prior_that_cannot_be_used_is_refused_in_a_sentence(client, photo, query, reason) -> None:
+    data = {"region": query.pop("region")} if "region" in query else {}
+    answer = client.post("/locate", files={"photo": ("a.jpg", photo.read_bytes())}, data=data, params=query)
+    assert answer.status_code == 422 and reason in answer.json()["detail"] and "\n" not in answer.json()["detail"]
+
+
+def test_the_description_has_the_priors(client) -> None:
+    description = client.get("/openapi.json").json()
+    parameters = {each["name"]: each for each in description["paths"]["/locate"]["post"]["parameters"]}
+    assert {"near", "within"} <= parameters.keys() and all(
+        "prior" in parameters[name]["description"] for name in ("near", "within")
+    )
+    assert "GeoJSON" in json.dumps(
+        description["components"]["schemas"]["Body_locate_locate_post"]["properties"]["region"]
+    )
+
+
 # The page, in a real browser
 
 
@@ -189,3 +247,33 @@ def test_a_person_gives_a_photo_and_sees_the_answer(server, browser, photo, tmp_
     assert not browser.find_elements(By.CSS_SELECTOR, ".answer")
     said = [line for line in browser.get_log("browser") if line["level"] == "SEVERE" and "422" not in line["message"]]
     assert [line for line in said if "favicon" not in line["message"]] == []
+
+
+def test_a_person_clicks_on_the_map_to_search_near_a_point(server, browser, photo) -> None:
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    browser.get(server)
+    posted = (
+        "window.posted = []; const send = fetch; "
+        "fetch = (url, ...rest) => { posted.push(url); return send(url, ...rest); }"
+    )
+    browser.execute_script(posted)
+    browser.find_element(By.ID, "near").click()
+    browser.find_element(By.ID, "file").send_keys(str(photo))
+    assert "Click on the map" in browser.find_element(By.ID, "status").text  # the photo waits for the point
+    area = browser.find_element(By.ID, "map")
+    browser.execute_script("arguments[0].scrollIntoView()", area)
+    ActionChains(browser).move_to_element(area).click().perform()
+    WebDriverWait(browser, 60).until(lambda page: page.find_elements(By.CSS_SELECTOR, ".answer"))
+    (url,) = browser.execute_script("return posted")
+    assert "near=48." in url and "within=200" in url
+    assert browser.find_element(By.ID, "point").text.startswith("of 48.")
+    within = browser.find_element(By.ID, "within")
+    browser.execute_script("arguments[0].value = -1; arguments[0].dispatchEvent(new Event('change'))", within)
+    assert len(browser.execute_script("return posted")) == 1
+    browser.find_element(By.ID, "file").send_keys(str(photo))
+    assert "more than 0 m" in browser.find_element(By.ID, "status").text
+    browser.execute_script("arguments[0].click()", browser.find_element(By.ID, "near"))  # off: everywhere again
+    assert "near" not in browser.execute_script("return posted")[-1]

@@ -160,7 +160,7 @@ def test_a_killed_call_is_resumed_to_the_same_files(jzi, cache, tmp_path, monkey
 
 
 def test_heads_are_trained_on_training_photos_alone(jzi, cache, tmp_path, monkeypatch) -> None:
-    used: list[np.ndarray] = []
+    used: list[torch.Tensor] = []
     query = HeadsTask.query
     monkeypatch.setattr(HeadsTask, "query", lambda self, part: spy(query(self, part), used))
     jzi(f"{TRAIN} --experts zoom,cells,levels --set heads.epochs=1")
