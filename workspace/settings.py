@@ -61,11 +61,15 @@ class QuerySettings:
 
 @dataclass(config=_strict)
 class EncoderSettings:
-    """The encoder: a Hugging Face id or a folder, the size and layout of its input, and its batch size."""
+    """The encoder: a Hugging Face id or a folder, the size and layout of its input, and its batch size.
+
+    `resampling` is how photos are resized: "antialias", or "reference" as published checkpoints need, with OpenCV.
+    """
 
     name: str = "facebook/dinov2-base"
     image_size: int = Field(default=384, ge=1)
     layout: Literal["halves", "whole"] = "halves"
+    resampling: Literal["antialias", "reference"] = "antialias"
     batch_size: int = Field(default=32, ge=1)
 
 
@@ -239,7 +243,8 @@ def write_settings(settings: Settings) -> None:
         "map": "Orthophotos, the first on top: files, globs or folders. Also: crs, nodata, stretch = [low, high].\n"
         "# tokens: also store patch tokens of tiles, for decoder.patch_tokens.",
         "queries": "A folder of photos with EXIF positions, or a CSV or Parquet table and its photos.",
-        "encoder": "A Hugging Face id or a folder; layout: halves (the paper's) or whole.",
+        "encoder": "A Hugging Face id or a folder; layout: halves (the paper's) or whole;\n"
+        "# resampling of photos: antialias, or reference as published checkpoints need.",
         "finetune": 'Training of the encoder with a decoder; blocks: number of its last blocks to train, or "all".',
         "cache": "The feature cache: a folder, or a URL such as s3://.",
         "decoder": "The paper's decoder; patch_tokens: patch tokens to read of each tile, which needs map.tokens.",
