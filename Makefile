@@ -28,13 +28,16 @@ lint: setup
 types: setup
 	MYPYPATH=$(VENV)/types $(BIN)/mypy -p jzi
 
+# A process per core, each on one thread; the tests of a file run in one of them and share its fixtures.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
+
 # What a change is tried with: lint, types, and the tests that take no more than a few seconds each, with coverage.
 test: lint types
-	$(BIN)/python -m pytest -m 'not slow' --cov --cov-report=term:skip-covered
+	$(PYTEST) -m 'not slow' --cov --cov-report=term:skip-covered
 
 # All of it, and the property tests with many more examples; CI runs this.
 test-all: lint types
-	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+	HYPOTHESIS_PROFILE=thorough $(PYTEST) --cov --cov-report=term:skip-covered
 
 clean:
 	rm -rf $(VENV) demo-out build dist *.egg-info .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -65,7 +65,8 @@ class _Group:
     def encoder_key(self) -> str:
         """Identifies the encoder, before it is fine-tuned."""
         settings = self.settings
-        encoder = [settings.encoder.name, settings.encoder.image_size, settings.encoder.layout]
+        options = settings.encoder
+        encoder = [options.name, options.image_size, options.layout, options.resampling]
         return json.dumps([*encoder, asdict(settings.finetune) if self.tuned else None])
 
     @property

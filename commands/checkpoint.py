@@ -33,5 +33,6 @@ def import_checkpoint_command(
     from jzi.decode.import_checkpoint import import_checkpoint
 
     import_checkpoint(checkpoint, output, pyramid, **options)
-    settings = f"--set encoder.name={output / 'encoder'} --set encoder.image_size={options['image_size']}"
+    encoder = {"name": output / "encoder", "image_size": options["image_size"], "resampling": "reference"}
+    settings = " ".join(f"--set encoder.{name}={value}" for name, value in encoder.items())
     click.echo(f"wrote {output}; next: jzi encode-map {settings}, then jzi locate --model {output} --cache CACHE")

@@ -50,7 +50,7 @@ def train_decoder_command(
         )
     options = settings.encoder
     name = settings.encoder_folder or options.name
-    same = is_stored_encoder(cache.encoder, name, options.image_size, options.layout)
+    same = is_stored_encoder(cache.encoder, name, options.image_size, options.layout, options.resampling)
     cache.check(pyramid=settings.pyramid, encoder=None if same else load_encoder(settings).info)
     init = settings.train.init
     start = ZoomModel.load(settings.path(init)) if init else None

@@ -39,6 +39,8 @@ def import_checkpoint(
 ) -> None:
     """Convert a checkpoint to a model folder without a map, which is read from a cache made with its encoder.
 
+    The model resizes photos as the reference does (`resampling = "reference"`).
+
     Args:
         checkpoint: file with `{"model_state_dict": {...}}`, parameters named as in transformers 4.47, optionally with
             `module.` and `_orig_mod.` prefixes. It is read with `weights_only=True`, so code in it is never run.
@@ -71,7 +73,7 @@ def import_checkpoint(
         _check(checkpoint, weights, expected)
         encoder_weights = {name.removeprefix(_ENCODER): v for name, v in weights.items() if name.startswith(_ENCODER)}
         save_file(encoder_weights, source / "model.safetensors", metadata={"format": "pt"})
-        loaded = Encoder.load(source, image_size=image_size, layout=layout, device="cpu")
+        loaded = Encoder.load(source, image_size=image_size, layout=layout, resampling="reference", device="cpu")
         loaded.save(source)
         loaded.name = encoder
         decoder.load_state_dict({name: weights[_DECODER + name] for name in decoder.state_dict()})

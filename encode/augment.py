@@ -3,16 +3,19 @@
 A view is a function of the image and `DRAWS` uniform random numbers, so a seed reproduces it in any batch and on any
 machine.
 
-    photo: random resized crop of 70..100 % of the area at constant aspect ratio; colour jitter (p 0.5); grayscale
-           (p 0.1); blur or sharpening (p 0.3); then grid or coarse dropout (p 0.3) of each of its squares
-    tile:  the same without crop and grayscale
+    photo: JPEG compression of quality 90..100 (p 0.5); random resized crop of 70..100 % of the area at constant aspect
+           ratio; colour jitter (p 0.5); grayscale (p 0.1); blur or sharpening (p 0.3); then grid or coarse dropout
+           (p 0.3) of each of its squares
+    tile:  the same without crop and grayscale, with smaller holes of the grid
 
-Colour operations and filters are kornia's.
+Compression comes first and is applied to photos and tiles alike, as in Sample4Geo, but here after resizing. Colour
+operations, filters and the JPEG codec, which models chroma subsampling and quantisation without a file, are kornia's.
 """
 
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import torch
@@ -23,18 +26,21 @@ from kornia.enhance import (
     adjust_contrast_with_mean_subtraction,
     adjust_hue,
     adjust_saturation_with_gray_subtraction,
+    jpeg_codec_differentiable,
     sharpness,
 )
 from kornia.filters import gaussian_blur2d
 from numpy.typing import NDArray
 from torch import Tensor
 
+JPEG, QUALITY = 0.5, (90, 100)
 CROP_SCALE = (0.7, 1.0)  # share of the photo's area
 JITTER, BRIGHTNESS, CONTRAST, SATURATION, HUE = 0.5, 0.2, 0.2, 0.2, 0.05
 GRAY = 0.1
 FILTER, SIGMA, SHARPNESS = 0.3, (0.2, 1.0), (1.2, 2.5)
 DROPOUT = 0.3
-GRID_CELLS, GRID_HOLE = 10, 0.4  # cells per side; dropped fraction of a cell's side
+GRID_CELLS = 10  # per side
+PHOTO_HOLE, TILE_HOLE = 0.5, 0.4  # dropped fraction of a grid cell's side
 HOLES, HOLE_SIDE = (10, 25), (0.1, 0.2)  # coarse dropout: number of holes, side as a fraction of the image's
 
 # Indices into the uniform numbers of an image
@@ -44,12 +50,13 @@ _GRAY = 8
 _FILTER = slice(9, 11)  # blur, sharpen or neither; strength
 _DROPOUT = slice(11, 15)  # grid, coarse or neither; grid x, grid y, number of holes
 _HOLES = slice(15, 15 + 4 * HOLES[1])  # x, y, width, height of each hole
+_JPEG = slice(_HOLES.stop, _HOLES.stop + 2)  # apply, quality
 
 #: Increment when views look different, so that a cache never mixes views of two versions.
-AUGMENTATION_VERSION = 1
+AUGMENTATION_VERSION = 2
 
 #: Uniform numbers per image; a photo uses `DRAWS` for the whole image and `DRAWS` for each of its squares.
-DRAWS = _HOLES.stop
+DRAWS = _JPEG.stop
 
 
 def view_draws(photo_sha256: str, view: int, seed: int, squares: int) -> NDArray[np.float32]:
@@ -77,7 +84,7 @@ def augment_photos(photos: Tensor, draws: Tensor) -> Tensor:
     Returns:
         Views of the same shape.
     """
-    photos = _crop(photos, draws[:, _CROP])
+    photos = _crop(_compress(photos, draws[:, _JPEG]), draws[:, _CROP])
     photos = _jitter(photos, draws[:, _JITTER])
     gray = (draws[:, _GRAY] < GRAY)[:, None, None, None]
     photos = torch.where(gray, rgb_to_grayscale(photos).expand_as(photos), photos)
@@ -94,27 +101,39 @@ def augment_tiles(tiles: Tensor, draws: Tensor) -> Tensor:
     Returns:
         Views of the same shape.
     """
-    return drop_parts(_filter(_jitter(tiles, draws[:, _JITTER]), draws[:, _FILTER]), draws)
+    tiles = _jitter(_compress(tiles, draws[:, _JPEG]), draws[:, _JITTER])
+    return drop_parts(_filter(tiles, draws[:, _FILTER]), draws, TILE_HOLE)
 
 
-def drop_parts(squares: Tensor, draws: Tensor) -> Tensor:
+def drop_parts(squares: Tensor, draws: Tensor, hole: float = PHOTO_HOLE) -> Tensor:
     """Apply grid or coarse dropout to some squares; dropped pixels are black.
 
     Args:
         squares: (n, 3, S, S) in 0..1.
         draws: (n, DRAWS) in 0..1.
+        hole: side of the grid's holes as a fraction of a grid cell's.
 
     Returns:
         Squares of the same shape.
     """
     selector, side = draws[:, _DROPOUT.start], squares.shape[-1]
     grid, coarse = selector < DROPOUT / 2, (selector >= DROPOUT / 2) & (selector < DROPOUT)
-    for selected, hole_mask in ((grid, _grid_holes), (coarse, _coarse_holes)):
+    for selected, hole_mask in ((grid, partial(_grid_holes, hole=hole)), (coarse, _coarse_holes)):
         index = selected.nonzero()[:, 0]
         if len(index):
             visible = ~hole_mask(draws[index], side)[:, None]
             squares = squares.index_copy(0, index, squares[index] * visible)
     return squares
+
+
+def _compress(images: Tensor, draws: Tensor) -> Tensor:
+    index = (draws[:, 0] < JPEG).nonzero()[:, 0]
+    if not len(index):
+        return images
+    low, high = QUALITY
+    quality = (low + (high - low + 1) * draws[index, 1]).floor().clamp(max=high)  # whole numbers, equally likely
+    compressed = jpeg_codec_differentiable(images[index], quality)
+    return images.index_copy(0, index, compressed.clamp(0, 1))
 
 
 def _crop(photos: Tensor, draws: Tensor) -> Tensor:
@@ -152,13 +171,12 @@ def _filter(images: Tensor, draws: Tensor) -> Tensor:
     return images
 
 
-def _grid_holes(draws: Tensor, side: int) -> Tensor:
+def _grid_holes(draws: Tensor, side: int, hole: float) -> Tensor:
     """(n, S, S) bool: one square per cell of a randomly shifted grid."""
     cell = max(2, side // GRID_CELLS)
     position = torch.arange(side, device=draws.device)
     x, y = (
-        ((position + (draws[:, _DROPOUT.start + axis] * cell).floor()[:, None]) % cell) < GRID_HOLE * cell
-        for axis in (1, 2)
+        ((position + (draws[:, _DROPOUT.start + axis] * cell).floor()[:, None]) % cell) < hole * cell for axis in (1, 2)
     )
     return y[:, :, None] & x[:, None, :]
 

@@ -170,7 +170,7 @@ def _encode(
 ) -> Iterator[tuple[int, str]]:
     """Encode and write rows; yield each row whose photo could not be read, with the error."""
     writer = PhotoWriter(queries)
-    reader = PhotoReader(encoder.photo_shape, stamps=True, subject="it")
+    reader = PhotoReader(encoder.photo_shape, encoder.resampling, stamps=True, subject="it")
     batch: dict[int, ReadPhoto] = {}
 
     def flush() -> None:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from jzi.encode.device import best_device
 from jzi.encode.families import FAMILIES, Family
 from jzi.encode.fingerprint import encoder_fingerprint, normalisation
+from jzi.encode.photos import RESAMPLINGS
 from jzi.errors import EncoderError, first_line
 from jzi.store.info import EncoderInfo
 
@@ -59,6 +60,7 @@ class Encoder:
         from_hub: whether the name is a Hugging Face id.
         image_size: side S of the model's input, pixels; pixels beyond the last whole patch are ignored.
         layout: how photos are cut into squares, one of `LAYOUTS`.
+        resampling: how photos are resized, one of `RESAMPLINGS`.
         mean: mean of red, green and blue, 0..1; the family's by default.
         std: standard deviation of red, green and blue, 0..1; the family's by default.
         device: device to compute on; `best_device()` by default.
@@ -68,7 +70,7 @@ class Encoder:
         width: number of features of an embedding.
 
     Raises:
-        EncoderError: the model type or layout is not supported, or the image size is less than one patch.
+        EncoderError: the model type, layout or resampling is not supported, or the image size is less than one patch.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class Encoder:
         from_hub: bool = False,
         image_size: int = 384,
         layout: str = "halves",
+        resampling: str = "antialias",
         mean: tuple[float, ...] | None = None,
         std: tuple[float, ...] | None = None,
         device: str | None = None,
@@ -88,10 +91,13 @@ class Encoder:
         self.family = family_of(name, config.model_type)
         if layout not in LAYOUTS:
             raise EncoderError(f"encoder.layout must be one of {', '.join(LAYOUTS)}, not {layout!r}")
+        if resampling not in RESAMPLINGS:
+            raise EncoderError(f"encoder.resampling must be one of {', '.join(RESAMPLINGS)}, not {resampling!r}")
         if image_size < config.patch_size:
             raise EncoderError(f"encoder.image_size is {image_size}, less than one patch of {config.patch_size} pixels")
         self.mean, self.std = mean or self.family.mean, std or self.family.std
         self.name, self.from_hub, self.image_size, self.layout = name, from_hub, image_size, layout
+        self.resampling = resampling
         self.device = torch.device(device or best_device())
         self.model = model.eval().requires_grad_(False).to(self.device)  # fine-tuning unfreezes the blocks it trains
         self.width = int(config.hidden_size)
@@ -108,6 +114,7 @@ class Encoder:
         *,
         image_size: int = 384,
         layout: str = "halves",
+        resampling: str = "antialias",
         device: str | None = None,
         fingerprint: str | None = None,
     ) -> Encoder:
@@ -117,6 +124,7 @@ class Encoder:
             name: Hugging Face id, or a folder written by `save_pretrained`.
             image_size: as in the constructor.
             layout: as in the constructor.
+            resampling: as in the constructor.
             device: as in the constructor.
             fingerprint: as in the constructor.
 
@@ -127,7 +135,7 @@ class Encoder:
             EncoderError: the encoder cannot be found or loaded, or its model type is not supported.
         """
         quiet_transformers()
-        is_folder, options = Path(name).is_dir(), (image_size, layout, device, fingerprint)
+        is_folder, options = Path(name).is_dir(), (image_size, layout, resampling, device, fingerprint)
         if is_folder and not (Path(name) / "config.json").is_file():
             raise EncoderError(f"{name} is not an encoder: it has no config.json (as written by `save_pretrained`)")
         try:
@@ -154,6 +162,7 @@ class Encoder:
         from_hub: bool,
         image_size: int,
         layout: str,
+        resampling: str,
         device: str | None,
         fingerprint: str | None,
         **options: Any,
@@ -177,6 +186,7 @@ class Encoder:
             from_hub=from_hub,
             image_size=image_size,
             layout=layout,
+            resampling=resampling,
             mean=mean,
             std=std,
             device=device,
@@ -208,7 +218,9 @@ class Encoder:
     @property
     def info(self) -> EncoderInfo:
         """Name, fingerprint and preprocessing, as caches and models record them."""
-        return EncoderInfo(self.name, self.from_hub, self.fingerprint, self.width, self.image_size, self.layout)
+        return EncoderInfo(
+            self.name, self.from_hub, self.fingerprint, self.width, self.image_size, self.layout, self.resampling
+        )
 
     @property
     def fingerprint(self) -> str:
@@ -223,7 +235,7 @@ class Encoder:
         return self._fingerprint
 
     def _hash(self) -> str:
-        preprocessing = (self.image_size, self.layout, self.mean, self.std)
+        preprocessing = (self.image_size, self.layout, self.resampling, self.mean, self.std)
         return encoder_fingerprint(self.model.config, self.family, *preprocessing, self.model.state_dict().values())
 
     # Encoding

@@ -33,6 +33,7 @@ def encoder_fingerprint(
     family: Family,
     image_size: int,
     layout: str,
+    resampling: str,
     mean: tuple[float, ...],
     std: tuple[float, ...],
     weights: Iterable[Tensor],
@@ -44,6 +45,7 @@ def encoder_fingerprint(
         family: family of its model type.
         image_size: side of the model's input, pixels.
         layout: how photos are cut into squares.
+        resampling: how photos are resized.
         mean: mean of red, green and blue, 0..1.
         std: standard deviation of red, green and blue, 0..1.
         weights: in any order and precision; hashed as float32.
@@ -52,7 +54,9 @@ def encoder_fingerprint(
         The digest in hexadecimal.
     """
     entries = {key: value for key, value in config.to_diff_dict().items() if key not in _IGNORED_ENTRIES}
-    preprocessing = {"image_size": image_size, "layout": layout, "resampling": "bicubic"}
+    # "bicubic" is what "antialias" is; it was hashed before there was a choice
+    method = "bicubic" if resampling == "antialias" else resampling
+    preprocessing = {"image_size": image_size, "layout": layout, "resampling": method}
     # The name of the pooling function is hashed: renaming it would invalidate every cache
     normalisation = {"mean": mean, "std": std, "embed": family.pool.__name__.strip("_")}
     digest = hashlib.sha256()
@@ -64,7 +68,9 @@ def encoder_fingerprint(
     return digest.hexdigest()
 
 
-def is_stored_encoder(info: EncoderInfo, name: str | Path, image_size: int, layout: str) -> bool:
+def is_stored_encoder(
+    info: EncoderInfo, name: str | Path, image_size: int, layout: str, resampling: str = "antialias"
+) -> bool:
     """Check whether a folder or the hub's local cache holds a given encoder, without building the model.
 
     Args:
@@ -72,12 +78,13 @@ def is_stored_encoder(info: EncoderInfo, name: str | Path, image_size: int, layo
         name: Hugging Face id or folder.
         image_size: side of the model's input, pixels.
         layout: how photos are cut into squares.
+        resampling: how photos are resized.
 
     Returns:
         True if the fingerprints match. False if they differ or cannot be computed from the files: a checkpoint that
         is sharded or has extra weights must be loaded (`Encoder.load`) to compare it.
     """
-    if (info.image_size, info.layout) != (image_size, layout):
+    if (info.image_size, info.layout, info.resampling) != (image_size, layout, resampling):
         return False
     import transformers
 
@@ -91,7 +98,7 @@ def is_stored_encoder(info: EncoderInfo, name: str | Path, image_size: int, layo
             file = Path(hf_hub_download(str(name), file.name, local_files_only=True))
         with safe_open(file, "pt") as stored, torch.no_grad():
             weights = (stored.get_tensor(key) for key in stored.keys())  # noqa: SIM118 - not a dict
-            fingerprint = encoder_fingerprint(config, family, image_size, layout, mean, std, weights)
+            fingerprint = encoder_fingerprint(config, family, image_size, layout, resampling, mean, std, weights)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError):
         return False
     return fingerprint == info.fingerprint

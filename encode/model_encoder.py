@@ -27,7 +27,7 @@ def load_model_encoder(folder: Path, config: ModelConfig, device: str | None = N
         ModelError: the encoder is missing in the folder or damaged, or the hub's model has changed.
     """
     info, encoder_folder = config.encoder, verify_encoder(folder, config)
-    options = {"image_size": info.image_size, "layout": info.layout, "device": device}
+    options = {"image_size": info.image_size, "layout": info.layout, "resampling": info.resampling, "device": device}
     if encoder_folder is not None:  # verified, so its recorded fingerprint holds
         return Encoder.load(encoder_folder, **options, fingerprint=info.fingerprint)  # type: ignore[arg-type]
     encoder = Encoder.load(info.name, **options)  # type: ignore[arg-type]

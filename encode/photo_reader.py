@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from jzi.encode.photos import looks_like_panorama, open_photo, resize_photo
+from jzi.encode.photos import import_opencv, looks_like_panorama, open_photo, resize_photo
 from jzi.encode.prefetch import prefetch, reader_threads
 from jzi.errors import PhotoError
 
@@ -70,13 +70,28 @@ class PhotoReader:
 
     Args:
         shape: height and width, pixels (`Encoder.photo_shape`).
+        resampling: how photos are resized (`Encoder.resampling`).
         stamps: whether to return the checksum of each file; photos must be paths.
         keep: number of decoded photos to keep in memory for repeated reading; photos must be paths.
         subject: name of a photo in error messages; `photo_name` by default.
+
+    Raises:
+        ConfigError: resampling is "reference", and OpenCV is not installed.
     """
 
-    def __init__(self, shape: tuple[int, int], *, stamps: bool = False, keep: int = 0, subject: str = "") -> None:
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        resampling: str = "antialias",
+        *,
+        stamps: bool = False,
+        keep: int = 0,
+        subject: str = "",
+    ) -> None:
+        if resampling == "reference":
+            import_opencv()
         self.height, self.width = shape
+        self.resampling = resampling
         self.stamps, self.keep, self.subject = stamps, keep, subject
         self._kept: dict[str, ReadPhoto] = {}
 
@@ -114,7 +129,8 @@ class PhotoReader:
         except PhotoError as error:
             return ReadPhoto(name, None, str(error), stamp=stamp)
         notes = (PANORAMA,) if looks_like_panorama(image) else ()
-        read = ReadPhoto(name, resize_photo(image, self.width, self.height), notes=notes, stamp=stamp)
+        pixels = resize_photo(image, self.width, self.height, self.resampling)
+        read = ReadPhoto(name, pixels, notes=notes, stamp=stamp)
         if len(self._kept) < self.keep:
             self._kept[name] = read
         return read

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from jzi.errors import PhotoError
+from jzi.errors import ConfigError, PhotoError
 
 #: Default limit on the pixels of a photo: above any camera's resolution, 540 MB as RGB.
 MAX_PIXELS = 180_000_000
+
+#: How photos are resized: Pillow's antialiased bicubic, or OpenCV's INTER_LINEAR_EXACT, which published checkpoints
+#: were trained with and which does not antialias.
+RESAMPLINGS = ("antialias", "reference")
 
 
 def open_photo(
@@ -55,18 +59,41 @@ def open_photo(
         raise PhotoError(f"{name} cannot be read: {error}") from error
 
 
-def resize_photo(image: Image.Image, width: int, height: int) -> NDArray[np.uint8]:
-    """Resize the whole photo, antialiased and without keeping its aspect ratio, as in the reference.
+def resize_photo(image: Image.Image, width: int, height: int, resampling: str = "antialias") -> NDArray[np.uint8]:
+    """Resize the whole photo, without keeping its aspect ratio, as in the reference.
 
     Args:
         image: an RGB image.
         width: pixels.
         height: pixels.
+        resampling: one of `RESAMPLINGS`.
 
     Returns:
         (height, width, 3) uint8.
+
+    Raises:
+        ConfigError: resampling is "reference", and OpenCV is not installed.
     """
+    if resampling == "reference":
+        cv2 = import_opencv()
+        return cv2.resize(np.asarray(image), (width, height), interpolation=cv2.INTER_LINEAR_EXACT)
     return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def import_opencv() -> Any:
+    """Import OpenCV, an optional dependency.
+
+    Raises:
+        ConfigError: OpenCV is not installed.
+    """
+    try:
+        import cv2
+    except ImportError as error:
+        raise ConfigError(
+            "encoder.resampling = 'reference' resizes photos with OpenCV, which is not installed: pip install "
+            "'jzi[reference]'"
+        ) from error
+    return cv2
 
 
 def looks_like_panorama(image: Image.Image) -> bool:

@@ -60,6 +60,10 @@ class Locator:
         """
         return self._load_encoder()
 
+    @cached_property
+    def _reader(self) -> PhotoReader:
+        return PhotoReader(self.encoder.photo_shape, self.encoder.resampling)
+
     @property
     def pyramid(self) -> Pyramid:
         """The pyramid whose cells photos are located in.
@@ -220,7 +224,7 @@ class Locator:
                 pending.append(photo)
                 yield photo
 
-        for batch in PhotoReader(self.encoder.photo_shape).batches(record_pending(), size, ahead=size):
+        for batch in self._reader.batches(record_pending(), size, ahead=size):
             yield [(pending.popleft(), read) for read in batch]
 
     def _embed(self, photos: list[tuple[Photo, ReadPhoto]]) -> Tensor:

@@ -16,6 +16,7 @@ class EncoderInfo:
         width: number of features.
         image_size: side of the encoder's input, pixels.
         layout: how photos are cut into squares (`jzi.encode.encoder.LAYOUTS`).
+        resampling: how photos are resized (`jzi.encode.photos.RESAMPLINGS`).
     """
 
     name: str
@@ -24,11 +25,13 @@ class EncoderInfo:
     width: int
     image_size: int
     layout: str
+    resampling: str = "antialias"  # of caches and models that do not record it
 
     @property
     def label(self) -> str:
-        """Name, input size and the first digits of the fingerprint, for messages."""
-        return f"{self.name} at {self.image_size} px, {self.fingerprint[:8]}"
+        """Name, input size, resampling if not the default, and the first digits of the fingerprint, for messages."""
+        resampling = "" if self.resampling == "antialias" else f", {self.resampling} resampling"
+        return f"{self.name} at {self.image_size} px{resampling}, {self.fingerprint[:8]}"
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -56,10 +57,14 @@ def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
+#: 800 m, three levels of 4 x 4 and cells of 12.5 m.
+AREA = Pyramid.around(48.2, 16.37, 800.0, levels=3)
+
+
+@pytest.fixture(scope="session")
 def pyramid() -> Pyramid:
-    """800 m, three levels of 4 x 4 and cells of 12.5 m."""
-    return Pyramid.around(48.2, 16.37, 800.0, levels=3)
+    """`AREA`."""
+    return AREA
 
 
 def checkerboard(rows: int, cols: int, square: int = 16, seed: int = 0) -> np.ndarray:
@@ -69,28 +74,46 @@ def checkerboard(rows: int, cols: int, square: int = 16, seed: int = 0) -> np.nd
     return np.repeat(np.repeat(colors, square, axis=1), square, axis=2)[:, :rows, :cols]
 
 
+def write_geotiff(path: Path, data: np.ndarray, bounds: tuple[float, ...], crs: str | None, **profile) -> Path:
+    """Write (band, rows, cols) as a GeoTIFF over `bounds` (west, south, east, north) of a CRS."""
+    bands, rows, cols = data.shape
+    transform = from_bounds(*bounds, cols, rows)
+    with rasterio.open(
+        path, "w", driver="GTiff", count=bands, height=rows, width=cols, dtype=data.dtype, crs=crs,
+        transform=transform, **profile,
+    ) as file:  # fmt: skip
+        file.write(data)
+    return path
+
+
 @pytest.fixture
 def write_raster(tmp_path: Path) -> Callable[..., Path]:
-    """Writes (band, rows, cols) as a GeoTIFF over `bounds` (west, south, east, north) of a CRS."""
+    """`write_geotiff` into the test's folder."""
 
     def write(data: np.ndarray, bounds: tuple[float, ...], crs: str | None, name: str = "map.tif", **profile) -> Path:
-        bands, rows, cols = data.shape
-        transform = from_bounds(*bounds, cols, rows)
-        path = tmp_path / name
-        with rasterio.open(
-            path, "w", driver="GTiff", count=bands, height=rows, width=cols, dtype=data.dtype, crs=crs,
-            transform=transform, **profile,
-        ) as file:  # fmt: skip
-            file.write(data)
-        return path
+        return write_geotiff(tmp_path / name, data, bounds, crs, **profile)
 
     return write
 
 
+@pytest.fixture(scope="session")
+def town_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder to copy, with map.tif, which fills `AREA` at 1 m a pixel in its own CRS, and photos/, 30 photos at
+    random places of it in two sub-folders.
+    """
+    folder = tmp_path_factory.mktemp("town")
+    write_geotiff(folder / "map.tif", checkerboard(800, 800), AREA.bounds, AREA.crs)
+    rng = np.random.default_rng(0)
+    x, y = rng.uniform(AREA.bounds.west, AREA.bounds.east, 30), rng.uniform(AREA.bounds.south, AREA.bounds.north, 30)
+    for index, (latitude, longitude) in enumerate(zip(*AREA.unproject(x, y), strict=True)):
+        write_photo(folder / "photos" / f"day{index % 2}" / f"{index:03}.jpg", latitude, longitude, index * 12.0, index)
+    return folder
+
+
 @pytest.fixture
-def town_raster(write_raster: Callable[..., Path], pyramid: Pyramid) -> Path:
-    """A raster that fills the pyramid at 1 m a pixel, in the pyramid's own CRS."""
-    return write_raster(checkerboard(800, 800), pyramid.bounds, pyramid.crs)
+def town_raster(town_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the map of `town_folder`."""
+    return Path(shutil.copy2(town_folder / "map.tif", tmp_path))
 
 
 def write_photo(
@@ -123,16 +146,9 @@ def _dms(degrees: float) -> tuple[float, float, float]:
 
 
 @pytest.fixture
-def photo_folder(tmp_path: Path, pyramid: Pyramid) -> Path:
-    """30 photos at random places of the pyramid, in two sub-folders."""
-    rng = np.random.default_rng(0)
-    bounds = pyramid.bounds
-    x, y = rng.uniform(bounds.west, bounds.east, 30), rng.uniform(bounds.south, bounds.north, 30)
-    for index, (latitude, longitude) in enumerate(zip(*pyramid.unproject(x, y), strict=True)):
-        write_photo(
-            tmp_path / "photos" / f"day{index % 2}" / f"{index:03}.jpg", latitude, longitude, index * 12.0, index
-        )
-    return tmp_path / "photos"
+def photo_folder(town_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the photos of `town_folder`."""
+    return Path(shutil.copytree(town_folder / "photos", tmp_path / "photos", dirs_exist_ok=True))
 
 
 @pytest.fixture(scope="session")
@@ -210,33 +226,53 @@ def in_two_processes(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list]:
     return run
 
 
-@pytest.fixture
-def jzi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """Runs a command line in a fresh directory."""
-    from click.testing import CliRunner, Result
+def run_command(line: str, code: int = 0) -> Any:
+    """Run a command line in the current directory, and check its exit code."""
+    from click.testing import CliRunner
 
     from jzi.cli import main
 
-    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(main, line.split())
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == code, result.output
+    if code == 2:
+        assert result.stdout == ""
+        assert [line.startswith("jzi: ") for line in result.stderr.strip().splitlines()][-1], result.stderr
+    return result
 
-    def run(line: str, code: int = 0) -> Result:
-        result = CliRunner().invoke(main, line.split())
-        if result.exception and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        assert result.exit_code == code, result.output
-        if code == 2:
-            assert result.stdout == ""
-            assert [line.startswith("jzi: ") for line in result.stderr.strip().splitlines()][-1], result.stderr
-        return result
+
+@pytest.fixture
+def jzi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Runs a command line in a fresh directory."""
+    monkeypatch.chdir(tmp_path)
+    return run_command
+
+
+@pytest.fixture(scope="session")
+def prepare(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Copies a folder and runs command lines in the copy, once for all tests that copy the result in turn."""
+
+    def run(source: Path, name: str, *lines: str) -> Path:
+        folder = Path(shutil.copytree(source, tmp_path_factory.mktemp("prepared") / name))
+        with contextlib.chdir(folder):
+            for line in lines:
+                run_command(line)
+        return folder
 
     return run
 
 
+@pytest.fixture(scope="session")
+def area_folder(prepare: Callable[..., Path], town_folder: Path, encoder_folder: Path) -> Path:
+    """A folder to copy: `town_folder` with an encoder and a jzi.toml."""
+    folder = prepare(town_folder, "area")
+    shutil.copytree(encoder_folder, folder / "encoder")
+    return prepare(folder, "area", "init --map map.tif --queries photos --encoder encoder --image-size 56")
+
+
 @pytest.fixture
-def area(
-    jzi: Callable[..., Any], tmp_path: Path, town_raster: Path, photo_folder: Path, encoder_folder: Path
-) -> Callable[..., Any]:
+def area(jzi: Callable[..., Any], area_folder: Path, tmp_path: Path) -> Callable[..., Any]:
     """A working directory with a jzi.toml, a map and 30 photos."""
-    shutil.copytree(encoder_folder, tmp_path / "encoder")
-    jzi(f"init --map {town_raster.name} --queries photos --encoder encoder --image-size 56")
+    shutil.copytree(area_folder, tmp_path, dirs_exist_ok=True)
     return jzi

@@ -276,6 +276,7 @@ def test_threads_of_workers_sleep_at_once_unless_the_user_has_decided_how_they_w
     assert {name: inherited[name] for name in (*WAITING_VARIABLES, "RANK") if name in inherited} == expected
 
 
+@pytest.mark.slow
 def test_an_ablation_that_is_terminated_says_how_to_resume_and_nothing_else(town) -> None:
     command = ["ablate", "train.label_smoothing=0,0.2", "--set", "train.epochs=100000", "--no-reference"]
     process = subprocess.Popen(

@@ -27,10 +27,15 @@ TINY = "--set decoder.layers=1 --set decoder.heads=2"
 FAST = f"--set train.epochs=2 {TINY}"
 
 
+@pytest.fixture(scope="module")
+def trained_folder(prepare, area_folder) -> Path:
+    return prepare(area_folder, "trained", "encode-map", "encode-queries", f"train-decoder {FAST}")
+
+
 @pytest.fixture
-def trained(area) -> Callable[[str], Result]:
-    for command in ("encode-map", "encode-queries", f"train-decoder {FAST}"):
-        area(command)
+def trained(area, trained_folder, tmp_path) -> Callable[[str], Result]:
+    """A working directory with a full cache and a trained model."""
+    shutil.copytree(trained_folder, tmp_path, dirs_exist_ok=True)
     return area
 
 

@@ -68,9 +68,11 @@ def run(line: str, code: int = 0):
 
 
 def test_a_copy_of_the_data_set_becomes_a_working_directory(copy, encoder_folder, monkeypatch) -> None:
+    pytest.importorskip("cv2")
     output = run(f"init --dataset just-zoom-in {copy}")
     assert "10000 m square around 38.89" in output.stdout and "3 photos in the area" in output.stdout
     assert "no such photo in" in output.stderr and "111" in output.stderr
+    assert 'resampling = "reference"' in (copy / "jzi.toml").read_text()
     with rasterio.open(copy / "satellite.vrt") as vrt:  # a raster like any other
         assert (vrt.width, vrt.height, vrt.count, vrt.crs.to_epsg()) == (256, 256, 3, 26918)
     monkeypatch.chdir(copy)

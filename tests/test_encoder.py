@@ -63,7 +63,7 @@ def test_the_fingerprint_changes_with_everything_that_changes_an_embedding(load:
         next(changed.model.parameters()).view(-1)[0] += 1e-3
     deeper = load()
     deeper.model.config.layer_norm_eps *= 2
-    options = [{}, {"image_size": 42}, {"layout": "whole"}]
+    options = [{}, {"image_size": 42}, {"layout": "whole"}, {"resampling": "reference"}]
     prints = [load(**each).fingerprint for each in options] + [changed.fingerprint, deeper.fingerprint]
     assert len(set(prints)) == len(prints)
 
@@ -131,6 +131,7 @@ def test_loading_leaves_no_gradient_and_no_dropout(load: Callable, squares: np.n
 
 def test_options_that_cannot_be_used_are_refused(encoder_folder: Path) -> None:
     assert_refused("must be one of halves, whole, not 'thirds'", encoder_folder, layout="thirds")
+    assert_refused("must be one of antialias, reference, not 'nearest'", encoder_folder, resampling="nearest")
     assert_refused("less than one patch of 14 pixels", encoder_folder, image_size=13)
 
 

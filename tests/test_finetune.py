@@ -76,6 +76,15 @@ def city(tmp_path: Path, town_raster: Path, pyramid: Pyramid, photo_folder: Path
     return City(town_raster, pyramid, photo_folder, encoder_folder, tmp_path)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, town_folder: Path, pyramid: Pyramid, encoder_folder: Path) -> City:
+    """A city with a run that nothing interrupted, "whole"."""
+    raster, photos, folder = town_folder / "map.tif", town_folder / "photos", tmp_path_factory.mktemp("whole")
+    city = City(raster, pyramid, photos, encoder_folder, folder)
+    city.run("whole")
+    return city
+
+
 class Killed(BaseException):
     """Stands for a kill signal: the code under test must not catch it."""
 
@@ -221,6 +230,7 @@ def test_encoder_and_decoder_of_the_best_epoch_make_a_model(city, monkeypatch) -
     assert any(not torch.equal(city.weights("first")[name], value) for name, value in city.weights().items())
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss(city) -> None:
     city.run(config=replace(QUICK, epochs=25, augment=False, learning_rate=3e-3, blocks="all"))
     losses = [line["loss"] for line in city.metrics()]
@@ -250,8 +260,7 @@ def test_two_areas_are_trained_on_together(city) -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 4, 8])
-def test_a_killed_run_goes_on_to_the_same_losses_and_weights(city, monkeypatch, steps) -> None:
-    city.run("whole")
+def test_a_killed_run_goes_on_to_the_same_losses_and_weights(city, whole, monkeypatch, steps) -> None:
     step, done = TrainingLoop.step, []
 
     def killed(*args):
@@ -269,14 +278,13 @@ def test_a_killed_run_goes_on_to_the_same_losses_and_weights(city, monkeypatch, 
     monkeypatch.setattr(TrainingLoop, "step", lambda *args: calls.append(1) or step(*args))
     city.run("parts", often)
     assert len(calls) == 3 * 3 - steps  # 23 photos are three batches
-    assert city.metrics("parts") == city.metrics("whole")
-    whole, parts = city.weights("whole"), city.weights("parts")
-    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert city.metrics("parts") == whole.metrics("whole")
+    weights, parts = whole.weights("whole"), city.weights("parts")
+    assert all(torch.equal(weights[name], parts[name]) for name in weights)
 
 
 @pytest.mark.parametrize("steps", [2, 3])  # within an epoch, and at its last step
-def test_an_interrupted_run_keeps_the_step_that_it_is_in(city, monkeypatch, steps) -> None:
-    city.run("whole")
+def test_an_interrupted_run_keeps_the_step_that_it_is_in(city, whole, monkeypatch, steps) -> None:
     step, done, handler = TrainingLoop.step, [], signal.getsignal(signal.SIGINT)
 
     def interrupted(*args):
@@ -290,7 +298,7 @@ def test_an_interrupted_run_keeps_the_step_that_it_is_in(city, monkeypatch, step
         city.run("parts")
     city.run("parts")
     assert len(done) == 3 * 3
-    assert city.metrics("parts") == city.metrics("whole")
+    assert city.metrics("parts") == whole.metrics("whole")
     assert signal.getsignal(signal.SIGINT) is handler
 
 

@@ -103,10 +103,10 @@ def test_the_disc_is_the_one_with_the_most_probability(pyramid) -> None:
     grids = [grid / grid.sum() for grid in grids]
     found = made(pyramid, grids)
     best = most_probable_discs(found, 50.0)
-    fine = (np.arange(16 * 16) + 0.5) / 16 * 20.0  # 1.25 m
+    fine = (np.arange(16 * 8) + 0.5) / 8 * 20.0  # 2.5 m
     x, y = np.meshgrid(pyramid.west + fine, pyramid.north - fine)
     for photo, grid in enumerate(grids):
-        density = np.kron(grid, np.ones((16, 16))) / 256
+        density = np.kron(grid, np.ones((8, 8))) / 64
 
         def held(px: float, py: float, density: np.ndarray = density) -> float:
             return float(density[np.hypot(x - px, y - py) <= 50].sum())

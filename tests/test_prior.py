@@ -273,7 +273,7 @@ def vpr_expert(seed: int = 2, photos: int = 60) -> VprExpert:
     rng = np.random.default_rng(seed)
     x, y = rng.uniform(-160, 160, (2, photos))
     embedding = torch.from_numpy(rng.normal(size=(photos, WIDTH)))
-    return VprExpert(AREA, INFO, np.ones(AREA.shape, bool), embedding, x, y, VprConfig(0.1, 15.0))
+    return VprExpert(AREA, INFO, np.ones(AREA.shape, bool), embedding, x, y, VprConfig(width_m=15.0, temperature=0.1))
 
 
 def retrieval_expert() -> RetrievalExpert:

@@ -118,6 +118,7 @@ def openmp_spins(tmp_path: Path, *command: str, **environment: str) -> list[str]
     return re.findall(r"GOMP_SPINCOUNT = '(\d+)'", done.stderr)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="torch waits by libgomp on Linux alone")
 def test_every_command_bounds_the_spinning_of_threads_before_torch_is_loaded(tmp_path: Path) -> None:
     module, script = ("-m", "jzi"), ("-c", "from jzi.cli import main; main()")
@@ -186,6 +187,7 @@ main(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "number", "code"),
     [

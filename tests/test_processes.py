@@ -27,7 +27,9 @@ def launch(tmp_path: Path, town_raster: Path, photo_folder: Path, encoder_folder
     shutil.copytree(encoder_folder, tmp_path / "encoder")
 
     def run(processes: int, *command: str) -> str:
-        torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)] if processes > 1 else []
+        torchrun = (
+            ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
+        )
         line = [sys.executable, *torchrun, "-m", "jzi", *command]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)

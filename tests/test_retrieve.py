@@ -25,6 +25,7 @@ from jzi.retrieve.similarity import fit_temperature, ranks
 from jzi.store.cell_features import CellFeatures
 from jzi.store.model_folder import ZoomModelConfig, create_model
 from jzi.store.photo_table import read_photo_table
+from jzi.store.pyramid import Pyramid
 from jzi.train.config import RetrieverConfig
 from jzi.train.loop import TrainingLoop
 from jzi.train.losses import soft_margin_triplet, symmetric_infonce
@@ -139,31 +140,39 @@ def test_a_cell_is_the_middle_of_its_image(write_raster, pyramid, tmp_path) -> N
 # Training, indexing, answering
 
 
-@pytest.fixture
-def train(tmp_path: Path, town_raster: Path, pyramid, photo_folder: Path, encoder_folder: Path):
-    """Train a retriever on the tiny town."""
+@pytest.fixture(scope="module")
+def train(town_folder: Path, encoder_folder: Path):
+    """Train a retriever on the tiny town, whose area has 256 cells to encode for every validation."""
+    area = Pyramid.around(48.2, 16.37, 800.0, levels=2)
 
-    def run(name: str = "retriever", config: RetrieverConfig = QUICK):
+    def run(folder: Path, config: RetrieverConfig = QUICK):
         encoder = Encoder.load(encoder_folder, image_size=28, device="cpu")
-        table = read_photo_table(photo_folder).inside(pyramid)
-        with Imagery([town_raster], pyramid) as imagery:
-            return train_retriever(imagery, table, encoder, tmp_path / name, config)
+        table = read_photo_table(town_folder / "photos").inside(area)
+        with Imagery([town_folder / "map.tif"], area) as imagery:
+            return train_retriever(imagery, table, encoder, folder, config)
 
     return run
 
 
+@pytest.fixture(scope="module")
+def whole(train, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A retriever whose training nothing interrupted."""
+    folder = tmp_path_factory.mktemp("whole") / "retriever"
+    train(folder)
+    return folder
+
+
 @pytest.mark.parametrize("method", ["sample4geo", "infonce", "transgeo"])
 def test_a_retriever_learns_its_training_photos(train, tmp_path, capsys, method) -> None:
-    report = train(config=replace(QUICK, method=method, epochs=12, augment=False))
+    config = replace(QUICK, method=method, epochs=6, augment=False)
+    report = train(tmp_path / "retriever", config)
     shown = capsys.readouterr().err
-    assert "retriever: " in shown and "epoch 12 of 12" in shown and "fine-tuning" not in shown
+    assert "retriever: " in shown and "epoch 6 of 6" in shown and "fine-tuning" not in shown
     lines = [json.loads(line) for line in (tmp_path / "retriever/train/metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["loss"] < lines[0]["loss"]
-    assert report.epochs == 12 and {"recall@1", "recall@5", "recall@10", "recall@40m"} <= set(report.best)
+    assert report.epochs == 6 and {"recall@1", "recall@5", "recall@10", "recall@40m"} <= set(report.best)
     assert Retriever.load(tmp_path / "retriever").method == method
-    assert (
-        train(config=replace(QUICK, method=method, epochs=12, augment=False)).epochs == 0
-    )  # a complete run is not trained again
+    assert train(tmp_path / "retriever", config).epochs == 0  # a complete run is not trained again
 
 
 class Killed(BaseException):
@@ -171,9 +180,8 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("steps", [2, 5, 8])
-def test_a_killed_training_goes_on_as_if_it_had_not_been(train, tmp_path, monkeypatch, steps) -> None:
+def test_a_killed_training_goes_on_as_if_it_had_not_been(train, whole, tmp_path, monkeypatch, steps) -> None:
     config = replace(QUICK, save_every_s=1e-9)
-    train("whole", config)
     step, done = TrainingLoop.step, []
 
     def killed(*args):
@@ -185,10 +193,10 @@ def test_a_killed_training_goes_on_as_if_it_had_not_been(train, tmp_path, monkey
     with monkeypatch.context() as patch:
         patch.setattr(TrainingLoop, "step", killed)
         with pytest.raises(Killed):
-            train("killed", config)
-    train("killed", config)
-    whole, resumed = (load_file(tmp_path / name / "encoder/model.safetensors") for name in ("whole", "killed"))
-    for name, value in whole.items():
+            train(tmp_path / "killed", config)
+    train(tmp_path / "killed", config)
+    expected, resumed = (load_file(folder / "encoder/model.safetensors") for folder in (whole, tmp_path / "killed"))
+    for name, value in expected.items():
         torch.testing.assert_close(value, resumed[name], rtol=0, atol=0, msg=name)
 
 
@@ -231,11 +239,16 @@ def test_the_graph_finds_nearly_what_exact_search_finds() -> None:
 RETRIEVER = "--set retriever.epochs=2 --set retriever.blocks=1 --set retriever.batch_size=8"
 
 
+@pytest.fixture(scope="module")
+def retrieved_folder(prepare, area_folder) -> Path:
+    commands = (f"train-retriever {RETRIEVER}", "index --hnsw", "encode-queries --retriever retriever")
+    return prepare(area_folder, "retrieved", *commands)
+
+
 @pytest.fixture
-def retrieved(area):
+def retrieved(area, retrieved_folder, tmp_path):
     """A working directory with a trained retriever, its index and its photos."""
-    for command in (f"train-retriever {RETRIEVER}", "index --hnsw", "encode-queries --retriever retriever"):
-        area(command)
+    shutil.copytree(retrieved_folder, tmp_path, dirs_exist_ok=True)
     return area
 
 

@@ -98,7 +98,7 @@ class EncoderTask(Task):
     ) -> None:
         self.accelerator, self.network, self.encoder = accelerator, network, encoder
         self.areas, self.config, self.run = areas, config, run
-        self.reader = PhotoReader(encoder.photo_shape)
+        self.reader = PhotoReader(encoder.photo_shape, encoder.resampling)
         self.fused = accelerator.device.type == "cuda"
 
     @abstractmethod

@@ -88,14 +88,18 @@ class PhotoReader:
 
     Args:
         shape: height and width, pixels.
+        resampling: how photos are resized (`Encoder.resampling`).
+
+    Raises:
+        ConfigError: resampling is "reference", and OpenCV is not installed.
 
     Attributes:
         unreadable: path of each photo that could not be read, to the reason.
     """
 
-    def __init__(self, shape: tuple[int, int]) -> None:
+    def __init__(self, shape: tuple[int, int], resampling: str = "antialias") -> None:
         capacity = int(SHARE * psutil.virtual_memory().available) // (3 * shape[0] * shape[1])
-        self.reader = photo_reader.PhotoReader(shape, keep=capacity)
+        self.reader = photo_reader.PhotoReader(shape, resampling, keep=capacity)
         self.unreadable: dict[str, str] = {}
 
     def read(self, paths: Iterable[str], ahead: int) -> Iterator[NDArray[np.uint8] | None]:

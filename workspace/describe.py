@@ -75,6 +75,7 @@ def _encoder_facts(encoder: EncoderInfo) -> dict[str, Any]:
         "encoder_fingerprint": encoder.fingerprint,
         "image_size": encoder.image_size,
         "layout": encoder.layout,
+        "resampling": encoder.resampling,
         "features": encoder.width,
     }
 

@@ -128,6 +128,7 @@ def dataset_settings(
         ),
         encoder=_encoder_settings(folder, encoder, image_size),
     )
+    settings.encoder.resampling = "reference"
     settings.folder = folder
     return settings, open_photo_table(settings)
 

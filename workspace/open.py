@@ -70,7 +70,7 @@ def load_encoder(settings: Settings) -> Encoder:
 
     options = settings.encoder
     name = settings.encoder_folder or options.name
-    return Encoder.load(name, image_size=options.image_size, layout=options.layout)
+    return Encoder.load(name, image_size=options.image_size, layout=options.layout, resampling=options.resampling)
 
 
 def open_cache(settings: Settings, encoder: Encoder, imagery: Imagery | None = None) -> FeatureCache:
@@ -262,10 +262,16 @@ def open_locator(
     if retriever:
         if model or cache or experts:
             raise ConfigError("--model, --cache and --experts do not apply to --retriever: leave them out")
-        return _retrieval_locator(retriever, None, approximate)
-    if approximate:
-        raise ConfigError("--approximate goes with --retriever")
-    return load(model_folder(model, config_file), cache=cache, experts=experts)
+        locator = _retrieval_locator(retriever, None, approximate)
+    else:
+        if approximate:
+            raise ConfigError("--approximate goes with --retriever")
+        locator = load(model_folder(model, config_file), cache=cache, experts=experts)
+    if locator.expert.encoder.resampling == "reference":
+        from jzi.encode.photos import import_opencv
+
+        import_opencv()  # a service fails when it starts, not at its first photo
+    return locator
 
 
 def _retrieval_locator(folder: Path, device: str | None, approximate: bool) -> Locator:

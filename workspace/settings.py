@@ -63,11 +63,15 @@ class QuerySettings:
 
 @dataclass(config=_strict)
 class EncoderSettings:
-    """The encoder: a Hugging Face id or a folder, the size and layout of its input, and its batch size."""
+    """The encoder: a Hugging Face id or a folder, the size and layout of its input, and its batch size.
+
+    `resampling` is how photos are resized: "antialias", or "reference" as published checkpoints need, with OpenCV.
+    """
 
     name: str = "facebook/dinov2-base"
     image_size: int = Field(default=384, ge=1)
     layout: Literal["halves", "whole"] = "halves"
+    resampling: Literal["antialias", "reference"] = "antialias"
     batch_size: int = Field(default=32, ge=1)
 
 
@@ -244,7 +248,8 @@ def write_settings(settings: Settings) -> None:
         "queries": "A folder of photos with EXIF positions, or a CSV or Parquet table and its photos.\n"
         "# split_by: what stays together in a split, unless the table has a column `split`: sequence (drives), block\n"
         "# (of the map), photo, or auto (the first of these that gives three groups or more).",
-        "encoder": "A Hugging Face id or a folder; layout: halves (the paper's) or whole.",
+        "encoder": "A Hugging Face id or a folder; layout: halves (the paper's) or whole;\n"
+        "# resampling of photos: antialias, or reference as published checkpoints need.",
         "finetune": 'Training of the encoder with a decoder; blocks: number of its last blocks to train, or "all".',
         "cache": "The feature cache: a folder, or a URL such as s3://.",
         "decoder": "The paper's decoder; patch_tokens: patch tokens to read of each tile, which needs map.tokens.",
