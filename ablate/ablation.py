@@ -267,12 +267,11 @@ class Ablation:
         if not splits & ({split} if split else {"test", "val"}):
             raise TrainingError(f"{cache.path} has no photo to evaluate on: encode some, or give another --split")
         imagery = cache.imagery.fingerprint if cache.imagery else ""
-        cells = any(group.settings.decoder.look_ahead == "cells" for group in self.groups)
-        key = json.dumps([cache.encoder.fingerprint, imagery, plain(cache.pyramid), *(["cells"] if cells else [])])
+        key = json.dumps([cache.encoder.fingerprint, imagery, plain(cache.pyramid)])
         shared = self.folder / ".shared" / hashlib.sha256(key.encode()).hexdigest()[:12]
         with processes().main_process_first():
             if not (shared / "map.safetensors").exists():  # written last
-                write_shared(shared, cache.read_map(cells), settings.encoder_folder)
+                write_shared(shared, cache.read_map(), settings.encoder_folder)
         return _EncodedData(settings.encoder, cache.path, DataInfo.from_cache(cache, frame), shared)
 
     def _relative(self, path: Path | str) -> str:

@@ -173,8 +173,7 @@ def run_free(trials: Sequence[Trial]) -> None:
     for trial in trials:
         with trial.claim() as free:
             if free and trial.result is None:
-                cells = any(each.decoder.look_ahead == "cells" for each in trials)
-                data = data or TrainingData.load(FeatureCache.open(trial.cache), best_device(), cells=cells)
+                data = data or TrainingData.load(FeatureCache.open(trial.cache), best_device())
                 run_trial(trial, data)
 
 

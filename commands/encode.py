@@ -19,7 +19,7 @@ from jzi.commands.common import (
 @click.command("encode-map")
 @settings_options
 @click.option("--tokens", is_flag=True, help="Also store the tiles' patch tokens, which decoder.patch_tokens reads.")
-@click.option("--cells", is_flag=True, help='Also encode the terminal cells, which decoder.look_ahead = "cells" reads.')
+@click.option("--cells", is_flag=True, help="Also encode the terminal cells, which the experts cells and levels read.")
 @json_option
 def encode_map_command(config_file: Path, overrides: tuple[str, ...], tokens: bool, cells: bool, as_json: bool) -> None:
     """Encode the tiles of the map that the cache lacks."""

@@ -59,8 +59,7 @@ def train_decoder_command(
     unused = not any(name in NEED_CELLS for name in names)
     if unused and (ineffective := sorted(name for name in settings.overridden if name.startswith("heads."))):
         raise UsageError(f"--set {ineffective[0]} has no effect without the experts cells and levels: leave it out")
-    reads_cells = not unused or settings.decoder.look_ahead == "cells"
-    data = TrainingData.load(cache, best_device(), settings.train.views, reads_cells)
+    data = TrainingData.load(cache, best_device(), settings.train.views, cells=not unused)
     heads_init = settings.heads.init
     report = train_decoder(
         cache,

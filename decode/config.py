@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -22,8 +22,6 @@ class DecoderConfig:
         dropout: probability of dropout on tokens, attention, residuals and feed-forward layers, below 1.
         patch_tokens: number k of patch tokens per tile that the decoder reads in addition to the tile's embedding,
             those most similar to the photo; the cache must hold them (`jzi encode-map --tokens`).
-        look_ahead: "none" as in the paper; "children" to score each child by its embedding too; "cells" to do so in
-            the last step too, where the children are terminal cells, whose embeddings the cache must hold.
 
     Raises:
         ConfigError: the type or the range of a value is wrong.
@@ -35,7 +33,6 @@ class DecoderConfig:
     heads: Annotated[int, Field(ge=1)] = 8
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     patch_tokens: Annotated[int, Field(ge=0)] = 0
-    look_ahead: Literal["none", "children", "cells"] = "none"
 
     def __post_init__(self) -> None:
         check_settings("decoder", self)
@@ -58,5 +55,4 @@ class DecoderConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the entries for config.json and run fingerprints; options that are off are left out."""
-        off = (("patch_tokens", 0), ("look_ahead", "none"))
-        return {name: value for name, value in asdict(self).items() if (name, value) not in off}
+        return {name: value for name, value in asdict(self).items() if (name, value) != ("patch_tokens", 0)}

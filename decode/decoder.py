@@ -13,7 +13,6 @@ import torch.nn.functional as F  # noqa: N812 - its name everywhere
 from torch import Tensor, nn
 
 from jzi.decode.config import DecoderConfig
-from jzi.decode.look_ahead import LookAhead
 from jzi.errors import ConfigError
 
 
@@ -170,9 +169,8 @@ class ZoomDecoder(nn.Module):
         self.output_head = nn.Linear(config.width, config.actions, bias=False)
         self.dropout = nn.Dropout(config.dropout)
         self.apply(_initialise)
-        self.look_ahead = None if config.look_ahead == "none" else LookAhead(config)
 
-    def forward(self, query: Tensor, tiles: Tensor, actions: Tensor, children: Tensor | None = None) -> Tensor:
+    def forward(self, query: Tensor, tiles: Tensor, actions: Tensor) -> Tensor:
         """Score all steps at once, teacher-forced.
 
         Args:
@@ -180,7 +178,6 @@ class ZoomDecoder(nn.Module):
             tiles: (batch, step, feature) tiles along the true path, or (batch, step, 1 + k, feature), each tile's
                 embedding followed by its patch tokens.
             actions: (batch, step) int64 true actions; the last one is not used.
-            children: (batch, step, action, feature) from `TileTable.children`, for decoders with `look_ahead`.
 
         Returns:
             (batch, step, action) logits.
@@ -189,47 +186,37 @@ class ZoomDecoder(nn.Module):
         before = torch.cat([query[:, None], self.action_embed(actions[:, :-1])], dim=1)  # (batch, step, feature)
         groups = torch.cat([before[:, :, None], tiles], dim=2)  # query, tile_0, ...; action_0, tile_1, ...; ...
         hidden, _ = self._run(groups.flatten(1, 2), None)
-        return self._score(hidden.unflatten(1, groups.shape[1:3])[:, :, -1], children)
+        return self.output_head(hidden.unflatten(1, groups.shape[1:3])[:, :, -1])
 
-    def prefill(self, query: Tensor, tile: Tensor, children: Tensor | None = None) -> tuple[Tensor, KeyValues]:
+    def prefill(self, query: Tensor, tile: Tensor) -> tuple[Tensor, KeyValues]:
         """Score the first step.
 
         Args:
             query: (batch, feature) embeddings of photos.
             tile: (batch, feature) of the tile of level 0, or (batch, 1 + k, feature) with its patch tokens.
-            children: (batch, action, feature), for decoders with `look_ahead`.
 
         Returns:
             (batch, action) logits and the key/value cache for `step`.
         """
-        return self._step(query, tile, None, children)
+        return self._step(query, tile, None)
 
-    def step(
-        self, action: Tensor, tile: Tensor, past: KeyValues, children: Tensor | None = None
-    ) -> tuple[Tensor, KeyValues]:
+    def step(self, action: Tensor, tile: Tensor, past: KeyValues) -> tuple[Tensor, KeyValues]:
         """Score the next step.
 
         Args:
             action: (batch,) int64 action taken in the previous step.
             tile: (batch, feature) of the tile entered, or (batch, 1 + k, feature) with its patch tokens.
             past: key/value cache of the previous step.
-            children: (batch, action, feature), for decoders with `look_ahead`.
 
         Returns:
             As from `prefill`.
         """
-        return self._step(self.action_embed(action), tile, past, children)
+        return self._step(self.action_embed(action), tile, past)
 
-    def _step(
-        self, before: Tensor, tile: Tensor, past: KeyValues | None, children: Tensor | None
-    ) -> tuple[Tensor, KeyValues]:
+    def _step(self, before: Tensor, tile: Tensor, past: KeyValues | None) -> tuple[Tensor, KeyValues]:
         group = torch.cat([before[:, None], tile if tile.ndim == 3 else tile[:, None]], dim=1)
         hidden, present = self._run(group, past)
-        return self._score(hidden[:, -1], children), present
-
-    def _score(self, hidden: Tensor, children: Tensor | None) -> Tensor:
-        logits = self.output_head(hidden)
-        return logits if self.look_ahead is None else logits + self.look_ahead(hidden, children)
+        return self.output_head(hidden[:, -1]), present
 
     def _run(self, tokens: Tensor, past: KeyValues | None) -> tuple[Tensor, KeyValues]:
         x = self.dropout(tokens)

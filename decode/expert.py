@@ -164,8 +164,8 @@ class ZoomExpert:
         correct = torch.zeros(truth.shape[1], dtype=torch.float64)
         for part in torch.arange(len(truth)).split(decoder.config.batch(BATCH)):
             photos = query[part].to(table.device).float()
-            tokens, children = table.inputs(decoder.config, tiles[part], photos)
-            logits = decoder(photos, tokens, actions[part], children)
+            tokens = table.tokens(tiles[part], photos, decoder.config.patch_tokens)
+            logits = decoder(photos, tokens, actions[part])
             logits = logits.masked_fill(~table.child_mask[tiles[part]], -torch.inf)
             correct += (logits.argmax(-1) == actions[part]).sum(0).cpu()
         return tuple((correct / len(truth)).tolist())

@@ -85,27 +85,22 @@ class ZoomModel:
         return (self.folder / MAP).exists()
 
     def read_map(self, cache: FeatureCache | None = None) -> MapEmbeddings:
-        """Read the map's embeddings, including the terminal cells if the decoder reads them.
+        """Read the map's embeddings.
 
         Args:
             cache: cache to read from; the model folder by default.
 
         Raises:
-            ModelError: the folder has no map, or it is damaged or lacks the terminal cells.
+            ModelError: the folder has no map, or it is damaged.
             CacheMismatchError: the cache belongs to another encoder, pyramid or imagery.
-            CacheError: the cache lacks the terminal cells.
         """
-        cells = self.decoder.config.look_ahead == "cells"
         if cache is None:
             file = self.folder / MAP
             if file.exists():
                 verify_file(self.folder, self._config, MAP)
-            features = MapEmbeddings.load(file, self.pyramid)
-            if cells and features.cells is None:
-                raise ModelError(f"{file} lacks the terminal cells, which this decoder reads: copy the model again")
-            return features
+            return MapEmbeddings.load(file, self.pyramid)
         self.check(cache)
-        return cache.read_map(cells)
+        return cache.read_map()
 
     def check(self, cache: FeatureCache) -> None:
         """Check that a cache fits the model.

@@ -62,7 +62,7 @@ def zoom(
         The paths.
 
     Raises:
-        CacheError: the decoder reads patch tokens or terminal cells, and the table has none.
+        CacheError: the decoder reads patch tokens, and the table has none.
         ConfigError: the decoder reads more patch tokens than a tile has.
     """
     limit = max(1, decoder.config.batch(HYPOTHESES) // beams)
@@ -80,14 +80,12 @@ def zoom(
     past: KeyValues | None = None
     for level in range(pyramid.levels):
         tile = table.index(level, row, col)  # (query, beam)
-        tokens, children = table.inputs(decoder.config, tile, query)
-        tokens = tokens.flatten(0, 1)  # (query * beam, ...)
-        children = None if children is None else children.flatten(0, 1)
+        tokens = table.tokens(tile, query, decoder.config.patch_tokens).flatten(0, 1)  # (query * beam, ...)
         tile = tile.flatten()
         if past is None:
-            logits, past = decoder.prefill(query.float(), tokens, children)
+            logits, past = decoder.prefill(query.float(), tokens)
         else:
-            logits, past = decoder.step(paths[..., -1].flatten(), tokens, past, children)
+            logits, past = decoder.step(paths[..., -1].flatten(), tokens, past)
         if temperature is not None:
             logits = logits / temperature[level]
         logits = logits.float().masked_fill(~table.child_mask[tile], -torch.inf)

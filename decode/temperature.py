@@ -20,8 +20,8 @@ def _logits(decoder: ZoomDecoder, table: TileTable, samples: ZoomDataset) -> Ten
     parts = []
     for index in torch.arange(len(samples), device=table.device).split(decoder.config.batch(1024)):
         tiles, query = samples.tiles[index], samples.query[index, 0].float()
-        tokens, children = table.inputs(decoder.config, tiles, query)
-        logits = decoder(query, tokens, samples.actions[index], children)
+        tokens = table.tokens(tiles, query, decoder.config.patch_tokens)
+        logits = decoder(query, tokens, samples.actions[index])
         parts.append(logits.masked_fill(~table.child_mask[tiles], MASKED_LOGIT))
     return torch.cat(parts)
 

@@ -14,7 +14,6 @@ from jzi.errors import CacheError
 from jzi.store.map_embeddings import NODATA, MapEmbeddings
 
 if TYPE_CHECKING:
-    from jzi.decode.config import DecoderConfig
     from jzi.decode.patch_tokens import PatchTokens
 
 
@@ -27,8 +26,7 @@ class TileTable:
         patches: the tiles' patch tokens, if the map has them.
 
     Attributes:
-        embedding: (tile, feature) float16 on the device; zeros where there is no imagery. The terminal cells follow
-            the tiles if `features` has them.
+        embedding: (tile, feature) float16 on the device; zeros where there is no imagery.
         child_mask: (tile, action) bool on the device; False for children without imagery, which search never enters.
         offsets: index of the first tile of each level.
         patches: the tiles' patch tokens, or None.
@@ -40,8 +38,7 @@ class TileTable:
         self.patches = patches
         self.pyramid = features.pyramid
         self.width = features.width
-        grids = [*features.embedding, *([] if features.cells is None else [features.cells])]
-        flat = np.concatenate([np.nan_to_num(grid).reshape(-1, features.width) for grid in grids])
+        flat = np.concatenate([np.nan_to_num(grid).reshape(-1, features.width) for grid in features.embedding])
         self.embedding = torch.from_numpy(flat).to(device)
         levels = range(self.pyramid.levels)
         child_mask = np.concatenate([_by_parent(features.status[k + 1] != NODATA, self.pyramid.grid) for k in levels])
@@ -74,23 +71,6 @@ class TileTable:
             col: int64 of the same shape.
         """
         return self.offsets[level] + row * self.pyramid.tiles_per_side(level) + col
-
-    def inputs(self, config: DecoderConfig, tile: Tensor, query: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Look up a decoder's input for tiles.
-
-        Args:
-            config: of the decoder.
-            tile: (photo, n) indices.
-            query: (photo, feature) embeddings of the photos.
-
-        Returns:
-            The results of `tokens` and `children`.
-
-        Raises:
-            CacheError: the decoder reads patch tokens or terminal cells, and the map has none.
-            ConfigError: the decoder reads more patch tokens than a tile has.
-        """
-        return self.tokens(tile, query, config.patch_tokens), self.children(tile, config.look_ahead)
 
     def tokens(self, tile: Tensor, query: Tensor, patch_tokens: int) -> Tensor:
         """Look up the tokens of tiles.
@@ -131,35 +111,6 @@ class TileTable:
             )
         self.patches.check(patch_tokens)
         return self.patches
-
-    def children(self, tile: Tensor, look_ahead: str) -> Tensor | None:
-        """Look up the embeddings of the children of tiles.
-
-        Args:
-            tile: (...) indices.
-            look_ahead: as in `DecoderConfig`.
-
-        Returns:
-            None for "none", else (..., action, feature) float32; zeros where there is no imagery, and for terminal
-            cells unless `look_ahead` is "cells".
-
-        Raises:
-            CacheError: `look_ahead` is "cells" and the map has no terminal cells.
-        """
-        if look_ahead == "none":
-            return None
-        g, tiles = self.pyramid.grid, self.pyramid.tile_count
-        if look_ahead == "cells" and len(self.embedding) == tiles:
-            raise CacheError("decoder.look_ahead is cells, but the map has none: run `jzi encode-map --cells`")
-        first = torch.tensor([*self.offsets, tiles], device=tile.device)
-        level = torch.bucketize(tile, first, right=True) - 1
-        side = g**level
-        row, col = (tile - first[level]) // side, (tile - first[level]) % side
-        child = torch.arange(g * g, device=tile.device)
-        rows, cols = row[..., None] * g + child // g, col[..., None] * g + child % g  # (..., action)
-        index = first[level + 1][..., None] + rows * (g * side)[..., None] + cols
-        included = index < (len(self.embedding) if look_ahead == "cells" else tiles)
-        return self.embedding[torch.where(included, index, 0)].float() * included[..., None]
 
     def tiles_along(self, paths: NDArray[np.int64]) -> Tensor:
         """Return the tiles along paths, from level 0 on.

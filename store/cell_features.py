@@ -16,7 +16,7 @@ from jzi.store.storage import COMPRESSORS, corrupt, storage_errors
 CHUNK = 32
 
 #: How to encode cells, for error messages.
-HINT = "run `jzi index` for retrieval, or `jzi encode-map --cells` for a decoder that reads them"
+HINT = "run `jzi index` for retrieval, or `jzi encode-map --cells` for the experts cells and levels"
 
 
 class CellFeatures:

@@ -55,18 +55,6 @@ def test_an_area_from_nothing_to_a_located_photo(area, tmp_path) -> None:
     assert "confidence" in area("locate photos/day0/000.jpg").stdout
 
 
-def test_a_decoder_that_looks_at_the_cells_is_told_how_to_get_them(trained, tmp_path) -> None:
-    cells = f"train-decoder {FAST} --set decoder.look_ahead=cells --set model.path=cells"
-    assert "encode-map --cells" in trained(cells, 2).stderr
-    assert json.loads(trained("encode-map --cells --json").stdout)["cells"]["encoded"] == 4096
-    assert trained("encode-map --cells").stdout.count(" reused") == 2
-    trained(cells)
-    trained("evaluate --set model.path=cells --estimates")
-    shutil.move(tmp_path / "cells", tmp_path / "moved")
-    assert "confidence" in trained("locate photos/day0/000.jpg --model moved").stdout
-    assert "look_ahead" in trained("finetune --set decoder.look_ahead=cells -o other", 2).stderr
-
-
 FINETUNED = "--set encoder.name=finetuned/encoder --set cache.path=finetuned.zarr"
 
 

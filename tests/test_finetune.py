@@ -421,10 +421,10 @@ def test_settings_that_make_no_sense_are_refused(wrong) -> None:
         FinetuneConfig(**wrong)
 
 
-def test_a_decoder_that_looks_ahead_is_refused(city) -> None:
-    ahead = replace(SMALL, look_ahead="children")
+def test_a_decoder_that_reads_patch_tokens_is_refused(city) -> None:
+    reading = replace(SMALL, patch_tokens=2)
     with pytest.raises(ConfigError, match="train-decoder"):
-        finetune([(city.imagery(), city.table())], city.encoder(), city.folder / "finetuned", ahead, QUICK)
+        finetune([(city.imagery(), city.table())], city.encoder(), city.folder / "finetuned", reading, QUICK)
     assert not (city.folder / "finetuned").exists()
 
 

@@ -6,7 +6,6 @@ import importlib.util
 import itertools
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -26,14 +25,12 @@ from jzi.decode.expert import ZoomExpert
 from jzi.decode.model import ZoomModel
 from jzi.decode.search import greedy_paths
 from jzi.decode.tile_table import TileTable
-from jzi.errors import CacheError, CacheMismatchError, ConfigError, ModelError, TrainingError
+from jzi.errors import CacheMismatchError, ConfigError, ModelError, TrainingError
 from jzi.evaluate.metrics import RADII, Evaluation, cell_error
 from jzi.evaluate.photos import LabelledPhotos
 from jzi.evaluate.protocol import evaluate
 from jzi.store.cache import ENCODED, NODATA, FeatureCache
-from jzi.store.cell_features import CellFeatures
 from jzi.store.info import EncoderInfo
-from jzi.store.model_folder import record_files
 from jzi.store.photo_features import PhotoFeatures
 from jzi.store.pyramid import Pyramid, geodesic_distance
 from jzi.train.config import TrainConfig
@@ -396,13 +393,12 @@ def test_training_starts_from_the_decoder_that_is_given(cache, tmp_path) -> None
 
 
 def test_an_override_that_the_start_contradicts_is_refused(cache, tmp_path) -> None:
-    train_decoder(cache, tmp_path / "first", replace(SMALL, look_ahead="children"), replace(QUICK, epochs=1))
+    train_decoder(cache, tmp_path / "first", SMALL, replace(QUICK, epochs=1))
     start = ZoomModel.load(tmp_path / "first")
     for name, value, actual in (
         ("layers", 5, 2),
         ("heads", 4, 2),
         ("width", 32, 16),
-        ("look_ahead", "none", "children"),
     ):
         other = replace(start.decoder.config, **{name: value})
         with pytest.raises(
@@ -414,61 +410,6 @@ def test_an_override_that_the_start_contradicts_is_refused(cache, tmp_path) -> N
     same = replace(start.decoder.config, dropout=0.3, patch_tokens=4)
     check_overrides(same, {f"decoder.{name}" for name in vars(same)}, start, "train.init")
     assert make_decoder(same, start).config == same
-
-
-# Looking ahead
-
-
-AHEAD = replace(SMALL, look_ahead="children")
-
-
-def test_looking_ahead_resumes_exactly_and_is_never_mixed_with_training_without_it(
-    cache, tmp_path, monkeypatch
-) -> None:
-    train_decoder(cache, tmp_path / "whole", AHEAD, QUICK)
-    train_decoder(cache, tmp_path / "plain", SMALL, QUICK)
-    assert metrics_of(tmp_path / "whole") != metrics_of(tmp_path / "plain")
-    kill_in_epoch(monkeypatch, 2)
-    with pytest.raises(Killed):
-        train_decoder(cache, tmp_path / "parts", AHEAD, QUICK)
-    monkeypatch.undo()
-    train_decoder(cache, tmp_path / "parts", AHEAD, QUICK)
-    assert metrics_of(tmp_path / "parts") == metrics_of(tmp_path / "whole")
-    evaluate_model(tmp_path / "whole", cache.path)
-    with pytest.raises(ModelError, match="other settings"):
-        train_decoder(cache, tmp_path / "whole", SMALL, QUICK)
-    with pytest.raises(ModelError, match="other settings"):
-        train_decoder(cache, tmp_path / "plain", AHEAD, QUICK)
-
-
-def test_a_run_that_does_not_look_ahead_has_the_fingerprint_it_had_before_decoders_could(cache) -> None:
-    info = TrainingData.load(cache).info
-    known = set(training.run_fingerprint(info, SMALL, QUICK, None))
-    assert "decoder.look_ahead" not in known
-    assert set(training.run_fingerprint(info, AHEAD, QUICK, None)) > known
-
-
-def test_a_decoder_that_looks_at_cells_carries_them_along(cache, tmp_path) -> None:
-    ahead = replace(SMALL, look_ahead="cells")
-    with pytest.raises(CacheError, match="holds no cells"):
-        train_decoder(cache, tmp_path / "cells", ahead, QUICK)
-    assert not (tmp_path / "cells").exists()
-    side = cache.pyramid.tiles_per_side(2)
-    cells = CellFeatures.require(cache.group, cache.path, side, WIDTH, 160.0)
-    embedding = np.random.default_rng(3).normal(size=(side, side, WIDTH)).astype(np.float16)
-    cells.write((slice(0, side), slice(0, side)), np.full((side, side), ENCODED, np.uint8), embedding)
-    train_decoder(cache, tmp_path / "cells", ahead, QUICK)
-    train_decoder(cache, tmp_path / "plain", SMALL, QUICK)
-    model = ZoomModel.load(tmp_path / "cells")
-    assert (model.read_map().cells == embedding).all() and (model.read_map(cache).cells == embedding).all()
-    assert ZoomModel.load(tmp_path / "plain").read_map().cells is None
-    query = TrainingData.load(cache).test.query[:, 0]
-    alone, without = (greedy_paths(model.decoder, TileTable(model.read_map(each)), query) for each in (None, cache))
-    assert (alone == without).all()
-    shutil.copy(tmp_path / "plain" / "map.safetensors", tmp_path / "cells" / "map.safetensors")
-    record_files(tmp_path / "cells")
-    with pytest.raises(ModelError, match="lacks the terminal cells"):
-        ZoomModel.load(tmp_path / "cells").read_map()
 
 
 # Evaluation

@@ -90,7 +90,7 @@ class TrainingData:
             cache: a complete cache.
             device: device of the embeddings.
             views: maximum number of augmented views to load for a training photo.
-            cells: whether to read the terminal cells, which a decoder with `look_ahead` "cells" needs.
+            cells: whether to read the terminal cells, which the experts cells and levels need.
 
         Raises:
             CacheError: the cache is incomplete or damaged.

@@ -22,7 +22,7 @@ from jzi.decode.decoder import ZoomDecoder
 from jzi.decode.model import ZoomModel, create_folder, read_zoom_config, save_tensors
 from jzi.decode.temperature import fit_temperature
 from jzi.decode.tile_table import TileTable
-from jzi.errors import CacheError, TrainingError
+from jzi.errors import TrainingError
 from jzi.store.cache import FeatureCache
 from jzi.store.model_folder import MAP, update_config, write_file
 from jzi.train.cache_task import CacheTask
@@ -72,7 +72,9 @@ def train_decoder(
         KeyboardInterrupt: Ctrl-C was pressed; the state is saved.
     """
     accelerator = make_accelerator(config, folder)
-    data = _checked_data(data, cache, accelerator.device, config.views, decoder_config.look_ahead == "cells")
+    data = data or TrainingData.load(cache, accelerator.device, config.views)
+    if not len(data.train):
+        raise TrainingError(f"{data.path} has no photo to train on: none with split 'train' lies on the map's imagery")
     info, table, train, val = data.info, data.table, data.train.with_views(config.views), data.val
     decoder_config = replace(decoder_config, width=info.encoder.width, actions=info.pyramid.actions)
     torch.manual_seed(config.seed)
@@ -109,30 +111,13 @@ def train_decoder(
     )
 
 
-def _checked_data(
-    data: TrainingData | None, cache: FeatureCache, device: torch.device, views: int, cells: bool
-) -> TrainingData:
-    """The data to train on, loaded from the cache if it is None; raises if it has no photos or lacks the cells."""
-    data = data or TrainingData.load(cache, device, views, cells)
-    if cells and data.map_embeddings.cells is None:
-        raise CacheError(
-            f"decoder.look_ahead is cells, but the data of {data.path} have no cells: load them with `cells=True`"
-        )
-    if not len(data.train):
-        raise TrainingError(f"{data.path} has no photo to train on: none with split 'train' lies on the map's imagery")
-    return data
-
-
 def _create_model(
     folder: Path, decoder_config: DecoderConfig, data: TrainingData, encoder_folder: Path | None, keep_map: bool
 ) -> None:
     info = data.info
     create_folder(folder, decoder_config, info.pyramid, info.encoder, encoder_folder, info.imagery)
     if keep_map:
-        map_embeddings = data.map_embeddings
-        if decoder_config.look_ahead != "cells":
-            map_embeddings = replace(map_embeddings, cells=None)
-        write_file(folder, MAP, map_embeddings.save)
+        write_file(folder, MAP, replace(data.map_embeddings, cells=None).save)
 
 
 class DecoderTask(CacheTask):
@@ -174,8 +159,7 @@ class DecoderTask(CacheTask):
         tiles, actions = self.train.tiles[part], self.train.actions[part]  # (batch, step)
         query = self.train.query[part, self.view[part]].float()
         with self.accelerator.autocast():
-            tokens, children = self.table.inputs(self.network.config, tiles, query)
-            logits = model(query, tokens, actions, children)
+            logits = model(query, self.table.tokens(tiles, query, self.network.config.patch_tokens), actions)
         smoothing = self.config.label_smoothing
         return F.cross_entropy(logits.float().flatten(0, 1), actions.flatten(), label_smoothing=smoothing)
 
@@ -214,5 +198,4 @@ def run_fingerprint(
         "imagery": info.imagery.fingerprint[:16] if info.imagery else "",
         "views": info.augmentation if config.views else {},
         "photos": info.photos,
-        **({"cell_m": info.cell_m} if decoder_config.look_ahead == "cells" else {}),
     }

@@ -33,6 +33,7 @@ from jzi.store.model_folder import (
     ZoomModelConfig,
     read_config,
     update_config,
+    verify_file,
     write_file,
 )
 from jzi.train.config import HeadsTrainingConfig
@@ -177,12 +178,13 @@ def _train_heads(
 ) -> DenseExpert:
     """Train the heads of an expert, unless a complete run exists, and write the expert's file."""
     file = EXPERT_FILES[name]
-    fingerprint = {**_fingerprint(data, config, views), "heads.init": file_sha256(start / file)[:16] if start else ""}
+    initial = _initial_heads(start, file) if start else None
+    fingerprint = {**_fingerprint(data, config, views), "heads.init": file_sha256(initial)[:16] if initial else ""}
     run = TrainingRun(folder, fingerprint, name=name, weights=file)
     torch.manual_seed(config.seed)
     task = HEADS_TASKS[name](accelerator, data, config, run, views)
-    if start:
-        _load_weights(task.network, start / file, "heads.init")
+    if initial:
+        _load_weights(task.network, initial, "heads.init must name a model with heads of the same settings and encoder")
     state = run.resume()
     if state["epoch"] < config.epochs:
         if accelerator.is_main_process:
@@ -198,6 +200,14 @@ def _train_heads(
         write_file(folder, file, expert.save)
         _record(folder, name, expert.entries())
     return expert
+
+
+def _initial_heads(start: Path, file: str) -> Path:
+    """The verified file of a model folder whose heads to start from."""
+    config = read_config(start)
+    if file not in config.files:
+        raise ConfigError(f"heads.init is {start}, which has no {file}: give another model, or leave it out")
+    return verify_file(start, config, file)
 
 
 def _load_weights(network: torch.nn.Module, path: Path, hint: str) -> None:

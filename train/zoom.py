@@ -24,8 +24,7 @@ from jzi.train.run import Metrics
 def start_config(config: DecoderConfig, start: ZoomModel | None) -> DecoderConfig:
     """The architecture of a decoder that is initialized from a model: the model's, with the dropout of `config`.
 
-    Patch tokens have no parameters, and a decoder that looks ahead can be initialized from one that does not: `config`
-    sets both, unless it has the defaults (0 and "none"), which stand for the model's.
+    Patch tokens have no parameters: `config` sets their number, unless it is 0, which stands for the model's.
 
     Args:
         config: the settings of the decoder.
@@ -35,8 +34,7 @@ def start_config(config: DecoderConfig, start: ZoomModel | None) -> DecoderConfi
         return config
     start_architecture = start.decoder.config
     patch_tokens = config.patch_tokens or start_architecture.patch_tokens
-    look_ahead = start_architecture.look_ahead if config.look_ahead == "none" else config.look_ahead
-    return replace(start_architecture, dropout=config.dropout, patch_tokens=patch_tokens, look_ahead=look_ahead)
+    return replace(start_architecture, dropout=config.dropout, patch_tokens=patch_tokens)
 
 
 def check_overrides(config: DecoderConfig, overridden: Collection[str], start: ZoomModel | None, init: str) -> None:
@@ -112,7 +110,7 @@ def _loss(decoder: ZoomDecoder, table: TileTable, dataset: ZoomDataset) -> float
     total = torch.zeros((), device=table.device)
     for index in torch.arange(len(dataset), device=table.device).split(decoder.config.batch(BATCH)):
         query, actions = dataset.query[index, 0].float(), dataset.actions[index]
-        tokens, children = table.inputs(decoder.config, dataset.tiles[index], query)
-        logits = decoder(query, tokens, actions, children)
+        tokens = table.tokens(dataset.tiles[index], query, decoder.config.patch_tokens)
+        logits = decoder(query, tokens, actions)
         total += F.cross_entropy(logits.flatten(0, 1), actions.flatten(), reduction="sum")
     return float(total) / dataset.actions.numel()

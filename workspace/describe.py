@@ -13,7 +13,7 @@ from jzi.decode.model import ZoomModel
 from jzi.errors import JziError
 from jzi.store.cache import ENCODED
 from jzi.store.info import EncoderInfo, ImageryInfo
-from jzi.store.model_folder import CONFIG, ENCODER, GRAPH, RetrieverModelConfig
+from jzi.store.model_folder import CONFIG, ENCODER, GRAPH, RetrieverModelConfig, ZoomModelConfig
 from jzi.store.pyramid import Pyramid
 from jzi.store.storage import exists, is_url
 from jzi.workspace.caches import inspect_cache, inspect_model
@@ -116,12 +116,27 @@ def _model(folder: Path) -> Info:
             "encoder_is": "in the folder" if carried else "fetched from the Hugging Face hub",
             "decoder": f"{architecture.layers} layers, {architecture.heads} heads, width {architecture.width}",
             **({"patch_tokens": architecture.patch_tokens} if architecture.patch_tokens else {}),
-            **({"look_ahead": architecture.look_ahead} if architecture.look_ahead != "none" else {}),
             "parameters": sum(parameter.numel() for parameter in model.decoder.parameters()),
             "tiles": _tile_count(model) if info.has_map else "no map: give a cache",
+            **(_experts(config) if isinstance(config, ZoomModelConfig) else {}),
         }
     kind = "retriever" if isinstance(config, RetrieverModelConfig) else "model"
     return Info(str(folder), kind, facts, config.pyramid, config.encoder, *_imagery(config.imagery))
+
+
+def _experts(config: ZoomModelConfig) -> dict[str, Any]:
+    """The experts with their weights and gains; nothing if the zoom is the only one."""
+    if not config.experts:
+        return {}
+    names, fusion = ["zoom", *config.experts], config.fusion
+    if fusion is None:
+        return {"experts": names, "weights": "none fitted: there were no validation photos"}
+    weights = fusion.weights["+".join(sorted(names))]
+    return {
+        "experts": [f"{name} ({f'weight {weights[name]:.2f}' if weights[name] else 'left out'})" for name in names],
+        "gains": [f"{name} {gain:+.3f} ± {error:.3f}" for name, (gain, error) in fusion.gains.items()],
+        "fused_on": f"{fusion.photos} validation photos",
+    }
 
 
 def _imagery(info: ImageryInfo | None) -> tuple[frozenset[str], str | None]:
