@@ -7,7 +7,8 @@
 CITY is any folder with a jzi.toml. Every method trains the encoder of jzi.toml for the same number of passes over the
 training photos; then cells or tiles and the held-out photos are encoded, and the photos are located from the cache.
 Each step is a jzi command in a separate process; finished steps are not repeated, so an interrupted comparison resumes.
-Memory is the peak of the process that locates.
+Memory is the peak of the process that locates. All experts read the zoom's embeddings of photos; the terminal cells
+that two of them read are encoded in addition.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def methods(passes: int, rate: float, retriever_rate: float, stage_two: str, set
     }
     for stage, settings_of in stages.items():
         model = f"{cache} --set model.path={folder}-{stage}"
-        prepare = (f"encode-map {cache}", f"encode-queries {cache}", f"train-decoder {model} {settings_of}")
+        prepare = (f"encode-map --cells {cache}", f"encode-queries {cache}", f"train-decoder {model} {settings_of}")
         label = "zoom" if stage == "joint" else "zoom, then stage two"
         rows.append(Method(label, f"{folder}-{stage}", f"{folder}.zarr", train, prepare, f"evaluate {model}"))
     for loss in ("sample4geo", "infonce", "transgeo"):
@@ -228,6 +229,10 @@ def main(
         recall_at = [evaluation.get(f"recall@{k}") for k in (1, 5, 10)]
         ranks = " / ".join(f"{100 * recall['value']:.1f}" for recall in recall_at if recall) or _exact(evaluation)
         click.echo(f"| {method.name} | {recalls} | {ranks} % |")
+        for name, figures in evaluation.get("experts", {}).items():
+            recalls = " | ".join(_interval(figures[f"recall@{radius}m"]) for radius in (40, 50, 100))
+            cross_view = "" if name in ("vpr", "fused") else ", cross-view"
+            click.echo(f"| {method.name}: {name}, most probability within 50 m{cross_view} | {recalls} | |")
     click.echo(
         "\n| | training photos/s | training | encoding, stage two | database | look-ups | MFLOP | ms | memory |\n"
         "|---|---|---|---|---|---|---|---|---|"

@@ -13,7 +13,7 @@ from jzi.evaluate.calibration import calibration_error
 from jzi.evaluate.metrics import RADII, Interval, error_intervals
 from jzi.evaluate.photos import LabelledPhotos
 from jzi.locate.expert import Expert
-from jzi.locate.fusion import combine
+from jzi.locate.fusion import combine, positive
 from jzi.locate.location import LocateOptions
 from jzi.locate.posterior import Posterior, most_probable_discs
 from jzi.store.pyramid import geodesic_distance
@@ -75,7 +75,7 @@ def evaluate_experts(
         posteriors = {name: expert.posterior(photos.query[part], options) for name, expert in experts.items()}
         single = dict(posteriors)
         for name, weights in fusions.items():
-            used = {expert: weight for expert, weight in weights.items() if weight > 0}
+            used = positive(weights)
             if list(used) == ["zoom"]:  # calibrated by the temperatures of its steps
                 posteriors[name] = single["zoom"]
             else:

@@ -8,7 +8,7 @@ cells that it did not reach, its residual, is spread evenly over them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -29,7 +29,7 @@ FLOOR = 1e-4
 CLEAR = 1.64
 
 #: Most probable cells of each expert on which weights are fitted, and maximum number of steps of the fit.
-FIT_CELLS, NEWTON_STEPS = 512, 30
+FIT_CELLS, NEWTON_STEPS = 256, 30
 
 #: Maximum number of cells in a fused posterior; the probability of the others becomes its residual.
 MAX_CELLS = 8192
@@ -99,6 +99,12 @@ class FusedExpert:
     def uncalibrated(self) -> FusedExpert | None:
         """The product of the posteriors without weights."""
         return FusedExpert(self.experts, [1.0] * len(self.experts))
+
+
+def positive(weights: Mapping[str, float]) -> dict[str, float]:
+    """The weights above 0; the first one if none is, with which the fusion is uniform."""
+    used = {name: weight for name, weight in weights.items() if weight > 0}
+    return used or dict([next(iter(weights.items()))])
 
 
 def combine(experts: Sequence[Expert], posteriors: Sequence[Posterior], weights: Sequence[float]) -> Posterior:
@@ -237,44 +243,71 @@ class Stacked:
         return torch.where(match.any(-1), inside, residual - self.log_count)
 
 
-def fit_weights(
-    names: Sequence[str], posteriors: Sequence[Posterior], cell_mask: NDArray[np.bool_], key: NDArray[np.int64]
-) -> FusionWeights:
-    """Fit the weights of trained experts by maximum likelihood of the true cells of validation photos.
-
-    Does no harm: the expert with the least gain is dropped, and the others are fitted again, until the gain of each
-    exceeds zero by `CLEAR` standard errors over the photos.
+class FusionFit:
+    """Fits the weights of trained experts, and of subsets of them, by maximum likelihood on validation photos.
 
     Args:
         names: names of the experts.
-        posteriors: posterior of each expert for the validation photos.
+        posteriors: (expert,) their posteriors for the validation photos.
         cell_mask: (row, col) whether each cell has imagery.
         key: (photo,) row * columns + column of the true cells.
     """
-    stacked = Stacked.of([each.top(FIT_CELLS) for each in posteriors], cell_mask, [FLOOR] * len(names))
-    used = list(range(len(names)))
-    gains: dict[str, tuple[float, float]] = {}
-    while True:
-        weights = _fit(stacked.select(used), key)
-        if len(used) == 1:
-            break
-        full = stacked.select(used).log_likelihood(weights, key)
-        lower_bounds = {}
-        for place, expert in enumerate(used):
-            others = stacked.select([each for each in used if each != expert])
-            gain = full - others.log_likelihood(_fit(others, key), key)
-            error = float(gain.std() / len(gain) ** 0.5) if len(gain) > 1 else float("inf")
-            gains[names[expert]] = float(gain.mean()), min(error, 1e9)
-            lower_bounds[place] = float(gain.mean()) - CLEAR * error
-        worst = min(lower_bounds, key=lambda place: lower_bounds[place])
-        if lower_bounds[worst] > 0:
-            break
-        del used[worst]
-    fitted = {names[expert]: float(weight) for expert, weight in zip(used, weights, strict=True)}
-    return FusionWeights({name: fitted.get(name, 0.0) for name in names}, gains, len(key))
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        posteriors: Sequence[Posterior],
+        cell_mask: NDArray[np.bool_],
+        key: NDArray[np.int64],
+    ) -> None:
+        self.names, self.key = tuple(names), key
+        self.stacked = Stacked.of([each.top(FIT_CELLS) for each in posteriors], cell_mask, [FLOOR] * len(names))
+        self._fits: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
+
+    def weights(self, names: Sequence[str] = ()) -> FusionWeights:
+        """The weights of several of the experts.
+
+        Does no harm: the expert with the least gain is dropped, and the others are fitted again, until the gain of each
+        exceeds zero by `CLEAR` standard errors over the photos.
+
+        Args:
+            names: names of the experts to fuse; all by default.
+        """
+        names = tuple(names) or self.names
+        used = [self.names.index(name) for name in names]
+        gains: dict[str, tuple[float, float]] = {}
+        while len(used) > 1:
+            likelihood = self._fit(used)[1]
+            lower_bounds = {}
+            for expert in used:
+                gain = likelihood - self._fit([each for each in used if each != expert])[1]
+                error = float(gain.std() / len(gain) ** 0.5) if len(gain) > 1 else abs(float(gain.mean()))
+                gains[self.names[expert]] = float(gain.mean()), error
+                lower_bounds[expert] = float(gain.mean()) - CLEAR * error
+            worst = min(lower_bounds, key=lambda expert: lower_bounds[expert])
+            if lower_bounds[worst] > 0:
+                break
+            used.remove(worst)
+        fitted = {self.names[expert]: float(weight) for expert, weight in zip(used, self._fit(used)[0], strict=True)}
+        return FusionWeights({name: fitted.get(name, 0.0) for name in names}, gains, len(self.key))
+
+    def _fit(self, experts: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """(expert,) weights of several experts, and (photo,) log-likelihood with them; computed once."""
+        if (index := tuple(experts)) not in self._fits:
+            stacked = self.stacked.select(index)
+            weights = _maximise(stacked, self.key)
+            self._fits[index] = weights, stacked.log_likelihood(weights, self.key)
+        return self._fits[index]
 
 
-def _fit(stacked: Stacked, key: NDArray[np.int64]) -> Tensor:
+def fit_weights(
+    names: Sequence[str], posteriors: Sequence[Posterior], cell_mask: NDArray[np.bool_], key: NDArray[np.int64]
+) -> FusionWeights:
+    """Fit the weights of experts; see `FusionFit`, whose arguments these are."""
+    return FusionFit(names, posteriors, cell_mask, key).weights()
+
+
+def _maximise(stacked: Stacked, key: NDArray[np.int64]) -> Tensor:
     """(expert,) the non-negative weights with the greatest likelihood, by Newton's method.
 
     The log-likelihood is concave: its gradient is the experts' log-probability of the true cell minus its mean over the

@@ -20,7 +20,7 @@ from jzi.decode.expert import ZoomExpert
 from jzi.errors import CacheError, ConfigError, ModelError, first_line
 from jzi.evaluate.photos import LabelledPhotos
 from jzi.locate.expert import Expert
-from jzi.locate.fusion import FusionWeights, fit_weights
+from jzi.locate.fusion import FusionFit, FusionWeights
 from jzi.locate.location import LocateOptions
 from jzi.locate.posterior import Posterior
 from jzi.retrieve.dense import DenseExpert
@@ -49,7 +49,7 @@ EXPERTS = ("zoom", *EXPERT_FILES)
 NEED_CELLS = ("cells", "levels")
 
 #: Photos whose posteriors are computed at once, and maximum number of validation photos that the fusion is fitted on.
-BATCH, VAL_PHOTOS = 64, 4096
+BATCH, VAL_PHOTOS = 64, 2048
 
 
 @dataclass(frozen=True)
@@ -150,13 +150,11 @@ def fit_subsets(experts: Sequence[Expert], val: LabelledPhotos) -> dict[str, Fus
     Returns:
         The weights by the names of the subset's experts, joined by "+" in alphabetical order.
     """
-    posteriors = {expert.name: posterior_of(expert, val) for expert in experts}
-    mask, key = experts[0].cell_mask, val.row * experts[0].area.shape[1] + val.col
-    return {
-        "+".join(names): fit_weights(names, [posteriors[name] for name in names], mask, key)
-        for count in range(1, len(experts) + 1)
-        for names in itertools.combinations(sorted(posteriors), count)
-    }
+    names = [expert.name for expert in experts]
+    posteriors = [posterior_of(expert, val) for expert in experts]
+    fit = FusionFit(names, posteriors, experts[0].cell_mask, val.row * experts[0].area.shape[1] + val.col)
+    subsets = (each for count in range(1, len(names) + 1) for each in itertools.combinations(names, count))
+    return {"+".join(sorted(subset)): fit.weights(subset) for subset in subsets}
 
 
 def posterior_of(expert: Expert, photos: LabelledPhotos) -> Posterior:

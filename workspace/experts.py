@@ -39,13 +39,12 @@ class ModelExperts:
         Raises:
             ConfigError: the model has no such expert, or no weights for them.
         """
-        from jzi.locate.fusion import FusedExpert
+        from jzi.locate.fusion import FusedExpert, positive
 
-        weights = self.weights_of(names)
-        used = [name for name, weight in weights.items() if weight > 0]
-        if used == ["zoom"]:
+        weights = positive(self.weights_of(names))
+        if list(weights) == ["zoom"]:
             return self.experts["zoom"]  # calibrated by the temperatures of its steps
-        return FusedExpert([self.experts[name] for name in used], [weights[name] for name in used])
+        return FusedExpert([self.experts[name] for name in weights], list(weights.values()))
 
     def select(self, names: Sequence[str] = ()) -> dict[str, Expert]:
         """Experts by name, in the order of the model.
