@@ -20,6 +20,7 @@ from jzi.commands.process import Termination, handled_warnings_ignored
 from jzi.commands.retrieve import index, train_retriever_command
 from jzi.commands.serve import serve
 from jzi.commands.train import train_decoder_command
+from jzi.commands.transfer import transfer
 from jzi.encode.threads import bound_spinning
 from jzi.errors import JziError
 from jzi.version import __version__
@@ -86,6 +87,7 @@ for command in (
     encode_map_command,
     encode_queries_command,
     train_decoder_command,
+    transfer,
     evaluate_command,
     ablate,
     locate,

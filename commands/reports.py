@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from jzi.encode.encode_cells import IndexReport
     from jzi.encode.encode_map import MapReport
     from jzi.encode.encode_queries import PhotoReport
+    from jzi.retrieve.transfer import TransferReport
     from jzi.store.maintenance import MergeReport, VerifyReport
     from jzi.store.splits import SplitInfo
     from jzi.train.experts import ExpertsReport
@@ -83,6 +84,14 @@ def experts_text(report: ExpertsReport) -> str:
         state = f"weight {weight:.2f}" if weight else "left out"
         parts.append(f"  {name:<7} {state:<12} adds {gain:+.3f} ± {error:.3f} to the log-likelihood per photo")
     return "\n".join([f"experts, fused on {report.fusion.photos} validation photos:", *parts])
+
+
+def transfer_text(report: TransferReport) -> str:
+    """The experts, the cells, and the folder."""
+    experts = ", ".join(f"{name} (weight {weight:.2f})" for name, weight in report.experts.items())
+    ratio = report.cell_m / report.trained_cell_m
+    other = f", trained on cells of {report.trained_cell_m:g} m" if abs(ratio - 1) > 0.1 else ""
+    return f"{experts}; {report.cells} cells of {report.cell_m:g} m{other}: {report.folder}"
 
 
 def experts_values(report: ExpertsReport) -> dict[str, Any]:

@@ -18,10 +18,17 @@ from jzi.commands.common import (
 
 @click.command("train-decoder")
 @settings_options
+@click.option("--also", "others", multiple=True, metavar="CACHE",
+              help="Also train the experts cells and levels on another area: a cache with cells and photos; may be "
+              "repeated.")  # fmt: skip
 @experts_option("Experts of the model: zoom, cells, levels, vpr.  [default: all that the cache has the data for]")
 @json_option
 def train_decoder_command(
-    config_file: Path, overrides: tuple[str, ...], experts: tuple[str, ...], as_json: bool
+    config_file: Path,
+    overrides: tuple[str, ...],
+    others: tuple[str, ...],
+    experts: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     """Train the decoder and the other experts from the cache, and fit their fusion.
 
@@ -38,7 +45,7 @@ def train_decoder_command(
     from jzi.store.plain import plain
     from jzi.train.data import TrainingData
     from jzi.train.decoder import train_decoder
-    from jzi.train.experts import NEED_CELLS, check_experts, default_experts, train_experts
+    from jzi.train.experts import NEED_CELLS, check_experts, default_experts, load_others, train_experts
     from jzi.train.zoom import check_overrides
     from jzi.workspace.open import load_encoder
 
@@ -59,7 +66,10 @@ def train_decoder_command(
     unused = not any(name in NEED_CELLS for name in names)
     if unused and (ineffective := sorted(name for name in settings.overridden if name.startswith("heads."))):
         raise UsageError(f"--set {ineffective[0]} has no effect without the experts cells and levels: leave it out")
+    if unused and others:
+        raise UsageError("--also trains the experts cells and levels, which this model does not have: leave it out")
     data = TrainingData.load(cache, best_device(), settings.train.views, cells=not unused)
+    more = load_others(cache, others, settings.heads, best_device(), settings.train.views)
     heads_init = settings.heads.init
     report = train_decoder(
         cache,
@@ -78,6 +88,7 @@ def train_decoder_command(
         names,
         settings.heads,
         views=settings.train.views,
+        others=more,
         start=settings.path(heads_init) if heads_init else None,
         settings=settings.to_toml(),
     )

@@ -20,6 +20,7 @@ from jzi.store.model_folder import (
     DECODER,
     HINT,
     MAP,
+    TransferModelConfig,
     ZoomModelConfig,
     create_model,
     read_config,
@@ -130,7 +131,10 @@ def read_zoom_config(folder: Path) -> ZoomModelConfig:
     """
     config = read_config(folder)
     if not isinstance(config, ZoomModelConfig):
-        raise ModelError(f"{folder} is a {config.kind}, not a zoom model: give it as --retriever")
+        kind, hint = "retriever", "give it as --retriever"
+        if isinstance(config, TransferModelConfig):
+            kind, hint = "transferred model", "give a model that train-decoder wrote"
+        raise ModelError(f"{folder} is a {kind}, not a zoom model: {hint}")
     return config
 
 

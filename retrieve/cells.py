@@ -19,8 +19,9 @@ from torch import Tensor
 
 from jzi.errors import ModelError, first_line
 from jzi.retrieve.dense import DenseExpert
-from jzi.retrieve.heads import HeadsConfig, SimilarityHeads
+from jzi.retrieve.heads import HeadsConfig, SimilarityHeads, cell_scales
 from jzi.store.info import EncoderInfo
+from jzi.store.map_embeddings import NODATA, MapEmbeddings
 from jzi.store.pyramid import Pyramid
 
 
@@ -56,6 +57,19 @@ class CellsExpert(DenseExpert):
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.heads.state_dict().items()}
         tensors.pop("prototypes", None)  # the codes contain them
         save_file({**tensors, "codes": self.codes.half().cpu().contiguous()}, path)
+
+    @classmethod
+    def from_map(cls, features: MapEmbeddings, encoder: EncoderInfo, heads: SimilarityHeads) -> CellsExpert:
+        """The expert for a map, from trained heads without prototypes.
+
+        Args:
+            features: the map with its cells.
+            encoder: encoder of the map and the photos.
+            heads: heads in eval mode; the codes are computed on their device.
+        """
+        cell_mask = features.status[-1] != NODATA
+        scales = cell_scales(features, *np.nonzero(cell_mask)).to(heads.log_scale.device)
+        return cls(features.pyramid, encoder, cell_mask, heads, heads.encode_places(scales))
 
     @classmethod
     def load(

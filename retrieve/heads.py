@@ -14,6 +14,9 @@ from jzi.store.map_embeddings import MapEmbeddings
 #: Upper bound of the factor of cosine similarities (Radford et al. 2021, section 2.5), and its initial value.
 MAX_SCALE, INITIAL_SCALE = 100.0, 20.0
 
+#: Places whose codes are computed at once.
+PLACES = 65_536
+
 
 @dataclass(frozen=True)
 class HeadsConfig:
@@ -87,6 +90,19 @@ class SimilarityHeads(nn.Module):
     def forward(self, embedding: Tensor, scales: Tensor, index: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """`photo_codes` and `place_codes`, the two arguments of the inner product."""
         return self.photo_codes(embedding), self.place_codes(scales, index)
+
+    @torch.inference_mode()
+    def encode_places(self, scales: Tensor) -> Tensor:
+        """Codes of all places, of any number.
+
+        Args:
+            scales: (place, scale * feature) embeddings in any precision.
+
+        Returns:
+            (place, code) of unit length.
+        """
+        index = torch.arange(len(scales), device=scales.device).split(PLACES)
+        return torch.cat([self.place_codes(scales[part].float(), part) for part in index])
 
     @property
     def scale(self) -> Tensor:

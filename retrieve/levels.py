@@ -77,6 +77,13 @@ class LevelsExpert(DenseExpert):
         save_file({**tensors, **codes, **masks}, path)
 
     @classmethod
+    def from_map(cls, features: MapEmbeddings, encoder: EncoderInfo, heads: SimilarityHeads) -> LevelsExpert:
+        """The expert for a map, from trained heads; arguments as `CellsExpert.from_map`."""
+        embeddings, has_imagery = level_embeddings(features)
+        codes = [heads.encode_places(level.to(heads.log_scale.device)) for level in embeddings]
+        return cls(features.pyramid, encoder, has_imagery, heads, codes)
+
+    @classmethod
     def load(
         cls,
         path: Path,

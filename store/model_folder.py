@@ -2,7 +2,7 @@
 
 config.json           format, kind, pyramid, encoder, imagery, the kind's own entries, SHA-256 of every file below
 decoder.safetensors   a zoom model's weights
-map.safetensors       the map's embeddings; absent in an imported model, which reads them from a cache
+map.safetensors       the map's embeddings; absent in an imported model, which reads them from a cache, and a retriever
 cells.safetensors     the expert cells: two heads, and the codes of all cells
 levels.safetensors    the expert levels: two heads, and the codes of all tiles
 vpr.safetensors       the expert vpr: embeddings and positions of the training photos
@@ -130,16 +130,34 @@ class RetrieverModelConfig(ModelConfig):
     kind: Literal["retriever"] = "retriever"
 
 
-_KINDS: dict[str, TypeAdapter[ZoomModelConfig] | TypeAdapter[RetrieverModelConfig]] = {
+@dataclass(frozen=True, kw_only=True)
+class TransferModelConfig(ModelConfig):
+    """config.json of a model without a zoom: experts that compare contents, trained in other areas.
+
+    Attributes:
+        experts: entries of each expert, by its name.
+        fusion: fusion of the experts, fitted where they were trained.
+    """
+
+    experts: dict[str, dict[str, int | float | str]]
+    fusion: FusionConfig
+    kind: Literal["transfer"] = "transfer"
+
+
+AnyModelConfig = ZoomModelConfig | RetrieverModelConfig | TransferModelConfig
+
+_KINDS: dict[str, TypeAdapter[ZoomModelConfig] | TypeAdapter[RetrieverModelConfig] | TypeAdapter[TransferModelConfig]]
+_KINDS = {
     "zoom": TypeAdapter(ZoomModelConfig),
     "retriever": TypeAdapter(RetrieverModelConfig),
+    "transfer": TypeAdapter(TransferModelConfig),
 }
 
 
 # Reading
 
 
-def read_config(folder: Path) -> ZoomModelConfig | RetrieverModelConfig:
+def read_config(folder: Path) -> AnyModelConfig:
     """Read and validate config.json of a model folder.
 
     Raises:

@@ -140,7 +140,7 @@ def test_prototypes_change_the_codes_and_are_saved_in_them(tmp_path: Path, sampl
     task = make_task(CellsTask, prototypes=True, sampled=sampled)
     before = task.expert().codes
     task.network.train()
-    task.loss(task.network, torch.arange(4)).backward()
+    task.batch_loss(task.network, torch.arange(4)).backward()
     gradient = task.network.prototypes.grad
     assert (gradient.abs().sum(1) > 0).any()
     with torch.no_grad():
@@ -193,7 +193,7 @@ def test_the_loss_of_levels_is_that_of_the_true_path() -> None:
     expert = task.expert()
     with torch.inference_mode():
         log = expert.log_probabilities(data.train.query[:, 0].float()).log_softmax(-1)
-        loss = float(task.loss(task.network, torch.arange(12)))
+        loss = float(task.batch_loss(task.network, torch.arange(12)))
     row, col = AREA.path_to_tile(data.train.actions.numpy())
     expected = -log[torch.arange(12), torch.from_numpy(row * 16 + col)].mean() / AREA.levels
     assert loss == pytest.approx(float(expected), rel=1e-5)
@@ -299,7 +299,7 @@ def test_the_loss_of_cells_is_the_cross_entropy_with_gaussian_labels() -> None:
     task = make_task(CellsTask, data, sigma=0.7, label_smoothing=0.1)
     with torch.inference_mode():
         log = task.expert().log_probabilities(data.train.query[:, 0].float()).log_softmax(-1).double().numpy()
-        loss = float(task.loss(task.network, torch.arange(12)))
+        loss = float(task.batch_loss(task.network, torch.arange(12)))
     x, y = AREA.project(data.train.latitude, data.train.longitude)
     center_x, center_y = AREA.cell_centers(*np.nonzero(MASK))
     square = (x[:, None] - center_x) ** 2 + (y[:, None] - center_y) ** 2
@@ -312,7 +312,7 @@ def test_the_loss_of_cells_is_the_cross_entropy_with_gaussian_labels() -> None:
 def test_a_sample_as_large_as_the_map_is_the_whole_map() -> None:
     with torch.inference_mode():
         whole, sample = (
-            make_task(CellsTask, sampled=count).loss(make_task(CellsTask).network, torch.arange(12))
+            make_task(CellsTask, sampled=count).batch_loss(make_task(CellsTask).network, torch.arange(12))
             for count in (10**6, int(MASK.sum()))
         )
     assert whole == sample

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
@@ -23,6 +24,7 @@ from jzi.encode.augment import DRAWS, augment_photos, augment_tiles, drop_parts
 from jzi.encode.encoder import Encoder
 from jzi.encode.imagery import Imagery
 from jzi.errors import ConfigError, ImageryError, ModelError, TrainingError
+from jzi.retrieve.heads import HeadsConfig, SimilarityHeads
 from jzi.store.photo_table import PhotoTable, read_photo_table
 from jzi.store.pyramid import Pyramid
 from jzi.train.area import TrainingArea
@@ -98,9 +100,11 @@ def start(city: City, config: FinetuneConfig) -> FinetuneTask:
     encoder = city.encoder()
     torch.manual_seed(0)
     decoder = ZoomDecoder(replace(SMALL, width=encoder.width, dropout=0.0))
-    joint = JointModel(encoder, decoder, config.blocks, checkpointing=config.checkpointing)
+    levels = city.pyramid.levels
+    heads = SimilarityHeads(HeadsConfig(encoder.width, dropout=0.0, spaces=levels)) if config.contrast else None
+    joint = JointModel(encoder, decoder, config.blocks, heads, checkpointing=config.checkpointing)
     accelerator = module.make_accelerator(config, city.folder)
-    options = {"device": torch.device("cpu"), "folder": city.folder, "val_photos": 100}
+    options = {"device": torch.device("cpu"), "folder": city.folder, "val_photos": 100, "cells": config.contrast > 0}
     area = TrainingArea.load(city.imagery(), city.table(), SIZE, **options)
     return FinetuneTask(accelerator, joint, encoder, [area], config, TrainingRun(city.folder / "run", {}))
 
@@ -127,6 +131,15 @@ def plain_way(city: City, run: FinetuneTask, index: torch.Tensor, seed: int) -> 
         pixels = torch.cat([drop_parts(left, halves[:, 0]), drop_parts(right, halves[:, 1])], dim=3)
         images = torch.where((distinct == 0)[:, None, None, None], images, augment_tiles(images, each))
 
+    crops = None
+    if run.config.contrast:
+        row, col = city.pyramid.path_to_tile(actions.numpy())
+        crops = area.cells[torch.from_numpy(row * area.cells.cells + col)].permute(0, 3, 1, 2).float() / 255
+        if run.config.augment:
+            numbers = torch.from_numpy(row * area.cells.cells + col)
+            draws = torch.rand(len(numbers.unique()), DRAWS, generator=generator)
+            crops = augment_tiles(crops, draws[numbers.unique(return_inverse=True)[1]])
+
     def embed(images: torch.Tensor) -> torch.Tensor:
         mean, std = (torch.tensor(values)[:, None, None] for values in (encoder.mean, encoder.std))
         return encoder.model(pixel_values=(images - mean) / std).last_hidden_state[:, 0]
@@ -135,9 +148,32 @@ def plain_way(city: City, run: FinetuneTask, index: torch.Tensor, seed: int) -> 
     seen = torch.stack([images[(distinct == tile).nonzero()[0, 0]] for tile in tiles.flatten()])
     logits = decoder(query, embed(seen).unflatten(0, tiles.shape), actions)
     loss = F.cross_entropy(logits.flatten(0, 1), actions.flatten(), label_smoothing=0.1)
+    gradients = {}
+    if crops is not None:
+        heads = copy.deepcopy(run.network.heads).train()
+        photo_codes = heads.photo_codes(query)
+        levels = [embed(seen[step :: tiles.shape[1]]) for step in range(1, tiles.shape[1])] + [embed(crops)]
+        keys = [tiles[:, step] for step in range(1, tiles.shape[1])]
+        keys.append(torch.from_numpy(row * area.cells.cells + col))
+        contrasts = []
+        for level, (embedding, key) in enumerate(zip(levels, keys, strict=True)):
+            similarity = photo_codes[:, level] @ heads.place_codes(embedding).T  # (photo, photo's place)
+            places = {int(number): photo for photo, number in enumerate(key)}  # one photo of each place
+            terms = []
+            for photo, number in enumerate(key.tolist()):
+                each = similarity[photo, list(places.values())]
+                terms.append(each.logsumexp(0) - similarity[photo, places[number]])
+            others = []
+            for number, photo in places.items():
+                column = similarity[:, photo].log_softmax(0)
+                others.append(-column[key == number].mean())
+            contrasts.append((torch.stack(terms).mean() + torch.stack(others).mean()) / 2)
+        loss = loss + run.config.contrast * torch.stack(contrasts).mean()
     loss.backward()
-    gradients = {f"model.{name}": value.grad for name, value in encoder.model.named_parameters()}
+    gradients |= {f"model.{name}": value.grad for name, value in encoder.model.named_parameters()}
     gradients |= {f"decoder.{name}": value.grad for name, value in decoder.named_parameters()}
+    if crops is not None:
+        gradients |= {f"heads.{name}": value.grad for name, value in heads.named_parameters()}
     return {"loss": loss.detach(), **gradients}
 
 
@@ -145,9 +181,7 @@ def our_way(run: FinetuneTask, index: torch.Tensor, seed: int) -> dict[str, torc
     run.network.train()
     run.network.zero_grad()
     photos = list(run.reader.read(run.areas[0].train.paths[index], 8))
-    inputs, tiles, actions = run.inputs(Part(0, index, photos, (0, 0, 0)), torch.Generator().manual_seed(seed))
-    logits = run.network(inputs, tiles, actions)
-    loss = F.cross_entropy(logits.flatten(0, 1), actions.flatten(), label_smoothing=0.1)
+    loss = run.part_loss(run.network, Part(0, index, photos, (0, 0, 0)), torch.Generator().manual_seed(seed))
     loss.backward()
     trained = {name: value.grad for name, value in run.network.named_parameters() if value.requires_grad}
     return {"loss": loss.detach(), **trained}
@@ -165,6 +199,21 @@ def test_loss_and_gradients_are_those_of_the_plain_way(city, blocks, augment, ch
         for name, value in ours.items():
             torch.testing.assert_close(
                 value, plain[name], atol=1e-6, rtol=1e-4, msg=lambda text, n=name: f"{n}: {text}"
+            )
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_the_contrast_and_its_gradients_are_those_of_a_plain_computation(city, augment) -> None:
+    run = start(city, replace(QUICK, blocks="all", augment=augment, contrast=0.7))
+    for seed in (1, 2):
+        index = torch.randperm(len(run.areas[0].train), generator=torch.Generator().manual_seed(seed))[:16]
+        index = torch.cat([index, index[:2]])  # of one cell
+        assert len(run.areas[0].train.tiles[index, 1].unique()) < 16  # others share a tile
+        ours, plain = our_way(run, index, seed), plain_way(city, run, index, seed)
+        assert {"heads.log_scale", "decoder.output_head.weight"} <= ours.keys()
+        for name, value in ours.items():
+            torch.testing.assert_close(
+                value, plain[name], atol=2e-6, rtol=1e-4, msg=lambda text, n=name: f"{n}: {text}"
             )
 
 
@@ -259,8 +308,10 @@ def test_two_areas_are_trained_on_together(city) -> None:
 # Interrupted, resumed, refused
 
 
-@pytest.mark.parametrize("steps", [1, 4, 8])
-def test_a_killed_run_goes_on_to_the_same_losses_and_weights(city, whole, monkeypatch, steps) -> None:
+@pytest.mark.parametrize(("steps", "contrast"), [(1, 0.0), (4, 0.0), (8, 0.0), (4, 1.0)])
+def test_a_killed_run_goes_on_to_the_same_losses_and_weights(city, monkeypatch, steps, contrast) -> None:
+    config = replace(QUICK, contrast=contrast)
+    city.run("whole", config)
     step, done = TrainingLoop.step, []
 
     def killed(*args):
@@ -269,7 +320,7 @@ def test_a_killed_run_goes_on_to_the_same_losses_and_weights(city, whole, monkey
         done.append(1)
         return step(*args)
 
-    often = replace(QUICK, save_every_s=1e-9)
+    often = replace(config, save_every_s=1e-9)
     monkeypatch.setattr(TrainingLoop, "step", killed)
     with pytest.raises(Killed):
         city.run("parts", often)
@@ -278,8 +329,8 @@ def test_a_killed_run_goes_on_to_the_same_losses_and_weights(city, whole, monkey
     monkeypatch.setattr(TrainingLoop, "step", lambda *args: calls.append(1) or step(*args))
     city.run("parts", often)
     assert len(calls) == 3 * 3 - steps  # 23 photos are three batches
-    assert city.metrics("parts") == whole.metrics("whole")
-    weights, parts = whole.weights("whole"), city.weights("parts")
+    assert city.metrics("parts") == city.metrics("whole")
+    weights, parts = city.weights("whole"), city.weights("parts")
     assert all(torch.equal(weights[name], parts[name]) for name in weights)
 
 

@@ -73,6 +73,7 @@ class TrainingArea:
         table: the tiles, without embeddings.
         train: training photos.
         val: validation photos, which select the epoch.
+        cells: reference crops of the terminal cells; None if they are not trained on.
     """
 
     pyramid: Pyramid
@@ -81,6 +82,7 @@ class TrainingArea:
     table: TileTable
     train: PhotoDataset
     val: PhotoDataset
+    cells: CellImages | None = None
 
     @classmethod
     def load(
@@ -92,6 +94,7 @@ class TrainingArea:
         device: torch.device,
         folder: Path,
         val_photos: int,
+        cells: bool = False,
         progress: bool = True,
     ) -> TrainingArea:
         """Render every tile, and find the tiles of each photo.
@@ -103,6 +106,7 @@ class TrainingArea:
             device: preferred device of the tiles; they are kept in memory or in a file if it has no room.
             folder: folder of that file.
             val_photos: maximum number of validation photos.
+            cells: whether to render the terminal cells too, with the context that `jzi encode-map --cells` encodes.
             progress: whether to show a progress bar.
 
         Raises:
@@ -117,7 +121,11 @@ class TrainingArea:
             return tiles.tiles_along(paths), tiles.is_reachable(paths)
 
         train, val = (PhotoDataset.from_table(pyramid, table, split, lookup) for split in ("train", "val"))
-        return cls(pyramid, imagery.info(), images, tiles, train, val.spread(val_photos))
+        crops = None
+        if cells:
+            context = float(pyramid.grid)
+            crops = CellImages(imagery, image_size, context, device=device, folder=folder, progress=progress)
+        return cls(pyramid, imagery.info(), images, tiles, train, val.spread(val_photos), crops)
 
 
 @dataclass(frozen=True)

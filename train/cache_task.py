@@ -7,7 +7,7 @@ weights stay on the device until then: the weights on disk are never newer than 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -44,8 +44,7 @@ class CacheTask(Task):
         """Indices of photos, on the device; the epoch seeds their order and dropout."""
         world, process = self.accelerator.num_processes, self.accelerator.process_index
         seed = self.config.seed * 1_000_003 + epoch
-        order = torch.randperm(self.photos, generator=torch.Generator().manual_seed(seed))
-        order = torch.cat([order, order[: -len(order) % world]]).to(self.device)  # the same number for every process
+        batches = self.plan_epoch(seed)
         self.begin_epoch(seed)
         torch.manual_seed(seed * world + process)  # for dropout
         if first and self._random:
@@ -54,11 +53,21 @@ class CacheTask(Task):
                     generator.set_rng_state(self._random[kind])
 
         def read() -> Iterator[Batch]:
-            for batch in order.split(self.config.batch_size)[first:]:
+            for batch in batches[first:]:
                 index = batch[process::world]
                 yield Batch([index], [len(index)], len(batch))
 
         return read()
+
+    def plan_epoch(self, seed: int) -> Sequence[Tensor]:
+        """The batches of an epoch over all processes, (photo,) indices on the device."""
+        return self.shuffle(self.photos, torch.Generator().manual_seed(seed))
+
+    def shuffle(self, photos: int, generator: torch.Generator) -> Sequence[Tensor]:
+        """Shuffled indices of photos in batches, of which every process gets the same number."""
+        order = torch.randperm(photos, generator=generator)
+        padding = order[: -len(order) % self.accelerator.num_processes]
+        return torch.cat([order, padding]).to(self.device).split(self.config.batch_size)
 
     def begin_epoch(self, seed: int) -> None:
         """Called before an epoch, with its seed."""

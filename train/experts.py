@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from jzi.decode.expert import ZoomExpert
-from jzi.errors import CacheError, ConfigError, ModelError, first_line
+from jzi.errors import CacheError, CacheMismatchError, ConfigError, ModelError, first_line
 from jzi.evaluate.photos import LabelledPhotos
 from jzi.locate.expert import Expert
 from jzi.locate.fusion import FIT_CELLS, FusionFit, FusionWeights
@@ -25,6 +25,7 @@ from jzi.locate.location import LocateOptions
 from jzi.locate.posterior import Posterior
 from jzi.retrieve.dense import DenseExpert
 from jzi.retrieve.vpr import DEFAULT_WIDTH, VprConfig, VprExpert
+from jzi.store.cache import FeatureCache
 from jzi.store.files import file_sha256
 from jzi.store.model_folder import (
     DECODER,
@@ -93,6 +94,42 @@ def check_experts(names: Sequence[str], has_cells: bool, path: str) -> tuple[str
     return tuple(name for name in EXPERTS if name in names)
 
 
+def load_others(
+    cache: FeatureCache, paths: Sequence[str], config: HeadsTrainingConfig, device: str, views: int
+) -> list[TrainingData]:
+    """Read the caches of other areas to train the experts cells and levels on.
+
+    Args:
+        cache: the cache of the first area.
+        paths: paths or URLs of the others.
+        config: the settings of training.
+        device: device of the embeddings.
+        views: maximum number of augmented views to load for a training photo.
+
+    Raises:
+        ConfigError: there are to be prototypes, which belong to one area.
+        CacheMismatchError: a cache has another encoder, grid or number of levels.
+        CacheError: a cache is incomplete or damaged, or has no cells.
+    """
+    if paths and config.prototypes:
+        raise ConfigError("heads.prototypes is true, but prototypes belong to one area: leave it or --also out")
+    others = []
+    for path in paths:
+        other, expected = FeatureCache.open(path), (cache.pyramid.grid, cache.pyramid.levels)
+        other.check(encoder=cache.encoder, hint="encode that area with the same encoder, or leave --also out")
+        if (actual := (other.pyramid.grid, other.pyramid.levels)) != expected:
+            raise CacheMismatchError(
+                f"{path} has pyramid.grid and pyramid.levels {actual[0]} and {actual[1]}, but {cache.path} has "
+                f"{expected[0]} and {expected[1]}: areas that are trained on together must have the same"
+            )
+        if not other.has_cells:
+            raise CacheError(
+                f"{path} has no cells, which the experts cells and levels read: run `jzi encode-map --cells`"
+            )
+        others.append(TrainingData.load(other, device, views, cells=True))
+    return others
+
+
 def train_experts(
     data: TrainingData,
     folder: Path,
@@ -100,6 +137,7 @@ def train_experts(
     config: HeadsTrainingConfig,
     *,
     views: int = 0,
+    others: Sequence[TrainingData] = (),
     start: Path | None = None,
     settings: str = "",
     progress: bool = True,
@@ -115,6 +153,7 @@ def train_experts(
         names: the experts of the model, as returned by `check_experts`.
         config: the settings of training.
         views: maximum number of augmented views to draw from beside the plain photo.
+        others: maps and photos of other areas to train the experts cells and levels on, as read by `load_others`.
         start: model folder whose heads to start from.
         settings: TOML to write beside the records of training.
         progress: whether to show progress bars.
@@ -129,7 +168,8 @@ def train_experts(
     experts: list[Expert] = [zoom]
     for name in names:
         if name in HEADS_TASKS:
-            experts.append(_train_heads(name, accelerator, data, folder, config, views, start, settings, progress))
+            areas = [data, *others]
+            experts.append(_train_heads(name, accelerator, areas, folder, config, views, start, settings, progress))
     if accelerator.is_main_process:
         if "vpr" in names:
             experts.append(_vpr(data, zoom, folder))
@@ -167,7 +207,7 @@ def posterior_of(expert: Expert, photos: LabelledPhotos) -> Posterior:
 def _train_heads(
     name: str,
     accelerator: Accelerator,
-    data: TrainingData,
+    areas: Sequence[TrainingData],
     folder: Path,
     config: HeadsTrainingConfig,
     views: int,
@@ -178,10 +218,10 @@ def _train_heads(
     """Train the heads of an expert, unless a complete run exists, and write the expert's file."""
     file = EXPERT_FILES[name]
     initial = _initial_heads(start, name) if start else None
-    fingerprint = {**_fingerprint(data, config, views), "heads.init": file_sha256(initial)[:16] if initial else ""}
+    fingerprint = {**_fingerprint(areas, config, views), "heads.init": file_sha256(initial)[:16] if initial else ""}
     run = TrainingRun(folder, fingerprint, name=name, weights=file)
     torch.manual_seed(config.seed)
-    task = HEADS_TASKS[name](accelerator, data, config, run, views)
+    task = HEADS_TASKS[name](accelerator, areas[0], config, run, views, areas[1:])
     if initial:
         hint = "give in heads.init a model with the same heads.hidden and heads.features, or train it again"
         _load_weights(task.network, initial, hint, without=("prototypes",))  # those belong to another map
@@ -284,8 +324,8 @@ def _record(folder: Path, name: str, entries: dict[str, Any]) -> None:
     update_config(folder, experts={**_recorded(folder), name: entries})
 
 
-def _fingerprint(data: TrainingData, config: HeadsTrainingConfig, views: int) -> dict[str, Any]:
-    info = data.info
+def _fingerprint(areas: Sequence[TrainingData], config: HeadsTrainingConfig, views: int) -> dict[str, Any]:
+    info, *others = (data.info for data in areas)
     return {
         **config.fingerprint(),
         "views": {**info.augmentation, "count": views} if views and info.augmentation else {},
@@ -293,4 +333,8 @@ def _fingerprint(data: TrainingData, config: HeadsTrainingConfig, views: int) ->
         "imagery": info.imagery.fingerprint[:16] if info.imagery else "",
         "photos": info.photos,
         "cell_m": info.cell_m,
+        **{
+            f"area {number}": f"{other.imagery.fingerprint[:16] if other.imagery else ''}, {other.photos}"
+            for number, other in enumerate(others, 1)
+        },
     }

@@ -1,7 +1,7 @@
 """Stage one: encoder and zoom decoder trained together on the zoom's own objective (paper, section 3).
 
-The loss is the teacher-forced cross-entropy of the next action; there is no contrastive loss. A step encodes each
-distinct tile of a batch once.
+The loss is the teacher-forced cross-entropy of the next action. A contrastive loss for the experts that compare
+contents can be added to it (`finetune.contrast`). A step encodes each distinct tile of a batch once.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ from torch import Tensor, nn
 from jzi.decode.config import DecoderConfig
 from jzi.decode.dataset import ZoomDataset
 from jzi.decode.model import ZoomModel, create_folder, save_weights
-from jzi.encode.augment import DRAWS
+from jzi.encode.augment import DRAWS, augment_tiles
 from jzi.encode.encoder import Encoder
 from jzi.encode.imagery import Imagery
 from jzi.errors import ConfigError
+from jzi.retrieve.heads import HeadsConfig, SimilarityHeads
 from jzi.store.photo_table import PhotoTable
+from jzi.store.pyramid import Pyramid
 from jzi.train.area import TrainingArea, load_areas
 from jzi.train.config import FinetuneConfig
 from jzi.train.encoder import (
@@ -34,6 +36,7 @@ from jzi.train.encoder import (
     train_encoder,
 )
 from jzi.train.loop import make_accelerator
+from jzi.train.losses import level_contrast
 from jzi.train.networks import JointModel, trained_parameters
 from jzi.train.run import Metrics, TrainingRun
 from jzi.train.zoom import init_digest, make_decoder, validate
@@ -81,6 +84,7 @@ def finetune(
         decoder,
         config.blocks,
         checkpointing=config.checkpointing,
+        heads=_make_heads(encoder, sources[0][0].pyramid.levels) if config.contrast else None,
         trunk_dtype=torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32,
     )
     fingerprint = _fingerprint(sources, encoder, decoder.config, config, start)
@@ -88,16 +92,28 @@ def finetune(
     state = run.resume()
 
     def load() -> list[TrainingArea]:
-        options = {"device": accelerator.device, "folder": folder, "val_photos": config.val_photos}
-        progress = accelerator.is_main_process
         return [
-            TrainingArea.load(imagery, table, encoder.image_size, **options, progress=progress)
+            TrainingArea.load(
+                imagery,
+                table,
+                encoder.image_size,
+                device=accelerator.device,
+                folder=folder,
+                val_photos=config.val_photos,
+                cells=config.contrast > 0,
+                progress=accelerator.is_main_process,
+            )
             for imagery, table in sources
         ]
 
     areas = load_areas(folder, load) if state["epoch"] < config.epochs else []
     task = FinetuneTask(accelerator, joint, encoder, areas, config, run)
     return train_encoder(task, state, settings)
+
+
+def _make_heads(encoder: Encoder, levels: int) -> SimilarityHeads:
+    """Heads of the architecture of the expert levels; only the encoder is kept of what is trained with them."""
+    return SimilarityHeads(HeadsConfig(encoder.width, spaces=levels)).to(encoder.device)
 
 
 def _check_architecture(config: DecoderConfig) -> None:
@@ -122,11 +138,12 @@ class FinetuneTask(EncoderTask):
         return self.config.accumulation
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Parameters of the decoder and of the encoder, each with its learning rate."""
-        config = self.config
+        """Parameters of decoder and heads, and of the encoder, each with its learning rate."""
+        config, network = self.config, self.network
         rate = config.learning_rate if config.encoder_learning_rate is None else config.encoder_learning_rate
-        decoder, encoder = trained_parameters(self.network.decoder), trained_parameters(self.network.model)
-        return [{"params": decoder}, {"params": encoder, "lr": rate}]
+        decoder, encoder = trained_parameters(network.decoder), trained_parameters(network.model)
+        heads = [] if network.heads is None else trained_parameters(network.heads)
+        return [{"params": decoder + heads}, {"params": encoder, "lr": rate}]
 
     def plan_epoch(self, epoch: int) -> list[tuple[int, Tensor]]:
         """Shuffled batches, each of one area: index of the area, and (photo,) indices of its training photos."""
@@ -141,12 +158,16 @@ class FinetuneTask(EncoderTask):
         return [batches[index] for index in shuffled.tolist()]
 
     def part_loss(self, model: nn.Module, part: Part, generator: torch.Generator) -> Tensor:
-        """Cross-entropy of the next action, with teacher forcing."""
-        pixels, tiles, actions = self.inputs(part, generator)
+        """Cross-entropy of the next action, with teacher forcing, and the contrast with the places of this process."""
+        pixels, places, actions = self.inputs(part, generator)
         with self.accelerator.autocast():
-            logits = model(pixels, tiles, actions)
+            logits, codes = model(pixels, places, actions)
         smoothing = self.config.label_smoothing
-        return F.cross_entropy(logits.float().flatten(0, 1), actions.flatten(), label_smoothing=smoothing)
+        loss = F.cross_entropy(logits.float().flatten(0, 1), actions.flatten(), label_smoothing=smoothing)
+        if codes is not None:
+            photo_codes, place_codes = codes
+            loss = loss + self.config.contrast * level_contrast(photo_codes, place_codes, places[:, 1:])
+        return loss
 
     def inputs(self, part: Part, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Arguments of the joint model for a part of a batch.
@@ -156,9 +177,10 @@ class FinetuneTask(EncoderTask):
             generator: source of the random numbers for augmentation.
 
         Returns:
-            `pixels`, `tiles` and `actions`, as in `JointModel.forward`.
+            `pixels`, `places` and `actions`, as in `JointModel.forward`.
         """
-        train, device = self.areas[part.area].train, self.accelerator.device
+        area, device = self.areas[part.area], self.accelerator.device
+        train = area.train
         readable, squares = self.photo_squares(part.photos, generator)
         index = part.index[readable]
         distinct, tiles = torch.unique(train.tiles[index], return_inverse=True)
@@ -166,6 +188,13 @@ class FinetuneTask(EncoderTask):
         if draws is not None:
             draws[distinct == 0] = 1.0  # the whole map is never augmented
         pixels = self.input_pixels(part.area, distinct, squares.flatten(0, 1), draws)
+        if area.cells is not None:
+            cells, cell = torch.unique(_cell_numbers(area.pyramid, train.actions[index]), return_inverse=True)
+            images = self.encoder.to_unit(area.cells[cells])
+            if self.config.augment:
+                images = augment_tiles(images, torch.rand(len(cells), DRAWS, generator=generator).to(images.device))
+            pixels = torch.cat([pixels, self.encoder.normalise(images)])
+            tiles = torch.cat([tiles, len(distinct) + cell[:, None].to(tiles.device)], 1)
         return pixels, tiles.to(device), train.actions[index].to(device)
 
     def validate(self) -> Metrics:
@@ -206,3 +235,9 @@ def _fingerprint(
 ) -> dict[str, Any]:
     decoder = {f"decoder.{key}": value for key, value in decoder_config.to_dict().items()}
     return {**decoder, **data_fingerprint(sources, encoder, config), "finetune.init": init_digest(start)}
+
+
+def _cell_numbers(pyramid: Pyramid, actions: Tensor) -> Tensor:
+    """(photo,) numbers of cells in row-major order, as in `CellImages`."""
+    row, col = pyramid.path_to_tile(actions.cpu().numpy())
+    return torch.from_numpy(row * pyramid.tiles_per_side(pyramid.levels) + col)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -23,6 +26,7 @@ from jzi.train.cache_task import CacheTask
 from jzi.train.config import HeadsTrainingConfig
 from jzi.train.data import TrainingData
 from jzi.train.run import Metrics, TrainingRun
+from jzi.train.task import Batch
 
 #: The best weights, in the folder of the run.
 HEADS = "heads.safetensors"
@@ -32,7 +36,10 @@ BATCH = 256
 
 
 class HeadsTask(CacheTask):
-    """Training of a pair of heads.
+    """Training of a pair of heads, on one or several areas.
+
+    A batch is of one area, and its photos are compared with places of that area only. The task of the first area trains
+    the heads; tasks of the others compute the loss and the validation of theirs with the same heads.
 
     Args:
         accelerator: device, precision and processes.
@@ -40,10 +47,13 @@ class HeadsTask(CacheTask):
         config: the settings of training.
         run: the run whose folder the best weights are written to.
         views: maximum number of augmented views to draw from beside the plain photo.
+        others: the maps and photos of other areas.
+        network: the heads to use; None to initialize new ones.
     """
 
     network: SimilarityHeads
     config: HeadsTrainingConfig
+    view: Tensor
 
     def __init__(
         self,
@@ -52,12 +62,17 @@ class HeadsTask(CacheTask):
         config: HeadsTrainingConfig,
         run: TrainingRun,
         views: int,
+        others: Sequence[TrainingData] = (),
+        network: SimilarityHeads | None = None,
     ) -> None:
         self.accelerator, self.data, self.config, self.run = accelerator, data, config, run
         self.pyramid, self.device = data.info.pyramid, accelerator.device
         self.train, self.val = data.train.with_views(views), data.val
         self.photos = len(self.train)
-        self.network = SimilarityHeads(self.architecture()).to(self.device)
+        self.network = network or SimilarityHeads(self.architecture()).to(self.device)
+        tasks = (type(self)(accelerator, other, config, run, views, network=self.network) for other in others)
+        self.areas: list[HeadsTask] = [self, *tasks]
+        self._area_of_batch: list[int] = []
 
     def architecture(self) -> HeadsConfig:
         """Architecture of the heads."""
@@ -73,19 +88,69 @@ class HeadsTask(CacheTask):
         heads = [parameter for parameter in self.network.parameters() if parameter is not scale]
         return [{"params": heads}, {"params": [scale], "weight_decay": 0.0}]
 
+    def batch_loss(self, model: nn.Module, part: Tensor) -> Tensor:
+        """Mean loss of photos of this task's area.
+
+        Args:
+            model: the heads as wrapped by Accelerate.
+            part: (photo,) indices of training photos, on the device.
+        """
+        raise NotImplementedError
+
+    def loss(self, model: nn.Module, part: tuple[int, Tensor]) -> Tensor:
+        """`batch_loss` of the area whose photos these are."""
+        area, index = part
+        return self.areas[area].batch_loss(model, index)
+
+    def steps_per_epoch(self) -> int:
+        """Number of optimizer steps in an epoch, over all areas."""
+        return sum(math.ceil(area.photos / self.config.batch_size) for area in self.areas)
+
+    def plan_epoch(self, seed: int) -> Sequence[Tensor]:
+        """Shuffled batches of one area each."""
+        generator = torch.Generator().manual_seed(seed)
+        batches = [
+            (number, batch) for number, area in enumerate(self.areas) for batch in self.shuffle(area.photos, generator)
+        ]
+        if len(self.areas) > 1:
+            batches = [batches[index] for index in torch.randperm(len(batches), generator=generator).tolist()]
+        self._area_of_batch = [number for number, _ in batches]
+        return [batch for _, batch in batches]
+
+    def batches(self, epoch: int, first: int) -> Iterator[Batch]:
+        """Batches whose parts are the number of an area and (photo,) indices of its training photos."""
+        batches = super().batches(epoch, first)
+        areas = self._area_of_batch[first:]
+        return (
+            replace(batch, parts=[(area, index) for index in batch.parts])
+            for area, batch in zip(areas, batches, strict=True)
+        )
+
     def begin_epoch(self, seed: int) -> None:
         """Draw the views of the photos."""
-        self.view = self.train.draw_views(seed)
+        for area in self.areas:
+            area.view = area.train.draw_views(seed)
 
     def query(self, part: Tensor) -> Tensor:
         """(photo, feature) float32 embeddings of a batch."""
         return self.train.query[part, self.view[part]].float()
 
-    @torch.inference_mode()
     def validate(self) -> Metrics:
-        """Recall of the most probable cells, and the negative log-likelihood of the true ones."""
-        if not len(self.val):
-            return {}
+        """Recall of the most probable cells, and the negative log-likelihood of the true ones; a mean over the areas.
+
+        Areas count by their number of validation photos.
+        """
+        areas = [area for area in self.areas if len(area.val)]
+        photos = sum(len(area.val) for area in areas)
+        mean: dict[str, float] = {}
+        for area in areas:
+            for name, value in area.validate_area().items():
+                mean[name] = mean.get(name, 0.0) + value * (len(area.val) / photos)
+        return mean
+
+    @torch.inference_mode()
+    def validate_area(self) -> Metrics:
+        """Metrics on the validation photos of this task's area."""
         self.network.eval()
         expert, loss, best = self.expert(), 0.0, []
         index = np.full(self.pyramid.shape, -1)
@@ -111,8 +176,8 @@ class CellsTask(HeadsTask):
 
     label = "cells"
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
         features = self.data.map_embeddings
         self.cell_mask = cell_mask_of(self.data)
         self.row, self.col = np.nonzero(self.cell_mask)
@@ -127,7 +192,7 @@ class CellsTask(HeadsTask):
         width, levels = self.data.info.encoder.width, self.pyramid.levels
         return HeadsConfig(width, levels, config.hidden, config.features, config.dropout, prototypes=prototypes)
 
-    def loss(self, model: nn.Module, part: Tensor) -> Tensor:
+    def batch_loss(self, model: nn.Module, part: Tensor) -> Tensor:
         """Cross-entropy with the soft labels, over all cells or a sample of them."""
         cells, correction = self._sample(part)
         scales, centers = (self.scales, self.centers) if cells is None else (self.scales[cells], self.centers[cells])
@@ -169,10 +234,7 @@ class CellsTask(HeadsTask):
 
     def expert(self) -> CellsExpert:
         """The expert with the network's current weights."""
-        self.network.eval()
-        with torch.inference_mode():
-            parts = torch.arange(len(self.row), device=self.device).split(65_536)
-            codes = torch.cat([self.network.place_codes(self.scales[part].float(), part) for part in parts])
+        codes = self.network.eval().encode_places(self.scales)
         return CellsExpert(self.pyramid, self.data.info.encoder, self.cell_mask, self.network, codes)
 
     @property
@@ -190,8 +252,8 @@ class LevelsTask(HeadsTask):
 
     label = "levels"
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
         embeddings, self.has_imagery = level_embeddings(self.data.map_embeddings)
         self.embeddings = [each.half().to(self.device) for each in embeddings]
 
@@ -200,7 +262,7 @@ class LevelsTask(HeadsTask):
         config, width = self.config, self.data.info.encoder.width
         return HeadsConfig(width, 1, config.hidden, config.features, config.dropout, self.pyramid.levels)
 
-    def loss(self, model: nn.Module, part: Tensor) -> Tensor:
+    def batch_loss(self, model: nn.Module, part: Tensor) -> Tensor:
         """Mean over the levels."""
         g, actions = self.pyramid.grid, self.train.actions[part]  # (photo, level)
         row = col = torch.zeros(len(part), dtype=torch.int64, device=self.device)
@@ -223,11 +285,7 @@ class LevelsTask(HeadsTask):
     def expert(self) -> LevelsExpert:
         """The expert with the network's current weights."""
         self.network.eval()
-        with torch.inference_mode():
-            codes = [
-                torch.cat([self.network.place_codes(part.float()) for part in level.split(65_536)])
-                for level in self.embeddings
-            ]
+        codes = [self.network.encode_places(level) for level in self.embeddings]
         return LevelsExpert(self.pyramid, self.data.info.encoder, self.has_imagery, self.network, codes)
 
 

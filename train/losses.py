@@ -1,6 +1,6 @@
-"""The losses of retrieval: a batch's photos against its cells.
+"""Contrastive losses: a batch's photos against its cells, or against the tiles of every level.
 
-Two photos of one cell share their positive, so neither is a negative of the other: those pairs are left out.
+Two photos of one cell share their positive, so neither is a negative of the other.
 """
 
 from __future__ import annotations
@@ -64,6 +64,30 @@ def soft_margin_triplet(query: Tensor, reference: Tensor, cells: Tensor, scale: 
     rows = F.softplus(scale * (similarity - positive[:, None]))[is_negative]
     cols = F.softplus(scale * (similarity - positive[None]))[is_negative]
     return (rows.sum() + cols.sum()) / (2 * is_negative.sum().clamp(min=1))
+
+
+def level_contrast(photo_codes: Tensor, place_codes: Tensor, places: Tensor) -> Tensor:
+    """InfoNCE at every level, both ways: each photo's place among the batch's, and each place's photos among them.
+
+    Several photos of one place are equally likely to be its photo.
+
+    Args:
+        photo_codes: (photo, level, code), times the factor of similarities.
+        place_codes: (place, code), of unit length.
+        places: (photo, level) index of each photo's place.
+
+    Returns:
+        Mean over the levels, a scalar.
+    """
+    losses = []
+    for codes, index in zip(photo_codes.unbind(1), places.unbind(1), strict=True):
+        distinct, target = index.unique(return_inverse=True)
+        logits = (codes @ place_codes[distinct].T).float()  # (photo, place)
+        share = F.one_hot(target, len(distinct)).to(logits.dtype)
+        share = share / share.sum(0)  # of each photo in its place
+        to_photo = -(share * logits.log_softmax(0)).sum(0).mean()
+        losses.append((F.cross_entropy(logits, target) + to_photo) / 2)
+    return torch.stack(losses).mean()
 
 
 LOSSES = {"infonce": symmetric_infonce, "triplet": soft_margin_triplet}

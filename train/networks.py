@@ -17,6 +17,7 @@ from jzi.decode.decoder import ZoomDecoder
 from jzi.encode.encoder import Encoder
 from jzi.encode.families import blocks_of
 from jzi.errors import ConfigError
+from jzi.retrieve.heads import SimilarityHeads
 
 #: CLIP's upper bound for the factor of cosine similarities (Radford et al. 2021, section 2.5).
 MAX_SCALE = 100.0
@@ -118,29 +119,43 @@ class TrainedEncoder(nn.Module):
 
 
 class JointModel(TrainedEncoder):
-    """The trained part of an encoder, and a zoom decoder.
+    """The trained part of an encoder, a zoom decoder, and optionally heads for a contrast of photos with places.
 
     Args:
         encoder: the encoder to train, in place.
         decoder: a decoder of the encoder's width.
         blocks: see `TrainedEncoder`.
+        heads: heads with a space for each level 1..L; None for no contrast.
         options: keyword arguments of `TrainedEncoder`.
     """
 
-    def __init__(self, encoder: Encoder, decoder: ZoomDecoder, blocks: int | str, **options: Any) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        decoder: ZoomDecoder,
+        blocks: int | str,
+        heads: SimilarityHeads | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(encoder, blocks, **options)
-        self.decoder = decoder
+        self.decoder, self.heads = decoder, heads
 
-    def forward(self, pixels: Tensor, tiles: Tensor, actions: Tensor) -> Tensor:
-        """The decoder's logits, (photo, step, action); every image is encoded once.
+    def forward(self, pixels: Tensor, places: Tensor, actions: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """The decoder's logits, and the codes of photos and places; every image is encoded once.
 
         Args:
-            pixels: (square + tile, 3, S, S) normalised: the photos' squares, photo by photo, then the distinct tiles.
-            tiles: (photo, step) indices of each photo's tiles among the distinct tiles.
+            pixels: (square + place, 3, S, S) normalised: the photos' squares, photo by photo, then the distinct tiles,
+                and with heads the distinct terminal cells.
+            places: (photo, step) indices of each photo's tiles among the distinct places; with heads (photo, step + 1),
+                the last of its cell.
             actions: (photo, step) true actions.
+
+        Returns:
+            (photo, step, action) logits; with heads also (photo, level, code) and (place, code), else None.
         """
-        query, seen = self.embed_both(pixels, tiles)
-        return self.decoder(query, seen[tiles], actions)
+        query, seen = self.embed_both(pixels, places)
+        logits = self.decoder(query, seen[places[:, : actions.shape[1]]], actions)
+        return logits, None if self.heads is None else self.heads(query, seen)
 
 
 class ContrastiveEncoder(TrainedEncoder):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from jzi.errors import CacheError, JziError, ModelError
 from jzi.store.cache import ENCODED, MISSING, NODATA, FeatureCache
 from jzi.store.info import EncoderInfo, ImageryInfo
-from jzi.store.model_folder import CONFIG, MAP, ModelConfig, read_config
+from jzi.store.model_folder import CONFIG, MAP, AnyModelConfig, read_config
 from jzi.store.photo_features import UNREADABLE
 from jzi.store.pyramid import Pyramid
 from jzi.store.storage import is_url
@@ -36,7 +36,7 @@ class ModelInfo:
     """
 
     folder: Path
-    config: ModelConfig
+    config: AnyModelConfig
     has_map: bool
 
 

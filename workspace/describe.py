@@ -13,7 +13,7 @@ from jzi.decode.model import ZoomModel
 from jzi.errors import JziError
 from jzi.store.cache import ENCODED
 from jzi.store.info import EncoderInfo, ImageryInfo
-from jzi.store.model_folder import CONFIG, ENCODER, GRAPH, RetrieverModelConfig, ZoomModelConfig
+from jzi.store.model_folder import CONFIG, ENCODER, GRAPH, RetrieverModelConfig, TransferModelConfig, ZoomModelConfig
 from jzi.store.pyramid import Pyramid
 from jzi.store.storage import exists, is_url
 from jzi.workspace.caches import inspect_cache, inspect_model
@@ -109,34 +109,38 @@ def _model(folder: Path) -> Info:
             "index": "there" if (folder / "index.zarr").is_dir() else "none yet: jzi index",
             "graph": "there" if (folder / GRAPH).is_file() else "none: jzi index --hnsw",
         }
+    elif isinstance(config, TransferModelConfig):
+        facts |= {"encoder_is": _encoder_location(folder), **_experts(config, list(config.experts))}
     else:
         model = ZoomModel.load(folder)
         architecture = model.decoder.config
-        carried = (folder / ENCODER).is_dir()
         facts |= {
-            "encoder_is": "in the folder" if carried else "fetched from the Hugging Face hub",
+            "encoder_is": _encoder_location(folder),
             "decoder": f"{architecture.layers} layers, {architecture.heads} heads, width {architecture.width}",
             **({"patch_tokens": architecture.patch_tokens} if architecture.patch_tokens else {}),
             "parameters": sum(parameter.numel() for parameter in model.decoder.parameters()),
             "tiles": _tile_count(model) if info.has_map else "no map: give a cache",
-            **(_experts(config) if isinstance(config, ZoomModelConfig) else {}),
+            **(_experts(config, ["zoom", *config.experts]) if config.experts else {}),
         }
     kind = "retriever" if isinstance(config, RetrieverModelConfig) else "model"
     return Info(str(folder), kind, facts, config.pyramid, config.encoder, *_imagery(config.imagery))
 
 
-def _experts(config: ZoomModelConfig) -> dict[str, Any]:
-    """The experts with their weights and gains; nothing if the zoom is the only one."""
-    if not config.experts:
-        return {}
-    names, fusion = ["zoom", *config.experts], config.fusion
+def _encoder_location(folder: Path) -> str:
+    return "in the folder" if (folder / ENCODER).is_dir() else "fetched from the Hugging Face hub"
+
+
+def _experts(config: ZoomModelConfig | TransferModelConfig, names: list[str]) -> dict[str, Any]:
+    """The experts with their weights and gains."""
+    fusion = config.fusion
     if fusion is None:
         return {"experts": names, "weights": "none fitted: there were no validation photos"}
     weights = fusion.weights["+".join(sorted(names))]
+    gains = [f"{name} {gain:+.3f} ± {error:.3f}" for name, (gain, error) in fusion.gains.items()]
     return {
         "experts": [f"{name} ({f'weight {weights[name]:.2f}' if weights[name] else 'left out'})" for name in names],
-        "gains": [f"{name} {gain:+.3f} ± {error:.3f}" for name, (gain, error) in fusion.gains.items()],
-        "fused_on": f"{fusion.photos} validation photos",
+        **({"gains": gains} if gains else {}),
+        "fused_on": f"{fusion.photos} validation photos" + ("" if gains else " of another area"),
     }
 
 

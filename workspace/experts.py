@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jzi.errors import ConfigError, ModelError
-from jzi.store.model_folder import EXPERT_FILES, ZoomModelConfig, read_config, verify_file
+from jzi.store.model_folder import EXPERT_FILES, MAP, TransferModelConfig, ZoomModelConfig, read_config, verify_file
 
 if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
     from jzi.decode.expert import ZoomExpert
     from jzi.locate.expert import Expert
 
@@ -20,10 +24,10 @@ NOT_CROSS_VIEW = ("vpr",)
 
 @dataclass(frozen=True)
 class ModelExperts:
-    """The experts of a zoom model, and the weights of their fusion.
+    """The experts of a model, and the weights of their fusion.
 
     Attributes:
-        experts: experts by name, the zoom first.
+        experts: experts by name, the zoom first if there is one.
         weights: weights of experts by name, for each subset of the experts (`jzi.store.model_folder.FusionConfig`).
     """
 
@@ -113,6 +117,37 @@ def load_experts(folder: Path, zoom: ZoomExpert) -> ModelExperts:
     Raises:
         ModelError: a file is missing or damaged.
     """
+    config = read_config(folder)
+    assert isinstance(config, ZoomModelConfig)
+    experts = _load_files(folder, config, zoom.cell_mask, zoom.table.device)
+    return ModelExperts({"zoom": zoom, **experts}, config.fusion.weights if config.fusion else {})
+
+
+def load_transferred(folder: Path, config: TransferModelConfig, device: str) -> ModelExperts:
+    """Load the experts of a model without a zoom.
+
+    Args:
+        folder: the model folder.
+        config: its config.json.
+        device: device to compute on.
+
+    Raises:
+        ModelError: a file is missing or damaged.
+    """
+    from jzi.store.map_embeddings import NODATA, MapEmbeddings
+
+    features = MapEmbeddings.load(verify_file(folder, config, MAP), config.pyramid)
+    experts = _load_files(folder, config, features.status[-1] != NODATA, device)
+    return ModelExperts(experts, config.fusion.weights)
+
+
+def _load_files(
+    folder: Path,
+    config: ZoomModelConfig | TransferModelConfig,
+    cell_mask: NDArray[np.bool_],
+    device: str | torch.device,
+) -> dict[str, Expert]:
+    """Load the experts that have a file of their own, by name."""
     from jzi.retrieve.cells import CellsExpert
     from jzi.retrieve.levels import LevelsExpert
     from jzi.retrieve.vpr import VprExpert
@@ -122,13 +157,11 @@ def load_experts(folder: Path, zoom: ZoomExpert) -> ModelExperts:
         "levels": LevelsExpert.load,
         "vpr": VprExpert.load,
     }
-    config = read_config(folder)
-    assert isinstance(config, ZoomModelConfig)
-    experts: dict[str, Expert] = {"zoom": zoom}
+    experts: dict[str, Expert] = {}
     for name in (name for name in EXPERT_FILES if name in config.experts):
         path = verify_file(folder, config, EXPERT_FILES[name])
         entries: dict[str, Any] = config.experts[name]
-        experts[name] = classes[name](path, entries, zoom.area, zoom.encoder, zoom.cell_mask, zoom.table.device)
+        experts[name] = classes[name](path, entries, config.pyramid, config.encoder, cell_mask, device)
     if unknown := sorted(config.experts.keys() - EXPERT_FILES.keys()):
         raise ModelError(f"{folder} has an expert {unknown[0]!r:.40}, which this version of jzi does not know")
-    return ModelExperts(experts, config.fusion.weights if config.fusion else {})
+    return experts

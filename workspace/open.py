@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jzi.errors import ConfigError, PhotoError
-from jzi.store.model_folder import RetrieverModelConfig, read_config
+from jzi.store.model_folder import RetrieverModelConfig, TransferModelConfig, read_config
 from jzi.store.pyramid import Pyramid
-from jzi.workspace.experts import ModelExperts, load_experts
+from jzi.workspace.experts import ModelExperts, load_experts, load_transferred
 from jzi.workspace.settings import Settings, find_rasters, load_settings
 
 if TYPE_CHECKING:
@@ -206,28 +206,33 @@ def load(
     approximate: bool = False,
     experts: Sequence[str] = (),
 ) -> Locator:
-    """Load a locator from the folder of a zoom model or of a retriever.
+    """Load a locator from the folder of a zoom model, of a transferred model or of a retriever.
 
     Args:
         folder: the model folder.
         device: device to compute on, such as "cpu" or "cuda:0"; by default the best available.
         cache: read the map of a zoom model from this cache rather than from the folder.
         approximate: search the HNSW graph of a retriever rather than all cells.
-        experts: names of a zoom model's experts to fuse, such as "zoom" and "cells"; all by default.
+        experts: names of the model's experts to fuse, such as "zoom" and "cells"; all by default.
 
     Raises:
         ModelError: the folder is not a model, is damaged, or lacks the map or other data that its decoder reads.
         CacheError: the cache or the index cannot be used.
         ConfigError: an option does not apply to this kind of model.
     """
-    if isinstance(read_config(Path(folder)), RetrieverModelConfig):
+    config = read_config(Path(folder))
+    if isinstance(config, RetrieverModelConfig):
         if cache:
             raise ConfigError(f"{folder} is a retriever, which has its own index: leave the cache out")
         if experts:
             raise ConfigError(f"{folder} is a retriever, which is a single expert: leave --experts out")
         return _retrieval_locator(Path(folder), device, approximate)
     if approximate:
-        raise ConfigError(f"{folder} is a zoom model: approximate search is for retrievers")
+        raise ConfigError(f"{folder} is not a retriever: approximate search is for retrievers")
+    if isinstance(config, TransferModelConfig):
+        if cache:
+            raise ConfigError(f"{folder} is a transferred model, which contains its map: leave the cache out")
+        return _transferred_locator(Path(folder), config, device, experts)
     from jzi.decode.expert import ZoomExpert
     from jzi.locate.locator import Locator
 
@@ -283,6 +288,18 @@ def _retrieval_locator(folder: Path, device: str | None, approximate: bool) -> L
     return Locator(expert, lambda: expert.retriever.load_encoder(device or best_device()), name=folder.name)
 
 
+def _transferred_locator(
+    folder: Path, config: TransferModelConfig, device: str | None, experts: Sequence[str]
+) -> Locator:
+    from jzi.encode.device import best_device
+    from jzi.encode.model_encoder import load_model_encoder
+    from jzi.locate.locator import Locator
+
+    device = device or best_device()
+    expert = load_transferred(folder, config, device).fused(experts)
+    return Locator(expert, lambda: load_model_encoder(folder, config, device), name=folder.name)
+
+
 def open_retriever(folder: Path, *, approximate: bool) -> tuple[RetrievalExpert, FeatureCache]:
     """Load a retriever, and open its index with the photos to evaluate it on.
 
@@ -307,8 +324,17 @@ def open_experts(settings: Settings) -> tuple[ModelExperts, FeatureCache]:
         ModelError: there is no model, or it is damaged.
         CacheError: there is no cache, or it belongs to another encoder or pyramid.
     """
-    zoom, cache = open_zoom(settings.path(settings.model.path), settings.cache_path)
-    return load_experts(zoom.model.folder, zoom), cache
+    from jzi.encode.device import best_device
+    from jzi.store.cache import FeatureCache
+
+    folder = settings.path(settings.model.path)
+    config = read_config(folder)
+    if isinstance(config, TransferModelConfig):
+        cache = FeatureCache.open(settings.cache_path)
+        cache.check(pyramid=config.pyramid, encoder=config.encoder, imagery=config.imagery)
+        return load_transferred(folder, config, best_device()), cache
+    zoom, cache = open_zoom(folder, settings.cache_path)
+    return load_experts(folder, zoom), cache
 
 
 def open_zoom(folder: Path, cache_path: str) -> tuple[ZoomExpert, FeatureCache]:
