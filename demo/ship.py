@@ -1,6 +1,8 @@
-"""Install a fine-tuned model as the demo's: `python -m jzi.demo.ship FINETUNED`.
+"""Install a fine-tuned model as the demo's: `python -m jzi.demo.ship FINETUNED MODEL`.
 
-Weights are stored as float16, half the size; they are converted back to float32 on load.
+MODEL was trained from the cache with the fine-tuned encoder; its heads of the experts cells and levels are shipped,
+without their codes, as the start of the demo's. Weights are stored as float16, half the size; they are converted back
+to float32 on load.
 """
 
 from __future__ import annotations
@@ -17,20 +19,28 @@ from safetensors.torch import load_file, save_file
 from jzi.decode.model import ZoomModel, create_folder
 from jzi.demo.tour import FINETUNED, IMAGE_SIZE
 from jzi.encode.encoder import Encoder
+from jzi.store.model_folder import EXPERT_FILES
 
 
-def ship(folder: Path, output: Path) -> None:
+def ship(folder: Path, trained: Path, output: Path) -> None:
     """Write the parts of a fine-tuned model that the demo needs.
 
     Args:
         folder: model folder written by `jzi finetune`.
+        trained: model folder written by `jzi train-decoder`, with the experts cells and levels.
         output: the folder to replace.
     """
     model = ZoomModel.load(folder)
     shutil.rmtree(output, ignore_errors=True)
     (output / "encoder").mkdir(parents=True)
-    for name in ("encoder/model.safetensors", "decoder.safetensors"):
-        half = {key: value.to(torch.float16) for key, value in load_file(folder / name).items()}
+    for source, name in (
+        (folder, "encoder/model.safetensors"),
+        (folder, "decoder.safetensors"),
+        (trained, EXPERT_FILES["cells"]),
+        (trained, EXPERT_FILES["levels"]),
+    ):
+        heads_only = (item for item in load_file(source / name).items() if not item[0].startswith(("codes", "imagery")))
+        half = {key: value.to(torch.float16) for key, value in heads_only}
         save_file(half, output / name, metadata={"format": "pt"})
         (output / name).chmod(0o644)
     config = json.loads((folder / "encoder" / "config.json").read_text())
@@ -42,4 +52,4 @@ def ship(folder: Path, output: Path) -> None:
 
 
 if __name__ == "__main__":
-    ship(Path(sys.argv[1]), FINETUNED)
+    ship(Path(sys.argv[1]), Path(sys.argv[2]), FINETUNED)

@@ -20,7 +20,10 @@ FINETUNED = Path(__file__).parent / "finetuned"
 FINETUNED_ON = (0, 1280.0)  # seed, metres
 
 #: Settings of stage two: from the decoder that was trained with the encoder, and from scratch.
-FROM_FINETUNED = "--set train.init=finetuned --set train.batch_size=64 --set train.learning_rate=3e-5"
+FROM_FINETUNED = (
+    "--set train.init=finetuned --set train.batch_size=64 --set train.learning_rate=3e-5 "
+    "--set heads.init=finetuned --set heads.epochs=2 --set heads.learning_rate=1e-4"
+)
 FROM_SCRATCH = "--set decoder.layers=3 --set decoder.heads=4 --set train.batch_size=64 --set train.learning_rate=1e-3"
 
 
@@ -74,7 +77,7 @@ def run_demo(
             run(f"init --map ortho.tif --queries photos {options}")
         if only_town:
             return
-        run("encode-map")
+        run("encode-map --cells")
         run("encode-queries")
         settings = FROM_FINETUNED if same_town else FROM_SCRATCH
         run(f"train-decoder --set train.epochs={epochs} {settings}")
