@@ -65,7 +65,7 @@ def test_a_demo_that_is_interrupted_in_one_of_its_commands_stops_and_can_be_resu
     with monkeypatch.context() as patch:
         patch.setattr("jzi.encode.encoder.Encoder.encode_tiles", interrupted)
         result = CliRunner().invoke(main, how)
-    assert result.exit_code == 130 and result.stdout.rstrip().endswith("$ jzi encode-map")
+    assert result.exit_code == 130 and result.stdout.rstrip().endswith("$ jzi encode-map --cells")
     assert result.stderr.count("jzi: interrupted; finished work is kept, run the same command again to resume") == 1
     result = CliRunner().invoke(main, how)
     assert result.exit_code == 0 and "This town is synthetic" in result.stdout
