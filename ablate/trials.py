@@ -131,7 +131,7 @@ def run_trial(trial: Trial, data: TrainingData) -> None:
         values["error"] = str(error)
     else:
         expert = ZoomExpert(ZoomModel.load(trial.folder, data.table.device), data.table)
-        evaluation = evaluate(expert, LabelledPhotos.from_dataset(expert.area, dataset, split))
+        evaluation = evaluate(expert, LabelledPhotos.from_dataset(expert.area, dataset, split, data.train))
         run = trial.run
         run.load()
         values |= {"seconds": sum(epoch["seconds"] for epoch in run.metrics), "epochs": len(run.metrics)}

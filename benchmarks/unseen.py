@@ -80,7 +80,8 @@ def photos_of(cache: FeatureCache, expert: Expert, count: int) -> LabelledPhotos
         name: np.concatenate([getattr(each, name) for each in splits])
         for name in ("latitude", "longitude", "row", "col")
     }
-    return replace(splits[0], query=torch.cat([each.query for each in splits]), **arrays).spread(count)
+    query = torch.cat([each.query for each in splits])
+    return replace(splits[0], query=query, training_distance=None, **arrays).spread(count)
 
 
 @click.command()

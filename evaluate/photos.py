@@ -82,17 +82,23 @@ class LabelledPhotos:
         )
 
     @classmethod
-    def from_dataset(cls, pyramid: Pyramid, dataset: ZoomDataset, split: str) -> LabelledPhotos:
+    def from_dataset(
+        cls, pyramid: Pyramid, dataset: ZoomDataset, split: str, train: ZoomDataset | None = None
+    ) -> LabelledPhotos:
         """From a dataset that is on the device already.
 
         Args:
             pyramid: the pyramid of the dataset's cells.
             dataset: the photos of the split.
             split: name of the split.
+            train: training photos, for the distances to the nearest one; None to leave them out.
         """
         row, col = pyramid.path_to_tile(dataset.actions.cpu().numpy())
         query, positions = dataset.query[:, 0], (dataset.latitude, dataset.longitude)
-        return cls(split, query, *positions, row, col, dataset.unreachable)
+        distance = None
+        if train is not None and len(train) and split != "train":
+            distance = nearest_distance(*positions, train.latitude, train.longitude)
+        return cls(split, query, *positions, row, col, dataset.unreachable, distance)
 
     def spread(self, count: int) -> LabelledPhotos:
         """At most `count` of the photos, evenly spaced."""
@@ -100,7 +106,9 @@ class LabelledPhotos:
             return self
         index = np.linspace(0, len(self) - 1, count).round().astype(np.int64)
         arrays = {name: getattr(self, name)[index] for name in ("latitude", "longitude", "row", "col")}
-        return replace(self, query=self.query[torch.from_numpy(index).to(self.query.device)], **arrays)
+        distance = None if self.training_distance is None else self.training_distance[index]
+        query = self.query[torch.from_numpy(index).to(self.query.device)]
+        return replace(self, query=query, training_distance=distance, **arrays)
 
     def __len__(self) -> int:
         return len(self.query)

@@ -155,7 +155,7 @@ def make_app(locator: Locator, imagery: Imagery | None = None, limits: Limits | 
         within: Annotated[float | None, Query(description="prior: largest distance from `near`, metres")] = None,
     ) -> dict[str, Any]:
         options = LocateOptions(estimate, radius, top)
-        content = await region.read() if isinstance(region, UploadFile) else region
+        content = region if region is None or isinstance(region, str) else await region.read()
         data = await photo.read()
         async with model_lock:
             return await run_in_threadpool(

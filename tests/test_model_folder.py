@@ -32,6 +32,7 @@ from jzi.store.map_embeddings import ENCODED, MapEmbeddings
 from jzi.store.model_folder import (
     CONFIG,
     DECODER,
+    EXPERT_FILES,
     MAP,
     ZoomModelConfig,
     copy_encoder,
@@ -226,7 +227,8 @@ def test_the_model_that_comes_along_is_whole() -> None:
     anew = Encoder.load(FINETUNED / "encoder", image_size=84, device="cpu")
     assert encoder.fingerprint == anew.fingerprint == model.encoder.fingerprint
     layout = json.loads((FINETUNED / CONFIG).read_text())
-    assert set(layout["files"]) == {name for name in FILES if name not in (CONFIG, MAP)}
+    heads = {EXPERT_FILES["cells"], EXPERT_FILES["levels"]}
+    assert set(layout["files"]) == {name for name in FILES if name not in (CONFIG, MAP)} | heads
 
 
 def test_a_retriever_is_verified_as_a_zoom_model_is(tmp_path, encoder, pyramid) -> None:

@@ -36,8 +36,9 @@ def launch(tmp_path: Path, town_raster: Path, photo_folder: Path, encoder_folder
         assert done.returncode == 0, done.stderr
         return done.stdout
 
+    split = ["--split-by", "photo"]  # so that batches divide evenly between two processes
     area = ["--grid", "2", "--levels", "6", "--image-size", "28"]  # four blocks for the processes to share
-    run(1, "init", "--map", town_raster.name, "--queries", "photos", "--encoder", "encoder", *area)
+    run(1, "init", "--map", town_raster.name, "--queries", "photos", "--encoder", "encoder", *split, *area)
     return run
 
 
