@@ -11,13 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import zarr
-from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from jzi.errors import CacheCorruptError, CacheError, JziError
-
-#: The checksum comes last and covers the bytes on disk. zstd makes embeddings about 8 % smaller at any level, shuffled
-#: or not, and does not slow down their use (`python -m benchmarks.cache_codecs`).
-COMPRESSORS = (ZstdCodec(level=1), Crc32cCodec())
 
 
 def is_url(path: str | Path) -> bool:
