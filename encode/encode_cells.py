@@ -82,6 +82,7 @@ def index_cells(
             if len(index):
                 parts = [encoder.encode_tiles(images[part]) for part in index.split(batch_size)]
                 embedding[has_imagery] = encoder.to_storage(torch.cat(parts))
+            cache.documents.check_lock()
             cells.write(chunk, np.where(has_imagery, ENCODED, NODATA).astype(np.uint8), embedding)
         state.wait_for_everyone()
     status = cells.status()

@@ -23,6 +23,7 @@ from jzi.store.cell_features import HINT as CELLS_HINT
 from jzi.store.cell_features import CellFeatures
 from jzi.store.documents import Documents
 from jzi.store.info import EncoderInfo, ImageryInfo
+from jzi.store.lock import LockMode, WriterLock
 from jzi.store.map_embeddings import ENCODED, MISSING, NODATA, MapEmbeddings
 from jzi.store.photo_features import PhotoFeatures
 from jzi.store.plain import plain
@@ -68,7 +69,13 @@ class FeatureCache:
 
     @classmethod
     def create(
-        cls, path: str | Path, pyramid: Pyramid, encoder: EncoderInfo, imagery: ImageryInfo | None = None
+        cls,
+        path: str | Path,
+        pyramid: Pyramid,
+        encoder: EncoderInfo,
+        imagery: ImageryInfo | None = None,
+        *,
+        lock: LockMode = "wait",
     ) -> FeatureCache:
         """Create an empty cache at a path or URL.
 
@@ -77,7 +84,8 @@ class FeatureCache:
         """
         if exists(path):
             raise CacheError(f"{path} exists already: open it, or give another path")
-        documents, header = Documents(path, read_only=False), new_header(pyramid, encoder, imagery)
+        documents = Documents(path, read_only=False, lock=WriterLock(path, lock))
+        header = new_header(pyramid, encoder, imagery)
         # The root is written first: a killed process leaves nothing, or a cache that `open` completes
         documents.write("", layout.root_document(header, PhotosHeader()))
         cache = cls(str(path), documents, header)
@@ -85,17 +93,27 @@ class FeatureCache:
         return cache
 
     @classmethod
-    def open(cls, path: str | Path, mode: Literal["r", "r+"] = "r") -> FeatureCache:
+    def open(cls, path: str | Path, mode: Literal["r", "r+"] = "r", *, lock: LockMode = "wait") -> FeatureCache:
         """Open the cache at a path or URL, to read ("r") or to read and write ("r+").
 
+        A cache has one writer (`jzi.store.lock`): opened for writing, it is locked until `close` is called, no object
+        of it is left, or the process ends.
+
+        Args:
+            path: path or URL.
+            mode: what to open it for.
+            lock: what to do if another process writes to it: "wait" for it, or "refuse"; "shared" if another process of
+                the same launch holds the lock for this one.
+
         Raises:
-            CacheError: there is no cache, or it has another format.
+            CacheError: there is no cache, it has another format or is damaged, or another process writes to it and
+                `lock` is "refuse".
         """
         if not exists(path):
             raise CacheError(
                 f"there is no feature cache at {path}: create it with `jzi encode-map` or `jzi encode-queries`"
             )
-        documents = Documents(path, read_only=mode == "r")
+        documents = Documents(path, read_only=mode == "r", lock=WriterLock(path, lock) if mode == "r+" else None)
         root = documents.read("")
         if root is None:
             raise CacheError(f"{path} is not a feature cache, it has no zarr.json: give another path")
@@ -122,7 +140,13 @@ class FeatureCache:
 
     @classmethod
     def open_or_create(
-        cls, path: str | Path, pyramid: Pyramid, encoder: EncoderInfo, imagery: ImageryInfo | None = None
+        cls,
+        path: str | Path,
+        pyramid: Pyramid,
+        encoder: EncoderInfo,
+        imagery: ImageryInfo | None = None,
+        *,
+        lock: LockMode = "wait",
     ) -> FeatureCache:
         """Open the cache at `path` for writing, or create it.
 
@@ -131,13 +155,16 @@ class FeatureCache:
             pyramid: geometry of the area.
             encoder: the encoder of all embeddings.
             imagery: the imagery of the map; None to write photos only. It is recorded the first time it is given.
+            lock: as for `open`.
 
         Raises:
             CacheMismatchError: the cache belongs to another encoder, pyramid or imagery; it is not changed.
+            CacheError: as `open`.
         """
-        if not exists(path):
-            return cls.create(path, pyramid, encoder, imagery)
-        cache = cls.open(path, "r+")
+        with WriterLock(path, lock):  # of two processes, the second opens what the first has created
+            if not exists(path):
+                return cls.create(path, pyramid, encoder, imagery, lock=lock)
+            cache = cls.open(path, "r+", lock=lock)
         cache.check(pyramid=pyramid, encoder=encoder, imagery=imagery)
         if imagery and imagery != cache.imagery:
             cache._write_header(replace(cache.header, imagery=imagery))
@@ -176,6 +203,11 @@ class FeatureCache:
             raise CacheMismatchError(
                 f"{self.path} was made from other imagery ({self.imagery.label}, not {imagery.label}): {hint}"
             )
+
+    def close(self) -> None:
+        """Release the writer's lock; the cache must not be written afterwards."""
+        if self.documents.lock is not None:
+            self.documents.lock.release()
 
     def _write_header(self, header: CacheHeader) -> None:
         """Replace the header and its copy; the root is written last but for the copy, which `open` completes."""
@@ -338,6 +370,7 @@ class FeatureCache:
             raise CacheError(
                 f"level {level} is written in whole chunks of {side} x {side} tiles, not {status.shape} at {row}, {col}"
             )
+        self.documents.check_lock()
         window = slice(row, row + side), slice(col, col + side)
         with storage_errors(self.path, f"map/{level}"):
             if embedding is not None:

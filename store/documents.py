@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from zarr.storage import LocalStore, StorePath
 
 from jzi.errors import CacheError, first_line
 from jzi.store.layout import Document
+from jzi.store.lock import WriterLock
 from jzi.store.storage import is_url, storage_errors, zarr_store
 
 #: Largest documents, bytes: the root lists the files of the imagery (a hundred thousand take 16 MB).
@@ -34,15 +36,29 @@ class Documents:
         path: path or URL of the cache.
         read_only: whether writing is refused.
         check: whether arrays are only opened if their document is as expected.
+        lock: the lock of the writer, which is released with the last object that can write; None to read.
     """
 
-    def __init__(self, path: str | Path, *, read_only: bool, check: bool = True) -> None:
-        self.path, self.check = str(path), check
+    def __init__(
+        self, path: str | Path, *, read_only: bool, check: bool = True, lock: WriterLock | None = None
+    ) -> None:
+        self.path, self.check, self.lock = str(path), check, lock
         store = zarr_store(path)
         self.store: Store = LocalStore(store, read_only=read_only) if isinstance(store, Path) else store
         if self.store.read_only != read_only:
             self.store = self.store.with_read_only(read_only)
         self._folder = None if is_url(path) else Path(path)
+        if lock is not None:  # arrays hold the store, not this object
+            weakref.finalize(self.store, lock.release)
+
+    def check_lock(self) -> None:
+        """Check that no other process has taken over the writer's lock.
+
+        Raises:
+            CacheError: another process has.
+        """
+        if self.lock is not None:
+            self.lock.check()
 
     def read_bytes(self, name: str) -> bytes | None:
         """Bytes of the document of a group or array ("" is the root), at most one more than allowed; None without one.
@@ -107,6 +123,7 @@ class Documents:
         Raises:
             CacheError: it cannot be written.
         """
+        self.check_lock()
         data = json.dumps(document, indent=2).encode()
         with storage_errors(self.path, name):
             sync(self.store.set(_key(name), default_buffer_prototype().buffer.from_bytes(data)))

@@ -234,6 +234,7 @@ class PhotoFeatures:
             embedding: (row, feature) of the photos or (row, 1 + views, feature), nan where a photo lacks a view; None
                 to write columns only.
         """
+        self.documents.check_lock()
         start = int(rows[0]) // CHUNK * CHUNK
         window = slice(start, min(start + CHUNK, len(self)))
         with storage_errors(self.path, "queries"):

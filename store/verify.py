@@ -17,6 +17,7 @@ from jzi.errors import CacheCorruptError, CacheError
 from jzi.store.cache import MISSING, FeatureCache
 from jzi.store.cache_header import read_header
 from jzi.store.documents import Documents
+from jzi.store.lock import WriterLock
 from jzi.store.storage import storage_errors
 
 
@@ -101,7 +102,7 @@ def repair_cache(path: str | Path) -> tuple[str, ...]:
     Raises:
         CacheError: there is no cache, or its header and the copy of it are both damaged.
     """
-    documents, repaired = Documents(path, read_only=False), []
+    documents, repaired = Documents(path, read_only=False, lock=WriterLock(path, "refuse")), []
     try:
         entries = documents.attribute("", "jzi")
         if isinstance(entries, dict) and entries.get("format") == 1:

@@ -124,6 +124,7 @@ def test_a_cache_is_needed_by_models_without_a_map_unless_another_has_it(make, t
 def test_rm_asks_and_refuses_what_a_model_needs(make, tmp_path, monkeypatch) -> None:
     cache = make("one.zarr")
     fill(cache)
+    cache.close()
     write_model(tmp_path / "without", cache, has_map=False)
     monkeypatch.chdir(tmp_path)
     run = CliRunner().invoke
