@@ -93,18 +93,24 @@ def merge(sources: tuple[str, ...], target: str, as_json: bool) -> None:
 
 @cache.command()
 @click.argument("paths", nargs=-1, required=True)
+@click.option("--repair", is_flag=True, help="Rewrite damaged metadata; embeddings are not changed.")
 @json_option
-def verify(paths: tuple[str, ...], as_json: bool) -> None:
-    """Verify the checksum of every chunk of caches.
+def verify(paths: tuple[str, ...], repair: bool, as_json: bool) -> None:
+    """Verify the metadata and the checksum of every chunk of caches.
 
     Lists what is damaged or missing; the exit code is 1 if anything is.
     """
+    from dataclasses import replace
+
     from jzi.commands.reports import verify_text
     from jzi.store.cache import FeatureCache
-    from jzi.store.maintenance import verify_cache
     from jzi.store.plain import plain
+    from jzi.store.verify import repair_cache, verify_cache
 
-    reports = [verify_cache(FeatureCache.open(path)) for path in paths]
+    reports = []
+    for path in paths:
+        repaired = repair_cache(path) if repair else ()
+        reports.append(replace(verify_cache(FeatureCache.open(path)), repaired=repaired))
     for report in reports:
         print_result(as_json, {**plain(report), "sound": report.sound}, verify_text(report))
     if not all(report.sound for report in reports):

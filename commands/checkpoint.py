@@ -31,8 +31,11 @@ def import_checkpoint_command(
 
     pyramid = load_settings(config_file).pyramid if config_file else published(preset)
     from jzi.decode.import_checkpoint import import_checkpoint
+    from jzi.errors import ModelError
+    from jzi.store.lock import WriterLock
 
-    import_checkpoint(checkpoint, output, pyramid, **options)
+    with WriterLock(output, error=ModelError):
+        import_checkpoint(checkpoint, output, pyramid, **options)
     encoder = {"name": output / "encoder", "image_size": options["image_size"], "resampling": "reference"}
     settings = " ".join(f"--set encoder.{name}={value}" for name, value in encoder.items())
     click.echo(f"wrote {output}; next: jzi encode-map {settings}, then jzi locate --model {output} --cache CACHE")

@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from jzi.encode.encode_map import MapReport
     from jzi.encode.encode_queries import PhotoReport
     from jzi.retrieve.transfer import TransferReport
-    from jzi.store.maintenance import MergeReport, VerifyReport
+    from jzi.store.maintenance import MergeReport
     from jzi.store.splits import SplitInfo
+    from jzi.store.verify import VerifyReport
     from jzi.train.experts import ExpertsReport
     from jzi.train.run import TrainReport
     from jzi.workspace.caches import CacheInfo, ModelInfo
@@ -115,16 +116,21 @@ def merge_text(report: MergeReport) -> str:
 
 def verify_text(report: VerifyReport) -> str:
     """One line for a sound cache; else a line for each problem, and what to do."""
-    if report.sound:
-        return f"{report.path}: sound, {report.chunks} chunks read"
-    problems = (("damaged", report.damaged), ("lost", report.lost), ("missing", report.missing))
-    return "\n".join(
-        [
-            f"{report.path}: not sound, {report.chunks} chunks read",
-            *(f"  {kind:<8} {item}" for kind, items in problems for item in items),
-            "  `jzi encode-map`, `jzi encode-queries` and `jzi index` encode damaged and missing entries again",
-        ]
+    state = "sound" if report.sound else "not sound"
+    problems = (
+        ("repaired", report.repaired),
+        ("metadata", report.metadata),
+        ("damaged", report.damaged),
+        ("lost", report.lost),
+        ("missing", report.missing),
     )
+    lines = [f"{report.path}: {state}, {report.chunks} chunks read"]
+    lines += [f"  {kind:<8} {item}" for kind, items in problems for item in items]
+    if report.metadata:
+        lines.append(f"  `jzi cache verify --repair {report.path}` rewrites damaged metadata")
+    if report.damaged or report.lost or report.missing:
+        lines.append("  `jzi encode-map`, `jzi encode-queries`, `jzi index` encode damaged and missing entries again")
+    return "\n".join(lines)
 
 
 def cache_text(cache: CacheInfo, models: Iterable[ModelInfo]) -> str:

@@ -46,6 +46,7 @@ def train_decoder_command(
     from jzi.train.data import TrainingData
     from jzi.train.decoder import train_decoder
     from jzi.train.experts import NEED_CELLS, check_experts, default_experts, load_others, train_experts
+    from jzi.train.run import lock_folder
     from jzi.train.zoom import check_overrides
     from jzi.workspace.open import load_encoder
 
@@ -71,27 +72,29 @@ def train_decoder_command(
     data = TrainingData.load(cache, best_device(), settings.train.views, cells=not unused)
     more = load_others(cache, others, settings.heads, best_device(), settings.train.views)
     heads_init = settings.heads.init
-    report = train_decoder(
-        cache,
-        settings.path(settings.model.path),
-        settings.decoder,
-        settings.train,
-        encoder_folder=settings.encoder_folder,
-        start=start,
-        settings=settings.to_toml(),
-        data=data,
-        experts_follow=True,
-    )
-    fused = train_experts(
-        data,
-        report.folder,
-        names,
-        settings.heads,
-        views=settings.train.views,
-        others=more,
-        start=settings.path(heads_init) if heads_init else None,
-        settings=settings.to_toml(),
-    )
+    folder = settings.path(settings.model.path)
+    with lock_folder(folder):
+        report = train_decoder(
+            cache,
+            folder,
+            settings.decoder,
+            settings.train,
+            encoder_folder=settings.encoder_folder,
+            start=start,
+            settings=settings.to_toml(),
+            data=data,
+            experts_follow=True,
+        )
+        fused = train_experts(
+            data,
+            report.folder,
+            names,
+            settings.heads,
+            views=settings.train.views,
+            others=more,
+            start=settings.path(heads_init) if heads_init else None,
+            settings=settings.to_toml(),
+        )
     if not processes().is_main_process:
         return
     report_left_out(report)

@@ -15,6 +15,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from accelerate import PartialState
 
+    from jzi.store.lock import LockMode
+
 #: Fraction of the free memory that one tensor may take; the rest is for the computation itself.
 SHARE = 0.25
 
@@ -35,6 +37,19 @@ def processes() -> PartialState:
     from accelerate import PartialState
 
     return PartialState(cpu=best_device() == "cpu")  # accelerate detects CPU-only launches only with cpu=True
+
+
+def writer_lock_mode() -> LockMode:
+    """Return how this process takes a writer's lock (`jzi.store.lock`): processes of one launch are one writer.
+
+    Returns:
+        "wait" for a single process, "refuse" for the main process of several, because the others would wait at a
+        barrier, and "shared" for the others.
+    """
+    state = processes()
+    if state.num_processes == 1:
+        return "wait"
+    return "refuse" if state.is_main_process else "shared"
 
 
 def free_bytes(device: torch.device) -> int:

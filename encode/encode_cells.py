@@ -15,7 +15,6 @@ from jzi.encode.device import processes
 from jzi.encode.encoder import Encoder
 from jzi.encode.imagery import Imagery
 from jzi.store.cache import FeatureCache
-from jzi.store.cell_features import CellFeatures
 from jzi.store.map_embeddings import ENCODED, NODATA
 from jzi.store.storage import is_url
 
@@ -62,7 +61,7 @@ def index_cells(
     state, pyramid = processes(), cache.pyramid
     side = pyramid.tiles_per_side(pyramid.levels)
     with state.main_process_first():
-        cells = CellFeatures.require(cache.group, cache.path, side, encoder.width, context * pyramid.cell_size)
+        cells = cache.require_cells(context * pyramid.cell_size)
     missing = [chunk for chunk in cells.chunks if not cells.whole(chunk)]
     state.wait_for_everyone()  # nobody writes before all have listed the missing chunks
     if missing:
@@ -83,6 +82,7 @@ def index_cells(
             if len(index):
                 parts = [encoder.encode_tiles(images[part]) for part in index.split(batch_size)]
                 embedding[has_imagery] = encoder.to_storage(torch.cat(parts))
+            cache.documents.check_lock()
             cells.write(chunk, np.where(has_imagery, ENCODED, NODATA).astype(np.uint8), embedding)
         state.wait_for_everyone()
     status = cells.status()

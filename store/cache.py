@@ -9,34 +9,30 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from pyproj import CRS
-from zarr.errors import ContainsArrayError
 
 from jzi.errors import CacheCorruptError, CacheError, CacheMismatchError
+from jzi.store import layout
+from jzi.store.cache_header import CacheHeader, PhotosHeader, new_header, read_format_1, read_header
+from jzi.store.cell_features import HINT as CELLS_HINT
 from jzi.store.cell_features import CellFeatures
+from jzi.store.documents import Documents
 from jzi.store.info import EncoderInfo, ImageryInfo
+from jzi.store.lock import LockMode, WriterLock
 from jzi.store.map_embeddings import ENCODED, MISSING, NODATA, MapEmbeddings
 from jzi.store.photo_features import PhotoFeatures
 from jzi.store.plain import plain
 from jzi.store.pyramid import Pyramid, TileKey
-from jzi.store.storage import COMPRESSORS, corrupt, exists, is_url, storage_errors, zarr_store
-from jzi.store.token_features import TokenFeatures, has_tokens, tokens_name
-from jzi.version import __version__
+from jzi.store.storage import corrupt, exists, is_url, storage_errors, zarr_store
+from jzi.store.token_features import TokenFeatures
 
 if TYPE_CHECKING:
     from xarray import DataTree
-
-FORMAT = 1
-
-#: Side of the largest chunk, in tiles.
-MAX_CHUNK = 16
 
 
 class FeatureCache:
@@ -46,20 +42,25 @@ class FeatureCache:
     matching cache, creates one if there is none, and refuses one that does not match.
     """
 
-    def __init__(self, group: zarr.Group, path: str) -> None:
-        self.group = group
-        self.path = path
-        info = group.attrs.get("jzi")
-        if not isinstance(info, dict):
-            raise CacheError(f"{path} is a Zarr group but not a jzi feature cache: give another path")
-        if info.get("format") != FORMAT:
-            raise CacheError(
-                f"{path} has cache format {info.get('format')}, but jzi {__version__} reads format {FORMAT}: encode "
-                "again with another cache.path"
-            )
-        self.pyramid = Pyramid(**info["pyramid"])
-        self.encoder = EncoderInfo(**info["encoder"])
-        self.imagery = ImageryInfo(**info["imagery"]) if info.get("imagery") else None
+    def __init__(self, path: str, documents: Documents, header: CacheHeader) -> None:
+        self.path, self.documents, self.header = path, documents, header
+        self._layout = layout.map_documents(header)
+        self._arrays: dict[str, zarr.Array[Any]] = {}
+
+    @property
+    def pyramid(self) -> Pyramid:
+        """Geometry of the area."""
+        return self.header.pyramid
+
+    @property
+    def encoder(self) -> EncoderInfo:
+        """Encoder of the embeddings."""
+        return self.header.encoder
+
+    @property
+    def imagery(self) -> ImageryInfo | None:
+        """Imagery of the map; None if no map has been written."""
+        return self.header.imagery
 
     def __repr__(self) -> str:
         return f"FeatureCache({self.path!r}, {self.encoder.name}, {self.pyramid.tile_count} tiles)"
@@ -68,7 +69,13 @@ class FeatureCache:
 
     @classmethod
     def create(
-        cls, path: str | Path, pyramid: Pyramid, encoder: EncoderInfo, imagery: ImageryInfo | None = None
+        cls,
+        path: str | Path,
+        pyramid: Pyramid,
+        encoder: EncoderInfo,
+        imagery: ImageryInfo | None = None,
+        *,
+        lock: LockMode = "wait",
     ) -> FeatureCache:
         """Create an empty cache at a path or URL.
 
@@ -77,45 +84,69 @@ class FeatureCache:
         """
         if exists(path):
             raise CacheError(f"{path} exists already: open it, or give another path")
-        with storage_errors(path):
-            info: dict[str, Any] = {
-                "format": FORMAT,
-                "version": __version__,
-                "pyramid": plain(pyramid),
-                "encoder": plain(encoder),
-                "imagery": plain(imagery),
-            }
-            # Attributes are written with the group: a killed process leaves nothing or a cache that `open` completes
-            group = zarr.open_group(zarr_store(path), mode="w-", zarr_format=3, attributes={"jzi": info})
-            cache = cls(group, str(path))
-            cache._require_arrays()
-            cache.consolidate()
+        documents = Documents(path, read_only=False, lock=WriterLock(path, lock))
+        header = new_header(pyramid, encoder, imagery)
+        # The root is written first: a killed process leaves nothing, or a cache that `open` completes
+        documents.write("", layout.root_document(header, PhotosHeader()))
+        cache = cls(str(path), documents, header)
+        cache.write_layout()
         return cache
 
     @classmethod
-    def open(cls, path: str | Path, mode: Literal["r", "r+"] = "r") -> FeatureCache:
+    def open(cls, path: str | Path, mode: Literal["r", "r+"] = "r", *, lock: LockMode = "wait") -> FeatureCache:
         """Open the cache at a path or URL, to read ("r") or to read and write ("r+").
 
+        A cache has one writer (`jzi.store.lock`): opened for writing, it is locked until `close` is called, no object
+        of it is left, or the process ends.
+
+        Args:
+            path: path or URL.
+            mode: what to open it for.
+            lock: what to do if another process writes to it: "wait" for it, or "refuse"; "shared" if another process of
+                the same launch holds the lock for this one.
+
         Raises:
-            CacheError: there is no cache, or it has another format.
+            CacheError: there is no cache, it has another format or is damaged, or another process writes to it and
+                `lock` is "refuse".
         """
         if not exists(path):
             raise CacheError(
                 f"there is no feature cache at {path}: create it with `jzi encode-map` or `jzi encode-queries`"
             )
-        with storage_errors(path):
-            try:
-                group = zarr.open_group(zarr_store(path), mode=mode, use_consolidated=False)
-            except (FileNotFoundError, ValueError) as error:
-                raise CacheError(f"{path} is not a feature cache ({error}): give another path") from error
-            cache = cls(group, str(path))
-            if mode == "r+":
-                cache._require_arrays()
+        documents = Documents(path, read_only=mode == "r", lock=WriterLock(path, lock) if mode == "r+" else None)
+        root = documents.read("")
+        if root is None:
+            raise CacheError(f"{path} is not a feature cache, it has no zarr.json: give another path")
+        entries = documents.attribute_of(root, "jzi")
+        if mode == "r+" and isinstance(entries, dict) and entries.get("format") == 1:
+            return cls._convert(str(path), documents, entries)
+        cache = cls(str(path), documents, read_header(str(path), entries))
+        if mode == "r+":
+            cache.write_layout()
+        return cache
+
+    @classmethod
+    def _convert(cls, path: str, documents: Documents, entries: dict[str, Any]) -> FeatureCache:
+        """Convert a cache of format 1, whose arrays had the same layout."""
+        header = read_format_1(path, entries)
+        shape = (documents.read(f"map/{header.pyramid.levels - 1}/tokens") or {}).get("shape")
+        tokens = shape[2] if isinstance(shape, list) and len(shape) == 4 else None
+        header = read_format_1(path, entries, tokens, documents.attribute("cells", "footprint_m"))
+        cache = cls(path, documents, header)
+        cache.queries.convert()
+        cache.write_layout()
+        cache._write_header(header)
         return cache
 
     @classmethod
     def open_or_create(
-        cls, path: str | Path, pyramid: Pyramid, encoder: EncoderInfo, imagery: ImageryInfo | None = None
+        cls,
+        path: str | Path,
+        pyramid: Pyramid,
+        encoder: EncoderInfo,
+        imagery: ImageryInfo | None = None,
+        *,
+        lock: LockMode = "wait",
     ) -> FeatureCache:
         """Open the cache at `path` for writing, or create it.
 
@@ -124,16 +155,19 @@ class FeatureCache:
             pyramid: geometry of the area.
             encoder: the encoder of all embeddings.
             imagery: the imagery of the map; None to write photos only. It is recorded the first time it is given.
+            lock: as for `open`.
 
         Raises:
             CacheMismatchError: the cache belongs to another encoder, pyramid or imagery; it is not changed.
+            CacheError: as `open`.
         """
-        if not exists(path):
-            return cls.create(path, pyramid, encoder, imagery)
-        cache = cls.open(path, "r+")
+        with WriterLock(path, lock):  # of two processes, the second opens what the first has created
+            if not exists(path):
+                return cls.create(path, pyramid, encoder, imagery, lock=lock)
+            cache = cls.open(path, "r+", lock=lock)
         cache.check(pyramid=pyramid, encoder=encoder, imagery=imagery)
         if imagery and imagery != cache.imagery:
-            cache._set_imagery(imagery)
+            cache._write_header(replace(cache.header, imagery=imagery))
         return cache
 
     def check(
@@ -170,113 +204,106 @@ class FeatureCache:
                 f"{self.path} was made from other imagery ({self.imagery.label}, not {imagery.label}): {hint}"
             )
 
-    def _set_imagery(self, imagery: ImageryInfo) -> None:
-        with storage_errors(self.path):
-            self.group.update_attributes({"jzi": {**self.group.attrs["jzi"], "imagery": plain(imagery)}})  # type: ignore[dict-item]
-        self.imagery = imagery
-        self.consolidate()  # updating attributes drops the consolidated metadata
+    def close(self) -> None:
+        """Release the writer's lock; the cache must not be written afterwards."""
+        if self.documents.lock is not None:
+            self.documents.lock.release()
+
+    def _write_header(self, header: CacheHeader) -> None:
+        """Replace the header and its copy; the root is written last but for the copy, which `open` completes."""
+        self.header, self._layout = header, layout.map_documents(header)
+        self.documents.write("", layout.root_document(header, self.queries.header()))
+        self.documents.write("map", self._layout["map"])
 
     def consolidate(self) -> None:
-        """Consolidate the metadata, so that xarray opens the cache with one request, also over HTTP.
+        """Write the consolidated metadata, from which xarray opens the cache with one request, also over HTTP.
 
-        Nothing is written if the consolidated metadata is up to date.
+        Nothing is written if it is up to date.
         """
-        with storage_errors(self.path):
-            if not self._is_consolidated():
-                # Zarr warns that other implementations may not read consolidated metadata; they can open it without.
-                zarr.consolidate_metadata(self.group.store)
-
-    def _is_consolidated(self) -> bool:
-        """Whether the consolidated metadata has all photos, views, columns and patch tokens."""
-        try:
-            consolidated = zarr.open_group(self.group.store, mode="r", use_consolidated=True)
-            shape, attributes = consolidated["queries/embedding"].shape, dict(consolidated["queries"].attrs)  # type: ignore[union-attr]
-        except (ValueError, KeyError):
-            return False
-        if has_tokens(consolidated, self.pyramid) != has_tokens(self.group, self.pyramid):
-            return False
-        return shape == self.array("queries/embedding").shape and attributes == dict(self.group["queries"].attrs)
+        expected = layout.root_document(self.header, self.queries.header())
+        if self.documents.difference("", expected) is not None:
+            self.documents.write("", expected)
 
     # Layout
 
-    @cached_property
+    @property
     def block_level(self) -> int:
         """The level from which on no chunk spans two subtrees.
 
         Processes that write the subtrees of different tiles of this level share no chunk and need no lock.
         """
-        depth = 0
-        while self.pyramid.grid ** (depth + 1) <= MAX_CHUNK:
-            depth += 1
-        return max(0, self.pyramid.levels - 1 - depth)
+        return layout.block_level(self.pyramid)
 
     def chunk_side(self, level: int) -> int:
-        """Side of a chunk in tiles: the extent of one tile of `block_level`; above that level up to `MAX_CHUNK`."""
-        g = self.pyramid.grid
-        if level >= self.block_level:
-            return self.pyramid.tiles_per_side(level - self.block_level)
-        side = 1
-        while side * g <= min(MAX_CHUNK, self.pyramid.tiles_per_side(level)):
-            side *= g
-        return side
+        """Side of a chunk in tiles: the extent of one tile of `block_level`; above that level at most 16."""
+        return layout.chunk_side(self.pyramid, level)
 
-    def _require_arrays(self) -> None:
-        """Create the arrays that do not exist, also after an interrupted `create`."""
+    def metadata_damage(self) -> list[str]:
+        """Describe each metadata document of the cache that is missing or not as its headers imply."""
+        expected, damage = self._layout, []
+        try:
+            photos = self.queries.header()
+            expected = {**expected, **layout.photo_documents(photos, self.encoder.width)}
+        except CacheError as error:
+            damage.append(str(error))
+        differences = [self.documents.difference(name, document) for name, document in expected.items()]
+        root = layout.root_document(self.header, self.queries.consolidated_header() or PhotosHeader())
+        differences.insert(0, self.documents.difference("", root))  # it may be of fewer photos than there are now
+        return damage + [difference for difference in differences if difference]
+
+    def arrays(self) -> dict[str, zarr.Array[Any]]:
+        """All arrays by name, without those of the photos if their header is damaged."""
+        names = [name for name, document in self._layout.items() if document["node_type"] == "array"]
+        arrays = {name: self.array(name) for name in sorted(names)}
+        with contextlib.suppress(CacheError):
+            arrays |= self.queries.arrays()
+        return arrays
+
+    def write_layout(self) -> None:
+        """Write the documents that are missing or damaged, also after an interrupted `create`.
+
+        Chunks are not changed. What the header of the photos says is restored from the consolidated metadata if it is
+        damaged.
+        """
+        differ = [n for n, document in self._layout.items() if self.documents.difference(n, document) is not None]
+        last = [name for name in differ if name.endswith("/spatial_ref")]  # so that coordinates are complete with them
+        for name in differ:
+            if name not in last:
+                self.documents.write(name, self._layout[name])
+        if differ:
+            self.write_coordinates()
+        for name in last:
+            self.documents.write(name, self._layout[name])
+        self.queries.write_layout()
+        self.consolidate()
+
+    def write_coordinates(self) -> list[str]:
+        """Write the coordinates of tiles that are damaged; returns the names of their arrays."""
+        written = []
         for level in range(self.pyramid.levels + 1):
-            n, chunk = self.pyramid.tiles_per_side(level), self.chunk_side(level)
-            encoded = level < self.pyramid.levels  # terminal cells have a status, but no embedding
-            grid_mapping = {"grid_mapping": "spatial_ref", "coordinates": "x y spatial_ref"}
-            self._require(f"map/{level}/status", (n, n), (chunk, chunk), "uint8", ("row", "col"), 0, grid_mapping)
-            if encoded:
-                shape, chunks = (n, n, self.encoder.width), (chunk, chunk, self.encoder.width)
-                self._require(
-                    f"map/{level}/embedding", shape, chunks, "float16", ("row", "col", "feature"), np.nan, grid_mapping
-                )
-            if f"map/{level}/spatial_ref" not in self.group:
-                x, y = self.pyramid.tile_centers(level, np.arange(n), np.arange(n))
-                for name, values, dimension in (("x", x, "col"), ("y", y, "row")):
-                    attrs = {"standard_name": f"projection_{name}_coordinate", "units": "m"}
-                    self._require(f"map/{level}/{name}", (n,), (n,), "float64", (dimension,), 0.0, attrs)[:] = values
-                cf = CRS.from_user_input(self.pyramid.crs).to_cf()
-                self._require(f"map/{level}/spatial_ref", (), (), "int64", (), 0, cf)
-        PhotoFeatures.require_arrays(self.group, self.encoder.width)
-
-    def _require(
-        self,
-        name: str,
-        shape: tuple[int, ...],
-        chunks: tuple[int, ...],
-        dtype: str,
-        dimensions: tuple[str, ...],
-        fill: float,
-        attributes: dict[str, Any],
-    ) -> zarr.Array[Any]:
-        with contextlib.suppress(ContainsArrayError):  # another process may be creating the same cache
-            if name not in self.group:
-                return self.group.create_array(
-                    name,
-                    shape=shape,
-                    chunks=chunks or "auto",
-                    dtype=dtype,
-                    dimension_names=dimensions,
-                    fill_value=fill,
-                    compressors=COMPRESSORS,
-                    attributes=attributes,
-                )
-        return self.array(name)
+            n = np.arange(self.pyramid.tiles_per_side(level))
+            for axis, values in zip("xy", self.pyramid.tile_centers(level, n, n), strict=True):
+                name = f"map/{level}/{axis}"
+                with storage_errors(self.path, name):
+                    array = self.array(name)
+                    with contextlib.suppress(CacheCorruptError), storage_errors(self.path, name):
+                        if np.array_equal(np.asarray(array[:]), values):
+                            continue
+                    array[:] = values
+                written.append(name)
+        return written
 
     def array(self, name: str) -> zarr.Array[Any]:
-        """Return an array of the group by its name, such as "map/2/embedding".
+        """Return an array of the map or the cells by its name, such as "map/2/embedding".
 
         Raises:
-            CacheError: there is no such array.
+            CacheError: there is no such array, or its metadata is damaged.
         """
-        try:
-            array = self.group[name]
-        except KeyError as error:
-            raise CacheError(f"{self.path} lacks {name}: `jzi encode-map` completes the cache") from error
-        assert isinstance(array, zarr.Array)
-        return array
+        if name not in self._arrays:
+            if name not in self._layout:
+                raise CacheError(f"{self.path} has no array {name}")
+            self._arrays[name] = self.documents.array(name, self._layout[name])
+        return self._arrays[name]
 
     # The map
 
@@ -343,6 +370,7 @@ class FeatureCache:
             raise CacheError(
                 f"level {level} is written in whole chunks of {side} x {side} tiles, not {status.shape} at {row}, {col}"
             )
+        self.documents.check_lock()
         window = slice(row, row + side), slice(col, col + side)
         with storage_errors(self.path, f"map/{level}"):
             if embedding is not None:
@@ -420,7 +448,7 @@ class FeatureCache:
     @property
     def has_tokens(self) -> bool:
         """Whether the cache has arrays for patch tokens; single tiles may still lack theirs."""
-        return has_tokens(self.group, self.pyramid)
+        return self._has("tokens")
 
     @property
     def patch_tokens(self) -> TokenFeatures:
@@ -429,7 +457,9 @@ class FeatureCache:
         Raises:
             CacheError: the cache holds none.
         """
-        return TokenFeatures(self.group, self.path, self.pyramid)
+        if not self.has_tokens:
+            raise CacheError(f"{self.path} holds no patch tokens: run `jzi encode-map --tokens`")
+        return TokenFeatures([self.array(f"map/{level}/tokens") for level in range(self.pyramid.levels)], self.path)
 
     def tokens(self, key: TileKey) -> NDArray[np.float16]:
         """(token, feature) patch tokens of one tile, nan where there are none; reads one chunk.
@@ -442,15 +472,17 @@ class FeatureCache:
         return self.patch_tokens.read(key)
 
     def require_tokens(self, count: int) -> TokenFeatures:
-        """Patch tokens of tiles; the arrays for `count` tokens a tile are created if they do not exist."""
-        with storage_errors(self.path):
-            for level in range(self.pyramid.levels):
-                n, width = self.pyramid.tiles_per_side(level), self.encoder.width
-                shape, chunks = (n, n, count, width), (1, 1, count, width)
-                attributes = {"grid_mapping": "spatial_ref", "coordinates": "x y spatial_ref"}
-                dimensions = ("row", "col", "token", "feature")
-                self._require(tokens_name(level), shape, chunks, "float16", dimensions, np.nan, attributes)
-        self.consolidate()
+        """Patch tokens of tiles; the arrays for `count` tokens a tile are created if they do not exist.
+
+        Raises:
+            CacheMismatchError: the cache has another number of tokens.
+        """
+        if not self.has_tokens:
+            self._extend(replace(self.header, tokens=count))
+        if self.header.tokens != count:
+            raise CacheMismatchError(
+                f"{self.path} has {self.header.tokens} patch tokens of a tile, not {count}: give another cache"
+            )
         return self.patch_tokens
 
     # Terminal cells (optional)
@@ -458,7 +490,7 @@ class FeatureCache:
     @property
     def has_cells(self) -> bool:
         """Whether the cache has arrays for cells; single cells may still lack an embedding."""
-        return CellFeatures.there(self.group)
+        return self._has("cells_m")
 
     @property
     def cells(self) -> CellFeatures:
@@ -467,14 +499,51 @@ class FeatureCache:
         Raises:
             CacheError: the cache has no cells.
         """
-        return CellFeatures(self.group, self.path)
+        if not self.has_cells:
+            raise CacheError(f"{self.path} holds no cells: {CELLS_HINT}")
+        footprint = self.header.cells_m
+        assert footprint is not None
+        return CellFeatures(self.array("cells/status"), self.array("cells/embedding"), self.path, footprint)
+
+    def require_cells(self, footprint: float) -> CellFeatures:
+        """The terminal cells; their arrays are created if they do not exist.
+
+        Args:
+            footprint: side of a cell's reference crop, metres.
+
+        Raises:
+            CacheMismatchError: the cells of the cache have another footprint.
+        """
+        if not self.has_cells:
+            self._extend(replace(self.header, cells_m=float(footprint)))
+        stored = self.header.cells_m
+        if stored is None or abs(stored - footprint) > 1e-6:
+            raise CacheMismatchError(
+                f"the cells of {self.path} were encoded from crops of {stored:g} m, not {footprint:g} m: give another "
+                "cache"
+            )
+        return self.cells
+
+    def _has(self, entry: str) -> bool:
+        """Whether an entry of the header is set, possibly by another process since the cache was opened."""
+        if getattr(self.header, entry) is None:
+            self.header = read_header(self.path, self.documents.attribute("", "jzi"))
+            self._layout = layout.map_documents(self.header)
+        return getattr(self.header, entry) is not None
+
+    def _extend(self, header: CacheHeader) -> None:
+        """Create the arrays that a header adds, then record the header."""
+        for name, document in layout.map_documents(header).items():
+            if name not in self._layout:
+                self.documents.write(name, document)
+        self._write_header(header)
 
     # The photos
 
     @property
     def queries(self) -> PhotoFeatures:
         """Embeddings of the photos, and their table."""
-        return PhotoFeatures(self.group, self.path)
+        return PhotoFeatures(self.documents, self.encoder.width)
 
     # Views
 
@@ -482,6 +551,8 @@ class FeatureCache:
         """A labelled, lazy view with the dimensions row, col, feature, query and view, and CF coordinates."""
         import xarray
 
+        if damage := self.metadata_damage():
+            raise self.documents.damaged(damage[0])
         return xarray.open_datatree(
             zarr_store(self.path) if is_url(self.path) else self.path, engine="zarr", consolidated=False, chunks=None
         )

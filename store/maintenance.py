@@ -1,24 +1,18 @@
-"""Compare, merge and verify feature caches."""
+"""Compare and merge feature caches."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
-import zarr
 from numpy.typing import ArrayLike
 from tqdm import tqdm
 
-from jzi.errors import CacheCorruptError, CacheMismatchError
+from jzi.errors import CacheMismatchError
 from jzi.store.cache import ENCODED, MISSING, FeatureCache
-from jzi.store.cell_features import CellFeatures
 from jzi.store.photo_features import CHUNK
-from jzi.store.storage import storage_errors
 
 
 def same_photos(one: FeatureCache, other: FeatureCache) -> bool:
@@ -108,9 +102,7 @@ def _merge_cells(source: FeatureCache, target: FeatureCache) -> int:
     if not source.has_cells:
         return 0
     source_cells, copied = source.cells, 0
-    target_cells = CellFeatures.require(
-        target.group, target.path, source_cells.side, source.encoder.width, source_cells.footprint
-    )
+    target_cells = target.require_cells(source_cells.footprint)
     for chunk in tqdm(target_cells.chunks, unit="chunk", desc="cells"):
         if not target_cells.whole(chunk) and source_cells.whole(chunk):
             status, embedding = source_cells.read_chunk(chunk)
@@ -146,78 +138,3 @@ def _merge_photos(source: FeatureCache, target: FeatureCache) -> tuple[int, int,
         target.queries.write(part["row_ours"].to_numpy(), values, embedding)
     missing = int((~in_target).sum())
     return missing, int((copied["views"] > 0).sum()), int((in_target & ~same).sum())
-
-
-# Verifying
-
-
-@dataclass(frozen=True)
-class VerifyReport:
-    """Result of `verify_cache`.
-
-    Attributes:
-        path: path or URL of the cache.
-        chunks: number of chunks read.
-        damaged: chunks that do not match their checksum or cannot be read: array and first index.
-        lost: tiles and photos that are marked as encoded, but whose embedding is damaged or gone.
-        missing: tiles, cells and photos that have not been encoded.
-    """
-
-    path: str
-    chunks: int
-    damaged: tuple[str, ...]
-    lost: tuple[str, ...]
-    missing: tuple[str, ...]
-
-    @property
-    def sound(self) -> bool:
-        """Whether nothing is damaged or missing."""
-        return not (self.damaged or self.lost or self.missing)
-
-
-def verify_cache(cache: FeatureCache) -> VerifyReport:
-    """Verify the checksum of every chunk of a cache, and list missing entries.
-
-    Raises:
-        CacheError: its metadata is damaged.
-    """
-    with storage_errors(cache.path):
-        members = cache.group.members(max_depth=None)
-    arrays = [(name, array) for name, array in sorted(members) if isinstance(array, zarr.Array)]
-    damaged = []
-    chunks = sum(array.nchunks for _, array in arrays)
-    with tqdm(total=chunks, unit="chunk", desc="verify") as bar:
-        for name, array in arrays:
-            for window in _chunks(array):
-                bar.update()
-                try:
-                    with storage_errors(cache.path, name):
-                        array[window]
-                except CacheCorruptError:
-                    damaged.append(f"{name} {[part.start for part in window]}")
-    lost, missing = [], []
-    for level in range(cache.pyramid.levels):
-        status, unreadable = cache.readable_status(level)
-        lost += [f"{unreadable} tiles of level {level}"] if unreadable else []
-        absent = int((status == MISSING).sum()) - unreadable
-        missing += [f"{absent} tiles of level {level}"] if absent else []
-    if cache.has_cells:
-        cells = cache.cells
-        broken = sum(not cells.whole(chunk) for chunk in cells.chunks)
-        if all((cache.readable_status(level)[0] == MISSING).all() for level in range(cache.pyramid.levels)):
-            missing = []  # the index of a retriever has no tiles
-        missing += [f"cells of {broken} chunks"] if broken else []
-    with suppress(CacheCorruptError):  # of a column; it is among `damaged`
-        queries = cache.queries
-        listed = queries.column("listed").astype(bool)
-        count = len(set(queries.damaged_rows()) | set(np.flatnonzero(queries.column("id") == "")))
-        lost += [f"{count} photos"] if count else []
-        absent = int((listed & (queries.column("status") == MISSING)).sum())
-        missing += [f"{absent} photos"] if absent else []
-    return VerifyReport(cache.path, chunks, tuple(damaged), tuple(lost), tuple(missing))
-
-
-def _chunks(array: zarr.Array[Any]) -> Iterator[tuple[slice, ...]]:
-    ranges = (range(0, size, chunk) for size, chunk in zip(array.shape, array.chunks, strict=True))
-    for corner in itertools.product(*ranges):
-        yield tuple(slice(start, start + chunk) for start, chunk in zip(corner, array.chunks, strict=True))

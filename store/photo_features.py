@@ -8,6 +8,8 @@ embedding is reused if it is added again. Training and evaluation read rows that
 
 from __future__ import annotations
 
+from dataclasses import replace
+from statistics import mode
 from typing import Any
 
 import numpy as np
@@ -16,78 +18,39 @@ import zarr
 from numpy.typing import ArrayLike, NDArray
 
 from jzi.errors import CacheCorruptError, CacheError
-from jzi.store.storage import COMPRESSORS, corrupt, storage_errors
+from jzi.store.cache_header import PhotosHeader, check_photos_header, read_photos_header
+from jzi.store.documents import Documents
+from jzi.store.layout import COLUMNS, PHOTO_CHUNK, WRITTEN_WITH_EMBEDDING, photo_array, photo_document, photo_documents
+from jzi.store.storage import corrupt, storage_errors
 
-#: Rows in a chunk: with 768 features in float16 it has 393 kB, like a chunk of 16 x 16 tiles.
-CHUNK = 256
+#: Rows in a chunk.
+CHUNK = PHOTO_CHUNK
 
 #: Status of a photo.
 MISSING, ENCODED, UNREADABLE = 0, 1, 2
-
-#: Type and fill value of the columns that every cache has.
-_COLUMNS: dict[str, tuple[Any, Any]] = {
-    "id": (str, ""),
-    "latitude": ("float64", np.nan),
-    "longitude": ("float64", np.nan),
-    "split": (str, ""),
-    "path": (str, ""),
-    "listed": (bool, False),
-    "status": ("uint8", MISSING),
-    "photo_sha256": (str, ""),
-    "photo_bytes": ("int64", -1),
-    "photo_mtime_ns": ("int64", -1),
-    "views": ("uint8", 0),
-}
-_UNITS = {"latitude": "degrees_north", "longitude": "degrees_east"}
-_WRITTEN_WITH_EMBEDDING = ("photo_sha256", "photo_bytes", "photo_mtime_ns", "views", "status")
 
 
 class PhotoFeatures:
     """The group `queries` of a feature cache.
 
     Args:
-        group: the group of the cache.
-        path: path or URL of the cache, for error messages.
+        documents: metadata of the cache.
+        width: number of features.
     """
 
-    def __init__(self, group: zarr.Group, path: str) -> None:
-        self.group = group
-        self.path = path
-
-    @staticmethod
-    def require_arrays(group: zarr.Group, width: int) -> None:
-        """Create the arrays that do not exist, with no rows.
-
-        Args:
-            group: the group of the cache, open for writing.
-            width: number of features.
-        """
-        if "queries/embedding" not in group:
-            group.create_array(
-                "queries/embedding",
-                shape=(0, 1, width),
-                chunks=(CHUNK, 1, width),
-                dtype="float16",
-                fill_value=np.nan,
-                dimension_names=("query", "view", "feature"),
-                attributes={"coordinates": "id latitude longitude split"},
-                compressors=COMPRESSORS,
-            )
-        for name, (dtype, fill) in _COLUMNS.items():
-            if f"queries/{name}" not in group:
-                group.create_array(
-                    f"queries/{name}",
-                    shape=(0,),
-                    chunks=(CHUNK,) if name in _WRITTEN_WITH_EMBEDDING else (CHUNK * 64,),
-                    dtype=dtype,
-                    fill_value=fill,
-                    dimension_names=("query",),
-                    compressors=COMPRESSORS,
-                    attributes={"units": _UNITS[name]} if name in _UNITS else {},
-                )
+    def __init__(self, documents: Documents, width: int) -> None:
+        self.documents, self.path, self.width = documents, documents.path, width
 
     def __len__(self) -> int:
-        return self._array("id").shape[0]
+        return self.header().rows
+
+    def header(self) -> PhotosHeader:
+        """What the cache records about its photos.
+
+        Raises:
+            CacheError: the record is damaged.
+        """
+        return read_photos_header(self.path, self.documents.attribute("queries", "jzi"))
 
     # Reading
 
@@ -97,12 +60,13 @@ class PhotoFeatures:
         Raises:
             CacheCorruptError: a chunk does not match its checksum.
         """
+        array = self._array(name)
         with storage_errors(self.path, f"queries/{name}"):
-            return np.asarray(self._array(name)[: len(self)])
+            return np.asarray(array[:])
 
     def frame(self) -> pd.DataFrame:
         """The table of listed photos, indexed by their row in the cache; `status` is 1 for encoded photos."""
-        names = [*_COLUMNS, *self._extra_columns()]
+        names = [*COLUMNS, *sorted(self.header().columns)]
         frame = pd.DataFrame({name: self.column(name) for name in names})
         return frame[frame.pop("listed").to_numpy(bool)]
 
@@ -131,9 +95,9 @@ class PhotoFeatures:
         Raises:
             CacheCorruptError: a chunk does not match its checksum, or its file is gone.
         """
-        rows = np.asarray(rows)
+        rows, array = np.asarray(rows), self._array("embedding")
         with storage_errors(self.path, "queries/embedding"):
-            embedding: NDArray[np.float16] = np.asarray(self._array("embedding")[: len(self), : 1 + views])[rows]
+            embedding: NDArray[np.float16] = np.asarray(array[:, : 1 + views])[rows]
         encoded = np.arange(embedding.shape[1]) <= self.column("views")[rows, None]
         if np.isnan(embedding[..., 0][encoded]).any():  # a missing chunk is nan in every feature
             raise corrupt(self.path, "queries/embedding", "a chunk is gone")
@@ -142,12 +106,12 @@ class PhotoFeatures:
     @property
     def view_capacity(self) -> int:
         """Number of augmented views for which the array has space."""
-        return self._array("embedding").shape[1] - 1
+        return self.header().views
 
     def embedding_of_few(self, rows: NDArray[np.int64], views: int = 0) -> NDArray[np.float16]:
         """Like `embedding`, but reads only the chunks of these rows, and damaged ones are nan."""
         starts = rows // CHUNK * CHUNK
-        embedding = np.full((len(rows), 1 + views, self._array("embedding").shape[-1]), np.nan, np.float16)
+        embedding = np.full((len(rows), 1 + views, self.width), np.nan, np.float16)
         for start in np.unique(starts):
             inside = starts == start
             for view in range(1 + views):
@@ -169,7 +133,7 @@ class PhotoFeatures:
     @property
     def augmentation(self) -> dict[str, int]:
         """Seed and version of the augmentation, as given to `require_views`; empty if there are no views."""
-        return dict(self._queries.attrs.get("augmented", {}))  # type: ignore[arg-type]
+        return self.header().augmented
 
     def _read_chunk(self, start: int, view: int) -> NDArray[np.float16]:
         """(row in chunk, feature) of the chunk that starts at row `start`; nan if it is damaged."""
@@ -178,13 +142,13 @@ class PhotoFeatures:
             with storage_errors(self.path, "queries/embedding"):
                 return np.asarray(self._array("embedding")[window, view])
         except CacheCorruptError:
-            return np.full((window.stop - start, self._array("embedding").shape[-1]), np.nan, np.float16)
+            return np.full((window.stop - start, self.width), np.nan, np.float16)
 
     # Writing
 
     def repair(self) -> None:
         """Reset chunks of columns that do not match their checksum; `list_photos` and encoding fill them again."""
-        for name in [*_COLUMNS, *self._extra_columns()]:
+        for name in [*COLUMNS, *sorted(self.header().columns)]:
             array = self._array(name)
             if self._readable(array, slice(None)):
                 continue
@@ -221,24 +185,17 @@ class PhotoFeatures:
         new = [name for name in frame["id"] if name not in row_of]
         start = len(self)
         if new:
-            total = start + len(new)
-            for name in ["embedding", *_COLUMNS, *self._extra_columns()]:
-                if name != "id":
-                    array = self._array(name)
-                    array.resize((total, *array.shape[1:]))
-            self._array("id").resize((total,))  # last: its length is that of the table
-            self._array("id")[start:] = np.array(new, dtype=object)
+            header = replace(self.header(), rows=start + len(new))
+            self._write_documents(header)
+            self.documents.open("queries/id", photo_document(header, "id", self.width))[start:] = np.array(new, object)
+            self._write_header(header)  # last: it records the number of rows
             row_of |= {name: start + offset for offset, name in enumerate(new)}
         rows = frame["id"].map(row_of).to_numpy(np.int64)
         for name in ("latitude", "longitude", "split", "path"):
             self._update(name, rows, frame[name])
-        extra = [
-            str(name) for name in frame.columns if name not in _COLUMNS and name not in ("photo", "embedding", "line")
-        ]
-        for name in extra:
-            self._update_extra(name, rows, frame[name])
-        if set(extra) - set(self._extra_columns()):
-            self._queries.update_attributes({"columns": sorted({*extra, *self._extra_columns()})})
+        for name in frame.columns:
+            if name not in COLUMNS and name not in ("photo", "embedding", "line"):
+                self._update_extra(str(name), rows, frame[name])
         self._update("listed", np.arange(len(self)), np.isin(np.arange(len(self)), rows))
         return rows
 
@@ -252,15 +209,16 @@ class PhotoFeatures:
         Returns:
             whether views were discarded.
         """
+        header = self.header()
         with storage_errors(self.path, "queries"):
-            array, views = self._array("embedding"), self._array("views")
-            outdated = self.augmentation not in ({}, augmentation) and bool(np.asarray(views[:]).any())
+            views = self._array("views")
+            outdated = header.augmented not in ({}, augmentation) and bool(np.asarray(views[:]).any())
             if outdated:
-                views[:] = np.zeros(len(self), np.uint8)
-            if array.shape[1] < 1 + count:
-                array.resize((array.shape[0], 1 + count, array.shape[2]))
-            if self.augmentation != augmentation:
-                self._queries.update_attributes({"augmented": augmentation})
+                views[:] = np.zeros(header.rows, np.uint8)
+        changed = replace(header, views=max(header.views, count), augmented=dict(augmentation))
+        if changed != header:
+            self._write_documents(changed)
+            self._write_header(changed)
         return outdated
 
     def write(
@@ -276,6 +234,7 @@ class PhotoFeatures:
             embedding: (row, feature) of the photos or (row, 1 + views, feature), nan where a photo lacks a view; None
                 to write columns only.
         """
+        self.documents.check_lock()
         start = int(rows[0]) // CHUNK * CHUNK
         window = slice(start, min(start + CHUNK, len(self)))
         with storage_errors(self.path, "queries"):
@@ -287,7 +246,7 @@ class PhotoFeatures:
                         block = self._read_chunk(start, view)
                         block[rows[present] - start] = views[present, view]
                         self._array("embedding")[window, view] = block
-            for name in _WRITTEN_WITH_EMBEDDING:
+            for name in WRITTEN_WITH_EMBEDDING:
                 if name in values:
                     column = np.asarray(self._array(name)[window])
                     column[rows - start] = np.asarray(values[name], dtype=column.dtype)
@@ -301,33 +260,96 @@ class PhotoFeatures:
             self._array(name)[: len(new)] = new
 
     def _update_extra(self, name: str, rows: NDArray[np.int64], values: pd.Series) -> None:
-        numeric = pd.api.types.is_numeric_dtype(values)
-        full = f"queries/{name}"
-        if full not in self.group or (self._array(name).dtype.kind == "f") != numeric:
-            self.group.create_array(
-                full,
-                shape=(len(self),),
-                chunks=(CHUNK * 64,),
-                dtype="float64" if numeric else str,
-                fill_value=np.nan if numeric else "",
-                dimension_names=("query",),
-                compressors=COMPRESSORS,
-                overwrite=True,
-            )
-        self._update(
-            name, rows, values if numeric else values.astype("string").fillna("").to_numpy(np.dtypes.StringDType())
+        kind: Any = "float64" if pd.api.types.is_numeric_dtype(values) else "string"
+        values = values if kind == "float64" else values.astype("string").fillna("")
+        header = self.header()
+        if header.columns.get(name) == kind:
+            self._update(name, rows, values.to_numpy(float if kind == "float64" else np.dtypes.StringDType()))
+            return
+        others = replace(header, columns={key: each for key, each in header.columns.items() if key != name})
+        extended = replace(others, columns=dict(sorted({**others.columns, name: kind}.items())))
+        check_photos_header(extended)
+        if others != header:
+            self._write_header(others)
+        self.documents.delete(photo_array(name))  # of the other type, or left by an interrupted run
+        document = photo_document(extended, name, self.width)
+        self.documents.write(photo_array(name), document)
+        column = np.full(header.rows, np.nan) if kind == "float64" else np.full(header.rows, "", object)
+        column[rows] = values.to_numpy(column.dtype)
+        self.documents.open(photo_array(name), document)[:] = column
+        self._write_header(extended)
+
+    # Metadata
+
+    def arrays(self) -> dict[str, zarr.Array[Any]]:
+        """All arrays by name, such as "queries/id".
+
+        Raises:
+            CacheError: the metadata is damaged.
+        """
+        names = [*COLUMNS, *self.header().columns, "embedding"]
+        return {photo_array(name): self._array(name) for name in sorted(names)}
+
+    def write_layout(self) -> None:
+        """Write the documents that are missing or damaged; chunks are not changed."""
+        try:
+            header = self.header()
+        except CacheError:
+            header = self._lost_header()
+        self._write_documents(header)
+        if self.documents.difference("queries", photo_documents(header, self.width)["queries"]):
+            self._write_header(header)
+
+    def convert(self) -> None:
+        """Write the header of a cache of format 1, whose arrays had the same layout."""
+        columns, augmented = (self.documents.attribute("queries", key) for key in ("columns", "augmented"))
+        kinds = {name: self._stored(name).get("data_type") for name in columns or [] if isinstance(name, str)}
+        header = PhotosHeader(
+            rows=self._size("id", 0),
+            views=self._size("embedding", 1) - 1,
+            columns={name: kind for name, kind in kinds.items() if kind in ("string", "float64")},
+            augmented=augmented or {},
         )
+        check_photos_header(header)
+        self._write_header(header)
 
-    def _extra_columns(self) -> list[str]:
-        return list(self._queries.attrs.get("columns", []))  # type: ignore[arg-type]
+    def consolidated_header(self) -> PhotosHeader | None:
+        """The header in the consolidated metadata, which may be outdated; None if it is missing or damaged."""
+        try:
+            members = self.documents.read("")["consolidated_metadata"]["metadata"]  # type: ignore[index]
+            return read_photos_header(self.path, members["queries"]["attributes"]["jzi"])
+        except (CacheError, KeyError, TypeError):
+            return None
 
-    @property
-    def _queries(self) -> zarr.Group:
-        queries = self.group["queries"]
-        assert isinstance(queries, zarr.Group)
-        return queries
+    def _lost_header(self) -> PhotosHeader:
+        """The header of the consolidated metadata, with the sizes of most arrays."""
+        header = self.consolidated_header() or PhotosHeader(augmented={"lost": 1})  # no seed: views are encoded again
+        header = replace(header, rows=mode(self._size(name, 0) for name in COLUMNS))
+        header = replace(header, views=max(header.views, self._size("embedding", 1) - 1))
+        check_photos_header(header)
+        return header
+
+    def _stored(self, name: str) -> dict[str, Any]:
+        return self.documents.read(photo_array(name)) or {}
+
+    def _size(self, name: str, axis: int) -> int:
+        """Length of an array on disk along an axis; 0 if its document is damaged."""
+        try:
+            return int(self._stored(name)["shape"][axis])
+        except (CacheError, KeyError, TypeError, ValueError, IndexError, OverflowError):
+            return 0
+
+    def _write_documents(self, header: PhotosHeader) -> None:
+        for name, document in photo_documents(header, self.width).items():
+            if name != "queries" and self.documents.difference(name, document) is not None:
+                self.documents.write(name, document)
+
+    def _write_header(self, header: PhotosHeader) -> None:
+        check_photos_header(header)
+        self.documents.write("queries", photo_documents(header, self.width)["queries"])
 
     def _array(self, name: str) -> zarr.Array[Any]:
-        array = self.group[f"queries/{name}"]
-        assert isinstance(array, zarr.Array)
-        return array
+        header = self.header()
+        if name != "embedding" and name not in COLUMNS and name not in header.columns:
+            raise CacheError(f"{self.path} has no column {name!r} of photos: run `jzi encode-queries`")
+        return self.documents.array(photo_array(name), photo_document(header, name, self.width), longer=True)

@@ -11,13 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import zarr
-from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from jzi.errors import CacheCorruptError, CacheError, JziError
-
-#: The checksum comes last and covers the bytes on disk. zstd makes embeddings about 8 % smaller at any level, shuffled
-#: or not, and does not slow down their use (`python -m benchmarks.cache_codecs`).
-COMPRESSORS = (ZstdCodec(level=1), Crc32cCodec())
 
 
 def is_url(path: str | Path) -> bool:
@@ -82,8 +77,10 @@ def storage_errors(path: str | Path, what: str = "") -> Iterator[None]:
     except (ValueError, RuntimeError) as error:
         if "read-only" in str(error):
             raise CacheError(f"{path} was opened for reading only: open it with mode 'r+'") from error
-        # zarr.codecs.Crc32cCodec raises a ValueError, decoding truncated bytes a RuntimeError
-        if "checksum" in str(error) or isinstance(error, RuntimeError):
+        # zarr.codecs.Crc32cCodec raises a ValueError, decoding truncated bytes a RuntimeError, a chunk of another array
+        # cannot be reshaped, and text may not be UTF-8
+        damage = any(word in str(error) for word in ("checksum", "reshape"))
+        if damage or isinstance(error, RuntimeError | UnicodeDecodeError):
             raise corrupt(path, what, str(error).split(". ")[0]) from error
         raise
     except Exception as error:

@@ -10,9 +10,9 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from jzi.errors import CacheCorruptError, CacheError
+from jzi.errors import CacheCorruptError
 from jzi.store.map_embeddings import ENCODED
-from jzi.store.pyramid import Pyramid, TileKey
+from jzi.store.pyramid import TileKey
 from jzi.store.storage import storage_errors
 
 #: Number of tiles that are read or written in parallel.
@@ -24,30 +24,18 @@ def tokens_name(level: int) -> str:
     return f"map/{level}/tokens"
 
 
-def has_tokens(group: zarr.Group, pyramid: Pyramid) -> bool:
-    """Whether a cache has arrays for patch tokens; that of the last level is created last."""
-    return tokens_name(pyramid.levels - 1) in group
-
-
 class TokenFeatures:
     """`map/<level>/tokens` of a feature cache: (row, col, token, feature) float16, one tile to a chunk.
 
     There is no status array: a chunk is written whole or not at all, and a tile with imagery but no chunk lacks tokens.
 
     Args:
-        group: the group of the cache.
+        arrays: the array of each level 0..L-1.
         path: path or URL of the cache, for error messages.
-        pyramid: geometry of the cache.
-
-    Raises:
-        CacheError: the cache has no patch tokens.
     """
 
-    def __init__(self, group: zarr.Group, path: str, pyramid: Pyramid) -> None:
-        if not has_tokens(group, pyramid):
-            raise CacheError(f"{path} holds no patch tokens: run `jzi encode-map --tokens`")
-        self.path, self.pyramid = path, pyramid
-        self._arrays = [_array(group, level) for level in range(pyramid.levels)]
+    def __init__(self, arrays: Sequence[zarr.Array[Any]], path: str) -> None:
+        self.path, self._arrays = path, list(arrays)
 
     @property
     def count(self) -> int:
@@ -124,9 +112,3 @@ class TokenFeatures:
             return bool(np.isnan(self.read(key)[0, 0])), False
         except CacheCorruptError:
             return True, True
-
-
-def _array(group: zarr.Group, level: int) -> zarr.Array[Any]:
-    array = group[tokens_name(level)]
-    assert isinstance(array, zarr.Array)
-    return array

@@ -164,11 +164,11 @@ def test_what_is_no_cache_is_refused_in_one_sentence(path: Path, make: Callable,
 def test_a_cache_whose_making_was_interrupted_becomes_whole(
     path: Path, pyramid: Pyramid, info: EncoderInfo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def killed(group: zarr.Group, width: int) -> None:
+    def killed(queries: PhotoFeatures) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(PhotoFeatures, "require_arrays", killed)
+        patch.setattr(PhotoFeatures, "write_layout", killed)
         FeatureCache.create(path, pyramid, info, IMAGERY)
     cache = FeatureCache.open_or_create(path, pyramid, info, IMAGERY)
     write_everything(cache)
@@ -317,18 +317,23 @@ def test_damaged_photos_are_found_and_never_given(cache: FeatureCache, path: Pat
 
 
 @pytest.mark.parametrize("array", ["map/1/embedding", "map/2/status", "queries/id"])
-def test_garbled_metadata_is_one_sentence(cache: FeatureCache, levels: list, path: Path, array: str) -> None:
+def test_garbled_metadata_is_one_sentence_and_rewritten_by_who_writes(
+    cache: FeatureCache, levels: list, path: Path, array: str
+) -> None:
+    embedding = write_photos(cache)
     cut_half(path / array / "zarr.json")
 
-    def use() -> None:
+    def use() -> FeatureCache:
         opened = FeatureCache.open(path)
-        opened.read_map()
-        opened.queries.frame()
+        np.testing.assert_array_equal(opened.read_map().embedding[2], levels[2])
+        assert opened.queries.frame()["id"].tolist() == ["photo0", "photo1", "photo2"]
+        return opened
 
-    for act in (use, lambda: FeatureCache.open(path, "r+")):
-        with pytest.raises(CacheError) as error:
-            act()
-        assert "\n" not in str(error.value)
+    with pytest.raises(CacheError, match=f"damaged metadata, {array}/zarr.json") as error:
+        use()
+    assert "\n" not in str(error.value)
+    FeatureCache.open(path, "r+")
+    np.testing.assert_array_equal(use().queries.embedding([0, 1, 2])[:, 0], embedding)
 
 
 def test_a_full_disk_is_an_error_that_says_so_and_keeps_what_was_written(

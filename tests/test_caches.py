@@ -16,9 +16,10 @@ from jzi.commands.reports import cache_text
 from jzi.errors import CacheMismatchError
 from jzi.store.cache import ENCODED, MISSING, FeatureCache
 from jzi.store.info import EncoderInfo, ImageryInfo
-from jzi.store.maintenance import merge_caches, same_photos, verify_cache
+from jzi.store.maintenance import merge_caches, same_photos
 from jzi.store.model_folder import ZoomModelConfig, create_model
 from jzi.store.pyramid import Pyramid
+from jzi.store.verify import verify_cache
 from jzi.workspace.caches import inspect_cache, models_needing, scan_folder
 from jzi.workspace.describe import describe
 
@@ -123,6 +124,7 @@ def test_a_cache_is_needed_by_models_without_a_map_unless_another_has_it(make, t
 def test_rm_asks_and_refuses_what_a_model_needs(make, tmp_path, monkeypatch) -> None:
     cache = make("one.zarr")
     fill(cache)
+    cache.close()
     write_model(tmp_path / "without", cache, has_map=False)
     monkeypatch.chdir(tmp_path)
     run = CliRunner().invoke

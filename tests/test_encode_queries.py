@@ -18,7 +18,7 @@ from jzi.encode.encode_queries import PhotoReport, encode_queries
 from jzi.encode.encoder import Encoder
 from jzi.encode.photos import open_photo, resize_photo
 from jzi.errors import CacheCorruptError, CacheError, EncoderError
-from jzi.store import chunk_writer
+from jzi.store import chunk_writer, layout
 from jzi.store import photo_features as query_features
 from jzi.store.cache import FeatureCache
 from jzi.store.photo_table import PhotoTable, read_photo_table
@@ -60,6 +60,7 @@ def exact(encoder_folder: Path) -> Encoder:
 @pytest.fixture(scope="module", autouse=True)
 def _small_chunks() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layout, "PHOTO_CHUNK", CHUNK)
         patch.setattr(query_features, "CHUNK", CHUNK)
         patch.setattr(module, "CHUNK", CHUNK)
         patch.setattr(chunk_writer, "CHUNK", CHUNK)

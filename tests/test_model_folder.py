@@ -25,7 +25,6 @@ from jzi.errors import JziError, ModelError
 from jzi.retrieve.retriever import Retriever, save_retriever
 from jzi.retrieve.search import CellIndex, build_graph, save_graph
 from jzi.store.cache import FeatureCache
-from jzi.store.cell_features import CellFeatures
 from jzi.store.files import write_whole
 from jzi.store.info import ImageryInfo
 from jzi.store.map_embeddings import ENCODED, MapEmbeddings
@@ -241,7 +240,7 @@ def test_a_retriever_is_verified_as_a_zoom_model_is(tmp_path, encoder, pyramid) 
     imagery = ImageryInfo("a" * 64, (("ortho.tif", 1, 1, "b" * 64),), "bands as RGB")
     made = save_retriever(folder, small, encoder.info, imagery, context=2.0, temperature=0.05, method="infonce")
     cache = FeatureCache.create(made.cache_path, small, encoder.info, imagery)
-    cells = CellFeatures.require(cache.group, cache.path, 16, 32, 2 * small.cell_size)
+    cells = cache.require_cells(2 * small.cell_size)
     embedding = np.random.default_rng(0).normal(size=(16, 16, 32)).astype(np.float16)
     cells.write((slice(0, 16), slice(0, 16)), np.full((16, 16), ENCODED, np.uint8), embedding)
     save_graph(build_graph(embedding.reshape(-1, 32)), made.hnsw_path)

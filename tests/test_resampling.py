@@ -135,7 +135,10 @@ def test_a_cache_that_records_no_resampling_is_antialiased(tmp_path, pyramid: Py
     FeatureCache.create(tmp_path / "features.zarr", pyramid, info)
     file = tmp_path / "features.zarr" / "zarr.json"
     metadata = json.loads(file.read_text())
-    del metadata["attributes"]["jzi"]["encoder"]["resampling"]
+    header = metadata["attributes"]["jzi"]
+    older = {name: header[name] for name in ("version", "pyramid", "encoder", "imagery")}
+    del older["encoder"]["resampling"]
+    metadata["attributes"]["jzi"] = {"format": 1, **older}
     file.write_text(json.dumps(metadata))
     assert FeatureCache.open_or_create(tmp_path / "features.zarr", pyramid, info).encoder == info
 

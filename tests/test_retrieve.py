@@ -22,7 +22,6 @@ from jzi.retrieve.expert import RetrievalExpert
 from jzi.retrieve.retriever import Retriever
 from jzi.retrieve.search import CellIndex, build_graph, normalise_rows
 from jzi.retrieve.similarity import fit_temperature, ranks
-from jzi.store.cell_features import CellFeatures
 from jzi.store.model_folder import ZoomModelConfig, create_model
 from jzi.store.photo_table import read_photo_table
 from jzi.store.pyramid import Pyramid
@@ -327,7 +326,7 @@ def test_probabilities_of_retrieval_are_those_of_its_similarities(retrieved, tmp
     _, query = locator.encode(sorted(photo_folder.rglob("*.jpg"))[:3])
     posterior: Posterior = locator.posterior(query)
     cache = retriever.open_cache()
-    row, col, embedding = CellFeatures(cache.group, cache.path).read()
+    row, col, embedding = cache.cells.read()
     similarity = normalise_rows(query.numpy()) @ normalise_rows(embedding).T / retriever.temperature
     expected = torch.from_numpy(similarity).softmax(-1).numpy()
     for photo in range(3):

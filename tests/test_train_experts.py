@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 
 from jzi.retrieve.vpr import VprExpert
 from jzi.store.cache import ENCODED, FeatureCache
-from jzi.store.cell_features import CellFeatures
 from jzi.store.files import file_sha256
 from jzi.store.info import EncoderInfo
 from jzi.store.model_folder import EXPERT_FILES, read_config
@@ -54,7 +53,7 @@ def cache(jzi: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fea
         centers = (np.arange(n) + 0.5) * 640 / n - 320
         embedding = embed(*np.meshgrid(centers, -centers))
         cache.write_chunk(level, 0, 0, np.full((n, n), ENCODED, np.uint8), embedding if level < 2 else None)
-    cells = CellFeatures.require(cache.group, cache.path, 16, WIDTH, 160.0)
+    cells = cache.require_cells(160.0)
     cells.write((slice(0, 16), slice(0, 16)), np.full((16, 16), ENCODED, np.uint8), embedding.astype(np.float16))
     x, y = rng.uniform(-320, 320, (2, 200))
     latitude, longitude = pyramid.unproject(x, y)

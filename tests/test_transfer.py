@@ -19,7 +19,6 @@ from jzi.evaluate.photos import LabelledPhotos
 from jzi.evaluate.protocol import evaluate
 from jzi.retrieve.transfer import transfer
 from jzi.store.cache import ENCODED, FeatureCache
-from jzi.store.cell_features import CellFeatures
 from jzi.store.info import EncoderInfo
 from jzi.store.map_embeddings import NODATA
 from jzi.store.model_folder import TransferModelConfig, read_config
@@ -56,7 +55,7 @@ def make_cache(
         n = pyramid.tiles_per_side(level)
         cache.write_chunk(level, 0, 0, status if level == levels else np.full((n, n), ENCODED, np.uint8), embedding)
     if cells:
-        features = CellFeatures.require(cache.group, cache.path, 16, WIDTH, 160.0)
+        features = cache.require_cells(160.0)
         for chunk in features.chunks:
             features.write(chunk, status[chunk], cell[chunk].astype(np.float16))
         cache.consolidate()

@@ -5,17 +5,31 @@ from __future__ import annotations
 import json
 import math
 import time
+import weakref
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from jzi.encode.device import writer_lock_mode
 from jzi.errors import ModelError
 from jzi.store.files import remove_leftovers
+from jzi.store.lock import WriterLock
 from jzi.store.model_folder import CONFIG, DECODER, read_config, replace_file
 
 Metrics = dict[str, float]
+
+
+def lock_folder(folder: Path) -> WriterLock:
+    """Lock a model folder for writing; a context manager. Waits until another process has finished with it.
+
+    Processes of one launch are one writer; of several, the main process does not wait.
+
+    Raises:
+        ModelError: another process writes to it and several processes were launched, or it cannot be locked.
+    """
+    return WriterLock(folder, writer_lock_mode(), ModelError)
 
 
 @dataclass
@@ -37,6 +51,7 @@ class TrainingRun:
     hint: str = "give another model.path (`--set model.path=other`) or delete it"
     name: str = ""
     weights: str = DECODER
+    lock: WriterLock | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def train_folder(self) -> Path:
@@ -82,11 +97,14 @@ class TrainingRun:
     def resume(self) -> dict[str, Any]:
         """The state to train from: the last saved one, or the initial one if the folder holds no run.
 
-        Removes temporary files of killed processes.
+        Locks the folder until this run is no longer used, and removes temporary files of killed processes.
 
         Raises:
-            ModelError: as `load`.
+            ModelError: as `load` and `lock_folder`.
         """
+        if self.lock is None:
+            self.lock = lock_folder(self.folder)
+            weakref.finalize(self, self.lock.release)
         state = self.load() or {"epoch": 0, "step": 0, "losses": []}
         for folder in (self.folder, self.train_folder, self.folder / "encoder"):
             remove_leftovers(folder)
@@ -98,7 +116,13 @@ class TrainingRun:
         replace_file(self.train_folder / "settings.toml", lambda path: path.write_text(settings))
 
     def save(self, state: dict[str, Any]) -> None:
-        """Write a state to resume from."""
+        """Write a state to resume from.
+
+        Raises:
+            ModelError: it cannot be written, or another process has taken over the folder.
+        """
+        if self.lock is not None:
+            self.lock.check()
         state = {**state, "fingerprint": self.fingerprint, "metrics": self.metrics}
         replace_file(self._state, lambda path: torch.save(state, path))
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from jzi.errors import CacheError, JziError, ModelError
 from jzi.store.cache import ENCODED, MISSING, NODATA, FeatureCache
 from jzi.store.info import EncoderInfo, ImageryInfo
+from jzi.store.lock import WriterLock
 from jzi.store.model_folder import CONFIG, MAP, AnyModelConfig, read_config
 from jzi.store.photo_features import UNREADABLE
 from jzi.store.pyramid import Pyramid
@@ -198,9 +199,10 @@ def remove_cache(path: Path) -> None:
     """Delete a cache. It is renamed first, so an interrupted deletion leaves no incomplete cache under its name.
 
     Raises:
-        CacheError: there is no cache.
+        CacheError: there is no cache, or another process writes to it.
     """
     FeatureCache.open(path)
-    trash = path.with_name(f".{path.name}.{os.getpid()}.removed")
-    path.rename(trash)
+    with WriterLock(path, "refuse"):
+        trash = path.with_name(f".{path.name}.{os.getpid()}.removed")
+        path.rename(trash)
     shutil.rmtree(trash)

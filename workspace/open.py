@@ -93,14 +93,19 @@ def open_cache_of(path: str, pyramid: Pyramid, encoder: Encoder, imagery: Imager
 
     Raises:
         CacheMismatchError: the cache belongs to another encoder, pyramid or imagery.
+        CacheError: several processes were launched, and a process of no launch of theirs writes to it.
     """
-    from jzi.encode.device import processes
+    from jzi.encode.device import processes, writer_lock_mode
     from jzi.store.cache import FeatureCache
+    from jzi.store.lock import WriterLock
     from jzi.store.storage import exists
 
-    with processes().main_process_first():
-        info = imagery.info(FeatureCache.open(path).imagery if exists(path) else None) if imagery else None
-        return FeatureCache.open_or_create(path, pyramid, encoder.info, info)
+    lock = writer_lock_mode()
+    with processes().main_process_first(), WriterLock(path, lock):
+        info = None
+        if imagery:
+            info = imagery.info(FeatureCache.open(path, "r+", lock=lock).imagery if exists(path) else None)
+        return FeatureCache.open_or_create(path, pyramid, encoder.info, info, lock=lock)
 
 
 def finetune_areas(areas: Sequence[Settings], output: Path) -> tuple[EncoderTrainingReport, tuple[Rejected, ...]]:

@@ -1,0 +1,198 @@
+"""Headers of a feature cache: the records from which the metadata of all its arrays follows, with their digests.
+
+The header of the cache is the attribute `jzi` of its root group, with a copy in the group `map`; that of the photos is
+the attribute `jzi` of the group `queries`. Each contains a SHA-256 of its other entries, so no edit goes unnoticed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pyproj import CRS
+
+from jzi.errors import CacheError, JziError, first_line
+from jzi.store.info import EncoderInfo, ImageryInfo
+from jzi.store.plain import plain
+from jzi.store.pyramid import Pyramid
+from jzi.version import __version__
+
+FORMAT = 2
+
+#: Most rows of a cache: a hundred times the photos of the paper.
+MAX_ROWS = 2**25
+
+#: Most columns that a photo table can add, and characters of their names.
+MAX_COLUMNS, MAX_NAME = 512, 200
+
+#: Most features, pixels along a side of an encoder's input, and patch tokens of a tile; twice and more what the largest
+#: published encoders have. A chunk of patch tokens takes at most 268 MB.
+MAX_WIDTH, MAX_IMAGE_SIZE, MAX_TOKENS = 2**13, 2**14, 2**14
+
+_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+ColumnName = Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheHeader:
+    """What a cache records about itself.
+
+    Attributes:
+        pyramid: geometry of the area.
+        encoder: encoder of the embeddings.
+        imagery: imagery of the map; None if no map has been written.
+        tokens: number of patch tokens of a tile; None if the cache has no arrays for them.
+        cells_m: side of a terminal cell's reference crop, metres; None if the cache has no arrays for cells.
+        spatial_ref: CF attributes of the CRS; those of `Pyramid.crs`, as the PROJ that created the cache writes them.
+        version: version of jzi that created the cache.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    pyramid: Pyramid
+    encoder: EncoderInfo
+    imagery: ImageryInfo | None = None
+    tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = None
+    cells_m: Annotated[float, Field(gt=0)] | None = None
+    spatial_ref: dict[str, Any] = field(default_factory=dict)
+    version: str = __version__
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhotosHeader:
+    """What a cache records about its photos.
+
+    Attributes:
+        rows: number of rows; rows of the arrays beyond it were left by an interrupted run and are not read.
+        views: number of augmented views for which the embeddings have space.
+        columns: type of each column beside those that every cache has.
+        augmented: seed and version of the augmentation; empty if there are no views.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    rows: Annotated[int, Field(ge=0, le=MAX_ROWS)] = 0
+    views: Annotated[int, Field(ge=0, le=255)] = 0
+    columns: Annotated[dict[ColumnName, Literal["string", "float64"]], Field(max_length=MAX_COLUMNS)] = field(
+        default_factory=dict
+    )
+    augmented: dict[str, int] = field(default_factory=dict)
+
+
+_CACHE, _PHOTOS = TypeAdapter(CacheHeader), TypeAdapter(PhotosHeader)
+
+
+def new_header(pyramid: Pyramid, encoder: EncoderInfo, imagery: ImageryInfo | None) -> CacheHeader:
+    """Return the header of an empty cache."""
+    spatial_ref = plain(CRS.from_user_input(pyramid.crs).to_cf())
+    return CacheHeader(pyramid=pyramid, encoder=encoder, imagery=imagery, spatial_ref=spatial_ref)
+
+
+def entries_of(header: CacheHeader | PhotosHeader) -> dict[str, Any]:
+    """Return the entries of a header as JSON holds them, with their digest."""
+    entries = plain(header)
+    if isinstance(header, CacheHeader):
+        entries = {"format": FORMAT, **entries}
+    return {**entries, "digest": _digest(entries)}
+
+
+def read_header(path: str, entries: Any) -> CacheHeader:
+    """Check the entries of a cache's header.
+
+    Args:
+        path: path or URL of the cache, for error messages.
+        entries: the attribute `jzi` of the root group.
+
+    Raises:
+        CacheError: they are not a header, of another format, or were edited or damaged.
+    """
+    if not isinstance(entries, dict) or "format" not in entries:
+        raise CacheError(f"{path} is a Zarr group but not a jzi feature cache: give another path")
+    if entries["format"] == 1:
+        raise CacheError(
+            f"{path} has cache format 1, which records no digests: `jzi cache verify --repair {path}` converts it to "
+            f"format {FORMAT} without encoding"
+        )
+    if entries["format"] != FORMAT:
+        raise CacheError(
+            f"{path} has cache format {entries['format']!r:.20}, but jzi {__version__} reads format {FORMAT}: encode "
+            "again with another cache.path"
+        )
+    return _validated(_CACHE, entries, f"the header of {path}", f"`jzi cache verify --repair {path}` restores it")
+
+
+def read_photos_header(path: str, entries: Any) -> PhotosHeader:
+    """Check the entries of the header of a cache's photos.
+
+    Args:
+        path: path or URL of the cache, for error messages.
+        entries: the attribute `jzi` of the group `queries`.
+
+    Raises:
+        CacheError: they are not a header, or were edited or damaged.
+    """
+    hint = f"`jzi cache verify --repair {path}` restores it"
+    return _validated(_PHOTOS, entries, f"the header of the photos of {path}", hint)
+
+
+def read_format_1(path: str, entries: Any, tokens: Any = None, cells_m: Any = None) -> CacheHeader:
+    """Convert the header of a cache of format 1, which has no digest.
+
+    Args:
+        path: path or URL of the cache, for error messages.
+        entries: the attribute `jzi` of the root group.
+        tokens: number of patch tokens of a tile, of the shape of their array.
+        cells_m: side of a cell's reference crop, metres, of the attributes of the group `cells`.
+
+    Raises:
+        CacheError: the header is damaged.
+    """
+    adapted = {key: value for key, value in entries.items() if key != "format"}
+    adapted |= {"tokens": tokens, "cells_m": cells_m}
+    header = _parsed(_CACHE, adapted, f"the header of {path}", "encode again with another cache.path")
+    return CacheHeader(**{**vars(header), "spatial_ref": new_header(header.pyramid, header.encoder, None).spatial_ref})
+
+
+def check_photos_header(header: PhotosHeader) -> None:
+    """Check a header before it is written.
+
+    Raises:
+        CacheError: a column of the photo table cannot be stored.
+    """
+    _parsed(_PHOTOS, plain(header), "the photo table", "rename or drop that column")
+
+
+def _validated(adapter: TypeAdapter[Any], entries: Any, subject: str, hint: str) -> Any:
+    if not isinstance(entries, dict):
+        raise CacheError(f"{subject} is missing: {hint}")
+    rest = {key: value for key, value in entries.items() if key != "digest"}
+    if entries.get("digest") != _digest(rest):
+        raise CacheError(f"{subject} does not match its own digest, it was edited or damaged: {hint}")
+    rest.pop("format", None)
+    return _parsed(adapter, rest, subject, hint)
+
+
+def _parsed(adapter: TypeAdapter[Any], entries: Mapping[str, Any], subject: str, hint: str) -> Any:
+    try:
+        header = adapter.validate_json(json.dumps(entries))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        raise CacheError(f"{subject} has an invalid entry {name:.100} ({first['msg']}): {hint}") from error
+    except (JziError, ValueError, TypeError, OverflowError, RecursionError) as error:  # of the pyramid
+        raise CacheError(f"{subject} cannot be used ({first_line(error)}): {hint}") from error
+    if isinstance(header, CacheHeader):
+        width, size = header.encoder.width, header.encoder.image_size
+        if not (1 <= width <= MAX_WIDTH and 1 <= size <= MAX_IMAGE_SIZE):
+            raise CacheError(f"{subject} has an encoder of {width} features and {size} px: {hint}")
+    return header
+
+
+def _digest(entries: Mapping[str, Any]) -> str:
+    """SHA-256 of entries, independent of their order."""
+    return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()

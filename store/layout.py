@@ -1,0 +1,183 @@
+"""The layout of a feature cache: the metadata document (zarr.json) of each of its groups and arrays.
+
+All documents follow from the two headers (`jzi.store.cache_header`). They are written from here and compared with here
+before an array is opened, so nothing that a damaged or hostile document says is ever used.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from jzi.store.cache_header import CacheHeader, PhotosHeader, entries_of
+from jzi.store.pyramid import Pyramid
+
+Document = dict[str, Any]
+
+#: Side of the largest chunk of tiles, and of cells, in tiles or cells: 1024 cells of 768 features in float16 take
+#: 1.6 MB.
+MAX_CHUNK, MAX_CELL_CHUNK = 16, 32
+
+#: Rows in a chunk of photos: with 768 features in float16 it has 393 kB, like a chunk of 16 x 16 tiles.
+PHOTO_CHUNK = 256
+
+#: Rows in a chunk of the columns that are written for all photos at once.
+COLUMN_CHUNK = 64 * PHOTO_CHUNK
+
+#: Type and fill value of the columns that every cache has.
+COLUMNS: dict[str, tuple[str, Any]] = {
+    "id": ("string", ""),
+    "latitude": ("float64", "NaN"),
+    "longitude": ("float64", "NaN"),
+    "split": ("string", ""),
+    "path": ("string", ""),
+    "listed": ("bool", False),
+    "status": ("uint8", 0),
+    "photo_sha256": ("string", ""),
+    "photo_bytes": ("int64", -1),
+    "photo_mtime_ns": ("int64", -1),
+    "views": ("uint8", 0),
+}
+
+#: Columns that are written with the embeddings, in chunks of as many rows.
+WRITTEN_WITH_EMBEDDING = ("photo_sha256", "photo_bytes", "photo_mtime_ns", "views", "status")
+
+#: What cannot be part of the name of an array on every file system and in Zarr.
+_RESERVED = re.compile(r'^\.|^_(?=_)|^z(?=arr\.json$)|[%/\\:*?"<>|\x00-\x1f\ud800-\udfff]')
+
+_UNITS = {"latitude": "degrees_north", "longitude": "degrees_east"}
+_FILL = {"string": "", "float64": "NaN"}
+_SINGLE_BYTE = ("uint8", "bool")
+
+
+def block_level(pyramid: Pyramid) -> int:
+    """The level from which on no chunk spans two subtrees."""
+    depth = 0
+    while pyramid.grid ** (depth + 1) <= MAX_CHUNK:
+        depth += 1
+    return max(0, pyramid.levels - 1 - depth)
+
+
+def chunk_side(pyramid: Pyramid, level: int) -> int:
+    """Side of a chunk in tiles: the extent of one tile of `block_level`; above that level up to `MAX_CHUNK`."""
+    top = block_level(pyramid)
+    if level >= top:
+        return pyramid.tiles_per_side(level - top)
+    side = 1
+    while side * pyramid.grid <= min(MAX_CHUNK, pyramid.tiles_per_side(level)):
+        side *= pyramid.grid
+    return side
+
+
+def map_documents(header: CacheHeader) -> dict[str, Document]:
+    """Documents of everything but the root and the photos, by name, such as "map/2/embedding"; groups come first."""
+    pyramid, width = header.pyramid, header.encoder.width
+    grid_mapping = {"grid_mapping": "spatial_ref", "coordinates": "x y spatial_ref"}
+    documents = {"map": group({"jzi": entries_of(header)})}
+    for level in range(pyramid.levels + 1):
+        n, chunk = pyramid.tiles_per_side(level), chunk_side(pyramid, level)
+        name, tiles = f"map/{level}", ("row", "col")
+        documents[name] = group({})
+        documents[f"{name}/status"] = array((n, n), (chunk, chunk), "uint8", tiles, 0, grid_mapping)
+        if level < pyramid.levels:  # terminal cells have a status, but no embedding
+            shape, chunks = (n, n, width), (chunk, chunk, width)
+            documents[f"{name}/embedding"] = array(shape, chunks, "float16", (*tiles, "feature"), "NaN", grid_mapping)
+            if header.tokens is not None:
+                shape4, dimensions = (n, n, header.tokens, width), (*tiles, "token", "feature")
+                chunks4 = (1, 1, *shape4[2:])
+                documents[f"{name}/tokens"] = array(shape4, chunks4, "float16", dimensions, "NaN", grid_mapping)
+        for axis, dimension in (("x", "col"), ("y", "row")):
+            attributes = {"standard_name": f"projection_{axis}_coordinate", "units": "m"}
+            documents[f"{name}/{axis}"] = array((n,), (n,), "float64", (dimension,), 0.0, attributes)
+        documents[f"{name}/spatial_ref"] = array((), (), "int64", (), 0, header.spatial_ref)
+    if header.cells_m is not None:
+        n = pyramid.tiles_per_side(pyramid.levels)
+        chunk = min(MAX_CELL_CHUNK, n)
+        documents["cells"] = group({"footprint_m": header.cells_m})
+        documents["cells/status"] = array((n, n), (chunk, chunk), "uint8", ("row", "col"), 0, {})
+        shape, chunks = (n, n, width), (chunk, chunk, width)
+        documents["cells/embedding"] = array(shape, chunks, "float16", ("row", "col", "feature"), "NaN", {})
+    return documents
+
+
+def photo_documents(header: PhotosHeader, width: int) -> dict[str, Document]:
+    """Documents of the photos, by name, such as "queries/id"; the group comes first."""
+    names = [*COLUMNS, *(name for name in header.columns if name not in COLUMNS), "embedding"]
+    documents = {"queries": group({"jzi": entries_of(header)})}
+    return documents | {photo_array(name): photo_document(header, name, width) for name in names}
+
+
+def photo_array(name: str) -> str:
+    """Name of the array of a column; characters that it cannot have are percent-encoded ("km/h" is "km%2Fh")."""
+    return "queries/" + _RESERVED.sub(lambda match: f"%{ord(match[0]):02X}", name)
+
+
+def photo_document(header: PhotosHeader, name: str, width: int) -> Document:
+    """Document of one array of the photos.
+
+    Args:
+        header: the header of the photos.
+        name: "embedding" or a column.
+        width: number of features.
+    """
+    if name == "embedding":
+        shape, attributes = (header.rows, 1 + header.views, width), {"coordinates": "id latitude longitude split"}
+        chunks, dimensions = (PHOTO_CHUNK, 1, width), ("query", "view", "feature")
+        return array(shape, chunks, "float16", dimensions, "NaN", attributes)
+    data_type = COLUMNS[name][0] if name in COLUMNS else header.columns[name]
+    fill = COLUMNS[name][1] if name in COLUMNS else _FILL[data_type]
+    chunk = PHOTO_CHUNK if name in WRITTEN_WITH_EMBEDDING else COLUMN_CHUNK
+    units = {"units": _UNITS[name]} if name in _UNITS else {}
+    return array((header.rows,), (chunk,), data_type, ("query",), fill, units)
+
+
+def root_document(header: CacheHeader, photos: PhotosHeader) -> Document:
+    """Document of the root group, with the consolidated metadata from which xarray opens the cache in one request."""
+    members = map_documents(header) | photo_documents(photos, header.encoder.width)
+    nested: Document = {"kind": "inline", "must_understand": False, "metadata": {}}
+    for name, document in members.items():
+        if document["node_type"] == "group":
+            members[name] = {**document, "consolidated_metadata": nested}
+    return {
+        **group({"jzi": entries_of(header)}),
+        "consolidated_metadata": {"kind": "inline", "must_understand": False, "metadata": members},
+    }
+
+
+def group(attributes: dict[str, Any]) -> Document:
+    """Document of a group."""
+    return {"attributes": attributes, "zarr_format": 3, "node_type": "group"}
+
+
+def array(
+    shape: tuple[int, ...],
+    chunks: tuple[int, ...],
+    data_type: str,
+    dimensions: tuple[str, ...],
+    fill: Any,
+    attributes: dict[str, Any],
+) -> Document:
+    """Document of an array.
+
+    The checksum is the last codec and covers the bytes on disk. zstd makes embeddings about 8 % smaller at any level,
+    shuffled or not, and does not slow down their use (`python -m benchmarks.cache_codecs`).
+    """
+    serializer: Document = {"name": "bytes", "configuration": {"endian": "little"}}
+    if data_type in _SINGLE_BYTE:
+        serializer = {"name": "bytes"}
+    elif data_type == "string":
+        serializer = {"name": "vlen-utf8", "configuration": {}}
+    compressor = {"name": "zstd", "configuration": {"level": 1, "checksum": False}}
+    return {
+        "shape": list(shape),
+        "data_type": data_type,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunks)}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "fill_value": fill,
+        "codecs": [serializer, compressor, {"name": "crc32c"}],
+        "attributes": attributes,
+        "dimension_names": list(dimensions),
+        "zarr_format": 3,
+        "node_type": "array",
+        "storage_transformers": [],
+    }

@@ -1,0 +1,135 @@
+"""Verify feature caches, and repair their metadata."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from tqdm import tqdm
+
+from jzi.errors import CacheCorruptError, CacheError
+from jzi.store.cache import MISSING, FeatureCache
+from jzi.store.cache_header import read_header
+from jzi.store.documents import Documents
+from jzi.store.lock import WriterLock
+from jzi.store.storage import storage_errors
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """Result of `verify_cache`.
+
+    Attributes:
+        path: path or URL of the cache.
+        chunks: number of chunks read.
+        metadata: metadata documents that are missing, damaged or edited, with the difference.
+        damaged: chunks that do not match their checksum or cannot be read: array and first index.
+        lost: tiles and photos that are marked as encoded, but whose embedding is damaged or gone.
+        missing: tiles, cells and photos that have not been encoded.
+        repaired: metadata documents that were rewritten, with the difference.
+    """
+
+    path: str
+    chunks: int
+    metadata: tuple[str, ...]
+    damaged: tuple[str, ...]
+    lost: tuple[str, ...]
+    missing: tuple[str, ...]
+    repaired: tuple[str, ...] = ()
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing is damaged or missing."""
+        return not (self.metadata or self.damaged or self.lost or self.missing)
+
+
+def verify_cache(cache: FeatureCache) -> VerifyReport:
+    """Compare all metadata with the headers, verify the checksum of every chunk, and list missing entries.
+
+    Raises:
+        CacheError: the cache cannot be read.
+    """
+    # Chunks are read even if the metadata of their array is damaged
+    cache = FeatureCache(cache.path, Documents(cache.path, read_only=True, check=False), cache.header)
+    metadata, arrays, damaged = cache.metadata_damage(), cache.arrays(), []
+    chunks = sum(array.nchunks for array in arrays.values())
+    with tqdm(total=chunks, unit="chunk", desc="verify") as bar:
+        for name, array in arrays.items():
+            for window in _chunks(array):
+                bar.update()
+                try:
+                    with storage_errors(cache.path, name):
+                        array[window]
+                except CacheCorruptError:
+                    damaged.append(f"{name} {[part.start for part in window]}")
+    lost, missing = [], []
+    for level in range(cache.pyramid.levels):
+        status, unreadable = cache.readable_status(level)
+        lost += [f"{unreadable} tiles of level {level}"] if unreadable else []
+        absent = int((status == MISSING).sum()) - unreadable
+        missing += [f"{absent} tiles of level {level}"] if absent else []
+    if cache.has_cells:
+        cells = cache.cells
+        broken = sum(not cells.whole(chunk) for chunk in cells.chunks)
+        if all((cache.readable_status(level)[0] == MISSING).all() for level in range(cache.pyramid.levels)):
+            missing = []  # the index of a retriever has no tiles
+        missing += [f"cells of {broken} chunks"] if broken else []
+    with suppress(CacheError):  # of a column or the header; it is among `damaged` or `metadata`
+        photos_lost, photos_missing = _photos(cache)
+        lost += [f"{photos_lost} photos"] if photos_lost else []
+        missing += [f"{photos_missing} photos"] if photos_missing else []
+    return VerifyReport(cache.path, chunks, tuple(metadata), tuple(damaged), tuple(lost), tuple(missing))
+
+
+def repair_cache(path: str | Path) -> tuple[str, ...]:
+    """Rewrite what is damaged of a cache's metadata; convert a cache of an older format.
+
+    Everything follows from the two headers, of which the cache has copies. Chunks are not changed but for those of the
+    coordinates; `jzi encode-map` and `jzi encode-queries` encode tiles and photos that are damaged again.
+
+    Args:
+        path: path or URL.
+
+    Returns:
+        What was rewritten, with what was wrong with it.
+
+    Raises:
+        CacheError: there is no cache, or its header and the copy of it are both damaged.
+    """
+    documents, repaired = Documents(path, read_only=False, lock=WriterLock(path, "refuse")), []
+    try:
+        entries = documents.attribute("", "jzi")
+        if isinstance(entries, dict) and entries.get("format") == 1:
+            FeatureCache.open(path, "r+")
+            return ("zarr.json had format 1, without digests",)
+        header = read_header(str(path), entries)
+    except CacheError as error:
+        try:
+            header = read_header(str(path), documents.attribute("map", "jzi"))
+        except CacheError:
+            raise error from None
+        repaired.append("zarr.json had another header than its copy in map/zarr.json")
+    cache = FeatureCache(str(path), documents, header)
+    repaired += cache.metadata_damage()
+    cache.write_layout()
+    return (*repaired, *cache.write_coordinates())
+
+
+def _photos(cache: FeatureCache) -> tuple[int, int]:
+    """Number of photos whose embedding or id is lost, and of those that have not been encoded."""
+    queries = cache.queries
+    listed = queries.column("listed").astype(bool)
+    lost = len(set(queries.damaged_rows()) | set(np.flatnonzero(queries.column("id") == "")))
+    return lost, int((listed & (queries.column("status") == MISSING)).sum())
+
+
+def _chunks(array: zarr.Array[Any]) -> Iterator[tuple[slice, ...]]:
+    ranges = (range(0, size, chunk) for size, chunk in zip(array.shape, array.chunks, strict=True))
+    for corner in itertools.product(*ranges):
+        yield tuple(slice(start, start + chunk) for start, chunk in zip(corner, array.chunks, strict=True))

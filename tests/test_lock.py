@@ -1,0 +1,263 @@
+"""Claims about writers: one for a cache or a model folder, whoever died, wherever it lies."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from jzi.errors import CacheError, ModelError
+from jzi.store import lock as module
+from jzi.store import lock_files
+from jzi.store.cache import FeatureCache
+from jzi.store.info import EncoderInfo
+from jzi.store.lock import LockOwner, WriterLock
+from jzi.store.lock_files import LocalLockFile, StoreLockFile
+from jzi.store.pyramid import Pyramid
+
+HOLD = """
+import sys, time
+from jzi.store.lock import WriterLock
+lock = WriterLock(sys.argv[1])
+print("held", flush=True)
+sys.stdin.read() if len(sys.argv) < 3 else time.sleep(float(sys.argv[2]))
+lock.release()
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "town.zarr"
+
+
+@pytest.fixture
+def hold() -> Iterator[Callable[..., subprocess.Popen]]:
+    """Start a process that holds the lock of a path until its standard input is closed, or for some seconds."""
+    processes = []
+
+    def start(path: Path, *seconds: str) -> subprocess.Popen:
+        line = [sys.executable, "-c", HOLD, str(path), *seconds]
+        process = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        processes.append(process)
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def lock_file(path: Path) -> Path:
+    return path.with_name(f".{path.name}.lock")
+
+
+def write_lock(path: Path, age: float, **changes: object) -> None:
+    """The lock of another process whose last sign of life is `age` seconds old."""
+    lock_file(path).write_text(json.dumps({**asdict(LockOwner.this_process()), "token": "other", **changes}))
+    os.utime(lock_file(path), (time.time() - age,) * 2)
+
+
+def test_a_second_writer_is_refused_with_the_owner_and_writes_nothing(path: Path, hold, pyramid, info) -> None:
+    process = hold(path)
+    with pytest.raises(CacheError, match=rf"town.zarr is being written by .*process {process.pid} on ") as error:
+        FeatureCache.create(path, pyramid, info, lock="refuse")
+    assert "\n" not in str(error.value) and not path.exists()
+    with pytest.raises(ModelError, match="being written"):
+        WriterLock(path, "refuse", ModelError)
+
+
+def test_a_second_writer_waits_with_a_message_and_then_writes(path: Path, hold, pyramid, info, capsys) -> None:
+    process = hold(path, "1.5")
+    assert FeatureCache.open_or_create(path, pyramid, info).pyramid == pyramid
+    assert f"process {process.pid}" in capsys.readouterr().err
+
+
+def test_readers_do_not_wait(path: Path, hold, pyramid, info) -> None:
+    FeatureCache.create(path, pyramid, info).close()
+    hold(path)
+    assert FeatureCache.open(path).pyramid == pyramid
+
+
+def test_the_lock_of_a_killed_process_is_taken_over_at_once(path: Path, hold) -> None:
+    process = hold(path)
+    process.kill()
+    process.wait()
+    assert lock_file(path).exists()
+    WriterLock(path, "refuse").release()
+    assert not lock_file(path).exists()
+
+
+def test_a_later_process_of_the_same_id_is_not_the_owner(path: Path) -> None:
+    write_lock(path, age=0, started=1.0)
+    WriterLock(path, "refuse").release()
+
+
+@pytest.mark.parametrize("record", [None, b"", b"{", b"\xff", b"[1]", b'{"pid": 1e400}'])
+def test_a_lock_of_another_machine_is_taken_over_by_its_age_alone(path: Path, monkeypatch, record) -> None:
+    monkeypatch.setattr(module, "STALE_S", 0.5)
+    monkeypatch.setattr(module, "POLL_S", 0.1)
+    write_lock(path, age=0, machine="elsewhere", pid=1)
+    if record is not None:
+        lock_file(path).write_bytes(record)
+    began = time.monotonic()
+    WriterLock(path, "refuse").release()
+    assert time.monotonic() - began > 0.4
+    write_lock(path, age=3600, machine="elsewhere", pid=os.getpid())
+    began = time.monotonic()
+    WriterLock(path, "refuse").release()
+    assert time.monotonic() - began < 0.4
+
+
+def test_a_lock_of_another_machine_that_shows_signs_of_life_is_refused(path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(module, "POLL_S", 0.05)
+    write_lock(path, age=60, machine="elsewhere", host="node7", pid=12)
+    sleep = time.sleep
+
+    def beat(seconds: float) -> None:
+        sleep(seconds)
+        os.utime(lock_file(path))
+
+    monkeypatch.setattr(module.time, "sleep", beat)
+    with pytest.raises(CacheError, match="process 12 on node7"):
+        WriterLock(path, "refuse")
+
+
+def test_the_owner_shows_signs_of_life_and_notices_a_takeover(path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(module, "HEARTBEAT_S", 0.05)
+    with WriterLock(path) as lock:
+        os.utime(lock_file(path), (0, 0))
+        deadline = time.monotonic() + 10
+        while lock_file(path).stat().st_mtime == 0 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert lock_file(path).stat().st_mtime > 0
+        lock.check()
+        write_lock(path, age=0)
+        deadline = time.monotonic() + 10
+        with pytest.raises(CacheError, match="taken over"):
+            while time.monotonic() < deadline:
+                lock.check()
+                time.sleep(0.02)
+    assert lock_file(path).exists(), "it is the other's"
+
+
+def test_a_writer_whose_lock_was_taken_over_writes_no_more(path: Path, monkeypatch, pyramid, info) -> None:
+    cache = FeatureCache.create(path, pyramid, info)
+    monkeypatch.setattr(type(cache.documents.lock._held), "is_lost", lambda _: True)
+    status, embedding = cache.read_chunk(1, 0, 0)
+    for write in (
+        lambda: cache.write_chunk(1, 0, 0, status, embedding),
+        lambda: cache.require_tokens(2),
+        lambda: cache.queries.require_views(1, {"seed": 0}),
+    ):
+        with pytest.raises(CacheError, match="taken over"):
+            write()
+
+
+def test_a_process_takes_a_lock_several_times_by_any_name(path: Path) -> None:
+    with WriterLock(path), WriterLock(str(path.parent / "x" / ".." / path.name), "refuse"):
+        assert lock_file(path).exists()
+    assert not lock_file(path).exists()
+
+
+def test_of_many_processes_that_take_over_one_stale_lock_one_at_a_time_holds_it(path: Path) -> None:
+    script = """
+import os, sys
+from pathlib import Path
+from jzi.store.lock import WriterLock
+mark = Path(sys.argv[1] + ".mark")
+for _ in range(5):
+    with WriterLock(sys.argv[1]):
+        os.close(os.open(mark, os.O_CREAT | os.O_EXCL))  # fails if another holds the lock
+        mark.unlink()
+"""
+    write_lock(path, age=0, pid=2**22 + 1, started=1.0)
+    line = [sys.executable, "-c", f"import jzi.store.lock as lock; lock.POLL_S = 0.01\n{script}", str(path)]
+    processes = [subprocess.Popen(line, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    outcomes = [(process.communicate()[1], process.returncode) for process in processes]
+    assert all(code == 0 for _, code in outcomes), outcomes
+    assert not lock_file(path).exists()
+
+
+def test_the_lock_is_held_as_long_as_anything_can_write(path: Path, pyramid: Pyramid, info: EncoderInfo) -> None:
+    queries = FeatureCache.create(path, pyramid, info).queries
+    assert lock_file(path).exists()
+    del queries
+    import gc
+
+    gc.collect()
+    assert not lock_file(path).exists()
+
+
+def test_the_other_processes_of_a_launch_take_no_lock(path: Path, hold, pyramid, info) -> None:
+    FeatureCache.create(path, pyramid, info).close()
+    hold(path)
+    FeatureCache.open(path, "r+", lock="shared").queries.require_views(1, {"seed": 0})
+
+
+# In stores that fsspec opens
+
+
+@pytest.fixture
+def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(lock_files, "SETTLE_S", 0.05)
+    monkeypatch.setattr(module, "POLL_S", 0.05)
+    return f"memory://{tmp_path.name}/town.zarr"
+
+
+def other_record(**changes: object) -> bytes:
+    return replace(LockOwner.this_process(), token="other", **changes).record()
+
+
+def test_a_cache_at_a_url_has_one_writer_too(url: str, pyramid: Pyramid, info: EncoderInfo) -> None:
+    assert StoreLockFile(url).create(other_record())
+    with pytest.raises(CacheError, match="being written by"):
+        FeatureCache.create(url, pyramid, info, lock="refuse")
+
+
+def test_a_lock_at_a_url_is_released_and_taken_over_by_a_dead_process(url: str) -> None:
+    WriterLock(url).release()
+    file = StoreLockFile(url)
+    assert file.read() is None
+    assert file.create(other_record(started=1.0))
+    WriterLock(url, "refuse").release()
+    assert file.read() is None
+
+
+def test_a_lock_at_a_url_without_a_sign_of_life_is_taken_over(url: str, monkeypatch) -> None:
+    monkeypatch.setattr(module, "STALE_S", 0.3)
+    monkeypatch.setattr(module, "HEARTBEAT_S", 0.05)
+    assert StoreLockFile(url).create(other_record(machine="elsewhere"))
+    with WriterLock(url, "refuse"):
+        observer = StoreLockFile(url)
+        first = observer.read()
+        time.sleep(0.2)
+        assert observer.read() == first, "a sign of life leaves the owner as it is"
+        assert observer.age() < 0.2
+
+
+def test_of_two_that_write_a_record_at_once_the_last_owns_it(url: str, monkeypatch) -> None:
+    first, second = StoreLockFile(url), StoreLockFile(url)
+    monkeypatch.setattr(lock_files.time, "sleep", lambda _: second._store and set_object(second, b"second"))
+    assert not first.create(b"first")
+    assert second.read() == b"second"
+
+
+def set_object(file: StoreLockFile, data: bytes) -> None:
+    from zarr.core.sync import sync
+
+    sync(file._store.set(lock_files.OBJECT, lock_files._buffer(data)))
+
+
+def test_a_claim_that_was_left_behind_does_not_block(path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(lock_files, "CLAIM_S", 0.2)
+    write_lock(path, age=0, started=1.0)
+    LocalLockFile(path)._claim.write_bytes(b"")
+    WriterLock(path, "refuse").release()
