@@ -17,9 +17,6 @@ DEBUG = "JZI_DEBUG"
 #: Messages of torch and CUDA when memory is exhausted, which they raise as RuntimeError.
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
 
-#: Longest quotation of another library's message, characters.
-_QUOTED = 300
-
 
 def usage_error(error: Exception) -> UsageError:
     """Convert an exception to the error that the command line prints, with exit code 2.
@@ -39,13 +36,13 @@ def _sentence(error: Exception) -> str:
         return str(error)
     if _is_out_of_memory(error):
         return (
-            f"out of memory ({_quote(error)}): close other programs, or use a smaller batch (encoder.batch_size, "
+            f"out of memory ({first_line(error)}): close other programs, or use a smaller batch (encoder.batch_size, "
             "train.batch_size), map or photo"
         )
     if isinstance(error, OSError) and error.errno is not None:
         return _system(error)
     return (
-        f"unexpected error ({type(error).__name__}: {_quote(error)}): this is a defect of jzi; run the command again "
+        f"unexpected error ({type(error).__name__}: {first_line(error)}): this is a defect of jzi; run it again "
         f"with {DEBUG}=1 and report its traceback as CONTRIBUTING.md describes"
     )
 
@@ -65,8 +62,3 @@ def _is_out_of_memory(error: Exception) -> bool:
         return True
     text = str(error).lower()
     return isinstance(error, RuntimeError) and any(part in text for part in _OUT_OF_MEMORY)
-
-
-def _quote(error: Exception) -> str:
-    text = first_line(error)
-    return text if len(text) <= _QUOTED else f"{text[:_QUOTED]}..."
