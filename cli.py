@@ -10,10 +10,10 @@ from jzi.commands.ablate import ablate
 from jzi.commands.area import info, init, tile
 from jzi.commands.cache import cache
 from jzi.commands.checkpoint import import_checkpoint_command
-from jzi.commands.common import UsageError
 from jzi.commands.demo import demo
 from jzi.commands.encode import encode_map_command, encode_queries_command
 from jzi.commands.evaluate import evaluate_command
+from jzi.commands.failures import usage_error
 from jzi.commands.finetune import finetune
 from jzi.commands.locate import locate
 from jzi.commands.process import Termination, handled_warnings_ignored
@@ -22,7 +22,6 @@ from jzi.commands.serve import serve
 from jzi.commands.train import train_decoder_command
 from jzi.commands.transfer import transfer
 from jzi.encode.threads import bound_spinning
-from jzi.errors import JziError
 from jzi.version import __version__
 
 #: Commands that resume when they are run again after an interruption.
@@ -30,7 +29,7 @@ RESUMABLE = ("finetune", "encode-map", "encode-queries", "train-decoder", "ablat
 
 
 class Commands(click.Group):
-    """Group of commands that prints errors a user can act on as one sentence, without a traceback."""
+    """Group of commands that prints every error as one sentence, without a traceback (`jzi.commands.failures`)."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the commands in the order of their use."""
@@ -53,16 +52,10 @@ class Commands(click.Group):
     def _run(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except JziError as error:
-            raise UsageError(str(error)) from error
-        except BrokenPipeError:
-            raise  # `jzi ... | head`: click exits quietly
-        except OSError as error:
-            if error.errno is None:
-                raise
-            raise UsageError(
-                f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
-            ) from error
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise  # click handles these; the last is `jzi ... | head`
+        except Exception as error:
+            raise usage_error(error) from error
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

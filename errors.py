@@ -54,5 +54,10 @@ class TrainingError(JziError):
 
 
 def first_line(error: BaseException) -> str:
-    """First line of the message of another library's error, to quote it in a sentence."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """First line of the message of another library's error, to quote it; with the next line if it ends with a colon.
+
+    At most 300 characters.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    text = " ".join(lines[: 2 if lines[0].endswith(":") else 1])
+    return text if len(text) <= 300 else f"{text[:300]}..."

@@ -27,12 +27,12 @@ class DecoderConfig:
         ConfigError: the type or the range of a value is wrong.
     """
 
-    width: Annotated[int, Field(ge=1)] = 768
-    actions: Annotated[int, Field(ge=1)] = 16
-    layers: Annotated[int, Field(ge=1)] = 6
-    heads: Annotated[int, Field(ge=1)] = 8
+    width: Annotated[int, Field(ge=1, le=8192)] = 768
+    actions: Annotated[int, Field(ge=1, le=256)] = 16
+    layers: Annotated[int, Field(ge=1, le=256)] = 6
+    heads: Annotated[int, Field(ge=1, le=1024)] = 8
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    patch_tokens: Annotated[int, Field(ge=0)] = 0
+    patch_tokens: Annotated[int, Field(ge=0, le=65_536)] = 0
 
     def __post_init__(self) -> None:
         check_settings("decoder", self)

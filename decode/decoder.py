@@ -158,10 +158,7 @@ class ZoomDecoder(nn.Module):
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        if config.width % (2 * config.heads):
-            raise ConfigError(
-                f"decoder.heads is {config.heads}: twice that must divide the encoder's {config.width} features"
-            )
+        check_heads(config)
         self.config = config
         self.action_embed = nn.Embedding(config.actions, config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
@@ -227,6 +224,14 @@ class ZoomDecoder(nn.Module):
             x, pair = block(x, past.pairs[index] if past else None, cos_sin)
             pairs.append(pair)
         return self.final_norm(x), KeyValues(pairs)
+
+
+def check_heads(config: DecoderConfig) -> None:
+    """Raise ConfigError if the width is not divisible by twice the number of heads."""
+    if config.width % (2 * config.heads):
+        raise ConfigError(
+            f"decoder.heads is {config.heads}: twice that must divide the encoder's {config.width} features"
+        )
 
 
 def _initialise(module: nn.Module) -> None:

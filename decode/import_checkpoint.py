@@ -17,6 +17,7 @@ from jzi.decode.config import DecoderConfig
 from jzi.decode.decoder import ZoomDecoder
 from jzi.decode.model import create_folder, save_weights
 from jzi.encode.encoder import Encoder, family_of, quiet_transformers
+from jzi.encode.hf_config import read_encoder_config
 from jzi.errors import EncoderError, ModelError, first_line
 from jzi.store.model_folder import CONFIG
 from jzi.store.pyramid import Pyramid
@@ -130,12 +131,12 @@ def _decoder_config(weights: dict[str, Tensor], heads: int | None) -> DecoderCon
 
 
 def _encoder_config(encoder: str) -> Any:
-    import transformers
-
     quiet_transformers()
     try:
-        return transformers.AutoConfig.from_pretrained(encoder)
-    except (OSError, ValueError, KeyError) as error:
+        return read_encoder_config(encoder)
+    except (EncoderError, MemoryError):
+        raise
+    except Exception as error:  # transformers' own errors are of many kinds
         raise EncoderError(
             f"the config of the encoder {encoder!r} is not available: give --encoder a folder with its config.json, or "
             "a Hugging Face id that can be downloaded or is in the local hub cache"

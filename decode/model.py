@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from jzi.decode.config import DecoderConfig
-from jzi.decode.decoder import ZoomDecoder
+from jzi.decode.decoder import ZoomDecoder, check_heads
 from jzi.errors import ConfigError, ModelError, first_line
 from jzi.store.info import EncoderInfo, ImageryInfo
 from jzi.store.map_embeddings import MapEmbeddings
@@ -28,6 +28,7 @@ from jzi.store.model_folder import (
     write_file,
 )
 from jzi.store.pyramid import Pyramid
+from jzi.store.tensors import check_finite, check_header
 
 if TYPE_CHECKING:
     from jzi.encode.encoder import Encoder
@@ -70,9 +71,15 @@ class ZoomModel:
         folder = Path(folder)
         config = read_zoom_config(folder)
         file = verify_file(folder, config, DECODER)
-        decoder = _make_decoder(folder, config)
+        architecture = _architecture(folder, config)
+        with torch.device("meta"):  # allocates nothing, whatever the sizes in config.json
+            shapes = {name: tuple(tensor.shape) for name, tensor in ZoomDecoder(architecture).state_dict().items()}
+        check_header(file, shapes)
+        decoder = ZoomDecoder(architecture)
         try:
-            decoder.load_state_dict(load_file(file))
+            weights = load_file(file)
+            check_finite(file, weights)
+            decoder.load_state_dict(weights)
         except (OSError, SafetensorError, RuntimeError) as error:
             raise ModelError(f"{file} cannot be loaded: {first_line(error)}") from error
         temperature = torch.tensor(config.temperature, device=device) if config.temperature else None
@@ -99,7 +106,7 @@ class ZoomModel:
             file = self.folder / MAP
             if file.exists():
                 verify_file(self.folder, self._config, MAP)
-            return MapEmbeddings.load(file, self.pyramid)
+            return MapEmbeddings.load(file, self.pyramid, self.encoder.width)
         self.check(cache)
         return cache.read_map()
 
@@ -171,8 +178,15 @@ def save_tensors(folder: Path, weights: dict[str, torch.Tensor]) -> None:
     write_file(folder, DECODER, lambda path: save_file(tensors, path))
 
 
-def _make_decoder(folder: Path, config: ZoomModelConfig) -> ZoomDecoder:
+def _architecture(folder: Path, config: ZoomModelConfig) -> DecoderConfig:
     try:
-        return ZoomDecoder(DecoderConfig(**config.decoder))  # type: ignore[arg-type]
+        decoder = DecoderConfig(**config.decoder)  # type: ignore[arg-type]
+        check_heads(decoder)
     except (TypeError, ConfigError) as error:
         raise ModelError(f"{folder / CONFIG} does not describe a valid decoder ({error}): {HINT}") from error
+    if (decoder.width, decoder.actions) != (config.encoder.width, config.pyramid.actions):
+        raise ModelError(
+            f"{folder / CONFIG} has a decoder of {decoder.width} features and {decoder.actions} actions, but its "
+            f"encoder and pyramid have {config.encoder.width} and {config.pyramid.actions}: {HINT}"
+        )
+    return decoder

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from jzi.encode.device import best_device
 from jzi.encode.families import FAMILIES, Family
-from jzi.encode.fingerprint import encoder_fingerprint, normalisation
+from jzi.encode.fingerprint import encoder_fingerprint
+from jzi.encode.hf_config import normalisation, read_encoder_config
 from jzi.encode.photos import RESAMPLINGS
 from jzi.errors import EncoderError, first_line
 from jzi.store.info import EncoderInfo
@@ -146,7 +146,9 @@ class Encoder:
                     raise
                 tqdm.write(f"downloading the encoder {name} from the Hugging Face hub", file=sys.stderr)
                 return cls._load(str(name), not is_folder, *options)
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        except (EncoderError, MemoryError):
+            raise
+        except Exception as error:  # transformers' own errors are of many kinds
             reason = first_line(error)
             if is_folder:
                 raise EncoderError(f"the encoder in {name} cannot be loaded: {reason}") from error
@@ -169,16 +171,21 @@ class Encoder:
     ) -> Encoder:
         import transformers
 
-        model_type = transformers.AutoConfig.from_pretrained(name, **options).model_type
-        family = family_of(name, model_type)
-        model, report = getattr(transformers, family.model_class).from_pretrained(
-            name, dtype=torch.float32, output_loading_info=True, **options
+        config = read_encoder_config(name, **options)
+        family = family_of(name, config.model_type)
+        model_class = getattr(transformers, family.model_class)
+        if not from_hub:
+            _check_size(name, model_class, getattr(config, "vision_config", config))
+        model, report = model_class.from_pretrained(
+            name, dtype=torch.float32, output_loading_info=True, trust_remote_code=False, **options
         )
         missing = sorted(key for key in report["missing_keys"] if not key.endswith("mask_token"))  # training only
         if missing:
             raise EncoderError(
                 f"the encoder {name} lacks {len(missing)} weights ({missing[0]}, ...): download or copy it again"
             )
+        if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
+            raise EncoderError(f"the encoder {name} has weights that are not finite: download or copy it again")
         mean, std = normalisation(name, from_hub, family, **options)
         return cls(
             model,
@@ -316,6 +323,17 @@ def quiet_transformers() -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+
+
+def _check_size(name: str, model_class: Any, config: Any) -> None:
+    """Raise if a folder's config describes more weights than its files hold, before they are allocated."""
+    with torch.device("meta"):
+        weights = sum(parameter.numel() for parameter in model_class(config).parameters())
+    files = [file for file in Path(name).iterdir() if file.suffix in (".safetensors", ".bin")]
+    if files and weights > sum(file.stat().st_size for file in files):  # at least a byte each
+        raise EncoderError(
+            f"the config.json of {name} describes {weights} weights, more than its files hold: copy the encoder again"
+        )
 
 
 def family_of(name: str, model_type: str) -> Family:

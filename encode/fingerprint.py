@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from jzi.encode.families import FAMILIES, Family
+from jzi.encode.hf_config import normalisation, read_encoder_config
 from jzi.store.info import EncoderInfo
 
 #: Config entries without effect on the embeddings: where weights came from and how they are stored.
@@ -86,11 +86,9 @@ def is_stored_encoder(
     """
     if (info.image_size, info.layout, info.resampling) != (image_size, layout, resampling):
         return False
-    import transformers
-
     from_hub = not Path(name).is_dir()
     try:
-        config = transformers.AutoConfig.from_pretrained(str(name), local_files_only=True)
+        config = read_encoder_config(str(name), local_files_only=True)
         family = FAMILIES[config.model_type]
         mean, std = normalisation(str(name), from_hub, family, local_files_only=True)
         file = Path(name) / "model.safetensors"
@@ -99,32 +97,6 @@ def is_stored_encoder(
         with safe_open(file, "pt") as stored, torch.no_grad():
             weights = (stored.get_tensor(key) for key in stored.keys())  # noqa: SIM118 - not a dict
             fingerprint = encoder_fingerprint(config, family, image_size, layout, resampling, mean, std, weights)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError):
+    except Exception:  # whatever transformers raises for a damaged folder; loading it then reports the reason
         return False
     return fingerprint == info.fingerprint
-
-
-def normalisation(
-    name: str, from_hub: bool, family: Family, **options: Any
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Read mean and standard deviation from preprocessor_config.json; the family's if there is none.
-
-    Args:
-        name: Hugging Face id or folder.
-        from_hub: whether the name is a Hugging Face id.
-        family: family of the model.
-        options: keyword arguments of `hf_hub_download`.
-
-    Returns:
-        Mean and standard deviation of red, green and blue, 0..1.
-    """
-    # Not transformers' image processors, which take 1.5 s to import
-    file = Path(name) / "preprocessor_config.json"
-    if from_hub:
-        try:
-            file = Path(hf_hub_download(name, file.name, **options))
-        except EntryNotFoundError:  # not on the hub, or offline and not in the local cache
-            return family.mean, family.std
-    entries = json.loads(file.read_text()) if file.is_file() else {}
-    mean, std = (tuple(entries[key]) if key in entries else None for key in ("image_mean", "image_std"))
-    return mean or family.mean, std or family.std

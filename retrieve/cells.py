@@ -17,12 +17,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from jzi.errors import ModelError, first_line
+from jzi.errors import ConfigError, ModelError, first_line
 from jzi.retrieve.dense import DenseExpert
 from jzi.retrieve.heads import HeadsConfig, SimilarityHeads, cell_scales
 from jzi.store.info import EncoderInfo
 from jzi.store.map_embeddings import NODATA, MapEmbeddings
 from jzi.store.pyramid import Pyramid
+from jzi.store.tensors import check_finite, check_header
 
 
 class CellsExpert(DenseExpert):
@@ -94,18 +95,20 @@ class CellsExpert(DenseExpert):
         Raises:
             ModelError: the file cannot be read, or does not fit the model.
         """
-        tensors, heads = load_heads(path, entries, encoder, prototypes=0)
-        codes = tensors.get("codes")
-        expected = (int(cell_mask.sum()), heads.config.features)
-        if codes is None or tuple(codes.shape) != expected:
-            raise ModelError(
-                f"{path} does not hold {expected[0]} codes of {expected[1]} features: copy the model again"
-            )
-        return cls(area, encoder, cell_mask, heads.to(device), codes.to(device))
+        codes = (int(cell_mask.sum()), entries.get("features", 0))
+        tensors, heads = load_heads(path, entries, encoder, {"codes": codes}, prototypes=0)
+        if (heads.config.scales, heads.config.spaces) != (area.levels, 1):
+            raise ModelError(f"{path} is of another number of levels than {area.levels}: copy the model again")
+        return cls(area, encoder, cell_mask, heads.to(device), tensors["codes"].to(device))
 
 
 def load_heads(
-    path: Path, entries: dict[str, Any], encoder: EncoderInfo, **changes: int
+    path: Path,
+    entries: dict[str, Any],
+    encoder: EncoderInfo,
+    others: dict[str, tuple[int, ...]] | None = None,
+    types: dict[str, tuple[str, ...]] | None = None,
+    **changes: int,
 ) -> tuple[dict[str, Tensor], SimilarityHeads]:
     """Read heads, in eval mode, and the other tensors of their file.
 
@@ -113,6 +116,8 @@ def load_heads(
         path: the file.
         entries: the entries of `HeadsConfig`.
         encoder: the encoder, whose width the heads must have.
+        others: shapes of the other tensors; not checked by default.
+        types: types of those that are not floating-point (`jzi.store.tensors.check_header`).
         changes: entries to replace.
 
     Raises:
@@ -122,10 +127,14 @@ def load_heads(
         config = HeadsConfig(**{**entries, **changes})
         if config.width != encoder.width:
             raise ModelError(f"{path} is for embeddings of {config.width} features, not {encoder.width}")
-        tensors = load_file(path)
         with torch.device("meta"):  # allocates nothing, whatever the sizes in config.json
             heads = SimilarityHeads(config)
-        heads.load_state_dict({name: tensors.pop(name).float() for name in heads.state_dict()}, assign=True)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        names = heads.state_dict()
+        if others is not None:
+            check_header(path, {**{name: tuple(each.shape) for name, each in names.items()}, **others}, types)
+        tensors = load_file(path)
+        check_finite(path, tensors)
+        heads.load_state_dict({name: tensors.pop(name).float() for name in names}, assign=True)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError, ConfigError) as error:
         raise ModelError(f"{path} cannot be used ({first_line(error)}): copy the model again") from error
     return tensors, heads.eval()

@@ -94,27 +94,16 @@ class LevelsExpert(DenseExpert):
         device: str | torch.device,
     ) -> LevelsExpert:
         """Read what `save` wrote; arguments and errors as `CellsExpert.load`."""
-        tensors, heads = load_heads(path, entries, encoder)
-        names = range(1, area.levels + 1)
-        sides = [area.tiles_per_side(level) for level in names]
-        codes, masks = ([tensors.get(f"{kind}.{level}") for level in names] for kind in ("codes", "imagery"))
-        fits = heads.config.spaces == area.levels and all(
-            code is not None
-            and mask is not None
-            and tuple(code.shape) == (side**2, heads.config.features)
-            and tuple(mask.shape) == (side, side)
-            and mask.dtype == torch.bool
-            for code, mask, side in zip(codes, masks, sides, strict=True)
-        )
-        if not fits or not np.array_equal(masks[-1].numpy(), cell_mask):  # type: ignore[union-attr]
+        names, features = range(1, area.levels + 1), entries.get("features", 0)
+        sides = {level: area.tiles_per_side(level) for level in names}
+        masks = {f"imagery.{level}": (side, side) for level, side in sides.items()}
+        codes = {f"codes.{level}": (side**2, features) for level, side in sides.items()}
+        tensors, heads = load_heads(path, entries, encoder, {**codes, **masks}, dict.fromkeys(masks, ("BOOL",)))
+        has_imagery = [tensors[name].numpy() for name in masks]
+        fits = (heads.config.scales, heads.config.spaces) == (1, area.levels)
+        if not fits or not np.array_equal(has_imagery[-1], cell_mask):
             raise ModelError(f"{path} does not hold the codes of this map's tiles: copy the model again")
-        return cls(
-            area,
-            encoder,
-            [mask.numpy() for mask in masks if mask is not None],
-            heads.to(device),
-            [code.to(device) for code in codes if code is not None],
-        )
+        return cls(area, encoder, has_imagery, heads.to(device), [tensors[name].to(device) for name in codes])
 
 
 def level_embeddings(features: MapEmbeddings) -> tuple[list[Tensor], list[NDArray[np.bool_]]]:

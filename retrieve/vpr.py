@@ -10,22 +10,25 @@ import copy
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - its name everywhere
 from numpy.typing import NDArray
-from safetensors import SafetensorError
+from pydantic import Field
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from jzi.errors import ModelError, first_line
+from jzi.errors import ConfigError, ModelError, first_line
 from jzi.locate.location import LocateOptions
 from jzi.locate.posterior import Posterior
 from jzi.retrieve.search import build_graph
 from jzi.store.info import EncoderInfo
 from jzi.store.pyramid import Pyramid
+from jzi.store.setting_checks import check_settings
+from jzi.store.tensors import check_finite, check_header
 
 #: Most similar training photos that are weighted; the weights of the others are negligible.
 NEIGHBOURS = 256
@@ -56,8 +59,8 @@ class VprConfig:
         temperature: divisor of the cosine similarities in the softmax.
     """
 
-    width_m: float
-    temperature: float = 0.02
+    width_m: Annotated[float, Field(gt=0, le=1e6)]
+    temperature: Annotated[float, Field(ge=1e-3, le=1e3)] = 0.02
 
 
 class VprExpert:
@@ -220,18 +223,21 @@ class VprExpert:
     ) -> VprExpert:
         """Read what `save` wrote; arguments and errors as `CellsExpert.load`."""
         try:
-            tensors = load_file(path)
-            embedding, position = tensors["embedding"], tensors["position"].double().numpy()
             config = VprConfig(**entries)
-        except (OSError, SafetensorError, KeyError, TypeError) as error:
+            check_settings("vpr", config)
+            with safe_open(path, "np") as file:
+                photos = file.get_slice("position").get_shape()[0]
+        except (OSError, SafetensorError, TypeError, IndexError, ConfigError) as error:
             raise ModelError(f"{path} cannot be used ({first_line(error)}): copy the model again") from error
-        sizes = tuple(embedding.shape), position.shape
-        fits = sizes == ((len(position), encoder.width), (len(position), 2)) and len(position) > 0
-        if not fits or not np.isfinite(position).all():
-            raise ModelError(f"{path} does not fit its model: embeddings and positions of {sizes}")
-        numbers = all(isinstance(value, int | float) for value in entries.values())
-        if not numbers or not (config.temperature > 0 and 0 < config.width_m <= MAX_WIDTH * area.cell_size):
-            raise ModelError(f"{path} has an unusable temperature or kernel width, {entries}: copy the model again")
+        if config.width_m > MAX_WIDTH * area.cell_size or not photos:
+            raise ModelError(f"{path} has a kernel of {config.width_m:g} m and {photos} photos: copy the model again")
+        check_header(path, {"embedding": (photos, encoder.width), "position": (photos, 2)}, {"position": ("F64",)})
+        tensors = load_file(path)
+        check_finite(path, tensors)
+        embedding, position = tensors["embedding"], tensors["position"].numpy()
+        x, y, (west, south, east, north) = position[:, 0], position[:, 1], area.bounds
+        if not ((west <= x) & (x <= east) & (south <= y) & (y <= north)).all():
+            raise ModelError(f"{path} has positions of photos that are not in the model's area: copy the model again")
         return cls(area, encoder, cell_mask, embedding.to(device), position[:, 0], position[:, 1], config)
 
     def _normalised(self, query: Tensor) -> Tensor:

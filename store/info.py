@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from jzi.errors import ConfigError
+
+#: Largest side of an encoder's input, pixels, and largest number of its features.
+MAX_IMAGE_SIZE, MAX_WIDTH = 4096, 8192
+
 
 @dataclass(frozen=True)
 class EncoderInfo:
@@ -17,6 +22,9 @@ class EncoderInfo:
         image_size: side of the encoder's input, pixels.
         layout: how photos are cut into squares (`jzi.encode.encoder.LAYOUTS`).
         resampling: how photos are resized (`jzi.encode.photos.RESAMPLINGS`).
+
+    Raises:
+        ConfigError: a number is out of range.
     """
 
     name: str
@@ -26,6 +34,13 @@ class EncoderInfo:
     image_size: int
     layout: str
     resampling: str = "antialias"  # of caches and models that do not record it
+
+    def __post_init__(self) -> None:
+        if not (1 <= self.width <= MAX_WIDTH and 1 <= self.image_size <= MAX_IMAGE_SIZE):
+            raise ConfigError(
+                f"an encoder has {self.width} features and an input of {self.image_size} pixels: they must lie between "
+                f"1 and {MAX_WIDTH}, and 1 and {MAX_IMAGE_SIZE}"
+            )
 
     @property
     def label(self) -> str:

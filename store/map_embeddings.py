@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from jzi.errors import ModelError
 from jzi.store.pyramid import Pyramid
+from jzi.store.tensors import check_finite, check_header
 
 #: Status of a tile.
 MISSING, ENCODED, NODATA = 0, 1, 2
@@ -49,26 +50,36 @@ class MapEmbeddings:
         save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, path)
 
     @classmethod
-    def load(cls, path: Path, pyramid: Pyramid) -> MapEmbeddings:
+    def load(cls, path: Path, pyramid: Pyramid, width: int) -> MapEmbeddings:
         """Read a file that `save` wrote.
 
+        Args:
+            path: the file.
+            pyramid: geometry of the area.
+            width: number of features.
+
         Raises:
-            ModelError: the file is missing, damaged or of another pyramid.
+            ModelError: the file is missing or damaged, or has another pyramid, another number of features or values
+                that cannot be used.
         """
-        try:
-            tensors = load_file(path)
-            levels = range(pyramid.levels)
-            embedding = tuple(tensors[f"embedding.{level}"] for level in levels)
-            status = tuple(tensors[f"status.{level}"] for level in [*levels, pyramid.levels])
-        except FileNotFoundError:
+        sides = [pyramid.tiles_per_side(level) for level in range(pyramid.levels + 1)]
+        shapes = {f"embedding.{level}": (side, side, width) for level, side in enumerate(sides[:-1])}
+        status_shapes = {f"status.{level}": (side, side) for level, side in enumerate(sides)}
+        if not path.exists():
             raise ModelError(
                 f"{path.parent} has no map (map.safetensors): read it from a cache (`--cache features.zarr`), or copy "
                 "the model again"
-            ) from None
-        except (OSError, SafetensorError, KeyError) as error:
+            )
+        types = dict.fromkeys(status_shapes, ("U8",))
+        check_header(path, {**shapes, **status_shapes}, types, optional={"cells": (sides[-1], sides[-1], width)})
+        try:
+            tensors = load_file(path)
+        except (OSError, SafetensorError) as error:
             raise ModelError(
                 f"{path}, the model's map, cannot be read ({error}): train or copy the model again"
             ) from error
-        if any(array.shape != (pyramid.tiles_per_side(level),) * 2 for level, array in enumerate(status)):
-            raise ModelError(f"{path} has a map of another pyramid than the model's config.json: copy the model again")
-        return cls(pyramid, embedding, status, tensors.get("cells"))
+        embedding, status = [tensors[name] for name in shapes], [tensors[name] for name in status_shapes]
+        if any((array > NODATA).any() for array in status):
+            raise ModelError(f"{path} has a status of tiles that is none: copy the model again")
+        check_finite(path, {name: tensors[name][status[level] == ENCODED] for level, name in enumerate(shapes)})
+        return cls(pyramid, tuple(embedding), tuple(status), tensors.get("cells"))

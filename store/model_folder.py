@@ -51,6 +51,7 @@ _ENCODER_FILES = ("*config.json", "*.safetensors", "*.safetensors.index.json", "
 HINT = "copy the model again, or train it again"
 
 Digests = dict[str, Annotated[str, Field(pattern="^[0-9a-f]{64}$")]]
+Gain = Annotated[float, Field(ge=-1e6, le=1e6)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,9 +91,9 @@ class FusionConfig:
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     weights: dict[str, dict[str, Annotated[float, Field(ge=0, le=1e6)]]]
-    gains: dict[str, tuple[float, float]]
-    photos: int
-    fitted_on: str
+    gains: dict[str, tuple[Gain, Gain]]
+    photos: Annotated[int, Field(ge=1, le=10**9)]
+    fitted_on: Annotated[str, Field(max_length=64)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +108,7 @@ class ZoomModelConfig(ModelConfig):
     """
 
     decoder: dict[str, int | float | str]
-    temperature: tuple[float, ...] | None = None
+    temperature: tuple[Annotated[float, Field(ge=0.01, le=100)], ...] | None = None
     experts: dict[str, dict[str, int | float | str]] = field(default_factory=dict)
     fusion: FusionConfig | None = None
     kind: Literal["zoom"] = "zoom"
@@ -124,9 +125,9 @@ class RetrieverModelConfig(ModelConfig):
     """
 
     imagery: ImageryInfo
-    context: float
-    temperature: float
-    method: str
+    context: Annotated[float, Field(ge=1, le=64)]
+    temperature: Annotated[float, Field(ge=1e-4, le=1e4)]
+    method: Annotated[str, Field(max_length=64)]
     kind: Literal["retriever"] = "retriever"
 
 
@@ -168,7 +169,7 @@ def read_config(folder: Path) -> AnyModelConfig:
         entries = json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         raise ModelError(f"there is no model in {folder}: `jzi train-decoder` creates it") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, no JSON, or a null byte in the path
         raise ModelError(f"{path} cannot be read ({first_line(error)}): {HINT}") from error
     if not isinstance(entries, dict) or "jzi_format" not in entries:
         raise ModelError(f"{folder} is not a model folder of jzi: its config.json has no entry jzi_format")
@@ -187,13 +188,33 @@ def read_config(folder: Path) -> AnyModelConfig:
         )
     del entries["jzi_format"]
     try:
-        return adapter.validate_json(json.dumps(entries))
+        config = adapter.validate_json(json.dumps(entries))
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"]))
         raise ModelError(f"{path} has an invalid entry {name} ({first['msg']}): {HINT}") from error
-    except JziError as error:  # of the pyramid
+    except JziError as error:  # of the pyramid and the encoder
         raise ModelError(f"{path} cannot be used ({error}): {HINT}") from error
+    _check(path, config)
+    return config
+
+
+def _check(path: Path, config: AnyModelConfig) -> None:
+    """Check what entries have to do with one another."""
+    if isinstance(config, RetrieverModelConfig):
+        return
+    if isinstance(config, ZoomModelConfig):
+        names = {"zoom", *config.experts}
+        if config.temperature is not None and len(config.temperature) != config.pyramid.levels:
+            raise ModelError(f"{path} does not have a temperature for each of its pyramid's levels: {HINT}")
+    else:
+        names = set(config.experts)
+    fusion = config.fusion
+    if fusion is not None and not (
+        all({*key.split("+")} == {*weights} <= names for key, weights in fusion.weights.items())
+        and fusion.gains.keys() <= names
+    ):
+        raise ModelError(f"{path} has a fusion of other experts than {', '.join(sorted(names)):.200}: {HINT}")
 
 
 def verify_file(folder: Path, config: ModelConfig, name: str) -> Path:

@@ -16,13 +16,16 @@ from numpy.typing import ArrayLike, NDArray
 from pyproj import CRS, Geod, Transformer
 from pyproj.exceptions import CRSError
 
-from jzi.errors import PyramidError
+from jzi.errors import PyramidError, first_line
 from jzi.store.cell_grid import CellGrid
 
 WGS84 = Geod(ellps="WGS84")
 
 #: Largest number of cells along a side: 320 km with cells of 40 m. The status of its cells takes 67 MB, a byte each.
 MAX_SIDE = 8192
+
+#: Largest coordinate and side of an area, metres: more than the circumference of the earth.
+MAX_METRES = 1e8
 
 
 class TileKey(NamedTuple):
@@ -69,14 +72,16 @@ class Pyramid:
         try:
             crs = CRS.from_user_input(self.crs)
         except CRSError as error:
-            raise PyramidError(f"pyramid.crs {self.crs!r} is not a CRS that PROJ knows: {error}") from error
+            raise PyramidError(
+                f"pyramid.crs {self.crs!r:.200} is not a CRS that PROJ knows: {first_line(error)}"
+            ) from error
         units = {axis.unit_conversion_factor for axis in crs.axis_info}
         if not crs.is_projected or units != {1.0}:
             raise PyramidError(f"pyramid.crs must be a projected CRS in metres, but {crs.name!r} is not")
-        if not (np.isfinite([self.west, self.north, self.size]).all() and self.size > 0):
+        if not (abs(self.west) <= MAX_METRES and abs(self.north) <= MAX_METRES and 1 <= self.size <= MAX_METRES):
             raise PyramidError(
-                f"pyramid.west, north and size are {self.west}, {self.north} and {self.size}: they must be finite, and "
-                "size more than 0"
+                f"pyramid.west, north and size are {self.west}, {self.north} and {self.size}: they must lie between "
+                f"-{MAX_METRES:g} and {MAX_METRES:g} metres, and size must be at least 1"
             )
         if not 2 <= self.grid <= 16:
             raise PyramidError(f"pyramid.grid must lie between 2 and 16, not {self.grid}")

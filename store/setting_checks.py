@@ -27,7 +27,9 @@ def check_settings(section: str, settings: Any) -> None:
             adapter.validate_python(value, strict=True)
         except ValidationError as error:
             reason = error.errors()[0]["msg"]
-            raise ConfigError(f"the setting {section}.{name} = {value!r} has no sensible value: {reason}") from error
+            raise ConfigError(
+                f"the setting {section}.{name} = {value!r:.100} has no sensible value: {reason}"
+            ) from error
 
 
 @lru_cache

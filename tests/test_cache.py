@@ -202,7 +202,7 @@ def test_children_come_in_the_order_of_the_actions(cache: FeatureCache, levels: 
 def test_the_map_in_memory_survives_its_file(cache: FeatureCache, levels: list[np.ndarray], tmp_path: Path) -> None:
     features = cache.read_map()
     features.save(tmp_path / "map.safetensors")
-    again = MapEmbeddings.load(tmp_path / "map.safetensors", cache.pyramid)
+    again = MapEmbeddings.load(tmp_path / "map.safetensors", cache.pyramid, cache.encoder.width)
     assert again.width == cache.encoder.width
     for level, expected in enumerate(levels):
         np.testing.assert_array_equal(again.embedding[level], expected)

@@ -10,10 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from jzi.encode.encoder import Encoder
+from jzi.encode.fingerprint import is_stored_encoder
 from jzi.encode.photos import open_photo, resize_photo
 from jzi.errors import EncoderError
+from jzi.store.info import EncoderInfo
 from jzi.store.photo_table import read_photo_table
 
 
@@ -140,7 +143,7 @@ def test_a_folder_that_is_no_encoder_is_refused(tmp_path: Path, encoder_folder: 
     shutil.copy(encoder_folder / "config.json", tmp_path)
     assert_refused("cannot be loaded", tmp_path)
     (tmp_path / "model.safetensors").write_bytes((encoder_folder / "model.safetensors").read_bytes()[:5000])
-    assert_refused("cannot be loaded", tmp_path)
+    assert_refused("more than its files hold", tmp_path)
     (tmp_path / "config.json").write_text('{"model')
     assert_refused("cannot be loaded", tmp_path)
 
@@ -201,3 +204,95 @@ def test_two_views_of_one_street_are_closer_than_two_streets(pretrained: Encoder
     assert (similarity.argmax(axis=1) == np.arange(10)).all(), "every photo is nearest to itself"
     others = similarity[~np.eye(10, dtype=bool)]
     assert similarity.diagonal().mean() > others.mean() + 0.1
+
+
+# Folders from strangers
+
+
+def edited(encoder_folder: Path, folder: Path, file: str = "config.json", **entries: object) -> Path:
+    shutil.copytree(encoder_folder, folder)
+    path = folder / file
+    values = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**values, **entries}))
+    return folder
+
+
+CODE = "from pathlib import Path\nPath(__file__).with_name('ran').touch()\nPath({ran!r}).touch()\nclass Config: ...\n"
+
+
+@pytest.mark.parametrize("model_type", ["of-mine", "dinov2", None])
+def test_code_in_a_folder_is_not_run_nor_asked_about(
+    encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_type: str | None
+) -> None:
+    def ask(*_: object) -> str:
+        asked.append(True)
+        return "y"
+
+    asked: list[bool] = []
+    monkeypatch.setattr("builtins.input", ask)
+    auto_map = dict.fromkeys(("AutoConfig", "AutoModel", "AutoImageProcessor"), "code.Config")
+    folder = edited(encoder_folder, tmp_path / "encoder", model_type=model_type, auto_map=auto_map)
+    (folder / "code.py").write_text(CODE.format(ran=str(tmp_path / "ran")))
+    if model_type == "dinov2":  # has code of its own in transformers, which is used
+        Encoder.load(folder, image_size=28, device="cpu")
+    else:
+        assert_refused("which jzi does not run", folder)
+    info = EncoderInfo(str(folder), False, "e" * 64, 32, 28, "halves")
+    assert not is_stored_encoder(info, folder, 28, "halves")
+    assert not asked and not list(tmp_path.rglob("ran"))
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"patch_size": 0},
+        {"patch_size": 10**6},
+        {"num_attention_heads": 0},
+        {"num_attention_heads": 3},
+        {"hidden_size": 10**6},
+        {"hidden_size": -32},
+        {"hidden_size": 4096},  # more weights than the file holds
+        {"num_hidden_layers": 10**9},
+        {"num_hidden_layers": 100},
+        {"num_labels": 10**9},
+        {"vision_config": {"num_hidden_layers": 10**9}},
+        {"initializer_range": float("nan")},
+        {"num_channels": 1},
+        {"image_size": 10**20},
+        {"mlp_ratio": 10**6},
+        {"mlp_ratio": "x"},
+        {"layer_norm_eps": "\x00"},
+        {"hidden_act": "no such function"},
+        {"dtype": "nothing"},
+        {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}},
+        {"_attn_implementation": "someone/kernels"},
+        {"attn_implementation": "someone/kernels"},
+    ],
+    ids=str,
+)
+def test_an_unusable_entry_of_its_config_is_one_sentence(
+    encoder_folder: Path, tmp_path: Path, entries: dict[str, object]
+) -> None:
+    assert_refused("config.json|cannot be loaded", edited(encoder_folder, tmp_path / "encoder", **entries))
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [{"image_mean": [0.5]}, {"image_std": [0, 1, 1]}, {"image_mean": "abc"}, {"image_mean": [1e300, 0, float("nan")]}],
+    ids=str,
+)
+def test_an_unusable_normalisation_is_one_sentence(encoder_folder: Path, tmp_path: Path, entries: dict) -> None:
+    folder = edited(encoder_folder, tmp_path / "encoder", "preprocessor_config.json", **entries)
+    assert_refused("three finite numbers", folder)
+    (folder / "preprocessor_config.json").write_text("[1]")
+    assert_refused("is not a JSON object", folder)
+    (folder / "preprocessor_config.json").write_bytes(b"\xff\xfe")
+    assert_refused("cannot be loaded", folder)
+
+
+def test_weights_that_are_not_finite_are_refused(encoder: Encoder, tmp_path: Path) -> None:
+    encoder.save(tmp_path / "encoder")
+    weights = load_file(tmp_path / "encoder" / "model.safetensors")
+    weights["layernorm.weight"][3] = float("nan")
+    save_file(weights, tmp_path / "encoder" / "model.safetensors", metadata={"format": "pt"})
+    assert_refused("weights that are not finite", tmp_path / "encoder")

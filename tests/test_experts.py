@@ -287,7 +287,7 @@ def test_codes_of_another_map_are_refused(tmp_path: Path) -> None:
         expert.save(tmp_path / "expert.safetensors")
         mask = MASK.copy()
         mask[0, 0] = False
-        with pytest.raises(ModelError, match="does not hold"):
+        with pytest.raises(ModelError, match=r"does not hold|has codes of shape"):
             type(expert).load(tmp_path / "expert.safetensors", expert.entries(), AREA, ENCODER, mask, "cpu")
 
 

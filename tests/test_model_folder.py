@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import jzi
 import jzi.store.model_folder as module
@@ -263,3 +264,114 @@ def test_a_retriever_is_verified_as_a_zoom_model_is(tmp_path, encoder, pyramid) 
     create_model(folder, ZoomModelConfig(pyramid=small, encoder=encoder.info, imagery=None, decoder={}))
     with pytest.raises(JziError, match="is no retriever"):
         Retriever.load(folder)
+
+
+# Folders that were made to deceive: every digest is right
+
+
+def entries_of(value: object, path: tuple = ()) -> list[tuple]:
+    items = list(value.items()) if isinstance(value, dict) else []
+    items += list(enumerate(value)) if isinstance(value, list) else []
+    return ([path] if path else []) + [each for key, part in items for each in entries_of(part, (*path, key))]
+
+
+NUMBERS = [-1, 0, 2, 10**9, 10**20, 1e300, 1e-300, float("nan"), float("inf")]
+VALUES = [*NUMBERS, "", "\x00", "x" * 5000, None, [], {}, [[]]]
+    -1,
+    0,
+    2,
+    10**9,
+    10**20,
+    1e300,
+    1e-300,
+    float("nan"),
+    float("inf"),
+    "",
+    "\x00",
+    "x" * 5000,
+    None,
+    [],
+    {},
+    [[]],
+]
+
+
+def test_any_entry_of_the_config_may_have_any_value_without_a_traceback(model, answer, tmp_path) -> None:
+    before, text = answer(model), (model / CONFIG).read_text()
+    paths = [path for path in entries_of(json.loads(text)) if path[0] != "digest"]
+    random, outcomes = np.random.default_rng(0), {"refused": 0, "same": 0, "other": []}
+    for number in random.permutation(len(paths) * len(VALUES))[:250]:
+        (*parents, last), value = paths[number // len(VALUES)], VALUES[number % len(VALUES)]
+        entries = json.loads(text)
+        part = entries
+        for key in parents:
+            part = part[key]
+        part[last] = value
+        rewrite(model, **entries)
+        try:
+            after = answer(model)
+        except JziError as error:
+            assert "\n" not in str(error) and len(str(error)) < 700
+            outcomes["refused"] += 1
+        else:
+            outcomes["same" if after == before else "other"] += 1 if after == before else [(*parents, last)]
+    assert outcomes["refused"] > 150
+    assert {path[0] for path in outcomes["other"]} <= {"pyramid", "temperature", "decoder"}  # values that are possible
+
+
+def resigned(model: Path, name: str, change: Callable[[dict], dict]) -> None:
+    tensors = change(load_file(model / name))
+    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, model / name)
+    record_files(model)
+
+
+def with_value(value: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    def change(tensor: torch.Tensor) -> torch.Tensor:
+        tensor.view(-1)[3] = value
+        return tensor
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (with_value(float("nan")), "not finite"),
+        (with_value(float("inf")), "not finite"),
+        (lambda tensor: tensor[1:], "of shape"),
+        (lambda tensor: tensor[None], "of shape"),
+        (lambda tensor: tensor.flatten()[:0], "of shape"),
+        (torch.Tensor.double, "type F64"),
+        (torch.Tensor.long, "type I64"),
+        (torch.Tensor.bool, "type BOOL"),
+        (lambda tensor: tensor.to(torch.float8_e4m3fn), "type F8_E4M3"),
+        (lambda tensor: tensor.to(torch.complex64), "type C64"),
+    ],
+)
+@pytest.mark.parametrize(("name", "tensor"), [(DECODER, "output_head.weight"), (MAP, "embedding.2")])
+def test_tensors_of_another_shape_or_type_or_not_finite_are_refused(model, answer, name, tensor, change, says) -> None:
+    resigned(model, name, lambda tensors: {**tensors, tensor: change(tensors[tensor])})
+    refused(model, answer, name, tensor, says)
+
+
+@pytest.mark.parametrize("name", [DECODER, MAP])
+def test_a_tensor_that_is_missing_or_does_not_belong_is_refused(model, answer, name) -> None:
+    resigned(model, name, lambda tensors: {**tensors, "more": torch.zeros(3)})
+    refused(model, answer, "has a tensor 'more' that does not belong")
+    resigned(model, name, lambda tensors: dict(list(tensors.items())[1:-1]))
+    refused(model, answer, "lacks the tensor")
+    (model / name).write_bytes((2**40).to_bytes(8, "little") + b"{}")
+    record_files(model)
+    refused(model, answer, name, "cannot be read")
+
+
+def test_a_status_that_is_none_is_refused(model, answer) -> None:
+    resigned(model, MAP, lambda tensors: {**tensors, "status.1": tensors["status.1"] + 7})
+    refused(model, answer, "status of tiles")
+
+
+def test_a_decoder_larger_than_its_file_is_not_allocated(model, answer) -> None:
+    rewrite(model, decoder={"width": 32, "actions": 16, "layers": 256, "heads": 2, "dropout": 0.1})
+    refused(model, answer, "lacks the tensor")
+    rewrite(model, decoder={"width": 4096, "actions": 16, "layers": 1, "heads": 2, "dropout": 0.1})
+    refused(model, answer, "4096 features")

@@ -136,7 +136,7 @@ def load_transferred(folder: Path, config: TransferModelConfig, device: str) -> 
     """
     from jzi.store.map_embeddings import NODATA, MapEmbeddings
 
-    features = MapEmbeddings.load(verify_file(folder, config, MAP), config.pyramid)
+    features = MapEmbeddings.load(verify_file(folder, config, MAP), config.pyramid, config.encoder.width)
     experts = _load_files(folder, config, features.status[-1] != NODATA, device)
     return ModelExperts(experts, config.fusion.weights)
 

@@ -1,0 +1,141 @@
+"""Read and check the config.json and preprocessor_config.json of an encoder; no code of a model folder is ever run."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+
+from jzi.encode.families import FAMILIES, Family
+from jzi.errors import EncoderError
+
+#: Largest value of each number of a config, more than those of the largest published vision transformers.
+_LIMITS = {
+    "hidden_size": 8192,
+    "num_hidden_layers": 128,
+    "num_attention_heads": 128,
+    "patch_size": 256,
+    "image_size": 16_384,
+    "intermediate_size": 32_768,
+}
+
+#: Largest absolute value of every other number; some set the length of lists that transformers creates.
+_LARGEST = 2**20
+
+#: Entries that make transformers load code or weights of other repositories; None is the default of each.
+_ATTENTION = (None, "sdpa", "eager")
+_REFUSED = ("quantization_config", "kernel_config", "compression_config")
+
+
+def read_encoder_config(name: str, **options: Any) -> Any:
+    """Read the config of an encoder, without running code that the folder or the repository contains.
+
+    Args:
+        name: Hugging Face id or folder.
+        options: keyword arguments of `from_pretrained`, such as `local_files_only`.
+
+    Returns:
+        The config of transformers.
+
+    Raises:
+        EncoderError: the model type is not supported, or a number is out of range.
+        OSError: the config cannot be found.
+        Exception: whatever transformers raises for a config that is damaged.
+    """
+    import transformers
+
+    entries, _ = transformers.PreTrainedConfig.get_config_dict(name, **options)
+    model_type = entries.get("model_type")
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        code = " with code of its own, which jzi does not run" if "auto_map" in entries else ""
+        raise EncoderError(f"{name} is a {model_type!r:.60} model{code}: use one of {', '.join(FAMILIES)}")
+    _check_entries(name, entries)
+    config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False, **options)
+    _check_numbers(name, getattr(config, "vision_config", config))
+    return config
+
+
+def normalisation(
+    name: str, from_hub: bool, family: Family, **options: Any
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Read mean and standard deviation from preprocessor_config.json; the family's if there is none.
+
+    Args:
+        name: Hugging Face id or folder.
+        from_hub: whether the name is a Hugging Face id.
+        family: family of the model.
+        options: keyword arguments of `hf_hub_download`.
+
+    Returns:
+        Mean and standard deviation of red, green and blue, 0..1.
+
+    Raises:
+        EncoderError: they are not three finite numbers each, or a standard deviation is not more than 0.
+    """
+    # Not transformers' image processors, which take 1.5 s to import
+    file = Path(name) / "preprocessor_config.json"
+    if from_hub:
+        try:
+            file = Path(hf_hub_download(name, file.name, **options))
+        except EntryNotFoundError:  # not on the hub, or offline and not in the local cache
+            return family.mean, family.std
+    entries = json.loads(file.read_text()) if file.is_file() else {}
+    if not isinstance(entries, dict):
+        raise EncoderError(f"{file} is not a JSON object: copy or download the encoder again")
+    mean, std = entries.get("image_mean") or family.mean, entries.get("image_std") or family.std
+    if not _three_numbers(mean) or not _three_numbers(std) or min(std) <= 0:
+        raise EncoderError(
+            f"{file} has image_mean {mean!r:.60} and image_std {std!r:.60}: they must be three finite numbers each, "
+            "and image_std more than 0"
+        )
+    return tuple(mean), tuple(std)
+
+
+def _three_numbers(values: Any) -> bool:
+    return (
+        isinstance(values, list | tuple)
+        and len(values) == 3
+        and all(type(value) in (int, float) and abs(value) < 1e6 and math.isfinite(value) for value in values)
+    )
+
+
+def _check_entries(name: str, entries: dict[str, Any]) -> None:
+    """Check the entries before transformers reads them, those of parts such as `vision_config` too."""
+    for key, value in entries.items():
+        if isinstance(value, dict):
+            _check_entries(name, value)
+        limit = _LIMITS.get(key, _LARGEST)
+        if isinstance(value, int | float) and not -limit <= value <= limit:
+            raise EncoderError(
+                f"the config.json of {name} has {key} = {value!r:.60}: it must be a number of at most {limit}"
+            )
+        loads_code = key in _REFUSED or "attn_implementation" in key
+        if loads_code and value not in _ATTENTION:
+            raise EncoderError(
+                f"the config.json of {name} has {key} = {value!r:.60}, which would load other code: remove that entry"
+            )
+
+
+def _check_numbers(name: str, config: Any) -> None:
+    for key, limit in _LIMITS.items():
+        value = getattr(config, key, None)
+        if value is None and key in ("image_size", "intermediate_size"):  # families without learned positions, etc.
+            continue
+        if type(value) is not int or not 1 <= value <= limit:
+            raise EncoderError(
+                f"the config.json of {name} has {key} = {value!r:.60}: it must be a whole number from 1 to {limit}"
+            )
+    ratio = getattr(config, "mlp_ratio", 1)
+    if type(ratio) not in (int, float) or not 0 < ratio <= 64:
+        raise EncoderError(f"the config.json of {name} has mlp_ratio = {ratio!r:.60}: it must lie between 0 and 64")
+    if config.hidden_size % config.num_attention_heads:
+        raise EncoderError(
+            f"the config.json of {name} has num_attention_heads = {config.num_attention_heads}: that must divide "
+            f"hidden_size, {config.hidden_size}"
+        )
+    if getattr(config, "num_channels", 3) != 3:
+        raise EncoderError(f"the config.json of {name} has num_channels = {config.num_channels!r:.60}: it must be 3")

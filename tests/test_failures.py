@@ -1,0 +1,69 @@
+"""Every exception of a command is one sentence with exit code 2, and a traceback only where it is asked for."""
+
+from __future__ import annotations
+
+import errno
+
+import click
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from jzi.cli import Commands
+from jzi.errors import ConfigError
+
+
+def run(error: BaseException) -> Result:
+    """Run a command that raises."""
+
+    @click.group(cls=Commands)
+    def main() -> None:
+        pass
+
+    @main.command()
+    def fail() -> None:
+        raise error
+
+    return CliRunner().invoke(main, ["fail"])
+
+
+def too_large() -> Exception:
+    with pytest.raises(MemoryError) as error:
+        np.empty(2**58, np.uint8)
+    return error.value
+
+
+@pytest.mark.parametrize(
+    ("error", "parts"),
+    [
+        (ConfigError("a setting is wrong: change it"), ["a setting is wrong"]),
+        (ValueError("null byte\nand more"), ["unexpected error (ValueError: null byte)", "JZI_DEBUG=1"]),
+        (KeyError(), ["unexpected error (KeyError: KeyError)", "CONTRIBUTING.md"]),
+        (RuntimeError("x" * 5000), ["unexpected error (RuntimeError: xxx", "xxx...)"]),
+        (AssertionError("never"), ["unexpected error (AssertionError: never)"]),
+        (too_large(), ["out of memory", "encoder.batch_size"]),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), ["out of memory"]),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 8 bytes"), ["out of memory"]),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), ["out of memory"]),
+        (OSError(errno.ENOSPC, "No space left on device", "a.tif"), ["a.tif: the disk is full", "free some space"]),
+        (PermissionError(errno.EACCES, "Permission denied", "a.tif"), ["a.tif: Permission denied", "permissions"]),
+        (OSError(errno.EIO, "Input/output error", "a.tif"), ["a.tif: Input/output error"]),
+        (OSError("no number"), ["unexpected error (OSError: no number)"]),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)
+def test_an_exception_is_one_sentence(error: Exception, parts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("JZI_DEBUG", raising=False)
+    result = run(error)
+    assert (result.exit_code, result.stdout) == (2, "")
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("jzi: ") and all(part in line for part in parts) and len(line) < 600
+    monkeypatch.setenv("JZI_DEBUG", "1")
+    result = run(error)
+    assert result.exit_code == 2 and result.stderr.startswith("Traceback") and result.stderr.endswith(f"{line}\n")
+
+
+@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (click.exceptions.Exit(3), 3)])
+def test_interrupts_and_exits_are_not_errors(error: BaseException, code: int) -> None:
+    result = run(error)
+    assert result.exit_code == code and "error" not in result.stderr
