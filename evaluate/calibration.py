@@ -11,9 +11,10 @@ from tqdm import tqdm
 
 from jzi.evaluate.gallery import GalleryExpert
 from jzi.evaluate.photos import LabelledPhotos
+from jzi.locate.discs import most_probable_discs
 from jzi.locate.expert import Expert
 from jzi.locate.location import ESTIMATES, LocateOptions
-from jzi.locate.posterior import Points, Posterior, most_probable_cells, most_probable_discs
+from jzi.locate.posterior import Points, Posterior, most_probable_cells
 from jzi.store.pyramid import geodesic_distance
 
 #: Photos whose posteriors are computed at once.

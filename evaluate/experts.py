@@ -12,10 +12,11 @@ from tqdm import tqdm
 from jzi.evaluate.calibration import calibration_error
 from jzi.evaluate.metrics import RADII, Interval, error_intervals
 from jzi.evaluate.photos import LabelledPhotos
+from jzi.locate.discs import most_probable_discs
 from jzi.locate.expert import Expert
 from jzi.locate.fusion import combine, positive
 from jzi.locate.location import LocateOptions
-from jzi.locate.posterior import Posterior, most_probable_discs
+from jzi.locate.posterior import Posterior
 from jzi.store.pyramid import geodesic_distance
 
 #: Photos whose posteriors are computed at once.

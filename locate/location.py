@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jzi.errors import ConfigError
-from jzi.locate.posterior import Posterior, credible_radius, most_probable_cells, most_probable_discs
+from jzi.locate.discs import check_radius, most_probable_discs
+from jzi.locate.posterior import Posterior, credible_radius, most_probable_cells
+from jzi.locate.ranges import BEAMS, CANDIDATES, DISTANCE
 from jzi.store.plain import plain
 from jzi.store.pyramid import Pyramid, as_pyramid
 
@@ -25,9 +27,9 @@ class LocateOptions:
     Attributes:
         estimate: "radius": the point with the most probability within `radius`; "map": the most probable cell;
             "greedy": the cell that greedy search ends in, as in the paper.
-        radius: metres; no two candidates lie within it of each other.
-        top: number of candidates.
-        beams: tiles of each level that a zoom expands; by default all of a small pyramid, 64 of a large one.
+        radius: metres, at most the area's side; no two candidates lie within it of each other.
+        top: number of candidates, 1..1000.
+        beams: tiles of each level that a zoom expands, 1..4096; by default all of a small pyramid, 64 of a large one.
 
     Raises:
         ConfigError: there is no such estimate, or a number is out of range.
@@ -45,10 +47,10 @@ class LocateOptions:
     def __post_init__(self) -> None:
         if self.estimate not in ESTIMATES:
             raise ConfigError(f"there is no estimate {self.estimate!r}: it is one of {', '.join(ESTIMATES)}")
-        if not self.radius > 0 or self.top < 1 or (self.beams is not None and self.beams < 1):
-            raise ConfigError(
-                f"radius, top and beams must be more than 0, not {self.radius}, {self.top} and {self.beams}"
-            )
+        DISTANCE.check("radius", self.radius)
+        CANDIDATES.check("top", self.top)
+        if self.beams is not None:
+            BEAMS.check("beams", self.beams)
 
 
 DEFAULT = LocateOptions()
@@ -182,7 +184,11 @@ def to_locations(posterior: Posterior, options: LocateOptions, names: Sequence[s
         posterior: posterior of the photos.
         options: estimate, radius and number of candidates.
         names: (photo,) names of the photos.
+
+    Raises:
+        ConfigError: the radius is longer than the area's side.
     """
+    check_radius(posterior.area, options.radius)
     if options.estimate == "radius":
         points = most_probable_discs(posterior, options.radius, options.top)
     else:
