@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,9 @@ from jzi.store.pyramid import Pyramid, as_pyramid
 
 #: Greedy search (the paper's protocol), the most probable cell, or the point with the most probability in a radius.
 ESTIMATES = ("greedy", "map", "radius")
+
+#: Control characters, and the surrogates that stand for bytes of a file name that are not UTF-8.
+UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ class Location:
     """Where a photo was taken.
 
     Attributes:
-        photo: name of the photo.
+        photo: name of the photo, `printable`.
         candidates: the most probable first, no two within the radius of each other.
         cell_m: side of a cell, metres.
         radius_68: radius around the answer that contains 68 % of the probability, metres; inf if search reached less.
@@ -106,6 +110,9 @@ class Location:
     radius_95: float
     posterior: Posterior = field(repr=False, compare=False)
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "photo", printable(self.photo))
 
     @property
     def best(self) -> Candidate:
@@ -175,6 +182,20 @@ class NotLocated:
 
     photo: str
     error: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "photo", printable(self.photo))
+        object.__setattr__(self, "error", printable(self.error))
+
+
+def printable(name: str) -> str:
+    r"""A name that every output can hold: control characters and bytes that are not UTF-8 are written as escapes.
+
+    Example:
+        >>> printable(b"caf\xe9.jpg".decode(errors="surrogateescape"))
+        'caf\\udce9.jpg'
+    """
+    return UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), name)
 
 
 def to_locations(posterior: Posterior, options: LocateOptions, names: Sequence[str]) -> list[Location]:

@@ -97,5 +97,11 @@ PIXELS = Range(1, 8192, whole=True, unit="pixels")
 #: Number of cells, tiles or photos to rank.
 RANKS = Range(1, 2**26, whole=True)
 
+#: Divisors of similarities in a softmax.
+TEMPERATURE = Range(1e-6, 1e6)
+
+#: Sides of a cell's reference crop, in cells.
+CONTEXT = Range(1, 64)
+
 #: Latitudes and longitudes in degrees.
 LATITUDE, LONGITUDE = Range(-90, 90), Range(-180, 180)

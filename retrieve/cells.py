@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from jzi.errors import ModelError, first_line
+from jzi.errors import ConfigError, ModelError, first_line
 from jzi.retrieve.dense import DenseExpert
 from jzi.retrieve.heads import HeadsConfig, SimilarityHeads, cell_scales
 from jzi.store.info import EncoderInfo
@@ -126,6 +126,6 @@ def load_heads(
         with torch.device("meta"):  # allocates nothing, whatever the sizes in config.json
             heads = SimilarityHeads(config)
         heads.load_state_dict({name: tensors.pop(name).float() for name in heads.state_dict()}, assign=True)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (ConfigError, OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ModelError(f"{path} cannot be used ({first_line(error)}): copy the model again") from error
     return tensors, heads.eval()

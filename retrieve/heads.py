@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - its name everywhere
+from pydantic import Field
 from torch import Tensor, nn
 
 from jzi.store.map_embeddings import MapEmbeddings
+from jzi.store.setting_checks import check_settings
 
 #: Upper bound of the factor of cosine similarities (Radford et al. 2021, section 2.5), and its initial value.
 MAX_SCALE, INITIAL_SCALE = 100.0, 20.0
@@ -30,15 +33,21 @@ class HeadsConfig:
         dropout: dropout of the hidden layer.
         spaces: number of codes of a photo; codes of places of space k are compared with the photo's code k.
         prototypes: number of places with a learned prototype; 0 for none.
+
+    Raises:
+        ConfigError: the type or the range of a value is wrong.
     """
 
-    width: int
-    scales: int = 1
-    hidden: int = 256
-    features: int = 128
-    dropout: float = 0.2
-    spaces: int = 1
-    prototypes: int = 0
+    width: Annotated[int, Field(ge=1, le=2**16)]
+    scales: Annotated[int, Field(ge=1, le=64)] = 1
+    hidden: Annotated[int, Field(ge=1, le=2**16)] = 256
+    features: Annotated[int, Field(ge=1, le=2**16)] = 128
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    spaces: Annotated[int, Field(ge=1, le=64)] = 1
+    prototypes: Annotated[int, Field(ge=0, le=2**26)] = 0
+
+    def __post_init__(self) -> None:
+        check_settings("heads", self)
 
 
 class SimilarityHeads(nn.Module):

@@ -20,9 +20,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from jzi.errors import ModelError, first_line
+from jzi.errors import ConfigError, ModelError, first_line
 from jzi.locate.location import LocateOptions
 from jzi.locate.posterior import Posterior
+from jzi.locate.ranges import DISTANCE, TEMPERATURE
 from jzi.retrieve.search import build_graph
 from jzi.store.info import EncoderInfo
 from jzi.store.pyramid import Pyramid
@@ -54,10 +55,17 @@ class VprConfig:
     Attributes:
         width_m: standard deviation of the Gaussian kernel around a photo's position, metres.
         temperature: divisor of the cosine similarities in the softmax.
+
+    Raises:
+        ConfigError: a value is out of range.
     """
 
     width_m: float
     temperature: float = 0.02
+
+    def __post_init__(self) -> None:
+        DISTANCE.check("width_m", self.width_m)
+        TEMPERATURE.check("temperature", self.temperature)
 
 
 class VprExpert:
@@ -223,15 +231,14 @@ class VprExpert:
             tensors = load_file(path)
             embedding, position = tensors["embedding"], tensors["position"].double().numpy()
             config = VprConfig(**entries)
-        except (OSError, SafetensorError, KeyError, TypeError) as error:
+        except (ConfigError, OSError, SafetensorError, KeyError, TypeError) as error:
             raise ModelError(f"{path} cannot be used ({first_line(error)}): copy the model again") from error
         sizes = tuple(embedding.shape), position.shape
         fits = sizes == ((len(position), encoder.width), (len(position), 2)) and len(position) > 0
         if not fits or not np.isfinite(position).all():
             raise ModelError(f"{path} does not fit its model: embeddings and positions of {sizes}")
-        numbers = all(isinstance(value, int | float) for value in entries.values())
-        if not numbers or not (config.temperature > 0 and 0 < config.width_m <= MAX_WIDTH * area.cell_size):
-            raise ModelError(f"{path} has an unusable temperature or kernel width, {entries}: copy the model again")
+        if config.width_m > MAX_WIDTH * area.cell_size:
+            raise ModelError(f"{path} has an unusable kernel width, {config.width_m} m: copy the model again")
         return cls(area, encoder, cell_mask, embedding.to(device), position[:, 0], position[:, 1], config)
 
     def _normalised(self, query: Tensor) -> Tensor:
