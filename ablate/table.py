@@ -16,6 +16,7 @@ import numpy as np
 from jzi.ablate.trials import Trial
 from jzi.ablate.variants import REFERENCE
 from jzi.evaluate.metrics import RADII
+from jzi.export.files import quote_formula
 from jzi.store.files import write_whole
 
 #: Names of the figures that are averaged over seeds.
@@ -167,7 +168,7 @@ def to_csv(rows: Sequence[Row]) -> str:
     writer.writerow(["variant", "seeds", "failed", *(f"{name}_{column}" for name in FIGURES for column in columns)])
     for row in rows:
         values = [getattr(row.figures[name], column) if row.figures else None for name in FIGURES for column in columns]
-        writer.writerow([row.variant, len(row.seeds), len(row.failed), *values])
+        writer.writerow([quote_formula(row.variant), len(row.seeds), len(row.failed), *values])
     return text.getvalue()
 
 

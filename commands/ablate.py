@@ -12,10 +12,11 @@ from jzi.commands.common import UsageError, json_option, print_result, settings_
 @click.command()
 @click.argument("what", nargs=-1, metavar="[SECTION.NAME=VALUE,VALUE... | VARIANTS.toml]")
 @settings_options
-@click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Runs of each variant.")
+@click.option("--seeds", type=click.IntRange(1, 1000), default=1, show_default=True, help="Runs of each variant.")
 @click.option("--name", help="Name of the folder in ablations/.  [default: grid, or the name of the TOML file]")
 @click.option("--split", type=click.Choice(["train", "val", "test"]), help="[default: test, or val if there is none]")
-@click.option("--jobs", type=click.IntRange(1), default=2, show_default=True, help="Concurrent runs on each device.")
+@click.option("--jobs", type=click.IntRange(1, 64), default=2, show_default=True,
+              help="Concurrent runs on each device.")  # fmt: skip
 @click.option("--no-reference", is_flag=True, help="Do not run the settings without changes.")
 @json_option
 def ablate(

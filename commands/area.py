@@ -12,9 +12,11 @@ from jzi.commands.common import (
     json_option,
     list_disagreements,
     list_rejected,
+    number,
     print_result,
     split_by_option,
 )
+from jzi.locate.ranges import DISTANCE, LATITUDE, LONGITUDE, PIXELS
 
 if TYPE_CHECKING:
     from jzi.store.photo_table import PhotoTable
@@ -27,14 +29,15 @@ if TYPE_CHECKING:
 @click.option("--photos", help="The folder of a table's photos.  [default: that of the table]")
 @split_by_option
 @click.option("--encoder", help="A Hugging Face id or a folder.  [default: facebook/dinov2-base]")
-@click.option("--image-size", type=int, help="Side of the encoder's input, pixels.  [default: 384]")
+@click.option("--image-size", type=number(PIXELS), help="Side of the encoder's input, pixels.  [default: 384]")
 @click.option("--preset", help="A published area, such as just-zoom-in-dc.")
 @click.option(
     "--center", type=float, nargs=2, metavar="LAT LON", help="Centre of the area.  [default: centre of the map]"
 )
-@click.option("--size", type=float, help="Side of the area, metres.  [default: it contains the map]")
-@click.option("--grid", type=int, help="A tile has grid x grid children.  [default: 4]")
-@click.option("--levels", type=int, help="Zoom steps.  [default: the fewest with cells of at most 40 m]")
+@click.option("--size", type=number(DISTANCE), help="Side of the area, metres.  [default: it contains the map]")
+@click.option("--grid", type=click.IntRange(2, 16), help="A tile has grid x grid children.  [default: 4]")
+@click.option("--levels", type=click.IntRange(1, 12),
+              help="Zoom steps.  [default: the fewest with cells of at most 40 m]")  # fmt: skip
 @click.option("--map-crs", help="CRS of rasters without one.")
 @click.option("--dataset", help="A published data set instead of a map: just-zoom-in.")
 @click.option("--data", type=click.Path(path_type=Path), help="The folder of that data set.  [default: FOLDER]")
@@ -77,8 +80,8 @@ def init(
 
 
 @click.command(context_settings={"ignore_unknown_options": True})  # a minus sign is not an option
-@click.argument("latitude", type=float)
-@click.argument("longitude", type=float)
+@click.argument("latitude", type=number(LATITUDE))
+@click.argument("longitude", type=number(LONGITUDE))
 @click.option("--preset", help="A published area.  [default: the area of jzi.toml, else just-zoom-in-dc]")
 @click.option("--config", "config_file", type=click.Path(path_type=Path), default="jzi.toml", show_default=True)
 @json_option

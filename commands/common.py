@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from jzi.locate.ranges import BEAMS, Range
 
 if TYPE_CHECKING:
     from jzi.store.photo_table import PhotoTable, Rejected
@@ -22,6 +25,21 @@ class UsageError(click.ClickException):
     def show(self, file: Any = None) -> None:
         """Print the error to standard error."""
         click.echo(f"jzi: {self.format_message()}", err=True)
+
+
+class _FiniteRange(click.FloatRange):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        converted = super().convert(value, param, ctx)
+        if math.isnan(converted):
+            self.fail(f"{value} is not in the range {self._describe_range()}.", param, ctx)
+        return converted
+
+
+def number(range: Range) -> click.ParamType:
+    """The type of an option whose values lie in a range of `jzi.locate.ranges`."""
+    if range.whole:
+        return click.IntRange(int(range.low), int(range.high))
+    return _FiniteRange(range.low, range.high, min_open=range.above)
 
 
 def settings_options(command: Callable) -> Callable:
@@ -41,7 +59,7 @@ split_by_option = click.option(
     "[default: auto, the first of these with three groups or more]",
 )  # fmt: skip
 beams_option = click.option(
-    "--beams", type=click.IntRange(1), help="Width of the beam search.  [default: all tiles of a small map, else 64]"
+    "--beams", type=number(BEAMS), help="Width of the beam search.  [default: all tiles of a small map, else 64]"
 )
 retriever_option = click.option(
     "--retriever",

@@ -7,15 +7,20 @@ from pathlib import Path
 
 import click
 
+from jzi.commands.common import number
 from jzi.errors import JziError
+from jzi.locate.ranges import SEED, Range
 
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False), default="jzi-demo")
-@click.option("--photos", type=click.IntRange(20), default=4096, show_default=True, help="Number of photos to render.")
-@click.option("--epochs", type=click.IntRange(1), help="Epochs of the decoder.  [default: 3, or 20 from scratch]")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the town.")
-@click.option("--size", type=float, default=1280.0, show_default=True, help="Side of the town, metres.")
+@click.option("--photos", type=click.IntRange(20, 1_000_000), default=4096, show_default=True,
+              help="Number of photos to render.")  # fmt: skip
+@click.option("--epochs", type=click.IntRange(1, 100_000),
+              help="Epochs of the decoder.  [default: 3, or 20 from scratch]")  # fmt: skip
+@click.option("--seed", type=number(SEED), default=0, show_default=True, help="Seed of the town.")
+@click.option("--size", type=number(Range(100, 20_000)), default=1280.0, show_default=True,
+              help="Side of the town, metres.")  # fmt: skip
 @click.option("--encoder", default="trained", show_default=True, help="trained, random, a Hugging Face id or a folder.")
 @click.option("--only-town", is_flag=True, help="Stop after writing the town, the encoder and jzi.toml.")
 def demo(folder: Path, photos: int, epochs: int | None, seed: int, size: float, encoder: str, only_town: bool) -> None:

@@ -11,10 +11,12 @@ from jzi.commands.common import (
     json_option,
     list_disagreements,
     list_rejected,
+    number,
     print_result,
     settings_options,
     split_by_option,
 )
+from jzi.locate.ranges import SEED
 
 
 @click.command("encode-map")
@@ -58,7 +60,7 @@ def encode_map_command(config_file: Path, overrides: tuple[str, ...], tokens: bo
     type=click.IntRange(0, 255),
     help="Augmented views to store of each training photo.",
 )
-@click.option("--seed", type=click.IntRange(0), help="Seed of the augmented views.")
+@click.option("--seed", type=number(SEED), help="Seed of the augmented views.")
 @split_by_option
 @click.option("--retriever", type=click.Path(path_type=Path), metavar="FOLDER",
               help="Encode with this retriever's encoder, into its index.")  # fmt: skip

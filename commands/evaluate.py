@@ -13,10 +13,12 @@ from jzi.commands.common import (
     beams_option,
     experts_option,
     json_option,
+    number,
     print_result,
     report_unreachable,
     settings_options,
 )
+from jzi.locate.ranges import DISTANCE, SHARE
 
 if TYPE_CHECKING:
     from jzi.locate.expert import Expert
@@ -29,11 +31,9 @@ if TYPE_CHECKING:
               help="Cells to choose among: all, or only those that hold a photo of the split.")  # fmt: skip
 @click.option("--radii", default="40,50,100", show_default=True, help="Metres, separated by commas.")
 @click.option("--estimates", is_flag=True, help="Also compare the estimates and measure calibration.")
-@click.option("--radius", type=click.FloatRange(0, min_open=True), default=50.0, show_default=True,
-              help="Radius of the default answer, metres.")  # fmt: skip
-@click.option(
-    "--abstain", type=click.FloatRange(0, 1), help="Withhold answers below this confidence; with --estimates."
-)
+@click.option("--radius", type=number(DISTANCE), default=50.0, show_default=True,
+              help="Radius of the default answer, metres; at most the area's side.")  # fmt: skip
+@click.option("--abstain", type=number(SHARE), help="Withhold answers below this confidence; with --estimates.")
 @click.option(
     "--plot", type=click.Path(path_type=Path), help="Draw reliability and coverage as a PNG; with --estimates."
 )
@@ -73,8 +73,8 @@ def evaluate_command(
         metres = tuple(float(each) for each in radii.split(","))
     except ValueError:
         metres = ()
-    if not metres or min(metres) <= 0:
-        raise UsageError(f"--radii takes metres separated by commas, not {radii!r}")
+    if not metres or not all(each in DISTANCE for each in metres):
+        raise UsageError(f"--radii takes metres separated by commas, each {DISTANCE}, not {radii!r}")
     if not estimates and (plot or abstain is not None):
         raise UsageError("--plot and --abstain go with --estimates: add it, or leave them out")
     if retriever and (beams or experts):
@@ -88,6 +88,7 @@ def evaluate_command(
     from jzi.evaluate.metrics import RADII
     from jzi.evaluate.photos import LabelledPhotos
     from jzi.evaluate.protocol import evaluate
+    from jzi.locate.discs import check_radius
     from jzi.workspace.open import open_experts, open_retriever
 
     expert: Expert
@@ -98,6 +99,7 @@ def evaluate_command(
         model, cache = open_experts(settings)
         expert = model.fused(experts)
         method = "most probable cell of the fused experts" if expert.name == "fused" else "greedy search"
+    check_radius(expert.area, radius)
     photos = LabelledPhotos.load(cache, expert, split)
     report_unreachable(photos.unreachable)
     if gallery == "occupied":

@@ -15,14 +15,15 @@ from jzi.commands.common import (
     beams_option,
     experts_option,
     json_option,
+    number,
     print_result,
     retriever_option,
 )
-from jzi.errors import PhotoError
+from jzi.commands.outputs import Outputs
+from jzi.locate.ranges import CANDIDATES, DISTANCE, SECONDS, SHARE, SPEED_KMH
 
 if TYPE_CHECKING:
     from jzi.locate.location import Location, NotLocated
-    from jzi.store.exif import ExifPosition
 
 _file = click.Path(path_type=Path, dir_okay=False)
 
@@ -44,8 +45,9 @@ _file = click.Path(path_type=Path, dir_okay=False)
     show_default=True,
     help="The point with the most probability within --radius, the most probable cell, or greedy search.",
 )
-@click.option("--radius", type=click.FloatRange(0, min_open=True), default=50.0, show_default=True, help="Metres.")
-@click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="Number of candidates.")
+@click.option("--radius", type=number(DISTANCE), default=50.0, show_default=True,
+              help="Metres; at most the area's side.")  # fmt: skip
+@click.option("--top", type=number(CANDIDATES), default=5, show_default=True, help="Number of candidates.")
 @beams_option
 @click.option(
     "--near", nargs=2, type=float, metavar="LAT LON", help="Prior: the photos were taken within --within of this point."
@@ -57,18 +59,18 @@ _file = click.Path(path_type=Path, dir_okay=False)
 @click.option("--track", is_flag=True, help="The photos are of one drive: locate each with the help of the others.")
 @click.option(
     "--top-speed",
-    type=click.FloatRange(0, min_open=True),
+    type=number(SPEED_KMH),
     default=60.0,
     show_default=True,
     help="Maximum speed of the drive, km/h.",
 )
 @click.option(
     "--interval",
-    type=click.FloatRange(0),
+    type=number(SECONDS),
     metavar="SECONDS",
     help="Time between photos, in the order given.  [default: from their EXIF]",
 )
-@click.option("--abstain", type=click.FloatRange(0, 1), default=0.0, help='Answer "not sure" below this confidence.')
+@click.option("--abstain", type=number(SHARE), default=0.0, help='Answer "not sure" below this confidence.')
 @click.option("--geojson", type=_file, help="Write locations, candidates, circles and zoom tiles as GeoJSON.")
 @click.option("--heatmap", type=_file, help="Write the probability of every cell as a Cloud-Optimized GeoTIFF.")
 @click.option("--picture", type=_file, help="Write a PNG of one photo, its zoom and its location.")
@@ -125,14 +127,12 @@ def locate(
         raise UsageError("--picture draws one photo: pass one, or use --map")
     if retriever and beams:
         raise UsageError("--beams does not apply to --retriever: leave it out")
-    for output in (geojson, heatmap, picture, page, table):
-        if output and not output.parent.is_dir():
-            raise UsageError(f"there is no folder {output.parent} to write {output.name} into")
+    outputs = Outputs(geojson, heatmap, picture, page, table, write_exif)
+    outputs.check()
+    from jzi.locate.discs import check_radius
     from jzi.locate.geojson import read_polygons
-    from jzi.locate.location import LocateOptions, Location
+    from jzi.locate.location import LocateOptions, NotLocated
     from jzi.locate.prior_weights import Prior
-    from jzi.store.exif import write_position
-    from jzi.store.plain import plain
 
     prior = Prior(near, within, read_polygons(region) if region else (), str(region), raster)
     locator = open_locator(
@@ -141,9 +141,8 @@ def locate(
     if prior:
         locator = locator.with_prior(prior.weight(locator.expert.area))
     rasters = imagery_of(locator.pyramid, imagery, config_file) if picture or page else None
-    if write_exif:
-        _prepare_copies(files, write_exif)
-    rows, located = [], []
+    check_radius(locator.expert.area, radius)
+    outputs.prepare_copies(files)
     options = LocateOptions(estimate, radius, top, beams)
     answers: Iterable[Location | NotLocated]
     if as_one:
@@ -153,45 +152,24 @@ def locate(
         answers = locator.locate_track(files, seconds, top_speed / 3.6, options)
     else:
         answers = locator.locate_all(files, options)
+    failed, closed = 0, None
     for file, answer in zip(files, answers, strict=True):
-        _print_answer(answer, abstain, as_json, prior.to_dict())
-        if not isinstance(answer, Location):
-            rows.append(plain(answer))
-            continue
-        rows.append(answer.to_dict())
-        if write_exif and answer.confidence >= abstain:
-            write_position(file, write_exif / file.name, answer.latitude, answer.longitude, answer.radius_68)
-        if geojson or heatmap or picture or page:
-            located.append((file, answer))
-    if table:
-        from jzi.export.files import write_csv
-
-        write_csv(table, rows)
-    if located and (geojson or heatmap or picture or page):
-        from jzi.export import files as export
-
-        truths = [_position(file) for file, _ in located]
-        locations = [location for _, location in located]
-        if geojson:
-            export.write_geojson(geojson, locations, truths)
-        if heatmap:
-            export.write_heatmap(heatmap, locations)
-        if picture:
-            from jzi.export.picture import draw_zoom
-
-            truth = (truths[0].latitude, truths[0].longitude) if truths[0] else None
-            draw_zoom(locations[0], located[0][0], rasters, picture, truth=truth)
-        if page:
-            from jzi.export.page import write_page
-
-            write_page(
-                page,
-                [(file, location, truth) for (file, location), truth in zip(located, truths, strict=True)],
-                rasters,
-            )
-    failed = sum("error" in row for row in rows)
-    if failed:
-        sys.exit(2 if failed == len(files) else 1)
+        failed += isinstance(answer, NotLocated)
+        outputs.add(file, answer, abstain)
+        try:
+            if not closed:
+                _print_answer(answer, abstain, as_json, prior.to_dict())
+        except BrokenPipeError as error:  # `jzi locate ... | head`
+            if not outputs:
+                raise
+            closed = error
+    outputs.write(rasters)
+    for sentence in outputs.errors:
+        click.echo(f"jzi: {sentence}", err=True)
+    if outputs.errors or failed:
+        sys.exit(2 if outputs.errors or failed == len(files) else 1)
+    if closed:
+        raise closed
 
 
 def _print_answer(answer: Location | NotLocated, abstain: float, as_json: bool, prior: dict[str, Any]) -> None:
@@ -225,22 +203,3 @@ def _in_time(files: list[Path], interval: float | None) -> tuple[list[Path], lis
         )
     ordered = sorted((moment, file) for file, moment in times.items() if moment)
     return [file for _, file in ordered], [(moment - ordered[0][0]).total_seconds() for moment, _ in ordered]
-
-
-def _prepare_copies(files: list[Path], folder: Path) -> None:
-    if any(file.resolve().parent == folder.resolve() for file in files):
-        raise UsageError(f"--write-exif {folder} is the folder of the photos: give another folder for the copies")
-    names = [file.name for file in files]
-    if duplicates := {name for name in names if names.count(name) > 1}:
-        raise UsageError(f"two photos are called {min(duplicates)}: locate one folder at a time with --write-exif")
-    folder.mkdir(parents=True, exist_ok=True)
-
-
-def _position(photo: Path) -> ExifPosition | None:
-    """The position in the EXIF of a photo, if there is one."""
-    from jzi.store.exif import read_position
-
-    try:
-        return read_position(photo)
-    except PhotoError:
-        return None

@@ -17,7 +17,7 @@ from torch import Tensor
 from jzi.decode.decoder import KeyValues, ZoomDecoder
 from jzi.decode.tile_table import TileTable
 
-#: Photos times beams of one search with patch tokens, before `DecoderConfig.batch` scales it down: keys and values of
+#: Photos times beams of one search, before `DecoderConfig.batch` scales it down for patch tokens: keys and values of
 #: the paper's decoder then take 1.2 GB.
 HYPOTHESES = 4096
 
@@ -70,7 +70,7 @@ def zoom(
         ConfigError: the decoder reads more patch tokens than a tile has.
     """
     limit = max(1, decoder.config.batch(HYPOTHESES) // beams)
-    if decoder.config.patch_tokens and len(query) > limit:
+    if len(query) > limit:
         parts = [zoom(decoder, table, part, beams, cells=cells, temperature=temperature) for part in query.split(limit)]
         return BeamSearchResult(
             torch.cat([part.paths for part in parts]),

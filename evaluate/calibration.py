@@ -11,9 +11,11 @@ from tqdm import tqdm
 
 from jzi.evaluate.gallery import GalleryExpert
 from jzi.evaluate.photos import LabelledPhotos
+from jzi.locate.discs import check_radius, most_probable_discs
 from jzi.locate.expert import Expert
 from jzi.locate.location import ESTIMATES, LocateOptions
-from jzi.locate.posterior import Points, Posterior, most_probable_cells, most_probable_discs
+from jzi.locate.posterior import Points, Posterior, most_probable_cells
+from jzi.locate.ranges import DISTANCE, SHARE
 from jzi.store.pyramid import geodesic_distance
 
 #: Photos whose posteriors are computed at once.
@@ -86,7 +88,12 @@ class Calibration:
     residual: float
 
     def recall(self, estimate: str, radius: float) -> float:
-        """Share of photos whose answer lies within a radius."""
+        """Share of photos whose answer lies within a radius.
+
+        Raises:
+            ConfigError: the radius is out of range.
+        """
+        DISTANCE.check("radius", radius)
         return float((self.answers[estimate].error <= radius).mean())
 
     @property
@@ -103,13 +110,23 @@ class Calibration:
         return calibration_error(answers.confidence, answers.error <= self.radius)
 
     def abstaining(self, confidence: float) -> tuple[float, float]:
-        """Coverage, and recall within the radius (nan if none is left), if less confident answers are withheld."""
+        """Coverage, and recall within the radius (nan if none is left), if less confident answers are withheld.
+
+        Raises:
+            ConfigError: the confidence does not lie between 0 and 1.
+        """
+        SHARE.check("confidence", confidence)
         answers = self.answers["radius"]
         given = answers.confidence >= confidence
         return float(given.mean()), float((answers.error[given] <= self.radius).mean()) if given.any() else float("nan")
 
     def covering(self, share: float) -> tuple[float, float]:
-        """Lowest confidence and recall within the radius of a share of the photos, the most confident ones."""
+        """Lowest confidence and recall within the radius of a share of the photos, the most confident ones.
+
+        Raises:
+            ConfigError: the share does not lie between 0 and 1.
+        """
+        SHARE.check("share", share)
         answers = self.answers["radius"]
         order = (-answers.confidence).argsort(kind="stable")[: max(1, round(share * self.photos))]
         return float(answers.confidence[order].min()), float((answers.error[order] <= self.radius).mean())
@@ -139,7 +156,11 @@ def calibrate(expert: Expert, photos: LabelledPhotos, *, radius: float = 50.0, b
         photos: held-out photos.
         radius: radius of the default estimate, metres.
         beams: see `LocateOptions`.
+
+    Raises:
+        ConfigError: the radius or the number of beams is out of range.
     """
+    check_radius(expert.area, radius)
     restricted = isinstance(expert, GalleryExpert)  # its greedy estimate is the most probable cell
     answers: dict[str, list[Answers]] = {name: [] for name in ESTIMATES if not (restricted and name == "greedy")}
     before: list[Answers] = []

@@ -12,10 +12,12 @@ from tqdm import tqdm
 from jzi.evaluate.calibration import calibration_error
 from jzi.evaluate.metrics import RADII, Interval, error_intervals
 from jzi.evaluate.photos import LabelledPhotos
+from jzi.locate.discs import most_probable_discs
 from jzi.locate.expert import Expert
 from jzi.locate.fusion import combine, positive
 from jzi.locate.location import LocateOptions
-from jzi.locate.posterior import Posterior, most_probable_discs
+from jzi.locate.posterior import Posterior
+from jzi.locate.ranges import DISTANCE
 from jzi.store.pyramid import geodesic_distance
 
 #: Photos whose posteriors are computed at once.
@@ -64,7 +66,11 @@ def evaluate_experts(
 
     Returns:
         The figures of each expert and of each fusion, by name.
+
+    Raises:
+        ConfigError: a radius or the number of beams is out of range.
     """
+    DISTANCE.check("a radius of recall", *radii)
     options = LocateOptions(radius=radius, beams=beams)
     names = [*experts, *(name for name in fusions if name not in experts)]
     errors: dict[str, list[NDArray[np.float64]]] = {name: [] for name in names}

@@ -16,6 +16,7 @@ from jzi.evaluate.photos import LabelledPhotos
 from jzi.locate.expert import CellRanks, Expert
 from jzi.locate.location import LocateOptions
 from jzi.locate.posterior import Posterior
+from jzi.locate.ranges import RANKS
 from jzi.store.cell_grid import CellGrid
 from jzi.store.info import EncoderInfo
 
@@ -114,7 +115,11 @@ class RankedGalleryExpert(GalleryExpert):
             row: (photo,) rows of the true cells.
             col: (photo,) columns of the true cells.
             count: the rank of cells that are not among the first `count`, or that the expert's posterior lacks.
+
+        Raises:
+            ConfigError: `count` is out of range.
         """
+        RANKS.check("count", count)
         ranks = []
         for part in np.split(np.arange(len(query)), range(BATCH, len(query), BATCH)):
             posterior = self.posterior(query[part], LocateOptions("map"))

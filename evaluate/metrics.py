@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from jzi.evaluate.nearest import RecallByDistance, recall_by_distance
 from jzi.evaluate.published import Published, published_apart, published_for
+from jzi.locate.ranges import DISTANCE, RESAMPLES, SEED
 from jzi.store.cell_grid import CellGrid
 from jzi.store.pyramid import Pyramid, geodesic_distance
 
@@ -121,7 +122,11 @@ def score(
         training_distance: (photo,) distance to the nearest training photo, metres; None if there is none.
         gallery: see `Evaluation`.
         gallery_cells: see `Evaluation`.
+
+    Raises:
+        ConfigError: a radius, the number of resamples or the seed is out of range.
     """
+    check_bootstrap(radii, resamples, seed)
     error = cell_error(area, row, col, latitude, longitude)
     true_row, true_col = area.cells_at(latitude, longitude)
     correct = ((row == true_row) & (col == true_col))[:, None]
@@ -164,11 +169,22 @@ def error_intervals(
         radii: metres.
         resamples: number of bootstrap resamples.
         rng: source of the resamples; seeded with 0 by default.
+
+    Raises:
+        ConfigError: a radius or the number of resamples is out of range.
     """
+    check_bootstrap(radii, resamples)
     rng = rng or np.random.default_rng(0)
     recall = {float(radius): _share(error <= radius, resamples, rng) for radius in radii}
     medians = np.array([np.median(error[rng.integers(len(error), size=len(error))]) for _ in range(resamples)])
     return recall, _interval(float(np.median(error)), medians)
+
+
+def check_bootstrap(radii: Sequence[float], resamples: int = 1000, seed: int = 0) -> None:
+    """Raise a ConfigError if a radius of recall, the number of resamples or their seed is out of range."""
+    DISTANCE.check("a radius of recall", *radii)
+    RESAMPLES.check("resamples", resamples)
+    SEED.check("seed", seed)
 
 
 def cell_error(

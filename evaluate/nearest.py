@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from jzi.locate.ranges import DISTANCE
 from jzi.store.pyramid import geodesic_distance
 
 #: Limits of the bins, metres.
@@ -80,7 +81,11 @@ def recall_by_distance(
         distance: (photo,) to the nearest training photo, metres.
         error: (photo,) distance from the true position to the answer, metres.
         radii: radii of recall, metres.
+
+    Raises:
+        ConfigError: a radius is out of range.
     """
+    DISTANCE.check("a radius of recall", *radii)
     bins = []
     for low, high in itertools.pairwise(LIMITS):
         inside = error[(distance >= low) & (distance < high)]

@@ -14,6 +14,7 @@ from jzi.decode.dataset import ZoomDataset
 from jzi.errors import TrainingError
 from jzi.evaluate.nearest import nearest_distance
 from jzi.locate.expert import Expert
+from jzi.locate.ranges import RANKS
 from jzi.store.cache import FeatureCache
 from jzi.store.pyramid import Pyramid
 
@@ -101,7 +102,12 @@ class LabelledPhotos:
         return cls(split, query, *positions, row, col, dataset.unreachable, distance)
 
     def spread(self, count: int) -> LabelledPhotos:
-        """At most `count` of the photos, evenly spaced."""
+        """At most `count` of the photos, evenly spaced.
+
+        Raises:
+            ConfigError: `count` is out of range.
+        """
+        RANKS.check("count", count)
         if len(self) <= count:
             return self
         index = np.linspace(0, len(self) - 1, count).round().astype(np.int64)

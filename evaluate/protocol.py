@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jzi.evaluate.gallery import GalleryExpert
-from jzi.evaluate.metrics import RADII, RANKS, Evaluation, score
+from jzi.evaluate.metrics import RADII, RANKS, Evaluation, check_bootstrap, score
 from jzi.evaluate.photos import LabelledPhotos
 from jzi.locate.expert import CellRanks, Expert, StepAccuracy
 from jzi.locate.location import LocateOptions
@@ -33,7 +33,11 @@ def evaluate(
         radii: radii of recall, metres.
         resamples: number of bootstrap resamples.
         seed: seed of the bootstrap.
+
+    Raises:
+        ConfigError: a radius, the number of resamples or the seed is out of range.
     """
+    check_bootstrap(radii, resamples, seed)
     greedy = LocateOptions(estimate="greedy")
     parts = [expert.posterior(query, greedy) for query in photos.query.split(BATCH)]
     row, col, confidence = (

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from rasterio.io import MemoryFile
 from rasterio.transform import from_origin
 
-from jzi.errors import ExportError
-from jzi.locate.location import Location
+from jzi.errors import ExportError, first_line
+from jzi.locate.location import Location, printable
 from jzi.store.exif import ExifPosition
 from jzi.store.files import write_whole
 from jzi.store.pyramid import WGS84, Pyramid, TileKey
@@ -24,6 +24,9 @@ from jzi.version import __version__
 
 #: Largest side of a heat map, cells: 8192 x 8192 float32 are 256 MB a band.
 MAX_HEATMAP_SIDE = 8192
+
+#: First characters by which spreadsheets recognize a formula, or skip to one.
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 #: Vertices of a circle.
 CORNERS = 64
@@ -123,13 +126,16 @@ def write_heatmap(path: Path, locations: Sequence[Location]) -> None:
         )
     transform = from_origin(pyramid.west, pyramid.north, pyramid.cell_size, pyramid.cell_size)
     profile = {"width": side, "height": side, "count": len(locations), "dtype": "float32", "crs": pyramid.crs}
-    with MemoryFile() as memory:
+    profile |= {"compress": "deflate", "interleave": "band"}  # most cells are 0
+    with MemoryFile() as memory, MemoryFile() as optimized:
         with memory.open(driver="GTiff", transform=transform, **profile) as raster:
             for band, location in enumerate(locations, 1):
                 raster.write(location.posterior.grid().astype(np.float32), band)
                 raster.set_band_description(band, Path(location.photo).name)
         options = {"driver": "COG", "compress": "deflate", "overview_resampling": "average"}
-        write_file(path, lambda file: rasterio.shutil.copy(memory.name, str(file), **options))
+        rasterio.shutil.copy(memory.name, optimized.name, **options)
+        # Not written by GDAL, which does not report that a disk is full
+        write_file(path, lambda file: file.write_bytes(optimized.getbuffer()))
 
 
 def write_csv(path: Path, answers: Sequence[dict[str, Any]]) -> None:
@@ -143,8 +149,25 @@ def write_csv(path: Path, answers: Sequence[dict[str, Any]]) -> None:
         ExportError: the file cannot be written.
     """
     columns = ("photo", "latitude", "longitude", "confidence", "estimate", "radius_m", "radius_68_m", "radius_95_m")
-    rows = [{name: answer.get(name) for name in (*columns, "error")} for answer in answers]
+    rows = [{name: quote_formula(answer.get(name)) for name in (*columns, "error")} for answer in answers]
     write_file(path, partial(pd.DataFrame(rows).to_csv, index=False))
+
+
+def quote_formula(value: Any) -> Any:
+    """A cell of a CSV file that no spreadsheet takes for a formula: such a text gets an apostrophe in front.
+
+    Texts become `printable`. Source: OWASP, "CSV Injection".
+
+    Args:
+        value: a cell; numbers are returned as they are.
+
+    Example:
+        >>> quote_formula("=1+1.jpg"), quote_formula("a.jpg"), quote_formula(-1.5)
+        ("'=1+1.jpg", 'a.jpg', -1.5)
+    """
+    if not isinstance(value, str):
+        return value
+    return f"'{printable(value)}" if value.startswith(FORMULA) else printable(value)
 
 
 def write_file(path: Path, write: Any) -> None:
@@ -155,5 +178,6 @@ def write_file(path: Path, write: Any) -> None:
     """
     try:
         write_whole(path, write)
-    except (OSError, rasterio.errors.RasterioError) as error:
-        raise ExportError(f"{path} cannot be written: {error}") from error
+    except (OSError, ValueError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or first_line(error)
+        raise ExportError(f"{path} cannot be written: {reason}") from error

@@ -10,7 +10,9 @@ import numpy as np
 from jzi.encode.imagery import Imagery
 from jzi.encode.photos import open_photo
 from jzi.evaluate.calibration import Calibration, reliability
-from jzi.locate.location import Location
+from jzi.export.files import write_file
+from jzi.locate.location import Location, printable
+from jzi.locate.ranges import PIXELS
 from jzi.store.pyramid import Bounds, geodesic_distance
 
 _ANSWER, _TRUTH = "#ff2d78", "#00e5ff"
@@ -35,8 +37,13 @@ def draw_zoom(
         output: PNG file to write.
         truth: latitude and longitude where the photo was taken, if known.
         title: line above the figure.
-        pixels: side of a drawn tile.
+        pixels: side of a drawn tile, 1..8192.
+
+    Raises:
+        ExportError: the file cannot be written.
+        ConfigError: `pixels` is out of range.
     """
+    PIXELS.check("pixels", pixels)
     from matplotlib.figure import Figure
 
     pyramid, best = location.pyramid, location.best
@@ -50,7 +57,7 @@ def draw_zoom(
     figure = Figure(figsize=(2.6 * columns, 3.4), layout="constrained")
     axes = figure.subplots(1, len(keys) + 2, width_ratios=[2, *[1] * (len(keys) + 1)])
     axes[0].imshow(open_photo(photo))
-    axes[0].set_title(photo.name)
+    axes[0].set_title(printable(photo.name), parse_math=False)
     true_xy = pyramid.project(*truth) if truth else None
     for step, (axis, key) in enumerate(zip(axes[1:-2], keys, strict=False)):
         bounds = pyramid.tile_bounds(key)
@@ -78,7 +85,7 @@ def draw_zoom(
         axis.title.set_fontsize(9)
     legend = "pink: chosen" + ("    cyan: where the photo was taken" if truth else "")
     figure.suptitle(f"{title}    {legend}" if title else legend, fontsize=9)
-    figure.savefig(output, dpi=110)
+    _save(figure, output)
 
 
 def _draw_posterior(axis: Any, location: Location) -> None:
@@ -137,6 +144,9 @@ def draw_calibration(calibration: Calibration, output: Path) -> None:
     Args:
         calibration: calibration measured on held-out photos.
         output: PNG file to write.
+
+    Raises:
+        ExportError: the file cannot be written.
     """
     from matplotlib.figure import Figure
 
@@ -159,4 +169,8 @@ def draw_calibration(calibration: Calibration, output: Path) -> None:
     right.set(xlabel="coverage (share of photos answered, most confident first)", ylim=(0, 1), xlim=(0, 1))
     right.set_ylabel(f"recall within {calibration.radius:g} m")
     figure.suptitle(f"{calibration.photos} held-out photos; dot size shows the number of photos", fontsize=10)
-    figure.savefig(output, dpi=110)
+    _save(figure, output)
+
+
+def _save(figure: Any, output: Path) -> None:
+    write_file(output, lambda file: figure.savefig(file, dpi=110, format=output.suffix[1:] or "png"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,12 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jzi.errors import ConfigError
-from jzi.locate.posterior import Posterior, credible_radius, most_probable_cells, most_probable_discs
+from jzi.locate.discs import check_radius, most_probable_discs
+from jzi.locate.posterior import Posterior, credible_radius, most_probable_cells
+from jzi.locate.ranges import BEAMS, CANDIDATES, DISTANCE
 from jzi.store.plain import plain
 from jzi.store.pyramid import Pyramid, as_pyramid
 
 #: Greedy search (the paper's protocol), the most probable cell, or the point with the most probability in a radius.
 ESTIMATES = ("greedy", "map", "radius")
+
+#: Control characters, and the surrogates that stand for bytes of a file name that are not UTF-8.
+UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -25,9 +31,9 @@ class LocateOptions:
     Attributes:
         estimate: "radius": the point with the most probability within `radius`; "map": the most probable cell;
             "greedy": the cell that greedy search ends in, as in the paper.
-        radius: metres; no two candidates lie within it of each other.
-        top: number of candidates.
-        beams: tiles of each level that a zoom expands; by default all of a small pyramid, 64 of a large one.
+        radius: metres, at most the area's side; no two candidates lie within it of each other.
+        top: number of candidates, 1..1000.
+        beams: tiles of each level that a zoom expands, 1..4096; by default all of a small pyramid, 64 of a large one.
 
     Raises:
         ConfigError: there is no such estimate, or a number is out of range.
@@ -45,10 +51,10 @@ class LocateOptions:
     def __post_init__(self) -> None:
         if self.estimate not in ESTIMATES:
             raise ConfigError(f"there is no estimate {self.estimate!r}: it is one of {', '.join(ESTIMATES)}")
-        if not self.radius > 0 or self.top < 1 or (self.beams is not None and self.beams < 1):
-            raise ConfigError(
-                f"radius, top and beams must be more than 0, not {self.radius}, {self.top} and {self.beams}"
-            )
+        DISTANCE.check("radius", self.radius)
+        CANDIDATES.check("top", self.top)
+        if self.beams is not None:
+            BEAMS.check("beams", self.beams)
 
 
 DEFAULT = LocateOptions()
@@ -88,7 +94,7 @@ class Location:
     """Where a photo was taken.
 
     Attributes:
-        photo: name of the photo.
+        photo: name of the photo, `printable`.
         candidates: the most probable first, no two within the radius of each other.
         cell_m: side of a cell, metres.
         radius_68: radius around the answer that contains 68 % of the probability, metres; inf if search reached less.
@@ -104,6 +110,9 @@ class Location:
     radius_95: float
     posterior: Posterior = field(repr=False, compare=False)
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "photo", printable(self.photo))
 
     @property
     def best(self) -> Candidate:
@@ -174,6 +183,20 @@ class NotLocated:
     photo: str
     error: str
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "photo", printable(self.photo))
+        object.__setattr__(self, "error", printable(self.error))
+
+
+def printable(name: str) -> str:
+    r"""A name that every output can hold: control characters and bytes that are not UTF-8 are written as escapes.
+
+    Example:
+        >>> printable(b"caf\xe9.jpg".decode(errors="surrogateescape"))
+        'caf\\udce9.jpg'
+    """
+    return UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), name)
+
 
 def to_locations(posterior: Posterior, options: LocateOptions, names: Sequence[str]) -> list[Location]:
     """The locations of photos, given their posterior.
@@ -182,7 +205,11 @@ def to_locations(posterior: Posterior, options: LocateOptions, names: Sequence[s
         posterior: posterior of the photos.
         options: estimate, radius and number of candidates.
         names: (photo,) names of the photos.
+
+    Raises:
+        ConfigError: the radius is longer than the area's side.
     """
+    check_radius(posterior.area, options.radius)
     if options.estimate == "radius":
         points = most_probable_discs(posterior, options.radius, options.top)
     else:

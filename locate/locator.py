@@ -15,11 +15,13 @@ from torch import Tensor
 
 from jzi.encode.photo_reader import Photo, PhotoReader, ReadPhoto
 from jzi.errors import PhotoError
+from jzi.locate.discs import check_radius
 from jzi.locate.expert import Expert, Query, Stage
 from jzi.locate.location import DEFAULT, Candidate, LocateOptions, Location, NotLocated, to_locations
 from jzi.locate.posterior import Posterior
 from jzi.locate.prior import PriorExpert
-from jzi.locate.sequential import fuse, smooth_track
+from jzi.locate.ranges import BATCH
+from jzi.locate.sequential import check_track, fuse, smooth_track
 from jzi.store.pyramid import Pyramid, as_pyramid
 
 if TYPE_CHECKING:
@@ -96,6 +98,7 @@ class Locator:
 
         Raises:
             PhotoError: it cannot be read.
+            ConfigError: the radius is longer than the area's side.
         """
         (location,) = self.locate_all([photo], options)
         if isinstance(location, NotLocated):
@@ -111,7 +114,11 @@ class Locator:
             photos: see `locate`.
             options: see `locate`.
             batch_size: photos per forward pass.
+
+        Raises:
+            ConfigError: the radius is longer than the area's side, or the batch size is out of range.
         """
+        check_radius(self.expert.area, options.radius)
         for batch in self._batches(photos, batch_size):
             locations = iter(self._locate([pair for pair in batch if pair[1].pixels is not None], options))
             for _, read in batch:
@@ -128,8 +135,9 @@ class Locator:
 
         Raises:
             PhotoError: one cannot be read.
-            ConfigError: the map has too many cells.
+            ConfigError: the map has too many cells, or the radius is longer than the area's side.
         """
+        check_radius(self.expert.area, options.radius)
         names, query = self.encode(photos)
         if isinstance(self.expert, PriorExpert):
             likelihood = self.expert.likelihood.posterior(query, options)
@@ -153,8 +161,11 @@ class Locator:
 
         Raises:
             PhotoError: one cannot be read.
-            ConfigError: the speed is not positive, the times decrease, or the map has too many cells.
+            ConfigError: the speed or a time is out of range, the times decrease, the photos and cells are too many, or
+                the radius is longer than the area's side.
         """
+        check_radius(self.expert.area, options.radius)
+        check_track(self.expert.cell_mask.size, seconds, speed)
         names, query = self.encode(photos)
         smoothed = smooth_track(self.posterior(query, options), self.expert.cell_mask, seconds, speed)
         return [to_locations(each, options, [name])[0] for each, name in zip(smoothed, names, strict=True)]
@@ -168,6 +179,7 @@ class Locator:
 
         Raises:
             PhotoError: one cannot be read.
+            ConfigError: the batch size is out of range.
         """
         names, parts = [], []
         for batch in self._batches(photos, batch_size):
@@ -217,6 +229,7 @@ class Locator:
 
     def _batches(self, photos: Iterable[Photo], size: int) -> Iterator[list[tuple[Photo, ReadPhoto]]]:
         """Batches of photos with their pixels, read ahead."""
+        BATCH.check("batch_size", size)
         pending: deque[Photo] = deque()
 
         def record_pending() -> Iterator[Photo]:

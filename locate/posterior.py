@@ -14,13 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from jzi.locate.ranges import CANDIDATES, DISTANCE, RANKS, SHARE
 from jzi.store.cell_grid import CellGrid
-
-#: Grid of possible disc centres in a cell: points per side.
-POINTS = 4
-
-#: Number of most probable cells in which a disc may be centred.
-CENTRES = 128
 
 
 @dataclass(frozen=True)
@@ -42,8 +37,6 @@ class Posterior:
         >>> posterior = Posterior.from_cells(pyramid, row, col, np.array([0.4, 0.3, 0.2]))
         >>> float(posterior.residual[0].round(3))
         0.1
-        >>> float(most_probable_discs(posterior, radius=15.0).probability[0, 0].round(3))
-        0.7
     """
 
     area: CellGrid
@@ -120,7 +113,12 @@ class Posterior:
         return np.asarray((self.probability * match).sum(1))
 
     def top(self, count: int) -> Posterior:
-        """The `count` most probable cells of each photo; the probability of the others goes to the residual."""
+        """The `count` most probable cells of each photo; the probability of the others goes to the residual.
+
+        Raises:
+            ConfigError: `count` is less than 1.
+        """
+        RANKS.check("count", count)
         if count >= self.row.shape[1]:
             return self
         steps = None if self.steps is None else self.steps[:, :count]
@@ -160,7 +158,13 @@ def most_probable_cells(posterior: Posterior, count: int = 1, apart: float = 0.0
         posterior: posterior of the photos.
         count: cells per photo.
         apart: minimum distance between the centres of a photo's cells, metres; less probable ones are skipped.
+
+    Raises:
+        ConfigError: a number is out of range.
     """
+    CANDIDATES.check("count", count)
+    if apart:
+        DISTANCE.check("apart", apart)
     photos, (x, y) = np.arange(len(posterior)), posterior.centers
     left = posterior.probability.copy()
     chosen: list[tuple[NDArray[Any], ...]] = []
@@ -169,54 +173,6 @@ def most_probable_cells(posterior: Posterior, count: int = 1, apart: float = 0.0
         at = photos, cell
         chosen.append((x[at], y[at], cell, left[at]))
         left[np.hypot(x - x[at][:, None], y - y[at][:, None]) <= apart] = 0.0
-    return Points(*(np.stack(values, 1) for values in zip(*chosen, strict=True)))
-
-
-def most_probable_discs(posterior: Posterior, radius: float, count: int = 1) -> Points:
-    """The points with the most probability within a radius, chosen greedily.
-
-    No two points of a photo lie within the radius of each other, and no probability is counted twice: what a point
-    covers is removed before the next one is chosen.
-
-    Args:
-        posterior: posterior of the photos.
-        radius: metres.
-        count: points per photo.
-    """
-    photos, cell_m, (rows, cols) = np.arange(len(posterior)), posterior.area.cell_size, posterior.area.shape
-    offset, shares = _disc_shares(cell_m, radius)
-    row, col = posterior.row, posterior.col
-    probability = posterior.probability.copy()
-    # Every photo's cells in one sorted array, so that a cell's neighbours are found by one search for all
-    key = (photos[:, None] * rows + row) * cols + col
-    key[probability == 0] = -1
-    order = np.argsort(key, axis=None)
-    ordered = key.ravel()[order]
-    centres = min(CENTRES, probability.shape[1])
-    near_row = row[:, :centres, None] + offset[:, 0]  # (photo, cell, neighbour)
-    near_col = col[:, :centres, None] + offset[:, 1]
-    inside = (near_row >= 0) & (near_row < rows) & (near_col >= 0) & (near_col < cols)
-    near_key = (photos[:, None, None] * rows + near_row) * cols + near_col
-    at = np.minimum(np.searchsorted(ordered, near_key), len(ordered) - 1)
-    inside &= ordered[at] == near_key
-    neighbour = order[at]  # into the flat probabilities
-    within = (np.arange(POINTS) + 0.5) / POINTS - 0.5
-    dx, dy = np.meshgrid(within * cell_m, -within * cell_m)  # row 0 is north
-    x, y = (
-        values[:, :centres, None] + shift.ravel() for values, shift in zip(posterior.centers, (dx, dy), strict=True)
-    )  # (photo, cell, point)
-    possible = np.broadcast_to((probability[:, :centres] > 0)[..., None], x.shape).copy()
-    chosen: list[tuple[NDArray[Any], ...]] = []
-    for _ in range(count):
-        mass = np.where(inside, probability.ravel()[neighbour], 0.0) @ shares.T  # (photo, cell, point)
-        best = np.where(possible, mass, -1.0).reshape(len(posterior), -1).argmax(1)
-        cell, point = np.divmod(best, POINTS * POINTS)
-        at_best = photos, cell, point
-        chosen.append((x[at_best], y[at_best], cell, np.where(possible[at_best], mass[at_best], 0.0)))
-        taken = np.where(inside[photos, cell], shares[point], 0.0) * possible[at_best][:, None]
-        np.multiply.at(probability.reshape(-1), neighbour[photos, cell], 1 - taken)
-        away = np.hypot(x - x[at_best][:, None, None], y - y[at_best][:, None, None]) > radius
-        possible &= away
     return Points(*(np.stack(values, 1) for values in zip(*chosen, strict=True)))
 
 
@@ -230,33 +186,23 @@ def credible_radius(
         x: (photo,) of the points in the area's CRS, metres.
         y: (photo,) of the points in the area's CRS, metres.
         shares: shares of the probability, 0..1.
+
+    Raises:
+        ConfigError: a share is out of range.
     """
-    cell_m = posterior.area.cell_size
-    within = ((np.arange(3) + 0.5) / 3 - 0.5) * cell_m  # a cell is approximated by nine points
+    SHARE.check("a share of the probability", *shares)
+    within = ((np.arange(3) + 0.5) / 3 - 0.5) * posterior.area.cell_size  # a cell is approximated by nine points
     dx, dy = np.meshgrid(within, within)
-    distance = np.hypot(
-        posterior.centers[0][..., None] + dx.ravel() - x[:, None, None],
-        posterior.centers[1][..., None] + dy.ravel() - y[:, None, None],
-    ).reshape(len(posterior), -1)
-    mass = np.repeat(posterior.probability / dx.size, dx.size, axis=1)
-    order = distance.argsort(1)
-    cumulated, distance = np.take_along_axis(mass, order, 1).cumsum(1), np.take_along_axis(distance, order, 1)
-
-    def radius_of(share: float) -> NDArray[np.float64]:
-        enough = cumulated >= share - 1e-9
-        return np.where(enough.any(1), distance[np.arange(len(posterior)), enough.argmax(1)], np.inf)
-
-    return np.stack([radius_of(share) for share in shares])
-
-
-def _disc_shares(cell_m: float, radius: float, samples: int = 8) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """(neighbour, 2) offsets in rows and columns, and (point, neighbour) share of each that a point's disc covers."""
-    reach = int(np.ceil(radius / cell_m + 0.5))
-    offset = np.stack(np.meshgrid(*[np.arange(-reach, reach + 1)] * 2, indexing="ij"), -1).reshape(-1, 2)
-    point = (np.arange(POINTS) + 0.5) / POINTS - 0.5
-    sample = (np.arange(samples) + 0.5) / samples - 0.5
-    # Along one axis: (point, offset, sample) in cells, from the point to the sample
-    along = np.arange(-reach, reach + 1)[None, :, None] + sample[None, None, :] - point[:, None, None]
-    square = (along * cell_m) ** 2
-    near = square[:, None, :, None, :, None] + square[None, :, None, :, None, :] <= radius**2
-    return offset, near.mean((-1, -2)).reshape(POINTS * POINTS, -1)
+    radii = np.full((len(shares), len(posterior)), np.inf)
+    for photo in range(len(posterior)):  # one at a time, which bounds memory
+        distance = np.hypot(
+            posterior.centers[0][photo, :, None] + dx.ravel() - x[photo],
+            posterior.centers[1][photo, :, None] + dy.ravel() - y[photo],
+        ).ravel()
+        order = distance.argsort()
+        cumulated = np.repeat(posterior.probability[photo] / dx.size, dx.size)[order].cumsum()
+        for number, share in enumerate(shares):
+            enough = cumulated >= share - 1e-9
+            if enough.any():
+                radii[number, photo] = distance[order[enough.argmax()]]
+    return radii

@@ -19,6 +19,7 @@ from rasterio.transform import from_origin
 from rasterio.warp import reproject, transform_bounds, transform_geom
 
 from jzi.errors import ConfigError, first_line
+from jzi.locate.ranges import DISTANCE, LATITUDE, LONGITUDE
 from jzi.store.cell_grid import CellGrid
 from jzi.store.pyramid import WGS84, Pyramid, as_pyramid, geodesic_distance
 
@@ -95,11 +96,10 @@ class Prior:
 
 
 def check_circle(latitude: float, longitude: float, within: float) -> None:
-    """Raise a ConfigError if the position is not on earth, or the distance is not a number of metres above 0."""
-    if not (-90 <= latitude <= 90 and -180 <= longitude <= 180):
+    """Raise a ConfigError if the position is not on earth, or the distance is out of range."""
+    if latitude not in LATITUDE or longitude not in LONGITUDE:
         raise ConfigError(f"near {latitude:g} {longitude:g} is no position on earth: give latitude, longitude")
-    if not 0 < within < np.inf:
-        raise ConfigError(f"within must be a number of metres of more than 0, not {within:g}")
+    DISTANCE.check("within", within)
 
 
 def near(area: CellGrid, latitude: float, longitude: float, within: float) -> NDArray[np.float64]:

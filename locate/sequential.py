@@ -7,13 +7,14 @@ reach.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jzi.errors import ConfigError
 from jzi.locate.posterior import Posterior
+from jzi.locate.ranges import SECONDS, SPEED_KMH
 
 #: Share of photos that carry no information about where they were taken.
 OUTLIER = 0.02
@@ -21,9 +22,12 @@ OUTLIER = 0.02
 #: Maximum cells per side of a map on which photos are fused, because likelihoods of all cells are stored.
 MAX_SIDE = 2048
 
+#: Maximum number of cells times photos of a drive, 1 GB: 32 photos on the largest map, 2048 on one of 256 x 256 cells.
+MAX_TRACK = 2**27
 
-def likelihoods(posterior: Posterior, cell_mask: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """(photo, row, col) likelihood of every cell for each photo, normalised to a sum of 1.
+
+def likelihoods(posterior: Posterior, cell_mask: NDArray[np.bool_]) -> Iterator[NDArray[np.float64]]:
+    """(row, col) likelihood of every cell for each photo in turn, normalised to a sum of 1.
 
     Args:
         posterior: posterior of several photos; it need not be normalised.
@@ -35,16 +39,17 @@ def likelihoods(posterior: Posterior, cell_mask: NDArray[np.bool_]) -> NDArray[n
     rows, cols = cell_mask.shape
     if max(rows, cols) > MAX_SIDE:
         raise ConfigError(f"photos are fused on maps of at most {MAX_SIDE} x {MAX_SIDE} cells, not {rows} x {cols}")
+    return (_likelihood(posterior, photo, cell_mask) for photo in range(len(posterior)))
+
+
+def _likelihood(posterior: Posterior, photo: int, cell_mask: NDArray[np.bool_]) -> NDArray[np.float64]:
     uniform = cell_mask / cell_mask.sum()
-    grids = []
-    for photo in range(len(posterior)):
-        grid = posterior.grid(photo)
-        unreached = cell_mask & (grid == 0)
-        if unreached.any():
-            grid = grid + unreached * (posterior.residual[photo] / unreached.sum())
-        grid = grid / grid.sum() if grid.any() else uniform
-        grids.append((1 - OUTLIER) * grid + OUTLIER * uniform)
-    return np.stack(grids)
+    grid = posterior.grid(photo)
+    unreached = cell_mask & (grid == 0)
+    if unreached.any():
+        grid = grid + unreached * (posterior.residual[photo] / unreached.sum())
+    grid = grid / grid.sum() if grid.any() else uniform
+    return np.asarray((1 - OUTLIER) * grid + OUTLIER * uniform)
 
 
 def fuse(posterior: Posterior, cell_mask: NDArray[np.bool_]) -> Posterior:
@@ -57,9 +62,33 @@ def fuse(posterior: Posterior, cell_mask: NDArray[np.bool_]) -> Posterior:
     Raises:
         ConfigError: the map has too many cells.
     """
-    logs = np.log(np.maximum(likelihoods(posterior, cell_mask), 1e-300)).sum(0)
+    logs = np.zeros(cell_mask.shape)
+    for likelihood in likelihoods(posterior, cell_mask):
+        logs += np.log(np.maximum(likelihood, 1e-300))
     logs[~cell_mask] = -np.inf
     return _to_posterior(posterior, np.exp(logs - logs.max()))
+
+
+def check_track(cells: int, seconds: Sequence[float], speed: float) -> None:
+    """Raise an error unless the photos of a drive can be located together.
+
+    Args:
+        cells: number of cells of the map.
+        seconds: (photo,) time at which each was taken, not decreasing.
+        speed: top speed, metres per second.
+
+    Raises:
+        ConfigError: the speed or a time is out of range, the times decrease, or photos and cells are too many.
+    """
+    SPEED_KMH.check("the top speed", speed * 3.6)
+    with np.errstate(invalid="ignore"):  # inf - inf
+        gaps = np.diff(np.asarray(seconds, float)).tolist()
+    SECONDS.check("the time from a photo to the next", *gaps)
+    if cells * len(seconds) > MAX_TRACK:
+        raise ConfigError(
+            f"a track of {len(seconds)} photos is too long for a map of {cells} cells: pass at most "
+            f"{max(1, MAX_TRACK // cells)} photos at once"
+        )
 
 
 def smooth_track(
@@ -77,21 +106,24 @@ def smooth_track(
         speed: top speed, metres per second.
 
     Raises:
-        ConfigError: the speed is not positive, the times decrease, or the map has too many cells.
+        ConfigError: as `check_track`, or the map has too many cells.
     """
-    gaps = np.diff(np.asarray(seconds, float))
-    if not speed > 0 or (gaps < 0).any():
-        raise ConfigError(f"a track needs a top speed of more than 0, not {speed}, and photos in the order of time")
-    observed = likelihoods(posterior, cell_mask)
+    check_track(cell_mask.size, seconds, speed)
     cell_m = posterior.area.cell_size
-    reaches = [speed * gap + cell_m for gap in gaps]  # positions are accurate to a cell
-    forward, backward = [observed[0]], [np.ones_like(observed[0])]
-    for reach, present in zip(reaches, observed[1:], strict=True):
-        forward.append(_normalise(_spread(forward[-1], reach / cell_m, cell_mask) * present))
-    for reach, later in zip(reversed(reaches), observed[:0:-1], strict=True):
-        backward.append(_normalise(_spread(backward[-1] * later, reach / cell_m, cell_mask)))
-    smoothed = (_normalise(ahead * behind) for ahead, behind in zip(forward, reversed(backward), strict=True))
-    return [_to_posterior(posterior, grid) for grid in smoothed]
+    gaps = np.diff(np.asarray(seconds, float))
+    reaches = [(speed * gap + cell_m) / cell_m for gap in gaps.tolist()]  # positions are accurate to a cell
+    forward: list[NDArray[np.float64]] = []
+    for photo, likelihood in enumerate(likelihoods(posterior, cell_mask)):
+        ahead = _spread(forward[-1], reaches[photo - 1], cell_mask) if forward else None
+        forward.append(likelihood if ahead is None else _normalise(ahead * likelihood))
+    smoothed: list[Posterior] = []
+    behind = np.ones(cell_mask.shape)
+    for photo in reversed(range(len(forward))):
+        smoothed.append(_to_posterior(posterior, _normalise(forward.pop() * behind)))
+        if photo:
+            later = _likelihood(posterior, photo, cell_mask)
+            behind = _normalise(_spread(behind * later, reaches[photo - 1], cell_mask))
+    return smoothed[::-1]
 
 
 def _spread(grid: NDArray[np.float64], reach: float, cell_mask: NDArray[np.bool_]) -> NDArray[np.float64]:

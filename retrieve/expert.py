@@ -13,6 +13,7 @@ from torch import Tensor
 from jzi.locate.expert import Expert
 from jzi.locate.location import LocateOptions
 from jzi.locate.posterior import Posterior
+from jzi.locate.ranges import RANKS
 from jzi.locate.restricted import RestrictedExpert
 from jzi.retrieve.retriever import Retriever
 from jzi.retrieve.search import CellIndex, probabilities
@@ -118,7 +119,11 @@ class RetrievalExpert:
             row: (photo,) rows of the true cells.
             col: (photo,) columns of the true cells.
             count: number of most similar cells to rank.
+
+        Raises:
+            ConfigError: `count` is out of range.
         """
+        RANKS.check("count", count)
         _, cells = self.index.search(query.cpu().numpy(), max(count, RANKED))
         cells = cells[:, :count]
         hit = (self.index.row[cells] == row[:, None]) & (self.index.col[cells] == col[:, None]) & (cells >= 0)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jzi.errors import ModelError
+from jzi.locate.ranges import CONTEXT, TEMPERATURE
 from jzi.store.cache import FeatureCache
 from jzi.store.info import EncoderInfo, ImageryInfo
 from jzi.store.model_folder import CONFIG, ENCODER, GRAPH, RetrieverModelConfig, create_model, read_config
@@ -144,7 +145,10 @@ def save_retriever(
 
     Raises:
         ModelError: the folder cannot be written.
+        ConfigError: the context or the temperature is out of range.
     """
+    CONTEXT.check("context", context)
+    TEMPERATURE.check("temperature", temperature)
     config = RetrieverModelConfig(
         pyramid=pyramid,
         encoder=replace(encoder, name=str(folder / ENCODER), from_hub=False),

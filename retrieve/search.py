@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jzi.errors import ConfigError, ModelError, first_line
+from jzi.locate.ranges import RANKS, TEMPERATURE
 from jzi.retrieve.retriever import Retriever
 from jzi.store.model_folder import GRAPH, verify_file, write_file
 
@@ -96,7 +97,11 @@ class CellIndex:
 
         Returns:
             (query, count) cosine similarities and indices of cells, most similar first; -1 if a graph reached fewer.
+
+        Raises:
+            ConfigError: `count` is out of range.
         """
+        RANKS.check("count", count)
         similarity, cells = self.index.search(normalise_rows(query), min(count, len(self)))
         return similarity, cells
 
@@ -108,7 +113,11 @@ def probabilities(similarity: NDArray[np.float32], cells: NDArray[np.int64], tem
         similarity: (query, cell), as `CellIndex.search` returns them.
         cells: (query, cell), likewise.
         temperature: divisor of the similarities.
+
+    Raises:
+        ConfigError: the temperature is out of range.
     """
+    TEMPERATURE.check("temperature", temperature)
     logits = np.where(cells < 0, -np.inf, similarity.astype(np.float64) / temperature)
     weight = np.exp(logits - logits.max(1, keepdims=True))
     return weight / weight.sum(1, keepdims=True)

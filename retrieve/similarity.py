@@ -8,6 +8,8 @@ import torch.nn.functional as F  # noqa: N812 - its name everywhere
 from numpy.typing import NDArray
 from torch import Tensor
 
+from jzi.locate.ranges import RANKS
+
 #: Queries per matrix product: similarities of 1024 x 65 536 in float32 take 0.27 GB.
 ROWS = 1024
 
@@ -22,7 +24,11 @@ def nearest(query: Tensor, reference: Tensor, count: int) -> NDArray[np.int32]:
 
     Returns:
         (query, count) indices of references, the greatest product first.
+
+    Raises:
+        ConfigError: `count` is out of range.
     """
+    RANKS.check("count", count)
     count = min(count, len(reference))
     parts = [(rows.float() @ reference.float().T).topk(count).indices.int().cpu() for rows in query.split(ROWS)]
     return torch.cat(parts).numpy()

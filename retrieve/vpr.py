@@ -57,10 +57,16 @@ class VprConfig:
     Attributes:
         width_m: standard deviation of the Gaussian kernel around a photo's position, metres.
         temperature: divisor of the cosine similarities in the softmax.
+
+    Raises:
+        ConfigError: a value is out of range.
     """
 
     width_m: Annotated[float, Field(gt=0, le=1e6)]
     temperature: Annotated[float, Field(ge=1e-3, le=1e3)] = 0.02
+
+    def __post_init__(self) -> None:
+        check_settings("vpr", self)
 
 
 class VprExpert:
@@ -224,7 +230,6 @@ class VprExpert:
         """Read what `save` wrote; arguments and errors as `CellsExpert.load`."""
         try:
             config = VprConfig(**entries)
-            check_settings("vpr", config)
             with safe_open(path, "np") as file:
                 photos = file.get_slice("position").get_shape()[0]
         except (OSError, SafetensorError, TypeError, IndexError, ConfigError) as error:

@@ -95,7 +95,7 @@ def test_forward_backward_is_the_sum_over_all_tracks() -> None:
     found = Posterior.from_cells(pyramid, row, col, np.stack(grids))
     everywhere = np.ones((4, 4), bool)
     smoothed = smooth_track(found, everywhere, [0, 1, 2], speed=10.0)  # 10 m and a cell: the four neighbours
-    seen = likelihoods(found, everywhere).reshape(3, 16)
+    seen = np.stack([*likelihoods(found, everywhere)]).reshape(3, 16)
     near = np.hypot(row[:, None] - row, col[:, None] - col) * 20 <= 30
     step = near / 9  # the disc has nine cells: sqrt(2) * 20 is less than 30
     every = np.einsum("a,ab,b,bc,c->abc", seen[0], step, seen[1], step, seen[2])
@@ -104,7 +104,24 @@ def test_forward_backward_is_the_sum_over_all_tracks() -> None:
         np.testing.assert_allclose(smoothed[photo].grid().ravel(), every.sum(axes), atol=1e-6)
 
 
-@pytest.mark.parametrize(("seconds", "speed"), [([0, 5, 3], 10.0), ([0, 1, 2], 0.0)])
-def test_a_track_against_time_or_with_no_speed_is_refused(pyramid, seconds, speed) -> None:
-    with pytest.raises(ConfigError, match="top speed"):
+@pytest.mark.parametrize(
+    ("seconds", "speed", "reason"),
+    [
+        ([0, 5, 3], 10.0, "the time from a photo to the next"),
+        ([0, np.inf, np.inf], 10.0, "the time from a photo to the next"),
+        ([0, 1, 2], 0.0, "the top speed"),
+        ([0, 1, 2], np.inf, "the top speed"),
+        ([0, 1, 2], np.nan, "the top speed"),
+    ],
+)
+def test_a_track_against_time_or_with_no_finite_speed_is_refused(pyramid, seconds, speed, reason) -> None:
+    with pytest.raises(ConfigError, match=reason):
         smooth_track(saying(pyramid, *[peaks((1, 1, 1.0))] * 3), EVERYWHERE, seconds, speed)
+
+
+def test_a_track_that_would_not_fit_into_memory_is_refused(pyramid, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jzi.locate.sequential.MAX_TRACK", 2 * SIDE * SIDE)
+    posterior = saying(pyramid, *[peaks((1, 1, 1.0))] * 3)
+    assert len(smooth_track(posterior.of(0), EVERYWHERE, [0.0], 10.0)) == 1
+    with pytest.raises(ConfigError, match="a track of 3 photos is too long for a map of 256 cells: pass at most 2"):
+        smooth_track(posterior, EVERYWHERE, [0, 1, 2], 10.0)

@@ -1,0 +1,134 @@
+"""The files that `locate` writes; one that cannot be written does not keep the others from being written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jzi.commands.common import UsageError
+from jzi.errors import JziError, first_line
+
+if TYPE_CHECKING:
+    from jzi.encode.imagery import Imagery
+    from jzi.locate.location import Location, NotLocated
+    from jzi.store.exif import ExifPosition
+
+
+@dataclass
+class Outputs:
+    """Collects answers and writes them.
+
+    Attributes:
+        geojson: file to write; None for none, as for the other files.
+        heatmap: a GeoTIFF.
+        picture: a PNG of the first photo.
+        page: an HTML page.
+        table: a CSV.
+        copies: folder for copies of the photos with their position as EXIF.
+        errors: a sentence for each file that could not be written.
+    """
+
+    geojson: Path | None
+    heatmap: Path | None
+    picture: Path | None
+    page: Path | None
+    table: Path | None
+    copies: Path | None
+    errors: list[str] = field(default_factory=list)
+    _rows: list[dict[str, Any]] = field(default_factory=list)
+    _located: list[tuple[Path, Location]] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return any((self.geojson, self.heatmap, self.picture, self.page, self.table, self.copies))
+
+    def check(self) -> None:
+        """Raise a UsageError if the folder of a file does not exist."""
+        for output in (self.geojson, self.heatmap, self.picture, self.page, self.table):
+            if output and not output.parent.is_dir():
+                raise UsageError(f"there is no folder {output.parent} to write {output.name} into")
+
+    def prepare_copies(self, photos: list[Path]) -> None:
+        """Create the folder for copies; raise a UsageError if a copy would replace a photo or another copy."""
+        folder = self.copies
+        if folder is None:
+            return
+        if any(photo.resolve().parent == folder.resolve() for photo in photos):
+            raise UsageError(f"--write-exif {folder} is the folder of the photos: give another folder for the copies")
+        names = [photo.name for photo in photos]
+        if duplicates := {name for name in names if names.count(name) > 1}:
+            raise UsageError(f"two photos are called {min(duplicates)}: locate one folder at a time with --write-exif")
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def add(self, photo: Path, answer: Location | NotLocated, abstain: float) -> None:
+        """Add the answer to a photo, and write the photo's copy if its confidence is at least `abstain`."""
+        from jzi.locate.location import Location
+        from jzi.store.plain import plain
+
+        if not isinstance(answer, Location):
+            self._rows.append(plain(answer))
+            return
+        self._rows.append(answer.to_dict())
+        if self.geojson or self.heatmap or self.picture or self.page:
+            self._located.append((photo, answer))
+        if self.copies and answer.confidence >= abstain:
+            from jzi.store.exif import write_position
+
+            copy = self.copies / photo.name
+            radius = answer.radius_68 if math.isfinite(answer.radius_68) else None
+            self._write(copy, lambda path: write_position(photo, path, answer.latitude, answer.longitude, radius))
+
+    def write(self, imagery: Imagery | None) -> None:
+        """Write all files.
+
+        Args:
+            imagery: background of the picture and the page.
+        """
+        if self.table:
+            from jzi.export.files import write_csv
+
+            self._write(self.table, write_csv, self._rows)
+        if not self._located:
+            return
+        from jzi.export.files import write_geojson, write_heatmap
+
+        locations = [location for _, location in self._located]
+        truths = [_position(photo) for photo, _ in self._located]
+        if self.geojson:
+            self._write(self.geojson, write_geojson, locations, truths)
+        if self.heatmap:
+            self._write(self.heatmap, write_heatmap, locations)
+        if self.picture:
+            self._write(self.picture, self._draw, imagery, truths[0])
+        if self.page:
+            from jzi.export.page import write_page
+
+            photos = [(photo, location, truth) for (photo, location), truth in zip(self._located, truths, strict=True)]
+            self._write(self.page, write_page, photos, imagery)
+
+    def _draw(self, path: Path, imagery: Imagery | None, truth: ExifPosition | None) -> None:
+        from jzi.export.picture import draw_zoom
+
+        photo, location = self._located[0]
+        draw_zoom(location, photo, imagery, path, truth=(truth.latitude, truth.longitude) if truth else None)
+
+    def _write(self, path: Path, write: Callable[..., Any], *arguments: Any) -> None:
+        """Call `write` with a path and arguments; whatever is raised becomes a sentence."""
+        try:
+            write(path, *arguments)
+        except JziError as error:
+            self.errors.append(str(error))
+        except Exception as error:
+            self.errors.append(f"{path} cannot be written: {first_line(error)}")
+
+
+def _position(photo: Path) -> ExifPosition | None:
+    """The position in the EXIF of a photo, if there is one that can be read."""
+    from jzi.store.exif import read_position
+
+    try:
+        return read_position(photo)
+    except Exception:
+        return None

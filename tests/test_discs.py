@@ -1,0 +1,91 @@
+"""The search for the most probable points: bounded in memory for any radius, and exact enough for large ones."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from jzi.errors import ConfigError
+from jzi.locate import discs
+from jzi.locate.discs import most_probable_discs
+from jzi.locate.location import LocateOptions, to_locations
+from jzi.locate.posterior import Posterior, credible_radius, most_probable_cells
+from jzi.locate.ranges import Range
+from jzi.store.pyramid import PRESETS, Pyramid
+
+AREA = PRESETS["just-zoom-in-dc"]
+
+
+def random_posterior(photos: int, cells: int, area: Pyramid = AREA) -> Posterior:
+    rng = np.random.default_rng(photos)
+    key = np.stack([rng.permutation(area.shape[0] ** 2)[:cells] for _ in range(photos)])
+    row, col = np.divmod(key, area.shape[1])
+    return Posterior.from_cells(area, row, col, rng.dirichlet(np.full(cells, 0.3), photos) * 0.97)
+
+
+@pytest.mark.parametrize("radius", [50.0, 1_200.0, 10_000.0])
+def test_memory_depends_neither_on_the_radius_nor_on_the_number_of_photos(radius: float) -> None:
+    posterior = random_posterior(8, 8192)
+    posterior.centers  # noqa: B018 - computed once
+    tracemalloc.start()
+    most_probable_discs(posterior, radius)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 120e6  # 4.8 GB for one photo and 10 000 m before
+
+
+@pytest.mark.parametrize("radius", [35.0, 81.0, 160.0])
+def test_a_large_disc_covers_what_its_samples_cover(radius: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    area = Pyramid.around(48.2, 16.37, 160.0, grid=2, levels=4)  # 16 x 16 cells of 10 m
+    posterior = random_posterior(3, 200, area)
+    sampled = most_probable_discs(posterior, radius)
+    monkeypatch.setattr(discs, "SAMPLED_RADIUS", 0.0)
+    chords = most_probable_discs(posterior, radius, 3)
+    np.testing.assert_allclose(chords.probability[:, :1], sampled.probability, atol=0.005)
+    assert (chords.probability.sum(1) <= posterior.probability.sum(1) + 1e-9).all()
+
+
+def test_a_disc_of_the_size_of_the_map_contains_all_that_search_reached() -> None:
+    points = most_probable_discs(random_posterior(2, 300), 10_000.0, 5)
+    np.testing.assert_allclose(points.probability[:, 0], 0.97)
+    assert (points.probability[:, 1:] == 0).all()
+
+
+@pytest.mark.parametrize("radius", [0.0, -1.0, np.inf, np.nan, 1e6, 10_001.0, "50", True])
+def test_a_radius_outside_of_the_area_is_refused_in_a_sentence(radius: float) -> None:
+    posterior = random_posterior(1, 4)
+    with pytest.raises(ConfigError, match=r"radius (must be a number of metres greater than 0|is .* m, more than)"):
+        most_probable_discs(posterior, radius)
+    with pytest.raises(ConfigError, match="radius"):
+        to_locations(posterior, LocateOptions(radius=radius), [""])
+
+
+@pytest.mark.parametrize(
+    "options", [{"radius": np.inf}, {"radius": np.nan}, {"top": 10**6}, {"top": 2.5}, {"beams": 10**9}]
+)
+def test_options_out_of_range_are_refused(options: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match=f"{next(iter(options))} must be a"):
+        LocateOptions(**options)
+
+
+def test_arguments_out_of_range_are_refused() -> None:
+    posterior, zero = random_posterior(1, 4), np.zeros(1)
+    for call in (
+        lambda: most_probable_discs(posterior, 50.0, 0),
+        lambda: most_probable_cells(posterior, 10**7),
+        lambda: most_probable_cells(posterior, 1, apart=np.nan),
+        lambda: credible_radius(posterior, zero, zero, 68.0),
+        lambda: posterior.top(0),
+    ):
+        with pytest.raises(ConfigError, match="must be"):
+            call()
+
+
+def test_a_range_contains_finite_numbers_of_any_type_between_its_bounds() -> None:
+    share, count = Range(0, 1, above=True), Range(1, 8, whole=True)
+    assert all(value in share for value in (1, 0.5, np.float32(0.5)))
+    assert not any(value in share for value in (0, 1.1, np.nan, np.inf, -np.inf, 1j, None, 10**400))
+    assert all(value in count for value in (1, np.int64(8))) and not any(value in count for value in (0, 9, 2.0, True))
+    assert str(share) == "a number greater than 0 and at most 1"

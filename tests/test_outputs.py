@@ -1,0 +1,184 @@
+"""The files of `locate`: whatever the answer and the name of the photo, and whichever of them cannot be written."""
+
+from __future__ import annotations
+
+import csv
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import rasterio
+from click.testing import CliRunner, Result
+from PIL import ExifTags, Image
+
+from jzi.cli import main
+from jzi.commands.outputs import Outputs
+from jzi.errors import ExportError
+from jzi.export.files import quote_formula, write_csv, write_geojson, write_heatmap
+from jzi.export.page import write_page
+from jzi.export.picture import draw_zoom
+from jzi.locate.location import LocateOptions, Location, NotLocated, to_locations
+from jzi.locate.posterior import Posterior
+from jzi.store.pyramid import Pyramid
+
+FORMATS = ["geojson", "tif", "png", "html", "csv"]
+
+
+@pytest.fixture
+def location(pyramid: Pyramid) -> Location:
+    """An answer of which search reached too little for a radius of 68 %."""
+    posterior = Posterior.from_cells(pyramid, np.array([3, 9]), np.array([5, 40]), np.array([0.3, 0.1]))
+    (answer,) = to_locations(posterior, LocateOptions(), ["photo.jpg"])
+    assert np.isinf([answer.radius_68, answer.radius_95]).all()
+    return answer
+
+
+@pytest.fixture
+def outputs(tmp_path: Path) -> Outputs:
+    """Every output, into the folder `out`."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    return Outputs(*(folder / f"a.{suffix}" for suffix in FORMATS), copies=folder)
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """Let every write beyond the first 500 bytes of a file fail."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def gps_of(photo: Path) -> dict[int, object]:
+    with Image.open(photo) as image:
+        return dict(image.getexif().get_ifd(ExifTags.IFD.GPSInfo))
+
+
+def test_an_unknown_radius_is_left_out_of_every_output(location, outputs, tmp_path, take_photo) -> None:
+    outputs.add(take_photo(tmp_path / "photo.jpg"), location, abstain=0.0)
+    outputs.write(None)
+    assert outputs.errors == []
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
+        [*(f"a.{suffix}" for suffix in FORMATS), "photo.jpg"]
+    )
+    gps = gps_of(tmp_path / "out" / "photo.jpg")
+    assert ExifTags.GPS.GPSLatitude in gps and ExifTags.GPS.GPSHPositioningError not in gps
+    table = pd.read_csv(tmp_path / "out" / "a.csv")
+    assert table["radius_68_m"].isna().all() and table["confidence"].notna().all()
+
+
+@pytest.mark.parametrize("suffix", [*FORMATS, "jpg"])
+def test_an_output_that_fails_costs_no_other(suffix, location, outputs, tmp_path, take_photo, monkeypatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("of a library\nwith details")
+
+    function = {
+        "geojson": "jzi.export.files.write_geojson",
+        "tif": "jzi.export.files.write_heatmap",
+        "png": "jzi.export.picture.draw_zoom",
+        "html": "jzi.export.page.write_page",
+        "csv": "jzi.export.files.write_csv",
+        "jpg": "jzi.store.exif.write_position",
+    }
+    monkeypatch.setattr(function[suffix], fail)
+    outputs.add(take_photo(tmp_path / "photo.jpg"), location, abstain=0.0)
+    outputs.write(None)
+    (sentence,) = outputs.errors
+    assert sentence.endswith(f".{suffix} cannot be written: of a library")
+    written = {path.suffix[1:] for path in (tmp_path / "out").iterdir()}
+    assert written == {*FORMATS, "jpg"} - {suffix}
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9.jpg", b"=1+1 $\\frac$.jpg", b"\xff\n</script>.jpg"])
+def test_a_name_of_any_bytes_loses_no_output(name, location, outputs, tmp_path, take_photo) -> None:
+    photo = take_photo(tmp_path / "photo.jpg").rename(tmp_path / os.fsdecode(name).replace("/", ""))
+    outputs.add(photo, replace(location, photo=photo.name), abstain=0.0)
+    outputs.add(photo, NotLocated(photo.name, f"{photo.name} cannot be read"), abstain=0.0)
+    outputs.write(None)
+    assert outputs.errors == [] and len(list((tmp_path / "out").iterdir())) == 6
+    with rasterio.open(tmp_path / "out" / "a.tif") as raster:
+        assert raster.descriptions[0].endswith(".jpg")
+    first, second = (tmp_path / "out" / "a.csv").read_text("utf-8").splitlines()[1:]
+    assert ".jpg" in first and "cannot be read" in second
+
+
+def test_a_full_disk_is_a_sentence_for_each_file_and_leaves_no_part_of_it(location, tmp_path, take_photo) -> None:
+    photo = take_photo(tmp_path / "photo.jpg")
+    for path, write in (
+        (tmp_path / "a.tif", lambda file: write_heatmap(file, [location])),
+        (tmp_path / "a.geojson", lambda file: write_geojson(file, [location])),
+        (tmp_path / "a.csv", lambda file: write_csv(file, [location.to_dict()] * 9)),
+        (tmp_path / "a.html", lambda file: write_page(file, [(photo, location, None)], None)),
+        (tmp_path / "a.png", lambda file: draw_zoom(location, photo, None, file)),
+    ):
+        with full_disk(), pytest.raises(ExportError, match=rf"{path.name} cannot be written: File too large"):
+            write(path)
+    assert [path.name for path in tmp_path.iterdir()] == ["photo.jpg"]
+
+
+def test_cells_that_spreadsheets_take_for_formulas_are_quoted_and_numbers_are_not(location, tmp_path) -> None:
+    names = ["=1+1", "+1", "-1", "@sum", "\t=1", "\r=1", "a=1", "-"]
+    answers = [location.to_dict() | {"photo": name} for name in names]
+    answers.append({"photo": "=x", "error": "=cmd cannot be read"})
+    answers[0]["latitude"] = -48.5
+    write_csv(tmp_path / "a.csv", answers)
+    rows = list(csv.DictReader((tmp_path / "a.csv").open(newline="")))
+    assert [row["photo"] for row in rows] == ["'=1+1", "'+1", "'-1", "'@sum", r"'\t=1", r"'\r=1", "a=1", "'-", "'=x"]
+    assert rows[0]["latitude"] == "-48.5" and rows[-1]["error"] == "'=cmd cannot be read"
+    assert [quote_formula(value) for value in (-1, -0.5, None)] == [-1, -0.5, None]
+
+
+# The command
+
+
+@pytest.fixture(scope="module")
+def trained_folder(prepare, area_folder) -> Path:
+    training = "train-decoder --set decoder.layers=1 --set decoder.heads=2 --set train.epochs=1 --experts zoom"
+    return prepare(area_folder, "outputs", "encode-map", "encode-queries", training)
+
+
+@pytest.fixture
+def locate(trained_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Result]:
+    """Runs `jzi locate` on one photo with options."""
+    monkeypatch.chdir(trained_folder)
+    return lambda options: CliRunner().invoke(main, f"locate photos/day0/000.jpg {options}".split())
+
+
+def test_a_beam_that_leaves_the_radius_open_writes_exif(locate, trained_folder) -> None:
+    result = locate("--beams 1 --write-exif copies --csv beam.csv")
+    assert result.exit_code == 0, result.output
+    assert ExifTags.GPS.GPSHPositioningError not in gps_of(trained_folder / "copies" / "000.jpg")
+    assert Path("beam.csv").exists()
+
+
+def test_a_failed_output_ends_the_command_with_2_after_the_others(locate, monkeypatch) -> None:
+    monkeypatch.setattr("jzi.export.files.MAX_HEATMAP_SIDE", 4)
+    result = locate("--heatmap a.tif --csv after.csv --map after.html")
+    assert result.exit_code == 2 and result.stdout.count("within 50 m") == 1
+    assert result.stderr.startswith("jzi: a heat map of 64 x 64 cells is too large")
+    assert Path("after.csv").exists() and Path("after.html").exists() and not Path("a.tif").exists()
+
+
+@pytest.mark.parametrize("radius", ["1e6", "inf", "nan", "0", "802", "-5"])
+def test_a_radius_beyond_the_area_is_refused_before_anything_is_encoded(locate, radius, monkeypatch) -> None:
+    monkeypatch.setattr("jzi.locate.locator.Locator.encoder", None)
+    result = locate(f"--radius {radius}")
+    assert result.exit_code == 2 and isinstance(result.exception, SystemExit)
+    assert "radius" in result.stderr and ("side of 801 m" in result.stderr or "20037508" in result.stderr)
+
+
+def test_a_reader_that_stops_reading_loses_no_file(trained_folder) -> None:
+    command = f"{sys.executable} -m jzi locate photos --json --csv all.csv 2>/dev/null | head -c 1"
+    subprocess.run(command, shell=True, cwd=trained_folder, check=True)
+    assert len(pd.read_csv(trained_folder / "all.csv")) == 30
