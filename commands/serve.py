@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import signal
+import os
 from pathlib import Path
 
 import click
@@ -20,12 +20,43 @@ from jzi.commands.common import UsageError, approximate_option, experts_option, 
 @retriever_option
 @approximate_option
 @click.option("--imagery", multiple=True, help="Rasters for the page's map.  [default: the map of jzi.toml]")
-@click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 accepts other machines.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 accepts other machines; needs JZI_TOKEN.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
 @click.option(
-    "--max-mb", type=click.FloatRange(0, min_open=True), default=20.0, show_default=True, help="Largest photo, MB."
+    "--allowed-host",
+    "hosts",
+    multiple=True,
+    metavar="NAME",
+    help="A name by which the service is addressed, beside localhost, --host and IP addresses; may be repeated.",
 )
-@click.option("--max-megapixels", type=click.FloatRange(0, min_open=True), default=60.0, show_default=True)
+@click.option(
+    "--max-mb",
+    type=click.FloatRange(0, 1000, min_open=True),
+    default=20.0,
+    show_default=True,
+    help="Largest photo, MB.",
+)
+@click.option(
+    "--max-megapixels",
+    type=click.FloatRange(0, 1000, min_open=True),
+    default=60.0,
+    show_default=True,
+    help="Largest photo, and all photos that are decoded at once.",
+)
+@click.option(
+    "--queue",
+    type=click.IntRange(1, 100_000),
+    default=256,
+    show_default=True,
+    help="Photos that may wait; more are answered with status 503.",
+)
+@click.option(
+    "--queue-mb",
+    type=click.FloatRange(0, 100_000, min_open=True),
+    default=256.0,
+    show_default=True,
+    help="MB of all photos that are received or wait; more are answered with status 503.",
+)
 @click.option("--abstain", type=click.FloatRange(0, 1), default=0.0, help='Answer "not sure" below this confidence.')
 def serve(
     model: Path | None,
@@ -37,27 +68,46 @@ def serve(
     imagery: tuple[str, ...],
     host: str,
     port: int,
+    hosts: tuple[str, ...],
     max_mb: float,
     max_megapixels: float,
+    queue: int,
+    queue_mb: float,
     abstain: float,
 ) -> None:
     """Locate photos over HTTP, with a web page to drop them on.
 
-    POST a photo to /locate; /docs describes the service. Photos are not stored.
+    POST a photo to /locate; /docs describes the service, /metrics counts for Prometheus. Photos are not stored, and the
+    log, a JSON object per line on standard error, has neither their names nor positions.
+
+    If JZI_TOKEN is set, requests must carry it (Authorization: Bearer TOKEN), and the page asks for it. It has to be
+    set for a --host that other machines can reach.
+
+    Memory: that of the model, --queue-mb, and 25 bytes for each of --max-megapixels; 256 MB and 1.5 GB by default,
+    whatever the number of requests.
     """
     try:
-        import uvicorn
+        import uvicorn  # noqa: F401
 
-        from jzi.serve.app import Limits, make_app
+        from jzi.serve.app import make_app
+        from jzi.serve.guard import Access
+        from jzi.serve.limits import Limits
+        from jzi.serve.server import is_loopback, listen, run
     except ImportError as error:
         raise UsageError(f"jzi serve needs {error.name}: pip install 'jzi[serve]'") from error
     from jzi.workspace.open import imagery_of, open_locator
 
-    locator = open_locator(
-        model, config_file, cache=cache, retriever=retriever, approximate=approximate, experts=experts
-    )
-    background = imagery_of(locator.pyramid, imagery, config_file)
-    app = make_app(locator, background, Limits(max_mb, max_megapixels, abstain))
-    click.echo(f"serving on http://{host}:{port}; stop with Ctrl-C", err=True)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # uvicorn finishes open requests, then re-raises the signal
-    uvicorn.run(app, host=host, port=port, log_level="warning")
+    limits = Limits(max_mb, max_megapixels, abstain, queue, queue_mb)
+    access = Access(os.environ.get("JZI_TOKEN", ""), (host, *hosts))
+    with listen(host, port) as listener:
+        if not (access.token or is_loopback(listener)):
+            raise UsageError(
+                f"--host {host} accepts other machines: set JZI_TOKEN to a secret that their requests must carry"
+            )
+        locator = open_locator(
+            model, config_file, cache=cache, retriever=retriever, approximate=approximate, experts=experts
+        )
+        locator.encoder  # noqa: B018 - loaded here, so that an error is a sentence
+        app = make_app(locator, imagery_of(locator.pyramid, imagery, config_file), limits, access)
+        click.echo(f"serving on http://{host}:{listener.getsockname()[1]}; stop with Ctrl-C", err=True)
+        run(app, listener, limits)

@@ -190,7 +190,11 @@ class Locator:
         return names, torch.cat(parts)
 
     def locate_embeddings(
-        self, query: Tensor, options: LocateOptions = DEFAULT, names: Sequence[str] | None = None
+        self,
+        query: Tensor,
+        options: LocateOptions = DEFAULT,
+        names: Sequence[str] | None = None,
+        photos: Sequence[Photo] | None = None,
     ) -> list[Location]:
         """Locate photos that are embedded already; opens no image.
 
@@ -198,9 +202,11 @@ class Locator:
             query: (photo, feature) embeddings.
             options: see `locate`.
             names: (photo,) names in the answers; empty by default.
+            photos: (photo,) sources for stages that look at photos; see `locate`.
         """
         names = names or [""] * len(query)
-        queries = [Query(name, embedding) for name, embedding in zip(names, query, strict=True)]
+        sources: Sequence[Photo | None] = photos or [None] * len(query)
+        queries = [Query(*each) for each in zip(names, query, sources, strict=True)]
         return self._run_stages(queries, to_locations(self.posterior(query, options), options, names))
 
     def posterior(self, query: Tensor, options: LocateOptions = DEFAULT) -> Posterior:

@@ -6,125 +6,84 @@ Photos are processed in memory; they are neither stored nor logged.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any, Literal
 
-from fastapi import FastAPI, File, HTTPException, Query, Request, UploadFile
-from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import HTMLResponse, JSONResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from fastapi import FastAPI, HTTPException, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel
+from starlette.requests import ClientDisconnect
 
 from jzi.encode.imagery import Imagery
-from jzi.encode.photos import open_photo
-from jzi.errors import ConfigError, JziError
-from jzi.export.page import background_overlay, lat_lon_bounds, photo_data, render
-from jzi.locate.geojson import parse_polygons
+from jzi.errors import JziError
 from jzi.locate.location import LocateOptions
 from jzi.locate.locator import Locator
-from jzi.locate.prior_weights import Prior
+from jzi.serve.batch import BatchLocator
+from jzi.serve.guard import Access, Guard
+from jzi.serve.limits import EARTH_M, STOPPING, Limits, RefusedError
+from jzi.serve.metrics import Metrics
+from jzi.serve.parameters import BODY, area_side, check_names, parse_position, sentence
+from jzi.serve.queue import Job, PhotoQueue
+from jzi.serve.site import Site
+from jzi.serve.uploads import Reservation, Upload, Uploads
 from jzi.version import __version__
 
-
-@dataclass(frozen=True)
-class Limits:
-    """Limits on requests, and the confidence below which the service is not sure.
-
-    Attributes:
-        megabytes: largest request body, MB (10^6 bytes).
-        megapixels: largest image, megapixels.
-        abstain: answers below this confidence (0..1) are marked as not sure.
-    """
-
-    megabytes: float = 20.0
-    megapixels: float = 60.0
-    abstain: float = 0.0
+PARAMETERS = {"estimate", "radius", "top", "details", "near", "within"}
 
 
-class BodyLimit:
-    """ASGI middleware that refuses request bodies over a limit, whether or not `content-length` declares them.
+class Problem(BaseModel):
+    """Why a request was refused: one sentence."""
 
-    Args:
-        app: wrapped application.
-        limit: largest body, bytes.
-    """
-
-    def __init__(self, app: ASGIApp, limit: int) -> None:
-        self.app, self.limit = app, limit
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one request."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        declared = dict(scope["headers"]).get(b"content-length", b"0")
-        received = int(declared) if declared.isdigit() else 0
-        if received > self.limit:
-            await self._refuse(scope, receive, send)
-            return
-        received, refused = 0, False
-
-        async def receive_limited() -> Message:
-            nonlocal received, refused
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self.limit:
-                refused = True
-                return {"type": "http.disconnect"}
-            return message
-
-        async def send_unless_refused(message: Message) -> None:
-            if not refused:
-                await send(message)
-
-        try:
-            await self.app(scope, receive_limited, send_unless_refused)
-        except Exception:
-            if not refused:
-                raise
-        if refused:
-            await self._refuse(scope, receive, send)
-
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        detail = f"the request has more than {self.limit / 1e6:g} MB; send a smaller photo"
-        await JSONResponse({"detail": detail}, status_code=413)(scope, receive, send)
+    detail: str
 
 
-def make_app(locator: Locator, imagery: Imagery | None = None, limits: Limits | None = None) -> FastAPI:
+#: What each status means, for the reference.
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    400: {"model": Problem, "description": "The request is no valid form, or names another host."},
+    401: {"model": Problem, "description": "The token is missing or wrong."},
+    403: {"model": Problem, "description": "The request comes from another site's page."},
+    408: {"model": Problem, "description": "The photo arrived too slowly."},
+    413: {"model": Problem, "description": "The request is too large."},
+    422: {"model": Problem, "description": "The photo cannot be read, or a value is out of its range."},
+    503: {"model": Problem, "description": "Too many photos wait; `Retry-After` has seconds."},
+}
+
+
+def make_app(
+    locator: Locator, imagery: Imagery | None = None, limits: Limits | None = None, access: Access | None = None
+) -> FastAPI:
     """Return the web application.
 
     Args:
         locator: locates the photos; its encoder is loaded when the service starts.
         imagery: background of the page's map; None for a plain one.
         limits: limits on requests; by default those of `Limits()`.
+        access: who may use the service; by default anyone who can connect.
     """
-    limits = limits or Limits()
-    model_lock = asyncio.Lock()  # one photo at a time: the model already uses all cores
-    pages: dict[str, str] = {}  # rendered once: the page contains the background of the map
+    limits, side = limits or Limits(), area_side(locator.expert.area)
+    service = _Service(limits)
+    site = Site(locator.pyramid)
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> Any:
-        locator.encoder  # noqa: B018 - load now rather than with the first photo
-        pyramid = locator.pyramid
-        data = {"grid": pyramid.grid, "bounds": lat_lon_bounds(pyramid), "imagery": background_overlay(imagery)}
-        pages["/"] = render("serve.html", title="Where was this photo taken?", data=data)
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.start(BatchLocator(locator, imagery, limits))  # loads the encoder now rather than with the first photo
+        site.render(imagery)
         yield
+        service.close()
 
     app = FastAPI(
         title="jzi",
         version=__version__,
         description="Locates street-level photos in an overhead map.",
         lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
     )
-    app.add_middleware(BodyLimit, limit=int(limits.megabytes * 1e6))
-
-    @app.exception_handler(JziError)
-    async def unprocessable(_: Request, error: JziError) -> JSONResponse:
-        return JSONResponse({"detail": str(error)}, status_code=422)
-
-    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
-    async def page() -> str:
-        return pages["/"]
+    app.add_middleware(Guard, access=access or Access(), metrics=service.metrics)
+    app.state.stop = service.stop
+    app.include_router(site.router(app))
 
     @app.get("/health", summary="Whether the service is ready, and which model it uses")
     async def health() -> dict[str, Any]:
@@ -133,68 +92,133 @@ def make_app(locator: Locator, imagery: Imagery | None = None, limits: Limits | 
             "version": __version__,
             "model": locator.name,
             "encoder": locator.expert.encoder.label,
-            "area_m": locator.pyramid.size,
-            "cell_m": locator.pyramid.cell_size,
+            "area_m": side,
+            "cell_m": locator.expert.area.cell_size,
         }
 
-    @app.post("/locate", summary="Where a photo was taken")
-    async def locate(
-        photo: UploadFile,
-        region: Annotated[
-            UploadFile | str | None,
-            File(description="prior: GeoJSON polygons, as a file or as text, in which the photo was taken"),
-        ] = None,
-        estimate: Annotated[str, Query(description="radius, map or greedy")] = "radius",
-        radius: Annotated[float, Query(gt=0, description="metres")] = 50.0,
-        top: Annotated[int, Query(ge=1, le=50, description="number of candidates")] = 5,
-        details: Annotated[bool, Query(description="also return GeoJSON features, heat map and zoom tiles")] = False,
-        near: Annotated[
-            str | None,
-            Query(description="prior: latitude,longitude of a point, with `within`", examples=["48.2,16.37"]),
-        ] = None,
-        within: Annotated[float | None, Query(description="prior: largest distance from `near`, metres")] = None,
-    ) -> dict[str, Any]:
-        options = LocateOptions(estimate, radius, top)
-        content = region if region is None or isinstance(region, str) else await region.read()
-        data = await photo.read()
-        async with model_lock:
-            return await run_in_threadpool(
-                answer, data, photo.filename or "photo", options, details, near, within, content
-            )
+    @app.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
+    async def metrics() -> Response:
+        return Response(service.metrics.text(), media_type=service.metrics.content_type)
 
-    def answer(
-        data: bytes,
-        name: str,
-        options: LocateOptions,
-        details: bool,
-        near: str | None,
-        within: float | None,
-        region: str | bytes | None,
-    ) -> dict[str, Any]:
-        polygons = () if region is None else parse_polygons(region, "region")
-        prior = Prior(None if near is None else _position(near), within, polygons)
-        image = open_photo(data, name, max_pixels=int(limits.megapixels * 1e6))
-        with_prior = locator.with_prior(prior.weight(locator.expert.area)) if prior else locator
-        location = with_prior.locate(image, options, name=name)
-        values = {**location.to_dict(), "sure": location.confidence >= limits.abstain}
-        if prior:
-            values["prior"] = prior.to_dict()
-        if details:
-            values["page"] = photo_data(image, location, None, imagery)
-        return values
+    @app.post("/locate", summary="Where a photo was taken", responses=PROBLEMS, openapi_extra=BODY)
+    async def locate(
+        request: Request,
+        estimate: Literal["radius", "map", "greedy"] = Query(
+            "radius", description="what the answer is: the best point, cell or greedy path"
+        ),
+        radius: float = Query(
+            min(50.0, side), gt=0, le=side, allow_inf_nan=False, description="metres, at most the side of the area"
+        ),
+        top: int = Query(5, ge=1, le=50, description="number of candidates"),
+        details: bool = Query(False, description="also return GeoJSON features, heat map and zoom tiles"),
+        near: str | None = Query(
+            None,
+            max_length=64,
+            description="prior: latitude,longitude of a point, degrees in -90..90 and -180..180, with `within`",
+            examples=["48.2,16.37"],
+        ),
+        within: float | None = Query(
+            None, gt=0, le=EARTH_M, allow_inf_nan=False, description="prior: largest distance from `near`, metres"
+        ),
+    ) -> Response:
+        check_names(set(request.query_params), PARAMETERS)
+        options, position = LocateOptions(estimate, radius, top), parse_position(near, within)
+
+        def make_job(upload: Upload) -> Job:
+            return Job(upload.photo, upload.name, options, position, within, upload.region, details)
+
+        try:
+            return JSONResponse(await service.locate(request, make_job))
+        except ClientDisconnect:
+            return Response(status_code=499)  # for the log: nobody receives it
+
+    @app.exception_handler(RefusedError)
+    async def refused(_: Request, error: RefusedError) -> JSONResponse:
+        headers = None if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+        return JSONResponse({"detail": str(error)}, error.status, headers)
+
+    @app.exception_handler(JziError)
+    async def unprocessable(_: Request, error: JziError) -> JSONResponse:
+        return JSONResponse({"detail": str(error)}, 422)
+
+    @app.exception_handler(RequestValidationError)
+    async def out_of_range(_: Request, error: RequestValidationError) -> JSONResponse:
+        return JSONResponse({"detail": sentence(error)}, 422)
 
     @app.exception_handler(404)
     async def not_found(request: Request, _: HTTPException) -> JSONResponse:
-        detail = f"{request.url.path} does not exist; the page is at /, the API at /locate, its documentation at /docs"
-        return JSONResponse({"detail": detail}, status_code=404)
+        detail = (
+            f"{request.url.path[:100]} does not exist: the page is at /, the API at /locate, its reference at /docs"
+        )
+        return JSONResponse({"detail": detail}, 404)
 
     return app
 
 
-def _position(text: str) -> tuple[float, float]:
-    """Parse latitude,longitude."""
-    try:
-        latitude, longitude = (float(part) for part in text.split(","))
-    except ValueError as error:
-        raise ConfigError(f"near is {text!r:.40}: give latitude,longitude, such as 48.2,16.37") from error
-    return latitude, longitude
+class _Service:
+    """The way of a photo: received, queued, located; dropped as soon as its client has gone."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits, self.uploads = limits, Uploads(limits)
+        self.metrics = Metrics(lambda: len(self.queue), lambda: self.uploads.held)
+        self._open: set[asyncio.Task[dict[str, Any]]] = set()  # requests that are being received or wait
+        self._stopping = False
+
+    def start(self, batch_locator: BatchLocator) -> None:
+        def compute(jobs: Sequence[Job]) -> None:
+            self.metrics.batches.observe(len(jobs))
+            batch_locator(jobs)
+
+        self._batch_locator = batch_locator
+        self.queue = PhotoQueue(compute, self.limits.queue, batch_locator.size)
+        self.queue.start()
+
+    async def locate(self, request: Request, make_job: Callable[[Upload], Job]) -> dict[str, Any]:
+        self.queue.check()  # before the photo is received
+        with self.uploads.reserve() as reservation:
+            task = asyncio.ensure_future(self._receive_and_locate(request, reservation, make_job))
+            self._open.add(task)
+            try:
+                return await task
+            except asyncio.CancelledError:
+                if self._stopping:
+                    raise RefusedError(503, STOPPING, 10) from None
+                raise
+            finally:
+                self._open.discard(task)
+
+    async def _receive_and_locate(
+        self, request: Request, reservation: Reservation, make_job: Callable[[Upload], Job]
+    ) -> dict[str, Any]:
+        job = make_job(await self.uploads.receive(request, reservation))
+        answer, gone = asyncio.ensure_future(self.queue.locate(job)), asyncio.ensure_future(_gone(request))
+        try:
+            await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not answer.done():
+                raise ClientDisconnect
+            self.metrics.waited.observe(job.waited_s)
+            request.state.record |= {"waited": round(job.waited_s, 4), "batch": job.batch}
+            return answer.result()
+        finally:
+            answer.cancel()
+            gone.cancel()
+
+    def stop(self) -> None:
+        """Let open requests go on for `Limits.shutdown_s` seconds, and refuse those that are left then."""
+        asyncio.get_running_loop().call_later(self.limits.shutdown_s, self._refuse_open)
+
+    def close(self) -> None:
+        self.queue.close()
+        self._batch_locator.close()
+
+    def _refuse_open(self) -> None:
+        self._stopping = True
+        self.queue.close()
+        for task in list(self._open):
+            task.cancel()
+
+
+async def _gone(request: Request) -> None:
+    """Return when the client has closed the connection; its body has been received."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

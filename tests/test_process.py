@@ -17,6 +17,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from fastapi import FastAPI
 from PIL import Image
 
 import jzi
@@ -219,9 +220,12 @@ def test_a_command_that_is_stopped_says_how_to_resume_and_keeps_what_was_done(
 
 def test_the_service_ends_by_sigterm_as_uvicorn_has_it(monkeypatch: pytest.MonkeyPatch, default_sigterm) -> None:
     handlers = []
-    monkeypatch.setattr("jzi.workspace.open.open_locator", lambda *_, **__: SimpleNamespace(pyramid=None))
+    locator = SimpleNamespace(pyramid=None, encoder=None)
+    monkeypatch.setattr("jzi.workspace.open.open_locator", lambda *_, **__: locator)
     monkeypatch.setattr("jzi.workspace.open.imagery_of", lambda *_: None)
-    monkeypatch.setattr("jzi.serve.app.make_app", lambda *_: None)
-    monkeypatch.setattr("uvicorn.run", lambda *_, **__: handlers.append(signal.getsignal(signal.SIGTERM)))
-    assert CliRunner().invoke(main, ["serve"]).exit_code == 0
+    monkeypatch.setattr("jzi.serve.app.make_app", lambda *_: FastAPI())
+    monkeypatch.setattr(
+        "jzi.serve.server.Server.run", lambda *_, **__: handlers.append(signal.getsignal(signal.SIGTERM))
+    )
+    assert CliRunner().invoke(main, ["serve", "--port", "0"]).exit_code == 0
     assert handlers == [signal.SIG_DFL]

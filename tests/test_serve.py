@@ -30,6 +30,8 @@ from jzi.store.map_embeddings import ENCODED, MapEmbeddings
 from jzi.store.model_folder import MAP, write_file
 from jzi.store.pyramid import Pyramid
 
+LOCAL = "http://localhost"
+
 
 @pytest.fixture
 def locator(tmp_path: Path, encoder_folder: Path, pyramid: Pyramid) -> Locator:
@@ -50,7 +52,7 @@ def locator(tmp_path: Path, encoder_folder: Path, pyramid: Pyramid) -> Locator:
 def client(locator, town_raster, pyramid) -> Iterator[TestClient]:
     with Imagery([town_raster], pyramid) as imagery:
         app = make_app(locator, imagery, Limits(megabytes=0.5, megapixels=1.0, abstain=0.99))
-        with TestClient(app) as client:
+        with TestClient(app, LOCAL) as client:
             yield client
 
 
@@ -117,7 +119,7 @@ def test_health_and_description(client) -> None:
     health = client.get("/health").json()
     assert health["status"] == "ok" and health["model"] == "model"
     paths = client.get("/openapi.json").json()["paths"]
-    assert set(paths) == {"/locate", "/health"}
+    assert set(paths) == {"/locate", "/health", "/metrics"}
 
 
 def test_two_hundred_requests_at_once_are_all_answered(client, photo) -> None:
@@ -131,7 +133,7 @@ def test_two_hundred_requests_at_once_are_all_answered(client, photo) -> None:
 def test_a_panorama_is_told(locator) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (2000, 1000), "teal").save(buffer, "JPEG")
-    with TestClient(make_app(locator)) as client:
+    with TestClient(make_app(locator), LOCAL) as client:
         assert "panorama" in post(client, buffer.getvalue()).json()["notes"][0]
 
 
@@ -187,9 +189,8 @@ def test_the_description_has_the_priors(client) -> None:
     assert {"near", "within"} <= parameters.keys() and all(
         "prior" in parameters[name]["description"] for name in ("near", "within")
     )
-    assert "GeoJSON" in json.dumps(
-        description["components"]["schemas"]["Body_locate_locate_post"]["properties"]["region"]
-    )
+    form = description["paths"]["/locate"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+    assert "GeoJSON" in form["properties"]["region"]["description"]
 
 
 # The page, in a real browser
@@ -227,11 +228,20 @@ def browser() -> Iterator:
     browser.quit()
 
 
-def test_a_person_gives_a_photo_and_sees_the_answer(server, browser, photo, tmp_path) -> None:
+def open_page(browser, server: str) -> None:
+    """Open the page and wait until it accepts photos."""
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.wait import WebDriverWait
 
     browser.get(server)
+    WebDriverWait(browser, 60).until(lambda page: page.find_element(By.ID, "file").is_enabled())
+
+
+def test_a_person_gives_a_photo_and_sees_the_answer(server, browser, photo, tmp_path) -> None:
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    open_page(browser, server)
     wide = browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
     assert wide, "the page is wider than a phone"
     browser.find_element(By.ID, "file").send_keys(str(photo))
@@ -253,7 +263,7 @@ def test_a_person_clicks_on_the_map_to_search_near_a_point(server, browser, phot
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.wait import WebDriverWait
 
-    browser.get(server)
+    open_page(browser, server)
     posted = (
         "window.posted = []; const send = fetch; "
         "fetch = (url, ...rest) => { posted.push(url); return send(url, ...rest); }"

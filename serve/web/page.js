@@ -1,54 +1,12 @@
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ title }}</title>
-<style>{{ leaflet_css }}</style>
-<style>{{ map_css }}</style>
-<style>
-label.drop { display: block; border: 2px dashed #aab2c0; border-radius: 8px; padding: 22px 14px; text-align: center;
-  cursor: pointer; margin-bottom: 12px; }
-label.drop.over, label.drop:focus-within { border-color: var(--answer); background: #fff; }
-label.drop input { position: absolute; opacity: 0; width: 1px; }
-fieldset { border: 0; padding: 0; margin: 0 0 12px; }
-fieldset .within { display: none; margin: 6px 0 0 24px; }
-fieldset.on .within { display: block; }
-fieldset input[type=number] { width: 6.5em; font: inherit; padding: 3px 6px; }
-#map.placing { cursor: crosshair; }
-#status { min-height: 1.45em; }
-#status.error { color: #b3003c; font-weight: 600; }
-</style>
-</head>
-<body>
-<aside>
-  <h1>{{ title }}</h1>
-  <label class="drop" id="drop">Drop a photo here, or choose one
-    <input type="file" id="file" accept="image/*"></label>
-  <fieldset id="prior">
-    <label><input type="checkbox" id="near"> Search only near a point</label>
-    <div class="within"><label>within <input type="number" id="within" min="1" step="any" value="200"> m</label>
-      <div id="point" class="note">Click on the map to place it.</div></div>
-  </fieldset>
-  <div id="status" role="status" class="note">Photos are not stored.</div>
-  <div id="about"></div>
-  <p class="note key">
-    <span style="background: var(--answer)"></span>answer
-    <span style="background: #ffb300"></span>other candidates
-  </p>
-  <p class="note">Circles hold 68 and 95 % of the probability. <a href="docs">API documentation</a>. jzi {{ version }}.</p>
-</aside>
-<div id="map"></div>
-<script>{{ leaflet_js }}</script>
-<script type="application/json" id="data">{{ data }}</script>
-<script>const data = JSON.parse(document.getElementById("data").textContent);</script>
-<script>{{ map_js }}</script>
-<script>
+"use strict";
+/* The page of `jzi serve`. map.js, which it shares with `jzi locate --map`, is loaded once the area is known. */
 const drop = document.getElementById("drop"), file = document.getElementById("file");
 const statusLine = document.getElementById("status");
 const prior = document.getElementById("prior"), near = document.getElementById("near");
 const within = document.getElementById("within"), point = document.getElementById("point");
-const circle = L.layerGroup().addTo(map);
+const login = document.getElementById("login"), token = document.getElementById("token");
+const circle = L.layerGroup();
+let data = null;  // the area, which map.js draws
 let center = null;  // of the circle to search in
 let last = null;  // the photo of the last request, which is located again when the circle changes
 let requests = 0;  // an answer that arrives after a newer request was sent is dropped
@@ -56,6 +14,15 @@ let requests = 0;  // an answer that arrives after a newer request was sent is d
 function setStatus(text, isError = false) {
   statusLine.textContent = text;
   statusLine.classList.toggle("error", isError);
+}
+
+/* Ask the service; it asks for a token if it has one, which the tab keeps until it is closed. */
+async function ask(path, options = {}) {
+  const kept = sessionStorage.getItem("token");
+  const response = await fetch(path, kept ? {...options, headers: {Authorization: `Bearer ${kept}`}} : options);
+  const answer = await response.json().catch(() => ({detail: `the service returned status ${response.status}`}));
+  if (response.status === 401) login.hidden = false;
+  return {response, answer};
 }
 
 /* Draw the circle that is searched, if there is one. */
@@ -94,8 +61,8 @@ async function locate(photo) {
   const form = new FormData();
   form.append("photo", photo);
   try {
-    const response = await fetch(`locate?${new URLSearchParams({details: true, ...query})}`, {method: "POST", body: form});
-    const answer = await response.json().catch(() => ({detail: `the service returned status ${response.status}`}));
+    const parameters = new URLSearchParams({details: true, ...query});
+    const {response, answer} = await ask(`locate?${parameters}`, {method: "POST", body: form});
     if (request !== requests) return;
     if (!response.ok) {
       clear();
@@ -122,22 +89,47 @@ async function animateZoom(page) {
   if (request === requests && spread) map.flyToBounds(L.geoJSON(spread).getBounds(), {duration: 0.7, maxZoom: 18});
 }
 
-within.oninput = drawPrior;
-near.onchange = within.onchange = changePrior;
-map.on("click", event => {
-  if (!near.checked) return;
-  center = event.latlng.wrap();
-  changePrior();
-});
-drawPrior();  // a browser may restore the checkbox when it reloads the page
-file.onchange = () => { if (file.files[0]) locate(file.files[0]); file.value = ""; };
-for (const name of ["dragover", "dragleave", "drop"]) {
-  document.addEventListener(name, event => {
-    event.preventDefault();
-    drop.classList.toggle("over", name === "dragover");
-    if (name === "drop" && event.dataTransfer.files[0]) locate(event.dataTransfer.files[0]);
-  });
+/* Load the area and its map, then accept photos. */
+async function start() {
+  try {
+    const {response, answer} = await ask("area");
+    if (!response.ok) return setStatus(answer.detail, true);
+    data = answer;
+  } catch (error) {
+    return setStatus(`The service cannot be reached (${error.message}).`, true);
+  }
+  setStatus("Photos are not stored.");
+  const script = Object.assign(document.createElement("script"), {src: "static/map.js"});
+  script.onload = accept;
+  document.head.append(script);
 }
-</script>
-</body>
-</html>
+
+function accept() {
+  circle.addTo(map);
+  within.oninput = drawPrior;
+  near.onchange = within.onchange = changePrior;
+  map.on("click", event => {
+    if (!near.checked) return;
+    center = event.latlng.wrap();
+    changePrior();
+  });
+  file.onchange = () => { if (file.files[0]) locate(file.files[0]); file.value = ""; };
+  for (const name of ["dragover", "dragleave", "drop"]) {
+    document.addEventListener(name, event => {
+      event.preventDefault();
+      drop.classList.toggle("over", name === "dragover");
+      if (name === "drop" && event.dataTransfer.files[0]) locate(event.dataTransfer.files[0]);
+    });
+  }
+  file.disabled = near.disabled = false;
+  drawPrior();
+}
+
+login.onsubmit = event => {
+  event.preventDefault();
+  sessionStorage.setItem("token", token.value.trim());
+  token.value = "";
+  login.hidden = true;
+  if (data) { if (last) locate(last); } else start();
+};
+start();

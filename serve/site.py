@@ -1,0 +1,102 @@
+"""The pages of the service: the map to drop photos on, and the reference of the API."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, FastAPI
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+from jinja2 import Environment
+from starlette.exceptions import HTTPException
+
+from jzi.encode.imagery import Imagery
+from jzi.export.page import WEB as MAP_WEB
+from jzi.export.page import background_overlay, lat_lon_bounds
+from jzi.store.pyramid import Pyramid
+from jzi.version import __version__
+
+WEB = Path(__file__).parent / "web"
+
+#: Files of the page and of the reference, by their names under /static/.
+STATIC = {
+    "leaflet.js": MAP_WEB / "leaflet.js",
+    "leaflet.css": MAP_WEB / "leaflet.css",
+    "map.js": MAP_WEB / "map.js",
+    "map.css": MAP_WEB / "map.css",
+    "page.js": WEB / "page.js",
+    "page.css": WEB / "page.css",
+    "docs.css": WEB / "docs.css",
+}
+TEMPLATES = ("page.html", "docs.html")
+MEDIA_TYPES = {".js": "text/javascript", ".css": "text/css"}
+
+
+class Site:
+    """The pages, rendered once; they load scripts and styles from /static/ alone, as their security policy requires.
+
+    Args:
+        pyramid: the area that the page's map shows.
+    """
+
+    def __init__(self, pyramid: Pyramid) -> None:
+        self.pyramid = pyramid
+        self._area: dict[str, Any] = {}
+        self._static = {name: file.read_bytes() for name, file in STATIC.items()}
+
+    def render(self, imagery: Imagery | None) -> None:
+        """Read the background of the map.
+
+        Args:
+            imagery: the background; None for a plain one.
+        """
+        self._area = {
+            "grid": self.pyramid.grid,
+            "bounds": lat_lon_bounds(self.pyramid),
+            "imagery": background_overlay(imagery),
+        }
+
+    def router(self, app: FastAPI) -> APIRouter:
+        """Return the routes.
+
+        Args:
+            app: the application that /docs describes.
+        """
+        router = APIRouter(include_in_schema=False)
+        templates = {name: Environment(autoescape=True).from_string((WEB / name).read_text()) for name in TEMPLATES}
+
+        @router.get("/", response_class=HTMLResponse)
+        async def page() -> str:
+            return templates["page.html"].render(title="Where was this photo taken?", version=__version__)
+
+        @router.get("/area")
+        async def area() -> JSONResponse:
+            return JSONResponse(self._area)
+
+        @router.get("/docs", response_class=HTMLResponse)
+        async def docs() -> str:
+            return templates["docs.html"].render(api=app.openapi(), resolve=_resolve, version=__version__)
+
+        @router.get("/static/{name}")
+        async def static(name: str) -> Response:
+            if name not in self._static:
+                raise HTTPException(404)
+            return Response(self._static[name], media_type=MEDIA_TYPES[STATIC[name].suffix])
+
+        return router
+
+
+def _resolve(schema: dict[str, Any]) -> str:
+    """The type and range of a value in words, from its JSON schema."""
+    options = [each for each in schema.get("anyOf", [schema]) if each.get("type") != "null"]
+    schema = {**schema, **options[0]} if options else schema
+    words = ["file" if schema.get("format") == "binary" else str(schema.get("type", "object"))]
+    names = {"exclusiveMinimum": "more than", "minimum": "at least", "maximum": "at most", "maxLength": "at most"}
+    for key, phrase in names.items():
+        if key in schema:
+            words.append(f"{phrase} {schema[key]:g}" + (" characters" if key == "maxLength" else ""))
+    if "enum" in schema:
+        words.append("one of " + ", ".join(map(str, schema["enum"])))
+    if schema.get("default") is not None:
+        words.append(f"default {schema['default']}")
+    return ", ".join(words)
