@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +22,8 @@ from jzi.encode.photo_reader import PhotoReader, ReadPhoto
 from jzi.encode.prefetch import prefetch, reader_threads
 from jzi.store.cache import NODATA, FeatureCache
 from jzi.store.chunk_writer import PhotoWriter, rows_by_chunk
-from jzi.store.files import file_sha256
 from jzi.store.photo_features import CHUNK, ENCODED, MISSING, UNREADABLE, PhotoFeatures
+from jzi.store.photo_file import open_regular_file
 from jzi.store.photo_table import PhotoTable, Rejected
 
 
@@ -228,6 +229,7 @@ def _stat(path: Path) -> tuple[int, int]:
 
 def _sha256(path: Path) -> str:
     try:
-        return file_sha256(path)
+        with open_regular_file(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
         return "unreadable"

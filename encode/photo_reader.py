@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -11,14 +13,12 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from jzi.encode.photos import import_opencv, looks_like_panorama, open_photo, resize_photo
+from jzi.encode.photos import Photo as Photo
+from jzi.encode.photos import import_opencv, looks_like_panorama, read_photo
 from jzi.encode.prefetch import prefetch, reader_threads
 from jzi.errors import PhotoError
-
-#: A photo: a path, the bytes of a file, an open file or an image.
-Photo = str | Path | bytes | BinaryIO | Image.Image
+from jzi.store.photo_file import open_regular_file
 
 #: Note on photos that look like panoramas, which should perhaps be cropped first.
 PANORAMA = "looks like a 360° panorama (2:1); treated as an ordinary photo"
@@ -123,22 +123,30 @@ class PhotoReader:
             return self._kept[name]
         subject, stamp = self.subject or name, NO_STAMP
         try:
-            if self.stamps and isinstance(photo, str | Path):
-                photo, stamp = _stamped(Path(photo), subject)
-            image = open_photo(photo, subject)
+            with contextlib.ExitStack() as stack:
+                if self.stamps and isinstance(photo, str | Path):
+                    photo, stamp = stack.enter_context(_stamped(Path(photo), subject))
+                pixels, size = read_photo(photo, self.width, self.height, self.resampling, subject)
         except PhotoError as error:
             return ReadPhoto(name, None, str(error), stamp=stamp)
-        notes = (PANORAMA,) if looks_like_panorama(image) else ()
-        pixels = resize_photo(image, self.width, self.height, self.resampling)
+        notes = (PANORAMA,) if looks_like_panorama(*size) else ()
         read = ReadPhoto(name, pixels, notes=notes, stamp=stamp)
         if len(self._kept) < self.keep:
             self._kept[name] = read
         return read
 
 
-def _stamped(path: Path, subject: str) -> tuple[bytes, PhotoStamp]:
+@contextlib.contextmanager
+def _stamped(path: Path, subject: str) -> Iterator[tuple[BinaryIO, PhotoStamp]]:
+    """The open file and its stamp; the pixels are decoded from the same file, even if another takes its name."""
     try:
-        stat, data = path.stat(), path.read_bytes()
-    except OSError as error:
-        raise PhotoError(f"{subject} cannot be read: {error.strerror}") from error
-    return data, PhotoStamp(hashlib.sha256(data).hexdigest(), stat.st_size, stat.st_mtime_ns)
+        file = open_regular_file(path)
+    except (OSError, ValueError) as error:
+        raise PhotoError(f"{subject} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    with file:
+        try:
+            status = os.fstat(file.fileno())
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise PhotoError(f"{subject} cannot be read: {error.strerror}") from error
+        yield file, PhotoStamp(digest, status.st_size, status.st_mtime_ns)

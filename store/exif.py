@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags
 from PIL.TiffImagePlugin import IFDRational
 
-from jzi.errors import PhotoError
+from jzi.errors import PhotoError, first_line
 from jzi.store.files import write_whole
+from jzi.store.photo_file import open_image, open_regular_file
 
 #: File name suffixes of photos.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
@@ -45,11 +45,14 @@ def read_position(photo: Path) -> ExifPosition:
     Raises:
         PhotoError: the file is not a photo, or has no usable position.
     """
+    tags: Mapping[int, Any] = {}
     try:
-        with Image.open(photo) as image:
+        with open_image(photo, "it") as image:
             exif = image.getexif()
             gps = exif.get_ifd(ExifTags.IFD.GPSInfo)
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            with contextlib.suppress(Exception):  # a position is enough
+                tags = exif.get_ifd(ExifTags.IFD.Exif)
+    except PhotoError as error:
         raise PhotoError(f"cannot be read as a photo ({error})") from error
     latitude = _degrees(gps.get(ExifTags.GPS.GPSLatitude), gps.get(ExifTags.GPS.GPSLatitudeRef), "NS")
     longitude = _degrees(gps.get(ExifTags.GPS.GPSLongitude), gps.get(ExifTags.GPS.GPSLongitudeRef), "EW")
@@ -59,11 +62,8 @@ def read_position(photo: Path) -> ExifPosition:
         raise PhotoError(f"its EXIF has latitude {latitude}, longitude {longitude}, as cameras write without a fix")
     try:
         heading = float(gps[ExifTags.GPS.GPSImgDirection]) % 360
-    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+    except (KeyError, TypeError, ValueError, ArithmeticError):
         heading = None
-    tags: Mapping[int, Any] = {}
-    with contextlib.suppress(OSError, SyntaxError, ValueError, struct.error):  # a position is enough
-        tags = exif.get_ifd(ExifTags.IFD.Exif)
     device = " ".join(str(exif.get(tag, "")).strip("\0 ") for tag in (ExifTags.Base.Make, ExifTags.Base.Model))
     return ExifPosition(latitude, longitude, heading, _time(tags), device.strip())
 
@@ -76,12 +76,8 @@ def read_time(photo: Path) -> datetime | None:
     Raises:
         PhotoError: the file is not a photo.
     """
-    try:
-        with Image.open(photo) as image:
-            tags = image.getexif().get_ifd(ExifTags.IFD.Exif)
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise PhotoError(f"{photo} cannot be read as a photo ({error})") from error
-    return _time(tags)
+    with open_image(photo, str(photo)) as image:
+        return _time(image.getexif().get_ifd(ExifTags.IFD.Exif))
 
 
 def _time(tags: Mapping[int, Any]) -> datetime | None:
@@ -89,12 +85,12 @@ def _time(tags: Mapping[int, Any]) -> datetime | None:
         moment = datetime.strptime(str(tags[ExifTags.Base.DateTimeOriginal]).strip("\0 "), "%Y:%m:%d %H:%M:%S")
         fraction = float(f"0.{str(tags.get(ExifTags.Base.SubsecTimeOriginal, '')).strip(chr(0) + ' ') or 0}")
         moment += timedelta(seconds=fraction)
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, OverflowError):
         return None
     try:
         offset = datetime.strptime(str(tags[ExifTags.Base.OffsetTimeOriginal]).strip("\0 "), "%z").utcoffset()
         return moment - (offset or timedelta())
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, OverflowError):
         return moment
 
 
@@ -115,8 +111,8 @@ def write_position(photo: Path, output: Path, latitude: float, longitude: float,
     """
     if output.exists() and output.samefile(photo):
         raise PhotoError(f"{output} is the photo itself: give another folder for the copies")
-    try:
-        with Image.open(photo) as image:
+    with open_image(photo, str(photo)) as image:
+        try:
             exif = image.getexif()
             gps = exif.get_ifd(ExifTags.IFD.GPSInfo)
             gps[ExifTags.GPS.GPSVersionID] = b"\x02\x03\x00\x00"
@@ -128,12 +124,13 @@ def write_position(photo: Path, output: Path, latitude: float, longitude: float,
                 gps[ExifTags.GPS.GPSHPositioningError] = IFDRational(round(radius * 100), 100)
             segment = exif.tobytes()  # bytes: Pillow treats an Exif object with only a position as empty
             if image.format == "JPEG":
-                data = _with_exif(photo.read_bytes(), segment)
+                with open_regular_file(photo) as file:
+                    data = _with_exif(file.read(), segment)
                 write_whole(output, lambda file: file.write_bytes(data))
             else:
                 write_whole(output, lambda file: image.save(file, format=image.format, exif=segment))
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise PhotoError(f"{photo} cannot be copied with a position: {error}") from error
+        except Exception as error:  # Pillow raises errors of many types for entries that it cannot write again
+            raise PhotoError(f"{photo} cannot be copied with a position: {first_line(error)}") from error
 
 
 def sexagesimal(degrees: float) -> tuple[IFDRational, IFDRational, IFDRational]:
@@ -158,8 +155,8 @@ def _with_exif(jpeg: bytes, exif: bytes) -> bytes:
 def _degrees(value: Any, reference: Any, signs: str) -> float | None:
     """Convert EXIF's degrees, minutes and seconds to signed degrees; None if they are not an angle."""
     try:
-        degrees = sum(float(part) / 60**power for power, part in enumerate(value))
+        degrees = sum(float(part) / 60**power for power, part in enumerate(value[:3]))
         sign = -1 if str(reference).strip("\0 ").upper() == signs[1] else 1
-    except (TypeError, ValueError, ZeroDivisionError):
+    except (TypeError, ValueError, ArithmeticError):
         return None
     return sign * degrees if degrees == degrees else None  # a rational 0/0 is nan

@@ -69,7 +69,8 @@ def test_a_panorama_is_noted() -> None:
 
 def test_as_many_photos_are_kept_decoded_as_there_is_room_for(paths, monkeypatch) -> None:
     opened = []
-    monkeypatch.setattr(module, "open_photo", lambda path, name: opened.append(path) or open_photo(path, name))
+    read = module.read_photo
+    monkeypatch.setattr(module, "read_photo", lambda path, *args: opened.append(path) or read(path, *args))
     reader = PhotoReader(SHAPE, keep=3)
     first = [reader.read_one(path) for path in paths[:5]]
     again = [reader.read_one(path) for path in paths[:5]]

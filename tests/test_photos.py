@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
+import socket
+import threading
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,8 +15,11 @@ import pytest
 from PIL import ExifTags, Image
 
 from jzi.encode import photos
-from jzi.encode.photos import open_photo, resize_photo
+from jzi.encode.photo_memory import MemoryBudget
+from jzi.encode.photos import open_photo, read_photo, resize_photo
 from jzi.errors import PhotoError
+from jzi.store.exif import read_position
+from tests import hostile
 
 RED, GREEN = (255, 0, 0), (0, 255, 0)
 
@@ -147,6 +154,108 @@ def test_a_photo_of_too_many_pixels_is_refused_before_it_fills_the_memory(
 def test_a_decompression_bomb_is_refused(jpeg: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     refused(jpeg, "too large")
+
+
+def test_a_fifo_a_socket_and_a_device_are_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    refused(tmp_path / "pipe.jpg", "it is a FIFO, not a file")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "s.jpg"))
+        refused(tmp_path / "s.jpg", "it is a socket, not a file")
+    refused("/dev/zero", "it is a device, not a file")
+    with pytest.raises(PhotoError, match="it is a FIFO"):
+        read_position(tmp_path / "pipe.jpg")
+
+
+@pytest.mark.parametrize("format", ["EPS", "GIF", "PPM", "BMP", "TGA"])
+def test_other_formats_are_not_decoded_whatever_their_name(tmp_path: Path, format: str) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "photo.jpg", format)
+    refused(tmp_path / "photo.jpg", "is not a photo in a format that is supported")
+
+
+def test_metadata_are_bounded(jpeg: bytes, tmp_path: Path) -> None:
+    exif = hostile.segment(0xE1, b"Exif\0\0" + bytes(40_000))
+    refused(jpeg[:2] + exif * 3 + jpeg[2:], "metadata are too large")
+    refused(jpeg[:2] + hostile.segment(0xFE, bytes(60_000)) * 300 + jpeg[2:], "metadata are too large")
+    refused(jpeg[:2] + hostile.segment(0xFE, b"") * 5000 + jpeg[2:], "metadata are too large")
+    chunks = hostile.chunk(b"eXIf", b"II*\0" + bytes(70_000))
+    refused(hostile.png(4, 4, zlib.compress(bytes(52)), chunks), "EXIF has more than 65536 bytes")
+    refused(hostile.png(4, 4, zlib.compress(bytes(52)), hostile.chunk(b"abCd", b"") * 2000), "metadata are too large")
+    shared = [(tag, 7, 200_000, 60_000) for tag in range(1000, 5000)]  # 800 MB, all of them the same 200 kB
+    refused(hostile.tiff(shared, bytes(300_000)), "metadata are too large")
+
+
+def test_a_jpeg_of_thousands_of_scans_is_refused() -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(file, "JPEG", progressive=True)
+    data = file.getvalue()
+    open_photo(data)
+    last = data[data.rindex(b"\xff\xda") : -2]
+    refused(data[:-2] + last * 200 + data[-2:], "more than 100 scans")
+
+
+def test_a_tiff_of_one_huge_tile_is_refused(tmp_path: Path) -> None:
+    entries = [(256, 4, 1, 8), (257, 4, 1, 8), (258, 3, 1, 8), (259, 3, 1, 8), (262, 3, 1, 1), (277, 3, 1, 1),
+               (322, 4, 1, 60_000), (323, 4, 1, 60_000), (324, 4, 1, 200), (325, 4, 1, 100)]  # fmt: skip
+    refused(hostile.tiff(entries, bytes(400)), "in tiles of 3600000000")
+
+
+# Memory
+
+
+def test_photos_in_flight_share_a_budget() -> None:
+    budget, held, most = MemoryBudget(10), [0], [0]
+    lock = threading.Lock()
+
+    def use(amount: int) -> None:
+        for _ in range(50):
+            with budget.reserve(amount):
+                with lock:
+                    held[0] += amount
+                    most[0] = max(most[0], held[0])
+                with lock:
+                    held[0] -= amount
+
+    threads = [threading.Thread(target=use, args=(amount,)) for amount in (1, 3, 5, 9, 10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert held == [0] and 0 < most[0] <= 10
+
+
+def test_a_photo_that_exceeds_the_budget_alone_is_refused(jpeg: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(photos, "photo_budget", lambda: MemoryBudget(96 * 48 * 9))
+    refused(jpeg, "too many for a JPEG")
+
+
+def test_large_jpegs_alone_are_decoded_at_a_fraction_of_their_size(
+    tmp_path: Path, pattern: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = Image.fromarray(np.moveaxis(pattern(640, 1280, 64), 0, -1).copy())
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    for name, options in (("upright.jpg", {}), ("turned.jpg", {"exif": exif}), ("photo.png", {})):
+        image.save(tmp_path / name, **options)
+    names = ("upright.jpg", "turned.jpg", "photo.png")
+
+    def read(name: str, resampling: str = "antialias") -> np.ndarray:
+        pixels, size = read_photo(tmp_path / name, 100, 50, resampling)
+        assert size == ((640, 1280) if name == "turned.jpg" else (1280, 640))
+        return pixels
+
+    before = [read(name) for name in names]
+    for name, pixels in zip(names, before, strict=True):
+        np.testing.assert_array_equal(pixels, resize_photo(open_photo(tmp_path / name), 100, 50))
+    exact = read("upright.jpg", "reference")
+    sizes = []
+    to_rgb = photos._to_rgb
+    monkeypatch.setattr(photos, "DRAFT_PIXELS", 640 * 1280 - 1)
+    monkeypatch.setattr(photos, "_to_rgb", lambda image: sizes.append(image.size) or to_rgb(image))
+    after = [read(name) for name in names]
+    assert sizes == [(320, 160), (320, 640), (1280, 640)]
+    assert all(np.abs(a.astype(int) - b).mean() < 4 for a, b in zip(after, before, strict=True))
+    assert (read("upright.jpg", "reference") == exact).all()
 
 
 # Size

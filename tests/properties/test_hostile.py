@@ -1,0 +1,63 @@
+"""Readers of files from strangers return a result or raise an error of the project, whatever is in the file."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from hypothesis import given
+
+from jzi.encode.imagery import Imagery
+from jzi.encode.photo_reader import PhotoReader
+from jzi.encode.raster import RasterOptions, close_rasters
+from jzi.errors import JziError
+from jzi.store.exif import read_position, read_time, write_position
+from jzi.store.pyramid import Pyramid
+from jzi.workspace.area import square_around
+from tests import hostile
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of Pillow and GDAL about damaged files
+
+#: 60 m on the pixels of `hostile.geotiff` and `hostile.vrt`.
+AREA = Pyramid.around(48.20432, 16.34620, 60.0, levels=1)
+
+
+def _read_photo(path: Path) -> None:
+    for photo in (path, path.read_bytes()):
+        read = PhotoReader((14, 28), stamps=isinstance(photo, Path)).read_one(photo)
+        assert (read.pixels is None) == bool(read.error)
+        assert "\n" not in read.error
+    for read_exif in (read_position, read_time):
+        with contextlib.suppress(JziError):
+            read_exif(path)
+    write_position(path, path.with_name("copy" + path.suffix), 48.2, 16.3, 3.0)
+
+
+def _read_raster(path: Path) -> None:
+    with contextlib.suppress(JziError):
+        square_around([str(path)], RasterOptions())
+    with Imagery([path], AREA) as imagery:
+        imagery.render(AREA.bounds, 56)
+        imagery.info()
+
+
+def check(example: hostile.Hostile, read: Callable[[Path], object]) -> None:
+    """Read an example: errors other than the project's, and errors of several lines, are raised."""
+    with TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            read(example.write(Path(folder)))
+        except JziError as error:
+            assert "\n" not in str(error)
+            assert len(str(error)) < 1000
+        finally:
+            close_rasters()
+
+
+@given(hostile.photos())
+def test_a_hostile_photo_costs_only_itself(example: hostile.Hostile) -> None:
+    check(example, _read_photo)
