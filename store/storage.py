@@ -1,4 +1,4 @@
-"""Open Zarr stores (local or fsspec); translate I/O and codec errors."""
+"""Open Zarr stores (local or remote); translate I/O and codec errors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from typing import Any
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
-from jzi.errors import CacheCorruptError, CacheError, JziError
+from jzi.errors import CacheCorruptError, CacheError
+from jzi.store.object_store import open_store
 
 #: The checksum comes last and covers the bytes on disk. zstd makes embeddings about 8 % smaller at any level, shuffled
 #: or not, and does not slow down their use (`python -m benchmarks.cache_codecs`).
@@ -21,22 +22,21 @@ COMPRESSORS = (ZstdCodec(level=1), Crc32cCodec())
 
 
 def is_url(path: str | Path) -> bool:
-    """Whether a path is a URL for fsspec (s3://, gs://, https://, memory://) rather than a local path."""
+    """Whether a path is a URL (s3://, gs://, az://, https://) rather than a local path."""
     return "://" in str(path)
 
 
-def zarr_store(path: str | Path) -> Any:
-    """Return the store for `zarr.open_group`: a local path, or an fsspec store for a URL.
+def zarr_store(path: str | Path, *, opening: bool = False) -> Any:
+    """Return the store for `zarr.open_group`: a local path, or a remote store for a URL.
+
+    Args:
+        path: path or URL of the cache.
+        opening: whether to give up as soon as is suitable for opening a cache (`jzi.store.object_store`).
 
     Raises:
-        CacheError: fsspec does not support the URL.
+        CacheError: the URL is not supported.
     """
-    if not is_url(path):
-        return Path(path)
-    try:
-        return zarr.storage.FsspecStore.from_url(str(path))
-    except ValueError as error:
-        raise CacheError(f"{path} is not a URL that fsspec supports ({error}): give another path") from error
+    return open_store(str(path), opening=opening) if is_url(path) else Path(path)
 
 
 def exists(path: str | Path) -> bool:
@@ -45,7 +45,7 @@ def exists(path: str | Path) -> bool:
         return Path(path).exists()
     with storage_errors(path):
         try:
-            zarr.open_group(zarr_store(path), mode="r", use_consolidated=False)
+            zarr.open_group(zarr_store(path, opening=True), mode="r", use_consolidated=False)
         except FileNotFoundError:
             return False
     return True
@@ -73,10 +73,6 @@ def storage_errors(path: str | Path, what: str = "") -> Iterator[None]:
                 f"the disk is full ({_free(path)}): free some space and run again; {path} keeps what has been encoded"
             ) from error
         raise CacheError(f"{path} cannot be used: {error}") from error
-    except ImportError as error:
-        raise CacheError(f"{path} needs a package that is missing ({error}): pip install 'jzi[remote]'") from error
-    except NotImplementedError as error:  # such as HTTP servers
-        raise CacheError(f"{path} cannot be written: give another path") from error
     except json.JSONDecodeError as error:
         raise CacheError(f"{path} has damaged metadata ({error}): encode again with another cache.path") from error
     except (ValueError, RuntimeError) as error:
@@ -85,10 +81,6 @@ def storage_errors(path: str | Path, what: str = "") -> Iterator[None]:
         # zarr.codecs.Crc32cCodec raises a ValueError, decoding truncated bytes a RuntimeError
         if "checksum" in str(error) or isinstance(error, RuntimeError):
             raise corrupt(path, what, str(error).split(". ")[0]) from error
-        raise
-    except Exception as error:
-        if is_url(path) and not isinstance(error, JziError):  # every client library has its own errors
-            raise CacheError(f"{path} cannot be used: {error}") from error
         raise
 
 
