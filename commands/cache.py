@@ -35,12 +35,12 @@ def list_caches(folder: Path, as_json: bool) -> None:
 
 
 @cache.command("rm")
-@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("paths", nargs=-1, required=True)
 @click.option("--among", type=click.Path(path_type=Path), default=".", show_default=True,
               help="Folder to search for models that need them.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Delete them even if a model needs them.")
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
-def remove(paths: tuple[Path, ...], among: Path, force: bool, yes: bool) -> None:
+def remove(paths: tuple[str, ...], among: Path, force: bool, yes: bool) -> None:
     """Delete caches.
 
     A cache is kept if a model needs it: the model folder has no map, and no other cache has it either.
@@ -66,7 +66,7 @@ def remove(paths: tuple[Path, ...], among: Path, force: bool, yes: bool) -> None
         click.echo("nothing was deleted", err=True)
         return
     for info in selected:
-        remove_cache(Path(info.path))
+        remove_cache(info.path)
         click.echo(f"deleted {info.path}")
 
 

@@ -1,4 +1,4 @@
-"""Open Zarr stores (local or fsspec); translate I/O and codec errors."""
+"""Open Zarr stores (local or remote); translate I/O and codec errors."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from typing import Any
 
 import zarr
 
-from jzi.errors import CacheCorruptError, CacheError, JziError
+from jzi.errors import CacheCorruptError, CacheError
+from jzi.store.object_store import open_store
 
 
 def is_url(path: str | Path) -> bool:
-    """Whether a path is a URL for fsspec (s3://, gs://, https://, memory://) rather than a local path."""
+    """Whether a path is a URL (s3://, gs://, az://, https://) rather than a local path."""
     return "://" in str(path)
 
 
-def zarr_store(path: str | Path) -> Any:
-    """Return the store for `zarr.open_group`: a local path, or an fsspec store for a URL.
+def zarr_store(path: str | Path, *, opening: bool = False) -> Any:
+    """Return the store for `zarr.open_group`: a local path, or a remote store for a URL.
+
+    Args:
+        path: path or URL of the cache.
+        opening: whether to give up as soon as is suitable for opening a cache (`jzi.store.object_store`).
 
     Raises:
-        CacheError: fsspec does not support the URL.
+        CacheError: the URL is not supported.
     """
-    if not is_url(path):
-        return Path(path)
-    try:
-        return zarr.storage.FsspecStore.from_url(str(path))
-    except ValueError as error:
-        raise CacheError(f"{path} is not a URL that fsspec supports ({error}): give another path") from error
+    return open_store(str(path), opening=opening) if is_url(path) else Path(path)
 
 
 def exists(path: str | Path) -> bool:
@@ -40,7 +40,7 @@ def exists(path: str | Path) -> bool:
         return Path(path).exists()
     with storage_errors(path):
         try:
-            zarr.open_group(zarr_store(path), mode="r", use_consolidated=False)
+            zarr.open_group(zarr_store(path, opening=True), mode="r", use_consolidated=False)
         except FileNotFoundError:
             return False
     return True
@@ -68,10 +68,6 @@ def storage_errors(path: str | Path, what: str = "") -> Iterator[None]:
                 f"the disk is full ({_free(path)}): free some space and run again; {path} keeps what has been encoded"
             ) from error
         raise CacheError(f"{path} cannot be used: {error}") from error
-    except ImportError as error:
-        raise CacheError(f"{path} needs a package that is missing ({error}): pip install 'jzi[remote]'") from error
-    except NotImplementedError as error:  # such as HTTP servers
-        raise CacheError(f"{path} cannot be written: give another path") from error
     except json.JSONDecodeError as error:
         raise CacheError(f"{path} has damaged metadata ({error}): encode again with another cache.path") from error
     except (ValueError, RuntimeError) as error:
@@ -82,10 +78,6 @@ def storage_errors(path: str | Path, what: str = "") -> Iterator[None]:
         damage = any(word in str(error) for word in ("checksum", "reshape"))
         if damage or isinstance(error, RuntimeError | UnicodeDecodeError):
             raise corrupt(path, what, str(error).split(". ")[0]) from error
-        raise
-    except Exception as error:
-        if is_url(path) and not isinstance(error, JziError):  # every client library has its own errors
-            raise CacheError(f"{path} cannot be used: {error}") from error
         raise
 
 

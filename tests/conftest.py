@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +26,7 @@ from PIL import ExifTags, Image
 from rasterio.transform import from_bounds
 
 from jzi.store.pyramid import Pyramid
+from jzi.tests.fault_proxy import FaultProxy
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
 
@@ -276,3 +280,56 @@ def area(jzi: Callable[..., Any], area_folder: Path, tmp_path: Path) -> Callable
     """A working directory with a jzi.toml, a map and 30 photos."""
     shutil.copytree(area_folder, tmp_path, dirs_exist_ok=True)
     return jzi
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """URL of a real S3-compatible server."""
+    moto = pytest.importorskip("moto.server")
+    pytest.importorskip("obstore")
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = moto.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    yield "http://{}:{}".format(*server.get_host_and_port())
+    server.stop()
+
+
+#: What must appear neither in a message nor in a cache.
+CREDENTIALS = "AKIDEXAMPLE", "wJalrXUtnFEMI"
+
+
+@pytest.fixture
+def proxy(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    """A proxy in front of that server, without faults yet, which the environment names as the endpoint."""
+    from jzi.store import object_store
+
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    with FaultProxy(s3_server, late_s=1.0) as proxy:
+        values = zip(("ACCESS_KEY_ID", "SECRET_ACCESS_KEY"), CREDENTIALS, strict=True)
+        for name, value in {**dict(values), "REGION": "us-east-1", "ENDPOINT_URL": proxy.url}.items():
+            monkeypatch.setenv(f"AWS_{name}", value)
+        for name, seconds in {"REQUEST_S": 0.8, "RETRY_S": 20.0, "OPEN_REQUEST_S": 0.8, "OPEN_RETRY_S": 10.0}.items():
+            monkeypatch.setattr(object_store, name, seconds)
+        yield proxy
+
+
+@pytest.fixture
+def bucket(proxy: FaultProxy, s3_server: str) -> str:
+    """URL of a new bucket."""
+    name = f"jzi-{uuid.uuid4().hex}"
+    urllib.request.urlopen(urllib.request.Request(f"{s3_server}/{name}", method="PUT"))
+    return f"s3://{name}"
+
+
+@pytest.fixture
+def objects_of() -> Callable[[str], dict[str, bytes]]:
+    """Every byte below a URL, by relative path."""
+
+    def read(url: str) -> dict[str, bytes]:
+        from jzi.store.object_store import open_store
+
+        store = open_store(url).store
+        return {item["path"]: store.get(item["path"]).bytes().to_bytes() for part in store.list() for item in part}
+
+    return read

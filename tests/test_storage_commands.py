@@ -1,0 +1,138 @@
+"""Claims about the commands on a cache on S3, against a real server and a proxy that makes it fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from jzi.store import object_store
+from jzi.tests.conftest import CREDENTIALS
+from jzi.tests.fault_proxy import FAULTS, FaultProxy
+
+TRAIN = "train-decoder --set decoder.layers=1 --set train.epochs=1 --set decoder.dropout=0.0"
+
+
+@pytest.fixture
+def url(bucket: str, area: Callable) -> str:
+    """URL of a cache, in a working directory with a jzi.toml that does not name it."""
+    return f"{bucket}/town.zarr"
+
+
+@pytest.fixture
+def local(area: Callable, url: str, tmp_path: Path, files_of: Callable) -> dict[str, bytes]:
+    """The files of a cache of the map, filled on the disk."""
+    area("encode-map")
+    return files_of(tmp_path / "features.zarr")
+
+
+def start(tmp_path: Path, url: str, *command: str) -> subprocess.Popen:
+    line = [sys.executable, "-m", "jzi", *command, "--set", f"cache.path={url}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(line, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+@pytest.mark.slow
+def test_every_command_takes_a_cache_on_s3(
+    area: Callable, url: str, tmp_path: Path, files_of: Callable, objects_of: Callable
+) -> None:
+    on_s3 = f"--set cache.path={url}"
+    outputs = []
+    for where in ("", on_s3):
+        for command in ("encode-map", "encode-queries --views 1", "encode-map --tokens --cells"):
+            outputs.append(area(f"{command} {where}").output)
+        name = "model2" if where else "model"
+        outputs.append(area(f"{TRAIN} {where} --set model.path={name}").output)
+        outputs.append(area(f"evaluate {where} --set model.path={name} --json").stdout)
+    assert objects_of(url) == files_of(tmp_path / "features.zarr")
+    assert files_of(tmp_path / "model")["decoder.safetensors"] == files_of(tmp_path / "model2")["decoder.safetensors"]
+    outputs.append(area(f"cache verify {url}").output)
+    assert "sound" in outputs[-1]
+    info = json.loads(area(f"info --json {url}").stdout.splitlines()[0])
+    assert info["photos"] == 30
+    outputs.append(area(f"locate photos/day0/000.jpg --model model2 --cache {url}").output)
+    everything = [*map(str.encode, outputs), *objects_of(url).values(), *files_of(tmp_path).values()]
+    for secret in CREDENTIALS:
+        assert not any(secret.encode() in each for each in everything)
+    area(f"cache rm --yes {url} --force")
+    assert objects_of(url) == {}
+
+
+def test_a_command_whose_store_is_dead_ends_with_one_sentence(
+    area: Callable, proxy: FaultProxy, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(object_store, "OPEN_RETRY_S", 0.3)
+    proxy.dead = True
+    for command in ("encode-map", "encode-queries", "train-decoder"):
+        message = area(f"{command} --set cache.path={url}", 2).stderr
+        assert url in message
+        assert "503 SlowDown" in message
+        assert not any(secret in message for secret in CREDENTIALS)
+    assert url in area(f"info {url}", 2).stderr
+    assert url in area(f"cache verify {url}", 2).stderr
+
+
+@pytest.mark.slow
+def test_a_run_whose_store_dies_ends_with_one_sentence_and_resumes(
+    area: Callable, proxy: FaultProxy, url: str, local: dict, objects_of: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    area(f"encode-map --set cache.path={url}")
+    needed = proxy.counts.total()
+    area(f"cache rm --yes {url}")
+    for requests in (needed - 40, needed - 12):
+        proxy.begin({}, dies_after=requests)
+        with monkeypatch.context() as patch:
+            patch.setattr(object_store, "RETRY_S", 0.5)
+            begin = time.monotonic()
+            message = area(f"encode-map --set cache.path={url}", 2).stderr
+        assert time.monotonic() - begin < 120
+        assert "503 SlowDown" in message
+        assert "run again later" in message
+    proxy.begin({})
+    area(f"encode-map --set cache.path={url}")
+    assert objects_of(url) == local
+
+
+@pytest.mark.slow
+def test_a_killed_run_on_a_failing_store_resumes_exactly(
+    proxy: FaultProxy, url: str, tmp_path: Path, local: dict, objects_of: Callable
+) -> None:
+    proxy.begin(FAULTS, seed=1)
+    proxy.late_s = 0.2  # the processes have the time-outs of every day
+    rng = random.Random(0)
+    for _ in range(3):
+        process = start(tmp_path, url, "encode-map")
+        while proxy.counts.total() < 50 and process.poll() is None:
+            time.sleep(0.05)
+        time.sleep(rng.uniform(0.0, 4.0))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        proxy.begin(FAULTS, seed=rng.randrange(100))
+    process = start(tmp_path, url, "encode-map")
+    assert process.communicate()[1] is not None
+    assert process.returncode == 0
+    proxy.begin({})
+    assert objects_of(url) == local
+
+
+@pytest.mark.slow
+def test_two_processes_of_one_launch_fill_a_cache_through_failures(
+    proxy: FaultProxy, url: str, tmp_path: Path, local: dict, objects_of: Callable
+) -> None:
+    proxy.begin(FAULTS, seed=2)
+    proxy.late_s = 0.2
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "jzi"]
+    line += ["encode-map", "--set", f"cache.path={url}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    proxy.begin({})
+    assert objects_of(url).keys() == local.keys()
