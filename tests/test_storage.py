@@ -16,9 +16,9 @@ from jzi.errors import CacheCorruptError, CacheError, CacheMismatchError
 from jzi.store import object_store
 from jzi.store.cache import ENCODED, FeatureCache
 from jzi.store.info import EncoderInfo, ImageryInfo
-from jzi.store.maintenance import verify_cache
 from jzi.store.object_store import delete_all, open_store
 from jzi.store.pyramid import Pyramid, TileKey
+from jzi.store.verify import verify_cache
 from jzi.tests.conftest import CREDENTIALS
 from jzi.tests.fault_proxy import FAULTS, FaultProxy
 
