@@ -51,7 +51,7 @@ class Limits:
     waiting_mb: float = 256.0
     upload_s: float = 60.0
     stalled_s: float = 10.0
-    shutdown_s: float = 6.0
+    shutdown_s: float = 5.0
 
     def __post_init__(self) -> None:
         positive = {name: value for name, value in vars(self).items() if name != "abstain"}

@@ -39,7 +39,7 @@ class Service:
             self.process = subprocess.Popen(
                 command, cwd=folder, stderr=file, env={**os.environ, "OMP_NUM_THREADS": "1"}
             )
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while '"started"' not in self.log.read_text():
             assert self.process.poll() is None and time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.1)
