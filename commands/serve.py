@@ -83,8 +83,8 @@ def serve(
     If JZI_TOKEN is set, requests must carry it (Authorization: Bearer TOKEN), and the page asks for it. It has to be
     set for a --host that other machines can reach.
 
-    Memory: that of the model, --queue-mb, and 25 bytes for each of --max-megapixels; 256 MB and 1.5 GB by default,
-    whatever the number of requests.
+    Memory: beyond the model and the search of one photo, --queue-mb for all requests (at most --max-mb for one), 20
+    bytes for each pixel of --max-megapixels, and about 100 MB for connections; 256 MB, 1.2 GB and 100 MB by default.
     """
     try:
         import uvicorn  # noqa: F401

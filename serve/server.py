@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import math
 import signal
 import socket
 import sys
@@ -16,7 +17,7 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from jzi.errors import ConfigError
-from jzi.serve.guard import HEADERS, JsonFormatter
+from jzi.serve.guard import DISCARD_S, HEADERS, JsonFormatter
 from jzi.serve.limits import Limits
 
 log = logging.getLogger("jzi.serve")
@@ -27,7 +28,10 @@ HEADERS_S, READ_S = 10.0, 30.0
 #: Largest headers of a request, bytes.
 HEADER_BYTES = 16384
 
-#: Connections, each with at most `HEADER_BYTES` of headers and about 64 KiB of unread body; further ones are refused.
+#: Bytes read from a connection at once; as many wait for the application.
+READ_BYTES = 65536
+
+#: Connections, each with at most `HEADER_BYTES` of headers and twice `READ_BYTES` of body; further ones are refused.
 CONNECTIONS = 1024
 
 #: Connections that the system accepts on behalf of a busy service.
@@ -40,6 +44,8 @@ class Connection(H11Protocol):
     def connection_made(self, transport: Any) -> None:
         """Begin to wait for the headers of the first request."""
         super().connection_made(transport)
+        if hasattr(transport, "max_size"):  # asyncio's own, 256 KiB
+            transport.max_size = READ_BYTES
         self._idle_since = time.monotonic()
         self._blocked_since: float | None = None
         if len(self.connections) > CONNECTIONS:
@@ -143,13 +149,12 @@ def is_loopback(listener: socket.socket) -> bool:
 
 
 def log_as_json() -> None:
-    """Write the logs of the service and of the server to standard error, a JSON object per line."""
+    """Write all logs to standard error, a JSON object per line."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
-    for name, level in (("jzi.serve", logging.INFO), ("uvicorn", logging.ERROR), ("asyncio", logging.ERROR)):
-        logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = [handler], False
-        logger.setLevel(level)
+    logging.basicConfig(handlers=[handler], level=logging.ERROR, force=True)
+    log.setLevel(logging.INFO)
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # such forms are answered with status 400
 
 
 def run(app: FastAPI, listener: socket.socket, limits: Limits) -> None:
@@ -170,7 +175,7 @@ def run(app: FastAPI, listener: socket.socket, limits: Limits) -> None:
         server_header=False,
         proxy_headers=False,
         backlog=BACKLOG,
-        timeout_graceful_shutdown=int(limits.shutdown_s) + 1,
+        timeout_graceful_shutdown=math.ceil(limits.shutdown_s + DISCARD_S),
         h11_max_incomplete_event_size=HEADER_BYTES,
     )
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # uvicorn finishes open requests, then re-raises the signal

@@ -13,39 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from fastapi.testclient import TestClient
 from PIL import Image
 
-import jzi
-from jzi.decode.config import DecoderConfig
-from jzi.decode.decoder import ZoomDecoder
-from jzi.decode.model import create_folder, save_weights
-from jzi.encode.encoder import Encoder
 from jzi.encode.imagery import Imagery
 from jzi.locate.location import LocateOptions
-from jzi.locate.locator import Locator
 from jzi.serve.app import Limits, make_app
-from jzi.store.map_embeddings import ENCODED, MapEmbeddings
-from jzi.store.model_folder import MAP, write_file
 from jzi.store.pyramid import Pyramid
 
 LOCAL = "http://localhost"
-
-
-@pytest.fixture
-def locator(tmp_path: Path, encoder_folder: Path, pyramid: Pyramid) -> Locator:
-    rng = np.random.default_rng(0)
-    sides = [pyramid.tiles_per_side(level) for level in range(4)]
-    embedding = tuple(rng.normal(size=(n, n, 32)).astype(np.float16) for n in sides[:-1])
-    config = DecoderConfig(width=32, layers=1, heads=2)
-    info = Encoder.load(encoder_folder, image_size=28).info
-    create_folder(tmp_path / "model", config, pyramid, info, encoder_folder)
-    status = tuple(np.full((n, n), ENCODED, np.uint8) for n in sides)
-    write_file(tmp_path / "model", MAP, MapEmbeddings(pyramid, embedding, status).save)
-    torch.manual_seed(0)
-    save_weights(tmp_path / "model", ZoomDecoder(config))
-    return jzi.load(tmp_path / "model")
 
 
 @pytest.fixture
