@@ -31,6 +31,7 @@ def new_settings(
     levels: int | None = None,
     map_crs: str | None = None,
     split_by: Literal["auto", "sequence", "block", "photo"] | None = None,
+    allow_outside: bool = False,
 ) -> tuple[Settings, PhotoTable | None]:
     """Create the settings of a new working directory, and read its photo table if one is named; nothing is written.
 
@@ -50,6 +51,7 @@ def new_settings(
         levels: L; by default the fewest whose cells are at most 40 m.
         map_crs: CRS of rasters without one.
         split_by: what photos of a split have in common, "auto" by default.
+        allow_outside: whether paths of the table and symbolic links may lead out of the folder of photos.
 
     Raises:
         JziError: the rasters, the photos or the area cannot be used.
@@ -60,7 +62,7 @@ def new_settings(
     settings = Settings(
         pyramid=pyramid,
         map=imagery,
-        queries=QuerySettings(table, lookup, split_by=split_by or "auto"),
+        queries=QuerySettings(table, lookup, split_by=split_by or "auto", allow_outside=allow_outside),
         encoder=_encoder_settings(folder, encoder, image_size),
     )
     settings.folder = folder

@@ -159,10 +159,12 @@ def open_photo_table(settings: Settings) -> PhotoTable:
         raise ConfigError("no photos are named: set queries.table in jzi.toml to a folder, a CSV or a Parquet file")
     photos = settings.path(settings.queries.photos) if settings.queries.photos else None
     source, split_by = settings.queries.table, settings.queries.split_by
-    if isinstance(source, str):
-        table = read_photo_table(settings.path(source), photos, split_by)
-    else:
-        table = read_photo_table({split: settings.path(part) for split, part in source.items()}, photos, split_by)
+    paths = (
+        settings.path(source)
+        if isinstance(source, str)
+        else {split: settings.path(part) for split, part in source.items()}
+    )
+    table = read_photo_table(paths, photos, split_by, allow_outside=settings.queries.allow_outside)
     if table.split.kind == "table" and (split_by != "auto" or "queries.split_by" in settings.overridden):
         raise ConfigError(f"queries.split_by has no effect: {table.source} has its own splits; leave it out")
     return table

@@ -51,7 +51,8 @@ class QuerySettings:
 
     There may be a table for each split: `table = { train = "train.csv", val = "val.csv" }`. `views` augmented views of
     each training photo are encoded, generated from `seed`. `split_by` is what photos of a split have in common where
-    the table has no splits: see `jzi.store.splits.split_photos`.
+    the table has no splits: see `jzi.store.splits.split_photos`. With `allow_outside`, paths of the table and symbolic
+    links may lead out of the folder of photos.
     """
 
     table: str | dict[str, str] | None = None
@@ -59,6 +60,7 @@ class QuerySettings:
     views: int = Field(default=0, ge=0, le=255)
     seed: int = Field(default=0, ge=0)
     split_by: Literal["auto", "sequence", "block", "photo"] = "auto"
+    allow_outside: bool = False
 
 
 @dataclass(config=_strict)
