@@ -11,7 +11,7 @@ from jzi.errors import ConfigError, PhotoError
 from jzi.store.model_folder import RetrieverModelConfig, TransferModelConfig, read_config
 from jzi.store.pyramid import Pyramid
 from jzi.workspace.experts import ModelExperts, load_experts, load_transferred
-from jzi.workspace.settings import Settings, find_rasters, load_settings
+from jzi.workspace.settings import Settings, find_rasters, load_settings, names_url
 
 if TYPE_CHECKING:
     from jzi.decode.expert import ZoomExpert
@@ -33,7 +33,7 @@ def open_imagery(settings: Settings) -> Imagery:
     from jzi.encode.imagery import Imagery
     from jzi.encode.raster import RasterOptions
 
-    options = RasterOptions(settings.map.crs, settings.map.nodata, settings.map.stretch)
+    options = RasterOptions(settings.map.crs, settings.map.nodata, settings.map.stretch, settings.map.remote)
     return Imagery(settings.rasters, settings.pyramid, options)
 
 
@@ -50,9 +50,10 @@ def imagery_of(pyramid: Pyramid, rasters: Sequence[str], config_file: Path) -> I
         ImageryError: a raster cannot be used.
     """
     from jzi.encode.imagery import Imagery
+    from jzi.encode.raster import RasterOptions
 
     if rasters:
-        return Imagery(find_rasters(rasters), pyramid)
+        return Imagery(find_rasters(rasters), pyramid, RasterOptions(remote=names_url(rasters)))
     if config_file.exists():
         settings = load_settings(config_file)
         if settings.pyramid == pyramid and settings.map.rasters:

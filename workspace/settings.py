@@ -29,7 +29,8 @@ _strict = ConfigDict(extra="forbid")
 class MapSettings:
     """The map: rasters (files, globs or folders, the first on top), and how to read those that lack metadata.
 
-    With `tokens`, patch tokens of tiles are stored beside their embeddings, for `decoder.patch_tokens`.
+    With `tokens`, patch tokens of tiles are stored beside their embeddings, for `decoder.patch_tokens`. With `remote`,
+    rasters may be URLs and other GDAL data sources, and may name files outside of their folder.
     """
 
     rasters: list[str] = field(default_factory=list)
@@ -37,6 +38,7 @@ class MapSettings:
     nodata: float | None = None
     stretch: tuple[float, float] | None = None
     tokens: bool = False
+    remote: bool = False
 
     def __post_init__(self) -> None:
         try:
@@ -166,6 +168,11 @@ def find_rasters(entries: Iterable[str], folder: Path = Path()) -> list[str]:
     if not rasters:
         raise ConfigError("no raster is given: name the map with `jzi init --map RASTER` or in map.rasters of jzi.toml")
     return rasters
+
+
+def names_url(entries: Iterable[str]) -> bool:
+    """Return whether one of the entries of `find_rasters` is a URL or another GDAL data source."""
+    return any("://" in entry or entry.startswith("/vsi") for entry in entries)
 
 
 def _resolve(path: str, folder: Path) -> Path:

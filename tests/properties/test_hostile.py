@@ -67,3 +67,8 @@ def test_a_hostile_photo_costs_only_itself(example: hostile.Hostile) -> None:
 @given(hostile.tables())
 def test_a_hostile_table_is_read_or_refused_in_a_sentence(example: hostile.Hostile) -> None:
     check(example, lambda path: read_photo_table(path).inside(Pyramid.around(48.2, 16.3, 1000.0, levels=2)))
+
+
+@given(hostile.rasters())
+def test_a_hostile_raster_is_drawn_or_refused_in_a_sentence(example: hostile.Hostile) -> None:
+    check(example, _read_raster)
