@@ -9,6 +9,7 @@ import click
 
 from jzi.commands.common import (
     UsageError,
+    allow_outside_option,
     json_option,
     list_disagreements,
     list_rejected,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 @click.option("--queries", help="A folder of photos with EXIF positions, or a CSV or Parquet table.")
 @click.option("--photos", help="The folder of a table's photos.  [default: that of the table]")
 @split_by_option
+@allow_outside_option
 @click.option("--encoder", help="A Hugging Face id or a folder.  [default: facebook/dinov2-base]")
 @click.option("--image-size", type=number(PIXELS), help="Side of the encoder's input, pixels.  [default: 384]")
 @click.option("--preset", help="A published area, such as just-zoom-in-dc.")

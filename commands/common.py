@@ -58,6 +58,9 @@ split_by_option = click.option(
     help="What stays together in a split where the table has none: drives, blocks of the map, or single photos.  "
     "[default: auto, the first of these with three groups or more]",
 )  # fmt: skip
+allow_outside_option = click.option(
+    "--allow-outside", is_flag=True, help="Also read photos outside of their folder, which paths or links lead to."
+)
 beams_option = click.option(
     "--beams", type=number(BEAMS), help="Width of the beam search.  [default: all tiles of a small map, else 64]"
 )

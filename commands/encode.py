@@ -8,6 +8,7 @@ import click
 
 from jzi.commands.common import (
     UsageError,
+    allow_outside_option,
     json_option,
     list_disagreements,
     list_rejected,
@@ -62,6 +63,7 @@ def encode_map_command(config_file: Path, overrides: tuple[str, ...], tokens: bo
 )
 @click.option("--seed", type=number(SEED), help="Seed of the augmented views.")
 @split_by_option
+@allow_outside_option
 @click.option("--retriever", type=click.Path(path_type=Path), metavar="FOLDER",
               help="Encode with this retriever's encoder, into its index.")  # fmt: skip
 @click.option("--skip-unusable", is_flag=True, help="Exit with 0 even if photos of the folder have no position.")
@@ -72,6 +74,7 @@ def encode_queries_command(
     views: int | None,
     seed: int | None,
     split_by: str | None,
+    allow_outside: bool,
     retriever: Path | None,
     skip_unusable: bool,
     as_json: bool,
@@ -82,6 +85,7 @@ def encode_queries_command(
 
     options = {"queries.views": views, "queries.seed": seed, "queries.split_by": split_by}
     overrides = (*overrides, *(f"{name}={value}" for name, value in options.items() if value is not None))
+    overrides = (*overrides, "queries.allow_outside=true") if allow_outside else overrides
     settings = load_settings(config_file, overrides, training=())
     table = open_photo_table(settings).inside(settings.pyramid)
     from jzi.commands.reports import photos_text, split_text

@@ -16,12 +16,15 @@ from xml.etree import ElementTree
 import numpy as np
 import yaml
 from numpy.typing import NDArray
-from PIL import Image
 from pyproj import CRS
 from pyproj.exceptions import CRSError
 
-from jzi.errors import ImageryError
+from jzi.errors import ImageryError, PhotoError, first_line
 from jzi.store.files import write_whole
+from jzi.store.photo_file import open_image, open_regular_file
+
+#: Most bytes of a layout.yaml.
+MAX_BYTES = 2**20
 
 _COLORS = ("Red", "Green", "Blue")
 
@@ -70,7 +73,8 @@ class TiledLayout:
             ImageryError: the file cannot be read, is not a layout, or has tiles that are not square and north-up.
         """
         try:
-            values = yaml.safe_load(file.read_text())
+            with open_regular_file(file) as opened:
+                values = yaml.safe_load(opened.read(MAX_BYTES).decode())
             if values.get("preset") == "XYZ":
                 values = {**values, **_XYZ}
             pixels, side = values["tile_shape_px"], values.get("tile_shape_crs", [1.0, 1.0])
@@ -87,14 +91,38 @@ class TiledLayout:
             )
         except FileNotFoundError:
             raise ImageryError(f"{file} does not exist; pass the layout.yaml of a tiledwebmaps folder") from None
-        except (OSError, yaml.YAMLError, AttributeError, LookupError, TypeError, ValueError, CRSError) as error:
-            raise ImageryError(f"{file} is not a tiledwebmaps layout: {type(error).__name__} {error}") from error
+        except (
+            OSError,
+            yaml.YAMLError,
+            AttributeError,
+            LookupError,
+            TypeError,
+            ValueError,
+            OverflowError,
+            RecursionError,
+            CRSError,
+        ) as error:  # fmt: skip
+            reason = first_line(error)[:200]
+            raise ImageryError(f"{file} is not a tiledwebmaps layout: {type(error).__name__} {reason}") from error
         if pixels[0] != pixels[1] or side[0] != side[1] or not set(layout.axes) <= {"east", "west", "north", "south"}:
             raise ImageryError(
                 f"{file} has tiles of {pixels} pixels and {side} CRS units along {layout.axes}; "
                 "only square tiles along two compass directions are supported"
             )
+        layout._check(file)
         return layout
+
+    def _check(self, file: Path) -> None:
+        numbers = [self.side, *self.origin, *self.size]
+        directions = {axis.direction.lower() for axis in self.crs.axis_info[:2]}
+        along = [{"east", "west"} & set(self.axes), {"north", "south"} & set(self.axes)]
+        along_crs = [{"east", "west"} & directions, {"north", "south"} & directions]
+        if not (
+            0 < self.pixels <= 2**14 and 0 <= self.zoom <= 30 and self.side > 0 and np.isfinite(numbers).all()
+        ) or not (len(self.axes) == len(self.origin) == len(self.size) == 2 and all(along) and all(along_crs)):
+            raise ImageryError(f"{file} is not a layout of tiles on a plane: check its sizes, axes, zoom and CRS")
+        if not isinstance(self.path, str) or Path(self.path).is_absolute() or ".." in Path(self.path).parts:
+            raise ImageryError(f"{file} has its tiles at {self.path!r}: they must lie in its folder")
 
     def corner(self, x: int, y: int) -> tuple[float, float]:
         """Return the west and north edges of full-resolution tile (x, y), CRS units."""
@@ -125,7 +153,11 @@ class TiledLayout:
         pattern = pattern.replace(r"\{x\}", r"(?P<x>-?\d+)").replace(r"\{y\}", r"(?P<y>-?\d+)")
         glob = self.path.replace("{zoom}", str(self.zoom)).replace("{x}", "*").replace("{y}", "*")
         tiles = {}
-        for file in sorted(self.folder.glob(glob)):
+        try:
+            files = sorted(self.folder.glob(glob))
+        except (ValueError, NotImplementedError) as error:
+            raise ImageryError(f"{self.folder} has its tiles at {self.path!r}: {first_line(error)}") from error
+        for file in files:
             if match := re.fullmatch(pattern, file.relative_to(self.folder).as_posix()):
                 tiles[int(match["x"]), int(match["y"])] = file
         return tiles
@@ -149,10 +181,10 @@ class TiledLayout:
             raise ImageryError(f"{self.folder} has no tile of zoom {self.zoom} at {self.path}: {hint}")
         first_tile = next(iter(tiles.values()))
         try:
-            with Image.open(first_tile) as image:  # rasterio would warn that a tile has no georeferencing
+            with open_image(first_tile, str(first_tile)) as image:  # rasterio would warn about missing georeferencing
                 bands, pixels = len(image.getbands()), image.width
-        except (OSError, Image.DecompressionBombError) as error:
-            raise ImageryError(f"{first_tile} cannot be read: {error}") from error
+        except PhotoError as error:
+            raise ImageryError(str(error)) from error
         if pixels != self.pixels:
             raise ImageryError(f"{first_tile} is {pixels} pixels wide, but layout.yaml gives {self.pixels}")
         corners = np.array([self.corner(*tile) for tile in tiles])  # (tile, 2) west and north

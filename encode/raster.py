@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,14 +15,23 @@ import rasterio
 import rasterio.warp
 from numpy.typing import NDArray
 from rasterio import Affine
+from rasterio._err import CPLE_BaseError
 from rasterio.enums import ColorInterp, Resampling
 from rasterio.errors import CRSError, RasterioError
 from rasterio.transform import from_origin
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
-from jzi.errors import ImageryError
+from jzi.encode.raster_sources import OFFLINE, check_sources, open_raster
+from jzi.errors import ImageryError, first_line
 from jzi.store.pyramid import Bounds
+
+#: Largest block and largest part of a raster that is read at once, bytes.
+MAX_BLOCK, MAX_READ = 2**30, 2**30
+
+
+#: Errors of rasterio, and of GDAL where rasterio does not translate them; messages may not be UTF-8.
+GDAL_ERRORS = (RasterioError, CRSError, CPLE_BaseError, UnicodeDecodeError)
 
 
 @dataclass(frozen=True)
@@ -33,11 +42,13 @@ class RasterOptions:
         crs: CRS of rasters that have a geotransform (such as a world file) but no CRS.
         nodata: value of pixels without data.
         stretch: values that are mapped to 0 and 255; percentiles 2 and 98 by default, for rasters that are not 8-bit.
+        remote: whether rasters may be URLs and other GDAL data sources, or name files outside of their folder.
     """
 
     crs: str | None = None
     nodata: float | None = None
     stretch: tuple[float, float] | None = None
+    remote: bool = False
 
 
 class Raster:
@@ -58,16 +69,17 @@ class Raster:
         stretch: values mapped to 0 and 255, or None; set by `Imagery` where they are needed and not given.
 
     Raises:
-        ImageryError: the raster cannot be opened, or is not georeferenced.
+        ImageryError: the raster cannot be opened, leads to other files or machines, or is not georeferenced.
     """
 
     def __init__(self, path: str | Path, options: RasterOptions | None = None) -> None:
         self.path = str(path)
         self.options = options or RasterOptions()
+        check_sources(self.path, self.options.remote)
         try:
             source = self.source
-        except (RasterioError, CRSError, OSError) as error:
-            raise ImageryError(f"{path} cannot be read as a raster: {error}") from error
+        except (*GDAL_ERRORS, OSError) as error:
+            raise ImageryError(f"{path} cannot be read as a raster: {first_line(error)}") from error
         if source.transform.is_identity:
             raise ImageryError(
                 f"{path} is not georeferenced: it has no geotransform; add one (a world file, or gdal_translate)"
@@ -81,11 +93,27 @@ class Raster:
         self.transform: Affine = source.transform
         self.width, self.height = source.width, source.height
         self.bands = _color_bands(source.colorinterp)
+        self._check_pixels(source)
         self.dtype = np.dtype(source.dtypes[self.bands[0] - 1])
         self.palette = self._palette(source)
         self.stretch = self.options.stretch
         file = getattr(source, "src_dataset", source)  # not the warped view, which has other blocks
         self._shared_lock = threading.Lock() if file.block_shapes[0][1] >= self.width else None
+
+    def _check_pixels(self, source: Any) -> None:
+        dtypes = {source.dtypes[band - 1] for band in self.bands} if source.count else set()
+        if not dtypes or any(dtype.startswith("complex") for dtype in dtypes):
+            listed = ", ".join(sorted(dtypes)) or "no bands"
+            raise ImageryError(f"{self.path} has {listed}: convert it to bands of integers or floats (gdal_translate)")
+        rows, cols = max(source.block_shapes)
+        block = rows * cols * max(np.dtype(dtype).itemsize for dtype in dtypes) * source.count
+        if block > MAX_BLOCK:
+            raise ImageryError(
+                f"{self.path} has blocks of {rows} x {cols} pixels: rewrite it with gdal_translate -co TILED=YES"
+            )
+        transform = self.transform
+        if not (np.isfinite(transform[:6]).all() and np.isfinite(transform.determinant) and transform.determinant):
+            raise ImageryError(f"{self.path} is not georeferenced: its geotransform {transform[:6]} is degenerate")
 
     @contextmanager
     def _reading(self) -> Iterator[Any]:
@@ -110,7 +138,7 @@ class Raster:
     @property
     def files(self) -> list[str]:
         """Files with pixels or georeference, without the statistics and overviews that tools add later."""
-        with rasterio.open(self.path) as source:  # a warped view lists fewer files
+        with _environment(self.options), open_raster(self.path, self.options.remote) as source:  # a view lists fewer
             return [name for name in source.files if not name.lower().endswith((".aux.xml", ".ovr", ".msk.ovr"))]
 
     def _palette(self, source: Any) -> NDArray[np.uint8] | None:
@@ -165,13 +193,17 @@ class Raster:
         """(band, rows, cols) values and (rows, cols) validity 0..255, from alpha, mask or nodata value."""
         # Palette indices cannot be averaged
         resampling = Resampling.nearest if self.palette is not None else Resampling.average
+        if shape[0] * shape[1] * (self.dtype.itemsize * len(self.bands) + 1) > MAX_READ:
+            raise ImageryError(
+                f"{self.path} has too narrow pixels: one tile takes {shape[0]} x {shape[1]}; resample it (gdalwarp)"
+            )
         try:
-            with self._reading() as source:
+            with _environment(self.options), self._reading() as source:
                 data = source.read(
                     self.bands, window=window, out_shape=(len(self.bands), *shape), resampling=resampling
                 )
                 valid = source.dataset_mask(window=window, out_shape=shape, resampling=resampling)
-        except RasterioError as error:
+        except GDAL_ERRORS as error:
             where = f"rows {window.row_off:.0f}.., columns {window.col_off:.0f}.."
             raise ImageryError(f"{self.path} cannot be read at {where}: {error.__cause__ or error}") from error
         if data.dtype.kind == "f":
@@ -190,8 +222,10 @@ class Raster:
             return Bounds(
                 *rasterio.warp.transform_bounds(self.crs, crs, min(x), min(y), max(x), max(y), densify_pts=21)
             )
-        except (RasterioError, CRSError) as error:
-            raise ImageryError(f"{self.path} cannot be transformed to the area's CRS: {error}") from error
+        except (*GDAL_ERRORS, ValueError) as error:
+            raise ImageryError(
+                f"{self.path} cannot be transformed to the area's CRS: {first_line(error)[:200]}"
+            ) from error
 
     def warp(self, crs: str, bounds: Bounds, pixels: int) -> NDArray[np.uint8]:
         """Warp a square of another CRS, north up and antialiased.
@@ -277,8 +311,17 @@ def close_rasters() -> None:
     _open_shared.cache_clear()
 
 
+def _environment(options: RasterOptions) -> AbstractContextManager[Any]:
+    return nullcontext() if options.remote else rasterio.Env(**OFFLINE)
+
+
 def _open(path: str, options: RasterOptions) -> Any:
-    source = rasterio.open(path)
+    with _environment(options):
+        return _open_georeferenced(path, options)
+
+
+def _open_georeferenced(path: str, options: RasterOptions) -> Any:
+    source = open_raster(path, options.remote)
     points, points_crs = source.gcps
     if source.crs is None and points:
         source = WarpedVRT(source, src_crs=points_crs, crs=points_crs)  # georeferenced by ground control points

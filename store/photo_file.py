@@ -171,9 +171,7 @@ class _BoundedFile:
         """
         if size is None or size < 0:  # the whole file
             if self._size > WHOLE_BYTES:
-                raise _BoundError(
-                    f"it has {self._size} bytes, the most for its kind is {WHOLE_BYTES}; convert it to PNG"
-                )
+                raise _BoundError(f"it has {self._size} bytes, more than {WHOLE_BYTES}; convert it to PNG")
             return self._file.read()
         data = self._file.read(min(size, self._size))
         self._bytes -= len(data)

@@ -9,21 +9,23 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import os
+import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
+from tqdm import tqdm
 
-from jzi.errors import PhotoError, PhotoTableError
-from jzi.store.exif import SUFFIXES, ExifPosition, read_position
+from jzi.errors import PhotoError, PhotoTableError, first_line
+from jzi.store.exif import ExifPosition, read_position
+from jzi.store.photo_finder import PhotoFinder
 from jzi.store.pyramid import Pyramid
 from jzi.store.splits import SPLITS, TABLE_SPLIT, SplitInfo, block_side, is_zoom_sequence, split_photos, text
-
-_SPELLINGS = (*SUFFIXES, *(suffix.upper() for suffix in SUFFIXES))  # cameras write .JPG
 
 #: Accepted names of each column, in order of preference.
 COLUMNS = {
@@ -40,6 +42,16 @@ COLUMNS = {
 
 #: Columns of ids, which are read as text.
 _TEXT = ("id", "path", "drive", "device")
+
+#: Most columns of a table and characters of its header.
+MAX_COLUMNS, MAX_HEADER = 1000, 2**20
+
+#: Names that a column, which becomes an array of the cache, cannot have.
+_UNSAFE = re.compile(r"\.*|__.*|zarr\.json|\.z\w+")
+_SEQUENCE_LENGTH = 200  # characters of a zoom sequence, at most
+
+#: Why a row or a link whose path leads out of the folder of photos is not used.
+OUTSIDE = "it lies outside of the folder of photos: use --allow-outside if you trust the table"
 
 
 @dataclass(frozen=True)
@@ -101,7 +113,11 @@ class PhotoTable:
 
 
 def read_photo_table(
-    source: Path | Mapping[str, Path], photos: Path | None = None, split_by: str = "auto"
+    source: Path | Mapping[str, Path],
+    photos: Path | None = None,
+    split_by: str = "auto",
+    *,
+    allow_outside: bool = False,
 ) -> PhotoTable:
     """Read a folder of photos with EXIF positions (recursively), or a CSV or Parquet table.
 
@@ -111,6 +127,7 @@ def read_photo_table(
             None for the folder of the table.
         split_by: what to keep together in a split, as in `jzi.store.splits.split_photos`; not used if the source has
             splits.
+        allow_outside: whether paths of a table and symbolic links may lead out of the folder of photos.
 
     Raises:
         PhotoTableError: the source does not exist, has no coordinates, or no row can be used; or it lacks what
@@ -122,11 +139,15 @@ def read_photo_table(
             f"queries.table names tables for {', '.join(source) or 'nothing'}, not for {', '.join(SPLITS)}"
         )
     frames, rejected = [], []
+    finders: dict[Path, PhotoFinder] = {}
     for split, part in parts.items():
         if part.is_dir():
-            read, unusable = _read_folder(part)
+            read, unusable = _read_folder(PhotoFinder(part, allow_outside))
         elif part.is_file():
-            read, unusable = _read_table(part, photos or part.parent)
+            folder = photos or part.parent
+            if folder not in finders:
+                finders[folder] = PhotoFinder(folder, allow_outside)
+            read, unusable = _read_table(part, folder, finders[folder])
         else:
             raise PhotoTableError(f"there is no {part}: queries.table is a folder of photos, a CSV or a Parquet file")
         frames.append(read.assign(split=split) if split else read)
@@ -138,7 +159,8 @@ def read_photo_table(
         raise PhotoTableError(f"{name} has no usable photo{first}; {len(rejected)} were rejected")
     duplicate = frame["id"].duplicated().to_numpy()
     rejected += [
-        Rejected(name, "its id is in the table twice: the first row is used") for name in frame["id"][duplicate]
+        Rejected(_printable(name), "its id is in the table twice: the first row is used")
+        for name in frame["id"][duplicate]
     ]
     frame = frame[~duplicate].reset_index(drop=True)
     info = TABLE_SPLIT
@@ -157,7 +179,7 @@ def _check_sequences(frame: pd.DataFrame, pyramid: Pyramid, source: str) -> tupl
         return ()
     published = text(frame["sequence"])
     # Mapillary tables have a column of this name with ids of image series; zoom sequences are lists of actions
-    has_sequence = is_zoom_sequence(published)
+    has_sequence = is_zoom_sequence(published) & (published.str.len() <= _SEQUENCE_LENGTH).to_numpy(bool)
     if not has_sequence.any():
         return ()
     sequences = [json.loads(actions) for actions in published[has_sequence]]
@@ -183,8 +205,8 @@ def _check_sequences(frame: pd.DataFrame, pyramid: Pyramid, source: str) -> tupl
 # Folders
 
 
-def _read_folder(folder: Path) -> tuple[pd.DataFrame, list[Rejected]]:
-    photos = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+def _read_folder(finder: PhotoFinder) -> tuple[pd.DataFrame, list[Rejected]]:
+    photos, outside = finder.all()
 
     def read(photo: Path) -> ExifPosition | PhotoError:
         try:
@@ -192,34 +214,48 @@ def _read_folder(folder: Path) -> tuple[pd.DataFrame, list[Rejected]]:
         except PhotoError as error:
             return error
 
-    rows, rejected = [], []
+    rows = []
+    rejected = [Rejected(_name(link, finder), OUTSIDE) for link in outside]
     with ThreadPoolExecutor() as pool:
-        for photo, exif in zip(photos, pool.map(read, photos), strict=True):
-            name = photo.relative_to(folder).as_posix()
+        read_photos = tqdm(pool.map(read, photos), total=len(photos), unit="photo", desc="EXIF", delay=2)
+        for photo, exif in zip(photos, read_photos, strict=True):
+            name = _name(photo, finder)
             if isinstance(exif, PhotoError):
                 rejected.append(Rejected(name, str(exif)))
             else:
                 heading = np.nan if exif.heading is None else exif.heading
                 time = "" if exif.time is None else exif.time.isoformat()
                 position = exif.latitude, exif.longitude, heading
-                rows.append((name, str(photo.absolute()), name, *position, time, exif.device))
+                rows.append((name, str(photo), name, *position, time, exif.device))
     columns = ["id", "photo", "path", "latitude", "longitude", "heading", "captured_at", "device"]
-    frame = pd.DataFrame(rows, columns=columns)
+    frame = pd.DataFrame(rows, columns=columns, dtype=object).astype(
+        {"latitude": float, "longitude": float, "heading": float}
+    )
     return frame if (frame["captured_at"] != "").any() else frame.drop(columns=["captured_at", "device"]), rejected
+
+
+def _name(photo: Path, finder: PhotoFinder) -> str:
+    """Relative path; bytes that are not UTF-8, which the cache cannot hold, are written as \\xe9."""
+    return os.fsencode(photo.relative_to(finder.folder).as_posix()).decode("utf-8", "backslashreplace")
+
+
+def _printable(name: str) -> str:
+    """A name for messages: short, and without control characters, which a terminal may obey."""
+    name = name if len(name) <= 100 else f"{name[:100]}..."
+    return name if name.isprintable() else name.encode("unicode_escape").decode()
 
 
 # Tables
 
 
-def _read_table(source: Path, photos: Path) -> tuple[pd.DataFrame, list[Rejected]]:
+def _read_table(source: Path, photos: Path, finder: PhotoFinder) -> tuple[pd.DataFrame, list[Rejected]]:
     if not photos.is_dir():
         raise PhotoTableError(f"there is no folder {photos} with the photos of {source}")
     frame = _parse(source)
-    frame.columns = [str(column).strip() for column in frame.columns]
-    frame = frame.rename(columns=_standard_names(list(frame.columns)))
+    frame = _with_standard_names(frame)
     for needed in ("latitude", "longitude"):
         if needed not in frame:
-            has = ", ".join(map(str, frame.columns))
+            has = _printable(", ".join(map(str, frame.columns)))
             raise PhotoTableError(
                 f"{source} has no column of {needed}s (one of {', '.join(COLUMNS[needed])}): it has {has}"
             )
@@ -230,22 +266,46 @@ def _read_table(source: Path, photos: Path) -> tuple[pd.DataFrame, list[Rejected
     frame["line"] = np.arange(2, len(frame) + 2)  # line of the file; the header is line 1
     for name in ("latitude", "longitude", "heading"):
         if name in frame:
-            frame[name] = pd.to_numeric(frame[name], errors="coerce").astype(float)
+            frame[name] = _numbers(frame[name])
     latitude, longitude = frame["latitude"], frame["longitude"]
     if len(frame) and ((latitude.abs() > 90) & (longitude.abs() <= 90)).mean() > 0.5:
         raise PhotoTableError(
             f"{source} has latitude and longitude swapped (its first latitude is {latitude.iloc[0]}): rename them"
         )
     frame["id"] = text(frame["id" if "id" in frame else "path"])
-    finder = _PhotoFinder(photos, source.parent)
     path = text(frame["path"]) if "path" in frame else pd.Series("", index=frame.index)
-    files = [finder.find(name, str(relative)) for name, relative in zip(frame["id"], path, strict=True)]
-    frame["photo"] = [str(file.absolute()) if file else "" for file in files]
-    frame["path"] = [given or (file.name if file else "") for given, file in zip(path, files, strict=True)]
-    return _usable_rows(frame, photos)
+    files = list(finder.find(frame["id"], path, source.parent))
+    frame["photo"] = pd.Series([file for file, _ in files], index=frame.index, dtype=object)
+    frame["path"] = [given or file.rpartition(os.sep)[2] for given, (file, _) in zip(path, files, strict=True)]
+    return _usable_rows(frame, photos, np.array([leads_out for _, leads_out in files], bool))
 
 
-def _usable_rows(frame: pd.DataFrame, photos: Path) -> tuple[pd.DataFrame, list[Rejected]]:
+def _with_standard_names(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rename columns; those whose name is that of another, or cannot be that of an array, are left out."""
+    names = [re.sub(r"[/\\\x00-\x1f\x7f]", "_", str(column).strip()) for column in frame.columns]
+    standard = _standard_names(names)
+    taken: set[str] = set(standard.values())
+    columns: dict[str, int] = {}
+    for index, name in enumerate(names):
+        if name in standard and standard[name] not in columns:
+            columns[standard[name]] = index
+        elif name not in taken and not _UNSAFE.fullmatch(name) and len(name) <= 100:
+            columns.setdefault(name, index)
+    result = frame.iloc[:, list(columns.values())].copy()
+    result.columns = pd.Index(list(columns))
+    return result
+
+
+def _numbers(column: pd.Series) -> pd.Series:
+    try:
+        return pd.to_numeric(column, errors="coerce").astype(float)
+    except (TypeError, ValueError):  # of lists and other nested values
+        return pd.Series(np.nan, index=column.index)
+
+
+def _usable_rows(
+    frame: pd.DataFrame, photos: Path, leads_out: NDArray[np.bool_]
+) -> tuple[pd.DataFrame, list[Rejected]]:
     """Separate rows with an id, a position, a valid split and a photo from the others."""
     latitude, longitude = frame["latitude"], frame["longitude"]
     reason = pd.Series("", index=frame.index, dtype=object)
@@ -253,12 +313,14 @@ def _usable_rows(frame: pd.DataFrame, photos: Path) -> tuple[pd.DataFrame, list[
         aliases = {"validation": "val", "valid": "val", "training": "train", "testing": "test"}
         frame["split"] = text(frame["split"]).str.lower().replace(aliases)
         reason[~frame["split"].isin(SPLITS)] = "its split is not one of " + ", ".join(SPLITS)
-    reason[frame["photo"] == ""] = f"no such photo in {photos}"
+    missing = (frame["photo"] == "").to_numpy()
+    reason[missing] = f"no such photo in {photos}"
+    reason[missing & leads_out] = OUTSIDE
     reason[(latitude.abs() > 90) | (longitude.abs() > 180)] = "its position is out of range"
     reason[latitude.isna() | longitude.isna()] = "its latitude or longitude is not a number"
     reason[frame["id"] == ""] = "it has no id"
     bad = reason != ""
-    names = [name or f"row {row + 1}" for row, name in zip(frame.index[bad], frame["id"][bad], strict=True)]
+    names = [_printable(name) or f"row {row + 1}" for row, name in zip(frame.index[bad], frame["id"][bad], strict=True)]
     rejected = [Rejected(name, why) for name, why in zip(names, reason[bad], strict=True)]
     return frame[~bad].reset_index(drop=True), rejected
 
@@ -269,7 +331,9 @@ def _parse(source: Path) -> pd.DataFrame:
             frame = pd.read_parquet(source)
             return frame.reset_index(drop=frame.index.names == [None])  # a named index is used as a column
         with source.open(encoding="utf-8-sig", newline="") as file:
-            header = file.readline()
+            header = file.readline(MAX_HEADER)
+        if len(header) == MAX_HEADER:
+            raise PhotoTableError(f"{source} is not a CSV table: its first line has {MAX_HEADER} characters or more")
         if "\0" in header or not header.strip():
             raise PhotoTableError(f"{source} is not a CSV or Parquet table")
         try:
@@ -277,13 +341,18 @@ def _parse(source: Path) -> pd.DataFrame:
         except csv.Error:
             separator = ","
         names = next(csv.reader([header], delimiter=separator))
+        fields = _first_row_length(source, separator)
+        if max(len(names), fields) > MAX_COLUMNS:
+            raise PhotoTableError(f"{source} has {max(len(names), fields)} columns: the most is {MAX_COLUMNS}")
         # read ids as text: as floats, those of 16 digits would be rounded
         ids = {column: str for column in names if _is_text(column)}
         # Fields beyond the header are ignored; pandas does not warn about them if usecols is given
-        usecols = (lambda _: True) if _first_row_length(source, separator) > len(names) else None
+        usecols = (lambda _: True) if fields > len(names) else None
         return pd.read_csv(source, sep=separator, encoding="utf-8-sig", dtype=ids, index_col=False, usecols=usecols)
-    except (ValueError, OSError, pd.errors.ParserError) as error:
-        raise PhotoTableError(f"{source} cannot be read as a table: {error}") from error
+    except PhotoTableError:
+        raise
+    except Exception as error:  # of csv, pandas and pyarrow
+        raise PhotoTableError(f"{source} cannot be read as a table: {first_line(error)}") from error
 
 
 def _first_row_length(source: Path, separator: str) -> int:
@@ -303,34 +372,3 @@ def _standard_names(columns: list[str]) -> dict[str, str]:
     """Map columns of the source to the names used here; the preferred one if several match."""
     lower = {column.lower(): column for column in reversed(columns)}
     return {lower[name]: ours for ours, names in COLUMNS.items() for name in [n for n in names if n in lower][:1]}
-
-
-class _PhotoFinder:
-    """Finds the photo of a row: by its path, by its id and known suffixes, then anywhere below the folder."""
-
-    def __init__(self, photos: Path, table_folder: Path) -> None:
-        self.photos = photos
-        self.table_folder = table_folder
-
-    def find(self, name: str, path: str) -> Path | None:
-        names = [path] if path else []
-        names += [name, *(name + stem + suffix for stem in ("", "_undistorted") for suffix in _SPELLINGS)]
-        tries = [self.photos / each for each in names if each] + [self.table_folder / path] * bool(path)
-        for photo in tries:
-            if photo.suffix.lower() in SUFFIXES and photo.is_file():
-                return photo
-        for each in names:
-            if each and Path(each).name in self._below:
-                return self._below[Path(each).name]
-        return None
-
-    @cached_property
-    def _below(self) -> dict[str, Path]:
-        """Photos in all subfolders by file name; names that occur twice are ambiguous and left out."""
-        below: dict[str, Path] = {}
-        twice = set()
-        for photo in self.photos.rglob("*"):
-            if photo.suffix.lower() in SUFFIXES:
-                twice |= {photo.name} & below.keys()
-                below[photo.name] = photo
-        return {name: photo for name, photo in below.items() if name not in twice}

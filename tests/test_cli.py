@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import rasterio
+import rasterio.shutil
 from click.testing import CliRunner, Result
 from PIL import Image
 
@@ -402,3 +403,23 @@ def test_a_table_of_photos_works_as_well_as_a_folder(jzi, tmp_path, town_raster,
     assert "30 photos in the area" in output.stdout and "2 photos cannot be used" in output.stderr
     assert json.loads(jzi("encode-queries --json").stdout)["rejected"] == 2
     assert set(FeatureCache.open(tmp_path / "features.zarr").queries.frame()["camera"]) == {"phone"}
+
+
+def test_odd_names_and_links_of_photos_are_encoded_or_listed(area, tmp_path: Path) -> None:
+    day = tmp_path / "photos" / "day0"
+    os.rename(day / "000.jpg", os.fsencode(day) + b"/caf\xe9.jpg")  # noqa: PTH104
+    (day / "002.jpg").rename(tmp_path / "else.jpg")
+    (day / "002.jpg").symlink_to(tmp_path / "else.jpg")
+    result = area("encode-queries --json")
+    assert json.loads(result.stdout)["encoded"] == 29
+    assert "outside of the folder of photos: use --allow-outside" in result.stderr
+    assert json.loads(area("encode-queries --json --allow-outside").stdout)["encoded"] == 1
+    assert "day0/caf\\xe9.jpg" in FeatureCache.open(tmp_path / "features.zarr").queries.frame()["id"].tolist()
+
+
+def test_a_raster_elsewhere_needs_the_setting_of_the_map(area, tmp_path: Path) -> None:
+    (tmp_path / "vrt").mkdir()
+    rasterio.shutil.copy(tmp_path / "map.tif", tmp_path / "vrt" / "map.vrt", driver="VRT")
+    result = area("encode-map --set map.rasters=['vrt/map.vrt']", code=2)
+    assert "not a file in its folder: set map.remote = true" in result.stderr
+    area("encode-map --set map.rasters=['vrt/map.vrt'] --set map.remote=true")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -209,6 +210,93 @@ def test_a_source_that_is_not_there_is_refused(tmp_path: Path, write_table: Call
         read_photo_table(tmp_path / "nothing.csv")
     with pytest.raises(PhotoTableError, match="no folder"):
         read_photo_table(write_table("id,lat,lon\na,48,16\n"), tmp_path / "nothing")
+
+
+# Tables from strangers
+
+
+def test_paths_lead_out_of_the_folder_of_photos_only_if_allowed(write_table: Callable, tmp_path: Path) -> None:
+    for folder in ("else", "photos/sub"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "secret.jpg").touch()
+    (tmp_path / "else" / "linked.jpg").touch()
+    (tmp_path / "photos" / "a.jpg").touch()
+    (tmp_path / "photos" / "link.jpg").symlink_to(tmp_path / "secret.jpg")
+    (tmp_path / "photos" / "good.jpg").symlink_to("a.jpg")
+    (tmp_path / "photos" / "folder").symlink_to(tmp_path / "else")
+    (tmp_path / "photos" / "other.jpg").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "photos" / "pipe.jpg")
+    inside = ["a.jpg", "sub/../a.jpg", "good.jpg", str(tmp_path / "photos" / "a.jpg"), "photos/a.jpg"]
+    outside = ["../secret.jpg", str(tmp_path / "secret.jpg"), "link.jpg", "folder/linked.jpg", "sub/../../secret.jpg"]
+    missing = ["pipe.jpg", "other.jpg", "/etc/passwd", "..", "/", "x" * 5000 + ".jpg", "x/" * 2000 + "y.jpg"]
+    lines = [f"{row},{path},48.2,16.3" for row, path in enumerate([*inside, *outside, *missing])]
+    table = write_table("\n".join(["id,path,lat,lon", *lines]), photos="")
+    photos = read_photo_table(table, tmp_path / "photos")
+    assert photos.frame["id"].tolist() == [str(row) for row in range(len(inside))]
+    assert [os.path.realpath(photo) for photo in photos.frame["photo"]] == [str(tmp_path / "photos" / "a.jpg")] * 5
+    why = [row.reason for row in photos.rejected]
+    assert all("--allow-outside" in reason for reason in why[: len(outside)])
+    assert all("no such photo" in reason or "--allow-outside" in reason for reason in why[len(outside) :])
+    photos = read_photo_table(table, tmp_path / "photos", allow_outside=True)
+    assert photos.frame["id"].tolist() == [str(row) for row in range(len(inside) + len(outside))]
+
+
+def test_links_of_a_folder_lead_out_of_it_only_if_allowed(photo_folder: Path, tmp_path: Path, take_photo) -> None:
+    take_photo(tmp_path / "else.jpg", 48.2, 16.3)
+    (photo_folder / "link.jpg").symlink_to(tmp_path / "else.jpg")
+    table = read_photo_table(photo_folder)
+    assert (len(table), [row.name for row in table.rejected]) == (30, ["link.jpg"])
+    assert len(read_photo_table(photo_folder, allow_outside=True)) == 31
+
+
+def test_a_name_that_is_not_utf8_is_written_in_escapes(tmp_path: Path, take_photo: Callable) -> None:
+    take_photo(tmp_path / "plain.jpg", 48.2, 16.3)
+    os.rename(tmp_path / "plain.jpg", os.fsencode(tmp_path) + b"/caf\xe9.jpg")  # noqa: PTH104
+    frame = read_photo_table(tmp_path).frame
+    assert frame[["id", "path"]].to_numpy().tolist() == [["caf\\xe9.jpg"] * 2]
+    assert os.fsencode(frame["photo"][0]).endswith(b"/caf\xe9.jpg")
+
+
+def test_cells_that_no_file_system_takes_cost_only_their_row(write_table: Callable) -> None:
+    text = f"id,path,lat,lon\na,a.jpg,48.2,16.3\nlong,{'x' * 200_000}.jpg,48.2,16.3\nnul,b\0.jpg,48.2,16.3\n"
+    table = read_photo_table(write_table(text))
+    assert table.frame["id"].tolist() == ["a"]
+    assert reasons(table).keys() == {"long", "nul"}
+    table = read_photo_table(write_table(f"id,lat,lon\na,48.2,16.3\n{'y' * 5000},48,16\n\x1b[2J,48,16\n"))
+    assert reasons(table).keys() == {"y" * 100 + "...", "\\x1b[2J"}, "short, and nothing that a terminal obeys"
+
+
+def test_columns_that_the_cache_cannot_name_are_left_out(write_table: Callable) -> None:
+    header = "id,lat,lon,..,.,,a/b,zarr.json,__x," + "z" * 300 + ", id,ID"
+    frame = read_photo_table(write_table(header + "\na,48.2,16.3,1,2,3,4,5,6,7,8,9\n")).frame
+    assert set(frame) == {"id", "ID", "latitude", "longitude", "a_b", "Unnamed: 5", "photo", "path", "line", "split"}
+    assert frame["id"].tolist() == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("id,lat,lon," + "x" * 140_000 + "\na,48,16,1\n", "field larger than field limit"),
+        ("x" * 2_000_000, "its first line has"),
+        ("," * 5000 + "\n", "has 5001 columns: the most is 1000"),
+        ("id,lat,lon\na,48,16" + ",1" * 5000, "has 5003 columns"),
+    ],
+    ids=["header field", "header", "columns", "fields"],
+)
+def test_a_table_beyond_all_bounds_is_refused_at_once(write_table: Callable, text: str, match: str) -> None:
+    with pytest.raises(PhotoTableError, match=match) as error:
+        read_photo_table(write_table(text))
+    assert len(str(error.value)) < 500
+
+
+def test_each_folder_is_listed_once(write_table: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = []
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: listed.append(str(path)) or scandir(path))
+    lines = [f"{row},48.2,16.3" for row in range(200)]
+    table = write_table("\n".join(["id,lat,lon", *lines]), " ".join(f"s{row % 3}/{row}.jpg" for row in range(100)))
+    assert len(read_photo_table(table)) == 100
+    assert len(listed) == len(set(listed)) == 4
 
 
 # Folders

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +26,7 @@ from jzi.encode.raster import Raster, RasterOptions, close_rasters
 from jzi.errors import ImageryError
 from jzi.store.pyramid import Bounds, Pyramid, TileKey
 from jzi.workspace.area import square_around
+from tests import hostile
 
 # Affine prefers @ since 3.0, which older ones do not have
 pytestmark = pytest.mark.filterwarnings(
@@ -484,3 +489,120 @@ def test_half_transparent_imagery_stays_so_amid_the_raster(place: Callable, pyra
     with rasterio.open(path, "r+") as file:
         file.colorinterp = [ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.alpha]
     assert np.unique(Raster(path).warp(pyramid.crs, pyramid.tile_bounds(TileKey(2, 6, 9)), 60)[3]).tolist() == [128]
+
+
+# Rasters from strangers
+
+
+@pytest.fixture
+def requests() -> Iterator[tuple[str, list[str]]]:
+    """The URL of a server on this machine, and the paths that it was asked for."""
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_error(404)
+
+        do_HEAD = do_GET  # noqa: N815
+        log_message = lambda *_: None  # noqa: E731
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/x.tif", asked
+        server.shutdown()
+
+
+def refused(path: object, match: str, **options) -> None:
+    close_rasters()  # of another file at this path
+    with pytest.raises(ImageryError, match=match) as error:
+        Raster(str(path), RasterOptions(**options))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("form", ["{}", "/vsicurl/{}", "/vsigzip//vsicurl/{}"])
+def test_the_network_is_asked_only_if_allowed(tmp_path: Path, requests, form: str) -> None:
+    url, asked = requests
+    (tmp_path / "map.vrt").write_bytes(hostile.vrt([form.format(url)], relative=0))
+    refused(tmp_path / "map.vrt", "map.remote = true")
+    refused(form.format(url), "is not a local file: set map.remote = true")
+    assert asked == []
+    with contextlib.suppress(ImageryError):
+        Raster(form.format(url), RasterOptions(remote=True))
+    assert asked
+
+
+@pytest.mark.parametrize("kind", ["overviews", "side-car", "overview file", "inner tile"])
+def test_a_raster_does_not_lead_to_the_network_by_its_overviews(place, pyramid, tmp_path, requests, kind: str) -> None:
+    url, asked = requests
+    path, link = place(flat(90)), f"/vsicurl/{url}"
+    if kind == "side-car":
+        metadata = f"<Metadata domain='OVERVIEWS'><MDI key='OVERVIEW_FILE'>{link}</MDI></Metadata>"
+        (tmp_path / "map.tif.aux.xml").write_text(f"<PAMDataset>{metadata}</PAMDataset>")
+    elif kind == "overview file":
+        (tmp_path / "map.tif.ovr").write_bytes(hostile.vrt([link], relative=0))
+    else:
+        with rasterio.open(path, "r+") as file:
+            file.update_tags(ns="OVERVIEWS", OVERVIEW_FILE=link)
+    if kind == "inner tile":
+        (tmp_path / "map.vrt").write_bytes(hostile.vrt(["map.tif"]))
+        path = tmp_path / "map.vrt"
+    refused(path, "map.remote = true")
+    assert asked == []
+
+
+def test_a_vrt_names_files_of_its_folder_only(tmp_path: Path, place: Callable) -> None:
+    place(flat(90))
+    folder = tmp_path / "vrt"
+    folder.mkdir()
+    shutil.copy(tmp_path / "map.tif", folder / "tile.tif")
+    (folder / "link.tif").symlink_to(tmp_path / "map.tif")
+    for source in ("tile.tif", "../vrt/tile.tif"):
+        (folder / "map.vrt").write_bytes(hostile.vrt([source]))
+        Raster(folder / "map.vrt")
+    for source in ("link.tif", "../map.tif", str(tmp_path / "map.tif"), *hostile.ELSEWHERE):
+        (folder / "map.vrt").write_bytes(hostile.vrt([source]))
+        if source not in ("map.vrt", "sub"):
+            refused(folder / "map.vrt", "map.remote = true")
+    (folder / "map.vrt").write_bytes(hostile.vrt(["../map.tif"]))
+    Raster(folder / "map.vrt", RasterOptions(remote=True))
+
+
+@pytest.mark.parametrize(
+    ("edit", "match"),
+    [
+        ((b"band='1'", b"band='1' subClass='VRTRawRasterBand'"), "subClass"),
+        ((b"<SimpleSource ", b"<SimpleSource SourceFilename='../map.tif' "), "SourceFilename"),
+        ((b"SourceFilename", b"sourcefilename"), "sourcefilename"),
+        ((b"<VRTDataset", b"<!DOCTYPE x [<!ENTITY e SYSTEM 'file:///etc/passwd'>]><VRTDataset"), "document type"),
+        ((b"<SRS>", b"<Metadata domain='Overviews'><MDI key='OVERVIEW_FILE'>x</MDI></Metadata><SRS>"), "overviews"),
+    ],
+)
+def test_a_vrt_with_unknown_parts_is_refused(tmp_path: Path, place: Callable, edit: tuple, match: str) -> None:
+    place(flat(90))
+    (tmp_path / "map.vrt").write_bytes(hostile.vrt(["map.tif"]).replace(*edit))
+    refused(tmp_path / "map.vrt", match)
+
+
+def test_special_files_and_formats_that_name_others_are_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "map.tif")
+    refused(tmp_path / "map.tif", "not a regular file")
+    refused("/dev/zero", "not a regular file")
+    header = 'DatasetHeader Begin\n Version = "6.0"\n DataFile = "/etc/passwd"\nDatasetHeader End\n'
+    (tmp_path / "map.ers").write_text(header)
+    refused(tmp_path / "map.ers", "other formats may name files elsewhere")
+
+
+def test_values_and_geometries_that_cannot_be_drawn_are_refused(tmp_path: Path, pyramid: Pyramid, place) -> None:
+    refused(place(flat(1, dtype="complex64")), "complex64: convert it")
+    refused(place(flat(1, 2, 3, dtype="complex128")), "complex128: convert it")
+    with rasterio.open(place(flat(90)), "r+") as file:
+        file.transform = Affine(2, 1, 600_000, 2, 1, 5_340_000)
+    refused(tmp_path / "map.tif", "degenerate")
+    with rasterio.open(place(flat(90, side=4)), "r+") as file:
+        file.transform = Affine(1, 0, pyramid.bounds.west, 0, -1, pyramid.bounds.north)
+        file.crs = CRS.from_wkt('LOCAL_CS["x",UNIT["metre",1]]')
+    close_rasters()
+    with pytest.raises(ImageryError, match="cannot be transformed"):
+        Imagery([tmp_path / "map.tif"], pyramid)

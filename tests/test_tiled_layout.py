@@ -136,3 +136,29 @@ def test_the_vrt_moves_with_its_tiles(tmp_path: Path) -> None:
     (tmp_path / "a").rename(tmp_path / "b")
     with Imagery([tmp_path / "b" / "map.vrt"], pyramid) as imagery:
         assert imagery.render(pyramid.bounds, 64)[1].all()
+
+
+@pytest.mark.parametrize(
+    ("edit", "match"),
+    [
+        ("path: /etc/{zoom}/{x}/{y}.jpg", "must lie in its folder"),
+        ("path: ../{zoom}/{x}/{y}.jpg", "must lie in its folder"),
+        ("path: 7", "must lie in its folder"),
+        ("max_zoom: 100000", "check its sizes"),
+        ("tile_shape_crs: [.nan, .nan]", "only square tiles|check its sizes"),
+        ("tile_shape_crs: [.inf, .inf]", "check its sizes"),
+        ("tile_axes: [east, east]", "check its sizes"),
+        ("origin_crs: [1]", "check its sizes"),
+        ("crs: EPSG:4978", "check its sizes"),
+        ("tile_shape_px: [.inf, .inf]", "OverflowError"),
+        ("x: " + "[" * 5000, "not a tiledwebmaps layout"),
+    ],
+)
+def test_a_hostile_layout_is_refused_in_a_sentence(tmp_path: Path, edit: str, match: str) -> None:
+    key = edit.split(":")[0]
+    base = {"crs": "EPSG:3857", "tile_shape_px": "[256, 256]", "max_zoom": "3"}
+    lines = [f"{name}: {value}" for name, value in base.items() if name != key]
+    (tmp_path / "layout.yaml").write_text("\n".join([*lines, edit]))
+    with pytest.raises(ImageryError, match=match) as error:
+        TiledLayout.read(tmp_path / "layout.yaml")
+    assert "\n" not in str(error.value)

@@ -159,10 +159,12 @@ def _raster(path: str) -> Info:
     from jzi.encode.imagery import Imagery
     from jzi.encode.raster import Raster, RasterOptions
     from jzi.workspace.area import square_around
+    from jzi.workspace.settings import names_url
 
-    raster = Raster(path)
+    options = RasterOptions(remote=names_url([path]))
+    raster = Raster(path, options)
     bounds = raster.bounds_in("EPSG:4326")
-    with Imagery([path], square_around([path], RasterOptions(), levels=1)) as imagery:
+    with Imagery([path], square_around([path], options, levels=1), options) as imagery:
         info = imagery.info()
     t = raster.transform  # may be rotated
     facts = {
@@ -206,10 +208,12 @@ def disagreements(descriptions: list[Info]) -> list[str]:
 
 def _outside(raster: Info, pyramid: Pyramid) -> list[str]:
     from jzi.encode.imagery import Imagery
+    from jzi.encode.raster import RasterOptions
     from jzi.errors import ImageryError
+    from jzi.workspace.settings import names_url
 
     try:
-        with Imagery([raster.path], pyramid):
+        with Imagery([raster.path], pyramid, RasterOptions(remote=names_url([raster.path]))):
             return []
     except ImageryError as error:
         return [str(error)]

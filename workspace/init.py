@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from jzi.errors import ConfigError
 from jzi.store.pyramid import Pyramid, preset
 from jzi.workspace.open import open_imagery, open_photo_table
-from jzi.workspace.settings import EncoderSettings, MapSettings, QuerySettings, Settings, find_rasters
+from jzi.workspace.settings import EncoderSettings, MapSettings, QuerySettings, Settings, find_rasters, names_url
 
 if TYPE_CHECKING:
     from jzi.store.photo_table import PhotoTable
@@ -31,6 +31,7 @@ def new_settings(
     levels: int | None = None,
     map_crs: str | None = None,
     split_by: Literal["auto", "sequence", "block", "photo"] | None = None,
+    allow_outside: bool = False,
 ) -> tuple[Settings, PhotoTable | None]:
     """Create the settings of a new working directory, and read its photo table if one is named; nothing is written.
 
@@ -50,17 +51,19 @@ def new_settings(
         levels: L; by default the fewest whose cells are at most 40 m.
         map_crs: CRS of rasters without one.
         split_by: what photos of a split have in common, "auto" by default.
+        allow_outside: whether paths of the table and symbolic links may lead out of the folder of photos.
 
     Raises:
         JziError: the rasters, the photos or the area cannot be used.
     """
     imagery = MapSettings(rasters=[_relative(raster, folder) for raster in rasters], crs=map_crs)
-    pyramid = _area(find_rasters(rasters) if rasters else [], map_crs, preset, center, size, grid, levels)
+    imagery.remote = names_url(rasters)  # named by the user
+    pyramid = _area(find_rasters(rasters) if rasters else [], imagery, preset, center, size, grid, levels)
     table, lookup = (_relative(path, folder) if path else None for path in (queries, photos))
     settings = Settings(
         pyramid=pyramid,
         map=imagery,
-        queries=QuerySettings(table, lookup, split_by=split_by or "auto"),
+        queries=QuerySettings(table, lookup, split_by=split_by or "auto", allow_outside=allow_outside),
         encoder=_encoder_settings(folder, encoder, image_size),
     )
     settings.folder = folder
@@ -119,9 +122,11 @@ def dataset_settings(
     files = just_zoom_in.JustZoomIn.read(data)
     folder.mkdir(parents=True, exist_ok=True)
     files.layout.write_vrt(folder / "satellite.vrt")
+    layout_folder = files.layout.folder.resolve()
     settings = Settings(
         pyramid=preset(just_zoom_in.PRESET),
-        map=MapSettings(rasters=["satellite.vrt"]),
+        # the VRT, which this writes, may name tiles in another folder
+        map=MapSettings(rasters=["satellite.vrt"], remote=not layout_folder.is_relative_to(folder.resolve())),
         queries=QuerySettings(
             table={split: _relative(str(table), folder) for split, table in files.tables.items()},
             photos=_relative(str(files.photos), folder),
@@ -135,7 +140,7 @@ def dataset_settings(
 
 def _area(
     rasters: list[str],
-    crs: str | None,
+    imagery: MapSettings,
     name: str | None,
     center: tuple[float, float] | None,
     size: float | None,
@@ -156,7 +161,7 @@ def _area(
     from jzi.encode.raster import RasterOptions
     from jzi.workspace.area import square_around
 
-    whole = square_around(rasters, RasterOptions(crs=crs), grid=grid, levels=levels)
+    whole = square_around(rasters, RasterOptions(crs=imagery.crs, remote=imagery.remote), grid=grid, levels=levels)
     if not center and not size:
         return whole
     middle = whole.unproject(whole.west + whole.size / 2, whole.north - whole.size / 2)

@@ -11,7 +11,7 @@ from jzi.errors import ConfigError, PhotoError
 from jzi.store.model_folder import RetrieverModelConfig, TransferModelConfig, read_config
 from jzi.store.pyramid import Pyramid
 from jzi.workspace.experts import ModelExperts, load_experts, load_transferred
-from jzi.workspace.settings import Settings, find_rasters, load_settings
+from jzi.workspace.settings import Settings, find_rasters, load_settings, names_url
 
 if TYPE_CHECKING:
     from jzi.decode.expert import ZoomExpert
@@ -33,7 +33,7 @@ def open_imagery(settings: Settings) -> Imagery:
     from jzi.encode.imagery import Imagery
     from jzi.encode.raster import RasterOptions
 
-    options = RasterOptions(settings.map.crs, settings.map.nodata, settings.map.stretch)
+    options = RasterOptions(settings.map.crs, settings.map.nodata, settings.map.stretch, settings.map.remote)
     return Imagery(settings.rasters, settings.pyramid, options)
 
 
@@ -50,9 +50,10 @@ def imagery_of(pyramid: Pyramid, rasters: Sequence[str], config_file: Path) -> I
         ImageryError: a raster cannot be used.
     """
     from jzi.encode.imagery import Imagery
+    from jzi.encode.raster import RasterOptions
 
     if rasters:
-        return Imagery(find_rasters(rasters), pyramid)
+        return Imagery(find_rasters(rasters), pyramid, RasterOptions(remote=names_url(rasters)))
     if config_file.exists():
         settings = load_settings(config_file)
         if settings.pyramid == pyramid and settings.map.rasters:
@@ -164,10 +165,12 @@ def open_photo_table(settings: Settings) -> PhotoTable:
         raise ConfigError("no photos are named: set queries.table in jzi.toml to a folder, a CSV or a Parquet file")
     photos = settings.path(settings.queries.photos) if settings.queries.photos else None
     source, split_by = settings.queries.table, settings.queries.split_by
-    if isinstance(source, str):
-        table = read_photo_table(settings.path(source), photos, split_by)
-    else:
-        table = read_photo_table({split: settings.path(part) for split, part in source.items()}, photos, split_by)
+    paths = (
+        settings.path(source)
+        if isinstance(source, str)
+        else {split: settings.path(part) for split, part in source.items()}
+    )
+    table = read_photo_table(paths, photos, split_by, allow_outside=settings.queries.allow_outside)
     if table.split.kind == "table" and (split_by != "auto" or "queries.split_by" in settings.overridden):
         raise ConfigError(f"queries.split_by has no effect: {table.source} has its own splits; leave it out")
     return table

@@ -29,7 +29,8 @@ _strict = ConfigDict(extra="forbid")
 class MapSettings:
     """The map: rasters (files, globs or folders, the first on top), and how to read those that lack metadata.
 
-    With `tokens`, patch tokens of tiles are stored beside their embeddings, for `decoder.patch_tokens`.
+    With `tokens`, patch tokens of tiles are stored beside their embeddings, for `decoder.patch_tokens`. With `remote`,
+    rasters may be URLs and other GDAL data sources, and may name files outside of their folder.
     """
 
     rasters: list[str] = field(default_factory=list)
@@ -37,6 +38,7 @@ class MapSettings:
     nodata: float | None = None
     stretch: tuple[float, float] | None = None
     tokens: bool = False
+    remote: bool = False
 
     def __post_init__(self) -> None:
         try:
@@ -51,7 +53,8 @@ class QuerySettings:
 
     There may be a table for each split: `table = { train = "train.csv", val = "val.csv" }`. `views` augmented views of
     each training photo are encoded, generated from `seed`. `split_by` is what photos of a split have in common where
-    the table has no splits: see `jzi.store.splits.split_photos`.
+    the table has no splits: see `jzi.store.splits.split_photos`. With `allow_outside`, paths of the table and symbolic
+    links may lead out of the folder of photos.
     """
 
     table: str | dict[str, str] | None = None
@@ -59,6 +62,7 @@ class QuerySettings:
     views: int = Field(default=0, ge=0, le=255)
     seed: int = Field(default=0, ge=0)
     split_by: Literal["auto", "sequence", "block", "photo"] = "auto"
+    allow_outside: bool = False
 
 
 @dataclass(config=_strict)
@@ -164,6 +168,11 @@ def find_rasters(entries: Iterable[str], folder: Path = Path()) -> list[str]:
     if not rasters:
         raise ConfigError("no raster is given: name the map with `jzi init --map RASTER` or in map.rasters of jzi.toml")
     return rasters
+
+
+def names_url(entries: Iterable[str]) -> bool:
+    """Return whether one of the entries of `find_rasters` is a URL or another GDAL data source."""
+    return any("://" in entry or entry.startswith("/vsi") for entry in entries)
 
 
 def _resolve(path: str, folder: Path) -> Path:

@@ -16,6 +16,7 @@ from jzi.encode.photo_reader import PhotoReader
 from jzi.encode.raster import RasterOptions, close_rasters
 from jzi.errors import JziError
 from jzi.store.exif import read_position, read_time, write_position
+from jzi.store.photo_table import read_photo_table
 from jzi.store.pyramid import Pyramid
 from jzi.workspace.area import square_around
 from tests import hostile
@@ -61,3 +62,13 @@ def check(example: hostile.Hostile, read: Callable[[Path], object]) -> None:
 @given(hostile.photos())
 def test_a_hostile_photo_costs_only_itself(example: hostile.Hostile) -> None:
     check(example, _read_photo)
+
+
+@given(hostile.tables())
+def test_a_hostile_table_is_read_or_refused_in_a_sentence(example: hostile.Hostile) -> None:
+    check(example, lambda path: read_photo_table(path).inside(Pyramid.around(48.2, 16.3, 1000.0, levels=2)))
+
+
+@given(hostile.rasters())
+def test_a_hostile_raster_is_drawn_or_refused_in_a_sentence(example: hostile.Hostile) -> None:
+    check(example, _read_raster)
