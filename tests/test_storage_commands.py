@@ -112,7 +112,7 @@ def test_a_killed_run_on_a_failing_store_resumes_exactly(
     proxy.begin(FAULTS, seed=1)
     proxy.late_s = 0.2  # the processes have the time-outs of every day
     rng = random.Random(0)
-    for _ in range(3):
+    for _ in range(2):
         process = start(tmp_path, url, "encode-map")
         while proxy.counts.total() < 50 and process.poll() is None:
             time.sleep(0.05)
