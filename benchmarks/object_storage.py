@@ -3,11 +3,11 @@
     python -m benchmarks.object_storage                            # against moto's server, started here
     python -m benchmarks.object_storage --endpoint http://host:9000 --bucket name       # against another, such as MinIO
 
-obstore is what jzi uses; s3fs is measured if it is installed (`pip install -c constraints.txt s3fs`). Each round writes
-an array chunk by chunk, as `encode-map` does, reads it whole, as training does, and reads single chunks; the clients
-take turns, so changes in machine load affect both. CPU seconds are those of the client's process. A round that raises
-is counted as failed: `python -m jzi.tests.fault_proxy URL` starts a proxy that fails at random, and prints the URL to
-give as `--endpoint`.
+jzi is `jzi.store.object_store`, obstore with what jzi adds to it; s3fs is measured if it is installed (`pip install -c
+constraints.txt s3fs`). Each round writes an array chunk by chunk, as `encode-map` does, reads it whole, as training
+does, and reads single chunks; the clients take turns, so changes in machine load affect all. CPU seconds are those of
+the client's process. A round that raises is counted as failed: `python -m jzi.tests.fault_proxy URL` starts a proxy
+that fails at random, and prints the URL to give as `--endpoint`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,10 +31,17 @@ import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
-#: As `jzi.store.storage` sets them, but giving up sooner.
+from jzi.store.object_store import open_store
+
+#: jzi's own time-outs are longer.
 RETRY = {"max_retries": 20, "retry_timeout": timedelta(seconds=20)}
 CHUNK = 16
 STEPS = ("write", "read", "read one by one")
+
+
+def open_jzi(url: str, endpoint: str) -> Any:
+    os.environ["AWS_ENDPOINT_URL"] = endpoint
+    return open_store(url)
 
 
 def open_obstore(url: str, endpoint: str) -> Any:
@@ -53,7 +59,7 @@ def open_s3fs(url: str, endpoint: str) -> Any:
     return zarr.storage.FsspecStore.from_url(url, storage_options=options)
 
 
-CLIENTS = {"obstore": open_obstore, "s3fs": open_s3fs}
+CLIENTS = {"jzi": open_jzi, "obstore": open_obstore, "s3fs": open_s3fs}
 
 
 def measure(store: Any, data: np.ndarray) -> dict[str, tuple[float, float]]:
@@ -131,7 +137,7 @@ def main(endpoint: str | None, bucket: str, side: int, rounds: int) -> None:
 
 
 def compare(endpoint: str, bucket: str, side: int, rounds: int) -> None:
-    clients = [name for name in CLIENTS if find_spec(name)]
+    clients = [name for name in CLIENTS if find_spec(name) or name == "jzi"]
     rng = np.random.default_rng(0)
     data = (rng.normal(size=(side, side, 768)) * 2).astype(np.float16)
     results: dict[str, list[dict[str, tuple[float, float]]]] = {name: [] for name in clients}
@@ -154,14 +160,11 @@ def compare(endpoint: str, bucket: str, side: int, rounds: int) -> None:
         print(
             f"{name:<8} {len(failures[name])} of {rounds + 1} rounds failed", *sorted(set(failures[name])), sep="\n  "
         )
-    if len(clients) == 2 and all(results.values()):
-        for step in STEPS:
-            ratios = [
-                median(results["s3fs"][index][step][kind] / results["obstore"][index][step][kind]
-                       for index in range(min(map(len, results.values()))))
-                for kind in (0, 1)
-            ]  # fmt: skip
-            print(f"s3fs / obstore, {step}: {ratios[0]:.2f} in wall time, {ratios[1]:.2f} in CPU time")
+    for name in clients[1:] if results["jzi"] else ():
+        rounds_of_both = list(zip(results[name], results["jzi"], strict=False))
+        for step in STEPS if rounds_of_both else ():
+            wall, cpu = (median(one[step][k] / jzi[step][k] for one, jzi in rounds_of_both) for k in (0, 1))
+            print(f"{name} / jzi, {step}: {wall:.2f} in wall time, {cpu:.2f} in CPU time")
 
 
 if __name__ == "__main__":

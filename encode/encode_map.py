@@ -101,6 +101,8 @@ def encode_map(
     if any(array.any() for array in work.any_missing):
         _fill(cache, encoder, TileRenderer(imagery, encoder.image_size), work, batch_size, state)
         state.wait_for_everyone()
+    if state.is_main_process:
+        cache.consolidate()  # a killed run may have left the cache without
     after = np.concatenate([cache.status(level).ravel() for level in levels])
     encoded, nodata = int((after == ENCODED).sum()), int((after == NODATA).sum())
     report = MapReport(encoded - reused, reused, nodata, sum(damaged[:-1]))

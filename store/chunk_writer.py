@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from jzi.errors import CacheError
 from jzi.store.cache import FeatureCache
 from jzi.store.map_embeddings import ENCODED, MISSING, NODATA
 from jzi.store.photo_features import CHUNK, UNREADABLE, PhotoFeatures
@@ -27,7 +28,10 @@ WRITE_EVERY_S = 1.0
 
 
 class ChunkWriter(ABC):
-    """Context manager that writes collected entries at intervals and on exit, also after an error."""
+    """Context manager that writes collected entries at intervals and on exit, also after an error.
+
+    After a `CacheError` nothing is written: the disk is full or the store does not answer.
+    """
 
     def __init__(self) -> None:
         self.written_at = time.monotonic()
@@ -38,7 +42,8 @@ class ChunkWriter(ABC):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.write()
+        if not isinstance(error, CacheError):
+            self.write()
 
     def write_if_due(self) -> None:
         """Write if the last write was more than `WRITE_EVERY_S` ago."""

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import random
-import signal
-import subprocess
-import sys
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,14 +12,17 @@ import pytest
 
 from jzi.store import object_store
 from jzi.tests.conftest import CREDENTIALS
-from jzi.tests.fault_proxy import FAULTS, FaultProxy
+from jzi.tests.fault_proxy import FaultProxy
 
 TRAIN = "train-decoder --set decoder.layers=1 --set train.epochs=1 --set decoder.dropout=0.0"
 
 
 @pytest.fixture
-def url(bucket: str, area: Callable) -> str:
-    """URL of a cache, in a working directory with a jzi.toml that does not name it."""
+def url(bucket: str, area: Callable, tmp_path: Path) -> str:
+    """URL of a cache, in a working directory with a jzi.toml of two levels that does not name it."""
+    settings = tmp_path / "jzi.toml"
+    settings.write_text(re.sub(r"(?m)^levels = .*", "levels = 2", settings.read_text()))
+    assert "levels = 2" in settings.read_text()
     return f"{bucket}/town.zarr"
 
 
@@ -32,12 +31,6 @@ def local(area: Callable, url: str, tmp_path: Path, files_of: Callable) -> dict[
     """The files of a cache of the map, filled on the disk."""
     area("encode-map")
     return files_of(tmp_path / "features.zarr")
-
-
-def start(tmp_path: Path, url: str, *command: str) -> subprocess.Popen:
-    line = [sys.executable, "-m", "jzi", *command, "--set", f"cache.path={url}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(line, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 @pytest.mark.slow
@@ -87,7 +80,7 @@ def test_a_run_whose_store_dies_ends_with_one_sentence_and_resumes(
     area(f"encode-map --set cache.path={url}")
     needed = proxy.counts.total()
     area(f"cache rm --yes {url}")
-    for requests in (needed - 40, needed - 12):
+    for requests in (needed - 40, 60):  # while tiles are written, and soon after the cache was opened
         proxy.begin({}, dies_after=requests)
         with monkeypatch.context() as patch:
             patch.setattr(object_store, "RETRY_S", 0.5)
@@ -99,40 +92,3 @@ def test_a_run_whose_store_dies_ends_with_one_sentence_and_resumes(
     proxy.begin({})
     area(f"encode-map --set cache.path={url}")
     assert objects_of(url) == local
-
-
-@pytest.mark.slow
-def test_a_killed_run_on_a_failing_store_resumes_exactly(
-    proxy: FaultProxy, url: str, tmp_path: Path, local: dict, objects_of: Callable
-) -> None:
-    proxy.begin(FAULTS, seed=1)
-    proxy.late_s = 0.2  # the processes have the time-outs of every day
-    rng = random.Random(0)
-    for _ in range(3):
-        process = start(tmp_path, url, "encode-map")
-        while proxy.counts.total() < 50 and process.poll() is None:
-            time.sleep(0.05)
-        time.sleep(rng.uniform(0.0, 4.0))
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        proxy.begin(FAULTS, seed=rng.randrange(100))
-    process = start(tmp_path, url, "encode-map")
-    assert process.communicate()[1] is not None
-    assert process.returncode == 0
-    proxy.begin({})
-    assert objects_of(url) == local
-
-
-@pytest.mark.slow
-def test_two_processes_of_one_launch_fill_a_cache_through_failures(
-    proxy: FaultProxy, url: str, tmp_path: Path, local: dict, objects_of: Callable
-) -> None:
-    proxy.begin(FAULTS, seed=2)
-    proxy.late_s = 0.2
-    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "jzi"]
-    line += ["encode-map", "--set", f"cache.path={url}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    proxy.begin({})
-    assert objects_of(url).keys() == local.keys()
