@@ -154,7 +154,7 @@ class StoreLockFile:
         buffer = sync(self._store.get(OBJECT, default_buffer_prototype()))
         if buffer is None:
             return None
-        data = buffer.to_bytes()[: 2 * MAX_RECORD]
+        data: bytes = buffer.to_bytes()[: 2 * MAX_RECORD]
         if data != self._seen:
             self._seen, self._changed = data, time.monotonic()
         return data.partition(b"\n")[0]
