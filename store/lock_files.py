@@ -186,7 +186,7 @@ class StoreLockFile:
         return self.read() == record
 
 
-def _buffer(data: bytes):
+def _buffer(data: bytes) -> Buffer:
     return default_buffer_prototype().buffer.from_bytes(data)
 
 
