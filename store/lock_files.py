@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from zarr.abc.store import Store
-from zarr.core.buffer import default_buffer_prototype
+from zarr.core.buffer import Buffer, default_buffer_prototype
 from zarr.core.sync import sync
 
 from jzi.store.storage import zarr_store
