@@ -123,7 +123,9 @@ def read_header(path: str, entries: Any) -> CacheHeader:
             f"{path} has cache format {entries['format']!r:.20}, but jzi {__version__} reads format {FORMAT}: encode "
             "again with another cache.path"
         )
-    return _validated(_CACHE, entries, f"the header of {path}", f"`jzi cache verify --repair {path}` restores it")
+    hint = f"`jzi cache verify --repair {path}` restores it"
+    header: CacheHeader = _validated(_CACHE, entries, f"the header of {path}", hint)
+    return header
 
 
 def read_photos_header(path: str, entries: Any) -> PhotosHeader:
@@ -137,7 +139,8 @@ def read_photos_header(path: str, entries: Any) -> PhotosHeader:
         CacheError: they are not a header, or were edited or damaged.
     """
     hint = f"`jzi cache verify --repair {path}` restores it"
-    return _validated(_PHOTOS, entries, f"the header of the photos of {path}", hint)
+    header: PhotosHeader = _validated(_PHOTOS, entries, f"the header of the photos of {path}", hint)
+    return header
 
 
 def read_format_1(path: str, entries: Any, tokens: Any = None, cells_m: Any = None) -> CacheHeader:

@@ -168,7 +168,7 @@ class Documents:
 
     def open(self, name: str, expected: Document) -> zarr.Array[Any]:
         """Open an array by its expected document, whatever its document on disk is."""
-        return zarr.Array(zarr.AsyncArray(copy.deepcopy(expected), StorePath(self.store, name)))  # type: ignore[arg-type]
+        return zarr.Array(zarr.AsyncArray(copy.deepcopy(expected), StorePath(self.store, name)))  # type: ignore[call-overload]
 
     def damaged(self, difference: str) -> CacheError:
         """Return the error for a document that cannot be used."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from zarr.abc.store import Store
-from zarr.core.buffer import default_buffer_prototype
+from zarr.core.buffer import Buffer, default_buffer_prototype
 from zarr.core.sync import sync
 
 from jzi.store.storage import zarr_store
@@ -154,7 +154,7 @@ class StoreLockFile:
         buffer = sync(self._store.get(OBJECT, default_buffer_prototype()))
         if buffer is None:
             return None
-        data = buffer.to_bytes()[: 2 * MAX_RECORD]
+        data: bytes = buffer.to_bytes()[: 2 * MAX_RECORD]
         if data != self._seen:
             self._seen, self._changed = data, time.monotonic()
         return data.partition(b"\n")[0]
@@ -186,7 +186,7 @@ class StoreLockFile:
         return self.read() == record
 
 
-def _buffer(data: bytes):
+def _buffer(data: bytes) -> Buffer:
     return default_buffer_prototype().buffer.from_bytes(data)
 
 

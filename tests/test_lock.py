@@ -261,3 +261,28 @@ def test_a_claim_that_was_left_behind_does_not_block(path: Path, monkeypatch) ->
     write_lock(path, age=0, started=1.0)
     LocalLockFile(path)._claim.write_bytes(b"")
     WriterLock(path, "refuse").release()
+
+
+# Commands
+
+
+@pytest.mark.slow
+def test_of_two_commands_on_one_new_cache_and_model_the_second_waits_and_does_nothing(area, tmp_path: Path) -> None:
+    def two(line: str) -> list[dict]:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-m", "jzi", *line.split()],
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+            )
+            for _ in range(2)
+        ]  # fmt: skip
+        outputs = [process.communicate() for process in processes]
+        assert [process.returncode for process in processes] == [0, 0], outputs
+        return [json.loads(stdout) for stdout, _ in outputs]
+
+    assert sorted(report["encoded"] for report in two("encode-map --json")) == [0, 273]
+    assert sorted(report["encoded"] for report in two("encode-queries --json --split-by photo")) == [0, 30]
+    train = "train-decoder --json --set decoder.layers=1 --set train.epochs=2 --experts zoom"
+    assert sorted(report["epochs"] for report in two(train)) == [0, 2]
+    assert not list(tmp_path.glob(".*.lock*"))

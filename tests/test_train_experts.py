@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -191,6 +192,7 @@ def test_experts_that_cannot_be_trained_are_refused(jzi, cache, tmp_path, expert
 
 def test_a_cache_without_cells_trains_the_others_and_says_so(jzi, cache, tmp_path) -> None:
     shutil.rmtree(tmp_path / "features.zarr" / "cells")
+    cache._write_header(replace(cache.header, cells_m=None))
     whole = FeatureCache.open(tmp_path / "features.zarr")
     assert not whole.has_cells
     assert "has no cells" in jzi(f"{TRAIN} --experts zoom,cells", code=2).stderr
