@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @click.option("--photos", help="The folder of a table's photos.  [default: that of the table]")
 @split_by_option
 @click.option("--encoder", help="A Hugging Face id or a folder.  [default: facebook/dinov2-base]")
-@click.option("--image-size", type=int, help="Side of the encoder's input, pixels.  [default: 384]")
+@click.option("--image-size", type=click.IntRange(1, 4096), help="Side of the encoder's input, pixels.  [default: 384]")
 @click.option("--preset", help="A published area, such as just-zoom-in-dc.")
 @click.option(
     "--center", type=float, nargs=2, metavar="LAT LON", help="Centre of the area.  [default: centre of the map]"

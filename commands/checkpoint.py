@@ -17,9 +17,18 @@ import click
     show_default=True,
     help="Hub id or folder with its config.json.",
 )
-@click.option("--heads", type=int, help="Attention heads.  [default: as recorded in the checkpoint, else 8]")
-@click.option("--image-size", type=int, default=384, show_default=True, help="Side of its input tiles, pixels.")
-@click.option("--layout", default="halves", show_default=True, help="How photos are cut into squares: halves or whole.")
+@click.option(
+    "--heads", type=click.IntRange(1, 1024), help="Attention heads.  [default: as recorded in the checkpoint, else 8]"
+)
+@click.option(
+    "--image-size",
+    type=click.IntRange(1, 4096),
+    default=384,
+    show_default=True,
+    help="Side of its input tiles, pixels.",
+)
+@click.option("--layout", type=click.Choice(["halves", "whole"]), default="halves", show_default=True,
+              help="How photos are cut into squares.")  # fmt: skip
 @click.option("--preset", default="just-zoom-in-dc", show_default=True, help="The area that it was trained on.")
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="Use the area of this jzi.toml instead.")
 def import_checkpoint_command(

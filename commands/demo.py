@@ -14,7 +14,7 @@ from jzi.errors import JziError
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False), default="jzi-demo")
 @click.option("--photos", type=click.IntRange(20), default=4096, show_default=True, help="Number of photos to render.")
 @click.option("--epochs", type=click.IntRange(1), help="Epochs of the decoder.  [default: 3, or 20 from scratch]")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the town.")
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Seed of the town.")
 @click.option("--size", type=float, default=1280.0, show_default=True, help="Side of the town, metres.")
 @click.option("--encoder", default="trained", show_default=True, help="trained, random, a Hugging Face id or a folder.")
 @click.option("--only-town", is_flag=True, help="Stop after writing the town, the encoder and jzi.toml.")

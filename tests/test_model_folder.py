@@ -278,23 +278,6 @@ def entries_of(value: object, path: tuple = ()) -> list[tuple]:
 
 NUMBERS = [-1, 0, 2, 10**9, 10**20, 1e300, 1e-300, float("nan"), float("inf")]
 VALUES = [*NUMBERS, "", "\x00", "x" * 5000, None, [], {}, [[]]]
-    -1,
-    0,
-    2,
-    10**9,
-    10**20,
-    1e300,
-    1e-300,
-    float("nan"),
-    float("inf"),
-    "",
-    "\x00",
-    "x" * 5000,
-    None,
-    [],
-    {},
-    [[]],
-]
 
 
 def test_any_entry_of_the_config_may_have_any_value_without_a_traceback(model, answer, tmp_path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from jzi.errors import ModelError
+from jzi.store.archive import check_archive
 from jzi.store.files import remove_leftovers
 from jzi.store.model_folder import CONFIG, DECODER, read_config, replace_file
 
@@ -60,8 +61,11 @@ class TrainingRun:
                 )
             return None
         try:
+            check_archive(self._state)
             state = torch.load(self._state, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, ValueError, EOFError) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # zipfile, pickle and torch have errors of many kinds
             raise ModelError(f"{self._state} is damaged: delete {self.folder} to train from scratch") from error
         if not isinstance(state, dict) or not {"fingerprint", "metrics", "epoch", "step"} <= state.keys():
             raise ModelError(
