@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass
 from jzi.errors import ConfigError
 
 #: Largest seed, number of photos, epochs and so on, and learning rate, width and so on.
-MAX_SEED, MAX_COUNT, MAX_VALUE = 2**31 - 1, 10**6, 1e6
+MAX_SEED, MAX_COUNT, MAX_VALUE = 2**31 - 1, 10**6, 1e9
 
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 NotNegative = Annotated[float, Field(ge=0, le=MAX_VALUE)]
