@@ -32,6 +32,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
 from jzi.errors import JziError, ModelError, first_line
+from jzi.store.digest_memory import remembered_sha256
 from jzi.store.files import file_sha256, write_whole
 from jzi.store.info import EncoderInfo, ImageryInfo
 from jzi.store.plain import plain
@@ -232,7 +233,7 @@ def verify_file(folder: Path, config: ModelConfig, name: str) -> Path:
     if not digests:
         raise ModelError(f"{path} is not among the files that {CONFIG} records: {HINT}")
     try:
-        digest = file_sha256(path)
+        digest = remembered_sha256(path)
     except FileNotFoundError:
         raise ModelError(f"{path} is missing: {HINT}") from None
     except OSError as error:
