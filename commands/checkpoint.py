@@ -24,7 +24,8 @@ from jzi.locate.ranges import PIXELS
               help="Attention heads.  [default: as recorded in the checkpoint, else 8]")  # fmt: skip
 @click.option("--image-size", type=number(PIXELS), default=384, show_default=True,
               help="Side of its input tiles, pixels.")  # fmt: skip
-@click.option("--layout", default="halves", show_default=True, help="How photos are cut into squares: halves or whole.")
+@click.option("--layout", type=click.Choice(["halves", "whole"]), default="halves", show_default=True,
+              help="How photos are cut into squares.")  # fmt: skip
 @click.option("--preset", default="just-zoom-in-dc", show_default=True, help="The area that it was trained on.")
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="Use the area of this jzi.toml instead.")
 def import_checkpoint_command(

@@ -24,6 +24,9 @@ from jzi.encode.photos import RESAMPLINGS
 from jzi.errors import EncoderError, first_line
 from jzi.store.info import EncoderInfo
 
+#: Suffixes of files with weights.
+_WEIGHTS = (".safetensors", ".bin")
+
 
 def _halves(photos: Tensor) -> Tensor:
     """(n, 3, S, 2S) to (n, 2, 3, S, S): the left and the right square, as in the reference."""
@@ -174,8 +177,9 @@ class Encoder:
         config = read_encoder_config(name, **options)
         family = family_of(name, config.model_type)
         model_class = getattr(transformers, family.model_class)
-        if not from_hub:
-            _check_size(name, model_class, getattr(config, "vision_config", config))
+        if not from_hub and (files := [file for file in Path(name).iterdir() if file.suffix in _WEIGHTS]):
+            size = sum(file.stat().st_size for file in files)
+            check_size(name, model_class, getattr(config, "vision_config", config), size)
         model, report = model_class.from_pretrained(
             name, dtype=torch.float32, output_loading_info=True, trust_remote_code=False, **options
         )
@@ -325,14 +329,24 @@ def quiet_transformers() -> None:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 
-def _check_size(name: str, model_class: Any, config: Any) -> None:
-    """Raise if a folder's config describes more weights than its files hold, before they are allocated."""
+def check_size(name: str, model_class: Any, config: Any, size: int) -> None:
+    """Check that a config does not describe more weights than there are, before they are allocated.
+
+    Args:
+        name: of the encoder, for the error message.
+        model_class: class of transformers.
+        config: config of the class.
+        size: bytes of the files with the weights, which take at least a byte each.
+
+    Raises:
+        EncoderError: it does.
+    """
     with torch.device("meta"):
         weights = sum(parameter.numel() for parameter in model_class(config).parameters())
-    files = [file for file in Path(name).iterdir() if file.suffix in (".safetensors", ".bin")]
-    if files and weights > sum(file.stat().st_size for file in files):  # at least a byte each
+    if weights > size:
         raise EncoderError(
-            f"the config.json of {name} describes {weights} weights, more than its files hold: copy the encoder again"
+            f"the config.json of {name} describes {weights} weights, more than there are: give its own config and "
+            "weights, or copy them again"
         )
 
 

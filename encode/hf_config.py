@@ -26,8 +26,8 @@ _LIMITS = {
 #: Largest absolute value of every other number; some set the length of lists that transformers creates.
 _LARGEST = 2**20
 
-#: Entries that make transformers load code or weights of other repositories; None is the default of each.
-_ATTENTION = (None, "sdpa", "eager")
+#: Attention that transformers contains, and entries that make it load other code.
+_ATTENTION = ("sdpa", "eager")
 _REFUSED = ("quantization_config", "kernel_config", "compression_config")
 
 
@@ -113,8 +113,8 @@ def _check_entries(name: str, entries: dict[str, Any]) -> None:
             raise EncoderError(
                 f"the config.json of {name} has {key} = {value!r:.60}: it must be a number of at most {limit}"
             )
-        loads_code = key in _REFUSED or "attn_implementation" in key
-        if loads_code and value not in _ATTENTION:
+        attention = "attn_implementation" in key and isinstance(value, str | dict) and value not in _ATTENTION
+        if attention or (key in _REFUSED and value is not None):
             raise EncoderError(
                 f"the config.json of {name} has {key} = {value!r:.60}, which would load other code: remove that entry"
             )

@@ -9,7 +9,8 @@ vpr.safetensors       the expert vpr: embeddings and positions of the training p
 hnsw.faiss            a retriever's graph for approximate search
 encoder/              the encoder as `save_pretrained` writes it; absent if it is loaded from the hub by its id
 
-Other entries of the folder (train/, result.json, index.zarr) have no digest in config.json; Zarr chunks have checksums.
+Of train/ the best heads have a digest, train/*/heads.safetensors; states to resume from are archives with checksums.
+Other entries of the folder (records of training, result.json, index.zarr) have none; Zarr chunks have checksums.
 
 A file that changes while config.json exists is written by `write_file`: its new digest is recorded under `replacing`,
 then the file is replaced, then the digest moves to `files`. If the process is killed in between, the file matches one
@@ -31,6 +32,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
 from jzi.errors import JziError, ModelError, first_line
+from jzi.store.digest_memory import remembered_sha256
 from jzi.store.files import file_sha256, write_whole
 from jzi.store.info import EncoderInfo, ImageryInfo
 from jzi.store.plain import plain
@@ -46,6 +48,9 @@ EXPERT_FILES = {"cells": "cells.safetensors", "levels": "levels.safetensors", "v
 
 #: Files of an encoder; other files in its folder are not copied.
 _ENCODER_FILES = ("*config.json", "*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*")
+
+#: Best weights of the heads of experts, to train from and to fuse again.
+_HEADS = "train/*/heads.safetensors"
 
 #: What to do about a damaged folder, for error messages.
 HINT = "copy the model again, or train it again"
@@ -228,7 +233,7 @@ def verify_file(folder: Path, config: ModelConfig, name: str) -> Path:
     if not digests:
         raise ModelError(f"{path} is not among the files that {CONFIG} records: {HINT}")
     try:
-        digest = file_sha256(path)
+        digest = remembered_sha256(path)
     except FileNotFoundError:
         raise ModelError(f"{path} is missing: {HINT}") from None
     except OSError as error:
@@ -364,7 +369,7 @@ def _settled(folder: Path) -> ModelConfig:
 
 def _digests(folder: Path) -> dict[str, str]:
     files = [file for name in (DECODER, MAP, GRAPH, *EXPERT_FILES.values()) if (file := folder / name).is_file()]
-    files += _encoder_files(folder / ENCODER)
+    files += [*_encoder_files(folder / ENCODER), *sorted(folder.glob(_HEADS))]
     return {file.relative_to(folder).as_posix(): file_sha256(file) for file in files}
 
 

@@ -245,7 +245,15 @@ class Pyramid:
 
 
 def levels_for(size: float, grid: int = 4, cell: float = 40.0) -> int:
-    """Smallest number of levels whose cells are at most `cell` metres: 4 for the paper's 10 km, 3 for 1.3 km."""
+    """Smallest number of levels whose cells are at most `cell` metres: 4 for the paper's 10 km, 3 for 1.3 km.
+
+    Raises:
+        PyramidError: the size or the grid is out of range.
+    """
+    if not (1 <= size <= MAX_METRES and 2 <= grid <= 16):
+        raise PyramidError(
+            f"pyramid.size is {size} and grid {grid}: they must lie between 1 and {MAX_METRES:g} metres, and 2 and 16"
+        )
     levels = 1
     while size / grid**levels > cell:
         levels += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from jzi.decode.import_checkpoint import import_checkpoint
 from jzi.decode.model import ZoomModel
 from jzi.encode.encode_map import encode_map
 from jzi.encode.imagery import Imagery
-from jzi.errors import ConfigError, EncoderError, ModelError
+from jzi.errors import ConfigError, EncoderError, JziError, ModelError
 from jzi.store.cache import FeatureCache
 from jzi.store.pyramid import Pyramid, preset
 
@@ -170,3 +171,91 @@ def test_an_imported_model_locates_photos_on_a_map_made_with_its_encoder(
     result = CliRunner().invoke(main, [*line, "--cache", str(tmp_path / "features.zarr")])
     assert json.loads(result.stdout)["path"] == list(place.best.path)
     assert CliRunner().invoke(main, line).exit_code == 2
+
+
+# Any file
+
+
+def refused(path: Path, folder: Path, **options: object) -> str:
+    with pytest.raises(JziError) as error:
+        import_checkpoint(path, folder, preset("just-zoom-in-dc"), **options)
+    text = str(error.value)
+    assert (
+        "\n" not in text and "weights_only" not in text and len(text) < 2000 and not (folder / "config.json").exists()
+    )
+    return text
+
+
+def test_any_bytes_are_one_sentence(reference, tmp_path) -> None:
+    random, whole = np.random.default_rng(0), (reference / "checkpoint.pth").read_bytes()
+    encoder, path = str(tmp_path / "encoder"), tmp_path / "x.pth"
+    starts = [b"", b"\x80\x02", b"\x80\x02}q\x00.", b"PK\x03\x04", b"\x1f\x8b", b"ustar", whole[:300]]
+    for start in starts:
+        path.write_bytes(start + random.bytes(500))
+        refused(path, tmp_path / "model", encoder=encoder)
+    for _ in range(30):  # every flipped bit is found by the archive's checksums or by the names of weights
+        data = bytearray(whole)
+        data[random.integers(len(data) // 2, len(data))] ^= 1 << int(random.integers(8))
+        path.write_bytes(data)
+        try:
+            import_checkpoint(path, tmp_path / "model", preset("just-zoom-in-dc"), encoder=encoder, image_size=56)
+        except ModelError as error:
+            assert "\n" not in str(error)
+        else:  # of a byte that no reader uses
+            state = torch.load(path, weights_only=True)["model_state_dict"]
+            original = torch.load(reference / "checkpoint.pth", weights_only=True)["model_state_dict"]
+            assert all(torch.equal(state[name], original[name]) for name in original)
+            shutil.rmtree(tmp_path / "model")
+    path.write_bytes(whole[: len(whole) // 2])
+    refused(path, tmp_path / "model")
+    refused(tmp_path, tmp_path / "model")
+    os.mkfifo(tmp_path / "pipe")
+    assert "there is no checkpoint" in refused(tmp_path / "pipe", tmp_path / "model")
+
+
+def test_a_compressed_archive_is_refused_before_it_is_unpacked(reference, tmp_path) -> None:
+    with (
+        zipfile.ZipFile(reference / "checkpoint.pth") as source,
+        zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as bomb,
+    ):
+        for entry in source.infolist():
+            bomb.writestr(entry.filename, source.read(entry))
+        bomb.writestr("more", bytes(50_000_000))
+    assert "an entry is compressed" in refused(tmp_path / "bomb.pth", tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("weights", "options", "says"),
+    [
+        ({"decoder.output_head.weight": torch.zeros(1).expand(16, 10**9)}, {}, "more values than it has bytes"),
+        ({"decoder.output_head.weight": torch.zeros(16, 96, dtype=torch.complex64)}, {}, "not a checkpoint"),
+        ({"decoder.output_head.weight": torch.zeros(16, 96).to_sparse()}, {}, "not a checkpoint"),
+        ({7: torch.zeros(16, 96)}, {}, "not a checkpoint"),
+        ({"decoder.output_head.weight": torch.zeros(9, 96)}, {}, "9 actions"),
+        (
+            {"decoder.output_head.weight": torch.zeros(16, 96), "decoder.freqs": torch.zeros(0)},
+            {},
+            "more than there are",
+        ),
+        ({"decoder.output_head.weight": torch.zeros(16, 96)}, {"heads": 0}, "decoder.heads = 0"),
+        ({"decoder.output_head.weight": torch.zeros(16, 96)}, {"heads": 10**9}, "decoder.heads = 1000000000"),
+        (
+            {"decoder.output_head.weight": torch.zeros(16, 96), "decoder.blocks.99999.w": torch.zeros(1)},
+            {},
+            "decoder.layers = 100000",
+        ),
+    ],
+    ids=["repeated", "complex", "sparse", "name", "actions", "no freqs", "no heads", "many heads", "many layers"],
+)
+def test_hostile_weights_are_one_sentence(reference, tmp_path, weights, options, says) -> None:
+    torch.save({"model_state_dict": weights}, tmp_path / "x.pth")
+    assert says in refused(tmp_path / "x.pth", tmp_path / "model", encoder=str(tmp_path / "encoder"), **options)
+
+
+def test_weights_that_are_not_finite_are_refused(load) -> None:
+    def broken(state: dict) -> dict:
+        state["decoder.output_head.weight"][3, 4] = float("nan")
+        return state
+
+    with pytest.raises(ModelError, match=r"values in decoder\.output_head\.weight that are not finite"):
+        load(broken)

@@ -37,6 +37,7 @@ from jzi.train.config import TrainConfig
 from jzi.train.data import TrainingData
 from jzi.train.decoder import DecoderTask, train_decoder
 from jzi.train.loop import defer_interrupt, learning_rate_factor
+from jzi.train.run import TrainingRun
 from jzi.train.zoom import check_overrides, make_decoder
 from jzi.workspace.open import open_zoom
 
@@ -204,6 +205,58 @@ def test_a_state_of_another_version_is_refused(cache, tmp_path) -> None:
     torch.save({"identity": {}, "epoch": 3, "metrics": []}, tmp_path / "model" / "train" / "state.pt")
     with pytest.raises(ModelError, match="another version of jzi"):
         train_decoder(cache, tmp_path / "model", SMALL, QUICK)
+
+
+def test_a_damaged_state_is_one_sentence_and_never_resumed_from(cache, tmp_path, monkeypatch) -> None:
+    steps: list[int] = []
+    loss = DecoderTask.loss
+
+    def interrupted(*args):
+        steps.append(1)
+        if len(steps) == 7:
+            os.kill(os.getpid(), signal.SIGINT)
+        return loss(*args)
+
+    monkeypatch.setattr(DecoderTask, "loss", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train_decoder(cache, tmp_path / "model", SMALL, QUICK)
+    path = tmp_path / "model" / "train" / "state.pt"
+    whole, random = path.read_bytes(), np.random.default_rng(0)
+    state = torch.load(path, weights_only=True)
+    run = TrainingRun(tmp_path / "model", state["fingerprint"])
+    damaged = 0
+    for number in range(80):
+        data = bytearray(whole)
+        data[random.integers(len(data)) if number % 2 else -random.integers(1, 3000)] ^= 1 << int(random.integers(8))
+        path.write_bytes(data if number else whole[: len(whole) // 2])
+        try:
+            loaded = run.load()
+        except ModelError as error:
+            damaged += 1
+            assert str(error) == f"{path} is damaged: delete {tmp_path / 'model'} to train from scratch"
+        else:  # of a bit that no reader uses
+            assert all(torch.equal(loaded["weights"][name], value) for name, value in state["weights"].items())
+            moments = loaded["optimizer"]["state"], state["optimizer"]["state"]
+            assert all(torch.equal(moments[0][key]["exp_avg"], value["exp_avg"]) for key, value in moments[1].items())
+            assert (loaded["epoch"], loaded["losses"]) == (state["epoch"], state["losses"])
+    assert damaged > 50
+    torch.save({**state, "weights": {}, "optimizer": {}}, path)
+    with pytest.raises(ModelError, match="does not fit this training"):
+        train_decoder(cache, tmp_path / "model", SMALL, QUICK)
+    torch.save({**state, "epoch": -1}, path)
+    with pytest.raises(ModelError, match="another version of jzi"):
+        train_decoder(cache, tmp_path / "model", SMALL, QUICK)
+
+
+def test_the_same_seed_gives_the_same_bytes(cache, tmp_path) -> None:
+    for name, seed in (("one", 7), ("two", 8)):  # whatever the state of the process's generators
+        torch.manual_seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        train_decoder(cache, tmp_path / name, SMALL, QUICK)
+    one, two = (tmp_path / name / "decoder.safetensors" for name in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
+    train_decoder(cache, tmp_path / "other", SMALL, replace(QUICK, seed=1))
+    assert one.read_bytes() != (tmp_path / "other" / "decoder.safetensors").read_bytes()
 
 
 def test_a_finished_run_is_not_trained_again(cache, tmp_path) -> None:

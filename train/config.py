@@ -11,9 +11,13 @@ from pydantic.dataclasses import dataclass
 
 from jzi.errors import ConfigError
 
-Count = Annotated[int, Field(ge=1)]
-NotNegative = Annotated[float, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
+#: Largest seed, number of photos, epochs and so on, and learning rate, width and so on.
+MAX_SEED, MAX_COUNT, MAX_VALUE = 2**31 - 1, 10**6, 1e9
+
+Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+NotNegative = Annotated[float, Field(ge=0, le=MAX_VALUE)]
+Positive = Annotated[float, Field(gt=0, le=MAX_VALUE)]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 Precision = Literal["auto", "no", "fp16", "bf16"]
@@ -42,7 +46,7 @@ def _raises_config_error(cls: Class) -> Class:
             first = error.errors()[0]
             name = ".".join([getattr(cls, "section", cls.__name__), *map(str, first["loc"])])
             raise ConfigError(
-                f"the setting {name} = {first['input']!r} has no sensible value: {first['msg']}"
+                f"the setting {name} = {first['input']!r:.100} has no sensible value: {first['msg']}"
             ) from error
 
     cls.__init__ = init  # type: ignore[misc]
@@ -75,7 +79,7 @@ class TrainingConfig:
     warmup: Share = 0.05
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
     clip: NotNegative = 1.0
-    seed: int = 0
+    seed: Seed = 0
     precision: Precision = "auto"
     trackers: tuple[str, ...] = ()
     save_every_s: Positive = 300.0
@@ -182,8 +186,8 @@ class RetrieverConfig(EncoderTrainingConfig):
     method: Method = "sample4geo"
     context: Annotated[float, Field(ge=1, le=64)] = 4.0
     temperature: Positive = 0.07
-    neighbours: Annotated[int, Field(ge=2)] = 64
-    neighbour_range: int = 128
+    neighbours: Annotated[int, Field(ge=2, le=MAX_COUNT)] = 64
+    neighbour_range: Count = 128
     mine_every: Count = 4
 
     section: ClassVar[str] = "retriever"
@@ -232,11 +236,11 @@ class HeadsTrainingConfig(TrainingConfig):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     save_every_s: Positive = 10.0
     init: str = ""
-    hidden: Count = 256
-    features: Count = 128
+    hidden: Annotated[int, Field(ge=1, le=65_536)] = 256
+    features: Annotated[int, Field(ge=1, le=8192)] = 128
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
     sigma: Positive = 0.5
     prototypes: bool = False
-    sampled: Count = 65_536
+    sampled: Annotated[int, Field(ge=1, le=10**8)] = 65_536
 
     section: ClassVar[str] = "heads"

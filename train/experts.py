@@ -37,9 +37,10 @@ from jzi.store.model_folder import (
     verify_file,
     write_file,
 )
+from jzi.store.tensors import check_finite
 from jzi.train.config import HeadsTrainingConfig
 from jzi.train.data import TrainingData
-from jzi.train.heads import HEADS, HEADS_TASKS
+from jzi.train.heads import HEADS_TASKS, heads_file
 from jzi.train.loop import TrainingLoop, make_accelerator
 from jzi.train.run import TrainingRun
 
@@ -234,7 +235,10 @@ def _train_heads(
         loop.train(state)
         loop.close(leave=False)
     accelerator.wait_for_everyone()
-    _load_weights(task.network, run.train_folder / HEADS, f"delete {folder / file} and {run.train_folder}")
+    best, recorded = heads_file(name), read_config(folder)
+    if best in recorded.files:  # not in folders of jzi before it recorded their digests
+        verify_file(folder, recorded, best)
+    _load_weights(task.network, folder / best, f"delete {folder / file} and {run.train_folder}")
     expert = task.expert()
     if accelerator.is_main_process and not (name in _recorded(folder) and (folder / file).is_file()):
         write_file(folder, file, expert.save)
@@ -255,6 +259,7 @@ def _load_weights(network: torch.nn.Module, path: Path, hint: str, without: Sequ
     weights = network.state_dict()
     try:
         tensors = load_file(path)
+        check_finite(path, tensors)
         for name in weights:
             if name not in without:
                 actual, expected = tuple(tensors[name].shape), tuple(weights[name].shape)

@@ -21,7 +21,7 @@ from jzi.retrieve.dense import DenseExpert
 from jzi.retrieve.heads import HeadsConfig, SimilarityHeads, cell_scales
 from jzi.retrieve.levels import LevelsExpert, level_embeddings
 from jzi.store.map_embeddings import NODATA
-from jzi.store.model_folder import replace_file
+from jzi.store.model_folder import write_file
 from jzi.train.cache_task import CacheTask
 from jzi.train.config import HeadsTrainingConfig
 from jzi.train.data import TrainingData
@@ -33,6 +33,11 @@ HEADS = "heads.safetensors"
 
 #: Photos validated at once.
 BATCH = 256
+
+
+def heads_file(name: str) -> str:
+    """Path in the model folder of the best weights of an expert's heads."""
+    return f"train/{name}/{HEADS}"
 
 
 class HeadsTask(CacheTask):
@@ -168,7 +173,7 @@ class HeadsTask(CacheTask):
     def save(self, weights: dict[str, Tensor]) -> None:
         """Write the weights into the run's folder."""
         tensors = {name: tensor.cpu().contiguous() for name, tensor in weights.items()}
-        replace_file(self.run.train_folder / HEADS, partial(save_file, tensors))
+        write_file(self.run.folder, heads_file(self.label), partial(save_file, tensors))
 
 
 class CellsTask(HeadsTask):

@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from jzi.encode.device import best_device
-from jzi.errors import ConfigError, TrainingError
+from jzi.errors import ConfigError, ModelError, TrainingError, first_line
 from jzi.train.config import TrainingConfig
 from jzi.train.run import Checkpointer, Metrics, TrainingRun
 from jzi.train.task import Batch, Task
@@ -72,7 +72,13 @@ class TrainingLoop:
         if config.trackers:
             accelerator.init_trackers("jzi", config={k: v for k, v in asdict(config).items() if k != "trackers"})
         if "weights" in state:
-            self._restore(state)
+            try:
+                self._restore(state)
+            except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+                raise ModelError(
+                    f"the state in {self.run.train_folder} does not fit this training ({first_line(error)}): delete "
+                    f"{self.run.folder} to train from scratch"
+                ) from error
         photo_count = 0
         first, step, losses = state["epoch"], state["step"], list(state["losses"])
         bar = tqdm(

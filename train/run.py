@@ -14,6 +14,7 @@ import torch
 
 from jzi.encode.device import writer_lock_mode
 from jzi.errors import ModelError
+from jzi.store.archive import check_archive
 from jzi.store.files import remove_leftovers
 from jzi.store.lock import WriterLock
 from jzi.store.model_folder import CONFIG, DECODER, read_config, replace_file
@@ -75,10 +76,13 @@ class TrainingRun:
                 )
             return None
         try:
+            check_archive(self._state)
             state = torch.load(self._state, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, ValueError, EOFError) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # zipfile, pickle and torch have errors of many kinds
             raise ModelError(f"{self._state} is damaged: delete {self.folder} to train from scratch") from error
-        if not isinstance(state, dict) or not {"fingerprint", "metrics", "epoch", "step"} <= state.keys():
+        if not _is_state(state):
             raise ModelError(
                 f"{self._state} was written by another version of jzi: delete {self.folder} to train from scratch"
             )
@@ -196,6 +200,17 @@ class TrainReport:
     val: int
     unreachable: int
     seconds: float
+
+
+def _is_state(state: Any) -> bool:
+    """Whether a value has the entries of a state, of the right types."""
+    types = {"fingerprint": dict, "metrics": list, "losses": list, "epoch": int, "step": int}
+    return (
+        isinstance(state, dict)
+        and all(isinstance(state.get(name), kind) for name, kind in types.items())
+        and min(state["epoch"], state["step"]) >= 0
+        and all(isinstance(metrics, dict) and "epoch" in metrics for metrics in state["metrics"])
+    )
 
 
 def _epoch_rank(metrics: Metrics) -> tuple[float, float, float]:

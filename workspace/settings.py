@@ -18,8 +18,9 @@ from pyproj.exceptions import CRSError
 from jzi.decode.config import DecoderConfig
 from jzi.errors import ConfigError, first_line
 from jzi.store.files import write_whole
+from jzi.store.info import MAX_IMAGE_SIZE
 from jzi.store.pyramid import Pyramid
-from jzi.train.config import FinetuneConfig, HeadsTrainingConfig, RetrieverConfig, TrainConfig
+from jzi.train.config import MAX_SEED, FinetuneConfig, HeadsTrainingConfig, RetrieverConfig, TrainConfig
 
 FILE = "jzi.toml"
 _strict = ConfigDict(extra="forbid")
@@ -60,7 +61,7 @@ class QuerySettings:
     table: str | dict[str, str] | None = None
     photos: str | None = None
     views: int = Field(default=0, ge=0, le=255)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=MAX_SEED)
     split_by: Literal["auto", "sequence", "block", "photo"] = "auto"
     allow_outside: bool = False
 
@@ -73,10 +74,10 @@ class EncoderSettings:
     """
 
     name: str = "facebook/dinov2-base"
-    image_size: int = Field(default=384, ge=1)
+    image_size: int = Field(default=384, ge=1, le=MAX_IMAGE_SIZE)
     layout: Literal["halves", "whole"] = "halves"
     resampling: Literal["antialias", "reference"] = "antialias"
-    batch_size: int = Field(default=32, ge=1)
+    batch_size: int = Field(default=32, ge=1, le=65_536)
 
 
 @dataclass(config=_strict)
@@ -197,6 +198,8 @@ def load_settings(file: Path, overrides: Iterable[str] = (), training: Iterable[
         raise ConfigError(f"there is no {file}: `jzi init` writes it, or change to the folder that has one") from None
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} cannot be read: {error}") from error
+    except ValueError as error:  # a null byte in the path
+        raise ConfigError(f"{str(file)!r} is not a path ({error}): give another one") from error
     overridden = set()
     for override in overrides:
         name, equals, text = override.partition("=")
@@ -207,6 +210,8 @@ def load_settings(file: Path, overrides: Iterable[str] = (), training: Iterable[
             raise ConfigError(f"there is no setting {name.strip()!r}")
         values[section][key] = _parse(text.strip())
         overridden.add(f"{section}.{key}")
+    if nul := _with_null(values):
+        raise ConfigError(f"the setting {nul} contains a null byte: remove it")
     try:
         settings = TypeAdapter(Settings).validate_python(values)
     except ValidationError as error:
@@ -233,7 +238,16 @@ def _sentence(file: Path, error: ValidationError) -> str:
         return f"{file} or --set has a setting {name!r} that jzi does not know"
     if first["type"] in ("missing", "missing_argument"):
         return f"{file} lacks the setting {name!r}: `jzi init` writes it"
-    return f"the setting {name} = {first['input']!r} has no sensible value: {first['msg']}"
+    return f"the setting {name} = {first['input']!r:.100} has no sensible value: {first['msg']}"
+
+
+def _with_null(value: Any, name: str = "") -> str:
+    """Name of the first setting with a null byte, which neither paths nor names can contain; "" if there is none."""
+    if isinstance(value, dict):
+        return next(filter(None, (_with_null(each, f"{name}.{key}".strip(".")) for key, each in value.items())), "")
+    if isinstance(value, list):
+        return next(filter(None, (_with_null(each, name) for each in value)), "")
+    return name if isinstance(value, str) and "\0" in value else ""
 
 
 def _without_none(values: dict[str, Any]) -> dict[str, Any]:
