@@ -86,7 +86,7 @@ def encode_queries_command(
     options = {"queries.views": views, "queries.seed": seed, "queries.split_by": split_by}
     overrides = (*overrides, *(f"{name}={value}" for name, value in options.items() if value is not None))
     overrides = (*overrides, "queries.allow_outside=true") if allow_outside else overrides
-    settings = load_settings(config_file, overrides, training=())
+    settings = load_settings(config_file, overrides, training=("queries",))
     table = open_photo_table(settings).inside(settings.pyramid)
     from jzi.commands.reports import photos_text, split_text
     from jzi.encode.device import processes

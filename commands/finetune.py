@@ -33,7 +33,7 @@ def finetune(
 
     if blocks is not None:
         overrides = (*overrides, f"finetune.blocks={blocks}")
-    settings = load_settings(config_file, overrides, training=("finetune", "decoder"))
+    settings = load_settings(config_file, overrides, training=("queries", "finetune", "decoder"))
     areas = [settings, *(load_settings(folder / FILE) for folder in others)]
     from jzi.commands.reports import training_text
     from jzi.encode.device import processes

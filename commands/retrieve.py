@@ -25,7 +25,7 @@ def train_retriever_command(
 
     if method is not None:
         overrides = (*overrides, f"retriever.method={method}")
-    settings = load_settings(config_file, overrides, training=("retriever",))
+    settings = load_settings(config_file, overrides, training=("queries", "retriever"))
     from jzi.commands.reports import training_text
     from jzi.encode.device import processes
     from jzi.store.plain import plain

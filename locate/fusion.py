@@ -327,11 +327,11 @@ def fit_weights(
 
 
 def _maximise(stacked: Stacked, key: NDArray[np.int64]) -> Tensor:
-    """(expert,) the non-negative weights with the greatest likelihood, by Newton's method.
+    """(expert,) the non-negative weights with the greatest likelihood, by a projected Newton's method (Bertsekas 1982).
 
     The log-likelihood is concave: its gradient is the experts' log-probability of the true cell minus its mean over the
-    fused posterior, its Hessian minus their covariance. An expert whose weight would be negative gets 0, and
-    the last one `LEAST_WEIGHT`.
+    fused posterior, its Hessian minus their covariance. A weight that would be negative is 0 for as long as the
+    gradient is negative. The last expert gets at least `LEAST_WEIGHT`.
     """
     photos = torch.arange(len(key))
     match = torch.from_numpy(stacked.key == key[:, None]) & stacked.valid
@@ -341,35 +341,37 @@ def _maximise(stacked: Stacked, key: NDArray[np.int64]) -> Tensor:
     base = torch.where(stacked.valid, 0.0, -torch.inf)
     base = torch.cat([base, stacked.log_count[:, None]], -1)
 
-    def likelihood(weights: Tensor, rows: list[int]) -> tuple[Tensor, Tensor]:
-        logits = torch.einsum("e,epc->pc", weights, features[rows]) + base
+    def likelihood(weights: Tensor) -> tuple[Tensor, Tensor]:
+        used = weights > 0  # 0 times -inf is nan
+        logits = torch.einsum("e,epc->pc", weights[used], features[used]) + base
         total = logits.logsumexp(-1, keepdim=True)
-        return (weights @ truth[rows] - total[:, 0]).mean(), (logits - total).exp()
+        return (weights[used] @ truth[used] - total[:, 0]).mean(), (logits - total).exp()
 
-    used = list(range(len(features)))
-    while True:
-        weights = torch.full((len(used),), 1 / len(used), dtype=torch.float64)
-        value, probability = likelihood(weights, used)
-        for _ in range(NEWTON_STEPS):
-            mean = torch.einsum("pc,epc->ep", probability, features[used])
-            gradient = (truth[used] - mean).mean(1)
-            moment = torch.einsum("pc,epc,fpc->ef", probability, features[used], features[used]) / len(key)
-            covariance = moment - mean @ mean.T / len(key) + 1e-6 * torch.eye(len(used), dtype=torch.float64)
-            step = torch.linalg.solve(covariance, gradient)
-            for _ in range(20):  # halve the step until the likelihood rises
-                trial, trial_probability = likelihood(weights + step, used)
-                if trial >= value:
-                    break
-                step = step / 2
-            else:
-                break
-            converged = float(trial - value) < 1e-8
-            weights, value, probability = weights + step, trial, trial_probability
-            if converged:
-                break
-        if len(used) == 1 or float(weights.min()) >= 0:
+    weights = torch.full((len(features),), 1 / len(features), dtype=torch.float64)
+    value, probability = likelihood(weights)
+    for _ in range(NEWTON_STEPS):
+        mean = torch.einsum("pc,epc->ep", probability, features)
+        gradient = (truth - mean).mean(1)
+        free = (weights > 0) | (gradient > 0)
+        if not free.any():
             break
-        del used[int(weights.argmin())]
-    fitted = torch.zeros(len(features), dtype=torch.float64)
-    fitted[used] = weights.clamp(min=LEAST_WEIGHT if len(used) == 1 else 0.0)
-    return fitted
+        moment = torch.einsum("pc,epc,fpc->ef", probability, features[free], features[free]) / len(key)
+        covariance = moment - mean[free] @ mean[free].T / len(key)
+        step = torch.zeros_like(weights)
+        step[free] = torch.linalg.solve(covariance + 1e-6 * torch.eye(len(moment), dtype=moment.dtype), gradient[free])
+        for _ in range(20):  # halve the step until the likelihood rises
+            trial = (weights + step).clamp(min=0.0)
+            trial_value, trial_probability = likelihood(trial)
+            if trial_value >= value:
+                break
+            step = step / 2
+        else:
+            break
+        converged = float(trial_value - value) < 1e-8
+        weights, value, probability = trial, trial_value, trial_probability
+        if converged:
+            break
+    if int((weights > 0).sum()) <= 1:
+        best = int((weights if weights.any() else gradient).argmax())
+        weights[best] = weights[best].clamp(min=LEAST_WEIGHT)
+    return weights

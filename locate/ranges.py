@@ -92,7 +92,7 @@ RESAMPLES = Range(1, 1_000_000, whole=True)
 SEED = Range(0, 2**32 - 1, whole=True)
 
 #: Sides of images in pixels.
-PIXELS = Range(1, 8192, whole=True, unit="pixels")
+PIXELS = Range(1, 4096, whole=True, unit="pixels")
 
 #: Number of cells, tiles or photos to rank.
 RANKS = Range(1, 2**26, whole=True)

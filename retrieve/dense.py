@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from jzi.errors import ModelError
 from jzi.locate.expert import Expert
 from jzi.locate.location import LocateOptions
 from jzi.locate.posterior import Posterior
@@ -33,6 +34,9 @@ class DenseExpert(ABC):
         encoder: encoder of the photos.
         cell_mask: (row, col) whether each cell has imagery.
         device: device to compute on.
+
+    Raises:
+        ModelError: no cell has imagery.
     """
 
     name: str
@@ -42,6 +46,8 @@ class DenseExpert(ABC):
         self.area, self.encoder, self.cell_mask, self.device = area, encoder, cell_mask, device
         self.row, self.col = np.nonzero(cell_mask)
         self.cells = len(self.row)  # of `log_probabilities`
+        if not self.cells:
+            raise ModelError(f"the map has no imagery, which the expert {self.name} needs: encode rasters of the area")
         self.columns: Tensor | None = None  # (cell,) the searched cells among them; None for all
 
     @abstractmethod

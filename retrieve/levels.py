@@ -32,7 +32,7 @@ class LevelsExpert(DenseExpert):
     Args:
         area: pyramid of the cells.
         encoder: encoder of the photos.
-        has_imagery: (row, col) of each level 1..L, whether each tile has imagery.
+        has_imagery: (row, col) of each level 1..L, whether each tile has imagery; one whose child has counts as well.
         heads: heads with a space for each level, in eval mode, on the device.
         codes: (row * side + col, code) codes of the tiles of each level 1..L, on the device.
     """
@@ -48,8 +48,12 @@ class LevelsExpert(DenseExpert):
         codes: list[Tensor],
     ) -> None:
         super().__init__(area, encoder, has_imagery[-1], codes[0].device)
-        self.heads, self.codes, self.has_imagery = heads, [each.float() for each in codes], has_imagery
-        self._masks = [torch.from_numpy(each.ravel()).to(self.device) for each in has_imagery]
+        self.heads, self.codes, self.has_imagery = heads, [each.float() for each in codes], list(has_imagery)
+        for level in range(len(has_imagery) - 1, 0, -1):  # so that every cell with imagery can be reached
+            parents = len(has_imagery[level - 1])
+            children = self.has_imagery[level].reshape(parents, area.grid, parents, area.grid)
+            self.has_imagery[level - 1] = self.has_imagery[level - 1] | children.any((1, 3))
+        self._masks = [torch.from_numpy(each.ravel()).to(self.device) for each in self.has_imagery]
         self._cells = self._masks[-1].nonzero()[:, 0]
 
     def log_probabilities(self, query: Tensor) -> Tensor:

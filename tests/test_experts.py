@@ -18,9 +18,10 @@ from jzi.decode.dataset import ZoomDataset
 from jzi.errors import ModelError
 from jzi.locate.location import LocateOptions
 from jzi.locate.posterior import Posterior
+from jzi.retrieve.cells import CellsExpert
 from jzi.retrieve.dense import DenseExpert
 from jzi.retrieve.heads import HeadsConfig, SimilarityHeads, cell_scales
-from jzi.retrieve.levels import level_embeddings
+from jzi.retrieve.levels import LevelsExpert, level_embeddings
 from jzi.retrieve.vpr import REACH, VprConfig, VprExpert
 from jzi.store.info import EncoderInfo
 from jzi.store.map_embeddings import ENCODED, NODATA, MapEmbeddings
@@ -291,6 +292,28 @@ def test_codes_of_another_map_are_refused(tmp_path: Path) -> None:
             type(expert).load(tmp_path / "expert.safetensors", expert.entries(), AREA, ENCODER, mask, "cpu")
 
 
+def test_a_tile_without_imagery_whose_child_has_some_gives_probabilities(tmp_path: Path) -> None:
+    expert = make_task(LevelsTask).expert()
+    path = tmp_path / "expert.safetensors"
+    expert.save(path)
+    tensors = load_file(path)
+    save_file({**tensors, "imagery.1": torch.zeros_like(tensors["imagery.1"])}, path)
+    again = type(expert).load(path, expert.entries(), AREA, ENCODER, MASK, "cpu")
+    posterior, expected = again.posterior(queries(), OPTIONS), expert.posterior(queries(), OPTIONS)
+    assert (posterior.probability[:, :10] > 0).all()
+    check_grid(posterior, np.stack([expected.grid(photo) for photo in range(5)]), rtol=0.05)
+
+
+@pytest.mark.parametrize("kind", [CellsExpert, LevelsExpert])
+def test_a_map_without_imagery_is_refused_in_a_sentence(kind: type) -> None:
+    empty = make_map()
+    for status in empty.status:
+        status[:] = NODATA
+    heads = make_task(CellsTask if kind is CellsExpert else LevelsTask).network.eval()
+    with pytest.raises(ModelError, match=f"the map has no imagery, which the expert {kind.name} needs"):
+        kind.from_map(empty, ENCODER, heads)
+
+
 # The loss over all cells, or over a sample of them
 
 
@@ -334,6 +357,27 @@ def test_the_sampled_partition_function_is_unbiased() -> None:
     error = values.std(0) / len(values) ** 0.5
     assert (error > 0).all()
     assert ((values.mean(0) - full).abs() < 4 * error).all()
+
+
+@pytest.mark.parametrize(("sampled", "sigma"), [(13, 0.5), (20, 1.0), (60, 3.0), (150, 1.0)])
+def test_a_sample_has_the_size_that_is_set_however_many_cells_are_near(sampled: int, sigma: float) -> None:
+    task = make_task(CellsTask, sampled=sampled, sigma=sigma)
+    cells, correction = task._sample(torch.arange(12))
+    assert len(cells) == len(cells.unique()) == len(correction) == sampled
+    row, col = AREA.path_to_tile(task.train.actions.numpy())
+    index = np.cumsum(MASK.ravel()).reshape(MASK.shape) - 1
+    assert set(index[row, col].tolist()) <= set(cells.tolist())
+    assert float(correction.exp().sum()) == pytest.approx(int(MASK.sum()), rel=1e-4)  # all cells are stood for
+
+
+def test_label_smoothing_is_unbiased_under_sampling() -> None:
+    part = torch.arange(2)
+    every, task = make_task(CellsTask, label_smoothing=0.9), make_task(CellsTask, label_smoothing=0.9, sampled=60)
+    with torch.inference_mode():
+        task.network.log_scale.zero_()  # similar logits, so that the logarithm of the estimated sum has little bias
+        whole = float(every.batch_loss(task.network, part))
+        losses = np.array([float(task.batch_loss(task.network, part)) for _ in range(400)])
+    assert losses.mean() == pytest.approx(whole, abs=4 * losses.std() / 20 + 0.01)
 
 
 @pytest.mark.parametrize("sigma", [0.05, 0.5, 1.0])

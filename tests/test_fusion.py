@@ -307,3 +307,27 @@ def test_true_cells_that_no_expert_reached_count_with_their_share_of_the_residua
     assert value == pytest.approx(np.log((1 - FLOOR) * 0.1 / 255 + FLOOR / 256))
     fitted = fit_weights(["a"], [posterior], mask, key)
     assert 0 < fitted.weights["a"] < 0.1  # it is wrong every time
+
+
+@pytest.mark.parametrize("seed", [13, 22, 33, 36, 43, 44])
+def test_an_expert_that_was_dropped_is_used_again_where_the_others_leave_it_something_to_say(seed: int) -> None:
+    """Experts that share their errors, some of them with the opposite sign."""
+    rng, photos, cells = np.random.default_rng(seed), 30, 64
+    mask = np.arange(CELLS).reshape(AREA.shape) < cells
+    key = rng.integers(0, cells, photos)
+    basis = rng.normal(size=(3, photos, cells))
+    basis[0, np.arange(photos), key] += 2
+    posteriors = []
+    for _ in range(4):
+        logits = np.full((photos, CELLS), -np.inf)
+        logits[:, :cells] = np.tensordot(rng.normal(size=3) * 1.5, basis, 1) + rng.normal(size=(photos, cells)) * 0.3
+        weight = np.exp(logits - logits.max(1, keepdims=True))
+        posteriors.append(from_grid(weight / weight.sum(1, keepdims=True), cells))
+    stacked = Stacked.of(posteriors, mask, [FLOOR] * 4)
+    weights = fusion._maximise(stacked, key)
+    best = stacked.log_likelihood(weights, key).mean()
+    assert (weights >= 0).all() and (weights > 0).any()
+    for expert in range(4):
+        more = weights.clone()
+        more[expert] += 1e-3
+        assert stacked.log_likelihood(more, key).mean() <= best + 1e-7

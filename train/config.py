@@ -225,8 +225,8 @@ class HeadsTrainingConfig(TrainingConfig):
         dropout: dropout of the hidden layers.
         sigma: standard deviation of the Gaussian that spreads a photo's label over the cells around it, in cells.
         prototypes: whether the expert cells learns a prototype for each cell, for areas with many photos.
-        sampled: maximum number of cells in the softmax of a step. On larger maps they are those that carry the labels
-            of the batch, and a uniform sample of the others, weighted by their number.
+        sampled: maximum number of cells in the softmax of a step. On larger maps at most half of them are those that
+            carry the labels of the batch; the rest is a uniform sample of the others, weighted by their number.
     """
 
     epochs: Count = 40

@@ -204,27 +204,40 @@ class CellsTask(HeadsTask):
         with self.accelerator.autocast():
             photo_codes, cell_codes = model(self.query(part), scales.float(), cells)
             logits = (photo_codes[:, 0] @ cell_codes.T).float()
-        label = (-self._square(part, centers) / (2 * self._sigma**2)).softmax(-1)
-        log = (logits if correction is None else logits + correction).log_softmax(-1)
-        smoothing = self.config.label_smoothing
-        loss: Tensor = -(1 - smoothing) * (label * log).sum(-1) - smoothing * log.mean(-1)
+        closeness, smoothing = -self._square(part, centers) / (2 * self._sigma**2), self.config.label_smoothing
+        if correction is None:
+            label, log = closeness.softmax(-1), logits.log_softmax(-1)
+            uniform = log.mean(-1)
+        else:  # a cell that stands for several counts several times in each sum over the cells
+            label, log = (closeness + correction).softmax(-1), (logits + correction).log_softmax(-1) - correction
+            uniform = (log * correction.exp()).sum(-1) / len(self.row)
+        loss: Tensor = -(1 - smoothing) * (label * log).sum(-1) - smoothing * uniform
         return loss.mean()
 
     def _sample(self, part: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Indices of the cells of the softmax, and what to add to their logits; None for all cells and nothing.
 
-        The cells near the photos are always included; each cell of a uniform sample of the others stands for several,
-        so the logarithm of their number is added to its logit (sampled softmax; Bengio and Senecal 2008).
+        The cells near the photos are included, up to half of the sample: first those that photos lie in, then the
+        nearest. Each cell of a uniform sample of the others stands for several, so the logarithm of their number is
+        added to its logit (sampled softmax; Bengio and Senecal 2008).
         """
         count = len(self.row)
         if count <= self.config.sampled:
             return None, None
         reach = max(4 * self._sigma, self.pyramid.cell_size)  # includes the photo's own cell, whatever sigma
-        near = torch.zeros(count, dtype=torch.bool, device=self.device)
+        nearest = torch.full((count,), torch.inf, device=self.device)
+        occupied = []
         for positions in self.position[part].split(32):
-            near |= (_distance(positions, self.centers) <= reach).any(0)
+            distance = _distance(positions, self.centers)
+            nearest = torch.minimum(nearest, distance.amin(0))
+            occupied.append(distance.argmin(1))
+        nearest[torch.cat(occupied)] = -1.0
+        near = nearest <= reach
+        most = min(max(self.config.sampled // 2, int((nearest < 0).sum())), self.config.sampled - 1)
+        if int(near.sum()) > most:
+            near = torch.zeros_like(near).index_fill_(0, nearest.topk(most, largest=False).indices, True)
         others = (~near).nonzero()[:, 0]
-        drawn = max(1, self.config.sampled - int(near.sum()))
+        drawn = self.config.sampled - int(near.sum())
         if drawn >= len(others):
             return None, None
         chosen = others[torch.randperm(len(others))[:drawn].to(self.device)]

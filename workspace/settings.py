@@ -137,8 +137,9 @@ class Settings:
         return tomlkit.dumps(_without_none(asdict(self)))
 
 
-#: The sections of jzi.toml about training: no command uses all of them.
-TRAINING = ("finetune", "decoder", "train", "heads", "retriever")
+#: The sections of jzi.toml about photos and training, of which a command uses some: those that train off the cache read
+#: no photos.
+TRAINING = ("queries", "finetune", "decoder", "train", "heads", "retriever")
 
 
 def find_rasters(entries: Iterable[str], folder: Path = Path()) -> list[str]:
@@ -187,7 +188,7 @@ def load_settings(file: Path, overrides: Iterable[str] = (), training: Iterable[
     Args:
         file: path of the jzi.toml.
         overrides: "section.name=value", with values as in TOML; bare words are strings.
-        training: the sections about training that are used; to override a setting of another one has no effect.
+        training: the sections of `TRAINING` that are used; to override a setting of another one has no effect.
 
     Raises:
         ConfigError: the file does not exist, a setting is unknown or invalid, or an override has no effect.
