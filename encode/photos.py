@@ -24,7 +24,7 @@ MAX_PIXELS = 180_000_000
 
 #: JPEGs with more pixels are decoded at 1/2, 1/4 or 1/8 of their size where that is at least twice the size of the
 #: result. Cameras and most phones are below (full-frame sensors have 61 megapixels), so that their embeddings do not
-#: depend on it; panoramas and 108-megapixel photos take up to 5 times less time and 10 times less memory.
+#: depend on it; panoramas and 108-megapixel photos take a fraction of the time and memory.
 DRAFT_PIXELS = 64_000_000
 
 #: Side of the squares that are converted to RGB one at a time, pixels.

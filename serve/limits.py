@@ -6,9 +6,6 @@ from dataclasses import dataclass
 
 from jzi.errors import ConfigError, JziError
 
-#: Formats of photos, by Pillow's names; its other readers are older, and one (EPS) starts a program.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "GIF")
-
 #: Largest distance on earth, metres (half of the equator's length).
 EARTH_M = 20_037_508
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,13 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from jzi.encode.photo_reader import PANORAMA
 from jzi.encode.photos import looks_like_panorama, open_photo, resize_photo
-from jzi.errors import JziError, PhotoError
 from jzi.export.page import PHOTO
-from jzi.serve.limits import FORMATS
+from jzi.store.photo_file import open_image
 
 
 @dataclass(frozen=True)
@@ -46,8 +44,6 @@ class PhotoDecoder:
     def __init__(self, shape: tuple[int, int], resampling: str, max_pixels: int) -> None:
         (self.height, self.width), self.resampling = shape, resampling
         self.max_pixels = max_pixels
-        Image.init()
-        self.formats = tuple(name for name in FORMATS if name in Image.OPEN)  # Pillow may be built without AVIF
         self._free, self._changed = max_pixels, threading.Condition()
 
     def decode(self, data: bytes, name: str) -> DecodedPhoto:
@@ -58,26 +54,14 @@ class PhotoDecoder:
             name: name of the photo in errors.
 
         Raises:
-            PhotoError: it is not a photo in one of `FORMATS`, is damaged or has too many pixels.
+            PhotoError: as `jzi.encode.photos.open_photo`.
         """
-        try:
-            image = Image.open(io.BytesIO(data), formats=self.formats)
-            with self._reserve(image.width * image.height):
-                photo = open_photo(image, name, max_pixels=self.max_pixels)
-                pixels = resize_photo(photo, self.width, self.height, self.resampling)
-                notes = (PANORAMA,) if looks_like_panorama(photo) else ()
-                photo.thumbnail((PHOTO, PHOTO))
-                return DecodedPhoto(pixels, photo, notes)
-        except UnidentifiedImageError as error:
-            raise PhotoError(
-                f"{name} is not a photo in a format that the service reads: send one of {', '.join(self.formats)}"
-            ) from error
-        except Image.DecompressionBombError as error:
-            raise PhotoError(f"{name} is too large: shrink it to {self.max_pixels:,} pixels or fewer") from error
-        except JziError:
-            raise
-        except Exception as error:  # Pillow's readers raise many kinds of errors for damaged files
-            raise PhotoError(f"{name} cannot be read ({type(error).__name__}): it is damaged, send it again") from error
+        with open_image(data, name) as image, self._reserve(image.width * image.height):
+            photo = open_photo(image, name, max_pixels=self.max_pixels)
+            pixels = resize_photo(photo, self.width, self.height, self.resampling)
+            notes = (PANORAMA,) if looks_like_panorama(*photo.size) else ()
+            photo.thumbnail((PHOTO, PHOTO))
+            return DecodedPhoto(pixels, photo, notes)
 
     @contextmanager
     def _reserve(self, pixels: int) -> Iterator[None]:

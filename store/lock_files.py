@@ -8,7 +8,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
-from zarr.abc.store import Store
 from zarr.core.buffer import Buffer, default_buffer_prototype
 from zarr.core.sync import sync
 
@@ -138,9 +137,7 @@ class StoreLockFile:
     """
 
     def __init__(self, url: str | Path) -> None:
-        self._store = zarr_store(url)
-        # zarr's default looks whether there is an object and then writes one
-        self._atomic = type(self._store).set_if_not_exists is not Store.set_if_not_exists
+        self._store = zarr_store(url, opening=True)
         self.record = b""
         self._seen, self._changed = b"", time.monotonic()
 
@@ -148,7 +145,7 @@ class StoreLockFile:
         if self.read() is not None:
             return False
         sync(self._store.set_if_not_exists(OBJECT, _buffer(record)))
-        return self._owns(record)
+        return self.read() == record
 
     def read(self) -> bytes | None:
         buffer = sync(self._store.get(OBJECT, default_buffer_prototype()))
@@ -179,11 +176,6 @@ class StoreLockFile:
 
     def close(self) -> None:
         return
-
-    def _owns(self, record: bytes) -> bool:
-        if not self._atomic:
-            time.sleep(SETTLE_S)
-        return self.read() == record
 
 
 def _buffer(data: bytes) -> Buffer:

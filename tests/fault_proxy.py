@@ -106,8 +106,10 @@ class FaultProxy:
             self.counts[fault] += 1
             return fault
 
-    def forward(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> http.client.HTTPResponse:
-        """Send a request to the server, and return its answer with the body read."""
+    def forward(
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes
+    ) -> tuple[http.client.HTTPResponse, bytes]:
+        """Send a request to the server, and return its answer and the body of it."""
         host, port = self.upstream.hostname, self.upstream.port
         assert host
         connection = http.client.HTTPConnection(host, port, timeout=30)
@@ -117,8 +119,7 @@ class FaultProxy:
                 connection.putheader(name, value)
             connection.endheaders(body)
             response = connection.getresponse()
-            response.content = response.read()  # type: ignore[attr-defined]
-            return response
+            return response, response.read()
 
     def forward_half(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> None:
         """Send a request with half of its body, and break the connection to the server."""
@@ -153,14 +154,14 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "cut upload" and request[-1]:
             self.proxy.forward_half(*request)
             return break_connection(self.connection)
-        response = self.proxy.forward(*request)
+        response, content = self.proxy.forward(*request)
         if fault == "twice":
-            response = self.proxy.forward(*request)
+            response, content = self.proxy.forward(*request)
         if fault == "reset after":
             return break_connection(self.connection)
         if fault == "late":
             time.sleep(self.proxy.late_s)
-        return self.answer(response.status, dict(response.getheaders()), response.content, fault == "cut download")
+        return self.answer(response.status, dict(response.getheaders()), content, fault == "cut download")
 
     def __getattr__(self, name: str) -> Callable[[], None]:
         if name.startswith("do_"):

@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import rasterio
@@ -342,7 +343,9 @@ def geotiff(rng: random.Random, crs: str = "EPSG:32633") -> bytes:
         Affine(2, 1, 600_000, 2, 1, 5_340_000),
     ]
     crs_names = [crs] * 5 + ["EPSG:4326", "EPSG:4978", "EPSG:5773", 'LOCAL_CS["x",UNIT["metre",1]]', "EPSG:3857", None]
-    profile = rng.choice([{}, {"tiled": True, "blockxsize": 16, "blockysize": 16}, {"compress": "deflate"}])
+    profile: dict[str, Any] = rng.choice(
+        [{}, {"tiled": True, "blockxsize": 16, "blockysize": 16}, {"compress": "deflate"}]
+    )
     values = np.random.default_rng(rng.randrange(2**32)).integers(0, 120, (bands, side, side))
     if dtype.startswith("float") and rng.random() < 0.5:
         values = np.full(values.shape, rng.choice([np.nan, np.inf, 1e300 if dtype == "float64" else 1e38]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -48,8 +49,8 @@ def test_a_changed_file_is_hashed_again_even_with_its_old_time(file, hashed) -> 
 
 def test_a_digest_is_forgotten_after_a_day(file, hashed, monkeypatch) -> None:
     remembered_sha256(file)
-    now = memory.time.time()
-    monkeypatch.setattr(memory.time, "time", lambda: now + memory.LIFETIME_S)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + memory.LIFETIME_S)
     remembered_sha256(file)
     assert len(hashed) == 2
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -305,7 +306,7 @@ def test_a_tile_without_imagery_whose_child_has_some_gives_probabilities(tmp_pat
 
 
 @pytest.mark.parametrize("kind", [CellsExpert, LevelsExpert])
-def test_a_map_without_imagery_is_refused_in_a_sentence(kind: type) -> None:
+def test_a_map_without_imagery_is_refused_in_a_sentence(kind: Any) -> None:
     empty = make_map()
     for status in empty.status:
         status[:] = NODATA

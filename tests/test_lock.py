@@ -125,7 +125,7 @@ def test_a_lock_of_another_machine_that_shows_signs_of_life_is_refused(path: Pat
         sleep(seconds)
         os.utime(lock_file(path))
 
-    monkeypatch.setattr(module.time, "sleep", beat)
+    monkeypatch.setattr("jzi.store.lock.time.sleep", beat)
     with pytest.raises(CacheError, match="process 12 on node7"):
         WriterLock(path, "refuse")
 
@@ -202,14 +202,14 @@ def test_the_other_processes_of_a_launch_take_no_lock(path: Path, hold, pyramid,
     FeatureCache.open(path, "r+", lock="shared").queries.require_views(1, {"seed": 0})
 
 
-# In stores that fsspec opens
+# On object storage
 
 
 @pytest.fixture
-def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def url(bucket: str, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(lock_files, "SETTLE_S", 0.05)
     monkeypatch.setattr(module, "POLL_S", 0.05)
-    return f"memory://{tmp_path.name}/town.zarr"
+    return f"{bucket}/town.zarr"
 
 
 def other_record(**changes: object) -> bytes:
@@ -243,11 +243,13 @@ def test_a_lock_at_a_url_without_a_sign_of_life_is_taken_over(url: str, monkeypa
         assert observer.age() < 0.2
 
 
-def test_of_two_that_write_a_record_at_once_the_last_owns_it(url: str, monkeypatch) -> None:
+def test_of_two_that_take_over_a_lock_at_once_the_last_owns_it(url: str, monkeypatch) -> None:
     first, second = StoreLockFile(url), StoreLockFile(url)
-    monkeypatch.setattr(lock_files.time, "sleep", lambda _: second._store and set_object(second, b"second"))
-    assert not first.create(b"first")
-    assert second.read() == b"second"
+    assert first.create(b"stale")
+    assert not second.create(b"new"), "there is one"
+    monkeypatch.setattr("jzi.store.lock_files.time.sleep", lambda _: set_object(second, b"second"))
+    first.replace(b"stale", b"first")
+    assert first.read() == b"second"
 
 
 def set_object(file: StoreLockFile, data: bytes) -> None:
