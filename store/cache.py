@@ -121,7 +121,7 @@ class FeatureCache:
         if mode == "r+" and isinstance(entries, dict) and entries.get("format") == 1:
             return cls._convert(str(path), documents, entries)
         cache = cls(str(path), documents, read_header(str(path), entries))
-        if mode == "r+":
+        if mode == "r+" and lock != "shared":  # the holder of the lock has done it, and may be extending the cache
             cache.write_layout()
         return cache
 

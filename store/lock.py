@@ -6,8 +6,8 @@ was a process of this machine that has ended, or that has shown no sign of life 
 server, to which the times of all files belong. Clocks and process ids of other machines are not used.
 
 The lock of a URL is the object `writer.lock` in the cache, created only if there is none, which S3, Google Cloud
-Storage and Azure do in one step. A sign of life there is a change of the record, seen by the process that waits. A stale
-lock is replaced by a plain write: of two processes that do so within `SETTLE_S`, the last one owns it.
+Storage and Azure do in one step. A sign of life there is a change of the record, seen by the process that waits. A
+stale lock is replaced by a plain write: of two processes that do so within `SETTLE_S`, the last one owns it.
 
 Processes of one `accelerate launch` are one writer: the main process takes the lock for all. A process can take a lock
 several times.

@@ -202,6 +202,15 @@ def test_the_other_processes_of_a_launch_take_no_lock(path: Path, hold, pyramid,
     FeatureCache.open(path, "r+", lock="shared").queries.require_views(1, {"seed": 0})
 
 
+def test_the_other_processes_of_a_launch_leave_the_metadata_to_the_main_process(path: Path, pyramid, info) -> None:
+    main = FeatureCache.create(path, pyramid, info)
+    (path / "map/1/x/zarr.json").write_text("{}")  # as if the main process were writing it
+    other = FeatureCache.open(path, "r+", lock="shared")
+    assert (path / "map/1/x/zarr.json").read_text() == "{}"
+    main.require_tokens(3)
+    assert other.has_tokens and other.patch_tokens.count == 3
+
+
 # On object storage
 
 
