@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test test-all lint types clean
+.PHONY: setup demo test test-all fuzz audit lint types clean
 
 setup: $(VENV)/ready
 
@@ -38,6 +38,18 @@ test: lint types
 # All of it, and the property tests with many more examples; CI runs this.
 test-all: lint types
 	HYPOTHESIS_PROFILE=thorough $(PYTEST) --cov --cov-report=term:skip-covered
+
+# Hostile photos, tables, rasters, settings, checkpoints, requests, caches and models; other ones on every run, for minutes.
+HOSTILE := tests/properties/test_hostile.py tests/properties/test_hostile_requests.py tests/test_cache_metadata.py \
+	tests/test_model_folder.py tests/test_import_checkpoint.py
+
+fuzz: setup
+	HYPOTHESIS_PROFILE=fuzz $(PYTEST) $(HOSTILE)
+
+# Known vulnerabilities of the packages in constraints.txt; needs network.
+audit: setup
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt pip-audit
+	$(BIN)/pip-audit --progress-spinner off --skip-editable
 
 clean:
 	rm -rf $(VENV) demo-out build dist *.egg-info .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache

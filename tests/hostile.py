@@ -1,12 +1,15 @@
-"""Hostile photos, photo tables and rasters, as hypothesis strategies; the fuzzer and the property tests draw from them.
+"""Hostile files as hypothesis strategies; `make fuzz` and the property tests draw from them.
 
-Each example is made from a kind and a seed, so that a failure is repeated by its two values.
+Each example is made from a kind and a seed, so that a failure is repeated by its two values. Tests that attack a cache
+or a model in place take their number of attacks and their seed from `attacks` and `attack_seed`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import os
 import random
 import struct
 import zlib
@@ -72,6 +75,54 @@ def damage(data: bytes, rng: random.Random) -> bytes:
         end = start + rng.randrange(1, 2000)
         edited[start:end] = edited[start:end] * (3 if how == "repeat" else 0)
     return bytes(edited)
+
+
+#: What values of JSON and TOML are replaced by.
+VALUES: list[Any] = [10**6, 10**18, 10**30, -1, 0, 1.5, 1e308, float("nan"), float("inf"), True, None, "", "x", [], {},
+                     [[]], "\x00", "x" * 5000, "../../x", "int64", "gzip"]  # fmt: skip
+
+
+def attacks(short: int, thorough: int) -> int:
+    """Number of attacks in place: `short`, `thorough` with HYPOTHESIS_PROFILE=thorough, ten times that with fuzz."""
+    return {"thorough": thorough, "fuzz": 10 * thorough}.get(os.environ.get("HYPOTHESIS_PROFILE", ""), short)
+
+
+def attack_seed(name: str) -> str:
+    """Seed of the attacks of a test: its name, and another one on every run of `make fuzz`, which prints it."""
+    if os.environ.get("HYPOTHESIS_PROFILE") != "fuzz":
+        return name
+    seed = os.environ.get("JZI_FUZZ_SEED") or str(random.SystemRandom().randrange(2**32))
+    print(f"{name}: JZI_FUZZ_SEED={seed}")  # shown by pytest if the test fails
+    return f"{name} {seed}"
+
+
+def flip(data: bytes, rng: random.Random) -> bytes:
+    """Flip a bit."""
+    flipped = bytearray(data)
+    flipped[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    return bytes(flipped)
+
+
+def edit_values(document: Any, rng: random.Random) -> Any:
+    """Delete or replace a value somewhere in a document of dictionaries and lists, in place."""
+    node = document
+    while True:
+        key = rng.choice(list(node)) if isinstance(node, dict) else rng.randrange(len(node))
+        if not (isinstance(node[key], dict | list) and node[key]) or rng.random() < 0.2:
+            break
+        node = node[key]
+    if rng.random() < 0.25:
+        del node[key]
+    elif isinstance(node[key], int) and rng.random() < 0.5:
+        node[key] = rng.choice([node[key] + 1, node[key] * 1000, max(node[key] - 1, 0)])
+    else:
+        node[key] = rng.choice([value for value in VALUES if repr(value) != repr(node[key])])
+    return document
+
+
+def edit_json(data: bytes, rng: random.Random) -> bytes:
+    """Delete or replace a value in a JSON file."""
+    return json.dumps(edit_values(json.loads(data), rng)).encode()
 
 
 # Photos
@@ -450,3 +501,95 @@ def raster(kind: str, seed: int) -> Hostile:
 def rasters() -> st.SearchStrategy[Hostile]:
     """GeoTIFF of odd types and geometries, damaged ones, and VRT and headers that name other files and machines."""
     return st.builds(raster, st.sampled_from([*RASTER_KINDS]), SEEDS)
+
+
+# Settings, regions and checkpoints
+
+_SETTINGS = """
+[pyramid]
+crs = "EPSG:32633"
+west = 600000.0
+north = 5340000.0
+size = 1280.0
+grid = 4
+levels = 3
+[map]
+rasters = ["ortho.tif", "tiles/*.tif"]
+stretch = [0, 255]
+[queries]
+table = "photos.csv"
+views = 2
+[encoder]
+name = "encoder"
+image_size = 84
+[finetune]
+blocks = "all"
+[train]
+epochs = 3
+learning_rate = 1e-3
+trackers = ["tensorboard"]
+[heads]
+sigma = 0.5
+"""
+
+_REGION = {
+    "type": "FeatureCollection",
+    "features": [{
+        "type": "Feature",
+        "properties": {"name": "x"},
+        "geometry": {
+            "type": "MultiPolygon",
+            "coordinates": [[[[16.3, 48.2], [16.4, 48.2], [16.4, 48.3], [16.3, 48.2]]]],
+        },
+    }],
+}  # fmt: skip
+
+
+def _settings(rng: random.Random) -> bytes:
+    import tomlkit
+
+    if rng.random() < 0.4:
+        return damage(_SETTINGS.encode(), rng)
+    document = tomlkit.parse(_SETTINGS).unwrap()
+    for _ in range(rng.choice([1, 1, 3])):
+        edit_values(document, rng)
+    with contextlib.suppress(Exception):  # None and others that TOML does not have
+        return tomlkit.dumps(document).encode("utf-8", "surrogatepass")
+    return json.dumps(document).encode()
+
+
+def _region(rng: random.Random) -> bytes:
+    if rng.random() < 0.1:  # deeply nested
+        return b"[" * rng.choice([500, 100_000])
+    if rng.random() < 0.3:
+        return damage(json.dumps(_REGION).encode(), rng)
+    document = json.loads(json.dumps(_REGION))
+    for _ in range(rng.choice([1, 1, 3])):
+        edit_values(document, rng)
+    return json.dumps(document).encode()
+
+
+def _checkpoint(rng: random.Random) -> bytes:
+    import torch
+
+    buffer, weights = io.BytesIO(), {f"decoder.{number}": torch.full((3, 4), float(number)) for number in range(4)}
+    torch.save({"model_state_dict": weights, "epoch": 3}, buffer)
+    return damage(buffer.getvalue(), rng)
+
+
+FILE_KINDS: dict[str, tuple[str, Callable[[random.Random], bytes]]] = {
+    "settings": ("jzi.toml", _settings),
+    "region": ("region.geojson", _region),
+    "checkpoint": ("checkpoint.pth", _checkpoint),
+}
+
+
+def file(kind: str, seed: int) -> Hostile:
+    """The hostile file of a kind and a seed."""
+    name, make = FILE_KINDS[kind]
+    return Hostile(kind, seed, name, {name: make(random.Random(seed))})
+
+
+def files(kind: str) -> st.SearchStrategy[Hostile]:
+    """Hostile files of a kind of `FILE_KINDS`."""
+    return st.builds(file, st.just(kind), SEEDS)

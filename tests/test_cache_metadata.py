@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import resource
 import shutil
@@ -24,13 +23,10 @@ from jzi.store.documents import MAX_DOCUMENT
 from jzi.store.info import EncoderInfo, ImageryInfo
 from jzi.store.pyramid import Pyramid, TileKey
 from jzi.store.verify import repair_cache, verify_cache
-
-#: Attacks on each kind of document: the short run of every day, and the long one of HYPOTHESIS_PROFILE=thorough.
-ATTACKS = 400 if os.environ.get("HYPOTHESIS_PROFILE") == "thorough" else 16
+from tests import hostile
 
 IMAGERY = ImageryInfo("a" * 64, (("ortho.tif", 1, 1, "b" * 64),), "bands as RGB")
 PHOTOS = 5
-VALUES: list[Any] = [10**6, 10**18, 10**30, -1, 0, 1.5, 1e308, True, None, "x", [], {}, "../../x", "int64", "gzip"]
 
 
 @pytest.fixture(scope="module")
@@ -79,44 +75,20 @@ def documents(path: Path) -> Iterator[Path]:
     yield from sorted(path.rglob("zarr.json"))
 
 
-def flip(rng: random.Random, data: bytes) -> bytes:
-    damaged = bytearray(data)
-    damaged[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-    return bytes(damaged)
-
-
-def edit(rng: random.Random, data: bytes) -> bytes:
-    """Delete or replace a value somewhere in a document."""
-    document = json.loads(data)
-    node: Any = document
-    while True:
-        key = rng.choice(list(node)) if isinstance(node, dict) else rng.randrange(len(node))
-        if not (isinstance(node[key], dict | list) and node[key]) or rng.random() < 0.2:
-            break
-        node = node[key]
-    if rng.random() < 0.25:
-        del node[key]
-    elif isinstance(node[key], int) and rng.random() < 0.5:
-        node[key] = rng.choice([node[key] + 1, node[key] * 1000, max(node[key] - 1, 0)])
-    else:
-        node[key] = rng.choice([value for value in VALUES if value != node[key]])
-    return json.dumps(document).encode()
-
-
 # Nothing but a sentence, nothing silent, everything repaired
 
 
-@pytest.mark.parametrize("change", [flip, edit])
+@pytest.mark.parametrize("change", [hostile.flip, hostile.edit_json])
 @pytest.mark.parametrize("part", ["map", "queries", "cells", ""])
 def test_changed_metadata_is_noticed_named_and_repaired(path: Path, change: Callable, part: str) -> None:
     expected = read_everything(path)
     files = [file for file in documents(path / part) if part or file.parent == path]
-    rng = random.Random(f"{change.__name__} {part}")
+    rng = random.Random(hostile.attack_seed(f"{change.__name__} {part}"))
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for _ in range(max(4, ATTACKS // 8) if part == "" else ATTACKS // 4):
+    for _ in range(hostile.attacks(4, 100)):
         file = rng.choice(files)
         before = file.read_bytes()
-        after = change(rng, before)
+        after = change(before, rng)
         file.write_bytes(after)
         try:
             assert read_everything(path) == expected, f"{file} changed silently: {after!r}"

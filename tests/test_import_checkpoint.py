@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from jzi.encode.imagery import Imagery
 from jzi.errors import ConfigError, EncoderError, JziError, ModelError
 from jzi.store.cache import FeatureCache
 from jzi.store.pyramid import Pyramid, preset
+from tests import hostile
 
 
 @pytest.fixture
@@ -187,16 +189,15 @@ def refused(path: Path, folder: Path, **options: object) -> str:
 
 
 def test_any_bytes_are_one_sentence(reference, tmp_path) -> None:
-    random, whole = np.random.default_rng(0), (reference / "checkpoint.pth").read_bytes()
+    rng, whole = random.Random(hostile.attack_seed("checkpoint")), (reference / "checkpoint.pth").read_bytes()
     encoder, path = str(tmp_path / "encoder"), tmp_path / "x.pth"
     starts = [b"", b"\x80\x02", b"\x80\x02}q\x00.", b"PK\x03\x04", b"\x1f\x8b", b"ustar", whole[:300]]
     for start in starts:
-        path.write_bytes(start + random.bytes(500))
+        path.write_bytes(start + rng.randbytes(500))
         refused(path, tmp_path / "model", encoder=encoder)
-    for _ in range(30):  # every flipped bit is found by the archive's checksums or by the names of weights
-        data = bytearray(whole)
-        data[random.integers(len(data) // 2, len(data))] ^= 1 << int(random.integers(8))
-        path.write_bytes(data)
+    for _ in range(hostile.attacks(10, 30)):  # found by the checksums of the archive or by the names of weights
+        half = len(whole) // 2
+        path.write_bytes(whole[:half] + hostile.flip(whole[half:], rng))
         try:
             import_checkpoint(path, tmp_path / "model", preset("just-zoom-in-dc"), encoder=encoder, image_size=56)
         except ModelError as error:

@@ -1,4 +1,7 @@
-"""Settings of the property tests: the same examples on every run; HYPOTHESIS_PROFILE=thorough tries many more."""
+"""Settings of the property tests: the same examples on every run; HYPOTHESIS_PROFILE=thorough tries many more.
+
+`make fuzz` sets HYPOTHESIS_PROFILE=fuzz: other examples on every run, and many of them.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,10 @@ settings.register_profile(
     derandomize=True,
     deadline=None,  # machines are busy at times
     database=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture],
 )
 settings.register_profile("thorough", settings.get_profile("default"), max_examples=200)
+settings.register_profile(
+    "fuzz", settings.get_profile("default"), max_examples=3000, derandomize=False, print_blob=True
+)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))

@@ -11,14 +11,17 @@ from tempfile import TemporaryDirectory
 import pytest
 from hypothesis import given
 
+from jzi.decode.import_checkpoint import import_checkpoint
 from jzi.encode.imagery import Imagery
 from jzi.encode.photo_reader import PhotoReader
 from jzi.encode.raster import RasterOptions, close_rasters
 from jzi.errors import JziError
+from jzi.locate.geojson import read_polygons
 from jzi.store.exif import read_position, read_time, write_position
 from jzi.store.photo_table import read_photo_table
 from jzi.store.pyramid import Pyramid
 from jzi.workspace.area import square_around
+from jzi.workspace.settings import load_settings
 from tests import hostile
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of Pillow and GDAL about damaged files
@@ -72,3 +75,24 @@ def test_a_hostile_table_is_read_or_refused_in_a_sentence(example: hostile.Hosti
 @given(hostile.rasters())
 def test_a_hostile_raster_is_drawn_or_refused_in_a_sentence(example: hostile.Hostile) -> None:
     check(example, _read_raster)
+
+
+@given(hostile.files("settings"))
+def test_hostile_settings_are_read_or_refused_in_a_sentence(example: hostile.Hostile) -> None:
+    check(example, load_settings)
+
+
+@given(hostile.files("region"))
+def test_a_hostile_region_is_read_or_refused_in_a_sentence(example: hostile.Hostile) -> None:
+    check(example, read_polygons)
+
+
+@given(hostile.files("checkpoint"))
+def test_a_hostile_checkpoint_is_refused_in_a_sentence(example: hostile.Hostile) -> None:
+    def read(path: Path) -> None:
+        with pytest.raises(JziError) as refusal:
+            import_checkpoint(path, path.parent / "model", AREA, encoder=str(path.parent / "encoder"))
+        assert not (path.parent / "model").exists()
+        raise refusal.value
+
+    check(example, read)
