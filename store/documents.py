@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import json
-import weakref
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +48,7 @@ class Documents:
             self.store = self.store.with_read_only(read_only)
         self._folder = None if is_url(path) else Path(path)
         if lock is not None:  # arrays hold the store, not this object
-            weakref.finalize(self.store, lock.release)
+            lock.release_with(self.store)
 
     def check_lock(self) -> None:
         """Check that no other process has taken over the writer's lock.

@@ -24,6 +24,7 @@ import sys
 import threading
 import time
 import uuid
+import weakref
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -152,6 +153,23 @@ class WriterLock:
                 held.count -= 1
                 if held.count == 0:
                     held.release()
+
+    def release_with(self, holder: object) -> None:
+        """Release the lock when an object is collected, or the process ends.
+
+        A garbage collection may happen while zarr's event loop waits for the thread in which it happens, so the
+        requests of a URL are sent from another one.
+
+        Args:
+            holder: the object.
+        """
+        weakref.finalize(holder, self._release_anywhere).atexit = False  # `_release_all` does it then
+
+    def _release_anywhere(self) -> None:
+        if is_url(self.path):
+            threading.Thread(target=self.release, name="release of a lock", daemon=True).start()
+        else:
+            self.release()
 
     def check(self) -> None:
         """Check that no other process has taken over the lock, such as while this one was suspended.

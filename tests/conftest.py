@@ -324,13 +324,21 @@ def bucket(proxy: FaultProxy, s3_server: str) -> str:
 
 @pytest.fixture
 def objects_of() -> Callable[[str], dict[str, bytes]]:
-    """Every byte below a URL, by relative path."""
+    """Every byte below a URL but the writer's lock, by relative path, as the server of this process has them."""
 
     def read(url: str) -> dict[str, bytes]:
-        from jzi.store.object_store import open_store
+        from moto.s3.models import s3_backends
 
-        store = open_store(url).store
-        return {item["path"]: store.get(item["path"]).bytes().to_bytes() for part in store.list() for item in part}
+        name, _, prefix = url.removeprefix("s3://").partition("/")
+        (bucket,) = (
+            backend.buckets[name]
+            for account in s3_backends.values()
+            for backend in account.values()
+            if name in backend.buckets
+        )
+        start = f"{prefix}/"
+        values = {key.removeprefix(start): bucket.keys[key].value for key in bucket.keys if key.startswith(start)}
+        return {key: value for key, value in values.items() if key != "writer.lock"}
 
     return read
 

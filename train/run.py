@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import time
-import weakref
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -108,7 +107,7 @@ class TrainingRun:
         """
         if self.lock is None:
             self.lock = lock_folder(self.folder)
-            weakref.finalize(self, self.lock.release)
+            self.lock.release_with(self)
         state = self.load() or {"epoch": 0, "step": 0, "losses": []}
         for folder in (self.folder, self.train_folder, self.folder / "encoder"):
             remove_leftovers(folder)
