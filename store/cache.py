@@ -16,7 +16,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from jzi.errors import CacheCorruptError, CacheError, CacheMismatchError
+from jzi.errors import CacheCorruptError, CacheError, CacheMismatchError, JziError
 from jzi.store import layout
 from jzi.store.cache_header import CacheHeader, PhotosHeader, new_header, read_format_1, read_header
 from jzi.store.cell_features import HINT as CELLS_HINT
@@ -165,9 +165,13 @@ class FeatureCache:
             if not exists(path):
                 return cls.create(path, pyramid, encoder, imagery, lock=lock)
             cache = cls.open(path, "r+", lock=lock)
-        cache.check(pyramid=pyramid, encoder=encoder, imagery=imagery)
-        if imagery and imagery != cache.imagery:
-            cache._write_header(replace(cache.header, imagery=imagery))
+        try:
+            cache.check(pyramid=pyramid, encoder=encoder, imagery=imagery)
+            if imagery and imagery != cache.imagery:
+                cache._write_header(replace(cache.header, imagery=imagery))
+        except JziError:  # whose traceback would hold the lock
+            cache.close()
+            raise
         return cache
 
     def check(

@@ -18,6 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
+from zarr.abc.store import RangeByteRequest
 from zarr.core.common import concurrent_map
 from zarr.core.config import config
 from zarr.core.sync import sync
@@ -40,6 +41,9 @@ RETRY_S = 60.0
 
 #: The same for opening a cache, so that a wrong URL or endpoint is reported soon.
 OPEN_REQUEST_S, OPEN_RETRY_S = 15.0, 15.0
+
+#: Largest document that is read whole, from a web server that cannot send parts.
+WHOLE_BYTES = 64 * 2**20
 
 #: Class of obstore by scheme.
 _CLASSES = {
@@ -119,7 +123,18 @@ class RemoteStore(ObjectStore[Any]):
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         """Read an object or a part of it; None if there is none."""
-        return await self._repeat(partial(super().get, key, prototype, byte_range))
+        try:
+            return await self._repeat(partial(super().get, key, prototype, byte_range))
+        except CacheError as error:
+            if not isinstance(byte_range, RangeByteRequest) or "Range request not supported" not in str(
+                error.__cause__
+            ):
+                raise
+        # simple web servers send whole files only
+        if (size := await self._repeat(partial(self.getsize, key))) > WHOLE_BYTES:
+            raise CacheError(f"{self.url} is on a web server without range requests, and its {key} has {size} bytes")
+        buffer = await self._repeat(partial(super().get, key, prototype))
+        return buffer and buffer[byte_range.start : byte_range.end]
 
     async def get_partial_values(
         self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]

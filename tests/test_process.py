@@ -82,7 +82,7 @@ def test_the_first_tile_of_a_layout_is_read_without_a_warning(tmp_path: Path) ->
         warnings.simplefilter("error")
         assert layout.write_vrt(tmp_path / "map.vrt") == 1
     (tmp_path / "0" / "0" / "0.jpg").write_bytes(b"no picture")
-    with pytest.raises(ImageryError, match=r"0\.jpg cannot be read"):
+    with pytest.raises(ImageryError, match=r"0\.jpg is not a photo"):
         layout.write_vrt(tmp_path / "map.vrt")
 
 

@@ -327,5 +327,5 @@ def test_pixels_that_are_decoded_at_once_are_bounded(monkeypatch) -> None:
 
 def test_formats_whose_readers_run_programs_are_not_read() -> None:
     decoder = PhotoDecoder((28, 56), "antialias", 10**6)
-    with pytest.raises(PhotoError, match="send one of JPEG"):
+    with pytest.raises(PhotoError, match="convert it to JPEG"):
         decoder.decode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n%%EOF\n", "a.eps")
