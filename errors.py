@@ -1,8 +1,19 @@
 """Errors that a user can act on. Each message is one sentence: what failed, the value seen, and what to do."""
 
+import re
+
+#: Longest word of a message, characters: longer than paths are in practice. Values may come from strangers.
+MAX_WORD = 400
+
 
 class JziError(Exception):
-    """Base of all errors that the command line turns into one sentence and exit code 2."""
+    """Base of all errors that the command line turns into one sentence and exit code 2.
+
+    Words of the message beyond `MAX_WORD` characters are shortened.
+    """
+
+    def __str__(self) -> str:
+        return re.sub(rf"(\S{{{MAX_WORD // 2}}})\S{{{MAX_WORD // 2},}}", r"\1...", super().__str__())
 
 
 class ConfigError(JziError):

@@ -106,11 +106,13 @@ def flip(data: bytes, rng: random.Random) -> bytes:
 def edit_values(document: Any, rng: random.Random) -> Any:
     """Delete or replace a value somewhere in a document of dictionaries and lists, in place."""
     node = document
-    while True:
+    while node:
         key = rng.choice(list(node)) if isinstance(node, dict) else rng.randrange(len(node))
         if not (isinstance(node[key], dict | list) and node[key]) or rng.random() < 0.2:
             break
         node = node[key]
+    if not document:  # emptied before
+        return document
     if rng.random() < 0.25:
         del node[key]
     elif isinstance(node[key], int) and rng.random() < 0.5:

@@ -138,7 +138,9 @@ def test_the_steps_of_a_zoom_multiply_to_the_probability_of_its_cell(
 @given(posteriors(), st.floats(1, 500), st.integers(1, 8))
 def test_discs_keep_apart_and_hold_no_probability_twice(posterior: Posterior, radius: float, count: int) -> None:
     cell_m = posterior.area.cell_size
-    radius = min(max(radius, cell_m / 10), 6 * cell_m)  # a cell is 8 x 8 samples, of which smaller discs hold none
+    radius = min(
+        max(radius, cell_m / 10), 6 * cell_m, max(posterior.area.shape) * cell_m
+    )  # a cell is 8 x 8 samples, of which smaller discs hold none
     discs = most_probable_discs(posterior, radius, count)
     assert discs.x.shape == (len(posterior), count)
     assert (discs.probability >= 0).all()
