@@ -60,14 +60,18 @@ class PhotoFeatures:
         Raises:
             CacheCorruptError: a chunk does not match its checksum.
         """
-        array = self._array(name)
+        return self._column(name, self.header())
+
+    def _column(self, name: str, header: PhotosHeader) -> NDArray[Any]:
+        array = self._array(name, header)
         with storage_errors(self.path, f"queries/{name}"):
             return np.asarray(array[:])
 
     def frame(self) -> pd.DataFrame:
         """The table of listed photos, indexed by their row in the cache; `status` is 1 for encoded photos."""
-        names = [*COLUMNS, *sorted(self.header().columns)]
-        frame = pd.DataFrame({name: self.column(name) for name in names})
+        header = self.header()
+        names = [*COLUMNS, *sorted(header.columns)]
+        frame = pd.DataFrame({name: self._column(name, header) for name in names})
         return frame[frame.pop("listed").to_numpy(bool)]
 
     def encoded(self) -> pd.DataFrame:
@@ -110,24 +114,25 @@ class PhotoFeatures:
 
     def embedding_of_few(self, rows: NDArray[np.int64], views: int = 0) -> NDArray[np.float16]:
         """Like `embedding`, but reads only the chunks of these rows, and damaged ones are nan."""
-        starts = rows // CHUNK * CHUNK
+        starts, array = rows // CHUNK * CHUNK, self._array("embedding")
         embedding = np.full((len(rows), 1 + views, self.width), np.nan, np.float16)
         for start in np.unique(starts):
             inside = starts == start
             for view in range(1 + views):
-                embedding[inside, view] = self._read_chunk(int(start), view)[rows[inside] - start]
+                embedding[inside, view] = self._read_chunk(array, int(start), view)[rows[inside] - start]
         return embedding
 
     def damaged_rows(self) -> NDArray[np.int64]:
         """(row,) rows that are marked as encoded, but whose embedding is damaged or gone."""
         encoded, views = self.column("status") == ENCODED, self.column("views")
-        lost = np.zeros(len(self), bool)
-        for view in range(self._array("embedding").shape[1]):
+        array = self._array("embedding")
+        lost = np.zeros(array.shape[0], bool)
+        for view in range(array.shape[1]):
             marked = encoded & (views >= view)
-            for start in range(0, len(self), CHUNK):
+            for start in range(0, len(lost), CHUNK):
                 window = slice(start, start + CHUNK)
                 if marked[window].any():
-                    lost[window] |= marked[window] & np.isnan(self._read_chunk(start, view)).any(-1)
+                    lost[window] |= marked[window] & np.isnan(self._read_chunk(array, start, view)).any(-1)
         return np.flatnonzero(lost)
 
     @property
@@ -135,12 +140,12 @@ class PhotoFeatures:
         """Seed and version of the augmentation, as given to `require_views`; empty if there are no views."""
         return self.header().augmented
 
-    def _read_chunk(self, start: int, view: int) -> NDArray[np.float16]:
-        """(row in chunk, feature) of the chunk that starts at row `start`; nan if it is damaged."""
-        window = slice(start, min(start + CHUNK, len(self)))
+    def _read_chunk(self, array: zarr.Array[Any], start: int, view: int) -> NDArray[np.float16]:
+        """(row in chunk, feature) of the chunk of the embeddings that starts at row `start`; nan if it is damaged."""
+        window = slice(start, min(start + CHUNK, array.shape[0]))
         try:
             with storage_errors(self.path, "queries/embedding"):
-                return np.asarray(self._array("embedding")[window, view])
+                return np.asarray(array[window, view])
         except CacheCorruptError:
             return np.full((window.stop - start, self.width), np.nan, np.float16)
 
@@ -148,8 +153,9 @@ class PhotoFeatures:
 
     def repair(self) -> None:
         """Reset chunks of columns that do not match their checksum; `list_photos` and encoding fill them again."""
-        for name in [*COLUMNS, *sorted(self.header().columns)]:
-            array = self._array(name)
+        header = self.header()
+        for name in [*COLUMNS, *sorted(header.columns)]:
+            array = self._array(name, header)
             if self._readable(array, slice(None)):
                 continue
             for start in range(0, array.shape[0], array.chunks[0]):
@@ -211,7 +217,7 @@ class PhotoFeatures:
         """
         header = self.header()
         with storage_errors(self.path, "queries"):
-            views = self._array("views")
+            views = self._array("views", header)
             outdated = header.augmented not in ({}, augmentation) and bool(np.asarray(views[:]).any())
             if outdated:
                 views[:] = np.zeros(header.rows, np.uint8)
@@ -235,22 +241,24 @@ class PhotoFeatures:
                 to write columns only.
         """
         self.documents.check_lock()
-        start = int(rows[0]) // CHUNK * CHUNK
-        window = slice(start, min(start + CHUNK, len(self)))
+        start, header = int(rows[0]) // CHUNK * CHUNK, self.header()
+        window = slice(start, min(start + CHUNK, header.rows))
         with storage_errors(self.path, "queries"):
             if embedding is not None:
+                array = self._array("embedding", header)
                 views = embedding if embedding.ndim == 3 else embedding[:, None]
                 for view in range(views.shape[1]):
                     present = ~np.isnan(views[:, view]).all(-1)
                     if view == 0 or present.any():
-                        block = self._read_chunk(start, view)
+                        block = self._read_chunk(array, start, view)
                         block[rows[present] - start] = views[present, view]
-                        self._array("embedding")[window, view] = block
+                        array[window, view] = block
             for name in WRITTEN_WITH_EMBEDDING:
                 if name in values:
-                    column = np.asarray(self._array(name)[window])
+                    array = self._array(name, header)
+                    column = np.asarray(array[window])
                     column[rows - start] = np.asarray(values[name], dtype=column.dtype)
-                    self._array(name)[window] = column
+                    array[window] = column
 
     def _update(self, name: str, rows: NDArray[np.int64], values: Any) -> None:
         old = self.column(name)
@@ -287,8 +295,9 @@ class PhotoFeatures:
         Raises:
             CacheError: the metadata is damaged.
         """
-        names = [*COLUMNS, *self.header().columns, "embedding"]
-        return {photo_array(name): self._array(name) for name in sorted(names)}
+        header = self.header()
+        names = [*COLUMNS, *header.columns, "embedding"]
+        return {photo_array(name): self._array(name, header) for name in sorted(names)}
 
     def write_layout(self) -> None:
         """Write the documents that are missing or damaged; chunks are not changed."""
@@ -348,8 +357,9 @@ class PhotoFeatures:
         check_photos_header(header)
         self.documents.write("queries", photo_documents(header, self.width)["queries"])
 
-    def _array(self, name: str) -> zarr.Array[Any]:
-        header = self.header()
+    def _array(self, name: str, header: PhotosHeader | None = None) -> zarr.Array[Any]:
+        """An array of the photos; its metadata is read, and so is the header if it is not given."""
+        header = header or self.header()
         if name != "embedding" and name not in COLUMNS and name not in header.columns:
             raise CacheError(f"{self.path} has no column {name!r} of photos: run `jzi encode-queries`")
         return self.documents.array(photo_array(name), photo_document(header, name, self.width), longer=True)

@@ -68,16 +68,17 @@ def verify_cache(cache: FeatureCache) -> VerifyReport:
                         array[window]
                 except CacheCorruptError:
                     damaged.append(f"{name} {[part.start for part in window]}")
-    lost, missing = [], []
+    lost, missing, has_tiles = [], [], False
     for level in range(cache.pyramid.levels):
         status, unreadable = cache.readable_status(level)
+        has_tiles |= bool((status != MISSING).any())
         lost += [f"{unreadable} tiles of level {level}"] if unreadable else []
         absent = int((status == MISSING).sum()) - unreadable
         missing += [f"{absent} tiles of level {level}"] if absent else []
     if cache.has_cells:
         cells = cache.cells
         broken = sum(not cells.whole(chunk) for chunk in cells.chunks)
-        if all((cache.readable_status(level)[0] == MISSING).all() for level in range(cache.pyramid.levels)):
+        if not has_tiles:
             missing = []  # the index of a retriever has no tiles
         missing += [f"cells of {broken} chunks"] if broken else []
     with suppress(CacheError):  # of a column or the header; it is among `damaged` or `metadata`
