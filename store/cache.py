@@ -16,7 +16,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from jzi.errors import CacheCorruptError, CacheError, CacheMismatchError, JziError
+from jzi.errors import CacheCorruptError, CacheError, CacheMismatchError
 from jzi.store import layout
 from jzi.store.cache_header import CacheHeader, PhotosHeader, new_header, read_format_1, read_header
 from jzi.store.cell_features import HINT as CELLS_HINT
@@ -86,10 +86,11 @@ class FeatureCache:
             raise CacheError(f"{path} exists already: open it, or give another path")
         documents = Documents(path, read_only=False, lock=WriterLock(path, lock))
         header = new_header(pyramid, encoder, imagery)
-        # The root is written first: a killed process leaves nothing, or a cache that `open` completes
-        documents.write("", layout.root_document(header, PhotosHeader()))
-        cache = cls(str(path), documents, header)
-        cache.write_layout()
+        with documents.released_on_error():
+            # The root is written first: a killed process leaves nothing, or a cache that `open` completes
+            documents.write("", layout.root_document(header, PhotosHeader()))
+            cache = cls(str(path), documents, header)
+            cache.write_layout()
         return cache
 
     @classmethod
@@ -114,15 +115,16 @@ class FeatureCache:
                 f"there is no feature cache at {path}: create it with `jzi encode-map` or `jzi encode-queries`"
             )
         documents = Documents(path, read_only=mode == "r", lock=WriterLock(path, lock) if mode == "r+" else None)
-        root = documents.read("")
-        if root is None:
-            raise CacheError(f"{path} is not a feature cache, it has no zarr.json: give another path")
-        entries = documents.attribute_of(root, "jzi")
-        if mode == "r+" and isinstance(entries, dict) and entries.get("format") == 1:
-            return cls._convert(str(path), documents, entries)
-        cache = cls(str(path), documents, read_header(str(path), entries))
-        if mode == "r+" and lock != "shared":  # the holder of the lock has done it, and may be extending the cache
-            cache.write_layout()
+        with documents.released_on_error():
+            root = documents.read("")
+            if root is None:
+                raise CacheError(f"{path} is not a feature cache, it has no zarr.json: give another path")
+            entries = documents.attribute_of(root, "jzi")
+            if mode == "r+" and isinstance(entries, dict) and entries.get("format") == 1:
+                return cls._convert(str(path), documents, entries)
+            cache = cls(str(path), documents, read_header(str(path), entries))
+            if mode == "r+" and lock != "shared":  # the holder of the lock has done it, and may be extending the cache
+                cache.write_layout()
         return cache
 
     @classmethod
@@ -165,13 +167,10 @@ class FeatureCache:
             if not exists(path):
                 return cls.create(path, pyramid, encoder, imagery, lock=lock)
             cache = cls.open(path, "r+", lock=lock)
-        try:
+        with cache.documents.released_on_error():
             cache.check(pyramid=pyramid, encoder=encoder, imagery=imagery)
             if imagery and imagery != cache.imagery:
                 cache._write_header(replace(cache.header, imagery=imagery))
-        except JziError:  # whose traceback would hold the lock
-            cache.close()
-            raise
         return cache
 
     def check(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,10 @@ class Documents:
         """
         if self.lock is not None:
             self.lock.check()
+
+    def released_on_error(self) -> AbstractContextManager[None]:
+        """Context manager that releases the writer's lock if the block raises."""
+        return self.lock.released_on_error() if self.lock is not None else nullcontext()
 
     def read_bytes(self, name: str) -> bytes | None:
         """Bytes of the document of a group or array ("" is the root), at most one more than allowed; None without one.

@@ -25,6 +25,7 @@ import threading
 import time
 import uuid
 import weakref
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -59,7 +60,7 @@ class LockOwner:
         host: name of the machine, for people.
         machine: identifies the machine since it was started, and the container.
         pid: process id.
-        started: when the process was started, seconds since 1970; tells it from a later process of the same id.
+        started: when the process was started, seconds since 1970; a later process may have the same id.
         command: its command, for people.
         since: when it took the lock, seconds since 1970.
     """
@@ -153,6 +154,15 @@ class WriterLock:
                 held.count -= 1
                 if held.count == 0:
                     held.release()
+
+    @contextlib.contextmanager
+    def released_on_error(self) -> Iterator[None]:
+        """Release the lock if the block raises; the traceback would hold it for as long as anyone keeps that."""
+        try:
+            yield
+        except BaseException:
+            self.release()
+            raise
 
     def release_with(self, holder: object) -> None:
         """Release the lock when an object is collected, or the process ends.

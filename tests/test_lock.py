@@ -196,6 +196,15 @@ def test_the_lock_is_held_as_long_as_anything_can_write(path: Path, pyramid: Pyr
     assert not lock_file(path).exists()
 
 
+def test_a_cache_that_cannot_be_opened_is_not_held_by_the_traceback(path: Path, pyramid, info) -> None:
+    FeatureCache.create(path, pyramid, info).close()
+    (path / "zarr.json").write_text("{}")
+    with pytest.raises(CacheError) as refusal:
+        FeatureCache.open(path, "r+")
+    assert refusal.tb is not None
+    assert not lock_file(path).exists()
+
+
 def test_the_other_processes_of_a_launch_take_no_lock(path: Path, hold, pyramid, info) -> None:
     FeatureCache.create(path, pyramid, info).close()
     hold(path)

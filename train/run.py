@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from jzi.encode.device import writer_lock_mode
-from jzi.errors import JziError, ModelError
+from jzi.errors import ModelError
 from jzi.store.archive import check_archive
 from jzi.store.files import remove_leftovers
 from jzi.store.lock import WriterLock
@@ -108,11 +108,8 @@ class TrainingRun:
         if self.lock is None:
             self.lock = lock_folder(self.folder)
             self.lock.release_with(self)
-        try:
+        with self.lock.released_on_error():
             state = self.load() or {"epoch": 0, "step": 0, "losses": []}
-        except JziError:  # whose traceback would hold the lock
-            self.lock.release()
-            raise
         for folder in (self.folder, self.train_folder, self.folder / "encoder"):
             remove_leftovers(folder)
         return state
