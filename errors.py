@@ -24,6 +24,10 @@ class PyramidError(JziError):
     """The geometry of an area is invalid: its CRS, size, grid or levels."""
 
 
+class BandsError(JziError):
+    """The geometry of bands of cells is invalid: their cell size, latitudes or longitudes, or the region."""
+
+
 class ImageryError(JziError):
     """A raster cannot be read, is not georeferenced, or does not touch the area."""
 

@@ -18,7 +18,8 @@ from tqdm import tqdm
 from jzi.encode.device import allocate
 from jzi.encode.imagery import Imagery
 from jzi.encode.prefetch import prefetch, reader_threads
-from jzi.store.pyramid import Bounds, Pyramid
+from jzi.store.cell_grid import Bounds
+from jzi.store.pyramid import Pyramid
 
 #: Maximum cells per side of a block that is rendered at once.
 BLOCK = 16

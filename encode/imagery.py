@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from jzi.encode.raster import Raster, RasterOptions, close_rasters
 from jzi.errors import ImageryError
+from jzi.store.cell_grid import Bounds
 from jzi.store.files import file_sha256
 from jzi.store.info import ImageryInfo
-from jzi.store.pyramid import Bounds, Pyramid
+from jzi.store.pyramid import Pyramid
 
 #: Colour of pixels without imagery: ImageNet's mean colour, which normalisation maps to about zero.
 BACKGROUND = (124, 116, 104)

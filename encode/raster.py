@@ -24,7 +24,7 @@ from rasterio.windows import Window
 
 from jzi.encode.raster_sources import OFFLINE, check_sources, open_raster
 from jzi.errors import ImageryError, first_line
-from jzi.store.pyramid import Bounds
+from jzi.store.cell_grid import Bounds
 
 #: Largest block and largest part of a raster that is read at once, bytes.
 MAX_BLOCK, MAX_READ = 2**30, 2**30

@@ -13,7 +13,8 @@ from jzi.evaluate.calibration import Calibration, reliability
 from jzi.export.files import write_file
 from jzi.locate.location import Location, printable
 from jzi.locate.ranges import PIXELS
-from jzi.store.pyramid import Bounds, geodesic_distance
+from jzi.store.cell_grid import Bounds
+from jzi.store.pyramid import geodesic_distance
 
 _ANSWER, _TRUTH = "#ff2d78", "#00e5ff"
 

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 
+class Bounds(NamedTuple):
+    """A rectangle in a projected CRS, metres."""
+
+    west: float
+    south: float
+    east: float
+    north: float
+
+
 class CellGrid(Protocol):
     """Cells of equal size in rows from north to south and columns from west to east.
 
-    `jzi.store.pyramid.Pyramid` implements it. A cell is identified by its row and column.
+    `jzi.store.pyramid.Pyramid` and `jzi.store.bands.BandGrid` implement it. A cell is identified by its row and column.
+    Rows need not be equally long: positions in the columns beyond the end of a row are in no cell.
     """
 
     @property
@@ -26,7 +36,12 @@ class CellGrid(Protocol):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Rows and columns of cells."""
+        """Rows, and columns of the longest row."""
+        ...
+
+    @property
+    def bounds(self) -> Bounds:
+        """Rectangle in the CRS that contains all cells, metres."""
         ...
 
     def cells_at(self, latitude: ArrayLike, longitude: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -35,6 +50,16 @@ class CellGrid(Protocol):
 
     def cell_centers(self, row: ArrayLike, col: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """x and y of cell centres, metres."""
+        ...
+
+    def within(
+        self, latitude: ArrayLike, longitude: ArrayLike, radius: float
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """The cells whose centre lies within `radius` metres of positions: position's index, row, column (pair,)."""
+        ...
+
+    def project(self, latitude: ArrayLike, longitude: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Latitude, longitude in degrees (WGS 84) to x, y metres; inf where the projection is not defined."""
         ...
 
     def unproject(self, x: ArrayLike, y: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -7,6 +7,7 @@ All functions are vectorised over arrays: a million positions are converted to p
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -17,7 +18,7 @@ from pyproj import CRS, Geod, Transformer
 from pyproj.exceptions import CRSError
 
 from jzi.errors import PyramidError, first_line
-from jzi.store.cell_grid import CellGrid
+from jzi.store.cell_grid import Bounds, CellGrid
 
 WGS84 = Geod(ellps="WGS84")
 
@@ -34,15 +35,6 @@ class TileKey(NamedTuple):
     level: int
     row: int
     col: int
-
-
-class Bounds(NamedTuple):
-    """A rectangle in the pyramid's CRS, metres."""
-
-    west: float
-    south: float
-    east: float
-    north: float
 
 
 @dataclass(frozen=True)
@@ -176,6 +168,32 @@ class Pyramid:
         row = np.floor((self.north - y) / self.cell_size)
         inside = (row >= 0) & (row < side) & (col >= 0) & (col < side)  # False for inf and nan too
         return np.where(inside, row, -1).astype(np.int64), np.where(inside, col, -1).astype(np.int64)
+
+    def within(
+        self, latitude: ArrayLike, longitude: ArrayLike, radius: float
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """The terminal cells whose centre lies within a distance of each of several positions, in the CRS.
+
+        Args:
+            latitude: (n,) degrees.
+            longitude: (n,) degrees.
+            radius: metres.
+
+        Returns:
+            Index of the position, row and column of each pair of a position and a cell, (pair,) each.
+        """
+        x, y = self.project(np.atleast_1d(latitude), np.atleast_1d(longitude))
+        side, reach = self.tiles_per_side(self.levels), math.ceil(radius / self.cell_size) + 1
+        offset = np.arange(-reach, reach + 1)
+        near = np.isfinite(x) & np.isfinite(y) & (abs(x) < 2 * MAX_METRES) & (abs(y) < 2 * MAX_METRES)
+        position = np.flatnonzero(near)
+        col = np.floor((x[near] - self.west) / self.cell_size).astype(np.int64)[:, None, None] + offset
+        row = np.floor((self.north - y[near]) / self.cell_size).astype(np.int64)[:, None, None] + offset[:, None]
+        position, row, col = (each.ravel() for each in np.broadcast_arrays(position[:, None, None], row, col))
+        center = self.cell_centers(row, col)
+        kept = (row >= 0) & (row < side) & (col >= 0) & (col < side)
+        kept &= np.hypot(center[0] - x[position], center[1] - y[position]) <= radius
+        return position[kept], row[kept], col[kept]
 
     def paths(self, latitude: ArrayLike, longitude: ArrayLike) -> NDArray[np.int64]:
         """The zoom sequence of each position.

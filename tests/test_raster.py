@@ -24,7 +24,8 @@ from rasterio.enums import ColorInterp
 from jzi.encode.imagery import BACKGROUND, Imagery
 from jzi.encode.raster import Raster, RasterOptions, close_rasters
 from jzi.errors import ImageryError
-from jzi.store.pyramid import Bounds, Pyramid, TileKey
+from jzi.store.cell_grid import Bounds
+from jzi.store.pyramid import Pyramid, TileKey
 from jzi.workspace.area import square_around
 from tests import hostile
 
