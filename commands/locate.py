@@ -130,9 +130,9 @@ def locate(
     outputs = Outputs(geojson, heatmap, picture, page, table, write_exif)
     outputs.check()
     from jzi.locate.discs import check_radius
-    from jzi.locate.geojson import read_polygons
     from jzi.locate.location import LocateOptions, NotLocated
     from jzi.locate.prior_weights import Prior
+    from jzi.store.geojson import read_polygons
 
     prior = Prior(near, within, read_polygons(region) if region else (), str(region), raster)
     locator = open_locator(

@@ -43,7 +43,7 @@ class Prior:
     Attributes:
         near: latitude and longitude of the centre of a circle, degrees (WGS 84).
         within: radius of the circle, metres.
-        region: GeoJSON polygons, from `jzi.locate.geojson`.
+        region: GeoJSON polygons, from `jzi.store.geojson`.
         region_name: name of their file.
         raster: a raster of weights.
 

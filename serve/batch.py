@@ -14,12 +14,12 @@ from torch import Tensor
 from jzi.encode.imagery import Imagery
 from jzi.errors import JziError
 from jzi.export.page import photo_data
-from jzi.locate.geojson import parse_polygons
 from jzi.locate.locator import Locator
 from jzi.locate.prior_weights import Prior
 from jzi.serve.limits import Limits
 from jzi.serve.photos import DecodedPhoto, PhotoDecoder
 from jzi.serve.queue import Job
+from jzi.store.geojson import parse_polygons
 
 #: Photos that are encoded together: on a CPU more do not make the encoder faster, but delay the first answer.
 CPU_BATCH, GPU_BATCH = 8, 32

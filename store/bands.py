@@ -222,6 +222,28 @@ class BandGrid:
         col = np.where(west >= 0, west, cell + 2 * seam + 1 - self.first[row])
         return np.where((col >= 0) & (col < self.count[row]), col, -1)
 
+    def runs(
+        self, row: NDArray[np.int64], start: NDArray[np.int64], stop: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """The part in this grid of runs of cells.
+
+        Args:
+            row: (run,) rows.
+            start: (run,) number j of the first cell of each run.
+            stop: (run,) number j of its last cell; runs do not cross the antimeridian.
+
+        Returns:
+            Row, first column and the column after the last, (run,) each; columns are the same if nothing is left.
+        """
+        seam, first, count = self._seam[row], self.first[row], self.count[row]
+        parts = []
+        for low, shift in ((first, first), (-seam, first - 2 * seam - 1)):  # west, and east of the antimeridian
+            cols = [np.clip(cell - shift, np.maximum(low - shift, 0), count) for cell in
+                    (np.maximum(start, low), np.minimum(stop, seam) + 1)]  # fmt: skip
+            parts.append((row, cols[0], np.maximum(*cols)))
+        joined = [np.concatenate(each) for each in zip(*parts, strict=True)]
+        return joined[0], joined[1], joined[2]
+
     def cell_numbers(self, row: ArrayLike, col: ArrayLike) -> NDArray[np.int64]:
         """Number j of cells in their band."""
         row = np.asarray(row)

@@ -23,7 +23,6 @@ from jzi.encode.encoder import Encoder
 from jzi.errors import ConfigError
 from jzi.locate.expert import Expert, Restrictable
 from jzi.locate.fusion import FusedExpert
-from jzi.locate.geojson import MAX_MB, parse_polygons
 from jzi.locate.location import LocateOptions
 from jzi.locate.posterior import Posterior
 from jzi.locate.prior import PriorExpert
@@ -35,6 +34,7 @@ from jzi.retrieve.expert import RetrievalExpert
 from jzi.retrieve.heads import HeadsConfig, SimilarityHeads
 from jzi.retrieve.search import CellIndex
 from jzi.retrieve.vpr import VprConfig, VprExpert
+from jzi.store.geojson import MAX_MB, parse_polygons
 from jzi.store.info import EncoderInfo
 from jzi.store.map_embeddings import ENCODED, NODATA, MapEmbeddings
 from jzi.store.model_folder import MAP, write_file

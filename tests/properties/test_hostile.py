@@ -16,8 +16,8 @@ from jzi.encode.imagery import Imagery
 from jzi.encode.photo_reader import PhotoReader
 from jzi.encode.raster import RasterOptions, close_rasters
 from jzi.errors import JziError
-from jzi.locate.geojson import read_polygons
 from jzi.store.exif import read_position, read_time, write_position
+from jzi.store.geojson import read_polygons
 from jzi.store.photo_table import read_photo_table
 from jzi.store.pyramid import Pyramid
 from jzi.workspace.area import square_around
