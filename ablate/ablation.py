@@ -211,7 +211,7 @@ class Ablation:
         settings = group.settings
         if not group.tuned and settings.encoder == self.plain.encoder:
             cache = FeatureCache.open(settings.cache_path)
-            cache.check(pyramid=settings.pyramid, encoder=info)
+            cache.check(area=settings.pyramid, encoder=info)
             return settings, cache
         if group.tuned:
             settings = self._finetune(group, info, log)

@@ -59,7 +59,7 @@ def train_decoder_command(
     options = settings.encoder
     name = settings.encoder_folder or options.name
     same = is_stored_encoder(cache.encoder, name, options.image_size, options.layout, options.resampling)
-    cache.check(pyramid=settings.pyramid, encoder=None if same else load_encoder(settings).info)
+    cache.check(area=settings.pyramid, encoder=None if same else load_encoder(settings).info)
     init = settings.train.init
     start = ZoomModel.load(settings.path(init)) if init else None
     check_overrides(settings.decoder, settings.overridden, start, "train.init")

@@ -31,7 +31,7 @@ def transfer(config_file: Path, overrides: tuple[str, ...], model: Path, as_json
     from jzi.store.lock import WriterLock
 
     cache = FeatureCache.open(settings.cache_path)
-    cache.check(pyramid=settings.pyramid)
+    cache.check(area=settings.pyramid)
     folder = settings.path(settings.model.path)
     with WriterLock(folder, error=ModelError):
         report = transfer_experts(model, cache, folder, best_device())

@@ -117,7 +117,7 @@ class ZoomModel:
             CacheMismatchError: the cache belongs to another encoder, pyramid or imagery.
         """
         hint = f"give the cache that the model {self.folder} was trained with, or another model"
-        cache.check(pyramid=self.pyramid, encoder=self.encoder, imagery=self.imagery, hint=hint)
+        cache.check(area=self.pyramid, encoder=self.encoder, imagery=self.imagery, hint=hint)
 
     def load_encoder(self, device: str | None = None) -> Encoder:
         """Load the encoder that the model was trained with; see `load_model_encoder`."""

@@ -62,7 +62,7 @@ def index_cells(
     side = pyramid.tiles_per_side(pyramid.levels)
     with state.main_process_first():
         cells = cache.require_cells(context * pyramid.cell_size)
-    missing = [chunk for chunk in cells.chunks if not cells.whole(chunk)]
+    missing = [unit for unit in cells.units if not cells.whole(unit)]
     state.wait_for_everyone()  # nobody writes before all have listed the missing chunks
     if missing:
         images = CellImages(

@@ -125,9 +125,9 @@ def _moved(queries: PhotoFeatures, table: PhotoTable) -> int:
 
 
 def _off_map(cache: FeatureCache, frame: pd.DataFrame) -> tuple[Rejected, ...]:
-    pyramid = cache.pyramid
-    row, col = pyramid.path_to_tile(pyramid.paths(frame["latitude"], frame["longitude"]))
-    nodata = cache.readable_status(pyramid.levels)[0][row, col] == NODATA
+    row, col = cache.area.cells_at(frame["latitude"], frame["longitude"])
+    status = cache.cells.status() if cache.region else cache.readable_status(cache.levels)[0]
+    nodata = (row >= 0) & (status[row, col] == NODATA)
     return tuple(Rejected(name, "the map has no imagery there") for name in frame["id"][nodata])
 
 

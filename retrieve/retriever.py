@@ -114,7 +114,7 @@ class Retriever:
             raise ModelError(f"{self.folder} has no index yet: run `jzi index --retriever {self.folder}`")
         cache = FeatureCache.open(self.cache_path)
         cache.check(
-            pyramid=self.pyramid,
+            area=self.pyramid,
             encoder=self.encoder,
             imagery=self.imagery,
             hint=f"delete it and run `jzi index --retriever {self.folder}`",

@@ -62,7 +62,7 @@ class BandGrid:
         >>> row, col = grid.cells_at(42.36, -71.06)
         >>> latitude, longitude = grid.positions(row, col)
         >>> float(haversine(42.36, -71.06, latitude, longitude)[0].round(1))
-        17.1
+        6.4
     """
 
     cell_m: float

@@ -8,6 +8,7 @@ most the chunks being written, and no status refers to an embedding that was not
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,6 +22,7 @@ from jzi.store import layout
 from jzi.store.cache_header import CacheHeader, PhotosHeader, new_header, read_format_1, read_header
 from jzi.store.cell_features import HINT as CELLS_HINT
 from jzi.store.cell_features import CellFeatures
+from jzi.store.cell_grid import CellGrid
 from jzi.store.documents import Documents
 from jzi.store.info import EncoderInfo, ImageryInfo
 from jzi.store.lock import LockMode, WriterLock
@@ -28,6 +30,7 @@ from jzi.store.map_embeddings import ENCODED, MISSING, NODATA, MapEmbeddings
 from jzi.store.photo_features import PhotoFeatures
 from jzi.store.plain import plain
 from jzi.store.pyramid import Pyramid, TileKey
+from jzi.store.region import RegionInfo
 from jzi.store.storage import corrupt, exists, is_url, storage_errors, zarr_store
 from jzi.store.token_features import TokenFeatures
 
@@ -48,9 +51,32 @@ class FeatureCache:
         self._arrays: dict[str, zarr.Array[Any]] = {}
 
     @property
+    def area(self) -> CellGrid:
+        """The cells of the pyramid, or the grid of the region."""
+        return self.header.area
+
+    @property
+    def region(self) -> RegionInfo | None:
+        """The region whose cells the cache holds; None for the cache of a pyramid."""
+        return self.header.region
+
+    @property
     def pyramid(self) -> Pyramid:
-        """Geometry of the area."""
+        """Geometry of the area.
+
+        Raises:
+            CacheError: the cache is of a region, which is not divided into tiles.
+        """
+        if self.header.pyramid is None:
+            raise CacheError(
+                f"{self.path} holds the cells of a region, not the tiles of a pyramid: give another cache.path"
+            )
         return self.header.pyramid
+
+    @property
+    def levels(self) -> int:
+        """Number of levels of tiles; 0 for the cache of a region."""
+        return 0 if self.header.pyramid is None else self.header.pyramid.levels
 
     @property
     def encoder(self) -> EncoderInfo:
@@ -63,7 +89,8 @@ class FeatureCache:
         return self.header.imagery
 
     def __repr__(self) -> str:
-        return f"FeatureCache({self.path!r}, {self.encoder.name}, {self.pyramid.tile_count} tiles)"
+        size = self.region.label if self.region else f"{self.pyramid.tile_count} tiles"
+        return f"FeatureCache({self.path!r}, {self.encoder.name}, {size})"
 
     # Creating and opening
 
@@ -71,13 +98,13 @@ class FeatureCache:
     def create(
         cls,
         path: str | Path,
-        pyramid: Pyramid,
+        area: Pyramid | RegionInfo,
         encoder: EncoderInfo,
         imagery: ImageryInfo | None = None,
         *,
         lock: LockMode = "wait",
     ) -> FeatureCache:
-        """Create an empty cache at a path or URL.
+        """Create an empty cache of a pyramid or of a region at a path or URL.
 
         Raises:
             CacheError: the path exists or cannot be written.
@@ -85,7 +112,7 @@ class FeatureCache:
         if exists(path):
             raise CacheError(f"{path} exists already: open it, or give another path")
         documents = Documents(path, read_only=False, lock=WriterLock(path, lock))
-        header = new_header(pyramid, encoder, imagery)
+        header = new_header(area, encoder, imagery)
         with documents.released_on_error():
             # The root is written first: a killed process leaves nothing, or a cache that `open` completes
             documents.write("", layout.root_document(header, PhotosHeader()))
@@ -131,7 +158,8 @@ class FeatureCache:
     def _convert(cls, path: str, documents: Documents, entries: dict[str, Any]) -> FeatureCache:
         """Convert a cache of format 1, whose arrays had the same layout."""
         header = read_format_1(path, entries)
-        shape = (documents.read(f"map/{header.pyramid.levels - 1}/tokens") or {}).get("shape")
+        levels = header.pyramid.levels if header.pyramid else 0
+        shape = (documents.read(f"map/{levels - 1}/tokens") or {}).get("shape")
         tokens = shape[2] if isinstance(shape, list) and len(shape) == 4 else None
         header = read_format_1(path, entries, tokens, documents.attribute("cells", "footprint_m"))
         cache = cls(path, documents, header)
@@ -144,7 +172,7 @@ class FeatureCache:
     def open_or_create(
         cls,
         path: str | Path,
-        pyramid: Pyramid,
+        area: Pyramid | RegionInfo,
         encoder: EncoderInfo,
         imagery: ImageryInfo | None = None,
         *,
@@ -154,7 +182,7 @@ class FeatureCache:
 
         Args:
             path: path or URL.
-            pyramid: geometry of the area.
+            area: geometry of the area.
             encoder: the encoder of all embeddings.
             imagery: the imagery of the map; None to write photos only. It is recorded the first time it is given.
             lock: as for `open`.
@@ -165,10 +193,10 @@ class FeatureCache:
         """
         with WriterLock(path, lock):  # of two processes, the second opens what the first has created
             if not exists(path):
-                return cls.create(path, pyramid, encoder, imagery, lock=lock)
+                return cls.create(path, area, encoder, imagery, lock=lock)
             cache = cls.open(path, "r+", lock=lock)
         with cache.documents.released_on_error():
-            cache.check(pyramid=pyramid, encoder=encoder, imagery=imagery)
+            cache.check(area=area, encoder=encoder, imagery=imagery)
             if imagery and imagery != cache.imagery:
                 cache._write_header(replace(cache.header, imagery=imagery))
         return cache
@@ -176,15 +204,15 @@ class FeatureCache:
     def check(
         self,
         *,
-        pyramid: Pyramid | None = None,
+        area: Pyramid | RegionInfo | None = None,
         encoder: EncoderInfo | None = None,
         imagery: ImageryInfo | None = None,
         hint: str = "give another cache.path (`--set cache.path=other.zarr`), or delete the cache to encode again",
     ) -> None:
-        """Check that the cache belongs to a pyramid, an encoder and imagery; None is not checked.
+        """Check that the cache belongs to an area, an encoder and imagery; None is not checked.
 
         Args:
-            pyramid: geometry of the area.
+            area: geometry of the area; a region is compared by its cells, not by its name.
             encoder: compared by its fingerprint.
             imagery: compared by its fingerprint; not checked if the cache has no map yet.
             hint: what to do, for the error message.
@@ -196,16 +224,25 @@ class FeatureCache:
             raise CacheMismatchError(
                 f"{self.path} was filled by another encoder ({self.encoder.label}, not {encoder.label}): {hint}"
             )
-        if pyramid and pyramid != self.pyramid:
-            actual, expected = plain(self.pyramid), plain(pyramid)
-            differences = ", ".join(
-                f"{key} {actual[key]} not {expected[key]}" for key in actual if actual[key] != expected[key]
-            )
-            raise CacheMismatchError(f"{self.path} belongs to another pyramid ({differences}): {hint}")
+        if area and (difference := self._other_area(area)):
+            raise CacheMismatchError(f"{self.path} belongs to another {difference}: {hint}")
         if imagery and self.imagery and imagery.fingerprint != self.imagery.fingerprint:
             raise CacheMismatchError(
                 f"{self.path} was made from other imagery ({self.imagery.label}, not {imagery.label}): {hint}"
             )
+
+    def _other_area(self, area: Pyramid | RegionInfo) -> str:
+        """How an area differs from that of the cache; "" if it does not."""
+        if isinstance(area, RegionInfo):
+            if self.region is None:
+                return "kind of area, a pyramid and not a region"
+            same = replace(self.region, name=area.name) == area
+            return "" if same else f"region ({self.region.label}, not {area.label})"
+        if self.header.pyramid is None:
+            return "kind of area, a region and not a pyramid"
+        actual, expected = plain(self.pyramid), plain(area)
+        differ = [f"{key} {actual[key]} not {expected[key]}" for key in actual if actual[key] != expected[key]]
+        return f"pyramid ({', '.join(differ)})" if differ else ""
 
     def close(self) -> None:
         """Release the writer's lock; the cache must not be written afterwards."""
@@ -216,7 +253,8 @@ class FeatureCache:
         """Replace the header and its copy; the root is written last but for the copy, which `open` completes."""
         self.header, self._layout = header, layout.map_documents(header)
         self.documents.write("", layout.root_document(header, self.queries.header()))
-        self.documents.write("map", self._layout["map"])
+        copy = layout.copy_of_header(header)
+        self.documents.write(copy, self._layout[copy])
 
     def consolidate(self) -> None:
         """Write the consolidated metadata, from which xarray opens the cache with one request, also over HTTP.
@@ -269,7 +307,9 @@ class FeatureCache:
         damaged.
         """
         differ = [n for n, document in self._layout.items() if self.documents.difference(n, document) is not None]
-        last = [name for name in differ if name.endswith("/spatial_ref")]  # so that coordinates are complete with them
+        last = [
+            name for name in differ if name.endswith(layout.COMPLETES_COORDINATES)
+        ]  # so that coordinates are complete with them
         for name in differ:
             if name not in last:
                 self.documents.write(name, self._layout[name])
@@ -281,20 +321,29 @@ class FeatureCache:
         self.consolidate()
 
     def write_coordinates(self) -> list[str]:
-        """Write the coordinates of tiles that are damaged; returns the names of their arrays."""
+        """Write the coordinates of tiles or bands that are damaged; returns the names of their arrays."""
         written = []
-        for level in range(self.pyramid.levels + 1):
-            n = np.arange(self.pyramid.tiles_per_side(level))
-            for axis, values in zip("xy", self.pyramid.tile_centers(level, n, n), strict=True):
-                name = f"map/{level}/{axis}"
-                with storage_errors(self.path, name):
-                    array = self.array(name)
-                    with contextlib.suppress(CacheCorruptError), storage_errors(self.path, name):
-                        if np.array_equal(np.asarray(array[:]), values):
-                            continue
-                    array[:] = values
-                written.append(name)
+        for name, values in self._coordinates():
+            with storage_errors(self.path, name):
+                array = self.array(name)
+                with contextlib.suppress(CacheCorruptError), storage_errors(self.path, name):
+                    if np.array_equal(np.asarray(array[:]), values):
+                        continue
+                array[:] = values
+            written.append(name)
         return written
+
+    def _coordinates(self) -> Iterator[tuple[str, NDArray[Any]]]:
+        """Name and values of each array of coordinates."""
+        if self.region is not None:
+            grid = self.region.grid
+            values = grid.positions(np.arange(grid.rows), 0)[0], np.degrees(grid.step), grid.first, grid.count
+            for name, each in zip(layout.BAND_COORDINATES, values, strict=True):
+                yield f"cells/{name}", np.asarray(each)
+        for level in range(self.levels + 1 if self.levels else 0):
+            n = np.arange(self.pyramid.tiles_per_side(level))
+            for axis, each in zip("xy", self.pyramid.tile_centers(level, n, n), strict=True):
+                yield f"map/{level}/{axis}", each
 
     def array(self, name: str) -> zarr.Array[Any]:
         """Return an array of the map or the cells by its name, such as "map/2/embedding".
@@ -493,7 +542,7 @@ class FeatureCache:
     @property
     def has_cells(self) -> bool:
         """Whether the cache has arrays for cells; single cells may still lack an embedding."""
-        return self._has("cells_m")
+        return self.region is not None or self._has("cells_m")
 
     @property
     def cells(self) -> CellFeatures:
@@ -504,9 +553,8 @@ class FeatureCache:
         """
         if not self.has_cells:
             raise CacheError(f"{self.path} holds no cells: {CELLS_HINT}")
-        footprint = self.header.cells_m
-        assert footprint is not None
-        return CellFeatures(self.array("cells/status"), self.array("cells/embedding"), self.path, footprint)
+        footprint, cells = self.header.cells_m or 0.0, self.region.cells if self.region else None
+        return CellFeatures(self.array("cells/status"), self.array("cells/embedding"), self.path, footprint, cells)
 
     def require_cells(self, footprint: float) -> CellFeatures:
         """The terminal cells; their arrays are created if they do not exist.
@@ -517,6 +565,8 @@ class FeatureCache:
         Raises:
             CacheMismatchError: the cells of the cache have another footprint.
         """
+        if self.region is not None:
+            raise CacheMismatchError(f"{self.path} holds the cells of a region: give another cache.path")
         if not self.has_cells:
             self._extend(replace(self.header, cells_m=float(footprint)))
         stored = self.header.cells_m

@@ -9,16 +9,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pyproj import CRS
 
 from jzi.errors import CacheError, JziError, first_line
+from jzi.store.cell_grid import CellGrid
 from jzi.store.info import EncoderInfo, ImageryInfo
 from jzi.store.plain import plain
 from jzi.store.pyramid import Pyramid
+from jzi.store.region import RegionInfo
 from jzi.version import __version__
 
 FORMAT = 2
@@ -43,7 +45,8 @@ class CacheHeader:
     """What a cache records about itself.
 
     Attributes:
-        pyramid: geometry of the area.
+        pyramid: geometry of the area; None for the cells of a region.
+        region: the region; None for a pyramid.
         encoder: encoder of the embeddings.
         imagery: imagery of the map; None if no map has been written.
         tokens: number of patch tokens of a tile; None if the cache has no arrays for them.
@@ -54,13 +57,28 @@ class CacheHeader:
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
-    pyramid: Pyramid
+    pyramid: Pyramid | None = None
+    region: RegionInfo | None = None
     encoder: EncoderInfo
     imagery: ImageryInfo | None = None
     tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = None
     cells_m: Annotated[float, Field(gt=0)] | None = None
     spatial_ref: dict[str, Any] = field(default_factory=dict)
     version: str = __version__
+
+    def __post_init__(self) -> None:
+        if (self.pyramid is None) == (self.region is None):
+            raise CacheError("a cache is either of a pyramid or of a region")
+        if self.region is not None and (self.tokens is not None or self.cells_m is not None):
+            raise CacheError("the cache of a region has neither patch tokens nor crops of one size")
+
+    @property
+    def area(self) -> CellGrid:
+        """The cells of the pyramid, or the grid of the region."""
+        if self.pyramid is not None:
+            return self.pyramid
+        assert self.region is not None
+        return self.region.grid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,17 +105,20 @@ class PhotosHeader:
 _CACHE, _PHOTOS = TypeAdapter(CacheHeader), TypeAdapter(PhotosHeader)
 
 
-def new_header(pyramid: Pyramid, encoder: EncoderInfo, imagery: ImageryInfo | None) -> CacheHeader:
+def new_header(area: Pyramid | RegionInfo, encoder: EncoderInfo, imagery: ImageryInfo | None) -> CacheHeader:
     """Return the header of an empty cache."""
-    spatial_ref = plain(CRS.from_user_input(pyramid.crs).to_cf())
-    return CacheHeader(pyramid=pyramid, encoder=encoder, imagery=imagery, spatial_ref=spatial_ref)
+    if isinstance(area, RegionInfo):
+        return CacheHeader(region=area, encoder=encoder, imagery=imagery)
+    spatial_ref = plain(CRS.from_user_input(area.crs).to_cf())
+    return CacheHeader(pyramid=area, encoder=encoder, imagery=imagery, spatial_ref=spatial_ref)
 
 
 def entries_of(header: CacheHeader | PhotosHeader) -> dict[str, Any]:
     """Return the entries of a header as JSON holds them, with their digest."""
     entries = plain(header)
     if isinstance(header, CacheHeader):
-        entries = {"format": FORMAT, **entries}
+        unused = "region" if header.region is None else "pyramid"
+        entries = {"format": FORMAT, **{name: value for name, value in entries.items() if name != unused}}
     return {**entries, "digest": _digest(entries)}
 
 
@@ -157,8 +178,10 @@ def read_format_1(path: str, entries: Any, tokens: Any = None, cells_m: Any = No
     """
     adapted = {key: value for key, value in entries.items() if key != "format"}
     adapted |= {"tokens": tokens, "cells_m": cells_m}
-    header = _parsed(_CACHE, adapted, f"the header of {path}", "encode again with another cache.path")
-    return CacheHeader(**{**vars(header), "spatial_ref": new_header(header.pyramid, header.encoder, None).spatial_ref})
+    header: CacheHeader = _parsed(_CACHE, adapted, f"the header of {path}", "encode again with another cache.path")
+    if header.pyramid is None:
+        raise CacheError(f"the header of {path} lacks the pyramid: encode again with another cache.path")
+    return replace(header, spatial_ref=new_header(header.pyramid, header.encoder, None).spatial_ref)
 
 
 def check_photos_header(header: PhotosHeader) -> None:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from jzi.store.bands import RADIUS, BandGrid
 from jzi.store.cache_header import CacheHeader, PhotosHeader, entries_of
+from jzi.store.cell_grid import CellGrid
 from jzi.store.pyramid import Pyramid
 
 Document = dict[str, Any]
@@ -17,6 +19,22 @@ Document = dict[str, Any]
 #: Side of the largest chunk of tiles, and of cells, in tiles or cells: 1024 cells of 768 features in float16 take
 #: 1.6 MB.
 MAX_CHUNK, MAX_CELL_CHUNK = 16, 32
+
+#: Chunks of cells along a side of a shard, and the number of cells above which a region's cells are sharded. A shard of
+#: 1024 features has 33.6 MB.
+SHARD_CHUNKS, MAX_UNSHARDED = 4, 2**20
+
+#: Coordinates of the bands of a region: type and attributes. The centre of column c of a row lies at longitude
+#: (first_cell + c) * step, for a grid that does not cross the antimeridian.
+BAND_COORDINATES: dict[str, tuple[str, dict[str, Any]]] = {
+    "latitude": ("float64", {"standard_name": "latitude", "units": "degrees_north"}),
+    "step": ("float64", {"long_name": "width of a cell in longitude", "units": "degrees_east"}),
+    "first_cell": ("int64", {"long_name": "number of the cell in column 0, counted from longitude 0"}),
+    "cell_count": ("int64", {"long_name": "number of cells of the row"}),
+}
+
+#: End of the names of the arrays that are written last, so that coordinates are complete with them.
+COMPLETES_COORDINATES = "/spatial_ref"
 
 #: Rows in a chunk of photos: with 768 features in float16 it has 393 kB, like a chunk of 16 x 16 tiles.
 PHOTO_CHUNK = 256
@@ -71,7 +89,10 @@ def chunk_side(pyramid: Pyramid, level: int) -> int:
 
 def map_documents(header: CacheHeader) -> dict[str, Document]:
     """Documents of everything but the root and the photos, by name, such as "map/2/embedding"; groups come first."""
+    if header.region is not None:
+        return _region_documents(header, header.region.grid)
     pyramid, width = header.pyramid, header.encoder.width
+    assert pyramid is not None
     grid_mapping = {"grid_mapping": "spatial_ref", "coordinates": "x y spatial_ref"}
     documents = {"map": group({"jzi": entries_of(header)})}
     for level in range(pyramid.levels + 1):
@@ -98,6 +119,40 @@ def map_documents(header: CacheHeader) -> dict[str, Document]:
         shape, chunks = (n, n, width), (chunk, chunk, width)
         documents["cells/embedding"] = array(shape, chunks, "float16", ("row", "col", "feature"), "NaN", {})
     return documents
+
+
+def cell_unit(grid: CellGrid) -> int:
+    """Side in cells of what is written at once of a region's cells: a shard, or a chunk where there are few."""
+    rows, cols = grid.shape
+    return MAX_CELL_CHUNK * (SHARD_CHUNKS if rows * cols > MAX_UNSHARDED else 1)
+
+
+def _region_documents(header: CacheHeader, grid: BandGrid) -> dict[str, Document]:
+    """Documents of the cells of a region: a row for each band, whose cells begin at column 0."""
+    (rows, cols), width, unit = grid.shape, header.encoder.width, cell_unit(grid)
+    coordinates = {"grid_mapping": "spatial_ref", "coordinates": f"{' '.join(BAND_COORDINATES)} spatial_ref"}
+    documents = {"cells": group({"jzi": entries_of(header)})}
+    documents["cells/status"] = array((rows, cols), (unit, unit), "uint8", ("row", "col"), 0, coordinates)
+    embedding = array(
+        (rows, cols, width),
+        (MAX_CELL_CHUNK, MAX_CELL_CHUNK, width),
+        "float16",
+        ("row", "col", "feature"),
+        "NaN",
+        coordinates,
+    )
+    documents["cells/embedding"] = sharded(embedding, (unit, unit, width)) if unit > MAX_CELL_CHUNK else embedding
+    for name, (data_type, attributes) in BAND_COORDINATES.items():
+        fill = 0.0 if data_type == "float64" else 0
+        documents[f"cells/{name}"] = array((rows,), (rows,), data_type, ("row",), fill, attributes)
+    sphere = {"grid_mapping_name": "latitude_longitude", "earth_radius": RADIUS}
+    documents["cells/spatial_ref"] = array((), (), "int64", (), 0, sphere)
+    return documents
+
+
+def copy_of_header(header: CacheHeader) -> str:
+    """Name of the group whose attribute `jzi` is a copy of the header."""
+    return "map" if header.region is None else "cells"
 
 
 def photo_documents(header: PhotosHeader, width: int) -> dict[str, Document]:
@@ -180,4 +235,21 @@ def array(
         "zarr_format": 3,
         "node_type": "array",
         "storage_transformers": [],
+    }
+
+
+def sharded(document: Document, shard: tuple[int, ...]) -> Document:
+    """The document of an array whose chunks are stored together in shards, each with an index of its own checksum."""
+    inner = document["chunk_grid"]["configuration"]["chunk_shape"]
+    index_codecs = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
+    configuration = {
+        "chunk_shape": inner,
+        "codecs": document["codecs"],
+        "index_codecs": index_codecs,
+        "index_location": "end",
+    }
+    return {
+        **document,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(shard)}},
+        "codecs": [{"name": "sharding_indexed", "configuration": configuration}],
     }

@@ -59,7 +59,7 @@ def merge_caches(source: FeatureCache, target: FeatureCache) -> MergeReport:
 
     Args:
         source: open for reading; damaged entries are not copied.
-        target: a cache of the same encoder, pyramid and imagery, open for writing.
+        target: a cache of the same encoder, area and imagery, open for writing.
 
     Raises:
         CacheMismatchError: the caches do not belong together; nothing is copied.
@@ -67,10 +67,11 @@ def merge_caches(source: FeatureCache, target: FeatureCache) -> MergeReport:
     """
     if source.path == target.path:
         raise CacheMismatchError(f"{source.path} cannot be merged into itself: name two caches")
-    hint = "only caches of the same encoder, pyramid and imagery can be merged"
-    target.check(pyramid=source.pyramid, encoder=source.encoder, imagery=source.imagery, hint=hint)
+    hint = "only caches of the same encoder, area and imagery can be merged"
+    area = source.region or source.pyramid
+    target.check(area=area, encoder=source.encoder, imagery=source.imagery, hint=hint)
     if source.imagery and target.imagery is None:
-        target = FeatureCache.open_or_create(target.path, source.pyramid, source.encoder, source.imagery)
+        target = FeatureCache.open_or_create(target.path, area, source.encoder, source.imagery)
     tiles = _merge_map(source, target)
     photos, views, different = _merge_photos(source, target)
     cells = _merge_cells(source, target)
@@ -80,7 +81,7 @@ def merge_caches(source: FeatureCache, target: FeatureCache) -> MergeReport:
 
 def _merge_map(source: FeatureCache, target: FeatureCache) -> int:
     copied = 0
-    for level in reversed(range(source.pyramid.levels + 1)):  # a tile is marked only after its cells
+    for level in reversed(range(source.levels + 1 if source.levels else 0)):  # a tile is marked only after its cells
         side, n = source.chunk_side(level), source.pyramid.tiles_per_side(level)
         for row, col in tqdm(
             itertools.product(range(0, n, side), repeat=2), total=(n // side) ** 2, unit="chunk", desc=f"level {level}"
@@ -102,11 +103,13 @@ def _merge_cells(source: FeatureCache, target: FeatureCache) -> int:
     if not source.has_cells:
         return 0
     source_cells, copied = source.cells, 0
-    target_cells = target.require_cells(source_cells.footprint)
-    for chunk in tqdm(target_cells.chunks, unit="chunk", desc="cells"):
-        if not target_cells.whole(chunk) and source_cells.whole(chunk):
-            status, embedding = source_cells.read_chunk(chunk)
-            target_cells.write(chunk, status, embedding)
+    target_cells = target.cells if source.region else target.require_cells(source_cells.footprint)
+    for unit in tqdm(target_cells.units, unit="chunk", desc="cells"):
+        if not (source_cells.read_status(unit) != MISSING).any():
+            continue
+        if not target_cells.whole(unit) and source_cells.whole(unit):
+            status, embedding = source_cells.read_unit(unit)
+            target_cells.write(unit, status, embedding)
             copied += int((status == ENCODED).sum())
     return copied
 

@@ -89,6 +89,34 @@ class CellRuns:
 
 
 @dataclass(frozen=True)
+class RegionInfo:
+    """The cells of a region, as a cache records them.
+
+    Attributes:
+        grid: the grid that covers the region.
+        rule: which cells belong to it.
+        cells: number of its cells.
+        fingerprint: SHA-256 of the cells.
+        name: where the region comes from, for people.
+    """
+
+    grid: BandGrid
+    rule: Rule
+    cells: int
+    fingerprint: str
+    name: str
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.cells <= int(self.grid.count.sum()):
+            raise BandsError(f"a region of {self.cells} cells does not fit its grid of {int(self.grid.count.sum())}")
+
+    @property
+    def label(self) -> str:
+        """Number and size of the cells, and the first digits of the fingerprint, for messages."""
+        return f"{self.cells:,} cells of {self.grid.cell_m:g} m, {self.fingerprint[:8]}"
+
+
+@dataclass(frozen=True)
 class Region:
     """Polygons on the earth, whose edges are straight in longitude and latitude (RFC 7946).
 
@@ -158,6 +186,10 @@ class Region:
         west, east = self._longitudes()
         south, north = self.geometry.bounds[1], self.geometry.bounds[3]
         return BandGrid.covering(west, south, east, north, cell_m)
+
+    def info(self, grid: BandGrid, rule: Rule, cells: CellRuns) -> RegionInfo:
+        """What a cache records of the cells that `cells` has returned."""
+        return RegionInfo(grid, rule, cells.count, cells.fingerprint, Path(self.name).name)
 
     def _longitudes(self) -> tuple[float, float]:
         spans = sorted((part.bounds[0], part.bounds[2]) for part in self._parts)

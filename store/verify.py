@@ -14,8 +14,9 @@ import zarr
 from tqdm import tqdm
 
 from jzi.errors import CacheCorruptError, CacheError
-from jzi.store.cache import MISSING, FeatureCache
-from jzi.store.cache_header import read_header
+from jzi.store.cache import ENCODED, MISSING, FeatureCache
+from jzi.store.cache_header import CacheHeader, read_header
+from jzi.store.cell_features import OUTSIDE
 from jzi.store.documents import Documents
 from jzi.store.lock import WriterLock
 from jzi.store.storage import storage_errors
@@ -69,18 +70,18 @@ def verify_cache(cache: FeatureCache) -> VerifyReport:
                 except CacheCorruptError:
                     damaged.append(f"{name} {[part.start for part in window]}")
     lost, missing, has_tiles = [], [], False
-    for level in range(cache.pyramid.levels):
+    for level in range(cache.levels):
         status, unreadable = cache.readable_status(level)
         has_tiles |= bool((status != MISSING).any())
         lost += [f"{unreadable} tiles of level {level}"] if unreadable else []
         absent = int((status == MISSING).sum()) - unreadable
         missing += [f"{absent} tiles of level {level}"] if absent else []
     if cache.has_cells:
-        cells = cache.cells
-        broken = sum(not cells.whole(chunk) for chunk in cells.chunks)
+        cells_lost, cells_missing = _cells(cache)
         if not has_tiles:
             missing = []  # the index of a retriever has no tiles
-        missing += [f"cells of {broken} chunks"] if broken else []
+        lost += [f"cells of {cells_lost} chunks"] if cells_lost else []
+        missing += [f"{cells_missing} cells"] if cells_missing else []
     with suppress(CacheError):  # of a column or the header; it is among `damaged` or `metadata`
         photos_lost, photos_missing = _photos(cache)
         lost += [f"{photos_lost} photos"] if photos_lost else []
@@ -111,15 +112,35 @@ def repair_cache(path: str | Path) -> tuple[str, ...]:
             return ("zarr.json had format 1, without digests",)
         header = read_header(str(path), entries)
     except CacheError as error:
-        try:
-            header = read_header(str(path), documents.attribute("map", "jzi"))
-        except CacheError:
-            raise error from None
-        repaired.append("zarr.json had another header than its copy in map/zarr.json")
+        header, name = _copied_header(path, documents, error)
+        repaired.append(f"zarr.json had another header than its copy in {name}/zarr.json")
     cache = FeatureCache(str(path), documents, header)
     repaired += cache.metadata_damage()
     cache.write_layout()
     return (*repaired, *cache.write_coordinates())
+
+
+def _copied_header(path: str | Path, documents: Documents, error: CacheError) -> tuple[CacheHeader, str]:
+    """The copy of a damaged header, and the group that has it; raises the error about the header if there is none."""
+    for name in ("map", "cells"):
+        with suppress(CacheError):
+            return read_header(str(path), documents.attribute(name, "jzi")), name
+    raise error from None
+
+
+def _cells(cache: FeatureCache) -> tuple[int, int]:
+    """Number of units that contain cells that cannot be read, and number of cells that have not been encoded."""
+    cells, lost, done = cache.cells, 0, 0
+    for unit in cells.units:
+        try:
+            status = cells.read_status(unit)
+            done += int(((status != MISSING) & (status != OUTSIDE)).sum())
+            lost += bool((status == ENCODED).any()) and bool(
+                np.isnan(cells.read_unit(unit)[1][status == ENCODED]).any()
+            )
+        except CacheCorruptError:
+            lost += 1
+    return lost, cells.cells - done
 
 
 def _photos(cache: FeatureCache) -> tuple[int, int]:

@@ -97,7 +97,7 @@ def test_a_cache_that_matches_is_reused_with_every_byte(
 def test_a_cache_of_another_kind_is_refused_in_one_sentence_and_left_alone(
     cache: FeatureCache, path: Path, pyramid: Pyramid, info: EncoderInfo, files_of: Callable, other: str
 ) -> None:
-    given = {"pyramid": pyramid, "encoder": info, "imagery": IMAGERY}
+    given = {"pyramid": pyramid, "encoder": info, "imagery": IMAGERY}  # in the order of the arguments
     given[other] = {
         "encoder": replace(info, fingerprint="0" * 64),
         "pyramid": replace(pyramid, north=401.0),
@@ -105,7 +105,7 @@ def test_a_cache_of_another_kind_is_refused_in_one_sentence_and_left_alone(
     }[other]
     before = files_of(path)
     with pytest.raises(CacheMismatchError, match=other) as error:
-        FeatureCache.open_or_create(path, **given)
+        FeatureCache.open_or_create(path, *given.values())
     assert "\n" not in str(error.value)
     assert "cache.path" in str(error.value), "it says how to mend it"
     assert files_of(path) == before

@@ -43,7 +43,7 @@ def template(tmp_path_factory: pytest.TempPathFactory, info: EncoderInfo) -> Pat
         keys = [TileKey(level, row, col) for row in range(n) for col in range(n)]
         cache.require_tokens(3).write(keys, rng.normal(size=(n * n, 3, 8)).astype(np.float16))
     cells = cache.require_cells(400.0)
-    for chunk in cells.chunks:
+    for chunk in cells.units:
         cells.write(chunk, np.full((4, 4), ENCODED, np.uint8), rng.normal(size=(4, 4, 8)).astype(np.float16))
     columns = {"latitude": 48.2, "longitude": 16.37, "split": "train", "path": "a.jpg", "km/h": 30.5, "weather": "dry"}
     rows = cache.queries.list_photos(pd.DataFrame({"id": [f"photo{i}" for i in range(PHOTOS)], **columns}))

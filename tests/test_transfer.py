@@ -56,7 +56,7 @@ def make_cache(
         cache.write_chunk(level, 0, 0, status if level == levels else np.full((n, n), ENCODED, np.uint8), embedding)
     if cells:
         features = cache.require_cells(160.0)
-        for chunk in features.chunks:
+        for chunk in features.units:
             features.write(chunk, status[chunk], cell[chunk].astype(np.float16))
         cache.consolidate()
     if photos:

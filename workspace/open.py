@@ -339,7 +339,7 @@ def open_experts(settings: Settings) -> tuple[ModelExperts, FeatureCache]:
     config = read_config(folder)
     if isinstance(config, TransferModelConfig):
         cache = FeatureCache.open(settings.cache_path)
-        cache.check(pyramid=config.pyramid, encoder=config.encoder, imagery=config.imagery)
+        cache.check(area=config.pyramid, encoder=config.encoder, imagery=config.imagery)
         return load_transferred(folder, config, best_device()), cache
     zoom, cache = open_zoom(folder, settings.cache_path)
     return load_experts(folder, zoom), cache
