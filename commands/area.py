@@ -17,10 +17,11 @@ from jzi.commands.common import (
     print_result,
     split_by_option,
 )
-from jzi.locate.ranges import DISTANCE, LATITUDE, LONGITUDE, PIXELS
+from jzi.locate.ranges import CELL, DISTANCE, LATITUDE, LONGITUDE, PIXELS
 
 if TYPE_CHECKING:
     from jzi.store.photo_table import PhotoTable
+    from jzi.store.region import Rule
 
 
 @click.command()
@@ -41,10 +42,16 @@ if TYPE_CHECKING:
 @click.option("--levels", type=click.IntRange(1, 12),
               help="Zoom steps.  [default: the fewest with cells of at most 40 m]")  # fmt: skip
 @click.option("--map-crs", help="CRS of rasters without one.")
+@click.option("--region", type=click.Path(path_type=Path, dir_okay=False),
+              help="A GeoJSON file: set up state-wide retrieval in its polygons instead of a square.")  # fmt: skip
+@click.option("--cell", type=number(CELL), help="Side of a region's cells, metres.  [default: 30]")
+@click.option("--rule", type=click.Choice(["touch", "corners", "centre"]),
+              help="Cells of a region: those it touches, with a corner or their centre in it.  [default: touch]")  # fmt: skip
 @click.option("--dataset", help="A published data set instead of a map: just-zoom-in.")
 @click.option("--data", type=click.Path(path_type=Path), help="The folder of that data set.  [default: FOLDER]")
 @click.option("--download", is_flag=True, help="Download it from the Hugging Face hub first.")
 @click.option("--force", is_flag=True, help="Replace an existing jzi.toml.")
+@json_option
 def init(
     folder: Path,
     rasters: tuple[str, ...],
@@ -52,10 +59,23 @@ def init(
     dataset: str | None,
     data: Path | None,
     download: bool,
+    region: Path | None,
+    cell: float | None,
+    rule: Rule | None,
+    as_json: bool,
     **options: Any,
 ) -> None:
-    """Set up a working directory: write jzi.toml for an area."""
+    """Set up a working directory: write jzi.toml for an area.
+
+    With --region, or with --map and --cell, the area is a region for state-wide retrieval; without --map, its cells are
+    only counted and nothing is written.
+    """
+    if region or cell or rule:
+        _init_region(folder, rasters, region, cell, rule, force, as_json, dataset=dataset, data=data, download=download,
+                     **options)  # fmt: skip
+        return
     from jzi.commands.reports import split_text
+    from jzi.store.plain import plain
     from jzi.workspace.init import dataset_settings, new_settings
     from jzi.workspace.settings import FILE, write_settings
     from jzi.workspace.zoom import describe_area
@@ -69,16 +89,56 @@ def init(
         raise UsageError("--data and --download require --dataset")
     else:
         settings, table = new_settings(folder, rasters, **options)
-    click.echo(describe_area(settings.pyramid))
+    lines = [describe_area(settings.pyramid)]
     if table is not None:
         table = table.inside(settings.pyramid)
         list_rejected(table.rejected, "photos cannot be used")
         list_disagreements(table)
-        click.echo(f"{len(table)} photos in the area, {split_text(table.split)}")
+        lines.append(f"{len(table)} photos in the area, {split_text(table.split)}")
     write_settings(settings)
     steps = "" if folder == Path() else f"cd {folder}; "
     steps += "jzi encode-map" if settings.map.rasters else "set map.rasters and queries.table in it"
-    click.echo(f"wrote {folder / FILE}; next: {steps}")
+    lines.append(f"wrote {folder / FILE}; next: {steps}")
+    values = {"pyramid": settings.pyramid, "photos": None if table is None else len(table), "file": folder / FILE}
+    print_result(as_json, plain(values), "\n".join(lines))
+
+
+def _init_region(
+    folder: Path,
+    rasters: tuple[str, ...],
+    region: Path | None,
+    cell: float | None,
+    rule: Rule | None,
+    force: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Set up a working directory for a region, or count its cells if there is no map."""
+    from jzi.commands.reports import split_text
+    from jzi.workspace.region import describe_region, region_settings, write_footprint
+    from jzi.workspace.settings import FILE, write_settings
+
+    names = ("dataset", "data", "download", "encoder", "image_size", "preset", "center", "size", "grid", "levels")
+    if unused := [f"--{name.replace('_', '-')}" for name in names if options.pop(name)]:
+        raise UsageError(f"{', '.join(unused)} is not for a region: leave it out")
+    if rasters and (folder / FILE).exists() and not force:
+        raise UsageError(f"{folder / FILE} exists: edit it, or pass --force to replace it")
+    settings, cells, table = region_settings(folder, region, cell, rule, rasters, **options)
+    values, text = describe_region(cells, settings.statewide.width)
+    lines = [text]
+    if table is not None:
+        table = table.inside(cells.grid, cells)
+        list_rejected(table.rejected, "photos cannot be used")
+        values["photos"] = len(table)
+        lines.append(f"{len(table)} photos in the region, {split_text(table.split)}")
+    if rasters:
+        write_footprint(settings, cells)
+        write_settings(settings)
+        values["file"] = str(folder / FILE)
+        steps = "" if folder == Path() else f"cd {folder}; "
+        steps += "jzi train-retriever --method statewide, or jzi index --retriever RETRIEVER with one that you have"
+        lines.append(f"wrote {folder / FILE}; next: {steps}")
+    print_result(as_json, values, "\n".join(lines))
 
 
 @click.command(context_settings={"ignore_unknown_options": True})  # a minus sign is not an option

@@ -129,6 +129,7 @@ def _values(cache: CacheInfo, models: Iterable[ModelInfo]) -> dict[str, Any]:
         "encoder": cache.encoder,
         "imagery": cache.imagery,
         "pyramid": cache.pyramid,
+        "region": cache.region,
         "bytes": cache.size,
         "tiles": sum(cache.tiles.values()),
         "missing_tiles": cache.tiles["missing"],

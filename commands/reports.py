@@ -135,7 +135,6 @@ def verify_text(report: VerifyReport) -> str:
 
 def cache_text(cache: CacheInfo, models: Iterable[ModelInfo]) -> str:
     """Size, state and contents of a cache, and those of `models` that belong to it."""
-    pyramid = cache.pyramid
     missing = ((cache.missing_tiles, "tiles"), (cache.missing_photos, "photos"), (cache.missing_cells, "cells"))
     lacks = [f"{count} {kind}" for count, kind in missing if count]
     state = f"lacks {' and '.join(lacks)}" if lacks else "complete" if cache.complete else "holds no photo"
@@ -152,10 +151,20 @@ def cache_text(cache: CacheInfo, models: Iterable[ModelInfo]) -> str:
             f"{cache.path}: {cache.size / 1e6:.1f} MB, {state}",
             f"  encoder  {cache.encoder.label}",
             f"  map      {cache.imagery.label if cache.imagery else 'none yet'}",
-            f"  pyramid  {pyramid.size:g} m, {pyramid.levels} steps of {pyramid.grid} x {pyramid.grid}, cells of "
-            f"{pyramid.cell_size:.2f} m; {', '.join(holds)}, {cache.photos} photos",
+            f"  {_area_text(cache)}; {', '.join([*holds, f'{cache.photos} photos'])}",
             f"  used by  {shown or 'no model here'}",
         ]
+    )
+
+
+def _area_text(cache: CacheInfo) -> str:
+    if cache.region is not None:
+        return f"region   {cache.region.label} ({cache.region.rule} {cache.region.name})"
+    pyramid = cache.pyramid
+    assert pyramid is not None
+    return (
+        f"pyramid  {pyramid.size:g} m, {pyramid.levels} steps of {pyramid.grid} x {pyramid.grid}, cells of "
+        f"{pyramid.cell_size:.2f} m"
     )
 
 

@@ -67,6 +67,9 @@ class Range:
 #: Distances in metres; no two places on the Earth are further apart than half of its circumference.
 DISTANCE = Range(0, 20_037_508, above=True, unit="metres")
 
+#: Side of a region's cells, metres (`jzi.store.bands`).
+CELL = Range(1, 100_000, unit="metres")
+
 #: Number of candidates of a photo.
 CANDIDATES = Range(1, 1000, whole=True)
 

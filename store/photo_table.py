@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,9 +23,11 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from jzi.errors import PhotoError, PhotoTableError, first_line
+from jzi.store.cell_grid import CellGrid
 from jzi.store.exif import ExifPosition, read_position
 from jzi.store.photo_finder import PhotoFinder
 from jzi.store.pyramid import Pyramid
+from jzi.store.region import RegionCells
 from jzi.store.splits import SPLITS, TABLE_SPLIT, SplitInfo, block_side, is_zoom_sequence, split_photos, text
 
 #: Accepted names of each column, in order of preference.
@@ -86,29 +89,39 @@ class PhotoTable:
     def __len__(self) -> int:
         return len(self.frame)
 
-    def inside(self, pyramid: Pyramid) -> PhotoTable:
-        """Return the rows inside the area of a pyramid; the others are added to `rejected`.
+    def inside(self, area: CellGrid, region: RegionCells | None = None) -> PhotoTable:
+        """Return the rows inside of an area; the others are added to `rejected`.
 
         Unless the source has splits, the photos inside are split anew, by blocks that suit the area.
+
+        Args:
+            area: a pyramid, or the grid of a region.
+            region: the region; its cells are the area.
 
         Raises:
             PhotoTableError: no row is inside.
         """
         latitude, longitude = self.frame["latitude"].to_numpy(), self.frame["longitude"].to_numpy()
-        inside = pyramid.paths(latitude, longitude)[:, 0] >= 0
+
+        def contains(north: NDArray[Any], east: NDArray[Any]) -> NDArray[np.bool_]:
+            return area.cells_at(north, east)[0] >= 0 if region is None else region.contains(north, east)
+
+        inside = contains(latitude, longitude)
+        west, south, east, north = area.bounds
+        size = max(east - west, north - south)
         if len(self) and not inside.any():
-            if (pyramid.paths(longitude, latitude)[:, 0] >= 0).any():
+            if contains(longitude, latitude).any():
                 raise PhotoTableError(f"{self.source} has latitude and longitude swapped: rename its columns")
-            center = pyramid.unproject(pyramid.west + pyramid.size / 2, pyramid.north - pyramid.size / 2)
+            center = area.unproject((west + east) / 2, (south + north) / 2)
             raise PhotoTableError(
-                f"none of the {len(self)} photos of {self.source} lies in the area of {pyramid.size:.0f} m around "
+                f"none of the {len(self)} photos of {self.source} lies in the area of {size:.0f} m around "
                 f"{center[0]:.5f}, {center[1]:.5f} (the first is at {latitude[0]:.5f}, {longitude[0]:.5f})"
             )
         outside = [Rejected(name, "outside the area") for name in self.frame["id"][~inside]]
         frame, split = self.frame[inside].reset_index(drop=True), self.split
         if split.requested:
-            frame["split"], split = split_photos(frame, split.requested, block_side(pyramid.size))
-        disagreements = _check_sequences(frame, pyramid, self.source)
+            frame["split"], split = split_photos(frame, split.requested, block_side(size))
+        disagreements = _check_sequences(frame, area, self.source) if isinstance(area, Pyramid) else ()
         return PhotoTable(frame, (*self.rejected, *outside), self.source, disagreements, split)
 
 

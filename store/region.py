@@ -82,6 +82,17 @@ class CellRuns:
         np.add.at(steps, (row, stop), -1)
         return steps[:, :-1].cumsum(1) > 0
 
+    def contains(self, row: NDArray[np.int64], col: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """(n,) whether cells are among them; False for rows or columns of -1."""
+        length = int(self.stop.max(initial=0)) + 1
+        run = (
+            np.searchsorted(self.row * length + self.start, row * length + np.minimum(col, length - 1), side="right")
+            - 1
+        )
+        at = np.maximum(run, 0)
+        inside = (run >= 0) & (self.row[at] == row) & (self.start[at] <= col) & (col < self.stop[at])
+        return np.asarray(inside & (row >= 0) & (col >= 0))
+
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the runs."""
@@ -187,10 +198,6 @@ class Region:
         south, north = self.geometry.bounds[1], self.geometry.bounds[3]
         return BandGrid.covering(west, south, east, north, cell_m)
 
-    def info(self, grid: BandGrid, rule: Rule, cells: CellRuns) -> RegionInfo:
-        """What a cache records of the cells that `cells` has returned."""
-        return RegionInfo(grid, rule, cells.count, cells.fingerprint, Path(self.name).name)
-
     def _longitudes(self) -> tuple[float, float]:
         spans = sorted((part.bounds[0], part.bounds[2]) for part in self._parts)
         gaps, reached = [], spans[0][1]
@@ -244,6 +251,48 @@ class Region:
                 f"no cell of {grid.cell_m:g} m belongs to {self.name}: give a larger region or another rule"
             )
         return merged
+
+
+@dataclass(frozen=True)
+class RegionCells:
+    """A region and its cells.
+
+    Attributes:
+        region: the region.
+        grid: the grid that covers it.
+        rule: which cells belong to it.
+        runs: those cells.
+    """
+
+    region: Region
+    grid: BandGrid
+    rule: Rule
+    runs: CellRuns
+
+    @classmethod
+    def of(cls, region: Region, cell_m: float = 30.0, rule: Rule = "touch") -> RegionCells:
+        """The cells of a region.
+
+        Args:
+            region: the region.
+            cell_m: side of a cell, metres.
+            rule: as for `Region.cells`.
+
+        Raises:
+            BandsError: the region reaches beyond 85.06 degrees, has too many cells, or none.
+        """
+        grid = region.grid(cell_m)
+        return cls(region, grid, rule, region.cells(grid, rule))
+
+    @cached_property
+    def info(self) -> RegionInfo:
+        """What a cache records of them."""
+        return RegionInfo(self.grid, self.rule, self.runs.count, self.runs.fingerprint, Path(self.region.name).name)
+
+    def contains(self, latitude: NDArray[np.float64], longitude: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """(n,) whether the cell of each position belongs to the region; degrees."""
+        row, col = self.grid.cells_at(latitude, longitude)
+        return (row >= 0) & self.runs.contains(row, col)
 
 
 def _scanlines(edges: _Edges, latitudes: NDArray[np.float64]) -> tuple[NDArray[np.int64], _Edges, _Edges]:

@@ -84,6 +84,7 @@ def test_cells_are_those_that_brute_force_finds(seed: int) -> None:
         mask = runs.mask(slice(0, grid.rows), slice(0, grid.shape[1]))
         assert np.array_equal(mask[row, col], expected[rule]), rule
         assert runs.count == expected[rule].sum()
+        assert np.array_equal(runs.contains(row, col), expected[rule])
         assert np.array_equal(runs.mask(slice(3, 9), slice(5, 11)), mask[3:9, 5:11])
 
 

@@ -14,7 +14,7 @@ from jzi.store.cell_features import OUTSIDE, CellFeatures
 from jzi.store.info import EncoderInfo
 from jzi.store.map_embeddings import MISSING
 from jzi.store.pyramid import Pyramid
-from jzi.store.region import CellRuns, Region, RegionInfo
+from jzi.store.region import CellRuns, Region, RegionCells, RegionInfo
 from jzi.store.verify import repair_cache, verify_cache
 
 WIDTH = 4
@@ -38,8 +38,8 @@ def runs(region: Region, grid: BandGrid) -> CellRuns:
 
 
 @pytest.fixture(scope="module")
-def info(region: Region, grid: BandGrid, runs: CellRuns) -> RegionInfo:
-    return region.info(grid, "touch", runs)
+def info(region: Region) -> RegionInfo:
+    return RegionCells.of(region, 20.0).info
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +166,7 @@ def test_a_damaged_header_is_restored_from_its_copy(cache: FeatureCache, runs: C
 def test_the_cache_of_another_region_is_refused(
     cache: FeatureCache, region: Region, grid: BandGrid, info: RegionInfo, towers: EncoderInfo
 ) -> None:
-    centre = region.info(grid, "centre", region.cells(grid, "centre"))
+    centre = RegionCells.of(region, 20.0, "centre").info
     with pytest.raises(CacheMismatchError, match="another region"):
         FeatureCache.open_or_create(cache.path, centre, towers)
     with pytest.raises(CacheMismatchError, match="a region and not a pyramid"):

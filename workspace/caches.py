@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 
 from jzi.errors import CacheError, JziError, ModelError
 from jzi.store.cache import ENCODED, MISSING, NODATA, FeatureCache
+from jzi.store.cell_features import CellFeatures
 from jzi.store.info import EncoderInfo, ImageryInfo
 from jzi.store.lock import WriterLock
 from jzi.store.model_folder import CONFIG, MAP, AnyModelConfig, read_config
 from jzi.store.photo_features import UNREADABLE
 from jzi.store.pyramid import Pyramid
+from jzi.store.region import RegionInfo
 from jzi.store.storage import is_url
 
 #: Names of the status of tiles and cells.
@@ -47,7 +49,8 @@ class CacheInfo:
 
     Attributes:
         path: path or URL.
-        pyramid: geometry of the area.
+        pyramid: geometry of the area; None for a region.
+        region: the region; None for a pyramid.
         encoder: encoder of the embeddings.
         imagery: imagery of the map; None if no tile has been encoded.
         size: bytes on disk; 0 for a URL.
@@ -62,7 +65,8 @@ class CacheInfo:
     """
 
     path: str
-    pyramid: Pyramid
+    pyramid: Pyramid | None
+    region: RegionInfo | None
     encoder: EncoderInfo
     imagery: ImageryInfo | None
     size: int
@@ -77,7 +81,7 @@ class CacheInfo:
 
     @property
     def is_index(self) -> bool:
-        """Whether the cache is the index of a retriever: it has cells, but no tiles."""
+        """Whether the cache is the index of a retriever: it has cells, but no tiles. A region's always is."""
         return self.cells is not None and self.tiles["missing"] == sum(self.tiles.values())
 
     @property
@@ -143,7 +147,7 @@ def inspect_cache(path: str | Path) -> CacheInfo:
         CacheCorruptError: a status array or a column is damaged.
     """
     cache = FeatureCache.open(path)
-    tiles = _count(np.concatenate([cache.status(level).ravel() for level in range(cache.pyramid.levels)]))
+    tiles = _count(np.concatenate([np.empty(0, np.uint8), *(cache.status(n).ravel() for n in range(cache.levels))]))
     listed = cache.queries.column("listed").astype(bool)
     status, split = (cache.queries.column(name)[listed] for name in ("status", "split"))
     splits = Counter(map(str, split[status == ENCODED]))
@@ -151,12 +155,13 @@ def inspect_cache(path: str | Path) -> CacheInfo:
     files = [] if is_url(path) else [file for file in Path(path).rglob("*") if file.is_file()]
     return CacheInfo(
         path=str(path),
-        pyramid=cache.pyramid,
+        pyramid=cache.header.pyramid,
+        region=cache.region,
         encoder=cache.encoder,
         imagery=cache.imagery,
         size=sum(file.stat().st_size for file in files),
         tiles=tiles,
-        cells=_count(cache.cells.status()) if cache.has_cells else None,
+        cells=_count_cells(cache.cells) if cache.has_cells else None,
         photos=len(status),
         missing_photos=int((status == MISSING).sum()),
         unreadable_photos=int((status == UNREADABLE).sum()),
@@ -168,6 +173,11 @@ def inspect_cache(path: str | Path) -> CacheInfo:
 
 def _count(status: NDArray[np.uint8]) -> dict[str, int]:
     return {name: int((status == value).sum()) for name, value in _STATUS.items()}
+
+
+def _count_cells(cells: CellFeatures) -> dict[str, int]:
+    status = cells.status()
+    return {**_count(status), "missing": cells.missing(status)}
 
 
 def inspect_model(folder: Path) -> ModelInfo:

@@ -15,6 +15,7 @@ from jzi.store.cache import ENCODED
 from jzi.store.info import EncoderInfo, ImageryInfo
 from jzi.store.model_folder import CONFIG, ENCODER, GRAPH, RetrieverModelConfig, TransferModelConfig, ZoomModelConfig
 from jzi.store.pyramid import Pyramid
+from jzi.store.region import RegionInfo
 from jzi.store.storage import exists, is_url
 from jzi.workspace.caches import inspect_cache, inspect_model
 
@@ -59,7 +60,20 @@ def describe(path: str) -> Info:
     return _raster(path)
 
 
-def _pyramid_facts(pyramid: Pyramid) -> dict[str, Any]:
+def _region_facts(region: RegionInfo) -> dict[str, Any]:
+    return {
+        "region": region.name,
+        "region_fingerprint": region.fingerprint,
+        "rule": region.rule,
+        "cell_m": region.grid.cell_m,
+        "cells_of_region": region.cells,
+        "bands": region.grid.rows,
+    }
+
+
+def _pyramid_facts(pyramid: Pyramid | None) -> dict[str, Any]:
+    if pyramid is None:
+        return {}
     return {
         "crs": pyramid.crs,
         "area_m": pyramid.size,
@@ -82,7 +96,8 @@ def _encoder_facts(encoder: EncoderInfo) -> dict[str, Any]:
 
 def _cache(path: str) -> Info:
     cache = inspect_cache(path)
-    facts: dict[str, Any] = {**_pyramid_facts(cache.pyramid), **_encoder_facts(cache.encoder)}
+    area = _region_facts(cache.region) if cache.region else _pyramid_facts(cache.pyramid)
+    facts: dict[str, Any] = {**area, **_encoder_facts(cache.encoder)}
     if cache.imagery:
         facts["imagery"] = [name for name, *_ in cache.imagery.files]
         facts["imagery_fingerprint"] = cache.imagery.fingerprint

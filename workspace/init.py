@@ -56,10 +56,10 @@ def new_settings(
     Raises:
         JziError: the rasters, the photos or the area cannot be used.
     """
-    imagery = MapSettings(rasters=[_relative(raster, folder) for raster in rasters], crs=map_crs)
+    imagery = MapSettings(rasters=[relative_path(raster, folder) for raster in rasters], crs=map_crs)
     imagery.remote = names_url(rasters)  # named by the user
     pyramid = _area(find_rasters(rasters) if rasters else [], imagery, preset, center, size, grid, levels)
-    table, lookup = (_relative(path, folder) if path else None for path in (queries, photos))
+    table, lookup = (relative_path(path, folder) if path else None for path in (queries, photos))
     settings = Settings(
         pyramid=pyramid,
         map=imagery,
@@ -78,7 +78,7 @@ def _encoder_settings(folder: Path, name: str | None, image_size: int | None) ->
     if image_size is not None and image_size < 1:
         raise ConfigError(f"--image-size is {image_size}: it must be at least 1")
     chosen = EncoderSettings()
-    chosen.name = _relative(name, folder) if name else chosen.name
+    chosen.name = relative_path(name, folder) if name else chosen.name
     chosen.image_size = image_size or chosen.image_size
     return chosen
 
@@ -128,8 +128,8 @@ def dataset_settings(
         # the VRT, which this writes, may name tiles in another folder
         map=MapSettings(rasters=["satellite.vrt"], remote=not layout_folder.is_relative_to(folder.resolve())),
         queries=QuerySettings(
-            table={split: _relative(str(table), folder) for split, table in files.tables.items()},
-            photos=_relative(str(files.photos), folder),
+            table={split: relative_path(str(table), folder) for split, table in files.tables.items()},
+            photos=relative_path(str(files.photos), folder),
         ),
         encoder=_encoder_settings(folder, encoder, image_size),
     )
@@ -169,7 +169,7 @@ def _area(
     return Pyramid.around(latitude, longitude, size or whole.size, grid=grid, levels=levels)
 
 
-def _relative(path: str, folder: Path) -> str:
+def relative_path(path: str, folder: Path) -> str:
     """Convert a path of the command line to one of the jzi.toml in `folder`; URLs and hub ids are not changed."""
     if "://" in path or path.startswith("/vsi") or not (any(c in path for c in "*?[") or Path(path).exists()):
         return path

@@ -11,7 +11,7 @@ from jzi.errors import ConfigError, PhotoError
 from jzi.store.model_folder import RetrieverModelConfig, TransferModelConfig, read_config
 from jzi.store.pyramid import Pyramid
 from jzi.workspace.experts import ModelExperts, load_experts, load_transferred
-from jzi.workspace.settings import Settings, find_rasters, load_settings, names_url
+from jzi.workspace.settings import AreaSettings, Settings, find_rasters, load_settings, names_url
 
 if TYPE_CHECKING:
     from jzi.decode.expert import ZoomExpert
@@ -152,7 +152,7 @@ def finetune_areas(areas: Sequence[Settings], output: Path) -> tuple[EncoderTrai
     return report, tuple(row for table in tables for row in table.rejected)
 
 
-def open_photo_table(settings: Settings) -> PhotoTable:
+def open_photo_table(settings: AreaSettings) -> PhotoTable:
     """Read the photo table that the settings name.
 
     Raises:

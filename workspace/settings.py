@@ -17,10 +17,19 @@ from pyproj.exceptions import CRSError
 
 from jzi.decode.config import DecoderConfig
 from jzi.errors import ConfigError, first_line
+from jzi.store.bands import MAX_CELL, MIN_CELL
 from jzi.store.files import write_whole
 from jzi.store.info import MAX_IMAGE_SIZE
 from jzi.store.pyramid import Pyramid
-from jzi.train.config import MAX_SEED, FinetuneConfig, HeadsTrainingConfig, RetrieverConfig, TrainConfig
+from jzi.store.region import Rule
+from jzi.train.config import (
+    MAX_SEED,
+    FinetuneConfig,
+    HeadsTrainingConfig,
+    RetrieverConfig,
+    StatewideConfig,
+    TrainConfig,
+)
 
 FILE = "jzi.toml"
 _strict = ConfigDict(extra="forbid")
@@ -87,21 +96,12 @@ class PathSettings:
     path: str
 
 
-@dataclass(config=_strict)
-class Settings:
-    """All settings of jzi.toml. Relative paths are relative to its folder."""
+class AreaSettings:
+    """What the settings of every kind of area have. Relative paths are relative to the folder of jzi.toml."""
 
-    pyramid: Pyramid
-    map: MapSettings = field(default_factory=MapSettings)
-    queries: QuerySettings = field(default_factory=QuerySettings)
-    encoder: EncoderSettings = field(default_factory=EncoderSettings)
-    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
-    cache: PathSettings = field(default_factory=lambda: PathSettings("features.zarr"))
-    decoder: DecoderConfig = field(default_factory=DecoderConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    heads: HeadsTrainingConfig = field(default_factory=HeadsTrainingConfig)
-    model: PathSettings = field(default_factory=lambda: PathSettings("model"))
-    retriever: RetrieverConfig = field(default_factory=RetrieverConfig)
+    map: MapSettings
+    queries: QuerySettings
+    cache: PathSettings
 
     def __post_init__(self) -> None:
         self.folder = Path()
@@ -118,12 +118,6 @@ class Settings:
         return self.cache.path if "://" in self.cache.path else str(self.path(self.cache.path))
 
     @property
-    def encoder_folder(self) -> Path | None:
-        """Folder of the encoder; None if its name is a Hugging Face id."""
-        folder = self.path(self.encoder.name)
-        return folder if folder.is_dir() else None
-
-    @property
     def rasters(self) -> list[str]:
         """Paths of the rasters of the map.
 
@@ -134,12 +128,56 @@ class Settings:
 
     def to_toml(self) -> str:
         """Format all settings as a jzi.toml."""
-        return tomlkit.dumps(_without_none(asdict(self)))
+        return tomlkit.dumps(_without_none(asdict(self)))  # type: ignore[call-overload]
+
+
+@dataclass(config=_strict)
+class Settings(AreaSettings):
+    """The settings of a square area, which the zoom searches."""
+
+    pyramid: Pyramid
+    map: MapSettings = field(default_factory=MapSettings)
+    queries: QuerySettings = field(default_factory=QuerySettings)
+    encoder: EncoderSettings = field(default_factory=EncoderSettings)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    cache: PathSettings = field(default_factory=lambda: PathSettings("features.zarr"))
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    heads: HeadsTrainingConfig = field(default_factory=HeadsTrainingConfig)
+    model: PathSettings = field(default_factory=lambda: PathSettings("model"))
+    retriever: RetrieverConfig = field(default_factory=RetrieverConfig)
+
+    @property
+    def encoder_folder(self) -> Path | None:
+        """Folder of the encoder; None if its name is a Hugging Face id."""
+        folder = self.path(self.encoder.name)
+        return folder if folder.is_dir() else None
+
+
+@dataclass(config=_strict)
+class RegionSection:
+    """The region: a GeoJSON file with polygons, the side of its cells in metres, and which cells belong to it."""
+
+    file: str
+    cell_m: float = Field(default=30.0, ge=MIN_CELL, le=MAX_CELL)
+    rule: Rule = "touch"
+
+
+@dataclass(config=_strict)
+class RegionSettings(AreaSettings):
+    """The settings of a region, whose cells a state-wide retriever searches. The cache is the index of its cells."""
+
+    region: RegionSection
+    map: MapSettings = field(default_factory=MapSettings)
+    queries: QuerySettings = field(default_factory=QuerySettings)
+    statewide: StatewideConfig = field(default_factory=StatewideConfig)
+    cache: PathSettings = field(default_factory=lambda: PathSettings("index.zarr"))
+    retriever: PathSettings = field(default_factory=lambda: PathSettings("retriever"))
 
 
 #: The sections of jzi.toml about photos and training, of which a command uses some: those that train off the cache read
 #: no photos.
-TRAINING = ("queries", "finetune", "decoder", "train", "heads", "retriever")
+TRAINING = ("queries", "finetune", "decoder", "train", "heads", "retriever", "statewide")
 
 
 def find_rasters(entries: Iterable[str], folder: Path = Path()) -> list[str]:
@@ -183,7 +221,7 @@ def _resolve(path: str, folder: Path) -> Path:
 
 
 def load_settings(file: Path, overrides: Iterable[str] = (), training: Iterable[str] = TRAINING) -> Settings:
-    """Read jzi.toml.
+    """Read the jzi.toml of a square area.
 
     Args:
         file: path of the jzi.toml.
@@ -191,8 +229,33 @@ def load_settings(file: Path, overrides: Iterable[str] = (), training: Iterable[
         training: the sections of `TRAINING` that are used; to override a setting of another one has no effect.
 
     Raises:
-        ConfigError: the file does not exist, a setting is unknown or invalid, or an override has no effect.
+        ConfigError: the file does not exist, is that of a region, a setting is unknown or invalid, or an override has
+            no effect.
     """
+    settings = load_area(file, overrides, training)
+    if not isinstance(settings, Settings):
+        raise ConfigError(
+            f"{file} describes a region, which this command does not use: it is for the squares that "
+            "`jzi init --map RASTER` sets up"
+        )
+    return settings
+
+
+def load_region(file: Path, overrides: Iterable[str] = (), training: Iterable[str] = TRAINING) -> RegionSettings:
+    """Read the jzi.toml of a region; arguments and errors as those of `load_settings`."""
+    settings = load_area(file, overrides, training)
+    if not isinstance(settings, RegionSettings):
+        raise ConfigError(
+            f"{file} describes a square area, but a state-wide retriever searches regions: set one up with "
+            "`jzi init --region REGION.geojson`"
+        )
+    return settings
+
+
+def load_area(
+    file: Path, overrides: Iterable[str] = (), training: Iterable[str] = TRAINING
+) -> Settings | RegionSettings:
+    """Read a jzi.toml of either kind; arguments and errors as those of `load_settings`."""
     try:
         values = tomllib.loads(file.read_text())
     except FileNotFoundError:
@@ -214,7 +277,8 @@ def load_settings(file: Path, overrides: Iterable[str] = (), training: Iterable[
     if nul := _with_null(values):
         raise ConfigError(f"the setting {nul} contains a null byte: remove it")
     try:
-        settings = TypeAdapter(Settings).validate_python(values)
+        kind = RegionSettings if "region" in values else Settings
+        settings: Settings | RegionSettings = TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
         raise ConfigError(_sentence(file, error)) from error
     for name in sorted(overridden):
@@ -260,13 +324,16 @@ def _without_none(values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def write_settings(settings: Settings) -> None:
+def write_settings(settings: AreaSettings) -> None:
     """Write a new jzi.toml, with comments, into the folder of the settings."""
-    sections = _without_none(asdict(settings))
+    sections = _without_none(asdict(settings))  # type: ignore[call-overload]
     for derived in ("width", "actions"):  # from the encoder and the pyramid
-        del sections["decoder"][derived]
+        sections.get("decoder", {}).pop(derived, None)
     comments = {
         "pyramid": "The area: a square in a metric CRS, divided into grid x grid tiles, `levels` times.",
+        "region": "The region: polygons, the side of its cells in metres, and which cells belong to it: those that it\n"
+        "# touches (touch), that have a corner in it (corners), or their centre (centre).",
+        "statewide": "The state-wide retriever: its towers, levels of detail (metres a pixel), and training.",
         "map": "Orthophotos, the first on top: files, globs or folders. Also: crs, nodata, stretch = [low, high].\n"
         "# tokens: also store patch tokens of tiles, for decoder.patch_tokens.",
         "queries": "A folder of photos with EXIF positions, or a CSV or Parquet table and its photos.\n"
@@ -280,7 +347,9 @@ def write_settings(settings: Settings) -> None:
         "train": "The paper's training; trackers: experiment trackers of Accelerate.",
         "heads": "Training of the experts cells and levels, which need `jzi encode-map --cells`.",
         "model": "The folder of the trained model.",
-        "retriever": "Flat retrieval, a baseline: sample4geo, infonce or transgeo.",
+        "retriever": "The folder of the retriever."
+        if isinstance(settings, RegionSettings)
+        else "Flat retrieval, a baseline: sample4geo, infonce or transgeo.",
     }
     text = "# Settings of one area and its experiments. Override any of them with --set: --set decoder.layers=4\n"
     for section, values in sections.items():
