@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from jzi.train.config import TrainingConfig
+from jzi.train.config import RunConfig
 from jzi.train.run import Metrics
 
 
@@ -53,7 +53,7 @@ class Task(ABC):
 
     accelerator: Accelerator
     network: nn.Module
-    config: TrainingConfig
+    config: RunConfig
 
     @abstractmethod
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -62,6 +62,14 @@ class Task(ABC):
     @abstractmethod
     def steps_per_epoch(self) -> int:
         """Number of optimizer steps in an epoch."""
+
+    def total_steps(self) -> int:
+        """Number of optimizer steps in the run; the last epoch may have fewer than the others."""
+        return self.config.epochs * self.steps_per_epoch()
+
+    def milestone(self, epoch: int) -> str:
+        """The end of an epoch, for users."""
+        return f"epoch {epoch + 1} of {self.config.epochs}"
 
     @abstractmethod
     def batches(self, epoch: int, first: int) -> Iterator[Batch]:
