@@ -8,6 +8,8 @@ machine.
            (p 0.3) of each of its squares
     tile:  the same without crop and grayscale, with smaller holes of the grid
 
+State-wide retrieval uses another augmentation, `jitter_colors`: colour jitter alone, of every image.
+
 Compression comes first and is applied to photos and tiles alike, as in Sample4Geo, but here after resizing. Colour
 operations, filters and the JPEG codec, which models chroma subsampling and quantisation without a file, are kornia's.
 """
@@ -15,7 +17,9 @@ operations, filters and the JPEG codec, which models chroma subsampling and quan
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
+from itertools import permutations
 
 import numpy as np
 import torch
@@ -42,6 +46,13 @@ DROPOUT = 0.3
 GRID_CELLS = 10  # per side
 PHOTO_HOLE, TILE_HOLE = 0.5, 0.4  # dropped fraction of a grid cell's side
 HOLES, HOLE_SIDE = (10, 25), (0.1, 0.2)  # coarse dropout: number of holes, side as a fraction of the image's
+
+#: The colour jitter of Fervers et al. 2024 in their published training code: largest change of the factors of
+#: brightness, contrast and saturation, and largest shift of the hue as a fraction of the circle.
+COLOR_JITTER = (0.15, 0.15, 0.15, 0.1)
+#: Uniform numbers of `jitter_colors`: brightness, contrast, saturation, hue, order of the four operations.
+JITTER_DRAWS = 5
+_ORDERS = torch.tensor(list(permutations(range(4))))
 
 # Indices into the uniform numbers of an image
 _CROP = slice(0, 3)  # scale, x, y
@@ -103,6 +114,35 @@ def augment_tiles(tiles: Tensor, draws: Tensor) -> Tensor:
     """
     tiles = _jitter(_compress(tiles, draws[:, _JPEG]), draws[:, _JITTER])
     return drop_parts(_filter(tiles, draws[:, _FILTER]), draws, TILE_HOLE)
+
+
+def jitter_colors(images: Tensor, draws: Tensor) -> Tensor:
+    """Change brightness, contrast, saturation and hue in random order, all of them in every image.
+
+    Args:
+        images: (n, 3, height, width) in 0..1, or (n, level, 3, height, width), whose levels have one common draw.
+        draws: (n, JITTER_DRAWS) in 0..1.
+
+    Returns:
+        Views of the same shape.
+    """
+    if images.ndim == 5:
+        levels = images.shape[1]
+        return jitter_colors(images.flatten(0, 1), draws.repeat_interleave(levels, 0)).unflatten(0, (-1, levels))
+    order = _ORDERS.to(draws.device)[(draws[:, 4] * len(_ORDERS)).long().clamp(max=len(_ORDERS) - 1)]
+    operations: list[Callable[[Tensor, Tensor], Tensor]] = [
+        lambda part, amount: adjust_brightness_accumulative(part, 1 + amount),
+        lambda part, amount: adjust_contrast_with_mean_subtraction(part, 1 + amount),
+        lambda part, amount: adjust_saturation_with_gray_subtraction(part, 1 + amount),
+        lambda part, amount: adjust_hue(part, 2 * math.pi * amount),
+    ]
+    for turn in range(len(operations)):
+        for number, operation in enumerate(operations):
+            index = (order[:, turn] == number).nonzero()[:, 0]
+            if len(index):
+                amount = COLOR_JITTER[number] * (2 * draws[index, number] - 1)
+                images = images.index_copy(0, index, operation(images[index], amount))
+    return images
 
 
 def drop_parts(squares: Tensor, draws: Tensor, hole: float = PHOTO_HOLE) -> Tensor:

@@ -1,4 +1,4 @@
-"""Imagery of a map: one or several rasters, overlaid and warped to the pyramid's CRS, and their fingerprint."""
+"""Imagery of a map: one or several rasters, overlaid and warped to a projected CRS, and their fingerprint."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import rasterio.warp
 from numpy.typing import NDArray
 
-from jzi.encode.raster import Raster, RasterOptions, close_rasters
+from jzi.encode.raster import GDAL_ERRORS, Raster, RasterOptions, close_rasters, shape_of
 from jzi.errors import ImageryError
-from jzi.store.cell_grid import Bounds
+from jzi.store.cell_grid import Bounds, CellGrid
 from jzi.store.files import file_sha256
 from jzi.store.info import ImageryInfo
-from jzi.store.pyramid import Pyramid
+from jzi.store.pyramid import Pyramid, as_pyramid
 
 #: Colour of pixels without imagery: ImageNet's mean colour, which normalisation maps to about zero.
 BACKGROUND = (124, 116, 104)
@@ -24,35 +25,39 @@ BACKGROUND = (124, 116, 104)
 
 @dataclass
 class Imagery:
-    """Rasters as one layer of 8-bit RGB in the pyramid's CRS. Earlier rasters cover later ones.
+    """Rasters as one layer of 8-bit RGB. Earlier rasters cover later ones.
 
     Args:
         paths: the rasters, topmost first.
-        pyramid: the area.
+        area: the area: a pyramid, or cells of another geometry.
         options: how to read the rasters.
+        background: colour of pixels without imagery, 8-bit RGB. Published networks may need that of their training.
 
     Raises:
-        ImageryError: a raster cannot be used, or none overlaps the pyramid's area.
+        ImageryError: a raster cannot be used, none overlaps the area, or the background is not a colour.
     """
 
     paths: Sequence[str | Path]
-    pyramid: Pyramid
+    area: CellGrid
     options: RasterOptions = field(default_factory=RasterOptions)
+    background: tuple[int, int, int] = BACKGROUND
 
     def __post_init__(self) -> None:
         self._info: ImageryInfo | None = None  # of the last call of `info`
+        if len(self.background) != 3 or not all(0 <= value <= 255 for value in self.background):
+            raise ImageryError(f"the background {self.background} is not a colour: give red, green, blue in 0..255")
         if not self.paths:
             raise ImageryError("no raster is given: set map.rasters in jzi.toml")
         self.rasters = [Raster(path, self.options) for path in self.paths]
-        self.extents = [raster.bounds_in(self.pyramid.crs) for raster in self.rasters]
-        area = self.pyramid.bounds
+        self.extents = [raster.bounds_in(self.area.crs) for raster in self.rasters]
+        area = self.area.bounds
         if not any(_overlap(extent, area) for extent in self.extents):
             extent = self.extents[0]
-            latitude, longitude = self.pyramid.unproject(
+            latitude, longitude = self.area.unproject(
                 (extent.west + extent.east) / 2, (extent.south + extent.north) / 2
             )
             raise ImageryError(
-                f"{', '.join(str(path) for path in self.paths[:3])} does not overlap the pyramid's area: the raster's "
+                f"{', '.join(str(path) for path in self.paths[:3])} does not overlap the area: the raster's "
                 f"centre is at latitude {latitude:.5f}, longitude {longitude:.5f}"
             )
         if any(raster.needs_stretch for raster in self.rasters) and self.options.stretch is None:
@@ -70,6 +75,15 @@ class Imagery:
             raster.stretch = (low, high)
 
     @property
+    def pyramid(self) -> Pyramid:
+        """The area as a pyramid.
+
+        Raises:
+            PyramidError: it has another geometry.
+        """
+        return as_pyramid(self.area)
+
+    @property
     def description(self) -> str:
         """How bands are converted to RGB, for users; part of the fingerprint."""
         raster = self.rasters[0]
@@ -85,6 +99,8 @@ class Imagery:
     def info(self, previous: ImageryInfo | None = None) -> ImageryInfo:
         """Compute the fingerprint over the files' contents, georeferences and the options they are read with.
 
+        The background is part of it unless it is the default one.
+
         Args:
             previous: an earlier result; its files with unchanged size and modification time are not hashed again.
 
@@ -96,6 +112,8 @@ class Imagery:
         files = []
         digest = hashlib.sha256(self.description.encode())
         digest.update(json.dumps([self.options.nodata, self.options.stretch]).encode())
+        if self.background != BACKGROUND:  # so that caches from before it could be set remain valid
+            digest.update(json.dumps(["background", *self.background]).encode())
         for raster in self.rasters:
             for name in raster.files or [raster.path]:
                 path = Path(name)
@@ -112,30 +130,45 @@ class Imagery:
         self._info = ImageryInfo(digest.hexdigest(), tuple(files), self.description)
         return self._info
 
-    def render(self, bounds: Bounds, pixels: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        """Render a square in the pyramid's CRS, north up and antialiased.
+    def render(
+        self, bounds: Bounds, pixels: int | tuple[int, int], crs: str | None = None
+    ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """Render a rectangle, north up and antialiased.
 
         Args:
-            bounds: the square, metres.
-            pixels: side of the result, pixels.
+            bounds: the rectangle, in units of its CRS.
+            pixels: side of the result if it is a square, else its rows and columns; pixels are square.
+            crs: CRS of the rectangle; the area's by default.
 
         Returns:
-            (pixels, pixels, 3) uint8 RGB on `BACKGROUND`, and (pixels, pixels) bool, True where there is imagery.
+            (rows, cols, 3) uint8 RGB on `background`, and (rows, cols) bool, True where there is imagery.
 
         Raises:
             ImageryError: a raster cannot be read there.
         """
-        color = np.zeros((3, pixels, pixels), np.float32)  # premultiplied by the weight
-        weight = np.zeros((pixels, pixels), np.float32)  # 0..255
+        shape = shape_of(pixels)
+        color = np.zeros((3, *shape), np.float32)  # premultiplied by the weight
+        weight = np.zeros(shape, np.float32)  # 0..255
+        around = self._in_area_crs(bounds, crs)
         for raster, extent in zip(self.rasters, self.extents, strict=True):
-            if _overlap(extent, bounds) and (weight < 255).any():
-                rgba = raster.warp(self.pyramid.crs, bounds, pixels)
+            if (around is None or _overlap(extent, around)) and (weight < 255).any():
+                rgba = raster.warp(crs or self.area.crs, bounds, pixels)
                 share = np.minimum(rgba[3], 255 - weight)  # adjacent rasters share the pixels along their seam
                 color += rgba[:3] * share
                 weight += share
-        background = np.array(BACKGROUND, np.float32)[:, None, None]
+        background = np.array(self.background, np.float32)[:, None, None]
         image = (color + background * (255 - weight)) / 255 + 0.5
         return np.moveaxis(image.astype(np.uint8), 0, -1), weight > 0
+
+    def _in_area_crs(self, bounds: Bounds, crs: str | None) -> Bounds | None:
+        """Bounds of a rectangle in the area's CRS; None if they are unknown, so that every raster is tried."""
+        if crs is None or crs == self.area.crs:
+            return bounds
+        try:
+            around = Bounds(*rasterio.warp.transform_bounds(crs, self.area.crs, *bounds, densify_pts=21))
+        except (*GDAL_ERRORS, ValueError):
+            return None
+        return around if np.isfinite(around).all() else None
 
     def __enter__(self) -> Imagery:
         return self

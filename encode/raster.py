@@ -227,31 +227,32 @@ class Raster:
                 f"{self.path} cannot be transformed to the area's CRS: {first_line(error)[:200]}"
             ) from error
 
-    def warp(self, crs: str, bounds: Bounds, pixels: int) -> NDArray[np.uint8]:
-        """Warp a square of another CRS, north up and antialiased.
+    def warp(self, crs: str, bounds: Bounds, pixels: int | tuple[int, int]) -> NDArray[np.uint8]:
+        """Warp a rectangle of another CRS, north up and antialiased.
 
         Args:
-            crs: CRS of the square.
-            bounds: the square, in units of its CRS.
-            pixels: side of the result, pixels.
+            crs: CRS of the rectangle.
+            bounds: the rectangle, in units of its CRS.
+            pixels: side of the result if it is a square, else its rows and columns; pixels are square.
 
         Returns:
-            (4, pixels, pixels) uint8 RGBA; zeros outside of the raster.
+            (4, rows, cols) uint8 RGBA; zeros outside of the raster.
 
         Raises:
             ImageryError: the file cannot be read there.
         """
-        rgba = np.zeros((4, pixels, pixels), np.uint8)
-        source_window = self._window(crs, bounds, pixels)
+        rows, cols = shape_of(pixels)
+        rgba = np.zeros((4, rows, cols), np.uint8)
+        source_window = self._window(crs, bounds, rows, cols)
         if source_window is None:
             return rgba
         window, across, down = source_window
         # Rasters much finer than the result are averaged to twice its resolution on reading. The cubic kernel, which
         # GDAL widens when downsampling, does the rest without blurring when upsampling.
-        shrink = max(1.0, min(across, down) / pixels / 2)
+        shrink = max(1.0, min(across / cols, down / rows) / 2)
         shape = (max(1, round(window.height / shrink)), max(1, round(window.width / shrink)))
         scale = Affine.scale(window.width / shape[1], window.height / shape[0])
-        side = (bounds.east - bounds.west) / pixels
+        side = (bounds.east - bounds.west) / cols
         source = self.read(window, shape)
         alpha: dict[str, int] = {"src_alpha": 4, "dst_alpha": 4}
         target = rgba
@@ -266,10 +267,10 @@ class Raster:
             dst_crs=crs,
             **alpha,
             resampling=Resampling.cubic,
-            # Result pixels per source pixel. GDAL's estimate considers only the part of the square that the raster
+            # Result pixels per source pixel. GDAL's estimate considers only the part of the result that the raster
             # covers, and aliases if that is small: at the edges of a map and in mosaics of many sheets.
-            XSCALE=pixels / (across * shape[1] / window.width),
-            YSCALE=pixels / (down * shape[0] / window.height),
+            XSCALE=cols / (across * shape[1] / window.width),
+            YSCALE=rows / (down * shape[0] / window.height),
         )
         return rgba
 
@@ -278,10 +279,10 @@ class Raster:
         rows, cols = window.toslices()
         return rows.start > 0 and cols.start > 0 and rows.stop < self.height and cols.stop < self.width
 
-    def _window(self, crs: str, bounds: Bounds, pixels: int) -> tuple[Window, float, float] | None:
-        """Source window of a square, with a margin for the kernel; None if it does not overlap the raster.
+    def _window(self, crs: str, bounds: Bounds, rows: int, cols: int) -> tuple[Window, float, float] | None:
+        """Source window of a rectangle, with a margin for the kernel; None if it does not overlap the raster.
 
-        Also the width and height of the whole square in the raster's pixels, including parts outside of it.
+        Also the width and height of the whole rectangle in the raster's pixels, including parts outside of it.
         """
         edge, zero, one = np.linspace(0, 1, 22), np.zeros(22), np.ones(22)
         u, v = np.concatenate([edge, edge, zero, one]), np.concatenate([zero, one, edge, edge])
@@ -290,7 +291,7 @@ class Raster:
         if not (np.isfinite(x).all() and np.isfinite(y).all()):
             return None  # outside of the domain of the raster's projection
         col, row = ~self.transform @ (x, y)
-        margin = 2 * max(np.ptp(col), np.ptp(row)) / pixels + 4
+        margin = 2 * max(np.ptp(col), np.ptp(row)) / min(rows, cols) + 4
         west, east = max(0, int(col.min() - margin)), min(self.width, int(col.max() + margin) + 1)
         north, south = max(0, int(row.min() - margin)), min(self.height, int(row.max() + margin) + 1)
         if east <= west or south <= north:
@@ -302,6 +303,11 @@ class Raster:
 
 
 _handles = threading.local()
+
+
+def shape_of(pixels: int | tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of an image that is given by its side or by both."""
+    return (pixels, pixels) if isinstance(pixels, int) else pixels
 
 
 def close_rasters() -> None:

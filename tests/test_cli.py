@@ -294,7 +294,7 @@ def files_below(folder: Path) -> dict[str, bytes]:
         ("init", "jzi.toml exists"),
         ("init new", "no area is given"),
         ("init new --map photos/day0/000.jpg", "not georeferenced"),
-        ("init new --map map.tif --center 60 20 --size 500", "does not overlap the pyramid's area"),
+        ("init new --map map.tif --center 60 20 --size 500", "does not overlap the area"),
         ("init new --center 100 20 --size 500", "is not a position on earth"),
         ("init new --preset atlantis", "there is no preset 'atlantis'"),
         ("tile 0 0", "is outside the area"),

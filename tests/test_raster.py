@@ -377,6 +377,43 @@ def test_a_square_far_from_the_raster_is_background(town_raster: Path, pyramid: 
     assert_color(image, BACKGROUND, within=0)
 
 
+# Rectangles, other CRSs and the background
+
+
+def test_a_rectangle_is_cut_from_the_square_around_it(place: Callable, pyramid: Pyramid, pattern: Callable) -> None:
+    imagery = Imagery([place(pattern(800, 800))], pyramid)
+    west, south, east, north = Bounds(-200.0, -200.0, 200.0, 200.0)
+    square, _ = imagery.render(Bounds(west, south, east, north), 400)
+    image, covered = imagery.render(Bounds(west, north - 100, east, north), (100, 400))
+    assert image.shape == (100, 400, 3) and covered.shape == (100, 400) and covered.all()
+    np.testing.assert_array_equal(image, square[:100])
+    image, _ = imagery.render(Bounds(east - 80, south, east, north), (400, 80))
+    np.testing.assert_array_equal(image, square[:, 320:])
+
+
+def test_a_rectangle_in_another_crs_shows_the_same_ground(place: Callable, pyramid: Pyramid) -> None:
+    data = flat(0, 0, 0, side=800)
+    data[:, 300:320, 500:520] = 255  # a square of 20 m, 110 m east and 90 m north of the centre
+    imagery = Imagery([place(data)], pyramid)
+    latitude, longitude = pyramid.unproject(110.0, 90.0)
+    crs = f"+proj=eqc +lat_ts={latitude} +lat_0={latitude} +lon_0={longitude} +R=6378137 +units=m +no_defs"
+    image, covered = imagery.render(Bounds(-30, -20, 30, 20), (40, 60), crs)
+    assert covered.all() and image[18:22, 28:32].min() > 250
+    assert image[:8].max() < 5 and image[-8:].max() < 5 and image[:, :18].max() < 5 and image[:, -18:].max() < 5
+
+
+def test_the_background_is_a_choice_and_part_of_the_fingerprint(place: Callable, pyramid: Pyramid) -> None:
+    path = place(flat(90))
+    outside = Bounds(5000, 5000, 5100, 5100)
+    white = Imagery([path], pyramid, background=(255, 255, 255))
+    assert_color(white.render(outside, 28)[0], (255, 255, 255), within=0)
+    fingerprints = {each.info().fingerprint for each in (white, Imagery([path], pyramid))}
+    assert len(fingerprints) == 2
+    assert Imagery([path], pyramid, background=BACKGROUND).info().fingerprint in fingerprints
+    with pytest.raises(ImageryError, match=r"the background \(0, 0, 256\) is not a colour"):
+        Imagery([path], pyramid, background=(0, 0, 256))
+
+
 # Fingerprint
 
 

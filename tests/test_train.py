@@ -368,7 +368,7 @@ def test_a_full_disk_while_training_is_one_sentence_and_keeps_the_model(cache, t
 
 
 def test_the_learning_rate_warms_up_and_falls_as_a_cosine() -> None:
-    factors = [learning_rate_factor(step, 100, 0.05) for step in range(100)]
+    factors = [learning_rate_factor(step, 100, 5) for step in range(100)]
     assert factors[:5] == [0.2, 0.4, 0.6, 0.8, 1.0]
     assert factors[5] == 1.0 and factors[-1] < 0.001
     assert all(later <= earlier for earlier, later in itertools.pairwise(factors[5:]))

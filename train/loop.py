@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from jzi.encode.device import best_device
 from jzi.errors import ConfigError, ModelError, TrainingError, first_line
-from jzi.train.config import TrainingConfig
+from jzi.train.config import RunConfig
 from jzi.train.run import Checkpointer, Metrics, TrainingRun
 from jzi.train.task import Batch, Task
 
@@ -47,8 +47,10 @@ class TrainingLoop:
             fused=task.fused,
         )
         self.steps = task.steps_per_epoch()
-        total = max(1, config.epochs * self.steps)
-        self.schedule = LambdaLR(optimizer, lambda step: learning_rate_factor(step, total, config.warmup))
+        self.total = task.total_steps()
+        total = max(1, self.total)
+        warm, final = config.schedule(total)
+        self.schedule = LambdaLR(optimizer, lambda step: learning_rate_factor(step, total, warm, final))
         self.model, self.optimizer = self.accelerator.prepare(task.network, optimizer)
         self.checkpointer = Checkpointer(run, config.save_every_s, due=task.check_every is None)
         self.show = progress and self.accelerator.is_main_process
@@ -82,7 +84,7 @@ class TrainingLoop:
         photo_count = 0
         first, step, losses = state["epoch"], state["step"], list(state["losses"])
         bar = tqdm(
-            total=config.epochs * self.steps,
+            total=self.total,
             initial=first * self.steps + step,
             unit="step",
             desc=self.task.label,
@@ -128,12 +130,13 @@ class TrainingLoop:
         self.task.network.train()
         every, single_process = self.task.check_every, self.accelerator.num_processes == 1
         pending: list[Tensor] = []
+        steps = min(self.steps, self.total - epoch * self.steps)
         photo_count = 0
         for step, batch in enumerate(batches, first):
             pending.append(self.step(batch))
             photo_count += batch.photos
             bar.update()
-            last = step + 1 == self.steps
+            last = step + 1 == steps
             check = last or len(pending) == every
             # Several processes must stop at the same step, so they only synchronize at checks; one may stop at any step
             synchronized = single_process or check
@@ -200,7 +203,7 @@ class TrainingLoop:
         self.accelerator.log(metrics, step=epoch + 1)
         recall = [f"{name} {100 * value:.1f} %" for name, value in metrics.items() if name.startswith("recall")]
         if self.task.check_every and self.accelerator.is_main_process:
-            line = [f"epoch {epoch + 1} of {self.config.epochs}: loss {metrics['loss']:.3f}", *recall]
+            line = [f"{self.task.milestone(epoch)}: loss {metrics['loss']:.3f}", *recall]
             bar.write(", ".join(line), file=sys.stderr)
         else:
             bar.set_postfix_str(", ".join([f"loss={metrics['loss']:.3f}", *recall[:1]]))
@@ -236,7 +239,7 @@ class TrainingLoop:
             self.accelerator.scaler.load_state_dict(state["scaler"])
 
 
-def make_accelerator(config: TrainingConfig, folder: Path) -> Accelerator:
+def make_accelerator(config: RunConfig, folder: Path) -> Accelerator:
     """An Accelerator with the device, precision and trackers of the settings.
 
     Args:
@@ -272,18 +275,18 @@ def make_accelerator(config: TrainingConfig, folder: Path) -> Accelerator:
     return accelerator
 
 
-def learning_rate_factor(step: int, steps: int, warmup: float) -> float:
-    """Factor of the learning rate at a step: linear warm-up, then a cosine to zero.
+def learning_rate_factor(step: int, steps: int, warm: int, final: float = 0.0) -> float:
+    """Factor of the learning rate at a step: linear warm-up, then a cosine.
 
     Args:
         step: from 0.
         steps: total number of steps.
-        warmup: share of the steps over which the factor rises to 1.
+        warm: number of steps over which the factor rises to 1.
+        final: factor at the end.
     """
-    warm = max(1, round(warmup * steps))
     if step < warm:
         return (step + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
 @contextlib.contextmanager

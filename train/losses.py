@@ -1,6 +1,7 @@
 """Contrastive losses: a batch's photos against its cells, or against the tiles of every level.
 
-Two photos of one cell share their positive, so neither is a negative of the other.
+Two photos of one cell share their positive, so neither is a negative of the other. Where cells are not on a grid, a
+photo and a cell are a negative pair if they are far enough apart.
 """
 
 from __future__ import annotations
@@ -58,12 +59,76 @@ def soft_margin_triplet(query: Tensor, reference: Tensor, cells: Tensor, scale: 
         scale: alpha.
         smoothing: unused, because triplets have no labels; part of the common signature of `LOSSES`.
     """
-    similarity = (query @ reference.T).float()
-    positive = similarity.diagonal()
-    is_negative = negatives(cells)
-    rows = F.softplus(scale * (similarity - positive[:, None]))[is_negative]
-    cols = F.softplus(scale * (similarity - positive[None]))[is_negative]
+    return _soft_margins(scale * (query @ reference.T).float(), negatives(cells))
+
+
+def _soft_margins(logits: Tensor, is_negative: Tensor) -> Tensor:
+    positive = logits.diagonal()
+    rows = F.softplus(logits - positive[:, None])[is_negative]
+    cols = F.softplus(logits - positive[None])[is_negative]
     return (rows.sum() + cols.sum()) / (2 * is_negative.sum().clamp(min=1))
+
+
+def decoupled_contrast(logits: Tensor, pairs: Tensor, smoothing: float, *, decoupled: bool = True) -> Tensor:
+    """Decoupled contrastive loss with label smoothing, both ways (Fervers et al. 2024, section 3.4).
+
+    In the softmax of a pair, the denominator leaves out the pair itself (Yeh et al. 2022, "Decoupled Contrastive
+    Learning"), for the pairs that get a share of the smoothed label as well. The loss has no lower bound, and is
+    negative where photos and cells are easily told apart. A photo or cell without a negative contributes 0.
+
+    Args:
+        logits: (photo, cell), scaled similarities; pair (i, i) is the positive. Lower precision than float32 is
+            computed with as float32.
+        pairs: (photo, cell) bool, the pairs that count: the positive and the negatives. The positive of a padded row
+            does not count.
+        smoothing: share of the label that is spread over the negatives.
+        decoupled: False for an ordinary softmax, whose denominator has all pairs.
+
+    Returns:
+        Mean over the rows and columns that are not padding, a scalar.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    one_way = [_decoupled_rows(*each, smoothing, decoupled) for each in ((logits, pairs), (logits.T, pairs.T))]
+    return sum(one_way[1:], one_way[0]) / (2 * pairs.diagonal().sum().clamp(min=1))
+
+
+def _decoupled_rows(logits: Tensor, pairs: Tensor, smoothing: float, decoupled: bool) -> Tensor:
+    """Sum of the rows' losses."""
+    count = pairs.sum(1)
+    valid = pairs.diagonal() & (count >= 2)
+    if not valid.any():
+        return 0.0 * logits.sum()
+    logits, pairs, count = logits[valid], pairs[valid], count[valid]
+    positive = valid.nonzero()[:, 0]
+    masked = logits.masked_fill(~pairs, -torch.inf)
+    log_sum = masked.logsumexp(1, keepdim=True)
+    if decoupled:
+        # log(exp(log_sum) - exp(logit)) loses all digits where one pair dominates, which can only be the row's largest
+        largest = masked.argmax(1, keepdim=True)
+        others = masked.scatter(1, largest, -torch.inf).logsumexp(1, keepdim=True)
+        share = (masked - log_sum).scatter(1, largest, -torch.inf).exp()  # at most a half
+        log_sum = (log_sum + torch.log1p(-share)).scatter(1, largest, others)
+    log_share = (logits - log_sum).masked_fill(~pairs, 0.0)
+    label = (
+        (smoothing / (count - 1).to(logits.dtype))[:, None]
+        .expand_as(logits)
+        .scatter(1, positive[:, None], 1 - smoothing)
+    )
+    return -(label * log_share).sum()
+
+
+def soft_margins(logits: Tensor, pairs: Tensor) -> Tensor:
+    """log(1 + exp(negative - positive)) over all triplets of a batch, both ways (Hu et al. 2018, "CVM-Net").
+
+    Args:
+        logits: (photo, cell), scaled similarities; pair (i, i) is the positive. With the squared distance of unit
+            vectors, 2 - 2 cosine, as in SAFA (Shi et al. 2019), they are twice the scaled cosine.
+        pairs: (photo, cell) bool, the pairs that count, as in `decoupled_contrast`.
+
+    Returns:
+        Mean over the triplets, a scalar.
+    """
+    return _soft_margins(logits.float(), pairs & ~torch.eye(len(pairs), dtype=torch.bool, device=pairs.device))
 
 
 def level_contrast(photo_codes: Tensor, place_codes: Tensor, places: Tensor) -> Tensor:

@@ -125,23 +125,12 @@ class RetrieverTask(EncoderTask):
             query, reference, scale = model(pixels, index.to(pixels.device))
         smoothing = self.config.label_smoothing
         world = self.accelerator.num_processes
-        query, reference = (self._gather(values, 0.0) for values in (query.float(), reference.float()))
-        cells = self._gather(cells.to(query.device), -1)
-        # DDP averages gradients over processes. A process has the gradient of its own photos only, so the loss is
-        # multiplied by the number of processes. It has the whole gradient of the scale, which is divided by it again.
+        query, reference = (self.gather_rows(values, 0.0) for values in (query.float(), reference.float()))
+        cells = self.gather_rows(cells.to(query.device), -1)
+        # A process has the whole gradient of the scale, which `loss_of_rows` multiplies by the number of processes
         scale = (scale + (world - 1) * scale.detach()) / world
         loss = LOSSES[self.config.loss](query, reference, cells, scale, smoothing)
-        return loss + (world - 1) * (loss - loss.detach())
-
-    def _gather(self, values: Tensor, padding: float) -> Tensor:
-        """Rows of all processes, padded to the same number; only this process's rows have a gradient."""
-        accelerator = self.accelerator
-        if accelerator.num_processes == 1:
-            return values
-        padded = accelerator.pad_across_processes(values, pad_index=padding)
-        parts = list(accelerator.gather(padded.detach()).split(len(padded)))
-        parts[accelerator.process_index] = padded
-        return torch.cat(parts)
+        return self.loss_of_rows(loss)
 
     def validate(self) -> Metrics:
         """Encode all cells and the validation photos, and search exactly."""

@@ -43,6 +43,7 @@ class TrainingRun:
         hint: what to do if the folder holds another run, for the error message.
         name: name of the run in train/, if the folder holds several; the run writes to train/<name>.
         weights: path in the folder of the file that a complete run writes.
+        selects: name of the metric whose largest value selects the best epoch.
     """
 
     folder: Path
@@ -51,6 +52,7 @@ class TrainingRun:
     hint: str = "give another model.path (`--set model.path=other`) or delete it"
     name: str = ""
     weights: str = DECODER
+    selects: str = "recall@40m"
     lock: WriterLock | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
@@ -137,15 +139,20 @@ class TrainingRun:
         replace_file(self.train_folder / "metrics.jsonl", lambda path: path.write_text(text))
 
     def best(self) -> Metrics:
-        """Metrics of the best epoch: the highest recall at 40 m, then the lowest validation loss.
+        """Metrics of the best epoch: the highest recall (`selects`), then the lowest validation loss.
 
         Without validation photos, the last epoch.
         """
-        return max(self.metrics, key=_epoch_rank)
+        return max(self.metrics, key=self._rank)
 
     def is_best(self, metrics: Metrics) -> bool:
         """Whether an epoch's metrics are better than those of all epochs so far."""
-        return not self.metrics or _epoch_rank(metrics) > max(map(_epoch_rank, self.metrics))
+        return not self.metrics or self._rank(metrics) > max(map(self._rank, self.metrics))
+
+    def _rank(self, metrics: Metrics) -> tuple[float, float, float]:
+        """Sort key of epochs, ascending."""
+        latest = metrics["epoch"] * ("val_loss" not in metrics)
+        return metrics.get(self.selects, 0.0), -metrics.get("val_loss", 0.0), latest
 
 
 class Checkpointer:
@@ -211,8 +218,3 @@ def _is_state(state: Any) -> bool:
         and min(state["epoch"], state["step"]) >= 0
         and all(isinstance(metrics, dict) and "epoch" in metrics for metrics in state["metrics"])
     )
-
-
-def _epoch_rank(metrics: Metrics) -> tuple[float, float, float]:
-    """Sort key of epochs, ascending."""
-    return metrics.get("recall@40m", 0.0), -metrics.get("val_loss", 0.0), metrics["epoch"] * ("val_loss" not in metrics)

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from jzi.train.config import TrainingConfig
+from jzi.train.config import RunConfig
 from jzi.train.run import Metrics
 
 
@@ -52,7 +53,7 @@ class Task(ABC):
 
     accelerator: Accelerator
     network: nn.Module
-    config: TrainingConfig
+    config: RunConfig
 
     @abstractmethod
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -61,6 +62,14 @@ class Task(ABC):
     @abstractmethod
     def steps_per_epoch(self) -> int:
         """Number of optimizer steps in an epoch."""
+
+    def total_steps(self) -> int:
+        """Number of optimizer steps in the run; the last epoch may have fewer than the others."""
+        return self.config.epochs * self.steps_per_epoch()
+
+    def milestone(self, epoch: int) -> str:
+        """The end of an epoch, for users."""
+        return f"epoch {epoch + 1} of {self.config.epochs}"
 
     @abstractmethod
     def batches(self, epoch: int, first: int) -> Iterator[Batch]:
@@ -90,6 +99,28 @@ class Task(ABC):
     def mean_loss(self, losses: list[float]) -> float:
         """Mean of the losses of an epoch's steps."""
         return float(np.mean(losses))
+
+    def gather_rows(self, values: Tensor, padding: float) -> Tensor:
+        """Rows of all processes, padded to the same number; only this process's rows have a gradient.
+
+        Args:
+            values: (row, ...), another number of rows in each process perhaps.
+            padding: value of the padded rows.
+        """
+        accelerator = self.accelerator
+        if accelerator.num_processes == 1:
+            return values
+        padded = accelerator.pad_across_processes(values, pad_index=padding)
+        parts = list(accelerator.gather(padded.detach()).split(len(padded)))
+        parts[accelerator.process_index] = padded
+        return torch.cat(parts)
+
+    def loss_of_rows(self, loss: Tensor) -> Tensor:
+        """A loss of gathered rows whose gradient is right once DDP has averaged it over the processes.
+
+        A process has the gradient of its own rows only, so the gradient is multiplied by the number of processes.
+        """
+        return loss + (self.accelerator.num_processes - 1) * (loss - loss.detach())
 
     def extra_state(self) -> dict[str, Any]:
         """Entries of the saved state beside weights, optimizer and schedule."""
