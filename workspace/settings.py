@@ -277,7 +277,7 @@ def load_area(
     if nul := _with_null(values):
         raise ConfigError(f"the setting {nul} contains a null byte: remove it")
     try:
-        kind = RegionSettings if "region" in values else Settings
+        kind: type[Settings] | type[RegionSettings] = RegionSettings if "region" in values else Settings
         settings: Settings | RegionSettings = TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
         raise ConfigError(_sentence(file, error)) from error
