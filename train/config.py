@@ -10,9 +10,11 @@ from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
 from jzi.errors import ConfigError
+from jzi.locate.ranges import MAX_SEED
+from jzi.store.info import MAX_WIDTH
 
-#: Largest seed, number of photos, epochs and so on, and learning rate, width and so on.
-MAX_SEED, MAX_COUNT, MAX_VALUE = 2**31 - 1, 10**6, 1e9
+#: Largest number of photos, epochs and so on, and learning rate, width and so on.
+MAX_COUNT, MAX_VALUE = 10**6, 1e9
 
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 NotNegative = Annotated[float, Field(ge=0, le=MAX_VALUE)]
@@ -237,7 +239,7 @@ class HeadsTrainingConfig(TrainingConfig):
     save_every_s: Positive = 10.0
     init: str = ""
     hidden: Annotated[int, Field(ge=1, le=65_536)] = 256
-    features: Annotated[int, Field(ge=1, le=8192)] = 128
+    features: Annotated[int, Field(ge=1, le=MAX_WIDTH)] = 128
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
     sigma: Positive = 0.5
     prototypes: bool = False

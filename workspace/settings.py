@@ -17,10 +17,11 @@ from pyproj.exceptions import CRSError
 
 from jzi.decode.config import DecoderConfig
 from jzi.errors import ConfigError, first_line
+from jzi.locate.ranges import MAX_SEED
 from jzi.store.files import write_whole
 from jzi.store.info import MAX_IMAGE_SIZE
 from jzi.store.pyramid import Pyramid
-from jzi.train.config import MAX_SEED, FinetuneConfig, HeadsTrainingConfig, RetrieverConfig, TrainConfig
+from jzi.train.config import FinetuneConfig, HeadsTrainingConfig, RetrieverConfig, TrainConfig
 
 FILE = "jzi.toml"
 _strict = ConfigDict(extra="forbid")
