@@ -19,6 +19,7 @@ from jzi.errors import CacheError, JziError, first_line
 from jzi.store.info import EncoderInfo, ImageryInfo
 from jzi.store.plain import plain
 from jzi.store.pyramid import Pyramid
+from jzi.store.setting_checks import first_invalid
 from jzi.version import __version__
 
 FORMAT = 2
@@ -183,9 +184,7 @@ def _parsed(adapter: TypeAdapter[Any], entries: Mapping[str, Any], subject: str,
     try:
         header = adapter.validate_json(json.dumps(entries))
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
-        raise CacheError(f"{subject} has an invalid entry {name:.100} ({first['msg']}): {hint}") from error
+        raise CacheError(f"{subject} has an {first_invalid(error)}: {hint}") from error
     except (JziError, ValueError, TypeError, OverflowError, RecursionError) as error:  # of the pyramid
         raise CacheError(f"{subject} cannot be used ({first_line(error)}): {hint}") from error
     return header

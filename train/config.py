@@ -12,6 +12,7 @@ from pydantic.dataclasses import dataclass
 from jzi.errors import ConfigError
 from jzi.locate.ranges import MAX_SEED
 from jzi.store.info import MAX_WIDTH
+from jzi.store.setting_checks import first_invalid, setting_error
 
 #: Largest number of photos, epochs and so on, and learning rate, width and so on.
 MAX_COUNT, MAX_VALUE = 10**6, 1e9
@@ -45,11 +46,9 @@ def _raises_config_error(cls: Class) -> Class:
         try:
             plain(self, *args, **values)
         except ValidationError as error:
-            first = error.errors()[0]
-            name = ".".join([getattr(cls, "section", cls.__name__), *map(str, first["loc"])])
-            raise ConfigError(
-                f"the setting {name} = {first['input']!r:.100} has no sensible value: {first['msg']}"
-            ) from error
+            first = first_invalid(error)
+            name = f"{getattr(cls, 'section', cls.__name__)}.{first.name}".rstrip(".")
+            raise setting_error(name, first.value, first.reason) from error
 
     cls.__init__ = init  # type: ignore[misc]
     return cls
