@@ -46,8 +46,6 @@ def remove(paths: tuple[str, ...], among: Path, force: bool, yes: bool) -> None:
     A cache is kept if a model needs it: the model folder has no map, and no other cache has it either.
     """
     from jzi.commands.reports import cache_text
-    from jzi.store.object_store import delete_all
-    from jzi.store.storage import is_url
     from jzi.workspace.caches import inspect_cache, models_needing, remove_cache, scan_folder
 
     selected = [inspect_cache(path) for path in paths]
@@ -68,10 +66,7 @@ def remove(paths: tuple[str, ...], among: Path, force: bool, yes: bool) -> None:
         click.echo("nothing was deleted", err=True)
         return
     for info in selected:
-        if is_url(info.path):
-            delete_all(info.path)
-        else:
-            remove_cache(Path(info.path))
+        remove_cache(info.path)
         click.echo(f"deleted {info.path}")
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from jzi.commands.common import UsageError, approximate_option, experts_option, retriever_option
+from jzi.commands.common import UsageError, approximate_option, experts_option, number, retriever_option
+from jzi.locate.ranges import SHARE, Range
 
 
 @click.command()
@@ -21,7 +22,7 @@ from jzi.commands.common import UsageError, approximate_option, experts_option, 
 @approximate_option
 @click.option("--imagery", multiple=True, help="Rasters for the page's map.  [default: the map of jzi.toml]")
 @click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 accepts other machines; needs JZI_TOKEN.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
+@click.option("--port", type=number(Range(0, 65_535, whole=True)), default=8000, show_default=True)
 @click.option(
     "--allowed-host",
     "hosts",
@@ -31,33 +32,33 @@ from jzi.commands.common import UsageError, approximate_option, experts_option, 
 )
 @click.option(
     "--max-mb",
-    type=click.FloatRange(0, 1000, min_open=True),
+    type=number(Range(0, 1000, above=True)),
     default=20.0,
     show_default=True,
     help="Largest photo, MB.",
 )
 @click.option(
     "--max-megapixels",
-    type=click.FloatRange(0, 1000, min_open=True),
+    type=number(Range(0, 1000, above=True)),
     default=60.0,
     show_default=True,
     help="Largest photo, and all photos that are decoded at once.",
 )
 @click.option(
     "--queue",
-    type=click.IntRange(1, 100_000),
+    type=number(Range(1, 100_000, whole=True)),
     default=256,
     show_default=True,
     help="Photos that may wait; more are answered with status 503.",
 )
 @click.option(
     "--queue-mb",
-    type=click.FloatRange(0, 100_000, min_open=True),
+    type=number(Range(0, 100_000, above=True)),
     default=256.0,
     show_default=True,
     help="MB of all photos that are received or wait; more are answered with status 503.",
 )
-@click.option("--abstain", type=click.FloatRange(0, 1), default=0.0, help='Answer "not sure" below this confidence.')
+@click.option("--abstain", type=number(SHARE), default=0.0, help='Answer "not sure" below this confidence.')
 def serve(
     model: Path | None,
     config_file: Path,

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from jzi.store.info import MAX_WIDTH
 from jzi.store.setting_checks import check_settings
 
 
@@ -27,7 +28,7 @@ class DecoderConfig:
         ConfigError: the type or the range of a value is wrong.
     """
 
-    width: Annotated[int, Field(ge=1, le=8192)] = 768
+    width: Annotated[int, Field(ge=1, le=MAX_WIDTH)] = 768
     actions: Annotated[int, Field(ge=1, le=256)] = 16
     layers: Annotated[int, Field(ge=1, le=256)] = 6
     heads: Annotated[int, Field(ge=1, le=1024)] = 8

@@ -12,10 +12,11 @@ from huggingface_hub.errors import EntryNotFoundError
 
 from jzi.encode.families import FAMILIES, Family
 from jzi.errors import EncoderError
+from jzi.store.info import MAX_WIDTH
 
 #: Largest value of each number of a config, more than those of the largest published vision transformers.
 _LIMITS = {
-    "hidden_size": 8192,
+    "hidden_size": MAX_WIDTH,
     "num_hidden_layers": 128,
     "num_attention_heads": 128,
     "patch_size": 256,

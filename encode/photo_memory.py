@@ -18,15 +18,15 @@ LEAST, MOST = 2 * 2**30, 8 * 2**30
 #: A progressive JPEG needs two bytes per component, which `decoding_bytes` adds.
 _DECODER = {"WEBP": 13, "TIFF": 10, "PNG": 1}
 
-#: Bytes per pixel of a picture in Pillow, and of what `np.asarray` makes of it, with a temporary copy.
+#: Bytes per pixel of a picture in Pillow, and as an array, with the temporary copy of `np.asarray`.
 _PICTURE, _ARRAY = 4, 6
 
 
 class MemoryBudget:
-    """A number of bytes that threads reserve parts of; they wait in order of arrival until there is enough left.
+    """An amount of memory that threads reserve parts of; they wait in order of arrival until there is enough left.
 
     Args:
-        total: bytes.
+        total: the amount, in bytes or in pixels.
     """
 
     def __init__(self, total: int) -> None:
@@ -40,7 +40,7 @@ class MemoryBudget:
         """Hold a part of the budget; a thread must not hold two.
 
         Args:
-            amount: bytes, at most `total`.
+            amount: bytes or pixels, at most `total`.
         """
         with self._turn, self._freed:
             self._freed.wait_for(lambda: self._used + amount <= self.total)

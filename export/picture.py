@@ -38,7 +38,7 @@ def draw_zoom(
         output: PNG file to write.
         truth: latitude and longitude where the photo was taken, if known.
         title: line above the figure.
-        pixels: side of a drawn tile, 1..8192.
+        pixels: side of a drawn tile, 1..4096.
 
     Raises:
         ExportError: the file cannot be written.

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from jzi.errors import ConfigError
 from jzi.locate.posterior import Points, Posterior
 from jzi.locate.ranges import CANDIDATES, DISTANCE
-from jzi.store.cell_grid import CellGrid
+from jzi.store.cell_grid import CellGrid, longer_side
 
 #: Grid of possible disc centres in a cell: points per side.
 POINTS = 4
@@ -40,7 +40,7 @@ def check_radius(area: CellGrid, radius: float) -> None:
         ConfigError: the radius is not a number greater than 0, or is longer than the area's longer side.
     """
     DISTANCE.check("radius", radius)
-    side = max(area.shape) * area.cell_size
+    side = longer_side(area)
     if radius > side * (1 + 1e-9):
         raise ConfigError(f"radius is {radius:g} m, more than the area's side of {side:g} m: give a smaller one")
 

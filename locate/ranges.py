@@ -1,6 +1,6 @@
 """Ranges of the numbers that a user gives, the same for the command line, the service and Python.
 
-Imports only the standard library, so that `jzi --help` starts fast.
+Imports nothing but the standard library and constants, so that `jzi --help` starts fast.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jzi.errors import ConfigError
+from jzi.store.info import MAX_IMAGE_SIZE
 
 
 @dataclass(frozen=True)
@@ -92,10 +93,11 @@ BATCH = Range(1, 65_536, whole=True)
 RESAMPLES = Range(1, 1_000_000, whole=True)
 
 #: Seeds of random numbers.
-SEED = Range(0, 2**32 - 1, whole=True)
+MAX_SEED = 2**31 - 1
+SEED = Range(0, MAX_SEED, whole=True)
 
 #: Sides of images in pixels.
-PIXELS = Range(1, 4096, whole=True, unit="pixels")
+PIXELS = Range(1, MAX_IMAGE_SIZE, whole=True, unit="pixels")
 
 #: Number of cells, tiles or photos to rank.
 RANKS = Range(1, 2**26, whole=True)

@@ -11,6 +11,7 @@ import torch.nn.functional as F  # noqa: N812 - its name everywhere
 from pydantic import Field
 from torch import Tensor, nn
 
+from jzi.store.info import MAX_WIDTH
 from jzi.store.map_embeddings import MapEmbeddings
 from jzi.store.pyramid import MAX_SIDE
 from jzi.store.setting_checks import check_settings
@@ -39,10 +40,10 @@ class HeadsConfig:
         ConfigError: the type or the range of a value is wrong.
     """
 
-    width: Annotated[int, Field(ge=1, le=8192)]
+    width: Annotated[int, Field(ge=1, le=MAX_WIDTH)]
     scales: Annotated[int, Field(ge=1, le=64)] = 1
     hidden: Annotated[int, Field(ge=1, le=65_536)] = 256
-    features: Annotated[int, Field(ge=1, le=8192)] = 128
+    features: Annotated[int, Field(ge=1, le=MAX_WIDTH)] = 128
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
     spaces: Annotated[int, Field(ge=1, le=64)] = 1
     prototypes: Annotated[int, Field(ge=0, le=MAX_SIDE**2)] = 0

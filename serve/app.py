@@ -20,14 +20,16 @@ from jzi.encode.imagery import Imagery
 from jzi.errors import JziError
 from jzi.locate.location import LocateOptions
 from jzi.locate.locator import Locator
+from jzi.locate.ranges import DISTANCE
 from jzi.serve.batch import BatchLocator
 from jzi.serve.guard import Access, Guard
-from jzi.serve.limits import EARTH_M, STOPPING, Limits, RefusedError
+from jzi.serve.limits import Limits, RefusedError, StoppingError
 from jzi.serve.metrics import Metrics
-from jzi.serve.parameters import BODY, area_side, check_names, parse_position, sentence
+from jzi.serve.parameters import BODY, check_names, parse_position, sentence
 from jzi.serve.queue import Job, PhotoQueue
 from jzi.serve.site import Site
 from jzi.serve.uploads import Reservation, Upload, Uploads
+from jzi.store.cell_grid import longer_side
 from jzi.version import __version__
 
 PARAMETERS = {"estimate", "radius", "top", "details", "near", "within"}
@@ -62,7 +64,7 @@ def make_app(
         limits: limits on requests; by default those of `Limits()`.
         access: who may use the service; by default anyone who can connect.
     """
-    limits, side = limits or Limits(), area_side(locator.expert.area)
+    limits, side = limits or Limits(), longer_side(locator.expert.area)
     service = _Service(limits)
     site = Site(locator.pyramid)
 
@@ -118,7 +120,7 @@ def make_app(
             examples=["48.2,16.37"],
         ),
         within: float | None = Query(
-            None, gt=0, le=EARTH_M, allow_inf_nan=False, description="prior: largest distance from `near`, metres"
+            None, gt=0, le=DISTANCE.high, allow_inf_nan=False, description="prior: largest distance from `near`, metres"
         ),
     ) -> Response:
         check_names(set(request.query_params), PARAMETERS)
@@ -182,7 +184,7 @@ class _Service:
                 return await task
             except asyncio.CancelledError:
                 if self._stopping:
-                    raise RefusedError(503, STOPPING, 10) from None
+                    raise StoppingError() from None
                 raise
             finally:
                 self._open.discard(task)

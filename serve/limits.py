@@ -6,18 +6,12 @@ from dataclasses import dataclass
 
 from jzi.errors import ConfigError, JziError
 
-#: Largest distance on earth, metres (half of the equator's length).
-EARTH_M = 20_037_508
-
 #: Largest region of a prior, bytes: GeoJSON of about 25 000 corners.
 REGION_BYTES = 1_000_000
 
 #: Memory that decoding takes per pixel, bytes: 20 were measured for PNG with an alpha channel, WebP and float TIFF, 12
 #: for JPEG and PNG in colour.
 BYTES_PER_PIXEL = 20
-
-#: The sentence for requests that the end of the service leaves open.
-STOPPING = "the service is stopping: try again when it is back"
 
 
 @dataclass(frozen=True)
@@ -76,3 +70,10 @@ class RefusedError(JziError):
     def __init__(self, status: int, detail: str, retry_after: int | None = None) -> None:
         super().__init__(detail)
         self.status, self.retry_after = status, retry_after
+
+
+class StoppingError(RefusedError):
+    """A request that the end of the service leaves open."""
+
+    def __init__(self) -> None:
+        super().__init__(503, "the service is stopping: try again when it is back", 10)

@@ -9,7 +9,6 @@ from fastapi.exceptions import RequestValidationError
 from jzi.errors import ConfigError
 from jzi.locate.prior_weights import check_circle
 from jzi.serve.limits import REGION_BYTES
-from jzi.store.cell_grid import CellGrid
 
 #: The form of `POST /locate`, in the terms of OpenAPI; `jzi.serve.uploads` receives it.
 BODY: dict[str, Any] = {
@@ -35,11 +34,6 @@ BODY: dict[str, Any] = {
         },
     }
 }
-
-
-def area_side(area: CellGrid) -> float:
-    """Return the longer side of an area, metres."""
-    return max(area.shape) * area.cell_size
 
 
 def parse_position(near: str | None, within: float | None) -> tuple[float, float] | None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from jzi.encode.photo_memory import MemoryBudget
 from jzi.encode.photo_reader import PANORAMA
 from jzi.encode.photos import looks_like_panorama, open_photo, resize_photo
 from jzi.export.page import PHOTO
@@ -44,7 +42,7 @@ class PhotoDecoder:
     def __init__(self, shape: tuple[int, int], resampling: str, max_pixels: int) -> None:
         (self.height, self.width), self.resampling = shape, resampling
         self.max_pixels = max_pixels
-        self._free, self._changed = max_pixels, threading.Condition()
+        self._pixels = MemoryBudget(max_pixels)
 
     def decode(self, data: bytes, name: str) -> DecodedPhoto:
         """Decode a photo; waits until its pixels are within the bound.
@@ -56,22 +54,11 @@ class PhotoDecoder:
         Raises:
             PhotoError: as `jzi.encode.photos.open_photo`.
         """
-        with open_image(data, name) as image, self._reserve(image.width * image.height):
-            photo = open_photo(image, name, max_pixels=self.max_pixels)
-            pixels = resize_photo(photo, self.width, self.height, self.resampling)
-            notes = (PANORAMA,) if looks_like_panorama(*photo.size) else ()
-            photo.thumbnail((PHOTO, PHOTO))
-            return DecodedPhoto(pixels, photo, notes)
-
-    @contextmanager
-    def _reserve(self, pixels: int) -> Iterator[None]:
-        pixels = min(pixels, self.max_pixels)  # a larger photo is refused by `open_photo`
-        with self._changed:
-            self._changed.wait_for(lambda: self._free >= pixels)
-            self._free -= pixels
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._free += pixels
-                self._changed.notify_all()
+        with open_image(data, name) as image:
+            size = min(image.width * image.height, self.max_pixels)  # a larger photo is refused by `open_photo`
+            with self._pixels.reserve(size):
+                photo = open_photo(image, name, max_pixels=self.max_pixels)
+                pixels = resize_photo(photo, self.width, self.height, self.resampling)
+                notes = (PANORAMA,) if looks_like_panorama(*photo.size) else ()
+                photo.thumbnail((PHOTO, PHOTO))
+                return DecodedPhoto(pixels, photo, notes)

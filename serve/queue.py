@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jzi.locate.location import LocateOptions
-from jzi.serve.limits import STOPPING, RefusedError
+from jzi.serve.limits import RefusedError, StoppingError
 
 #: Longest time that `Retry-After` asks for, seconds.
 MAX_RETRY_AFTER = 120
@@ -94,7 +94,7 @@ class PhotoQueue:
     def check(self) -> None:
         """Raise a `RefusedError` if no photo may be added."""
         if self._closed:
-            raise RefusedError(503, STOPPING, 10)
+            raise StoppingError()
         if len(self) >= self.size:
             raise RefusedError(503, f"{self.size} photos wait already: try again later", self.retry_after)
 
@@ -129,7 +129,7 @@ class PhotoQueue:
             self._jobs.clear()
             self._changed.notify()
         for job in waiting:
-            job.finish(RefusedError(503, STOPPING, 10))
+            job.finish(StoppingError())
 
     def _work(self) -> None:
         while (batch := self._take()) is not None:

@@ -20,6 +20,9 @@ CHARSETS = (b"utf-8", b"us-ascii")
 #: Longest name of a photo in an answer, characters.
 NAME = 100
 
+#: The sentence for a request without a photo.
+MISSING = "photo is missing: send a multipart form in UTF-8 with the file `photo`"
+
 
 @dataclass(frozen=True)
 class Upload:
@@ -67,8 +70,7 @@ class Reservation:
         self.bytes += count
         self._uploads.held += count
         limits = self._uploads.limits
-        if self.bytes > limits.megabytes * 1e6:
-            raise RefusedError(413, f"the request has more than {limits.megabytes:g} MB: send a smaller photo")
+        _check_size(self.bytes, limits)
         if self._uploads.held > limits.waiting_mb * 1e6:
             raise RefusedError(503, f"the photos that wait have {limits.waiting_mb:g} MB already: try again later", 5)
 
@@ -102,11 +104,11 @@ class Uploads:
             ClientDisconnect: the client has gone.
         """
         declared = request.headers.get("content-length", "")
-        if declared.isdigit() and int(declared[:18]) > self.limits.megabytes * 1e6:
-            raise RefusedError(413, f"the request has more than {self.limits.megabytes:g} MB: send a smaller photo")
+        if declared.isdigit():
+            _check_size(int(declared[:18]), self.limits)
         kind, options = parse_options_header(request.headers.get("content-type", ""))
         if kind != b"multipart/form-data" or options.get(b"charset", b"utf-8").lower() not in CHARSETS:
-            raise RefusedError(422, "photo is missing: send a multipart form in UTF-8 with the file `photo`")
+            raise RefusedError(422, MISSING)
         parser = _MemoryParser(
             request.headers, self._chunks(request, reservation), max_files=2, max_fields=2, max_part_size=REGION_BYTES
         )
@@ -134,7 +136,7 @@ class Uploads:
         photo, region = form.get("photo"), form.get("region")
         try:
             if not isinstance(photo, UploadFile):
-                raise RefusedError(422, "photo is missing: send a multipart form in UTF-8 with the file `photo`")
+                raise RefusedError(422, MISSING)
             if isinstance(region, UploadFile):
                 area: bytes | None = await region.read()
             else:
@@ -146,3 +148,8 @@ class Uploads:
             return Upload(await photo.read(), name, area, received)
         finally:
             await form.close()
+
+
+def _check_size(size: int, limits: Limits) -> None:
+    if size > limits.megabytes * 1e6:
+        raise RefusedError(413, f"the request has more than {limits.megabytes:g} MB: send a smaller photo")

@@ -21,6 +21,7 @@ from jzi.store.info import EncoderInfo, ImageryInfo
 from jzi.store.plain import plain
 from jzi.store.pyramid import Pyramid
 from jzi.store.region import RegionInfo
+from jzi.store.setting_checks import first_invalid
 from jzi.version import __version__
 
 FORMAT = 2
@@ -31,9 +32,8 @@ MAX_ROWS = 2**25
 #: Most columns that a photo table can add, and characters of their names.
 MAX_COLUMNS, MAX_NAME = 512, 200
 
-#: Most features, pixels along a side of an encoder's input, and patch tokens of a tile; twice and more what the largest
-#: published encoders have. A chunk of patch tokens takes at most 268 MB.
-MAX_WIDTH, MAX_IMAGE_SIZE, MAX_TOKENS = 2**13, 2**14, 2**14
+#: Most patch tokens of a tile; a chunk of them takes at most 268 MB.
+MAX_TOKENS = 2**14
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -207,15 +207,9 @@ def _parsed(adapter: TypeAdapter[Any], entries: Mapping[str, Any], subject: str,
     try:
         header = adapter.validate_json(json.dumps(entries))
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
-        raise CacheError(f"{subject} has an invalid entry {name:.100} ({first['msg']}): {hint}") from error
+        raise CacheError(f"{subject} has an {first_invalid(error)}: {hint}") from error
     except (JziError, ValueError, TypeError, OverflowError, RecursionError) as error:  # of the pyramid
         raise CacheError(f"{subject} cannot be used ({first_line(error)}): {hint}") from error
-    if isinstance(header, CacheHeader):
-        width, size = header.encoder.width, header.encoder.image_size
-        if not (1 <= width <= MAX_WIDTH and 1 <= size <= MAX_IMAGE_SIZE):
-            raise CacheError(f"{subject} has an encoder of {width} features and {size} px: {hint}")
     return header
 
 

@@ -65,3 +65,8 @@ class CellGrid(Protocol):
     def unproject(self, x: ArrayLike, y: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """x, y metres to latitude, longitude in degrees (WGS 84)."""
         ...
+
+
+def longer_side(grid: CellGrid) -> float:
+    """Return the longer side of the area of a grid, metres."""
+    return max(grid.shape) * grid.cell_size

@@ -163,8 +163,13 @@ def photo_documents(header: PhotosHeader, width: int) -> dict[str, Document]:
 
 
 def photo_array(name: str) -> str:
+    """Path of the array of a column in the cache."""
+    return f"queries/{array_name(name)}"
+
+
+def array_name(name: str) -> str:
     """Name of the array of a column; characters that it cannot have are percent-encoded ("km/h" is "km%2Fh")."""
-    return "queries/" + _RESERVED.sub(lambda match: f"%{ord(match[0]):02X}", name)
+    return _RESERVED.sub(lambda match: f"%{ord(match[0]):02X}", name)
 
 
 def photo_document(header: PhotosHeader, name: str, width: int) -> Document:

@@ -16,7 +16,7 @@ from jzi.store.storage import zarr_store
 #: Name of the object in a cache at a URL.
 OBJECT = "writer.lock"
 
-#: Seconds after which a record that was written without an atomic create belongs to whoever wrote last.
+#: Seconds to wait after a stale record of a URL was replaced, by a plain write: then it belongs to whoever wrote last.
 SETTLE_S = 1.0
 
 #: Seconds after which the claim of a process that died while it took over a lock is removed.

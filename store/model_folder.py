@@ -37,6 +37,7 @@ from jzi.store.files import file_sha256, write_whole
 from jzi.store.info import EncoderInfo, ImageryInfo
 from jzi.store.plain import plain
 from jzi.store.pyramid import Pyramid
+from jzi.store.setting_checks import first_invalid
 from jzi.version import __version__
 
 FORMAT = 2
@@ -195,9 +196,7 @@ def read_config(folder: Path) -> AnyModelConfig:
     try:
         config = adapter.validate_json(json.dumps(entries))
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
-        raise ModelError(f"{path} has an invalid entry {name} ({first['msg']}): {HINT}") from error
+        raise ModelError(f"{path} has an {first_invalid(error)}: {HINT}") from error
     except JziError as error:  # of the pyramid and the encoder
         raise ModelError(f"{path} cannot be used ({error}): {HINT}") from error
     _check(path, config)

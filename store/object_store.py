@@ -126,9 +126,8 @@ class RemoteStore(ObjectStore[Any]):
         try:
             return await self._repeat(partial(super().get, key, prototype, byte_range))
         except CacheError as error:
-            if not isinstance(byte_range, RangeByteRequest) or "Range request not supported" not in str(
-                error.__cause__
-            ):
+            refused = "Range request not supported" in str(error.__cause__)
+            if not (refused and isinstance(byte_range, RangeByteRequest)):
                 raise
         # simple web servers send whole files only
         if (size := await self._repeat(partial(self.getsize, key))) > WHOLE_BYTES:

@@ -121,7 +121,7 @@ def _open(file: BinaryIO) -> Image.Image:
 
 def _check_scans(image: Image.Image, file: _BoundedFile) -> None:
     """Refuse a JPEG with too many scans; in most, a single one holds all components."""
-    start = file.tell()  # behind the header of the first scan
+    start = file.tell()  # after the header of the first scan
     components = len(image.getbands())
     file.seek(start - 8 - 2 * components)
     if file.read(2) == b"\xff\xda" and "progressive" not in image.info:

@@ -10,7 +10,6 @@ import contextlib
 import csv
 import json
 import os
-import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,8 +22,10 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from jzi.errors import PhotoError, PhotoTableError, first_line
+from jzi.store.cache_header import MAX_NAME
 from jzi.store.cell_grid import CellGrid
 from jzi.store.exif import ExifPosition, read_position
+from jzi.store.layout import array_name
 from jzi.store.photo_finder import PhotoFinder
 from jzi.store.pyramid import Pyramid
 from jzi.store.region import RegionCells
@@ -49,8 +50,6 @@ _TEXT = ("id", "path", "drive", "device")
 #: Most columns of a table and characters of its header.
 MAX_COLUMNS, MAX_HEADER = 1000, 2**20
 
-#: Names that a column, which becomes an array of the cache, cannot have.
-_UNSAFE = re.compile(r"\.*|__.*|zarr\.json|\.z\w+")
 _SEQUENCE_LENGTH = 200  # characters of a zoom sequence, at most
 
 #: Why a row or a link whose path leads out of the folder of photos is not used.
@@ -295,15 +294,15 @@ def _read_table(source: Path, photos: Path, finder: PhotoFinder) -> tuple[pd.Dat
 
 
 def _with_standard_names(frame: pd.DataFrame) -> pd.DataFrame:
-    """Rename columns; those whose name is that of another, or cannot be that of an array, are left out."""
-    names = [re.sub(r"[/\\\x00-\x1f\x7f]", "_", str(column).strip()) for column in frame.columns]
+    """Rename columns; those whose name is that of another, or is too long for the cache, are left out."""
+    names = [str(column).strip() for column in frame.columns]
     standard = _standard_names(names)
     taken: set[str] = set(standard.values())
     columns: dict[str, int] = {}
     for index, name in enumerate(names):
         if name in standard and standard[name] not in columns:
             columns[standard[name]] = index
-        elif name not in taken and not _UNSAFE.fullmatch(name) and len(name) <= 100:
+        elif name not in taken and 0 < len(array_name(name).encode()) <= MAX_NAME:
             columns.setdefault(name, index)
     result = frame.iloc[:, list(columns.values())].copy()
     result.columns = pd.Index(list(columns))

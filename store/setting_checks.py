@@ -1,14 +1,50 @@
-"""Check settings against their pydantic `Field`s when a dataclass is created in Python rather than from jzi.toml."""
+"""Sentences about values that pydantic refuses; checks of settings that are created in Python rather than by it."""
 
 from __future__ import annotations
 
 from dataclasses import fields
 from functools import lru_cache
-from typing import Any, get_type_hints
+from typing import Any, NamedTuple, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
 from jzi.errors import ConfigError
+
+
+class InvalidEntry(NamedTuple):
+    """The first entry that pydantic refuses.
+
+    Attributes:
+        name: its name, such as `encoder.width`.
+        value: its value.
+        kind: pydantic's name for the error.
+        reason: what is wrong with it.
+    """
+
+    name: str
+    value: Any
+    kind: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"invalid entry {self.name:.100} ({self.reason})"
+
+
+def first_invalid(error: ValidationError) -> InvalidEntry:
+    """Return the first entry that pydantic refuses."""
+    first = error.errors()[0]
+    return InvalidEntry(".".join(map(str, first["loc"])), first["input"], first["type"], first["msg"])
+
+
+def setting_error(name: str, value: Any, reason: str) -> ConfigError:
+    """Return the error of a setting with a value that is out of range or of another type.
+
+    Args:
+        name: section and name, such as `decoder.layers`.
+        value: its value.
+        reason: what is wrong with it.
+    """
+    return ConfigError(f"the setting {name} = {value!r:.100} has no sensible value: {reason}")
 
 
 def check_settings(section: str, settings: Any) -> None:
@@ -26,10 +62,7 @@ def check_settings(section: str, settings: Any) -> None:
         try:
             adapter.validate_python(value, strict=True)
         except ValidationError as error:
-            reason = error.errors()[0]["msg"]
-            raise ConfigError(
-                f"the setting {section}.{name} = {value!r:.100} has no sensible value: {reason}"
-            ) from error
+            raise setting_error(f"{section}.{name}", value, first_invalid(error).reason) from error
 
 
 @lru_cache

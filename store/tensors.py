@@ -10,9 +10,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from jzi.errors import ModelError, first_line
-
-#: What to do about a file that does not fit.
-HINT = "copy the model again, or train it again"
+from jzi.store.model_folder import HINT
 
 #: Types of weights and embeddings, by the names of safetensors.
 FLOATS = ("F16", "F32")

@@ -21,6 +21,7 @@ from jzi.store.info import EncoderInfo
 from jzi.store.lock import LockOwner, WriterLock
 from jzi.store.lock_files import LocalLockFile, StoreLockFile
 from jzi.store.pyramid import Pyramid
+from jzi.workspace.caches import remove_cache
 
 HOLD = """
 import sys, time
@@ -238,6 +239,20 @@ def test_a_cache_at_a_url_has_one_writer_too(url: str, pyramid: Pyramid, info: E
     assert StoreLockFile(url).create(other_record())
     with pytest.raises(CacheError, match="being written by"):
         FeatureCache.create(url, pyramid, info, lock="refuse")
+
+
+def test_a_cache_at_a_url_is_not_deleted_while_another_process_writes_it(url: str, pyramid, info) -> None:
+    FeatureCache.create(url, pyramid, info, lock="shared")  # without a lock
+    file = StoreLockFile(url)
+    assert file.create(other_record())
+    with pytest.raises(CacheError, match="is being written by"):
+        remove_cache(url)
+    FeatureCache.open(url)
+    set_object(file, other_record(pid=2**30))  # its process has ended
+    remove_cache(url)
+    assert file.read() is None
+    with pytest.raises(CacheError, match="there is no feature cache"):
+        FeatureCache.open(url)
 
 
 def test_a_lock_at_a_url_is_released_and_taken_over_by_a_dead_process(url: str) -> None:

@@ -13,6 +13,8 @@ import pytest
 from PIL import Image
 
 from jzi.errors import PhotoTableError
+from jzi.store.cache import FeatureCache
+from jzi.store.info import EncoderInfo
 from jzi.store.photo_table import PhotoTable, read_photo_table
 from jzi.store.pyramid import Pyramid
 
@@ -266,11 +268,17 @@ def test_cells_that_no_file_system_takes_cost_only_their_row(write_table: Callab
     assert reasons(table).keys() == {"y" * 100 + "...", "\\x1b[2J"}, "short, and nothing that a terminal obeys"
 
 
-def test_columns_that_the_cache_cannot_name_are_left_out(write_table: Callable) -> None:
-    header = "id,lat,lon,..,.,,a/b,zarr.json,__x," + "z" * 300 + ", id,ID"
-    frame = read_photo_table(write_table(header + "\na,48.2,16.3,1,2,3,4,5,6,7,8,9\n")).frame
-    assert set(frame) == {"id", "ID", "latitude", "longitude", "a_b", "Unnamed: 5", "photo", "path", "line", "split"}
+def test_columns_keep_their_names_unless_those_are_too_long_for_the_cache(
+    write_table: Callable, pyramid: Pyramid, info: EncoderInfo, tmp_path: Path
+) -> None:
+    header = f"id,lat,lon,..,.,,km/h,km_h,zarr.json,__x,{'z' * 201},{'/' * 70},{'ü' * 101}, {'ü' * 100}, id,ID"
+    frame = read_photo_table(write_table(header + "\na,48.2,16.3,1,2,3,4,5,6,7,8,9,10,11,12,13\n")).frame
+    odd = {"..": 1, ".": 2, "Unnamed: 5": 3, "km/h": 4, "km_h": 5, "zarr.json": 6, "__x": 7, "ü" * 100: 11}
+    assert set(frame) == {"id", "ID", "latitude", "longitude", "photo", "path", "line", "split", *odd}
     assert frame["id"].tolist() == ["a"]
+    FeatureCache.create(tmp_path / "a.zarr", pyramid, info).queries.list_photos(frame)
+    kept = FeatureCache.open(tmp_path / "a.zarr").queries.frame()
+    assert kept[list(odd)].to_numpy().tolist() == [list(odd.values())]
 
 
 @pytest.mark.parametrize(

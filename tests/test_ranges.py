@@ -31,7 +31,7 @@ def numeric_parameters() -> list[tuple[str, click.Parameter]]:
         for name, command in main.commands.items()
         for parameter in command.params
         if isinstance(parameter.type, click.types.FloatParamType | click.types.IntParamType | click.Tuple)
-        if name != "serve" and (name, parameter.name) not in CHECKED_ELSEWHERE
+        if (name, parameter.name) not in CHECKED_ELSEWHERE
     ]
 
 

@@ -10,10 +10,12 @@ from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
 from jzi.errors import ConfigError
-from jzi.store.info import MAX_IMAGE_SIZE
+from jzi.locate.ranges import MAX_SEED
+from jzi.store.info import MAX_IMAGE_SIZE, MAX_WIDTH
+from jzi.store.setting_checks import first_invalid, setting_error
 
-#: Largest seed, number of photos, epochs and so on, and learning rate, width and so on.
-MAX_SEED, MAX_COUNT, MAX_VALUE = 2**31 - 1, 10**6, 1e9
+#: Largest number of photos, epochs and so on, and learning rate, width and so on.
+MAX_COUNT, MAX_VALUE = 10**6, 1e9
 
 #: Longest distance between a photo and a cell, metres; areas are not much larger.
 MAX_DISTANCE_M = 1e6
@@ -49,11 +51,9 @@ def _raises_config_error(cls: Class) -> Class:
         try:
             plain(self, *args, **values)
         except ValidationError as error:
-            first = error.errors()[0]
-            name = ".".join([getattr(cls, "section", cls.__name__), *map(str, first["loc"])])
-            raise ConfigError(
-                f"the setting {name} = {first['input']!r:.100} has no sensible value: {first['msg']}"
-            ) from error
+            first = first_invalid(error)
+            name = f"{getattr(cls, 'section', cls.__name__)}.{first.name}".rstrip(".")
+            raise setting_error(name, first.value, first.reason) from error
 
     cls.__init__ = init  # type: ignore[misc]
     return cls
@@ -266,7 +266,7 @@ class HeadsTrainingConfig(TrainingConfig):
     save_every_s: Positive = 10.0
     init: str = ""
     hidden: Annotated[int, Field(ge=1, le=65_536)] = 256
-    features: Annotated[int, Field(ge=1, le=8192)] = 128
+    features: Annotated[int, Field(ge=1, le=MAX_WIDTH)] = 128
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
     sigma: Positive = 0.5
     prototypes: bool = False

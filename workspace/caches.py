@@ -19,6 +19,7 @@ from jzi.store.cell_features import CellFeatures
 from jzi.store.info import EncoderInfo, ImageryInfo
 from jzi.store.lock import WriterLock
 from jzi.store.model_folder import CONFIG, MAP, AnyModelConfig, read_config
+from jzi.store.object_store import delete_all
 from jzi.store.photo_features import UNREADABLE
 from jzi.store.pyramid import Pyramid
 from jzi.store.region import RegionInfo
@@ -205,14 +206,21 @@ def models_needing(cache: CacheInfo, models: Iterable[ModelInfo], others: Iterab
     ]
 
 
-def remove_cache(path: Path) -> None:
-    """Delete a cache. It is renamed first, so an interrupted deletion leaves no incomplete cache under its name.
+def remove_cache(path: str | Path) -> None:
+    """Delete a cache.
+
+    A local one is renamed first, so an interrupted deletion leaves no incomplete cache under its name. Of one at a URL
+    the metadata goes last, so an interrupted deletion can be repeated.
 
     Raises:
-        CacheError: there is no cache, or another process writes to it.
+        CacheError: there is no cache, another process writes to it, or the store refuses.
     """
     FeatureCache.open(path)
     with WriterLock(path, "refuse"):
+        if is_url(path):
+            delete_all(str(path))
+            return
+        path = Path(path)
         trash = path.with_name(f".{path.name}.{os.getpid()}.removed")
         path.rename(trash)
     shutil.rmtree(trash)

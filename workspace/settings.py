@@ -17,13 +17,14 @@ from pyproj.exceptions import CRSError
 
 from jzi.decode.config import DecoderConfig
 from jzi.errors import ConfigError, first_line
+from jzi.locate.ranges import MAX_SEED
 from jzi.store.bands import MAX_CELL, MIN_CELL
 from jzi.store.files import write_whole
 from jzi.store.info import MAX_IMAGE_SIZE
 from jzi.store.pyramid import Pyramid
 from jzi.store.region import Rule
+from jzi.store.setting_checks import first_invalid, setting_error
 from jzi.train.config import (
-    MAX_SEED,
     FinetuneConfig,
     HeadsTrainingConfig,
     RetrieverConfig,
@@ -280,7 +281,7 @@ def load_area(
         kind: type[Settings] | type[RegionSettings] = RegionSettings if "region" in values else Settings
         settings: Settings | RegionSettings = TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
-        raise ConfigError(_sentence(file, error)) from error
+        raise _settings_error(file, error) from error
     for name in sorted(overridden):
         if name.partition(".")[0] in set(TRAINING) - set(training):
             raise ConfigError(f"--set {name} has no effect on this command: leave it out")
@@ -296,14 +297,13 @@ def _parse(text: str) -> Any:
         return text
 
 
-def _sentence(file: Path, error: ValidationError) -> str:
-    first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "unexpected_keyword_argument":
-        return f"{file} or --set has a setting {name!r} that jzi does not know"
-    if first["type"] in ("missing", "missing_argument"):
-        return f"{file} lacks the setting {name!r}: `jzi init` writes it"
-    return f"the setting {name} = {first['input']!r:.100} has no sensible value: {first['msg']}"
+def _settings_error(file: Path, error: ValidationError) -> ConfigError:
+    name, value, kind, reason = first_invalid(error)
+    if kind == "unexpected_keyword_argument":
+        return ConfigError(f"{file} or --set has a setting {name!r} that jzi does not know")
+    if kind in ("missing", "missing_argument"):
+        return ConfigError(f"{file} lacks the setting {name!r}: `jzi init` writes it")
+    return setting_error(name, value, reason)
 
 
 def _with_null(value: Any, name: str = "") -> str:
