@@ -37,10 +37,9 @@ def import_checkpoint_command(
 
     pyramid = load_settings(config_file).pyramid if config_file else published(preset)
     from jzi.decode.import_checkpoint import import_checkpoint
-    from jzi.errors import ModelError
-    from jzi.store.lock import WriterLock
+    from jzi.store.model_folder import lock_model
 
-    with WriterLock(output, error=ModelError):
+    with lock_model(output):
         import_checkpoint(checkpoint, output, pyramid, **options)
     encoder = {"name": output / "encoder", "image_size": options["image_size"], "resampling": "reference"}
     settings = " ".join(f"--set encoder.{name}={value}" for name, value in encoder.items())

@@ -66,10 +66,9 @@ def index(config_file: Path, overrides: tuple[str, ...], retriever: Path, hnsw: 
     from jzi.commands.reports import cells_text
     from jzi.encode.device import processes
     from jzi.encode.encode_cells import index_cells
-    from jzi.errors import ModelError
     from jzi.retrieve.retriever import Retriever
     from jzi.retrieve.search import build_graph, import_faiss, save_graph
-    from jzi.store.lock import WriterLock
+    from jzi.store.model_folder import lock_model
     from jzi.store.plain import plain
     from jzi.workspace.open import open_cache_of, open_imagery
 
@@ -86,7 +85,7 @@ def index(config_file: Path, overrides: tuple[str, ...], retriever: Path, hnsw: 
         return
     if hnsw:
         _, _, embedding = cache.cells.read()
-        with WriterLock(model.folder, error=ModelError):
+        with lock_model(model.folder):
             save_graph(build_graph(embedding), model.hnsw_path)
     values = {**plain(report), "cache": model.cache_path, "graph": str(model.hnsw_path) if hnsw else None}
     graph = f", and a graph for approximate search: {model.hnsw_path}" if hnsw else ""

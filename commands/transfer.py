@@ -25,14 +25,13 @@ def transfer(config_file: Path, overrides: tuple[str, ...], model: Path, as_json
     settings = load_settings(config_file, overrides, training=())
     from jzi.commands.reports import transfer_text
     from jzi.encode.device import best_device
-    from jzi.errors import ModelError
     from jzi.retrieve.transfer import transfer as transfer_experts
     from jzi.store.cache import FeatureCache
-    from jzi.store.lock import WriterLock
+    from jzi.store.model_folder import lock_model
 
     cache = FeatureCache.open(settings.cache_path)
     cache.check(area=settings.pyramid)
     folder = settings.path(settings.model.path)
-    with WriterLock(folder, error=ModelError):
+    with lock_model(folder):
         report = transfer_experts(model, cache, folder, best_device())
     print_result(as_json, report, transfer_text(report))

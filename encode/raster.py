@@ -29,6 +29,9 @@ from jzi.store.cell_grid import Bounds
 #: Largest block and largest part of a raster that is read at once, bytes.
 MAX_BLOCK, MAX_READ = 2**30, 2**30
 
+#: Least number of result pixels per source pixel. GDAL's kernel is 4 / scale pixels wide: at 1e-7 a tile takes a second
+#: and at 1e-9 the width overflows. Square pixels have 0.5, so this is an aspect ratio of 50 000.
+MIN_SCALE = 1e-5
 
 #: Errors of rasterio, and of GDAL where rasterio does not translate them; messages may not be UTF-8.
 GDAL_ERRORS = (RasterioError, CRSError, CPLE_BaseError, UnicodeDecodeError)
@@ -194,9 +197,7 @@ class Raster:
         # Palette indices cannot be averaged
         resampling = Resampling.nearest if self.palette is not None else Resampling.average
         if shape[0] * shape[1] * (self.dtype.itemsize * len(self.bands) + 1) > MAX_READ:
-            raise ImageryError(
-                f"{self.path} has too narrow pixels: one tile takes {shape[0]} x {shape[1]}; resample it (gdalwarp)"
-            )
+            raise self._too_narrow(shape)
         try:
             with _environment(self.options), self._reading() as source:
                 data = source.read(
@@ -209,6 +210,12 @@ class Raster:
         if data.dtype.kind == "f":
             valid = np.where(np.isfinite(data).all(axis=0), valid, 0)
         return data, valid.astype(np.uint8)
+
+    def _too_narrow(self, shape: tuple[float, float]) -> ImageryError:
+        rows, cols = (f"{pixels:.6g}" for pixels in shape)
+        return ImageryError(
+            f"{self.path} has too narrow pixels: one tile takes {rows} x {cols}; resample it (gdalwarp)"
+        )
 
     def bounds_in(self, crs: str) -> Bounds:
         """Return the raster's extent in another CRS.
@@ -253,6 +260,11 @@ class Raster:
         shape = (max(1, round(window.height / shrink)), max(1, round(window.width / shrink)))
         scale = Affine.scale(window.width / shape[1], window.height / shape[0])
         side = (bounds.east - bounds.west) / cols
+        # Result pixels per source pixel. GDAL's estimate considers only the part of the result that the raster covers,
+        # and aliases if that is small: at the edges of a map and in mosaics of many sheets.
+        x_scale, y_scale = cols / (across * shape[1] / window.width), rows / (down * shape[0] / window.height)
+        if not min(x_scale, y_scale) >= MIN_SCALE:
+            raise self._too_narrow((rows / y_scale, cols / x_scale))
         source = self.read(window, shape)
         alpha: dict[str, int] = {"src_alpha": 4, "dst_alpha": 4}
         target = rgba
@@ -267,10 +279,8 @@ class Raster:
             dst_crs=crs,
             **alpha,
             resampling=Resampling.cubic,
-            # Result pixels per source pixel. GDAL's estimate considers only the part of the result that the raster
-            # covers, and aliases if that is small: at the edges of a map and in mosaics of many sheets.
-            XSCALE=cols / (across * shape[1] / window.width),
-            YSCALE=rows / (down * shape[0] / window.height),
+            XSCALE=x_scale,
+            YSCALE=y_scale,
         )
         return rgba
 

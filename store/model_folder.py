@@ -33,8 +33,9 @@ from safetensors import SafetensorError
 
 from jzi.errors import JziError, ModelError, first_line
 from jzi.store.digest_memory import remembered_sha256
-from jzi.store.files import file_sha256, write_whole
+from jzi.store.files import file_sha256, remove_leftovers, write_whole
 from jzi.store.info import EncoderInfo, ImageryInfo
+from jzi.store.lock import LockMode, WriterLock
 from jzi.store.plain import plain
 from jzi.store.pyramid import Pyramid
 from jzi.store.setting_checks import first_invalid
@@ -262,6 +263,24 @@ def verify_encoder(folder: Path, config: ModelConfig) -> Path | None:
 # Writing
 
 
+def lock_model(folder: Path, mode: LockMode = "wait") -> WriterLock:
+    """Lock a model folder for writing, and remove what killed processes left in it; a context manager.
+
+    Args:
+        folder: the model folder, which need not exist.
+        mode: what to do if another process writes to it.
+
+    Raises:
+        ModelError: another process writes to it and mode is "refuse", or it cannot be locked.
+    """
+    lock = WriterLock(folder, mode, ModelError)
+    if mode != "shared":
+        with lock.released_on_error():
+            for part in (folder, folder / ENCODER, folder / "train", *(folder / "train").glob("*/")):
+                remove_leftovers(part)
+    return lock
+
+
 def create_model(folder: Path, config: ModelConfig, encoder_folder: Path | None = None) -> None:
     """Create a model folder: copy the encoder, then write config.json with the digests of all files.
 
@@ -347,7 +366,7 @@ def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
 
 def _write_config(folder: Path, config: ModelConfig) -> None:
     entries = plain(config)
-    digests = {name: entries.pop(name) for name in ("files", "replacing")}
+    digests = {name: dict(sorted(entries.pop(name).items())) for name in ("files", "replacing")}
     if not digests["replacing"]:
         del digests["replacing"]
     head = {"jzi_format": FORMAT, "version": config.version, "kind": entries["kind"]}

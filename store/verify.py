@@ -147,7 +147,7 @@ def _photos(cache: FeatureCache) -> tuple[int, int]:
     """Number of photos whose embedding or id is lost, and of those that have not been encoded."""
     queries = cache.queries
     listed = queries.column("listed").astype(bool)
-    lost = len(set(queries.damaged_rows()) | set(np.flatnonzero(queries.column("id") == "")))
+    lost = len(set(queries.damaged_rows()) | set(np.flatnonzero(listed & (queries.column("id") == ""))))
     return lost, int((listed & (queries.column("status") == MISSING)).sum())
 
 

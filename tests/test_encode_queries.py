@@ -23,6 +23,7 @@ from jzi.store import photo_features as query_features
 from jzi.store.cache import FeatureCache
 from jzi.store.photo_table import PhotoTable, read_photo_table
 from jzi.store.pyramid import Pyramid
+from jzi.store.verify import verify_cache
 
 PHOTOS, CHUNK = 20, 8  # three chunks
 
@@ -328,6 +329,8 @@ def test_a_damaged_column_is_mended_by_the_next_run(encoded_album: Album, damage
     again = FeatureCache.open(encoded_album.path).queries.frame()
     assert again.reset_index(drop=True).equals(listed)
     assert encoded_album.run(table) == PhotoReport(0, PHOTOS, (), 0)
+    report = verify_cache(FeatureCache.open(encoded_album.path))
+    assert not (report.metadata or report.damaged or report.lost)
 
 
 # Several processes

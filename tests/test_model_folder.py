@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 import random
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +41,7 @@ from jzi.store.model_folder import (
     ZoomModelConfig,
     copy_encoder,
     create_model,
+    lock_model,
     read_config,
     record_files,
     update_config,
@@ -204,6 +208,23 @@ def test_a_process_killed_while_it_replaces_weights_leaves_a_usable_folder(model
             ZoomModel.load(model)
     flip(model / DECODER)
     refused(model, answer, DECODER)
+
+
+def test_a_config_written_by_a_resumed_run_is_that_of_an_uninterrupted_one(model, encoder, tmp_path) -> None:
+    """A killed process had already written the map and the weights when the folder is created again."""
+    before, config = (model / CONFIG).read_bytes(), read_config(model)
+    create_model(model, config, tmp_path / "encoder")
+    assert (model / CONFIG).read_bytes() == before
+
+
+def test_locking_a_model_removes_what_killed_processes_left(model) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    names = ["", "encoder", "train", "train/cells"]
+    for name in names:
+        (model / name / ".a.partial" / f"{dead.pid}.{platform.node()}" / "b").mkdir(parents=True)
+    with lock_model(model):
+        assert not list(model.rglob(".*"))
 
 
 def test_resuming_does_not_sanction_what_was_damaged(model, answer) -> None:

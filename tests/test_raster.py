@@ -267,6 +267,19 @@ def world_file(tmp_path: Path, pyramid: Pyramid) -> Path:
     return tmp_path / "map.png"
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_pixels_too_narrow_to_be_resampled_are_refused(tmp_path: Path, pyramid: Pyramid, turned: bool) -> None:
+    """GDAL's kernel would be billions of pixels wide, which takes minutes, gigabytes or the process."""
+    bounds, (narrow, wide) = pyramid.bounds, (1e-9, 1e6)
+    width, height = (wide, narrow) if turned else (narrow, wide)
+    transform = Affine(width, 0, bounds.west + 1, 0, -height, bounds.north - 1)
+    profile = {"driver": "GTiff", "width": 64, "height": 64, "count": 3, "dtype": "uint8"}
+    with rasterio.open(tmp_path / "a.tif", "w", crs=pyramid.crs, transform=transform, **profile) as file:
+        file.write(np.full((3, 64, 64), 99, np.uint8))
+    with pytest.raises(ImageryError, match=r"a\.tif has too narrow pixels: one tile takes .*; resample it"):
+        look(tmp_path / "a.tif", pyramid, pixels=16)
+
+
 def test_a_world_file_and_a_crs_place_a_picture(world_file: Path, pyramid: Pyramid) -> None:
     with pytest.raises(ImageryError, match=r"no CRS; set it with `jzi init --map-crs"):
         Raster(world_file)

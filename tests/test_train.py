@@ -6,6 +6,7 @@ import importlib.util
 import itertools
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -189,15 +190,17 @@ def test_what_killed_processes_left_half_written_is_removed_on_resuming(cache, t
     train_decoder(cache, tmp_path / "model", SMALL, QUICK)
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    names = [".decoder.safetensors.{}", "train/.state.pt.{}", "encoder/.config.json.{}"]
-    (tmp_path / "model" / "encoder").mkdir()
+    names = [".decoder.safetensors.partial", "train/.state.pt.partial", "encoder/.config.json.partial"]
     for name in names:
-        for pid in (dead.pid, os.getpid()):
-            (tmp_path / "model" / name.format(pid)).write_bytes(b"half")
+        for pid in (dead.pid, os.getppid()):
+            own = tmp_path / "model" / name / f"{pid}.{platform.node()}"
+            own.mkdir(parents=True)
+            (own / "file").write_bytes(b"half")
     (tmp_path / "model" / ".notes").write_text("mine")
     train_decoder(cache, tmp_path / "model", SMALL, QUICK)
-    left = {path.relative_to(tmp_path / "model").as_posix() for path in (tmp_path / "model").rglob(".*")}
-    assert left == {".notes", *(name.format(os.getpid()) for name in names)}
+    left = {path.relative_to(tmp_path / "model").as_posix() for path in (tmp_path / "model").rglob("file")}
+    assert left == {f"{name}/{os.getppid()}.{platform.node()}/file" for name in names}
+    assert (tmp_path / "model" / ".notes").read_text() == "mine"
 
 
 def test_a_state_of_another_version_is_refused(cache, tmp_path) -> None:

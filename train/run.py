@@ -14,22 +14,21 @@ import torch
 from jzi.encode.device import writer_lock_mode
 from jzi.errors import ModelError
 from jzi.store.archive import check_archive
-from jzi.store.files import remove_leftovers
 from jzi.store.lock import WriterLock
-from jzi.store.model_folder import CONFIG, DECODER, read_config, replace_file
+from jzi.store.model_folder import CONFIG, DECODER, lock_model, read_config, replace_file
 
 Metrics = dict[str, float]
 
 
 def lock_folder(folder: Path) -> WriterLock:
-    """Lock a model folder for writing; a context manager. Waits until another process has finished with it.
+    """Lock a model folder for writing (`lock_model`). Waits until another process has finished with it.
 
     Processes of one launch are one writer; of several, the main process does not wait.
 
     Raises:
         ModelError: another process writes to it and several processes were launched, or it cannot be locked.
     """
-    return WriterLock(folder, writer_lock_mode(), ModelError)
+    return lock_model(folder, writer_lock_mode())
 
 
 @dataclass
@@ -102,7 +101,7 @@ class TrainingRun:
     def resume(self) -> dict[str, Any]:
         """The state to train from: the last saved one, or the initial one if the folder holds no run.
 
-        Locks the folder until this run is no longer used, and removes temporary files of killed processes.
+        Locks the folder until this run is no longer used.
 
         Raises:
             ModelError: as `load` and `lock_folder`.
@@ -111,10 +110,7 @@ class TrainingRun:
             self.lock = lock_folder(self.folder)
             self.lock.release_with(self)
         with self.lock.released_on_error():
-            state = self.load() or {"epoch": 0, "step": 0, "losses": []}
-        for folder in (self.folder, self.train_folder, self.folder / "encoder"):
-            remove_leftovers(folder)
-        return state
+            return self.load() or {"epoch": 0, "step": 0, "losses": []}
 
     def start(self, settings: str) -> None:
         """Create the folder, and write the settings to train/settings.toml."""
