@@ -1,0 +1,159 @@
+"""Encode the cells of a region into the cache: the database of retrieval in a state or a country."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from jzi.encode.cell_crops import CellBlock, CellCrops
+from jzi.encode.device import processes
+from jzi.errors import CacheCorruptError
+from jzi.store.cache import FeatureCache
+from jzi.store.cell_features import OUTSIDE, CellFeatures, Unit
+from jzi.store.map_embeddings import ENCODED, MISSING, NODATA
+from jzi.store.region import CellRuns
+
+
+class CellEncoder(Protocol):
+    """A network that embeds cells by their images at several levels of detail."""
+
+    @property
+    def device(self) -> torch.device:
+        """Device that it computes on."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """Number of features."""
+        ...
+
+    def encode_cells(self, images: Tensor) -> Tensor:
+        """(n, level, S, S, 3) uint8 to (n, feature) of unit length."""
+        ...
+
+    def to_storage(self, embedding: Tensor) -> NDArray[np.float16]:
+        """Embeddings as they are stored."""
+        ...
+
+
+@dataclass(frozen=True)
+class RegionReport:
+    """Counts of `index_bands`, in cells of the region, summed over all processes.
+
+    Attributes:
+        encoded: cells encoded by this run.
+        reused: cells that the cache already held.
+        nodata: cells without imagery, in all runs.
+        bytes: size in memory of the float16 embeddings of all cells.
+        empty: share of the pixels of the images of this run that have no imagery: at the edge of the map.
+    """
+
+    encoded: int
+    reused: int
+    nodata: int
+    bytes: int
+    empty: float
+
+
+def index_bands(
+    cache: FeatureCache, encoder: CellEncoder, crops: CellCrops, runs: CellRuns, *, batch_size: int = 32
+) -> RegionReport:
+    """Encode the cells of a region that are missing in its cache; no imagery is read if none is.
+
+    Only whole units (chunks or shards) are written, the status last, so an interrupted run resumes at the next unit.
+    Under `accelerate launch` the processes share the units.
+
+    Args:
+        cache: of the region, created for this encoder and imagery, open for writing.
+        encoder: the cache's encoder.
+        crops: images of the cells of the region's grid.
+        runs: the cells of the region.
+        batch_size: cells per forward pass.
+
+    Returns:
+        The counts.
+
+    Raises:
+        ImageryError: the imagery cannot be read.
+        CacheError: the disk is full, or another process has taken over the cache.
+    """
+    state, cells = processes(), cache.cells
+    missing = missing_units(cells, runs)
+    state.wait_for_everyone()  # nobody writes before all have listed the missing units
+    units = missing[state.process_index :: state.num_processes]
+    empty: list[float] = []
+    total = sum(int(runs.mask(*unit).sum()) for unit in units)
+    with tqdm(total=total, unit="cell", desc="cells", disable=not state.is_main_process) as bar:
+        for unit, status, embedding, share in _encoded(units, encoder, crops, runs, batch_size, bar):
+            cache.documents.check_lock()
+            cells.write(unit, status, embedding)
+            empty.append(share)
+    state.wait_for_everyone()
+    status = cells.status()
+    encoded = sum(int((status[unit] == ENCODED).sum()) for unit in missing)
+    total = int((status == ENCODED).sum())
+    shares = gather_object(empty) if state.num_processes > 1 else empty
+    if state.is_main_process:
+        cache.consolidate()
+    return RegionReport(
+        encoded,
+        total - encoded,
+        int((status == NODATA).sum()),
+        2 * total * encoder.width,
+        sum(shares) / encoded if encoded else 0.0,
+    )
+
+
+def missing_units(cells: CellFeatures, runs: CellRuns) -> list[Unit]:
+    """The units of a region's cells that are to be written: that have a cell without status, or a damaged status."""
+
+    def is_missing(unit: Unit) -> bool:
+        mask = runs.mask(*unit)
+        if not mask.any():
+            return False
+        try:
+            return bool((cells.read_status(unit)[mask] == MISSING).any())
+        except CacheCorruptError:
+            return True
+
+    return [unit for unit in cells.units if is_missing(unit)]
+
+
+def _encoded(
+    units: list[Unit], encoder: CellEncoder, crops: CellCrops, runs: CellRuns, batch_size: int, bar: tqdm
+) -> Iterator[tuple[Unit, NDArray[np.uint8], NDArray[np.float16], float]]:
+    """Each unit with its status, its embeddings, and the sum of the shares of empty pixels of its cells."""
+    # Rendered ahead across the ends of units, so that the encoder need not wait there
+    blocks = crops.blocks(key for unit in units for key in crops.keys(*unit, runs.mask(*unit)))
+    for unit in units:
+        mask, empty = runs.mask(*unit), 0.0
+        status = np.where(mask, NODATA, OUTSIDE).astype(np.uint8)
+        embedding = np.full((*mask.shape, encoder.width), np.nan, np.float16)
+        for key in crops.keys(*unit, mask):
+            block = next(blocks)
+            part = tuple(
+                slice(own.start - whole.start, own.stop - whole.start)
+                for own, whole in zip((key.rows, key.cols), unit, strict=True)
+            )
+            if len(block):
+                status[part][block.has_imagery] = ENCODED
+                embedding[part][block.has_imagery] = encode_block(block, encoder, batch_size)
+                empty += float(block.empty.sum())
+            bar.update(int(mask[part].sum()))
+        yield unit, status, embedding, empty
+
+
+def encode_block(block: CellBlock, encoder: CellEncoder, batch_size: int) -> NDArray[np.float16]:
+    """(n, feature) embeddings of the cells of a block that have images."""
+    block = block.to(encoder.device)
+    starts = range(0, len(block), batch_size)
+    parts = [encoder.encode_cells(block[start : start + batch_size]) for start in starts]
+    return encoder.to_storage(torch.cat(parts))

@@ -1,0 +1,155 @@
+"""Claims about encoding the cells of a region: what is encoded, resumed, and shared among processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from pyproj import Transformer
+from torch import Tensor
+
+from jzi.encode import encode_bands
+from jzi.encode.cell_crops import CellCrops
+from jzi.encode.encode_bands import index_bands
+from jzi.encode.imagery import Imagery
+from jzi.encode.raster import close_rasters
+from jzi.errors import CacheError
+from jzi.store import layout
+from jzi.store.bands import BandGrid
+from jzi.store.cache import ENCODED, NODATA, FeatureCache
+from jzi.store.cell_features import OUTSIDE
+from jzi.store.info import EncoderInfo
+from jzi.store.region import CellRuns, Region
+from jzi.tests.conftest import checkerboard, write_geotiff
+
+SIZE, LODS = 16, (1.0, 4.0)
+
+TOWERS = EncoderInfo("towers", False, "0" * 64, 6, 64, "fit")
+
+
+@dataclass
+class MeanColors:
+    """Embeds a cell by the mean colours of its two images; fails after a number of batches."""
+
+    fails_after: int = -1
+    width: int = 6
+    batches: int = 0
+    device = torch.device("cpu")
+
+    def encode_cells(self, images: Tensor) -> Tensor:
+        if self.batches == self.fails_after:
+            raise KeyboardInterrupt
+        self.batches += 1
+        assert images.shape[1:] == (2, SIZE, SIZE, 3) and 1 <= len(images) <= 8
+        return images.float().mean((2, 3)).flatten(1) / 255
+
+    def to_storage(self, embedding: Tensor) -> np.ndarray:
+        return embedding.numpy().astype(np.float16)
+
+
+@pytest.fixture(autouse=True)
+def _small_units(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Shards of 2 x 2 chunks of 4 x 4 cells."""
+    monkeypatch.setattr(layout, "MAX_UNSHARDED", 100)
+    monkeypatch.setattr(layout, "MAX_CELL_CHUNK", 4)
+    monkeypatch.setattr(layout, "SHARD_CHUNKS", 2)
+    yield
+    close_rasters()
+
+
+@dataclass
+class Place:
+    """A lozenge of 600 m, whose east has no imagery."""
+
+    region: Region
+    grid: BandGrid
+    crops: CellCrops
+    runs: CellRuns
+    folder: Path
+
+    def cache(self, name: str) -> FeatureCache:
+        info = self.region.info(self.grid, "touch", self.runs)
+        return FeatureCache.open_or_create(self.folder / name, info, TOWERS)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    corners = [(10.004, 50.0), (10.008, 50.003), (10.004, 50.006), (10.0, 50.003), (10.004, 50.0)]
+    region = Region.of([{"type": "Polygon", "coordinates": [corners]}], "lozenge.geojson")
+    grid = region.grid(20.0)
+    to_utm = Transformer.from_crs("EPSG:4326", "EPSG:32632", always_xy=True)
+    (west, east), (south, north) = to_utm.transform([9.999, 10.006], [49.999, 50.007])
+    path = write_geotiff(
+        tmp_path / "map.tif", checkerboard(900, 500), (west, south, east, north), "EPSG:32632", photometric="RGB"
+    )
+    crops = CellCrops(Imagery([path], grid), grid, LODS, SIZE)
+    return Place(region, grid, crops, region.cells(grid), tmp_path)
+
+
+def stored(cache: FeatureCache) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    cells = FeatureCache.open(cache.path).cells
+    return cells.status(), *cells.read()
+
+
+def test_cells_of_the_region_are_encoded_from_their_images(place: Place) -> None:
+    with closing(place.cache("a.zarr")) as cache:
+        report = index_bands(cache, MeanColors(), place.crops, place.runs, batch_size=8)
+    status, row, col, embedding = stored(cache)
+    mask = place.runs.mask(*(slice(0, size) for size in place.grid.shape))
+    assert len(cache.cells.units) > 9 and (status[mask] != 0).all() and np.isin(status[~mask], (0, OUTSIDE)).all()
+    assert report.encoded == len(row) == (status == ENCODED).sum() > 300
+    assert report.nodata == (status == NODATA).sum() > 50
+    assert (report.reused, report.bytes) == (0, 2 * 6 * len(row))
+    some = np.random.default_rng(0).choice(len(row), 40, replace=False)
+    images = place.crops.at(*place.grid.positions(row[some], col[some]))
+    np.testing.assert_allclose(embedding[some], images.mean((2, 3)).reshape(40, 6) / 255, atol=0.02)
+    longitude = place.grid.positions(*np.nonzero(status == NODATA))[1]
+    assert longitude.min() > 10.0058, "only the east has no imagery"
+    assert 0.01 < report.empty < 0.2
+
+
+def test_an_interrupted_run_is_resumed_and_gives_the_same(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(place.cache("whole.zarr")) as whole:
+        total = index_bands(whole, MeanColors(), place.crops, place.runs, batch_size=8)
+    with closing(place.cache("cut.zarr")) as cut, pytest.raises(KeyboardInterrupt):
+        index_bands(cut, MeanColors(fails_after=30), place.crops, place.runs, batch_size=8)
+    with pytest.raises(CacheError, match="lacks"):
+        FeatureCache.open(cut.path).cells.read()
+    with closing(place.cache("cut.zarr")) as cut:
+        report = index_bands(cut, MeanColors(), place.crops, place.runs, batch_size=8)
+    assert report.reused > 0 and report.encoded + report.reused == total.encoded
+    for one, other in zip(stored(cut), stored(whole), strict=True):
+        np.testing.assert_array_equal(one, other)
+    monkeypatch.setattr(Imagery, "render", None)
+    with closing(place.cache("cut.zarr")) as cut:
+        again = index_bands(cut, MeanColors(fails_after=0), place.crops, place.runs)
+    assert (again.encoded, again.reused, again.nodata) == (0, total.encoded, total.nodata)
+
+
+def test_processes_share_the_units(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(place.cache("whole.zarr")) as whole:
+        index_bands(whole, MeanColors(), place.crops, place.runs, batch_size=8)
+    listed: list = []
+
+    def process(index: int) -> Callable[[], SimpleNamespace]:
+        return lambda: SimpleNamespace(
+            process_index=index, num_processes=2, is_main_process=index == 0, wait_for_everyone=lambda: None
+        )
+
+    monkeypatch.setattr(encode_bands, "gather_object", lambda each: each)
+    units = encode_bands.missing_units
+    monkeypatch.setattr(encode_bands, "missing_units", lambda *each: listed or listed.extend(units(*each)) or listed)
+    encoders = [MeanColors(), MeanColors()]
+    with closing(place.cache("shared.zarr")) as shared:
+        for index, encoder in enumerate(encoders):  # both have listed the same units before either writes
+            monkeypatch.setattr(encode_bands, "processes", process(index))
+            index_bands(shared, encoder, place.crops, place.runs, batch_size=8)
+    assert all(encoder.batches > 10 for encoder in encoders)
+    for one, other in zip(stored(shared), stored(whole), strict=True):
+        np.testing.assert_array_equal(one, other)
