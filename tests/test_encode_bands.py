@@ -25,7 +25,7 @@ from jzi.store.bands import BandGrid
 from jzi.store.cache import ENCODED, NODATA, FeatureCache
 from jzi.store.cell_features import OUTSIDE
 from jzi.store.info import EncoderInfo
-from jzi.store.region import CellRuns, Region
+from jzi.store.region import CellRuns, Region, RegionCells
 from jzi.tests.conftest import checkerboard, write_geotiff
 
 SIZE, LODS = 16, (1.0, 4.0)
@@ -74,8 +74,8 @@ class Place:
     folder: Path
 
     def cache(self, name: str) -> FeatureCache:
-        info = self.region.info(self.grid, "touch", self.runs)
-        return FeatureCache.open_or_create(self.folder / name, info, TOWERS)
+        cells = RegionCells(self.region, self.grid, "touch", self.runs)
+        return FeatureCache.open_or_create(self.folder / name, cells.info, TOWERS)
 
 
 @pytest.fixture
