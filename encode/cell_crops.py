@@ -55,6 +55,12 @@ class BlockKey(NamedTuple):
     cols: slice
     wanted: NDArray[np.bool_] | None = None
 
+    @property
+    def cells(self) -> int:
+        """Number of cells to render."""
+        shape = (self.rows.stop - self.rows.start, self.cols.stop - self.cols.start)
+        return math.prod(shape) if self.wanted is None else int(self.wanted.sum())
+
 
 @dataclass(frozen=True)
 class CellBlock:
@@ -316,7 +322,7 @@ class CellCrops:
         positions = zip(np.atleast_1d(latitude), np.atleast_1d(longitude), strict=True)
 
         def look(position: tuple[float, float]) -> bool:
-            crs, x, y = self._frame_at(*position)
+            crs, x, y = self.frame_at(*position)
             half = self.grid.cell_size / 2
             return bool(self.imagery.render(Bounds(x - half, y - half, x + half, y + half), THUMB, crs)[1].any())
 
@@ -324,7 +330,7 @@ class CellCrops:
 
     def _at(self, latitude: float, longitude: float, rotation_deg: float) -> NDArray[np.uint8]:
         """(level, S, S, 3) uint8."""
-        crs, x, y = self._frame_at(latitude, longitude)
+        crs, x, y = self.frame_at(latitude, longitude)
         angle, size = math.radians(rotation_deg % 360), self.image_size
         sine, cosine = math.sin(angle), math.cos(angle)
         side = size if angle == 0 else 2 * math.ceil(size / 2 * (abs(sine) + abs(cosine))) + 2 * MARGIN
@@ -343,8 +349,8 @@ class CellCrops:
             images[level] = image
         return images
 
-    def _frame_at(self, latitude: float, longitude: float) -> tuple[str, float, float]:
-        """A CRS in which cells near a position are squares parallel to its axes, and the position in it."""
+    def frame_at(self, latitude: float, longitude: float) -> tuple[str, float, float]:
+        """Return a CRS in which cells near a position are squares parallel to its axes, and x, y of the position."""
         if isinstance(self.grid, BandGrid):
             return equirectangular(latitude, longitude), 0.0, 0.0
         x, y = self.grid.project(latitude, longitude)

@@ -144,6 +144,26 @@ class Raster:
         with _environment(self.options), open_raster(self.path, self.options.remote) as source:  # a view lists fewer
             return [name for name in source.files if not name.lower().endswith((".aux.xml", ".ovr", ".msk.ovr"))]
 
+    @property
+    def overviews(self) -> list[int]:
+        """Factors of the overviews; of a mosaic (VRT) without own ones, those of its first file.
+
+        Raises:
+            ImageryError: that file cannot be read.
+        """
+        with self._reading() as source:
+            factors = source.overviews(self.bands[0])
+        if factors or not self.path.lower().endswith(".vrt"):
+            return list(factors)
+        first = next((name for name in self.files if name != self.path), None)
+        if first is None or Path(first).suffix.lower() == ".vrt":
+            return []
+        try:
+            with _environment(self.options), open_raster(first, self.options.remote) as source:
+                return list(source.overviews(1))
+        except (*GDAL_ERRORS, OSError) as error:
+            raise ImageryError(f"{first} cannot be read as a raster: {first_line(error)}") from error
+
     def _palette(self, source: Any) -> NDArray[np.uint8] | None:
         if source.colorinterp[self.bands[0] - 1] != ColorInterp.palette:
             return None
@@ -283,6 +303,11 @@ class Raster:
             YSCALE=y_scale,
         )
         return rgba
+
+    def pixels_across(self, crs: str, bounds: Bounds) -> float | None:
+        """Number of the raster's pixels along the shorter side of a square of another CRS; None outside the raster."""
+        window = self._window(crs, bounds, 1, 1)
+        return None if window is None else min(window[1:])
 
     def _surrounds(self, window: Window) -> bool:
         """Whether the raster extends beyond a window on all sides."""

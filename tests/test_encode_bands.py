@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -17,8 +18,9 @@ from torch import Tensor
 from jzi.encode import encode_bands
 from jzi.encode.cell_crops import CellCrops
 from jzi.encode.encode_bands import index_bands
+from jzi.encode.estimate import estimate
 from jzi.encode.imagery import Imagery
-from jzi.encode.raster import close_rasters
+from jzi.encode.raster import Raster, close_rasters
 from jzi.errors import CacheError
 from jzi.store import layout
 from jzi.store.bands import BandGrid
@@ -38,6 +40,7 @@ class MeanColors:
     """Embeds a cell by the mean colours of its two images; fails after a number of batches."""
 
     fails_after: int = -1
+    delay: float = 0.0
     width: int = 6
     batches: int = 0
     device = torch.device("cpu")
@@ -46,7 +49,8 @@ class MeanColors:
         if self.batches == self.fails_after:
             raise KeyboardInterrupt
         self.batches += 1
-        assert images.shape[1:] == (2, SIZE, SIZE, 3) and 1 <= len(images) <= 8
+        time.sleep(self.delay * len(images))
+        assert images.shape[1:3] in ((2, SIZE), (2, 64)) and 1 <= len(images) <= 8
         return images.float().mean((2, 3)).flatten(1) / 255
 
     def to_storage(self, embedding: Tensor) -> np.ndarray:
@@ -153,3 +157,35 @@ def test_processes_share_the_units(place: Place, monkeypatch: pytest.MonkeyPatch
     assert all(encoder.batches > 10 for encoder in encoders)
     for one, other in zip(stored(shared), stored(whole), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_the_estimate_is_of_the_cells_that_are_missing(place: Place) -> None:
+    with closing(place.cache("a.zarr")) as cache:
+        encoder = MeanColors(delay=0.002)
+        before = estimate(cache.cells, encoder, place.crops, place.runs, batch_size=8)
+        assert before.cells == place.runs.count and before.images == 2 * before.cells
+        assert before.bytes == 2 * 6 * before.cells and 0 < before.measured <= before.blocks
+        assert 0.5 < before.with_imagery < 0.95
+        report = index_bands(cache, MeanColors(), place.crops, place.runs, batch_size=8)
+        assert before.seconds > 0.002 * 0.8 * report.encoded
+        shared = estimate(cache.cells, encoder, place.crops, place.runs, batch_size=8, processes=2)
+        assert (shared.cells, shared.bytes, shared.source_pixels, shared.seconds) == (0, 0, 0, 0.0)
+
+
+def test_as_many_pixels_are_read_as_estimated(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    crops = CellCrops(place.crops.imagery, place.grid, (1.0, 4.0), 64)
+    monkeypatch.setattr("jzi.encode.cell_crops.BLOCK", 8)
+    runs = CellRuns.merged(*(np.array([*each]) for each in zip(*[(row, 3, 19) for row in range(8, 24)], strict=True)))
+    with closing(place.cache("a.zarr")) as cache:
+        expected = estimate(cache.cells, MeanColors(), crops, runs, batch_size=8, sample=1).source_pixels
+    read, warp = 0, Raster.read
+
+    def count(self: Raster, window, shape) -> np.ndarray:
+        nonlocal read
+        read += int(window.width * window.height)
+        return warp(self, window, shape)
+
+    monkeypatch.setattr(Raster, "read", count)
+    for key in crops.keys(slice(8, 24), slice(3, 19), runs.mask(slice(8, 24), slice(3, 19))):
+        crops.block(*key)
+    assert 0.5 * expected < read < 1.5 * expected
