@@ -14,8 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jzi.errors import ConfigError
+from jzi.locate.bands import BandCover
 from jzi.locate.posterior import Points, Posterior
 from jzi.locate.ranges import CANDIDATES, DISTANCE
+from jzi.store.bands import RADIUS, BandGrid
 from jzi.store.cell_grid import CellGrid, longer_side
 
 #: Grid of possible disc centres in a cell: points per side.
@@ -74,9 +76,26 @@ def most_probable_discs(posterior: Posterior, radius: float, count: int = 1) -> 
     within = ((np.arange(POINTS) + 0.5) / POINTS - 0.5) * posterior.area.cell_size
     dx, dy = (each.ravel() for each in np.meshgrid(within, -within))  # row 0 is north
     for photo in range(len(posterior)):
-        x, y = (values[photo, :CENTRES, None] for values in posterior.centers)
-        _choose(posterior, photo, radius, x + dx, y + dy, points)
+        if isinstance(posterior.area, BandGrid):
+            x, y, cover = _on_bands(posterior, posterior.area, photo, radius, dx, dy)
+        else:
+            x, y = (values[photo, :CENTRES, None] for values in posterior.centers)
+            x, y = x + dx, y + dy
+            far = radius > SAMPLED_RADIUS * posterior.area.cell_size
+            cover = (_ChordCover if far else _SampledCover)(posterior, photo, radius)
+        _choose(posterior, photo, radius, x, y, cover, points)
     return points
+
+
+def _on_bands(
+    posterior: Posterior, grid: BandGrid, photo: int, radius: float, dx: NDArray[np.float64], dy: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], _Cover]:
+    """(cell, point) x and y of the possible points, and what discs around them cover; cells are turned in x and y."""
+    row, col = posterior.row[photo, :CENTRES], posterior.col[photo, :CENTRES]
+    latitude, longitude = (values[:, None] for values in grid.positions(row, col))
+    latitude = latitude + np.degrees(dy / RADIUS)
+    longitude = longitude + np.degrees(dx / grid.cell_m * grid.step[row][:, None])
+    return *grid.project(latitude, longitude), BandCover(posterior, photo, radius, latitude, longitude)
 
 
 def _choose(
@@ -85,11 +104,10 @@ def _choose(
     radius: float,
     x: NDArray[np.float64],
     y: NDArray[np.float64],
+    cover: _Cover,
     points: Points,
 ) -> None:
     """Write the points of one photo into `points`; x and y are (cell, point) the possible ones."""
-    far = radius > SAMPLED_RADIUS * posterior.area.cell_size
-    cover: _Cover = (_ChordCover if far else _SampledCover)(posterior, photo, radius)
     probability = posterior.probability[photo].copy()
     possible = np.broadcast_to((probability[: len(x)] > 0)[:, None], x.shape).copy()
     points.x[photo], points.y[photo] = x[0, 0], y[0, 0]

@@ -1,0 +1,80 @@
+"""State-wide retrieval: what `train-retriever` and `index` do in the working directory of a region."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from jzi.commands.common import list_rejected, print_result
+
+
+def train_region_command(
+    config_file: Path,
+    overrides: tuple[str, ...],
+    method: str | None,
+    others: tuple[Path, ...],
+    output: str,
+    as_json: bool,
+) -> None:
+    """Train a state-wide retriever on one or several regions."""
+    from jzi.workspace.settings import FILE, load_region
+
+    if method is not None:
+        overrides = (*overrides, f"statewide.method={method}")
+    areas = [load_region(config_file, overrides, training=("queries", "statewide"))]
+    areas += [load_region(folder / FILE) for folder in others]
+    from jzi.commands.reports import training_text
+    from jzi.encode.device import processes
+    from jzi.store.plain import plain
+    from jzi.workspace.statewide import train_region
+
+    report, rejected = train_region(areas, areas[0].path(output))
+    if not processes().is_main_process:
+        return
+    list_rejected(rejected, "photos left out")
+    list_rejected(report.unreadable, "photos cannot be read")
+    if report.unreachable:
+        click.echo(f"{report.unreachable} photos are on cells without imagery and left out", err=True)
+    print_result(as_json, {**plain(report), "unreadable": len(report.unreadable)}, training_text(report))
+    if not as_json:
+        click.echo(f"next, in any region: jzi index --retriever {output}; jzi encode-queries --retriever {output}")
+
+
+def index_region_command(
+    config_file: Path, overrides: tuple[str, ...], retriever: Path, dry_run: bool, as_json: bool
+) -> None:
+    """Encode the cells of a region that its index lacks."""
+    from jzi.workspace.settings import load_region
+
+    settings = load_region(config_file, overrides, training=("statewide",))
+    from jzi.encode.device import processes
+    from jzi.retrieve.statewide import StatewideRetriever
+    from jzi.store.plain import plain
+    from jzi.workspace.statewide import open_index
+
+    state = processes()
+    with open_index(settings, StatewideRetriever.load(retriever)) as index:
+        expected = index.estimate(state.num_processes) if state.is_main_process else None
+        if expected and expected.cells:
+            if expected.reading.warning:
+                click.echo(f"warning: {expected.reading.warning}", err=True)
+            hours = expected.seconds / 3600
+            time = f"{hours:.1f} hours" if hours >= 2 else f"{max(1, round(expected.seconds / 60))} minutes"
+            click.echo(
+                f"{expected.cells:,} cells to encode, {expected.images:,} images from "
+                f"{expected.source_pixels / 1e9:.1f} billion pixels: about {time}, {expected.bytes / 1e9:.2f} GB",
+                err=True,
+            )
+        if dry_run:
+            print_result(as_json, plain(expected), f"nothing encoded; without --dry-run: {settings.cache_path}")
+            return
+        report = index.encode(settings.encoding.batch_size)
+    if not state.is_main_process:
+        return
+    values = {**plain(report), "cache": settings.cache_path}
+    text = (
+        f"{report.encoded:,} cells encoded, {report.reused:,} were there, {report.nodata:,} without imagery, "
+        f"{report.bytes / 1e9:.2f} GB: {settings.cache_path}"
+    )
+    print_result(as_json, values, text)

@@ -1,0 +1,131 @@
+"""State-wide retrieval in a working directory: its imagery, training, index, and the locator that searches it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jzi.errors import ConfigError
+from jzi.store.region import RegionCells
+from jzi.workspace.open import open_photo_table
+from jzi.workspace.region import open_region
+from jzi.workspace.settings import RegionSettings
+
+if TYPE_CHECKING:
+    from jzi.encode.cell_crops import CellCrops
+    from jzi.encode.encode_bands import RegionReport
+    from jzi.encode.estimate import EncodingEstimate
+    from jzi.encode.imagery import Imagery
+    from jzi.encode.towers import Towers, TowersConfig
+    from jzi.retrieve.statewide import StatewideRetriever
+    from jzi.store.cache import FeatureCache
+    from jzi.store.photo_table import Rejected
+    from jzi.train.statewide import StatewideReport
+
+
+def open_region_imagery(settings: RegionSettings, cells: RegionCells, background: tuple[int, int, int]) -> Imagery:
+    """Open the map of a region; a context manager.
+
+    Args:
+        settings: the settings.
+        cells: the region.
+        background: colour of pixels without imagery.
+
+    Raises:
+        ImageryError: a raster cannot be used, or none touches the region.
+    """
+    from jzi.encode.imagery import Imagery
+    from jzi.encode.raster import RasterOptions
+
+    options = RasterOptions(settings.map.crs, settings.map.nodata, settings.map.stretch, settings.map.remote)
+    return Imagery(settings.rasters, cells.grid, options, background)
+
+
+def crops_of(imagery: Imagery, cells: RegionCells, config: TowersConfig) -> CellCrops:
+    """The images of a region's cells as towers expect them."""
+    from jzi.encode.cell_crops import CellCrops
+
+    return CellCrops(imagery, cells.grid, config.lods_of(cells.grid.cell_m), config.image_size)
+
+
+def train_region(areas: Sequence[RegionSettings], output: Path) -> tuple[StatewideReport, tuple[Rejected, ...]]:
+    """Train a retriever on one or several regions.
+
+    Args:
+        areas: settings of each region; the model and its training follow those of the first.
+        output: the retriever's folder to write.
+
+    Returns:
+        The report, and the photos that cannot be used.
+
+    Raises:
+        ConfigError: the regions have cells of different size.
+        JziError: as `jzi.train.statewide.train_statewide`.
+    """
+    from jzi.train.statewide import new_towers, train_statewide
+    from jzi.train.statewide_data import StatewideArea
+
+    settings = areas[0]
+    if len(sizes := {area.region.cell_m for area in areas}) > 1:
+        raise ConfigError(f"regions that are trained on together have cells of {sorted(sizes)} m: make them the same")
+    regions = [open_region(area) for area in areas]
+    tables = [open_photo_table(area).inside(cells.grid, cells) for area, cells in zip(areas, regions, strict=True)]
+    towers = new_towers(settings.statewide, settings.path)
+    with contextlib.ExitStack() as stack:
+        maps = [
+            stack.enter_context(open_region_imagery(area, cells, towers.config.background))
+            for area, cells in zip(areas, regions, strict=True)
+        ]
+        parts = [
+            StatewideArea(crops_of(imagery, cells, towers.config), table, cells.runs)
+            for imagery, cells, table in zip(maps, regions, tables, strict=True)
+        ]
+        report = train_statewide(parts, towers, output, settings.statewide, settings=settings.to_toml())
+    return report, tuple(row for table in tables for row in table.rejected)
+
+
+@contextlib.contextmanager
+def open_index(settings: RegionSettings, retriever: StatewideRetriever) -> Iterator[RegionIndex]:
+    """Open the imagery of a region and the index of its cells for writing; the main process creates it.
+
+    Raises:
+        CacheMismatchError: the index belongs to another retriever, region or imagery.
+        JziError: the region, the imagery or the retriever cannot be used.
+    """
+    from jzi.workspace.open import open_cache_of
+
+    cells, towers = open_region(settings), retriever.load_encoder()
+    with open_region_imagery(settings, cells, towers.config.background) as imagery:
+        cache = open_cache_of(settings.cache_path, cells.info, towers, imagery)
+        try:
+            yield RegionIndex(cache, cells, towers, crops_of(imagery, cells, towers.config))
+        finally:
+            cache.close()
+
+
+class RegionIndex:
+    """The cells of a region in its cache, and what encodes them.
+
+    Args:
+        cache: the cache, open for writing.
+        cells: the region.
+        towers: the retriever's towers.
+        crops: images of the cells.
+    """
+
+    def __init__(self, cache: FeatureCache, cells: RegionCells, towers: Towers, crops: CellCrops) -> None:
+        self.cache, self.cells, self.towers, self.crops = cache, cells, towers, crops
+
+    def estimate(self, processes: int) -> EncodingEstimate:
+        """What encoding the missing cells will take, from a sample."""
+        from jzi.encode.estimate import estimate
+
+        return estimate(self.cache.cells, self.towers, self.crops, self.cells.runs, processes=processes)
+
+    def encode(self, batch_size: int) -> RegionReport:
+        """Encode the missing cells."""
+        from jzi.encode.encode_bands import index_bands
+
+        return index_bands(self.cache, self.towers, self.crops, self.cells.runs, batch_size=batch_size)
