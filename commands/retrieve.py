@@ -7,22 +7,45 @@ from pathlib import Path
 import click
 
 from jzi.commands.common import UsageError, json_option, list_rejected, print_result, report_left_out, settings_options
+from jzi.commands.statewide import index_region_command, train_region_command
 
 
 @click.command("train-retriever")
 @settings_options
-@click.option("--method", help="sample4geo, infonce or transgeo.  [default: sample4geo]")
+@click.option(
+    "--method",
+    help="On a square: sample4geo (the default), infonce or transgeo. "
+    "On a region: statewide (the default), sample4geo, safa or transgeo.",
+)
+@click.option("--also", "others", multiple=True, type=click.Path(path_type=Path), metavar="FOLDER",
+              help="Also train on another region: a folder with a jzi.toml; may be repeated.")  # fmt: skip
 @click.option("-o", "--output", default="retriever", show_default=True, help="The folder to write the retriever to.")
 @json_option
 def train_retriever_command(
-    config_file: Path, overrides: tuple[str, ...], method: str | None, output: str, as_json: bool
+    config_file: Path,
+    overrides: tuple[str, ...],
+    method: str | None,
+    others: tuple[Path, ...],
+    output: str,
+    as_json: bool,
 ) -> None:
-    """Train the encoder for flat retrieval, a baseline for the zoom.
+    """Train retrieval of cells.
+
+    On a square, the encoder for flat retrieval, a baseline for the zoom. On a region (`jzi init --region`), two towers
+    for state-wide retrieval, which then locate photos in any region.
 
     An interrupted run is resumed; a finished one is not repeated. Run `jzi index` afterwards to encode the cells.
     """
-    from jzi.workspace.settings import load_settings
+    from jzi.workspace.settings import is_region, load_settings
 
+    if is_region(config_file):
+        train_region_command(config_file, overrides, method, others, output, as_json)
+        return
+    if others or method == "statewide":
+        raise UsageError(
+            f"{'--also' if others else '--method statewide'} is for regions, and {config_file} describes a square: set "
+            "one up with `jzi init --region REGION.geojson`"
+        )
     if method is not None:
         overrides = (*overrides, f"retriever.method={method}")
     settings = load_settings(config_file, overrides, training=("queries", "retriever"))
@@ -57,10 +80,22 @@ def train_retriever_command(
 @click.option("--retriever", type=click.Path(path_type=Path), default="retriever", show_default=True,
               help="A folder that train-retriever wrote.")  # fmt: skip
 @click.option("--hnsw", is_flag=True, help="Also build an HNSW graph for approximate search.")
+@click.option("--dry-run", is_flag=True, help="Of a region, only estimate what encoding takes.")
 @json_option
-def index(config_file: Path, overrides: tuple[str, ...], retriever: Path, hnsw: bool, as_json: bool) -> None:
-    """Encode the cells of the map that the retriever's index lacks."""
-    from jzi.workspace.settings import load_settings
+def index(
+    config_file: Path, overrides: tuple[str, ...], retriever: Path, hnsw: bool, dry_run: bool, as_json: bool
+) -> None:
+    """Encode the cells of the map that the retriever's index lacks.
+
+    In a region, the index is the cache of its jzi.toml, and the retriever may have been trained anywhere.
+    """
+    from jzi.workspace.settings import is_region, load_settings
+
+    if is_region(config_file):
+        index_region_command(config_file, overrides, retriever, dry_run, as_json)
+        return
+    if dry_run:
+        raise UsageError("--dry-run is for regions: leave it out")
 
     settings = load_settings(config_file, overrides, training=())
     from jzi.commands.reports import cells_text

@@ -86,7 +86,7 @@ def index_bands(
         CacheError: the disk is full, or another process has taken over the cache.
     """
     state, cells = processes(), cache.cells
-    missing = missing_units(cells, runs)
+    missing = missing_units(cells, runs, progress=state.is_main_process)
     state.wait_for_everyone()  # nobody writes before all have listed the missing units
     units = missing[state.process_index :: state.num_processes]
     empty: list[float] = []
@@ -112,19 +112,21 @@ def index_bands(
     )
 
 
-def missing_units(cells: CellFeatures, runs: CellRuns) -> list[Unit]:
-    """The units of a region's cells that are to be written: that have a cell without status, or a damaged status."""
+def missing_units(cells: CellFeatures, runs: CellRuns, progress: bool = False) -> list[Unit]:
+    """The units of a region's cells that are to be written: with a cell that was not encoded, or cannot be read.
+
+    Reads every embedding that is there, a unit at a time.
+    """
+    units = [unit for unit in cells.units if runs.mask(*unit).any()]
 
     def is_missing(unit: Unit) -> bool:
-        mask = runs.mask(*unit)
-        if not mask.any():
-            return False
         try:
-            return bool((cells.read_status(unit)[mask] == MISSING).any())
+            status = cells.read_status(unit)
         except CacheCorruptError:
             return True
+        return bool((status[runs.mask(*unit)] == MISSING).any()) or not cells.whole(unit)
 
-    return [unit for unit in cells.units if is_missing(unit)]
+    return [unit for unit in tqdm(units, unit="chunk", desc="check", disable=not progress) if is_missing(unit)]
 
 
 def _encoded(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from jzi.errors import ConfigError, PhotoError
 from jzi.store.model_folder import RetrieverModelConfig, TransferModelConfig, read_config
 from jzi.store.pyramid import Pyramid
+from jzi.store.region import RegionInfo
 from jzi.workspace.experts import ModelExperts, load_experts, load_transferred
 from jzi.workspace.settings import AreaSettings, Settings, find_rasters, load_settings, names_url
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from jzi.decode.expert import ZoomExpert
     from jzi.encode.encoder import Encoder
     from jzi.encode.imagery import Imagery
+    from jzi.encode.towers import Towers
     from jzi.locate.locator import Locator
     from jzi.retrieve.expert import RetrievalExpert
     from jzi.store.cache import FeatureCache
@@ -83,12 +85,14 @@ def open_cache(settings: Settings, encoder: Encoder, imagery: Imagery | None = N
     return open_cache_of(settings.cache_path, settings.pyramid, encoder, imagery)
 
 
-def open_cache_of(path: str, pyramid: Pyramid, encoder: Encoder, imagery: Imagery | None = None) -> FeatureCache:
+def open_cache_of(
+    path: str, area: Pyramid | RegionInfo, encoder: Encoder | Towers, imagery: Imagery | None = None
+) -> FeatureCache:
     """Open a cache for writing, such as the index of a retriever; the main process creates it if it does not exist.
 
     Args:
         path: path or URL of the cache.
-        pyramid: geometry of the area.
+        area: geometry of the area.
         encoder: encoder of the embeddings.
         imagery: the map; None to write photos only.
 
@@ -106,7 +110,7 @@ def open_cache_of(path: str, pyramid: Pyramid, encoder: Encoder, imagery: Imager
         info = None
         if imagery:
             info = imagery.info(FeatureCache.open(path, "r+", lock=lock).imagery if exists(path) else None)
-        return FeatureCache.open_or_create(path, pyramid, encoder.info, info, lock=lock)
+        return FeatureCache.open_or_create(path, area, encoder.info, info, lock=lock)
 
 
 def finetune_areas(areas: Sequence[Settings], output: Path) -> tuple[EncoderTrainingReport, tuple[Rejected, ...]]:

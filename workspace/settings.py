@@ -165,6 +165,13 @@ class RegionSection:
 
 
 @dataclass(config=_strict)
+class EncodingSettings:
+    """Cells, and photos, per forward pass."""
+
+    batch_size: int = Field(default=32, ge=1, le=65_536)
+
+
+@dataclass(config=_strict)
 class RegionSettings(AreaSettings):
     """The settings of a region, whose cells a state-wide retriever searches. The cache is the index of its cells."""
 
@@ -173,7 +180,7 @@ class RegionSettings(AreaSettings):
     queries: QuerySettings = field(default_factory=QuerySettings)
     statewide: StatewideConfig = field(default_factory=StatewideConfig)
     cache: PathSettings = field(default_factory=lambda: PathSettings("index.zarr"))
-    retriever: PathSettings = field(default_factory=lambda: PathSettings("retriever"))
+    encoding: EncodingSettings = field(default_factory=EncodingSettings)
 
 
 #: The sections of jzi.toml about photos and training, of which a command uses some: those that train off the cache read
@@ -251,6 +258,14 @@ def load_region(file: Path, overrides: Iterable[str] = (), training: Iterable[st
             "`jzi init --region REGION.geojson`"
         )
     return settings
+
+
+def is_region(file: Path) -> bool:
+    """Whether a jzi.toml describes a region; False too if it cannot be read, which `load_area` reports."""
+    try:
+        return "region" in tomllib.loads(file.read_text())
+    except (OSError, ValueError):
+        return False
 
 
 def load_area(
@@ -334,6 +349,7 @@ def write_settings(settings: AreaSettings) -> None:
         "region": "The region: polygons, the side of its cells in metres, and which cells belong to it: those that it\n"
         "# touches (touch), that have a corner in it (corners), or their centre (centre).",
         "statewide": "The state-wide retriever: its towers, levels of detail (metres a pixel), and training.",
+        "encoding": "Cells, and photos, per forward pass.",
         "map": "Orthophotos, the first on top: files, globs or folders. Also: crs, nodata, stretch = [low, high].\n"
         "# tokens: also store patch tokens of tiles, for decoder.patch_tokens.",
         "queries": "A folder of photos with EXIF positions, or a CSV or Parquet table and its photos.\n"
@@ -347,9 +363,7 @@ def write_settings(settings: AreaSettings) -> None:
         "train": "The paper's training; trackers: experiment trackers of Accelerate.",
         "heads": "Training of the experts cells and levels, which need `jzi encode-map --cells`.",
         "model": "The folder of the trained model.",
-        "retriever": "The folder of the retriever."
-        if isinstance(settings, RegionSettings)
-        else "Flat retrieval, a baseline: sample4geo, infonce or transgeo.",
+        "retriever": "Flat retrieval, a baseline: sample4geo, infonce or transgeo.",
     }
     text = "# Settings of one area and its experiments. Override any of them with --set: --set decoder.layers=4\n"
     for section, values in sections.items():
