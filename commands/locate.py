@@ -133,6 +133,7 @@ def locate(
     from jzi.locate.location import LocateOptions, NotLocated
     from jzi.locate.prior_weights import Prior
     from jzi.store.geojson import read_polygons
+    from jzi.store.pyramid import Pyramid
 
     prior = Prior(near, within, read_polygons(region) if region else (), str(region), raster)
     locator = open_locator(
@@ -140,8 +141,11 @@ def locate(
     )
     if prior:
         locator = locator.with_prior(prior.weight(locator.expert.area))
-    rasters = imagery_of(locator.pyramid, imagery, config_file) if picture or page else None
-    check_radius(locator.expert.area, radius)
+    area = locator.expert.area
+    if imagery and not isinstance(area, Pyramid):
+        raise UsageError("--imagery is drawn on square maps only: leave it out for cells in bands")
+    rasters = imagery_of(area, imagery, config_file) if (picture or page) and isinstance(area, Pyramid) else None
+    check_radius(area, radius)
     outputs.prepare_copies(files)
     options = LocateOptions(estimate, radius, top, beams)
     answers: Iterable[Location | NotLocated]
@@ -163,7 +167,8 @@ def locate(
             if not outputs:
                 raise
             closed = error
-    outputs.write(rasters)
+    # On a square map every cell has a value; the region of bands is a part of their rectangle
+    outputs.write(rasters, None if isinstance(area, Pyramid) else locator.expert.cell_mask)
     for sentence in outputs.errors:
         click.echo(f"jzi: {sentence}", err=True)
     if outputs.errors or failed:

@@ -12,6 +12,9 @@ from jzi.commands.common import UsageError
 from jzi.errors import JziError, first_line
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from jzi.encode.imagery import Imagery
     from jzi.locate.location import Location, NotLocated
     from jzi.store.exif import ExifPosition
@@ -80,11 +83,12 @@ class Outputs:
             radius = answer.radius_68 if math.isfinite(answer.radius_68) else None
             self._write(copy, lambda path: write_position(photo, path, answer.latitude, answer.longitude, radius))
 
-    def write(self, imagery: Imagery | None) -> None:
+    def write(self, imagery: Imagery | None, cell_mask: NDArray[np.bool_] | None = None) -> None:
         """Write all files.
 
         Args:
             imagery: background of the picture and the page.
+            cell_mask: (row, col) the cells that are searched, if the others are to be nodata in the heat map.
         """
         if self.table:
             from jzi.export.files import write_csv
@@ -92,14 +96,16 @@ class Outputs:
             self._write(self.table, write_csv, self._rows)
         if not self._located:
             return
-        from jzi.export.files import write_geojson, write_heatmap
+        from jzi.export.files import write_geojson
 
         locations = [location for _, location in self._located]
         truths = [_position(photo) for photo, _ in self._located]
         if self.geojson:
             self._write(self.geojson, write_geojson, locations, truths)
         if self.heatmap:
-            self._write(self.heatmap, write_heatmap, locations)
+            from jzi.export.heatmap import write_heatmap
+
+            self._write(self.heatmap, write_heatmap, locations, cell_mask)
         if self.picture:
             self._write(self.picture, self._draw, imagery, truths[0])
         if self.page:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from jzi.evaluate.intervals import Interval, share_interval
 from jzi.evaluate.nearest import RecallByDistance, recall_by_distance
 from jzi.evaluate.published import Published, published_apart, published_for
 from jzi.locate.ranges import DISTANCE, RESAMPLES, SEED
@@ -20,15 +21,6 @@ RADII = (40.0, 50.0, 100.0)
 
 #: Ranks at which recall of ranked cells is reported.
 RANKS = (1, 5, 10)
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A figure with its 95 % bootstrap interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -136,7 +128,7 @@ def score(
     recall, median = error_intervals(error, radii, resamples, rng)
 
     def share(hit: NDArray[np.bool_]) -> Interval:
-        return _share(hit, resamples, rng)
+        return share_interval(hit, resamples, rng)
 
     return Evaluation(
         photos=len(error),
@@ -175,9 +167,9 @@ def error_intervals(
     """
     check_bootstrap(radii, resamples)
     rng = rng or np.random.default_rng(0)
-    recall = {float(radius): _share(error <= radius, resamples, rng) for radius in radii}
+    recall = {float(radius): share_interval(error <= radius, resamples, rng) for radius in radii}
     medians = np.array([np.median(error[rng.integers(len(error), size=len(error))]) for _ in range(resamples)])
-    return recall, _interval(float(np.median(error)), medians)
+    return recall, Interval.of(float(np.median(error)), medians)
 
 
 def check_bootstrap(radii: Sequence[float], resamples: int = 1000, seed: int = 0) -> None:
@@ -198,16 +190,6 @@ def cell_error(
     return geodesic_distance(latitude, longitude, *area.unproject(*area.cell_centers(row, col)))
 
 
-def _share(hit: NDArray[np.bool_], resamples: int, rng: np.random.Generator) -> Interval:
-    # Resampling hits and misses with replacement draws their number from a binomial distribution
-    return _interval(float(hit.mean()), rng.binomial(len(hit), hit.mean(), resamples) / len(hit))
-
-
 def _published(result: Published) -> dict[str, Any]:
     recall = {f"recall@{radius:g}m": value for radius, value in zip(RADII, result.recall, strict=True)}
     return {"method": result.method, "gallery": result.gallery, "note": result.note, **recall}
-
-
-def _interval(value: float, resampled: NDArray[np.float64]) -> Interval:
-    low, high = np.percentile(resampled, (2.5, 97.5))
-    return Interval(value, float(low), float(high))

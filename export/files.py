@@ -1,4 +1,4 @@
-"""Write locations as GeoJSON, Cloud-Optimized GeoTIFF and CSV."""
+"""Write locations as GeoJSON and CSV."""
 
 from __future__ import annotations
 
@@ -10,10 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import rasterio.shutil
 from numpy.typing import NDArray
-from rasterio.io import MemoryFile
-from rasterio.transform import from_origin
 
 from jzi.errors import ExportError, first_line
 from jzi.locate.location import Location, printable
@@ -21,9 +18,6 @@ from jzi.store.exif import ExifPosition
 from jzi.store.files import write_whole
 from jzi.store.pyramid import WGS84, Pyramid, TileKey
 from jzi.version import __version__
-
-#: Largest side of a heat map, cells: 8192 x 8192 float32 are 256 MB a band.
-MAX_HEATMAP_SIDE = 8192
 
 #: First characters by which spreadsheets recognize a formula, or skip to one.
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -55,13 +49,14 @@ def write_geojson(path: Path, locations: Sequence[Location], truths: Sequence[Ex
 def to_features(location: Location, truth: ExifPosition | None = None) -> list[dict[str, Any]]:
     """Return one location as GeoJSON features, each with the properties `photo` and `kind`.
 
-    Tiles and circles come first, so that points are drawn on top of them.
+    Tiles of a zoom and circles come first, so that points are drawn on top of them. There are no tiles where the area
+    is no pyramid.
     """
-    pyramid = location.pyramid
-    features = [
-        _feature(_polygon(tile_corners(pyramid, key)), location, "tile", step=step, footprint_m=pyramid.footprint(step))
-        for step, key in enumerate(pyramid.keys(np.array(location.best.path)))
-    ]
+    area, features = location.posterior.area, []
+    if isinstance(area, Pyramid):
+        for step, key in enumerate(area.keys(np.array(location.best.path))):
+            tile = _polygon(tile_corners(area, key))
+            features.append(_feature(tile, location, "tile", step=step, footprint_m=area.footprint(step)))
     for share, radius in ((0.95, location.radius_95), (0.68, location.radius_68)):
         if np.isfinite(radius):
             corners = circle(location.latitude, location.longitude, radius)
@@ -106,36 +101,6 @@ def _point(latitude: float, longitude: float) -> dict[str, Any]:
 def _polygon(corners: NDArray[np.float64]) -> dict[str, Any]:
     ring = [[round(float(lon), 7), round(float(lat), 7)] for lat, lon in [*corners, corners[0]]]
     return {"type": "Polygon", "coordinates": [ring]}
-
-
-def write_heatmap(path: Path, locations: Sequence[Location]) -> None:
-    """Write the probability of every cell as a Cloud-Optimized GeoTIFF in the pyramid's CRS, one band per photo.
-
-    Args:
-        path: file to write.
-        locations: located photos, all on the same pyramid.
-
-    Raises:
-        ExportError: the file cannot be written, or the map has too many cells.
-    """
-    pyramid = locations[0].pyramid
-    side = pyramid.tiles_per_side(pyramid.levels)
-    if side > MAX_HEATMAP_SIDE:
-        raise ExportError(
-            f"a heat map of {side} x {side} cells is too large: at most {MAX_HEATMAP_SIDE} cells per side"
-        )
-    transform = from_origin(pyramid.west, pyramid.north, pyramid.cell_size, pyramid.cell_size)
-    profile = {"width": side, "height": side, "count": len(locations), "dtype": "float32", "crs": pyramid.crs}
-    profile |= {"compress": "deflate", "interleave": "band"}  # most cells are 0
-    with MemoryFile() as memory, MemoryFile() as optimized:
-        with memory.open(driver="GTiff", transform=transform, **profile) as raster:
-            for band, location in enumerate(locations, 1):
-                raster.write(location.posterior.grid().astype(np.float32), band)
-                raster.set_band_description(band, Path(location.photo).name)
-        options = {"driver": "COG", "compress": "deflate", "overview_resampling": "average"}
-        rasterio.shutil.copy(memory.name, optimized.name, **options)
-        # Not written by GDAL, which does not report that a disk is full
-        write_file(path, lambda file: file.write_bytes(optimized.getbuffer()))
 
 
 def write_csv(path: Path, answers: Sequence[dict[str, Any]]) -> None:

@@ -15,7 +15,8 @@ from rasterio.warp import transform
 
 from jzi.encode.imagery import Imagery
 from jzi.errors import ExportError, PhotoError
-from jzi.export.files import circle, to_features, write_geojson, write_heatmap
+from jzi.export.files import circle, to_features, write_geojson
+from jzi.export.heatmap import write_heatmap
 from jzi.export.page import write_page
 from jzi.locate.location import LocateOptions, to_locations
 from jzi.locate.posterior import Posterior

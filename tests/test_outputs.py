@@ -22,7 +22,8 @@ from PIL import ExifTags, Image
 from jzi.cli import main
 from jzi.commands.outputs import Outputs
 from jzi.errors import ExportError
-from jzi.export.files import quote_formula, write_csv, write_geojson, write_heatmap
+from jzi.export.files import quote_formula, write_csv, write_geojson
+from jzi.export.heatmap import write_heatmap
 from jzi.export.page import write_page
 from jzi.export.picture import draw_zoom
 from jzi.locate.location import LocateOptions, Location, NotLocated, to_locations
@@ -85,7 +86,7 @@ def test_an_output_that_fails_costs_no_other(suffix, location, outputs, tmp_path
 
     function = {
         "geojson": "jzi.export.files.write_geojson",
-        "tif": "jzi.export.files.write_heatmap",
+        "tif": "jzi.export.heatmap.write_heatmap",
         "png": "jzi.export.picture.draw_zoom",
         "html": "jzi.export.page.write_page",
         "csv": "jzi.export.files.write_csv",
@@ -163,10 +164,13 @@ def test_a_beam_that_leaves_the_radius_open_writes_exif(locate, trained_folder) 
 
 
 def test_a_failed_output_ends_the_command_with_2_after_the_others(locate, monkeypatch) -> None:
-    monkeypatch.setattr("jzi.export.files.MAX_HEATMAP_SIDE", 4)
+    def fail(*_: object) -> None:
+        raise ExportError("a.tif cannot be written: no memory")
+
+    monkeypatch.setattr("jzi.export.heatmap.write_heatmap", fail)
     result = locate("--heatmap a.tif --csv after.csv --map after.html")
     assert result.exit_code == 2 and result.stdout.count("within 50 m") == 1
-    assert result.stderr.startswith("jzi: a heat map of 64 x 64 cells is too large")
+    assert result.stderr.startswith("jzi: a.tif cannot be written: no memory")
     assert Path("after.csv").exists() and Path("after.html").exists() and not Path("a.tif").exists()
 
 
