@@ -1,12 +1,12 @@
 """Find the photos of a table's rows; each folder is listed once, and paths do not lead out of the folder of photos."""
 
 # Paths are text here: with millions of them, pathlib takes ten times as long.
-# ruff: noqa: PTH100, PTH118, PTH119, PTH122
+# ruff: noqa: PTH100, PTH118
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from jzi.store.exif import SUFFIXES
 
-#: Order in which the suffixes of a photo `<id>.jpg` are tried; cameras write .JPG.
-_RANK = {suffix: rank for rank, suffix in enumerate((*SUFFIXES, *(suffix.upper() for suffix in SUFFIXES)))}
+#: Suffixes in the order in which those of a photo `<id>.jpg` are tried; cameras write .JPG.
+_ORDER = (*SUFFIXES, *(suffix.upper() for suffix in SUFFIXES))
 _UNDISTORTED = "_undistorted"
 
 
@@ -48,9 +48,8 @@ class PhotoFinder:
         self.allow_outside = allow_outside
         self._root = os.path.realpath(folder)
         self._listings: dict[str, _Listing | None] = {}
-        self._heads: dict[tuple[str, str], tuple[str, _Listing | None]] = {}  # by a table's folder of a photo
 
-    def find(self, ids: Iterable[str], paths: Iterable[str], table_folder: Path) -> Iterator[tuple[str, bool]]:
+    def find(self, ids: Sequence[str], paths: Sequence[str], table_folder: Path) -> tuple[list[str], list[bool]]:
         """Find the photo of each row.
 
         A photo is found by its path in the folder, as `<id>`, `<id>.jpg` or `<id>_undistorted.jpg` (and other suffixes)
@@ -58,54 +57,75 @@ class PhotoFinder:
         once.
 
         Args:
-            ids: id of each row.
-            paths: path of each row; may be empty.
+            ids: (row,) id of each row; may be empty text.
+            paths: (row,) path of each row; may be empty text.
             table_folder: folder of the table.
 
-        Yields:
-            The absolute path of the photo, empty if there is none, and whether its path leads out of the folder.
+        Returns:
+            (row,) absolute path of each photo, empty if there is none, and (row,) whether the path or the id of a row
+            without one leads out of the folder.
         """
         table = os.path.abspath(table_folder)
-        for name, path in tqdm(zip(ids, paths, strict=True), unit="row", desc="photo table", delay=2):
-            photo, outside = self._look_up(self.folder, path, False) if path else ("", False)
-            if photo:
-                yield photo, False
+        photos, outside = [""] * len(ids), [False] * len(ids)
+        steps: tuple[tuple[Sequence[str], Callable[[list[str]], Iterable[str | None]]], ...] = (
+            (paths, lambda names: self._look_up(self.folder, names, by_id=False)),
+            (ids, lambda names: self._look_up(self.folder, names, by_id=True)),
+            (paths, lambda names: self._look_up(table, names, by_id=False)),
+            (paths, lambda names: self._anywhere(names, by_id=False)),
+            (ids, lambda names: self._anywhere(names, by_id=True)),
+        )
+        for names, search in steps:
+            rows = [row for row, photo in enumerate(photos) if not photo and names[row]]
+            if not rows:
                 continue
-            for folder, each, is_id in ((self.folder, name, True), (table, path, False)):
-                if each and not photo:
-                    photo, leads_out = self._look_up(folder, each, is_id)
-                    outside |= leads_out
-            yield photo or self._anywhere(path) or self._anywhere(name, is_id=True), outside
+            for row, photo in zip(rows, search([names[row] for row in rows]), strict=True):
+                if photo is None:
+                    outside[row] = True
+                else:
+                    photos[row] = photo
+        return photos, outside
 
-    def _look_up(self, folder: str, path: str, is_id: bool) -> tuple[str, bool]:
-        head, _, base = path.rpartition("/")  # a base of ".." is no photo
-        try:
-            directory, listing = self._heads[folder, head]
-        except KeyError:
-            directory = os.path.normpath(os.path.join(folder, head or ("/" if path[0] == "/" else "")))
-            self._heads[folder, head] = directory, self._list(directory)
-            return self._look_up(folder, path, is_id)
-        if listing is None or base in listing.outside:
-            return "", True
-        name = base if base in listing.photos else listing.by_id.get(base, "") if is_id else ""
-        return f"{directory}{os.sep}{name}" if name else "", False
+    def _look_up(self, folder: str, paths: list[str], by_id: bool) -> Iterator[str | None]:
+        """Photo of each path relative to a folder: "" if there is none, None if the path leads out of `self.folder`."""
+        bases = [path.rpartition("/")[2] for path in paths]  # a base of ".." is no photo
+        heads = [path[: len(path) - len(base)] for path, base in zip(paths, bases, strict=True)]
+        distinct = dict.fromkeys(heads)
+        folders = {
+            head: self._photos_in(os.path.normpath(os.path.join(folder, head)), by_id)
+            for head in tqdm(distinct, unit="folder", desc="photo table", delay=2)
+        }
+        for head, base in zip(heads, bases, strict=True):
+            prefix, listing, names = folders[head]
+            if listing is None or base in listing.outside:
+                yield None
+            elif base in listing.photos:
+                yield prefix + base
+            else:
+                yield prefix + names[base] if base in names else ""
 
-    def _anywhere(self, path: str, is_id: bool = False) -> str:
-        base = os.path.basename(path.rstrip("/"))
-        photo = self._unique.get(base, "") if base else ""
-        return photo or (self._unique[name] if is_id and (name := self._unique_by_id.get(base)) else "")
+    def _photos_in(self, directory: str, by_id: bool) -> tuple[str, _Listing | None, Mapping[str, str]]:
+        listing = self._list(directory)
+        return os.path.join(directory, ""), listing, listing.by_id if by_id and listing is not None else {}
+
+    def _anywhere(self, paths: list[str], by_id: bool) -> Iterator[str]:
+        """Photo of each path by the name of its file: "" if there is none."""
+        unique, names = self._unique, self._unique_by_id if by_id else {}
+        for path in paths:
+            base = path.rstrip("/").rpartition("/")[2]
+            name = base if base in unique else names.get(base)
+            yield unique[name] + name if name else ""
 
     @cached_property
     def _unique(self) -> dict[str, str]:
-        """Photos in all sub-folders by the name of their file; names that occur twice are ambiguous and left out."""
+        """Folders of the photos in all sub-folders, by name; names that occur twice are ambiguous and left out."""
         unique: dict[str, str] = {}
         twice = set()
-        for directory, listing in self._walk():
-            for name in listing.photos:
-                if name in unique:
-                    twice.add(name)
-                unique[name] = os.path.join(directory, name)
-        return {name: path for name, path in unique.items() if name not in twice}
+        for directory, listing in tqdm(self._walk(), unit="folder", desc="photos by name", delay=2):
+            twice |= unique.keys() & listing.photos
+            unique.update(dict.fromkeys(listing.photos, os.path.join(directory, "")))
+        for name in twice:
+            del unique[name]
+        return unique
 
     @cached_property
     def _unique_by_id(self) -> dict[str, str]:
@@ -145,7 +165,7 @@ class PhotoFinder:
                     is_link = entry.is_symlink()
                     if entry.is_dir(follow_symlinks=False):
                         listing.folders.append(entry.name)
-                    elif os.path.splitext(entry.name)[1].lower() in SUFFIXES and entry.is_file():
+                    elif _is_photo(entry.name) and entry.is_file():
                         inside = not is_link or self._inside(entry.path)
                         (listing.photos if inside else listing.outside).add(entry.name)
         except (OSError, ValueError):  # no such folder, a name that is too long, or a NUL character
@@ -160,16 +180,24 @@ def _below(path: str, folder: str) -> bool:
     return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
 
 
+def _is_photo(name: str) -> bool:
+    stem, dot, suffix = name.rpartition(".")
+    return dot + suffix.lower() in SUFFIXES and bool(stem.strip("."))
+
+
 def _by_id(photos: Iterable[str]) -> dict[str, str]:
     """Photos by the ids that they match, the preferred one if several do."""
-    best: dict[str, tuple[int, str]] = {}
+    stems: dict[str, list[str]] = {suffix: [] for suffix in _ORDER}
     for photo in photos:
-        stem, suffix = os.path.splitext(photo)
-        rank = _RANK.get(suffix)
-        if rank is None:
-            continue
-        best[stem] = min(best.get(stem, (99, "")), (rank, photo))
-        if stem.endswith(_UNDISTORTED):
-            plain = stem.removesuffix(_UNDISTORTED)
-            best[plain] = min(best.get(plain, (99, "")), (len(_RANK) + rank, photo))
-    return {name: photo for name, (_, photo) in best.items()}
+        stem, dot, suffix = photo.rpartition(".")
+        if (suffix := dot + suffix) in stems:
+            stems[suffix].append(stem)
+    by_id: dict[str, str] = {}
+    for suffix in _ORDER:
+        for stem in stems[suffix]:
+            by_id.setdefault(stem, stem + suffix)
+    for suffix in _ORDER:
+        for stem in stems[suffix]:
+            if stem.endswith(_UNDISTORTED):
+                by_id.setdefault(stem.removesuffix(_UNDISTORTED), stem + suffix)
+    return by_id

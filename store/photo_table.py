@@ -287,10 +287,10 @@ def _read_table(source: Path, photos: Path, finder: PhotoFinder) -> tuple[pd.Dat
     frame["id"] = text(frame["id" if "id" in frame else "path"])
     path = text(frame["path"]) if "path" in frame else pd.Series("", index=frame.index)
     paths = path.tolist()  # much faster to iterate over
-    files = list(finder.find(frame["id"].tolist(), paths, source.parent))
-    frame["photo"] = pd.Series([file for file, _ in files], index=frame.index, dtype=object)
-    frame["path"] = [given or file.rpartition(os.sep)[2] for given, (file, _) in zip(paths, files, strict=True)]
-    return _usable_rows(frame, photos, np.array([leads_out for _, leads_out in files], bool))
+    files, leads_out = finder.find(frame["id"].tolist(), paths, source.parent)
+    frame["photo"] = pd.Series(files, index=frame.index, dtype=object)
+    frame["path"] = [given or file.rpartition(os.sep)[2] for given, file in zip(paths, files, strict=True)]
+    return _usable_rows(frame, photos, np.array(leads_out, bool))
 
 
 def _with_standard_names(frame: pd.DataFrame) -> pd.DataFrame:

@@ -220,8 +220,9 @@ def map_blocks(frame: pd.DataFrame, side: float) -> pd.Series:
     row = np.floor(latitude * _EARTH_RADIUS_M / side)
     middle = np.clip((row + 0.5) * side / _EARTH_RADIUS_M, -np.pi / 2, np.pi / 2)
     col = np.floor(longitude * np.cos(middle) * _EARTH_RADIUS_M / side)
-    keys = [f"block {side:g} {r} {c}" for r, c in zip(row.astype(int), col.astype(int), strict=True)]
-    return pd.Series(keys, index=frame.index, dtype=object)
+    blocks, block = np.unique(row + 1j * col, return_inverse=True)
+    keys = np.array([f"block {side:g} {int(each.real)} {int(each.imag)}" for each in blocks], object)
+    return pd.Series(keys[block], index=frame.index, dtype=object)
 
 
 def text(column: pd.Series) -> pd.Series:
