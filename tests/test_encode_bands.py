@@ -25,7 +25,7 @@ from jzi.errors import CacheError
 from jzi.store import layout
 from jzi.store.bands import BandGrid
 from jzi.store.cache import ENCODED, NODATA, FeatureCache
-from jzi.store.cell_features import OUTSIDE
+from jzi.store.cell_features import OUTSIDE, CellFeatures
 from jzi.store.info import EncoderInfo
 from jzi.store.region import CellRuns, Region, RegionCells
 from jzi.tests.conftest import checkerboard, write_geotiff
@@ -148,7 +148,12 @@ def test_processes_share_the_units(place: Place, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(encode_bands, "gather_object", lambda each: each)
     units = encode_bands.missing_units
-    monkeypatch.setattr(encode_bands, "missing_units", lambda *each: listed or listed.extend(units(*each)) or listed)
+
+    def list_once(cells: CellFeatures, runs: CellRuns, **_: bool) -> list:
+        listed.extend([] if listed else units(cells, runs))
+        return listed
+
+    monkeypatch.setattr(encode_bands, "missing_units", list_once)
     encoders = [MeanColors(), MeanColors()]
     with closing(place.cache("shared.zarr")) as shared:
         for index, encoder in enumerate(encoders):  # both have listed the same units before either writes

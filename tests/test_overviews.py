@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
-import rasterio.shutil
 from click.testing import CliRunner
 from rasterio.rio.main import main_group
 
@@ -17,7 +16,7 @@ from jzi.encode import overviews
 from jzi.encode.cell_crops import CellCrops
 from jzi.encode.imagery import Imagery
 from jzi.encode.overviews import check_training_reads, reading_cost
-from jzi.encode.raster import Raster, close_rasters
+from jzi.encode.raster import close_rasters
 from jzi.errors import ImageryError
 from jzi.store.pyramid import Pyramid
 
@@ -69,15 +68,36 @@ def test_coarse_levels_are_read_from_overviews(fine: Path, pyramid: Pyramid) -> 
     assert (images[0] == 0).all() and (images[2] == 200).all()
 
 
-def test_a_mosaic_has_the_overviews_of_its_files(fine: Path, pyramid: Pyramid, tmp_path: Path) -> None:
+def test_a_mosaic_has_the_overviews_of_its_files(write_raster: Callable, pyramid: Pyramid, tmp_path: Path) -> None:
+    west, south, east, north = pyramid.bounds
+    halves = {"west.tif": (west, 0.0), "east.tif": (0.0, east)}
+    for name, (left, right) in halves.items():
+        data = np.full((3, 1600, 800), 200, np.uint8)
+        write_raster(data, (left, south, right, north), pyramid.crs, name, photometric="RGB", tiled=True)
+    sources = "".join(
+        f'<SimpleSource><SourceFilename relativeToVRT="1">{name}</SourceFilename><SourceBand>{{0}}</SourceBand>'
+        f'<SrcRect xOff="0" yOff="0" xSize="800" ySize="1600"/>'
+        f'<DstRect xOff="{800 * index}" yOff="0" xSize="800" ySize="1600"/></SimpleSource>'
+        for index, name in enumerate(halves)
+    )
+    bands = "".join(
+        f'<VRTRasterBand dataType="Byte" band="{band}">{sources.format(band)}</VRTRasterBand>' for band in (1, 2, 3)
+    )
+    with rasterio.open(tmp_path / "west.tif") as file:
+        srs = f"<SRS>{file.crs.to_wkt()}</SRS>"
+    transform = f"<GeoTransform>{west}, 0.5, 0, {north}, 0, -0.5</GeoTransform>"
     mosaic = tmp_path / "mosaic.vrt"
-    rasterio.shutil.copy(fine, mosaic, driver="VRT")
+    mosaic.write_text(f'<VRTDataset rasterXSize="1600" rasterYSize="1600">{srs}{transform}{bands}</VRTDataset>')
     assert reading_cost(crops_of(mosaic, pyramid)).rasters == (str(mosaic),)
-    with rasterio.open(fine, "r+") as file:
-        file.build_overviews([2, 4, 8], rasterio.enums.Resampling.average)
-    close_rasters()
-    assert Raster(mosaic).overviews == [2, 4, 8]
-    assert reading_cost(crops_of(mosaic, pyramid)).warning is None
+    for name in halves:
+        with rasterio.open(tmp_path / name, "r+") as file:
+            file.build_overviews([2, 4, 8], rasterio.enums.Resampling.average)
+        with rasterio.open(tmp_path / name, "r+") as file:
+            file.write(np.zeros((3, 1600, 800), np.uint8))  # and leave the overviews as they are
+    crops = crops_of(mosaic, pyramid)
+    assert reading_cost(crops).warning is None
+    images = crops.at(*pyramid.unproject(0.0, 0.0))[0]
+    assert (images[0] == 0).all() and (images[2] == 200).all(), "GDAL reads the overviews of the files"
 
 
 def test_training_is_refused_only_where_reading_is_hopeless(
