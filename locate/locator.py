@@ -135,7 +135,7 @@ class Locator:
 
         Raises:
             PhotoError: one cannot be read.
-            ConfigError: the map has too many cells, or the radius is longer than the area's side.
+            ConfigError: the radius is longer than the area's side.
         """
         check_radius(self.expert.area, options.radius)
         names, query = self.encode(photos)

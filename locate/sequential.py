@@ -15,11 +15,15 @@ from numpy.typing import NDArray
 from jzi.errors import ConfigError
 from jzi.locate.posterior import Posterior
 from jzi.locate.ranges import SECONDS, SPEED_KMH
+from jzi.locate.sparse import MAX_CELLS, fuse_sparse, smooth_sparse
+from jzi.store.cell_grid import CellGrid
+from jzi.store.pyramid import Pyramid
 
 #: Share of photos that carry no information about where they were taken.
 OUTLIER = 0.02
 
-#: Maximum cells per side of a map on which photos are fused, because likelihoods of all cells are stored.
+#: Maximum cells per side of a square map on which likelihoods of all cells are stored; on larger maps and on cells in
+#: bands, photos are fused over the cells that search reached.
 MAX_SIDE = 2048
 
 #: Maximum number of cells times photos of a drive, 1 GB: 32 photos on the largest map, 2048 on one of 256 x 256 cells.
@@ -59,14 +63,19 @@ def fuse(posterior: Posterior, cell_mask: NDArray[np.bool_]) -> Posterior:
         posterior: posterior of the photos.
         cell_mask: (row, col) whether a cell has imagery.
 
-    Raises:
-        ConfigError: the map has too many cells.
     """
+    if not is_dense(posterior.area):
+        return fuse_sparse(posterior, cell_mask, OUTLIER)
     logs = np.zeros(cell_mask.shape)
     for likelihood in likelihoods(posterior, cell_mask):
         logs += np.log(np.maximum(likelihood, 1e-300))
     logs[~cell_mask] = -np.inf
     return _to_posterior(posterior, np.exp(logs - logs.max()))
+
+
+def is_dense(area: CellGrid) -> bool:
+    """Whether likelihoods of all cells of an area are stored."""
+    return isinstance(area, Pyramid) and max(area.shape) <= MAX_SIDE
 
 
 def check_track(cells: int, seconds: Sequence[float], speed: float) -> None:
@@ -81,6 +90,8 @@ def check_track(cells: int, seconds: Sequence[float], speed: float) -> None:
         ConfigError: the speed or a time is out of range, the times decrease, or photos and cells are too many.
     """
     SPEED_KMH.check("the top speed", speed * 3.6)
+    if cells > MAX_SIDE**2:
+        cells = MAX_CELLS  # of larger maps, only cells that search reached are in memory
     with np.errstate(invalid="ignore"):  # inf - inf
         gaps = np.diff(np.asarray(seconds, float)).tolist()
     SECONDS.check("the time from a photo to the next", *gaps)
@@ -106,11 +117,13 @@ def smooth_track(
         speed: top speed, metres per second.
 
     Raises:
-        ConfigError: as `check_track`, or the map has too many cells.
+        ConfigError: as `check_track`.
     """
     check_track(cell_mask.size, seconds, speed)
     cell_m = posterior.area.cell_size
     gaps = np.diff(np.asarray(seconds, float))
+    if not is_dense(posterior.area):
+        return smooth_sparse(posterior, cell_mask, [speed * gap + cell_m for gap in gaps.tolist()], OUTLIER)
     reaches = [(speed * gap + cell_m) / cell_m for gap in gaps.tolist()]  # positions are accurate to a cell
     forward: list[NDArray[np.float64]] = []
     for photo, likelihood in enumerate(likelihoods(posterior, cell_mask)):
