@@ -1,0 +1,131 @@
+"""State-wide retrieval from the command line: counting, training, indexing another region, evaluating, locating."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from transformers import ConvNextConfig, ConvNextModel
+
+from jzi.store.cache import FeatureCache
+from jzi.store.region import Region
+
+SMALL = (
+    "--set statewide.lods_m=[0.5,2.0] --set statewide.image_size=32 --set statewide.photo_size=[64,48] "
+    "--set statewide.width=32 --set statewide.heads=4"
+)
+TRAINING = (
+    "--set statewide.steps=6 --set statewide.validate_every=3 --set statewide.batch_size=4 "
+    "--set statewide.warmup_steps=2 --set statewide.first_scan=8 --set statewide.pool_max=16 --set statewide.learning_rate=1e-3"
+)
+
+
+@pytest.fixture(scope="module")
+def convnext_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("convnext")
+    config = ConvNextConfig(depths=[1, 1, 1, 1], hidden_sizes=[8, 16, 24, 32], image_size=32)
+    ConvNextModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained_folder(prepare: Callable[..., Path], town_folder: Path, convnext_folder: Path) -> Path:
+    """A region with a trained retriever. Do not modify."""
+    towers = f"--set statewide.photo_model={convnext_folder} --set statewide.map_model={convnext_folder}"
+    return prepare(
+        town_folder,
+        "statewide",
+        "init --map map.tif --queries photos --cell 40",
+        f"train-retriever {towers} {SMALL} {TRAINING}",
+    )
+
+
+@pytest.fixture
+def trained(jzi: Callable[..., Any], trained_folder: Path, tmp_path: Path) -> Callable[..., Any]:
+    """Runs commands in a copy of the region."""
+    shutil.copytree(trained_folder, tmp_path, dirs_exist_ok=True)
+    return jzi
+
+
+def half_of(region: Path, file: Path) -> None:
+    """Write the western half of a region."""
+    west, south, east, north = Region.read(region).geometry.bounds
+    middle = (west + east) / 2
+    ring = [(west, south), (middle, south), (middle, north), (west, north), (west, south)]
+    file.write_text(json.dumps({"type": "Polygon", "coordinates": [ring]}))
+
+
+def test_a_region_is_counted_without_a_map(jzi: Callable[..., Any], tmp_path: Path) -> None:
+    ring = [(10.0, 50.0), (10.01, 50.0), (10.01, 50.01), (10.0, 50.01), (10.0, 50.0)]
+    (tmp_path / "r.geojson").write_text(json.dumps({"type": "Polygon", "coordinates": [ring]}))
+    counts = {
+        rule: json.loads(jzi(f"init --region r.geojson --cell 30 --rule {rule} --json").stdout)
+        for rule in ("touch", "corners", "centre")
+    }
+    assert counts["touch"]["cells"] >= counts["corners"]["cells"] > counts["centre"]["cells"] > 800
+    assert counts["touch"]["bands"] >= 37
+    assert not (tmp_path / "jzi.toml").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ("--region missing.geojson", "missing.geojson cannot be read"),
+        ("--cell 30", "no region is given"),
+        ("--region r.geojson --preset just-zoom-in-dc", "--preset is not for a region"),
+    ],
+)
+def test_regions_that_cannot_be_used_are_refused(
+    jzi: Callable[..., Any], tmp_path: Path, options: str, reason: str
+) -> None:
+    ring = [(10.0, 50.0), (10.01, 50.0), (10.01, 50.01), (10.0, 50.0)]
+    (tmp_path / "r.geojson").write_text(json.dumps({"type": "Polygon", "coordinates": [ring]}))
+    assert reason in jzi(f"init {options}", 2).stderr
+
+
+def test_commands_of_the_zoom_refuse_a_region(trained: Callable[..., Any]) -> None:
+    for command in ("encode-map", "train-decoder", "finetune"):
+        assert "describes a region" in trained(command, 2).stderr
+
+
+def test_a_retriever_indexes_and_locates_in_another_region(trained: Callable[..., Any], tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    half_of(tmp_path / "region.geojson", elsewhere / "half.geojson")
+    trained("init elsewhere --map map.tif --region elsewhere/half.geojson --cell 40 --queries photos")
+    there = "--config elsewhere/jzi.toml"
+    estimate = json.loads(trained(f"index {there} --dry-run --json").stdout.splitlines()[-1])
+    report = json.loads(trained(f"index {there} --json").stdout.splitlines()[-1])
+    assert report["encoded"] + report["nodata"] == estimate["cells"] > 100
+    again = json.loads(trained(f"index {there} --json").stdout.splitlines()[-1])
+    assert (again["encoded"], again["reused"]) == (0, report["encoded"])
+    photos = json.loads(trained(f"encode-queries {there} --retriever retriever --json --skip-unusable").stdout.splitlines()[-1])
+    assert photos["encoded"] > 5
+    cache = FeatureCache.open(elsewhere / "index.zarr")
+    assert cache.region is not None
+    evaluation = json.loads(trained(f"evaluate {there} --retriever retriever --json").stdout.splitlines()[-1])
+    assert 0 <= evaluation["recall@1<50m"]["value"] <= 1
+    photo = next((tmp_path / "photos").glob("*.jpg"))
+    outputs = "--geojson a.geojson --csv a.csv --heatmap a.tif --map a.html"
+    located = json.loads(trained(f"locate {photo} --retriever retriever {there} {outputs} --json").stdout.splitlines()[-1])
+    row, col = cache.area.cells_at(located["latitude"], located["longitude"])
+    assert row[0] >= 0
+    with rasterio.open(tmp_path / "a.tif") as raster:
+        probability = raster.read(1, masked=True)
+        y, x = np.unravel_index(probability.argmax(), probability.shape)
+        assert raster.crs is not None
+        assert (y, x) != (0, 0)
+
+
+def test_an_index_of_another_retriever_is_refused(trained: Callable[..., Any], tmp_path: Path) -> None:
+    trained("index")
+    shutil.rmtree(tmp_path / "retriever")
+    assert "retriever" in trained("index", 2).stderr
