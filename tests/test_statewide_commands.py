@@ -107,7 +107,9 @@ def test_a_retriever_indexes_and_locates_in_another_region(trained: Callable[...
     assert report["encoded"] + report["nodata"] == estimate["cells"] > 100
     again = json.loads(trained(f"index {there} --json").stdout.splitlines()[-1])
     assert (again["encoded"], again["reused"]) == (0, report["encoded"])
-    photos = json.loads(trained(f"encode-queries {there} --retriever retriever --json --skip-unusable").stdout.splitlines()[-1])
+    photos = json.loads(
+        trained(f"encode-queries {there} --retriever retriever --json --skip-unusable").stdout.splitlines()[-1]
+    )
     assert photos["encoded"] > 5
     cache = FeatureCache.open(elsewhere / "index.zarr")
     assert cache.region is not None
@@ -115,7 +117,9 @@ def test_a_retriever_indexes_and_locates_in_another_region(trained: Callable[...
     assert 0 <= evaluation["recall@1<50m"]["value"] <= 1
     photo = next((tmp_path / "photos").glob("*.jpg"))
     outputs = "--geojson a.geojson --csv a.csv --heatmap a.tif --map a.html"
-    located = json.loads(trained(f"locate {photo} --retriever retriever {there} {outputs} --json").stdout.splitlines()[-1])
+    located = json.loads(
+        trained(f"locate {photo} --retriever retriever {there} {outputs} --json").stdout.splitlines()[-1]
+    )
     row, col = cache.area.cells_at(located["latitude"], located["longitude"])
     assert row[0] >= 0
     with rasterio.open(tmp_path / "a.tif") as raster:

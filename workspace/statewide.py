@@ -47,7 +47,35 @@ def crops_of(imagery: Imagery, cells: RegionCells, config: TowersConfig) -> Cell
     """The images of a region's cells as towers expect them."""
     from jzi.encode.cell_crops import CellCrops
 
-    return CellCrops(imagery, cells.grid, config.lods_of(cells.grid.cell_m), config.image_size)
+    return CellCrops(imagery, cells.grid, config.lods_m, config.image_size)
+
+
+def new_towers(settings: RegionSettings) -> Towers:
+    """Create the towers that the settings describe, with the encoders that they name.
+
+    Raises:
+        EncoderError: an encoder cannot be loaded, or does not fit the settings.
+    """
+    from jzi.encode.towers import Towers, TowersConfig
+
+    config = settings.statewide
+    # Methods that have no levels of detail see one image of twice the cell
+    lods_m = config.lods_m or (2 * settings.region.cell_m / config.image_size,)
+    towers = TowersConfig(
+        photo_model=config.photo_model,
+        map_model=config.map_model,
+        width=config.width,
+        pooling=config.pooling,
+        heads=config.heads,
+        shared=config.method == "sample4geo",
+        photo_size=config.photo_size,
+        image_size=config.image_size,
+        lods_m=lods_m,
+        scale=config.scale,
+    )
+    names = (settings.path(name) if settings.path(name).is_dir() else name
+             for name in (config.photo_model, config.map_model))  # fmt: skip
+    return Towers.create(*names, config=towers)
 
 
 def train_region(areas: Sequence[RegionSettings], output: Path) -> tuple[StatewideReport, tuple[Rejected, ...]]:
@@ -64,7 +92,7 @@ def train_region(areas: Sequence[RegionSettings], output: Path) -> tuple[Statewi
         ConfigError: the regions have cells of different size.
         JziError: as `jzi.train.statewide.train_statewide`.
     """
-    from jzi.train.statewide import new_towers, train_statewide
+    from jzi.train.statewide import train_statewide
     from jzi.train.statewide_data import StatewideArea
 
     settings = areas[0]
@@ -72,7 +100,7 @@ def train_region(areas: Sequence[RegionSettings], output: Path) -> tuple[Statewi
         raise ConfigError(f"regions that are trained on together have cells of {sorted(sizes)} m: make them the same")
     regions = [open_region(area) for area in areas]
     tables = [open_photo_table(area).inside(cells.grid, cells) for area, cells in zip(areas, regions, strict=True)]
-    towers = new_towers(settings.statewide, settings.path)
+    towers = new_towers(settings)
     with contextlib.ExitStack() as stack:
         maps = [
             stack.enter_context(open_region_imagery(area, cells, towers.config.background))
