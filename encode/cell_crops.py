@@ -9,9 +9,9 @@ the block, shifted from row to row by parts of a pixel; cells of other grids lie
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +25,9 @@ from jzi.encode.prefetch import prefetch, reader_threads
 from jzi.errors import ConfigError
 from jzi.store.bands import RADIUS, BandGrid, wrap_degrees
 from jzi.store.cell_grid import Bounds, CellGrid
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 #: Sizes of a pixel, metres, and side of an image, pixels, of Fervers et al. 2024 (section 4.2).
 LODS_M, IMAGE_SIZE = (0.2, 0.4, 0.8, 1.6), 384
@@ -308,8 +311,8 @@ class CellCrops:
             *(np.atleast_1d(np.asarray(each, float)) for each in (latitude, longitude, rotation_deg))
         )
         images = np.empty((len(latitude), len(self.lods_m), self.image_size, self.image_size, 3), np.uint8)
-        positions = zip(latitude, longitude, rotation, strict=True)
-        for target, image in zip(images, prefetch(lambda each: self._at(*each), positions, threads), strict=True):
+        positions = zip(latitude.tolist(), longitude.tolist(), rotation.tolist(), strict=True)
+        for target, image in zip(images, _map(lambda each: self._at(*each), positions, threads), strict=True):
             target[:] = image
         return images
 
@@ -326,7 +329,7 @@ class CellCrops:
             half = self.grid.cell_size / 2
             return bool(self.imagery.render(Bounds(x - half, y - half, x + half, y + half), THUMB, crs)[1].any())
 
-        return np.array(list(prefetch(look, positions, threads)), bool)
+        return np.array(list(_map(look, positions, threads)), bool)
 
     def _at(self, latitude: float, longitude: float, rotation_deg: float) -> NDArray[np.uint8]:
         """(level, S, S, 3) uint8."""
@@ -369,6 +372,11 @@ class _Mosaic(NamedTuple):
     image: NDArray[np.uint8]
     covered: NDArray[np.bool_]
     centers: NDArray[np.float64]
+
+
+def _map(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
+    """Like `map`, in threads if there are several: rasters remain open in the calling thread, not in brief ones."""
+    return map(function, items) if threads == 1 else prefetch(function, items, threads)
 
 
 def equirectangular(latitude: float, longitude: float) -> str:

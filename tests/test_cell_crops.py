@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from pyproj import Transformer
 
-from jzi.encode import cell_crops
+from jzi.encode import cell_crops, raster
 from jzi.encode.cell_crops import LODS_M, BlockKey, CellCrops
 from jzi.encode.imagery import BACKGROUND, Imagery
 from jzi.encode.raster import close_rasters
@@ -315,6 +315,14 @@ def test_whether_a_position_has_imagery(draw: Callable) -> None:
     degrees = math.degrees(1 / RADIUS)
     latitude = LATITUDE + degrees * np.array([0, 90, 110, 130])
     assert crops.covered(latitude, np.full(4, LONGITUDE), threads=2).tolist() == [True, True, True, False]
+
+
+def test_single_samples_keep_the_raster_open(draw: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    crops = CellCrops(Imagery([draw(ramp(1.0), LATITUDE, LONGITUDE, 60, 0.8)], STATE), STATE, [0.8], 16)
+    crops.at(LATITUDE, LONGITUDE)
+    monkeypatch.setattr(raster, "open_raster", None)
+    together = crops.at([LATITUDE] * 2, [LONGITUDE] * 2, [0, 45])
+    assert together.shape == (2, 1, 16, 16, 3) and (together[0] != together[1]).any()
 
 
 def test_levels_and_sizes_are_checked(draw: Callable) -> None:
