@@ -68,6 +68,9 @@ class Encoder:
         EncoderError: the model type, layout or resampling is not supported, or the image size is less than one patch.
     """
 
+    #: Photos fill `photo_shape`, whatever their aspect ratio.
+    fit = False
+
     def __init__(
         self,
         model: nn.Module,
