@@ -49,6 +49,7 @@ class Family:
         width: config -> number of features of a token.
         stride: config -> side of a patch, pixels.
         options: further keyword arguments of `from_pretrained`.
+        global_only: names of the modules that only the global embedding needs.
     """
 
     model_class: str
@@ -63,6 +64,7 @@ class Family:
     width: Callable[[Any], int] = _hidden_size
     stride: Callable[[Any], int] = _patch_size
     options: dict[str, Any] = field(default_factory=dict)
+    global_only: tuple[str, ...] = ()
 
     def embed(self, model: nn.Module, pixels: Tensor) -> Tensor:
         """Compute the (n, feature) global embedding of (n, 3, S, S) normalised pixels."""
@@ -159,27 +161,30 @@ def _total_stride(config: Any) -> int:
     return int(config.patch_size) * 2 ** (len(config.depths) - 1)
 
 
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+#: Mean and standard deviation of most families.
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 # Register tokens come between [CLS] and the patches
-_DINOV2 = (*_IMAGENET, _embeddings, _cls_after_layernorm, _patches_after_layernorm, ("layernorm",))
-_DINOV3 = (*_IMAGENET, _embeddings, _cls_after_norm, _patches_after_norm, ("norm",), _rotary_positions)
+_DINOV2 = (*IMAGENET, _embeddings, _cls_after_layernorm, _patches_after_layernorm, ("layernorm",))
+_DINOV3 = (*IMAGENET, _embeddings, _cls_after_norm, _patches_after_norm, ("norm",), _rotary_positions)
 _POOLED = (_attention_pooled, _all_after_layernorm, ("post_layernorm", "head"), _no_mask)
-_DEIT = (*_IMAGENET, _interpolated_embeddings, _cls_after_layernorm, _patches_after_both, ("layernorm",), _no_mask)
-_CONVNEXT = (*_IMAGENET, _embeddings, _averaged, _last_map, ("layernorm",))
+_DEIT = (*IMAGENET, _interpolated_embeddings, _cls_after_layernorm, _patches_after_both, ("layernorm",), _no_mask)
+_CONVNEXT = (*IMAGENET, _embeddings, _averaged, _last_map, ("layernorm",))
 _SIGLIP = (*_HALF, _interpolated_embeddings, *_POOLED)
 _SIGLIP2 = (*_HALF, _patch_embeddings, *_POOLED)
 
 #: By the config's `model_type`. Of a SigLIP checkpoint with both towers the vision tower is used.
 FAMILIES = {
-    "convnext": Family("ConvNextModel", *_CONVNEXT, width=_last_width, stride=_total_stride),
+    "convnext": Family(
+        "ConvNextModel", *_CONVNEXT, width=_last_width, stride=_total_stride, global_only=("layernorm",)
+    ),
     "deit": Family("DeiTModel", *_DEIT, class_tokens=_class_and_distillation, options={"add_pooling_layer": False}),
     "dinov2": Family("Dinov2Model", *_DINOV2),
     "dinov2_with_registers": Family("Dinov2WithRegistersModel", *_DINOV2),
     "dinov3_vit": Family("DINOv3ViTModel", *_DINOV3),
-    "siglip": Family("SiglipVisionModel", *_SIGLIP),
-    "siglip_vision_model": Family("SiglipVisionModel", *_SIGLIP),
-    "siglip2": Family("Siglip2VisionModel", *_SIGLIP2),
-    "siglip2_vision_model": Family("Siglip2VisionModel", *_SIGLIP2),
+    "siglip": Family("SiglipVisionModel", *_SIGLIP, global_only=("head",)),
+    "siglip_vision_model": Family("SiglipVisionModel", *_SIGLIP, global_only=("head",)),
+    "siglip2": Family("Siglip2VisionModel", *_SIGLIP2, global_only=("head",)),
+    "siglip2_vision_model": Family("Siglip2VisionModel", *_SIGLIP2, global_only=("head",)),
 }

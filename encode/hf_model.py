@@ -40,11 +40,13 @@ class LoadedModel:
     std: tuple[float, ...]
 
 
-def load_model(name: str | Path) -> LoadedModel:
+def load_model(name: str | Path, *, global_embedding: bool = True) -> LoadedModel:
     """Load a vision model from a folder or from the Hugging Face hub; from the hub's local cache if possible.
 
     Args:
         name: Hugging Face id, or a folder written by `save_pretrained`.
+        global_embedding: whether the global embedding is needed; else modules that only it needs are removed, and may
+            be absent in the folder.
 
     Raises:
         EncoderError: the model cannot be found or loaded, or its model type is not supported.
@@ -55,12 +57,12 @@ def load_model(name: str | Path) -> LoadedModel:
         raise EncoderError(f"{name} is not an encoder: it has no config.json (as written by `save_pretrained`)")
     try:
         try:  # no network access if the local cache holds the model
-            return _load(str(name), not is_folder, local_files_only=True)
+            return _load(str(name), not is_folder, global_embedding, local_files_only=True)
         except OSError:
             if is_folder:
                 raise
             tqdm.write(f"downloading the encoder {name} from the Hugging Face hub", file=sys.stderr)
-            return _load(str(name), not is_folder)
+            return _load(str(name), not is_folder, global_embedding)
     except (EncoderError, MemoryError):
         raise
     except Exception as error:  # transformers' own errors are of many kinds
@@ -73,7 +75,7 @@ def load_model(name: str | Path) -> LoadedModel:
         ) from error
 
 
-def _load(name: str, from_hub: bool, **options: Any) -> LoadedModel:
+def _load(name: str, from_hub: bool, global_embedding: bool, **options: Any) -> LoadedModel:
     import transformers
 
     config = read_encoder_config(name, **options)
@@ -85,11 +87,18 @@ def _load(name: str, from_hub: bool, **options: Any) -> LoadedModel:
     model, report = model_class.from_pretrained(
         name, dtype=torch.float32, output_loading_info=True, trust_remote_code=False, **family.options, **options
     )
-    missing = sorted(key for key in report["missing_keys"] if not key.endswith("mask_token"))  # training only
+    removed = () if global_embedding else family.global_only
+    missing = sorted(
+        key
+        for key in report["missing_keys"]
+        if not key.endswith("mask_token") and key.split(".")[0] not in removed  # the mask token is for training only
+    )
     if missing:
         raise EncoderError(
             f"the encoder {name} lacks {len(missing)} weights ({missing[0]}, ...): download or copy it again"
         )
+    for module in removed:
+        setattr(model, module, nn.Identity())
     if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
         raise EncoderError(f"the encoder {name} has weights that are not finite: download or copy it again")
     return LoadedModel(model, from_hub, *normalisation(name, from_hub, family, **options))
