@@ -17,8 +17,9 @@ from torch import Tensor
 from jzi.decode.config import DecoderConfig
 from jzi.decode.decoder import ZoomDecoder
 from jzi.decode.model import create_folder, save_weights
-from jzi.encode.encoder import Encoder, check_size, family_of, quiet_transformers
+from jzi.encode.encoder import Encoder
 from jzi.encode.hf_config import read_encoder_config
+from jzi.encode.hf_model import check_size, family_of, quiet_transformers
 from jzi.errors import EncoderError, ModelError, first_line
 from jzi.store.archive import check_archive
 from jzi.store.model_folder import CONFIG

@@ -129,7 +129,7 @@ def _write_random_encoder(folder: Path) -> None:
     import torch
     from transformers import Dinov2Config, Dinov2Model
 
-    from jzi.encode.encoder import quiet_transformers
+    from jzi.encode.hf_model import quiet_transformers
 
     quiet_transformers()
     torch.manual_seed(0)

@@ -18,8 +18,10 @@ from tqdm import tqdm
 from jzi.encode.augment import AUGMENTATION_VERSION, augment_photos, drop_parts, view_draws
 from jzi.encode.device import processes
 from jzi.encode.encoder import Encoder
+from jzi.encode.photo_encoder import PhotoEncoder
 from jzi.encode.photo_reader import PhotoReader, ReadPhoto
 from jzi.encode.prefetch import prefetch, reader_threads
+from jzi.errors import ConfigError
 from jzi.store.cache import NODATA, FeatureCache
 from jzi.store.chunk_writer import PhotoWriter, rows_by_chunk
 from jzi.store.photo_features import CHUNK, ENCODED, MISSING, UNREADABLE, PhotoFeatures
@@ -51,7 +53,13 @@ class PhotoReport:
 
 
 def encode_queries(
-    cache: FeatureCache, encoder: Encoder, table: PhotoTable, *, batch_size: int = 32, views: int = 0, seed: int = 0
+    cache: FeatureCache,
+    encoder: PhotoEncoder,
+    table: PhotoTable,
+    *,
+    batch_size: int = 32,
+    views: int = 0,
+    seed: int = 0,
 ) -> PhotoReport:
     """Set the cache's list of photos to a table, and encode photos that are missing or have changed.
 
@@ -72,7 +80,12 @@ def encode_queries(
 
     Raises:
         CacheError: the disk is full.
+        ConfigError: there are views, but the encoder is not one for photos and tiles alike, which views are for.
     """
+    if views and not isinstance(encoder, Encoder):
+        raise ConfigError(
+            f"{encoder.info.name} has a tower for photos, which is trained from images: set queries.views to 0"
+        )
     state = processes()
     queries = cache.queries
     damaged, moved, remade = 0, 0, False
@@ -164,14 +177,14 @@ def _encode(
     paths: dict[int, str],
     views: dict[int, int],
     seed: int,
-    encoder: Encoder,
+    encoder: PhotoEncoder,
     queries: PhotoFeatures,
     batch_size: int,
     bar: tqdm,
 ) -> Iterator[tuple[int, str]]:
     """Encode and write rows; yield each row whose photo could not be read, with the error."""
     writer = PhotoWriter(queries)
-    reader = PhotoReader(encoder.photo_shape, encoder.resampling, stamps=True, subject="it")
+    reader = PhotoReader(encoder.photo_shape, encoder.resampling, fit=encoder.fit, stamps=True, subject="it")
     batch: dict[int, ReadPhoto] = {}
 
     def flush() -> None:
@@ -197,7 +210,7 @@ def _encode(
         flush()
 
 
-def _embed(batch: list[ReadPhoto], views: NDArray[np.int64], seed: int, encoder: Encoder) -> NDArray[np.float16]:
+def _embed(batch: list[ReadPhoto], views: NDArray[np.int64], seed: int, encoder: PhotoEncoder) -> NDArray[np.float16]:
     """(photo, 1 + views, feature): the plain photo, then its augmented views; NaN beyond the number of views."""
     pixels = np.stack([photo.pixels for photo in batch if photo.pixels is not None])
     plain = encoder.to_storage(encoder.encode_photos(pixels))
@@ -205,6 +218,7 @@ def _embed(batch: list[ReadPhoto], views: NDArray[np.int64], seed: int, encoder:
     embedding[:, 0] = plain
     if not views.any():
         return embedding
+    assert isinstance(encoder, Encoder)
     photos = encoder.to_unit(torch.from_numpy(pixels))
     squares = encoder.squares(photos[:1]).shape[1]
     for view in range(1, embedding.shape[1]):

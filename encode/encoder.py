@@ -1,10 +1,7 @@
-"""The encoder shared by photos and tiles: a Hugging Face vision transformer and its global embedding."""
+"""The encoder shared by photos and tiles: a vision model of transformers and its global embedding."""
 
 from __future__ import annotations
 
-import json
-import logging
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,18 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from jzi.encode.device import best_device
-from jzi.encode.families import FAMILIES, Family
 from jzi.encode.fingerprint import encoder_fingerprint
-from jzi.encode.hf_config import normalisation, read_encoder_config
+from jzi.encode.hf_model import family_of, load_model, save_model, to_float16
 from jzi.encode.photos import RESAMPLINGS
-from jzi.errors import EncoderError, first_line
+from jzi.errors import EncoderError
 from jzi.store.info import EncoderInfo
-
-#: Suffixes of files with weights.
-_WEIGHTS = (".safetensors", ".bin")
 
 
 def _halves(photos: Tensor) -> Tensor:
@@ -55,7 +47,7 @@ LAYOUTS = {"halves": Layout(2, _halves), "whole": Layout(1, _whole)}
 
 
 class Encoder:
-    """A vision transformer on one device, with its preprocessing. Weights are frozen and in eval mode.
+    """A vision model on one device, with its preprocessing. Weights are frozen and in eval mode.
 
     Args:
         model: transformers vision model of one of `FAMILIES`, in float32.
@@ -75,6 +67,9 @@ class Encoder:
     Raises:
         EncoderError: the model type, layout or resampling is not supported, or the image size is less than one patch.
     """
+
+    #: Photos fill `photo_shape`, whatever their aspect ratio.
+    fit = False
 
     def __init__(
         self,
@@ -96,14 +91,15 @@ class Encoder:
             raise EncoderError(f"encoder.layout must be one of {', '.join(LAYOUTS)}, not {layout!r}")
         if resampling not in RESAMPLINGS:
             raise EncoderError(f"encoder.resampling must be one of {', '.join(RESAMPLINGS)}, not {resampling!r}")
-        if image_size < config.patch_size:
-            raise EncoderError(f"encoder.image_size is {image_size}, less than one patch of {config.patch_size} pixels")
+        self._stride = self.family.stride(config)
+        if image_size < self._stride:
+            raise EncoderError(f"encoder.image_size is {image_size}, less than one patch of {self._stride} pixels")
         self.mean, self.std = mean or self.family.mean, std or self.family.std
         self.name, self.from_hub, self.image_size, self.layout = name, from_hub, image_size, layout
         self.resampling = resampling
         self.device = torch.device(device or best_device())
         self.model = model.eval().requires_grad_(False).to(self.device)  # fine-tuning unfreezes the blocks it trains
-        self.width = int(config.hidden_size)
+        self.width = self.family.width(config)
         self._mean = torch.tensor(self.mean, device=self.device)[:, None, None]
         self._std = torch.tensor(self.std, device=self.device)[:, None, None]
         # bfloat16 halves the time on GPUs that support it; CPUs without matrix units are slower with it
@@ -137,81 +133,23 @@ class Encoder:
         Raises:
             EncoderError: the encoder cannot be found or loaded, or its model type is not supported.
         """
-        quiet_transformers()
-        is_folder, options = Path(name).is_dir(), (image_size, layout, resampling, device, fingerprint)
-        if is_folder and not (Path(name) / "config.json").is_file():
-            raise EncoderError(f"{name} is not an encoder: it has no config.json (as written by `save_pretrained`)")
-        try:
-            try:  # no network access if the local cache holds the model
-                return cls._load(str(name), not is_folder, *options, local_files_only=True)
-            except OSError:
-                if is_folder:
-                    raise
-                tqdm.write(f"downloading the encoder {name} from the Hugging Face hub", file=sys.stderr)
-                return cls._load(str(name), not is_folder, *options)
-        except (EncoderError, MemoryError):
-            raise
-        except Exception as error:  # transformers' own errors are of many kinds
-            reason = first_line(error)
-            if is_folder:
-                raise EncoderError(f"the encoder in {name} cannot be loaded: {reason}") from error
-            raise EncoderError(
-                f"the encoder {str(name)!r} is not a local folder and cannot be downloaded from the Hugging Face hub "
-                f"({reason}): check the name and the network, or give a folder written by `save_pretrained`"
-            ) from error
-
-    @classmethod
-    def _load(
-        cls,
-        name: str,
-        from_hub: bool,
-        image_size: int,
-        layout: str,
-        resampling: str,
-        device: str | None,
-        fingerprint: str | None,
-        **options: Any,
-    ) -> Encoder:
-        import transformers
-
-        config = read_encoder_config(name, **options)
-        family = family_of(name, config.model_type)
-        model_class = getattr(transformers, family.model_class)
-        if not from_hub and (files := [file for file in Path(name).iterdir() if file.suffix in _WEIGHTS]):
-            size = sum(file.stat().st_size for file in files)
-            check_size(name, model_class, getattr(config, "vision_config", config), size)
-        model, report = model_class.from_pretrained(
-            name, dtype=torch.float32, output_loading_info=True, trust_remote_code=False, **options
-        )
-        missing = sorted(key for key in report["missing_keys"] if not key.endswith("mask_token"))  # training only
-        if missing:
-            raise EncoderError(
-                f"the encoder {name} lacks {len(missing)} weights ({missing[0]}, ...): download or copy it again"
-            )
-        if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
-            raise EncoderError(f"the encoder {name} has weights that are not finite: download or copy it again")
-        mean, std = normalisation(name, from_hub, family, **options)
+        loaded = load_model(name)
         return cls(
-            model,
-            name=name,
-            from_hub=from_hub,
+            loaded.model,
+            name=str(name),
+            from_hub=loaded.from_hub,
             image_size=image_size,
             layout=layout,
             resampling=resampling,
-            mean=mean,
-            std=std,
+            mean=loaded.mean,
+            std=loaded.std,
             device=device,
             fingerprint=fingerprint,
         )
 
     def save(self, folder: Path) -> None:
         """Write weights and config with `save_pretrained`, and mean and std to preprocessor_config.json."""
-        self.model.save_pretrained(folder)  # type: ignore[operator]
-        normalisation = {"image_mean": list(self.mean), "image_std": list(self.std)}
-        preprocessor = folder / "preprocessor_config.json"
-        preprocessor.write_text(json.dumps(normalisation, indent=2) + "\n")
-        for file in folder.iterdir():
-            file.chmod(preprocessor.stat().st_mode)  # follows the umask; safetensors' files have mode 0600
+        save_model(self.model, folder, self.mean, self.std)
 
     # Properties
 
@@ -223,8 +161,7 @@ class Encoder:
     @property
     def patches(self) -> int:
         """Number of patches of a square."""
-        config: Any = self.model.config
-        return (self.image_size // config.patch_size) ** 2
+        return (self.image_size // self._stride) ** 2
 
     @property
     def info(self) -> EncoderInfo:
@@ -312,54 +249,4 @@ class Encoder:
         Raises:
             EncoderError: a value is not finite, or too large for float16.
         """
-        stored = embedding.half().cpu().numpy()
-        if not np.isfinite(stored).all():
-            raise EncoderError(
-                f"the encoder {self.name} computed embeddings that are not finite in float16: check its weights"
-            )
-        return stored
-
-
-def quiet_transformers() -> None:
-    """Silence progress bars, warnings and retry messages of transformers and huggingface_hub; errors are raised."""
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-
-
-def check_size(name: str, model_class: Any, config: Any, size: int) -> None:
-    """Check that a config does not describe more weights than there are, before they are allocated.
-
-    Args:
-        name: of the encoder, for the error message.
-        model_class: class of transformers.
-        config: config of the class.
-        size: bytes of the files with the weights, which take at least a byte each.
-
-    Raises:
-        EncoderError: it does.
-    """
-    with torch.device("meta"):
-        weights = sum(parameter.numel() for parameter in model_class(config).parameters())
-    if weights > size:
-        raise EncoderError(
-            f"the config.json of {name} describes {weights} weights, more than there are: give its own config and "
-            "weights, or copy them again"
-        )
-
-
-def family_of(name: str, model_type: str) -> Family:
-    """Return the family of a model type.
-
-    Args:
-        name: of the encoder, for the error message.
-        model_type: `model_type` of its config.
-
-    Raises:
-        EncoderError: the model type is not supported.
-    """
-    if model_type not in FAMILIES:
-        raise EncoderError(f"{name} is a {model_type!r} model: use one of {', '.join(FAMILIES)}")
-    return FAMILIES[model_type]
+        return to_float16(embedding, self.name)

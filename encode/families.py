@@ -1,4 +1,4 @@
-"""Supported vision transformers: model class, normalisation, input tokens and pooling of each family.
+"""Supported vision models: model class, normalisation, input tokens and pooling of each family.
 
 Mean and standard deviation are those of the family's training; a `preprocessor_config.json` saved with the weights
 overrides them (DINOv3's satellite models differ from its web models).
@@ -10,7 +10,7 @@ tokens of the last block to the global embedding or to patch tokens.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,6 +21,14 @@ def _no_context(model: nn.Module, pixels: Tensor) -> dict[str, Any]:
     return {}
 
 
+def _hidden_size(config: Any) -> int:
+    return int(config.hidden_size)
+
+
+def _patch_size(config: Any) -> int:
+    return int(config.patch_size)
+
+
 @dataclass(frozen=True)
 class Family:
     """How to run one model type of transformers.
@@ -29,12 +37,19 @@ class Family:
         model_class: name of the class in transformers.
         mean: mean of red, green and blue in training, 0..1.
         std: standard deviation of red, green and blue in training, 0..1.
-        tokens: (model, normalised pixels (n, 3, S, S)) -> (n, token, feature) input of the first block.
+        tokens: (model, normalised pixels (n, 3, S, S)) -> (n, token, feature) input of the first block; a
+            convolutional network's is (n, feature, row, col), here and below.
         pool: (model, output of the last block (n, token, feature)) -> (n, feature) global embedding.
         patches: (model, output of the last block (n, token, feature)) -> (n, patch, feature) patch tokens in
             row-major order.
         final: names of the modules after the last block.
         context: (model, pixels) -> further keyword arguments of every block, which depend on the image size only.
+        class_tokens: (model, output of the last block) -> (n, token, feature) tokens that stand for the whole image,
+            after the final layernorm; None if the model has fewer than two.
+        width: config -> number of features of a token.
+        stride: config -> side of a patch, pixels.
+        options: further keyword arguments of `from_pretrained`.
+        global_only: names of the modules that only the global embedding needs.
     """
 
     model_class: str
@@ -45,6 +60,11 @@ class Family:
     patches: Callable[[Any, Tensor], Tensor]
     final: tuple[str, ...]
     context: Callable[[Any, Tensor], dict[str, Any]] = _no_context
+    class_tokens: Callable[[Any, Tensor], Tensor] | None = None
+    width: Callable[[Any], int] = _hidden_size
+    stride: Callable[[Any], int] = _patch_size
+    options: dict[str, Any] = field(default_factory=dict)
+    global_only: tuple[str, ...] = ()
 
     def embed(self, model: nn.Module, pixels: Tensor) -> Tensor:
         """Compute the (n, feature) global embedding of (n, 3, S, S) normalised pixels."""
@@ -59,7 +79,7 @@ class Family:
 
 
 def blocks_of(model: nn.Module) -> nn.ModuleList:
-    """Return the transformer's blocks, first to last."""
+    """Return the transformer's blocks, first to last; the stages of a ConvNeXt."""
     return next(module for module in model.modules() if isinstance(module, nn.ModuleList))
 
 
@@ -93,7 +113,7 @@ def _rotary_positions(model: Any, pixels: Tensor) -> dict[str, Any]:
 
 
 def _interpolated_embeddings(model: Any, pixels: Tensor) -> Tensor:
-    """SigLIP has learned positions, which are interpolated for other image sizes."""
+    """SigLIP and DeiT have learned positions, which are interpolated for other image sizes."""
     return model.embeddings(pixels, interpolate_pos_encoding=True)
 
 
@@ -115,23 +135,56 @@ def _no_mask(model: Any, pixels: Tensor) -> dict[str, Any]:
     return {"attention_mask": None}
 
 
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+def _class_and_distillation(model: Any, tokens: Tensor) -> Tensor:
+    return model.layernorm(tokens)[:, :2]
+
+
+def _patches_after_both(model: Any, tokens: Tensor) -> Tensor:
+    return model.layernorm(tokens)[:, 2:]
+
+
+def _averaged(model: Any, features: Tensor) -> Tensor:
+    """A ConvNeXt's global embedding: its last feature map, averaged."""
+    return model.layernorm(features.mean((2, 3)))
+
+
+def _last_map(model: Any, features: Tensor) -> Tensor:
+    """The last feature map as it is; ConvNeXt's final layernorm follows the average."""
+    return features.flatten(2).transpose(1, 2)
+
+
+def _last_width(config: Any) -> int:
+    return int(config.hidden_sizes[-1])
+
+
+def _total_stride(config: Any) -> int:
+    return int(config.patch_size) * 2 ** (len(config.depths) - 1)
+
+
+#: Mean and standard deviation of most families.
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 # Register tokens come between [CLS] and the patches
-_DINOV2 = (*_IMAGENET, _embeddings, _cls_after_layernorm, _patches_after_layernorm, ("layernorm",))
-_DINOV3 = (*_IMAGENET, _embeddings, _cls_after_norm, _patches_after_norm, ("norm",), _rotary_positions)
+_DINOV2 = (*IMAGENET, _embeddings, _cls_after_layernorm, _patches_after_layernorm, ("layernorm",))
+_DINOV3 = (*IMAGENET, _embeddings, _cls_after_norm, _patches_after_norm, ("norm",), _rotary_positions)
 _POOLED = (_attention_pooled, _all_after_layernorm, ("post_layernorm", "head"), _no_mask)
+_DEIT = (*IMAGENET, _interpolated_embeddings, _cls_after_layernorm, _patches_after_both, ("layernorm",), _no_mask)
+_CONVNEXT = (*IMAGENET, _embeddings, _averaged, _last_map, ("layernorm",))
 _SIGLIP = (*_HALF, _interpolated_embeddings, *_POOLED)
 _SIGLIP2 = (*_HALF, _patch_embeddings, *_POOLED)
 
 #: By the config's `model_type`. Of a SigLIP checkpoint with both towers the vision tower is used.
 FAMILIES = {
+    "convnext": Family(
+        "ConvNextModel", *_CONVNEXT, width=_last_width, stride=_total_stride, global_only=("layernorm",)
+    ),
+    "deit": Family("DeiTModel", *_DEIT, class_tokens=_class_and_distillation, options={"add_pooling_layer": False}),
     "dinov2": Family("Dinov2Model", *_DINOV2),
     "dinov2_with_registers": Family("Dinov2WithRegistersModel", *_DINOV2),
     "dinov3_vit": Family("DINOv3ViTModel", *_DINOV3),
-    "siglip": Family("SiglipVisionModel", *_SIGLIP),
-    "siglip_vision_model": Family("SiglipVisionModel", *_SIGLIP),
-    "siglip2": Family("Siglip2VisionModel", *_SIGLIP2),
-    "siglip2_vision_model": Family("Siglip2VisionModel", *_SIGLIP2),
+    "siglip": Family("SiglipVisionModel", *_SIGLIP, global_only=("head",)),
+    "siglip_vision_model": Family("SiglipVisionModel", *_SIGLIP, global_only=("head",)),
+    "siglip2": Family("Siglip2VisionModel", *_SIGLIP2, global_only=("head",)),
+    "siglip2_vision_model": Family("Siglip2VisionModel", *_SIGLIP2, global_only=("head",)),
 }

@@ -53,19 +53,30 @@ def encoder_fingerprint(
     Returns:
         The digest in hexadecimal.
     """
-    entries = {key: value for key, value in config.to_diff_dict().items() if key not in _IGNORED_ENTRIES}
     # "bicubic" is what "antialias" is; it was hashed before there was a choice
     method = "bicubic" if resampling == "antialias" else resampling
     preprocessing = {"image_size": image_size, "layout": layout, "resampling": method}
     # The name of the pooling function is hashed: renaming it would invalidate every cache
     normalisation = {"mean": mean, "std": std, "embed": family.pool.__name__.strip("_")}
     digest = hashlib.sha256()
-    digest.update(json.dumps([entries, preprocessing, normalisation], sort_keys=True, default=str).encode())
-    # Values without names, which change between versions of transformers
-    arrays = (tensor.detach().float().cpu().contiguous().numpy() for tensor in weights)
-    for each in sorted(hashlib.sha256(str(array.shape).encode() + array.tobytes()).digest() for array in arrays):
-        digest.update(each)
+    entries = [config_entries(config), preprocessing, normalisation]
+    digest.update(json.dumps(entries, sort_keys=True, default=str).encode())
+    digest.update(weights_digest(weights))
     return digest.hexdigest()
+
+
+def config_entries(config: Any) -> dict[str, Any]:
+    """Return the entries of a model's config that its output depends on."""
+    return {key: value for key, value in config.to_diff_dict().items() if key not in _IGNORED_ENTRIES}
+
+
+def weights_digest(weights: Iterable[Tensor]) -> bytes:
+    """Return the sorted digests of weights as float32.
+
+    Their names are left out, because they change between versions of transformers.
+    """
+    arrays = (tensor.detach().float().cpu().contiguous().numpy() for tensor in weights)
+    return b"".join(sorted(hashlib.sha256(str(array.shape).encode() + array.tobytes()).digest() for array in arrays))
 
 
 def is_stored_encoder(

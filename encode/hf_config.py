@@ -24,6 +24,9 @@ _LIMITS = {
     "intermediate_size": 32_768,
 }
 
+#: Largest number of stages of a convolutional network, each of which halves the side of its feature map.
+_MAX_STAGES = 8
+
 #: Largest absolute value of every other number; some set the length of lists that transformers creates.
 _LARGEST = 2**20
 
@@ -96,6 +99,24 @@ def normalisation(
     return tuple(mean), tuple(std)
 
 
+def _check_stages(name: str, config: Any) -> None:
+    """Check the lists of a convolutional network: channels and blocks of each stage."""
+    for key, limit in (("hidden_sizes", _LIMITS["hidden_size"]), ("depths", _LIMITS["num_hidden_layers"])):
+        values = getattr(config, key, None)
+        if not isinstance(values, list | tuple) or not (
+            1 <= len(values) <= _MAX_STAGES and all(type(value) is int and 1 <= value <= limit for value in values)
+        ):
+            raise EncoderError(
+                f"the config.json of {name} has {key} = {values!r:.60}: it must be a list of 1 to {_MAX_STAGES} whole "
+                f"numbers from 1 to {limit}"
+            )
+    if not len(config.hidden_sizes) == len(config.depths) == config.num_stages:
+        raise EncoderError(
+            f"the config.json of {name} has {len(config.hidden_sizes)} hidden_sizes and {len(config.depths)} depths "
+            f"for num_stages = {config.num_stages!r:.60}: they must be as many"
+        )
+
+
 def _three_numbers(values: Any) -> bool:
     return (
         isinstance(values, list | tuple)
@@ -122,7 +143,10 @@ def _check_entries(name: str, entries: dict[str, Any]) -> None:
 
 
 def _check_numbers(name: str, config: Any) -> None:
+    stages = config.model_type == "convnext"
     for key, limit in _LIMITS.items():
+        if stages and key in ("hidden_size", "num_hidden_layers", "num_attention_heads"):
+            continue
         value = getattr(config, key, None)
         if value is None and key in ("image_size", "intermediate_size"):  # families without learned positions, etc.
             continue
@@ -133,7 +157,9 @@ def _check_numbers(name: str, config: Any) -> None:
     ratio = getattr(config, "mlp_ratio", 1)
     if type(ratio) not in (int, float) or not 0 < ratio <= 64:
         raise EncoderError(f"the config.json of {name} has mlp_ratio = {ratio!r:.60}: it must lie between 0 and 64")
-    if config.hidden_size % config.num_attention_heads:
+    if stages:
+        _check_stages(name, config)
+    elif config.hidden_size % config.num_attention_heads:
         raise EncoderError(
             f"the config.json of {name} has num_attention_heads = {config.num_attention_heads}: that must divide "
             f"hidden_size, {config.hidden_size}"

@@ -71,6 +71,7 @@ class PhotoReader:
     Args:
         shape: height and width, pixels (`Encoder.photo_shape`).
         resampling: how photos are resized (`Encoder.resampling`).
+        fit: whether photos keep their aspect ratio (`Encoder.fit`).
         stamps: whether to return the checksum of each file; photos must be paths.
         keep: number of decoded photos to keep in memory for repeated reading; photos must be paths.
         subject: name of a photo in error messages; `photo_name` by default.
@@ -84,6 +85,7 @@ class PhotoReader:
         shape: tuple[int, int],
         resampling: str = "antialias",
         *,
+        fit: bool = False,
         stamps: bool = False,
         keep: int = 0,
         subject: str = "",
@@ -91,7 +93,7 @@ class PhotoReader:
         if resampling == "reference":
             import_opencv()
         self.height, self.width = shape
-        self.resampling = resampling
+        self.resampling, self.fit = resampling, fit
         self.stamps, self.keep, self.subject = stamps, keep, subject
         self._kept: dict[str, ReadPhoto] = {}
 
@@ -126,7 +128,7 @@ class PhotoReader:
             with contextlib.ExitStack() as stack:
                 if self.stamps and isinstance(photo, str | Path):
                     photo, stamp = stack.enter_context(_stamped(Path(photo), subject))
-                pixels, size = read_photo(photo, self.width, self.height, self.resampling, subject)
+                pixels, size = read_photo(photo, self.width, self.height, self.resampling, subject, fit=self.fit)
         except PhotoError as error:
             return ReadPhoto(name, None, str(error), stamp=stamp)
         notes = (PANORAMA,) if looks_like_panorama(*size) else ()

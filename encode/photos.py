@@ -30,9 +30,9 @@ DRAFT_PIXELS = 64_000_000
 #: Side of the squares that are converted to RGB one at a time, pixels.
 _SIDE = 1024
 
-#: How photos are resized: Pillow's antialiased bicubic, or OpenCV's INTER_LINEAR_EXACT, which published checkpoints
-#: were trained with and which does not antialias.
-RESAMPLINGS = ("antialias", "reference")
+#: How photos are resized: Pillow's antialiased bicubic, its antialiased bilinear, or OpenCV's INTER_LINEAR_EXACT, which
+#: published checkpoints were trained with and which does not antialias.
+RESAMPLINGS = ("antialias", "bilinear", "reference")
 
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -66,7 +66,7 @@ def open_photo(photo: Photo, name: str = "", *, max_pixels: int | None = None) -
 
 
 def read_photo(
-    photo: Photo, width: int, height: int, resampling: str = "antialias", name: str = ""
+    photo: Photo, width: int, height: int, resampling: str = "antialias", name: str = "", *, fit: bool = False
 ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     """Open a photo and resize it, as `open_photo` and `resize_photo`, within the memory budget.
 
@@ -78,6 +78,7 @@ def read_photo(
         height: pixels.
         resampling: one of `RESAMPLINGS`.
         name: name of the photo in error messages; its path or "the photo" by default.
+        fit: whether to keep the aspect ratio, on black.
 
     Returns:
         (height, width, 3) uint8, and the width and height of the upright photo in pixels.
@@ -86,9 +87,9 @@ def read_photo(
         PhotoError: as `open_photo`.
         ConfigError: resampling is "reference", and OpenCV is not installed.
     """
-    least_size = (2 * width, 2 * height) if resampling == "antialias" else None
+    least_size = (2 * width, 2 * height) if resampling != "reference" else None
     with _decoded(photo, name, None, least_size, to_array=resampling == "reference") as (image, size):
-        return resize_photo(image, width, height, resampling), size
+        return resize_photo(image, width, height, resampling, fit=fit), size
 
 
 @contextlib.contextmanager
@@ -132,14 +133,20 @@ def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
         raise PhotoError(f"{name} has {image.width} x {image.height} pixels in tiles of {tile}: save it again")
 
 
-def resize_photo(image: Image.Image, width: int, height: int, resampling: str = "antialias") -> NDArray[np.uint8]:
+def resize_photo(
+    image: Image.Image, width: int, height: int, resampling: str = "antialias", *, fit: bool = False
+) -> NDArray[np.uint8]:
     """Resize the whole photo, without keeping its aspect ratio, as in the reference.
+
+    With `fit`, its aspect ratio is kept: it is scaled up or down to fit into the size, centred, on black, as in Fervers
+    et al. 2024, section S2. Portrait photos are not turned.
 
     Args:
         image: an RGB image.
         width: pixels.
         height: pixels.
         resampling: one of `RESAMPLINGS`.
+        fit: whether to keep the aspect ratio.
 
     Returns:
         (height, width, 3) uint8.
@@ -147,10 +154,32 @@ def resize_photo(image: Image.Image, width: int, height: int, resampling: str = 
     Raises:
         ConfigError: resampling is "reference", and OpenCV is not installed.
     """
+    if fit:
+        inner_width, inner_height = fit_size(*image.size, width, height)
+        padded = np.zeros((height, width, 3), np.uint8)
+        top, left = (height - inner_height) // 2, (width - inner_width) // 2
+        inner = resize_photo(image, inner_width, inner_height, resampling)
+        padded[top : top + inner_height, left : left + inner_width] = inner
+        return padded
     if resampling == "reference":
         cv2 = import_opencv()
         return cv2.resize(np.asarray(image), (width, height), interpolation=cv2.INTER_LINEAR_EXACT)
-    return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
+    bilinear = resampling == "bilinear"
+    return np.asarray(
+        image.resize((width, height), Image.Resampling.BILINEAR if bilinear else Image.Resampling.BICUBIC)
+    )
+
+
+def fit_size(photo_width: int, photo_height: int, width: int, height: int) -> tuple[int, int]:
+    """Return width and height of a photo that is scaled to fit into a size, rounded down, at least one pixel each.
+
+    Example:
+        >>> fit_size(4032, 3024, 640, 480), fit_size(1080, 1920, 640, 480)
+        ((640, 480), (270, 480))
+    """
+    if photo_width * height >= photo_height * width:
+        return width, max(1, photo_height * width // photo_width)
+    return max(1, photo_width * height // photo_height), height
 
 
 def import_opencv() -> Any:

@@ -25,7 +25,7 @@ from jzi.locate.sequential import check_track, fuse, smooth_track
 from jzi.store.pyramid import Pyramid, as_pyramid
 
 if TYPE_CHECKING:
-    from jzi.encode.encoder import Encoder
+    from jzi.encode.photo_encoder import PhotoEncoder
 
 
 class Locator:
@@ -47,13 +47,13 @@ class Locator:
     """
 
     def __init__(
-        self, expert: Expert, load_encoder: Callable[[], Encoder], stages: Sequence[Stage] = (), *, name: str = ""
+        self, expert: Expert, load_encoder: Callable[[], PhotoEncoder], stages: Sequence[Stage] = (), *, name: str = ""
     ) -> None:
         self.expert, self.stages, self.name = expert, tuple(stages), name
         self._load_encoder = load_encoder
 
     @cached_property
-    def encoder(self) -> Encoder:
+    def encoder(self) -> PhotoEncoder:
         """The expert's encoder, loaded on first use.
 
         Raises:
@@ -64,7 +64,7 @@ class Locator:
 
     @cached_property
     def _reader(self) -> PhotoReader:
-        return PhotoReader(self.encoder.photo_shape, self.encoder.resampling)
+        return PhotoReader(self.encoder.photo_shape, self.encoder.resampling, fit=self.encoder.fit)
 
     @property
     def pyramid(self) -> Pyramid:

@@ -38,7 +38,8 @@ class BatchLocator:
         self.locator, self.imagery, self.limits = locator, imagery, limits
         encoder = locator.encoder
         self.size = CPU_BATCH if encoder.device.type == "cpu" else GPU_BATCH
-        self._decoder = PhotoDecoder(encoder.photo_shape, encoder.resampling, int(limits.megapixels * 1e6))
+        pixels = int(limits.megapixels * 1e6)
+        self._decoder = PhotoDecoder(encoder.photo_shape, encoder.resampling, pixels, fit=encoder.fit)
         self._pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="jzi-decode")
 
     def __call__(self, jobs: Sequence[Job]) -> None:

@@ -37,10 +37,11 @@ class PhotoDecoder:
         shape: height and width of the encoder's photos, pixels.
         resampling: how photos are resized (`Encoder.resampling`).
         max_pixels: pixels of the largest photo, and of all that are decoded at the same time.
+        fit: whether photos keep their aspect ratio (`Encoder.fit`).
     """
 
-    def __init__(self, shape: tuple[int, int], resampling: str, max_pixels: int) -> None:
-        (self.height, self.width), self.resampling = shape, resampling
+    def __init__(self, shape: tuple[int, int], resampling: str, max_pixels: int, *, fit: bool = False) -> None:
+        (self.height, self.width), self.resampling, self.fit = shape, resampling, fit
         self.max_pixels = max_pixels
         self._pixels = MemoryBudget(max_pixels)
 
@@ -58,7 +59,7 @@ class PhotoDecoder:
             size = min(image.width * image.height, self.max_pixels)  # a larger photo is refused by `open_photo`
             with self._pixels.reserve(size):
                 photo = open_photo(image, name, max_pixels=self.max_pixels)
-                pixels = resize_photo(photo, self.width, self.height, self.resampling)
+                pixels = resize_photo(photo, self.width, self.height, self.resampling, fit=self.fit)
                 notes = (PANORAMA,) if looks_like_panorama(*photo.size) else ()
                 photo.thumbnail((PHOTO, PHOTO))
                 return DecodedPhoto(pixels, photo, notes)

@@ -9,6 +9,8 @@ import pytest
 import torch
 import transformers
 from transformers import (
+    ConvNextConfig,
+    DeiTConfig,
     Dinov2Config,
     Dinov2WithRegistersConfig,
     DINOv3ViTConfig,
@@ -27,7 +29,11 @@ SIGLIP = {**COMMON, "intermediate_size": 64, "image_size": 64, "patch_size": 16}
 SIGLIP2 = {**COMMON, "intermediate_size": 64, "num_patches": 16, "patch_size": 16}
 DINOV3 = {**COMMON, "intermediate_size": 64, "image_size": 64, "patch_size": 16, "num_register_tokens": 4}
 
+CONVNEXT = {"depths": [1, 1, 2, 1], "hidden_sizes": [8, 8, 16, 32], "layer_scale_init_value": 0.5}
+
 MODELS = {
+    "convnext": ("ConvNextModel", ConvNextConfig(**CONVNEXT)),
+    "deit": ("DeiTModel", DeiTConfig(**COMMON, intermediate_size=64, image_size=64, patch_size=16)),
     "dinov2": ("Dinov2Model", Dinov2Config(**COMMON, image_size=56)),
     "dinov2_with_registers": ("Dinov2WithRegistersModel", Dinov2WithRegistersConfig(**COMMON, image_size=56)),
     "dinov3_vit": ("DINOv3ViTModel", DINOv3ViTConfig(**DINOV3)),
@@ -42,7 +48,7 @@ MODELS = {
 def saved(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, torch.nn.Module, Path]:
     class_name, config = MODELS[request.param]
     torch.manual_seed(0)
-    model = getattr(transformers, class_name)(config).eval()
+    model = getattr(transformers, class_name)(config, **FAMILIES[request.param].options).eval()
     model.save_pretrained(tmp_path / "encoder")
     return request.param, model, tmp_path / "encoder"
 
@@ -74,7 +80,8 @@ def test_the_embedding_is_the_one_of_transformers(saved) -> None:
         :, None, None
     ]
     output = output_of(kind, model, pixels)
-    expected = output.pooler_output if kind.startswith("siglip") else output.last_hidden_state[:, 0]
+    pooled = kind.startswith(("siglip", "convnext"))
+    expected = output.pooler_output if pooled else output.last_hidden_state[:, 0]
     torch.testing.assert_close(encoder.encode_tiles(tiles.numpy()), expected, atol=1e-4, rtol=1e-4)
     assert encoder.width == expected.shape[1] == 32
 
@@ -87,8 +94,10 @@ def test_patch_tokens_are_those_of_transformers_without_cls_and_registers(saved)
     embedding, patches = encoder.encode_tiles_and_patches(tiles.numpy())
     torch.testing.assert_close(embedding, encoder.encode_tiles(tiles.numpy()))
     pixels = encoder.normalise(encoder.to_unit(tiles))
-    expected = output_of(kind, model, pixels).last_hidden_state[:, -16:]  # [CLS] and registers come first
-    assert encoder.patches == 16 and patches.shape == (3, 16, 32)
+    expected = output_of(kind, model, pixels).last_hidden_state
+    expected = expected.flatten(2).mT if kind == "convnext" else expected[:, -16:]  # [CLS] and registers come first
+    count = 4 if kind == "convnext" else 16  # of 32 and of 16 pixels
+    assert encoder.patches == count and patches.shape == (3, count, 32)
     torch.testing.assert_close(patches, expected, atol=1e-4, rtol=1e-4)
 
 

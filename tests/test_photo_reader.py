@@ -70,7 +70,9 @@ def test_a_panorama_is_noted() -> None:
 def test_as_many_photos_are_kept_decoded_as_there_is_room_for(paths, monkeypatch) -> None:
     opened = []
     read = module.read_photo
-    monkeypatch.setattr(module, "read_photo", lambda path, *args: opened.append(path) or read(path, *args))
+    monkeypatch.setattr(
+        module, "read_photo", lambda path, *args, **options: opened.append(path) or read(path, *args, **options)
+    )
     reader = PhotoReader(SHAPE, keep=3)
     first = [reader.read_one(path) for path in paths[:5]]
     again = [reader.read_one(path) for path in paths[:5]]

@@ -16,7 +16,8 @@ from PIL import ExifTags, Image
 
 from jzi.encode import photos
 from jzi.encode.photo_memory import MemoryBudget
-from jzi.encode.photos import open_photo, read_photo, resize_photo
+from jzi.encode.photo_reader import PhotoReader
+from jzi.encode.photos import fit_size, open_photo, read_photo, resize_photo
 from jzi.errors import PhotoError
 from jzi.store.exif import read_position
 from tests import hostile
@@ -267,3 +268,45 @@ def test_the_whole_photo_is_resized_and_what_is_too_fine_becomes_its_mean() -> N
     small = resize_photo(Image.fromarray(fine), 56, 28)
     assert small.shape == (28, 56, 3)
     assert np.abs(small.astype(int) - 127).max() <= 2
+
+
+@pytest.mark.parametrize(
+    ("size", "box"),
+    [
+        ((1280, 960), (0, 0, 640, 480)),
+        ((960, 1280), (140, 0, 500, 480)),  # a portrait photo is not turned
+        ((1920, 1080), (0, 60, 640, 420)),
+        ((64, 16), (0, 160, 640, 320)),  # scaled up
+        ((3, 1000), (319, 0, 320, 480)),
+        ((10_000, 1), (0, 239, 640, 240)),  # at least a pixel high
+        ((641, 480), (0, 0, 640, 479)),  # the odd row of black is below
+    ],
+)
+def test_a_photo_that_is_fitted_keeps_its_aspect_ratio_centred_on_black(size, box) -> None:
+    left, top, right, bottom = box
+    noise = np.random.default_rng(0).integers(1, 256, (size[1], size[0], 3), np.uint8)
+    fitted = resize_photo(Image.fromarray(noise), 640, 480, "bilinear", fit=True)
+    expected = np.zeros((480, 640, 3), np.uint8)
+    expected[top:bottom, left:right] = np.asarray(
+        Image.fromarray(noise).resize((right - left, bottom - top), Image.Resampling.BILINEAR)
+    )
+    assert (fitted == expected).all()
+    assert fit_size(size[0], size[1], 640, 480) == (right - left, bottom - top)
+
+
+def test_a_fitted_photo_is_antialiased() -> None:
+    fine = np.indices((960, 1280)).sum(0) % 2 * 255
+    fitted = resize_photo(Image.fromarray(np.stack([fine] * 3, -1).astype(np.uint8)), 320, 240, "bilinear", fit=True)
+    assert np.ptp(fitted[2:-2, 2:-2]) < 10
+
+
+def test_a_reader_turns_a_photo_by_its_exif_before_it_fits_it(tmp_path: Path) -> None:
+    image = Image.new("RGB", (80, 40), GREEN)
+    image.paste(RED, (0, 0, 40, 40))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # stored on its side: upright it is 40 x 80, red on top
+    image.save(tmp_path / "photo.png", exif=exif)
+    pixels = PhotoReader((48, 64), "bilinear", fit=True).read_one(tmp_path / "photo.png").pixels
+    assert pixels is not None and pixels.shape == (48, 64, 3)
+    assert (pixels[:, :20] == 0).all() and (pixels[:, 44:] == 0).all()
+    assert (pixels[:22, 20:44] == RED).all() and (pixels[26:, 20:44] == GREEN).all()
