@@ -1,6 +1,7 @@
 """Fusion of photos on areas with too many cells for an array of them: over the cells that search reached.
 
-The cells that no photo reached share one probability, so that nothing is ruled out for good.
+The cells that no photo reached share one probability, so that nothing is ruled out for good, and a drive may pass
+through them; where it does is not resolved.
 """
 
 from __future__ import annotations
