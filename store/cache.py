@@ -151,6 +151,7 @@ class FeatureCache:
                 return cls._convert(str(path), documents, entries)
             cache = cls(str(path), documents, read_header(str(path), entries))
             if mode == "r+" and lock != "shared":  # the holder of the lock has done it, and may be extending the cache
+                documents.remove_leftovers()
                 cache.write_layout()
         return cache
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import re
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,9 @@ from jzi.store.storage import is_url, storage_errors, zarr_store
 
 #: Largest documents, bytes: the root lists the files of the imagery (a hundred thousand take 16 MB).
 MAX_ROOT, MAX_DOCUMENT = 2**24, 2**20
+
+#: Name of a temporary file of zarr's LocalStore.
+_LEFTOVER = re.compile(r".+\.[0-9a-f]{32}\.partial")
 
 #: Ends the error about a document that is not as expected.
 HINT = "`jzi cache verify --repair {}` rewrites it"
@@ -136,6 +141,18 @@ class Documents:
         """Delete a group or array with everything in it, if there is one."""
         with storage_errors(self.path, name):
             sync(self.store.delete_dir(name))
+
+    def remove_leftovers(self) -> None:
+        """Remove temporary files that killed processes left in a local cache; the lock must be held.
+
+        zarr's LocalStore writes a file under such a name and renames it.
+        """
+        if self._folder is not None:
+            with storage_errors(self.path):
+                for folder, _, names in os.walk(self._folder):
+                    for name in names:
+                        if _LEFTOVER.fullmatch(name):
+                            Path(folder, name).unlink(missing_ok=True)
 
     def difference(self, name: str, expected: Document, *, longer: bool = False) -> str | None:
         """Say how a document differs from the expected one; None if it does not.

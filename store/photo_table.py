@@ -341,8 +341,7 @@ def _usable_rows(
 def _parse(source: Path) -> pd.DataFrame:
     try:
         if source.suffix.lower() in (".parquet", ".pq", ".geoparquet"):
-            frame = pd.read_parquet(source)
-            return frame.reset_index(drop=frame.index.names == [None])  # a named index is used as a column
+            return _read_parquet(source)
         with source.open(encoding="utf-8-sig", newline="") as file:
             header = file.readline(MAX_HEADER)
         if len(header) == MAX_HEADER:
@@ -366,6 +365,21 @@ def _parse(source: Path) -> pd.DataFrame:
         raise
     except Exception as error:  # of csv, pandas and pyarrow
         raise PhotoTableError(f"{source} cannot be read as a table: {first_line(error)}") from error
+
+
+def _read_parquet(source: Path) -> pd.DataFrame:
+    from pyarrow.parquet import ParquetFile
+
+    with ParquetFile(source) as file:
+        for batch in file.iter_batches():
+            batch.validate(full=True)  # that text is UTF-8: pandas would only find out where it is used
+    frame = pd.read_parquet(source)
+    frame = frame.reset_index(drop=frame.index.names == [None])  # a named index is used as a column
+    for name in [name for name, dtype in frame.dtypes.items() if dtype.kind == "O"]:
+        frame[name] = [
+            cell.decode("utf-8", "backslashreplace") if isinstance(cell, bytes) else cell for cell in frame[name]
+        ]
+    return frame
 
 
 def _first_row_length(source: Path, separator: str) -> int:

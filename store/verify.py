@@ -105,6 +105,7 @@ def repair_cache(path: str | Path) -> tuple[str, ...]:
         CacheError: there is no cache, or its header and the copy of it are both damaged.
     """
     documents, repaired = Documents(path, read_only=False, lock=WriterLock(path, "refuse")), []
+    documents.remove_leftovers()
     try:
         entries = documents.attribute("", "jzi")
         if isinstance(entries, dict) and entries.get("format") == 1:

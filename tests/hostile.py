@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import rasterio
 from hypothesis import strategies as st
 from PIL import Image
@@ -358,7 +359,21 @@ def _odd_table(rng: random.Random) -> bytes:
     ])  # fmt: skip
 
 
+def _parquet_table(rng: random.Random) -> bytes:
+    """Parquet with columns of any type, damaged or with a byte of its text changed, which leaves its structure."""
+    rows = rng.choice([1, 3, 500])
+    columns: dict[str, Any] = {"id": [f"p{row}" for row in range(rows)], "lat": [48.2] * rows, "lon": [16.3] * rows}
+    cells = ["x", "a.jpg", 1e308, float("nan"), 2**62, [1, 2], {"a": 1}, b"\xff\0x", None, True]
+    for name in rng.choices(["note", "path", "id", "lat", "heading", "split", "captured_at"], k=rng.choice([0, 1, 3])):
+        columns[name] = [rng.choice(cells)] * rows
+    file = io.BytesIO()
+    pd.DataFrame(columns).to_parquet(file, compression=rng.choice([None, "snappy", "gzip"]))
+    data = file.getvalue()
+    return damage(data, rng) if rng.random() < 0.7 else data.replace(b"p0", b"p\xff")
+
+
 TABLE_KINDS: dict[str, Callable[[random.Random], bytes]] = {
+    "parquet": _parquet_table,
     "table": _csv_table,
     "damaged table": _damaged_table,
     "odd table": _odd_table,
@@ -368,7 +383,8 @@ TABLE_KINDS: dict[str, Callable[[random.Random], bytes]] = {
 def table(kind: str, seed: int) -> Hostile:
     """The hostile photo table of a kind and a seed, with the photo a.jpg beside it."""
     rng = random.Random(seed)
-    return Hostile(kind, seed, "table.csv", {"table.csv": TABLE_KINDS[kind](rng), "a.jpg": _jpeg(), "sub/b.jpg": b""})
+    name = "table.parquet" if kind == "parquet" else "table.csv"
+    return Hostile(kind, seed, name, {name: TABLE_KINDS[kind](rng), "a.jpg": _jpeg(), "sub/b.jpg": b""})
 
 
 def tables() -> st.SearchStrategy[Hostile]:

@@ -489,3 +489,15 @@ def test_a_url_without_the_package_for_it_is_one_sentence(monkeypatch: pytest.Mo
     monkeypatch.setitem(sys.modules, "obstore.store", None)
     with pytest.raises(CacheError, match=r"pip install 'jzi\[remote\]'"):
         FeatureCache.open("s3://bucket/town.zarr")
+
+
+def test_opening_for_writing_removes_what_a_killed_writer_left(cache: FeatureCache, path: Path) -> None:
+    cache.close()
+    names = [f"map/1/embedding/c/0/0/0.{'0f' * 16}.partial", f"queries/zarr.{'ab' * 16}.partial"]
+    for name in names:
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(b"half")
+    FeatureCache.open(path)
+    assert all((path / name).exists() for name in names)
+    FeatureCache.open(path, "r+").close()
+    assert not any((path / name).exists() for name in names)

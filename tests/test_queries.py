@@ -93,6 +93,18 @@ def test_ids_of_a_table_with_a_gap_are_text_to_the_last_digit(write_table: Calla
     assert reasons(table) == {"row 2": "it has no id"}
 
 
+def test_parquet_text_that_is_not_utf_8_is_refused_and_bytes_are_read(tmp_path: Path) -> None:
+    path, columns = tmp_path / "table.parquet", {"lat": [48.2], "lon": [16.3]}
+    pd.DataFrame({"id": [b"caf\xe9"], "path": [b"a.jpg"], "note": [b"\xff"], **columns}).to_parquet(path)
+    (tmp_path / "a.jpg").touch()
+    assert rows(read_photo_table(path)) == [(r"caf\xe9", 48.2, 16.3)]
+    for name in ("id", "note"):
+        pd.DataFrame({"id": ["a"], **columns, name: ["odd0"]}).to_parquet(path, compression=None)
+        path.write_bytes(path.read_bytes().replace(b"odd0", b"odd\xff"))
+        with pytest.raises(PhotoTableError, match=r"table\.parquet cannot be read as a table: .*UTF8"):
+            read_photo_table(path)
+
+
 def test_parquet_reads_as_csv_does(tmp_path: Path, write_table: Callable) -> None:
     write_table("", f"{LONG_ID}.jpg")
     frame = pd.DataFrame({"image_id": [int(LONG_ID)], "lat": [48.2], "lon": [16.3], "tags": [["wet", "dark"]]})

@@ -38,7 +38,7 @@ from jzi.train.config import TrainConfig
 from jzi.train.data import TrainingData
 from jzi.train.decoder import DecoderTask, train_decoder
 from jzi.train.loop import defer_interrupt, learning_rate_factor
-from jzi.train.run import TrainingRun
+from jzi.train.run import Checkpointer, TrainingRun
 from jzi.train.zoom import check_overrides, make_decoder
 from jzi.workspace.open import open_zoom
 
@@ -134,6 +134,30 @@ def test_a_run_killed_between_two_states_goes_on_from_the_last_to_the_same_end(c
     assert metrics_of(tmp_path / "parts") == metrics_of(tmp_path / "whole")
     whole, parts = (ZoomModel.load(tmp_path / name).decoder.state_dict() for name in ("whole", "parts"))
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_a_run_killed_between_its_first_weights_and_their_state_is_trained_again(cache, tmp_path, monkeypatch) -> None:
+    train_decoder(cache, tmp_path / "whole", SMALL, QUICK)
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    monkeypatch.setattr(Checkpointer, "save", killed)
+    with pytest.raises(Killed):
+        train_decoder(cache, tmp_path / "parts", SMALL, QUICK)
+    assert (tmp_path / "parts" / "decoder.safetensors").exists()
+    monkeypatch.undo()
+    train_decoder(cache, tmp_path / "parts", SMALL, QUICK)
+    whole, parts = (file.read_bytes() for file in (tmp_path / n / "config.json" for n in ("whole", "parts")))
+    assert whole == parts  # with the digests of all weights
+
+
+def test_a_run_of_which_nothing_was_saved_may_have_other_settings(cache, tmp_path, monkeypatch) -> None:
+    kill_in_epoch(monkeypatch, 0)
+    with pytest.raises(Killed):
+        train_decoder(cache, tmp_path / "model", SMALL, replace(QUICK, save_every_s=1e9))
+    monkeypatch.undo()
+    assert train_decoder(cache, tmp_path / "model", SMALL, replace(QUICK, batch_size=8)).epochs == QUICK.epochs
 
 
 @pytest.mark.parametrize("step", [3, 5, 12, 20])  # within epochs, at the end of one, at the end of the run

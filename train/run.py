@@ -53,6 +53,7 @@ class TrainingRun:
     weights: str = DECODER
     selects: str = "recall@40m"
     lock: WriterLock | None = field(default=None, init=False, repr=False, compare=False)
+    _untrained: bool = field(default=False, init=False, repr=False, compare=False)
 
     @property
     def train_folder(self) -> Path:
@@ -88,6 +89,8 @@ class TrainingRun:
             )
         saved, current = state["fingerprint"], self.fingerprint
         differences = [key for key in {**current, **saved} if saved.get(key) != current.get(key)]
+        if differences and _is_initial(state):
+            return None  # nothing has been trained
         if differences:
             listed = ", ".join(f"{key} {saved.get(key)} not {current.get(key)}" for key in differences)
             raise ModelError(
@@ -110,12 +113,19 @@ class TrainingRun:
             self.lock = lock_folder(self.folder)
             self.lock.release_with(self)
         with self.lock.released_on_error():
-            return self.load() or {"epoch": 0, "step": 0, "losses": []}
+            state = self.load() or _initial_state()
+        self._untrained = _is_initial(state)
+        return state
 
     def start(self, settings: str) -> None:
-        """Create the folder, and write the settings to train/settings.toml."""
+        """Create the folder, and write the settings to train/settings.toml and the initial state.
+
+        The latter says that weights, which are written before the state that belongs to them, are of this run.
+        """
         self.train_folder.mkdir(parents=True, exist_ok=True)
         replace_file(self.train_folder / "settings.toml", lambda path: path.write_text(settings))
+        if self._untrained:
+            self.save(_initial_state())
 
     def save(self, state: dict[str, Any]) -> None:
         """Write a state to resume from.
@@ -203,6 +213,14 @@ class TrainReport:
     val: int
     unreachable: int
     seconds: float
+
+
+def _initial_state() -> dict[str, Any]:
+    return {"epoch": 0, "step": 0, "losses": []}
+
+
+def _is_initial(state: dict[str, Any]) -> bool:
+    return state["epoch"] == 0 and "weights" not in state
 
 
 def _is_state(state: Any) -> bool:
