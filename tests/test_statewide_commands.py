@@ -23,7 +23,8 @@ SMALL = (
 )
 TRAINING = (
     "--set statewide.steps=6 --set statewide.validate_every=3 --set statewide.batch_size=4 "
-    "--set statewide.warmup_steps=2 --set statewide.first_scan=8 --set statewide.pool_max=16 --set statewide.learning_rate=1e-3"
+    "--set statewide.warmup_steps=2 --set statewide.first_scan=8 --set statewide.pool_max=16 "
+    "--set statewide.learning_rate=1e-3"
 )
 
 
@@ -120,7 +121,7 @@ def test_a_retriever_indexes_and_locates_in_another_region(trained: Callable[...
     located = json.loads(
         trained(f"locate {photo} --retriever retriever {there} {outputs} --json").stdout.splitlines()[-1]
     )
-    row, col = cache.area.cells_at(located["latitude"], located["longitude"])
+    row, _ = cache.area.cells_at(located["latitude"], located["longitude"])
     assert row[0] >= 0
     with rasterio.open(tmp_path / "a.tif") as raster:
         probability = raster.read(1, masked=True)
