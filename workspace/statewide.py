@@ -73,9 +73,9 @@ def new_towers(settings: RegionSettings) -> Towers:
         lods_m=lods_m,
         scale=config.scale,
     )
-    names = (settings.path(name) if settings.path(name).is_dir() else name
-             for name in (config.photo_model, config.map_model))  # fmt: skip
-    return Towers.create(*names, config=towers)
+    photo, satellite = (settings.path(name) if settings.path(name).is_dir() else name
+                        for name in (config.photo_model, config.map_model))  # fmt: skip
+    return Towers.create(photo, satellite, towers)
 
 
 def train_region(areas: Sequence[RegionSettings], output: Path) -> tuple[StatewideReport, tuple[Rejected, ...]]:
