@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -22,21 +21,16 @@ from jzi.encode.families import IMAGENET
 from jzi.encode.fingerprint import config_entries, weights_digest
 from jzi.encode.hf_model import LoadedModel, family_of, load_model, save_model, to_float16
 from jzi.encode.pooling import make_pooling
+from jzi.encode.towers_config import CONFIG, FORMAT, read_towers_config
 from jzi.encode.towers_config import TowersConfig as TowersConfig
-from jzi.errors import EncoderError, JziError, first_line
+from jzi.errors import EncoderError, first_line
 from jzi.store.files import write_whole
 from jzi.store.info import EncoderInfo
 from jzi.store.plain import plain
 from jzi.store.tensors import check_finite, check_header
 
-#: Format of a folder of towers.
-FORMAT = 1
-
 #: Files and folders of a folder of towers. A shared encoder is in the photo's folder.
-CONFIG, POOLING, PHOTO, MAP = "config.json", "pooling.safetensors", "photo", "map"
-
-#: Largest size of a config.json, bytes.
-_MAX_CONFIG = 2**20
+POOLING, PHOTO, MAP = "pooling.safetensors", "photo", "map"
 
 #: Entries of the config that embeddings do not depend on.
 _WITHOUT_EFFECT = ("photo_model", "map_model", "scale")
@@ -361,32 +355,6 @@ class Towers(nn.Module):
     def _autocast(self) -> bool:
         """bfloat16 halves the time on GPUs that support it; CPUs without matrix units are slower with it."""
         return self.device.type == "cuda" and torch.cuda.is_bf16_supported()
-
-
-def read_towers_config(folder: Path) -> TowersConfig:
-    """Read and validate the config.json of a folder of towers.
-
-    Raises:
-        EncoderError: there are no towers, or config.json was edited or damaged.
-    """
-    path = folder / CONFIG
-    try:
-        with path.open("rb") as file:
-            entries = json.loads(file.read(_MAX_CONFIG))
-    except FileNotFoundError:
-        raise EncoderError(f"{folder} has no towers: there is no {path}") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise EncoderError(f"{path} cannot be read ({first_line(error)}): copy the towers again") from error
-    if not isinstance(entries, dict) or entries.pop("jzi_towers", None) != FORMAT:
-        raise EncoderError(f"{folder} has no towers of format {FORMAT}: its {CONFIG} describes something else")
-    try:
-        return TypeAdapter(TowersConfig).validate_json(json.dumps(entries))
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
-        raise EncoderError(f"{path} has an invalid entry {name:.60} ({first['msg']}): copy the towers again") from error
-    except JziError as error:
-        raise EncoderError(f"{path} cannot be used ({error}): copy the towers again") from error
 
 
 def _expected_poolings(loaded: list[LoadedModel], config: TowersConfig) -> list[tuple[str, nn.Module]]:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
+from jzi.errors import EncoderError, JziError, first_line
 from jzi.store.info import MAX_IMAGE_SIZE, MAX_WIDTH
 from jzi.store.setting_checks import check_settings
+
+#: Format of a folder of towers, and the file that describes them.
+FORMAT, CONFIG = 1, "config.json"
+
+#: Largest size of a config.json, bytes.
+_MAX_CONFIG = 2**20
 
 #: Published weights of the paper's encoder: ImageNet-22k, then ImageNet-1k at 384 pixels.
 CONVNEXT = "facebook/convnext-base-384-22k-1k"
@@ -77,3 +86,29 @@ class TowersConfig:
     def sides_m(self) -> tuple[float, ...]:
         """Side of each image of a cell, metres."""
         return tuple(self.image_size * level for level in self.lods_m)
+
+
+def read_towers_config(folder: Path) -> TowersConfig:
+    """Read and validate the config.json of a folder of towers.
+
+    Raises:
+        EncoderError: there are no towers, or config.json was edited or damaged.
+    """
+    path = folder / CONFIG
+    try:
+        with path.open("rb") as file:
+            entries = json.loads(file.read(_MAX_CONFIG))
+    except FileNotFoundError:
+        raise EncoderError(f"{folder} has no towers: there is no {path}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise EncoderError(f"{path} cannot be read ({first_line(error)}): copy the towers again") from error
+    if not isinstance(entries, dict) or entries.pop("jzi_towers", None) != FORMAT:
+        raise EncoderError(f"{folder} has no towers of format {FORMAT}: its {CONFIG} describes something else")
+    try:
+        return TypeAdapter(TowersConfig).validate_json(json.dumps(entries))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        raise EncoderError(f"{path} has an invalid entry {name:.60} ({first['msg']}): copy the towers again") from error
+    except JziError as error:
+        raise EncoderError(f"{path} cannot be used ({error}): copy the towers again") from error

@@ -23,6 +23,7 @@ from jzi.store.model_folder import (
     MAP,
     FusionConfig,
     RetrieverModelConfig,
+    StatewideModelConfig,
     TransferModelConfig,
     create_model,
     read_config,
@@ -72,7 +73,7 @@ def transfer(source: Path, cache: FeatureCache, folder: Path, device: str | torc
         CacheError: the cache has another encoder, is incomplete or damaged, or has no cells.
     """
     config = read_config(source)
-    if isinstance(config, RetrieverModelConfig):
+    if isinstance(config, RetrieverModelConfig | StatewideModelConfig):
         raise ModelError(f"{source} is a retriever, which has no experts: give a model that train-decoder wrote")
     names = [name for name in CLASSES if name in config.experts]
     if not names or config.fusion is None:

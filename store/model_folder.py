@@ -1,13 +1,15 @@
 """Model folders: what config.json records, and how their files are written, verified and read.
 
-config.json           format, kind, pyramid, encoder, imagery, the kind's own entries, SHA-256 of every file below
+config.json           format, kind, encoder, pyramid and imagery (of a state-wide retriever, neither), the kind's own
+                      entries, SHA-256 of every file below
 decoder.safetensors   a zoom model's weights
 map.safetensors       the map's embeddings; absent in an imported model, which reads them from a cache, and a retriever
 cells.safetensors     the expert cells: two heads, and the codes of all cells
 levels.safetensors    the expert levels: two heads, and the codes of all tiles
 vpr.safetensors       the expert vpr: embeddings and positions of the training photos
 hnsw.faiss            a retriever's graph for approximate search
-encoder/              the encoder as `save_pretrained` writes it; absent if it is loaded from the hub by its id
+encoder/              the encoder as `save_pretrained` writes it; absent if it is loaded from the hub by its id. Of a
+                      state-wide retriever, its towers as `jzi.encode.towers` writes them
 
 Of train/ the best heads have a digest, train/*/heads.safetensors; states to resume from are archives with checksums.
 Other entries of the folder (records of training, result.json, index.zarr) have none; Zarr chunks have checksums.
@@ -22,7 +24,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -66,9 +68,7 @@ class ModelConfig:
     """The entries of config.json that every kind of model has.
 
     Attributes:
-        pyramid: geometry of the area.
         encoder: the encoder of the embeddings that the model was trained on.
-        imagery: the imagery that the model was trained on; None if unknown (imported models).
         version: version of jzi that wrote the folder.
         files: SHA-256 of each file, by its path in the folder.
         replacing: SHA-256 of files that are being replaced (see the module's description).
@@ -76,12 +76,23 @@ class ModelConfig:
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
-    pyramid: Pyramid
     encoder: EncoderInfo
-    imagery: ImageryInfo | None
     version: str = __version__
     files: Digests = field(default_factory=dict)
     replacing: Digests = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AreaModelConfig(ModelConfig):
+    """The entries of a model of one area.
+
+    Attributes:
+        pyramid: geometry of the area.
+        imagery: the imagery that the model was trained on; None if unknown (imported models).
+    """
+
+    pyramid: Pyramid
+    imagery: ImageryInfo | None
 
 
 @dataclass(frozen=True)
@@ -104,7 +115,7 @@ class FusionConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ZoomModelConfig(ModelConfig):
+class ZoomModelConfig(AreaModelConfig):
     """config.json of a zoom model.
 
     Attributes:
@@ -122,7 +133,7 @@ class ZoomModelConfig(ModelConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RetrieverModelConfig(ModelConfig):
+class RetrieverModelConfig(AreaModelConfig):
     """config.json of a retriever.
 
     Attributes:
@@ -139,7 +150,7 @@ class RetrieverModelConfig(ModelConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransferModelConfig(ModelConfig):
+class TransferModelConfig(AreaModelConfig):
     """config.json of a model without a zoom: experts that compare contents, trained in other areas.
 
     Attributes:
@@ -152,13 +163,31 @@ class TransferModelConfig(ModelConfig):
     kind: Literal["transfer"] = "transfer"
 
 
-AnyModelConfig = ZoomModelConfig | RetrieverModelConfig | TransferModelConfig
+@dataclass(frozen=True, kw_only=True)
+class StatewideModelConfig(ModelConfig):
+    """config.json of a state-wide retriever, which can be used in any area.
 
-_KINDS: dict[str, TypeAdapter[ZoomModelConfig] | TypeAdapter[RetrieverModelConfig] | TypeAdapter[TransferModelConfig]]
-_KINDS = {
+    Attributes:
+        cell_m: side of the cells that it was trained with, metres.
+        temperature: divisor of cosine similarities, fitted on validation photos.
+        method: training method (`jzi.train.config.StatewideConfig`).
+        area: where it was trained, for people.
+    """
+
+    cell_m: Annotated[float, Field(gt=0, le=20_037_508)]
+    temperature: Annotated[float, Field(ge=1e-6, le=1e6)]
+    method: Annotated[str, Field(max_length=64)]
+    area: Annotated[str, Field(max_length=1000)] = ""
+    kind: Literal["statewide"] = "statewide"
+
+
+AnyModelConfig = ZoomModelConfig | RetrieverModelConfig | TransferModelConfig | StatewideModelConfig
+
+_KINDS: dict[str, TypeAdapter[Any]] = {
     "zoom": TypeAdapter(ZoomModelConfig),
     "retriever": TypeAdapter(RetrieverModelConfig),
     "transfer": TypeAdapter(TransferModelConfig),
+    "statewide": TypeAdapter(StatewideModelConfig),
 }
 
 
@@ -195,7 +224,7 @@ def read_config(folder: Path) -> AnyModelConfig:
         )
     del entries["jzi_format"]
     try:
-        config = adapter.validate_json(json.dumps(entries))
+        config: AnyModelConfig = adapter.validate_json(json.dumps(entries))
     except ValidationError as error:
         raise ModelError(f"{path} has an {first_invalid(error)}: {HINT}") from error
     except JziError as error:  # of the pyramid and the encoder
@@ -206,7 +235,7 @@ def read_config(folder: Path) -> AnyModelConfig:
 
 def _check(path: Path, config: AnyModelConfig) -> None:
     """Check what entries have to do with one another."""
-    if isinstance(config, RetrieverModelConfig):
+    if isinstance(config, RetrieverModelConfig | StatewideModelConfig):
         return
     if isinstance(config, ZoomModelConfig):
         names = {"zoom", *config.experts}
@@ -255,7 +284,7 @@ def verify_encoder(folder: Path, config: ModelConfig) -> Path | None:
         return None
     if not encoder_folder.is_dir():
         raise ModelError(f"{folder} lacks its encoder, {encoder_folder}: {HINT}")
-    for name in sorted(names | {f"{ENCODER}/{file.name}" for file in _encoder_files(encoder_folder)}):
+    for name in sorted(names | {f"{ENCODER}/{file}" for file in _encoder_files(encoder_folder)}):
         verify_file(folder, config, name)
     return encoder_folder
 
@@ -347,9 +376,9 @@ def copy_encoder(source: Path, folder: Path) -> None:
     Raises:
         ModelError: a file cannot be written.
     """
-    folder.mkdir(exist_ok=True)
     for file in _encoder_files(source):
-        replace_file(folder / file.name, partial(shutil.copyfile, file))
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        replace_file(folder / file, partial(shutil.copyfile, source / file))
 
 
 def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
@@ -387,12 +416,15 @@ def _settled(folder: Path) -> ModelConfig:
 
 def _digests(folder: Path) -> dict[str, str]:
     files = [file for name in (DECODER, MAP, GRAPH, *EXPERT_FILES.values()) if (file := folder / name).is_file()]
-    files += [*_encoder_files(folder / ENCODER), *sorted(folder.glob(_HEADS))]
+    files += [folder / ENCODER / file for file in _encoder_files(folder / ENCODER)]
+    files += sorted(folder.glob(_HEADS))
     return {file.relative_to(folder).as_posix(): file_sha256(file) for file in files}
 
 
-def _encoder_files(folder: Path) -> Iterable[Path]:
-    return sorted({file for pattern in _ENCODER_FILES for file in folder.glob(pattern)})
+def _encoder_files(folder: Path) -> list[str]:
+    """Paths in an encoder's folder of its files, and of those of the towers in folders of it."""
+    files = {file for pattern in _ENCODER_FILES for depth in ("", "*/") for file in folder.glob(depth + pattern)}
+    return sorted(file.relative_to(folder).as_posix() for file in files)
 
 
 def _digest(entries: Mapping[str, Any]) -> str:

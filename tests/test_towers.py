@@ -28,7 +28,8 @@ from transformers import (
 from jzi.encode.encode_queries import encode_queries
 from jzi.encode.hf_model import LoadedModel
 from jzi.encode.photo_reader import PhotoReader
-from jzi.encode.towers import CONFIG, MAP, PHOTO, POOLING, Towers, TowersConfig
+from jzi.encode.towers import MAP, PHOTO, POOLING, Towers, TowersConfig
+from jzi.encode.towers_config import CONFIG
 from jzi.errors import ConfigError, EncoderError, JziError, ModelError
 from jzi.store.cache import FeatureCache
 from jzi.store.photo_table import read_photo_table

@@ -18,7 +18,7 @@ from jzi.store.cache import ENCODED, MISSING, NODATA, FeatureCache
 from jzi.store.cell_features import CellFeatures
 from jzi.store.info import EncoderInfo, ImageryInfo
 from jzi.store.lock import WriterLock
-from jzi.store.model_folder import CONFIG, MAP, AnyModelConfig, read_config
+from jzi.store.model_folder import CONFIG, MAP, AnyModelConfig, StatewideModelConfig, read_config
 from jzi.store.object_store import delete_all
 from jzi.store.photo_features import UNREADABLE
 from jzi.store.pyramid import Pyramid
@@ -101,8 +101,13 @@ class CacheInfo:
         return not (self.missing_tiles or self.missing_cells or self.missing_photos) and self.photos > 0
 
     def belongs_to(self, model: ModelInfo) -> bool:
-        """Whether a model was trained with this encoder and pyramid, and on this imagery if both record one."""
+        """Whether a model was trained with this encoder and pyramid, and on this imagery if both record one.
+
+        The caches of a state-wide retriever, which is of no area, are all those of its towers.
+        """
         config = model.config
+        if isinstance(config, StatewideModelConfig):
+            return self.encoder.fingerprint == config.encoder.fingerprint
         return (
             self.encoder.fingerprint == config.encoder.fingerprint
             and self.pyramid == config.pyramid

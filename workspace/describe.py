@@ -13,7 +13,15 @@ from jzi.decode.model import ZoomModel
 from jzi.errors import JziError
 from jzi.store.cache import ENCODED
 from jzi.store.info import EncoderInfo, ImageryInfo
-from jzi.store.model_folder import CONFIG, ENCODER, GRAPH, RetrieverModelConfig, TransferModelConfig, ZoomModelConfig
+from jzi.store.model_folder import (
+    CONFIG,
+    ENCODER,
+    GRAPH,
+    RetrieverModelConfig,
+    StatewideModelConfig,
+    TransferModelConfig,
+    ZoomModelConfig,
+)
 from jzi.store.pyramid import Pyramid
 from jzi.store.region import RegionInfo
 from jzi.store.storage import exists, is_url
@@ -116,6 +124,8 @@ def _cache(path: str) -> Info:
 def _model(folder: Path) -> Info:
     info = inspect_model(folder)
     config = info.config
+    if isinstance(config, StatewideModelConfig):
+        return Info(str(folder), "retriever", _statewide_facts(folder, config), None, config.encoder)
     facts = {**_pyramid_facts(config.pyramid), **_encoder_facts(config.encoder)}
     if isinstance(config, RetrieverModelConfig):
         facts |= {
@@ -139,6 +149,22 @@ def _model(folder: Path) -> Info:
         }
     kind = "retriever" if isinstance(config, RetrieverModelConfig) else "model"
     return Info(str(folder), kind, facts, config.pyramid, config.encoder, *_imagery(config.imagery))
+
+
+def _statewide_facts(folder: Path, config: StatewideModelConfig) -> dict[str, Any]:
+    from jzi.encode.towers_config import read_towers_config
+
+    towers = read_towers_config(folder / ENCODER)
+    return {
+        **_encoder_facts(config.encoder),
+        "method": config.method,
+        "trained_in": config.area or "unknown",
+        "cell_m": config.cell_m,
+        "photo_px": " x ".join(map(str, towers.photo_size)),
+        "lods_m": ", ".join(f"{level:g}" for level in towers.lods_m),
+        "pooling": towers.pooling,
+        "temperature": round(config.temperature, 6),
+    }
 
 
 def _encoder_location(folder: Path) -> str:

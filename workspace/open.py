@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jzi.errors import ConfigError, PhotoError
-from jzi.store.model_folder import RetrieverModelConfig, TransferModelConfig, read_config
+from jzi.store.model_folder import RetrieverModelConfig, StatewideModelConfig, TransferModelConfig, read_config
 from jzi.store.pyramid import Pyramid
 from jzi.store.region import RegionInfo
 from jzi.workspace.experts import ModelExperts, load_experts, load_transferred
@@ -239,6 +239,11 @@ def load(
         if experts:
             raise ConfigError(f"{folder} is a retriever, which is a single expert: leave --experts out")
         return _retrieval_locator(Path(folder), device, approximate)
+    if isinstance(config, StatewideModelConfig):
+        raise ConfigError(
+            f"{folder} is a state-wide retriever, which has no map of its own: give it as --retriever in the folder of "
+            "a region that `jzi index` has encoded"
+        )
     if approximate:
         raise ConfigError(f"{folder} is not a retriever: approximate search is for retrievers")
     if isinstance(config, TransferModelConfig):
