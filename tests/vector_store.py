@@ -25,10 +25,6 @@ class MemoryStore:
         return self.vectors.shape[2]
 
     @property
-    def count(self) -> int:
-        return int(self.present.sum())
-
-    @property
     def units(self):
         rows, cols = self.shape
         return [
@@ -36,9 +32,6 @@ class MemoryStore:
             for row in range(0, rows, UNIT)
             for col in range(0, cols, UNIT)
         ]
-
-    def read_status(self, unit):
-        return np.where(self.present[unit], 1, 2).astype(np.uint8)
 
     def status(self):
         return np.where(self.present, 1, 2).astype(np.uint8)

@@ -96,8 +96,8 @@ def scan(
         mask: (row, col) the cells to compare with; all by default. Units without any are not read.
         cells: distinct rows (cell,) and columns (cell,) to compare with instead; only their chunks are read.
         temperature: divisor of similarities in the sum over all cells.
-        matches: the right cells, to count the cells that rank before them; those of each query must be distinct, and
-            every query needs one with a vector.
+        matches: the right cells, to count the cells that rank before them. They must have vectors, and every query
+            needs one.
         device: device of the products.
 
     Raises:
@@ -109,8 +109,6 @@ def scan(
         TEMPERATURE.check("temperature", temperature)
     queries = prepare(store, query, device)
     size, cols = len(queries), store.shape[1]
-    available = store.count if mask is None and cells is None else None
-    count = min(count, max(1, available if available is not None else count))
     best = torch.full((size, count), -torch.inf, device=device)
     keys = torch.full((size, count), -1, dtype=torch.int64, device=device)
     log_sum = torch.full((size,), -torch.inf, dtype=torch.float64, device=device)
@@ -151,10 +149,10 @@ def similarities(store: VectorStore, query: Tensor | NDArray[Any], pairs: Matche
     Args:
         store: the vectors.
         query: (query, feature); need not be normalised.
-        pairs: the pairs; nan is returned for cells without a vector.
+        pairs: the pairs; the cells must have vectors.
     """
     queries = prepare(store, query, "cpu")
-    result = np.full(len(pairs.query), np.nan, np.float32)
+    result = np.empty(len(pairs.query), np.float32)
     for part in by_chunk(pairs.row, pairs.col):
         vectors = torch.from_numpy(store.gather(pairs.row[part], pairs.col[part])).float()
         result[part] = (queries[torch.from_numpy(pairs.query[part])] * vectors).sum(1).numpy()
@@ -165,13 +163,13 @@ def best_match(store: VectorStore, query: Tensor | NDArray[Any], matches: Matche
     """(query,) similarity of the most similar match of each query.
 
     Raises:
-        ConfigError: a query lacks a match with a vector.
+        ConfigError: a query lacks a match.
     """
     similarity = similarities(store, query, matches)
     best = np.full(len(query), -np.inf, np.float32)
-    np.fmax.at(best, matches.query, similarity)
+    np.maximum.at(best, matches.query, similarity)
     if lacking := int(np.isneginf(best).sum()):
-        raise ConfigError(f"{lacking} of {len(best)} queries have no cell with a vector that matches: leave them out")
+        raise ConfigError(f"{lacking} of {len(best)} queries have no cell that matches: leave them out")
     return best
 
 

@@ -52,17 +52,12 @@ class VectorStore(Protocol):
         ...
 
     @property
-    def count(self) -> int:
-        """Number of cells with a vector."""
-        ...
-
-    @property
     def units(self) -> Sequence[tuple[slice, slice]]:
         """Rows and columns of the units, in the order of `blocks`."""
         ...
 
-    def read_status(self, unit: tuple[slice, slice]) -> NDArray[np.uint8]:
-        """(row, col) status of the cells of a unit; 1 for those with a vector."""
+    def status(self) -> NDArray[np.uint8]:
+        """(row, col) status of the cells; 1 for those with a vector."""
         ...
 
     def blocks(
