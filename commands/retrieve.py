@@ -102,9 +102,10 @@ def index(
     from jzi.encode.device import processes
     from jzi.encode.encode_cells import index_cells
     from jzi.retrieve.retriever import Retriever
-    from jzi.retrieve.search import build_graph, import_faiss, save_graph
+    from jzi.retrieve.search import build_graph, save_graph
     from jzi.store.model_folder import lock_model
     from jzi.store.plain import plain
+    from jzi.vectors.index_files import import_faiss
     from jzi.workspace.open import open_cache_of, open_imagery
 
     if hnsw:

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jzi.errors import ConfigError, ModelError, first_line
+from jzi.errors import ModelError, first_line
 from jzi.locate.ranges import RANKS, TEMPERATURE
 from jzi.retrieve.retriever import Retriever
 from jzi.store.model_folder import GRAPH, verify_file, write_file
+from jzi.vectors.index_files import import_faiss
 
 #: HNSW parameters: links per node (M), and candidates kept while building (efConstruction) and searching (efSearch).
 LINKS, EF_CONSTRUCTION, EF_SEARCH = 32, 200, 256
@@ -150,16 +151,3 @@ def save_graph(graph: Any, path: Path) -> None:
     """
     faiss = import_faiss()
     write_file(path.parent, path.name, lambda file: faiss.write_index(graph, str(file)))
-
-
-def import_faiss() -> Any:
-    """Import Faiss, an optional dependency.
-
-    Raises:
-        ConfigError: Faiss is not installed.
-    """
-    try:
-        import faiss
-    except ImportError as error:
-        raise ConfigError("retrieval needs Faiss: pip install 'jzi[retrieve]'") from error
-    return faiss

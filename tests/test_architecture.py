@@ -30,6 +30,7 @@ LAYERS = (
     ("train",),
     ("evaluate",),
     ("decode", "retrieve", "refine", "rerank"),
+    ("vectors",),
     ("locate",),
     ("encode",),
     ("store",),

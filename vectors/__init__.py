@@ -1,0 +1,1 @@
+"""Nearest-neighbour search over the vectors of cells, which may be more than memory holds."""
