@@ -44,13 +44,13 @@ def chords(
     turns = (0.0,) if grid.east - grid.west <= 180 else (-2 * math.pi, 0.0, 2 * math.pi)
     found = []
     for turn in turns:
-        left, right = (_columns(grid, row, middle + turn + side * half) for side in (-1, 1))
+        left, right = (columns_at(grid, row, middle + turn + side * half) for side in (-1, 1))
         found.append((left, np.maximum(left, right)))
     return found
 
 
-def _columns(grid: BandGrid, row: _Cells, longitude: _Floats) -> _Floats:
-    """Columns, with fractions, at longitudes in radians that run on beyond the antimeridian."""
+def columns_at(grid: BandGrid, row: _Cells, longitude: _Floats) -> _Floats:
+    """Columns, with fractions, at longitudes in radians that run on beyond the antimeridian; clipped to the row."""
     step, first, count = grid.step[row], grid.first[row], grid.count[row]
     around = 2 * np.ceil(math.pi / step - 0.5) + 1  # cells of a band, the two that the antimeridian cuts included
     beyond = longitude > math.pi

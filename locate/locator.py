@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -75,7 +75,7 @@ class Locator:
         """
         return as_pyramid(self.expert.area)
 
-    def with_prior(self, weight: NDArray[np.float64]) -> Locator:
+    def with_prior(self, weight: NDArray[np.floating[Any]]) -> Locator:
         """The same locator with a prior; it shares the encoder.
 
         `jzi.locate.prior_weights` computes weights from a circle, a region or a raster.

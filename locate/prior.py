@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,8 +39,10 @@ class PriorExpert:
 
     rules_out = True
 
-    def __init__(self, expert: Expert, weight: NDArray[np.float64]) -> None:
-        weight = np.asarray(weight, np.float64)
+    def __init__(self, expert: Expert, weight: NDArray[np.floating[Any]]) -> None:
+        weight = np.asarray(weight)
+        if weight.dtype != np.float32:  # float32 stays as it is: of a state in float64 there is no room for copies
+            weight = weight.astype(np.float64)
         if weight.shape != expert.cell_mask.shape:
             raise ConfigError(f"a prior needs a weight for each of {expert.cell_mask.shape} cells, not {weight.shape}")
         if not (np.isfinite(weight).all() and (weight >= 0).all()):
@@ -47,11 +50,13 @@ class PriorExpert:
         weight = np.where(expert.cell_mask, weight, 0.0)
         if not weight.any():
             raise ConfigError("the prior leaves no cell with imagery: give a larger one, or none")
-        weight = weight / weight.max()  # so that the sum is finite
-        self.expert, self.name, self.weight = expert, expert.name, weight / weight.sum()
+        weight /= weight.max()  # so that the sum is finite
+        weight /= weight.sum(dtype=np.float64)
+        self.expert, self.name, self.weight = expert, expert.name, weight
         self.cell_mask = self.weight > 0
         self.likelihood = restrict(expert, self.cell_mask)
-        self._row, self._col = np.nonzero(self.cell_mask)
+        self._count = int(self.cell_mask.sum())
+        self._key = np.flatnonzero(self.cell_mask) if self._count <= MAX_CELLS else np.empty(0, np.int64)
 
     @property
     def area(self) -> CellGrid:
@@ -85,16 +90,17 @@ class PriorExpert:
             likelihood: posterior of photos; it need not be normalised.
         """
         reached = likelihood.probability > 0
-        unreached = len(self._row) - reached.sum(1)
+        unreached = self._count - reached.sum(1)
         each = likelihood.residual / np.maximum(1, unreached)  # of a cell that search did not reach
-        if len(self._row) <= MAX_CELLS:
-            place = np.full(self.cell_mask.shape, -1)
-            place[self._row, self._col] = np.arange(len(self._row))
-            probability = np.repeat(each[:, None], len(self._row), 1)
+        if len(self._key):
+            cols = self.cell_mask.shape[1]
+            probability = np.repeat(each[:, None], self._count, 1)
             photo, cell = np.nonzero(reached)
-            at = place[likelihood.row[photo, cell], likelihood.col[photo, cell]]
-            probability[photo[at >= 0], at[at >= 0]] = likelihood.probability[photo, cell][at >= 0]
-            row, col = self._row, self._col
+            key = likelihood.row[photo, cell] * cols + likelihood.col[photo, cell]
+            at = np.minimum(np.searchsorted(self._key, key), self._count - 1)
+            known = self._key[at] == key
+            probability[photo[known], at[known]] = likelihood.probability[photo, cell][known]
+            row, col = np.divmod(self._key, cols)
             probability = probability * self.weight[row, col]
             rest = np.zeros(len(likelihood))
         else:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,16 @@ from rasterio.features import rasterize
 from rasterio.transform import from_origin
 from rasterio.warp import reproject, transform_bounds, transform_geom
 
-from jzi.errors import ConfigError, first_line
+from jzi.errors import BandsError, ConfigError, first_line
+from jzi.locate import band_weights
 from jzi.locate.ranges import DISTANCE, LATITUDE, LONGITUDE
+from jzi.store.bands import BandGrid
 from jzi.store.cell_grid import CellGrid
 from jzi.store.pyramid import WGS84, Pyramid, as_pyramid, geodesic_distance
+from jzi.store.region import Region
+
+#: (row, col) weights of cells.
+Weights = NDArray[np.floating[Any]]
 
 #: Samples per side of a cell, by which the covered share of a cell is measured.
 SAMPLES = 8
@@ -66,8 +73,8 @@ class Prior:
     def __bool__(self) -> bool:
         return self.near is not None or bool(self.region) or self.raster is not None
 
-    def weight(self, area: CellGrid) -> NDArray[np.float64]:
-        """(row, col) weight of each cell, 0..1.
+    def weight(self, area: CellGrid) -> Weights:
+        """(row, col) weight of each cell, 0..1; float32 for cells in bands.
 
         Args:
             area: the cells.
@@ -75,13 +82,16 @@ class Prior:
         Raises:
             ConfigError: a part gives no cell of the area any weight, or the raster cannot be used.
         """
-        weight = np.ones(area.shape)
+        parts: list[Callable[[], Weights]] = []
         if self.near is not None and self.within is not None:
-            weight *= near(area, *self.near, self.within)
+            parts.append(partial(near, area, *self.near, self.within))
         if self.region:
-            weight *= region(area, self.region, self.region_name)
+            parts.append(partial(region, area, self.region, self.region_name))
         if self.raster is not None:
-            weight *= raster(area, self.raster)
+            parts.append(partial(raster, area, self.raster))
+        weight = parts[0]() if parts else np.ones(area.shape, np.float32 if isinstance(area, BandGrid) else np.float64)
+        for part in parts[1:]:
+            weight *= part()
         return weight
 
     def to_dict(self) -> dict[str, Any]:
@@ -102,7 +112,7 @@ def check_circle(latitude: float, longitude: float, within: float) -> None:
     DISTANCE.check("within", within)
 
 
-def near(area: CellGrid, latitude: float, longitude: float, within: float) -> NDArray[np.float64]:
+def near(area: CellGrid, latitude: float, longitude: float, within: float) -> Weights:
     """(row, col) share of each cell that lies within a distance of a position, measured as by `region`.
 
     The cell that contains the position has a weight however small the circle is.
@@ -117,15 +127,19 @@ def near(area: CellGrid, latitude: float, longitude: float, within: float) -> ND
         ConfigError: no cell is within the distance, or a number is out of range.
     """
     check_circle(latitude, longitude, within)
-    pyramid = as_pyramid(area)
-    outline = _outline(pyramid, latitude, longitude, within)
-    if outline is None:
-        row, col = (values.ravel() for values in np.indices(area.shape))
-        distance = geodesic_distance(latitude, longitude, *pyramid.unproject(*pyramid.cell_centers(row, col)))
-        weight = np.asarray(distance <= within, np.float64).reshape(area.shape)
+    weight: Weights
+    if isinstance(area, BandGrid):
+        weight = band_weights.around(area, latitude, longitude, within)
     else:
-        weight = _covered(pyramid, [outline])
-    row, col = pyramid.cells_at(latitude, longitude)
+        pyramid = as_pyramid(area)
+        outline = _outline(pyramid, latitude, longitude, within)
+        if outline is None:
+            row, col = (values.ravel() for values in np.indices(area.shape))
+            distance = geodesic_distance(latitude, longitude, *pyramid.unproject(*pyramid.cell_centers(row, col)))
+            weight = np.asarray(distance <= within, np.float64).reshape(area.shape)
+        else:
+            weight = _covered(pyramid, [outline])
+    row, col = area.cells_at(latitude, longitude)
     if row[0] >= 0:
         weight[row, col] = np.maximum(weight[row, col], 1 / SAMPLES**2)
     if not weight.any():
@@ -136,10 +150,11 @@ def near(area: CellGrid, latitude: float, longitude: float, within: float) -> ND
     return weight
 
 
-def region(area: CellGrid, polygons: Sequence[dict[str, Any]], name: str = "region") -> NDArray[np.float64]:
+def region(area: CellGrid, polygons: Sequence[dict[str, Any]], name: str = "region") -> Weights:
     """(row, col) share of each cell that polygons cover, measured at `SAMPLES` x `SAMPLES` points.
 
-    A cell that a polygon touches has a weight however small the polygon is. Edges are straight in the area's CRS.
+    A cell that a polygon touches has a weight however small the polygon is. Edges are straight in the area's CRS, for
+    cells in bands in longitude and latitude, where shares are measured along `SAMPLES` lines.
 
     Args:
         area: the cells.
@@ -149,6 +164,11 @@ def region(area: CellGrid, polygons: Sequence[dict[str, Any]], name: str = "regi
     Raises:
         ConfigError: the polygons cannot be projected, or touch no cell.
     """
+    if isinstance(area, BandGrid):
+        try:
+            return band_weights.covered(area, Region.of(polygons, name))
+        except BandsError as error:
+            raise ConfigError(str(error)) from error
     pyramid = as_pyramid(area)
     try:
         weight = _covered(pyramid, [transform_geom("EPSG:4326", pyramid.crs, polygon) for polygon in polygons])
@@ -159,7 +179,7 @@ def region(area: CellGrid, polygons: Sequence[dict[str, Any]], name: str = "regi
     return weight
 
 
-def raster(area: CellGrid, file: Path) -> NDArray[np.float64]:
+def raster(area: CellGrid, file: Path) -> Weights:
     """(row, col) mean of a raster of weights (its first band) in each cell, divided by the greatest.
 
     Pixels without data count as 0 where a cell has no others. Of a raster with overviews the coarsest with pixels of at
@@ -172,22 +192,28 @@ def raster(area: CellGrid, file: Path) -> NDArray[np.float64]:
     Raises:
         ConfigError: the raster cannot be read, has negative or infinite weights, or gives no cell of the area any.
     """
-    pyramid = as_pyramid(area)
+    mean: Weights
     try:
-        level = _overview(pyramid, file)
+        level = _overview(area, file)
         with rasterio.open(file, **({} if level is None else {"overview_level": level})) as source:
-            lowest, mean, highest = (
-                _resample(pyramid, source, how) for how in (Resampling.min, Resampling.average, Resampling.max)
-            )
+            if isinstance(area, BandGrid):
+                mean, usable = band_weights.mean_of(area, source)
+            else:
+                pyramid = as_pyramid(area)
+                lowest, mean, highest = (
+                    _resample(pyramid, source, how) for how in (Resampling.min, Resampling.average, Resampling.max)
+                )
+                usable = not ((lowest < 0).any() or np.isinf(highest).any())
     except (RasterioError, CPLE_BaseError, OSError, ValueError) as error:
         raise ConfigError(f"{file} cannot be read as a raster of weights: {first_line(error)}") from error
-    if (lowest < 0).any() or np.isinf(highest).any():
+    if not usable:
         raise ConfigError(
             f"{file} has a weight that is negative or infinite: weights are 0 or more; mark pixels without as nodata"
         )
     if not mean.any():
         raise ConfigError(f"{file} has no weight above 0 on the map: give a raster that overlaps the map")
-    return np.asarray(mean / mean.max())
+    mean /= mean.max()
+    return mean
 
 
 def _outline(pyramid: Pyramid, latitude: float, longitude: float, within: float) -> dict[str, Any] | None:
@@ -231,13 +257,13 @@ def _covered(pyramid: Pyramid, polygons: list[dict[str, Any]]) -> NDArray[np.flo
     return share
 
 
-def _overview(pyramid: Pyramid, file: Path) -> int | None:
+def _overview(area: CellGrid, file: Path) -> int | None:
     """Index of the coarsest overview with pixels of at most half a cell; None for the raster itself."""
     with rasterio.open(file) as source:
         if source.crs is None:
             raise ValueError("it has no CRS")
-        west, _, east, _ = transform_bounds(pyramid.crs, source.crs, *pyramid.bounds)
-        pixels_per_cell = (east - west) / abs(source.res[0]) / pyramid.shape[1]
+        west, _, east, _ = transform_bounds(area.crs, source.crs, *area.bounds)
+        pixels_per_cell = (east - west) / abs(source.res[0]) / area.shape[1]
         usable = [index for index, factor in enumerate(source.overviews(1)) if factor <= pixels_per_cell / 2]
     return usable[-1] if usable else None
 

@@ -229,7 +229,7 @@ class Region:
         height, shift = grid.cell_m / RADIUS, {"touch": -0.5, "corners": -0.5, "centre": 0.0}[rule]
         bottom = int(grid.bands[-1])
         lines = np.arange(bottom, grid.top + (1 if rule == "centre" else 2))
-        line, west, east = _scanlines(self.edges, np.asarray((lines + shift) * height))
+        line, west, east = scanlines(self.edges, np.asarray((lines + shift) * height))
         line += bottom
         runs = []
         if rule == "centre":
@@ -295,7 +295,7 @@ class RegionCells:
         return (row >= 0) & self.runs.contains(row, col)
 
 
-def _scanlines(edges: _Edges, latitudes: NDArray[np.float64]) -> tuple[NDArray[np.int64], _Edges, _Edges]:
+def scanlines(edges: _Edges, latitudes: NDArray[np.float64]) -> tuple[NDArray[np.int64], _Edges, _Edges]:
     """Where parallels run inside of a region.
 
     Args:
