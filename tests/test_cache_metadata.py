@@ -81,11 +81,11 @@ def documents(path: Path) -> Iterator[Path]:
 @pytest.mark.parametrize("change", [hostile.flip, hostile.edit_json])
 @pytest.mark.parametrize("part", ["map", "queries", "cells", ""])
 def test_changed_metadata_is_noticed_named_and_repaired(path: Path, change: Callable, part: str) -> None:
-    expected = read_everything(path)
+    expected, originals = read_everything(path), {file: file.read_bytes() for file in documents(path)}
     files = [file for file in documents(path / part) if part or file.parent == path]
     rng = random.Random(hostile.attack_seed(f"{change.__name__} {part}"))
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for _ in range(hostile.attacks(4, 100)):
+    for _ in range(hostile.attacks(4, 20, 1000)):
         file = rng.choice(files)
         before = file.read_bytes()
         after = change(before, rng)
@@ -101,8 +101,9 @@ def test_changed_metadata_is_noticed_named_and_repaired(path: Path, change: Call
             sound = False
         assert not sound or json_of(after) == json_of(before), f"{file} was found sound: {after!r}"
         assert sound or repair_cache(path)
-        assert verify_cache(FeatureCache.open(path)).sound
-        assert read_everything(path) == expected
+        if sound:  # other spaces, which nothing needs to restore
+            file.write_bytes(before)
+        assert {each: each.read_bytes() for each in documents(path)} == originals
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 200_000  # kB
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from jzi.errors import CacheCorruptError, CacheError, CacheMismatchError
-from jzi.store import object_store
+from jzi.store import lock, object_store
 from jzi.store.cache import ENCODED, FeatureCache
 from jzi.store.info import EncoderInfo, ImageryInfo
 from jzi.store.object_store import delete_all, open_store
@@ -136,6 +136,7 @@ def test_a_run_that_loses_its_store_is_completed_by_the_next(
         patch.setattr(object_store, "RETRY_S", 0.3)
         assert "run again" in sentence(lambda: fill(url, info))
     proxy.begin({})
+    monkeypatch.setattr(lock, "STALE_S", 0.5)  # this process is alive, and its lock could not be deleted
     fill(url, info)
     assert objects_of(url) == local
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import pytest
 
-from jzi.store import object_store
+from jzi.store import lock, object_store
 from jzi.tests.conftest import CREDENTIALS
 from jzi.tests.fault_proxy import FaultProxy
 
@@ -84,11 +89,81 @@ def test_a_run_whose_store_dies_ends_with_one_sentence_and_resumes(
         proxy.begin({}, dies_after=requests)
         with monkeypatch.context() as patch:
             patch.setattr(object_store, "RETRY_S", 0.5)
+            patch.setattr(lock, "STALE_S", 0.5)
             begin = time.monotonic()
             message = area(f"encode-map --set cache.path={url}", 2).stderr
         assert time.monotonic() - begin < 120
         assert "503 SlowDown" in message
         assert "run again later" in message
     proxy.begin({})
+    monkeypatch.setattr(lock, "STALE_S", 0.5)  # this process is alive, and its lock could not be deleted
     area(f"encode-map --set cache.path={url}")
+    assert objects_of(url) == local
+
+
+def start(line: str, errors: Path) -> subprocess.Popen:
+    """Start a command line in a process of its own, whose standard error goes to a file."""
+    with errors.open("w") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", "jzi", *line.split()], stdout=subprocess.PIPE, stderr=file, text=True
+        )
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_while_it_fills_a_cache_is_resumed_to_the_same_cache(
+    area: Callable, proxy: FaultProxy, url: str, local: dict, objects_of: Callable, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    forward, started = proxy.forward, []
+    for last in (3, 0):  # the object of a chunk that is on its way when the process is killed
+        chunks = count()
+
+        def kill_at_chunk(method: str, path: str, *rest: object, chunks=chunks, last=last) -> tuple:
+            if method == "PUT" and "/c/" in path and "map/" in path and next(chunks) == last:
+                started[-1].kill()
+            return forward(method, path, *rest)
+
+        monkeypatch.setattr(proxy, "forward", kill_at_chunk)
+        started.append(start(f"encode-map --set cache.path={url}", tmp_path / "errors"))
+        assert started[-1].wait() == -9, (tmp_path / "errors").read_text()
+        assert len(objects_of(url)) > 0 and objects_of(url) != local
+    monkeypatch.setattr(proxy, "forward", forward)
+    area(f"encode-map --set cache.path={url}")
+    assert objects_of(url) == local
+
+
+@pytest.mark.slow
+def test_of_two_processes_that_fill_one_new_cache_the_second_waits_and_encodes_nothing(
+    area: Callable, proxy: FaultProxy, url: str, local: dict, objects_of: Callable, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    forward, written, waits = proxy.forward, Counter(), threading.Event()
+
+    def forward_once_the_other_waits(method: str, path: str, *rest: object) -> tuple:
+        if method == "PUT" and "embedding/c/" in path:
+            written[path] += 1
+            waits.wait(50)  # less than the time after which a request is repeated
+        return forward(method, path, *rest)
+
+    monkeypatch.setattr(proxy, "forward", forward_once_the_other_waits)
+    errors = [tmp_path / "errors1", tmp_path / "errors2"]
+    processes = [start(f"encode-map --json --set cache.path={url}", file) for file in errors]
+    try:
+        while not any("waiting for" in file.read_text() for file in errors):
+            assert max(written.values(), default=1) == 1, "both write"
+            assert all(process.poll() is None for process in processes), [file.read_text() for file in errors]
+            time.sleep(0.05)
+    except BaseException:
+        for process in processes:
+            process.kill()
+        raise
+    finally:
+        waits.set()
+    reports = [json.loads(process.communicate()[0]) for process in processes]
+    assert sorted(report["encoded"] for report in reports) == [0, 1 + 16]
+    messages = [file.read_text() for file in errors if "waiting for" in file.read_text()]
+    assert [f"waiting for `jzi encode-map` (process {process.pid}" in messages[0] for process in processes].count(
+        True
+    ) == 1
+    assert set(written.values()) == {1}, "an embedding was written twice"
     assert objects_of(url) == local
