@@ -81,35 +81,37 @@ def encode_queries_command(
 ) -> None:
     """Encode the photos that are new or have changed."""
     from jzi.workspace.open import open_photo_table
-    from jzi.workspace.settings import load_settings
+    from jzi.workspace.settings import RegionSettings, load_area
 
     options = {"queries.views": views, "queries.seed": seed, "queries.split_by": split_by}
     overrides = (*overrides, *(f"{name}={value}" for name, value in options.items() if value is not None))
     overrides = (*overrides, "queries.allow_outside=true") if allow_outside else overrides
-    settings = load_settings(config_file, overrides, training=("queries",))
-    table = open_photo_table(settings).inside(settings.pyramid)
+    settings = load_area(config_file, overrides, training=("queries",))
     from jzi.commands.reports import photos_text, split_text
     from jzi.encode.device import processes
     from jzi.encode.encode_queries import encode_queries
     from jzi.store.cache import ENCODED
     from jzi.store.plain import plain
     from jzi.store.splits import SPLITS
-    from jzi.workspace.open import load_encoder, open_cache, open_cache_of
+    from jzi.workspace.open import open_photo_cache
+    from jzi.workspace.region import open_region
 
-    if retriever:
-        from jzi.retrieve.retriever import Retriever
-
-        model = Retriever.load(retriever)
-        encoder = model.load_encoder()
-        cache = open_cache_of(model.cache_path, settings.pyramid, encoder)
+    if isinstance(settings, RegionSettings):
+        if not retriever:
+            raise UsageError("in a region, photos are encoded by a retriever: add --retriever FOLDER")
+        cells = open_region(settings)
+        table = open_photo_table(settings).inside(cells.grid, cells)
+        cache, encoder = open_photo_cache(settings, retriever, cells)
+        batch_size = settings.encoding.batch_size
     else:
-        encoder = load_encoder(settings)
-        cache = open_cache(settings, encoder)
+        table = open_photo_table(settings).inside(settings.pyramid)
+        cache, encoder = open_photo_cache(settings, retriever)
+        batch_size = settings.encoder.batch_size
     report = encode_queries(
         cache,
         encoder,
         table,
-        batch_size=settings.encoder.batch_size,
+        batch_size=batch_size,
         views=settings.queries.views,
         seed=settings.queries.seed,
     )

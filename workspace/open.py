@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from jzi.errors import ConfigError, PhotoError
 from jzi.store.model_folder import RetrieverModelConfig, StatewideModelConfig, TransferModelConfig, read_config
 from jzi.store.pyramid import Pyramid
-from jzi.store.region import RegionInfo
+from jzi.store.region import RegionCells, RegionInfo
 from jzi.workspace.experts import ModelExperts, load_experts, load_transferred
-from jzi.workspace.settings import AreaSettings, Settings, find_rasters, load_settings, names_url
+from jzi.workspace.settings import AreaSettings, RegionSettings, Settings, find_rasters, load_settings, names_url
 
 if TYPE_CHECKING:
     from jzi.decode.expert import ZoomExpert
@@ -111,6 +111,37 @@ def open_cache_of(
         if imagery:
             info = imagery.info(FeatureCache.open(path, "r+", lock=lock).imagery if exists(path) else None)
         return FeatureCache.open_or_create(path, area, encoder.info, info, lock=lock)
+
+
+def open_photo_cache(
+    settings: Settings | RegionSettings, retriever: Path | None, cells: RegionCells | None = None
+) -> tuple[FeatureCache, Encoder | Towers]:
+    """Open the cache that photos are encoded into, for writing, and load the encoder.
+
+    Args:
+        settings: the settings.
+        retriever: folder of the retriever whose encoder to use; None for the encoder that the settings name.
+        cells: the region, if the settings are those of one; its index holds its photos too.
+
+    Raises:
+        ModelError: the folder holds no retriever of this kind.
+        CacheMismatchError: the cache belongs to another encoder or area.
+    """
+    from jzi.retrieve.retriever import Retriever
+    from jzi.retrieve.statewide import StatewideRetriever
+
+    encoder: Encoder | Towers
+    if cells is not None:
+        assert retriever is not None
+        encoder = StatewideRetriever.load(retriever).load_encoder()
+        return open_cache_of(settings.cache_path, cells.info, encoder), encoder
+    assert isinstance(settings, Settings)
+    if retriever is not None:
+        model = Retriever.load(retriever)
+        encoder = model.load_encoder()
+        return open_cache_of(model.cache_path, settings.pyramid, encoder), encoder
+    encoder = load_encoder(settings)
+    return open_cache(settings, encoder), encoder
 
 
 def finetune_areas(areas: Sequence[Settings], output: Path) -> tuple[EncoderTrainingReport, tuple[Rejected, ...]]:
