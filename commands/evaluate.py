@@ -18,18 +18,26 @@ from jzi.commands.common import (
     report_unreachable,
     settings_options,
 )
-from jzi.locate.ranges import DISTANCE, SHARE
+from jzi.commands.statewide import evaluate_region_command
+from jzi.locate.ranges import DISTANCE, RANKS, SHARE
 
 if TYPE_CHECKING:
+    from jzi.evaluate.retrieval import Distance
     from jzi.locate.expert import Expert
 
 
 @click.command("evaluate")
 @settings_options
-@click.option("--split", type=click.Choice(["train", "val", "test"]), help="[default: test, or val if there is none]")
+@click.option("--split", type=click.Choice(["train", "val", "test", "all"]),
+              help="In a region also all photos.  [default: test, or val if there is none]")  # fmt: skip
 @click.option("--gallery", type=click.Choice(["all", "occupied"]), default="all", show_default=True,
               help="Cells to choose among: all, or only those that hold a photo of the split.")  # fmt: skip
-@click.option("--radii", default="40,50,100", show_default=True, help="Metres, separated by commas.")
+@click.option("--radii", help="Metres, separated by commas.  [default: 40,50,100; in a region 0,25,50,100]")
+@click.option("--distance", type=click.Choice(["ellipsoid", "sphere"]),
+              help="How distances are measured in a region.  [default: ellipsoid]")  # fmt: skip
+@click.option("--time-zone", help="Of the photos of a region, such as America/New_York: recall by hour.")
+@click.option("--min-bin", type=number(RANKS),
+              help="Photos of a year or hour from which its recall is shown.  [default: 1]")  # fmt: skip
 @click.option("--estimates", is_flag=True, help="Also compare the estimates and measure calibration.")
 @click.option("--radius", type=number(DISTANCE), default=50.0, show_default=True,
               help="Radius of the default answer, metres; at most the area's side.")  # fmt: skip
@@ -48,7 +56,10 @@ def evaluate_command(
     overrides: tuple[str, ...],
     split: str | None,
     gallery: str,
-    radii: str,
+    radii: str | None,
+    distance: Distance | None,
+    time_zone: str | None,
+    min_bin: int | None,
     estimates: bool,
     radius: float,
     abstain: float | None,
@@ -66,15 +77,23 @@ def evaluate_command(
     --estimates compares the ways to choose an answer, and reports how well confidences are calibrated. Results of
     different --gallery do not compare.
     """
-    from jzi.workspace.settings import load_settings
+    from jzi.workspace.settings import is_region, load_settings
 
+    region = is_region(config_file)
+    metres = _metres(radii or ("0,25,50,100" if region else "40,50,100"), region)
+    if region:
+        if not retriever:
+            raise UsageError("in a region, a retriever is evaluated: add --retriever FOLDER")
+        others = {"--gallery": gallery != "all", "--estimates": estimates, "--plot": plot, "--approximate": approximate,
+                  "--experts": experts, "--beams": beams, "--abstain": abstain is not None}  # fmt: skip
+        if given := [name for name, value in others.items() if value]:
+            raise UsageError(f"{', '.join(given)} does not apply to a region: leave it out")
+        evaluate_region_command(config_file, overrides, retriever, split, metres, distance or "ellipsoid", time_zone,
+                                min_bin or 1, as_json)  # fmt: skip
+        return
+    if split == "all" or distance or time_zone or min_bin:
+        raise UsageError("--split all, --distance, --time-zone and --min-bin are for regions: leave them out")
     settings = load_settings(config_file, overrides, training=())
-    try:
-        metres = tuple(float(each) for each in radii.split(","))
-    except ValueError:
-        metres = ()
-    if not metres or not all(each in DISTANCE for each in metres):
-        raise UsageError(f"--radii takes metres separated by commas, each {DISTANCE}, not {radii!r}")
     if not estimates and (plot or abstain is not None):
         raise UsageError("--plot and --abstain go with --estimates: add it, or leave them out")
     if retriever and (beams or experts):
@@ -134,3 +153,14 @@ def evaluate_command(
 
             draw_calibration(calibration, plot)
     print_result(as_json, values, text)
+
+
+def _metres(radii: str, region: bool) -> tuple[float, ...]:
+    """The radii of --radii; in a region, 0 stands for the photo's own cell."""
+    try:
+        metres = tuple(float(each) for each in radii.split(","))
+    except ValueError:
+        metres = ()
+    if not metres or not all(each in DISTANCE or (region and each == 0) for each in metres):
+        raise UsageError(f"--radii takes metres separated by commas, each {DISTANCE}, not {radii!r}")
+    return metres

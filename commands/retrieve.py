@@ -80,10 +80,21 @@ def train_retriever_command(
 @click.option("--retriever", type=click.Path(path_type=Path), default="retriever", show_default=True,
               help="A folder that train-retriever wrote.")  # fmt: skip
 @click.option("--hnsw", is_flag=True, help="Also build an HNSW graph for approximate search.")
+@click.option("--faiss", type=click.Choice(["auto", "hnsw", "ivf-pq", "ivf-rabitq"]),
+              help="Of a region, also build an index for approximate search.")  # fmt: skip
+@click.option("--export", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.parquet",
+              help="Of a region, also write key, position and vector of every cell.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Of a region, only estimate what encoding takes.")
 @json_option
 def index(
-    config_file: Path, overrides: tuple[str, ...], retriever: Path, hnsw: bool, dry_run: bool, as_json: bool
+    config_file: Path,
+    overrides: tuple[str, ...],
+    retriever: Path,
+    hnsw: bool,
+    faiss: str | None,
+    export: Path | None,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Encode the cells of the map that the retriever's index lacks.
 
@@ -92,10 +103,11 @@ def index(
     from jzi.workspace.settings import is_region, load_settings
 
     if is_region(config_file):
-        index_region_command(config_file, overrides, retriever, dry_run, as_json)
+        kind = "hnsw" if hnsw and not faiss else faiss
+        index_region_command(config_file, overrides, retriever, kind, export, dry_run, as_json)
         return
-    if dry_run:
-        raise UsageError("--dry-run is for regions: leave it out")
+    if dry_run or faiss or export:
+        raise UsageError("--dry-run, --faiss and --export are for regions: leave them out")
 
     settings = load_settings(config_file, overrides, training=())
     from jzi.commands.reports import cells_text

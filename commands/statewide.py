@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from jzi.commands.common import list_rejected, print_result
+from jzi.commands.common import UsageError, list_rejected, print_result
+
+if TYPE_CHECKING:
+    from jzi.evaluate.retrieval import Distance
 
 
 def train_region_command(
@@ -42,16 +46,22 @@ def train_region_command(
 
 
 def index_region_command(
-    config_file: Path, overrides: tuple[str, ...], retriever: Path, dry_run: bool, as_json: bool
+    config_file: Path,
+    overrides: tuple[str, ...],
+    retriever: Path,
+    kind: str | None,
+    export: Path | None,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
-    """Encode the cells of a region that its index lacks."""
+    """Encode the cells of a region that its index lacks; then build what else is asked for."""
     from jzi.workspace.settings import load_region
 
     settings = load_region(config_file, overrides, training=("statewide",))
     from jzi.encode.device import processes
     from jzi.retrieve.statewide import StatewideRetriever
     from jzi.store.plain import plain
-    from jzi.workspace.statewide import open_index
+    from jzi.workspace.statewide import build_faiss, export_cells, open_index
 
     state = processes()
     with open_index(settings, StatewideRetriever.load(retriever)) as index:
@@ -73,8 +83,67 @@ def index_region_command(
     if not state.is_main_process:
         return
     values = {**plain(report), "cache": settings.cache_path}
-    text = (
+    lines = [
         f"{report.encoded:,} cells encoded, {report.reused:,} were there, {report.nodata:,} without imagery, "
         f"{report.bytes / 1e9:.2f} GB: {settings.cache_path}"
+    ]
+    if kind:
+        built = build_faiss(settings, kind)
+        values["faiss"] = {"folder": str(built.folder), "kind": built.info.kind, "bytes": built.disk_bytes}
+        lines.append(f"{built.info.kind} index of {built.disk_bytes / 1e9:.2f} GB: {built.folder}")
+    if export:
+        values["exported"] = export_cells(settings, export)
+        lines.append(f"{values['exported']:,} vectors: {export}")
+    print_result(as_json, values, "\n".join(lines))
+
+
+def evaluate_region_command(
+    config_file: Path,
+    overrides: tuple[str, ...],
+    retriever: Path,
+    split: str | None,
+    radii: tuple[float, ...],
+    distance: Distance,
+    time_zone: str | None,
+    min_bin: int,
+    as_json: bool,
+) -> None:
+    """Measure recall at k of a state-wide retriever among all cells of a region."""
+    import numpy as np
+
+    from jzi.workspace.settings import load_region
+
+    settings = load_region(config_file, overrides, training=())
+    from jzi.commands.tables import retrieval_table
+    from jzi.evaluate.published import STATEWIDE
+    from jzi.evaluate.retrieval import evaluate_retrieval
+    from jzi.workspace.statewide import open_region_expert
+
+    expert, cache = open_region_expert(settings, retriever)
+    frame, name = cache.queries.encoded(), split or "test"
+    if split is None and not (frame["split"] == name).any():
+        name = "val"
+    photos = frame if name == "all" else frame[frame["split"] == name]
+    if photos.empty:
+        raise UsageError(
+            f"{cache.path} has no photo of split {name}: run `jzi encode-queries --retriever {retriever}`, or give "
+            "another --split, such as all where the retriever was not trained on these photos"
+        )
+    evaluation = evaluate_retrieval(
+        cache.area,
+        expert.cell_mask,
+        cache.cells,
+        cache.queries.embedding(photos.index.to_numpy(np.int64))[:, 0].astype(np.float32),
+        photos["latitude"].to_numpy(float),
+        photos["longitude"].to_numpy(float),
+        radii=radii,
+        distance=distance,
+        frame=photos,
+        timezone=time_zone,
+        min_photos=min_bin,
     )
-    print_result(as_json, values, text)
+    title = (
+        f"{evaluation.photos} photos of the {name} split among {evaluation.cells:,} cells, distances on the {distance}"
+    )
+    values = {"split": name, **evaluation.to_dict()}
+    print_result(as_json, values, retrieval_table(evaluation, title, STATEWIDE[:5]))

@@ -11,7 +11,8 @@ from jzi.evaluate.experts import ExpertFigures
 from jzi.evaluate.metrics import Evaluation, Interval
 from jzi.evaluate.nearest import RecallByDistance
 from jzi.evaluate.published import RADII as PUBLISHED_RADII
-from jzi.evaluate.published import Published
+from jzi.evaluate.published import Published, PublishedRetrieval
+from jzi.evaluate.retrieval import RetrievalEvaluation
 from jzi.locate.location import Location
 
 
@@ -87,6 +88,32 @@ def _distance_lines(by_distance: RecallByDistance) -> list[str]:
         name = name if each.high != float("inf") else f"{each.low:g} m or more"
         lines.append(_row(name, list(each.recall.values())) + f"{each.photos:>9}")
     return lines
+
+
+def retrieval_table(evaluation: RetrievalEvaluation, title: str, published: Sequence[PublishedRetrieval] = ()) -> str:
+    """Recall at k within radii, by year and hour, the photos left out, and published results with their conditions."""
+    tops = list(next(iter(evaluation.recall.values())))
+    lines = [f"{title}; in brackets 95 % bootstrap intervals"]
+    lines.append(f"  {'recall':<16}" + "".join(f"{f'among {k}':>27}" for k in tops) + "   median rank")
+    for radius, by_k in evaluation.recall.items():
+        name = f"within {radius:g} m" if radius else "own cell"
+        shares = "".join(f"{each.value:10.2%} ({each.low:.2%} .. {each.high:.2%})".rjust(27) for each in by_k.values())
+        lines.append(f"  {name:<16}{shares}   {evaluation.median_rank[radius]:11.0f}")
+    lines += [f"  {count} photos left out: {reason}" for reason, count in evaluation.left_out.items() if count]
+    for by, groups in evaluation.by.items():
+        radius = 50.0 if 50.0 in evaluation.recall else next(iter(evaluation.recall))
+        within = f"within {radius:g} m" if radius else "in the own cell"
+        lines += ["", f"  by {by}: photos, recall among 1 {within}"]
+        for group in groups:
+            share = f"{group.recall[radius][tops[0]]:.2%}" if group.recall else "too few photos"
+            lines.append(f"  {group.name:<10} {group.photos:>8}   {share}")
+    for conditions in dict.fromkeys(each.conditions for each in published):
+        lines += ["", f"published, {conditions}: recall within 50 m"]
+        for each in published:
+            if each.conditions == conditions and 50.0 in each.recall:
+                shares = ", ".join(f"{value:.1%} among {k}" for k, value in each.recall[50.0].items())
+                lines.append(f"  {each.method:<32} {shares}")
+    return "\n".join(lines)
 
 
 def experts_table(figures: dict[str, ExpertFigures], radii: tuple[float, ...], radius: float) -> str:

@@ -12,7 +12,15 @@ from jzi.store.model_folder import RetrieverModelConfig, StatewideModelConfig, T
 from jzi.store.pyramid import Pyramid
 from jzi.store.region import RegionCells, RegionInfo
 from jzi.workspace.experts import ModelExperts, load_experts, load_transferred
-from jzi.workspace.settings import AreaSettings, RegionSettings, Settings, find_rasters, load_settings, names_url
+from jzi.workspace.settings import (
+    AreaSettings,
+    RegionSettings,
+    Settings,
+    find_rasters,
+    load_region,
+    load_settings,
+    names_url,
+)
 
 if TYPE_CHECKING:
     from jzi.decode.expert import ZoomExpert
@@ -248,15 +256,18 @@ def load(
     *,
     approximate: bool = False,
     experts: Sequence[str] = (),
+    index: str | Path | None = None,
 ) -> Locator:
     """Load a locator from the folder of a zoom model, of a transferred model or of a retriever.
 
     Args:
         folder: the model folder.
         device: device to compute on, such as "cpu" or "cuda:0"; by default the best available.
-        cache: read the map of a zoom model from this cache rather than from the folder.
-        approximate: search the HNSW graph of a retriever rather than all cells.
+        cache: read the map of a zoom model from this cache rather than from the folder; of a state-wide retriever, the
+            index of the region to search, which it needs.
+        approximate: search the HNSW graph of a retriever, or the Faiss index, rather than all cells.
         experts: names of the model's experts to fuse, such as "zoom" and "cells"; all by default.
+        index: folder of the Faiss index of a region's cells.
 
     Raises:
         ModelError: the folder is not a model, is damaged, or lacks the map or other data that its decoder reads.
@@ -264,6 +275,8 @@ def load(
         ConfigError: an option does not apply to this kind of model.
     """
     config = read_config(Path(folder))
+    if isinstance(config, StatewideModelConfig):
+        return _region_locator(Path(folder), device, cache, experts, index if approximate else None, approximate)
     if isinstance(config, RetrieverModelConfig):
         if cache:
             raise ConfigError(f"{folder} is a retriever, which has its own index: leave the cache out")
@@ -287,6 +300,30 @@ def load(
     zoom = ZoomExpert.load(folder, device, cache)
     expert = load_experts(Path(folder), zoom).fused(experts)
     return Locator(expert, lambda: zoom.model.load_encoder(str(zoom.table.device)), name=Path(folder).name)
+
+
+def _region_locator(
+    folder: Path,
+    device: str | None,
+    cache: str | Path | None,
+    experts: Sequence[str],
+    index: str | Path | None,
+    approximate: bool,
+) -> Locator:
+    from jzi.retrieve.statewide import StatewideRetriever
+    from jzi.workspace.statewide import region_locator
+
+    if experts:
+        raise ConfigError(f"{folder} is a retriever, which is a single expert: leave --experts out")
+    if not cache:
+        raise ConfigError(
+            f"{folder} is a state-wide retriever, which searches the index of a region: change to the folder of its "
+            "jzi.toml, or give the index as the cache"
+        )
+    if approximate and index is None:
+        raise ConfigError("approximate search of a region needs the folder of its Faiss index: give it as index")
+    retriever = StatewideRetriever.load(folder)
+    return region_locator(retriever, str(cache), index=None if index is None else Path(index), device=device)
 
 
 def open_locator(
@@ -313,9 +350,16 @@ def open_locator(
         JziError: the model or the cache cannot be used.
     """
     if retriever:
-        if model or cache or experts:
+        statewide = isinstance(read_config(retriever), StatewideModelConfig)
+        if model or experts or (cache and not statewide):
             raise ConfigError("--model, --cache and --experts do not apply to --retriever: leave them out")
-        locator = _retrieval_locator(retriever, None, approximate)
+        index = None
+        if statewide and not cache:
+            from jzi.workspace.statewide import faiss_folder
+
+            settings = load_region(config_file)
+            cache, index = settings.cache_path, faiss_folder(settings)
+        locator = load(retriever, cache=cache, approximate=approximate, index=index)
     else:
         if approximate:
             raise ConfigError("--approximate goes with --retriever")
