@@ -327,12 +327,7 @@ def fit_weights(
 
 
 def _maximise(stacked: Stacked, key: NDArray[np.int64]) -> Tensor:
-    """(expert,) the non-negative weights with the greatest likelihood, by a projected Newton's method (Bertsekas 1982).
-
-    The log-likelihood is concave: its gradient is the experts' log-probability of the true cell minus its mean over the
-    fused posterior, its Hessian minus their covariance. A weight that would be negative is 0 for as long as the
-    gradient is negative. The last expert gets at least `LEAST_WEIGHT`.
-    """
+    """(expert,) the weights with the greatest likelihood of the true cells; see `maximise`."""
     photos = torch.arange(len(key))
     match = torch.from_numpy(stacked.key == key[:, None]) & stacked.valid
     inside = stacked.log[:, photos, match.int().argmax(-1)]
@@ -340,6 +335,22 @@ def _maximise(stacked: Stacked, key: NDArray[np.int64]) -> Tensor:
     features = torch.cat([stacked.log, stacked.outside[..., None]], -1)  # the last entry stands for the residual
     base = torch.where(stacked.valid, 0.0, -torch.inf)
     base = torch.cat([base, stacked.log_count[:, None]], -1)
+    return maximise(features, base, truth)
+
+
+def maximise(features: Tensor, base: Tensor, truth: Tensor) -> Tensor:
+    """(expert,) the non-negative weights with the greatest likelihood, by a projected Newton's method (Bertsekas 1982).
+
+    The log-likelihood is concave: its gradient is the experts' log-probability of the true cell minus its mean over the
+    fused posterior, its Hessian minus their covariance. A weight that would be negative is 0 for as long as the
+    gradient is negative. The last expert gets at least `LEAST_WEIGHT`.
+
+    Args:
+        features: (expert, photo, entry) log-probabilities of one cell of each entry.
+        base: (photo, entry) logarithm of the number of cells of an entry; -inf for padding.
+        truth: (expert, photo) log-probabilities of the true cells.
+    """
+    count = truth.shape[1]
 
     def likelihood(weights: Tensor) -> tuple[Tensor, Tensor]:
         used = weights > 0  # 0 times -inf is nan
@@ -355,8 +366,8 @@ def _maximise(stacked: Stacked, key: NDArray[np.int64]) -> Tensor:
         free = (weights > 0) | (gradient > 0)
         if not free.any():
             break
-        moment = torch.einsum("pc,epc,fpc->ef", probability, features[free], features[free]) / len(key)
-        covariance = moment - mean[free] @ mean[free].T / len(key)
+        moment = torch.einsum("pc,epc,fpc->ef", probability, features[free], features[free]) / count
+        covariance = moment - mean[free] @ mean[free].T / count
         step = torch.zeros_like(weights)
         step[free] = torch.linalg.solve(covariance + 1e-6 * torch.eye(len(moment), dtype=moment.dtype), gradient[free])
         for _ in range(20):  # halve the step until the likelihood rises
