@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
-from jzi.commands.common import number
+from jzi.commands.common import UsageError, number
 from jzi.locate.ranges import PIXELS
 
 
@@ -26,12 +27,25 @@ from jzi.locate.ranges import PIXELS
               help="Side of its input tiles, pixels.")  # fmt: skip
 @click.option("--layout", type=click.Choice(["halves", "whole"]), default="halves", show_default=True,
               help="How photos are cut into squares.")  # fmt: skip
+@click.option("--statewide", is_flag=True,
+              help="The checkpoint is of state-wide retrieval (Fervers et al. 2024): last.safetensors of its authors' "
+              "code. The encoder is in the checkpoint; of the other options only --image-size applies.")  # fmt: skip
 @click.option("--preset", default="just-zoom-in-dc", show_default=True, help="The area that it was trained on.")
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="Use the area of this jzi.toml instead.")
+@click.pass_context
 def import_checkpoint_command(
-    checkpoint: Path, output: Path, preset: str, config_file: Path | None, **options: Any
+    context: click.Context,
+    checkpoint: Path,
+    output: Path,
+    statewide: bool,
+    preset: str,
+    config_file: Path | None,
+    **options: Any,
 ) -> None:
     """Convert a checkpoint of the reference implementation to a model folder."""
+    if statewide:
+        _import_statewide(context, checkpoint, output, options["image_size"])
+        return
     from jzi.store.pyramid import preset as published
     from jzi.workspace.settings import load_settings
 
@@ -44,3 +58,17 @@ def import_checkpoint_command(
     encoder = {"name": output / "encoder", "image_size": options["image_size"], "resampling": "reference"}
     settings = " ".join(f"--set encoder.{name}={value}" for name, value in encoder.items())
     click.echo(f"wrote {output}; next: jzi encode-map {settings}, then jzi locate --model {output} --cache CACHE")
+
+
+def _import_statewide(context: click.Context, checkpoint: Path, output: Path, image_size: int) -> None:
+    for name in ("encoder", "heads", "layout", "preset", "config_file"):
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+            option = "config" if name == "config_file" else name
+            raise UsageError(f"--{option} does not apply to a checkpoint of state-wide retrieval: leave it out")
+    from jzi.errors import ModelError
+    from jzi.retrieve.import_statewide import import_statewide
+    from jzi.store.lock import WriterLock
+
+    with WriterLock(output, error=ModelError):
+        import_statewide(checkpoint, output, image_size=image_size)
+    click.echo(f"wrote {output}; next, in the folder of a region (jzi init --region): jzi index --retriever {output}")

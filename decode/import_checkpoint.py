@@ -24,7 +24,7 @@ from jzi.errors import EncoderError, ModelError, first_line
 from jzi.store.archive import check_archive
 from jzi.store.model_folder import CONFIG
 from jzi.store.pyramid import Pyramid
-from jzi.store.tensors import check_finite
+from jzi.store.tensors import check_entries, check_finite
 
 _ENCODER, _DECODER = "encoder.backbone.", "decoder."
 
@@ -84,7 +84,13 @@ def import_checkpoint(
         getattr(transformers, model_class)(encoder_config).save_pretrained(source)
         expected = {_ENCODER + name: tensor for name, tensor in load_file(source / "model.safetensors").items()}
         expected |= {_DECODER + name: tensor for name, tensor in shapes.items()}
-        _check(checkpoint, weights, expected)
+        shapes_of = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+        check_entries(
+            checkpoint,
+            shapes_of,
+            {name: tuple(tensor.shape) for name, tensor in expected.items()},
+            "its encoder's config or the reference's decoder",
+        )
         check_finite(checkpoint, weights)
         encoder_weights = {name.removeprefix(_ENCODER): v for name, v in weights.items() if name.startswith(_ENCODER)}
         save_file(encoder_weights, source / "model.safetensors", metadata={"format": "pt"})
@@ -174,23 +180,3 @@ def _encoder_config(encoder: str) -> Any:
             f"the config of the encoder {encoder!r} is not available: give --encoder a folder with its config.json, or "
             "a Hugging Face id that can be downloaded or is in the local hub cache"
         ) from error
-
-
-def _join(names: list[str], limit: int = 20) -> str:
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
-
-
-def _check(checkpoint: Path, weights: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """Raise `ModelError` with the names of missing and extra entries and of those with a wrong shape."""
-    faults = {
-        "missing": [name for name in expected if name not in weights],
-        "extra": [name for name in weights if name not in expected],
-        "wrong shape": [
-            f"{name} {tuple(weights[name].shape)} instead of {tuple(tensor.shape)}"
-            for name, tensor in expected.items()
-            if name in weights and weights[name].shape != tensor.shape
-        ],
-    }
-    details = "; ".join(f"{kind}: {_join(names)}" for kind, names in faults.items() if names)
-    if details:
-        raise ModelError(f"{checkpoint} does not fit its encoder's config or the reference's decoder; {details}")

@@ -69,3 +69,33 @@ def check_finite(path: Path, tensors: Mapping[str, Any]) -> None:
     for name, tensor in tensors.items():
         if not np.isfinite(np.asarray(tensor)).all():
             raise ModelError(f"{path} has values in {name} that are not finite: {HINT}")
+
+
+def check_entries(path: Path, shapes: Mapping[str, Shape], expected: Mapping[str, Shape], model: str) -> None:
+    """Check the entries of a checkpoint of other software against those of a model.
+
+    Args:
+        path: the checkpoint.
+        shapes: shape of each entry of the checkpoint.
+        expected: shape of each entry of the model.
+        model: what the model is, for the error message.
+
+    Raises:
+        ModelError: entries are missing, unknown or of a wrong shape; all are named, up to 20 of each kind.
+    """
+    faults = {
+        "missing": [name for name in expected if name not in shapes],
+        "extra": [name for name in shapes if name not in expected],
+        "wrong shape": [
+            f"{name} {shapes[name]} instead of {shape}"
+            for name, shape in expected.items()
+            if name in shapes and shapes[name] != shape
+        ],
+    }
+    details = "; ".join(f"{kind}: {_join(names)}" for kind, names in faults.items() if names)
+    if details:
+        raise ModelError(f"{path} does not fit {model}; {details}")
+
+
+def _join(names: list[str], limit: int = 20) -> str:
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
