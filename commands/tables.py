@@ -65,39 +65,6 @@ def evaluation_table(evaluation: Evaluation, title: str) -> str:
     return "\n".join(lines)
 
 
-def retrieval_table(evaluation: RetrievalEvaluation, title: str, published: Sequence[PublishedRetrieval] = ()) -> str:
-    """Recall at k within radii, by year and hour, and published results apart, under their conditions."""
-    top = list(next(iter(evaluation.recall.values())))
-
-    def row(name: str, values: Sequence[float | None]) -> str:
-        return f"  {name:<36}" + "".join("        -" if each is None else f"{each:9.2%}" for each in values)
-
-    lines = [f"{title}, {evaluation.photos} photos among {evaluation.cells:,} cells; distances on the "
-             f"{evaluation.distance}; in brackets 95 % bootstrap intervals"]  # fmt: skip
-    lines += [f"  {count} photos left out: {reason}" for reason, count in evaluation.left_out.items() if count]
-    for radius, by_k in evaluation.recall.items():
-        for k, each in by_k.items():
-            name = f"R@{k} {_within(radius)}"
-            lines.append(f"  {name:<36}{each.value:9.2%}   ({each.low:.2%} .. {each.high:.2%})")
-    for name, groups in evaluation.by.items():
-        for radius in evaluation.recall:
-            lines += ["", f"  {f'by {name}, {_within(radius)}':<36}" + "".join(f"{f'R@{k}':>9}" for k in top)]
-            for group in groups:
-                shares = [group.recall[radius][k] if group.recall else None for k in top]
-                lines.append(row(f"{group.name} ({group.photos} photos)", shares))
-    for conditions in dict.fromkeys(each.conditions for each in published):
-        lines += ["", f"  not comparable with the above, published for {conditions}:"]
-        for each in (result for result in published if result.conditions == conditions):
-            for radius, by_k in each.recall.items():
-                shares = "".join(f"  R@{k} {share:.1%}" for k, share in by_k.items())
-                lines.append(f"  {each.method}, {_within(radius)} ({each.source}):{shares}")
-    return "\n".join(lines)
-
-
-def _within(radius: float) -> str:
-    return f"within {radius:g} m" if radius else "in the photo's own cell"
-
-
 def _published_lines(title: str, results: Sequence[Published], radii: list[float]) -> list[str]:
     header = "".join(f"{f'{radius:g} m':>9}" for radius in radii)
     rows = [_row(each.method, [each.recall[PUBLISHED_RADII.index(radius)] for radius in radii]) for each in results]
