@@ -26,6 +26,7 @@ from rasterio.warp import calculate_default_transform, reproject, transform_boun
 from jzi.encode.imagery import Imagery
 from jzi.encode.photos import open_photo
 from jzi.export.files import to_features, write_file
+from jzi.export.overlay import draw_cells
 from jzi.locate.location import Location
 from jzi.store.exif import ExifPosition
 from jzi.store.pyramid import Pyramid, geodesic_distance
@@ -47,17 +48,17 @@ def write_page(
     Args:
         path: file to write.
         located: photo file, its location, and the position in its EXIF (None if it has none).
-        imagery: background of the map; None for a plain one.
+        imagery: background of the map; None for a plain one, as for cells in bands.
 
     Raises:
         ExportError: the file cannot be written.
         ImageryError: the imagery cannot be read.
     """
-    pyramid = located[0][1].pyramid
+    area = located[0][1].posterior.area
     title = located[0][1].photo if len(located) == 1 else f"{len(located)} photos"
     data = {
-        "grid": pyramid.grid,
-        "bounds": lat_lon_bounds(pyramid),
+        "grid": area.grid if isinstance(area, Pyramid) else 1,
+        "bounds": lat_lon_bounds(area) if isinstance(area, Pyramid) else _bounds_of([each for _, each, _ in located]),
         "imagery": background_overlay(imagery),
         "photos": [photo_data(open_photo(photo), location, truth, imagery) for photo, location, truth in located],
     }
@@ -84,10 +85,20 @@ def photo_data(
     photo: Image.Image, location: Location, truth: ExifPosition | None, imagery: Imagery | None
 ) -> dict[str, Any]:
     """Return the JSON object from which `map.js` draws one located photo."""
-    best, pyramid = location.best, location.pyramid
+    best, area = location.best, location.posterior.area
     image = photo.copy()
     image.thumbnail((PHOTO, PHOTO))
-    keys = pyramid.keys(np.array(best.path))
+    steps = []
+    if isinstance(area, Pyramid):
+        keys = area.keys(np.array(best.path))
+        steps = [
+            {
+                "image": _tile(imagery, key),
+                "action": action,
+                "caption": f"{area.footprint(key.level):.0f} m: {probability:.0%}",
+            }
+            for key, action, probability in zip(keys, best.path, best.step_probabilities, strict=False)
+        ]
     error = ""
     if truth:
         error_m = float(geodesic_distance(location.latitude, location.longitude, truth.latitude, truth.longitude))
@@ -107,14 +118,7 @@ def photo_data(
         ],
         "features": to_features(location, truth),
         "heat": heat_overlay(location),
-        "zoom": [
-            {
-                "image": _tile(imagery, key),
-                "action": action,
-                "caption": f"{pyramid.footprint(key.level):.0f} m: {probability:.0%}",
-            }
-            for key, action, probability in zip(keys, best.path, best.step_probabilities, strict=False)
-        ],
+        "zoom": steps,
     }
 
 
@@ -129,10 +133,12 @@ def background_overlay(imagery: Imagery | None) -> dict[str, Any] | None:
 
 def heat_overlay(location: Location) -> dict[str, Any]:
     """Return the posterior as a coloured Leaflet image overlay; improbable cells are transparent."""
+    if not isinstance(location.posterior.area, Pyramid):
+        drawn = draw_cells(location.posterior, "EPSG:3857")
+        bounds = drawn.west, drawn.south, drawn.east, drawn.north
+        return _placed(_colours(drawn.share), bounds)
     grid = location.posterior.grid()
-    share = np.sqrt(grid / grid.max())
-    colours = (colormaps["inferno"](0.25 + 0.75 * share) * 255).astype(np.uint8)
-    colours[..., 3] = (255 * np.minimum(1.0, 1.5 * share) * (share > 0.03)).astype(np.uint8)
+    colours = _colours(np.sqrt(grid / grid.max()))
     factor = max(1, 512 // len(grid))
     return _overlay(colours.repeat(factor, 0).repeat(factor, 1), location.pyramid, Resampling.nearest)
 
@@ -152,10 +158,32 @@ def _overlay(image: NDArray[np.uint8], pyramid: Pyramid, resampling: Resampling)
         dst_crs="EPSG:3857",
         resampling=resampling,
     )
-    corners = array_bounds(height, width, transform)
+    return _placed(np.moveaxis(warped, 0, -1), array_bounds(height, width, transform))
+
+
+def _colours(share: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """(row, col, 4) colours of (row, col) square roots of relative probabilities."""
+    colours = (colormaps["inferno"](0.25 + 0.75 * share) * 255).astype(np.uint8)
+    colours[..., 3] = (255 * np.minimum(1.0, 1.5 * share) * (share > 0.03)).astype(np.uint8)
+    return np.asarray(colours)
+
+
+def _placed(image: NDArray[np.uint8], corners: tuple[float, float, float, float]) -> dict[str, Any]:
+    """A (row, col, 4) image in Web Mercator as an overlay; corners are west, south, east, north in metres."""
     west, south, east, north = transform_bounds("EPSG:3857", "EPSG:4326", *corners)
-    url = _data_url(Image.fromarray(np.moveaxis(warped, 0, -1)), "WEBP")
-    return {"image": url, "bounds": [[south, west], [north, east]]}
+    return {"image": _data_url(Image.fromarray(image), "WEBP"), "bounds": [[south, west], [north, east]]}
+
+
+def _bounds_of(locations: Sequence[Location]) -> list[list[float]]:
+    """South-west and north-east corners of a rectangle around the candidates of all photos, with a margin."""
+    candidates = [each for location in locations for each in location.candidates]
+    latitude, longitude = (np.array([getattr(each, name) for each in candidates]) for name in ("latitude", "longitude"))
+    longitude = np.where(longitude < longitude[0] - 180, longitude + 360, longitude)  # across the antimeridian
+    margin = 0.003
+    return [
+        [float(latitude.min() - margin), float(longitude.min() - margin)],
+        [float(latitude.max() + margin), float(longitude.max() + margin)],
+    ]
 
 
 def lat_lon_bounds(pyramid: Pyramid) -> list[list[float]]:

@@ -6,15 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from jzi.encode.imagery import Imagery
 from jzi.encode.photos import open_photo
 from jzi.evaluate.calibration import Calibration, reliability
 from jzi.export.files import write_file
+from jzi.export.overlay import draw_cells
 from jzi.locate.location import Location, printable
 from jzi.locate.ranges import PIXELS
 from jzi.store.cell_grid import Bounds
-from jzi.store.pyramid import geodesic_distance
+from jzi.store.pyramid import Pyramid, geodesic_distance
 
 _ANSWER, _TRUTH = "#ff2d78", "#00e5ff"
 
@@ -30,6 +32,9 @@ def draw_zoom(
     pixels: int = 384,
 ) -> None:
     """Write a PNG of the photo, the L tiles with the chosen child outlined, a close-up of the answer and the posterior.
+
+    There are no tiles where the area is no pyramid; the close-up then outlines a square of a cell's size around the
+    answer, and the posterior is drawn where it is.
 
     Args:
         location: location of the photo.
@@ -47,33 +52,46 @@ def draw_zoom(
     PIXELS.check("pixels", pixels)
     from matplotlib.figure import Figure
 
-    pyramid, best = location.pyramid, location.best
-    keys = pyramid.keys(np.array(best.path))
+    area, best = location.posterior.area, location.best
+    tiles, titles = [], []
+    if isinstance(area, Pyramid):
+        tiles = [area.tile_bounds(key) for key in area.keys(np.array(best.path))]
+        titles = [
+            f"step {step + 1}: {area.footprint(step):.0f} m, {probability:.0%}"
+            for step, probability in enumerate(best.step_probabilities)
+        ]
+    else:
+        tiles = [_around(best.x, best.y, area.cell_size)]
 
     def draw_map(axis: Any, bounds: Bounds) -> None:
         image = imagery.render(bounds, pixels)[0] if imagery else np.full((1, 1, 3), 205, np.uint8)
         axis.imshow(image, extent=_extent(bounds))
 
-    columns = len(keys) + 3  # the photo is twice as wide
+    columns = len(tiles) + 3  # the photo is twice as wide
     figure = Figure(figsize=(2.6 * columns, 3.4), layout="constrained")
-    axes = figure.subplots(1, len(keys) + 2, width_ratios=[2, *[1] * (len(keys) + 1)])
+    axes = figure.subplots(1, len(tiles) + 2, width_ratios=[2, *[1] * (len(tiles) + 1)])
     axes[0].imshow(open_photo(photo))
     axes[0].set_title(printable(photo.name), parse_math=False)
-    true_xy = pyramid.project(*truth) if truth else None
-    for step, (axis, key) in enumerate(zip(axes[1:-2], keys, strict=False)):
-        bounds = pyramid.tile_bounds(key)
+    true_xy = area.project(*truth) if truth else None
+    for axis, bounds, child, step in zip(axes[1:-2], tiles, tiles[1:], titles, strict=False):
         draw_map(axis, bounds)
-        _outline(axis, pyramid.tile_bounds(keys[step + 1]))
-        axis.set_title(f"step {step + 1}: {pyramid.footprint(key.level):.0f} m, {best.step_probabilities[step]:.0%}")
+        _outline(axis, child)
+        axis.set_title(step)
         _mark(axis, true_xy, bounds)
-    close_up = _padded(pyramid.tile_bounds(keys[-1]), 2.0)
+    close_up = _padded(tiles[-1], 2.0)
     draw_map(axes[-2], close_up)
-    _outline(axes[-2], pyramid.tile_bounds(keys[-1]))
+    _outline(axes[-2], tiles[-1])
     axes[-2].plot(best.x, best.y, marker="+", markersize=12, color=_ANSWER, markeredgewidth=2.5)
     _mark(axes[-2], true_xy, close_up)
-    draw_map(axes[-1], pyramid.bounds)
-    _draw_posterior(axes[-1], location)
-    _mark(axes[-1], true_xy, pyramid.bounds)
+    if isinstance(area, Pyramid):
+        grid, whole = location.posterior.grid(), area.bounds
+        share = np.sqrt(grid / grid.max())
+        draw_map(axes[-1], whole)
+    else:
+        drawn = draw_cells(location.posterior, area.crs)
+        share, whole = drawn.share, Bounds(drawn.west, drawn.south, drawn.east, drawn.north)
+    _draw_posterior(axes[-1], location, share, whole)
+    _mark(axes[-1], true_xy, whole)
     axes[-1].set_title(f"posterior\n{_radii_text(location)}")
     answer = f"answer: {location.latitude:.5f}, {location.longitude:.5f}\nconfidence {location.confidence:.1%}"
     if truth:
@@ -89,13 +107,14 @@ def draw_zoom(
     _save(figure, output)
 
 
-def _draw_posterior(axis: Any, location: Location) -> None:
-    """Draw the cells' probabilities over the map, with circles that contain 68 and 95 % of them."""
+def _draw_posterior(axis: Any, location: Location, share: NDArray[np.float64], bounds: Bounds) -> None:
+    """Draw the cells' probabilities over the map, with circles that contain 68 and 95 % of them.
+
+    `share` is (row, col) the square root of the probability relative to the greatest.
+    """
     from matplotlib import colormaps
     from matplotlib.patches import Circle
 
-    grid, bounds = location.posterior.grid(), location.pyramid.bounds
-    share = np.sqrt(grid / grid.max())
     colours = colormaps["inferno"](0.25 + 0.75 * share)
     colours[..., 3] = np.minimum(1.0, 0.25 + share) * (share > 0.03)
     axis.imshow(np.full((1, 1), 0.0), extent=_extent(bounds), cmap="gray", alpha=0.45)
@@ -131,6 +150,11 @@ def _outline(axis: Any, bounds: Bounds) -> None:
 def _mark(axis: Any, xy: Any, bounds: Bounds) -> None:
     if xy is not None and bounds.west <= xy[0] <= bounds.east and bounds.south <= xy[1] <= bounds.north:
         axis.plot(*xy, marker="o", markersize=7, markerfacecolor="none", markeredgecolor=_TRUTH, markeredgewidth=2)
+
+
+def _around(x: float, y: float, side: float) -> Bounds:
+    """Return a square around a point."""
+    return Bounds(x - side / 2, y - side / 2, x + side / 2, y + side / 2)
 
 
 def _padded(bounds: Bounds, share: float) -> Bounds:

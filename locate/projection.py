@@ -208,7 +208,7 @@ class ProjectedFusion:
         same = (self.cells.row == row[:, None]) & (self.cells.col == col[:, None]) & counted[:, :width]
         within = (self.tile == tile[:, None]) & counted[:, width:-1]
         rest = np.ones((len(row), 1), bool)
-        return np.concatenate([same, within, rest], 1).argmax(1)
+        return np.asarray(np.concatenate([same, within, rest], 1).argmax(1))
 
     def log_likelihood(self, weights: Tensor, row: NDArray[np.int64], col: NDArray[np.int64]) -> Tensor:
         """(photo,) log-probability of the true cells."""

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from jzi.commands.tables import retrieval_table
 from jzi.errors import ConfigError
 from jzi.evaluate.moments import UNKNOWN, groups_by_time, moments_of
 from jzi.evaluate.published import STATEWIDE
@@ -196,3 +197,15 @@ def test_published_results_are_shares_with_conditions() -> None:
         for by_k in result.recall.values():
             values = [by_k[k] for k in sorted(by_k)]
             assert all(0 < value < 1 for value in values) and values == sorted(values)
+
+
+def test_the_table_shows_published_results_apart() -> None:
+    ranks = np.array([[0, 5, 50, 500]])
+    groups = {"year": np.array(["2020", "2021", "2021", "2021"])}
+    evaluation = summarise(ranks, [50.0], 1000, left_out={"no imagery": 2}, groups=groups, min_photos=2)
+    text = retrieval_table(evaluation, "a region", STATEWIDE)
+    assert "within 50 m" in text and "50.00%" in text and "2 photos left out: no imagery" in text
+    own, apart = text.split("published, ", 1)
+    assert "60.6%" in apart and "60.6" not in own and "Massachusetts" in apart
+    (row,) = (line for line in own.splitlines() if line.strip().startswith("2020"))
+    assert "too few photos" in row

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import re
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import rasterio
+from PIL import Image
 from rasterio.warp import transform
 
 from jzi.errors import ExportError
 from jzi.export.files import to_features
 from jzi.export.heatmap import Frame, write_heatmap, write_score_map
+from jzi.export.overlay import draw_cells
+from jzi.export.page import write_page
+from jzi.export.picture import draw_zoom
 from jzi.locate.location import LocateOptions, to_locations
 from jzi.locate.posterior import Posterior
 from jzi.store.bands import BandGrid, haversine
+from jzi.store.exif import ExifPosition
 
 GRIDS = {
     "a town": BandGrid.covering(-71.17, 42.31, -71.04, 42.40, 30.0),
@@ -117,3 +125,42 @@ def test_geojson_of_cells_in_bands_has_no_tiles() -> None:
     posterior = Posterior.from_cells(grid, np.array([150, 151]), np.array([200, 80]), np.array([0.6, 0.4]))
     kinds = [each["properties"]["kind"] for each in to_features(to_locations(posterior, LocateOptions(), ["a"])[0])]
     assert kinds == ["circle", "circle", "answer", "candidate"]
+
+
+def test_probable_cells_are_drawn_where_they_are() -> None:
+    grid = GRIDS["a town"]
+    row, col = np.array([150, 151, 160]), np.array([200, 80, 210])
+    posterior = Posterior.from_cells(grid, row, col, np.array([0.6, 0.25, 1e-5]))
+    for crs in (grid.crs, "EPSG:3857"):
+        drawn = draw_cells(posterior, crs)
+        down, right = np.nonzero(drawn.share)
+        pixel = (drawn.east - drawn.west) / drawn.share.shape[1]
+        x, y = drawn.west + (right + 0.5) * pixel, drawn.north - (down + 0.5) * pixel
+        longitude, latitude = transform(crs, "EPSG:4326", x, y)
+        at_row, at_col = grid.cells_at(latitude, longitude)
+        assert set(zip(at_row.tolist(), at_col.tolist(), strict=True)) == {(150, 200), (151, 80)}
+        assert np.unique(drawn.share).tolist() == pytest.approx([0, (0.25 / 0.6) ** 0.5, 1])
+    state = BandGrid.covering(-73.55, 41.2, -69.9, 42.9, 30.0)
+    far = Posterior.from_cells(state, np.array([100, 6000]), np.array([100, 9000]), np.array([0.6, 0.25]))
+    assert (draw_cells(far, "EPSG:3857").share > 0).sum() == 2
+
+
+def test_pictures_and_pages_of_cells_in_bands_have_no_zoom(tmp_path: Path, take_photo: Callable[..., Path]) -> None:
+    state = BandGrid.covering(-73.55, 41.2, -69.9, 42.9, 30.0)
+    row, col = state.cells_at([42.36, 42.361, 41.5], [-71.06, -71.06, -73.0])
+    location = to_locations(Posterior.from_cells(state, row, col, np.array([0.6, 0.2, 0.1])), LocateOptions(), ["a"])[0]
+    photo = take_photo(tmp_path / "photo.jpg")
+    tracemalloc.start()
+    write_page(tmp_path / "a.html", [(photo, location, ExifPosition(42.36, -71.06, None))], None)
+    draw_zoom(location, photo, None, tmp_path / "a.png", truth=(42.36, -71.06))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 150e6  # an array of the state has 514 MB
+    data = json.loads(re.search(r'id="data">(.*?)</script>', (tmp_path / "a.html").read_text(), re.S)[1])
+    (south, west), (north, east) = data["bounds"]
+    assert south < 41.5 and north > 42.36 and west < -73 and east > -71.06
+    (found,) = data["photos"]
+    assert found["zoom"] == [] and found["heat"]["image"].startswith("data:image/webp")
+    assert found["error"].endswith("m from its EXIF position")
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.width > image.height
