@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from typing import Any
 
 import faiss
 import numpy as np
@@ -14,7 +15,7 @@ from jzi.store.files import file_sha256
 from jzi.vectors import faiss_index
 from jzi.vectors.exact import scan
 from jzi.vectors.faiss_index import VectorIndex, resolve_kind
-from jzi.vectors.index_files import INDEX, INFO, KINDS, code_bytes
+from jzi.vectors.index_files import INDEX, INFO, KINDS, VECTORS, code_bytes
 
 from .vector_store import MemoryStore, clustered, near
 
@@ -50,6 +51,27 @@ def test_an_index_finds_95_of_100_of_the_exact_best_cells_with_their_similaritie
     np.testing.assert_allclose(found.similarity[:, 0], exact.similarity[:, 0], atol=1e-5)
     assert built[kind].disk_bytes > built[kind].info.cells * code_bytes("ivf-pq", 64)
     assert built[kind].memory_bytes > 0
+
+
+def test_with_a_copy_of_the_vectors_the_store_is_not_read(store, built, tmp_path) -> None:
+    query = near(store, 20)
+    copied = VectorIndex.build(store, tmp_path, "ivf-rabitq", copy=True)
+    store.chunks_read.clear()
+    found = copied.search(query, 10)
+    assert not store.chunks_read
+    expected = built["ivf-rabitq"].search(query, 10)
+    assert store.chunks_read
+    assert (found.row == expected.row).all() and (found.col == expected.col).all()
+    assert copied.disk_bytes > built["ivf-rabitq"].disk_bytes + 2 * 64 * len(copied)
+    damaged = np.load(tmp_path / VECTORS)
+    np.save(tmp_path / VECTORS, damaged * np.inf)
+    with pytest.raises(ModelError, match=r"vectors.npy has vectors that are not finite"):
+        VectorIndex.open(store, tmp_path).search(query)
+    np.save(tmp_path / VECTORS, damaged[1:])
+    with pytest.raises(ModelError, match=r"vectors.npy does not contain an array of"):
+        VectorIndex.open(store, tmp_path)
+    VectorIndex.build(store, tmp_path, "hnsw", copy=True)  # has them in its graph
+    assert not (tmp_path / VECTORS).exists()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -188,7 +210,7 @@ def test_a_signed_index_of_another_kind_or_size_is_refused(store, built, copied)
 
 def test_links_out_of_a_graph_are_refused(store, copied) -> None:
     folder, sign = copied("hnsw")
-    graph = faiss.read_index(str(folder / INDEX))
+    graph: Any = faiss.read_index(str(folder / INDEX))
     links = faiss.rev_swig_ptr(graph.hnsw.neighbors.data(), graph.hnsw.neighbors.size())
     links[5] = 10**9
     faiss.write_index(graph, str(folder / INDEX))

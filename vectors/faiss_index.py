@@ -1,13 +1,16 @@
 """Approximate search with Faiss: a graph of the vectors, or inverted lists of their codes.
 
 An index is a folder beside a store: index.json, which records what it was built from; index.faiss; ids.npy, the cell
-(row * columns + column) of each vector of the index; sample.npy, some vectors drawn at random. Cells that codes find
-are ranked by their exact similarity to vectors that are read from the store. An index of another state of its store is
-refused, and so are files that do not match index.json or one another.
+(row * columns + column) of each vector of the index; sample.npy, some vectors drawn at random; vectors.npy, a copy of
+all vectors, if there is to be one. Cells that codes find are ranked by their exact similarity to vectors that are read
+from the copy or from the store, where each takes a chunk. An index of another state of its store is refused, and so are
+files that do not match index.json or one another.
 """
 
 from __future__ import annotations
 
+import contextlib
+import copy as copying
 import hashlib
 import json
 from dataclasses import replace
@@ -33,6 +36,7 @@ from jzi.vectors.index_files import (
     KINDS,
     LINKS,
     SAMPLE,
+    VECTORS,
     IndexInfo,
     Kind,
     bounded_reads,
@@ -46,7 +50,7 @@ from jzi.vectors.index_files import (
     verify_digest,
     write_index_file,
 )
-from jzi.vectors.store import VectorStore, read_blocks
+from jzi.vectors.store import GATHERED, VectorStore, read_blocks
 
 #: HNSW parameters: candidates kept while building (efConstruction) and searching (efSearch).
 EF_CONSTRUCTION, EF_SEARCH = 100, 256
@@ -82,6 +86,7 @@ class VectorIndex:
         ids: (vector,) row * columns + column of each vector's cell.
         sample: (sampled, feature) float16 vectors drawn at random.
         sample_ids: (sampled,) their numbers in the index.
+        vectors: (vector, feature) copy of the vectors; None to read them from the store.
     """
 
     def __init__(
@@ -93,14 +98,21 @@ class VectorIndex:
         ids: NDArray[np.int64],
         sample: NDArray[np.float16],
         sample_ids: NDArray[np.int64],
+        vectors: NDArray[np.float16] | None = None,
     ) -> None:
         self.store, self.folder, self.info, self.index, self.ids = store, folder, info, index, ids
-        self.sample, self.sample_ids = sample, sample_ids
+        self.sample, self.sample_ids, self.vectors = sample, sample_ids, vectors
         self.allowed: NDArray[np.bool_] | None = None  # (vector,) of a restricted index
 
     @classmethod
     def build(
-        cls, store: VectorStore, folder: Path, kind: Kind | Literal["auto"] = "auto", *, lists: int | None = None
+        cls,
+        store: VectorStore,
+        folder: Path,
+        kind: Kind | Literal["auto"] = "auto",
+        *,
+        lists: int | None = None,
+        copy: bool = False,
     ) -> VectorIndex:
         """Build an index of all vectors of a store and write it. The store is read twice.
 
@@ -109,6 +121,8 @@ class VectorIndex:
             folder: folder of the index, which is created; an index in it is replaced.
             kind: kind of index; "auto" is a graph up to `GRAPH_CELLS` vectors, beyond "ivf-rabitq".
             lists: number of inverted lists; by default `LISTS` times the root of the number of vectors.
+            copy: whether to copy the vectors, two bytes for each feature, so that candidates of inverted lists are
+                ranked without reading a chunk of the store for nearly each; a graph has them already.
 
         Raises:
             ConfigError: Faiss is not installed, the store is empty, or the kind or the number of lists cannot be used.
@@ -128,16 +142,19 @@ class VectorIndex:
             lists = min(most, max(1, round(LISTS * len(ids) ** 0.5))) if lists is None else lists
             if not 1 <= lists <= len(ids):
                 raise ConfigError(f"an index of {len(ids)} vectors cannot have {lists} lists: leave the number out")
-        info = IndexInfo(kind, len(ids), store.width, store.shape, digest, lists, {})
+        info = IndexInfo(kind, len(ids), store.width, store.shape, digest, lists, copy and kind != "hnsw", {})
         sample_ids, sample, training = _draw(store, info)
         index = _new_index(faiss, info)
         # A graph needs no training, but its coding into float16 is marked as trained by it
         index.train(training)
         del training
-        for block in read_blocks(store):
-            index.add(np.ascontiguousarray(block.vectors, np.float32))
         folder.mkdir(parents=True, exist_ok=True)
         (folder / INFO).unlink(missing_ok=True)
+        if info.copied:
+            write_index_file(folder / VECTORS, lambda path: _add(store, index, info, path))
+        else:
+            (folder / VECTORS).unlink(missing_ok=True)
+            _add(store, index, info)
         write_index_file(folder / INDEX, lambda path: faiss.write_index(index, str(path)))
         write_index_file(folder / IDS, lambda path: save_array(path, ids))
         # The numbers of the sampled vectors stand behind their features, as four float16 of the same bits
@@ -180,13 +197,14 @@ class VectorIndex:
         sample = np.ascontiguousarray(stored[:, : info.width])
         if not (np.isfinite(sample).all() and ((sample_ids >= 0) & (sample_ids < info.cells)).all()):
             raise ModelError(f"{folder / SAMPLE} does not contain vectors of the index: {HINT}")
+        vectors = load_array(folder / VECTORS, (info.cells, info.width), np.float16) if info.copied else None
         with bounded_reads(faiss, 4 * size), faiss_errors(f"{folder / INDEX} cannot be read"):
             # Tables that are computed ahead serve distances, not similarities
             flags = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE if info.lists else 0
             index = faiss.read_index(str(folder / INDEX), flags)
         if problem := index_problem(faiss, index, info):
             raise ModelError(f"{folder / INDEX} {problem}: {HINT}")
-        return cls(store, folder, info, index, ids, sample, sample_ids)
+        return cls(store, folder, info, index, ids, sample, sample_ids, vectors)
 
     def __len__(self) -> int:
         return len(self.ids) if self.allowed is None else int(self.allowed.sum())
@@ -194,7 +212,8 @@ class VectorIndex:
     @property
     def disk_bytes(self) -> int:
         """Bytes of the folder's files."""
-        return sum((self.folder / name).stat().st_size for name in (INFO, INDEX, IDS, SAMPLE))
+        names = (INFO, INDEX, IDS, SAMPLE, *([VECTORS] if self.info.copied else []))
+        return sum((self.folder / name).stat().st_size for name in names)
 
     @property
     def memory_bytes(self) -> int:
@@ -209,7 +228,7 @@ class VectorIndex:
             mask: (row, col) the cells.
         """
         chosen = mask.ravel()[self.ids]
-        index = VectorIndex(self.store, self.folder, self.info, self.index, self.ids, self.sample, self.sample_ids)
+        index = copying.copy(self)
         index.allowed = chosen if self.allowed is None else chosen & self.allowed
         return index
 
@@ -253,7 +272,7 @@ class VectorIndex:
         if not graph:
             found = np.nonzero(number >= 0)
             similarity = np.full(number.shape, -np.inf, np.float32)
-            similarity[found] = similarities(self.store, queries, Matches(found[0], *self._cells(number[found])))
+            similarity[found] = self._similarities(queries, found[0], number[found])
         similarity = np.where(number < 0, -np.inf, similarity)
         order = np.argsort(-similarity, axis=1, kind="stable")[:, :count]
         number, similarity = (np.take_along_axis(each, order, 1) for each in (number, similarity))
@@ -291,6 +310,21 @@ class VectorIndex:
             if len(rest) and others > 0:
                 total = np.logaddexp(total, np.logaddexp.reduce(rest) + np.log(others / len(rest)))
             result[number] = total
+        return result
+
+    def _similarities(
+        self, queries: Tensor, query: NDArray[np.int64], number: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """(pair,) exact similarities of queries and vectors."""
+        if self.vectors is None:
+            return similarities(self.store, queries, Matches(query, *self._cells(number)))
+        result = np.empty(len(query), np.float32)
+        for start in range(0, len(query), GATHERED):
+            part = slice(start, start + GATHERED)
+            vectors = torch.from_numpy(self.vectors[number[part]]).float()
+            result[part] = (queries[torch.from_numpy(query[part])] * vectors).sum(1).numpy()
+        if not np.isfinite(result).all():
+            raise ModelError(f"{self.folder / VECTORS} has vectors that are not finite: {HINT}")
         return result
 
     def _cells(self, number: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -352,6 +386,19 @@ def _new_index(faiss: Any, info: IndexInfo) -> Any:
     if info.kind == "ivf-pq":
         lists.pq.cp.min_points_per_centroid = 1
     return index
+
+
+def _add(store: VectorStore, index: Any, info: IndexInfo, path: Path | None = None) -> None:
+    """Add all vectors to an index, and write them to a file if one is given."""
+    with contextlib.ExitStack() as stack:
+        file = None if path is None else stack.enter_context(path.open("wb"))
+        if file is not None:
+            entries = {"descr": "<f2", "fortran_order": False, "shape": (info.cells, info.width)}
+            np.lib.format.write_array_header_1_0(file, entries)
+        for block in read_blocks(store):
+            index.add(np.ascontiguousarray(block.vectors, np.float32))
+            if file is not None:
+                file.write(np.ascontiguousarray(block.vectors, "<f2").tobytes())
 
 
 def _draw(store: VectorStore, info: IndexInfo) -> tuple[NDArray[np.int64], NDArray[np.float16], NDArray[np.float32]]:

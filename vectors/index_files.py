@@ -20,7 +20,7 @@ from jzi.errors import ConfigError, ModelError, first_line
 from jzi.store.digest_memory import remembered_sha256
 from jzi.store.files import write_whole
 
-INFO, INDEX, IDS, SAMPLE = "index.json", "index.faiss", "ids.npy", "sample.npy"
+INFO, INDEX, IDS, SAMPLE, VECTORS = "index.json", "index.faiss", "ids.npy", "sample.npy", "vectors.npy"
 
 #: "hnsw": a graph (Malkov and Yashunin 2018) over vectors in float16; "ivf-pq": inverted lists of product quantizer
 #: codes, a byte for eight features (Jegou et al. 2011); "ivf-rabitq": of RaBitQ codes, a bit each (Gao and Long 2024).
@@ -45,7 +45,8 @@ class IndexInfo:
         shape: rows and columns of the store.
         store: fingerprint of the store's vectors (`jzi.vectors.faiss_index.cell_ids`).
         lists: number of inverted lists; 0 for a graph.
-        files: SHA-256 of each file.
+        copied: whether there is a copy of the vectors, vectors.npy.
+        files: SHA-256 of the other files. The copy has none: it is as large as the store.
         format: version of the files.
     """
 
@@ -57,6 +58,7 @@ class IndexInfo:
     shape: tuple[int, int]
     store: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     lists: Annotated[int, Field(ge=0, le=2**24)]
+    copied: bool
     files: dict[str, Annotated[str, Field(pattern="^[0-9a-f]{64}$")]]
     format: Literal[1] = 1
 

@@ -1,0 +1,224 @@
+"""Measure search among the cells of a state: time, memory, disk and recall of every backend.
+
+    python -m benchmarks.statewide_scale --folder scale [--cells 1000000] [--dimensions 256] [--queries 200]
+        [--backend exact --backend district ...]
+
+The cells of a square region get random unit vectors: 200 cells around a center each, drawn anywhere in the region, as
+places that look alike are. Queries are cells with noise. The vectors are in a feature cache on disk, as `jzi index`
+writes it; a cache that is there is used again, so that one backend at a time can be measured. For each backend: seconds
+to build it, bytes on disk and in memory, milliseconds for one query (median and 95th percentile) and for each of a
+batch, recall of the exact ten best cells, and chunks of the store that one query reads. `district` searches 16 tiles of
+about 1 km, the right one among them, and its recall is that of the best cell.
+
+25 million cells of 256 dimensions take 13 GB on disk, and of 1024 dimensions 51 GB; memory is that of one unit of the
+store and of the index.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+import psutil
+import torch
+
+from jzi.locate.posterior import Posterior
+from jzi.store.bands import BandGrid
+from jzi.store.cache import FeatureCache
+from jzi.store.cell_features import CellFeatures
+from jzi.store.info import EncoderInfo
+from jzi.store.map_embeddings import ENCODED, MISSING
+from jzi.store.pyramid import Pyramid
+from jzi.store.region import RegionInfo
+from jzi.vectors.district import districts
+from jzi.vectors.exact import Neighbors, scan
+from jzi.vectors.faiss_index import VectorIndex
+from jzi.vectors.index_files import KINDS
+
+LATITUDE, LONGITUDE, CELL = 42.4, -71.5, 30.0
+PER_CENTER, SPREAD, NOISE = 200, 0.6, 0.4
+BACKENDS = ("exact", "district", *KINDS, "ivf-pq+copy", "ivf-rabitq+copy")
+
+
+@dataclass(frozen=True)
+class Measured:
+    build_s: float
+    disk: int
+    memory: int
+    p50_ms: float
+    p95_ms: float
+    batch_ms: float
+    recall: float
+    chunks: float
+
+
+def region(cells: int) -> RegionInfo:
+    """A square of about so many cells."""
+    side = math.sqrt(cells) * CELL / 111_320
+    east = side / math.cos(math.radians(LATITUDE))
+    grid = BandGrid.covering(LONGITUDE, LATITUDE, LONGITUDE + east, LATITUDE + side, CELL)
+    return RegionInfo(grid, "touch", int(grid.count.sum()), "0" * 64, "benchmark")
+
+
+def fill(store: CellFeatures, grid: BandGrid) -> None:
+    """Write the vectors, a unit at a time; each follows from its unit, so that a filled part is kept."""
+    count = max(1, int(grid.count.sum()) // PER_CENTER)
+    for number, unit in enumerate(store.units):
+        col = np.arange(unit[1].start, unit[1].stop)
+        inside = col < grid.count[unit[0], None]
+        if not inside.any() or (store.read_status(unit)[inside] != MISSING).all():
+            continue
+        rng = np.random.default_rng(number)
+        chosen = rng.integers(count, size=int(inside.sum()))
+        vectors = centers(count, store.width)[chosen]
+        vectors += SPREAD * rng.standard_normal(vectors.shape, np.float32)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        embedding = np.full((*inside.shape, store.width), np.nan, np.float16)
+        embedding[inside] = vectors
+        store.write(unit, np.where(inside, ENCODED, 3).astype(np.uint8), embedding)
+
+
+_CENTERS: dict[tuple[int, int], np.ndarray] = {}
+
+
+def centers(count: int, width: int) -> np.ndarray:
+    if (count, width) not in _CENTERS:
+        _CENTERS[count, width] = np.random.default_rng(2**32).standard_normal((count, width), np.float32)
+    return _CENTERS[count, width]
+
+
+def make_queries(store: CellFeatures, grid: BandGrid, count: int) -> tuple[np.ndarray, np.ndarray, torch.Tensor]:
+    """Rows and columns (query,) of cells, and (query, feature) their vectors with noise."""
+    rng = np.random.default_rng(7)
+    row = rng.integers(grid.rows, size=count)
+    col = (rng.random(count) * grid.count[row]).astype(np.int64)
+    vectors = store.gather(row, col).astype(np.float32)
+    noise = rng.standard_normal(vectors.shape, np.float32)
+    return row, col, torch.from_numpy(vectors + NOISE * noise / math.sqrt(store.width))
+
+
+def tiles_around(grid: BandGrid, row: np.ndarray, col: np.ndarray) -> Posterior:
+    """A posterior of 16 tiles for each query, its own and random ones."""
+    rng = np.random.default_rng(8)
+    side = CELL * max(grid.shape)
+    levels = max(1, round(math.log(side / 1100, 4)))
+    tiles = Pyramid.around(*grid.center, side * 1.05, levels=levels)
+    positions = grid.positions(row, col)
+    own = tiles.cells_at(*positions)
+    others = rng.integers(tiles.shape[0], size=(2, len(row), 15))
+    rows, cols = (np.concatenate([own[axis][:, None], others[axis]], 1) for axis in (0, 1))
+    return Posterior(tiles, rows, cols, np.full(rows.shape, 1 / 16), np.zeros(len(rows)))
+
+
+def recall(found: Neighbors, exact: Neighbors, count: int) -> float:
+    def cells(neighbors: Neighbors, number: int) -> set[tuple[int, int]]:
+        row, col = (each[number, :count].tolist() for each in (neighbors.row, neighbors.col))
+        return {*zip(row, col, strict=True)}
+
+    hits = [len(cells(found, number) & cells(exact, number)) for number in range(len(found.row))]
+    return float(np.mean(hits)) / count
+
+
+def timed(work: Callable[[int], object], numbers: range) -> np.ndarray:
+    """(number,) milliseconds."""
+    times = []
+    for number in numbers:
+        start = time.perf_counter()
+        work(number)
+        times.append(1e3 * (time.perf_counter() - start))
+    return np.array(times)
+
+
+def measure(
+    backend: str, store: CellFeatures, grid: BandGrid, folder: Path, queries: int, exact: Neighbors, single: int
+) -> Measured:
+    row, col, query = make_queries(store, grid, queries)
+    build_s, disk, memory, count = 0.0, 0, 0, 10
+    if backend == "exact":
+        unit = store.units[0]
+        memory = 6 * store.width * (unit[0].stop - unit[0].start) * (unit[1].stop - unit[1].start)
+
+        def search(part: slice) -> Neighbors:
+            return scan(store, query[part], 10).neighbors
+    elif backend == "district":
+        coarse = tiles_around(grid, row, col)
+        count = 1
+
+        def search(part: slice) -> Neighbors:
+            found = []
+            for number in range(len(query))[part]:
+                [district] = districts(coarse.of(number), grid, kept=1.0)
+                neighbors = scan(store, query[number : number + 1], 10, cells=(district.row, district.col)).neighbors
+                memory_of.append(2 * store.width * len(district.row))
+                found.append((neighbors.row, neighbors.col, neighbors.similarity))
+            return Neighbors(*(np.concatenate(each) for each in zip(*found, strict=True)))
+    else:
+        start = time.perf_counter()
+        kind, _, copy = backend.partition("+")
+        index = VectorIndex.build(store, folder / backend, kind, copy=bool(copy))
+        build_s, disk, memory = time.perf_counter() - start, index.disk_bytes, index.memory_bytes
+
+        def search(part: slice) -> Neighbors:
+            return index.search(query[part], 10)
+
+    memory_of: list[int] = [memory]
+    start = time.perf_counter()
+    found = search(slice(0, queries))
+    batch_ms = 1e3 * (time.perf_counter() - start) / queries
+    reads = store.reads
+    times = timed(lambda number: search(slice(number, number + 1)), range(min(single, queries)))
+    return Measured(
+        build_s,
+        disk,
+        max(memory_of),
+        float(np.median(times)),
+        float(np.percentile(times, 95)),
+        batch_ms,
+        recall(found, exact, count),
+        (store.reads - reads) / len(times),
+    )
+
+
+@click.command()
+@click.option("--folder", type=click.Path(path_type=Path), required=True, help="Folder of the store and the indexes.")
+@click.option("--cells", default=1_000_000, show_default=True)
+@click.option("--dimensions", default=256, show_default=True)
+@click.option("--queries", default=200, show_default=True)
+@click.option("--backend", "backends", multiple=True, type=click.Choice(BACKENDS), default=BACKENDS)
+@click.option("--single", default=50, show_default=True, help="Queries that are timed alone; 3 with exact search.")
+def main(folder: Path, cells: int, dimensions: int, queries: int, backends: tuple[str, ...], single: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    info, path = region(cells), folder / f"{cells}-{dimensions}.zarr"
+    if path.exists():
+        cache = FeatureCache.open(path, "r+")
+    else:
+        cache = FeatureCache.create(path, info, EncoderInfo("random", False, "0" * 64, dimensions, 384, "fit"))
+    start = time.perf_counter()
+    fill(cache.cells, info.grid)
+    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    print(f"{info.cells:,} cells of {dimensions} dimensions, {size / 1e9:.2f} GB, written in", end=" ")
+    print(f"{time.perf_counter() - start:.0f} s; {2 * dimensions * info.cells / 1e9:.2f} GB of float16")
+    cache.close()
+    store = FeatureCache.open(path).cells
+    query = make_queries(store, info.grid, queries)[2]
+    exact = scan(store, query, 10).neighbors
+    print("| backend | build | disk | memory | p50 | p95 | batch | recall@10 | chunks | peak of the process |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    for backend in backends:
+        row = measure(backend, store, info.grid, folder, queries, exact, 3 if backend == "exact" else single)
+        peak = psutil.Process().memory_info().rss / 1e9
+        print(
+            f"| {backend} | {row.build_s:.0f} s | {row.disk / 1e6:.0f} MB | {row.memory / 1e6:.0f} MB "
+            f"| {row.p50_ms:.1f} ms | {row.p95_ms:.1f} ms | {row.batch_ms:.1f} ms | {row.recall:.3f} "
+            f"| {row.chunks:.0f} | {peak:.1f} GB |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
