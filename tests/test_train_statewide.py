@@ -23,6 +23,7 @@ from jzi.encode.imagery import Imagery
 from jzi.encode.raster import close_rasters
 from jzi.encode.towers import Towers, TowersConfig
 from jzi.errors import ConfigError, ModelError, TrainingError
+from jzi.retrieve.statewide import StatewideRetriever
 from jzi.store.bands import BandGrid
 from jzi.store.photo_table import PhotoTable
 from jzi.store.pyramid import geodesic_distance
@@ -218,7 +219,7 @@ class Killed(BaseException):
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    files = sorted(folder.rglob("*.safetensors"))
+    files = sorted((folder / "encoder").rglob("*.safetensors"))
     assert len(files) == 3  # two encoders and their poolings
     return {f"{path.relative_to(folder)} {name}": value for path in files for name, value in load_file(path).items()}
 
@@ -263,6 +264,9 @@ def test_a_run_validates_at_every_interval_and_is_not_repeated(train, whole, tmp
     assert [line["pool"] for line in lines] == [16, 32, 32]  # samples of a scan, at most pool_max
     assert all(line["val_photos"] == 16 and line["val_cells"] > 100 for line in lines)
     assert train(whole).epochs == 0
+    retriever = StatewideRetriever.load(whole)
+    best = max(lines, key=lambda line: (line["recall@1<50m"], line["step"]))
+    assert (retriever.method, retriever.cell_m, retriever.temperature) == ("statewide", 30.0, best["temperature"])
     with pytest.raises(ModelError, match=r"statewide.scale 36.0 not 20.0"):
         train(whole, replace(QUICK, scale=20.0))
 

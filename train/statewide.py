@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from jzi.encode.augment import JITTER_DRAWS, jitter_colors, jitter_padded
 from jzi.encode.towers import Towers
 from jzi.errors import TrainingError
+from jzi.retrieve.statewide import StatewideRetriever
 from jzi.store.bands import haversine
-from jzi.store.model_folder import ENCODER
 from jzi.store.photo_table import Rejected
 from jzi.train.area import NO_PHOTO, new_folder
 from jzi.train.config import StatewideConfig
@@ -241,8 +241,14 @@ class StatewideTask(Task):
         return metrics
 
     def keep_best(self) -> None:
-        """Write the towers with their current weights."""
-        self.towers.save(self.run.folder / ENCODER)
+        """Write the towers with their current weights, and the retriever's config.json."""
+        StatewideRetriever.save(
+            self.run.folder,
+            self.towers,
+            method=self.config.method,
+            cell_m=self.areas[0].grid.cell_size,
+            temperature=self.temperature,
+        )
 
     def extra_state(self) -> dict[str, Any]:
         """The schedule of mining with its queue, and what batches have counted since the last validation."""
