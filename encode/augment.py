@@ -145,6 +145,25 @@ def jitter_colors(images: Tensor, draws: Tensor) -> Tensor:
     return images
 
 
+def jitter_padded(images: Tensor, boxes: list[tuple[int, int, int, int]], draws: Tensor) -> Tensor:
+    """`jitter_colors` of the photos in padded images; the padding, which has no contrast of its own, stays as it is.
+
+    Args:
+        images: (n, 3, height, width) in 0..1.
+        boxes: first row, row after the last, first column and column after the last of each photo.
+        draws: (n, JITTER_DRAWS) in 0..1.
+
+    Returns:
+        Views of the same shape.
+    """
+    views = images.clone()
+    for box in set(boxes):
+        index = torch.tensor([number for number, other in enumerate(boxes) if other == box], device=images.device)
+        top, bottom, left, right = box
+        views[index, :, top:bottom, left:right] = jitter_colors(images[index, :, top:bottom, left:right], draws[index])
+    return views
+
+
 def drop_parts(squares: Tensor, draws: Tensor, hole: float = PHOTO_HOLE) -> Tensor:
     """Apply grid or coarse dropout to some squares; dropped pixels are black.
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -58,6 +59,9 @@ class Area(Protocol):
         """Validation photos, which select the epoch."""
         ...
 
+
+#: Why there is nothing to train on.
+NO_PHOTO = "there is no photo to train on: none with split 'train' lies on the map's imagery"
 
 AreaType = TypeVar("AreaType", bound=Area)
 
@@ -176,13 +180,20 @@ def load_areas(folder: Path, load: Callable[[], list[AreaType]]) -> list[AreaTyp
     Raises:
         TrainingError: there is no photo to train on.
     """
+    with new_folder(folder):
+        areas = load()
+        if not sum(len(area.train) for area in areas):
+            raise TrainingError(NO_PHOTO)
+        return areas
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[None]:
+    """Create a folder; remove it again if an error is raised, unless it existed before."""
     existed = folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        areas = load()
-        if not sum(len(area.train) for area in areas):
-            raise TrainingError("there is no photo to train on: none with split 'train' lies on the map's imagery")
-        return areas
+        yield
     except BaseException:
         if not existed:
             shutil.rmtree(folder, ignore_errors=True)

@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
+from jzi.encode.towers_config import CONVNEXT, DEIT
 from jzi.errors import ConfigError
 from jzi.locate.ranges import MAX_SEED
 from jzi.store.info import MAX_IMAGE_SIZE, MAX_WIDTH
@@ -279,6 +280,8 @@ class HeadsTrainingConfig(TrainingConfig):
 #: and supplement, section S1, where the other methods have one aerial image of twice the cell).
 STATEWIDE_METHODS: dict[str, dict[str, Any]] = {
     "statewide": {
+        "photo_model": CONVNEXT,
+        "map_model": CONVNEXT,
         "steps": 200_000,
         "batch_size": 30,
         "learning_rate": 1e-4,
@@ -288,6 +291,8 @@ STATEWIDE_METHODS: dict[str, dict[str, Any]] = {
         "mining": True,
     },
     "sample4geo": {
+        "photo_model": CONVNEXT,
+        "map_model": CONVNEXT,
         "steps": 66_000,
         "batch_size": 90,
         "learning_rate": 3e-4,
@@ -297,6 +302,8 @@ STATEWIDE_METHODS: dict[str, dict[str, Any]] = {
         "mining": True,
     },
     "safa": {
+        "photo_model": CONVNEXT,
+        "map_model": CONVNEXT,
         "steps": 200_000,
         "batch_size": 30,
         "learning_rate": 1e-4,
@@ -306,11 +313,13 @@ STATEWIDE_METHODS: dict[str, dict[str, Any]] = {
         "mining": False,
     },
     "transgeo": {
+        "photo_model": DEIT,
+        "map_model": DEIT,
         "steps": 200_000,
         "batch_size": 30,
         "learning_rate": 3e-5,
         "lods_m": (),
-        "pooling": "mean",
+        "pooling": "class",
         "decoupled": False,
         "mining": True,
     },
@@ -327,6 +336,7 @@ class StatewideConfig(RunConfig):
     Settings named in `STATEWIDE_METHODS` follow the method unless they are given.
 
     Attributes:
+        precision: "no", "bf16", or "auto": bf16 on GPUs that support it.
         method: "statewide" (Fervers et al. 2024: decoupled contrastive loss), or a method that it is compared with:
             "sample4geo" (Deuser et al. 2023: symmetric cross-entropy), "safa" (Shi et al. 2019) or "transgeo" (Zhu et
             al. 2022; both with soft-margin triplets).
@@ -336,7 +346,7 @@ class StatewideConfig(RunConfig):
         image_size: side of an image of a cell, pixels.
         photo_size: width and height of a photo, pixels.
         width: features of an embedding.
-        pooling: how tokens become an embedding: "attention", "mean", "safa", "smd" or "sample4geo".
+        pooling: how tokens become an embedding: "attention", "mean", "safa", "smd", "sample4geo" or "class".
         heads: heads of the pooling.
         scale: factor of cosine similarities, the reciprocal of the temperature.
         negative_distance_m: distance beyond which a photo and a cell are a negative pair, metres. The published
@@ -359,14 +369,15 @@ class StatewideConfig(RunConfig):
 
     batch_size: Annotated[int, Field(ge=2, le=MAX_COUNT)] = _BY_METHOD
     learning_rate: NotNegative = _BY_METHOD
+    precision: Literal["auto", "no", "bf16"] = "auto"
     method: Literal["statewide", "sample4geo", "safa", "transgeo"] = "statewide"
-    photo_model: str = "facebook/convnext-base-384-22k-1k"
-    map_model: str = "facebook/convnext-base-384-22k-1k"
+    photo_model: Annotated[str, Field(max_length=4096)] = _BY_METHOD
+    map_model: Annotated[str, Field(max_length=4096)] = _BY_METHOD
     lods_m: Annotated[tuple[PixelSize, ...], Field(max_length=8)] = _BY_METHOD
     image_size: ImageSize = 384
     photo_size: tuple[ImageSize, ImageSize] = (640, 480)
     width: Annotated[int, Field(ge=1, le=65_536)] = 1024
-    pooling: Literal["attention", "mean", "safa", "smd", "sample4geo"] = _BY_METHOD
+    pooling: Literal["attention", "mean", "safa", "smd", "sample4geo", "class"] = _BY_METHOD
     heads: Annotated[int, Field(ge=1, le=65_536)] = 64
     scale: Annotated[float, Field(gt=0, le=1000)] = 36.0
     negative_distance_m: Annotated[float, Field(ge=0, le=MAX_DISTANCE_M)] = 30.0

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from jzi.decode.decoder import ZoomDecoder
 from jzi.encode.encoder import Encoder
 from jzi.encode.families import blocks_of
+from jzi.encode.towers import Towers
 from jzi.errors import ConfigError
 from jzi.retrieve.heads import SimilarityHeads
 
@@ -190,3 +191,43 @@ class ContrastiveEncoder(TrainedEncoder):
 def trained_parameters(module: nn.Module) -> list[nn.Parameter]:
     """The parameters of a module that require a gradient."""
     return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+
+class TrainedTowers(nn.Module):
+    """Towers with all of their weights trained, as one network, so that processes average all gradients at once.
+
+    Args:
+        towers: the towers to train, in place.
+        autocast: whether their encoders compute in bfloat16.
+    """
+
+    def __init__(self, towers: Towers, *, autocast: bool = False) -> None:
+        super().__init__()
+        self.towers, self.autocast = towers.requires_grad_(True), autocast
+        for name, parameter in towers.named_parameters():
+            if name.endswith("mask_token"):  # unused without masking, so it never gets a gradient
+                parameter.requires_grad_(False)
+
+    def forward(self, photos: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
+        """Embed photos and cells.
+
+        Args:
+            photos: (n, 3, height, width), normalised.
+            cells: (n, level, 3, S, S), normalised.
+
+        Returns:
+            (n, feature) float32 of unit length, of photos and of cells.
+        """
+        query: Tensor = self.towers.photo_tower(photos[:, None], self.autocast)
+        reference: Tensor = self.towers.map_tower(cells, self.autocast)
+        return query, reference
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Kernels of convolutions and matrices of linear layers; and the other parameters, without weight decay."""
+        modules = [module for module in self.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+        kernels = {id(module.weight) for module in modules}
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        return [
+            {"params": [parameter for parameter in trained if id(parameter) in kernels]},
+            {"params": [parameter for parameter in trained if id(parameter) not in kernels], "weight_decay": 0.0},
+        ]

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from jzi.store.bands import RADIUS, move
 
 # Purposes of random numbers, which follow the seed in the seeds of generators
-_ROUND, _BUCKET, _CELL = range(3)
+_ROUND, _BUCKET, _CELL, _OTHER = range(4)
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,11 @@ class SampleStream:
         bearing = rotation + np.degrees(np.arctan2(right, up))
         latitude, longitude = move(self.latitude[photo], self.longitude[photo], np.hypot(up, right), bearing)
         return Samples(numbers, photo, latitude, longitude, rotation)
+
+    def draws(self, numbers: NDArray[np.int64], purpose: int, count: int) -> NDArray[np.float32]:
+        """(n, count) further uniform numbers in 0..1 of samples, others for each purpose."""
+        draws = [self._rng(_OTHER, purpose, int(number)).random(count, np.float32) for number in numbers]
+        return np.array(draws).reshape(-1, count)
 
     def _photos_of(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         rounds, positions = np.divmod(numbers, self.buckets)
