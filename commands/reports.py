@@ -157,6 +157,11 @@ def cache_text(cache: CacheInfo, models: Iterable[ModelInfo]) -> str:
     )
 
 
+def size_text(size: int) -> str:
+    """A number of bytes in MB, or in GB from 1 GB on."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
 def _area_text(cache: CacheInfo) -> str:
     if cache.region is not None:
         return f"region   {cache.region.label} ({cache.region.rule} {cache.region.name})"

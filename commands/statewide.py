@@ -58,6 +58,7 @@ def index_region_command(
     from jzi.workspace.settings import load_region
 
     settings = load_region(config_file, overrides, training=("statewide",))
+    from jzi.commands.reports import size_text
     from jzi.encode.device import processes
     from jzi.retrieve.statewide import StatewideRetriever
     from jzi.store.plain import plain
@@ -73,7 +74,7 @@ def index_region_command(
             time = f"{hours:.1f} hours" if hours >= 2 else f"{max(1, round(expected.seconds / 60))} minutes"
             click.echo(
                 f"{expected.cells:,} cells to encode, {expected.images:,} images from "
-                f"{expected.source_pixels / 1e9:.1f} billion pixels: about {time}, {expected.bytes / 1e9:.2f} GB",
+                f"{expected.source_pixels / 1e6:,.0f} million pixels: about {time}, {size_text(expected.bytes)}",
                 err=True,
             )
         if dry_run:
@@ -85,12 +86,12 @@ def index_region_command(
     values = {**plain(report), "cache": settings.cache_path}
     lines = [
         f"{report.encoded:,} cells encoded, {report.reused:,} were there, {report.nodata:,} without imagery, "
-        f"{report.bytes / 1e9:.2f} GB: {settings.cache_path}"
+        f"{size_text(report.bytes)}: {settings.cache_path}"
     ]
     if kind:
         built = build_faiss(settings, kind)
         values["faiss"] = {"folder": str(built.folder), "kind": built.info.kind, "bytes": built.disk_bytes}
-        lines.append(f"{built.info.kind} index of {built.disk_bytes / 1e9:.2f} GB: {built.folder}")
+        lines.append(f"{built.info.kind} index of {size_text(built.disk_bytes)}: {built.folder}")
     if export:
         values["exported"] = export_cells(settings, export)
         lines.append(f"{values['exported']:,} vectors: {export}")
@@ -117,7 +118,7 @@ def evaluate_region_command(
     from jzi.commands.tables import retrieval_table
     from jzi.evaluate.published import STATEWIDE
     from jzi.evaluate.retrieval import evaluate_retrieval
-    from jzi.workspace.statewide import open_region_expert
+    from jzi.workspace.region_index import open_region_expert
 
     expert, cache = open_region_expert(settings, retriever)
     frame, name = cache.queries.encoded(), split or "test"

@@ -311,7 +311,7 @@ def _region_locator(
     approximate: bool,
 ) -> Locator:
     from jzi.retrieve.statewide import StatewideRetriever
-    from jzi.workspace.statewide import region_locator
+    from jzi.workspace.region_index import region_locator
 
     if experts:
         raise ConfigError(f"{folder} is a retriever, which is a single expert: leave --experts out")
@@ -355,7 +355,7 @@ def open_locator(
             raise ConfigError("--model, --cache and --experts do not apply to --retriever: leave them out")
         index = None
         if statewide and not cache:
-            from jzi.workspace.statewide import faiss_folder
+            from jzi.workspace.region_index import faiss_folder
 
             settings = load_region(config_file)
             cache, index = settings.cache_path, faiss_folder(settings)

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from jzi.errors import CacheError, ConfigError
+from jzi.errors import ConfigError
 from jzi.retrieve.statewide import StatewideRetriever
 from jzi.store.cache import FeatureCache
 from jzi.store.region import RegionCells
-from jzi.store.storage import exists, is_url
 from jzi.workspace.open import open_photo_table
 from jzi.workspace.region import open_region
+from jzi.workspace.region_index import faiss_folder
 from jzi.workspace.settings import RegionSettings
 
 if TYPE_CHECKING:
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from jzi.encode.estimate import EncodingEstimate
     from jzi.encode.imagery import Imagery
     from jzi.encode.towers import Towers, TowersConfig
-    from jzi.locate.locator import Locator
-    from jzi.retrieve.bands_expert import BandsExpert
     from jzi.store.photo_table import Rejected
     from jzi.train.statewide import StatewideReport
     from jzi.vectors.faiss_index import VectorIndex
@@ -164,13 +162,6 @@ class RegionIndex:
         return index_bands(self.cache, self.towers, self.crops, self.cells.runs, batch_size=batch_size)
 
 
-def faiss_folder(settings: RegionSettings) -> Path:
-    """Folder of the Faiss index of a region's cells, beside its cache; in the working directory if that is at a URL."""
-    name = settings.cache_path.rstrip("/").rpartition("/")[2].removesuffix(".zarr")
-    parent = settings.folder if is_url(settings.cache_path) else Path(settings.cache_path).parent
-    return parent / f"{name}.faiss"
-
-
 def build_faiss(settings: RegionSettings, kind: str) -> VectorIndex:
     """Build a Faiss index of a region's cells, beside their cache.
 
@@ -196,61 +187,5 @@ def export_cells(settings: RegionSettings, path: Path) -> int:
     """
     from jzi.vectors.export import export_vectors
 
-    return export_vectors(FeatureCache.open(settings.cache_path), path)
-
-
-def open_region_expert(
-    settings: RegionSettings, retriever: str | Path, *, approximate: bool = False
-) -> tuple[BandsExpert, FeatureCache]:
-    """Open the index of a region for reading, as the expert that searches it.
-
-    Args:
-        settings: the settings of the region.
-        retriever: folder of the retriever that has filled the index.
-        approximate: search the Faiss index instead of all cells.
-
-    Raises:
-        ModelError: the folder holds no state-wide retriever, or there is no Faiss index.
-        CacheError: there is no index, or it is not complete.
-        CacheMismatchError: the index was filled by another retriever.
-    """
-    folder = faiss_folder(settings) if approximate else None
-    expert = region_expert(StatewideRetriever.load(retriever), settings.cache_path, folder)
-    return expert, FeatureCache.open(settings.cache_path)
-
-
-def region_expert(retriever: StatewideRetriever, cache_path: str, index: Path | None = None) -> BandsExpert:
-    """The expert that searches the cells of a cache; errors as `open_region_expert`.
-
-    Args:
-        retriever: the retriever that has filled the cache.
-        cache_path: path or URL of the cache.
-        index: folder of a Faiss index of its cells, to search that.
-    """
-    from jzi.retrieve.bands_expert import BandsExpert
-    from jzi.vectors.faiss_index import VectorIndex
-
-    if not exists(cache_path):
-        raise CacheError(f"there is no index at {cache_path}: run `jzi index --retriever {retriever.folder}`")
-    cache = FeatureCache.open(cache_path)
-    cache.check(encoder=retriever.encoder, hint=f"delete it and run `jzi index --retriever {retriever.folder}`")
-    if cache.region is None:
-        raise CacheError(f"{cache_path} holds the tiles of a pyramid, not the cells of a region: give another cache")
-    if missing := cache.cells.missing():
-        raise CacheError(
-            f"{cache_path} lacks {missing:,} of {cache.region.cells:,} cells: run `jzi index --retriever "
-            f"{retriever.folder}`"
-        )
-    vectors = None if index is None else VectorIndex.open(cache.cells, index)
-    return BandsExpert(cache.area, cache.cells, cache.encoder, retriever.temperature, vectors)
-
-
-def region_locator(
-    retriever: StatewideRetriever, cache_path: str, *, index: Path | None = None, device: str | None = None
-) -> Locator:
-    """The locator that searches the cells of a cache; arguments and errors as `region_expert`."""
-    from jzi.encode.device import best_device
-    from jzi.locate.locator import Locator
-
-    expert = region_expert(retriever, cache_path, index)
-    return Locator(expert, lambda: retriever.load_encoder(device or best_device()), name=retriever.folder.name)
+    cache = FeatureCache.open(settings.cache_path)
+    return export_vectors(cache.cells, cache.area, path)
