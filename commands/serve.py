@@ -96,6 +96,7 @@ def serve(
         from jzi.serve.server import is_loopback, listen, run
     except ImportError as error:
         raise UsageError(f"jzi serve needs {error.name}: pip install 'jzi[serve]'") from error
+    from jzi.store.pyramid import Pyramid
     from jzi.workspace.open import imagery_of, open_locator
 
     limits = Limits(max_mb, max_megapixels, abstain, queue, queue_mb)
@@ -109,6 +110,10 @@ def serve(
             model, config_file, cache=cache, retriever=retriever, approximate=approximate, experts=experts
         )
         locator.encoder  # noqa: B018 - loaded here, so that an error is a sentence
-        app = make_app(locator, imagery_of(locator.pyramid, imagery, config_file), limits, access)
+        area = locator.expert.area
+        if imagery and not isinstance(area, Pyramid):
+            raise UsageError("--imagery is drawn on square maps only: leave it out for cells in bands")
+        background = imagery_of(area, imagery, config_file) if isinstance(area, Pyramid) else None
+        app = make_app(locator, background, limits, access)
         click.echo(f"serving on http://{host}:{listener.getsockname()[1]}; stop with Ctrl-C", err=True)
         run(app, listener, limits)

@@ -28,6 +28,7 @@ from jzi.encode.photos import open_photo
 from jzi.export.files import to_features, write_file
 from jzi.export.overlay import draw_cells
 from jzi.locate.location import Location
+from jzi.store.cell_grid import CellGrid
 from jzi.store.exif import ExifPosition
 from jzi.store.pyramid import Pyramid, geodesic_distance
 from jzi.version import __version__
@@ -186,10 +187,10 @@ def _bounds_of(locations: Sequence[Location]) -> list[list[float]]:
     ]
 
 
-def lat_lon_bounds(pyramid: Pyramid) -> list[list[float]]:
+def lat_lon_bounds(area: CellGrid) -> list[list[float]]:
     """Return the south-west and north-east corners of the area as [latitude, longitude]."""
-    west, south, east, north = transform_bounds(pyramid.crs, "EPSG:4326", *pyramid.bounds)
-    return [[south, west], [north, east]]
+    west, south, east, north = transform_bounds(area.crs, "EPSG:4326", *area.bounds)
+    return [[south, west], [north, east if east > west else east + 360]]
 
 
 def _tile(imagery: Imagery | None, key: Any) -> str:

@@ -66,7 +66,7 @@ def make_app(
     """
     limits, side = limits or Limits(), longer_side(locator.expert.area)
     service = _Service(limits)
-    site = Site(locator.pyramid)
+    site = Site(locator.expert.area)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

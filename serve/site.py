@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from jzi.encode.imagery import Imagery
 from jzi.export.page import WEB as MAP_WEB
 from jzi.export.page import background_overlay, lat_lon_bounds
+from jzi.store.cell_grid import CellGrid
 from jzi.store.pyramid import Pyramid
 from jzi.version import __version__
 
@@ -36,11 +37,11 @@ class Site:
     """The pages, rendered once; they load scripts and styles from /static/ alone, as their security policy requires.
 
     Args:
-        pyramid: the area that the page's map shows.
+        area: the area that the page's map shows.
     """
 
-    def __init__(self, pyramid: Pyramid) -> None:
-        self.pyramid = pyramid
+    def __init__(self, area: CellGrid) -> None:
+        self.area = area
         self._area: dict[str, Any] = {}
         self._static = {name: file.read_bytes() for name, file in STATIC.items()}
 
@@ -51,8 +52,8 @@ class Site:
             imagery: the background; None for a plain one.
         """
         self._area = {
-            "grid": self.pyramid.grid,
-            "bounds": lat_lon_bounds(self.pyramid),
+            "grid": self.area.grid if isinstance(self.area, Pyramid) else 1,
+            "bounds": lat_lon_bounds(self.area),
             "imagery": background_overlay(imagery),
         }
 
