@@ -80,7 +80,7 @@ def evaluate_command(
     from jzi.workspace.settings import is_region, load_settings
 
     region = is_region(config_file)
-    metres = _metres(radii or ("0,25,50,100" if region else "40,50,100"), region)
+    metres = _metres(radii or ("0" if region else "40,50,100"), region)
     if region:
         if not retriever:
             raise UsageError("in a region, a retriever is evaluated: add --retriever FOLDER")
@@ -88,7 +88,8 @@ def evaluate_command(
                   "--experts": experts, "--beams": beams, "--abstain": abstain is not None}  # fmt: skip
         if given := [name for name, value in others.items() if value]:
             raise UsageError(f"{', '.join(given)} does not apply to a region: leave it out")
-        evaluate_region_command(config_file, overrides, retriever, split, metres, distance or "ellipsoid", time_zone,
+        chosen = metres if radii else None
+        evaluate_region_command(config_file, overrides, retriever, split, chosen, distance or "ellipsoid", time_zone,
                                 min_bin or 1, as_json)  # fmt: skip
         return
     if split == "all" or distance or time_zone or min_bin:

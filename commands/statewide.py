@@ -103,7 +103,7 @@ def evaluate_region_command(
     overrides: tuple[str, ...],
     retriever: Path,
     split: str | None,
-    radii: tuple[float, ...],
+    radii: tuple[float, ...] | None,
     distance: Distance,
     time_zone: str | None,
     min_bin: int,
@@ -117,7 +117,7 @@ def evaluate_region_command(
     settings = load_region(config_file, overrides, training=())
     from jzi.commands.tables import retrieval_table
     from jzi.evaluate.published import STATEWIDE
-    from jzi.evaluate.retrieval import evaluate_retrieval
+    from jzi.evaluate.retrieval import RADII, evaluate_retrieval
     from jzi.workspace.region_index import open_region_expert
 
     expert, cache = open_region_expert(settings, retriever)
@@ -130,6 +130,8 @@ def evaluate_region_command(
             f"{cache.path} has no photo of split {name}: run `jzi encode-queries --retriever {retriever}`, or give "
             "another --split, such as all where the retriever was not trained on these photos"
         )
+    if radii is None:  # those within which every photo has a cell
+        radii = tuple(radius for radius in RADII if radius == 0 or radius >= cache.area.cell_size / 2**0.5)
     evaluation = evaluate_retrieval(
         cache.area,
         expert.cell_mask,

@@ -116,7 +116,7 @@ def test_a_retriever_indexes_and_locates_in_another_region(trained: Callable[...
     assert cache.region is not None
     evaluation = json.loads(trained(f"evaluate {there} --retriever retriever --json").stdout.splitlines()[-1])
     assert 0 <= evaluation["recall@1<50m"]["value"] <= 1
-    photo = next((tmp_path / "photos").glob("*.jpg"))
+    photo = next((tmp_path / "photos").rglob("*.jpg"))
     outputs = "--geojson a.geojson --csv a.csv --heatmap a.tif --map a.html"
     located = json.loads(
         trained(f"locate {photo} --retriever retriever {there} {outputs} --json").stdout.splitlines()[-1]

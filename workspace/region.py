@@ -114,7 +114,7 @@ def footprint(rasters: Sequence[str], options: RasterOptions) -> Region:
         raster = Raster(path, options)
         along = np.concatenate([share, np.ones(_OUTLINE), 1 - share, np.zeros(_OUTLINE)]) * raster.width
         down = np.concatenate([np.zeros(_OUTLINE), share, np.ones(_OUTLINE), 1 - share]) * raster.height
-        x, y = raster.transform * (along, down)
+        x, y = raster.transform @ (along, down)
         longitude, latitude = Transformer.from_crs(raster.crs.to_wkt(), "EPSG:4326", always_xy=True).transform(x, y)
         ring = np.stack([longitude, latitude], 1).round(9).tolist()
         polygons.append({"type": "Polygon", "coordinates": [[*ring, ring[0]]]})
