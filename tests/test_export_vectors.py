@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -21,7 +19,7 @@ def test_every_cell_is_exported_with_its_key_its_position_and_its_vector(tmp_pat
     vectors = clustered(*area.shape, 12)
     vectors[np.arange(area.shape[1]) >= area.count[:, None]] = np.nan
     store = MemoryStore(vectors)
-    assert export_vectors(SimpleNamespace(cells=store, area=area), tmp_path / "cells.parquet") == store.present.sum()
+    assert export_vectors(store, area, tmp_path / "cells.parquet") == store.present.sum()
     file = pq.ParquetFile(tmp_path / "cells.parquet")
     assert file.num_row_groups > 1  # one for each unit at least
     table = file.read().to_pandas()
@@ -35,7 +33,7 @@ def test_every_cell_is_exported_with_its_key_its_position_and_its_vector(tmp_pat
 def test_cells_of_a_square_area_are_numbered_row_by_row(tmp_path) -> None:
     area = Pyramid.around(48.2, 16.37, 160.0, levels=2)
     store = MemoryStore(clustered(*area.shape, 8))
-    export_vectors(SimpleNamespace(cells=store, area=area), tmp_path / "cells.parquet")
+    export_vectors(store, area, tmp_path / "cells.parquet")
     table = pq.read_table(tmp_path / "cells.parquet").to_pandas()
     row, col = area.cells_at(table["latitude"], table["longitude"])
     assert (table["id"] == row * 16 + col).all()
@@ -45,7 +43,7 @@ def test_a_file_that_cannot_be_written_is_one_sentence_and_leaves_nothing(tmp_pa
     area = Pyramid.around(48.2, 16.37, 160.0, levels=2)
     store = MemoryStore(clustered(*area.shape, 8))
     with pytest.raises(ExportError, match=r"cells.parquet cannot be written"):
-        export_vectors(SimpleNamespace(cells=store, area=area), tmp_path / "missing" / "cells.parquet")
+        export_vectors(store, area, tmp_path / "missing" / "cells.parquet")
 
     def damaged(mask=None):
         raise CacheCorruptError("a chunk is damaged")
@@ -53,5 +51,5 @@ def test_a_file_that_cannot_be_written_is_one_sentence_and_leaves_nothing(tmp_pa
 
     store.blocks = damaged
     with pytest.raises(CacheCorruptError, match="a chunk is damaged"):
-        export_vectors(SimpleNamespace(cells=store, area=area), tmp_path / "cells.parquet")
+        export_vectors(store, area, tmp_path / "cells.parquet")
     assert not list(tmp_path.iterdir())

@@ -10,22 +10,23 @@ import pyarrow.parquet as pq
 
 from jzi.errors import ExportError, first_line
 from jzi.store.bands import BandGrid
-from jzi.store.cache import FeatureCache
+from jzi.store.cell_grid import CellGrid
 from jzi.store.files import write_whole
-from jzi.vectors.store import read_blocks
+from jzi.vectors.store import VectorStore, read_blocks
 
 #: Rows of a row group: 64 MB with 1024 features in float32.
 GROUP = 16_384
 
 
-def export_vectors(cache: FeatureCache, path: Path) -> int:
+def export_vectors(store: VectorStore, area: CellGrid, path: Path) -> int:
     """Write id, latitude and longitude of the centre (degrees, WGS 84) and vector (float32) of every cell with one.
 
     The id is the key of the cell, the same in every region of this cell size (`BandGrid.ids`); on other grids it is row
     * columns + column. The file is written in row groups, with a unit of the store in memory at a time.
 
     Args:
-        cache: the cache of the cells.
+        store: the vectors.
+        area: the grid of the cells.
         path: the file; one that exists is replaced.
 
     Returns:
@@ -33,9 +34,8 @@ def export_vectors(cache: FeatureCache, path: Path) -> int:
 
     Raises:
         ExportError: the file cannot be written.
-        CacheError: the cache has no cells, or is damaged.
+        CacheCorruptError: the store is damaged.
     """
-    store, area = cache.cells, cache.area
     schema = pa.schema(
         [
             pa.field("id", pa.int64(), nullable=False),
