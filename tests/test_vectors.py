@@ -7,9 +7,14 @@ import pytest
 import torch
 
 from jzi.errors import CacheCorruptError, ConfigError
+from jzi.store.bands import BandGrid
+from jzi.store.cache import FeatureCache
+from jzi.store.info import EncoderInfo
+from jzi.store.region import RegionInfo
 from jzi.vectors import exact
 from jzi.vectors.exact import Matches, scan, similarities
-from jzi.vectors.store import by_chunk, read_ahead
+from jzi.vectors.faiss_index import cell_ids
+from jzi.vectors.store import VectorStore, by_chunk, read_ahead
 
 from .vector_store import MemoryStore, clustered, dense, near
 
@@ -156,3 +161,27 @@ def test_parts_hold_every_cell_once_and_chunks_whole(monkeypatch) -> None:
     chunks = [{*zip((row[part] // 32).tolist(), (col[part] // 32).tolist(), strict=True)} for part in parts]
     assert sum(map(len, chunks)) == len(set().union(*chunks))
     assert list(by_chunk(row[:0], col[:0])) == []
+
+
+def test_the_cells_of_a_feature_cache_are_such_a_store(tmp_path) -> None:
+    grid = BandGrid.covering(-71.1, 42.32, -71.06, 42.35, cell_m=30.0)
+    vectors = clustered(*grid.shape, 24)
+    vectors[np.arange(grid.shape[1]) >= grid.count[:, None]] = np.nan
+    memory = MemoryStore(vectors)
+    region = RegionInfo(grid, "touch", int(grid.count.sum()), "0" * 64, "test")
+    cache = FeatureCache.create(tmp_path / "cells.zarr", region, EncoderInfo("test", False, "0" * 64, 24, 64, "fit"))
+    for unit in cache.cells.units:
+        cache.cells.write(unit, memory.status()[unit], memory.vectors[unit])
+    store: VectorStore = cache.cells
+    query = near(memory, 5)
+    mask = np.zeros(grid.shape, bool)
+    mask[10:40, 20:50] = True
+    cells = np.nonzero(mask & memory.present)
+    for options in ({}, {"mask": mask}, {"cells": cells}):
+        found, expected = (scan(each, query, 10, **options).neighbors for each in (store, memory))
+        np.testing.assert_allclose(found.similarity, expected.similarity, atol=1e-6)
+    reader = cache.cells
+    scan(reader, query, cells=cells)
+    assert reader.reads == 4  # chunks of 32 x 32 cells
+    assert len(cell_ids(reader)[0]) == memory.present.sum()
+    assert cell_ids(reader)[1] == cell_ids(store)[1]
