@@ -205,11 +205,14 @@ def metrics_of(folder: Path) -> list[dict]:
 
 @pytest.mark.slow
 def test_the_model_tells_64_photos_of_the_town_apart_within_300_steps(train, tmp_path) -> None:
-    config = replace(QUICK, steps=240, validate_every=60, batch_size=16, pool_max=64, augment=False)
+    config = replace(
+        QUICK, steps=180, validate_every=60, batch_size=16, augment=False, mining=False, negative_distance_m=60.0,
+        scale=20.0,
+    )  # fmt: skip
     report = train(tmp_path / "model", config)
     lines = metrics_of(tmp_path / "model")
-    assert [line["step"] for line in lines] == [60, 120, 180, 240] and report.steps == 240
-    assert lines[-1]["batch_recall@1"] > 0.9 and lines[-1]["loss"] < lines[0]["loss"] - 2
+    assert [line["step"] for line in lines] == [60, 120, 180] and report.steps == 180
+    assert lines[-1]["batch_recall@1"] > 0.9 and lines[-1]["loss"] < lines[0]["loss"] - 1
     assert max(line["recall@1<50m"] for line in lines) > 0.5  # of photos that it has not seen, among 120 cells
     assert (report.train, report.val, report.unreachable) == (64, 16, 0)
 
@@ -380,9 +383,18 @@ def test_padding_is_found_and_not_jittered() -> None:
     torch.testing.assert_close(view[..., 2:6], jitter_colors(padded[..., 2:6], draws))
 
 
+def test_the_direction_of_a_sample_is_up_in_its_images(town) -> None:
+    array, raster = read_area(town), read_area(town, fast=False)
+    latitude, longitude = array.table.frame[["latitude", "longitude"]].to_numpy()[:4].T
+    for rotation in (0.0, 37.0, 90.0):
+        angles = np.full(4, rotation)
+        expected = array.crops.at(latitude, longitude, angles).astype(float)
+        assert abs(raster.crops.at(latitude, longitude, angles) - expected).mean() < 1
+        if rotation:  # counter-clockwise is another image
+            assert abs(raster.crops.at(latitude, longitude, -angles) - expected).mean() > 5
+
+
 @pytest.mark.slow
-def test_turned_cells_come_from_the_raster_in_training(town, train, tmp_path) -> None:
-    train(tmp_path / "model", replace(QUICK, steps=3), [read_area(town, fast=False)])
-    train(tmp_path / "array", replace(QUICK, steps=3))
-    losses = [metrics_of(tmp_path / name)[0]["loss"] for name in ("model", "array")]
-    assert losses[0] == pytest.approx(losses[1], abs=0.05)  # interpolated, and by the nearest pixel
+def test_training_reads_the_raster_itself(town, train, tmp_path) -> None:
+    report = train(tmp_path / "model", replace(QUICK, steps=3), [read_area(town, fast=False)])
+    assert np.isfinite(report.best["loss"]) and report.train == 64
