@@ -33,8 +33,14 @@ def train_region_command(
     from jzi.store.plain import plain
     from jzi.workspace.statewide import train_region
 
-    report, rejected = train_region(areas, areas[0].path(output))
-    if not processes().is_main_process:
+    main = processes().is_main_process
+
+    def warn(text: str) -> None:
+        if main:
+            click.echo(f"warning: {text}", err=True)
+
+    report, rejected = train_region(areas, areas[0].path(output), warn)
+    if not main:
         return
     list_rejected(rejected, "photos left out")
     list_rejected(report.unreadable, "photos cannot be read")

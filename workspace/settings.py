@@ -25,6 +25,7 @@ from jzi.store.pyramid import Pyramid
 from jzi.store.region import Rule
 from jzi.store.setting_checks import first_invalid, setting_error
 from jzi.train.config import (
+    STATEWIDE_METHODS,
     FinetuneConfig,
     HeadsTrainingConfig,
     RetrieverConfig,
@@ -344,6 +345,8 @@ def write_settings(settings: AreaSettings) -> None:
     sections = _without_none(asdict(settings))  # type: ignore[call-overload]
     for derived in ("width", "actions"):  # from the encoder and the pyramid
         sections.get("decoder", {}).pop(derived, None)
+    for follows in STATEWIDE_METHODS["statewide"]:  # the method, unless they are set
+        sections.get("statewide", {}).pop(follows, None)
     comments = {
         "pyramid": "The area: a square in a metric CRS, divided into grid x grid tiles, `levels` times.",
         "region": "The region: polygons, the side of its cells in metres, and which cells belong to it: those that it\n"

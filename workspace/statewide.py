@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -81,20 +81,25 @@ def new_towers(settings: RegionSettings) -> Towers:
     return Towers.create(photo, cells, towers)
 
 
-def train_region(areas: Sequence[RegionSettings], output: Path) -> tuple[StatewideReport, tuple[Rejected, ...]]:
+def train_region(
+    areas: Sequence[RegionSettings], output: Path, warn: Callable[[str], None]
+) -> tuple[StatewideReport, tuple[Rejected, ...]]:
     """Train a retriever on one or several regions.
 
     Args:
         areas: settings of each region; the model and its training follow those of the first.
         output: the retriever's folder to write.
+        warn: called with a sentence where imagery lacks overviews that training needs.
 
     Returns:
         The report, and the photos that cannot be used.
 
     Raises:
         ConfigError: the regions have cells of different size.
+        ImageryError: imagery without overviews is too fine to train on.
         JziError: as `jzi.train.statewide.train_statewide`.
     """
+    from jzi.encode.overviews import check_training_reads, reading_cost
     from jzi.train.statewide import train_statewide
     from jzi.train.statewide_data import StatewideArea
 
@@ -113,6 +118,9 @@ def train_region(areas: Sequence[RegionSettings], output: Path) -> tuple[Statewi
             StatewideArea(crops_of(imagery, cells, towers.config), table, cells.runs)
             for imagery, cells, table in zip(maps, regions, tables, strict=True)
         ]
+        for part in parts:
+            if warning := check_training_reads(reading_cost(part.crops)):
+                warn(warning)
         report = train_statewide(parts, towers, output, settings.statewide, settings=settings.to_toml())
     return report, tuple(row for table in tables for row in table.rejected)
 
