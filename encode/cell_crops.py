@@ -11,15 +11,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - the usual name
 from numpy.typing import ArrayLike, NDArray
+from pyproj import Transformer
 from torch import Tensor
+from tqdm import tqdm
 
-from jzi.encode.device import SHARE, free_bytes
+from jzi.encode.device import SHARE, allocate, free_bytes
 from jzi.encode.imagery import Imagery
 from jzi.encode.prefetch import prefetch, reader_threads
 from jzi.errors import ConfigError
@@ -40,6 +43,9 @@ PART = 1024
 
 #: Pixels of a mosaic beyond its outermost images: one for interpolation, one for rounding.
 MARGIN = 2
+
+#: Size of the mosaics of an area that are kept for training, and how far off their scale may be at the area's edge.
+HELD_BYTES, HELD_ERROR = 2**31, 1e-3
 
 #: Side of the image in which `covered` looks for imagery, pixels.
 THUMB = 8
@@ -134,6 +140,7 @@ class CellCrops:
     min_coverage: float = 0.0
 
     def __post_init__(self) -> None:
+        self._held: _Held | None = None
         if not self.lods_m or not all(math.isfinite(metres) and metres > 0 for metres in self.lods_m):
             raise ConfigError(f"lods_m is {tuple(self.lods_m)}: give the size of a pixel of each level, metres")
         if self.image_size < 1 or not 0 <= self.min_coverage <= 1:
@@ -265,14 +272,28 @@ class CellCrops:
         west, north = x.min() - reach * metres, y.max() + reach * metres
         shape = (math.ceil(np.ptp(y) / metres + 2 * reach), math.ceil(np.ptp(x) / metres + 2 * reach))
         image, covered = np.empty((*shape, 3), np.uint8), np.empty(shape, bool)
-        for top in range(0, shape[0], PART):
-            for left in range(0, shape[1], PART):
-                rows, cols = min(PART, shape[0] - top), min(PART, shape[1] - left)
+        self._render(image, covered, crs, west, north, metres)
+        return _Mosaic(image, covered, np.stack([(north - y) / metres, (x - west) / metres], 1))
+
+    def _render(
+        self,
+        image: NDArray[np.uint8],
+        covered: NDArray[np.bool_] | None,
+        crs: str,
+        west: float,
+        north: float,
+        metres: float,
+    ) -> None:
+        """Render a rectangle into (rows, cols, 3), part by part, and where there is imagery into (rows, cols)."""
+        for top in range(0, image.shape[0], PART):
+            for left in range(0, image.shape[1], PART):
+                rows, cols = min(PART, image.shape[0] - top), min(PART, image.shape[1] - left)
                 part_west, part_north = west + left * metres, north - top * metres
                 bounds = Bounds(part_west, part_north - rows * metres, part_west + cols * metres, part_north)
                 part = slice(top, top + rows), slice(left, left + cols)
-                image[part], covered[part] = self.imagery.render(bounds, (rows, cols), crs)
-        return _Mosaic(image, covered, np.stack([(north - y) / metres, (x - west) / metres], 1))
+                image[part], where = self.imagery.render(bounds, (rows, cols), crs)
+                if covered is not None:
+                    covered[part] = where
 
     def _coverage(self, mosaic: _Mosaic, level: int) -> NDArray[np.float32]:
         """(n,) share of the pixels of each cell's own square that have imagery."""
@@ -289,6 +310,51 @@ class CellCrops:
         return 1 - _mean_in(mosaic.covered, low, low + self.image_size)
 
     # Turned cells anywhere
+
+    def hold(self, folder: Path, *, progress: bool = False) -> bool:
+        """Keep mosaics of the whole area, from which `at` then cuts images instead of reading imagery for each.
+
+        Only areas of the size of a town or a city are held: mosaics of all levels of at most `HELD_BYTES`, in which a
+        frame of the area's centre is off by at most `HELD_ERROR`. The same area is always held or not, so that an
+        interrupted training goes on as it began.
+
+        Args:
+            folder: where to put the file that keeps a mosaic if there is no room in memory.
+            progress: whether to show a progress bar.
+
+        Returns:
+            Whether the area is held.
+
+        Raises:
+            ImageryError: the imagery cannot be read.
+        """
+        bounds = self.imagery.area.bounds
+        latitude, longitude = self.imagery.area.unproject(
+            (bounds.west + bounds.east) / 2, (bounds.south + bounds.north) / 2
+        )
+        crs, x, y = self.frame_at(float(latitude), float(longitude))
+        width, height = bounds.east - bounds.west, bounds.north - bounds.south
+        off = height / 2 * abs(math.tan(math.radians(float(latitude)))) / RADIUS
+        if isinstance(self.grid, BandGrid) and off > HELD_ERROR:
+            return False
+        # A sample lies up to a cell from a photo, and its corner half a diagonal further
+        reach = [self.grid.cell_size + (math.sqrt(0.5) * self.image_size + MARGIN + 1) * m for m in self.lods_m]
+        shapes = [
+            (math.ceil((height + 2 * more) / metres), math.ceil((width + 2 * more) / metres))
+            for metres, more in zip(self.lods_m, reach, strict=True)
+        ]
+        if sum(3 * rows * cols for rows, cols in shapes) > HELD_BYTES:
+            return False
+        levels = []
+        for metres, shape in tqdm(
+            list(zip(self.lods_m, shapes, strict=True)), unit="level", desc="mosaics", disable=not progress
+        ):
+            west, north = x - shape[1] / 2 * metres, y + shape[0] / 2 * metres
+            image = allocate((*shape, 3), torch.uint8, torch.device("cpu"), folder)
+            self._render(image.numpy(), None, crs, west, north, metres)
+            levels.append((image, west, north))
+        self._held = _Held(Transformer.from_crs("EPSG:4326", crs, always_xy=True), levels)
+        return True
 
     def at(
         self, latitude: ArrayLike, longitude: ArrayLike, rotation_deg: ArrayLike = 0.0, *, threads: int = 1
@@ -333,14 +399,16 @@ class CellCrops:
 
     def _at(self, latitude: float, longitude: float, rotation_deg: float) -> NDArray[np.uint8]:
         """(level, S, S, 3) uint8."""
+        if (
+            self._held is not None
+            and (cut := self._cut_turned(self._held, latitude, longitude, rotation_deg)) is not None
+        ):
+            return cut
         crs, x, y = self.frame_at(latitude, longitude)
         angle, size = math.radians(rotation_deg % 360), self.image_size
         sine, cosine = math.sin(angle), math.cos(angle)
         side = size if angle == 0 else 2 * math.ceil(size / 2 * (abs(sine) + abs(cosine))) + 2 * MARGIN
-        # Offsets of the pixels' centres in the image, pixels: to the right, and up
-        right = torch.arange(size, dtype=torch.float64) + 0.5 - size / 2
-        up = -right[:, None]
-        grid = torch.stack([right * cosine + up * sine, right * sine - up * cosine], -1)[None] * 2 / side
+        grid = _turned(size, angle)[None] * 2 / side
         images = np.empty((len(self.lods_m), size, size, 3), np.uint8)
         for level, metres in enumerate(self.lods_m):
             half = side * metres / 2
@@ -352,12 +420,47 @@ class CellCrops:
             images[level] = image
         return images
 
+    def _cut_turned(
+        self, held: _Held, latitude: float, longitude: float, rotation_deg: float
+    ) -> NDArray[np.uint8] | None:
+        """(level, S, S, 3) uint8 from the mosaics; None for a position that they do not surround."""
+        x, y = held.project.transform(longitude, latitude)
+        angle, size = math.radians(rotation_deg % 360), self.image_size
+        half = math.ceil(size / 2 * (abs(math.sin(angle)) + abs(math.cos(angle)))) + MARGIN
+        turned = _turned(size, angle)
+        images = np.empty((len(self.lods_m), size, size, 3), np.uint8)
+        for level, (metres, (image, west, north)) in enumerate(zip(self.lods_m, held.levels, strict=True)):
+            across, down = (x - west) / metres, (north - y) / metres  # pixels
+            if not (math.isfinite(across) and math.isfinite(down)):
+                return None
+            left, top = math.floor(across) - half, math.floor(down) - half
+            if left < 0 or top < 0 or left + 2 * half > image.shape[1] or top + 2 * half > image.shape[0]:
+                return None
+            part = image[top : top + 2 * half, left : left + 2 * half].permute(2, 0, 1)[None].float()
+            offset = torch.tensor([across - left - half, down - top - half], dtype=torch.float64)
+            grid = ((turned + offset) / half)[None].float()
+            cut = F.grid_sample(part, grid, padding_mode="border", align_corners=False)
+            images[level] = cut[0].round().byte().permute(1, 2, 0).numpy()
+        return images
+
     def frame_at(self, latitude: float, longitude: float) -> tuple[str, float, float]:
         """Return a CRS in which cells near a position are squares parallel to its axes, and x, y of the position."""
         if isinstance(self.grid, BandGrid):
             return equirectangular(latitude, longitude), 0.0, 0.0
         x, y = self.grid.project(latitude, longitude)
         return self.grid.crs, float(x), float(y)
+
+
+class _Held(NamedTuple):
+    """Mosaics of a whole area.
+
+    Attributes:
+        project: from longitude and latitude to x and y of the mosaics, metres.
+        levels: (rows, cols, 3) uint8, and west and north edge, metres, of each level of detail.
+    """
+
+    project: Transformer
+    levels: list[tuple[Tensor, float, float]]
 
 
 class _Mosaic(NamedTuple):
@@ -377,6 +480,19 @@ class _Mosaic(NamedTuple):
 def _map(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
     """Like `map`, in threads if there are several: rasters remain open in the calling thread, not in brief ones."""
     return map(function, items) if threads == 1 else prefetch(function, items, threads)
+
+
+def _turned(size: int, angle: float) -> Tensor:
+    """(size, size, 2) offsets to the right and down of the pixels of a turned image from its centre, pixels.
+
+    Args:
+        size: side of the image, pixels.
+        angle: direction that is up in the image, radians clockwise from north.
+    """
+    sine, cosine = math.sin(angle), math.cos(angle)
+    right = torch.arange(size, dtype=torch.float64) + 0.5 - size / 2
+    up = -right[:, None]
+    return torch.stack([right * cosine + up * sine, right * sine - up * cosine], -1)
 
 
 def equirectangular(latitude: float, longitude: float) -> str:

@@ -315,6 +315,8 @@ def train_statewide(
     photo_count, seconds = 0, 0.0
     if state["epoch"] < config.epochs:
         photos = _load_photos(areas, folder)
+        for area in areas:
+            area.crops.hold(folder, progress=accelerator.is_main_process)
         galleries = [
             Gallery.of(area, photos["val"][photos["val"].area == number].spread(config.val_photos), config.val_cells)
             for number, area in enumerate(areas)
