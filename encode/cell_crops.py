@@ -312,7 +312,7 @@ class CellCrops:
     # Turned cells anywhere
 
     def hold(self, folder: Path, *, progress: bool = False) -> bool:
-        """Keep mosaics of the whole area, from which `at` then cuts images instead of reading imagery for each.
+        """Keep mosaics of the whole area, which `at` and `covered` then use instead of reading imagery for each cell.
 
         Only areas of the size of a town or a city are held: mosaics of all levels of at most `HELD_BYTES`, in which a
         frame of the area's centre is off by at most `HELD_ERROR`. The same area is always held or not, so that an
@@ -345,15 +345,17 @@ class CellCrops:
         ]
         if sum(3 * rows * cols for rows, cols in shapes) > HELD_BYTES:
             return False
-        levels = []
-        for metres, shape in tqdm(
-            list(zip(self.lods_m, shapes, strict=True)), unit="level", desc="mosaics", disable=not progress
+        levels, finest = [], int(np.argmin(self.lods_m))
+        covered = np.zeros(shapes[finest], bool)
+        for level, (metres, shape) in enumerate(
+            tqdm(list(zip(self.lods_m, shapes, strict=True)), unit="level", desc="mosaics", disable=not progress)
         ):
             west, north = x - shape[1] / 2 * metres, y + shape[0] / 2 * metres
             image = allocate((*shape, 3), torch.uint8, torch.device("cpu"), folder)
-            self._render(image.numpy(), None, crs, west, north, metres)
+            self._render(image.numpy(), covered if level == finest else None, crs, west, north, metres)
             levels.append((image, west, north))
-        self._held = _Held(Transformer.from_crs("EPSG:4326", crs, always_xy=True), levels)
+        to_crs = Transformer.from_crs("EPSG:4326", crs, always_xy=True)
+        self._held = _Held(to_crs, levels, self.lods_m[finest], covered, levels[finest][1], levels[finest][2])
         return True
 
     def at(
@@ -390,12 +392,18 @@ class CellCrops:
         """
         positions = zip(np.atleast_1d(latitude), np.atleast_1d(longitude), strict=True)
 
+        half = self.grid.cell_size / 2
+
         def look(position: tuple[float, float]) -> bool:
+            if self._held is not None:
+                return self._held.covers(*position, half)
             crs, x, y = self.frame_at(*position)
-            half = self.grid.cell_size / 2
             return bool(self.imagery.render(Bounds(x - half, y - half, x + half, y + half), THUMB, crs)[1].any())
 
-        return np.array(list(_map(look, positions, threads)), bool)
+        if self._held is not None:
+            threads = 1  # a look into memory
+        looked = tqdm(_map(look, positions, threads), total=np.size(latitude), unit="cell", desc="imagery", delay=5)
+        return np.array(list(looked), bool)
 
     def _at(self, latitude: float, longitude: float, rotation_deg: float) -> NDArray[np.uint8]:
         """(level, S, S, 3) uint8."""
@@ -457,10 +465,25 @@ class _Held(NamedTuple):
     Attributes:
         project: from longitude and latitude to x and y of the mosaics, metres.
         levels: (rows, cols, 3) uint8, and west and north edge, metres, of each level of detail.
+        metres: size of a pixel of the finest level.
+        covered: (rows, cols) where the finest level has imagery.
+        west: west edge of the finest level, metres.
+        north: north edge of the finest level, metres.
     """
 
     project: Transformer
     levels: list[tuple[Tensor, float, float]]
+    metres: float
+    covered: NDArray[np.bool_]
+    west: float
+    north: float
+
+    def covers(self, latitude: float, longitude: float, half_m: float) -> bool:
+        """Whether there is imagery in a square around a position; False beyond the mosaic."""
+        x, y = self.project.transform(longitude, latitude)
+        across, down, half = (x - self.west) / self.metres, (self.north - y) / self.metres, half_m / self.metres
+        rows, cols = (slice(max(0, math.floor(each - half)), max(0, math.ceil(each + half))) for each in (down, across))
+        return bool(self.covered[rows, cols].any())
 
 
 class _Mosaic(NamedTuple):

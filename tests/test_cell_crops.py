@@ -339,9 +339,12 @@ def test_blocks_come_in_order_and_wait_in_bounded_memory(draw: Callable, monkeyp
     ]
 
 
-def test_whether_a_position_has_imagery(draw: Callable) -> None:
-    imagery = Imagery([draw(ramp(1.0), LATITUDE, LONGITUDE, 100, 0.8)], STATE)
-    crops = CellCrops(imagery, STATE, [0.8], SIZE)
+@pytest.mark.parametrize("held", [False, True])
+def test_whether_a_position_has_imagery(draw: Callable, tmp_path: Path, held: bool) -> None:
+    town = BandGrid.covering(LONGITUDE - 0.002, LATITUDE - 0.002, LONGITUDE + 0.002, LATITUDE + 0.002)
+    imagery = Imagery([draw(ramp(1.0), LATITUDE, LONGITUDE, 100, 0.8)], town)
+    crops = CellCrops(imagery, town, [0.8], SIZE)
+    assert not held or crops.hold(tmp_path)
     degrees = math.degrees(1 / RADIUS)
     latitude = LATITUDE + degrees * np.array([0, 90, 110, 130])
     assert crops.covered(latitude, np.full(4, LONGITUDE), threads=2).tolist() == [True, True, True, False]

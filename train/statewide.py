@@ -265,9 +265,11 @@ def to_unit(images: NDArray[np.uint8], device: torch.device) -> Tensor:
     return torch.from_numpy(images).to(device, non_blocking=True).movedim(-1, -3).float() / 255
 
 
-def _load_photos(areas: Sequence[StatewideArea], folder: Path) -> dict[str, AreaPhotos]:
-    """The photos of each split; creates the run's folder."""
+def _load_photos(areas: Sequence[StatewideArea], folder: Path, progress: bool) -> dict[str, AreaPhotos]:
+    """The photos of each split; creates the run's folder, and holds the images of small areas in memory."""
     with new_folder(folder):
+        for area in areas:
+            area.crops.hold(folder, progress=progress)
         photos = {split: AreaPhotos.of(areas, split) for split in ("train", "val")}
         if not len(photos["train"]):
             raise TrainingError(NO_PHOTO)
@@ -314,9 +316,7 @@ def train_statewide(
     unreadable: dict[str, str] = {}
     photo_count, seconds = 0, 0.0
     if state["epoch"] < config.epochs:
-        photos = _load_photos(areas, folder)
-        for area in areas:
-            area.crops.hold(folder, progress=accelerator.is_main_process)
+        photos = _load_photos(areas, folder, accelerator.is_main_process)
         galleries = [
             Gallery.of(area, photos["val"][photos["val"].area == number].spread(config.val_photos), config.val_cells)
             for number, area in enumerate(areas)
