@@ -73,6 +73,11 @@ _file = click.Path(path_type=Path, dir_okay=False)
 @click.option("--abstain", type=number(SHARE), default=0.0, help='Answer "not sure" below this confidence.')
 @click.option("--geojson", type=_file, help="Write locations, candidates, circles and zoom tiles as GeoJSON.")
 @click.option("--heatmap", type=_file, help="Write the probability of every cell as a Cloud-Optimized GeoTIFF.")
+@click.option(
+    "--score-map",
+    type=_file,
+    help="In a region: write the score of every cell for one photo, from 0 to 1, as a GeoTIFF.",
+)
 @click.option("--picture", type=_file, help="Write a PNG of one photo, its zoom and its location.")
 @click.option("--map", "page", type=_file, help="Write an HTML page with all locations on a map; it works offline.")
 @click.option("--csv", "table", type=_file, help="Write a CSV with one row per photo.")
@@ -107,6 +112,7 @@ def locate(
     abstain: float,
     geojson: Path | None,
     heatmap: Path | None,
+    score_map: Path | None,
     picture: Path | None,
     page: Path | None,
     table: Path | None,
@@ -125,9 +131,13 @@ def locate(
         raise UsageError("--together and --track cannot be combined: pass one of them")
     if picture and len(files) > 1 and not as_one:
         raise UsageError("--picture draws one photo: pass one, or use --map")
+    if score_map and len(files) > 1:
+        raise UsageError("--score-map draws one photo: pass one, or use --heatmap")
+    if score_map and not retriever:
+        raise UsageError("--score-map is for a region: pass --retriever too, or use --heatmap")
     if retriever and beams:
         raise UsageError("--beams does not apply to --retriever: leave it out")
-    outputs = Outputs(geojson, heatmap, picture, page, table, write_exif)
+    outputs = Outputs(geojson, heatmap, picture, page, table, write_exif, score_map)
     outputs.check()
     from jzi.locate.discs import check_radius
     from jzi.locate.location import LocateOptions, NotLocated
@@ -139,6 +149,10 @@ def locate(
     locator = open_locator(
         model, config_file, cache=cache, retriever=retriever, approximate=approximate, experts=experts
     )
+    if score_map:
+        from jzi.workspace.region_index import check_score_map
+
+        check_score_map(locator.expert)
     if prior:
         locator = locator.with_prior(prior.weight(locator.expert.area))
     area = locator.expert.area
@@ -168,7 +182,7 @@ def locate(
                 raise
             closed = error
     # On a square map every cell has a value; the region of bands is a part of their rectangle
-    outputs.write(rasters, None if isinstance(area, Pyramid) else locator.expert.cell_mask)
+    outputs.write(rasters, None if isinstance(area, Pyramid) else locator.expert.cell_mask, locator)
     for sentence in outputs.errors:
         click.echo(f"jzi: {sentence}", err=True)
     if outputs.errors or failed:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from jzi.encode.imagery import Imagery
     from jzi.locate.location import Location, NotLocated
+    from jzi.locate.locator import Locator
     from jzi.store.exif import ExifPosition
 
 
@@ -31,6 +32,7 @@ class Outputs:
         page: an HTML page.
         table: a CSV.
         copies: folder for copies of the photos with their position as EXIF.
+        score_map: a GeoTIFF of the score of every cell for the first photo.
         errors: a sentence for each file that could not be written.
     """
 
@@ -40,16 +42,21 @@ class Outputs:
     page: Path | None
     table: Path | None
     copies: Path | None
+    score_map: Path | None = None
     errors: list[str] = field(default_factory=list)
     _rows: list[dict[str, Any]] = field(default_factory=list)
     _located: list[tuple[Path, Location]] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return any((self.geojson, self.heatmap, self.picture, self.page, self.table, self.copies))
+        return any((*self._files, self.copies))
+
+    @property
+    def _files(self) -> tuple[Path | None, ...]:
+        return self.geojson, self.heatmap, self.picture, self.page, self.table, self.score_map
 
     def check(self) -> None:
         """Raise a UsageError if the folder of a file does not exist."""
-        for output in (self.geojson, self.heatmap, self.picture, self.page, self.table):
+        for output in self._files:
             if output and not output.parent.is_dir():
                 raise UsageError(f"there is no folder {output.parent} to write {output.name} into")
 
@@ -74,7 +81,7 @@ class Outputs:
             self._rows.append(plain(answer))
             return
         self._rows.append(answer.to_dict())
-        if self.geojson or self.heatmap or self.picture or self.page:
+        if self.geojson or self.heatmap or self.picture or self.page or self.score_map:
             self._located.append((photo, answer))
         if self.copies and answer.confidence >= abstain:
             from jzi.store.exif import write_position
@@ -83,12 +90,18 @@ class Outputs:
             radius = answer.radius_68 if math.isfinite(answer.radius_68) else None
             self._write(copy, lambda path: write_position(photo, path, answer.latitude, answer.longitude, radius))
 
-    def write(self, imagery: Imagery | None, cell_mask: NDArray[np.bool_] | None = None) -> None:
+    def write(
+        self,
+        imagery: Imagery | None,
+        cell_mask: NDArray[np.bool_] | None = None,
+        locator: Locator | None = None,
+    ) -> None:
         """Write all files.
 
         Args:
             imagery: background of the picture and the page.
             cell_mask: (row, col) the cells that are searched, if the others are to be nodata in the heat map.
+            locator: the locator of the answers; needed for the score map.
         """
         if self.table:
             from jzi.export.files import write_csv
@@ -113,6 +126,17 @@ class Outputs:
 
             photos = [(photo, location, truth) for (photo, location), truth in zip(self._located, truths, strict=True)]
             self._write(self.page, write_page, photos, imagery)
+
+        if self.score_map and locator:
+            self._write(self.score_map, self._draw_scores, locator)
+
+    def _draw_scores(self, path: Path, locator: Locator) -> None:
+        from jzi.export.heatmap import write_score_map
+        from jzi.workspace.region_index import log_scores
+
+        photo = self._located[0][0]
+        _, query = locator.encode([photo])
+        write_score_map(path, locator.expert.area, log_scores(locator.expert, query), photo.name)
 
     def _draw(self, path: Path, imagery: Imagery | None, truth: ExifPosition | None) -> None:
         from jzi.export.picture import draw_zoom

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -16,9 +18,9 @@ from jzi.store.cell_grid import CellGrid
 from jzi.store.info import EncoderInfo
 from jzi.store.map_embeddings import ENCODED
 from jzi.vectors.district import KEPT, TILES, districts
-from jzi.vectors.exact import Matches, Neighbors, scan
+from jzi.vectors.exact import Matches, Neighbors, prepare, scan
 from jzi.vectors.faiss_index import VectorIndex
-from jzi.vectors.store import VectorStore
+from jzi.vectors.store import VectorStore, read_blocks
 
 #: Number of most similar cells of a posterior; the probability of the others is its residual.
 CELLS = 4096
@@ -176,6 +178,19 @@ class BandsExpert:
             assert better is not None
             ranks[known] = np.minimum(better, count)
         return ranks
+
+    def log_scores(self, query: Tensor) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]]:
+        """Rows (cell,), columns (cell,) and log-scores (cell,) of all cells for one photo, in one pass over the store.
+
+        A log-score is the cosine similarity divided by the temperature; the index, if there is one, is not used.
+
+        Args:
+            query: (1, feature) its embedding.
+        """
+        (photo,) = prepare(self.store, query, query.device)
+        for block in read_blocks(self.store, mask=None if self.whole else self.cell_mask):
+            similarity = torch.from_numpy(block.vectors).to(photo.device).float() @ photo
+            yield block.row, block.col, (similarity / self.temperature).cpu().numpy()
 
     def _posterior(self, neighbors: Neighbors, log_sum: NDArray[np.float64], greedy: bool) -> Posterior:
         row, col, similarity = neighbors.row, neighbors.col, neighbors.similarity.astype(np.float64)

@@ -14,8 +14,14 @@ import rasterio
 import torch
 from transformers import ConvNextConfig, ConvNextModel
 
+from jzi.locate.prior_weights import Prior
+from jzi.retrieve.bands_expert import BandsExpert
+from jzi.retrieve.statewide import StatewideRetriever
 from jzi.store.cache import FeatureCache
-from jzi.store.region import Region
+from jzi.store.cell_features import OUTSIDE, CellFeatures
+from jzi.store.map_embeddings import ENCODED
+from jzi.store.region import Region, RegionCells
+from jzi.workspace.region_index import region_locator
 
 SMALL = (
     "--set statewide.lods_m=[0.5,2.0] --set statewide.image_size=32 --set statewide.photo_size=[64,48] "
@@ -47,6 +53,19 @@ def trained_folder(prepare: Callable[..., Path], town_folder: Path, convnext_fol
         "init --map map.tif --queries photos --cell 40",
         f"train-retriever {towers} {SMALL} {TRAINING}",
     )
+
+
+@pytest.fixture(scope="module")
+def indexed_folder(prepare: Callable[..., Path], trained_folder: Path) -> Path:
+    """`trained_folder` with the cells of its region encoded. Do not modify."""
+    return prepare(trained_folder, "indexed", "index")
+
+
+@pytest.fixture
+def indexed(jzi: Callable[..., Any], indexed_folder: Path, tmp_path: Path) -> Callable[..., Any]:
+    """Runs commands in a copy of the region with its index."""
+    shutil.copytree(indexed_folder, tmp_path, dirs_exist_ok=True)
+    return jzi
 
 
 @pytest.fixture
@@ -130,7 +149,79 @@ def test_a_retriever_indexes_and_locates_in_another_region(trained: Callable[...
         assert (y, x) != (0, 0)
 
 
-def test_an_index_of_another_retriever_is_refused(trained: Callable[..., Any], tmp_path: Path) -> None:
-    trained("index")
+def test_a_score_map_has_every_cell_and_its_best_pixel_on_the_most_probable_one(
+    indexed: Callable[..., Any], tmp_path: Path
+) -> None:
+    photo = next((tmp_path / "photos").rglob("*.jpg"))
+    run = f"locate {photo} --retriever retriever --json --estimate map"
+    located = json.loads(indexed(f"{run} --score-map a.tif --heatmap b.tif").stdout.splitlines()[-1])
+    with rasterio.open(tmp_path / "a.tif") as raster, rasterio.open(tmp_path / "b.tif") as heatmap:
+        score, probability = raster.read(1, masked=True), heatmap.read(1, masked=True)
+        assert (score.mask == probability.mask).all() and score.count() >= FeatureCache.open(
+            tmp_path / "index.zarr"
+        ).cells.cells > 100
+        assert score.max() == 1.0 and score.min() >= 0.0
+        y, x = np.unravel_index(score.argmax(), score.shape)
+        assert probability[y, x] == probability.max()
+        np.testing.assert_allclose(score, probability / probability.max(), rtol=2e-3, atol=1e-6)
+    near = f"--near {located['latitude']} {located['longitude']} --within 100"
+    indexed(f"{run} --score-map c.tif {near}")
+    with rasterio.open(tmp_path / "c.tif") as raster:
+        assert 4 < raster.read(1, masked=True).count() < 60
+
+
+def test_score_maps_that_do_not_apply_are_refused_before_any_work(indexed: Callable[..., Any], tmp_path: Path) -> None:
+    first, second = sorted((tmp_path / "photos").rglob("*.jpg"))[:2]
+    one = f"locate {first} --score-map a.tif"
+    assert "--score-map is for a region: pass --retriever too" in indexed(one, 2).stderr
+    several = f"locate {first} {second} --retriever retriever --score-map a.tif"
+    assert "--score-map draws one photo" in indexed(several, 2).stderr
+    missing = f"locate {first} --retriever retriever --score-map nowhere/a.tif"
+    assert "there is no folder nowhere" in indexed(missing, 2).stderr
+    pytest.importorskip("faiss")
+    indexed("index --retriever retriever --faiss hnsw")
+    approximate = indexed(f"{one} --retriever retriever --approximate", 2).stderr
+    assert "--approximate does not score every cell" in approximate
+    assert not (tmp_path / "a.tif").exists()
+
+
+@pytest.fixture(scope="module")
+def fine_index(trained_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An index of cells of 12 m in several chunks, with random vectors. Do not modify."""
+    path = str(tmp_path_factory.mktemp("fine") / "index.zarr")
+    cells = RegionCells.of(Region.read(trained_folder / "region.geojson"), 12.0, "touch")
+    encoder = StatewideRetriever.load(trained_folder / "retriever").encoder
+    cache = FeatureCache.open_or_create(path, cells.info, encoder)
+    generator = np.random.default_rng(0)
+    for rows, cols in cache.cells.units:
+        inside = cells.runs.mask(rows, cols)
+        vectors = generator.normal(size=(*inside.shape, cache.cells.width))
+        vectors /= np.linalg.norm(vectors, axis=-1, keepdims=True)
+        cache.cells.write((rows, cols), np.where(inside, ENCODED, OUTSIDE).astype(np.uint8), vectors.astype(np.float16))
+    cache.close()
+    return path
+
+
+def chunks_of(mask: np.ndarray) -> set[tuple[int, int]]:
+    row, col = np.nonzero(mask)
+    return {*zip((row // 32).tolist(), (col // 32).tolist(), strict=True)}
+
+
+def test_a_prior_is_searched_by_reading_its_chunks_only(trained_folder: Path, fine_index: str) -> None:
+    locator = region_locator(StatewideRetriever.load(trained_folder / "retriever"), fine_index, device="cpu")
+    expert, photo = locator.expert, next((trained_folder / "photos").rglob("*.jpg"))
+    assert isinstance(expert, BandsExpert) and isinstance(expert.store, CellFeatures)
+    row, col = (int(values[len(values) // 2]) for values in np.nonzero(expert.cell_mask))
+    latitude, longitude = (float(values) for values in expert.area.unproject(*expert.area.cell_centers(row, col)))
+    weight = Prior((latitude, longitude), 100.0).weight(expert.area)
+    expert.store.reads = 0
+    location = locator.with_prior(weight).locate(photo)
+    assert expert.store.reads == len(chunks_of(weight > 0)) < len(chunks_of(expert.cell_mask))
+    assert weight[location.posterior.row, location.posterior.col][location.posterior.probability > 0].all()
+    locator.locate(photo)
+    assert expert.store.reads == len(chunks_of(weight > 0)) + len(chunks_of(expert.cell_mask))
+
+
+def test_an_index_of_another_retriever_is_refused(indexed: Callable[..., Any], tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "retriever")
-    assert "retriever" in trained("index", 2).stderr
+    assert "retriever" in indexed("index", 2).stderr

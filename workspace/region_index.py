@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jzi.errors import CacheError
+import numpy as np
+from numpy.typing import NDArray
+
+from jzi.errors import CacheError, ConfigError
 from jzi.retrieve.statewide import StatewideRetriever
 from jzi.store.cache import FeatureCache
 from jzi.store.storage import exists, is_url
 from jzi.workspace.settings import RegionSettings
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from jzi.locate.expert import Expert
     from jzi.locate.locator import Locator
     from jzi.retrieve.bands_expert import BandsExpert
 
@@ -78,3 +85,38 @@ def region_locator(
 
     expert = region_expert(retriever, cache_path, index)
     return Locator(expert, lambda: retriever.load_encoder(device or best_device()), name=retriever.folder.name)
+
+
+def check_score_map(expert: Expert) -> None:
+    """Raise a ConfigError if `log_scores` cannot score every cell by this expert."""
+    from jzi.retrieve.bands_expert import BandsExpert
+
+    if not isinstance(expert, BandsExpert):
+        raise ConfigError(
+            "--score-map needs a state-wide retriever, in a region: leave it out, or use --heatmap for the cells of a "
+            "square area"
+        )
+    if expert.index is not None:
+        raise ConfigError("--approximate does not score every cell, as --score-map needs: leave one of them out")
+
+
+def log_scores(
+    expert: Expert, query: Tensor
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]]:
+    """Rows, columns and log-scores of all cells of a region for one photo, in chunks; see `BandsExpert.log_scores`.
+
+    Of a prior, only its cells come, and the logarithm of a cell's weight is added.
+
+    Args:
+        expert: an expert that `check_score_map` accepts, or its product with a prior.
+        query: (1, feature) embedding of the photo.
+    """
+    from jzi.locate.prior import PriorExpert
+    from jzi.retrieve.bands_expert import BandsExpert
+
+    if isinstance(expert, PriorExpert):
+        for row, col, score in log_scores(expert.likelihood, query):
+            yield row, col, score + np.log(expert.weight[row, col]).astype(np.float32)
+        return
+    assert isinstance(expert, BandsExpert)
+    yield from expert.log_scores(query)
