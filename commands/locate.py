@@ -37,6 +37,10 @@ _file = click.Path(path_type=Path, dir_okay=False)
 @experts_option("Experts of the model to fuse.  [default: all]")
 @retriever_option
 @approximate_option
+@click.option(
+    "--zoom", type=click.Path(path_type=Path), metavar="MODEL",
+    help="In a region: search only where this zoom model, of a square in it, finds a photo probable.",
+)  # fmt: skip
 @click.option("--cache", help="Read the map from this cache.  [default: the model's own map]")
 @click.option(
     "--estimate",
@@ -95,6 +99,7 @@ def locate(
     experts: tuple[str, ...],
     retriever: Path | None,
     approximate: bool,
+    zoom: Path | None,
     config_file: Path,
     cache: str | None,
     estimate: str,
@@ -137,6 +142,8 @@ def locate(
         raise UsageError("--score-map is for a region: pass --retriever too, or use --heatmap")
     if retriever and beams:
         raise UsageError("--beams does not apply to --retriever: leave it out")
+    if score_map and zoom:
+        raise UsageError("--score-map scores every cell of a region, --zoom only some: leave one of them out")
     outputs = Outputs(geojson, heatmap, picture, page, table, write_exif, score_map)
     outputs.check()
     from jzi.locate.discs import check_radius
@@ -147,7 +154,7 @@ def locate(
 
     prior = Prior(near, within, read_polygons(region) if region else (), str(region), raster)
     locator = open_locator(
-        model, config_file, cache=cache, retriever=retriever, approximate=approximate, experts=experts
+        model, config_file, cache=cache, retriever=retriever, approximate=approximate, experts=experts, zoom=zoom
     )
     if score_map:
         from jzi.workspace.region_index import check_score_map

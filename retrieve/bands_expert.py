@@ -17,7 +17,7 @@ from jzi.locate.ranges import RANKS, TEMPERATURE
 from jzi.store.cell_grid import CellGrid
 from jzi.store.info import EncoderInfo
 from jzi.store.map_embeddings import ENCODED
-from jzi.vectors.district import KEPT, TILES, districts
+from jzi.vectors.district import KEPT, MARGIN_M, TILES, districts
 from jzi.vectors.exact import Matches, Neighbors, prepare, scan
 from jzi.vectors.faiss_index import VectorIndex
 from jzi.vectors.store import VectorStore, read_blocks
@@ -110,8 +110,8 @@ class BandsExpert:
         """
         if len(coarse) != len(query):
             raise ConfigError(f"a posterior of {len(coarse)} photos cannot bound the search for {len(query)}")
-        parts = []
-        for photo, district in enumerate(districts(coarse, self.area, kept=kept, tiles=tiles)):
+        parts, margin_m = [], max(MARGIN_M, self.area.cell_size)  # so that small tiles in a cell reach its centre
+        for photo, district in enumerate(districts(coarse, self.area, kept=kept, tiles=tiles, margin_m=margin_m)):
             encoded = self.cell_mask[district.row, district.col]
             found = scan(
                 self.store,

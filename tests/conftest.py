@@ -343,12 +343,10 @@ def objects_of() -> Callable[[str], dict[str, bytes]]:
     return read
 
 
-@pytest.fixture
-def locator(tmp_path: Path, encoder_folder: Path, pyramid: Pyramid):
-    """A zoom model of `AREA` with random weights and map, in the folder "model"."""
+def save_zoom(folder: Path, pyramid: Pyramid, encoder_folder: Path) -> None:
+    """Write a zoom model with random weights and map."""
     import torch
 
-    import jzi
     from jzi.decode.config import DecoderConfig
     from jzi.decode.decoder import ZoomDecoder
     from jzi.decode.model import create_folder, save_weights
@@ -357,13 +355,21 @@ def locator(tmp_path: Path, encoder_folder: Path, pyramid: Pyramid):
     from jzi.store.model_folder import MAP, write_file
 
     rng = np.random.default_rng(0)
-    sides = [pyramid.tiles_per_side(level) for level in range(4)]
+    sides = [pyramid.tiles_per_side(level) for level in range(pyramid.levels + 1)]
     embedding = tuple(rng.normal(size=(n, n, 32)).astype(np.float16) for n in sides[:-1])
     config = DecoderConfig(width=32, layers=1, heads=2)
     info = Encoder.load(encoder_folder, image_size=28).info
-    create_folder(tmp_path / "model", config, pyramid, info, encoder_folder)
+    create_folder(folder, config, pyramid, info, encoder_folder)
     status = tuple(np.full((n, n), ENCODED, np.uint8) for n in sides)
-    write_file(tmp_path / "model", MAP, MapEmbeddings(pyramid, embedding, status).save)
+    write_file(folder, MAP, MapEmbeddings(pyramid, embedding, status).save)
     torch.manual_seed(0)
-    save_weights(tmp_path / "model", ZoomDecoder(config))
+    save_weights(folder, ZoomDecoder(config))
+
+
+@pytest.fixture
+def locator(tmp_path: Path, encoder_folder: Path, pyramid: Pyramid):
+    """A zoom model of `AREA` with random weights and map, in the folder "model"."""
+    import jzi
+
+    save_zoom(tmp_path / "model", pyramid, encoder_folder)
     return jzi.load(tmp_path / "model")

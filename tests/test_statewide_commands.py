@@ -14,14 +14,20 @@ import rasterio
 import torch
 from transformers import ConvNextConfig, ConvNextModel
 
+import jzi
+from jzi.locate.location import LocateOptions
 from jzi.locate.prior_weights import Prior
 from jzi.retrieve.bands_expert import BandsExpert
+from jzi.retrieve.district_expert import tiles_of
 from jzi.retrieve.statewide import StatewideRetriever
 from jzi.store.cache import FeatureCache
 from jzi.store.cell_features import OUTSIDE, CellFeatures
 from jzi.store.map_embeddings import ENCODED
+from jzi.store.pyramid import Pyramid, geodesic_distance
 from jzi.store.region import Region, RegionCells
-from jzi.workspace.region_index import region_locator
+from jzi.workspace.region_index import DistrictLocator, region_locator
+
+from .conftest import save_zoom
 
 SMALL = (
     "--set statewide.lods_m=[0.5,2.0] --set statewide.image_size=32 --set statewide.photo_size=[64,48] "
@@ -220,6 +226,83 @@ def test_a_prior_is_searched_by_reading_its_chunks_only(trained_folder: Path, fi
     assert weight[location.posterior.row, location.posterior.col][location.posterior.probability > 0].all()
     locator.locate(photo)
     assert expert.store.reads == len(chunks_of(weight > 0)) + len(chunks_of(expert.cell_mask))
+
+
+def test_a_zoom_bounds_the_search_to_the_chunks_of_its_tiles_in_the_region(
+    trained_folder: Path, fine_index: str, encoder_folder: Path, tmp_path: Path
+) -> None:
+    region = region_locator(StatewideRetriever.load(trained_folder / "retriever"), fine_index, device="cpu")
+    cells, photo = region.expert, next((trained_folder / "photos").rglob("*.jpg"))
+    assert isinstance(cells, BandsExpert) and isinstance(cells.store, CellFeatures)
+    area, mask = cells.area, cells.cell_mask
+    corner = tuple(int(values[0]) for values in np.nonzero(mask))
+    latitude, longitude = (float(values) for values in area.unproject(*area.cell_centers(*corner)))
+    square = Pyramid.around(latitude, longitude, 300.0, grid=4, levels=2)  # a quarter of it lies in the region
+    save_zoom(tmp_path / "zoom", square, encoder_folder)
+    zoom = jzi.load(tmp_path / "zoom", "cpu")
+    locator = DistrictLocator.of(region, zoom)
+
+    x, y = square.project(*area.unproject(*area.cell_centers(*np.indices(area.shape))))
+    center_x, center_y = square.project(latitude, longitude)
+    near = mask & (np.maximum(abs(x - center_x), abs(y - center_y)) <= 150 + 50 + 1)
+    cells.store.reads = 0
+    location = locator.locate(photo)
+    assert 0 < cells.store.reads <= len(chunks_of(near)) < len(chunks_of(mask))
+    posterior = location.posterior
+    assert near[posterior.row, posterior.col][posterior.probability > 0].all()
+    assert 0.2 < posterior.probability.sum() <= 1.0 + 1e-6
+
+    # Both encoders embed the photo, and within the district the cells are in the proportions of the whole region
+    _, query = locator.encode([photo])
+    _, expected = region.encode([photo])
+    np.testing.assert_array_equal(query[:, -cells.store.width :], expected)
+    np.testing.assert_allclose(query[:, : -cells.store.width], zoom.encode([photo])[1])
+    grid = np.zeros(area.shape)
+    whole = cells.posterior(expected, LocateOptions())
+    grid[whole.row, whole.col] = whole.probability
+    kept = (posterior.probability > 0) & (grid[posterior.row, posterior.col] > 0)
+    share = posterior.probability[kept] / grid[posterior.row, posterior.col][kept]
+    np.testing.assert_allclose(share, share[0], rtol=2e-3)
+
+    weight = Prior((latitude, longitude), 60.0).weight(area)
+    cells.store.reads = 0
+    inside = locator.with_prior(weight).locate(photo).posterior
+    assert 0 < cells.store.reads <= len(chunks_of(weight > 0))
+    assert weight[inside.row, inside.col][inside.probability > 0].all()
+
+
+def test_a_tile_is_of_the_region_if_cells_overlap_it_however_large_it_is(fine_index: str) -> None:
+    cache = FeatureCache.open(fine_index)
+    area, mask = cache.area, cache.cells.status() == ENCODED
+    row, col = (int(values[len(values) // 2]) for values in np.nonzero(mask))
+    latitude, longitude = (float(values) for values in area.unproject(*area.cell_centers(row, col)))
+    one = np.zeros_like(mask)
+    one[row, col] = True
+    for size, levels in ((4000.0, 2), (64.0, 2)):  # tiles of 250 and of 4 m
+        tiles = Pyramid.around(latitude, longitude, size, grid=4, levels=levels)
+        inside = tiles_of(tiles, area, one)
+        assert inside[tiles.cells_at(latitude, longitude)].all()
+        assert 1 <= inside.sum() <= (4 if size > 1000 else 16)
+
+
+def test_a_zoom_is_given_on_the_command_line(indexed: Callable[..., Any], encoder_folder: Path, tmp_path: Path) -> None:
+    photo = next((tmp_path / "photos").rglob("*.jpg"))
+    center = Region.read(tmp_path / "region.geojson").geometry.centroid
+    for name, latitude in (("zoom", center.y), ("elsewhere", center.y + 1)):
+        save_zoom(tmp_path / name, Pyramid.around(latitude, center.x, 200.0, grid=4, levels=2), encoder_folder)
+    run = f"locate {photo} --retriever retriever"
+    located = json.loads(indexed(f"{run} --zoom zoom --json").stdout.splitlines()[-1])
+    assert geodesic_distance(center.y, center.x, located["latitude"], located["longitude"]) < 300
+    for line, reason in (
+        (f"locate {photo} --zoom zoom", "--zoom bounds the search of --retriever"),
+        (f"{run} --zoom zoom --approximate", "without --approximate"),
+        (f"{run} --zoom zoom --score-map a.tif", "leave one of them out"),
+        (f"{run} --zoom retriever", "give --zoom the folder of a zoom model"),
+        (f"{run} --zoom elsewhere", "does not overlap the cells to search"),
+        (f"{run} --zoom missing", "missing"),
+    ):
+        assert reason in indexed(line, 2).stderr
+    assert not (tmp_path / "a.tif").exists()
 
 
 def test_an_index_of_another_retriever_is_refused(indexed: Callable[..., Any], tmp_path: Path) -> None:

@@ -334,6 +334,7 @@ def open_locator(
     retriever: Path | None,
     approximate: bool,
     experts: Sequence[str] = (),
+    zoom: Path | None = None,
 ) -> Locator:
     """Load the locator that the options of a command name.
 
@@ -344,15 +345,20 @@ def open_locator(
         retriever: folder of a retriever to use instead of a zoom model.
         approximate: search the HNSW graph of the retriever.
         experts: names of a zoom model's experts to fuse; all by default.
+        zoom: folder of a zoom model that bounds the search of a state-wide retriever.
 
     Raises:
         ConfigError: options contradict one another.
         JziError: the model or the cache cannot be used.
     """
+    if zoom and (not retriever or approximate):
+        raise ConfigError("--zoom bounds the search of --retriever in a region, without --approximate: leave it out")
     if retriever:
         statewide = isinstance(read_config(retriever), StatewideModelConfig)
         if model or experts or (cache and not statewide):
             raise ConfigError("--model, --cache and --experts do not apply to --retriever: leave them out")
+        if zoom and not statewide:
+            raise ConfigError(f"{retriever} is not a state-wide retriever, whose search --zoom bounds: leave it out")
         index = None
         if statewide and not cache:
             from jzi.workspace.region_index import faiss_folder
@@ -360,6 +366,8 @@ def open_locator(
             settings = load_region(config_file)
             cache, index = settings.cache_path, faiss_folder(settings)
         locator = load(retriever, cache=cache, approximate=approximate, index=index)
+        if zoom:
+            locator = _bounded(locator, zoom)
     else:
         if approximate:
             raise ConfigError("--approximate goes with --retriever")
@@ -369,6 +377,15 @@ def open_locator(
 
         import_opencv()  # a service fails when it starts, not at its first photo
     return locator
+
+
+def _bounded(locator: Locator, zoom: Path) -> Locator:
+    """A region's locator that searches the probable tiles of a zoom model only."""
+    from jzi.workspace.region_index import DistrictLocator
+
+    if isinstance(read_config(zoom), StatewideModelConfig):
+        raise ConfigError(f"{zoom} is a state-wide retriever: give --zoom the folder of a zoom model")
+    return DistrictLocator.of(locator, load(zoom))
 
 
 def _retrieval_locator(folder: Path, device: str | None, approximate: bool) -> Locator:

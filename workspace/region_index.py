@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jzi.errors import CacheError, ConfigError
+from jzi.locate.locator import Locator
 from jzi.retrieve.statewide import StatewideRetriever
 from jzi.store.cache import FeatureCache
 from jzi.store.storage import exists, is_url
@@ -18,8 +19,9 @@ from jzi.workspace.settings import RegionSettings
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from jzi.encode.photo_encoder import PhotoEncoder
+    from jzi.encode.photo_reader import Photo, ReadPhoto
     from jzi.locate.expert import Expert
-    from jzi.locate.locator import Locator
     from jzi.retrieve.bands_expert import BandsExpert
 
 
@@ -81,10 +83,52 @@ def region_locator(
 ) -> Locator:
     """The locator that searches the cells of a cache; arguments and errors as `region_expert`."""
     from jzi.encode.device import best_device
-    from jzi.locate.locator import Locator
 
     expert = region_expert(retriever, cache_path, index)
     return Locator(expert, lambda: retriever.load_encoder(device or best_device()), name=retriever.folder.name)
+
+
+class DistrictLocator(Locator):
+    """Locates photos in the probable tiles of a zoom; they are embedded by the encoders of both.
+
+    Args:
+        expert: a `DistrictExpert`, or its product with a prior.
+        load_encoder: loads the encoder of retrieval.
+        zoom: the locator of the zoom; only its encoder is used.
+        name: name of the retriever in reports.
+    """
+
+    def __init__(
+        self, expert: Expert, load_encoder: Callable[[], PhotoEncoder], zoom: Locator, *, name: str = ""
+    ) -> None:
+        super().__init__(expert, load_encoder, name=name)
+        self._zoom = zoom
+
+    @classmethod
+    def of(cls, locator: Locator, zoom: Locator) -> DistrictLocator:
+        """The locator of a region, bounded by a zoom.
+
+        Raises:
+            ConfigError: the zoom's map does not overlap the region.
+        """
+        from jzi.retrieve.bands_expert import BandsExpert
+        from jzi.retrieve.district_expert import DistrictExpert
+
+        assert isinstance(locator.expert, BandsExpert)
+        return cls(DistrictExpert(locator.expert, zoom.expert), lambda: locator.encoder, zoom, name=locator.name)
+
+    def with_prior(self, weight: NDArray[np.floating[Any]]) -> DistrictLocator:
+        """See `Locator.with_prior`; the zoom, too, searches only tiles of the prior's cells."""
+        from jzi.locate.prior import PriorExpert
+
+        return DistrictLocator(PriorExpert(self.expert, weight), lambda: self.encoder, self._zoom, name=self.name)
+
+    def _embed(self, photos: list[tuple[Photo, ReadPhoto]]) -> Tensor:
+        import torch
+
+        query = super()._embed(photos).float()
+        _, coarse = self._zoom.encode([photo for photo, read in photos if read.pixels is not None])
+        return torch.cat([coarse.to(query), query], 1)
 
 
 def check_score_map(expert: Expert) -> None:
