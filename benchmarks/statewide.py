@@ -46,7 +46,7 @@ from jzi.workspace.open import open_photo_table
 from jzi.workspace.region import region_settings, write_footprint
 from jzi.workspace.region_index import open_region_expert
 from jzi.workspace.settings import FILE, PathSettings, RegionSettings, load_region, write_settings
-from jzi.workspace.statewide import open_index, train_region
+from jzi.workspace.statewide import new_towers, open_index, train_region
 
 #: Radius of recall, metres.
 RADIUS = 50.0
@@ -180,6 +180,19 @@ def _digest(folder: Path) -> str:
     """Digest of the files of an encoder's folder; "" if it is an id."""
     files = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
     return " ".join(f"{path.name} {file_sha256(path)}" for path in files)
+
+
+def check_towers(runs: Sequence[Run]) -> None:
+    """Create the towers of each variant that is not complete, so that one which cannot be is not found out hours later.
+
+    Raises:
+        JziError: an encoder cannot be loaded, or does not fit the settings.
+    """
+    for run in {run.variant: run for run in runs if not run.result_file.exists()}.values():
+        try:
+            new_towers(run.training[0])
+        except JziError as error:
+            raise type(error)(f"variant {run.variant}: {error}") from error
 
 
 def run_once(run: Run, keep: bool) -> Values:
@@ -347,6 +360,7 @@ def main(
             training, towns, raster=raster, variants=variants, seeds=seeds, cell=cell, overrides=overrides,
             encoder=encoder, tiny=tiny, output=output,
         )  # fmt: skip
+        check_towers(runs)
         results = [run_once(run, keep) for run in runs]
     except JziError as error:
         click.echo(f"statewide: {error}", err=True)

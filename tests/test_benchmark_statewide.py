@@ -42,8 +42,8 @@ def towns(town_folder: Path, tmp_path: Path) -> tuple[Path, Path]:
 
 def run(towns: tuple[Path, ...], *options: str) -> Result:
     train, test = towns
-    arguments = [str(train), "--test", str(test), "--map", "map.tif", "--tiny", "--cell", "40", *options]
-    arguments += [part for setting in TINY for part in ("--set", setting)]
+    arguments = [str(train), "--test", str(test), "--map", "map.tif", "--tiny", "--cell", "40"]
+    arguments += [*(part for setting in TINY for part in ("--set", setting)), *options]
     result = CliRunner().invoke(statewide.main, [*arguments, "-o", str(train.parent / "runs")])
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
@@ -110,6 +110,7 @@ def test_the_table_has_mean_deviation_and_chance() -> None:
         (("--set", "statewide.wrong=1"), "variant as given"),
         (("--set", "region.cell_m=80"), "cannot be measured on cells of 80 m"),
         (("--encoder", "there"), "give one of them"),
+        (("--set", "statewide.heads=5"), "variant as given: the pooling attention of 5 heads has a width of 16"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_before_training(
