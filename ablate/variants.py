@@ -22,6 +22,7 @@ FIXED = {
     "decoder.width": "it follows from the encoder",
     "decoder.actions": "it follows from the area",
     "train.seed": "use --seeds to set the number of seeds per variant",
+    "statewide.seed": "use --seeds to set the number of seeds per variant",
 }
 
 
@@ -69,11 +70,12 @@ def expand_grid(items: Sequence[str]) -> list[Variant]:
     ]
 
 
-def read_variants(file: Path) -> tuple[tuple[str, ...], list[Variant]]:
+def read_variants(file: Path, sections: Sequence[str] = SECTIONS) -> tuple[tuple[str, ...], list[Variant]]:
     """Read variants from a TOML file.
 
     Args:
         file: a file with the tables `variants` and, optionally, `settings`.
+        sections: sections whose settings can be varied.
 
     Returns:
         Overrides for all variants, from the table `settings`, and the variants.
@@ -92,7 +94,9 @@ def read_variants(file: Path) -> tuple[tuple[str, ...], list[Variant]]:
         raise ConfigError(f"{file} has no variants: add some, such as [variants.small] with decoder.layers = 2")
     if REFERENCE in variants:
         raise ConfigError(f"{file} has a variant {REFERENCE!r}, the name of the plain settings: give it another name")
-    return _overrides(file, shared), [Variant(name, _overrides(file, each)) for name, each in variants.items()]
+    return _overrides(file, shared, sections), [
+        Variant(name, _overrides(file, each, sections)) for name, each in variants.items()
+    ]
 
 
 def folder_name(variant: str) -> str:
@@ -100,23 +104,23 @@ def folder_name(variant: str) -> str:
     return "".join(character if character.isalnum() or character in " .,=+-_" else "_" for character in variant)
 
 
-def _overrides(file: Path, sections: Any) -> tuple[str, ...]:
+def _overrides(file: Path, tables: Any, sections: Sequence[str]) -> tuple[str, ...]:
     overrides = []
-    for section, values in sections.items() if isinstance(sections, dict) else [(sections, None)]:
+    for section, values in tables.items() if isinstance(tables, dict) else [(tables, None)]:
         if not isinstance(values, dict):
             raise ConfigError(f"{file} has {section!r}: write settings as section.name = value")
         for name, value in values.items():
-            overrides.append(f"{_checked(f'{section}.{name}', str(file))}={_literal(value)}")
+            overrides.append(f"{_checked(f'{section}.{name}', str(file), sections)}={_literal(value)}")
     return tuple(overrides)
 
 
-def _checked(name: str, where: str) -> str:
+def _checked(name: str, where: str, sections: Sequence[str] = SECTIONS) -> str:
     """The name, if the setting can be varied; raises otherwise."""
     section, dot, key = name.partition(".")
     if not (dot and key):
         raise ConfigError(f"an ablation varies settings such as decoder.layers=2,4,6, not {where}")
-    if section not in SECTIONS:
-        raise ConfigError(f"{name} cannot be varied: choose a setting of {', '.join(SECTIONS)}")
+    if section not in sections:
+        raise ConfigError(f"{name} cannot be varied: choose a setting of {', '.join(sections)}")
     if name in FIXED:
         raise ConfigError(f"{name} cannot be varied: {FIXED[name]}")
     return name
