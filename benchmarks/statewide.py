@@ -36,6 +36,7 @@ from numpy.typing import NDArray
 
 from jzi.ablate.variants import Variant, folder_name, read_variants
 from jzi.encode.encode_queries import encode_queries
+from jzi.encode.hf_model import quiet_transformers
 from jzi.errors import ConfigError, JziError
 from jzi.evaluate.experts import BATCH, negative_log_likelihood
 from jzi.evaluate.retrieval import TOP, check_radii, evaluate_retrieval, matches, reachable
@@ -129,6 +130,7 @@ def tiny_encoder(folder: Path, kind: str, seed: int) -> Path:
         else:
             model = ConvNextModel(ConvNextConfig(depths=[1, 1, 2, 1], hidden_sizes=[16, 32, 64, 128]))
         partial_folder = path.with_name(f"{path.name}.partial")
+        quiet_transformers()
         model.save_pretrained(partial_folder)
         partial_folder.rename(path)
     return path

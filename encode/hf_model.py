@@ -106,6 +106,7 @@ def _load(name: str, from_hub: bool, global_embedding: bool, **options: Any) -> 
 
 def save_model(model: nn.Module, folder: Path, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
     """Write a model as `load_model` reads it: by `save_pretrained`, and mean and std in preprocessor_config.json."""
+    quiet_transformers()
     model.save_pretrained(folder)  # type: ignore[operator]
     preprocessor = folder / "preprocessor_config.json"
     preprocessor.write_text(json.dumps({"image_mean": list(mean), "image_std": list(std)}, indent=2) + "\n")
