@@ -122,6 +122,18 @@ def test_commands_of_the_zoom_refuse_a_region(trained: Callable[..., Any]) -> No
         assert "describes a region" in trained(command, 2).stderr
 
 
+def test_a_finished_training_is_not_repeated(
+    trained: Callable[..., Any], tmp_path: Path, convnext_folder: Path
+) -> None:
+    before = (tmp_path / "retriever" / "config.json").read_bytes()
+    towers = f"--set statewide.photo_model={convnext_folder} --set statewide.map_model={convnext_folder}"
+    report = json.loads(trained(f"train-retriever {towers} {SMALL} {TRAINING} --json").stdout.splitlines()[-1])
+    assert report["epochs"] == 0
+    assert (tmp_path / "retriever" / "config.json").read_bytes() == before
+    other = trained(f"train-retriever {towers} {SMALL} {TRAINING} --set statewide.seed=1", 2)
+    assert "trained in another way" in other.stderr or "another" in other.stderr
+
+
 def test_a_retriever_indexes_and_locates_in_another_region(trained: Callable[..., Any], tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()

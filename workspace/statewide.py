@@ -58,6 +58,8 @@ def new_towers(settings: RegionSettings) -> Towers:
     Raises:
         EncoderError: an encoder cannot be loaded, or does not fit the settings.
     """
+    import torch
+
     from jzi.encode.towers import Towers, TowersConfig
 
     config = settings.statewide
@@ -78,6 +80,7 @@ def new_towers(settings: RegionSettings) -> Towers:
     photo, cells = (
         settings.path(name) if settings.path(name).is_dir() else name for name in (config.photo_model, config.map_model)
     )
+    torch.manual_seed(config.seed)  # for the poolings; a resumed run starts from the same towers
     return Towers.create(photo, cells, towers)
 
 
