@@ -134,7 +134,7 @@ def test_loading_leaves_no_gradient_and_no_dropout(load: Callable, squares: np.n
 
 def test_options_that_cannot_be_used_are_refused(encoder_folder: Path) -> None:
     assert_refused("must be one of halves, whole, not 'thirds'", encoder_folder, layout="thirds")
-    assert_refused("must be one of antialias, reference, not 'nearest'", encoder_folder, resampling="nearest")
+    assert_refused("must be one of antialias, bilinear, reference, not 'nearest'", encoder_folder, resampling="nearest")
     assert_refused("less than one patch of 14 pixels", encoder_folder, image_size=13)
 
 

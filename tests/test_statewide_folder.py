@@ -154,7 +154,7 @@ def test_numbers_out_of_range_are_not_written(towers, tmp_path, entries: dict[st
 
 
 def test_it_is_no_model_of_an_area(retriever, tmp_path) -> None:
-    for load, part in ((jzi.load, "give it as --retriever"), (Retriever.load, "no retriever")):
+    for load, part in ((jzi.load, "give the index as the cache"), (Retriever.load, "no retriever")):
         with pytest.raises(JziError, match=part):
             load(retriever.folder)
     with pytest.raises(ModelError, match="holds no retriever"):

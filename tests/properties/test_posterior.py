@@ -118,7 +118,9 @@ def test_a_beam_reports_what_it_leaves_out_and_its_cells_keep_their_probabilitie
     np.testing.assert_allclose(sums(some) + some.residual, 1, atol=1e-5)
     for photo in range(len(some)):
         grid = some.grid(photo)
-        np.testing.assert_allclose(grid[grid > 0], every.grid(photo)[grid > 0], atol=1e-6)
+        np.testing.assert_allclose(
+            grid[grid > 0], every.grid(photo)[grid > 0], atol=4e-6
+        )  # float32, in batches of other shapes
 
 
 @given(experts(), SEEDS, st.sampled_from(["map", "greedy"]))
