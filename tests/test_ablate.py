@@ -285,7 +285,8 @@ def test_an_ablation_that_is_terminated_says_how_to_resume_and_nothing_else(town
     process = subprocess.Popen(
         [sys.executable, "-m", "jzi", *command], cwd=town.parent, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
     )
-    while len(list(town.parent.rglob("metrics.jsonl"))) < 2:
+    # Not rglob, which would fail in the folders of files that are being written
+    while len(list(town.parent.glob("ablations/*/*/train/metrics.jsonl"))) < 2:
         assert process.poll() is None
         time.sleep(0.05)
     process.terminate()
