@@ -17,10 +17,9 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pyproj import Transformer
 
 from jzi.errors import BandsError
-from jzi.store.cell_grid import Bounds
+from jzi.store.cell_grid import Bounds, Projected
 
 #: Radius of the sphere, metres.
 RADIUS = 6_378_137.0
@@ -38,7 +37,7 @@ _BAND_OFFSET, _CELL_BITS, _CELL_OFFSET = 2**24, 26, 2**25
 
 
 @dataclass(frozen=True)
-class BandGrid:
+class BandGrid(Projected):
     """The cells between two parallels and two meridians, rows from north to south, columns from west to east.
 
     Row r is band `top` - r. Its columns are its cells from the one that contains the west edge to the one that contains
@@ -166,22 +165,6 @@ class BandGrid:
         """Projected CRS of x and y, metres."""
         latitude, longitude = self.center
         return f"+proj=aeqd +lat_0={latitude:.9g} +lon_0={longitude:.9g} +R={RADIUS:.0f} +units=m +no_defs +type=crs"
-
-    @cached_property
-    def _from_wgs84(self) -> Transformer:
-        return Transformer.from_crs("EPSG:4326", self.crs, always_xy=True)
-
-    def project(self, latitude: ArrayLike, longitude: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Convert degrees (WGS 84) to x, y metres in the CRS; inf where the projection is not defined."""
-        x, y = self._from_wgs84.transform(np.asarray(longitude, float), np.asarray(latitude, float))
-        return np.asarray(x), np.asarray(y)
-
-    def unproject(self, x: ArrayLike, y: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Convert x, y metres in the CRS to latitude, longitude in degrees (WGS 84)."""
-        longitude, latitude = self._from_wgs84.transform(
-            np.asarray(x, float), np.asarray(y, float), direction="INVERSE"
-        )
-        return np.asarray(latitude), np.asarray(longitude)
 
     @cached_property
     def bounds(self) -> Bounds:

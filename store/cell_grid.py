@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from pyproj import Transformer
 
 
 class Bounds(NamedTuple):
@@ -15,6 +17,32 @@ class Bounds(NamedTuple):
     south: float
     east: float
     north: float
+
+
+class Projected:
+    """A grid whose x and y are those of its CRS, as PROJ projects them."""
+
+    if TYPE_CHECKING:
+
+        @property
+        def crs(self) -> str:
+            """Projected CRS of x and y, metres."""
+
+    @cached_property
+    def _from_wgs84(self) -> Transformer:
+        return Transformer.from_crs("EPSG:4326", self.crs, always_xy=True)
+
+    def project(self, latitude: ArrayLike, longitude: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Convert degrees (WGS 84) to x, y metres in the CRS; inf where the projection is not defined."""
+        x, y = self._from_wgs84.transform(np.asarray(longitude, float), np.asarray(latitude, float))
+        return np.asarray(x), np.asarray(y)
+
+    def unproject(self, x: ArrayLike, y: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Convert x, y metres in the CRS to latitude, longitude in degrees (WGS 84)."""
+        longitude, latitude = self._from_wgs84.transform(
+            np.asarray(x, float), np.asarray(y, float), direction="INVERSE"
+        )
+        return np.asarray(latitude), np.asarray(longitude)
 
 
 class CellGrid(Protocol):

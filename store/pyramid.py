@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pyproj import CRS, Geod, Transformer
+from pyproj import CRS, Geod
 from pyproj.exceptions import CRSError
 
 from jzi.errors import PyramidError, first_line
-from jzi.store.cell_grid import Bounds, CellGrid
+from jzi.store.cell_grid import Bounds, CellGrid, Projected
 
 WGS84 = Geod(ellps="WGS84")
 
@@ -38,7 +37,7 @@ class TileKey(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Pyramid:
+class Pyramid(Projected):
     """A square area in a metric projected CRS, divided into tiles.
 
     Args:
@@ -143,22 +142,6 @@ class Pyramid:
         return Bounds(self.west, self.north - self.size, self.west + self.size, self.north)
 
     # Positions
-
-    @cached_property
-    def _from_wgs84(self) -> Transformer:
-        return Transformer.from_crs("EPSG:4326", self.crs, always_xy=True)
-
-    def project(self, latitude: ArrayLike, longitude: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Convert degrees (WGS 84) to x, y metres in the CRS; inf where the projection is not defined."""
-        x, y = self._from_wgs84.transform(np.asarray(longitude, float), np.asarray(latitude, float))
-        return np.asarray(x), np.asarray(y)
-
-    def unproject(self, x: ArrayLike, y: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Convert x, y metres in the CRS to latitude, longitude in degrees (WGS 84)."""
-        longitude, latitude = self._from_wgs84.transform(
-            np.asarray(x, float), np.asarray(y, float), direction="INVERSE"
-        )
-        return np.asarray(latitude), np.asarray(longitude)
 
     def cells_at(self, latitude: ArrayLike, longitude: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Row (n,) and column (n,) of the terminal cell that contains each position; -1 outside the area."""
