@@ -391,7 +391,7 @@ def evaluate_retrieval(
         wanted, place = np.unique(np.concatenate([each.row * cols + each.col for each in found]), return_inverse=True)
         vectors = store.gather(*np.divmod(wanted, cols)).astype(np.float32)
         places = np.split(place, np.cumsum([len(each.row) for each in found])[:-1])
-        right = [np.einsum("pf,pf->p", photos[each.photo], vectors[at]) for each, at in zip(found, places, strict=True)]
+        right = [_similarities(photos, each.photo, vectors, at) for each, at in zip(found, places, strict=True)]
         chunks = ((row, col, photos @ block.astype(np.float32).T) for row, col, block in store.blocks())
         ranks.append(equivalent_ranks(chunks, found, right, cols)[0])
     return summarise(
