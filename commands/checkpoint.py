@@ -65,10 +65,9 @@ def _import_statewide(context: click.Context, checkpoint: Path, output: Path, im
         if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
             option = "config" if name == "config_file" else name
             raise UsageError(f"--{option} does not apply to a checkpoint of state-wide retrieval: leave it out")
-    from jzi.errors import ModelError
     from jzi.retrieve.import_statewide import import_statewide
-    from jzi.store.lock import WriterLock
+    from jzi.store.model_folder import lock_model
 
-    with WriterLock(output, error=ModelError):
+    with lock_model(output):
         import_statewide(checkpoint, output, image_size=image_size)
     click.echo(f"wrote {output}; next, in the folder of a region (jzi init --region): jzi index --retriever {output}")

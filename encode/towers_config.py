@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from jzi.errors import EncoderError, JziError, first_line
 from jzi.store.info import MAX_IMAGE_SIZE, MAX_WIDTH
-from jzi.store.setting_checks import check_settings
+from jzi.store.setting_checks import check_settings, first_invalid
 
 #: Format of a folder of towers, and the file that describes them.
 FORMAT, CONFIG = 1, "config.json"
@@ -107,8 +107,9 @@ def read_towers_config(folder: Path) -> TowersConfig:
     try:
         return TypeAdapter(TowersConfig).validate_json(json.dumps(entries))
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
-        raise EncoderError(f"{path} has an invalid entry {name:.60} ({first['msg']}): copy the towers again") from error
+        invalid = first_invalid(error)
+        raise EncoderError(
+            f"{path} has an invalid entry {invalid.name:.60} ({invalid.reason}): copy the towers again"
+        ) from error
     except JziError as error:
         raise EncoderError(f"{path} cannot be used ({error}): copy the towers again") from error

@@ -19,6 +19,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from jzi.errors import ConfigError, ModelError, first_line
 from jzi.store.digest_memory import remembered_sha256
 from jzi.store.files import write_whole
+from jzi.store.setting_checks import first_invalid
 
 INFO, INDEX, IDS, SAMPLE, VECTORS = "index.json", "index.faiss", "ids.npy", "sample.npy", "vectors.npy"
 
@@ -101,9 +102,8 @@ def read_info(folder: Path) -> IndexInfo:
     except OSError as error:
         raise ModelError(f"{path} cannot be read ({error.strerror})") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"])) or "content"
-        raise ModelError(f"{path} has an invalid {name:.80} ({first['msg']}): {HINT}") from error
+        invalid = first_invalid(error)
+        raise ModelError(f"{path} has an invalid {invalid.name or 'content':.80} ({invalid.reason}): {HINT}") from error
 
 
 def import_faiss() -> Any:
