@@ -263,7 +263,7 @@ def to_markdown(results: Sequence[Values]) -> str:
     lines = [
         f"Made towns that nothing was trained on; recall at k within {RADIUS:g} m in %, and the negative "
         f"log-likelihood of the true cell in nats; {over}, chance in parentheses. The figures compare settings, and do "
-        "not tell how well they do in a real state.",
+        "not show how well they do in a real state.",
         "",
         "| variant | town | photos | cells | " + " | ".join(f"recall@{k}" for k in TOP) + " | NLL | training, s |",
         "|---" * (6 + len(TOP)) + "|",

@@ -20,7 +20,7 @@ from jzi.locate.posterior import Posterior
 from jzi.store.bands import BandGrid
 from jzi.store.cell_grid import CellGrid
 
-#: Most probable tiles of a photo that are told apart; the probability of the others is spread over the rest.
+#: Most probable tiles of a photo that keep their own probability; that of the others is spread over the rest.
 TILES = 256
 
 #: Cells around tiles that are looked up at once, about.

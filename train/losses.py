@@ -74,7 +74,7 @@ def decoupled_contrast(logits: Tensor, pairs: Tensor, smoothing: float, *, decou
 
     In the softmax of a pair, the denominator leaves out the pair itself (Yeh et al. 2022, "Decoupled Contrastive
     Learning"), for the pairs that get a share of the smoothed label as well. The loss has no lower bound, and is
-    negative where photos and cells are easily told apart. A photo or cell without a negative contributes 0.
+    negative where photos and cells are easy to distinguish. A photo or cell without a negative contributes 0.
 
     Args:
         logits: (photo, cell), scaled similarities; pair (i, i) is the positive. Lower precision than float32 is

@@ -119,7 +119,7 @@ def cluster(
     size: int,
     distance_m: float,
 ) -> NDArray[np.int64]:
-    """Group samples so that each group is hard to tell apart.
+    """Group samples so that each group is hard to distinguish.
 
     A group starts with the first sample that is in none. The sample is added whose cell is most similar to the mean
     of the group's photos, until there are `size`. A cell within `distance_m` of a photo of the group is no negative
