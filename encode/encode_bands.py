@@ -64,7 +64,13 @@ class RegionReport:
 
 
 def index_bands(
-    cache: FeatureCache, encoder: CellEncoder, crops: CellCrops, runs: CellRuns, *, batch_size: int = 32
+    cache: FeatureCache,
+    encoder: CellEncoder,
+    crops: CellCrops,
+    runs: CellRuns,
+    *,
+    batch_size: int = 32,
+    missing: list[Unit] | None = None,
 ) -> RegionReport:
     """Encode the cells of a region that are missing in its cache; no imagery is read if none is.
 
@@ -77,6 +83,7 @@ def index_bands(
         crops: images of the cells of the region's grid.
         runs: the cells of the region.
         batch_size: cells per forward pass.
+        missing: what `missing_units` has returned, if at hand.
 
     Returns:
         The counts.
@@ -86,7 +93,8 @@ def index_bands(
         CacheError: the disk is full, or another process has taken over the cache.
     """
     state, cells = processes(), cache.cells
-    missing = missing_units(cells, runs, progress=state.is_main_process)
+    if missing is None:
+        missing = missing_units(cells, runs, progress=state.is_main_process)
     state.wait_for_everyone()  # nobody writes before all have listed the missing units
     units = missing[state.process_index :: state.num_processes]
     empty: list[float] = []

@@ -13,7 +13,7 @@ from jzi.encode.cell_crops import BlockKey, CellCrops
 from jzi.encode.encode_bands import CellEncoder, missing_units
 from jzi.encode.overviews import ReadingCost, reading_cost
 from jzi.encode.prefetch import reader_threads
-from jzi.store.cell_features import CellFeatures
+from jzi.store.cell_features import CellFeatures, Unit
 from jzi.store.region import CellRuns
 
 #: Most batches that are encoded to measure the time, after one that is not measured.
@@ -55,6 +55,7 @@ def estimate(
     *,
     batch_size: int = 32,
     processes: int = 1,
+    missing: list[Unit] | None = None,
     sample: int | None = None,
 ) -> EncodingEstimate:
     """Estimate what encoding the missing cells of a region takes, by rendering some blocks and encoding some batches.
@@ -65,13 +66,15 @@ def estimate(
         crops: images of the cells of the region's grid.
         runs: the cells of the region.
         batch_size: cells per forward pass.
+        missing: what `missing_units` has returned, if at hand.
         processes: number of processes that will share the work, each with a device of its own.
         sample: number of blocks to render, spread over the region; by default two per reader thread, at least 4.
 
     Raises:
         ImageryError: the imagery cannot be read.
     """
-    keys = [key for unit in missing_units(cells, runs) for key in crops.keys(*unit, runs.mask(*unit))]
+    units = missing_units(cells, runs) if missing is None else missing
+    keys = [key for unit in units for key in crops.keys(*unit, runs.mask(*unit))]
     count = sum(key.cells for key in keys)
     reading = reading_cost(crops)
     number = min(len(keys), sample or max(4, 2 * reader_threads()))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from jzi.errors import ConfigError
 from jzi.retrieve.statewide import StatewideRetriever
 from jzi.store.cache import FeatureCache
+from jzi.store.cell_features import Unit
 from jzi.store.region import RegionCells
 from jzi.workspace.open import open_photo_table
 from jzi.workspace.region import open_region
@@ -160,17 +162,28 @@ class RegionIndex:
     def __init__(self, cache: FeatureCache, cells: RegionCells, towers: Towers, crops: CellCrops) -> None:
         self.cache, self.cells, self.towers, self.crops = cache, cells, towers, crops
 
+    @cached_property
+    def missing(self) -> list[Unit]:
+        """What is to be encoded; all vectors are read once to find those that are damaged."""
+        from jzi.encode.device import processes
+        from jzi.encode.encode_bands import missing_units
+
+        return missing_units(self.cache.cells, self.cells.runs, progress=processes().is_main_process)
+
     def estimate(self, processes: int) -> EncodingEstimate:
         """What encoding the missing cells will take, from a sample."""
         from jzi.encode.estimate import estimate
 
-        return estimate(self.cache.cells, self.towers, self.crops, self.cells.runs, processes=processes)
+        cells, runs = self.cache.cells, self.cells.runs
+        return estimate(cells, self.towers, self.crops, runs, processes=processes, missing=self.missing)
 
     def encode(self, batch_size: int) -> RegionReport:
         """Encode the missing cells."""
         from jzi.encode.encode_bands import index_bands
 
-        return index_bands(self.cache, self.towers, self.crops, self.cells.runs, batch_size=batch_size)
+        return index_bands(
+            self.cache, self.towers, self.crops, self.cells.runs, batch_size=batch_size, missing=self.missing
+        )
 
 
 def build_faiss(settings: RegionSettings, kind: str) -> VectorIndex:
