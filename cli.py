@@ -15,6 +15,7 @@ from jzi.commands.encode import encode_map_command, encode_queries_command
 from jzi.commands.evaluate import evaluate_command
 from jzi.commands.failures import usage_error
 from jzi.commands.finetune import finetune
+from jzi.commands.fusion import train_fusion
 from jzi.commands.locate import locate
 from jzi.commands.process import Termination, handled_warnings_ignored
 from jzi.commands.retrieve import index, train_retriever_command
@@ -88,6 +89,7 @@ for command in (
     import_checkpoint_command,
     train_retriever_command,
     index,
+    train_fusion,
     cache,
     demo,
 ):

@@ -73,6 +73,14 @@ retriever_option = click.option(
 approximate_option = click.option(
     "--approximate", is_flag=True, help="Search the retriever's HNSW graph, not all cells."
 )
+zoom_option = click.option(
+    "--zoom", type=click.Path(path_type=Path), metavar="MODEL",
+    help="In a region: search only where this zoom model, of a square in it, finds a photo probable.",
+)  # fmt: skip
+fuse_option = click.option(
+    "--fuse", is_flag=True, help="In a region: multiply the probabilities of --retriever and --zoom instead, with the "
+    "weights that train-fusion fitted.",
+)  # fmt: skip
 
 
 def experts_option(text: str) -> Callable:

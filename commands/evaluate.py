@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 )
 @click.option("--retriever", type=click.Path(path_type=Path), metavar="FOLDER",
               help="Evaluate this retriever instead of the zoom model.")  # fmt: skip
+@click.option("--zoom", type=click.Path(path_type=Path), metavar="AREA",
+              help="In a region: also evaluate the fusion with the zoom of a square, as train-fusion.")  # fmt: skip
 @approximate_option
 @experts_option("Experts of the model to evaluate, and to fuse.  [default: all]")
 @beams_option
@@ -65,6 +67,7 @@ def evaluate_command(
     abstain: float | None,
     plot: Path | None,
     retriever: Path | None,
+    zoom: Path | None,
     approximate: bool,
     experts: tuple[str, ...],
     beams: int | None,
@@ -90,10 +93,10 @@ def evaluate_command(
             raise UsageError(f"{', '.join(given)} does not apply to a region: leave it out")
         chosen = metres if radii else None
         evaluate_region_command(config_file, overrides, retriever, split, chosen, distance or "ellipsoid", time_zone,
-                                min_bin or 1, as_json)  # fmt: skip
+                                min_bin or 1, zoom, radius, as_json)  # fmt: skip
         return
-    if split == "all" or distance or time_zone or min_bin:
-        raise UsageError("--split all, --distance, --time-zone and --min-bin are for regions: leave them out")
+    if split == "all" or distance or time_zone or min_bin or zoom:
+        raise UsageError("--split all, --distance, --time-zone, --min-bin and --zoom are for regions: leave them out")
     settings = load_settings(config_file, overrides, training=())
     if not estimates and (plot or abstain is not None):
         raise UsageError("--plot and --abstain go with --estimates: add it, or leave them out")

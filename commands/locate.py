@@ -14,10 +14,12 @@ from jzi.commands.common import (
     approximate_option,
     beams_option,
     experts_option,
+    fuse_option,
     json_option,
     number,
     print_result,
     retriever_option,
+    zoom_option,
 )
 from jzi.commands.outputs import Outputs
 from jzi.locate.ranges import CANDIDATES, DISTANCE, SECONDS, SHARE, SPEED_KMH
@@ -37,10 +39,8 @@ _file = click.Path(path_type=Path, dir_okay=False)
 @experts_option("Experts of the model to fuse.  [default: all]")
 @retriever_option
 @approximate_option
-@click.option(
-    "--zoom", type=click.Path(path_type=Path), metavar="MODEL",
-    help="In a region: search only where this zoom model, of a square in it, finds a photo probable.",
-)  # fmt: skip
+@zoom_option
+@fuse_option
 @click.option("--cache", help="Read the map from this cache.  [default: the model's own map]")
 @click.option(
     "--estimate",
@@ -100,6 +100,7 @@ def locate(
     retriever: Path | None,
     approximate: bool,
     zoom: Path | None,
+    fuse: bool,
     config_file: Path,
     cache: str | None,
     estimate: str,
@@ -154,7 +155,14 @@ def locate(
 
     prior = Prior(near, within, read_polygons(region) if region else (), str(region), raster)
     locator = open_locator(
-        model, config_file, cache=cache, retriever=retriever, approximate=approximate, experts=experts, zoom=zoom
+        model,
+        config_file,
+        cache=cache,
+        retriever=retriever,
+        approximate=approximate,
+        experts=experts,
+        zoom=zoom,
+        fuse=fuse,
     )
     if score_map:
         from jzi.workspace.region_index import check_score_map

@@ -7,7 +7,15 @@ from pathlib import Path
 
 import click
 
-from jzi.commands.common import UsageError, approximate_option, experts_option, number, retriever_option
+from jzi.commands.common import (
+    UsageError,
+    approximate_option,
+    experts_option,
+    fuse_option,
+    number,
+    retriever_option,
+    zoom_option,
+)
 from jzi.locate.ranges import SHARE, Range
 
 
@@ -20,6 +28,8 @@ from jzi.locate.ranges import SHARE, Range
 @experts_option("Experts of the model to fuse.  [default: all]")
 @retriever_option
 @approximate_option
+@zoom_option
+@fuse_option
 @click.option("--imagery", multiple=True, help="Rasters for the page's map.  [default: the map of jzi.toml]")
 @click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 accepts other machines; needs JZI_TOKEN.")
 @click.option("--port", type=number(Range(0, 65_535, whole=True)), default=8000, show_default=True)
@@ -66,6 +76,8 @@ def serve(
     experts: tuple[str, ...],
     retriever: Path | None,
     approximate: bool,
+    zoom: Path | None,
+    fuse: bool,
     imagery: tuple[str, ...],
     host: str,
     port: int,
@@ -107,7 +119,14 @@ def serve(
                 f"--host {host} accepts other machines: set JZI_TOKEN to a secret that their requests must carry"
             )
         locator = open_locator(
-            model, config_file, cache=cache, retriever=retriever, approximate=approximate, experts=experts
+            model,
+            config_file,
+            cache=cache,
+            retriever=retriever,
+            approximate=approximate,
+            experts=experts,
+            zoom=zoom,
+            fuse=fuse,
         )
         locator.encoder  # noqa: B018 - loaded here, so that an error is a sentence
         area = locator.expert.area

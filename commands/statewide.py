@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,6 +11,7 @@ from jzi.commands.common import UsageError, list_rejected, print_result
 
 if TYPE_CHECKING:
     from jzi.evaluate.retrieval import Distance
+    from jzi.workspace.settings import RegionSettings
 
 
 def train_region_command(
@@ -113,9 +114,11 @@ def evaluate_region_command(
     distance: Distance,
     time_zone: str | None,
     min_bin: int,
+    zoom: Path | None,
+    radius: float,
     as_json: bool,
 ) -> None:
-    """Measure recall at k of a state-wide retriever among all cells of a region."""
+    """Measure recall at k of a state-wide retriever among all cells of a region, and its fusion with a zoom."""
     import numpy as np
 
     from jzi.workspace.settings import load_region
@@ -155,4 +158,29 @@ def evaluate_region_command(
         f"{evaluation.photos} photos of the {name} split among {evaluation.cells:,} cells, distances on the {distance}"
     )
     values = {"split": name, **evaluation.to_dict()}
-    print_result(as_json, values, retrieval_table(evaluation, title, STATEWIDE[:5]))
+    text = retrieval_table(evaluation, title, STATEWIDE[:5])
+    if zoom:
+        figures, table = _fusion_figures(settings, retriever, zoom, name, radius)
+        values["experts"] = figures
+        text += "\n\n" + table
+    print_result(as_json, values, text)
+
+
+def _fusion_figures(
+    settings: RegionSettings, retriever: Path, square: Path, split: str, radius: float
+) -> tuple[dict[str, Any], str]:
+    """The figures of the zoom, the cells and their fusion on photos that both have encoded, for JSON and as text."""
+    from jzi.commands.tables import experts_table, experts_values
+    from jzi.evaluate.experts import evaluate_experts
+    from jzi.evaluate.metrics import RADII
+    from jzi.workspace.region_index import fusion_file
+    from jzi.workspace.zoom_fusion import ZoomedRegion, ZoomFusion
+
+    file = fusion_file(settings)
+    fusion = ZoomFusion.read(file)
+    both = ZoomedRegion.open(settings, retriever, square, fusion.experts)
+    fusion.check(file, retriever, both.model)
+    photos = both.photos(split)
+    figures = evaluate_experts(both.experts(fusion), {}, photos, radius=radius)
+    title = f"{len(photos)} photos that both have encoded, and neither was trained on"
+    return {"photos": len(photos), **experts_values(figures)}, f"{title}\n{experts_table(figures, RADII, radius)}"

@@ -118,7 +118,10 @@ def retrieval_table(evaluation: RetrievalEvaluation, title: str, published: Sequ
 
 def experts_table(figures: dict[str, ExpertFigures], radii: tuple[float, ...], radius: float) -> str:
     """A row for each expert and fusion: recall, median error, negative log-likelihood and calibration error."""
-    names = {"fused_cross_view": "fused, without vpr", "fused": "fused, all"}
+    names = {
+        "fused_cross_view": "fused, without vpr",
+        "fused": "fused, all" if "fused_cross_view" in figures else "fused",
+    }
     header = "".join(f"{f'{each:g} m':>9}" for each in radii)
     lines = [
         f"  the point with the most probability within {radius:g} m, by expert",

@@ -15,13 +15,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jzi.locate.fusion import FLOOR, MAX_CELLS, ROUNDING, maximise
+from jzi.locate.fusion import CLEAR, FLOOR, MAX_CELLS, ROUNDING, FusionWeights, maximise
 from jzi.locate.posterior import Posterior
-from jzi.store.bands import BandGrid
 from jzi.store.cell_grid import CellGrid
 
 #: Most probable tiles of a photo that keep their own probability; that of the others is spread over the rest.
 TILES = 256
+
+#: The experts of the fusion: on the cells, and on the tiles.
+NAMES = ("cells", "zoom")
 
 #: Cells around tiles that are looked up at once, about.
 _LOOKED_UP = 2**20
@@ -34,16 +36,20 @@ class Projection:
         tiles: the grid of the tiles.
         cells: the grid of the cells, which is finer.
         cell_mask: (row, col) the cells of the region with imagery.
+        total: number of cells of the region, if `cell_mask` has only some of them.
     """
 
-    def __init__(self, tiles: CellGrid, cells: BandGrid, cell_mask: NDArray[np.bool_]) -> None:
+    def __init__(
+        self, tiles: CellGrid, cells: CellGrid, cell_mask: NDArray[np.bool_], total: int | None = None
+    ) -> None:
         self.tiles, self.cells, self.cell_mask = tiles, cells, cell_mask
         self.count = int(cell_mask.sum())
+        self.total = total or self.count
         self._counts: dict[int, int] = {}
 
     def tile_of(self, row: NDArray[np.int64], col: NDArray[np.int64]) -> NDArray[np.int64]:
         """row * columns + column of the tile that contains the centre of each cell; -1 outside of the tiles."""
-        latitude, longitude = self.cells.positions(row.ravel(), col.ravel())
+        latitude, longitude = self.cells.unproject(*self.cells.cell_centers(row.ravel(), col.ravel()))
         tile_row, tile_col = self.tiles.cells_at(latitude, longitude)
         return np.where(tile_row >= 0, tile_row * self.tiles.shape[1] + tile_col, -1).reshape(row.shape)
 
@@ -56,8 +62,8 @@ class Projection:
         row, col = np.divmod(tile, self.tiles.shape[1])
         latitude, longitude = self.tiles.unproject(*self.tiles.cell_centers(row, col))
         # Half of the diagonal, and room for the distortion of the tiles' CRS; compared with the tile itself below
-        radius = self.tiles.cell_size * 0.75 + self.cells.cell_m
-        pairs = max(1.0, np.pi * radius**2 / self.cells.cell_m**2)
+        radius = self.tiles.cell_size * 0.75 + self.cells.cell_size
+        pairs = max(1.0, np.pi * radius**2 / self.cells.cell_size**2)
         parts = []
         for part in np.array_split(np.arange(len(tile)), int(np.ceil(len(tile) * pairs / _LOOKED_UP))):
             index, cell_row, cell_col = self.cells.within(latitude[part], longitude[part], radius)
@@ -177,7 +183,7 @@ class ProjectedFusion:
             log[0, photo] = np.concatenate([cells.probability[photo], np.full(number + 1, spread)])
             log[1, photo] = np.concatenate([density[group], density])
         with np.errstate(divide="ignore"):
-            values = np.log((1 - FLOOR) * log + FLOOR / projection.count)
+            values = np.log((1 - FLOOR) * log + FLOOR / projection.total)
             counts = np.log(count)
         return cls(cells, torch.from_numpy(values), torch.from_numpy(counts), projection, groups.tile)
 
@@ -214,12 +220,30 @@ class ProjectedFusion:
         """(photo,) log-probability of the true cells."""
         return self.fused(weights)[torch.arange(len(row)), torch.from_numpy(self.entries_of(row, col))]
 
-    def fit(self, row: NDArray[np.int64], col: NDArray[np.int64]) -> Tensor:
-        """(2,) the weights with the greatest likelihood of the true cells, 0 or more.
+    def fit(self, row: NDArray[np.int64], col: NDArray[np.int64]) -> FusionWeights:
+        """The weights of both experts, "cells" and "zoom", with the greatest likelihood of the true cells, 0 or more.
+
+        Does no harm: an expert whose gain does not exceed zero by `CLEAR` standard errors over the photos is dropped,
+        the one with the lesser gain if neither does.
 
         Args:
             row: (photo,) rows of the true cells.
             col: (photo,) columns.
         """
         truth = self.log[:, torch.arange(len(row)), torch.from_numpy(self.entries_of(row, col))]
-        return maximise(self.log, self.log_count, truth)
+
+        def fitted(used: list[int]) -> tuple[Tensor, Tensor]:
+            weights = torch.zeros(len(NAMES), dtype=torch.float64)
+            weights[used] = maximise(self.log[used], self.log_count, truth[used])
+            return weights, self.log_likelihood(weights, row, col)
+
+        (both, likelihood), alone = fitted([0, 1]), [fitted([expert]) for expert in (0, 1)]
+        gains = {}
+        for expert, name in enumerate(NAMES):
+            gain = likelihood - alone[1 - expert][1]
+            error = float(gain.std() / len(gain) ** 0.5) if len(gain) > 1 else abs(float(gain.mean()))
+            gains[name] = float(gain.mean()), error
+        weights = both
+        if not all(mean > CLEAR * error for mean, error in gains.values()):
+            weights = max(alone, key=lambda single: float(single[1].mean()))[0]
+        return FusionWeights(dict(zip(NAMES, weights.tolist(), strict=True)), gains, len(row))

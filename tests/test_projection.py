@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from jzi.locate.posterior import Posterior
-from jzi.locate.projection import ProjectedFusion, Projection
+from jzi.locate.projection import NAMES, ProjectedFusion, Projection
 from jzi.store.bands import BandGrid
 from jzi.store.pyramid import Pyramid
 
@@ -89,7 +89,8 @@ def test_the_product_is_that_of_arrays_of_all_cells(projection: Projection) -> N
 def test_the_fitted_fusion_is_no_less_likely_than_either_expert_alone(projection: Projection) -> None:
     row, col, cells, tiles = photos(150, 1)
     fusion = ProjectedFusion.of(projection, cells, tiles)
-    weights = fusion.fit(row, col)
+    fitted = fusion.fit(row, col)
+    weights = torch.tensor([fitted.weights[name] for name in NAMES], dtype=torch.float64)
     best = fusion.log_likelihood(weights, row, col).mean()
     others = ProjectedFusion.of(projection, *photos(150, 2)[2:])
     held_out = photos(150, 2)[:2]
@@ -98,11 +99,12 @@ def test_the_fitted_fusion_is_no_less_likely_than_either_expert_alone(projection
             single = torch.tensor(alone, dtype=torch.float64)
             assert fusion.log_likelihood(single, row, col).mean() <= best + 1e-6
             assert others.log_likelihood(single, *held_out).mean() < others.log_likelihood(weights, *held_out).mean()
-    assert (weights > 0.1).all()
+    assert (weights > 0.1).all() and fitted.photos == 150
+    assert all(mean > 2 * error > 0 for mean, error in fitted.gains.values())
 
 
 def test_an_expert_that_knows_nothing_gets_no_weight(projection: Projection) -> None:
     row, col, cells, _ = photos(150, 3)
     _, _, _, tiles = photos(150, 4)  # of other photos
-    weights = ProjectedFusion.of(projection, cells, tiles).fit(row, col)
-    assert weights[0] > 0.5 and weights[1] < 0.1
+    weights = ProjectedFusion.of(projection, cells, tiles).fit(row, col).weights
+    assert weights["cells"] > 0.5 and weights["zoom"] == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import rasterio
 import torch
 from transformers import ConvNextConfig, ConvNextModel
 
-import jzi
+import jzi as jzi_package
 from jzi.locate.location import LocateOptions
 from jzi.locate.prior_weights import Prior
 from jzi.retrieve.bands_expert import BandsExpert
@@ -25,9 +26,9 @@ from jzi.store.cell_features import OUTSIDE, CellFeatures
 from jzi.store.map_embeddings import ENCODED
 from jzi.store.pyramid import Pyramid, geodesic_distance
 from jzi.store.region import Region, RegionCells
-from jzi.workspace.region_index import DistrictLocator, region_locator
+from jzi.workspace.region_index import ZoomedLocator, region_locator
 
-from .conftest import save_zoom
+from .conftest import run_command, save_zoom
 
 SMALL = (
     "--set statewide.lods_m=[0.5,2.0] --set statewide.image_size=32 --set statewide.photo_size=[64,48] "
@@ -251,8 +252,8 @@ def test_a_zoom_bounds_the_search_to_the_chunks_of_its_tiles_in_the_region(
     latitude, longitude = (float(values) for values in area.unproject(*area.cell_centers(*corner)))
     square = Pyramid.around(latitude, longitude, 300.0, grid=4, levels=2)  # a quarter of it lies in the region
     save_zoom(tmp_path / "zoom", square, encoder_folder)
-    zoom = jzi.load(tmp_path / "zoom", "cpu")
-    locator = DistrictLocator.of(region, zoom)
+    zoom = jzi_package.load(tmp_path / "zoom", "cpu")
+    locator = ZoomedLocator.bounded(region, zoom)
 
     x, y = square.project(*area.unproject(*area.cell_centers(*np.indices(area.shape))))
     center_x, center_y = square.project(latitude, longitude)
@@ -309,7 +310,7 @@ def test_a_zoom_is_given_on_the_command_line(indexed: Callable[..., Any], encode
         (f"locate {photo} --zoom zoom", "--zoom bounds the search of --retriever"),
         (f"{run} --zoom zoom --approximate", "without --approximate"),
         (f"{run} --zoom zoom --score-map a.tif", "leave one of them out"),
-        (f"{run} --zoom retriever", "give --zoom the folder of a zoom model"),
+        (f"{run} --zoom retriever", "is a state-wide retriever: give a zoom model"),
         (f"{run} --zoom elsewhere", "does not overlap the cells to search"),
         (f"{run} --zoom missing", "missing"),
     ):
@@ -320,3 +321,84 @@ def test_a_zoom_is_given_on_the_command_line(indexed: Callable[..., Any], encode
 def test_an_index_of_another_retriever_is_refused(indexed: Callable[..., Any], tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "retriever")
     assert "retriever" in indexed("index", 2).stderr
+
+
+@pytest.fixture(scope="module")
+def zoomed_folder(prepare: Callable[..., Path], indexed_folder: Path, encoder_folder: Path) -> Path:
+    """`indexed_folder` and a square in it with a trained zoom, which have encoded the same photos. Do not modify."""
+    folder = prepare(indexed_folder, "zoomed", "encode-queries --retriever retriever")
+    (folder / "square").mkdir()
+    for name in ("map.tif", "photos"):
+        (folder / "square" / name).symlink_to(folder / name)
+    shutil.copytree(encoder_folder, folder / "square" / "encoder")
+    allowed = "--set queries.allow_outside=true"
+    prepare_square = [
+        "init --map map.tif --queries photos --encoder encoder --image-size 28 --grid 4 --levels 2",
+        "encode-map", f"encode-queries {allowed}",
+        "train-decoder --experts zoom --set decoder.layers=1 --set train.epochs=1",
+    ]  # fmt: skip
+    with contextlib.chdir(folder / "square"):
+        for line in prepare_square:
+            run_command(line)
+    return folder
+
+
+def test_weights_of_a_zoom_and_a_retriever_are_fitted_and_used(
+    jzi: Callable[..., Any], zoomed_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(zoomed_folder, tmp_path, dirs_exist_ok=True, symlinks=True)
+    photo, run = next((tmp_path / "photos").rglob("*.jpg")), "--retriever retriever --zoom square"
+    assert "jzi train-fusion" in jzi(f"locate {photo} {run} --fuse", 2).stderr  # there are no weights yet
+    fitted = json.loads(jzi(f"train-fusion {run} --json").stdout)
+    assert fitted["photos"] > 0 and fitted["weights"].keys() == {"cells", "zoom"}
+
+    file = tmp_path / "index.fusion.json"
+    entries = json.loads(file.read_text())
+    entries["cells"], entries["zoom"] = 0.7, 0.4
+    file.write_text(json.dumps(entries))
+    evaluated = json.loads(jzi(f"evaluate {run} --split val --json").stdout)["experts"]
+    assert evaluated.keys() == {"photos", "cells", "zoom", "fused"}
+    assert evaluated["photos"] == fitted["photos"] and "recall@50m" in evaluated["fused"]
+    located = json.loads(jzi(f"locate {photo} {run} --fuse --json").stdout.splitlines()[-1])
+
+    # The answer is that of the product of both posteriors with these weights
+    region = region_locator(StatewideRetriever.load(tmp_path / "retriever"), str(tmp_path / "index.zarr"), device="cpu")
+    zoom = jzi_package.load(tmp_path / "square" / "model", "cpu")
+    expected = ZoomedLocator.fused(region, zoom, (0.7, 0.4)).locate(photo)
+    assert located["latitude"] == pytest.approx(expected.latitude, abs=1e-7)
+    assert located["confidence"] == pytest.approx(expected.confidence, abs=1e-4)
+    python = jzi_package.load(
+        tmp_path / "retriever", cache=tmp_path / "index.zarr", zoom=tmp_path / "square", fusion=file
+    )
+    assert python.locate(photo).confidence == pytest.approx(expected.confidence, abs=1e-4)
+    bounded = json.loads(jzi(f"locate {photo} {run} --json").stdout.splitlines()[-1])
+    assert bounded["confidence"] != pytest.approx(expected.confidence, abs=1e-3)
+
+    # Photos that one of the two was trained on are not among those of the fit
+    square = FeatureCache.open(tmp_path / "square" / "features.zarr").queries.encoded()
+    index = FeatureCache.open(tmp_path / "index.zarr").queries.encoded()
+    held_out = set(square.loc[square["split"] != "train", "id"]) & set(index.loc[index["split"] == "val", "id"])
+    assert len(held_out) >= fitted["photos"]
+
+    (tmp_path / "square" / "model" / "config.json").write_text("{}")
+    assert "config.json" in jzi(f"locate {photo} {run} --fuse", 2).stderr
+    for text in ("{", json.dumps({**entries, "zoom": -1.0}), json.dumps({**entries, "cells": 1e400})):
+        file.write_text(text)
+        assert "train-fusion" in jzi(f"evaluate {run} --split val", 2).stderr
+
+
+def test_weights_of_another_model_are_refused(jzi: Callable[..., Any], zoomed_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(zoomed_folder, tmp_path, dirs_exist_ok=True, symlinks=True)
+    run = "--retriever retriever --zoom square"
+    jzi(f"train-fusion {run}")
+    with contextlib.chdir(tmp_path / "square"):
+        run_command("train-decoder --experts zoom --set decoder.layers=2 --set train.epochs=1 --set model.path=model2")
+    photo = next((tmp_path / "photos").rglob("*.jpg"))
+    refused = jzi(f"locate {photo} --retriever retriever --zoom square/model2 --fuse", 2).stderr
+    assert "fitted for another model than square/model2" in refused
+    for line, reason in (
+        ("train-fusion --zoom photos", "photos has no jzi.toml"),
+        (f"locate {photo} --retriever retriever --fuse", "give both"),
+        (f"locate {photo} {run} --fuse --cache index.zarr", "leave --cache out"),
+    ):
+        assert reason in jzi(line, 2).stderr

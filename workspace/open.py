@@ -13,6 +13,7 @@ from jzi.store.pyramid import Pyramid
 from jzi.store.region import RegionCells, RegionInfo
 from jzi.workspace.experts import ModelExperts, load_experts, load_transferred
 from jzi.workspace.settings import (
+    FILE,
     AreaSettings,
     RegionSettings,
     Settings,
@@ -257,6 +258,8 @@ def load(
     approximate: bool = False,
     experts: Sequence[str] = (),
     index: str | Path | None = None,
+    zoom: str | Path | None = None,
+    fusion: str | Path | None = None,
 ) -> Locator:
     """Load a locator from the folder of a zoom model, of a transferred model or of a retriever.
 
@@ -268,6 +271,10 @@ def load(
         approximate: search the HNSW graph of a retriever, or the Faiss index, rather than all cells.
         experts: names of the model's experts to fuse, such as "zoom" and "cells"; all by default.
         index: folder of the Faiss index of a region's cells.
+        zoom: folder of a zoom model, or of the jzi.toml that names it, which bounds the search of a state-wide
+            retriever: only its probable tiles are searched.
+        fusion: file of the weights that `jzi train-fusion` fitted, with which the probabilities of the zoom and of the
+            retriever are multiplied instead.
 
     Raises:
         ModelError: the folder is not a model, is damaged, or lacks the map or other data that its decoder reads.
@@ -275,19 +282,21 @@ def load(
         ConfigError: an option does not apply to this kind of model.
     """
     config = read_config(Path(folder))
+    if fusion and not zoom:
+        raise ConfigError(f"{fusion} has the weights of a zoom and a retriever: name the zoom model, too")
     if isinstance(config, StatewideModelConfig):
-        return _region_locator(Path(folder), device, cache, experts, index if approximate else None, approximate)
+        if zoom and approximate and not fusion:
+            raise ConfigError(f"approximate search is of all cells, which the zoom of {zoom} bounds: leave one out")
+        locator = _region_locator(Path(folder), device, cache, experts, index if approximate else None, approximate)
+        return _with_zoom(locator, Path(zoom), Path(folder), fusion, device) if zoom else locator
+    if zoom:
+        raise ConfigError(f"{folder} is not a state-wide retriever, whose search a zoom bounds: leave the zoom out")
     if isinstance(config, RetrieverModelConfig):
         if cache:
             raise ConfigError(f"{folder} is a retriever, which has its own index: leave the cache out")
         if experts:
             raise ConfigError(f"{folder} is a retriever, which is a single expert: leave --experts out")
         return _retrieval_locator(Path(folder), device, approximate)
-    if isinstance(config, StatewideModelConfig):
-        raise ConfigError(
-            f"{folder} is a state-wide retriever, which has no map of its own: give it as --retriever in the folder of "
-            "a region that `jzi index` has encoded"
-        )
     if approximate:
         raise ConfigError(f"{folder} is not a retriever: approximate search is for retrievers")
     if isinstance(config, TransferModelConfig):
@@ -297,9 +306,9 @@ def load(
     from jzi.decode.expert import ZoomExpert
     from jzi.locate.locator import Locator
 
-    zoom = ZoomExpert.load(folder, device, cache)
-    expert = load_experts(Path(folder), zoom).fused(experts)
-    return Locator(expert, lambda: zoom.model.load_encoder(str(zoom.table.device)), name=Path(folder).name)
+    own = ZoomExpert.load(folder, device, cache)
+    expert = load_experts(Path(folder), own).fused(experts)
+    return Locator(expert, lambda: own.model.load_encoder(str(own.table.device)), name=Path(folder).name)
 
 
 def _region_locator(
@@ -335,6 +344,7 @@ def open_locator(
     approximate: bool,
     experts: Sequence[str] = (),
     zoom: Path | None = None,
+    fuse: bool = False,
 ) -> Locator:
     """Load the locator that the options of a command name.
 
@@ -345,29 +355,31 @@ def open_locator(
         retriever: folder of a retriever to use instead of a zoom model.
         approximate: search the HNSW graph of the retriever.
         experts: names of a zoom model's experts to fuse; all by default.
-        zoom: folder of a zoom model that bounds the search of a state-wide retriever.
+        zoom: folder of a zoom model that bounds the search of a state-wide retriever, or of the jzi.toml that names it.
+        fuse: multiply the probabilities of the zoom and the retriever instead, with the weights beside the index.
 
     Raises:
         ConfigError: options contradict one another.
         JziError: the model or the cache cannot be used.
     """
-    if zoom and (not retriever or approximate):
+    if fuse and not zoom:
+        raise ConfigError("--fuse multiplies the probabilities of --retriever and --zoom: give both")
+    if zoom and (not retriever or (approximate and not fuse)):
         raise ConfigError("--zoom bounds the search of --retriever in a region, without --approximate: leave it out")
     if retriever:
         statewide = isinstance(read_config(retriever), StatewideModelConfig)
         if model or experts or (cache and not statewide):
             raise ConfigError("--model, --cache and --experts do not apply to --retriever: leave them out")
-        if zoom and not statewide:
-            raise ConfigError(f"{retriever} is not a state-wide retriever, whose search --zoom bounds: leave it out")
-        index = None
+        if fuse and cache:
+            raise ConfigError("--fuse reads the weights beside the index that jzi.toml names: leave --cache out")
+        index = fusion = None
         if statewide and not cache:
-            from jzi.workspace.region_index import faiss_folder
+            from jzi.workspace.region_index import faiss_folder, fusion_file
 
             settings = load_region(config_file)
             cache, index = settings.cache_path, faiss_folder(settings)
-        locator = load(retriever, cache=cache, approximate=approximate, index=index)
-        if zoom:
-            locator = _bounded(locator, zoom)
+            fusion = fusion_file(settings) if fuse else None
+        locator = load(retriever, cache=cache, approximate=approximate, index=index, zoom=zoom, fusion=fusion)
     else:
         if approximate:
             raise ConfigError("--approximate goes with --retriever")
@@ -379,13 +391,20 @@ def open_locator(
     return locator
 
 
-def _bounded(locator: Locator, zoom: Path) -> Locator:
-    """A region's locator that searches the probable tiles of a zoom model only."""
-    from jzi.workspace.region_index import DistrictLocator
+def _with_zoom(locator: Locator, zoom: Path, retriever: Path, fusion: str | Path | None, device: str | None) -> Locator:
+    """A region's locator that searches the probable tiles of a zoom model only, or is fused with it; see `load`."""
+    from jzi.workspace.region_index import ZoomedLocator
+    from jzi.workspace.zoom_fusion import ZoomFusion
 
+    if (zoom / FILE).exists():
+        zoom = model_folder(None, zoom / FILE)
     if isinstance(read_config(zoom), StatewideModelConfig):
-        raise ConfigError(f"{zoom} is a state-wide retriever: give --zoom the folder of a zoom model")
-    return DistrictLocator.of(locator, load(zoom))
+        raise ConfigError(f"{zoom} is a state-wide retriever: give a zoom model")
+    if fusion is None:
+        return ZoomedLocator.bounded(locator, load(zoom, device))
+    fitted = ZoomFusion.read(Path(fusion))
+    fitted.check(Path(fusion), retriever, zoom)
+    return ZoomedLocator.fused(locator, load(zoom, device, experts=fitted.experts), fitted.weights)
 
 
 def _retrieval_locator(folder: Path, device: str | None, approximate: bool) -> Locator:

@@ -25,11 +25,21 @@ if TYPE_CHECKING:
     from jzi.retrieve.bands_expert import BandsExpert
 
 
-def faiss_folder(settings: RegionSettings) -> Path:
-    """Folder of the Faiss index of a region's cells, beside its cache; in the working directory if that is at a URL."""
+def beside_index(settings: RegionSettings, suffix: str) -> Path:
+    """A path beside the index of a region, of the same name; in the working directory if the index is at a URL."""
     name = settings.cache_path.rstrip("/").rpartition("/")[2].removesuffix(".zarr")
     parent = settings.folder if is_url(settings.cache_path) else Path(settings.cache_path).parent
-    return parent / f"{name}.faiss"
+    return parent / f"{name}{suffix}"
+
+
+def faiss_folder(settings: RegionSettings) -> Path:
+    """Folder of the Faiss index of a region's cells."""
+    return beside_index(settings, ".faiss")
+
+
+def fusion_file(settings: RegionSettings) -> Path:
+    """File of the weights of the fusion with a zoom (`jzi.workspace.zoom_fusion`)."""
+    return beside_index(settings, ".fusion.json")
 
 
 def open_region_expert(
@@ -88,11 +98,11 @@ def region_locator(
     return Locator(expert, lambda: retriever.load_encoder(device or best_device()), name=retriever.folder.name)
 
 
-class DistrictLocator(Locator):
-    """Locates photos in the probable tiles of a zoom; they are embedded by the encoders of both.
+class ZoomedLocator(Locator):
+    """Locates photos of a region with the help of a zoom; they are embedded by the encoders of both.
 
     Args:
-        expert: a `DistrictExpert`, or its product with a prior.
+        expert: a `DistrictExpert` or a `ProjectedExpert`, or its product with a prior.
         load_encoder: loads the encoder of retrieval.
         zoom: the locator of the zoom; only its encoder is used.
         name: name of the retriever in reports.
@@ -105,8 +115,8 @@ class DistrictLocator(Locator):
         self._zoom = zoom
 
     @classmethod
-    def of(cls, locator: Locator, zoom: Locator) -> DistrictLocator:
-        """The locator of a region, bounded by a zoom.
+    def bounded(cls, locator: Locator, zoom: Locator) -> ZoomedLocator:
+        """The locator of a region, which searches only the probable tiles of a zoom.
 
         Raises:
             ConfigError: the zoom's map does not overlap the region.
@@ -117,11 +127,23 @@ class DistrictLocator(Locator):
         assert isinstance(locator.expert, BandsExpert)
         return cls(DistrictExpert(locator.expert, zoom.expert), lambda: locator.encoder, zoom, name=locator.name)
 
-    def with_prior(self, weight: NDArray[np.floating[Any]]) -> DistrictLocator:
+    @classmethod
+    def fused(cls, locator: Locator, zoom: Locator, weights: tuple[float, float]) -> ZoomedLocator:
+        """The locator of a region, whose probabilities are multiplied with those of a zoom.
+
+        Raises:
+            ConfigError: the zoom's map does not overlap the region.
+        """
+        from jzi.locate.projected_expert import ProjectedExpert
+
+        expert = ProjectedExpert(locator.expert, zoom.expert, weights)
+        return cls(expert, lambda: locator.encoder, zoom, name=locator.name)
+
+    def with_prior(self, weight: NDArray[np.floating[Any]]) -> ZoomedLocator:
         """See `Locator.with_prior`; the zoom, too, searches only tiles of the prior's cells."""
         from jzi.locate.prior import PriorExpert
 
-        return DistrictLocator(PriorExpert(self.expert, weight), lambda: self.encoder, self._zoom, name=self.name)
+        return ZoomedLocator(PriorExpert(self.expert, weight), lambda: self.encoder, self._zoom, name=self.name)
 
     def _embed(self, photos: list[tuple[Photo, ReadPhoto]]) -> Tensor:
         import torch
