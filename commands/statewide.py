@@ -174,7 +174,8 @@ def _fusion_figures(
     from jzi.evaluate.experts import evaluate_experts
     from jzi.evaluate.metrics import RADII
     from jzi.workspace.region_index import fusion_file
-    from jzi.workspace.zoom_fusion import ZoomedRegion, ZoomFusion
+    from jzi.workspace.zoom_fusion import ZoomedRegion
+    from jzi.workspace.zoom_weights import ZoomFusion
 
     file = fusion_file(settings)
     fusion = ZoomFusion.read(file)

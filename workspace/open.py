@@ -394,7 +394,7 @@ def open_locator(
 def _with_zoom(locator: Locator, zoom: Path, retriever: Path, fusion: str | Path | None, device: str | None) -> Locator:
     """A region's locator that searches the probable tiles of a zoom model only, or is fused with it; see `load`."""
     from jzi.workspace.region_index import ZoomedLocator
-    from jzi.workspace.zoom_fusion import ZoomFusion
+    from jzi.workspace.zoom_weights import ZoomFusion
 
     if (zoom / FILE).exists():
         zoom = model_folder(None, zoom / FILE)

@@ -38,7 +38,7 @@ def faiss_folder(settings: RegionSettings) -> Path:
 
 
 def fusion_file(settings: RegionSettings) -> Path:
-    """File of the weights of the fusion with a zoom (`jzi.workspace.zoom_fusion`)."""
+    """File of the weights of the fusion with a zoom (`jzi.workspace.zoom_weights`)."""
     return beside_index(settings, ".fusion.json")
 
 

@@ -10,21 +10,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from jzi.errors import ConfigError, ModelError, first_line
+from jzi.errors import ConfigError
 from jzi.store.digest_memory import remembered_sha256
 from jzi.store.files import write_whole
-from jzi.store.model_folder import CONFIG, Gain
+from jzi.store.model_folder import CONFIG
 from jzi.store.plain import plain
-from jzi.store.setting_checks import first_invalid
 from jzi.workspace.open import open_experts
 from jzi.workspace.region_index import fusion_file, open_region_expert
 from jzi.workspace.settings import FILE, RegionSettings, Settings, load_settings
+from jzi.workspace.zoom_weights import ZoomFusion
 
 if TYPE_CHECKING:
     from jzi.evaluate.photos import LabelledPhotos
@@ -35,74 +34,8 @@ if TYPE_CHECKING:
 #: Greatest number of photos that weights are fitted on, evenly spaced; 0.14 MB of memory each.
 FIT_PHOTOS = 2048
 
-#: Largest file, bytes.
-_MAX_BYTES = 2**16
-
 #: Greatest difference between the positions of a photo in two caches, degrees.
 _SAME_PLACE = 1e-6
-
-_WEIGHT = Annotated[float, Field(ge=0, le=1e6)]
-_DIGEST = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-
-
-@dataclass(frozen=True)
-class ZoomFusion:
-    """What the file records.
-
-    Attributes:
-        cells: exponent of the retriever's posterior; 0 if it was dropped.
-        zoom: exponent of the zoom's posterior; 0 if it was dropped.
-        gains: log-likelihood per photo that each adds to the other, and its standard error.
-        photos: number of validation photos.
-        retriever: SHA-256 of config.json of the retriever.
-        model: SHA-256 of config.json of the zoom model.
-        experts: names of the experts of the zoom model that were fused.
-        format: version of the file.
-    """
-
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-    cells: _WEIGHT
-    zoom: _WEIGHT
-    gains: dict[str, tuple[Gain, Gain]]
-    photos: Annotated[int, Field(ge=1, le=10**9)]
-    retriever: _DIGEST
-    model: _DIGEST
-    experts: tuple[Annotated[str, Field(max_length=64)], ...] = ()
-    format: Literal[1] = 1
-
-    @classmethod
-    def read(cls, file: Path) -> ZoomFusion:
-        """Read the weights of a fusion.
-
-        Raises:
-            ModelError: there are none, or the file is damaged.
-        """
-        hint = "fit the weights with `jzi train-fusion`"
-        try:
-            with file.open("rb") as opened:
-                text = opened.read(_MAX_BYTES)
-        except FileNotFoundError:
-            raise ModelError(f"there is no {file}, with the weights of a zoom and a retriever: {hint}") from None
-        except OSError as error:
-            raise ModelError(f"{file} cannot be read ({first_line(error)}): {hint}") from error
-        try:
-            return TypeAdapter(cls).validate_json(text)
-        except ValidationError as error:
-            raise ModelError(f"{file} has an {first_invalid(error)}: {hint} again") from error
-
-    @property
-    def weights(self) -> tuple[float, float]:
-        """Exponents of the posteriors over the cells and over the tiles."""
-        return self.cells, self.zoom
-
-    def check(self, file: Path, retriever: Path, model: Path) -> None:
-        """Raise a ModelError if the weights are of other models."""
-        for folder, digest in ((retriever, self.retriever), (model, self.model)):
-            if remembered_sha256(folder / CONFIG) != digest:
-                raise ModelError(
-                    f"the weights in {file} were fitted for another model than {folder}: run `jzi train-fusion` again"
-                )
 
 
 @dataclass(frozen=True)
