@@ -52,7 +52,7 @@ def run(towns: tuple[Path, ...], *options: str) -> Result:
 
 def test_the_papers_ablations_are_there() -> None:
     names = {file.stem.removeprefix("statewide-") for file in ABLATIONS}
-    assert names == {"lods", "pooling", "dimension", "cell", "loss", "baselines"}
+    assert names == {"lods", "pooling", "dimension", "cell", "loss", "baselines", "towns"}
 
 
 @pytest.mark.parametrize("file", ABLATIONS, ids=lambda file: file.stem)
