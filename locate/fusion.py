@@ -8,7 +8,7 @@ cells that it did not reach, its residual, is spread evenly over them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -291,24 +291,7 @@ class FusionFit:
         """
         names = tuple(names) or self.names
         every = [self.names.index(name) for name in names]
-        used, gains = list(every), dict[str, tuple[float, float]]()
-        while len(used) > 1:
-            likelihood, unclear = self._fit(used)[1], dict[int, float]()
-            for expert in used:
-                gain = likelihood - self._fit([each for each in used if each != expert])[1]
-                mean = float(gain.mean())
-                error = float(gain.std() / len(gain) ** 0.5) if len(gain) > 1 else abs(mean)
-                gains[self.names[expert]] = mean, error
-                if not mean > CLEAR * error:
-                    unclear[expert] = mean
-            if not unclear:
-                break
-            used.remove(min(unclear, key=unclear.__getitem__))
-        best = max(([expert] for expert in every), key=lambda single: float(self._fit(single)[1].mean()))
-        if float(self._fit(best)[1].mean() - self._fit(used)[1].mean()) > 1e-9:
-            used = best
-        fitted = {self.names[expert]: float(weight) for expert, weight in zip(used, self._fit(used)[0], strict=True)}
-        return FusionWeights({name: fitted.get(name, 0.0) for name in names}, gains, len(self.key))
+        return clear_weights(names, lambda used: self._fit([every[expert] for expert in used]))
 
     def _fit(self, experts: Sequence[int]) -> tuple[Tensor, Tensor]:
         """(expert,) weights of several experts, and (photo,) log-likelihood with them; computed once."""
@@ -317,6 +300,34 @@ class FusionFit:
             weights = _maximise(stacked, self.key)
             self._fits[index] = weights, stacked.log_likelihood(weights, self.key)
         return self._fits[index]
+
+
+def clear_weights(names: Sequence[str], fit: Callable[[Sequence[int]], tuple[Tensor, Tensor]]) -> FusionWeights:
+    """The weights of those experts that have a clear gain; see `FusionFit.weights`.
+
+    Args:
+        names: names of the experts.
+        fit: weights (expert,) of some of them, given by their indices, and the log-likelihood (photo,) with them.
+    """
+    used, gains = list(range(len(names))), dict[str, tuple[float, float]]()
+    while len(used) > 1:
+        likelihood, unclear = fit(used)[1], dict[int, float]()
+        for expert in used:
+            gain = likelihood - fit([each for each in used if each != expert])[1]
+            mean = float(gain.mean())
+            error = float(gain.std() / len(gain) ** 0.5) if len(gain) > 1 else abs(mean)
+            gains[names[expert]] = mean, error
+            if not mean > CLEAR * error:
+                unclear[expert] = mean
+        if not unclear:
+            break
+        used.remove(min(unclear, key=unclear.__getitem__))
+    best = max(([expert] for expert in range(len(names))), key=lambda single: float(fit(single)[1].mean()))
+    if float(fit(best)[1].mean() - fit(used)[1].mean()) > 1e-9:
+        used = best
+    weights, likelihood = fit(used)
+    fitted = {names[expert]: float(weight) for expert, weight in zip(used, weights, strict=True)}
+    return FusionWeights({name: fitted.get(name, 0.0) for name in names}, gains, len(likelihood))
 
 
 def fit_weights(

@@ -9,13 +9,14 @@ differ by their tile only, and are summed by tile: the normalisation is over all
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jzi.locate.fusion import CLEAR, FLOOR, MAX_CELLS, ROUNDING, FusionWeights, maximise
+from jzi.locate.fusion import FLOOR, MAX_CELLS, ROUNDING, FusionWeights, clear_weights, maximise
 from jzi.locate.posterior import Posterior
 from jzi.store.cell_grid import CellGrid
 
@@ -223,27 +224,19 @@ class ProjectedFusion:
     def fit(self, row: NDArray[np.int64], col: NDArray[np.int64]) -> FusionWeights:
         """The weights of both experts, "cells" and "zoom", with the greatest likelihood of the true cells, 0 or more.
 
-        Does no harm: an expert whose gain does not exceed zero by `CLEAR` standard errors over the photos is dropped,
-        the one with the lesser gain if neither does.
+        An expert without a clear gain is dropped; see `jzi.locate.fusion.FusionFit.weights`.
 
         Args:
             row: (photo,) rows of the true cells.
             col: (photo,) columns.
         """
-        truth = self.log[:, torch.arange(len(row)), torch.from_numpy(self.entries_of(row, col))]
+        photos, entry = torch.arange(len(row)), torch.from_numpy(self.entries_of(row, col))
+        truth = self.log[:, photos, entry]
 
-        def fitted(used: list[int]) -> tuple[Tensor, Tensor]:
-            weights = torch.zeros(len(NAMES), dtype=torch.float64)
-            weights[used] = maximise(self.log[used], self.log_count, truth[used])
-            return weights, self.log_likelihood(weights, row, col)
+        @cache
+        def fitted(used: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+            index, weights = list(used), torch.zeros(len(NAMES), dtype=torch.float64)
+            weights[index] = maximise(self.log[index], self.log_count, truth[index])
+            return weights[index], self.fused(weights)[photos, entry]
 
-        (both, likelihood), alone = fitted([0, 1]), [fitted([expert]) for expert in (0, 1)]
-        gains = {}
-        for expert, name in enumerate(NAMES):
-            gain = likelihood - alone[1 - expert][1]
-            error = float(gain.std() / len(gain) ** 0.5) if len(gain) > 1 else abs(float(gain.mean()))
-            gains[name] = float(gain.mean()), error
-        weights = both
-        if not all(mean > CLEAR * error for mean, error in gains.values()):
-            weights = max(alone, key=lambda single: float(single[1].mean()))[0]
-        return FusionWeights(dict(zip(NAMES, weights.tolist(), strict=True)), gains, len(row))
+        return clear_weights(NAMES, lambda used: fitted(tuple(used)))
