@@ -38,7 +38,7 @@ def train_fusion(
     from jzi.workspace.zoom_fusion import ZoomedRegion
 
     file = fusion_file(settings)
-    fitted = ZoomedRegion.open(settings, retriever, square, experts).fit(experts)
+    fitted = ZoomedRegion.open(settings, retriever, square, experts).fit()
     lines = [f"weights fitted on {fitted.photos} photos: {file}"]
     for name, weight in fitted.weights.items():
         gain, error = fitted.gains[name]

@@ -171,8 +171,9 @@ def _fusion_figures(
 ) -> tuple[dict[str, Any], str]:
     """The figures of the zoom, the cells and their fusion on photos that both have encoded, for JSON and as text."""
     from jzi.commands.tables import experts_table, experts_values
-    from jzi.evaluate.experts import evaluate_experts
+    from jzi.evaluate.experts import evaluate_posteriors
     from jzi.evaluate.metrics import RADII
+    from jzi.locate.location import LocateOptions
     from jzi.workspace.region_index import fusion_file
     from jzi.workspace.zoom_fusion import ZoomedRegion
     from jzi.workspace.zoom_weights import ZoomFusion
@@ -181,7 +182,9 @@ def _fusion_figures(
     fusion = ZoomFusion.read(file)
     both = ZoomedRegion.open(settings, retriever, square, fusion.experts)
     fusion.check(file, retriever, both.model)
-    photos = both.photos(split)
-    figures = evaluate_experts(both.experts(fusion), {}, photos, radius=radius)
+    photos, expert, options = both.photos(split), both.expert(fusion.weights), LocateOptions(radius=radius)
+    figures = evaluate_posteriors(
+        lambda query: expert.posteriors(query, options), expert.cell_mask, photos, radius=radius
+    )
     title = f"{len(photos)} photos that both have encoded, and neither was trained on"
     return {"photos": len(photos), **experts_values(figures)}, f"{title}\n{experts_table(figures, RADII, radius)}"

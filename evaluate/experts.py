@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 from tqdm import tqdm
 
 from jzi.evaluate.calibration import calibration_error
@@ -70,33 +71,63 @@ def evaluate_experts(
     Raises:
         ConfigError: a radius or the number of beams is out of range.
     """
-    DISTANCE.check("a radius of recall", *radii)
     options = LocateOptions(radius=radius, beams=beams)
-    names = [*experts, *(name for name in fusions if name not in experts)]
-    errors: dict[str, list[NDArray[np.float64]]] = {name: [] for name in names}
-    confidences: dict[str, list[NDArray[np.float64]]] = {name: [] for name in names}
-    losses: dict[str, list[NDArray[np.float64]]] = {name: [] for name in names}
-    batches = np.array_split(np.arange(len(photos)), range(BATCH, len(photos), BATCH))
-    for part in tqdm(batches, unit_scale=BATCH, unit="photo", desc="experts"):
-        posteriors = {name: expert.posterior(photos.query[part], options) for name, expert in experts.items()}
-        single = dict(posteriors)
+
+    def posteriors(query: Tensor) -> dict[str, Posterior]:
+        single = {name: expert.posterior(query, options) for name, expert in experts.items()}
+        found = dict(single)
         for name, weights in fusions.items():
             used = positive(weights)
             if list(used) == ["zoom"]:  # calibrated by the temperatures of its steps
-                posteriors[name] = single["zoom"]
+                found[name] = single["zoom"]
             else:
-                posteriors[name] = combine(
+                found[name] = combine(
                     [experts[expert] for expert in used], [single[expert] for expert in used], list(used.values())
                 )
-        for name, posterior in posteriors.items():
+        return found
+
+    return evaluate_posteriors(posteriors, next(iter(experts.values())).cell_mask, photos, radius=radius, radii=radii)
+
+
+def evaluate_posteriors(
+    posteriors: Callable[[Tensor], Mapping[str, Posterior]],
+    cell_mask: NDArray[np.bool_],
+    photos: LabelledPhotos,
+    *,
+    radius: float = 50.0,
+    radii: Sequence[float] = RADII,
+) -> dict[str, ExpertFigures]:
+    """Locate photos by several posteriors.
+
+    Args:
+        posteriors: the posteriors of photos with (photo, feature) embeddings, by name.
+        cell_mask: (row, col) the cells with imagery.
+        photos: held-out photos.
+        radius: radius of the answer, metres.
+        radii: radii of recall, metres.
+
+    Returns:
+        The figures of each posterior, by name.
+
+    Raises:
+        ConfigError: a radius is out of range.
+    """
+    DISTANCE.check("a radius of recall", *radii)
+    errors: dict[str, list[NDArray[np.float64]]] = {}
+    confidences: dict[str, list[NDArray[np.float64]]] = {}
+    losses: dict[str, list[NDArray[np.float64]]] = {}
+    batches = np.array_split(np.arange(len(photos)), range(BATCH, len(photos), BATCH))
+    for part in tqdm(batches, unit_scale=BATCH, unit="photo", desc="experts"):
+        for name, posterior in posteriors(photos.query[part]).items():
             points = most_probable_discs(posterior, radius)
             latitude, longitude = posterior.area.unproject(points.x[:, 0], points.y[:, 0])
-            errors[name].append(geodesic_distance(photos.latitude[part], photos.longitude[part], latitude, longitude))
-            confidences[name].append(np.minimum(points.probability[:, 0], 1.0))
-            mask = next(iter(experts.values())).cell_mask
-            losses[name].append(negative_log_likelihood(posterior, mask, photos.row[part], photos.col[part]))
+            error = geodesic_distance(photos.latitude[part], photos.longitude[part], latitude, longitude)
+            loss = negative_log_likelihood(posterior, cell_mask, photos.row[part], photos.col[part])
+            errors.setdefault(name, []).append(error)
+            confidences.setdefault(name, []).append(np.minimum(points.probability[:, 0], 1.0))
+            losses.setdefault(name, []).append(loss)
     figures = {}
-    for name in names:
+    for name in errors:
         error, confidence = np.concatenate(errors[name]), np.concatenate(confidences[name])
         recall, median = error_intervals(error, radii)
         calibration = calibration_error(confidence, error <= radius)

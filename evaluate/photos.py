@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -59,27 +60,52 @@ class LabelledPhotos:
             TrainingError: the split has no photo in a cell with imagery.
         """
         frame = cache.queries.encoded()
+
+        def embedding(photos: pd.DataFrame) -> Tensor:
+            return torch.from_numpy(cache.queries.embedding(photos.index.to_numpy(np.int64))[:, 0])
+
         for name in [split] if split else ["test", "val"]:
-            photos = frame[frame["split"] == name]
-            latitude, longitude = photos["latitude"].to_numpy(float), photos["longitude"].to_numpy(float)
-            row, col = expert.area.cells_at(latitude, longitude)
-            reachable = (row >= 0) & expert.cell_mask[row, col]
-            if not reachable.any():
-                continue
-            embedding = cache.queries.embedding(photos.index.to_numpy(np.int64)[reachable])[:, 0]
-            return cls(
-                split=name,
-                query=torch.from_numpy(embedding),
-                latitude=latitude[reachable],
-                longitude=longitude[reachable],
-                row=row[reachable],
-                col=col[reachable],
-                unreachable=int((~reachable).sum()),
-                training_distance=_training_distance(frame, photos[reachable]),
-            )
+            photos = cls.of(expert, name, frame[frame["split"] == name], embedding, frame)
+            if photos is not None:
+                return photos
         expected = f"split {split!r}" if split else "split 'test' or 'val'"
         raise TrainingError(
             f"{cache.path} has no photo with {expected} to evaluate on: encode some, or give another --split"
+        )
+
+    @classmethod
+    def of(
+        cls,
+        expert: Expert,
+        split: str,
+        photos: pd.DataFrame,
+        embedding: Callable[[pd.DataFrame], Tensor],
+        every: pd.DataFrame | None = None,
+    ) -> LabelledPhotos | None:
+        """Photos in cells with imagery; None if there is none.
+
+        Args:
+            expert: the expert to evaluate; photos are assigned to its cells.
+            split: name of the split.
+            photos: rows of the photos, with `latitude` and `longitude`.
+            embedding: called with the rows of those that are kept, returns their (photo, feature) embeddings.
+            every: rows of the photos of all splits, for the distances to the nearest training photo; None to leave
+                these out.
+        """
+        latitude, longitude = photos["latitude"].to_numpy(float), photos["longitude"].to_numpy(float)
+        row, col = expert.area.cells_at(latitude, longitude)
+        reachable = (row >= 0) & expert.cell_mask[row, col]
+        if not reachable.any():
+            return None
+        return cls(
+            split=split,
+            query=embedding(photos[reachable]),
+            latitude=latitude[reachable],
+            longitude=longitude[reachable],
+            row=row[reachable],
+            col=col[reachable],
+            unreachable=int((~reachable).sum()),
+            training_distance=None if every is None else _training_distance(every, photos[reachable]),
         )
 
     @classmethod

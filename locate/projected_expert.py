@@ -16,11 +16,13 @@ from jzi.locate.location import LocateOptions
 from jzi.locate.posterior import Posterior
 from jzi.locate.projection import NAMES, ProjectedFusion, Projection
 from jzi.locate.restricted import restrict
-from jzi.store.cell_grid import CellGrid
-from jzi.store.info import EncoderInfo
+from jzi.locate.zoomed import NO_OVERLAP, ZoomedExpert
+
+#: Tiles whose cells are counted at once, to see whether there is any.
+_COUNTED = 256
 
 
-class ProjectedExpert:
+class ProjectedExpert(ZoomedExpert):
     """The weighted product of an expert on cells and one on tiles; see `jzi.locate.projection`.
 
     Args:
@@ -34,31 +36,17 @@ class ProjectedExpert:
     """
 
     name = "fused"
-    rules_out = False
 
     def __init__(self, cells: Expert, tiles: Expert, weights: tuple[float, float], *, total: int | None = None) -> None:
         if not max(weights) > 0 or min(weights) < 0:
             raise ConfigError(f"the weights {weights} of {' and '.join(NAMES)} are not positive: fit them again")
-        self.cells, self.tiles, self.weights = cells, tiles, weights
+        super().__init__(cells, tiles)
+        self.weights = weights
         self._projection = Projection(tiles.area, cells.area, cells.cell_mask, total)
-        row, col = np.nonzero(tiles.cell_mask)
-        if not self._projection.counts(row * tiles.area.shape[1] + col).any():
-            raise ConfigError("the map of the zoom model does not overlap the cells to search: give another model")
-
-    @property
-    def area(self) -> CellGrid:
-        """The grid of the region's cells."""
-        return self.cells.area
-
-    @property
-    def encoder(self) -> EncoderInfo:
-        """The encoder of the expert on cells; photos are also embedded with that of the tiles."""
-        return self.cells.encoder
-
-    @property
-    def cell_mask(self) -> NDArray[np.bool_]:
-        """(row, col) the cells of the region with imagery."""
-        return self.cells.cell_mask
+        tile = np.flatnonzero(self.inside)
+        parts = np.array_split(tile, range(_COUNTED, len(tile), _COUNTED))
+        if not any(self._projection.counts(part).any() for part in parts):
+            raise ConfigError(NO_OVERLAP)
 
     def posterior(self, query: Tensor, options: LocateOptions) -> Posterior:
         """The product over the cells that the expert on cells reached; that of the others is the residual.
@@ -67,26 +55,48 @@ class ProjectedExpert:
             query: (photo, feature) embeddings by the encoder of the tiles, followed by those by that of the cells.
             options: `beams` is for the expert on the tiles; for the estimate "greedy", the most probable cell.
         """
-        width, parts = self.encoder.width, []
         greedy = options.estimate == "greedy"
         searched = replace(options, estimate="map") if greedy else options
+        parts = []
         for photos in query.split(BATCH):
-            tiles = self.tiles.posterior(photos[:, :-width], LocateOptions(beams=options.beams))
+            tiles = self._tiles(photos, searched)
             if self.weights[0] > 0:
-                cells = self.cells.posterior(photos[:, -width:], searched)
-                fusion = ProjectedFusion.of(self._projection, cells, tiles)
-                fused = fusion.posterior(torch.tensor(self.weights, dtype=torch.float64))
+                fused = self._posterior(self._fusion(photos, tiles, searched))
             else:
                 fused = self._projection.project(tiles)
             parts.append(fused.top(1) if greedy else fused)
         return Posterior.concatenate(parts)
 
+    def posteriors(self, query: Tensor, options: LocateOptions) -> dict[str, Posterior]:
+        """The posterior of either expert alone, on the cells, and that of both; each expert runs once.
+
+        Args:
+            query: see `posterior`.
+            options: see `posterior`; not "greedy".
+
+        Returns:
+            Posteriors by name: "cells", "zoom" and "fused".
+        """
+        tiles = self._tiles(query, options)
+        fusion, zoom = self._fusion(query, tiles, options), self._projection.project(tiles)
+        fused = self._posterior(fusion) if self.weights[0] > 0 else zoom
+        return {"cells": fusion.posterior(torch.tensor([1.0, 0.0], dtype=torch.float64)), "zoom": zoom, "fused": fused}
+
     def fusion(self, query: Tensor) -> ProjectedFusion:
         """Both posteriors of photos, to fit weights on; see `posterior`."""
-        width, options = self.encoder.width, LocateOptions(estimate="map")
-        cells = [self.cells.posterior(photos, options) for photos in query[:, -width:].split(BATCH)]
-        tiles = [self.tiles.posterior(photos, options) for photos in query[:, :-width].split(BATCH)]
-        return ProjectedFusion.of(self._projection, Posterior.concatenate(cells), Posterior.concatenate(tiles))
+        options = LocateOptions(estimate="map")
+        tiles = Posterior.concatenate([self._tiles(photos, options) for photos in query.split(BATCH)])
+        return self._fusion(query, tiles, options)
+
+    def _tiles(self, query: Tensor, options: LocateOptions) -> Posterior:
+        return self.tiles.posterior(self.split(query)[0], LocateOptions(beams=options.beams))
+
+    def _fusion(self, query: Tensor, tiles: Posterior, options: LocateOptions) -> ProjectedFusion:
+        parts = [self.cells.posterior(photos, options) for photos in self.split(query)[1].split(BATCH)]
+        return ProjectedFusion.of(self._projection, Posterior.concatenate(parts), tiles)
+
+    def _posterior(self, fusion: ProjectedFusion) -> Posterior:
+        return fusion.posterior(torch.tensor(self.weights, dtype=torch.float64))
 
     def restricted(self, cell_mask: NDArray[np.bool_]) -> ProjectedExpert:
         """The same for some of the cells; see `Restrictable`.

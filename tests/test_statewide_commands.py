@@ -18,8 +18,9 @@ from transformers import ConvNextConfig, ConvNextModel
 import jzi as jzi_package
 from jzi.locate.location import LocateOptions
 from jzi.locate.prior_weights import Prior
+from jzi.locate.projected_expert import ProjectedExpert
+from jzi.locate.zoomed import tiles_of
 from jzi.retrieve.bands_expert import BandsExpert
-from jzi.retrieve.district_expert import tiles_of
 from jzi.retrieve.statewide import StatewideRetriever
 from jzi.store.cache import FeatureCache
 from jzi.store.cell_features import OUTSIDE, CellFeatures
@@ -371,14 +372,15 @@ def test_weights_of_a_zoom_and_a_retriever_are_fitted_and_used(
         tmp_path / "retriever", cache=tmp_path / "index.zarr", zoom=tmp_path / "square", fusion=file
     )
     assert python.locate(photo).confidence == pytest.approx(expected.confidence, abs=1e-4)
+    fused = ZoomedLocator.fused(region, zoom, (0.7, 0.4))
+    assert isinstance(fused.expert, ProjectedExpert)
+    _, query = fused.encode([photo])
+    posteriors = fused.expert.posteriors(query, LocateOptions())
+    for name, weights in (("cells", (1.0, 0.0)), ("zoom", (0.0, 1.0)), ("fused", (0.7, 0.4))):
+        alone = ProjectedExpert(region.expert, zoom.expert, weights).posterior(query, LocateOptions())
+        np.testing.assert_array_equal(posteriors[name].grid(), alone.grid())
     bounded = json.loads(jzi(f"locate {photo} {run} --json").stdout.splitlines()[-1])
     assert bounded["confidence"] != pytest.approx(expected.confidence, abs=1e-3)
-
-    # Photos that one of the two was trained on are not among those of the fit
-    square = FeatureCache.open(tmp_path / "square" / "features.zarr").queries.encoded()
-    index = FeatureCache.open(tmp_path / "index.zarr").queries.encoded()
-    held_out = set(square.loc[square["split"] != "train", "id"]) & set(index.loc[index["split"] == "val", "id"])
-    assert len(held_out) >= fitted["photos"]
 
     (tmp_path / "square" / "model" / "config.json").write_text("{}")
     assert "config.json" in jzi(f"locate {photo} {run} --fuse", 2).stderr
@@ -402,3 +404,25 @@ def test_weights_of_another_model_are_refused(jzi: Callable[..., Any], zoomed_fo
         (f"locate {photo} {run} --fuse --cache index.zarr", "leave --cache out"),
     ):
         assert reason in jzi(line, 2).stderr
+
+
+def test_photos_that_either_was_trained_on_are_not_fitted_on(
+    jzi: Callable[..., Any], zoomed_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(zoomed_folder, tmp_path, dirs_exist_ok=True, symlinks=True)
+    run = "--retriever retriever --zoom square"
+    fitted = json.loads(jzi(f"train-fusion {run} --json").stdout)["photos"]
+    cache = FeatureCache.open(tmp_path / "square" / "features.zarr")
+    photos = cache.queries.encoded()
+    held_out = photos.index[photos["split"] == "val"]
+    assert 1 < fitted <= len(held_out)
+    table = tmp_path / "photos.csv"
+    run_of_square = f"encode-queries --set queries.table={table} --set queries.photos=photos"
+    for kept in (1, 0):  # the others are training photos of the square
+        photos["split"] = np.where(photos.index.isin(held_out[:kept]), "val", "train")
+        photos[["id", "path", "latitude", "longitude", "split"]].to_csv(table, index=False)
+        with contextlib.chdir(tmp_path / "square"):
+            run_command(f"{run_of_square} --set queries.allow_outside=true")
+        if kept:
+            assert json.loads(jzi(f"train-fusion {run} --json").stdout)["photos"] == kept
+    assert "no photo of split val is in" in jzi(f"train-fusion {run}", 2).stderr

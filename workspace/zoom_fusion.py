@@ -26,10 +26,13 @@ from jzi.workspace.settings import FILE, RegionSettings, Settings, load_settings
 from jzi.workspace.zoom_weights import ZoomFusion
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from jzi.evaluate.photos import LabelledPhotos
     from jzi.locate.expert import Expert
     from jzi.locate.fusion import FusionWeights
     from jzi.locate.projected_expert import ProjectedExpert
+    from jzi.store.cache import FeatureCache
 
 #: Greatest number of photos that weights are fitted on, evenly spaced; 0.14 MB of memory each.
 FIT_PHOTOS = 2048
@@ -48,6 +51,9 @@ class ZoomedRegion:
         square: the settings of the square.
         cells: the expert on the region's cells.
         tiles: the expert on the square's tiles.
+        names: the experts of the square's model that `tiles` fuses; empty for all.
+        index: the index of the region.
+        cache: the cache of the square.
     """
 
     settings: RegionSettings
@@ -55,6 +61,9 @@ class ZoomedRegion:
     square: Settings
     cells: Expert
     tiles: Expert
+    names: tuple[str, ...]
+    index: FeatureCache
+    cache: FeatureCache
 
     @classmethod
     def open(cls, settings: RegionSettings, retriever: Path, square: Path, experts: Sequence[str] = ()) -> ZoomedRegion:
@@ -75,9 +84,9 @@ class ZoomedRegion:
                 "has the photos"
             )
         area = load_settings(square / FILE)
-        model, _ = open_experts(area)
-        cells, _ = open_region_expert(settings, retriever)
-        return cls(settings, retriever, area, cells, model.fused(experts))
+        model, cache = open_experts(area)
+        cells, index = open_region_expert(settings, retriever)
+        return cls(settings, retriever, area, cells, model.fused(experts), tuple(experts), index, cache)
 
     @property
     def model(self) -> Path:
@@ -93,32 +102,22 @@ class ZoomedRegion:
         import torch
 
         from jzi.evaluate.photos import LabelledPhotos
-        from jzi.store.cache import FeatureCache
 
-        region, square = FeatureCache.open(self.settings.cache_path), FeatureCache.open(self.square.cache_path)
-        found, other = (cache.queries.encoded() for cache in (region, square))
+        found, other = self.index.queries.encoded(), self.cache.queries.encoded()
         both = _matched(found[found["split"] == split], other[other["split"] != "train"])
-        latitude, longitude = (both[name].to_numpy(float) for name in ("latitude", "longitude"))
-        row, col = self.cells.area.cells_at(latitude, longitude)
-        reachable = (row >= 0) & self.cells.cell_mask[row, col]
-        if not reachable.any():
+
+        def embedding(photos: pd.DataFrame) -> Tensor:
+            rows = ((self.cache, "row_square"), (self.index, "row_region"))
+            parts = [cache.queries.embedding(photos[name].to_numpy(np.int64))[:, 0] for cache, name in rows]
+            return torch.from_numpy(np.concatenate(parts, 1).astype(np.float32))
+
+        photos = LabelledPhotos.of(self.cells, split, both, embedding)
+        if photos is None:
             raise ConfigError(
-                f"no photo of split {split} is in {region.path} and, not of split train, in {square.path}, with the "
-                "same id: run `jzi encode-queries` in both folders with the same table of photos"
+                f"no photo of split {split} is in {self.index.path} and, not of split train, in {self.cache.path}, "
+                "with the same id: run `jzi encode-queries` in both folders with the same table of photos"
             )
-        parts = [
-            cache.queries.embedding(both[name].to_numpy(np.int64)[reachable])[:, 0].astype(np.float32)
-            for cache, name in ((square, "row_square"), (region, "row_region"))
-        ]
-        return LabelledPhotos(
-            split=split,
-            query=torch.from_numpy(np.concatenate(parts, 1)),
-            latitude=latitude[reachable],
-            longitude=longitude[reachable],
-            row=row[reachable],
-            col=col[reachable],
-            unreachable=int((~reachable).sum()),
-        )
+        return photos
 
     def expert(self, weights: tuple[float, float] = (1.0, 1.0)) -> ProjectedExpert:
         """The weighted product of both experts.
@@ -130,14 +129,9 @@ class ZoomedRegion:
 
         return ProjectedExpert(self.cells, self.tiles, weights)
 
-    def fit(self, experts: Sequence[str] = (), split: str = "val") -> FusionWeights:
-        """Fit the weights on photos of a split, and write the file.
-
-        Args:
-            experts: the experts of the zoom model that are fused, to be recorded.
-            split: the split.
-        """
-        photos = self.photos(split).spread(FIT_PHOTOS)
+    def fit(self) -> FusionWeights:
+        """Fit the weights on photos of the split val, and write the file."""
+        photos = self.photos("val").spread(FIT_PHOTOS)
         fitted = self.expert().fusion(photos.query).fit(photos.row, photos.col)
         fusion = ZoomFusion(
             cells=fitted.weights["cells"],
@@ -146,15 +140,11 @@ class ZoomedRegion:
             photos=fitted.photos,
             retriever=remembered_sha256(self.retriever / CONFIG),
             model=remembered_sha256(self.model / CONFIG),
-            experts=tuple(experts),
+            experts=self.names,
         )
         text = json.dumps(plain(fusion), indent=2) + "\n"
         write_whole(fusion_file(self.settings), partial(Path.write_text, data=text))
         return fitted
-
-    def experts(self, fusion: ZoomFusion) -> dict[str, Expert]:
-        """Both experts alone, on the cells of the region, and their fusion, by name."""
-        return {"cells": self.expert((1.0, 0.0)), "zoom": self.expert((0.0, 1.0)), "fused": self.expert(fusion.weights)}
 
 
 def _matched(region: pd.DataFrame, square: pd.DataFrame) -> pd.DataFrame:
