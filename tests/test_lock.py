@@ -18,9 +18,11 @@ from jzi.store import lock as module
 from jzi.store import lock_files
 from jzi.store.cache import FeatureCache
 from jzi.store.info import EncoderInfo
-from jzi.store.lock import LockOwner, WriterLock
+from jzi.store.lock import WriterLock
 from jzi.store.lock_files import LocalLockFile, StoreLockFile
+from jzi.store.lock_owner import LockOwner
 from jzi.store.pyramid import Pyramid
+from jzi.tests.children import run_python
 from jzi.workspace.caches import remove_cache
 
 HOLD = """
@@ -195,6 +197,50 @@ def test_the_lock_is_held_as_long_as_anything_can_write(path: Path, pyramid: Pyr
 
     gc.collect()
     assert not lock_file(path).exists()
+
+
+#: Holders of locks are collected in a new thread; the thread that takes the next lock waits until it has started.
+GARBAGE_IN_A_NEW_THREAD = """
+import gc, sys, threading
+from jzi.store.lock import WriterLock
+class Holder: ...
+set_event = threading.Event.set
+threading.Event.set = lambda event: (gc.collect(), set_event(event))
+gc.disable()
+for number in range(3):
+    holder = Holder()
+    holder.itself = holder
+    WriterLock(f"{sys.argv[1]}/{number}.zarr").release_with(holder)
+"""
+
+#: Holders of locks are collected in zarr's event loop, from which the thread that takes the next lock awaits an answer.
+GARBAGE_IN_THE_LOOP = """
+import collections, gc, sys
+from zarr.storage import MemoryStore
+from jzi.store import lock_files
+from jzi.store.lock import WriterLock
+class Holder: ...
+class Store(MemoryStore):
+    async def get(self, *given, **options):
+        gc.collect()
+        return await super().get(*given, **options)
+stores = collections.defaultdict(Store)
+lock_files.zarr_store = lambda url, **_: stores[url]
+gc.disable()
+for path in (f"{sys.argv[1]}/1.zarr", "s3://bucket/2.zarr"):
+    holder = Holder()
+    holder.itself = holder
+    WriterLock(path).release_with(holder)
+del holder
+with WriterLock("s3://bucket/3.zarr"):
+    pass
+"""
+
+
+@pytest.mark.parametrize("program", [GARBAGE_IN_A_NEW_THREAD, GARBAGE_IN_THE_LOOP], ids=["thread", "loop"])
+def test_a_lock_can_be_taken_while_the_holders_of_others_are_collected(tmp_path: Path, program: str) -> None:
+    run_python(program, tmp_path, bound_s=60)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_cache_that_cannot_be_opened_is_not_held_by_the_traceback(path: Path, pyramid, info) -> None:
