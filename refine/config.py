@@ -166,7 +166,7 @@ class TrunkConfig:
 
 @dataclass(frozen=True)
 class CachedRefinerConfig:
-    """Architecture of the refiner that works on tokens of a cache. Defaults: 3.2 million parameters.
+    """Architecture of the refiner that works on tokens of a cache. Defaults: 2.6 million parameters.
 
     Attributes:
         source: where tokens come from: "tokens" and "detail" are those of a frozen encoder, at the resolution of the
