@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from jzi.errors import ConfigError
 from jzi.locate.fix import FineGrid, Fix, HeadingPeak, Mode
@@ -74,18 +72,15 @@ class RefineCalibration:
     weights: RankWeights = field(default_factory=RankWeights)
 
 
-def to_density(logits: Tensor, mask: Tensor, temperature: float = 1.0) -> _Floats:
-    """(n, P, P) probabilities of pixels: their sum is 1; exactly 0 where masked, and everywhere without coverage.
+def to_density(output: RefinerOutput, temperature: float = 1.0) -> _Floats:
+    """(n, P, P) float64 probabilities of pixels: their sum is 1; 0 where masked, and everywhere without coverage.
 
     Args:
-        logits: (n, P, P).
-        mask: (n, P, P) whether there is imagery.
+        output: of the refiner.
         temperature: T_D.
     """
-    values = (logits.detach().double() / temperature).masked_fill(~mask, -torch.inf).flatten(1)
-    covered = mask.flatten(1).any(1, keepdim=True)
-    density = torch.where(covered, values, torch.zeros_like(values)).softmax(1) * covered
-    return np.asarray(density.reshape(logits.shape).cpu().numpy())
+    precise = replace(output, logits=output.logits.detach().double())
+    return np.asarray(precise.density(temperature).cpu().numpy())
 
 
 def to_fixes(
@@ -94,7 +89,6 @@ def to_fixes(
     temperature: float = 1.0,
     heading_temperature: float = 0.1,
     options: FixOptions | None = None,
-    log_heading: Tensor | None = None,
 ) -> list[Fix | None]:
     """The fix of each window alone, as for evaluation on windows that contain their photo; None without coverage.
 
@@ -104,10 +98,9 @@ def to_fixes(
         temperature: T_D.
         heading_temperature: T_h.
         options: the point.
-        log_heading: (n, R) log prior of the rolls.
     """
-    density = to_density(output.logits, output.mask, temperature)
-    headings = to_headings(output.levels[-1], density, heading_temperature, log_heading)
+    density = to_density(output, temperature)
+    headings = to_headings(output, density, heading_temperature)
     fixes: list[Fix | None] = []
     for index in range(len(windows)):
         one = windows.select(np.array([index]))
@@ -126,7 +119,6 @@ def refine_candidates(
     posterior: Posterior,
     calibration: RefineCalibration,
     options: FixOptions | None = None,
-    log_heading: Tensor | None = None,
     score: _Floats | None = None,
 ) -> list[Candidate]:
     """The candidates of one photo with their fixes, the most probable first.
@@ -142,7 +134,6 @@ def refine_candidates(
         posterior: the front end's, of this photo.
         calibration: fitted numbers.
         options: the point.
-        log_heading: (t, R) log prior of the rolls.
         score: (t,) s_t; the logarithm of the cells' probabilities by default.
     """
     options, count = options or FixOptions(), len(windows)
@@ -152,12 +143,12 @@ def refine_candidates(
             score = np.log(prior)
     match = output.level0_max.detach().double().cpu().numpy()
     share = rank(np.asarray(score, float), match, prior, calibration.weights)
-    density = to_density(output.logits, output.mask, calibration.temperature)
+    density = to_density(output, calibration.temperature)
     probability, share = combine(density, output.mask.cpu().numpy(), windows, prior, share)
     mosaic = _with_other_cells(windows, probability, posterior, cells, share)
     with np.errstate(invalid="ignore"):
         own = probability / share[:, None, None]
-    headings = to_headings(output.levels[-1], own, calibration.heading_temperature, log_heading)
+    headings = to_headings(output, own, calibration.heading_temperature)
     refined = [
         _candidate(_fix(mosaic, index, headings[index], (int(cells[index][0]), int(cells[index][1])), index, options),
                    mosaic, posterior, options)

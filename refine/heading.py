@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+
+from jzi.refine.outputs import RefinerOutput
 
 _Floats = NDArray[np.float64]
 
@@ -35,23 +36,22 @@ class Heading:
     peaks: tuple[tuple[float, float], ...]
 
 
-def to_headings(matches: Tensor, density: _Floats, temperature: float, log_heading: Tensor | None = None) -> _Floats:
-    """(n, R) probabilities of rolls: sum_x D(x) softmax_r(M_r(x) / T_h).
+def to_headings(output: RefinerOutput, density: _Floats, temperature: float) -> _Floats:
+    """(n, R) probabilities of rolls: sum_x D(x) softmax_r(M_r(x) / T_h), with M of the finest level.
 
     Args:
-        matches: (n, R, L, L) cosines of the finest level, for every roll.
-        density: (n, P, P) probabilities of pixels, with sum 1; nan results where the sum is 0.
+        output: of a refiner, with its log prior of the rolls.
+        density: (n, P, P) probabilities of pixels, with sum 1, such as those of windows put together
+            (`jzi.refine.fuse.combine`); nan results where the sum is 0.
         temperature: T_h.
-        log_heading: (n, R) log prior of the rolls; -inf excludes a roll.
     """
     parts = []
+    matches = output.levels[-1]
     pooled = torch.from_numpy(pool_sums(density, matches.shape[-1]))
-    for start in range(0, len(matches), BATCH):
-        scores = matches[start : start + BATCH].detach().double().cpu() / temperature
-        if log_heading is not None:
-            scores = scores + log_heading[start : start + BATCH].detach().double().cpu()[..., None, None]
-        shares = scores.softmax(1) * pooled[start : start + BATCH, None]
-        parts.append(shares.sum((-1, -2)))
+    for part in torch.arange(len(matches)).split(BATCH):
+        prior = output.log_heading[part].detach().double().cpu()[..., None, None]
+        scores = matches[part].detach().double().cpu() / temperature + prior
+        parts.append((scores.softmax(1) * pooled[part, None]).sum((-1, -2)))
     probability = torch.cat(parts).numpy() if parts else np.empty((0, matches.shape[1]))
     with np.errstate(invalid="ignore"):
         return np.asarray(probability / probability.sum(1, keepdims=True))

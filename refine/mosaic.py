@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from jzi.refine.window import Windows
 
-_Floats, _Index = NDArray[np.float64], NDArray[np.int64]
+_Floats = NDArray[np.float64]
+_Index = NDArray[np.int64]
 
 #: Directions along which the moments of a truncated normal distribution are integrated, and steps of its fit.
 DIRECTIONS, STEPS = 1024, 100

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from jzi.refine.heading import to_headings
+from jzi.refine.outputs import RefinerOutput
 
 #: Ranges of the temperatures of pixels and of headings.
 PIXELS, HEADINGS = (0.05, 20.0), (0.001, 10.0)
@@ -62,29 +63,25 @@ def negative_log_likelihood(density: _Floats, pixel_m: float, u: ArrayLike, v: A
     return values
 
 
-def fit_heading_temperature(
-    matches: Tensor, density: _Floats, grid_heading_deg: ArrayLike, log_heading: Tensor | None = None
-) -> float:
+def fit_heading_temperature(output: RefinerOutput, density: _Floats, grid_heading_deg: ArrayLike) -> float:
     """T_h with the greatest likelihood of true headings, within `HEADINGS`; 0.1 if there are none.
 
     Args:
-        matches: (n, R, L, L) cosines of the finest level, for every roll.
+        output: of a refiner for validation photos.
         density: (n, P, P) probabilities of pixels.
         grid_heading_deg: (n,) true headings as azimuths from grid north; nan leaves a photo out.
-        log_heading: (n, R) log prior of the rolls; -inf excludes a roll.
     """
-    heading = np.asarray(grid_heading_deg, float)
+    heading, rolls = np.asarray(grid_heading_deg, float), output.levels[-1].shape[1]
     known = np.flatnonzero(np.isfinite(heading) & (density.sum((1, 2)) > 0))
-    rolls = matches.shape[1]
     if not len(known) or rolls == 1:
         return 0.1
     at = heading[known] % 360 * rolls / 360
     low = np.floor(at).astype(int) % rolls
     share, photos = at - np.floor(at), np.arange(len(known))
-    chosen, prior = matches[known], None if log_heading is None else log_heading[known]
+    chosen = output.select(torch.from_numpy(known))
 
     def loss(temperature: float) -> float:
-        probability = to_headings(chosen, density[known], temperature, prior)
+        probability = to_headings(chosen, density[known], temperature)
         truth = (1 - share) * probability[photos, low] + share * probability[photos, (low + 1) % rolls]
         return float(-np.log(np.maximum(truth, 1e-12)).mean())
 
