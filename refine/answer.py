@@ -156,12 +156,23 @@ def refine_candidates(
         if share[index] > 0
     ]  # fmt: skip
     refined.sort(key=lambda each: -(each.probability if options.estimate == "radius" else _share(each)))
-    kept, apart = list[Candidate](), options.radius * float(windows.scale.mean())
-    for each in refined:
-        if all(np.hypot(each.x - other.x, each.y - other.y) > apart for other in kept):
-            kept.append(each)
+    kept = _apart(refined, options.radius * float(windows.scale.mean()))
     unrefined = [_on_its_cell(posterior, cells[index], prior[index]) for index in range(count) if not share[index] > 0]
     return [*kept, *unrefined]
+
+
+def _apart(candidates: Sequence[Candidate], distance: float) -> list[Candidate]:
+    """The candidates that are further from all before them; the first one near another gets its windows."""
+    kept: list[Candidate] = []
+    for each in candidates:
+        near = [rank for rank, one in enumerate(kept) if np.hypot(each.x - one.x, each.y - one.y) <= distance]
+        if not near:
+            kept.append(each)
+            continue
+        one = kept[near[0]]
+        if one.fix and each.fix:
+            kept[near[0]] = replace(one, fix=replace(one.fix, grids=one.fix.grids + each.fix.grids))
+    return kept
 
 
 def _share(candidate: Candidate) -> float:
@@ -223,7 +234,7 @@ def _fix(mosaic: Mosaic, index: int, heading: _Floats, cell: tuple[int, int], ra
         candidate_rank=rank + 1,
         modes=_modes(mosaic, index, x, y, options),
         headings=_peaks(window, directions) if directions else (),
-        grid=_grid(windows, index, probability),
+        grids=(_grid(windows, index, probability),),
     )
 
 
@@ -260,7 +271,7 @@ def _peaks(window: Window, directions: Heading) -> tuple[HeadingPeak, ...]:
     """The peaks as azimuths from true north, if there are two or more."""
     if len(directions.peaks) < 2:
         return ()
-    return tuple(HeadingPeak(float(window.true_heading(heading)), share) for heading, share in directions.peaks)
+    return tuple(replace(each, heading_deg=float(window.true_heading(each.heading_deg))) for each in directions.peaks)
 
 
 def _candidate(fix: Fix, mosaic: Mosaic, posterior: Posterior, options: FixOptions) -> Candidate:

@@ -91,7 +91,7 @@ def test_the_density_sums_to_one_and_is_exactly_zero_where_masked() -> None:
     assert density[:2].sum((1, 2)) == pytest.approx([1, 1], abs=1e-12)
     assert (density[~mask] == 0).all() and (density[mask] > 0).all()
     fixes = to_fixes(output, windows_at((20, 30), (21, 30), (50, 50)))
-    assert fixes[2] is None and fixes[0].grid.probability[:, :50].max() == 0  # a window without imagery has no fix
+    assert fixes[2] is None and fixes[0].grids[0].probability[:, :50].max() == 0  # a window without imagery has no fix
 
 
 def test_a_flat_density_has_its_answer_in_the_middle_and_says_how_little_it_is() -> None:
@@ -221,6 +221,7 @@ def test_a_place_in_two_windows_is_one_candidate_with_its_whole_ellipse() -> Non
     posterior = posterior_of({(20, 30): 0.45, (20, 31): 0.45})
     (candidate,) = refine_candidates(output, windows, cells, posterior, RefineCalibration())
     assert candidate.fix.mode_mass == pytest.approx(0.9, abs=0.01)
+    assert sum(grid.probability.sum() for grid in candidate.fix.grids) == pytest.approx(0.9, abs=1e-5)
     assert (candidate.fix.sd_major_m, candidate.fix.sd_minor_m) == pytest.approx((2, 2), rel=0.06)
 
 
@@ -250,13 +251,15 @@ def test_two_directions_of_a_street_are_two_peaks() -> None:
     (fix,) = to_fixes(roll_output(0.6 * wrapped(40, 10) + 0.4 * wrapped(220, 10)), windows_at((20, 30)))
     assert [peak.heading_deg for peak in fix.headings] == pytest.approx([40, 220], abs=0.5)
     assert [peak.probability for peak in fix.headings] == pytest.approx([0.6, 0.4], abs=0.01)
+    assert [peak.sd_deg for peak in fix.headings] == pytest.approx([10, 10], rel=0.1)
     assert fix.heading_deg == pytest.approx(40, abs=0.5) and fix.heading_sd_deg > 60
+    assert fix.directions == fix.headings and "heading 40° ± 10° (60%); heading 220° ± 10° (40%)" in fix.text
 
 
 def test_an_unknown_heading_has_the_largest_deviation_and_a_prior_excludes() -> None:
     output = roll_output(np.full(24, 1 / 24))
     (fix,) = to_fixes(output, windows_at((20, 30)))
-    assert fix.heading_sd_deg > 90 and fix.headings == ()
+    assert fix.heading_sd_deg > 90 and fix.headings == fix.directions == () and "heading unknown" in fix.text
     log_heading = torch.full((1, 24), -torch.inf)
     log_heading[0, 5:8] = 0
     (fix,) = to_fixes(replace(output, log_heading=log_heading), windows_at((20, 30)))

@@ -130,6 +130,6 @@ def test_a_turned_distribution_of_headings_has_turned_peaks(weights, turn) -> No
     one, other = summarize(probability), summarize(np.roll(probability, turn % len(weights)))
     assert other.sd_deg == pytest.approx(one.sd_deg, abs=1e-6)
     shift = (turn % len(weights)) * 360 / len(weights)
-    assert sum(share for _, share in one.peaks) <= 1 + 1e-9
+    assert sum(peak.probability for peak in one.peaks) <= 1 + 1e-9
     if len(one.peaks) == len(other.peaks) == 1 and one.sd_deg < 120:
         assert (other.mean_deg - one.mean_deg - shift + 180) % 360 - 180 == pytest.approx(0, abs=1e-4)
