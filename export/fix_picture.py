@@ -45,9 +45,9 @@ def draw_fix(axis: Any, fix: Fix, location: Location, bounds: Bounds) -> None:
     from matplotlib import colormaps
     from matplotlib.patches import Polygon
 
-    for share, window in fine_shares(location):
-        colours = colormaps["inferno"](0.25 + 0.75 * share)
-        colours[..., 3] = np.minimum(0.75, share) * (share > 0.06)
+    for relative, window in fine_shares(location):
+        colours = colormaps["inferno"](0.25 + 0.75 * relative)
+        colours[..., 3] = np.minimum(0.75, relative) * (relative > 0.06)
         axis.imshow(colours, extent=(window.west, window.east, window.south, window.north), interpolation="nearest")
     for direction in fix.directions:
         corners = _to_crs(location, wedge(fix, direction))
