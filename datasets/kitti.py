@@ -113,6 +113,7 @@ def read(folder: Path, split: Split) -> PairDataset:
         view_side_m=VIEW * RESOLUTION,
         shift_m=SHIFT_M,
         turn_deg=TURN_DEG,
+        expected_deg=90.0,
         rejected=tuple(left_out),
     )
 

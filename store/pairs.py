@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 from jzi.store.photo_table import Rejected
 from jzi.store.pyramid import WGS84
 
+#: Mean radius of the earth, metres; and a distance beyond every aerial image, for places that are not known to be near.
+RADIUS_M, FAR_M = 6_371_009.0, 1e6
+
 
 @dataclass(frozen=True, eq=False)
 class PairDataset:
@@ -39,6 +42,7 @@ class PairDataset:
         view_side_m: side of the views, metres; None for the whole image.
         shift_m: training draws views whose centre is up to that far from the camera in each direction; 0 for none.
         turn_deg: training turns views by up to that angle either way.
+        expected_deg: heading in the view that is known of all photos, within `turn_deg`.
         not_metric: why offsets are no ground truth to train and measure metres with; empty if they are.
         rejected: entries of the data set that were left out.
     """
@@ -59,6 +63,7 @@ class PairDataset:
     view_side_m: float | None = None
     shift_m: float = 0.0
     turn_deg: float = 0.0
+    expected_deg: float = 0.0
     not_metric: str = ""
     rejected: tuple[Rejected, ...] = ()
 
@@ -86,12 +91,6 @@ class PairDataset:
         return to_view(self.offset, self.heading, self.view)
 
     @property
-    def semi_covers(self) -> NDArray[np.bool_]:
-        """(photo, semi) whether each semi-positive shows the place of the photo, which may lie beyond its edge."""
-        half = self.side_m[np.maximum(self.semi, 0)] / 2
-        return (self.semi >= 0) & (np.abs(self.semi_offset) < half[..., None]).all(-1)
-
-    @property
     def located(self) -> bool:
         """Whether positions of the aerial images are known."""
         return bool(len(self.position)) and bool(np.isfinite(self.position).all())
@@ -102,28 +101,31 @@ class PairDataset:
         east, north = self.offset[photos].T
         return moved(latitude, longitude, east, north)
 
-    def covered(self, photos: NDArray[np.int64], references: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Which aerial images show the places of photos: no negatives of these.
+    def places(self, photos: NDArray[np.int64], references: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Where photos were taken in aerial images, their own and others.
 
         Args:
             photos: (n,) indices of photos.
             references: (m,) indices of aerial images.
 
         Returns:
-            (n, m) bool: the positive, semi-positives that cover the place and, where positions are known, all others
-            that do.
+            (n, m, 2) metres right and up of the images' centres, by the labels in positives and semi-positives and else
+            by positions; `FAR_M` where neither says it.
         """
-        covers: NDArray[np.bool_] = self.positive[photos][:, None] == references
-        semi = np.where(self.semi_covers[photos], self.semi[photos], -1)
-        covers = covers | (semi[:, :, None] == references).any(1)
+        places = np.full((len(photos), len(references), 2), FAR_M)
         if self.located:
             camera = self.camera(photos)
-            # differences of degrees to metres on a sphere: within a per cent, and a margin of 2 % is no harm
-            north = np.radians(camera[:, None, 0] - self.position[references, 0]) * 6_371_009.0
-            east = np.radians(camera[:, None, 1] - self.position[references, 1]) * 6_371_009.0
+            # on a sphere: within 0.4 % of the ellipsoid, and centimetres within an aerial image
+            north = np.radians(camera[:, None, 0] - self.position[references, 0])
+            east = np.radians(camera[:, None, 1] - self.position[references, 1])
             east = east * np.cos(np.radians(camera[:, None, 0]))
-            covers = covers | (np.maximum(np.abs(east), np.abs(north)) < self.side_m[references] / 2 * 1.02)
-        return covers
+            places = RADIUS_M * np.stack([east, north], -1)
+        for column in range(self.semi.shape[1]):
+            photo, reference = np.nonzero(self.semi[photos, column][:, None] == references)
+            places[photo, reference] = self.semi_offset[photos[photo], column]
+        photo, reference = np.nonzero(self.positive[photos][:, None] == references)
+        places[photo, reference] = self.offset[photos[photo]]
+        return places
 
 
 def to_view(
