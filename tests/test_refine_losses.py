@@ -240,7 +240,7 @@ def test_a_window_that_shows_the_place_too_contributes_nothing_once_masked(place
 
 
 def test_windows_that_show_a_place_are_found_by_its_position() -> None:
-    place = torch.tensor([[[0.5, 0.5], [0.99, 0.0]], [[1.0, 0.5], [0.2, -0.1]]])
+    place = torch.tensor([[[0.0, 0.1], [0.49, -0.49]], [[0.51, 0.0], [0.3, -0.6]]])
     assert false_negatives(place).tolist() == [[True, True], [False, False]]
 
 

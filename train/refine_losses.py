@@ -207,12 +207,12 @@ def false_negatives(place: Tensor) -> Tensor:
     """Windows that show where another photo was taken, so that they are no negatives of it.
 
     Args:
-        place: (n, m, 2) column and row of photo b in window b', fractions of the window from its north-west corner.
+        place: (n, m, 2) column and row of photo b in window b', from its centre, fractions of its side.
 
     Returns:
         (n, m) bool; True on the diagonal, of each photo's own window.
     """
-    return ((place >= 0) & (place < 1)).all(-1)
+    return (place.abs() < 0.5).all(-1)
 
 
 def _places(cosines: Tensor, allowed: Tensor, weight: Tensor, heading: Tensor, log_heading: Tensor) -> Tensor:
