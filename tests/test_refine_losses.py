@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from jzi.refine.outputs import pool_mask
 from jzi.train.refine_losses import (
     TAU,
     LossWeights,
@@ -17,7 +18,6 @@ from jzi.train.refine_losses import (
     decoder_loss,
     false_negatives,
     heading_target,
-    level_mask,
     level_weights,
     matching_loss,
     place_target,
@@ -154,16 +154,16 @@ def test_the_loss_of_the_matching_is_that_of_plain_loops(place: Tensor, mask: Te
     levels = [cosines(N, ROLLS, side, side, seed=side) for side in SIDES]
     weights = [level_weights(place, mask, SIGMA, side) for side in SIDES]
     rolls = heading_target(HEADINGS, ROLLS, log_heading)
-    loss = matching_loss(levels, mask, weights, rolls, log_heading)
+    loss = matching_loss(levels, [pool_mask(mask, side) for side in SIDES], weights, rolls, log_heading)
     assert float(loss) == pytest.approx(np.mean(plain_matching(levels, place, mask, log_heading)), rel=1e-5)
 
 
 def test_with_one_roll_the_loss_of_the_matching_is_the_papers(place: Tensor, mask: Tensor) -> None:
     level, weight = cosines(N, 1, 4, 4), level_weights(place, mask, SIGMA, 4)
     prior, rolls = torch.zeros(N, 1), torch.ones(N, 1)
-    log_share = (level[:, 0] / TAU).masked_fill(~level_mask(mask, 4), -math.inf).flatten(1).log_softmax(-1)
+    log_share = (level[:, 0] / TAU).masked_fill(~pool_mask(mask, 4), -math.inf).flatten(1).log_softmax(-1)
     expected = -(weight.flatten(1) * log_share).nan_to_num(0.0).sum(-1).mean()
-    assert float(matching_loss([level], mask, [weight], rolls, prior)) == pytest.approx(float(expected), rel=1e-5)
+    assert float(matching_loss([level], [pool_mask(mask, 4)], [weight], rolls, prior)) == pytest.approx(float(expected), rel=1e-5)
 
 
 def own_windows(weight: Tensor) -> Tensor:
@@ -176,7 +176,7 @@ def test_the_loss_of_reranking_is_that_of_plain_loops(place: Tensor, mask: Tenso
     weight = level_weights(place, mask, SIGMA, side)
     excluded = torch.zeros(N, N, dtype=torch.bool)
     excluded[0, 2] = True
-    allowed = level_mask(mask, side)[None] & ~excluded[:, :, None, None]
+    allowed = pool_mask(mask, side)[None] & ~excluded[:, :, None, None]
     expected = []
     for n in range(N):
         scores: dict = {}
@@ -194,15 +194,15 @@ def test_reranking_one_photo_is_the_coarsest_level_of_the_matching(place: Tensor
     level, prior = cosines(1, ROLLS, 4, 4), torch.zeros(1, ROLLS)
     weight = level_weights(place[:1], mask[:1], SIGMA, 4)
     rolls = heading_target(HEADINGS[:1], ROLLS)
-    matching = matching_loss([level], mask[:1], [weight], rolls, prior)
-    rerank = rerank_loss(level[None], level_mask(mask[:1], 4)[None], weight[None], rolls, prior)
+    matching = matching_loss([level], [pool_mask(mask[:1], 4)], [weight], rolls, prior)
+    rerank = rerank_loss(level[None], pool_mask(mask[:1], 4)[None], weight[None], rolls, prior)
     assert float(rerank) == float(matching)
 
 
 def test_the_order_of_the_batch_changes_nothing(place: Tensor, mask: Tensor, log_heading: Tensor) -> None:
     order = torch.tensor([2, 0, 1])
     cosine, weight = cosines(N, N, ROLLS, 4, 4), level_weights(place, mask, SIGMA, 4)
-    rolls, allowed = heading_target(HEADINGS, ROLLS, log_heading), level_mask(mask, 4)
+    rolls, allowed = heading_target(HEADINGS, ROLLS, log_heading), pool_mask(mask, 4)
     one = rerank_loss(cosine, allowed[None].expand(N, -1, -1, -1), own_windows(weight), rolls, log_heading)
     other = rerank_loss(
         cosine[order][:, order],
@@ -223,7 +223,7 @@ def test_a_window_that_shows_the_place_too_contributes_nothing_once_masked(place
     rolls = heading_target(HEADINGS, ROLLS)
     excluded = torch.zeros(N, N, dtype=torch.bool)
     excluded[0, 1] = True
-    allowed = level_mask(mask, 4)[None] & ~excluded[:, :, None, None]
+    allowed = pool_mask(mask, 4)[None] & ~excluded[:, :, None, None]
     cosine = cosines(N, N, ROLLS, 4, 4).requires_grad_()
     loss = rerank_loss(cosine, allowed, own_windows(weight), rolls, prior)
     loss.backward()
@@ -250,7 +250,7 @@ def test_no_loss_or_gradient_is_nan_where_the_prior_excludes_the_heading(place: 
     level = cosines(N, ROLLS, 4, 4).requires_grad_()
     rolls = heading_target(torch.tensor([0.0, 180.0, math.nan]), ROLLS, prior)
     assert rolls.sum(-1).tolist() == [0.0, 1.0, 0.0]
-    loss = matching_loss([level], mask, [level_weights(place, mask, SIGMA, 4)], rolls, prior)
+    loss = matching_loss([level], [pool_mask(mask, 4)], [level_weights(place, mask, SIGMA, 4)], rolls, prior)
     loss.backward()
     assert loss.isfinite()
     assert level.grad is not None and level.grad.isfinite().all()

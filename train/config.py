@@ -283,8 +283,6 @@ class RefinerTrainingConfig(TrainingConfig):
 
     Attributes:
         init: folder of a refiner whose weights to start from; empty to start from scratch.
-        source: "tokens": the map's and the photos' tokens in the cache; "trained": images, with trunks that are trained
-            with the refiner, whose tokens of the map `jzi encode-map --detail --refiner` stores afterwards.
         offsets: where windows of training photos lie: "cell", as candidates of a search by cells will, or "uniform".
             They are never centred on the photo.
         semi: what to do with windows of other photos that show the photo's place too: leave them out of the negatives
@@ -306,7 +304,6 @@ class RefinerTrainingConfig(TrainingConfig):
     weight_decay: NotNegative = 0.04
     save_every_s: Positive = 30.0
     init: str = ""
-    source: Literal["tokens", "trained"] = "tokens"
     offsets: Literal["cell", "uniform"] = "cell"
     semi: Literal["mask", "positive"] = "mask"
     sigma_m: Positive = 0.55

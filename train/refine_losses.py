@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - its name everywhere
 from torch import Tensor
 
+from jzi.refine.outputs import RefinerOutput
 from jzi.train.losses import infonce_of_pairs
 
 #: Divisor of cosines in L_M and L_R; CCVPE's constant (Xia et al. 2023), which the paper's equation 8 takes over.
@@ -109,11 +110,6 @@ def level_weights(place: Tensor, mask: Tensor, sigma: Tensor | float, size: int)
     return _normalised(pooled).unflatten(0, pixels.shape[:-2])
 
 
-def level_mask(mask: Tensor, size: int) -> Tensor:
-    """(n, L_l, L_l) bool: cells of a level with imagery in any of their pixels, of (n, P, P)."""
-    return F.max_pool2d(mask[:, None].float(), mask.shape[-1] // size)[:, 0] > 0
-
-
 def heading_target(heading_deg: Tensor, rolls: int, log_heading: Tensor | None = None) -> Tensor:
     """Weights of the rolls around each true heading, which is shared by the two nearest ones linearly.
 
@@ -146,7 +142,7 @@ def decoder_loss(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def matching_loss(
-    levels: Sequence[Tensor], mask: Tensor, weights: Sequence[Tensor], heading: Tensor, log_heading: Tensor
+    levels: Sequence[Tensor], masks: Sequence[Tensor], weights: Sequence[Tensor], heading: Tensor, log_heading: Tensor
 ) -> Tensor:
     """L_M (equation 8): InfoNCE of the photo's place and heading at each level, summed over levels.
 
@@ -155,7 +151,7 @@ def matching_loss(
 
     Args:
         levels: (n, R, L_l, L_l) cosines of each level.
-        mask: (n, P, P) bool, pixels with imagery.
+        masks: (n, L_l, L_l) bool, cells with any imagery, of each level.
         weights: (n, L_l, L_l) of `level_weights` for each level.
         heading: (n, R) of `heading_target`.
         log_heading: (n, R) log prior of the rolls.
@@ -164,8 +160,7 @@ def matching_loss(
         Mean over the photos, a scalar.
     """
     losses = []
-    for cosines, weight in zip(levels, weights, strict=True):
-        allowed = level_mask(mask, cosines.shape[-1])
+    for cosines, allowed, weight in zip(levels, masks, weights, strict=True):
         losses.append(_places(cosines[:, None], allowed[:, None], weight[:, None], heading, log_heading))
     return torch.stack(losses).sum(0).mean()
 
@@ -248,3 +243,77 @@ def _weighted(weight: Tensor, log_share: Tensor) -> Tensor:
 def _normalised(weight: Tensor, axes: tuple[int, ...] = (-2, -1)) -> Tensor:
     total = weight.sum(axes, keepdim=True)
     return weight / torch.where(total > 0, total, 1.0)
+
+
+@dataclass(frozen=True)
+class PairTruth:
+    """Where the photos of a batch were taken.
+
+    Attributes:
+        places: (n, m, 2) column and row of photo b in window b', from its centre, right and down positive, fractions of
+            its side; window b is that of photo b.
+        heading_deg: (n,) of the photos' centre columns, clockwise from the north of their windows; nan if not known.
+        alike: (n, m) bool, whether photo b and window b' were flipped and turned alike, so that one may show the other;
+            None if all were.
+    """
+
+    places: Tensor
+    heading_deg: Tensor
+    alike: Tensor | None = None
+
+    @property
+    def place(self) -> Tensor:
+        """(n, 2) of each photo in its own window."""
+        return self.places.diagonal(dim1=0, dim2=1).T
+
+
+def refiner_losses(
+    output: RefinerOutput,
+    truth: PairTruth,
+    sigma_px: float,
+    *,
+    cross: Tensor | None = None,
+    embeddings: tuple[Tensor, Tensor, Tensor] | None = None,
+    semi: str = "mask",
+    smoothing: float = 0.1,
+) -> RefinerLosses:
+    """All losses of a batch.
+
+    Args:
+        output: of each photo and its own window.
+        truth: where the photos were taken.
+        sigma_px: standard deviation of the Gaussian around the true place, pixels.
+        cross: (n, m, R, L, L) cosines of level 0 of photo b and window b'; None for no L_R.
+        embeddings: (n, feature) of photos and of windows, of unit length, and the reciprocal of the temperature; None
+            for no L_G.
+        semi: "mask": windows of other photos that show a photo's place are no negatives; "positive": they are positives
+            of L_R, at the place that they show.
+        smoothing: label smoothing of L_G.
+    """
+    size, log_heading = output.mask.shape[-1], output.log_heading
+    place = (truth.place + 0.5) * size
+    heading = heading_target(truth.heading_deg, output.levels[0].shape[1], log_heading)
+    weights = [level_weights(place, output.mask, sigma_px, level.shape[-1]) for level in output.levels]
+    off = output.levels[0].new_zeros(())
+    excluded = false_negatives(truth.places) & ~torch.eye(len(place), dtype=torch.bool, device=place.device)
+    rerank = retrieval = off
+    if cross is not None:
+        side = cross.shape[-1]
+        weight = torch.eye(len(place), device=place.device)[:, :, None, None] * weights[0][:, None]
+        kept = ~excluded
+        if semi == "positive":
+            shown = excluded if truth.alike is None else excluded & truth.alike
+            others = (truth.places + 0.5) * size
+            every = level_weights(others, output.mask.expand(len(place), -1, -1, -1), sigma_px, side)
+            weight = _normalised(weight + every * shown[:, :, None, None], (-3, -2, -1))
+            kept = kept | shown
+        allowed = output.level_masks[0][None] & kept[:, :, None, None]
+        rerank = rerank_loss(cross, allowed, weight, heading, log_heading)
+    if embeddings is not None:
+        retrieval = retrieval_loss(*embeddings, excluded, smoothing)
+    return RefinerLosses(
+        decoder=decoder_loss(output.logits, place_target(place, output.mask, sigma_px)),
+        retrieval=retrieval,
+        matching=matching_loss(output.levels, output.level_masks, weights, heading, log_heading),
+        rerank=rerank,
+    )

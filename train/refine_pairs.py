@@ -6,7 +6,7 @@ would learn the centre, and be no better than a guess on the windows of candidat
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
@@ -39,8 +39,9 @@ class PairPhotos:
         x: (photo,) in the area's CRS.
         y: (photo,) in the area's CRS.
         heading_deg: (photo,) of the centre column, clockwise from true north; nan if it is not known.
-        hfov_deg: (photo,) horizontal field of view.
-        panorama: (photo,) bool, whether it is a 360-degree panorama.
+        heading_sd_deg: (photo,) standard deviation of the heading.
+        hfov_deg: (photo,) horizontal field of view; 360 of a panorama.
+        panorama: (photo,) bool, whether it shows the whole horizon.
     """
 
     row: NDArray[np.int64]
@@ -49,35 +50,36 @@ class PairPhotos:
     x: NDArray[np.float64]
     y: NDArray[np.float64]
     heading_deg: NDArray[np.float64]
+    heading_sd_deg: NDArray[np.float64]
     hfov_deg: NDArray[np.float64]
     panorama: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, area: CellGrid, frame: pd.DataFrame, hfov_deg: float) -> PairPhotos:
+    def of(cls, area: CellGrid, frame: pd.DataFrame, hfov_deg: float, heading_sd_deg: float) -> PairPhotos:
         """The photos of a table, such as `PhotoFeatures.encoded`, indexed by their row in the cache.
 
         Args:
             area: the area whose CRS x and y are in.
-            frame: columns latitude and longitude, and optionally heading, hfov and panorama.
+            frame: columns latitude and longitude, and optionally those of `jzi.encode.photo_view.PhotoView.to_columns`.
             hfov_deg: field of view of photos whose own is not known.
+            heading_sd_deg: standard deviation of headings whose own is not known.
         """
 
         def column(name: str, missing: float) -> NDArray[np.float64]:
-            if name not in frame:
-                return np.full(len(frame), missing)
-            values = pd.to_numeric(frame[name], errors="coerce").to_numpy(float)
-            return np.where(np.isfinite(values), values, missing)
+            values = pd.to_numeric(frame[name], errors="coerce") if name in frame else pd.Series(missing, frame.index)
+            return np.where(np.isfinite(values), values, missing).astype(float)
 
         latitude, longitude = frame["latitude"].to_numpy(float), frame["longitude"].to_numpy(float)
-        hfov = column("hfov", hfov_deg)
+        panorama = column("panorama", 0.0) == 1
         return cls(
             frame.index.to_numpy(np.int64),
             latitude,
             longitude,
             *area.project(latitude, longitude),
-            column("heading", np.nan),
-            hfov,
-            hfov >= 360,
+            column("heading_deg", np.nan),
+            column("heading_sd_deg", heading_sd_deg),
+            np.where(panorama, 360.0, column("hfov_deg", hfov_deg)),
+            panorama,
         )
 
     def __len__(self) -> int:
@@ -89,10 +91,6 @@ class PairPhotos:
     def spread(self, count: int) -> PairPhotos:
         """At most `count` of the photos, evenly spaced."""
         return self[np.linspace(0, len(self) - 1, count).astype(int)] if len(self) > count else self
-
-    def without_headings(self) -> PairPhotos:
-        """The same photos as if no heading were known."""
-        return replace(self, heading_deg=np.full(len(self), np.nan))
 
     def near(self, others: PairPhotos, metres: float = DUPLICATE_M) -> NDArray[np.bool_]:
         """(photo,) whether one of the others was taken within a distance."""
