@@ -163,7 +163,9 @@ def test_with_one_roll_the_loss_of_the_matching_is_the_papers(place: Tensor, mas
     prior, rolls = torch.zeros(N, 1), torch.ones(N, 1)
     log_share = (level[:, 0] / TAU).masked_fill(~pool_mask(mask, 4), -math.inf).flatten(1).log_softmax(-1)
     expected = -(weight.flatten(1) * log_share).nan_to_num(0.0).sum(-1).mean()
-    assert float(matching_loss([level], [pool_mask(mask, 4)], [weight], rolls, prior)) == pytest.approx(float(expected), rel=1e-5)
+    assert float(matching_loss([level], [pool_mask(mask, 4)], [weight], rolls, prior)) == pytest.approx(
+        float(expected), rel=1e-5
+    )
 
 
 def own_windows(weight: Tensor) -> Tensor:

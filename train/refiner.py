@@ -1,8 +1,8 @@
 """Training of a refiner: where in a window of some tens of metres a photo was taken (UnifyGeo, arXiv 2505.07622).
 
-The same task trains on tokens of a cache and on images; what it reads is a `PairSource`. A window's offset, its flip and
-turn, dropped tokens and the noise of headings are functions of the seed, the epoch and the step, so a resumed run is
-the same run.
+The same task trains on tokens of a cache and on images; what it reads is a `PairSource`. A window's offset, its flip
+and turn, dropped tokens and the noise of headings are functions of the seed, the epoch and the step, so a resumed run
+is the same run.
 """
 
 from __future__ import annotations
@@ -135,9 +135,7 @@ class RefinerTask(CacheTask):
             (self.config.seed, epoch),
         )
         pairs = read_ahead(self.source, self.source.train, windows, plan[first:])
-        return (
-            Batch([(epoch, step, each)], [len(each)], len(each) * world) for step, each in enumerate(pairs, first)
-        )
+        return (Batch([(epoch, step, each)], [len(each)], len(each) * world) for step, each in enumerate(pairs, first))
 
     def loss(self, model: nn.Module, part: tuple[int, int, Pairs]) -> Tensor:
         """The weighted sum of the losses of a batch, with everything random seeded by the step."""
@@ -160,9 +158,7 @@ class RefinerTask(CacheTask):
 
     def _prepare(self, pairs: Pairs, known: Tensor, generator: torch.Generator | None, augment: bool) -> Prepared:
         rolls = self.refiner.config.rolls
-        return prepare(
-            pairs.to(self.device), rolls, known, generator, images=self.source.images, augment=augment
-        )
+        return prepare(pairs.to(self.device), rolls, known, generator, images=self.source.images, augment=augment)
 
     # Validation
 
@@ -186,7 +182,7 @@ class RefinerTask(CacheTask):
             yield output, batch
 
     def validate(self) -> Metrics:
-        """Metres, degrees and the negative log-likelihood on the validation photos, and the mean losses of the epoch."""
+        """Metres, degrees and the likelihood of the validation photos, and the mean of each loss in the epoch."""
         names = [f"loss_{each.name}" for each in fields(RefinerLosses)]
         metrics: Metrics = dict(zip(names, (self.sums[:-1] / self.sums[-1].clamp(min=1)).tolist(), strict=True))
         if not len(self.source.val):

@@ -93,7 +93,7 @@ class Task(ABC):
         """Keep the current weights as the best so far, in memory or on disk."""
 
     def has_converged(self) -> bool:
-        """Whether training ends before the next epoch, by the metrics of the epochs so far; asked on the main process."""
+        """Whether to train no further epoch, by the metrics of those so far; asked on the main process."""
         return False
 
     def write_best(self) -> None:
