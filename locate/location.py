@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from jzi.errors import ConfigError
 from jzi.locate.discs import check_radius, most_probable_discs
+from jzi.locate.fix import Fix
 from jzi.locate.posterior import Posterior, credible_radius, most_probable_cells
 from jzi.locate.ranges import BEAMS, CANDIDATES, DISTANCE
 from jzi.store.plain import plain
@@ -75,6 +76,7 @@ class Candidate:
         step_probabilities: probability of each of the L actions given those before it.
         source: where the candidate comes from: an estimate ("greedy", "map", "radius") or the name of a stage.
         radius_m: metres; None if the probability is that of the cell.
+        fix: the point to metres, if a stage refined the candidate; latitude, longitude, x and y are then those of it.
     """
 
     latitude: float
@@ -87,6 +89,13 @@ class Candidate:
     step_probabilities: tuple[float, ...]
     source: str
     radius_m: float | None = None
+    fix: Fix | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        entries = {each.name: getattr(self, each.name) for each in fields(self)}
+        values: dict[str, Any] = plain({**entries, "fix": self.fix and self.fix.to_dict()})
+        return values
 
 
 @dataclass(frozen=True)
@@ -118,6 +127,11 @@ class Location:
     def best(self) -> Candidate:
         """The answer."""
         return self.candidates[0]
+
+    @property
+    def fix(self) -> Fix | None:
+        """The answer to metres; None if no stage refined it."""
+        return self.best.fix
 
     @property
     def latitude(self) -> float:
@@ -169,7 +183,8 @@ class Location:
                 "residual": self.residual,
                 "cell_m": self.cell_m,
                 "path": self.best.path,
-                "candidates": self.candidates,
+                "fix": self.fix and self.fix.to_dict(),
+                "candidates": [each.to_dict() for each in self.candidates],
                 "notes": self.notes,
             }
         )
