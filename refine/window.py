@@ -230,6 +230,10 @@ class Windows(_Frame):
     def __getitem__(self, index: int) -> Window:
         return Window(self.area, float(self.x[index]), float(self.y[index]), self.side_m, self.pixels)
 
+    def select(self, index: NDArray[np.int64]) -> Windows:
+        """Some of the windows, given by their indices."""
+        return replace(self, x=self.x[index], y=self.y[index])
+
     @property
     def positions(self) -> tuple[_Floats, _Floats]:
         """(window,) latitude and longitude of the centres, degrees (WGS 84)."""

@@ -9,12 +9,10 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from jzi.evaluate.metres import RADII
 from jzi.refine.outputs import RefinerOutput
 from jzi.train.refine_losses import PairTruth
 from jzi.train.run import Metrics
-
-#: Radii of recall, metres.
-RADII = (1.0, 3.0, 5.0, 10.0)
 
 #: Least log-likelihood of a pixel, for a place without imagery.
 LEAST = -30.0
