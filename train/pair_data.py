@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jzi.encode.augment import PHOTO_HOLE, TILE_HOLE
-from jzi.encode.pair_images import PairImages
+from jzi.encode.pair_images import PairImages, Pixels
 from jzi.encode.prefetch import prefetch, reader_threads
 from jzi.errors import TrainingError
 from jzi.evaluate.pair_protocol import ALIGNED_SD_DEG, DEVIATION, MEAN
@@ -88,46 +89,51 @@ def places_in_views(dataset: PairDataset, photos: NDArray[np.int64]) -> NDArray[
     return np.stack([right / side, -up / side], -1).reshape(count, count, 2)
 
 
-def read_pairs(dataset: PairDataset, images: PairImages, photos: NDArray[np.int64], aligned: bool) -> PairBatch:
-    """Read a batch; photos that cannot be read, or whose aerial image cannot, are left out.
+def read_ahead(
+    dataset: PairDataset, images: PairImages, batches: Sequence[NDArray[np.int64]], aligned: bool
+) -> Iterator[PairBatch]:
+    """Read batches in order, the pairs of about two of them ahead in threads.
+
+    Photos that cannot be read, or whose aerial image cannot, are left out.
 
     Args:
         dataset: the photos, with the views of the epoch.
         images: reads images of the data set.
-        photos: (n,) indices of photos.
+        batches: (n,) indices of the photos of each batch.
         aligned: whether the network is told the headings of panoramas.
 
     Raises:
-        TrainingError: no photo of the batch can be read.
+        TrainingError: no pair of a batch can be read.
     """
-    read = []
-    for index in photos:
-        photo = images.photo(int(index))
+
+    def read(index: int) -> tuple[int, Pixels, Pixels] | None:
+        photo = images.photo(index)
         view = None if photo is None else images.view(int(dataset.positive[index]), dataset.view[index])
-        if photo is not None and view is not None:
-            read.append((int(index), photo, view))
-    if not read:
-        reason = next(iter(images.unreadable.values()), "")
-        raise TrainingError(f"none of the {len(photos)} pairs of a batch can be read: {reason}")
-    index = np.array([number for number, _, _ in read])
-    pixels = [torch.from_numpy(np.stack(each)).permute(0, 3, 1, 2) for each in zip(*(row[1:] for row in read), strict=True)]
+        return None if photo is None or view is None else (index, photo, view)
+
+    ahead = 2 * max(map(len, batches), default=1)
+    pairs = prefetch(read, (int(index) for batch in batches for index in batch), reader_threads(), ahead)
+    for batch in batches:
+        readable = [each for each in islice(pairs, len(batch)) if each is not None]
+        if not readable:
+            reason = next(iter(images.unreadable.values()), "")
+            raise TrainingError(f"none of the {len(batch)} pairs of a batch can be read: {reason}")
+        yield _stack(dataset, readable, aligned)
+
+
+def _stack(dataset: PairDataset, pairs: Sequence[tuple[int, Pixels, Pixels]], aligned: bool) -> PairBatch:
+    index = np.array([number for number, _, _ in pairs])
+    photos, views = np.stack([photo for _, photo, _ in pairs]), np.stack([view for _, _, view in pairs])
     heading = to_view(dataset.offset[index], dataset.heading[index], dataset.view[index])[1]
     known = dataset.expected_deg if aligned or dataset.turn_deg else np.nan
     return PairBatch(
         index,
-        pixels[0],
-        pixels[1],
+        torch.from_numpy(photos).permute(0, 3, 1, 2),
+        torch.from_numpy(views).permute(0, 3, 1, 2),
         torch.from_numpy(places_in_views(dataset, index)).float(),
         torch.from_numpy(heading).float(),
         torch.full((len(index),), known),
     )
-
-
-def read_ahead(
-    dataset: PairDataset, images: PairImages, batches: Sequence[NDArray[np.int64]], aligned: bool
-) -> Iterator[PairBatch]:
-    """`read_pairs` of each batch, in order, ahead in threads."""
-    return prefetch(lambda photos: read_pairs(dataset, images, photos, aligned), batches, reader_threads())
 
 
 def prepare(
