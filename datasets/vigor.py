@@ -265,3 +265,16 @@ def _join(parts: Sequence[PairDataset], name: str, split: str, left_out: Sequenc
     }
     not_metric = next((part.not_metric for part in parts if part.not_metric), "")
     return replace(parts[0], name=name, split=split, not_metric=not_metric, rejected=tuple(left_out), **arrays)
+
+
+def label_order(folder: Path, area: Area, split: Literal["train", "test"]) -> list[str]:
+    """Names of all labelled panoramas in the order of CCVPE's code, which its list of orientations has.
+
+    Raises:
+        PairsError: the labels cannot be read.
+    """
+    labels = _labels_folder(folder)
+    cities = ("NewYork", "Seattle", "SanFrancisco", "Chicago")
+    kind = f"same_area_balanced_{split}" if area == "same" else "pano_label_balanced"
+    chosen = [city for city in cities if area == "same" or city in CROSS[split]]
+    return [name for city in chosen if (labels / city).is_dir() for name in _read_labels(labels, city, kind).panoramas]

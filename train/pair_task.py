@@ -319,14 +319,22 @@ class PairTask(Task):
         self.sums.copy_(state["loss_sums"])
 
 
-def pair_options(config: PairTrainingConfig, *, rerank: bool, batch_size: int, top: int = 5) -> PairOptions:
-    """What a network that was trained with some settings can be evaluated on."""
+def pair_options(
+    config: PairTrainingConfig,
+    *,
+    rerank: bool,
+    batch_size: int,
+    top: int = 5,
+    heading: NDArray[np.float64] | None = None,
+) -> PairOptions:
+    """What a network that was trained with some settings can be evaluated on; other arguments as of `PairOptions`."""
     return PairOptions(
         retrieves=config.retrieves,
         locates=config.locates,
         rerank=rerank and config.locates,
         top=top,
         batch_size=batch_size,
+        heading=heading,
     )
 
 
