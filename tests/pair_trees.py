@@ -7,6 +7,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,7 +116,7 @@ def write_vigor(
             place = rng.uniform(side / 8, (grid - 1) * side / 2 - side / 8, 2)
             lat, lon = move(latitude, longitude, *place)
             name = f"{city[:2]}{photo:04d},{lat:.6f},{lon:.6f},.jpg"
-            panorama(color, *place, panorama_width, panorama_width // 2).save(grounds / name)
+            panorama(color, place[0], place[1], panorama_width, panorama_width // 2).save(grounds / name)
             nearest = np.argsort(np.abs(centers - place).max(1), kind="stable")[:4]
             values = [name]
             for index in nearest:
@@ -231,7 +232,7 @@ def char_matrix(name: str, rows: list[str]) -> bytes:
     return _matrix(name, 4, (len(rows), len(rows[0])), [element(4, text.encode("utf-16-le"))])
 
 
-def number_matrix(name: str, values: NDArray[np.float64]) -> bytes:
+def number_matrix(name: str, values: NDArray[Any]) -> bytes:
     data = np.asarray(values, "<f8").tobytes(order="F")
     return _matrix(name, 6, values.shape, [element(9, data)])
 

@@ -105,7 +105,7 @@ def test_the_final_place_is_measured_in_whatever_image_was_chosen(tmp_path: Path
     trees.write_vigor(tmp_path)
     dataset = vigor.read(tmp_path, "same", "test")
     count = len(dataset)
-    error = final_errors(dataset, dataset.positive, dataset.offset + (3, 4))
+    error = final_errors(dataset, dataset.positive, dataset.offset + np.array([3, 4]))
     np.testing.assert_allclose(error, 5)
     semi = final_errors(dataset, dataset.semi[:, 0], dataset.semi_offset[:, 0])
     np.testing.assert_allclose(semi, 0, atol=1e-9)

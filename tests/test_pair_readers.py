@@ -17,7 +17,6 @@ from jzi.encode.pair_images import PairImages
 from jzi.errors import PairsError
 from jzi.store.pairs import from_view, to_view
 from jzi.store.pyramid import WGS84
-
 from tests import pair_trees as trees
 
 #: A corrected label of Chicago: panorama, positive, row and column, pixels of 640.
