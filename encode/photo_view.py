@@ -18,19 +18,15 @@ from jzi.encode.photos import Photo, looks_like_panorama
 from jzi.errors import PhotoError
 from jzi.store.photo_file import open_image, photo_errors
 
-#: Horizontal fields of view of perspective photos, degrees: focal lengths of 5 to 1000 mm. The columns of wider ones
-#: would lie at infinity.
-MIN_HFOV_DEG, MAX_HFOV_DEG = 2.0, 150.0
+#: Horizontal fields of view of perspective photos, degrees: those of telephoto lenses to the widest that are not
+#: fisheyes. The columns of wider ones would lie at infinity.
+MIN_HFOV_DEG, MAX_HFOV_DEG = 2.0, 170.0
 
 #: Width and height of the film that `FocalLengthIn35mmFilm` refers to, mm.
 FILM_MM = (36.0, 24.0)
 
 #: Share of the horizon from which a panorama counts as closed: stitching leaves out a few columns.
 CLOSED = 0.98
-
-#: Standard deviation of directions that refer to magnetic north, degrees: the declination, up to 20 degrees where
-#: people live, is not corrected.
-MAGNETIC_SD_DEG = 20.0
 
 #: Most bytes of XMP that are searched: one segment of a JPEG.
 XMP_BYTES = 2**16
@@ -48,12 +44,14 @@ class PhotoView:
         panorama: whether the photo shows the whole horizon, in an equirectangular projection.
         heading_deg: azimuth of the centre column, degrees clockwise from true north; None if it is unknown.
         heading_sd_deg: standard deviation of the heading, degrees; None if it is not recorded.
+        magnetic: whether the heading refers to magnetic north; the declination is not corrected.
     """
 
     hfov_deg: float | None = None
     panorama: bool = False
     heading_deg: float | None = None
     heading_sd_deg: float | None = None
+    magnetic: bool = False
 
     def with_table(self, row: Mapping[str, Any]) -> PhotoView:
         """The view, with what a row of a photo table says of it instead; values out of range are ignored.
@@ -69,7 +67,7 @@ class PhotoView:
             view = view.as_panorama() if panorama else view.as_perspective(hfov)
         heading, sd = _number(row.get("heading")), _number(row.get("heading_sd"))
         if heading is not None and (view.heading_deg is None or abs(heading % 360 - view.heading_deg) > 1e-6):
-            view = replace(view, heading_deg=heading % 360, heading_sd_deg=None)
+            view = view.with_heading(heading)
         if sd is not None and 0 < sd <= 180:
             view = replace(view, heading_sd_deg=sd)
         return view
@@ -92,18 +90,29 @@ class PhotoView:
         """The same view with another heading, degrees; None leaves a value as it is."""
         view = self
         if heading_deg is not None:
-            view = replace(view, heading_deg=heading_deg % 360, heading_sd_deg=None)
+            view = replace(view, heading_deg=heading_deg % 360, heading_sd_deg=None, magnetic=False)
         return view if sd_deg is None else replace(view, heading_sd_deg=sd_deg)
 
-    def completed(self, hfov_deg: float, heading_sd_deg: float) -> PhotoView:
-        """The view with defaults for a field of view and a standard deviation that are unknown."""
+    def completed(self, hfov_deg: float, heading_sd_deg: float, magnetic_sd_deg: float) -> PhotoView:
+        """The view with defaults for what is unknown.
+
+        Args:
+            hfov_deg: field of view.
+            heading_sd_deg: standard deviation of a heading from true north.
+            magnetic_sd_deg: standard deviation of a heading from magnetic north.
+        """
         view = self if self.hfov_deg is not None else replace(self, hfov_deg=hfov_deg)
         known = view.heading_deg is None or view.heading_sd_deg is not None
-        return view if known else replace(view, heading_sd_deg=heading_sd_deg)
+        return view if known else replace(view, heading_sd_deg=magnetic_sd_deg if view.magnetic else heading_sd_deg)
 
-    def to_columns(self) -> tuple[float, float, float, float]:
-        """Values of `COLUMNS`; nan where something is unknown."""
-        return (_or_nan(self.hfov_deg), float(self.panorama), _or_nan(self.heading_deg), _or_nan(self.heading_sd_deg))
+    def to_columns(self, magnetic_sd_deg: float) -> tuple[float, float, float, float]:
+        """Values of `COLUMNS`; nan where something is unknown.
+
+        Args:
+            magnetic_sd_deg: standard deviation of a heading from magnetic north, which has no column.
+        """
+        sd = magnetic_sd_deg if self.magnetic and self.heading_sd_deg is None else self.heading_sd_deg
+        return _or_nan(self.hfov_deg), float(self.panorama), _or_nan(self.heading_deg), _or_nan(sd)
 
     @classmethod
     def from_columns(cls, hfov_deg: float, panorama: float, heading_deg: float, heading_sd_deg: float) -> PhotoView:
@@ -142,14 +151,10 @@ def view_of(image: Image.Image) -> PhotoView:
     if exif.get(ExifTags.Base.Orientation) in (5, 6, 7, 8):
         width, height = height, width
     gps = _tags(image, ExifTags.IFD.GPSInfo)
-    heading, sd = _number(gps.get(ExifTags.GPS.GPSImgDirection)), None
-    if str(gps.get(ExifTags.GPS.GPSImgDirectionRef, "")).strip("\0 ").upper() == "M":
-        sd = MAGNETIC_SD_DEG
-    pano = _gpano(image)
-    if heading is None:
-        heading, sd = _number(pano.get("PoseHeadingDegrees")), None
-    view = PhotoView(heading_deg=None if heading is None else heading % 360)
-    view = replace(view, heading_sd_deg=sd if heading is not None else None)
+    pano, heading = _gpano(image), _number(gps.get(ExifTags.GPS.GPSImgDirection))
+    magnetic = heading is not None and str(gps.get(ExifTags.GPS.GPSImgDirectionRef)).strip("\0 ").upper() == "M"
+    heading = _number(pano.get("PoseHeadingDegrees")) if heading is None else heading
+    view = PhotoView(heading_deg=None if heading is None else heading % 360, magnetic=magnetic)
     focal = _number(_tags(image, ExifTags.IFD.Exif).get(ExifTags.Base.FocalLengthIn35mmFilm))
     if pano.get("ProjectionType", "").lower() == "equirectangular":
         return _stitched(view, pano, width)

@@ -60,10 +60,10 @@ class PhotoTokens:
 
     def damaged_rows(self) -> NDArray[np.int64]:
         """(row,) rows that are marked as having tokens, which are damaged or gone; reads all tokens."""
-        rows = np.flatnonzero(self.status())
+        rows = np.flatnonzero(self.status()).astype(np.int64)
         with ThreadPoolExecutor(THREADS) as pool:
             lost = list(pool.map(self._is_lost, rows.tolist()))
-        return rows[np.array(lost, bool)]
+        return np.asarray(rows[np.array(lost, bool)])
 
     def _is_lost(self, row: int) -> bool:
         try:

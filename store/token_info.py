@@ -46,7 +46,7 @@ class DetailInfo:
     producer: Literal["encoder", "refiner"] = "encoder"
     fingerprint: Digest
     source_width: Annotated[int, Field(ge=1, le=MAX_WIDTH)]
-    width: Annotated[int, Field(ge=1, le=MAX_FEATURES)]
+    width: Annotated[int, Field(ge=1, le=MAX_WIDTH)]
     projection: Digest
 
     def __post_init__(self) -> None:
