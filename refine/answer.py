@@ -18,7 +18,7 @@ from jzi.refine.fuse import RankWeights, combine, rank
 from jzi.refine.heading import Heading, summarize, to_headings
 from jzi.refine.mosaic import Mosaic
 from jzi.refine.points import best_disc, disc_sums, local_maxima, mean_point, most_probable
-from jzi.refine.window import Window, Windows
+from jzi.refine.window import Window, Windows, wrap
 
 if TYPE_CHECKING:
     from jzi.refine.outputs import RefinerOutput
@@ -156,9 +156,9 @@ def refine_candidates(
         if share[index] > 0
     ]  # fmt: skip
     refined.sort(key=lambda each: -(each.probability if options.estimate == "radius" else _share(each)))
-    kept: list[Candidate] = []
+    kept, apart = list[Candidate](), options.radius * float(windows.scale.mean())
     for each in refined:
-        if all(np.hypot(each.x - other.x, each.y - other.y) > options.radius for other in kept):
+        if all(np.hypot(each.x - other.x, each.y - other.y) > apart for other in kept):
             kept.append(each)
     unrefined = [_on_its_cell(posterior, cells[index], prior[index]) for index in range(count) if not share[index] > 0]
     return [*kept, *unrefined]
@@ -213,7 +213,7 @@ def _fix(mosaic: Mosaic, index: int, heading: _Floats, cell: tuple[int, int], ra
         cell=(int(row[0]), int(col[0])) if row[0] >= 0 else cell,
         sd_major_m=ellipse.major_m,
         sd_minor_m=ellipse.minor_m,
-        axis_deg=float(window.true_heading(ellipse.axis_deg)) % 180,
+        axis_deg=float(wrap(window.true_heading(ellipse.axis_deg), 180)),
         mode_mass=min(1.0, mosaic.mass(x, y, MODE_M)),
         radius_68_m=radius_68,
         radius_95_m=radius_95,

@@ -58,22 +58,24 @@ def sector_sampling(
         (n, B, W') weights of the columns in each sector, which sum to 1, and the (n, B) share of the sector that the
         photo shows, 0..1. The weights of a sector that is not shown are those of the photo's edge.
     """
-    hfov = torch.where(panorama, hfov_deg.clamp(1.0, 360.0), hfov_deg.clamp(1.0, MAX_PLANE_DEG))
-    hfov = _precise(hfov)
+    hfov = _precise(torch.where(panorama, hfov_deg.clamp(1.0, 360.0), hfov_deg.clamp(1.0, MAX_PLANE_DEG)))
     step = 360 / bins
     edges = (torch.arange(bins + 1, device=hfov.device, dtype=hfov.dtype) - bins / 2) * step
     shown = edges.clamp(-hfov[:, None] / 2, hfov[:, None] / 2)  # (n, B + 1) azimuths
     plane = hfov.clamp(max=MAX_PLANE_DEG)[:, None].deg2rad() / 2
     on_plane = shown.deg2rad().clamp(-plane, plane).tan() / (2 * plane.tan())
     share = torch.where(panorama[:, None], shown / hfov[:, None], on_plane)  # of the photo's width, from its middle
-    position = columns * (0.5 + share * (1.0 if fill is None else fill[:, None].to(hfov)))
-    middle = (position[:, 1:] + position[:, :-1]) / 2
-    half = (position[:, 1:] - position[:, :-1]).clamp(min=1.0) / 2
+    filled = torch.ones_like(hfov)[:, None] if fill is None else fill[:, None].to(hfov)
+    position = (columns * (0.5 + share * filled)).round(decimals=9)  # whole columns exactly
+    middle, half = (position[:, 1:] + position[:, :-1]) / 2, (position[:, 1:] - position[:, :-1]).clamp(min=1.0) / 2
+    low, high = middle - half, middle + half
+    ring = (panorama & (hfov_deg >= 360))[:, None]
+    edge = columns * (0.5 - 0.5 * filled)  # of the photo in its columns
+    low, high = torch.where(ring, low, low.clamp(min=edge)), torch.where(ring, high, high.clamp(max=columns - edge))
     left = torch.arange(columns, device=hfov.device)
-    weights = _overlap(middle - half, middle + half, left)
-    ring = (panorama & (hfov_deg >= 360))[:, None, None]
+    weights = _overlap(low, high, left)
     for lap in (-columns, columns):
-        weights = weights + ring * _overlap(middle - half, middle + half, left + lap)
+        weights = weights + ring[:, :, None] * _overlap(low, high, left + lap)
     weights = weights / weights.sum(2, keepdim=True)
     window = (shown[:, 1:] - shown[:, :-1]) / step
     return weights.to(hfov_deg.dtype), window.to(hfov_deg.dtype)

@@ -86,9 +86,7 @@ class UnifyGeoConfig:
         sides = (self.ground_width, self.photo_width, self.aerial)
         _check_multiples("ground_width, photo_width and aerial", sides, STRIDE, "the network's stride")
         if self.rows < 1:
-            raise ConfigError(
-                f"refine.ground_height is {self.ground_height} pixels, less than a feature: give {STRIDE}"
-            )
+            raise ConfigError(f"refine.ground_height is {self.ground_height} pixels: give at least {STRIDE}")
 
     @property
     def channels(self) -> Channels:

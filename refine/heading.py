@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from jzi.refine.outputs import RefinerOutput
+from jzi.refine.window import wrap
 
 _Floats = NDArray[np.float64]
 
@@ -85,7 +86,7 @@ def _circular_mean(angles_deg: _Floats, weight: _Floats) -> tuple[float, float]:
     """Mean direction, 0..360 degrees, and resultant length, 0..1."""
     angle = np.radians(angles_deg)
     east, north = weight @ np.sin(angle), weight @ np.cos(angle)
-    return math.degrees(math.atan2(east, north)) % 360, float(np.hypot(east, north) / weight.sum())
+    return float(wrap(math.degrees(math.atan2(east, north)))), float(np.hypot(east, north) / weight.sum())
 
 
 def _peaks(bins: _Floats, probability: _Floats) -> tuple[tuple[float, float], ...]:

@@ -71,7 +71,7 @@ class RefinerInfo:
             raise ConfigError(f"a refiner of kind {self.kind!r} has a {_CONFIGS[self.kind].__name__}: give that")
 
 
-_CONFIGS: dict[Kind, type[Any]] = {"cached": CachedRefinerConfig, "unifygeo": UnifyGeoConfig}
+_CONFIGS: dict[str, type[Any]] = {"cached": CachedRefinerConfig, "unifygeo": UnifyGeoConfig}
 
 
 def read_refiner_info(folder: str | Path) -> RefinerInfo:
@@ -101,15 +101,15 @@ def read_refiner_info(folder: str | Path) -> RefinerInfo:
     if entries.pop("digest", None) != _digest(entries):
         raise ModelError(f"{path} does not match its own digest, it was edited or damaged: {HINT}")
     del entries["jzi_refiner"]
-    if entries.get("kind") not in _CONFIGS:
+    config_class: Any = _CONFIGS.get(str(entries.get("kind")))
+    if config_class is None:
         raise ModelError(
             f"{folder} contains a refiner of kind {entries.get('kind')!r:.40}, which jzi {__version__} does not "
             "support: use the version that wrote it"
         )
     try:
-        config = entries.pop("config", {})
-        checked: Any = TypeAdapter(_CONFIGS[entries["kind"]]).validate_json(json.dumps(config), strict=True)
-        return RefinerInfo(config=checked, **_tuples(entries))
+        config = TypeAdapter(config_class).validate_json(json.dumps(entries.pop("config", {})), strict=True)
+        return RefinerInfo(config=config, **_tuples(entries))
     except ValidationError as error:
         raise ModelError(f"{path} has an {first_invalid(error)}: {HINT}") from error
     except (JziError, TypeError) as error:  # TypeError: an entry is missing or unknown

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from jzi.refine.window import Windows
+from jzi.refine.window import Windows, wrap
 
 _Floats = NDArray[np.float64]
 _Index = NDArray[np.int64]
@@ -77,7 +77,7 @@ class Mosaic:
         covariance = np.array([[weight @ right**2, weight @ (right * up)], [weight @ (right * up), weight @ up**2]])
         (small, great), axes = np.linalg.eigh(covariance)
         great, small = _untruncated(max(great, least**2), max(small, least**2), radius)
-        azimuth = math.degrees(math.atan2(axes[0, 1], axes[1, 1])) % 180
+        azimuth = float(wrap(math.degrees(math.atan2(axes[0, 1], axes[1, 1])), 180))
         return Ellipse(math.sqrt(great), math.sqrt(small), azimuth)
 
     def radii(self, x: float, y: float, *shares: float) -> list[float]:

@@ -104,7 +104,7 @@ def _greatest(values: _Floats, probability: _Floats) -> tuple[int, int]:
 
 
 def _peak(values: _Floats, row: int, col: int) -> tuple[float, float]:
-    """Offset of a peak to the right and down, at most half a pixel; 0 at edges and where the fit has no maximum."""
+    """Offset of a peak to the right and down, at most a pixel; 0 at edges and where the fit has no maximum."""
     around = values[max(0, row - 1) : row + 2, max(0, col - 1) : col + 2]
     if around.shape != (3, 3) or not np.isfinite(around).all():
         return 0.0, 0.0
@@ -113,4 +113,4 @@ def _peak(values: _Floats, row: int, col: int) -> tuple[float, float]:
     if not (d < 0 and determinant > 1e-12 * (d * d + e * e)):
         return 0.0, 0.0
     right, down = (f * c - 2 * e * b) / determinant, (f * b - 2 * d * c) / determinant
-    return float(np.clip(right, -0.5, 0.5)), float(np.clip(down, -0.5, 0.5))
+    return float(np.clip(right, -1, 1)), float(np.clip(down, -1, 1))
