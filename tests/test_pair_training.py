@@ -256,7 +256,7 @@ def test_an_interrupted_training_resumes_to_the_same_weights(tmp_path: Path, mon
     config = replace(TRAINING, epochs=3, mine_every=1, neighbours=2, save_every_s=1e-9)
     arguments: dict[str, Any] = {"aligned": True, "fingerprint": {"kind": "test"}, "progress": False}
 
-    def run(folder: Path) -> dict[str, torch.Tensor]:
+    def run(folder: Path) -> list[dict[str, float]]:
         train_pairs(dataset, dataset.take(np.arange(4)), lambda: UnifyGeo(CONFIG), folder, config, **arguments)
         return torch.load(folder / "train" / "state.pt", weights_only=True)["metrics"]
 
