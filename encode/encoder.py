@@ -63,6 +63,7 @@ class Encoder:
 
     Attributes:
         width: number of features of an embedding.
+        patch: side of a patch, pixels.
 
     Raises:
         EncoderError: the model type, layout or resampling is not supported, or the image size is less than one patch.
@@ -91,9 +92,9 @@ class Encoder:
             raise EncoderError(f"encoder.layout must be one of {', '.join(LAYOUTS)}, not {layout!r}")
         if resampling not in RESAMPLINGS:
             raise EncoderError(f"encoder.resampling must be one of {', '.join(RESAMPLINGS)}, not {resampling!r}")
-        self._stride = self.family.stride(config)
-        if image_size < self._stride:
-            raise EncoderError(f"encoder.image_size is {image_size}, less than one patch of {self._stride} pixels")
+        self.patch = self.family.stride(config)
+        if image_size < self.patch:
+            raise EncoderError(f"encoder.image_size is {image_size}, less than one patch of {self.patch} pixels")
         self.mean, self.std = mean or self.family.mean, std or self.family.std
         self.name, self.from_hub, self.image_size, self.layout = name, from_hub, image_size, layout
         self.resampling = resampling
@@ -161,7 +162,7 @@ class Encoder:
     @property
     def patches(self) -> int:
         """Number of patches of a square."""
-        return (self.image_size // self._stride) ** 2
+        return (self.image_size // self.patch) ** 2
 
     @property
     def info(self) -> EncoderInfo:
