@@ -213,6 +213,19 @@ class Encoder:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
             return self.family.embed(self.model, pixels).float()
 
+    def embed_with_patches(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Embed normalised images, and return their patch tokens too.
+
+        Args:
+            pixels: (n, 3, S, S) from `normalise`.
+
+        Returns:
+            (n, feature) as from `embed`, and (n, patch, feature); float32.
+        """
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
+            tokens = self.family.last_tokens(self.model, pixels)
+            return self.family.pool(self.model, tokens).float(), self.family.patches(self.model, tokens).float()
+
     @torch.inference_mode()
     def encode_tiles(self, tiles: NDArray[np.uint8] | Tensor) -> Tensor:
         """Embed (n, S, S, 3) uint8 tiles; return (n, feature) float32 on the device."""
@@ -229,10 +242,7 @@ class Encoder:
             (n, feature) embeddings, as from `encode_tiles`, and (n, patch, feature) patch tokens after the final
             layernorm, in row-major order, without [CLS] and registers; float32 on the device.
         """
-        pixels = self.normalise(self.to_unit(torch.as_tensor(tiles)))
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
-            tokens = self.family.last_tokens(self.model, pixels)
-            return self.family.pool(self.model, tokens).float(), self.family.patches(self.model, tokens).float()
+        return self.embed_with_patches(self.normalise(self.to_unit(torch.as_tensor(tiles))))
 
     @torch.inference_mode()
     def encode_photos(self, photos: NDArray[np.uint8]) -> Tensor:
