@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from jzi.errors import ConfigError
 from jzi.locate.discs import check_radius, most_probable_discs
@@ -163,6 +162,18 @@ class Location:
         """
         return as_pyramid(self.posterior.area)
 
+    def with_candidates(self, candidates: Sequence[Candidate]) -> Location:
+        """The location with the candidates of a stage; radii are those of the answer's fix, if it has one.
+
+        Args:
+            candidates: the most probable first; the location is unchanged if there are none.
+        """
+        if not candidates:
+            return self
+        fix = candidates[0].fix
+        radii = (fix.radius_68_m, fix.radius_95_m) if fix else (self.radius_68, self.radius_95)
+        return replace(self, candidates=tuple(candidates), radius_68=radii[0], radius_95=radii[1])
+
     @property
     def residual(self) -> float:
         """Probability that search did not reach."""
@@ -234,16 +245,17 @@ def to_locations(posterior: Posterior, options: LocateOptions, names: Sequence[s
 
     def candidate(photo: int, rank: int) -> Candidate:
         at, cell = (photo, rank), int(points.cell[photo, rank])
-        path, steps = _zoom_to(posterior, photo, cell)
+        row, col = int(posterior.row[photo, cell]), int(posterior.col[photo, cell])
+        path, steps = path_to(posterior, photo, row, col)
         return Candidate(
             latitude=float(latitude[at]),
             longitude=float(longitude[at]),
             x=float(points.x[at]),
             y=float(points.y[at]),
-            cell=(int(posterior.row[photo, cell]), int(posterior.col[photo, cell])),
-            path=tuple(path.tolist()),
+            cell=(row, col),
+            path=path,
             probability=min(1.0, float(points.probability[at])),
-            step_probabilities=tuple(steps.tolist()),
+            step_probabilities=steps,
             source=options.estimate,
             radius_m=options.radius if options.estimate == "radius" else None,
         )
@@ -265,18 +277,26 @@ def to_locations(posterior: Posterior, options: LocateOptions, names: Sequence[s
     ]
 
 
-def _zoom_to(posterior: Posterior, photo: int, cell: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """(L,) actions to a cell of a pyramid, and the probability of each given those before it; empty in other areas.
+def path_to(posterior: Posterior, photo: int, row: int, col: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """The L actions to a cell of a pyramid, and the probability of each given those before it; empty in other areas.
 
-    If the posterior has no `steps`, the probability of a tile is the sum over its cells.
+    If the posterior has no `steps` for the cell, the probability of a tile is the sum over its cells.
+
+    Args:
+        posterior: posterior of the photos.
+        photo: index of the photo.
+        row: row of the cell.
+        col: column.
     """
     area = posterior.area
     if not isinstance(area, Pyramid):
-        return np.empty(0, np.int64), np.empty(0)
-    path = area.cell_to_path(posterior.row[photo, cell], posterior.col[photo, cell])
-    if posterior.steps is not None:
-        return path, posterior.steps[photo, cell]
+        return (), ()
+    path = area.cell_to_path(row, col)
+    reached = np.flatnonzero((posterior.row[photo] == row) & (posterior.col[photo] == col))
+    if posterior.steps is not None and len(reached):
+        return tuple(path.tolist()), tuple(posterior.steps[photo, reached[0]].tolist())
     paths = area.cell_to_path(posterior.row[photo], posterior.col[photo])  # (cell, L)
     tile = posterior.probability[photo] @ np.logical_and.accumulate(paths == path, axis=1)  # (L,)
     parent = np.concatenate([[1.0], tile[:-1]])
-    return path, np.divide(tile, parent, out=np.zeros_like(tile), where=parent > 0)
+    steps = np.divide(tile, parent, out=np.zeros_like(tile), where=parent > 0)
+    return tuple(path.tolist()), tuple(steps.tolist())

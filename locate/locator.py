@@ -230,7 +230,7 @@ class Locator:
             candidates: Sequence[Candidate] = location.candidates
             for stage in self.stages:
                 candidates = stage(query, location.posterior, candidates)
-            refined.append(replace(location, candidates=tuple(candidates)))
+            refined.append(location.with_candidates(candidates))
         return refined
 
     def _batches(self, photos: Iterable[Photo], size: int) -> Iterator[list[tuple[Photo, ReadPhoto]]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -64,5 +66,5 @@ def generalised_mean(tokens: Tensor, power: Tensor) -> Tensor:
     """
     with torch.autocast(tokens.device.type, enabled=False):
         logs, power = tokens.float().clamp(min=_LEAST).log(), power.float()
-        mean = torch.logsumexp(power * logs, 1) - torch.tensor(float(tokens.shape[1])).log().item()
+        mean = torch.logsumexp(power * logs, 1) - math.log(tokens.shape[1])
         return (mean / power).exp()

@@ -10,8 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from jzi.locate.fusion import CLEAR, maximise
 from jzi.refine.window import Windows
 
 _Floats = NDArray[np.float64]
@@ -43,35 +46,109 @@ def rank(score: _Floats, match: _Floats, probability: _Floats, weights: RankWeig
 
     Args:
         score: (..., candidate) the front end's score s_t; -inf for no candidate.
-        match: (..., candidate) greatest match of level 0.
+        match: (..., candidate) greatest match of level 0; ignored if the weight is 0.
         probability: (..., candidate) the front end's probability of the candidates' cells.
         weights: the weights.
     """
-    raise NotImplementedError
+    logit = _times(weights.prior, score) + _times(weights.match, match)
+    logit = np.where(np.isneginf(score), -np.inf, logit)
+    greatest = logit.max(-1, keepdims=True)
+    share = np.exp(logit - np.where(np.isfinite(greatest), greatest, 0.0))
+    total = share.sum(-1, keepdims=True)
+    return np.asarray(probability.sum(-1, keepdims=True) * share / np.where(total > 0, total, 1.0))
+
+
+def _times(weight: float, values: _Floats) -> _Floats:
+    return weight * values if weight else np.zeros(np.shape(values))
 
 
 def fit(score: _Floats, match: _Floats, truth: NDArray[np.int64]) -> RankWeights:
     """The weights with the greatest likelihood of the true candidates (conditional logit); (1, 0) without clear gain.
+
+    A gain is clear if it exceeds zero by `CLEAR` standard errors over the photos, as in `jzi.locate.fusion`.
 
     Args:
         score: (photo, candidate) as for `rank`.
         match: (photo, candidate) as for `rank`.
         truth: (photo,) index of the candidate whose cell the photo was taken in; -1 leaves the photo out.
     """
-    raise NotImplementedError
+    kept = np.flatnonzero(truth >= 0)
+    kept = kept[np.isfinite(score[kept, truth[kept]])]
+    if len(kept) < 2:
+        return RankWeights(photos=len(kept))
+    valid = np.isfinite(score[kept])
+    features = torch.from_numpy(np.where(valid, np.stack([score[kept], match[kept]]), 0.0))  # (2, photo, candidate)
+    base = torch.from_numpy(np.where(valid, 0.0, -np.inf))
+    photos, at = torch.arange(len(kept)), torch.from_numpy(truth[kept])
+
+    def likelihood(weights: Tensor) -> Tensor:
+        logit = torch.einsum("e,epc->pc", weights, features) + base
+        return (logit - logit.logsumexp(-1, keepdim=True))[photos, at]
+
+    both = maximise(features, base, features[:, photos, at])
+    alone = torch.zeros_like(both)
+    alone[:1] = maximise(features[:1], base, features[:1, photos, at])
+    unchanged = torch.tensor([1.0, 0.0], dtype=both.dtype)
+    gains = [likelihood(both) - likelihood(each) for each in (alone, unchanged)]
+    means = [(float(gain.mean()), float(gain.std() / len(kept) ** 0.5)) for gain in gains]
+    clear = all(mean > CLEAR * error for mean, error in means)
+    prior, weight = (float(each) for each in (both if clear else unchanged))
+    return RankWeights(prior, weight, means[0], len(kept))
 
 
 def owned(windows: Windows) -> NDArray[np.bool_]:
     """(window, row, col) whether the window is the nearest one, by its centre, of those that contain the pixel."""
-    raise NotImplementedError
+    count, side = len(windows), windows.pixels
+    centres = np.arange(side) + 0.5
+    u, v = np.meshgrid(centres, centres)
+    result = np.ones((count, side, side), bool)
+    reach = windows.side_m * windows.scale
+    for one in range(count):
+        x, y = windows[one].pixels_to_crs(u, v)
+        distance = np.hypot(x - windows.x[one], y - windows.y[one])
+        for other in range(count):
+            dx, dy = abs(x - windows.x[other]), abs(y - windows.y[other])
+            apart = max(abs(windows.x[one] - windows.x[other]), abs(windows.y[one] - windows.y[other]))
+            if other == one or apart >= (reach[one] + reach[other]) / 2:
+                continue
+            to_other = np.hypot(dx, dy)
+            nearer = to_other < distance if other > one else to_other <= distance
+            result[one] &= ~(nearer & (np.maximum(dx, dy) <= reach[other] / 2))
+    return result
 
 
-def combine(density: _Floats, windows: Windows, share: _Floats) -> _Floats:
-    """(window, row, col) probabilities of pixels: each window's density in what it owns, with a share as its sum.
+def combine(
+    density: _Floats, mask: NDArray[np.bool_], windows: Windows, probability: _Floats, share: _Floats
+) -> tuple[_Floats, _Floats]:
+    """Put the windows of one photo together, so that no ground counts twice.
+
+    Each window keeps its density in what it owns, with its share pi_t as the sum. A window without imagery in what it
+    owns has zeros, and its probability stays on its cell; the others then share what is left.
 
     Args:
-        density: (window, row, col) with sum 1 in each window; a window of zeros has no coverage.
-        windows: the windows of one photo.
-        share: (window,) probabilities pi_t.
+        density: (window, row, col) with sum 1 in each window that has imagery.
+        mask: (window, row, col) whether there is imagery.
+        windows: the windows.
+        probability: (window,) the front end's probability of the candidates' cells.
+        share: (window,) probabilities pi_t of all windows; only their proportions count.
+
+    Returns:
+        (window, row, col) probabilities of pixels, and (window,) their sums, 0 for windows without imagery.
     """
-    raise NotImplementedError
+    result, used = np.zeros_like(density), np.flatnonzero(mask.any((1, 2)))
+    while len(used):
+        own = owned(windows.select(used)) & mask[used]
+        if own.any((1, 2)).all():
+            break
+        used = used[own.any((1, 2))]
+    shares = np.zeros(len(windows))
+    if not len(used):
+        return result, shares
+    total = share[used].sum()
+    shares[used] = probability[used].sum() * (share[used] / total if total > 0 else 1 / len(used))
+    for index, window in enumerate(used):
+        kept = density[window] * own[index]
+        if not kept.sum() > 0:  # all of it in the ground of others
+            kept = own[index].astype(float)
+        result[window] = kept * (shares[window] / kept.sum())
+    return result, shares

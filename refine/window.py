@@ -33,6 +33,17 @@ def _projection(crs: str) -> Proj:
     return Proj(CRS.from_user_input(crs))
 
 
+def wrap(degrees: ArrayLike, turn: float = 360.0) -> _Floats:
+    """Angles in 0..turn, without `turn` itself, to which small negative ones are rounded.
+
+    Args:
+        degrees: angles.
+        turn: 360 for directions, 180 for axes.
+    """
+    wrapped = np.asarray(degrees, float) % turn
+    return np.where(wrapped < turn, wrapped, 0.0)
+
+
 class _Frame:
     """What a window and an array of windows share; values of several windows have shape (window,)."""
 
@@ -114,11 +125,11 @@ class _Frame:
 
     def true_heading(self, grid_deg: ArrayLike) -> _Floats:
         """Azimuths from grid north to azimuths from true north, degrees in 0..360."""
-        return np.asarray((np.asarray(grid_deg, float) + self._factors[1]) % 360)
+        return wrap(np.asarray(grid_deg, float) + self._factors[1])
 
     def grid_heading(self, true_deg: ArrayLike) -> _Floats:
         """Azimuths from true north to azimuths from grid north, degrees in 0..360."""
-        return np.asarray((np.asarray(true_deg, float) - self._factors[1]) % 360)
+        return wrap(np.asarray(true_deg, float) - self._factors[1])
 
 
 @dataclass(frozen=True)
@@ -229,6 +240,10 @@ class Windows(_Frame):
 
     def __getitem__(self, index: int) -> Window:
         return Window(self.area, float(self.x[index]), float(self.y[index]), self.side_m, self.pixels)
+
+    def select(self, index: NDArray[np.int64]) -> Windows:
+        """Some of the windows, given by their indices."""
+        return replace(self, x=self.x[index], y=self.y[index])
 
     @property
     def positions(self) -> tuple[_Floats, _Floats]:

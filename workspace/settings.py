@@ -112,7 +112,7 @@ class AreaSettings:
 
     def path(self, value: str) -> Path:
         """Resolve a path of the settings."""
-        return _resolve(value, self.folder)
+        return resolve_path(value, self.folder)
 
     @property
     def cache_path(self) -> str:
@@ -130,7 +130,7 @@ class AreaSettings:
 
     def to_toml(self) -> str:
         """Format all settings as a jzi.toml."""
-        return tomlkit.dumps(_without_none(asdict(self)))  # type: ignore[call-overload]
+        return tomlkit.dumps(without_none(asdict(self)))  # type: ignore[call-overload]
 
 
 @dataclass(config=_strict)
@@ -204,7 +204,7 @@ def find_rasters(entries: Iterable[str], folder: Path = Path()) -> list[str]:
         if "://" in entry or entry.startswith("/vsi"):
             rasters.append(entry)
             continue
-        path = _resolve(entry, folder)
+        path = resolve_path(entry, folder)
         if path.is_dir():
             suffixes = (".tif", ".tiff", ".vrt", ".jp2", ".jpg", ".jpeg", ".png")
             files = sorted(file for file in path.iterdir() if file.suffix.lower() in suffixes)
@@ -224,7 +224,7 @@ def names_url(entries: Iterable[str]) -> bool:
     return any("://" in entry or entry.startswith("/vsi") for entry in entries)
 
 
-def _resolve(path: str, folder: Path) -> Path:
+def resolve_path(path: str, folder: Path) -> Path:
     """Resolve a path of jzi.toml, whose folder need not exist."""
     return Path(os.path.normpath(folder / Path(path).expanduser()))
 
@@ -263,8 +263,17 @@ def load_region(file: Path, overrides: Iterable[str] = (), training: Iterable[st
 
 def is_region(file: Path) -> bool:
     """Whether a jzi.toml describes a region; False too if it cannot be read, which `load_area` reports."""
+    return _has_section(file, "region")
+
+
+def is_pairs(file: Path) -> bool:
+    """Whether a jzi.toml describes a data set of pairs (`jzi.workspace.pairs`); False too if it cannot be read."""
+    return _has_section(file, "pairs")
+
+
+def _has_section(file: Path, section: str) -> bool:
     try:
-        return "region" in tomllib.loads(file.read_text())
+        return section in tomllib.loads(file.read_text())
     except (OSError, ValueError):
         return False
 
@@ -273,6 +282,35 @@ def load_area(
     file: Path, overrides: Iterable[str] = (), training: Iterable[str] = TRAINING
 ) -> Settings | RegionSettings:
     """Read a jzi.toml of either kind; arguments and errors as those of `load_settings`."""
+    values, overridden = read_values(file, overrides)
+    if "pairs" in values:
+        raise ConfigError(
+            f"{file} describes a data set of pairs, which this command does not use: it is for the areas that "
+            "`jzi init --map RASTER` and `jzi init --region REGION.geojson` set up"
+        )
+    try:
+        kind: type[Settings] | type[RegionSettings] = RegionSettings if "region" in values else Settings
+        settings: Settings | RegionSettings = TypeAdapter(kind).validate_python(values)
+    except ValidationError as error:
+        raise settings_error(file, error) from error
+    for name in sorted(overridden):
+        if name.partition(".")[0] in set(TRAINING) - set(training):
+            raise ConfigError(f"--set {name} has no effect on this command: leave it out")
+    settings.folder = file.parent
+    settings.overridden = frozenset(overridden)
+    return settings
+
+
+def read_values(file: Path, overrides: Iterable[str] = ()) -> tuple[dict[str, Any], set[str]]:
+    """The values of a jzi.toml of any kind, with overrides, and the names of the overridden settings.
+
+    Args:
+        file: path of the jzi.toml.
+        overrides: as of `load_settings`.
+
+    Raises:
+        ConfigError: the file does not exist or cannot be read, or an override is malformed.
+    """
     try:
         values = tomllib.loads(file.read_text())
     except FileNotFoundError:
@@ -281,7 +319,7 @@ def load_area(
         raise ConfigError(f"{file} cannot be read: {error}") from error
     except ValueError as error:  # a null byte in the path
         raise ConfigError(f"{str(file)!r} is not a path ({error}): give another one") from error
-    overridden = set()
+    overridden: set[str] = set()
     for override in overrides:
         name, equals, text = override.partition("=")
         section, dot, key = name.strip().partition(".")
@@ -293,17 +331,7 @@ def load_area(
         overridden.add(f"{section}.{key}")
     if nul := _with_null(values):
         raise ConfigError(f"the setting {nul} contains a null byte: remove it")
-    try:
-        kind: type[Settings] | type[RegionSettings] = RegionSettings if "region" in values else Settings
-        settings: Settings | RegionSettings = TypeAdapter(kind).validate_python(values)
-    except ValidationError as error:
-        raise _settings_error(file, error) from error
-    for name in sorted(overridden):
-        if name.partition(".")[0] in set(TRAINING) - set(training):
-            raise ConfigError(f"--set {name} has no effect on this command: leave it out")
-    settings.folder = file.parent
-    settings.overridden = frozenset(overridden)
-    return settings
+    return values, overridden
 
 
 def _parse(text: str) -> Any:
@@ -313,7 +341,8 @@ def _parse(text: str) -> Any:
         return text
 
 
-def _settings_error(file: Path, error: ValidationError) -> ConfigError:
+def settings_error(file: Path, error: ValidationError) -> ConfigError:
+    """The error of a jzi.toml whose values pydantic refuses."""
     name, value, kind, reason = first_invalid(error)
     if kind == "unexpected_keyword_argument":
         return ConfigError(f"{file} or --set has a setting {name!r} that jzi does not know")
@@ -331,10 +360,10 @@ def _with_null(value: Any, name: str = "") -> str:
     return name if isinstance(value, str) and "\0" in value else ""
 
 
-def _without_none(values: dict[str, Any]) -> dict[str, Any]:
+def without_none(values: dict[str, Any]) -> dict[str, Any]:
     """Leave out values that are not set: TOML has no null."""
     return {
-        key: _without_none(value) if isinstance(value, dict) else value
+        key: without_none(value) if isinstance(value, dict) else value
         for key, value in values.items()
         if value is not None
     }
@@ -342,7 +371,7 @@ def _without_none(values: dict[str, Any]) -> dict[str, Any]:
 
 def write_settings(settings: AreaSettings) -> None:
     """Write a new jzi.toml, with comments, into the folder of the settings."""
-    sections = _without_none(asdict(settings))  # type: ignore[call-overload]
+    sections = without_none(asdict(settings))  # type: ignore[call-overload]
     for derived in ("width", "actions"):  # from the encoder and the pyramid
         sections.get("decoder", {}).pop(derived, None)
     for follows in STATEWIDE_METHODS["statewide"]:  # the method, unless they are set
