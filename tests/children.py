@@ -145,6 +145,22 @@ def run_python(source: str, *arguments: object, code: int | None = 0, **options:
     return run([sys.executable, "-c", source, *arguments], code=code, **options)
 
 
+def run_distributed(processes: int, *command: object, **options: object) -> Child:
+    """`run` Python with some arguments in one process, or in several of torchrun on the loopback interface alone."""
+    launcher = f"-m torch.distributed.run --standalone --local-addr=127.0.0.1 --nproc-per-node={processes}".split()
+    interface = "lo0" if sys.platform == "darwin" else "lo"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": interface}
+    return run([sys.executable, *(launcher if processes > 1 else ()), *command], env=environment, **options)
+
+
+def wait_until(happened: Callable[[], object]) -> None:
+    """Wait for what a thread of this process does, for `BOUND_S` seconds at most."""
+    deadline = time.monotonic() + BOUND_S
+    while not happened():
+        assert time.monotonic() < deadline, "it has not happened in time"
+        time.sleep(0.01)
+
+
 def _text(descriptor: int) -> str:
     return os.pread(descriptor, os.fstat(descriptor).st_size, 0).decode(errors="replace")  # leaves the offset alone
 
