@@ -16,7 +16,7 @@ from jzi.refine.outputs import RefinerOutput
 from jzi.refine.temperature import fit_heading_temperature, fit_temperature
 from jzi.train.config import RefinerTrainingConfig
 from jzi.train.encoder import seeded_generator
-from jzi.train.refine_data import PairSource, Prepared, prepare, read_ahead, split_evenly
+from jzi.train.refine_data import PairSource, Prepared, prepare, read_ahead, split_evenly, window_tokens
 from jzi.train.refine_losses import PairTruth
 from jzi.train.refine_pairs import draw_windows
 from jzi.train.run import Metrics
@@ -109,7 +109,8 @@ def validation(
         known = (torch.rand(len(pairs), generator=generator) < 0.5).to(device)
         batch = prepare(pairs.to(device), shape.rolls, known, generator, images=source.images, augment=False)
         with torch.inference_mode():
-            output = refiner.match(refiner.ground(batch.photos), refiner.aerial(batch.windows), batch.mask)
+            aerial = refiner.aerial(window_tokens(refiner, batch.windows, batch.grid))
+            output = refiner.match(refiner.ground(batch.photos), aerial, batch.mask)
         yield output, batch
 
 

@@ -27,7 +27,7 @@ from jzi.train.cache_task import CacheTask
 from jzi.train.config import RefinerTrainingConfig
 from jzi.train.encoder import seeded_generator
 from jzi.train.loop import TrainingLoop, make_accelerator
-from jzi.train.refine_data import Pairs, PairSource, prepare, read_ahead
+from jzi.train.refine_data import Pairs, PairSource, prepare, read_ahead, window_tokens
 from jzi.train.refine_losses import LossWeights, RefinerLosses, refiner_losses
 from jzi.train.refine_pairs import draw_windows
 from jzi.train.refine_validation import Accuracy, fit_temperatures, measure, validation
@@ -60,9 +60,12 @@ class RefinerNetwork(nn.Module):
         super().__init__()
         self.refiner, self.rerank = refiner, rerank
 
-    def forward(self, photos: PhotoInput, windows: Tensor, mask: Tensor) -> tuple[RefinerOutput, Tensor | None]:
+    def forward(
+        self, photos: PhotoInput, windows: Tensor, mask: Tensor, grid: Tensor | None = None
+    ) -> tuple[RefinerOutput, Tensor | None]:
         """The density of each photo over its own window, and level 0 of all photos with all windows."""
-        ground, aerial = self.refiner.ground(photos), self.refiner.aerial(windows)
+        ground = self.refiner.ground(photos)
+        aerial = self.refiner.aerial(window_tokens(self.refiner, windows, grid))
         output = self.refiner.match(ground, aerial, mask)
         return output, self.refiner.match_level0(ground, aerial) if self.rerank else None
 
@@ -148,7 +151,7 @@ class RefinerTask(CacheTask):
             augment=self.config.augment,
         )
         with self.accelerator.autocast():
-            output, cross = model(batch.photos, batch.windows, batch.mask)
+            output, cross = model(batch.photos, batch.windows, batch.mask, batch.grid)
         losses = refiner_losses(output, batch.truth, self.sigma_px, cross=cross, semi=self.config.semi)
         self.sums += torch.cat([losses.values(), torch.ones(1, device=self.device)])
         return losses.total(self.weights)
