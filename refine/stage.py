@@ -1,4 +1,4 @@
-"""The stage that refines candidates: the windows around the most probable cells, and a refiner that looks at them."""
+"""The stage that refines candidates: windows around their cells, and a refiner that looks at them."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from jzi.refine.fuse import RankWeights
 from jzi.refine.info import RefinerInfo
 from jzi.refine.outputs import PhotoInput, RefinerOutput
 from jzi.refine.photos import PhotoData, PhotoSource, view_of_query
+from jzi.refine.proposals import propose
 from jzi.refine.window import Windows
 
 
@@ -39,7 +40,7 @@ class StageOptions:
     """How candidates are refined.
 
     Attributes:
-        top: number of cells that are refined, the most probable ones.
+        top: most candidates that are refined.
         fix: how probabilities become a point.
         hfov_deg: field of view of photos that do not record it, degrees.
         heading_sd_deg: standard deviation of headings that refer to true north, degrees.
@@ -106,7 +107,7 @@ class RefineStage:
     def __call__(self, query: Query, posterior: Posterior, candidates: Sequence[Candidate]) -> Sequence[Candidate]:
         """Refined candidates, the most probable first, then those of `candidates` that lie elsewhere; as many.
 
-        Candidates are returned as they are if the photo is not at hand, or no cell has any probability.
+        Candidates are returned as they are if the photo is not at hand, or there is no imagery around them.
 
         Raises:
             PhotoError: the photo cannot be read.
@@ -115,18 +116,15 @@ class RefineStage:
         options = self.options
         view = view_of_query(query, options.hfov_deg, options.heading_sd_deg, options.magnetic_sd_deg)
         photo = self.photos(query, view)
-        found = np.flatnonzero(posterior.probability[0] > 0)[: options.top]
-        if photo is None or not len(found):
+        if photo is None:
             return candidates
-        cells = np.stack([posterior.row[0, found], posterior.col[0, found]], 1)
-        windows = Windows.around_cells(
-            posterior.area, cells[:, 0], cells[:, 1], self.info.window_m, self.refiner.config.pixels
-        )
-        output = self.match(photo, view, windows)
-        refined = refine_candidates(output, windows, cells, posterior, self.calibration, options.fix)
+        proposals = propose(candidates, posterior, self.info.window_m, self.refiner.config.pixels, options.top)
+        output = self.match(photo, view, proposals.windows)
+        refined = refine_candidates(output, proposals, self.calibration, options.fix)
         if not any(each.fix for each in refined):
             return candidates
-        others = [each for each in candidates if all(_apart(each, other, windows) for other in refined)]
+        scale = float(proposals.windows.scale.mean())
+        others = [each for each in candidates if all(_apart(each, other, scale) for other in refined)]
         return [*refined, *others][: max(1, len(candidates))]
 
     @torch.inference_mode()
@@ -166,7 +164,7 @@ class RefineStage:
         return log_heading_prior(grid, torch.from_numpy(sd.astype(np.float32)), rolls).to(self.device)
 
 
-def _apart(one: Candidate, other: Candidate, windows: Windows) -> bool:
-    """Whether a candidate lies outside of the radius of another one's probability, and is of another cell."""
-    reach = max(one.radius_m or 0.0, other.radius_m or 0.0) * float(windows.scale.mean())
+def _apart(one: Candidate, other: Candidate, scale: float) -> bool:
+    """Whether a candidate is of another cell, and lies outside of the radius of the probability of both."""
+    reach = max(one.radius_m or 0.0, other.radius_m or 0.0) * scale
     return one.cell != other.cell and bool(np.hypot(one.x - other.x, one.y - other.y) > reach)
