@@ -91,6 +91,7 @@ _file = click.Path(path_type=Path, dir_okay=False)
     metavar="DIR",
     help="Write copies of the photos with their position as EXIF.",
 )
+@click.option("--exif-heading", is_flag=True, help="Write the heading too, where it is known (--refine).")
 @click.option("--imagery", multiple=True, help="Rasters for --picture and --map.  [default: the map of jzi.toml]")
 @json_option
 def locate(
@@ -123,6 +124,7 @@ def locate(
     page: Path | None,
     table: Path | None,
     write_exif: Path | None,
+    exif_heading: bool,
     imagery: tuple[str, ...],
     as_json: bool,
 ) -> None:
@@ -145,7 +147,9 @@ def locate(
         raise UsageError("--beams does not apply to --retriever: leave it out")
     if score_map and zoom:
         raise UsageError("--score-map scores every cell of a region, --zoom only some: leave one of them out")
-    outputs = Outputs(geojson, heatmap, picture, page, table, write_exif, score_map)
+    if exif_heading and not write_exif:
+        raise UsageError("--exif-heading writes into the copies of --write-exif: pass that too")
+    outputs = Outputs(geojson, heatmap, picture, page, table, write_exif, score_map, exif_heading)
     outputs.check()
     from jzi.locate.discs import check_radius
     from jzi.locate.location import LocateOptions, NotLocated

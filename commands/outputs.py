@@ -27,12 +27,13 @@ class Outputs:
 
     Attributes:
         geojson: file to write; None for none, as for the other files.
-        heatmap: a GeoTIFF.
+        heatmap: a GeoTIFF of cells; beside it, of refined answers, one of metres with `.refined` in its name.
         picture: a PNG of the first photo.
         page: an HTML page.
         table: a CSV.
         copies: folder for copies of the photos with their position as EXIF.
         score_map: a GeoTIFF of the score of every cell for the first photo.
+        headings: whether copies get the heading of answers that have one, if it is known.
         errors: a sentence for each file that could not be written.
     """
 
@@ -43,6 +44,7 @@ class Outputs:
     table: Path | None
     copies: Path | None
     score_map: Path | None = None
+    headings: bool = False
     errors: list[str] = field(default_factory=list)
     _rows: list[dict[str, Any]] = field(default_factory=list)
     _located: list[tuple[Path, Location]] = field(default_factory=list)
@@ -88,7 +90,10 @@ class Outputs:
 
             copy = self.copies / photo.name
             radius = answer.radius_68 if math.isfinite(answer.radius_68) else None
-            self._write(copy, lambda path: write_position(photo, path, answer.latitude, answer.longitude, radius))
+            directions = answer.fix.directions if self.headings and answer.fix else ()
+            heading = directions[0].heading_deg if directions else None
+            position = answer.latitude, answer.longitude
+            self._write(copy, lambda path: write_position(photo, path, *position, radius, heading))
 
     def write(
         self,
@@ -119,6 +124,10 @@ class Outputs:
             from jzi.export.heatmap import write_heatmap
 
             self._write(self.heatmap, write_heatmap, locations, cell_mask)
+            if any(location.fix for location in locations):
+                from jzi.export.fine_grid import refined_name, write_fine_heatmap
+
+                self._write(refined_name(self.heatmap), write_fine_heatmap, locations)
         if self.picture:
             self._write(self.picture, self._draw, imagery, truths[0])
         if self.page:

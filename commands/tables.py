@@ -17,12 +17,16 @@ from jzi.locate.location import Location
 
 
 def location_text(location: Location) -> str:
-    """A line for the location, one for each other candidate, the residual and notes."""
-    others = location.candidates[1:]
-    spread = f"68 % within {location.radius_68:.0f} m, 95 % within {location.radius_95:.0f} m".replace("inf m", "more")
+    """A line for the location, one to metres if it is refined, one for each other candidate, the residual and notes."""
+    others, digits = location.candidates[1:], 1 if location.fix else 0
+    spread = ", ".join(
+        f"{share} % within {radius:.{digits if radius < 100 else 0}f} m".replace("inf m", "more")
+        for share, radius in ((68, location.radius_68), (95, location.radius_95))
+    )
     lines = [
         f"{location.photo}: {location.latitude:.6f}, {location.longitude:.6f}  "
         f"(confidence {location.confidence:.1%} {location.extent}; {spread})",
+        *([f"    {location.fix.text}"] if location.fix else []),
         *(f"    or {each.latitude:.6f}, {each.longitude:.6f}  ({each.probability:.1%})" for each in others),
     ]
     if location.residual >= 0.01:

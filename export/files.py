@@ -13,6 +13,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from jzi.errors import ExportError, first_line
+from jzi.export.fix_shapes import ellipse, heading_line, wedge
+from jzi.locate.fix import Fix
 from jzi.locate.location import Location, printable
 from jzi.store.exif import ExifPosition
 from jzi.store.files import write_whole
@@ -22,12 +24,17 @@ from jzi.version import __version__
 #: First characters by which spreadsheets recognize a formula, or skip to one.
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
+#: Columns of answers to metres.
+FIX_COLUMNS = ("sd_major_m", "sd_minor_m", "axis_deg", "mode_mass", "heading_deg", "heading_sd_deg")
+
 #: Vertices of a circle.
 CORNERS = 64
 
 
 def write_geojson(path: Path, locations: Sequence[Location], truths: Sequence[ExifPosition | None] = ()) -> None:
     """Write answers, candidates, 68 and 95 % circles, zoom tiles and true positions as GeoJSON (RFC 7946).
+
+    Of answers to metres also the ellipses of 68 and 95 %, headings as lines and wedges, and further modes.
 
     Args:
         path: file to write.
@@ -61,12 +68,35 @@ def to_features(location: Location, truth: ExifPosition | None = None) -> list[d
         if np.isfinite(radius):
             corners = circle(location.latitude, location.longitude, radius)
             features.append(_feature(_polygon(corners), location, "circle", share=share, radius_m=radius))
+    if location.fix:
+        features += _fix_features(location, location.fix)
     for rank, candidate in enumerate(location.candidates):
         properties = {"rank": rank + 1, "probability": candidate.probability, "radius_m": candidate.radius_m}
         kind = "candidate" if rank else "answer"
         features.append(_feature(_point(candidate.latitude, candidate.longitude), location, kind, **properties))
     if truth:
         features.append(_feature(_point(truth.latitude, truth.longitude), location, "truth"))
+    return features
+
+
+def _fix_features(location: Location, fix: Fix) -> list[dict[str, Any]]:
+    """Ellipses, wedges, lines and modes of an answer to metres."""
+    features = []
+    for share in (0.95, 0.68):
+        major, minor = fix.semi_axes(share)
+        values = {"semi_major_m": major, "semi_minor_m": minor, "axis_deg": fix.axis_deg, "mode_mass": fix.mode_mass}
+        features.append(_feature(_polygon(ellipse(fix, share)), location, "ellipse", share=share, **values))
+    for direction in fix.directions:
+        values = {"heading_deg": direction.heading_deg, "sd_deg": direction.sd_deg}
+        values["probability"] = direction.probability
+        features.append(_feature(_polygon(wedge(fix, direction)), location, "wedge", **values))
+        line = [[round(float(lon), 7), round(float(lat), 7)] for lat, lon in heading_line(fix, direction)]
+        geometry = {"type": "LineString", "coordinates": line}
+        features.append(_feature(geometry, location, "heading", **values))
+    features += [
+        _feature(_point(mode.latitude, mode.longitude), location, "mode", probability=mode.probability)
+        for mode in fix.modes
+    ]
     return features
 
 
@@ -106,6 +136,8 @@ def _polygon(corners: NDArray[np.float64]) -> dict[str, Any]:
 def write_csv(path: Path, answers: Sequence[dict[str, Any]]) -> None:
     """Write one row per photo, with the error for photos that could not be read.
 
+    If any answer is to metres, there are the columns `FIX_COLUMNS` too.
+
     Args:
         path: file to write.
         answers: results of `Location.to_dict`, or `plain` of a `NotLocated`.
@@ -114,7 +146,14 @@ def write_csv(path: Path, answers: Sequence[dict[str, Any]]) -> None:
         ExportError: the file cannot be written.
     """
     columns = ("photo", "latitude", "longitude", "confidence", "estimate", "radius_m", "radius_68_m", "radius_95_m")
-    rows = [{name: quote_formula(answer.get(name)) for name in (*columns, "error")} for answer in answers]
+    fixes = [answer.get("fix") or {} for answer in answers]
+    refined = FIX_COLUMNS if any(fixes) else ()
+    rows = [
+        {name: quote_formula(answer.get(name)) for name in columns}
+        | {name: fix.get(name) for name in refined}
+        | {"error": quote_formula(answer.get("error"))}
+        for answer, fix in zip(answers, fixes, strict=True)
+    ]
     write_file(path, partial(pd.DataFrame(rows).to_csv, index=False))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,12 @@ from rasterio.warp import calculate_default_transform, reproject, transform_boun
 from jzi.encode.imagery import Imagery
 from jzi.encode.photos import open_photo
 from jzi.export.files import to_features, write_file
+from jzi.export.fine_grid import fine_shares
+from jzi.export.fix_shapes import wedge_length
 from jzi.export.overlay import draw_cells
+from jzi.locate.fix import Fix
 from jzi.locate.location import Location
-from jzi.store.cell_grid import CellGrid
+from jzi.store.cell_grid import Bounds, CellGrid
 from jzi.store.exif import ExifPosition
 from jzi.store.pyramid import Pyramid, geodesic_distance
 from jzi.version import __version__
@@ -39,6 +43,12 @@ _ASSETS = ("leaflet.js", "leaflet.css", "map.js", "map.css")
 
 #: Sides in pixels of the background, of a photo and of a zoom tile.
 BACKGROUND, PHOTO, TILE = 2048, 640, 192
+
+#: Side of the detailed background around an answer to metres, metres and pixels.
+DETAIL_M, DETAIL = 200.0, 1024
+
+#: Least and greatest distance, metres, from an answer to metres to the edge of the map that is first shown.
+NEAR_M, FAR_M = 25.0, 80.0
 
 
 def write_page(
@@ -103,7 +113,7 @@ def photo_data(
     error = ""
     if truth:
         error_m = float(geodesic_distance(location.latitude, location.longitude, truth.latitude, truth.longitude))
-        error = f"{error_m:.0f} m from its EXIF position"
+        error = f"{error_m:.{0 if error_m >= 100 or not location.fix else 1}f} m from its EXIF position"
     return {
         "name": location.photo,
         "image": _jpeg(image),
@@ -119,8 +129,52 @@ def photo_data(
         ],
         "features": to_features(location, truth),
         "heat": heat_overlay(location),
+        "fix": fix_data(location.fix, location, imagery) if location.fix else None,
+        "cell_m": location.cell_m,
         "zoom": steps,
     }
+
+
+def fix_data(fix: Fix, location: Location, imagery: Imagery | None) -> dict[str, Any]:
+    """Return what `map.js` draws of an answer to metres: its values, probabilities, background and first view."""
+    half = min(FAR_M, max(NEAR_M, 1.3 * wedge_length(fix)))
+    major, minor = fix.semi_axes(0.68)
+    return {
+        "ellipse": f"{major:.1f} × {minor:.1f} m",
+        "spread": f"half-axes of the ellipse of 68 %, long axis {fix.axis_deg:.0f}°",
+        "near": f"{fix.mode_mass:.1%} within 10 m",
+        "directions": [
+            {
+                "deg": each.heading_deg,
+                "text": f"{each.heading_deg % 360:.0f}° ± {each.sd_deg:.0f}°"
+                + (f" ({each.probability:.0%})" if fix.headings else ""),
+            }
+            for each in fix.directions
+        ],
+        "heading_known": fix.heading_deg is None or bool(fix.directions),
+        "heat": [
+            _warped(_colours(share).repeat(2, 0).repeat(2, 1), location.posterior.area.crs, bounds, Resampling.nearest)
+            for share, bounds in fine_shares(location)
+        ],
+        "detail": _detail(fix, imagery) if imagery else None,
+        "view": _square(fix, half),
+    }
+
+
+def _detail(fix: Fix, imagery: Imagery) -> dict[str, Any]:
+    """The imagery around an answer, at a finer resolution than that of the whole area."""
+    (south, west), (north, east) = _square(fix, DETAIL_M / 2)
+    bounds = Bounds(*transform_bounds("EPSG:4326", "EPSG:3857", west, south, east, north))
+    image, covered = imagery.render(bounds, DETAIL, "EPSG:3857")
+    return _placed(np.dstack([image, np.where(covered, 255, 0).astype(np.uint8)]), bounds)
+
+
+def _square(fix: Fix, half_m: float) -> list[list[float]]:
+    """South-west and north-east corners of a square of Web Mercator around an answer, as [latitude, longitude]."""
+    x, y, _, _ = transform_bounds("EPSG:4326", "EPSG:3857", *(fix.longitude, fix.latitude) * 2)
+    half = half_m / math.cos(math.radians(fix.latitude))
+    west, south, east, north = transform_bounds("EPSG:3857", "EPSG:4326", x - half, y - half, x + half, y + half)
+    return [[south, west], [north, east]]
 
 
 def background_overlay(imagery: Imagery | None) -> dict[str, Any] | None:
@@ -146,20 +200,27 @@ def heat_overlay(location: Location) -> dict[str, Any]:
 
 def _overlay(image: NDArray[np.uint8], pyramid: Pyramid, resampling: Resampling) -> dict[str, Any]:
     """Warp a (row, col, 4) image of the whole area to Web Mercator; bounds are south-west and north-east corners."""
-    side = len(image)
-    source: Affine = from_origin(pyramid.west, pyramid.north, pyramid.size / side, pyramid.size / side)
-    transform, width, height = calculate_default_transform(pyramid.crs, "EPSG:3857", side, side, *pyramid.bounds)
-    warped = np.zeros((4, height, width), np.uint8)
+    return _warped(image, pyramid.crs, pyramid.bounds, resampling)
+
+
+def _warped(image: NDArray[np.uint8], crs: str, bounds: Bounds, resampling: Resampling) -> dict[str, Any]:
+    """Warp a (row, col, 4) image of a rectangle of a CRS to Web Mercator."""
+    height, width = image.shape[:2]
+    source: Affine = from_origin(
+        bounds.west, bounds.north, (bounds.east - bounds.west) / width, (bounds.north - bounds.south) / height
+    )
+    transform, columns, rows = calculate_default_transform(crs, "EPSG:3857", width, height, *bounds)
+    warped = np.zeros((4, rows, columns), np.uint8)
     reproject(
         np.ascontiguousarray(np.moveaxis(image, -1, 0)),
         warped,
         src_transform=source,
-        src_crs=pyramid.crs,
+        src_crs=crs,
         dst_transform=transform,
         dst_crs="EPSG:3857",
         resampling=resampling,
     )
-    return _placed(np.moveaxis(warped, 0, -1), array_bounds(height, width, transform))
+    return _placed(np.moveaxis(warped, 0, -1), array_bounds(rows, columns, transform))
 
 
 def _colours(share: NDArray[np.float64]) -> NDArray[np.uint8]:

@@ -12,6 +12,7 @@ from jzi.encode.imagery import Imagery
 from jzi.encode.photos import open_photo
 from jzi.evaluate.calibration import Calibration, reliability
 from jzi.export.files import write_file
+from jzi.export.fix_picture import draw_fix, fix_bounds
 from jzi.export.overlay import draw_cells
 from jzi.locate.location import Location, printable
 from jzi.locate.ranges import PIXELS
@@ -34,7 +35,8 @@ def draw_zoom(
     """Write a PNG of the photo, the L tiles with the chosen child outlined, a close-up of the answer and the posterior.
 
     There are no tiles where the area is no pyramid; the close-up then outlines a square of a cell's size around the
-    answer, and the posterior is drawn where it is.
+    answer, and the posterior is drawn where it is. An answer to metres has a panel more, with its probabilities, the
+    ellipses of 68 and 95 % and the heading.
 
     Args:
         location: location of the photo.
@@ -67,9 +69,10 @@ def draw_zoom(
         image = imagery.render(bounds, pixels)[0] if imagery else np.full((1, 1, 3), 205, np.uint8)
         axis.imshow(image, extent=_extent(bounds))
 
-    columns = len(tiles) + 3  # the photo is twice as wide
-    figure = Figure(figsize=(2.6 * columns, 3.4), layout="constrained")
-    axes = figure.subplots(1, len(tiles) + 2, width_ratios=[2, *[1] * (len(tiles) + 1)])
+    panels = len(tiles) + (2 if location.fix else 1)
+    figure = Figure(figsize=(2.6 * (panels + 2), 3.4), layout="constrained")  # the photo is twice as wide
+    every = figure.subplots(1, panels + 1, width_ratios=[2, *[1] * panels])
+    axes = every[: len(tiles) + 2]
     axes[0].imshow(open_photo(photo))
     axes[0].set_title(printable(photo.name), parse_math=False)
     true_xy = area.project(*truth) if truth else None
@@ -96,9 +99,14 @@ def draw_zoom(
     answer = f"answer: {location.latitude:.5f}, {location.longitude:.5f}\nconfidence {location.confidence:.1%}"
     if truth:
         error = float(geodesic_distance(location.latitude, location.longitude, *truth))
-        answer += f", error {error:.0f} m"
+        answer += f", error {error:.{1 if location.fix else 0}f} m"
     axes[-2].set_title(answer)
-    for axis in axes:
+    if location.fix:
+        around = fix_bounds(location.fix, location)
+        draw_map(every[-1], around)
+        draw_fix(every[-1], location.fix, location, around)
+        _mark(every[-1], true_xy, around)
+    for axis in every:
         axis.set_xticks([])
         axis.set_yticks([])
         axis.title.set_fontsize(9)

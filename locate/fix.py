@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 from jzi.store.plain import plain
 
+#: Standard deviation from which a heading is unknown, degrees: its 68 % interval is then a third of the circle.
+UNKNOWN_DEG = 60.0
+
 
 @dataclass(frozen=True)
 class Mode:
@@ -33,10 +36,12 @@ class HeadingPeak:
 
     Attributes:
         heading_deg: azimuth of the photo's centre column, degrees clockwise from true north.
-        probability: probability of the directions nearer to this peak than to others, 0..1.
+        sd_deg: circular standard deviation of the directions nearer to this peak than to others, degrees.
+        probability: probability of these directions, 0..1.
     """
 
     heading_deg: float
+    sd_deg: float
     probability: float
 
 
@@ -82,7 +87,7 @@ class Fix:
         source: name of the stage.
         modes: other places, at least 10 m apart, the most probable first.
         headings: the peaks of the directions' distribution if there are two or more, the most probable first.
-        grid: probabilities of the window's pixels.
+        grids: probabilities of the pixels of its window, and of those whose points were within the radius of this one.
     """
 
     latitude: float
@@ -103,7 +108,7 @@ class Fix:
     source: str = "refine"
     modes: tuple[Mode, ...] = ()
     headings: tuple[HeadingPeak, ...] = ()
-    grid: FineGrid | None = field(default=None, repr=False, compare=False)
+    grids: tuple[FineGrid, ...] = field(default=(), repr=False, compare=False)
 
     def semi_axes(self, share: float) -> tuple[float, float]:
         """Semi-major and semi-minor axis, metres, of the ellipse with a share of the probability near the point.
@@ -114,9 +119,37 @@ class Fix:
         factor = math.sqrt(-2 * math.log(1 - share))
         return factor * self.sd_major_m, factor * self.sd_minor_m
 
+    @property
+    def directions(self) -> tuple[HeadingPeak, ...]:
+        """The peaks of the heading's distribution, one where `headings` has none; none if the heading is unknown.
+
+        A heading is unknown from a standard deviation of `UNKNOWN_DEG` on.
+        """
+        if self.headings:
+            return self.headings
+        if self.heading_deg is None or self.heading_sd_deg is None or self.heading_sd_deg >= UNKNOWN_DEG:
+            return ()
+        return (HeadingPeak(self.heading_deg, self.heading_sd_deg, 1.0),)
+
+    @property
+    def text(self) -> str:
+        """The ellipse, the probability of the mode and the heading in words."""
+        ellipse = (
+            f"standard deviation {self.sd_major_m:.1f} m along {self.axis_deg:.0f}°, {self.sd_minor_m:.1f} m across"
+        )
+        parts = [f"{ellipse}; {self.mode_mass:.1%} within 10 m"]
+        parts += [
+            f"heading {each.heading_deg % 360:.0f}° ± {each.sd_deg:.0f}°"
+            + (f" ({each.probability:.0%})" if self.headings else "")
+            for each in self.directions
+        ]
+        if self.heading_deg is not None and not self.directions:
+            parts.append("heading unknown")
+        return "; ".join(parts)
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, without the grid; an infinite radius is None."""
+        """Plain values for JSON, without the grids; an infinite radius is None."""
         entries: dict[str, Any] = plain(
-            {each.name: getattr(self, each.name) for each in fields(self) if each.name != "grid"}
+            {each.name: getattr(self, each.name) for each in fields(self) if each.name != "grids"}
         )
         return entries

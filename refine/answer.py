@@ -14,10 +14,11 @@ from jzi.locate.fix import FineGrid, Fix, HeadingPeak, Mode
 from jzi.locate.location import Candidate, path_to
 from jzi.locate.posterior import Posterior
 from jzi.locate.ranges import DISTANCE
-from jzi.refine.fuse import RankWeights, combine, rank
+from jzi.refine.fuse import RankWeights, combine, owned, rank
 from jzi.refine.heading import Heading, summarize, to_headings
 from jzi.refine.mosaic import Mosaic
 from jzi.refine.points import best_disc, disc_sums, local_maxima, mean_point, most_probable
+from jzi.refine.proposals import Ground, Proposals, share_ground
 from jzi.refine.window import Window, Windows, wrap
 
 if TYPE_CHECKING:
@@ -114,70 +115,97 @@ def to_fixes(
 
 def refine_candidates(
     output: RefinerOutput,
-    windows: Windows,
-    cells: NDArray[np.int64],
-    posterior: Posterior,
+    proposals: Proposals,
     calibration: RefineCalibration,
     options: FixOptions | None = None,
-    score: _Floats | None = None,
+    similarity: _Floats | None = None,
 ) -> list[Candidate]:
     """The candidates of one photo with their fixes, the most probable first.
 
     For the estimate "radius" that is the probability within the radius, else that of the candidate, whose order is that
     of equation 4 in the paper. A candidate whose point lies within the radius of a more probable one is left out. A
-    window without coverage has no fix: its probability stays on its cell, and its candidate comes last.
+    window without imagery has no fix: its candidate stays on its cell and comes last.
 
     Args:
-        output: of the refiner, one window per candidate.
-        windows: (t,) the windows around the candidates' cells.
-        cells: (t, 2) rows and columns of the cells, distinct, in the order of the front end.
-        posterior: the front end's, of this photo.
+        output: of the refiner, one window per proposal.
+        proposals: the windows of the photo.
         calibration: fitted numbers.
         options: the point.
-        score: (t,) s_t; the logarithm of the cells' probabilities by default.
+        similarity: (t,) s_t; by default the logarithm of the front end's probability of the windows' ground.
     """
-    options, count = options or FixOptions(), len(windows)
-    prior = np.array([posterior.at(*cell[:, None])[0] for cell in np.asarray(cells)])
-    if score is None:
-        with np.errstate(divide="ignore"):
-            score = np.log(prior)
-    match = output.level0_max.detach().double().cpu().numpy()
-    share = rank(np.asarray(score, float), match, prior, calibration.weights)
-    density = to_density(output, calibration.temperature)
-    probability, share = combine(density, output.mask.cpu().numpy(), windows, prior, share)
-    mosaic = _with_other_cells(windows, probability, posterior, cells, share)
-    with np.errstate(invalid="ignore"):
-        own = probability / share[:, None, None]
-    headings = to_headings(output, own, calibration.heading_temperature)
-    refined = [
-        _candidate(_fix(mosaic, index, headings[index], (int(cells[index][0]), int(cells[index][1])), index, options),
-                   mosaic, posterior, options)
-        for index in range(count)
-        if share[index] > 0
-    ]  # fmt: skip
+    options, windows = options or FixOptions(), proposals.windows
+    features = rank_features(output, proposals, calibration.temperature)
+    score = features.score if similarity is None else np.asarray(similarity, float)
+    prior = features.ground.probability
+    share = rank(np.where(prior > 0, score, -np.inf), features.match, prior, calibration.weights)
+    probability = combine(features.density, features.ground.mask, windows, prior, share)
+    share = probability.sum((1, 2))
+    ground = features.ground
+    mosaic = Mosaic(windows, probability, ground.cell_x, ground.cell_y, ground.cell_probability)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        headings = to_headings(output, probability / share[:, None, None], calibration.heading_temperature)
+    refined, unrefined = list[Candidate](), list[Candidate]()
+    for index, (row, col) in enumerate(proposals.cells.tolist()):
+        if share[index] > 0:
+            fix = _fix(mosaic, index, headings[index], (row, col), index, options)
+            refined.append(_candidate(fix, mosaic, proposals.posterior, options))
+        else:
+            unrefined.append(_on_its_cell(proposals.posterior, row, col))
     refined.sort(key=lambda each: -(each.probability if options.estimate == "radius" else _share(each)))
-    kept, apart = list[Candidate](), options.radius * float(windows.scale.mean())
-    for each in refined:
-        if all(np.hypot(each.x - other.x, each.y - other.y) > apart for other in kept):
+    return [*_apart(refined, options.radius * float(windows.scale.mean())), *unrefined]
+
+
+@dataclass(frozen=True, eq=False)
+class RankFeatures:
+    """What the windows of a photo are ranked by; the arguments of `jzi.refine.fuse.fit` for validation photos.
+
+    Attributes:
+        score: (t,) s_t, the logarithm of the front end's probability of the windows' ground.
+        match: (t,) m_t, the greatest match of level 0.
+        kept: (t,) share of each density that lies in the window's own ground.
+        density: (t, P, P) of each window alone.
+        ground: what the front end says of the windows' ground.
+    """
+
+    score: _Floats
+    match: _Floats
+    kept: _Floats
+    density: _Floats
+    ground: Ground
+
+
+def rank_features(output: RefinerOutput, proposals: Proposals, temperature: float) -> RankFeatures:
+    """The features of the windows of a photo.
+
+    Args:
+        output: of the refiner, one window per proposal.
+        proposals: the windows.
+        temperature: T_D.
+    """
+    density = to_density(output, temperature)
+    ground = share_ground(proposals, output.mask.cpu().numpy())
+    kept = (density * (ground.mask & owned(proposals.windows))).sum((1, 2))
+    with np.errstate(divide="ignore"):
+        score = np.log(ground.probability)
+    return RankFeatures(score, output.level0_max.detach().double().cpu().numpy(), kept, density, ground)
+
+
+def _apart(candidates: Sequence[Candidate], distance: float) -> list[Candidate]:
+    """The candidates that are further from all before them; the first one near another gets its windows."""
+    kept: list[Candidate] = []
+    for each in candidates:
+        near = [rank for rank, one in enumerate(kept) if np.hypot(each.x - one.x, each.y - one.y) <= distance]
+        if not near:
             kept.append(each)
-    unrefined = [_on_its_cell(posterior, cells[index], prior[index]) for index in range(count) if not share[index] > 0]
-    return [*kept, *unrefined]
+            continue
+        one = kept[near[0]]
+        if one.fix and each.fix:
+            kept[near[0]] = replace(one, fix=replace(one.fix, grids=one.fix.grids + each.fix.grids))
+    return kept
 
 
 def _share(candidate: Candidate) -> float:
     return candidate.fix.probability if candidate.fix else 0.0
-
-
-def _with_other_cells(
-    windows: Windows, probability: _Floats, posterior: Posterior, cells: NDArray[np.int64], share: _Floats
-) -> Mosaic:
-    """The windows, and the cells that are not refined with the probability that they had."""
-    refined = {tuple(cell) for cell, each in zip(np.asarray(cells).tolist(), share, strict=True) if each > 0}
-    reached = posterior.probability[0] > 0
-    row, col, left = posterior.row[0][reached], posterior.col[0][reached], posterior.probability[0][reached]
-    kept = np.array([cell not in refined for cell in zip(row.tolist(), col.tolist(), strict=True)], bool)
-    x, y = posterior.area.cell_centers(row[kept], col[kept])
-    return Mosaic(windows, probability, x, y, left[kept])
 
 
 def _fix(mosaic: Mosaic, index: int, heading: _Floats, cell: tuple[int, int], rank: int, options: FixOptions) -> Fix:
@@ -192,11 +220,11 @@ def _fix(mosaic: Mosaic, index: int, heading: _Floats, cell: tuple[int, int], ra
         options: the point.
     """
     windows, probability = mosaic.windows, mosaic.probability[index]
-    window, area = windows[index], windows.area
+    window, area, around = windows[index], windows.area, mosaic.around(index)
     if options.estimate == "map":
         u, v = most_probable(probability)
     elif options.estimate == "radius":
-        u, v = best_disc(probability, options.radius / windows.pixel_m)
+        u, v = best_disc(probability, around, options.radius / windows.pixel_m)
     else:
         u, v = mean_point(probability)
     x, y = (float(each) for each in window.pixels_to_crs(u, v))
@@ -221,9 +249,9 @@ def _fix(mosaic: Mosaic, index: int, heading: _Floats, cell: tuple[int, int], ra
         heading_sd_deg=directions.sd_deg if directions else None,
         probability=min(1.0, float(probability.sum())),
         candidate_rank=rank + 1,
-        modes=_modes(mosaic, index, x, y, options),
+        modes=_modes(mosaic, index, around, (x, y), options),
         headings=_peaks(window, directions) if directions else (),
-        grid=_grid(windows, index, probability),
+        grids=(_grid(windows, index, probability),),
     )
 
 
@@ -233,14 +261,18 @@ def _grid(windows: Windows, index: int, probability: _Floats) -> FineGrid:
     return FineGrid(bounds.west, bounds.north, pixel, probability.astype(np.float32))
 
 
-def _modes(mosaic: Mosaic, index: int, x: float, y: float, options: FixOptions) -> tuple[Mode, ...]:
+def _modes(
+    mosaic: Mosaic, index: int, around: _Floats, point: tuple[float, float], options: FixOptions
+) -> tuple[Mode, ...]:
     """The places in a window that are more probable than all within `MODE_M`, and are not near the point."""
     windows, probability = mosaic.windows, mosaic.probability[index]
     window, total = windows[index], float(probability.sum())
-    smooth = disc_sums(probability, min(options.radius, MODE_M) / windows.pixel_m)
-    rows, cols = local_maxima(np.where(probability > 0, smooth, 0.0), MODE_M / windows.pixel_m)
+    smooth = disc_sums(around, min(options.radius, MODE_M) / windows.pixel_m)
+    rows, cols = local_maxima(smooth, MODE_M / windows.pixel_m)
+    own = probability[rows, cols] > 0
+    rows, cols = rows[own], cols[own]
     at_x, at_y = window.pixels_to_crs(cols + 0.5, rows + 0.5)
-    chosen, left, modes = [(x, y)], mosaic.without(x, y, MODE_M), list[Mode]()
+    chosen, left, modes = [point], mosaic.without(*point, MODE_M), list[Mode]()
     for mode_x, mode_y in zip(at_x.tolist(), at_y.tolist(), strict=True):
         if min(np.hypot(mode_x - px, mode_y - py) for px, py in chosen) < MODE_M * window.scale:
             continue
@@ -260,7 +292,7 @@ def _peaks(window: Window, directions: Heading) -> tuple[HeadingPeak, ...]:
     """The peaks as azimuths from true north, if there are two or more."""
     if len(directions.peaks) < 2:
         return ()
-    return tuple(HeadingPeak(float(window.true_heading(heading)), share) for heading, share in directions.peaks)
+    return tuple(replace(each, heading_deg=float(window.true_heading(each.heading_deg))) for each in directions.peaks)
 
 
 def _candidate(fix: Fix, mosaic: Mosaic, posterior: Posterior, options: FixOptions) -> Candidate:
@@ -280,10 +312,10 @@ def _candidate(fix: Fix, mosaic: Mosaic, posterior: Posterior, options: FixOptio
     )
 
 
-def _on_its_cell(posterior: Posterior, cell: Sequence[int], probability: float) -> Candidate:
+def _on_its_cell(posterior: Posterior, row: int, col: int) -> Candidate:
     """A candidate that could not be refined: the centre of its cell."""
-    row, col = int(cell[0]), int(cell[1])
     x, y = (float(each) for each in posterior.area.cell_centers(row, col))
     latitude, longitude = (float(each) for each in posterior.area.unproject(x, y))
     path, steps = path_to(posterior, 0, row, col)
-    return Candidate(latitude, longitude, x, y, (row, col), path, float(probability), steps, "map")
+    probability = float(posterior.at(np.array([row]), np.array([col]))[0])
+    return Candidate(latitude, longitude, x, y, (row, col), path, probability, steps, "map")

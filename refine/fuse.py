@@ -1,8 +1,12 @@
 """Fusion of the windows of a photo's candidates with the front end that proposed them.
 
 The probability of a candidate, pi_t, is proportional to exp(w1 s_t + w2 m_t): s_t is the front end's score (the
-logarithm of the cell's probability, or a similarity), m_t the greatest match of level 0 in the candidate's window.
-The candidates share the probability that their cells had; what the front end assigns to other cells is left as it is.
+logarithm of its probability, or a similarity), m_t the greatest match of level 0 in the candidate's window. The
+candidates share the probability that the front end gives to the ground of their windows; the rest is left as it is.
+
+Ground in several windows belongs to the nearest one. The probability of a pixel is that of its window's candidate times
+the window's density there; all of them are normalised together, so that a window whose density lies in another's
+ground loses weight. Where windows do not overlap, a candidate's probability is pi_t.
 """
 
 from __future__ import annotations
@@ -19,6 +23,9 @@ from jzi.refine.window import Windows
 
 _Floats = NDArray[np.float64]
 
+#: Least share of a window's density in its own ground, so that no likelihood is 0.
+LEAST_KEPT = 1e-6
+
 
 @dataclass(frozen=True)
 class RankWeights:
@@ -28,7 +35,7 @@ class RankWeights:
         prior: w1, of the front end's score.
         match: w2, of the greatest match in the window; 0 if it was no gain on validation photos.
         gain: increase of the log-likelihood per photo over the unchanged probabilities, and its standard error.
-        photos: number of validation photos with their cell among the candidates.
+        photos: number of validation photos that were taken in one of their windows.
     """
 
     prior: float = 1.0
@@ -47,7 +54,7 @@ def rank(score: _Floats, match: _Floats, probability: _Floats, weights: RankWeig
     Args:
         score: (..., candidate) the front end's score s_t; -inf for no candidate.
         match: (..., candidate) greatest match of level 0; ignored if the weight is 0.
-        probability: (..., candidate) the front end's probability of the candidates' cells.
+        probability: (..., candidate) the front end's probability of the ground of the candidates' windows.
         weights: the weights.
     """
     logit = _times(weights.prior, score) + _times(weights.match, match)
@@ -62,7 +69,7 @@ def _times(weight: float, values: _Floats) -> _Floats:
     return weight * values if weight else np.zeros(np.shape(values))
 
 
-def fit(score: _Floats, match: _Floats, truth: NDArray[np.int64]) -> RankWeights:
+def fit(score: _Floats, match: _Floats, truth: NDArray[np.int64], kept: _Floats | None = None) -> RankWeights:
     """The weights with the greatest likelihood of the true candidates (conditional logit); (1, 0) without clear gain.
 
     A gain is clear if it exceeds zero by `CLEAR` standard errors over the photos, as in `jzi.locate.fusion`.
@@ -70,16 +77,18 @@ def fit(score: _Floats, match: _Floats, truth: NDArray[np.int64]) -> RankWeights
     Args:
         score: (photo, candidate) as for `rank`.
         match: (photo, candidate) as for `rank`.
-        truth: (photo,) index of the candidate whose cell the photo was taken in; -1 leaves the photo out.
+        truth: (photo,) index of the candidate in whose ground the photo was taken; -1 leaves the photo out.
+        kept: (photo, candidate) share of each window's density that lies in its own ground; all of it by default.
     """
-    kept = np.flatnonzero(truth >= 0)
-    kept = kept[np.isfinite(score[kept, truth[kept]])]
-    if len(kept) < 2:
-        return RankWeights(photos=len(kept))
-    valid = np.isfinite(score[kept])
-    features = torch.from_numpy(np.where(valid, np.stack([score[kept], match[kept]]), 0.0))  # (2, photo, candidate)
-    base = torch.from_numpy(np.where(valid, 0.0, -np.inf))
-    photos, at = torch.arange(len(kept)), torch.from_numpy(truth[kept])
+    photo = np.flatnonzero(truth >= 0)
+    photo = photo[np.isfinite(score[photo, truth[photo]])]
+    if len(photo) < 2:
+        return RankWeights(photos=len(photo))
+    valid = np.isfinite(score[photo])
+    features = torch.from_numpy(np.where(valid, np.stack([score[photo], match[photo]]), 0.0))  # (2, photo, candidate)
+    offset = np.zeros(valid.shape) if kept is None else np.log(np.maximum(kept[photo], LEAST_KEPT))
+    base = torch.from_numpy(np.where(valid, offset, -np.inf))
+    photos, at = torch.arange(len(photo)), torch.from_numpy(truth[photo])
 
     def likelihood(weights: Tensor) -> Tensor:
         logit = torch.einsum("e,epc->pc", weights, features) + base
@@ -90,10 +99,10 @@ def fit(score: _Floats, match: _Floats, truth: NDArray[np.int64]) -> RankWeights
     alone[:1] = maximise(features[:1], base, features[:1, photos, at])
     unchanged = torch.tensor([1.0, 0.0], dtype=both.dtype)
     gains = [likelihood(both) - likelihood(each) for each in (alone, unchanged)]
-    means = [(float(gain.mean()), float(gain.std() / len(kept) ** 0.5)) for gain in gains]
+    means = [(float(gain.mean()), float(gain.std() / len(photo) ** 0.5)) for gain in gains]
     clear = all(mean > CLEAR * error for mean, error in means)
     prior, weight = (float(each) for each in (both if clear else unchanged))
-    return RankWeights(prior, weight, means[0], len(kept))
+    return RankWeights(prior, weight, means[0], len(photo))
 
 
 def owned(windows: Windows) -> NDArray[np.bool_]:
@@ -119,36 +128,21 @@ def owned(windows: Windows) -> NDArray[np.bool_]:
 
 def combine(
     density: _Floats, mask: NDArray[np.bool_], windows: Windows, probability: _Floats, share: _Floats
-) -> tuple[_Floats, _Floats]:
-    """Put the windows of one photo together, so that no ground counts twice.
-
-    Each window keeps its density in what it owns, with its share pi_t as the sum. A window without imagery in what it
-    owns has zeros, and its probability stays on its cell; the others then share what is left.
+) -> _Floats:
+    """(window, row, col) probabilities of pixels, normalised together, so that no ground counts twice.
 
     Args:
         density: (window, row, col) with sum 1 in each window that has imagery.
-        mask: (window, row, col) whether there is imagery.
+        mask: (window, row, col) where the photo may have been taken: where there is imagery.
         windows: the windows.
-        probability: (window,) the front end's probability of the candidates' cells.
-        share: (window,) probabilities pi_t of all windows; only their proportions count.
-
-    Returns:
-        (window, row, col) probabilities of pixels, and (window,) their sums, 0 for windows without imagery.
+        probability: (window,) the front end's probability of the ground of the windows; the result has the same sum.
+        share: (window,) probabilities pi_t.
     """
-    result, used = np.zeros_like(density), np.flatnonzero(mask.any((1, 2)))
-    while len(used):
-        own = owned(windows.select(used)) & mask[used]
-        if own.any((1, 2)).all():
-            break
-        used = used[own.any((1, 2))]
-    shares = np.zeros(len(windows))
-    if not len(used):
-        return result, shares
-    total = share[used].sum()
-    shares[used] = probability[used].sum() * (share[used] / total if total > 0 else 1 / len(used))
-    for index, window in enumerate(used):
-        kept = density[window] * own[index]
-        if not kept.sum() > 0:  # all of it in the ground of others
-            kept = own[index].astype(float)
-        result[window] = kept * (shares[window] / kept.sum())
-    return result, shares
+    own = np.zeros_like(mask)
+    used = np.flatnonzero(mask.any((1, 2)))
+    own[used] = owned(windows.select(used)) & mask[used] if len(used) else False
+    result = density * own * share[:, None, None]
+    if not result.sum() > 0:  # every density lies in the ground of others
+        result = own * share[:, None, None] * 1.0
+    total = result.sum()
+    return np.asarray(result * (probability.sum() / total) if total > 0 else np.zeros_like(density))

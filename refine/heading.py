@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from jzi.locate.fix import HeadingPeak
 from jzi.refine.outputs import RefinerOutput
 from jzi.refine.window import wrap
 
@@ -29,12 +30,12 @@ class Heading:
     Attributes:
         mean_deg: mean of the most probable peak; of the whole distribution if it has one peak.
         sd_deg: circular standard deviation of the whole distribution, at most 180.
-        peaks: (heading in degrees, probability) of each peak, the most probable first.
+        peaks: of the distribution, apart from each other, the most probable first.
     """
 
     mean_deg: float
     sd_deg: float
-    peaks: tuple[tuple[float, float], ...]
+    peaks: tuple[HeadingPeak, ...]
 
 
 def to_headings(output: RefinerOutput, density: _Floats, temperature: float) -> _Floats:
@@ -73,23 +74,23 @@ def summarize(probability: _Floats) -> Heading:
     Args:
         probability: (R,) with sum 1.
     """
-    count = len(probability)
-    bins = np.arange(count) * 360 / count
-    mean, length = _circular_mean(bins, probability)
-    sd = math.degrees(math.sqrt(-2 * math.log(max(length, 1e-9)))) if length < 1 else 0.0
-    least = 360 / count / math.sqrt(12)  # a bin says no more
+    bins = np.arange(len(probability)) * 360 / len(probability)
+    mean, sd = _mean_and_sd(bins, probability)
     peaks = _peaks(bins, probability)
-    return Heading(peaks[0][0] if len(peaks) > 1 else mean, min(180.0, max(least, sd)), peaks)
+    return Heading(peaks[0].heading_deg if len(peaks) > 1 else mean, sd, peaks)
 
 
-def _circular_mean(angles_deg: _Floats, weight: _Floats) -> tuple[float, float]:
-    """Mean direction, 0..360 degrees, and resultant length, 0..1."""
-    angle = np.radians(angles_deg)
-    east, north = weight @ np.sin(angle), weight @ np.cos(angle)
-    return float(wrap(math.degrees(math.atan2(east, north)))), float(np.hypot(east, north) / weight.sum())
+def _mean_and_sd(bins: _Floats, weight: _Floats) -> tuple[float, float]:
+    """Mean direction, 0..360 degrees, and circular standard deviation: at least that within a bin, at most 180."""
+    angle, total = np.radians(bins), weight.sum()
+    east, north = weight @ np.sin(angle) / total, weight @ np.cos(angle) / total
+    length = min(1.0, max(1e-9, math.hypot(east, north)))
+    least = 360 / len(bins) / math.sqrt(12)
+    sd = min(180.0, max(least, math.degrees(math.sqrt(-2 * math.log(length)))))
+    return float(wrap(math.degrees(math.atan2(east, north)))), sd
 
 
-def _peaks(bins: _Floats, probability: _Floats) -> tuple[tuple[float, float], ...]:
+def _peaks(bins: _Floats, probability: _Floats) -> tuple[HeadingPeak, ...]:
     """Peaks of a smoothed distribution, apart from each other, with the probability of the bins nearest to them."""
     smooth = (np.roll(probability, 1) + 2 * probability + np.roll(probability, -1)) / 4
     index: list[int] = np.flatnonzero((smooth >= np.roll(smooth, 1)) & (smooth > np.roll(smooth, -1))).tolist()
@@ -104,7 +105,7 @@ def _peaks(bins: _Floats, probability: _Floats) -> tuple[tuple[float, float], ..
         lowest = min(unclear, key=lambda pair: min(smooth[pair[0]], smooth[pair[1]]))
         index.remove(min(lowest, key=lambda each: smooth[each]))
     if not index:  # uniform
-        return ((float(_circular_mean(bins, probability)[0]), 1.0),)
+        return (HeadingPeak(*_mean_and_sd(bins, probability), 1.0),)
     count = len(bins)
     distance = abs((np.arange(count)[:, None] - np.array(index) + count // 2) % count - count // 2)
     owner = distance.argmin(1)
@@ -112,9 +113,9 @@ def _peaks(bins: _Floats, probability: _Floats) -> tuple[tuple[float, float], ..
     for peak in range(len(index)):
         weight = np.where(owner == peak, probability, 0.0)
         if weight.sum() > 0:
-            found.append((_circular_mean(bins, weight)[0], float(weight.sum())))
-    found.sort(key=lambda each: -each[1])
-    return tuple(each for rank, each in enumerate(found) if rank == 0 or each[1] >= LEAST_PEAK)
+            found.append(HeadingPeak(*_mean_and_sd(bins, weight), float(weight.sum())))
+    found.sort(key=lambda each: -each.probability)
+    return tuple(each for rank, each in enumerate(found) if rank == 0 or each.probability >= LEAST_PEAK)
 
 
 def _lowest_between(values: _Floats, start: int, stop: int) -> float:

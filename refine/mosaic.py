@@ -56,6 +56,25 @@ class Mosaic:
         """The probability of the pixels within `radius` metres of a point of the area's CRS."""
         return float(self._disc(x, y, radius)[2].sum())
 
+    def around(self, index: int) -> _Floats:
+        """(row, col) probabilities of a window's pixels, and of those of other windows whose centres lie in it."""
+        merged, side = self.probability[index].copy(), self.windows.pixels
+        for other in range(len(self.windows)):
+            if other == index or not self._overlap(index, other):
+                continue
+            row, col = np.nonzero(self.probability[other] > 0)
+            x, y = self.windows[other].pixels_to_crs(col + 0.5, row + 0.5)
+            u, v = self.windows[index].crs_to_pixels(x, y)
+            inside = (u >= 0) & (u < side) & (v >= 0) & (v < side)
+            at = v[inside].astype(int), u[inside].astype(int)
+            np.add.at(merged, at, self.probability[other][row, col][inside])
+        return merged
+
+    def _overlap(self, one: int, other: int) -> bool:
+        x, y = self.windows.x, self.windows.y
+        reach = (self.windows.scale[one] + self.windows.scale[other]) / 2 * self.windows.side_m
+        return bool(max(abs(x[one] - x[other]), abs(y[one] - y[other])) < reach)
+
     def without(self, x: float, y: float, radius: float) -> Mosaic:
         """The same without what `mass` counts."""
         probability = self.probability.copy()

@@ -31,14 +31,15 @@ def most_probable(probability: _Floats) -> tuple[float, float]:
     return col + 0.5 + right, row + 0.5 + down
 
 
-def best_disc(probability: _Floats, radius: float) -> tuple[float, float]:
+def best_disc(probability: _Floats, around: _Floats, radius: float) -> tuple[float, float]:
     """u and v of the point with the most probability within a radius.
 
     Args:
         probability: (row, col), not all 0; points are in pixels that are not 0.
+        around: (row, col) the same with the probability of other windows.
         radius: in pixels.
     """
-    mass = np.where(probability > 0, disc_sums(probability, radius), -np.inf)
+    mass = np.where(probability > 0, disc_sums(around, radius), -np.inf)
     row, col = _greatest(mass, probability)
     right, down = _peak(mass, row, col)
     return col + 0.5 + right, row + 0.5 + down

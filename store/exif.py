@@ -94,7 +94,14 @@ def _time(tags: Mapping[int, Any]) -> datetime | None:
         return moment
 
 
-def write_position(photo: Path, output: Path, latitude: float, longitude: float, radius: float | None = None) -> None:
+def write_position(
+    photo: Path,
+    output: Path,
+    latitude: float,
+    longitude: float,
+    radius: float | None = None,
+    heading: float | None = None,
+) -> None:
     """Copy a photo and set the position in the EXIF data of the copy; other EXIF entries are kept.
 
     In a JPEG only the EXIF segment is replaced, its pixels are not re-encoded. Other formats are saved again.
@@ -105,6 +112,7 @@ def write_position(photo: Path, output: Path, latitude: float, longitude: float,
         latitude: degrees (WGS 84).
         longitude: degrees (WGS 84).
         radius: horizontal uncertainty, metres; None if unknown.
+        heading: azimuth of the photo's centre, degrees clockwise from true north; None keeps what the photo has.
 
     Raises:
         PhotoError: the photo cannot be read, or `output` is the photo itself.
@@ -122,6 +130,9 @@ def write_position(photo: Path, output: Path, latitude: float, longitude: float,
             gps[ExifTags.GPS.GPSMapDatum] = "WGS-84"
             if radius is not None:
                 gps[ExifTags.GPS.GPSHPositioningError] = IFDRational(round(radius * 100), 100)
+            if heading is not None:
+                gps[ExifTags.GPS.GPSImgDirection] = IFDRational(round(heading * 100) % 36_000, 100)
+                gps[ExifTags.GPS.GPSImgDirectionRef] = "T"
             segment = exif.tobytes()  # bytes: Pillow treats an Exif object with only a position as empty
             if image.format == "JPEG":
                 with open_regular_file(photo) as file:

@@ -20,6 +20,7 @@ from jzi.refine.answer import (
 )
 from jzi.refine.fuse import RankWeights
 from jzi.refine.outputs import RefinerOutput
+from jzi.refine.proposals import Proposals
 from jzi.refine.temperature import fit_heading_temperature, fit_temperature, negative_log_likelihood
 from jzi.refine.window import Windows
 from jzi.store.pyramid import Pyramid, geodesic_distance
@@ -53,6 +54,13 @@ def output_of(*logits: np.ndarray, match=None, mask=None, levels=None, rolls=1) 
     return RefinerOutput(
         stack.masked_fill(~whole, -torch.inf), (coarse, coarse, coarse, finest), whole, torch.zeros(count, rolls)
     )
+
+
+def refine(output, cells, posterior, weights=None, options=None, windows=None, **more):
+    """`refine_candidates` with windows of 80 m around cells."""
+    cells = np.array(cells)
+    proposals = Proposals(windows or windows_at(*cells.tolist(), area=posterior.area), cells, posterior)
+    return refine_candidates(output, proposals, RefineCalibration(weights=weights or RankWeights()), options, **more)
 
 
 def posterior_of(cells: dict[tuple[int, int], float], area=AREA) -> Posterior:
@@ -91,7 +99,7 @@ def test_the_density_sums_to_one_and_is_exactly_zero_where_masked() -> None:
     assert density[:2].sum((1, 2)) == pytest.approx([1, 1], abs=1e-12)
     assert (density[~mask] == 0).all() and (density[mask] > 0).all()
     fixes = to_fixes(output, windows_at((20, 30), (21, 30), (50, 50)))
-    assert fixes[2] is None and fixes[0].grid.probability[:, :50].max() == 0  # a window without imagery has no fix
+    assert fixes[2] is None and fixes[0].grids[0].probability[:, :50].max() == 0  # a window without imagery has no fix
 
 
 def test_a_flat_density_has_its_answer_in_the_middle_and_says_how_little_it_is() -> None:
@@ -154,14 +162,14 @@ def test_metres_of_a_fix_are_true_in_other_coordinates(crs) -> None:
 def test_radii_hold_what_they_say_and_are_open_where_too_little_was_searched() -> None:
     windows = windows_at((20, 30))
     output = output_of(normal(windows, 0, 0, 2, 2, 0))
-    posterior = posterior_of({(20, 30): 0.8, (20, 31): 0.1, (60, 1): 0.05})
-    (candidate,) = refine_candidates(output, windows, np.array([[20, 30]]), posterior, RefineCalibration())
+    posterior = posterior_of({(20, 30): 0.8, (40, 31): 0.1, (60, 1): 0.05})
+    (candidate,) = refine(output, [(20, 30)], posterior)
     fix = candidate.fix
     assert candidate.probability == pytest.approx(0.8 * (1 - math.exp(-(2.5**2) / 2)), abs=0.01)
     assert fix.radius_68_m == pytest.approx(2 * math.sqrt(-2 * math.log(1 - 0.68 / 0.8)), rel=0.03)
     assert fix.radius_95_m > 1_500  # 5 % lie in a cell far away, and 5 % were not searched
-    unsearched = posterior_of({(20, 30): 0.8, (20, 31): 0.1})
-    (candidate,) = refine_candidates(output, windows, np.array([[20, 30]]), unsearched, RefineCalibration())
+    unsearched = posterior_of({(20, 30): 0.8, (40, 31): 0.1})
+    (candidate,) = refine(output, [(20, 30)], unsearched)
     assert math.isinf(candidate.fix.radius_95_m)
 
 
@@ -171,12 +179,10 @@ def test_candidates_are_ranked_by_the_weights_and_keep_their_number() -> None:
     posterior = posterior_of({(20, 30): 0.4, (40, 10): 0.3, (5, 60): 0.2})
     logits = [normal(windows, 5.0 * number, 3, 1, 1, 0) for number in range(3)]
     output = output_of(*logits, match=[0.1, 0.7, 0.2])
-    unchanged = refine_candidates(output, windows, cells, posterior, RefineCalibration())
+    unchanged = refine(output, cells, posterior)
     assert [each.fix.candidate_rank for each in unchanged] == [1, 2, 3]
     assert [each.fix.probability for each in unchanged] == pytest.approx([0.4, 0.3, 0.2], abs=1e-12)
-    fused = refine_candidates(
-        output, windows, cells, posterior, RefineCalibration(weights=RankWeights(1.0, 5.0)), FixOptions("map")
-    )
+    fused = refine(output, cells, posterior, RankWeights(1.0, 5.0), FixOptions("map"))
     assert [each.fix.candidate_rank for each in fused] == [2, 1, 3]
     assert sum(each.fix.probability for each in fused) == pytest.approx(0.9, abs=1e-12)
     best = fused[0]
@@ -190,9 +196,7 @@ def test_candidates_are_ranked_by_the_weights_and_keep_their_number() -> None:
 def test_a_fix_in_a_neighbouring_cell_knows_its_cell() -> None:
     windows = windows_at((20, 30))
     output = output_of(normal(windows, 30.0, 0.0, 1, 1, 0))
-    (candidate,) = refine_candidates(
-        output, windows, np.array([[20, 30]]), posterior_of({(20, 30): 0.9}), RefineCalibration()
-    )
+    (candidate,) = refine(output, [(20, 30)], posterior_of({(20, 30): 0.9, (20, 31): 0.05}))
     assert candidate.cell == candidate.fix.cell == (20, 31)
     assert candidate.path == tuple(AREA.cell_to_path(20, 31).tolist())
 
@@ -204,12 +208,12 @@ def test_a_window_without_imagery_leaves_its_probability_on_its_cell() -> None:
     windows = windows_at(*cells.tolist())
     output = output_of(*[normal(windows, 0, 0, 1, 1, 0)] * 2, mask=mask)
     posterior = posterior_of({(20, 30): 0.5, (40, 10): 0.3})
-    refined = refine_candidates(output, windows, cells, posterior, RefineCalibration(weights=RankWeights(1.0, 3.0)))
+    refined = refine(output, cells, posterior, RankWeights(1.0, 3.0))
     assert [each.fix is None for each in refined] == [False, True]
     assert refined[0].fix.probability == pytest.approx(0.3) and refined[1].probability == pytest.approx(0.5)
     assert refined[1].cell == (20, 30) and refined[1].radius_m is None
     nothing = output_of(*[normal(windows, 0, 0, 1, 1, 0)] * 2, mask=np.zeros((2, SIDE, SIDE), bool))
-    assert all(each.fix is None for each in refine_candidates(nothing, windows, cells, posterior, RefineCalibration()))
+    assert all(each.fix is None for each in refine(nothing, cells, posterior))
 
 
 def test_a_place_in_two_windows_is_one_candidate_with_its_whole_ellipse() -> None:
@@ -219,9 +223,12 @@ def test_a_place_in_two_windows_is_one_candidate_with_its_whole_ellipse() -> Non
     half = AREA.cell_size / 2
     output = output_of(normal(windows, half + 0.3, 0, 2, 2, 0), normal(windows, -half + 0.3, 0, 2, 2, 0))
     posterior = posterior_of({(20, 30): 0.45, (20, 31): 0.45})
-    (candidate,) = refine_candidates(output, windows, cells, posterior, RefineCalibration())
+    (candidate,) = refine(output, cells, posterior)
     assert candidate.fix.mode_mass == pytest.approx(0.9, abs=0.01)
+    assert sum(grid.probability.sum() for grid in candidate.fix.grids) == pytest.approx(0.9, abs=1e-5)
     assert (candidate.fix.sd_major_m, candidate.fix.sd_minor_m) == pytest.approx((2, 2), rel=0.06)
+    assert candidate.x == pytest.approx(windows.x[0] + half + 0.3, abs=0.5)
+    assert candidate.y == pytest.approx(windows.y[0], abs=0.5)
 
 
 # Headings
@@ -250,13 +257,15 @@ def test_two_directions_of_a_street_are_two_peaks() -> None:
     (fix,) = to_fixes(roll_output(0.6 * wrapped(40, 10) + 0.4 * wrapped(220, 10)), windows_at((20, 30)))
     assert [peak.heading_deg for peak in fix.headings] == pytest.approx([40, 220], abs=0.5)
     assert [peak.probability for peak in fix.headings] == pytest.approx([0.6, 0.4], abs=0.01)
+    assert [peak.sd_deg for peak in fix.headings] == pytest.approx([10, 10], rel=0.1)
     assert fix.heading_deg == pytest.approx(40, abs=0.5) and fix.heading_sd_deg > 60
+    assert fix.directions == fix.headings and "heading 40° ± 10° (60%); heading 220° ± 10° (40%)" in fix.text
 
 
 def test_an_unknown_heading_has_the_largest_deviation_and_a_prior_excludes() -> None:
     output = roll_output(np.full(24, 1 / 24))
     (fix,) = to_fixes(output, windows_at((20, 30)))
-    assert fix.heading_sd_deg > 90 and fix.headings == ()
+    assert fix.heading_sd_deg > 90 and fix.headings == fix.directions == () and "heading unknown" in fix.text
     log_heading = torch.full((1, 24), -torch.inf)
     log_heading[0, 5:8] = 0
     (fix,) = to_fixes(replace(output, log_heading=log_heading), windows_at((20, 30)))

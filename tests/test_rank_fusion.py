@@ -7,7 +7,10 @@ import math
 import numpy as np
 import pytest
 
+from jzi.locate.location import LocateOptions, to_locations
+from jzi.locate.posterior import Posterior
 from jzi.refine.fuse import PAPER, RankWeights, combine, fit, owned, rank
+from jzi.refine.proposals import Proposals, propose, share_ground
 from jzi.refine.window import Windows
 from jzi.store.pyramid import Pyramid
 
@@ -73,6 +76,15 @@ def test_a_match_that_says_nothing_changes_nothing() -> None:
     assert fit(score, match, np.full(400, -1)) == RankWeights()
 
 
+def test_what_the_densities_say_of_the_windows_is_not_fitted_into_the_weights() -> None:
+    """Photos whose windows differ by the density in their own ground alone: no weight explains it better."""
+    score, match, truth = simulate(0.0)
+    kept = np.full(score.shape, 0.01)
+    kept[np.arange(len(truth)), truth] = 1.0
+    weights = fit(score, match, truth, kept)
+    assert (weights.prior, weights.match) == (1.0, 0.0)
+
+
 def test_missing_candidates_do_not_count() -> None:
     score, match, truth = simulate(12.0)
     longer = np.pad(score, ((0, 0), (0, 3)), constant_values=-np.inf), np.pad(match, ((0, 0), (0, 3)))
@@ -114,16 +126,32 @@ def test_no_ground_has_two_owners_and_none_is_lost() -> None:
     assert area - 80 * 80 == pytest.approx(covered, rel=0.02)
 
 
-def test_windows_put_together_keep_their_shares_and_count_nothing_twice() -> None:
+def test_windows_put_together_keep_their_sum_and_count_nothing_twice() -> None:
     windows = windows_at((20, 30), (20, 31), (50, 50))
     density = np.random.default_rng(0).dirichlet(np.ones(80 * 80), 3).reshape(3, 80, 80)
     probability, share = np.array([0.4, 0.3, 0.1]), np.array([0.2, 0.5, 0.1])
-    result, shares = combine(density, np.ones((3, 80, 80), bool), windows, probability, share)
-    assert shares == pytest.approx(share, abs=1e-12)
-    assert abs(result.sum((1, 2)) - share).max() < 1e-12 and abs(1 - result.sum() - 0.2) < 1e-9
-    assert (result[~owned(windows)] == 0).all()
-    ratio = result[1][result[1] > 0] / density[1][result[1] > 0]
-    assert np.ptp(ratio) < 1e-9 * ratio.max()  # the proportions within a window are its own
+    own = owned(windows)
+    result = combine(density, np.ones((3, 80, 80), bool), windows, probability, share)
+    assert abs(1 - result.sum() - 0.2) < 1e-12 and (result[~own] == 0).all()
+    ratio = result[own] / (density * share[:, None, None])[own]
+    assert np.ptp(ratio) < 1e-9 * ratio.max()  # all windows are normalised together
+    apart = windows_at((20, 30), (20, 40), (50, 50))
+    result = combine(density, np.ones((3, 80, 80), bool), apart, probability, share)
+    assert abs(result.sum((1, 2)) - share).max() < 1e-12
+
+
+def test_a_density_on_the_ground_of_another_window_counts_for_that() -> None:
+    """Both windows see the photo at the same place, which the second one owns: the first one's share goes to it."""
+    windows = windows_at((20, 30), (20, 31))
+    density = np.full((2, 80, 80), 1e-9)
+    density[0, 40, 79], density[1, 40, 40] = 1.0, 1.0
+    density /= density.sum((1, 2), keepdims=True)
+    result = combine(density, np.ones((2, 80, 80), bool), windows, np.array([0.5, 0.2]), np.array([0.5, 0.2]))
+    assert result[1, 40, 40] == pytest.approx(0.7, abs=1e-4)
+    density[0], density[1] = 0.0, 0.0
+    density[0, 40, 79], density[1, 40, 0] = 1.0, 1.0  # each in the ground of the other
+    result = combine(density, np.ones((2, 80, 80), bool), windows, np.array([0.5, 0.2]), np.array([0.5, 0.2]))
+    assert result.sum() == pytest.approx(0.7) and result.max() < 0.001
 
 
 def test_what_has_no_imagery_gets_nothing() -> None:
@@ -131,17 +159,57 @@ def test_what_has_no_imagery_gets_nothing() -> None:
     mask = np.ones((3, 80, 80), bool)
     mask[1], mask[0, :, :70] = False, False
     density = np.random.default_rng(0).dirichlet(np.ones(80 * 80), 3).reshape(3, 80, 80) * mask
-    probability = np.array([0.4, 0.3, 0.1])
-    result, shares = combine(density, mask, windows, probability, np.array([0.2, 0.5, 0.1]))
-    assert (result[~mask] == 0).all() and shares == pytest.approx([0.5 * 2 / 3, 0, 0.5 / 3], abs=1e-12)
-    assert result[0].sum() == pytest.approx(shares[0], abs=1e-12)
-    nothing = combine(density, np.zeros_like(mask), windows, probability, probability)
-    assert nothing[0].sum() == 0 and nothing[1].sum() == 0
+    result = combine(density, mask, windows, np.array([0.4, 0.0, 0.1]), np.array([0.4, 0.0, 0.1]))
+    assert (result[~mask] == 0).all() and result.sum() == pytest.approx(0.5) and result[0].sum() > 0
+    assert combine(density, np.zeros_like(mask), windows, np.zeros(3), np.zeros(3)).sum() == 0
 
 
-def test_a_window_whose_whole_density_is_on_others_ground_is_spread_over_its_own() -> None:
-    windows = windows_at((20, 30), (20, 31))
-    density = np.zeros((2, 80, 80))
-    density[0, 40, 79], density[1, 40, 40] = 1.0, 1.0
-    result, _ = combine(density, np.ones((2, 80, 80), bool), windows, np.array([0.4, 0.3]), np.array([0.4, 0.3]))
-    assert result[0].sum() == pytest.approx(0.4) and result[0].max() < 0.001 and result[1, 40, 40] == pytest.approx(0.3)
+# The front end's probability of the ground of windows
+
+
+def proposals_of(cells: dict[tuple[int, int], float], *windows: tuple[int, int]) -> Proposals:
+    row, col = np.array(list(cells)).T
+    posterior = Posterior.from_cells(AREA, row, col, np.array(list(cells.values())))
+    return Proposals(windows_at(*windows), np.array(windows), posterior)
+
+
+def test_a_window_has_the_probability_of_the_cells_that_it_covers() -> None:
+    """A window of 80 m covers its cell of 39 m, 52 % of the cells beside it, and 27 % of those at its corners."""
+    proposals = proposals_of({(20, 30): 0.4, (20, 31): 0.2, (21, 31): 0.1, (50, 50): 0.1}, (20, 30))
+    ground = share_ground(proposals, np.ones((1, 80, 80), bool))
+    beside = (40 - AREA.cell_size / 2) / AREA.cell_size
+    expected = 0.4 + 0.2 * beside + 0.1 * beside**2
+    assert ground.probability == pytest.approx([expected], abs=0.01)
+    assert ground.probability.sum() + ground.cell_probability.sum() == pytest.approx(0.8, abs=1e-12)
+    assert len(ground.cell_probability) == 3  # its own cell is covered completely
+    alone = share_ground(proposals_of({(20, 30): 0.4}, (20, 30)), np.ones((1, 80, 80), bool))
+    assert alone.probability == pytest.approx([0.4], abs=1e-12) and not len(alone.cell_probability)
+
+
+def test_neighbouring_windows_share_the_probability_of_the_cells_between_them() -> None:
+    proposals = proposals_of({(20, 30): 0.4, (20, 31): 0.3}, (20, 30), (20, 31))
+    ground = share_ground(proposals, np.ones((2, 80, 80), bool))
+    assert ground.probability == pytest.approx([0.4, 0.3], abs=1e-9)
+    assert proposals.owner(*(float(each) for each in AREA.cell_centers(20, 31))) == 1
+    assert proposals.owner(*(float(each) for each in AREA.cell_centers(40, 31))) == -1
+    half = np.ones((2, 80, 80), bool)
+    half[0] = False
+    ground = share_ground(proposals, half)
+    assert ground.probability[0] == 0 and 0.3 < ground.probability[1] < 0.7
+
+
+def test_cells_that_a_prior_excludes_stay_excluded() -> None:
+    proposals = proposals_of({(20, 30): 0.7, (20, 31): 0.3}, (20, 30))
+    mask = share_ground(proposals, np.ones((1, 80, 80), bool)).mask[0]
+    assert mask[40, 40] and mask[40, 75] and not mask[40, 3] and not mask[3, 40]
+    searched = proposals_of({(20, 30): 0.6, (20, 31): 0.3}, (20, 30))  # 10 % lie in cells that were not reached
+    assert share_ground(searched, np.ones((1, 80, 80), bool)).mask.all()
+
+
+def test_candidates_in_one_cell_have_one_window() -> None:
+    posterior = Posterior.from_cells(AREA, np.array([20, 40]), np.array([30, 10]), np.array([0.6, 0.3]))
+    (location,) = to_locations(posterior, LocateOptions(top=3, radius=5.0), ["a.jpg"])
+    proposals = propose([*location.candidates, *location.candidates], posterior, 80.0, 64, 5)
+    assert len(proposals) == len({each.cell for each in location.candidates})
+    assert proposals.windows.pixels == 64 and len(propose(location.candidates, posterior, 80.0, 64, 1)) == 1
+    np.testing.assert_allclose(proposals.windows.x, AREA.cell_centers(*proposals.cells.T)[0])

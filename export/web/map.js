@@ -4,9 +4,13 @@
 const map = L.map("map", {zoomSnap: 0.25});
 map.attributionControl.setPrefix('<a href="https://leafletjs.com">Leaflet</a>');
 const layers = {};
-if (data.imagery) layers["Your imagery"] = L.imageOverlay(data.imagery.image, data.imagery.bounds).addTo(map);
+const detail = L.layerGroup();  // finer imagery around an answer to metres
+if (data.imagery) {
+  const imagery = L.imageOverlay(data.imagery.image, data.imagery.bounds);
+  layers["Your imagery"] = L.layerGroup([imagery, detail]).addTo(map);
+}
 const osm = L.tileLayer("https://tile.openstreetmap.org/{z}/{x}/{y}.png",
-  {maxZoom: 19, attribution: "&copy; OpenStreetMap contributors"});
+  {maxZoom: 22, maxNativeZoom: 19, attribution: "&copy; OpenStreetMap contributors"});
 const heat = L.layerGroup().addTo(map), drawn = L.layerGroup().addTo(map);
 L.control.layers({}, {...layers, "OpenStreetMap (needs network)": osm, "Probability": heat, "Answer": drawn},
   {collapsed: innerWidth < 760}).addTo(map);
@@ -18,42 +22,90 @@ const element = (name, text, attributes = {}) => {
   if (text) node.textContent = text;
   return node;
 };
-const colours = {answer: "#ff2d78", candidate: "#ffb300", truth: "#00b8d4"};
+const colours = {answer: "#ff2d78", candidate: "#ffb300", mode: "#ffb300", truth: "#00b8d4"};
+const names = {truth: "true position", mode: "also probable"};
+const styles = {
+  tile: () => ({color: "#ffffff", weight: 1, fill: false, dashArray: "4 4"}),
+  circle: refined => refined ? {color: "#ffffff", weight: 1.5, fill: false, dashArray: "2 6"}
+    : {color: "#ff2d78", weight: 2, fillOpacity: 0.06},
+  ellipse: () => ({color: "#ff2d78", weight: 2.5, fillOpacity: 0.1}),
+  wedge: () => ({color: "#ffffff", weight: 1, opacity: 0.9, fillColor: "#2979ff", fillOpacity: 0.5}),
+};
+/* Cells are drawn while they are small on the screen; nearer to an answer to metres they would hide its probabilities. */
+const LARGEST_CELL = 48;  // pixels
+let cells = null;  // heat map of the cells, and their side
+function fitHeat() {
+  if (!cells) return;
+  const pixel = 40075016.7 * Math.cos(map.getCenter().lat * Math.PI / 180) / 2 ** (map.getZoom() + 8);
+  cells.overlay.setOpacity(cells.refined && cells.side / pixel > LARGEST_CELL ? 0 : 0.75);
+}
+map.on("zoomend", fitHeat);
 
-function draw(feature) {
+function draw(feature, refined) {
   const {kind, ...properties} = feature.properties;
-  if (kind === "tile" || kind === "circle") {
-    return L.geoJSON(feature, {interactive: false, style: kind === "tile"
-      ? {color: "#ffffff", weight: 1, fill: false, dashArray: "4 4"}
-      : {color: "#ff2d78", weight: 2, fillOpacity: 0.06}});
-  }
+  if (styles[kind]) return L.geoJSON(feature, {interactive: false, style: styles[kind](refined)});
   const [longitude, latitude] = feature.geometry.coordinates;
   const marker = L.circleMarker([latitude, longitude],
-    {radius: kind === "candidate" ? 6 : 8, color: "#fff", weight: 2, fillColor: colours[kind], fillOpacity: 1});
+    {radius: kind === "mode" ? 4 : kind === "candidate" ? 6 : 8, color: "#fff", weight: 2, fillColor: colours[kind], fillOpacity: 1});
   const position = `${latitude.toFixed(6)}, ${longitude.toFixed(6)}`;
   const share = properties.probability === undefined ? "" : `<br>${(100 * properties.probability).toFixed(1)} %`;
-  return marker.bindTooltip(`${kind === "truth" ? "true position" : kind}<br>${position}${share}`);
+  return marker.bindTooltip(`${names[kind] || kind}<br>${position}${share}`);
 }
 
 function clear() {
-  heat.clearLayers(); drawn.clearLayers(); document.getElementById("about").replaceChildren();
+  heat.clearLayers(); drawn.clearLayers(); detail.clearLayers(); cells = null;
+  document.getElementById("about").replaceChildren();
+}
+
+/* The values of an answer to metres. */
+function fixList(fix) {
+  const list = element("dl", "", {className: "fix"});
+  const add = (name, text, note) => {
+    const value = element("dd", text);
+    if (note) value.append(element("div", note, {className: "note"}));
+    list.append(element("dt", name), value);
+    return value;
+  };
+  add("Ellipse", fix.ellipse, `${fix.spread}; ${fix.near}`);
+  for (const direction of fix.directions) {
+    const arrow = element("span", "\u2191", {className: "arrow"});
+    arrow.style.transform = `rotate(${direction.deg}deg)`;
+    add("Heading", direction.text).prepend(arrow);
+  }
+  if (!fix.heading_known) add("Heading", "unknown");
+  return list;
+}
+
+/* Zoom to an answer to metres. */
+function zoomTo(photo) {
+  if (photo.fix) map.fitBounds(photo.fix.view);
 }
 
 function show(photo) {
   const about = document.getElementById("about");
   clear();
-  if (photo.heat) L.imageOverlay(photo.heat.image, photo.heat.bounds, {opacity: 0.75}).addTo(heat);
-  photo.features.forEach(feature => draw(feature).addTo(drawn));
+  if (photo.heat) {
+    const overlay = L.imageOverlay(photo.heat.image, photo.heat.bounds, {opacity: 0.75}).addTo(heat);
+    cells = {overlay, side: photo.cell_m, refined: Boolean(photo.fix)};
+  }
+  if (photo.fix) {
+    if (photo.fix.detail) L.imageOverlay(photo.fix.detail.image, photo.fix.detail.bounds).addTo(detail);
+    photo.fix.heat.forEach(each => L.imageOverlay(each.image, each.bounds, {opacity: 0.6}).addTo(heat));
+  }
+  fitHeat();
+  photo.features.filter(feature => feature.properties.kind !== "heading")
+    .forEach(feature => draw(feature, Boolean(photo.fix)).addTo(drawn));
   about.append(element("img", "", {className: "photo", src: photo.image, alt: photo.name}));
   about.append(element("div", photo.answer, {className: "answer"}));
   about.append(element("div", photo.confidence, {className: "note"}));
+  if (photo.fix) about.append(fixList(photo.fix));
   if (photo.error) about.append(element("div", photo.error, {className: "note"}));
   if (photo.others.length) {
     about.append(element("div", "Other candidates:"));
     const list = element("ol", "", {className: "candidates", start: 2});
     for (const other of photo.others) {
       const item = element("li"), button = element("button", other.text, {type: "button"});
-      button.onclick = () => map.flyTo(other.at, Math.max(map.getZoom(), 17));
+      button.onclick = () => map.flyTo(other.at, Math.max(map.getZoom(), photo.fix ? 19 : 17));
       item.append(button); list.append(item);
     }
     about.append(list);

@@ -70,6 +70,7 @@ async function locate(photo) {
       return;
     }
     show(answer.page);
+    document.getElementById("refined-key").hidden = !answer.page.fix;
     setStatus([answer.sure ? "" : "Not sure.", ...answer.notes].join(" "), !answer.sure);
     await animateZoom(answer.page);
   } catch (error) {
@@ -84,6 +85,10 @@ async function animateZoom(page) {
     if (request !== requests) return;
     map.flyToBounds(L.geoJSON(tile).getBounds(), {duration: 0.7, maxZoom: 18});
     await new Promise(resolve => setTimeout(resolve, 900));
+  }
+  if (page.fix) {
+    if (request === requests) map.flyToBounds(page.fix.view, {duration: 0.7});
+    return;
   }
   const spread = page.features.find(feature => feature.properties.share === 0.68);
   if (request === requests && spread) map.flyToBounds(L.geoJSON(spread).getBounds(), {duration: 0.7, maxZoom: 18});

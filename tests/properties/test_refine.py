@@ -13,10 +13,18 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from jzi.locate.posterior import Posterior
-from jzi.refine.answer import ESTIMATES, FixOptions, RefineCalibration, refine_candidates, to_density
-from jzi.refine.fuse import RankWeights, combine, rank
+from jzi.refine.answer import (
+    ESTIMATES,
+    FixOptions,
+    RefineCalibration,
+    rank_features,
+    refine_candidates,
+    to_density,
+)
+from jzi.refine.fuse import RankWeights, combine, owned, rank
 from jzi.refine.heading import summarize
 from jzi.refine.outputs import RefinerOutput
+from jzi.refine.proposals import Proposals
 from jzi.refine.window import Window, Windows
 from jzi.store.pyramid import Pyramid
 
@@ -60,7 +68,7 @@ cells_in = st.lists(st.tuples(st.integers(20, 24), st.integers(20, 24)), min_siz
 
 
 @st.composite
-def outputs(draw) -> tuple[RefinerOutput, Windows, np.ndarray, Posterior]:
+def outputs(draw) -> tuple[RefinerOutput, Proposals]:
     """A refiner's output for overlapping windows of one photo, with holes in the imagery."""
     cells = np.array(draw(cells_in))
     count, rolls = len(cells), draw(st.sampled_from([1, 8]))
@@ -74,9 +82,10 @@ def outputs(draw) -> tuple[RefinerOutput, Windows, np.ndarray, Posterior]:
     levels = tuple(torch.from_numpy(rng.uniform(-1, 1, (count, rolls, side, side))) for side in (4, 8, 16, 32))
     output = RefinerOutput(logits.masked_fill(~mask, -torch.inf), levels, mask, torch.zeros(count, rolls))
     windows = Windows.around_cells(AREA, cells[:, 0], cells[:, 1], 80.0, SIDE)
-    probability = rng.dirichlet(np.ones(count + 2))[: count + 1]
+    probability = rng.dirichlet(np.ones(count + 2))
+    probability = probability[: count + 1] / (probability[: count + 1].sum() if draw(st.booleans()) else 1.0)
     row, col = np.append(cells[:, 0], 3), np.append(cells[:, 1], 60)
-    return output, windows, cells, Posterior.from_cells(AREA, row, col, probability)
+    return output, Proposals(windows, cells, Posterior.from_cells(AREA, row, col, probability))
 
 
 @given(outputs(), st.floats(0.05, 20))
@@ -88,22 +97,28 @@ def test_densities_sum_to_one_and_masked_pixels_are_zero(case, temperature) -> N
 
 
 @given(outputs(), st.floats(0, 3), st.floats(0, 100))
-def test_windows_keep_the_mass_of_their_candidates(case, prior_weight, match_weight) -> None:
-    output, windows, cells, posterior = case
-    probability = np.array([posterior.at(*cell[:, None])[0] for cell in cells])
-    share = rank(np.log(probability), output.level0_max.numpy(), probability, RankWeights(prior_weight, match_weight))
-    assert share.sum() == pytest.approx(probability.sum(), abs=1e-12)
-    result, shares = combine(to_density(output), output.mask.numpy(), windows, probability, share)
+def test_no_probability_is_lost_or_counted_twice(case, prior_weight, match_weight) -> None:
+    output, proposals = case
+    features = rank_features(output, proposals, 1.0)
+    ground, posterior = features.ground, proposals.posterior
+    inside = ground.probability.sum()
+    assert inside + ground.cell_probability.sum() == pytest.approx(posterior.probability.sum(), abs=1e-12)
+    share = rank(features.score, features.match, ground.probability, RankWeights(prior_weight, match_weight))
+    assert share.sum() == pytest.approx(inside, abs=1e-12)
+    result = combine(features.density, ground.mask, proposals.windows, ground.probability, share)
     assert (result >= 0).all() and (result[~output.mask.numpy()] == 0).all()
-    np.testing.assert_allclose(result.sum((1, 2)), shares, atol=1e-12)
-    assert shares.sum() == pytest.approx(probability[shares > 0].sum(), abs=1e-9)
+    assert result.sum() == pytest.approx(inside, abs=1e-9)
+    assert (result[~owned(proposals.windows) & output.mask.numpy().any((1, 2))[:, None, None]] == 0).all() or (
+        not output.mask.any((1, 2)).all()
+    )
 
 
 @given(outputs(), st.sampled_from(ESTIMATES), st.floats(0.5, 20))
 def test_fixes_are_finite_and_candidates_hold_no_more_than_all(case, estimate, radius) -> None:
-    output, windows, cells, posterior = case
+    output, proposals = case
+    windows, cells = proposals.windows, proposals.cells
     calibration = RefineCalibration(0.8, 0.1, RankWeights(1.0, 10.0))
-    candidates = refine_candidates(output, windows, cells, posterior, calibration, FixOptions(estimate, radius))
+    candidates = refine_candidates(output, proposals, calibration, FixOptions(estimate, radius))
     assert 1 <= len(candidates) <= len(cells)
     found = [each for each in candidates if each.fix]
     assert candidates[: len(found)] == found  # what has no imagery comes last
@@ -130,6 +145,6 @@ def test_a_turned_distribution_of_headings_has_turned_peaks(weights, turn) -> No
     one, other = summarize(probability), summarize(np.roll(probability, turn % len(weights)))
     assert other.sd_deg == pytest.approx(one.sd_deg, abs=1e-6)
     shift = (turn % len(weights)) * 360 / len(weights)
-    assert sum(share for _, share in one.peaks) <= 1 + 1e-9
+    assert sum(peak.probability for peak in one.peaks) <= 1 + 1e-9
     if len(one.peaks) == len(other.peaks) == 1 and one.sd_deg < 120:
         assert (other.mean_deg - one.mean_deg - shift + 180) % 360 - 180 == pytest.approx(0, abs=1e-4)
