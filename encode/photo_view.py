@@ -12,9 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import pandas as pd
 from PIL import ExifTags, Image
 
 from jzi.encode.photos import Photo, looks_like_panorama
+from jzi.encode.prefetch import prefetch, reader_threads
 from jzi.errors import PhotoError
 from jzi.store.photo_file import open_image, photo_errors
 
@@ -31,8 +33,9 @@ CLOSED = 0.98
 #: Most bytes of XMP that are searched: one segment of a JPEG.
 XMP_BYTES = 2**16
 
-#: Columns of a photo table that `PhotoView.to_columns` fills.
+#: Columns that `PhotoView.to_columns` fills, and those of a photo table that `PhotoView.with_table` reads.
 COLUMNS = ("hfov_deg", "panorama", "heading_deg", "heading_sd_deg")
+GIVEN = ("hfov", "panorama", "heading", "heading_sd")
 
 
 @dataclass(frozen=True)
@@ -171,6 +174,18 @@ def photo_view(photo: Photo, row: Mapping[str, Any], name: str = "the photo") ->
     except PhotoError:
         view = PhotoView()
     return view.with_table(row)
+
+
+def with_view_columns(frame: pd.DataFrame, magnetic_sd_deg: float) -> pd.DataFrame:
+    """A photo table with the columns `COLUMNS`, from the photos' metadata and what the table says.
+
+    Args:
+        frame: of a `PhotoTable`.
+        magnetic_sd_deg: standard deviation of headings that refer to magnetic north.
+    """
+    rows: list[Any] = frame[["photo", *(name for name in GIVEN if name in frame)]].to_dict("records")
+    views = prefetch(lambda row: photo_view(row["photo"], row).to_columns(magnetic_sd_deg), rows, reader_threads())
+    return frame.assign(**pd.DataFrame(list(views), frame.index, list(COLUMNS), dtype=float))
 
 
 def _stitched(view: PhotoView, pano: Mapping[str, str], width: int) -> PhotoView:

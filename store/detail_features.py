@@ -23,13 +23,16 @@ PROJECTION = ("mean", "basis", "scale")
 #: Number of tiles that are read or written in parallel.
 THREADS = 8
 
+Unit = tuple[slice, slice]
+
 
 class DetailFeatures:
     """The group `detail` of a feature cache: tokens of the tiles of level L-1 as 8-bit features of a projection.
 
     `tokens` is (row, col, token row, token col, feature) int8, one tile to a chunk; a token without imagery has the
-    value `ABSENT` in every feature. `status` is (row, col), written after the tokens. The tokens of all tiles lie on
-    one grid: token (i, j) of a tile covers the square of `pixels / side` pixels from its north-west corner.
+    value `ABSENT` in every feature. `status` is (row, col), a chunk of which is written after the tokens of its tiles.
+    Token (i, j) of a tile is made of the square of `patch` pixels whose north-west corner is i * patch pixels below and
+    j * patch pixels right of the tile's, so that the tokens of all tiles are one grid.
 
     Args:
         arrays: status, tokens, mean, basis and scale.
@@ -73,23 +76,25 @@ class DetailFeatures:
         with storage_errors(self.path, "detail/status"):
             return np.asarray(self._arrays["status"][:])
 
-    def readable_status(self, chunk: int) -> tuple[NDArray[np.uint8], int]:
-        """`status` with 0 (missing) for tiles that cannot be read, and the number of those that were encoded.
+    @property
+    def units(self) -> list[Unit]:
+        """Rows and columns of the squares of tiles that are written at once."""
+        (rows, cols), (height, width) = self._arrays["status"].shape, self._arrays["status"].chunks
+        return [
+            (slice(row, row + height), slice(col, col + width))
+            for row in range(0, rows, height)
+            for col in range(0, cols, width)
+        ]
 
-        Reads every chunk.
-
-        Args:
-            chunk: side of a chunk of the status, tiles.
-        """
+    def readable_status(self) -> tuple[NDArray[np.uint8], int]:
+        """`status` with 0 (missing) for tiles that cannot be read, and their number; reads every chunk."""
         status, damaged = np.full(self._arrays["status"].shape, MISSING, np.uint8), 0
-        for row in range(0, len(status), chunk):
-            for col in range(0, len(status), chunk):
-                window = slice(row, row + chunk), slice(col, col + chunk)
-                try:
-                    with storage_errors(self.path, "detail/status"):
-                        status[window] = np.asarray(self._arrays["status"][window])
-                except CacheCorruptError:
-                    damaged += status[window].size
+        for unit in self.units:
+            try:
+                with storage_errors(self.path, "detail/status"):
+                    status[unit] = np.asarray(self._arrays["status"][unit])
+            except CacheCorruptError:
+                damaged += status[unit].size
         tiles = [(int(row), int(col)) for row, col in np.argwhere(status == ENCODED)]
         with ThreadPoolExecutor(THREADS) as pool:
             for tile, lost in zip(tiles, pool.map(self._is_lost, tiles), strict=True):
@@ -142,17 +147,14 @@ class DetailFeatures:
         with ThreadPoolExecutor(THREADS) as pool:
             list(pool.map(write, tiles, tokens))
 
-    def write_status(self, row: int, col: int, status: NDArray[np.uint8]) -> None:
-        """Write the status of a whole chunk.
+    def write_status(self, unit: Unit, status: NDArray[np.uint8]) -> None:
+        """Write the status of a unit, after its tokens.
 
-        Args:
-            row: row of its north-west tile.
-            col: column of its north-west tile.
-            status: (side, side).
+        Raises:
+            CacheError: the disk is full.
         """
-        side = len(status)
         with storage_errors(self.path, "detail/status"):
-            self._arrays["status"][row : row + side, col : col + side] = status
+            self._arrays["status"][unit] = status
 
 
 def read_projection(arrays: dict[str, zarr.Array[Any]], path: str, group: str, digest: str) -> Projection:

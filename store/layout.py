@@ -23,6 +23,9 @@ Document = dict[str, Any]
 #: 1.6 MB.
 MAX_CHUNK, MAX_CELL_CHUNK = 16, 32
 
+#: Largest side in tiles of what is written at once of tokens at a high resolution: a killed run loses as much.
+MAX_DETAIL_UNIT = 4
+
 #: Chunks of cells along a side of a shard, and the number of cells above which a region's cells are sharded. A shard of
 #: 1024 features has 33.6 MB.
 SHARD_CHUNKS, MAX_UNSHARDED = 4, 2**20
@@ -126,7 +129,7 @@ def map_documents(header: CacheHeader) -> dict[str, Document]:
 
 def _detail_documents(pyramid: Pyramid, detail: DetailInfo) -> dict[str, Document]:
     """Documents of the tokens of tiles at a high resolution, and of their projection."""
-    n, chunk = pyramid.tiles_per_side(pyramid.levels - 1), chunk_side(pyramid, pyramid.levels - 1)
+    n, chunk = pyramid.tiles_per_side(pyramid.levels - 1), detail_unit(pyramid)
     tokens, tiles = (detail.side, detail.side, detail.width), ("row", "col")
     dimensions = (*tiles, "token_row", "token_col", "feature")
     return {
@@ -135,6 +138,14 @@ def _detail_documents(pyramid: Pyramid, detail: DetailInfo) -> dict[str, Documen
         "detail/tokens": array((n, n, *tokens), (1, 1, *tokens), "int8", dimensions, ABSENT, {}),
         **_projection_documents("detail/", detail, "source", "feature"),
     }
+
+
+def detail_unit(pyramid: Pyramid) -> int:
+    """Side in tiles of what is written at once of the tokens at a high resolution, a power of the grid."""
+    side, tiles = 1, pyramid.tiles_per_side(pyramid.levels - 1)
+    while side * pyramid.grid <= min(MAX_DETAIL_UNIT, tiles):
+        side *= pyramid.grid
+    return side
 
 
 def _projection_documents(

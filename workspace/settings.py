@@ -18,6 +18,7 @@ from pyproj.exceptions import CRSError
 from jzi.decode.config import DecoderConfig
 from jzi.errors import ConfigError, first_line
 from jzi.locate.ranges import MAX_SEED
+from jzi.refine.config import RefineConfig
 from jzi.store.bands import MAX_CELL, MIN_CELL
 from jzi.store.files import write_whole
 from jzi.store.info import MAX_IMAGE_SIZE
@@ -28,6 +29,7 @@ from jzi.train.config import (
     STATEWIDE_METHODS,
     FinetuneConfig,
     HeadsTrainingConfig,
+    RefinerTrainingConfig,
     RetrieverConfig,
     StatewideConfig,
     TrainConfig,
@@ -41,8 +43,9 @@ _strict = ConfigDict(extra="forbid")
 class MapSettings:
     """The map: rasters (files, globs or folders, the first on top), and how to read those that lack metadata.
 
-    With `tokens`, patch tokens of tiles are stored beside their embeddings, for `decoder.patch_tokens`. With `remote`,
-    rasters may be URLs and other GDAL data sources, and may name files outside of their folder.
+    With `tokens`, patch tokens of tiles are stored beside their embeddings, for `decoder.patch_tokens`. `detail_px` is
+    the side of the images of which `jzi encode-map --detail` makes tokens for refiners; twice the encoder's input by
+    default. With `remote`, rasters may be URLs and other GDAL data sources, and may name files outside of their folder.
     """
 
     rasters: list[str] = field(default_factory=list)
@@ -50,6 +53,7 @@ class MapSettings:
     nodata: float | None = None
     stretch: tuple[float, float] | None = None
     tokens: bool = False
+    detail_px: int | None = Field(default=None, ge=1, le=MAX_IMAGE_SIZE)
     remote: bool = False
 
     def __post_init__(self) -> None:
@@ -148,6 +152,8 @@ class Settings(AreaSettings):
     heads: HeadsTrainingConfig = field(default_factory=HeadsTrainingConfig)
     model: PathSettings = field(default_factory=lambda: PathSettings("model"))
     retriever: RetrieverConfig = field(default_factory=RetrieverConfig)
+    refine: RefineConfig = field(default_factory=RefineConfig)
+    refiner: RefinerTrainingConfig = field(default_factory=RefinerTrainingConfig)
 
     @property
     def encoder_folder(self) -> Path | None:
@@ -186,7 +192,7 @@ class RegionSettings(AreaSettings):
 
 #: The sections of jzi.toml about photos and training, of which a command uses some: those that train off the cache read
 #: no photos.
-TRAINING = ("queries", "finetune", "decoder", "train", "heads", "retriever", "statewide")
+TRAINING = ("queries", "finetune", "decoder", "train", "heads", "retriever", "statewide", "refiner")
 
 
 def find_rasters(entries: Iterable[str], folder: Path = Path()) -> list[str]:
@@ -374,6 +380,8 @@ def write_settings(settings: AreaSettings) -> None:
     sections = without_none(asdict(settings))  # type: ignore[call-overload]
     for derived in ("width", "actions"):  # from the encoder and the pyramid
         sections.get("decoder", {}).pop(derived, None)
+    for network in ("trunk", "photo_trunk"):  # of refiners that are trained from pixels
+        sections.get("refine", {}).pop(network, None)
     for follows in STATEWIDE_METHODS["statewide"]:  # the method, unless they are set
         sections.get("statewide", {}).pop(follows, None)
     comments = {
@@ -396,6 +404,9 @@ def write_settings(settings: AreaSettings) -> None:
         "heads": "Training of the experts cells and levels, which need `jzi encode-map --cells`.",
         "model": "The folder of the trained model.",
         "retriever": "Flat retrieval, a baseline: sample4geo, infonce or transgeo.",
+        "refine": "Metres inside of the cell: the windows around candidates, and the network that refines them;\n"
+        "# source: detail (`jzi encode-map --detail`), tokens, or trained. hfov: of photos that do not record it.",
+        "refiner": "Training of the refiner.",
     }
     text = "# Settings of one area and its experiments. Override any of them with --set: --set decoder.layers=4\n"
     for section, values in sections.items():
