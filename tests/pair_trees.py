@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import struct
 import zlib
 from collections.abc import Callable
@@ -13,19 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from jzi.benchmarks.vigor_tree import CITIES, side_m, write_city
 from jzi.datasets.kitti import IMAGE as KITTI_PIXELS
 from jzi.datasets.kitti import RESOLUTION as KITTI_RESOLUTION
 from jzi.datasets.kitti import place_view
-from jzi.datasets.vigor import RESOLUTION
-from jzi.store.pyramid import WGS84
-
-#: Where the made cities lie; their latitude gives the resolution of zoom 20 that the data set states.
-CITIES = {
-    "Chicago": (41.85, -87.65),
-    "NewYork": (40.72, -73.99),
-    "SanFrancisco": (37.76, -122.43),
-    "Seattle": (47.53, -122.33),
-}
 
 Scene = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]
 
@@ -91,53 +81,22 @@ def write_vigor(
         pixels: side of the aerial images on disk.
         panorama_width: width of the panoramas.
     """
-    suffix = "__corrected" if labels == "splits__corrected" else ""
     for number, city in enumerate(cities):
-        rng, color = np.random.default_rng(number), scene(number)
-        resolution, (latitude, longitude) = RESOLUTION[city], CITIES[city]
-        side = 640 * resolution
-        grounds, satellites = (
-            folder / (f"{city}/{kind}" if by_city else f"{other}/{city}")
-            for kind, other in (("panorama", "ground"), ("satellite", "satellite"))
-        )
-        splits = folder / labels / city
-        for path in (grounds, satellites, splits):
-            path.mkdir(parents=True, exist_ok=True)
+        rng, color, side = np.random.default_rng(number), scene(number), side_m(city)
         centers = np.array([(side / 2 * col, side / 2 * row) for row in range(grid) for col in range(grid)])
-        names = []
-        for east, north in centers:
-            lat, lon = move(latitude, longitude, east, north)
-            names.append(f"satellite_{lat:.14f}_{lon:.14f}.png")
-            aerial(color, east, north, side, pixels).save(satellites / names[-1])
-        (splits / "satellite_list.txt").write_text("\n".join(names) + "\n")
-        lines = []
-        for photo in range(photos):
-            # in the inner part, where four aerial images cover every place
-            place = rng.uniform(side / 8, (grid - 1) * side / 2 - side / 8, 2)
-            lat, lon = move(latitude, longitude, *place)
-            name = f"{city[:2]}{photo:04d},{lat:.6f},{lon:.6f},.jpg"
-            panorama(color, place[0], place[1], panorama_width, panorama_width // 2).save(grounds / name)
-            nearest = np.argsort(np.abs(centers - place).max(1), kind="stable")[:4]
-            values = [name]
-            for index in nearest:
-                # from the camera to the centre, northwards and eastwards
-                row, col = (centers[index] - place)[::-1] / resolution * scale
-                values += [names[index], f"{round(row):.1f}", f"{round(col):.1f}"]
-            lines.append(" ".join(values))
-        half = photos // 2
-        for kind, part in (
-            ("same_area_balanced_train", lines[:half]),
-            ("same_area_balanced_test", lines[half:]),
-            ("pano_label_balanced", lines),
-        ):
-            (splits / f"{kind}{suffix}.txt").write_text("\r\n".join(part) + "\r\n", newline="")
-
-
-def move(latitude: float, longitude: float, east: float, north: float) -> tuple[float, float]:
-    """The place some metres east and north of another."""
-    azimuth = math.degrees(math.atan2(east, north))
-    lon, lat, _ = WGS84.fwd(longitude, latitude, azimuth, math.hypot(east, north))
-    return lat, lon
+        # in the inner part, where four aerial images cover every place
+        places = rng.uniform(side / 8, (grid - 1) * side / 2 - side / 8, (photos, 2))
+        write_city(
+            folder,
+            city,
+            centers,
+            places,
+            (aerial(color, east, north, side, pixels) for east, north in centers.tolist()),
+            (panorama(color, east, north, panorama_width, panorama_width // 2) for east, north in places.tolist()),
+            labels=labels,
+            by_city=by_city,
+            scale=scale,
+        )
 
 
 def write_cvusa(folder: Path, *, train: int = 4, test: int = 3, pixels: int = 32) -> None:
