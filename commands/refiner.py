@@ -122,8 +122,8 @@ def metres_table(figures: MetreFigures, headings: bool = True) -> str:
     for share, interval in figures.coverage.items():
         lines.append(f"  circles of {100 * share:.0f} % hold the place of {_percent(interval)} of the photos")
     lines.append(
-        f"  negative log-likelihood of the place: {figures.nll_before:.2f} before, {figures.nll_after:.2f} after (nats, "
-        "per square metre)"
+        f"  negative log-likelihood of the place: {figures.nll_before:.2f} before, {figures.nll_after:.2f} after "
+        "(nats, per square metre)"
     )
     if figures.heading_error:
         error = figures.heading_error
