@@ -201,8 +201,8 @@ class RaySource:
         images = np.stack([image for image, _ in cut])
         masks = np.stack([mask.reshape(side, MAP_STRIDE, side, MAP_STRIDE).any((1, 3)) for _, mask in cut])
         pixels = np.stack([self._photo(int(row)) for row in photos.row])
-        read = (torch.from_numpy(each).permute(0, 3, 1, 2) for each in (pixels, images))
-        return Read(*read, torch.from_numpy(masks))
+        photo, window = (torch.from_numpy(each).permute(0, 3, 1, 2) for each in (pixels, images))
+        return Read(photo, window, torch.from_numpy(masks))
 
     def _window(self, x: float, y: float, scale: float) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         pixels = self.config.outer * MAP_STRIDE

@@ -70,8 +70,8 @@ class RayNetwork(nn.Module):
         """
         (maps,) = self.refiner.aerial(windows).maps
         tokens = between_tokens(maps.permute(0, 2, 3, 1) * mask[..., None], *between)
-        index = (each.tolist() for each in (pairs.photo, pairs.window, pairs.roll))
-        return self.refiner.pair_scores(self.refiner.ground(photos), tokens, *index, places)
+        photo, window, roll = (each.tolist() for each in (pairs.photo, pairs.window, pairs.roll))
+        return self.refiner.pair_scores(self.refiner.ground(photos), tokens, photo, window, roll, places)
 
 
 class RayTask(RefinerTask):
@@ -88,7 +88,7 @@ class RayTask(RefinerTask):
     """
 
     label = "rays"
-    network: RayNetwork  # type: ignore[assignment]
+    network: RayNetwork
 
     def __init__(
         self,
@@ -101,7 +101,7 @@ class RayTask(RefinerTask):
         run: TrainingRun,
     ) -> None:
         super().__init__(accelerator, refiner, source, refine, config, info, run)
-        self.network = RayNetwork(refiner)  # type: ignore[assignment]
+        self.network = RayNetwork(refiner)
         self.parts: tuple[RaySource, ...] = source.parts
 
     def steps_per_epoch(self) -> int:
@@ -145,7 +145,7 @@ class RayTask(RefinerTask):
         generator = seeded_generator(*seed, 2)
         known = torch.rand(len(pairs), generator=generator) < self.config.heading_known
         photos, windows, mask, place, heading = self._augment(pairs, generator)
-        shape = self.refiner.config
+        shape = self.network.refiner.config
         compared = RayPairs.draw(heading, known, false_negatives(pairs.places), shape.rolls, generator)
         down, right, row, col = torch.rand(4, generator=generator).tolist()
         between = down - 0.5, right - 0.5
