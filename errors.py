@@ -40,6 +40,10 @@ class PhotoTableError(JziError):
     """A table or folder of photos cannot be used."""
 
 
+class PairsError(JziError):
+    """A data set of pairs of photos and aerial images is incomplete, of another layout, or lacks metric labels."""
+
+
 class EncoderError(JziError):
     """An encoder cannot be loaded or is of an unsupported kind."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import click
 
@@ -17,11 +17,13 @@ from jzi.commands.common import (
     print_result,
     split_by_option,
 )
+from jzi.commands.pairs import init_pairs_command
 from jzi.locate.ranges import CELL, DISTANCE, LATITUDE, LONGITUDE, PIXELS
 
 if TYPE_CHECKING:
     from jzi.store.photo_table import PhotoTable
     from jzi.store.region import Rule
+    from jzi.workspace.pairs import Dataset
 
 
 @click.command()
@@ -47,7 +49,9 @@ if TYPE_CHECKING:
 @click.option("--cell", type=number(CELL), help="Side of a region's cells, metres.  [default: 30]")
 @click.option("--rule", type=click.Choice(["touch", "corners", "centre"]),
               help="Cells of a region: that it touches, or with a corner or the centre in it.")  # fmt: skip
-@click.option("--dataset", help="A published data set instead of a map: just-zoom-in.")
+@click.option("--dataset", help="A published data set instead of a map: just-zoom-in, or pairs of photos and aerial "
+              "images: vigor, cvusa, cvact, kitti.")  # fmt: skip
+@click.option("--area", type=click.Choice(["same", "cross"]), help="Protocol of VIGOR.  [default: same]")
 @click.option("--data", type=click.Path(path_type=Path), help="The folder of that data set.  [default: FOLDER]")
 @click.option("--download", is_flag=True, help="Download it from the Hugging Face hub first.")
 @click.option("--force", is_flag=True, help="Replace an existing jzi.toml.")
@@ -62,14 +66,23 @@ def init(
     region: Path | None,
     cell: float | None,
     rule: Rule | None,
+    area: Literal["same", "cross"] | None,
     as_json: bool,
     **options: Any,
 ) -> None:
     """Set up a working directory: write jzi.toml for an area.
 
     With --region, or with --map and --cell, the area is a region for state-wide retrieval; without --map, its cells are
-    only counted and nothing is written.
+    only counted and nothing is written. With a --dataset of pairs, UnifyGeo is trained and evaluated on it.
     """
+    if dataset in ("vigor", "cvusa", "cvact", "kitti"):
+        given = {**options, "map": rasters, "region": region, "cell": cell, "rule": rule, "download": download}
+        if unused := [f"--{name.replace('_', '-')}" for name, value in given.items() if value]:
+            raise UsageError(f"{', '.join(unused)} is not for a data set of pairs: leave it out")
+        init_pairs_command(folder, cast("Dataset", dataset), data, area, force, as_json)
+        return
+    if area:
+        raise UsageError("--area is VIGOR's protocol: add --dataset vigor, or leave it out")
     if region or cell or rule:
         _init_region(folder, rasters, region, cell, rule, force, as_json, dataset=dataset, data=data, download=download,
                      **options)  # fmt: skip

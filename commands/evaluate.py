@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from jzi.commands.common import (
     UsageError,
@@ -18,6 +19,7 @@ from jzi.commands.common import (
     report_unreachable,
     settings_options,
 )
+from jzi.commands.pairs import evaluate_pairs_command
 from jzi.commands.statewide import evaluate_region_command
 from jzi.locate.ranges import DISTANCE, RANKS, SHARE
 
@@ -28,8 +30,9 @@ if TYPE_CHECKING:
 
 @click.command("evaluate")
 @settings_options
-@click.option("--split", type=click.Choice(["train", "val", "test", "all"]),
-              help="In a region also all photos.  [default: test, or val if there is none]")  # fmt: skip
+@click.option("--split", type=click.Choice(["train", "val", "test", "all", "test1", "test2"]),
+              help="In a region also all photos; test1 and test2 are of KITTI.  [default: test, or val if there is "
+              "none]")  # fmt: skip
 @click.option("--gallery", type=click.Choice(["all", "occupied"]), default="all", show_default=True,
               help="Cells to choose among: all, or only those that hold a photo of the split.")  # fmt: skip
 @click.option("--radii", help="Metres, separated by commas.  [default: 40,50,100; in a region 0,25,50,100]")
@@ -80,8 +83,23 @@ def evaluate_command(
     --estimates compares the ways to choose an answer, and reports how well confidences are calibrated. Results of
     different --gallery do not compare.
     """
-    from jzi.workspace.settings import is_region, load_settings
+    from jzi.workspace.settings import is_pairs, is_region, load_settings
 
+    if is_pairs(config_file):
+        context = click.get_current_context()
+        used = ("config_file", "overrides", "split", "as_json")
+        given = [
+            name
+            for name in context.params
+            if name not in used and context.get_parameter_source(name) is not ParameterSource.DEFAULT
+        ]
+        if given:
+            options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise UsageError(f"{options} does not apply to a data set of pairs: leave it out")
+        evaluate_pairs_command(config_file, overrides, None, split, as_json)
+        return
+    if split in ("test1", "test2"):
+        raise UsageError(f"--split {split} is of the data set KITTI: give train, val or test")
     region = is_region(config_file)
     metres = _metres(radii or ("0" if region else "40,50,100"), region)
     if region:

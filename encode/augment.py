@@ -102,18 +102,19 @@ def augment_photos(photos: Tensor, draws: Tensor) -> Tensor:
     return _filter(photos, draws[:, _FILTER])
 
 
-def augment_tiles(tiles: Tensor, draws: Tensor) -> Tensor:
-    """Augment tiles.
+def augment_tiles(tiles: Tensor, draws: Tensor, hole: float = TILE_HOLE) -> Tensor:
+    """Augment tiles, or photos that keep their place: without a crop.
 
     Args:
-        tiles: (n, 3, S, S) in 0..1.
+        tiles: (n, 3, rows, cols) in 0..1.
         draws: (n, DRAWS) in 0..1.
+        hole: side of the dropped squares of a grid as a fraction of a grid cell's.
 
     Returns:
         Views of the same shape.
     """
     tiles = _jitter(_compress(tiles, draws[:, _JPEG]), draws[:, _JITTER])
-    return drop_parts(_filter(tiles, draws[:, _FILTER]), draws, TILE_HOLE)
+    return drop_parts(_filter(tiles, draws[:, _FILTER]), draws, hole)
 
 
 def jitter_colors(images: Tensor, draws: Tensor) -> Tensor:
@@ -168,19 +169,20 @@ def drop_parts(squares: Tensor, draws: Tensor, hole: float = PHOTO_HOLE) -> Tens
     """Apply grid or coarse dropout to some squares; dropped pixels are black.
 
     Args:
-        squares: (n, 3, S, S) in 0..1.
+        squares: (n, 3, S, S) in 0..1; of other images, the holes are those of the square around them.
         draws: (n, DRAWS) in 0..1.
         hole: side of the grid's holes as a fraction of a grid cell's.
 
     Returns:
         Squares of the same shape.
     """
-    selector, side = draws[:, _DROPOUT.start], squares.shape[-1]
+    rows, cols = squares.shape[-2:]
+    selector, side = draws[:, _DROPOUT.start], max(rows, cols)
     grid, coarse = selector < DROPOUT / 2, (selector >= DROPOUT / 2) & (selector < DROPOUT)
     for selected, hole_mask in ((grid, partial(_grid_holes, hole=hole)), (coarse, _coarse_holes)):
         index = selected.nonzero()[:, 0]
         if len(index):
-            visible = ~hole_mask(draws[index], side)[:, None]
+            visible = ~hole_mask(draws[index], side)[:, None, :rows, :cols]
             squares = squares.index_copy(0, index, squares[index] * visible)
     return squares
 

@@ -20,6 +20,8 @@ from jzi.encode.device import processes
 from jzi.encode.encoder import Encoder
 from jzi.encode.photo_encoder import PhotoEncoder
 from jzi.encode.photo_reader import PhotoReader, ReadPhoto
+from jzi.encode.photo_tokens import encode_photos_and_tokens, prepare_photo_tokens
+from jzi.encode.photo_view import with_view_columns
 from jzi.encode.prefetch import prefetch, reader_threads
 from jzi.errors import ConfigError
 from jzi.store.cache import NODATA, FeatureCache
@@ -27,6 +29,7 @@ from jzi.store.chunk_writer import PhotoWriter, rows_by_chunk
 from jzi.store.photo_features import CHUNK, ENCODED, MISSING, UNREADABLE, PhotoFeatures
 from jzi.store.photo_file import open_regular_file
 from jzi.store.photo_table import PhotoTable, Rejected
+from jzi.store.projection import Projection
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,9 @@ class PhotoReport:
         remade: whether existing views of another seed or augmentation version were replaced.
         moved: photos that the cache already held with another split; their embeddings are kept.
         off_map: photos taken where the encoded map has no imagery; training and evaluation leave them out.
+        tokens: photos whose tokens were written by this run.
+        tokens_damaged: photos whose cached tokens could not be read; included in `tokens`.
+        tokens_bytes: size on disk of the tokens of all photos; 0 if they were not requested.
     """
 
     encoded: int
@@ -50,6 +56,9 @@ class PhotoReport:
     remade: bool = False
     moved: int = 0
     off_map: tuple[Rejected, ...] = ()
+    tokens: int = 0
+    tokens_damaged: int = 0
+    tokens_bytes: int = 0
 
 
 def encode_queries(
@@ -60,6 +69,8 @@ def encode_queries(
     batch_size: int = 32,
     views: int = 0,
     seed: int = 0,
+    tokens: bool = False,
+    magnetic_sd_deg: float = 20.0,
 ) -> PhotoReport:
     """Set the cache's list of photos to a table, and encode photos that are missing or have changed.
 
@@ -74,25 +85,30 @@ def encode_queries(
         views: number of augmented views per training photo, in addition to the plain photo; extra views that the
             cache already holds are kept.
         seed: of the views.
+        tokens: also store the photos' tokens, which refiners read, and columns with what is known of their view
+            (`jzi.encode.photo_view`); embeddings that the cache already holds are kept.
+        magnetic_sd_deg: standard deviation of headings that refer to magnetic north.
 
     Returns:
         The counts.
 
     Raises:
         CacheError: the disk is full.
-        ConfigError: there are views, but the encoder is not one for photos and tiles alike, which views are for.
+        ConfigError: there are views or tokens, but the encoder is not one for photos and tiles alike, which they are
+            for.
     """
-    if views and not isinstance(encoder, Encoder):
+    if (views or tokens) and not isinstance(encoder, Encoder):
         raise ConfigError(
-            f"{encoder.info.name} has a tower for photos, which is trained from images: set queries.views to 0"
+            f"{encoder.info.name} has a tower for photos, which is trained from images: set queries.views to 0, and "
+            "leave --tokens out"
         )
     state = processes()
     queries = cache.queries
-    damaged, moved, remade = 0, 0, False
+    damaged, moved, remade, tokens_damaged = 0, 0, False, 0
     if state.is_main_process:
         queries.repair()
         moved = _moved(queries, table)
-        queries.list_photos(table.frame)
+        queries.list_photos(with_view_columns(table.frame, magnetic_sd_deg) if tokens else table.frame)
         if views:
             remade = queries.require_views(views, {"seed": seed, "recipe": AUGMENTATION_VERSION})
         cache.consolidate()  # the steps above may have added rows and columns
@@ -100,23 +116,35 @@ def encode_queries(
         damaged = len(damaged_rows)
         for rows in rows_by_chunk(damaged_rows):
             queries.write(rows, {"status": np.full(len(rows), MISSING)})
+        if tokens:
+            assert isinstance(encoder, Encoder)
+            tokens_damaged = prepare_photo_tokens(queries, encoder, table.frame, batch_size)
+            cache.consolidate()
     state.wait_for_everyone()
     frame = queries.frame()
     photos = table.frame.set_index("id")["photo"].reindex(frame["id"])
     missing_views = (frame["split"] == "train") & (frame["views"] < views) & (frame["status"] == ENCODED)
     pending = _pending_rows(frame, photos.tolist(), queries, state, missing_views.to_numpy())
+    only_tokens = np.empty(0, np.int64)
+    if tokens:
+        without = (frame["status"] == ENCODED).to_numpy() & (queries.tokens.status()[frame.index] == 0)
+        only_tokens = np.setdiff1d(frame.index.to_numpy(np.int64)[without], pending)
+    pending = np.union1d(pending, only_tokens)
     process_rows = pending[pending // CHUNK % state.num_processes == state.process_index]
     state.wait_for_everyone()  # nobody writes before all have determined `pending`
     paths = dict(zip(frame.index, photos, strict=True))
     view_counts = dict(zip(frame.index, np.where(frame["split"] == "train", views, 0), strict=True))
     hide_bar = not (state.is_main_process and len(pending))
     with tqdm(total=len(pending), unit="photo", desc="photos", disable=hide_bar) as bar:
-        errors = _encode(process_rows, paths, view_counts, seed, encoder, queries, batch_size, bar)
+        errors = _encode(
+            process_rows, paths, view_counts, seed, encoder, queries, batch_size, bar, set(only_tokens.tolist()), tokens
+        )
         unreadable = [(frame["id"][row], error) for row, error in errors]
     if state.num_processes > 1:
         unreadable = gather_object(unreadable)
-    encoded = len(pending) - len(unreadable)
-    unchanged = frame[~frame.index.isin(pending)]
+    written = len(pending) - len(unreadable)
+    encoded = len(np.setdiff1d(pending, only_tokens)) - len(unreadable)
+    unchanged = frame[~frame.index.isin(np.setdiff1d(pending, only_tokens))]
     still_unreadable = unchanged["id"][unchanged["status"] == UNREADABLE]
     unreadable += [(name, "cannot be read, and has not changed since the last attempt") for name in still_unreadable]
     return PhotoReport(
@@ -127,6 +155,9 @@ def encode_queries(
         remade=remade,
         moved=moved,
         off_map=_off_map(cache, frame),
+        tokens=written if tokens else 0,
+        tokens_damaged=tokens_damaged,
+        tokens_bytes=queries.tokens.stored_bytes() if tokens else 0,
     )
 
 
@@ -181,17 +212,24 @@ def _encode(
     queries: PhotoFeatures,
     batch_size: int,
     bar: tqdm,
+    only_tokens: set[int],
+    with_tokens: bool,
 ) -> Iterator[tuple[int, str]]:
     """Encode and write rows; yield each row whose photo could not be read, with the error."""
     writer = PhotoWriter(queries)
+    projection = queries.tokens.projection if with_tokens else None
     reader = PhotoReader(encoder.photo_shape, encoder.resampling, fit=encoder.fit, stamps=True, subject="it")
     batch: dict[int, ReadPhoto] = {}
 
     def flush() -> None:
         if batch:
-            photos, counts = list(batch.values()), np.array([views[row] for row in batch])
-            for (row, photo), embedding in zip(batch.items(), _embed(photos, counts, seed, encoder), strict=True):
-                writer.put(row, photo.stamp, embedding[: 1 + views[row]])
+            counts = np.array([0 if row in only_tokens else views[row] for row in batch])
+            embeddings, tokens = _embed(list(batch.values()), counts, seed, encoder, projection)
+            for (row, photo), embedding, own in zip(batch.items(), embeddings, tokens, strict=True):
+                if row in only_tokens and own is not None:
+                    writer.put_tokens(row, own)
+                else:
+                    writer.put(row, photo.stamp, embedding[: 1 + views[row]], own)
             bar.update(len(batch))
             batch.clear()
 
@@ -210,14 +248,29 @@ def _encode(
         flush()
 
 
-def _embed(batch: list[ReadPhoto], views: NDArray[np.int64], seed: int, encoder: PhotoEncoder) -> NDArray[np.float16]:
-    """(photo, 1 + views, feature): the plain photo, then its augmented views; NaN beyond the number of views."""
+def _embed(
+    batch: list[ReadPhoto],
+    views: NDArray[np.int64],
+    seed: int,
+    encoder: PhotoEncoder,
+    projection: Projection | None = None,
+) -> tuple[NDArray[np.float16], list[NDArray[np.int8]] | list[None]]:
+    """(photo, 1 + views, feature): the plain photo, then its augmented views; NaN beyond the number of views.
+
+    With a projection, the photos' tokens too.
+    """
     pixels = np.stack([photo.pixels for photo in batch if photo.pixels is not None])
-    plain = encoder.to_storage(encoder.encode_photos(pixels))
+    tokens: list[NDArray[np.int8]] | list[None] = [None] * len(batch)
+    if projection is None:
+        plain = encoder.to_storage(encoder.encode_photos(pixels))
+    else:
+        assert isinstance(encoder, Encoder)
+        embedded, patches = encode_photos_and_tokens(encoder, pixels)
+        plain, tokens = encoder.to_storage(embedded), list(projection.quantise(patches.cpu().numpy()))
     embedding = np.full((len(batch), 1 + views.max(initial=0), plain.shape[1]), np.nan, np.float16)
     embedding[:, 0] = plain
     if not views.any():
-        return embedding
+        return embedding, tokens
     assert isinstance(encoder, Encoder)
     photos = encoder.to_unit(torch.from_numpy(pixels))
     squares = encoder.squares(photos[:1]).shape[1]
@@ -229,7 +282,7 @@ def _embed(batch: list[ReadPhoto], views: NDArray[np.int64], seed: int, encoder:
         augmented = encoder.squares(augment_photos(photos[index], photo_draws[:, 0]))
         augmented = drop_parts(augmented.flatten(0, 1), square_draws.flatten(0, 1)).unflatten(0, augmented.shape[:2])
         embedding[rows, view] = encoder.to_storage(encoder.encode_squares(augmented))
-    return embedding
+    return embedding, tokens
 
 
 def _stat(path: Path) -> tuple[int, int]:

@@ -63,6 +63,7 @@ class Encoder:
 
     Attributes:
         width: number of features of an embedding.
+        patch: side of a patch, pixels.
 
     Raises:
         EncoderError: the model type, layout or resampling is not supported, or the image size is less than one patch.
@@ -91,9 +92,9 @@ class Encoder:
             raise EncoderError(f"encoder.layout must be one of {', '.join(LAYOUTS)}, not {layout!r}")
         if resampling not in RESAMPLINGS:
             raise EncoderError(f"encoder.resampling must be one of {', '.join(RESAMPLINGS)}, not {resampling!r}")
-        self._stride = self.family.stride(config)
-        if image_size < self._stride:
-            raise EncoderError(f"encoder.image_size is {image_size}, less than one patch of {self._stride} pixels")
+        self.patch = self.family.stride(config)
+        if image_size < self.patch:
+            raise EncoderError(f"encoder.image_size is {image_size}, less than one patch of {self.patch} pixels")
         self.mean, self.std = mean or self.family.mean, std or self.family.std
         self.name, self.from_hub, self.image_size, self.layout = name, from_hub, image_size, layout
         self.resampling = resampling
@@ -161,7 +162,7 @@ class Encoder:
     @property
     def patches(self) -> int:
         """Number of patches of a square."""
-        return (self.image_size // self._stride) ** 2
+        return (self.image_size // self.patch) ** 2
 
     @property
     def info(self) -> EncoderInfo:
@@ -212,6 +213,19 @@ class Encoder:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
             return self.family.embed(self.model, pixels).float()
 
+    def embed_with_patches(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Embed normalised images, and return their patch tokens too.
+
+        Args:
+            pixels: (n, 3, S, S) from `normalise`.
+
+        Returns:
+            (n, feature) as from `embed`, and (n, patch, feature); float32.
+        """
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
+            tokens = self.family.last_tokens(self.model, pixels)
+            return self.family.pool(self.model, tokens).float(), self.family.patches(self.model, tokens).float()
+
     @torch.inference_mode()
     def encode_tiles(self, tiles: NDArray[np.uint8] | Tensor) -> Tensor:
         """Embed (n, S, S, 3) uint8 tiles; return (n, feature) float32 on the device."""
@@ -228,10 +242,7 @@ class Encoder:
             (n, feature) embeddings, as from `encode_tiles`, and (n, patch, feature) patch tokens after the final
             layernorm, in row-major order, without [CLS] and registers; float32 on the device.
         """
-        pixels = self.normalise(self.to_unit(torch.as_tensor(tiles)))
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
-            tokens = self.family.last_tokens(self.model, pixels)
-            return self.family.pool(self.model, tokens).float(), self.family.patches(self.model, tokens).float()
+        return self.embed_with_patches(self.normalise(self.to_unit(torch.as_tensor(tiles))))
 
     @torch.inference_mode()
     def encode_photos(self, photos: NDArray[np.uint8]) -> Tensor:

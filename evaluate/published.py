@@ -135,3 +135,131 @@ STATEWIDE = (
     PublishedRetrieval("photos taken from 6 to 18 h", _at_50(62.2), _STATE, "figure 6"),
     PublishedRetrieval("photos taken from 18 to 6 h", _at_50(46.6), _STATE, "figure 6"),
 )
+
+
+#: Areas of the tables of UnifyGeo: VIGOR's two protocols, and the test sets of CVUSA and CVACT.
+SAME, CROSS = "VIGOR, same-area", "VIGOR, cross-area"
+CVUSA, CVACT_VAL, CVACT_TEST = "CVUSA, test", "CVACT, val", "CVACT, test"
+
+#: Figures of the tables in the order of their columns; recalls are shares, errors are metres.
+LOCATED = ("recall@1m", "recall@10m")
+RETRIEVED = ("recall@1", "recall@5", "recall@10", "recall@1%", "hit_rate")
+LOCALIZED = ("mean_m", "median_m")
+
+
+@dataclass(frozen=True)
+class PublishedPairs:
+    """A published result on pairs of photos and aerial images.
+
+    Attributes:
+        table: number of the table of UnifyGeo (arXiv 2505.07622).
+        method: name of the method, or for tables V to VII the parts of it that are on.
+        area: data set and protocol.
+        figures: name of a figure to its value; figures that the table leaves out are not in it.
+    """
+
+    table: str
+    method: str
+    area: str
+    figures: dict[str, float] = field(hash=False)
+
+
+def _shares(names: tuple[str, ...], values: tuple[float | None, ...]) -> dict[str, float]:
+    """Figures from percentages; None is a dash."""
+    return {name: round(value / 100, 6) for name, value in zip(names, values, strict=False) if value is not None}
+
+
+def _two_areas(
+    table: str, names: tuple[str, ...], rows: dict[str, tuple[tuple[float | None, ...], tuple[float | None, ...]]]
+) -> tuple[PublishedPairs, ...]:
+    return tuple(
+        PublishedPairs(table, method, area, _shares(names, values))
+        for method, areas in rows.items()
+        for area, values in zip((SAME, CROSS), areas, strict=True)
+    )
+
+
+def _metres(table: str, rows: dict[str, tuple[float, float, float, float]]) -> tuple[PublishedPairs, ...]:
+    return tuple(
+        PublishedPairs(table, method, area, dict(zip(LOCALIZED, values[start : start + 2], strict=True)))
+        for method, values in rows.items()
+        for area, start in ((SAME, 0), (CROSS, 2))
+    )
+
+
+#: The tables of UnifyGeo. In table II, R@1 is after re-ranking, the others before; table III is of aligned panoramas
+#: and their positives. UL: joint training; FA: its aggregator instead of average pooling; RR: re-ranking; LR: loss L_R.
+PAIRS = (
+    *_two_areas("I", LOCATED, {
+        "VIGOR": ((0.55, 25.50), (0.06, 6.20)),
+        "PaSS-KD": ((1.53, 46.50), (0.43, 16.20)),
+        "Sample4Geo": ((0.24, 20.84), (0.23, 17.81)),
+        "Sample4Geo + CCVPE": ((29.90, 73.10), (18.61, 56.71)),
+        "Sample4Geo + HC-Net": ((35.92, 74.91), (19.28, 59.23)),
+        "UnifyGeo": ((39.64, 81.37), (25.58, 66.24)),
+    }),
+    *_two_areas("II", RETRIEVED, {
+        "SAFA": ((33.93, 58.42, 68.12, 98.24, 36.87), (8.20, 19.59, 26.36, 77.61, 8.85)),
+        "VIGOR": ((41.07, 65.81, 74.05, 98.37, 44.71), (11.00, 23.56, 30.76, 80.22, 11.64)),
+        "TransGeo": ((61.48, 87.54, 91.88, 99.56, 73.09), (18.99, 38.24, 46.91, 88.94, 21.21)),
+        "PaSS-KD": ((52.90, 76.60, None, None, 57.00), (21.00, 39.70, None, None, 22.20)),
+        "GeoDTR": ((56.51, 80.37, 86.21, 99.25, 61.76), (30.02, 52.67, 61.45, 94.40, 30.19)),
+        "Sample4Geo": ((77.86, 95.66, 97.21, 99.61, 89.82), (61.70, 83.50, 88.00, 98.17, 69.87)),
+        "UnifyGeo": ((82.80, 94.92, 96.57, 99.47, 88.72), (67.58, 81.60, 86.02, 97.26, 68.24)),
+    }),
+    *_metres("III", {
+        "CVR": (8.99, 7.81, 8.89, 7.73),
+        "MCC": (6.94, 3.64, 9.05, 5.14),
+        "SliceMatch": (5.18, 2.58, 5.53, 2.55),
+        "GGCVT": (4.12, 1.34, 5.16, 1.40),
+        "CCVPE": (3.60, 1.36, 4.97, 1.68),
+        "HC-Net": (2.65, 1.17, 3.36, 1.59),
+        "UnifyGeo": (2.26, 1.13, 3.05, 1.39),
+    }),
+    *(
+        PublishedPairs("IV", method, area, _shares(RETRIEVED, values))
+        for method, areas in {
+            "SAFA + polar": ((89.84, 96.93, 98.14, 99.64), (81.03, 92.80, 94.84, 98.17), (55.50, 79.94, 85.08, 94.49)),
+            "SEH + polar": ((95.11, 98.45, 99.00, 99.78), (84.75, 93.97, 95.46, 98.11)),
+            "TransGeo": ((94.08, 98.36, 99.04, 99.77), (84.95, 94.14, 95.78, 98.37)),
+            "PaSS-KD": ((94.09, 98.42, 99.13, 99.77), (87.20, 94.30, 95.67, 97.85), (66.81, 88.03, 90.87, 98.02)),
+            "GeoDTR + polar": (
+                (95.43, 98.86, 99.34, 99.86),
+                (86.21, 95.44, 96.72, 98.77),
+                (64.52, 88.59, 91.96, 98.74),
+            ),
+            "Sample4Geo": ((98.68, 99.68, 99.78, 99.87), (90.81, 96.74, 97.48, 98.77), (71.51, 92.42, 94.45, 98.70)),
+            "UnifyGeo": ((98.91, 99.62, 99.72, 99.84), (91.38, 96.27, 97.04, 98.45), (73.42, 92.46, 94.27, 98.43)),
+        }.items()
+        for area, values in zip((CVUSA, CVACT_VAL, CVACT_TEST), areas, strict=False)
+    ),
+    *_two_areas("V", RETRIEVED, {
+        "none": ((74.12, 93.44, 95.62, 99.48, 85.43), (51.73, 74.63, 80.74, 96.80, 58.10)),
+        "UL": ((75.54, 94.08, 96.15, 99.51, 86.53), (53.99, 76.31, 82.26, 96.98, 60.57)),
+        "FA": ((77.19, 94.31, 96.20, 99.45, 87.68), (58.83, 80.10, 85.01, 97.28, 65.90)),
+        "UL + FA": ((78.01, 94.80, 96.48, 99.49, 88.48), (60.21, 81.13, 85.69, 97.38, 67.53)),
+        "UL + FA + LR": ((78.44, 94.92, 96.57, 99.47, 88.72), (61.18, 81.60, 86.02, 97.26, 68.24)),
+        "UL + FA + RR": ((80.97, 94.80, 96.48, 99.49, 88.48), (64.57, 81.13, 85.69, 97.38, 67.53)),
+        "UL + FA + LR + RR": ((82.80, 94.92, 96.57, 99.47, 88.72), (67.58, 81.60, 86.02, 97.26, 68.24)),
+    }),
+    *_metres("VI", {
+        "none": (2.59, 1.00, 4.30, 1.50),
+        "UL": (2.63, 1.18, 4.22, 1.43),
+        "UL + FA": (2.41, 1.12, 3.31, 1.42),
+        "UL + FA + LR": (2.26, 1.13, 3.05, 1.39),
+    }),
+    *_two_areas("VII", LOCATED, {
+        "none": ((0.24, 20.16), (0.21, 15.26)),
+        "FA": ((0.24, 20.58), (0.22, 16.99)),
+        "UL": ((34.64, 73.51), (19.48, 52.24)),
+        "UL + FA": ((36.63, 76.07), (21.88, 58.46)),
+        "UL + FA + LR": ((37.37, 76.74), (22.81, 59.63)),
+        "UL + FA + RR": ((38.48, 79.47), (23.98, 63.17)),
+        "UL + FA + LR + RR": ((39.64, 81.37), (25.58, 66.24)),
+    }),
+)  # fmt: skip
+
+
+def published_pairs(area: str, tables: tuple[str, ...] = ("I", "II", "III", "IV")) -> tuple[PublishedPairs, ...]:
+    """The published results for a data set and protocol, such as `SAME`; empty if there are none."""
+    return tuple(each for each in PAIRS if each.area == area and each.table in tables)

@@ -7,14 +7,14 @@ independent of one another. A stage takes the candidates of a posterior and retu
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jzi.locate.location import Candidate, LocateOptions
+from jzi.locate.location import Camera, Candidate, LocateOptions
 from jzi.locate.posterior import Posterior
 from jzi.store.cell_grid import CellGrid
 from jzi.store.info import EncoderInfo
@@ -121,15 +121,23 @@ class Query:
         name: name of the photo in the answer.
         embedding: (feature,) its embedding.
         photo: its source (a path, bytes, an open file or an image); None if only the embedding is available.
+        tokens: (row, col, feature) its tokens, as `jzi.encode.photo_tokens` makes them in the forward pass of the
+            embedding, if a stage reads them.
+        camera: what the user knows of how it was taken.
     """
 
     name: str
     embedding: Tensor
     photo: Any = None
+    tokens: Tensor | None = None
+    camera: Camera = field(default_factory=Camera)
 
 
 class Stage(Protocol):
-    """A step after the posterior: a refiner or a re-ranker."""
+    """A step after the posterior: a refiner or a re-ranker.
+
+    With an attribute `reads_tokens` that is true, its queries have tokens.
+    """
 
     name: str
 

@@ -13,7 +13,7 @@ from jzi.errors import ConfigError
 from jzi.locate.discs import check_radius, most_probable_discs
 from jzi.locate.fix import Fix
 from jzi.locate.posterior import Posterior, credible_radius, most_probable_cells
-from jzi.locate.ranges import BEAMS, CANDIDATES, DISTANCE
+from jzi.locate.ranges import BEAMS, CANDIDATES, DISTANCE, HEADING, HEADING_SD
 from jzi.store.plain import plain
 from jzi.store.pyramid import Pyramid, as_pyramid
 
@@ -22,6 +22,33 @@ ESTIMATES = ("greedy", "map", "radius")
 
 #: Control characters, and the surrogates that stand for bytes of a file name that are not UTF-8.
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class Camera:
+    """What the user knows of how photos were taken, which stages go by rather than by the photos' metadata.
+
+    Attributes:
+        heading_deg: azimuth of the centre column, degrees clockwise from true north.
+        heading_sd_deg: standard deviation of the heading, degrees; also of one that the metadata have.
+        panorama: whether the photos are 360 degree panoramas.
+
+    Raises:
+        ConfigError: a number is out of range.
+    """
+
+    heading_deg: float | None = None
+    heading_sd_deg: float | None = None
+    panorama: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.heading_deg is not None:
+            HEADING.check("heading", self.heading_deg)
+        if self.heading_sd_deg is not None:
+            HEADING_SD.check("heading-sd", self.heading_sd_deg)
+
+    def __bool__(self) -> bool:
+        return (self.heading_deg, self.heading_sd_deg, self.panorama) != (None, None, None)
 
 
 @dataclass(frozen=True)
@@ -34,6 +61,7 @@ class LocateOptions:
         radius: metres, at most the area's side; no two candidates lie within it of each other.
         top: number of candidates, 1..1000.
         beams: tiles of each level that a zoom expands, 1..4096; by default all of a small pyramid, 64 of a large one.
+        camera: what is known of how the photos were taken; for stages.
 
     Raises:
         ConfigError: there is no such estimate, or a number is out of range.
@@ -47,6 +75,7 @@ class LocateOptions:
     radius: float = 50.0
     top: int = 5
     beams: int | None = None
+    camera: Camera = field(default_factory=Camera, repr=False)
 
     def __post_init__(self) -> None:
         if self.estimate not in ESTIMATES:

@@ -13,8 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from jzi.encode.encoder import Encoder
 from jzi.encode.photo_reader import Photo, PhotoReader, ReadPhoto
-from jzi.errors import PhotoError
+from jzi.encode.photo_tokens import encode_photos_and_tokens
+from jzi.errors import ConfigError, PhotoError
 from jzi.locate.discs import check_radius
 from jzi.locate.expert import Expert, Query, Stage
 from jzi.locate.location import DEFAULT, Candidate, LocateOptions, Location, NotLocated, to_locations
@@ -195,6 +197,7 @@ class Locator:
         options: LocateOptions = DEFAULT,
         names: Sequence[str] | None = None,
         photos: Sequence[Photo] | None = None,
+        tokens: Tensor | None = None,
     ) -> list[Location]:
         """Locate photos that are embedded already; opens no image.
 
@@ -203,11 +206,35 @@ class Locator:
             options: see `locate`.
             names: (photo,) names in the answers; empty by default.
             photos: (photo,) sources for stages that look at photos; see `locate`.
+            tokens: (photo, row, col, feature) of `embed`, for stages that read them.
         """
         names = names or [""] * len(query)
-        sources: Sequence[Photo | None] = photos or [None] * len(query)
-        queries = [Query(*each) for each in zip(names, query, sources, strict=True)]
+        queries = _queries(names, query, photos or [None] * len(query), tokens, options)
         return self._run_stages(queries, to_locations(self.posterior(query, options), options, names))
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether a stage reads tokens of photos."""
+        return any(getattr(stage, "reads_tokens", False) for stage in self.stages)
+
+    def embed(self, pixels: NDArray[np.uint8]) -> tuple[Tensor, Tensor | None]:
+        """Embed photos, and make their tokens in the same forward pass if a stage reads them.
+
+        Args:
+            pixels: (photo, height, width, 3) of the encoder's `photo_shape`.
+
+        Returns:
+            (photo, feature) embeddings, and (photo, row, col, feature) tokens or None.
+
+        Raises:
+            ConfigError: a stage reads tokens, but the encoder has none.
+        """
+        if not self.reads_tokens:
+            return self.encoder.encode_photos(pixels), None
+        encoder = self.encoder
+        if not isinstance(encoder, Encoder):
+            raise ConfigError(f"{encoder.info.name} has no patch tokens, which refining photos needs: leave it out")
+        return encode_photos_and_tokens(encoder, pixels)
 
     def posterior(self, query: Tensor, options: LocateOptions = DEFAULT) -> Posterior:
         """The expert's posterior of photos with (photo, feature) embeddings."""
@@ -216,9 +243,10 @@ class Locator:
     def _locate(self, photos: list[tuple[Photo, ReadPhoto]], options: LocateOptions) -> list[Location]:
         if not photos:
             return []
-        query, names = self._embed(photos), [read.name for _, read in photos]
+        names = [read.name for _, read in photos]
+        query, tokens = self._embed_with_tokens(photos)
         locations = to_locations(self.posterior(query, options), options, names)
-        queries = [Query(read.name, each, photo) for (photo, read), each in zip(photos, query, strict=True)]
+        queries = _queries(names, query, [photo for photo, _ in photos], tokens, options)
         refined = self._run_stages(queries, locations)
         return [replace(location, notes=read.notes) for location, (_, read) in zip(refined, photos, strict=True)]
 
@@ -248,4 +276,24 @@ class Locator:
 
     def _embed(self, photos: list[tuple[Photo, ReadPhoto]]) -> Tensor:
         """(photo, feature) embeddings of the photos that could be read."""
-        return self.encoder.encode_photos(np.stack([read.pixels for _, read in photos if read.pixels is not None]))
+        return self.encoder.encode_photos(_pixels(photos))
+
+    def _embed_with_tokens(self, photos: list[tuple[Photo, ReadPhoto]]) -> tuple[Tensor, Tensor | None]:
+        """Embeddings and tokens of the photos that could be read, as of `embed`."""
+        return self.embed(_pixels(photos)) if self.reads_tokens else (self._embed(photos), None)
+
+
+def _pixels(photos: list[tuple[Photo, ReadPhoto]]) -> NDArray[np.uint8]:
+    return np.stack([read.pixels for _, read in photos if read.pixels is not None])
+
+
+def _queries(
+    names: Sequence[str],
+    query: Tensor,
+    photos: Sequence[Photo | None],
+    tokens: Tensor | None,
+    options: LocateOptions,
+) -> list[Query]:
+    own: Iterable[Tensor | None] = [None] * len(query) if tokens is None else tokens
+    each = zip(names, query, photos, own, strict=True)
+    return [Query(name, embedding, photo, token, options.camera) for name, embedding, photo, token in each]

@@ -77,6 +77,9 @@ CANDIDATES = Range(1, 1000, whole=True)
 #: Tiles of each level that a beam search expands.
 BEAMS = Range(1, 4096, whole=True)
 
+#: Headings, and their standard deviations, degrees.
+HEADING, HEADING_SD = Range(-360, 360, unit="degrees"), Range(0, 180, above=True, unit="degrees")
+
 #: Confidences and shares.
 SHARE = Range(0, 1)
 

@@ -2,14 +2,49 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
-from jzi.refine.config import CachedRefinerConfig
+from jzi.errors import ConfigError
+from jzi.refine.azimuth import sector_sampling
+from jzi.refine.backbone import ConvNextBlock
+from jzi.refine.config import LEVELS, CachedRefinerConfig
+from jzi.refine.decoder import Decoder
+from jzi.refine.matching import GroundDescriptors
 from jzi.refine.outputs import AerialFeatures, GroundFeatures, PhotoInput, RefinerOutput
+from jzi.refine.trunks import AerialTrunk, PhotoTrunk
+
+
+class TokenBranch(nn.Module):
+    """Tokens through a few ConvNeXt blocks.
+
+    Args:
+        features: number of features of a token.
+        config: of the refiner.
+    """
+
+    def __init__(self, features: int, config: CachedRefinerConfig) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(features)
+        self.project = nn.Linear(features, config.width)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(
+            ConvNextBlock(config.width, config.layer_scale, dropout=config.dropout) for _ in range(config.blocks)
+        )
+
+    def forward(self, tokens: Tensor, ring: Tensor | None = None) -> Tensor:
+        """(n, row, col, feature) to (n, width, row, col); `ring` as of `ConvNextBlock`."""
+        features = self.dropout(self.project(self.norm(tokens))).permute(0, 3, 1, 2)
+        for block in self.blocks:
+            features = block(features, ring)
+        return features
 
 
 class CachedRefiner(nn.Module):
-    """A refiner of tokens, with random weights; its decoder has no skip connections.
+    """A refiner of tokens, with random weights.
+
+    As UnifyGeo, with a few blocks in place of its branches, a decoder without skip connections, and no embeddings. If
+    its config has trunks, `aerial_trunk` makes the map's tokens, which can be cached, and `ground` takes pixels.
 
     Args:
         config: its architecture.
@@ -18,14 +53,56 @@ class CachedRefiner(nn.Module):
     def __init__(self, config: CachedRefinerConfig) -> None:
         super().__init__()
         self.config = config
+        channels, last = config.channels, config.channels[-1]
+        self.aerial_trunk = AerialTrunk(config.trunk) if config.trunk else None
+        self.photo_trunk = PhotoTrunk(config.photo_trunk) if config.photo_trunk else None
+        self.aerial_branch = TokenBranch(config.features, config)
+        self.ground_branch = TokenBranch(config.photo_features, config)
+        self.aerial_out = nn.Conv2d(config.width, channels[0], 1)
+        self.descriptors = GroundDescriptors(config.width, config.rows, channels, config.bins, tied=True)
+        head = nn.Conv2d(last + 1, 1, 3, padding=1)
+        self.decoder = Decoder(channels, (0,) * (LEVELS - 1), head, config.rolls, config.temperature, config.dropout)
 
     def ground(self, photos: PhotoInput) -> GroundFeatures:
-        """Features of photos, from (n, H', W', F) `tokens`, or from `pixels` if the refiner has trunks."""
-        raise NotImplementedError
+        """Features of photos.
+
+        Args:
+            photos: with `tokens`, or with `pixels` if the refiner has trunks.
+
+        Raises:
+            ConfigError: the tokens are not of `config.rows` rows and `config.photo_features` features.
+        """
+        tokens = photos.tokens
+        if tokens is None and self.photo_trunk is not None and photos.pixels is not None:
+            tokens = self.photo_trunk(photos.pixels, photos.ring)
+        shape = None if tokens is None else (tokens.shape[1], tokens.shape[3])
+        if tokens is None or shape != (self.config.rows, self.config.photo_features):
+            raise ConfigError(
+                f"the refiner reads photos as {self.config.rows} rows of tokens of {self.config.photo_features} "
+                f"features, not {shape}: give the cache that it was trained on, or train it anew"
+            )
+        features = self.ground_branch(tokens, photos.ring)
+        sampling, window = sector_sampling(
+            photos.hfov_deg, photos.panorama, photos.fill, features.shape[3], self.config.bins
+        )
+        return GroundFeatures(self.descriptors(features, sampling, window), window, photos.log_heading)
 
     def aerial(self, tokens: Tensor) -> AerialFeatures:
-        """Features of windows, from (n, side, side, F) tokens, north up."""
-        raise NotImplementedError
+        """Features of windows.
+
+        Args:
+            tokens: (n, side, side, F), north up; whatever where there is no imagery.
+
+        Raises:
+            ConfigError: the tokens are not of `config.side` and `config.features`.
+        """
+        side = self.config.side
+        if tokens.shape[1:] != (side, side, self.config.features):
+            raise ConfigError(
+                f"the refiner reads windows of {side} x {side} tokens of {self.config.features} features, not of "
+                f"{tuple(tokens.shape[1:])}: give the cache that it was trained on, or train it anew"
+            )
+        return AerialFeatures((self.aerial_out(self.aerial_branch(tokens)),))
 
     def match(self, ground: GroundFeatures, aerial: AerialFeatures, mask: Tensor | None = None) -> RefinerOutput:
         """Density of each photo over its window.
@@ -35,8 +112,12 @@ class CachedRefiner(nn.Module):
             aerial: of n windows.
             mask: (n, side, side) bool, which tokens have imagery; all by default.
         """
-        raise NotImplementedError
+        (features,) = aerial.maps
+        if mask is None:
+            mask = torch.ones(len(features), *features.shape[2:], dtype=torch.bool, device=features.device)
+        scale = 2 ** (LEVELS - 1)
+        return self.decoder(ground, aerial.maps, mask.repeat_interleave(scale, 1).repeat_interleave(scale, 2))
 
     def match_level0(self, ground: GroundFeatures, aerial: AerialFeatures) -> Tensor:
         """(n, m, R, L, L) cosines of level 0 of n photos with each of m windows, for L_R and re-ranking."""
-        raise NotImplementedError
+        return self.decoder.match_level0(ground, aerial.maps[0])

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from jzi.errors import ConfigError
 from jzi.store.info import MAX_IMAGE_SIZE, MAX_WIDTH
 from jzi.store.plain import plain
 from jzi.store.setting_checks import check_settings
+
+_strict = ConfigDict(extra="forbid")
 
 #: Number of levels of matching of a decoder; each has twice the resolution of the one before.
 LEVELS = 4
@@ -62,6 +64,8 @@ class UnifyGeoConfig:
         ConfigError: the type or the range of a value is wrong, or values do not fit one another.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = _strict
+
     ground_height: ImageSide = 384
     ground_width: ImageSide = 768
     photo_width: ImageSide = 512
@@ -82,9 +86,7 @@ class UnifyGeoConfig:
         sides = (self.ground_width, self.photo_width, self.aerial)
         _check_multiples("ground_width, photo_width and aerial", sides, STRIDE, "the network's stride")
         if self.rows < 1:
-            raise ConfigError(
-                f"refine.ground_height is {self.ground_height} pixels, less than a feature: give {STRIDE}"
-            )
+            raise ConfigError(f"refine.ground_height is {self.ground_height} pixels: give at least {STRIDE}")
 
     @property
     def channels(self) -> Channels:
@@ -129,6 +131,8 @@ class TrunkConfig:
         ConfigError: the type or the range of a value is wrong, or there are not as many depths as widths.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = _strict
+
     widths: Annotated[tuple[Width, ...], Field(min_length=1, max_length=5)] = (48, 96, 192)
     depths: Annotated[tuple[Depth, ...], Field(min_length=1, max_length=5)] = (2, 2, 3)
     kernel: Annotated[int, Field(ge=1, le=31)] = 7
@@ -166,7 +170,7 @@ class TrunkConfig:
 
 @dataclass(frozen=True)
 class CachedRefinerConfig:
-    """Architecture of the refiner that works on tokens of a cache. Defaults: 3.2 million parameters.
+    """Architecture of the refiner that works on tokens of a cache. Defaults: 2.6 million parameters.
 
     Attributes:
         source: where tokens come from: "tokens" and "detail" are those of a frozen encoder, at the resolution of the
@@ -188,6 +192,8 @@ class CachedRefinerConfig:
     Raises:
         ConfigError: the type or the range of a value is wrong, or values do not fit one another.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _strict
 
     features: Width = 128
     photo_features: Width = 128
@@ -260,6 +266,8 @@ class RefineConfig:
     Raises:
         ConfigError: the type or the range of a value is wrong.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _strict
 
     kind: Kind = "cached"
     source: Source = "detail"

@@ -1,78 +1,109 @@
-"""Refiners in a folder: refiner.json, with digests of itself and of the weights in refiner.safetensors."""
+"""Save and load refiners: the weights in refiner.safetensors, what they are in refiner.json (`jzi.refine.info`)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
+from jzi.errors import ModelError, first_line
 from jzi.refine.cached import CachedRefiner
-from jzi.refine.config import CachedRefinerConfig, Kind, UnifyGeoConfig
+from jzi.refine.config import UnifyGeoConfig
+from jzi.refine.info import INFO, WEIGHTS, RefinerInfo, read_refiner_info, verify_weights, write_refiner_info
 from jzi.refine.model import UnifyGeo
+from jzi.store.files import file_sha256
+from jzi.store.model_folder import replace_file
+from jzi.store.tensors import check_finite, check_header
 
 Refiner = UnifyGeo | CachedRefiner
 
 
-@dataclass(frozen=True)
-class RefinerInfo:
-    """What refiner.json records.
-
-    Attributes:
-        kind: "cached" or "unifygeo".
-        config: architecture of the network.
-        window_m: side of the windows that it was trained on, true metres.
-        temperature: divisor T_D of the logits of the density, fitted on validation photos.
-        heading_temperature: divisor T_h of the cosines of headings, likewise.
-        fusion: (w1, w2), weights of the front end's score and of the greatest cosine of level 0 between candidates.
-        encoder: fingerprint of the encoder of the cache; empty of a refiner that sees pixels.
-        detail: fingerprint of the tokens' projection and rendering; empty if there is none.
-        version: version of jzi that wrote the folder.
-    """
-
-    kind: Kind
-    config: UnifyGeoConfig | CachedRefinerConfig
-    window_m: float
-    temperature: float = 1.0
-    heading_temperature: float = 0.1
-    fusion: tuple[float, float] = (1.0, 0.0)
-    encoder: str = ""
-    detail: str = ""
-    version: str = ""
+def make_refiner(info: RefinerInfo) -> Refiner:
+    """A refiner of the architecture that is recorded, with random weights."""
+    return UnifyGeo(info.config) if isinstance(info.config, UnifyGeoConfig) else CachedRefiner(info.config)
 
 
-def save_refiner(folder: Path, refiner: Refiner, info: RefinerInfo) -> None:
-    """Write weights and refiner.json atomically.
+def save_refiner(folder: str | Path, refiner: Refiner, info: RefinerInfo) -> None:
+    """Write weights and refiner.json, each atomically; if the process is killed in between, the folder can be used.
+
+    Args:
+        folder: created if it does not exist.
+        refiner: the network.
+        info: what it is; digests and version are written anew.
 
     Raises:
         ModelError: a file cannot be written.
     """
-    raise NotImplementedError
+    folder = Path(folder)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in refiner.state_dict().items()}
+    digest = ""
+
+    def write(temporary: Path) -> None:
+        nonlocal digest
+        save_file(tensors, temporary)
+        digest = file_sha256(temporary)
+        if (previous := _previous(folder)) is not None:
+            write_refiner_info(folder, replace(previous, replacing={WEIGHTS: digest}))
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ModelError(f"{folder} cannot be created: {first_line(error)}") from error
+    replace_file(folder / WEIGHTS, write)
+    write_refiner_info(folder, replace(info, files={WEIGHTS: digest}, replacing={}, version=RefinerInfo.version))
 
 
-def update_refiner(folder: Path, **entries: Any) -> RefinerInfo:
-    """Change entries of refiner.json, such as fitted temperatures.
+def update_refiner(folder: str | Path, **entries: Any) -> RefinerInfo:
+    """Change entries of refiner.json, such as fitted temperatures, and return it.
 
     Raises:
         ModelError: there is no refiner, or the file cannot be written.
+        ConfigError: the type or the range of a value is wrong.
     """
-    raise NotImplementedError
+    info = replace(read_refiner_info(folder), **entries)
+    write_refiner_info(Path(folder), info)
+    return info
 
 
-def read_refiner_info(folder: Path) -> RefinerInfo:
-    """Read and check refiner.json.
-
-    Raises:
-        ModelError: there is no refiner in the folder, or it is damaged or of another format.
-    """
-    raise NotImplementedError
-
-
-def load_refiner(folder: Path, device: torch.device | str = "cpu") -> tuple[Refiner, RefinerInfo]:
+def load_refiner(folder: str | Path, device: torch.device | str = "cpu") -> tuple[Refiner, RefinerInfo]:
     """Load a refiner, in eval mode.
 
+    Names and shapes of the weights are compared with the architecture before memory is allocated for either.
+
+    Args:
+        folder: that `save_refiner` wrote.
+        device: of the network.
+
     Raises:
         ModelError: there is no refiner in the folder, or it is damaged or of another format.
     """
-    raise NotImplementedError
+    folder = Path(folder)
+    info = read_refiner_info(folder)
+    file = verify_weights(folder, info)
+    with torch.device("meta"):
+        shapes = {name: tuple(tensor.shape) for name, tensor in make_refiner(info).state_dict().items()}
+    check_header(file, shapes)
+    try:
+        weights = load_file(file)
+        check_finite(file, weights)
+        refiner = make_refiner(info)
+        refiner.load_state_dict(weights)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise ModelError(f"{file} cannot be loaded: {first_line(error)}") from error
+    return refiner.eval().to(device), info
+
+
+def _previous(folder: Path) -> RefinerInfo | None:
+    """refiner.json, if the weights in the folder are those that it records."""
+    if not (folder / INFO).exists():
+        return None
+    try:
+        info = read_refiner_info(folder)
+        digest = file_sha256(verify_weights(folder, info))
+    except (OSError, ModelError):
+        return None
+    return replace(info, files={WEIGHTS: digest}, replacing={})

@@ -53,11 +53,12 @@ class BatchLocator:
         photos = {job: photo for job, photo in photos.items() if not job.abandoned}
         if not photos:
             return
-        embeddings = self.locator.encoder.encode_photos(np.stack([photo.pixels for photo in photos.values()]))
-        for (job, photo), embedding in zip(photos.items(), embeddings, strict=True):
+        embeddings, tokens = self.locator.embed(np.stack([photo.pixels for photo in photos.values()]))
+        for index, (job, photo) in enumerate(photos.items()):
             if not job.abandoned:
                 try:
-                    job.finish(self._answer(job, photo, embedding))
+                    one = slice(index, index + 1)
+                    job.finish(self._answer(job, photo, embeddings[one], None if tokens is None else tokens[one]))
                 except Exception as error:  # of one photo alone
                     job.finish(error)
 
@@ -73,13 +74,13 @@ class BatchLocator:
         except JziError as error:
             return error
 
-    def _answer(self, job: Job, photo: DecodedPhoto, embedding: Tensor) -> dict[str, Any]:
+    def _answer(self, job: Job, photo: DecodedPhoto, embedding: Tensor, tokens: Tensor | None) -> dict[str, Any]:
         polygons = () if job.region is None else parse_polygons(job.region, "region")
         prior = Prior(job.near, job.within, polygons)
         locator = self.locator
         if prior:
             locator = locator.with_prior(prior.weight(locator.expert.area))
-        (location,) = locator.locate_embeddings(embedding[None], job.options, [job.name], [job.photo])
+        (location,) = locator.locate_embeddings(embedding, job.options, [job.name], [job.photo], tokens)
         location = replace(location, notes=photo.notes)
         values = {**location.to_dict(), "sure": location.confidence >= self.limits.abstain}
         if prior:

@@ -8,7 +8,7 @@ most the chunks being written, and no status refers to an embedding that was not
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,16 +23,19 @@ from jzi.store.cache_header import CacheHeader, PhotosHeader, new_header, read_f
 from jzi.store.cell_features import HINT as CELLS_HINT
 from jzi.store.cell_features import CellFeatures
 from jzi.store.cell_grid import CellGrid
+from jzi.store.detail_features import DetailFeatures, write_projection
 from jzi.store.documents import Documents
 from jzi.store.info import EncoderInfo, ImageryInfo
 from jzi.store.lock import LockMode, WriterLock
 from jzi.store.map_embeddings import ENCODED, MISSING, NODATA, MapEmbeddings
 from jzi.store.photo_features import PhotoFeatures
 from jzi.store.plain import plain
+from jzi.store.projection import Projection
 from jzi.store.pyramid import Pyramid, TileKey
 from jzi.store.region import RegionInfo
 from jzi.store.storage import corrupt, exists, is_url, storage_errors, zarr_store
 from jzi.store.token_features import TokenFeatures
+from jzi.store.token_info import DetailInfo
 
 if TYPE_CHECKING:
     from xarray import DataTree
@@ -538,6 +541,52 @@ class FeatureCache:
             )
         return self.patch_tokens
 
+    # Tokens of tiles at a high resolution (optional)
+
+    @property
+    def has_detail(self) -> bool:
+        """Whether the cache has arrays for tokens at a high resolution; single tiles may still lack theirs."""
+        return self._has("detail")
+
+    @property
+    def detail(self) -> DetailFeatures:
+        """The tokens of tiles at a high resolution, which refiners read.
+
+        Raises:
+            CacheError: the cache holds none.
+        """
+        if not self.has_detail:
+            raise CacheError(f"{self.path} holds no tokens for a refiner: run `jzi encode-map --detail`")
+        assert self.header.detail is not None
+        return DetailFeatures(self._members("detail"), self.header.detail, self.path)
+
+    def require_detail(self, info: DetailInfo, projection: Projection | None = None) -> DetailFeatures:
+        """Tokens of tiles at a high resolution; their arrays are created if they do not exist.
+
+        Args:
+            info: what the header records.
+            projection: written with the arrays; needed if they do not exist.
+
+        Raises:
+            CacheMismatchError: the cache has tokens of another producer, resolution or projection.
+        """
+        if not self.has_detail and projection is not None:
+            self._extend(
+                replace(self.header, detail=info),
+                lambda: write_projection(self._members("detail"), self.path, "detail", projection),
+            )
+        if self.header.detail != info:
+            stored = self.header.detail.label if self.header.detail else "none"
+            raise CacheMismatchError(
+                f"{self.path} holds other tokens for a refiner ({stored}, not {info.label}): give another cache.path, "
+                "or the settings that they were encoded with"
+            )
+        return self.detail
+
+    def _members(self, group: str) -> dict[str, zarr.Array[Any]]:
+        names = [name for name in self._layout if name.startswith(f"{group}/")]
+        return {name.rpartition("/")[2]: self.array(name) for name in names}
+
     # Terminal cells (optional)
 
     @property
@@ -585,11 +634,14 @@ class FeatureCache:
             self._layout = layout.map_documents(self.header)
         return getattr(self.header, entry) is not None
 
-    def _extend(self, header: CacheHeader) -> None:
-        """Create the arrays that a header adds, then record the header."""
-        for name, document in layout.map_documents(header).items():
-            if name not in self._layout:
-                self.documents.write(name, document)
+    def _extend(self, header: CacheHeader, fill: Callable[[], None] | None = None) -> None:
+        """Create the arrays that a header adds, fill those that are complete with it, then record the header."""
+        added = {name: each for name, each in layout.map_documents(header).items() if name not in self._layout}
+        for name, document in added.items():
+            self.documents.write(name, document)
+        self._layout = self._layout | added
+        if fill is not None:
+            fill()
         self._write_header(header)
 
     # The photos

@@ -22,6 +22,7 @@ from jzi.store.plain import plain
 from jzi.store.pyramid import Pyramid
 from jzi.store.region import RegionInfo
 from jzi.store.setting_checks import first_invalid
+from jzi.store.token_info import DetailInfo, PhotoTokensInfo
 from jzi.version import __version__
 
 FORMAT = 2
@@ -35,7 +36,13 @@ MAX_COLUMNS, MAX_NAME = 512, 200
 #: Most patch tokens of a tile; a chunk of them takes at most 268 MB.
 MAX_TOKENS = 2**14
 
+#: Entries that are left out where they are None: caches from before there were any remain as they are.
+_LEFT_OUT = {"detail", "photo_tokens"}
+
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+#: Names of the arrays of the photos' tokens and of their projection, which columns of a photo table do not get.
+RESERVED_COLUMNS = {"tokens", "tokens_status", "tokens_mean", "tokens_basis", "tokens_scale"}
 
 ColumnName = Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
 
@@ -51,6 +58,7 @@ class CacheHeader:
         imagery: imagery of the map; None if no map has been written.
         tokens: number of patch tokens of a tile; None if the cache has no arrays for them.
         cells_m: side of a terminal cell's reference crop, metres; None if the cache has no arrays for cells.
+        detail: tokens of tiles at a high resolution; None if the cache has no arrays for them.
         spatial_ref: CF attributes of the CRS; those of `Pyramid.crs`, as the PROJ that created the cache writes them.
         version: version of jzi that created the cache.
     """
@@ -63,14 +71,15 @@ class CacheHeader:
     imagery: ImageryInfo | None = None
     tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = None
     cells_m: Annotated[float, Field(gt=0)] | None = None
+    detail: DetailInfo | None = None
     spatial_ref: dict[str, Any] = field(default_factory=dict)
     version: str = __version__
 
     def __post_init__(self) -> None:
         if (self.pyramid is None) == (self.region is None):
             raise CacheError("a cache is either of a pyramid or of a region")
-        if self.region is not None and (self.tokens is not None or self.cells_m is not None):
-            raise CacheError("the cache of a region has neither patch tokens nor crops of one size")
+        if self.region is not None and (self.tokens, self.cells_m, self.detail) != (None, None, None):
+            raise CacheError("the cache of a region has neither tokens of tiles nor crops of one size")
 
     @property
     def area(self) -> CellGrid:
@@ -90,6 +99,7 @@ class PhotosHeader:
         views: number of augmented views for which the embeddings have space.
         columns: type of each column beside those that every cache has.
         augmented: seed and version of the augmentation; empty if there are no views.
+        photo_tokens: tokens of the photos; None if the cache has no arrays for them.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -100,6 +110,11 @@ class PhotosHeader:
         default_factory=dict
     )
     augmented: dict[str, int] = field(default_factory=dict)
+    photo_tokens: PhotoTokensInfo | None = None
+
+    def __post_init__(self) -> None:
+        if self.photo_tokens is not None and (taken := self.columns.keys() & RESERVED_COLUMNS):
+            raise CacheError(f"a column of the photos has the name of an array of their tokens, {min(taken)}")
 
 
 _CACHE, _PHOTOS = TypeAdapter(CacheHeader), TypeAdapter(PhotosHeader)
@@ -115,7 +130,7 @@ def new_header(area: Pyramid | RegionInfo, encoder: EncoderInfo, imagery: Imager
 
 def entries_of(header: CacheHeader | PhotosHeader) -> dict[str, Any]:
     """Return the entries of a header as JSON holds them, with their digest."""
-    entries = plain(header)
+    entries = {name: value for name, value in plain(header).items() if value is not None or name not in _LEFT_OUT}
     if isinstance(header, CacheHeader):
         unused = "region" if header.region is None else "pyramid"
         entries = {"format": FORMAT, **{name: value for name, value in entries.items() if name != unused}}

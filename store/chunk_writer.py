@@ -135,18 +135,40 @@ class PhotoWriter(ChunkWriter):
         super().__init__()
         self.queries = queries
         self.rows: dict[int, tuple[tuple[str, int, int], NDArray[np.float16] | None]] = {}
+        self.tokens: dict[int, NDArray[np.int8]] = {}
 
-    def put(self, row: int, stamp: tuple[str, int, int], embedding: NDArray[np.float16] | None) -> None:
+    def put(
+        self,
+        row: int,
+        stamp: tuple[str, int, int],
+        embedding: NDArray[np.float16] | None,
+        tokens: NDArray[np.int8] | None = None,
+    ) -> None:
         """Add a photo.
 
         Args:
             row: row of the photo in the cache.
             stamp: SHA-256, size and modification time (ns) of its file.
             embedding: (1 + views, feature); None for a photo that cannot be read.
+            tokens: (token row, token col, feature), if the cache has tokens.
         """
         self.rows[row] = stamp, embedding
+        if tokens is not None:
+            self.tokens[row] = tokens
+
+    def put_tokens(self, row: int, tokens: NDArray[np.int8]) -> None:
+        """Add the tokens of a photo whose embedding the cache has.
+
+        Args:
+            row: row of the photo in the cache.
+            tokens: (token row, token col, feature).
+        """
+        self.tokens[row] = tokens
 
     def _write(self) -> None:
+        alone = np.array(sorted(self.tokens.keys() - self.rows.keys()), np.int64)
+        for rows in rows_by_chunk(alone):
+            self.queries.write(rows, {}, tokens=[self.tokens.pop(int(row)) for row in rows])
         for rows in rows_by_chunk(np.array(sorted(self.rows), np.int64)):
             entries = [self.rows.pop(int(row)) for row in rows]
             sha256, size, mtime_ns = zip(*(stamp for stamp, _ in entries), strict=True)
@@ -160,6 +182,7 @@ class PhotoWriter(ChunkWriter):
                     "status": [UNREADABLE if embedding is None else PHOTO_ENCODED for _, embedding in entries],
                 },
                 _stack([embedding for _, embedding in entries]),
+                [self.tokens.pop(int(row), None) for row in rows],
             )
 
 

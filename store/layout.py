@@ -12,13 +12,19 @@ from typing import Any
 from jzi.store.bands import RADIUS, BandGrid
 from jzi.store.cache_header import CacheHeader, PhotosHeader, entries_of
 from jzi.store.cell_grid import CellGrid
+from jzi.store.plain import plain
+from jzi.store.projection import ABSENT
 from jzi.store.pyramid import Pyramid
+from jzi.store.token_info import DetailInfo, PhotoTokensInfo
 
 Document = dict[str, Any]
 
 #: Side of the largest chunk of tiles, and of cells, in tiles or cells: 1024 cells of 768 features in float16 take
 #: 1.6 MB.
 MAX_CHUNK, MAX_CELL_CHUNK = 16, 32
+
+#: Largest side in tiles of what is written at once of tokens at a high resolution: a killed run loses as much.
+MAX_DETAIL_UNIT = 4
 
 #: Chunks of cells along a side of a shard, and the number of cells above which a region's cells are sharded. A shard of
 #: 1024 features has 33.6 MB.
@@ -65,7 +71,7 @@ _RESERVED = re.compile(r'^\.|^_(?=_)|^z(?=arr\.json$)|[%/\\:*?"<>|\x00-\x1f\ud80
 
 _UNITS = {"latitude": "degrees_north", "longitude": "degrees_east"}
 _FILL = {"string": "", "float64": "NaN"}
-_SINGLE_BYTE = ("uint8", "bool")
+_SINGLE_BYTE = ("uint8", "int8", "bool")
 
 
 def block_level(pyramid: Pyramid) -> int:
@@ -118,7 +124,37 @@ def map_documents(header: CacheHeader) -> dict[str, Document]:
         documents["cells/status"] = array((n, n), (chunk, chunk), "uint8", ("row", "col"), 0, {})
         shape, chunks = (n, n, width), (chunk, chunk, width)
         documents["cells/embedding"] = array(shape, chunks, "float16", ("row", "col", "feature"), "NaN", {})
-    return documents
+    return documents | ({} if header.detail is None else _detail_documents(pyramid, header.detail))
+
+
+def _detail_documents(pyramid: Pyramid, detail: DetailInfo) -> dict[str, Document]:
+    """Documents of the tokens of tiles at a high resolution, and of their projection."""
+    n, chunk = pyramid.tiles_per_side(pyramid.levels - 1), detail_unit(pyramid)
+    tokens, tiles = (detail.side, detail.side, detail.width), ("row", "col")
+    dimensions = (*tiles, "token_row", "token_col", "feature")
+    return {
+        "detail": group(plain(detail)),
+        "detail/status": array((n, n), (chunk, chunk), "uint8", tiles, 0, {}),
+        "detail/tokens": array((n, n, *tokens), (1, 1, *tokens), "int8", dimensions, ABSENT, {}),
+        **_projection_documents("detail/", detail, "source", "feature"),
+    }
+
+
+def detail_unit(pyramid: Pyramid) -> int:
+    """Side in tiles of what is written at once of the tokens at a high resolution, a power of the grid."""
+    side, tiles = 1, pyramid.tiles_per_side(pyramid.levels - 1)
+    while side * pyramid.grid <= min(MAX_DETAIL_UNIT, tiles):
+        side *= pyramid.grid
+    return side
+
+
+def _projection_documents(
+    prefix: str, tokens: DetailInfo | PhotoTokensInfo, source: str, feature: str
+) -> dict[str, Document]:
+    """Documents of a projection; the names of its dimensions differ where those of others are in the same group."""
+    shape = (tokens.source_width, tokens.width)
+    arrays = {"mean": (shape[:1], (source,)), "basis": (shape, (source, feature)), "scale": (shape[1:], (feature,))}
+    return {f"{prefix}{name}": array(each, each, "float32", axes, 0.0, {}) for name, (each, axes) in arrays.items()}
 
 
 def cell_unit(grid: CellGrid) -> int:
@@ -159,7 +195,21 @@ def photo_documents(header: PhotosHeader, width: int) -> dict[str, Document]:
     """Documents of the photos, by name, such as "queries/id"; the group comes first."""
     names = [*COLUMNS, *(name for name in header.columns if name not in COLUMNS), "embedding"]
     documents = {"queries": group({"jzi": entries_of(header)})}
-    return documents | {photo_array(name): photo_document(header, name, width) for name in names}
+    documents |= {photo_array(name): photo_document(header, name, width) for name in names}
+    return documents | photo_token_documents(header)
+
+
+def photo_token_documents(header: PhotosHeader) -> dict[str, Document]:
+    """Documents of the tokens of the photos and of their projection, by name; empty if there are none."""
+    if header.photo_tokens is None:
+        return {}
+    info = header.photo_tokens
+    tokens, dimensions = (info.rows, info.cols, info.width), ("query", "token_row", "token_col", "token_feature")
+    return {
+        "queries/tokens_status": array((header.rows,), (PHOTO_CHUNK,), "uint8", ("query",), 0, {}),
+        "queries/tokens": array((header.rows, *tokens), (1, *tokens), "int8", dimensions, ABSENT, {}),
+        **_projection_documents("queries/tokens_", info, "token_source", "token_feature"),
+    }
 
 
 def photo_array(name: str) -> str:

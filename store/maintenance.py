@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from jzi.errors import CacheMismatchError
 from jzi.store.cache import ENCODED, MISSING, FeatureCache
+from jzi.store.chunk_writer import rows_by_chunk
 from jzi.store.photo_features import CHUNK
 
 
@@ -43,6 +44,8 @@ class MergeReport:
         views: photos of which augmented views were copied, with or without the photo itself.
         cells: terminal cells.
         different: photos that both caches have, with different file contents; the target's are kept.
+        detail: tiles whose tokens at a high resolution were copied.
+        tokens: photos whose tokens were copied. Tokens of another projection than the target's are not.
     """
 
     tiles: int
@@ -50,6 +53,8 @@ class MergeReport:
     views: int
     cells: int
     different: int
+    detail: int = 0
+    tokens: int = 0
 
 
 def merge_caches(source: FeatureCache, target: FeatureCache) -> MergeReport:
@@ -75,8 +80,9 @@ def merge_caches(source: FeatureCache, target: FeatureCache) -> MergeReport:
     tiles = _merge_map(source, target)
     photos, views, different = _merge_photos(source, target)
     cells = _merge_cells(source, target)
+    detail, tokens = _merge_detail(source, target), _merge_photo_tokens(source, target)
     target.consolidate()
-    return MergeReport(tiles, photos, views, cells, different)
+    return MergeReport(tiles, photos, views, cells, different, detail, tokens)
 
 
 def _merge_map(source: FeatureCache, target: FeatureCache) -> int:
@@ -112,6 +118,47 @@ def _merge_cells(source: FeatureCache, target: FeatureCache) -> int:
             target_cells.write(unit, status, embedding)
             copied += int((status == ENCODED).sum())
     return copied
+
+
+def _merge_detail(source: FeatureCache, target: FeatureCache) -> int:
+    if not source.has_detail or (target.has_detail and target.header.detail != source.header.detail):
+        return 0
+    theirs = source.detail
+    ours, copied = target.require_detail(theirs.info, theirs.projection), 0
+    (status, _), (source_status, _) = ours.readable_status(), theirs.readable_status()
+    for unit in tqdm(ours.units, unit="unit", desc="detail"):
+        new = (status[unit] == MISSING) & (source_status[unit] != MISSING)
+        if not new.any():
+            continue
+        tiles = [(int(row) + unit[0].start, int(col) + unit[1].start) for row, col in np.argwhere(new)]
+        encoded = [tile for tile in tiles if source_status[tile] == ENCODED]
+        ours.write(encoded, theirs.read_many(encoded))
+        ours.write_status(unit, np.where(new, source_status[unit], status[unit]))
+        copied += len(encoded)
+    return copied
+
+
+def _merge_photo_tokens(source: FeatureCache, target: FeatureCache) -> int:
+    info = source.queries.header().photo_tokens
+    if info is None or (target.queries.has_tokens and target.queries.header().photo_tokens != info):
+        return 0
+    theirs = source.queries.tokens
+    ours = target.queries.tokens if target.queries.has_tokens else target.queries.create_tokens(info, theirs.projection)
+    for rows in rows_by_chunk(ours.damaged_rows()):
+        ours.mark(rows, 0)
+    lost = theirs.damaged_rows()
+    frames = []
+    for cache, tokens in ((source, theirs), (target, ours)):
+        frame = cache.queries.frame()
+        frame["tokens"] = tokens.status()[frame.index]
+        frames.append(frame.loc[frame["status"] == ENCODED, ["id", "photo_sha256", "tokens"]].reset_index(names="row"))
+    both = frames[0].merge(frames[1], on=["id", "photo_sha256"], suffixes=("", "_ours")).sort_values("row_ours")
+    both = both[(both["tokens"] == 1) & (both["tokens_ours"] == 0) & ~both["row"].isin(lost)]
+    for _, part in tqdm(both.groupby(both["row_ours"] // CHUNK), unit="chunk", desc="tokens"):
+        rows = part["row_ours"].to_numpy(np.int64)
+        ours.write(rows, list(theirs.read(part["row"].to_numpy())))
+        ours.mark(rows, 1)
+    return len(both)
 
 
 def _merge_photos(source: FeatureCache, target: FeatureCache) -> tuple[int, int, int]:

@@ -8,6 +8,7 @@ embedding is reused if it is added again. Training and evaluation read rows that
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from statistics import mode
 from typing import Any
@@ -18,10 +19,22 @@ import zarr
 from numpy.typing import ArrayLike, NDArray
 
 from jzi.errors import CacheCorruptError, CacheError
-from jzi.store.cache_header import PhotosHeader, check_photos_header, read_photos_header
+from jzi.store.cache_header import RESERVED_COLUMNS, PhotosHeader, check_photos_header, read_photos_header
+from jzi.store.detail_features import PROJECTION, write_projection
 from jzi.store.documents import Documents
-from jzi.store.layout import COLUMNS, PHOTO_CHUNK, WRITTEN_WITH_EMBEDDING, photo_array, photo_document, photo_documents
+from jzi.store.layout import (
+    COLUMNS,
+    PHOTO_CHUNK,
+    WRITTEN_WITH_EMBEDDING,
+    photo_array,
+    photo_document,
+    photo_documents,
+    photo_token_documents,
+)
+from jzi.store.photo_tokens import PhotoTokens
+from jzi.store.projection import Projection
 from jzi.store.storage import corrupt, storage_errors
+from jzi.store.token_info import PhotoTokensInfo
 
 #: Rows in a chunk.
 CHUNK = PHOTO_CHUNK
@@ -149,13 +162,68 @@ class PhotoFeatures:
         except CacheCorruptError:
             return np.full((window.stop - start, self.width), np.nan, np.float16)
 
+    # Tokens (optional)
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether there are arrays for tokens; single photos may still lack theirs."""
+        return self.header().photo_tokens is not None
+
+    @property
+    def tokens(self) -> PhotoTokens:
+        """The tokens of the photos, which refiners read.
+
+        Raises:
+            CacheError: the cache holds none.
+        """
+        header = self.header()
+        if header.photo_tokens is None:
+            raise CacheError(f"{self.path} holds no tokens of photos: run `jzi encode-queries --tokens`")
+        return self._photo_tokens(header)
+
+    def _photo_tokens(self, header: PhotosHeader) -> PhotoTokens:
+        assert header.photo_tokens is not None
+        arrays = {
+            name.removeprefix("queries/"): self.documents.array(name, document, longer=True)
+            for name, document in photo_token_documents(header).items()
+        }
+        return PhotoTokens(arrays, header.photo_tokens, self.path)
+
+    def create_tokens(self, info: PhotoTokensInfo, projection: Projection) -> PhotoTokens:
+        """Create the arrays of the tokens; columns of the photo table with their names are dropped.
+
+        Args:
+            info: what the header records.
+            projection: from the encoder's tokens.
+
+        Raises:
+            CacheError: the disk is full.
+        """
+        header = self.header()
+        columns = {name: kind for name, kind in header.columns.items() if name not in RESERVED_COLUMNS}
+        if columns != header.columns:
+            header = replace(header, columns=columns)
+            self._write_header(header)
+        header = replace(header, photo_tokens=info)
+        for name, document in photo_token_documents(header).items():
+            self.documents.delete(name)  # left by an interrupted run, or a column
+            self.documents.write(name, document)
+        documents = photo_token_documents(header)
+        arrays = {name: self.documents.open(f"queries/tokens_{name}", documents[f"queries/tokens_{name}"])
+                  for name in PROJECTION}  # fmt: skip
+        write_projection(arrays, self.path, "queries/tokens", projection)
+        self._write_header(header)  # last: it records that they are complete
+        return self._photo_tokens(header)
+
     # Writing
 
     def repair(self) -> None:
         """Reset chunks of columns that do not match their checksum; `list_photos` and encoding fill them again."""
         header = self.header()
-        for name in [*COLUMNS, *sorted(header.columns)]:
-            array = self._array(name, header)
+        arrays = [self._array(name, header) for name in [*COLUMNS, *sorted(header.columns)]]
+        for name in [name for name in photo_token_documents(header) if name.endswith("_status")]:
+            arrays.append(self.documents.array(name, photo_token_documents(header)[name], longer=True))
+        for array in arrays:
             if self._readable(array, slice(None)):
                 continue
             for start in range(0, array.shape[0], array.chunks[0]):
@@ -200,7 +268,7 @@ class PhotoFeatures:
         for name in ("latitude", "longitude", "split", "path"):
             self._update(name, rows, frame[name])
         for name in frame.columns:
-            if name not in COLUMNS and name not in ("photo", "embedding", "line"):
+            if name not in COLUMNS and name not in ("photo", "embedding", "line", *RESERVED_COLUMNS):
                 self._update_extra(str(name), rows, frame[name])
         self._update("listed", np.arange(len(self)), np.isin(np.arange(len(self)), rows))
         return rows
@@ -228,21 +296,29 @@ class PhotoFeatures:
         return outdated
 
     def write(
-        self, rows: NDArray[np.int64], values: dict[str, ArrayLike], embedding: NDArray[Any] | None = None
+        self,
+        rows: NDArray[np.int64],
+        values: dict[str, ArrayLike],
+        embedding: NDArray[Any] | None = None,
+        tokens: Sequence[NDArray[np.int8] | None] | None = None,
     ) -> None:
         """Write rows of one chunk: the embeddings, then the columns, the status last.
 
-        No other process may write to that chunk.
+        No other process may write to that chunk. Tokens of a photo whose file has changed are no longer valid, unless
+        they are written too.
 
         Args:
             rows: (row,) rows of the cache, all in one chunk.
             values: (row,) values of any of photo_sha256, photo_bytes, photo_mtime_ns, views and status.
             embedding: (row, feature) of the photos or (row, 1 + views, feature), nan where a photo lacks a view; None
                 to write columns only.
+            tokens: (token row, token col, feature) int8 of each photo, None for those without; None if there are none.
         """
         self.documents.check_lock()
         start, header = int(rows[0]) // CHUNK * CHUNK, self.header()
         window = slice(start, min(start + CHUNK, header.rows))
+        if header.photo_tokens is not None:
+            self._write_tokens(rows, tokens, values.get("photo_sha256"), header)
         with storage_errors(self.path, "queries"):
             if embedding is not None:
                 array = self._array("embedding", header)
@@ -259,6 +335,23 @@ class PhotoFeatures:
                     column = np.asarray(array[window])
                     column[rows - start] = np.asarray(values[name], dtype=column.dtype)
                     array[window] = column
+
+    def _write_tokens(
+        self,
+        rows: NDArray[np.int64],
+        tokens: Sequence[NDArray[np.int8] | None] | None,
+        sha256: ArrayLike | None,
+        header: PhotosHeader,
+    ) -> None:
+        stored = self._photo_tokens(header)
+        present = [] if tokens is None else [each for each in tokens if each is not None]
+        has = np.zeros(len(rows), bool) if tokens is None else np.array([each is not None for each in tokens])
+        stale = np.zeros(len(rows), bool) if sha256 is None else self._column("photo_sha256", header)[rows] != sha256
+        if (stale & ~has).any():
+            stored.mark(rows[stale & ~has], 0)
+        if present:
+            stored.write(rows[has], present)
+            stored.mark(rows[has], 1)
 
     def _update(self, name: str, rows: NDArray[np.int64], values: Any) -> None:
         old = self.column(name)
@@ -297,7 +390,10 @@ class PhotoFeatures:
         """
         header = self.header()
         names = [*COLUMNS, *header.columns, "embedding"]
-        return {photo_array(name): self._array(name, header) for name in sorted(names)}
+        arrays = {photo_array(name): self._array(name, header) for name in sorted(names)}
+        for name, document in photo_token_documents(header).items():
+            arrays[name] = self.documents.array(name, document, longer=True)
+        return arrays
 
     def write_layout(self) -> None:
         """Write the documents that are missing or damaged; chunks are not changed."""

@@ -37,7 +37,10 @@ COLUMNS = {
     "path": ("path", "file", "image", "filename", "file_name", "image_path"),
     "latitude": ("latitude", "lat", "gps_latitude"),
     "longitude": ("longitude", "lon", "lng", "long", "gps_longitude"),
-    "heading": ("heading", "compass_deg", "compass_angle", "bearing"),
+    "heading": ("heading", "heading_deg", "compass_deg", "compass_angle", "bearing"),
+    "heading_sd": ("heading_sd", "heading_accuracy", "compass_accuracy"),
+    "hfov": ("hfov", "hfov_deg", "fov", "field_of_view"),
+    "panorama": ("panorama", "is_pano", "is_panorama"),
     "split": ("split", "subset"),
     "drive": ("drive", "drive_id", "sequence_id", "sequence_key", "trip", "trip_id"),
     "captured_at": ("captured_at", "timestamp", "time", "datetime", "date_time", "capture_time"),
@@ -70,8 +73,9 @@ class PhotoTable:
 
     Attributes:
         frame: columns id (text), photo (absolute path), path (as in the source), latitude and longitude (degrees,
-            WGS 84), split ("train", "val" or "test"), optionally drive (an id), captured_at (time) and device, and any
-            other columns of the source.
+            WGS 84), split ("train", "val" or "test"), optionally drive (an id), captured_at (time) and device, what
+            is known of the camera (heading, heading_sd and hfov, degrees, and panorama), and any other columns of the
+            source.
         rejected: rows that cannot be used.
         source: path of the source, for messages.
         split: how the photos were split.
@@ -276,7 +280,7 @@ def _read_table(source: Path, photos: Path, finder: PhotoFinder) -> tuple[pd.Dat
             f"{source} does not identify photos: add a column {' or '.join(COLUMNS['id'][:2] + COLUMNS['path'][:3])}"
         )
     frame["line"] = np.arange(2, len(frame) + 2)  # line of the file; the header is line 1
-    for name in ("latitude", "longitude", "heading"):
+    for name in ("latitude", "longitude", "heading", "heading_sd", "hfov"):
         if name in frame:
             frame[name] = _numbers(frame[name])
     latitude, longitude = frame["latitude"], frame["longitude"]

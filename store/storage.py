@@ -91,6 +91,8 @@ def corrupt(path: str | Path, what: str, why: str) -> CacheCorruptError:
     """
     commands = "`jzi index`" if what.startswith("cells") else "`jzi encode-map` and `jzi encode-queries`"
     commands = "`jzi encode-map --tokens`" if what.endswith("/tokens") else commands
+    commands = "`jzi encode-map --detail`" if what.startswith("detail") else commands
+    commands = "`jzi encode-queries --tokens`" if what.startswith("queries/tokens") else commands
     return CacheCorruptError(f"{path} is damaged at {what} ({why}): run {commands}, which encodes only what is damaged")
 
 

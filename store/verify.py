@@ -32,7 +32,7 @@ class VerifyReport:
         metadata: metadata documents that are missing, damaged or edited, with the difference.
         damaged: chunks that do not match their checksum or cannot be read: array and first index.
         lost: tiles and photos that are marked as encoded, but whose embedding is damaged or gone.
-        missing: tiles, cells and photos that have not been encoded.
+        missing: tiles, cells and photos that have not been encoded, and those that lack tokens.
         repaired: metadata documents that were rewritten, with the difference.
     """
 
@@ -82,10 +82,18 @@ def verify_cache(cache: FeatureCache) -> VerifyReport:
             missing = []  # the index of a retriever has no tiles
         lost += [f"cells of {cells_lost} chunks"] if cells_lost else []
         missing += [f"{cells_missing} cells"] if cells_missing else []
+    if cache.has_detail:
+        status, unreadable = cache.detail.readable_status()
+        absent = int((status == MISSING).sum()) - unreadable
+        lost += [f"detail tokens of {unreadable} tiles"] if unreadable else []
+        missing += [f"detail tokens of {absent} tiles"] if absent else []
     with suppress(CacheError):  # of a column or the header; it is among `damaged` or `metadata`
         photos_lost, photos_missing = _photos(cache)
         lost += [f"{photos_lost} photos"] if photos_lost else []
         missing += [f"{photos_missing} photos"] if photos_missing else []
+        tokens_lost, tokens_missing = _photo_tokens(cache)
+        lost += [f"tokens of {tokens_lost} photos"] if tokens_lost else []
+        missing += [f"tokens of {tokens_missing} photos"] if tokens_missing else []
     return VerifyReport(cache.path, chunks, tuple(metadata), tuple(damaged), tuple(lost), tuple(missing))
 
 
@@ -150,6 +158,16 @@ def _photos(cache: FeatureCache) -> tuple[int, int]:
     listed = queries.column("listed").astype(bool)
     lost = len(set(queries.damaged_rows()) | set(np.flatnonzero(listed & (queries.column("id") == ""))))
     return lost, int((listed & (queries.column("status") == MISSING)).sum())
+
+
+def _photo_tokens(cache: FeatureCache) -> tuple[int, int]:
+    """Number of photos whose tokens are lost, and of encoded ones without tokens; 0 if the cache has no tokens."""
+    queries = cache.queries
+    if not queries.has_tokens:
+        return 0, 0
+    has = queries.tokens.status() == 1
+    encoded = queries.column("listed").astype(bool) & (queries.column("status") == ENCODED)
+    return len(queries.tokens.damaged_rows()), int((encoded & ~has).sum())
 
 
 def _chunks(array: zarr.Array[Any]) -> Iterator[tuple[slice, ...]]:

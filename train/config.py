@@ -276,6 +276,49 @@ class HeadsTrainingConfig(TrainingConfig):
     section: ClassVar[str] = "heads"
 
 
+@_raises_config_error
+@dataclass(frozen=True, config=_strict)
+class RefinerTrainingConfig(TrainingConfig):
+    """Settings for training a refiner. Learning rate, decay and weights of the losses are UnifyGeo's.
+
+    Attributes:
+        init: folder of a refiner whose weights to start from; empty to start from scratch.
+        offsets: where windows of training photos lie: "cell", as candidates of a search by cells will, or "uniform".
+            They are never centred on the photo.
+        semi: what to do with windows of other photos that show the photo's place too: leave them out of the negatives
+            ("mask"), or count them as positives ("positive").
+        sigma_m: standard deviation of the Gaussian around the true place, metres; at least a pixel. CCVPE's.
+        decoder: weight of the loss of the place in the window.
+        retrieval: weight of the loss between windows; for refiners that have embeddings of windows.
+        matching: weight of the loss of the place at each level.
+        rerank: weight of the loss of the place among all windows of a batch.
+        heading_known: share of the photos with a known heading for which the refiner is given it, with noise.
+        augment: whether pairs are flipped and turned, and tokens or parts of images dropped.
+        patience: epochs without a lower validation loss after which training ends.
+        val_photos: maximum number of validation photos, evenly spaced.
+    """
+
+    epochs: Count = 40
+    batch_size: Annotated[int, Field(ge=1, le=4096)] = 32
+    learning_rate: NotNegative = 4.5e-4
+    weight_decay: NotNegative = 0.04
+    save_every_s: Positive = 30.0
+    init: str = ""
+    offsets: Literal["cell", "uniform"] = "cell"
+    semi: Literal["mask", "positive"] = "mask"
+    sigma_m: Positive = 0.55
+    decoder: NotNegative = 1.0
+    retrieval: NotNegative = 100.0
+    matching: NotNegative = 10.0
+    rerank: NotNegative = 1.0
+    heading_known: Share = 0.5
+    augment: bool = True
+    patience: Count = 8
+    val_photos: Count = 2048
+
+    section: ClassVar[str] = "refiner"
+
+
 #: Settings of state-wide retrieval that depend on the method, unless they are given (Fervers et al. 2024, section 4.2,
 #: and supplement, section S1, where the other methods have one aerial image of twice the cell).
 STATEWIDE_METHODS: dict[str, dict[str, Any]] = {

@@ -92,6 +92,9 @@ class TrainingLoop:
         )
         with bar, defer_interrupt() as self.interrupts:
             for epoch in range(first, config.epochs):
+                if not step and self._any_process(accelerator.is_main_process and self.task.has_converged()):
+                    self._save(config.epochs, 0, [])
+                    break
                 began = time.monotonic()
                 photos = self._epoch(epoch, step, losses, bar)
                 seconds = time.monotonic() - began

@@ -34,8 +34,11 @@ def symmetric_infonce(query: Tensor, reference: Tensor, cells: Tensor, scale: Te
         scale: reciprocal of the temperature.
         smoothing: share of the label that is spread over all pairs of a row.
     """
-    allowed = negatives(cells)
-    allowed |= torch.diag(cells >= 0)
+    return infonce_of_pairs(query, reference, negatives(cells) | torch.diag(cells >= 0), scale, smoothing)
+
+
+def infonce_of_pairs(query: Tensor, reference: Tensor, allowed: Tensor, scale: Tensor, smoothing: float) -> Tensor:
+    """`symmetric_infonce` among the pairs (n, n) that are allowed; photos whose own pair is not are left out."""
     logits = scale * query @ reference.T
     return (_smoothed(logits, allowed, smoothing) + _smoothed(logits.T, allowed.T, smoothing)) / 2
 

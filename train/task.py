@@ -92,6 +92,10 @@ class Task(ABC):
     def keep_best(self) -> None:
         """Keep the current weights as the best so far, in memory or on disk."""
 
+    def has_converged(self) -> bool:
+        """Whether to train no further epoch, by the metrics of those so far; asked on the main process."""
+        return False
+
     def write_best(self) -> None:
         """Write the weights that `keep_best` holds in memory, if any; called before each state is saved."""
         return

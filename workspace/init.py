@@ -111,7 +111,7 @@ def dataset_settings(
     from jzi.datasets import just_zoom_in
 
     if name != "just-zoom-in":
-        raise ConfigError(f"there is no data set {name!r}: the only one is just-zoom-in")
+        raise ConfigError(f"there is no data set {name!r}: give just-zoom-in, vigor, cvusa, cvact or kitti")
     if conflicting := [f"--{option.replace('_', '-')}" for option, value in others.items() if value]:
         raise ConfigError(
             f"--dataset sets these itself: leave out {', '.join(conflicting).replace('--rasters', '--map')}"

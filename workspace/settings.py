@@ -18,6 +18,7 @@ from pyproj.exceptions import CRSError
 from jzi.decode.config import DecoderConfig
 from jzi.errors import ConfigError, first_line
 from jzi.locate.ranges import MAX_SEED
+from jzi.refine.config import RefineConfig
 from jzi.store.bands import MAX_CELL, MIN_CELL
 from jzi.store.files import write_whole
 from jzi.store.info import MAX_IMAGE_SIZE
@@ -28,6 +29,7 @@ from jzi.train.config import (
     STATEWIDE_METHODS,
     FinetuneConfig,
     HeadsTrainingConfig,
+    RefinerTrainingConfig,
     RetrieverConfig,
     StatewideConfig,
     TrainConfig,
@@ -41,8 +43,9 @@ _strict = ConfigDict(extra="forbid")
 class MapSettings:
     """The map: rasters (files, globs or folders, the first on top), and how to read those that lack metadata.
 
-    With `tokens`, patch tokens of tiles are stored beside their embeddings, for `decoder.patch_tokens`. With `remote`,
-    rasters may be URLs and other GDAL data sources, and may name files outside of their folder.
+    With `tokens`, patch tokens of tiles are stored beside their embeddings, for `decoder.patch_tokens`. `detail_px` is
+    the side of the images of which `jzi encode-map --detail` makes tokens for refiners; twice the encoder's input by
+    default. With `remote`, rasters may be URLs and other GDAL data sources, and may name files outside of their folder.
     """
 
     rasters: list[str] = field(default_factory=list)
@@ -50,6 +53,7 @@ class MapSettings:
     nodata: float | None = None
     stretch: tuple[float, float] | None = None
     tokens: bool = False
+    detail_px: int | None = Field(default=None, ge=1, le=MAX_IMAGE_SIZE)
     remote: bool = False
 
     def __post_init__(self) -> None:
@@ -112,7 +116,7 @@ class AreaSettings:
 
     def path(self, value: str) -> Path:
         """Resolve a path of the settings."""
-        return _resolve(value, self.folder)
+        return resolve_path(value, self.folder)
 
     @property
     def cache_path(self) -> str:
@@ -130,7 +134,7 @@ class AreaSettings:
 
     def to_toml(self) -> str:
         """Format all settings as a jzi.toml."""
-        return tomlkit.dumps(_without_none(asdict(self)))  # type: ignore[call-overload]
+        return tomlkit.dumps(without_none(asdict(self)))  # type: ignore[call-overload]
 
 
 @dataclass(config=_strict)
@@ -148,6 +152,8 @@ class Settings(AreaSettings):
     heads: HeadsTrainingConfig = field(default_factory=HeadsTrainingConfig)
     model: PathSettings = field(default_factory=lambda: PathSettings("model"))
     retriever: RetrieverConfig = field(default_factory=RetrieverConfig)
+    refine: RefineConfig = field(default_factory=RefineConfig)
+    refiner: RefinerTrainingConfig = field(default_factory=RefinerTrainingConfig)
 
     @property
     def encoder_folder(self) -> Path | None:
@@ -186,7 +192,7 @@ class RegionSettings(AreaSettings):
 
 #: The sections of jzi.toml about photos and training, of which a command uses some: those that train off the cache read
 #: no photos.
-TRAINING = ("queries", "finetune", "decoder", "train", "heads", "retriever", "statewide")
+TRAINING = ("queries", "finetune", "decoder", "train", "heads", "retriever", "statewide", "refiner")
 
 
 def find_rasters(entries: Iterable[str], folder: Path = Path()) -> list[str]:
@@ -204,7 +210,7 @@ def find_rasters(entries: Iterable[str], folder: Path = Path()) -> list[str]:
         if "://" in entry or entry.startswith("/vsi"):
             rasters.append(entry)
             continue
-        path = _resolve(entry, folder)
+        path = resolve_path(entry, folder)
         if path.is_dir():
             suffixes = (".tif", ".tiff", ".vrt", ".jp2", ".jpg", ".jpeg", ".png")
             files = sorted(file for file in path.iterdir() if file.suffix.lower() in suffixes)
@@ -224,7 +230,7 @@ def names_url(entries: Iterable[str]) -> bool:
     return any("://" in entry or entry.startswith("/vsi") for entry in entries)
 
 
-def _resolve(path: str, folder: Path) -> Path:
+def resolve_path(path: str, folder: Path) -> Path:
     """Resolve a path of jzi.toml, whose folder need not exist."""
     return Path(os.path.normpath(folder / Path(path).expanduser()))
 
@@ -263,8 +269,17 @@ def load_region(file: Path, overrides: Iterable[str] = (), training: Iterable[st
 
 def is_region(file: Path) -> bool:
     """Whether a jzi.toml describes a region; False too if it cannot be read, which `load_area` reports."""
+    return _has_section(file, "region")
+
+
+def is_pairs(file: Path) -> bool:
+    """Whether a jzi.toml describes a data set of pairs (`jzi.workspace.pairs`); False too if it cannot be read."""
+    return _has_section(file, "pairs")
+
+
+def _has_section(file: Path, section: str) -> bool:
     try:
-        return "region" in tomllib.loads(file.read_text())
+        return section in tomllib.loads(file.read_text())
     except (OSError, ValueError):
         return False
 
@@ -273,6 +288,35 @@ def load_area(
     file: Path, overrides: Iterable[str] = (), training: Iterable[str] = TRAINING
 ) -> Settings | RegionSettings:
     """Read a jzi.toml of either kind; arguments and errors as those of `load_settings`."""
+    values, overridden = read_values(file, overrides)
+    if "pairs" in values:
+        raise ConfigError(
+            f"{file} describes a data set of pairs, which this command does not use: it is for the areas that "
+            "`jzi init --map RASTER` and `jzi init --region REGION.geojson` set up"
+        )
+    try:
+        kind: type[Settings] | type[RegionSettings] = RegionSettings if "region" in values else Settings
+        settings: Settings | RegionSettings = TypeAdapter(kind).validate_python(values)
+    except ValidationError as error:
+        raise settings_error(file, error) from error
+    for name in sorted(overridden):
+        if name.partition(".")[0] in set(TRAINING) - set(training):
+            raise ConfigError(f"--set {name} has no effect on this command: leave it out")
+    settings.folder = file.parent
+    settings.overridden = frozenset(overridden)
+    return settings
+
+
+def read_values(file: Path, overrides: Iterable[str] = ()) -> tuple[dict[str, Any], set[str]]:
+    """The values of a jzi.toml of any kind, with overrides, and the names of the overridden settings.
+
+    Args:
+        file: path of the jzi.toml.
+        overrides: as of `load_settings`.
+
+    Raises:
+        ConfigError: the file does not exist or cannot be read, or an override is malformed.
+    """
     try:
         values = tomllib.loads(file.read_text())
     except FileNotFoundError:
@@ -281,7 +325,7 @@ def load_area(
         raise ConfigError(f"{file} cannot be read: {error}") from error
     except ValueError as error:  # a null byte in the path
         raise ConfigError(f"{str(file)!r} is not a path ({error}): give another one") from error
-    overridden = set()
+    overridden: set[str] = set()
     for override in overrides:
         name, equals, text = override.partition("=")
         section, dot, key = name.strip().partition(".")
@@ -293,17 +337,7 @@ def load_area(
         overridden.add(f"{section}.{key}")
     if nul := _with_null(values):
         raise ConfigError(f"the setting {nul} contains a null byte: remove it")
-    try:
-        kind: type[Settings] | type[RegionSettings] = RegionSettings if "region" in values else Settings
-        settings: Settings | RegionSettings = TypeAdapter(kind).validate_python(values)
-    except ValidationError as error:
-        raise _settings_error(file, error) from error
-    for name in sorted(overridden):
-        if name.partition(".")[0] in set(TRAINING) - set(training):
-            raise ConfigError(f"--set {name} has no effect on this command: leave it out")
-    settings.folder = file.parent
-    settings.overridden = frozenset(overridden)
-    return settings
+    return values, overridden
 
 
 def _parse(text: str) -> Any:
@@ -313,7 +347,8 @@ def _parse(text: str) -> Any:
         return text
 
 
-def _settings_error(file: Path, error: ValidationError) -> ConfigError:
+def settings_error(file: Path, error: ValidationError) -> ConfigError:
+    """The error of a jzi.toml whose values pydantic refuses."""
     name, value, kind, reason = first_invalid(error)
     if kind == "unexpected_keyword_argument":
         return ConfigError(f"{file} or --set has a setting {name!r} that jzi does not know")
@@ -331,10 +366,10 @@ def _with_null(value: Any, name: str = "") -> str:
     return name if isinstance(value, str) and "\0" in value else ""
 
 
-def _without_none(values: dict[str, Any]) -> dict[str, Any]:
+def without_none(values: dict[str, Any]) -> dict[str, Any]:
     """Leave out values that are not set: TOML has no null."""
     return {
-        key: _without_none(value) if isinstance(value, dict) else value
+        key: without_none(value) if isinstance(value, dict) else value
         for key, value in values.items()
         if value is not None
     }
@@ -342,9 +377,11 @@ def _without_none(values: dict[str, Any]) -> dict[str, Any]:
 
 def write_settings(settings: AreaSettings) -> None:
     """Write a new jzi.toml, with comments, into the folder of the settings."""
-    sections = _without_none(asdict(settings))  # type: ignore[call-overload]
+    sections = without_none(asdict(settings))  # type: ignore[call-overload]
     for derived in ("width", "actions"):  # from the encoder and the pyramid
         sections.get("decoder", {}).pop(derived, None)
+    for network in ("trunk", "photo_trunk"):  # of refiners that are trained from pixels
+        sections.get("refine", {}).pop(network, None)
     for follows in STATEWIDE_METHODS["statewide"]:  # the method, unless they are set
         sections.get("statewide", {}).pop(follows, None)
     comments = {
@@ -367,6 +404,9 @@ def write_settings(settings: AreaSettings) -> None:
         "heads": "Training of the experts cells and levels, which need `jzi encode-map --cells`.",
         "model": "The folder of the trained model.",
         "retriever": "Flat retrieval, a baseline: sample4geo, infonce or transgeo.",
+        "refine": "Metres inside of the cell: the windows around candidates, and the network that refines them;\n"
+        "# source: detail (`jzi encode-map --detail`), tokens, or trained. hfov: of photos that do not record it.",
+        "refiner": "Training of the refiner.",
     }
     text = "# Settings of one area and its experiments. Override any of them with --set: --set decoder.layers=4\n"
     for section, values in sections.items():

@@ -1,0 +1,240 @@
+"""Encode the tiles of the last level again, with more pixels, into the tokens that refiners read.
+
+Tiles are encoded in units, squares of some tiles that are rendered at once, and a unit is always written whole: what a
+killed run left is encoded anew to the same bytes, whatever the batches.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from jzi.encode.detail_tiles import DetailTile, DetailTiles, TokenProducer
+from jzi.encode.device import processes
+from jzi.encode.imagery import Imagery
+from jzi.encode.prefetch import prefetch, reader_threads
+from jzi.errors import CacheError
+from jzi.store.cache import FeatureCache
+from jzi.store.detail_features import DetailFeatures, Unit
+from jzi.store.map_embeddings import ENCODED, MISSING, NODATA
+from jzi.store.projection import ABSENT, MAX_FEATURES, Projection
+from jzi.store.token_info import DetailInfo
+
+#: Tokens that the projection is fitted to, and tiles that they are taken from.
+SAMPLE_TOKENS, SAMPLE_TILES = 20_000, 64
+
+#: Seed of the choice of tiles and tokens for the projection.
+SEED = 0
+
+#: Units that are rendered at the same time.
+UNIT_THREADS = 4
+
+#: Batches that are encoded to measure the time, after one that is not measured.
+MEASURED = 2
+
+
+@dataclass(frozen=True)
+class DetailReport:
+    """Counts of `encode_detail`, in tiles of level L-1, summed over all processes.
+
+    Attributes:
+        encoded: tiles encoded by this run; without those that were only encoded again with others of their unit.
+        reused: tiles that the cache already held.
+        nodata: tiles without imagery, in all runs.
+        damaged: tiles whose cached tokens could not be read; included in `encoded`.
+        bytes: size on disk of the tokens of all tiles.
+        tokens: number of tokens along a side of a tile.
+        width: number of features.
+    """
+
+    encoded: int
+    reused: int
+    nodata: int
+    damaged: int
+    bytes: int
+    tokens: int
+    width: int
+
+
+@dataclass(frozen=True)
+class DetailEstimate:
+    """What `encode_detail` will take.
+
+    Attributes:
+        tiles: tiles that are missing.
+        bytes: size on disk of their tokens, before compression.
+        seconds: time, from the batches that were measured, all processes at work; without reading the map.
+        token_m: side of a token, units of the CRS.
+    """
+
+    tiles: int
+    bytes: int
+    seconds: float
+    token_m: float
+
+
+def encode_detail(
+    cache: FeatureCache, producer: TokenProducer, imagery: Imagery, pixels: int, *, batch_size: int = 32
+) -> DetailReport:
+    """Encode the tokens that are missing in the group `detail` of a cache; no imagery is read if none is.
+
+    The projection to few features is fitted once, to tokens of random tiles. Under `accelerate launch` the processes
+    share the units.
+
+    Args:
+        cache: created for the encoder, pyramid and imagery, open for writing.
+        producer: makes the tokens.
+        imagery: the cache's imagery.
+        pixels: side of a tile's image (`detail_pixels`).
+        batch_size: tiles per forward pass.
+
+    Returns:
+        The counts.
+
+    Raises:
+        ImageryError: the imagery cannot be read.
+        CacheMismatchError: the cache has tokens of another producer or resolution.
+        CacheError: the disk is full, or the map has no imagery at all.
+    """
+    state = processes()
+    tiles = DetailTiles(imagery, pixels, producer)
+    empty = cache.status(cache.pyramid.levels - 1) == NODATA
+    if state.is_main_process:
+        prepare_detail(cache, producer, tiles, batch_size)
+    state.wait_for_everyone()
+    detail = cache.detail
+    status, damaged = detail.readable_status()
+    reused = int((status == ENCODED).sum())
+    state.wait_for_everyone()  # nobody writes before all have read the status
+    units = [unit for unit in detail.units if (status[unit] == MISSING).any()]
+    _fill(cache, detail, producer, tiles, units[state.process_index :: state.num_processes], empty, batch_size)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        cache.consolidate()
+    after = detail.status()
+    encoded, nodata = int((after == ENCODED).sum()), int((after == NODATA).sum())
+    return DetailReport(encoded - reused, reused, nodata, damaged, detail.stored_bytes(), detail.side, detail.width)
+
+
+def prepare_detail(
+    cache: FeatureCache, producer: TokenProducer, tiles: DetailTiles, batch_size: int = 32
+) -> DetailFeatures:
+    """Create the arrays of the tokens and fit their projection, unless the cache has them.
+
+    Raises:
+        CacheMismatchError: the cache has tokens of another producer or resolution.
+        CacheError: the disk is full, or the map has no imagery at all.
+    """
+    stored, projection = cache.header.detail if cache.has_detail else None, None
+    if stored is None:
+        sample = _sample(cache, producer, tiles, batch_size)
+        projection = Projection.fit(sample, MAX_FEATURES, rotate=producer.kind == "encoder")
+    info = DetailInfo(
+        pixels=tiles.pixels,
+        patch=producer.patch,
+        margin=producer.margin,
+        producer=producer.kind,
+        fingerprint=producer.fingerprint,
+        source_width=producer.width,
+        width=len(projection.scale) if projection else stored.width if stored else 0,
+        projection=projection.digest if projection else stored.projection if stored else "",
+    )
+    return cache.require_detail(info, projection)
+
+
+def estimate_detail(
+    cache: FeatureCache, producer: TokenProducer, pixels: int, *, batch_size: int = 32, processes: int = 1
+) -> DetailEstimate:
+    """Estimate what `encode_detail` takes, by encoding a few images.
+
+    Args:
+        cache: the cache, whose map may have been encoded.
+        producer: makes the tokens.
+        pixels: side of a tile's image.
+        batch_size: tiles per forward pass.
+        processes: number of processes that will share the work, each with a device of its own.
+    """
+    pyramid, level = cache.pyramid, cache.pyramid.levels - 1
+    missing = cache.status(level) != NODATA
+    if cache.has_detail:
+        missing &= cache.detail.status() == MISSING
+    count, side = int(missing.sum()), pixels // producer.patch
+    size = min(batch_size, cache.pyramid.grid**2) if producer.device.type == "cuda" else 1
+    images = np.zeros((size, *(pixels + 2 * producer.margin,) * 2, 3), np.uint8)
+    start = time.perf_counter()
+    for number in range(1 + MEASURED if count else 0):
+        if number == 1:  # the first compiles kernels and allocates memory
+            start = time.perf_counter()
+        producer.tokens(images).cpu()
+    seconds = (time.perf_counter() - start) / (MEASURED * size) if count else 0.0
+    width = min(MAX_FEATURES, producer.width) if producer.kind == "encoder" else producer.width
+    return DetailEstimate(count, count * side**2 * width, seconds * count / processes, pyramid.footprint(level) / side)
+
+
+def _sample(cache: FeatureCache, producer: TokenProducer, tiles: DetailTiles, batch_size: int) -> NDArray[np.float32]:
+    """(token, feature) random tokens with imagery, of random tiles; the same in every run."""
+    rng = np.random.default_rng(SEED)
+    keys = rng.permutation(np.argwhere(cache.status(cache.pyramid.levels - 1) != NODATA))
+    each = math.ceil(SAMPLE_TOKENS / max(1, min(SAMPLE_TILES, len(keys))))
+    chosen: list[DetailTile] = []
+    for (tile,) in prefetch(lambda key: tiles.render(int(key[0]), int(key[1]), 1), keys, _threads()):
+        if tile.mask.any():
+            chosen.append(tile)
+        if len(chosen) == SAMPLE_TILES:
+            break
+    if not chosen:
+        raise CacheError(f"the map of {cache.path} has no imagery, of which tokens could be made: check map.rasters")
+    parts = []
+    with tqdm(total=len(chosen), unit="tile", desc="projection") as bar:
+        for start in range(0, len(chosen), batch_size):
+            batch = chosen[start : start + batch_size]
+            for tile, tokens in zip(batch, _encode(producer, batch), strict=True):
+                valid = tokens[tile.mask]
+                parts.append(valid[rng.permutation(len(valid))[:each]])
+            bar.update(len(batch))
+    return np.concatenate(parts)[:SAMPLE_TOKENS]
+
+
+def _fill(
+    cache: FeatureCache,
+    detail: DetailFeatures,
+    producer: TokenProducer,
+    tiles: DetailTiles,
+    units: list[Unit],
+    empty: NDArray[np.bool_],
+    batch_size: int,
+) -> None:
+    projection = detail.projection
+
+    def render(unit: Unit) -> list[DetailTile]:
+        return [] if empty[unit].all() else tiles.render(unit[0].start, unit[1].start, unit[0].stop - unit[0].start)
+
+    total = sum((unit[0].stop - unit[0].start) ** 2 for unit in units)
+    with tqdm(total=total, unit="tile", desc="detail", disable=not processes().is_main_process) as bar:
+        for unit, rendered in zip(units, prefetch(render, units, _threads()), strict=True):
+            status = np.full(empty[unit].shape, NODATA, np.uint8)
+            visible = [tile for tile in rendered if tile.mask.any()]
+            for start in range(0, len(visible), batch_size):
+                batch = visible[start : start + batch_size]
+                values = projection.quantise(_encode(producer, batch))
+                for tile, tokens in zip(batch, values, strict=True):
+                    tokens[~tile.mask] = ABSENT
+                    status[tile.key[0] - unit[0].start, tile.key[1] - unit[1].start] = ENCODED
+                cache.documents.check_lock()
+                detail.write([tile.key for tile in batch], list(values))
+            detail.write_status(unit, status)
+            bar.update(status.size)
+
+
+def _encode(producer: TokenProducer, tiles: list[DetailTile]) -> NDArray[np.float32]:
+    """(tile, token, token, feature) tokens."""
+    return producer.tokens(np.stack([tile.image for tile in tiles])).float().cpu().numpy()
+
+
+def _threads() -> int:
+    return min(UNIT_THREADS, reader_threads())

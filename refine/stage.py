@@ -1,0 +1,170 @@
+"""The stage that refines candidates: windows around their cells, and a refiner that looks at them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from jzi.encode.photo_view import PhotoView
+from jzi.locate.expert import Query
+from jzi.locate.location import Candidate
+from jzi.locate.posterior import Posterior
+from jzi.locate.ranges import CANDIDATES
+from jzi.refine.answer import FixOptions, RefineCalibration, refine_candidates
+from jzi.refine.azimuth import log_heading_prior
+from jzi.refine.config import RefineConfig, UnifyGeoConfig
+from jzi.refine.files import Refiner
+from jzi.refine.fuse import RankWeights
+from jzi.refine.info import RefinerInfo
+from jzi.refine.outputs import PhotoInput, RefinerOutput
+from jzi.refine.photos import PhotoData, PhotoSource, view_of_query
+from jzi.refine.proposals import propose
+from jzi.refine.window import Windows
+
+
+class WindowSource(Protocol):
+    """Where a refiner gets windows of the map from: `jzi.refine.tokens` or `jzi.refine.images`."""
+
+    def read(self, windows: Windows, side: int) -> tuple[Any, NDArray[np.bool_]]:
+        """What the refiner takes of each window, `side` points wide, and (window, side, side) where it has imagery."""
+        ...
+
+
+@dataclass(frozen=True)
+class StageOptions:
+    """How candidates are refined.
+
+    Attributes:
+        top: most candidates that are refined.
+        fix: how probabilities become a point.
+        hfov_deg: field of view of photos that do not record it, degrees.
+        heading_sd_deg: standard deviation of headings that refer to true north, degrees.
+        magnetic_sd_deg: standard deviation of headings that refer to magnetic north, degrees.
+
+    Raises:
+        ConfigError: a number is out of range.
+    """
+
+    top: int = 5
+    fix: FixOptions = field(default_factory=FixOptions)
+    hfov_deg: float = 70.0
+    heading_sd_deg: float = 10.0
+    magnetic_sd_deg: float = 20.0
+
+    def __post_init__(self) -> None:
+        CANDIDATES.check("refine-top", self.top)
+
+    @classmethod
+    def of(cls, config: RefineConfig) -> StageOptions:
+        """The options that the section [refine] of jzi.toml has."""
+        return cls(
+            config.top,
+            FixOptions(radius=config.radius),
+            config.hfov,
+            config.heading_sd_deg,
+            config.magnetic_sd_deg,
+        )
+
+
+class RefineStage:
+    """A `Stage` of a `Locator`. Off a cache it opens no image but the photo.
+
+    Args:
+        refiner: the network.
+        info: what its folder records.
+        windows: reads windows of the map.
+        photos: reads photos.
+        options: how candidates are refined.
+    """
+
+    name = "refine"
+
+    def __init__(
+        self,
+        refiner: Refiner,
+        info: RefinerInfo,
+        windows: WindowSource,
+        photos: PhotoSource,
+        options: StageOptions | None = None,
+    ) -> None:
+        self.refiner, self.info, self.windows, self.photos = refiner, info, windows, photos
+        self.options = options or StageOptions()
+        self.device = next(refiner.parameters()).device
+        self.calibration = RefineCalibration(
+            info.temperature, info.heading_temperature, RankWeights(prior=info.fusion[0], match=info.fusion[1])
+        )
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether queries should have tokens."""
+        return self.photos.reads_tokens
+
+    def __call__(self, query: Query, posterior: Posterior, candidates: Sequence[Candidate]) -> Sequence[Candidate]:
+        """Refined candidates, the most probable first, then those of `candidates` that lie elsewhere; as many.
+
+        Candidates are returned as they are if the photo is not at hand, or there is no imagery around them.
+
+        Raises:
+            PhotoError: the photo cannot be read.
+            CacheError: the cache lacks tokens of a window.
+        """
+        options = self.options
+        view = view_of_query(query, options.hfov_deg, options.heading_sd_deg, options.magnetic_sd_deg)
+        photo = self.photos(query, view)
+        if photo is None:
+            return candidates
+        proposals = propose(candidates, posterior, self.info.window_m, self.refiner.config.pixels, options.top)
+        output = self.match(photo, view, proposals.windows)
+        refined = refine_candidates(output, proposals, self.calibration, options.fix)
+        if not any(each.fix for each in refined):
+            return candidates
+        scale = float(proposals.windows.scale.mean())
+        others = [each for each in candidates if all(_apart(each, other, scale) for other in refined)]
+        return [*refined, *others][: max(1, len(candidates))]
+
+    @torch.inference_mode()
+    def match(self, photo: PhotoData, view: PhotoView, windows: Windows) -> RefinerOutput:
+        """Density of a photo over each of several windows.
+
+        Args:
+            photo: the photo.
+            view: completed with defaults.
+            windows: (window,).
+        """
+        config, count = self.refiner.config, len(windows)
+        side = config.pixels if isinstance(config, UnifyGeoConfig) else config.side
+        tokens, mask = self.windows.read(windows, side)
+        batch = lambda value: None if value is None else value[None]  # noqa: E731 - a batch of one
+        one = PhotoInput(
+            hfov_deg=torch.tensor([view.hfov_deg], dtype=torch.float32),
+            panorama=torch.tensor([view.panorama]),
+            log_heading=torch.zeros(1, config.rolls),
+            tokens=batch(photo.tokens),
+            pixels=batch(photo.pixels),
+            fill=torch.tensor([photo.fill], dtype=torch.float32),
+        )
+        ground = self.refiner.ground(one.to(self.device)).select(torch.zeros(count, dtype=torch.long))
+        ground = replace(ground, log_heading=self._prior(view, windows))
+        aerial = self.refiner.aerial(torch.as_tensor(tokens).to(self.device))
+        return self.refiner.match(ground, aerial, torch.from_numpy(mask).to(self.device))
+
+    def _prior(self, view: PhotoView, windows: Windows) -> torch.Tensor:
+        """(window, R) log prior of headings from each window's grid north."""
+        rolls = self.refiner.config.rolls
+        heading = np.full(len(windows), np.nan if view.heading_deg is None else view.heading_deg)
+        sd = np.full(len(windows), view.heading_sd_deg or 1.0)
+        if rolls == 1:
+            return torch.zeros(len(windows), 1, device=self.device)
+        grid = torch.from_numpy(np.asarray(windows.grid_heading(heading), np.float32))
+        return log_heading_prior(grid, torch.from_numpy(sd.astype(np.float32)), rolls).to(self.device)
+
+
+def _apart(one: Candidate, other: Candidate, scale: float) -> bool:
+    """Whether a candidate is of another cell, and lies outside of the radius of the probability of both."""
+    reach = max(one.radius_m or 0.0, other.radius_m or 0.0) * scale
+    return one.cell != other.cell and bool(np.hypot(one.x - other.x, one.y - other.y) > reach)

@@ -1,0 +1,123 @@
+"""Train UnifyGeo on the data set of pairs of a jzi.toml, and evaluate it there."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jzi.encode.device import best_device
+from jzi.errors import ConfigError, ModelError
+from jzi.evaluate.cross_view import CrossViewEvaluation
+from jzi.evaluate.pair_protocol import evaluate_pairs
+from jzi.refine.files import load_refiner
+from jzi.refine.model import UnifyGeo
+from jzi.store.pairs import PairDataset
+from jzi.store.plain import plain
+from jzi.train.pair_task import pair_options, train_pairs
+from jzi.train.run import TrainReport
+from jzi.workspace.pairs import PairSettings, evaluation_pairs, load_pairs, rolled_headings, training_pairs
+
+
+def train_on_pairs(
+    settings: PairSettings, folder: Path, *, progress: bool = True
+) -> tuple[TrainReport, PairDataset, dict[str, str]]:
+    """Train UnifyGeo; an interrupted run is resumed.
+
+    Args:
+        settings: the settings.
+        folder: the refiner's folder to write.
+        progress: whether to show a progress bar.
+
+    Returns:
+        The report, the training photos, and images that could not be read, with reasons.
+
+    Raises:
+        JziError: the data set, the initial weights or the folder cannot be used, or the training fails.
+    """
+    train, val = training_pairs(settings)
+    report, unreadable = train_pairs(
+        train,
+        val,
+        lambda: _new_network(settings),
+        folder,
+        settings.refiner,
+        aligned=settings.aligned,
+        fingerprint=run_fingerprint(settings, train, val),
+        settings=settings.to_toml(),
+        progress=progress,
+    )
+    return report, train, unreadable
+
+
+def run_fingerprint(settings: PairSettings, train: PairDataset, val: PairDataset) -> dict[str, Any]:
+    """What the outcome of a training depends on beside the settings of the section [refiner]."""
+    pairs = settings.pairs
+    return {
+        "kind": "unifygeo on pairs",
+        **{f"refine.{name}": value for name, value in plain(settings.refine).items()},
+        "pairs.dataset": train.name,
+        "pairs.crop": pairs.crop,
+        "pairs.orientation": pairs.orientation,
+        "pairs.backbone": pairs.backbone,
+        "pairs.photos": [_digest(train), _digest(val)],
+    }
+
+
+def _digest(dataset: PairDataset) -> str:
+    """Identifies photos, their aerial images and their places, wherever the folder is."""
+    names = [Path(str(path)).name for path in (*dataset.photos, *dataset.references[dataset.positive])]
+    digest = hashlib.sha256("\n".join(names).encode())
+    digest.update(np.round(dataset.offset, 6).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _new_network(settings: PairSettings) -> UnifyGeo:
+    """UnifyGeo with the weights of the backbone, or random ones."""
+    network = UnifyGeo(settings.refine)
+    name = settings.pairs.backbone
+    if name:
+        folder = settings.path(name)
+        network.load_pretrained(folder if folder.is_dir() else name)
+    return network
+
+
+def evaluate_on_pairs(
+    settings: PairSettings, folder: Path, split: str | None, *, progress: bool = False
+) -> tuple[CrossViewEvaluation, PairDataset]:
+    """Evaluate a trained UnifyGeo on a split.
+
+    Args:
+        settings: the settings; losses and architecture are those that the network was trained with.
+        folder: the refiner's folder.
+        split: as of `evaluation_pairs`.
+        progress: whether to show progress bars.
+
+    Returns:
+        The figures, and the data set, whose `rejected` says what was left out.
+
+    Raises:
+        JziError: the network or the data set cannot be used.
+    """
+    network, info = load_refiner(folder, best_device())
+    if not isinstance(network, UnifyGeo):
+        raise ModelError(f"{folder} holds a refiner of kind {info.kind!r}, which works off a cache: train one on pairs")
+    record = folder / "train" / "settings.toml"
+    trained = load_pairs(record) if record.exists() else settings
+    if trained.refine.aligned and not settings.aligned:
+        raise ConfigError(
+            f"{folder} was trained on aligned panoramas and compares no headings: train one with refine.aligned = "
+            'false and pairs.orientation = "unknown"'
+        )
+    dataset = evaluation_pairs(settings, split)
+    pairs = settings.pairs
+    options = pair_options(
+        trained.refiner,
+        rerank=pairs.rerank,
+        batch_size=pairs.batch_size,
+        top=pairs.top,
+        heading=rolled_headings(settings, dataset),
+    )
+    return evaluate_pairs(network, dataset, options, progress=progress), dataset
