@@ -77,7 +77,7 @@ def along_rays(tokens: Tensor, window: Sequence[int], shifts: Sequence[Shifts], 
     Returns:
         (m, K, P, P, D * F).
     """
-    result: Tensor = _AlongRays.apply(tokens, window, shifts, places)  # type: ignore[no-untyped-call]
+    result: Tensor = _AlongRays.apply(tokens, window, shifts, places)
     return result
 
 

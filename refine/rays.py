@@ -40,8 +40,11 @@ class RayRefiner(nn.Module):
         )  # fmt: skip
         self.place = nn.Sequential(nn.Linear(features, 64), nn.ReLU(), nn.Linear(64, width + 1))
         self.log_scale = nn.Parameter(torch.zeros(()))
+        self.fine: int = config.fine  #: points along a side of a token; fewer are faster
         self.shifts = ray_shifts(config.bins, [far / config.token_m for far in config.distances])
-        self.to(memory_format=torch.channels_last)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):  # several times as fast on a CPU
+                layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
 
     def ground(self, photos: PhotoInput) -> GroundFeatures:
         """Descriptors of the sectors of photos, (n, R, width), and of whole photos, (n, 1, width).
@@ -101,8 +104,8 @@ class RayRefiner(nn.Module):
             mask = torch.ones(tokens.shape[:3], dtype=torch.bool, device=tokens.device)
         tokens = tokens * mask[..., None]
         inner = mask[:, config.margin : -config.margin, config.margin : -config.margin]
-        pixels = inner.repeat_interleave(config.fine, 1).repeat_interleave(config.fine, 2)
-        steps = [(step + 0.5) / config.fine - 0.5 for step in range(config.fine)]
+        pixels = inner.repeat_interleave(self.fine, 1).repeat_interleave(self.fine, 2)
+        steps = [(step + 0.5) / self.fine - 0.5 for step in range(self.fine)]
         rows = []
         for down in steps:
             row = [self._scores(ground, between_tokens(tokens, down, right)) for right in steps]
@@ -149,15 +152,19 @@ class RayRefiner(nn.Module):
         shifts = [tuple(self.shifts[each] for each in row) for row in azimuths]
         return self.ray(along_rays(tokens, window, shifts, places)).float()
 
-    def place_scores(self, whole: Tensor, tokens: Tensor, places: Places) -> Tensor:
-        """(n, P, P) float32 scores of places as such.
+    def place_scores(
+        self, whole: Tensor, tokens: Tensor, places: Places, window: Sequence[int] | None = None
+    ) -> Tensor:
+        """(m, P, P) float32 scores of places as such.
 
         Args:
-            whole: (n, width) of whole photos.
+            whole: (m, width) of whole photos.
             tokens: (n, T, T, F).
             places: P x P places.
+            window: (m,) which of the n grids to look at; all in order by default.
         """
         own = self.place(tokens[(slice(None), *places.shifted((0, 0)))]).float()
+        own = own if window is None else own[list(window)]
         return (_products(own[..., :-1], whole[:, None]) + own[..., -1]) * self.log_scale.exp()
 
     def pair_scores(
@@ -188,7 +195,7 @@ class RayRefiner(nn.Module):
         rays = self.describe(tokens, window, azimuths, places)
         sectors = ground.descriptors[0][:, shown][list(photo)]
         scores = _products(rays, sectors[:, :, None]).sum(1) * self.log_scale.exp()
-        return scores + self.place_scores(ground.descriptors[1][list(photo), 0], tokens[list(window)], places)
+        return scores + self.place_scores(ground.descriptors[1][list(photo), 0], tokens, places, window)
 
 
 def _products(rays: Tensor, descriptor: Tensor) -> Tensor:

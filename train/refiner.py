@@ -85,7 +85,7 @@ class RefinerTask(CacheTask):
 
     label = "refiner"
     check_every = 20
-    network: RefinerNetwork
+    network: nn.Module
     config: RefinerTrainingConfig
 
     def __init__(
@@ -109,7 +109,8 @@ class RefinerTask(CacheTask):
     @property
     def refiner(self) -> Refiner:
         """The refiner."""
-        return self.network.refiner
+        refiner: Refiner = getattr(self.network, "refiner")  # noqa: B009
+        return refiner
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Weights of layers, and all vectors and scalars, which do not decay."""
@@ -209,6 +210,7 @@ def train_refiner(
     settings: str = "",
     duplicates: int = 0,
     progress: bool = True,
+    make_task: Callable[..., RefinerTask] = RefinerTask,
 ) -> RefinerReport:
     """Train a refiner, and keep the epoch with the greatest likelihood of the places of the validation photos.
 
@@ -226,6 +228,7 @@ def train_refiner(
         settings: TOML to write to train/settings.toml.
         duplicates: validation photos that were left out, for the report.
         progress: whether to show a progress bar.
+        make_task: makes the task that is run, with the arguments of `RefinerTask`.
 
     Raises:
         TrainingError: there is no photo to train on, or the loss is not finite.
@@ -242,7 +245,7 @@ def train_refiner(
     state = run.resume()
     began, before = time.monotonic(), state["epoch"]
     if before < config.epochs:
-        task = RefinerTask(accelerator, refiner, source, refine, config, info, run)
+        task = make_task(accelerator, refiner, source, refine, config, info, run)
         if accelerator.is_main_process:
             run.start(settings)
         accelerator.wait_for_everyone()
