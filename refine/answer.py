@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -123,8 +124,8 @@ def refine_candidates(
     """The candidates of one photo with their fixes, the most probable first.
 
     For the estimate "radius" that is the probability within the radius, else that of the candidate, whose order is that
-    of equation 4 in the paper. A candidate whose point lies within the radius of a more probable one is left out. A
-    window without imagery has no fix: its candidate stays on its cell and comes last.
+    of equation 4 in the paper. A candidate whose point lies within the radius of a more probable one is left out, and
+    probability is counted once. A window without imagery has no fix: its candidate stays on its cell and comes last.
 
     Args:
         output: of the refiner, one window per proposal.
@@ -148,11 +149,10 @@ def refine_candidates(
     for index, (row, col) in enumerate(proposals.cells.tolist()):
         if share[index] > 0:
             fix = _fix(mosaic, index, headings[index], (row, col), index, options)
-            refined.append(_candidate(fix, mosaic, proposals.posterior, options))
+            refined.append(_candidate(fix, proposals.posterior, options))
         else:
             unrefined.append(_on_its_cell(proposals.posterior, row, col))
-    refined.sort(key=lambda each: -(each.probability if options.estimate == "radius" else _share(each)))
-    return [*_apart(refined, options.radius * float(windows.scale.mean())), *unrefined]
+    return [*_apart(refined, mosaic, options), *unrefined]
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,22 +190,29 @@ def rank_features(output: RefinerOutput, proposals: Proposals, temperature: floa
     return RankFeatures(score, output.level0_max.detach().double().cpu().numpy(), kept, density, ground)
 
 
-def _apart(candidates: Sequence[Candidate], distance: float) -> list[Candidate]:
-    """The candidates that are further from all before them; the first one near another gets its windows."""
-    kept: list[Candidate] = []
-    for each in candidates:
-        near = [rank for rank, one in enumerate(kept) if np.hypot(each.x - one.x, each.y - one.y) <= distance]
-        if not near:
-            kept.append(each)
-            continue
-        one = kept[near[0]]
-        if one.fix and each.fix:
-            kept[near[0]] = replace(one, fix=replace(one.fix, grids=one.fix.grids + each.fix.grids))
+def _apart(candidates: Sequence[Candidate], mosaic: Mosaic, options: FixOptions) -> list[Candidate]:
+    """The candidates with their probabilities, chosen greedily; one near another is left out and leaves it its windows.
+
+    Args:
+        candidates: with fixes.
+        mosaic: the windows of the photo.
+        options: the point.
+    """
+    left, kept, distance = list(candidates), list[Candidate](), options.radius * float(mosaic.windows.scale.mean())
+    while left:
+        mass = [mosaic.mass(each.x, each.y, options.radius) for each in left]
+        order = mass if options.estimate == "radius" else [each.fix.probability if each.fix else 0.0 for each in left]
+        best = int(np.argmax(order))
+        one, probability = left.pop(best), min(1.0, mass[best])
+        near = next(
+            (rank for rank, each in enumerate(kept) if math.hypot(each.x - one.x, each.y - one.y) <= distance), -1
+        )
+        if near < 0:
+            kept.append(replace(one, probability=probability))
+            mosaic = mosaic.without(one.x, one.y, options.radius)
+        elif (first := kept[near].fix) and one.fix:
+            kept[near] = replace(kept[near], fix=replace(first, grids=first.grids + one.fix.grids))
     return kept
-
-
-def _share(candidate: Candidate) -> float:
-    return candidate.fix.probability if candidate.fix else 0.0
 
 
 def _fix(mosaic: Mosaic, index: int, heading: _Floats, cell: tuple[int, int], rank: int, options: FixOptions) -> Fix:
@@ -268,7 +275,7 @@ def _modes(
     windows, probability = mosaic.windows, mosaic.probability[index]
     window, total = windows[index], float(probability.sum())
     smooth = disc_sums(around, min(options.radius, MODE_M) / windows.pixel_m)
-    rows, cols = local_maxima(smooth, MODE_M / windows.pixel_m)
+    rows, cols = local_maxima(smooth, MODE_M / math.sqrt(2) / windows.pixel_m)  # a square within the circle
     own = probability[rows, cols] > 0
     rows, cols = rows[own], cols[own]
     at_x, at_y = window.pixels_to_crs(cols + 0.5, rows + 0.5)
@@ -295,7 +302,7 @@ def _peaks(window: Window, directions: Heading) -> tuple[HeadingPeak, ...]:
     return tuple(replace(each, heading_deg=float(window.true_heading(each.heading_deg))) for each in directions.peaks)
 
 
-def _candidate(fix: Fix, mosaic: Mosaic, posterior: Posterior, options: FixOptions) -> Candidate:
+def _candidate(fix: Fix, posterior: Posterior, options: FixOptions) -> Candidate:
     path, steps = path_to(posterior, 0, *fix.cell)
     return Candidate(
         latitude=fix.latitude,
@@ -304,7 +311,7 @@ def _candidate(fix: Fix, mosaic: Mosaic, posterior: Posterior, options: FixOptio
         y=fix.y,
         cell=fix.cell,
         path=path,
-        probability=min(1.0, mosaic.mass(fix.x, fix.y, options.radius)),
+        probability=fix.probability,
         step_probabilities=steps,
         source=fix.source,
         radius_m=options.radius,
