@@ -18,6 +18,7 @@ from jzi.commands.finetune import finetune
 from jzi.commands.fusion import train_fusion
 from jzi.commands.locate import locate
 from jzi.commands.process import Termination, handled_warnings_ignored
+from jzi.commands.refiner import train_refiner_command
 from jzi.commands.retrieve import index, train_retriever_command
 from jzi.commands.serve import serve
 from jzi.commands.train import train_decoder_command
@@ -26,7 +27,17 @@ from jzi.encode.threads import bound_spinning
 from jzi.version import __version__
 
 #: Commands that resume when they are run again after an interruption.
-RESUMABLE = ("finetune", "encode-map", "encode-queries", "train-decoder", "ablate", "train-retriever", "index", "demo")
+RESUMABLE = (
+    "finetune",
+    "encode-map",
+    "encode-queries",
+    "train-decoder",
+    "ablate",
+    "train-retriever",
+    "index",
+    "demo",
+    "train-refiner",
+)
 
 
 class Commands(click.Group):
@@ -81,6 +92,7 @@ for command in (
     encode_map_command,
     encode_queries_command,
     train_decoder_command,
+    train_refiner_command,
     transfer,
     evaluate_command,
     ablate,

@@ -16,13 +16,15 @@ from jzi.errors import ConfigError
 #: Name of the plain settings in the table.
 REFERENCE = "reference"
 
-#: Sections whose settings can be varied, and the exceptions with the reason.
+#: Sections whose settings can be varied, of an area and of a data set of pairs, and the exceptions with the reason.
 SECTIONS = ("decoder", "train", "encoder", "finetune")
+PAIR_SECTIONS = ("pairs", "refine", "refiner")
 FIXED = {
     "decoder.width": "it follows from the encoder",
     "decoder.actions": "it follows from the area",
     "train.seed": "use --seeds to set the number of seeds per variant",
     "statewide.seed": "use --seeds to set the number of seeds per variant",
+    "refiner.seed": "use --seeds to set the number of seeds per variant",
 }
 
 
@@ -39,11 +41,12 @@ class Variant:
     overrides: tuple[str, ...] = ()
 
 
-def expand_grid(items: Sequence[str]) -> list[Variant]:
+def expand_grid(items: Sequence[str], sections: Sequence[str] = SECTIONS) -> list[Variant]:
     """Every combination of the values of several settings; the last one varies fastest.
 
     Args:
         items: "section.name=value,value,...".
+        sections: sections whose settings can be varied.
 
     Raises:
         ConfigError: an item is malformed, cannot be varied, or is given twice.
@@ -52,7 +55,7 @@ def expand_grid(items: Sequence[str]) -> list[Variant]:
     for item in items:
         name, equals, text = item.partition("=")
         name = _checked(
-            name.strip(), item if equals else f"{item!r}, which is not of the form section.name=value,value"
+            name.strip(), item if equals else f"{item!r}, which is not of the form section.name=value,value", sections
         )
         values = _values(text)
         if not values:

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from jzi.commands.common import UsageError, json_option, print_result, settings_options
+from jzi.commands.pairs import ablate_pairs_command
 
 
 @click.command()
@@ -14,7 +15,8 @@ from jzi.commands.common import UsageError, json_option, print_result, settings_
 @settings_options
 @click.option("--seeds", type=click.IntRange(1, 1000), default=1, show_default=True, help="Runs of each variant.")
 @click.option("--name", help="Name of the folder in ablations/.  [default: grid, or the name of the TOML file]")
-@click.option("--split", type=click.Choice(["train", "val", "test"]), help="[default: test, or val if there is none]")
+@click.option("--split", type=click.Choice(["train", "val", "test", "test1", "test2"]),
+              help="[default: test, or val if there is none]")  # fmt: skip
 @click.option("--jobs", type=click.IntRange(1, 64), default=2, show_default=True,
               help="Concurrent runs on each device.")  # fmt: skip
 @click.option("--no-reference", is_flag=True, help="Do not run the settings without changes.")
@@ -38,19 +40,28 @@ def ablate(
 
     Runs every combination, or every variant in the file, and the unchanged settings as the reference. Finished runs are
     not repeated, interrupted ones are resumed. Variants of encoder.* get caches of their own; for variants of
-    finetune.* an encoder is fine-tuned first. Under `accelerate launch` the processes share the runs.
+    finetune.* an encoder is fine-tuned first. Under `accelerate launch` the processes share the runs. On a data set of
+    pairs, variants are of pairs.*, refine.* and refiner.*, and run one after another.
     """
-    from jzi.ablate.variants import expand_grid, read_variants
+    from jzi.ablate.variants import PAIR_SECTIONS, SECTIONS, expand_grid, read_variants
+    from jzi.workspace.settings import is_pairs
 
+    pairs = is_pairs(config_file)
+    sections = PAIR_SECTIONS if pairs else SECTIONS
     if len(what) == 1 and "=" not in what[0] and what[0].endswith(".toml"):
-        shared, variants = read_variants(Path(what[0]))
+        shared, variants = read_variants(Path(what[0]), sections)
         overrides, name = (*shared, *overrides), name or Path(what[0]).stem
     else:
-        variants = expand_grid(what)
+        variants = expand_grid(what, sections)
     if not variants:
         raise UsageError(
             "no variants are given: pass settings with values, such as decoder.layers=2,4,6, or a file of variants"
         )
+    if pairs:
+        ablate_pairs_command(config_file, overrides, variants, name or "grid", not no_reference, seeds, split, as_json)
+        return
+    if split in ("test1", "test2"):
+        raise UsageError(f"--split {split} is of the data set KITTI: give train, val or test")
     from jzi.ablate.ablation import Ablation
 
     ablation = Ablation(config_file, overrides, variants, name or "grid", not no_reference)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import click
 from jzi.commands.common import UsageError, list_rejected, print_result
 
 if TYPE_CHECKING:
+    from jzi.ablate.variants import Variant
     from jzi.evaluate.cross_view import CrossViewEvaluation
     from jzi.evaluate.intervals import Interval
     from jzi.train.run import TrainReport
@@ -88,6 +90,39 @@ def evaluate_pairs_command(
     list_rejected(unreadable, "images left out")
     values = {**evaluation.to_dict(), "rejected": len(dataset.rejected)}
     print_result(as_json, values, evaluation_text(evaluation))
+
+
+def ablate_pairs_command(
+    config_file: Path,
+    overrides: Sequence[str],
+    variants: Sequence[Variant],
+    name: str,
+    reference: bool,
+    seeds: int,
+    split: str | None,
+    as_json: bool,
+) -> None:
+    """Train and evaluate variants of the settings on a data set of pairs."""
+    from jzi.ablate.pairs import PairAblation, gather_pair_rows, pair_rows_to_text, write_pair_tables
+    from jzi.encode.device import processes
+
+    ablation = PairAblation(config_file, overrides, variants, name, reference)
+    trials = ablation.trials(seeds, split)
+    state = processes()
+    for trial in (each for group in trials.values() for each in group):
+        trial.run(main=state.is_main_process)
+        state.wait_for_everyone()
+    if not state.is_main_process:
+        return
+    rows = gather_pair_rows(trials)
+    write_pair_tables(rows, ablation.folder)
+    if as_json:
+        for row in rows:
+            print_result(True, row.to_dict(), "")
+    else:
+        click.echo(f"{pair_rows_to_text(rows)}\nwrote {ablation.folder / 'table.txt'}, .csv and .json")
+    if any(row.failed for row in rows):
+        raise SystemExit(1)
 
 
 def training_text(report: TrainReport) -> str:

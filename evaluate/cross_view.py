@@ -89,20 +89,6 @@ def rank_references(
     return Ranking(ranks, hits, tops, similarities.astype(np.float64), len(reference))
 
 
-def rerank(similarity: NDArray[np.float64], match: NDArray[np.float64]) -> NDArray[np.int64]:
-    """The candidate with the highest sum of similarity and best match (UnifyGeo, equation 4).
-
-    Args:
-        similarity: (photo, k) cosine of the embeddings of a photo and its candidates.
-        match: (photo, k) highest cosine of the photo's coarsest descriptor in each candidate.
-
-    Returns:
-        (photo,) number of the chosen candidate; the first of equal ones.
-    """
-    chosen: NDArray[np.int64] = np.argmax(similarity + match, 1)
-    return chosen
-
-
 @dataclass(frozen=True)
 class Retrieval:
     """Recall of the positive among the references.

@@ -18,6 +18,9 @@ RADII = (1.0, 3.0, 5.0, 10.0)
 #: Shares of the probability whose circles are checked.
 SHARES = (0.68, 0.95)
 
+#: Held-out photos nearer than this to a training photo are left out of figures in metres.
+DUPLICATE_M = 5.0
+
 #: Least density at a true place in the log-likelihood, per square metre.
 TINY = 1e-12
 

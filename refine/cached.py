@@ -14,6 +14,10 @@ from jzi.refine.matching import GroundDescriptors
 from jzi.refine.outputs import AerialFeatures, GroundFeatures, PhotoInput, RefinerOutput
 from jzi.refine.trunks import AerialTrunk, PhotoTrunk
 
+#: Initial weight of the finest cosine in the logits, which would else be nearly flat for hundreds of steps. Of 0, 3 and
+#: 10, 3 had the least error in metres after 100 steps on analytic scenes, and 10 the greatest likelihood.
+HEAD_START = 3.0
+
 
 class TokenBranch(nn.Module):
     """Tokens through a few ConvNeXt blocks.
@@ -61,6 +65,8 @@ class CachedRefiner(nn.Module):
         self.aerial_out = nn.Conv2d(config.width, channels[0], 1)
         self.descriptors = GroundDescriptors(config.width, config.rows, channels, config.bins, tied=True)
         head = nn.Conv2d(last + 1, 1, 3, padding=1)
+        with torch.no_grad():
+            head.weight[0, 0, 1, 1] = HEAD_START
         self.decoder = Decoder(channels, (0,) * (LEVELS - 1), head, config.rolls, config.temperature, config.dropout)
 
     def ground(self, photos: PhotoInput) -> GroundFeatures:

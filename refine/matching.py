@@ -82,22 +82,22 @@ def roll_cosines(descriptor: Tensor, window: Tensor, aerial: Tensor, rolls: int,
     Args:
         descriptor: (n, B, c) of photos.
         window: (n, B) share of each sector that a photo shows.
-        aerial: (m, B * c, L, L) of windows.
+        aerial: (m, L, L, B * c) of windows.
         rolls: number R of headings, B or 1; roll r compares the photo's sector w with the map's sector w + r.
         cross: whether to compare each photo with each window; else n = m, and each with its own.
 
     Returns:
-        (n, R, L, L) float32 in [-1, 1]; (n, m, R, L, L) if cross.
+        (n, R, L, L) float32 in [-1, 1], up to rounding; (n, m, R, L, L) if cross.
     """
     with torch.autocast(aerial.device.type, enabled=False):
-        bins, side = descriptor.shape[1], aerial.shape[-1]
-        places = aerial.float().flatten(2)  # (m, B * c, L * L)
+        bins, side = descriptor.shape[1], aerial.shape[1]
+        places = aerial.float().flatten(1, 2)  # (m, L * L, B * c)
         turned = (torch.arange(bins) - torch.arange(rolls)[:, None]).to(aerial.device) % bins  # (R, B)
-        weighted = descriptor.float() * window[:, :, None]
-        equation = "nrk,mkp->nmrp" if cross else "nrk,nkp->nrp"
-        products = torch.einsum(equation, weighted[:, turned].flatten(2), places)
-        energy = places.unflatten(1, (bins, -1)).square().sum(2)  # (m, B, L * L)
-        aerial_square = torch.einsum(equation, window[:, turned], energy)
-        square = (weighted * descriptor.float()).sum((1, 2)).view(-1, *[1] * (aerial_square.dim() - 1))
-        cosines = products * aerial_square.clamp(min=_LEAST).rsqrt() * square.clamp(min=_LEAST).rsqrt()
-        return cosines.clamp(-1.0, 1.0).unflatten(-1, (side, side))
+        weight = window[:, :, None]
+        square = (descriptor.float().square() * weight).sum((1, 2), keepdim=True)
+        unit = descriptor.float() * weight * square.clamp(min=_LEAST).rsqrt()
+        equation = "nrk,mpk->nmrp" if cross else "nrk,npk->nrp"
+        products = torch.einsum(equation, unit[:, turned].flatten(2), places)
+        energy = places.unflatten(2, (bins, -1)).square().sum(3)  # (m, L * L, B)
+        shown = torch.einsum(equation, window[:, turned], energy)
+        return (products * shown.clamp(min=_LEAST).rsqrt()).unflatten(-1, (side, side))

@@ -21,18 +21,17 @@ FEATURES, ROWS, COLS, SIDE = 6, 2, 16, 8
 #: Metres from the camera that each row of a photo's tokens shows, from the top down.
 DISTANCES = (9.0, 4.0)
 
-REFINE = RefineConfig(window_m=48.0, side=SIDE, bins=8, width=32, channels=(64, 32, 16, 8), blocks=1, dropout=0.0)
-NETWORK = CachedRefinerConfig(
-    features=FEATURES,
-    photo_features=FEATURES,
-    rows=ROWS,
-    side=SIDE,
-    width=32,
-    blocks=1,
-    channels=(64, 32, 16, 8),
-    bins=8,
-    dropout=0.0,
-)
+TOKEN_M = 6.0
+
+
+def refine_config(side: int = SIDE) -> RefineConfig:
+    """Windows of some tokens."""
+    return RefineConfig(window_m=TOKEN_M * side, side=side, bins=8, width=32, channels=(64, 32, 16, 8), blocks=1)
+
+
+def network_config(side: int = SIDE) -> CachedRefinerConfig:
+    """A tiny refiner without dropout, 59 000 parameters."""
+    return replace(refine_config(side), dropout=0.0).cached(FEATURES, FEATURES, ROWS)
 
 
 @dataclass(frozen=True)
@@ -66,9 +65,10 @@ class Scene:
     control: str = ""
     area: Pyramid = AREA
     images: bool = False
+    side: int = SIDE
 
     @classmethod
-    def draw(cls, train: int = 200, val: int = 100, seed: int = 0) -> Scene:
+    def draw(cls, train: int = 200, val: int = 100, seed: int = 0, side: int = SIDE) -> Scene:
         """Draw a map and photos with known headings anywhere on it, 50 m or more from the edge."""
         rng = np.random.default_rng([seed, 1])
         west, south, east, north = AREA.bounds
@@ -78,7 +78,7 @@ class Scene:
         frame = pd.DataFrame({"latitude": latitude, "longitude": longitude, "panorama": np.ones(count)})
         frame["heading_deg"] = rng.uniform(0, 360, count)
         photos = PairPhotos.of(AREA, frame, 70.0, 10.0)
-        return cls(photos[:train], photos[train:], Colours.draw(seed))
+        return cls(photos[:train], photos[train:], Colours.draw(seed), side=side)
 
     def with_control(self, control: str) -> Scene:
         """The same with other photos."""
@@ -86,7 +86,9 @@ class Scene:
 
     def read(self, photos: PairPhotos, windows: Windows) -> Read:
         """Tokens of photos and windows."""
-        return Read(self.photo_tokens(photos), self.window_tokens(windows), torch.ones(len(photos), SIDE, SIDE) > 0)
+        return Read(
+            self.photo_tokens(photos), self.window_tokens(windows), torch.ones(len(photos), self.side, self.side) > 0
+        )
 
     def photo_tokens(self, photos: PairPhotos) -> torch.Tensor:
         """(photo, ROWS, COLS, FEATURES): the colours around, the centre column in the direction of the heading."""
@@ -101,9 +103,9 @@ class Scene:
         return torch.from_numpy(self.colours.at(x[:, None, None] + east, y[:, None, None] + north))
 
     def window_tokens(self, windows: Windows) -> torch.Tensor:
-        """(window, SIDE, SIDE, FEATURES): the colours at the centres of tokens."""
-        centre = (np.arange(SIDE) + 0.5) * windows.pixels / SIDE
+        """(window, side, side, FEATURES): the colours at the centres of tokens."""
+        centre = (np.arange(self.side) + 0.5) * windows.pixels / self.side
         u, v = np.broadcast_arrays(centre[None, None, :], centre[None, :, None])
-        shape = len(windows), SIDE, SIDE
+        shape = len(windows), self.side, self.side
         x, y = windows.pixels_to_crs(np.broadcast_to(u, shape), np.broadcast_to(v, shape))
         return torch.from_numpy(self.colours.at(x, y))

@@ -133,7 +133,7 @@ def test_a_file_names_variants_and_what_they_share(tmp_path) -> None:
 ABLATIONS = sorted((Path(__file__).parent.parent / "benchmarks" / "ablations").glob("*.toml"))
 
 
-@pytest.mark.parametrize("file", [file for file in ABLATIONS if not file.name.startswith("statewide-")])
+@pytest.mark.parametrize("file", [file for file in ABLATIONS if not file.name.startswith(("statewide-", "unifygeo-"))])
 def test_the_papers_ablations_are_variants_that_there_can_be(town, file: Path) -> None:
     shared, variants = read_variants(file)
     rows = {name for group in Ablation(town, shared, variants, file.stem, True).groups for name in group.names}

@@ -81,14 +81,14 @@ def test_a_prior_is_flat_without_a_heading_and_never_empty() -> None:
 def literal_cosines(descriptor, window, aerial, rolls):
     """Cosine of the part of a descriptor that is shown, with the map's sectors from r on, element by element."""
     bins, width = descriptor.shape[1:]
-    places = aerial.unflatten(1, (bins, width))
-    scores = torch.zeros(len(descriptor), rolls, *aerial.shape[2:], dtype=descriptor.dtype)
+    places = aerial.unflatten(3, (bins, width))
+    scores = torch.zeros(len(descriptor), rolls, *aerial.shape[1:3], dtype=descriptor.dtype)
     for n in range(len(descriptor)):
         root = window[n].sqrt()[:, None]
         for roll in range(rolls):
-            for i in range(aerial.shape[2]):
-                for j in range(aerial.shape[3]):
-                    there = torch.stack([places[n, (w + roll) % bins, :, i, j] for w in range(bins)])
+            for i in range(aerial.shape[1]):
+                for j in range(aerial.shape[2]):
+                    there = torch.stack([places[n, i, j, (w + roll) % bins] for w in range(bins)])
                     one, two = (root * descriptor[n]).flatten(), (root * there).flatten()
                     scores[n, roll, i, j] = one @ two / (one.norm() * two.norm())
     return scores
@@ -96,7 +96,7 @@ def literal_cosines(descriptor, window, aerial, rolls):
 
 def test_cosines_are_those_of_the_sectors_that_the_photo_shows() -> None:
     torch.manual_seed(0)
-    descriptor, aerial = torch.randn(2, 6, 3), torch.randn(2, 18, 2, 2)
+    descriptor, aerial = torch.randn(2, 6, 3), torch.randn(2, 2, 2, 18)
     window = torch.tensor([[1.0] * 6, [0, 0.3, 1, 1, 0.3, 0]])
     expected = literal_cosines(descriptor.double(), window.double(), aerial.double(), 6)
     assert torch.allclose(roll_cosines(descriptor, window, aerial, 6).double(), expected, atol=1e-6)
@@ -109,7 +109,7 @@ def test_cosines_are_those_of_the_sectors_that_the_photo_shows() -> None:
 
 def test_places_without_features_have_cosine_0_and_finite_gradients() -> None:
     descriptor = torch.randn(1, 4, 2, requires_grad=True)
-    aerial = torch.zeros(1, 8, 2, 2, requires_grad=True)
+    aerial = torch.zeros(1, 2, 2, 8, requires_grad=True)
     cosines = roll_cosines(descriptor, torch.ones(1, 4), aerial, 4)
     cosines.sum().backward()
     assert not cosines.any() and aerial.grad.isfinite().all() and descriptor.grad.isfinite().all()
@@ -125,7 +125,7 @@ def test_a_photo_of_90_degrees_cut_from_a_panorama_is_found_where_the_panorama_i
     pixel = (torch.arange(512) + 0.5) / 512 * 2 - 1
     azimuth = torch.atan(pixel * math.tan(math.radians(45))).rad2deg()
     photo = panorama[((azimuth / 360 + 0.5) * 768).long()]
-    places = scene.flatten(1, 2)
+    places = scene.flatten(1, 2).permute(0, 2, 3, 1)
     answers = []
     for hfov, is_panorama, columns in ((360.0, True, panorama), (90.0, False, photo)):
         weights, window = sampling(hfov, is_panorama, len(columns))

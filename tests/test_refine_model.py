@@ -143,7 +143,7 @@ def test_masked_pixels_have_no_probability_and_masked_places_no_cosine() -> None
     assert not density[0, :, :40].any() and output.logits[0, :, :40].isneginf().all()
     for cosines, covered in zip(output.levels, output.level_masks, strict=True):
         assert covered[0].float().mean() >= 24 / 64 and not cosines[0][:, ~covered[0]].any()
-        assert cosines.abs().max() <= 1
+        assert cosines.abs().max() <= 1 + 1e-6
     alone = torch.where(output.level_masks[0], output.levels[0].amax(1), -2.0).flatten(1).amax(1)
     assert torch.allclose(output.level0_max, alone)
 

@@ -4,26 +4,33 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
 from jzi.errors import ModelError, TrainingError
 from jzi.evaluate.metres import constant_error, gain_over
+from jzi.refine.answer import to_fixes
 from jzi.refine.cached import CachedRefiner
-from jzi.refine.files import RefinerInfo
-from jzi.tests.refine_scene import NETWORK, REFINE, Scene
+from jzi.refine.files import load_refiner
+from jzi.refine.info import RefinerInfo, read_refiner_info
+from jzi.refine.outputs import RefinerOutput
+from jzi.refine.window import Windows
+from jzi.store.pyramid import geodesic_distance
+from jzi.tests.refine_scene import Scene, network_config, refine_config
 from jzi.train.config import RefinerTrainingConfig
 from jzi.train.loop import TrainingLoop
 from jzi.train.refine_data import Pairs, prepare
 from jzi.train.refine_pairs import draw_windows, own_places
 from jzi.train.refiner import RefinerReport, RefinerTask, train_refiner
 
-QUICK = RefinerTrainingConfig(epochs=3, batch_size=8, learning_rate=1e-3, offsets="uniform")
+QUICK = RefinerTrainingConfig(epochs=2, batch_size=8, learning_rate=1e-3, offsets="uniform")
 
 
 class Killed(BaseException):
@@ -31,9 +38,10 @@ class Killed(BaseException):
 
 
 def train(folder: Path, scene: Scene, config: RefinerTrainingConfig = QUICK) -> RefinerReport:
-    info = RefinerInfo("cached", NETWORK, REFINE.window_m)
-    make = lambda: CachedRefiner(NETWORK)  # noqa: E731
-    return train_refiner(scene, make, folder, REFINE, config, info, fingerprint={}, progress=False)
+    network, refine = network_config(scene.side), refine_config(scene.side)
+    info = RefinerInfo(kind="cached", config=network, window_m=refine.window_m)
+    make = partial(CachedRefiner, network)
+    return train_refiner(scene, make, folder, refine, config, info, fingerprint={}, progress=False)
 
 
 def metrics(folder: Path) -> list[dict[str, float]]:
@@ -44,14 +52,20 @@ def metrics(folder: Path) -> list[dict[str, float]]:
 
 @pytest.fixture(scope="module")
 def scene() -> Scene:
-    return Scene.draw(train=20, val=12)
+    return Scene.draw(train=20, val=12, side=3)
+
+
+@pytest.fixture(scope="module")
+def whole(scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole") / "refiner"
+    train(folder, scene)
+    return folder
 
 
 @pytest.mark.parametrize("steps", [2, 3, 4])  # within the first epoch, at its end, and in the second
 def test_a_killed_run_goes_on_to_the_same_losses_and_weights(
-    scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
+    scene: Scene, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
 ) -> None:
-    train(tmp_path / "whole", scene)
     step, done = TrainingLoop.step, []
 
     def killed(*args: object) -> Tensor:
@@ -65,9 +79,9 @@ def test_a_killed_run_goes_on_to_the_same_losses_and_weights(
         patch.setattr(TrainingLoop, "step", killed)
         train(tmp_path / "parts", scene, often)
     train(tmp_path / "parts", scene, often)
-    assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
-    whole, parts = (load_file(tmp_path / name / "refiner.safetensors") for name in ("whole", "parts"))
-    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert metrics(tmp_path / "parts") == metrics(whole)
+    one, other = (load_file(folder / "refiner.safetensors") for folder in (whole, tmp_path / "parts"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_each_loss_is_logged_without_its_weight(scene: Scene, tmp_path: Path) -> None:
@@ -76,14 +90,14 @@ def test_each_loss_is_logged_without_its_weight(scene: Scene, tmp_path: Path) ->
     weighted = logged["loss_decoder"] + 10 * logged["loss_matching"] + logged["loss_rerank"]
     assert logged["loss"] == pytest.approx(weighted, rel=1e-5)
     assert logged["loss_retrieval"] == 0
-    assert logged["loss_decoder"] == pytest.approx(np.log(64**2), rel=0.02)  # at the start
+    assert logged["loss_decoder"] == pytest.approx(np.log(24**2), rel=0.02)  # at the start
 
 
 def test_a_finished_run_is_not_trained_again_nor_a_run_with_other_settings(scene: Scene, tmp_path: Path) -> None:
     first = train(tmp_path, scene, replace(QUICK, epochs=1))
     assert (first.epochs, first.stopped) == (1, None)
     assert train(tmp_path, scene, replace(QUICK, epochs=1)).epochs == 0
-    with pytest.raises(ModelError, match="refiner.sigma_m"):
+    with pytest.raises(ModelError, match=r"refiner\.sigma_m"):
         train(tmp_path, scene, replace(QUICK, epochs=1, sigma_m=2.0))
 
 
@@ -124,7 +138,7 @@ def test_no_photo_to_train_on_is_an_error(scene: Scene, tmp_path: Path) -> None:
 
 
 def test_headings_are_given_to_some_photos_and_withheld_from_others(scene: Scene) -> None:
-    windows = draw_windows(scene.train, scene.area, REFINE.window_m, NETWORK.pixels, "uniform", (0,))
+    windows = draw_windows(scene.train, scene.area, 18.0, 24, "uniform", (0,))
     pairs = Pairs.read(scene, scene.train, windows)
     known = torch.arange(len(pairs)) % 2 == 0
     batch = prepare(pairs, 8, known, torch.Generator().manual_seed(0), images=False, augment=True)
@@ -140,40 +154,52 @@ def test_headings_are_given_to_some_photos_and_withheld_from_others(scene: Scene
 # Learning
 
 
-def answers(folder: Path, scene: Scene) -> tuple[np.ndarray, np.ndarray]:
-    """Errors of the most probable pixels of validation photos, and of the best constant guess, metres."""
-    refiner = CachedRefiner(NETWORK)
-    refiner.load_state_dict(load_file(folder / "refiner.safetensors"))
-    refiner.eval()
-    windows = draw_windows(scene.val, scene.area, REFINE.window_m, NETWORK.pixels, "uniform", (99,))
+def answers(folder: Path, scene: Scene) -> tuple[RefinerOutput, Windows, NDArray[np.float64], NDArray[np.float64]]:
+    """Output for held-out photos with known headings, their windows, errors of the most probable pixels and of the
+    best constant guess, metres.
+    """
+    refiner, info = load_refiner(folder)
+    size, side_m = info.config.pixels, info.window_m
+    windows = draw_windows(scene.val, scene.area, side_m, size, "uniform", (99,))
     pairs = Pairs.read(scene, scene.val, windows)
-    batch = prepare(pairs, NETWORK.rolls, torch.ones(len(pairs)) > 0, None, images=False, augment=False)
+    batch = prepare(pairs, info.config.rolls, torch.ones(len(pairs)) > 0, None, images=False, augment=False)
     with torch.inference_mode():
         output = refiner.match(refiner.ground(batch.photos), refiner.aerial(batch.windows), batch.mask)
-    size = NETWORK.pixels
     best = output.logits.flatten(1).argmax(1).numpy()
     found = np.stack([best % size, best // size], 1) + 0.5
     place = own_places(windows, scene.val)
-    error = np.hypot(*((found / size - 0.5 - place) * REFINE.window_m).T)
-    return error, constant_error(place * REFINE.window_m)
+    error = np.hypot(*((found / size - 0.5 - place) * side_m).T)
+    return output, windows, error, constant_error(place * side_m)
 
 
-LEARNING = RefinerTrainingConfig(epochs=10, batch_size=20, learning_rate=2e-3, offsets="uniform", heading_known=0.7)
+LEARNING = RefinerTrainingConfig(epochs=10, batch_size=20, learning_rate=2e-3, offsets="uniform")
 
 
 @pytest.mark.slow
-def test_a_tiny_refiner_learns_the_place_from_200_photos(tmp_path: Path) -> None:
-    scene = Scene.draw()
+def test_a_tiny_refiner_learns_the_place_from_200_photos_and_how_sure_it_is(tmp_path: Path) -> None:
+    scene = Scene.draw(val=80)
     train(tmp_path, scene, LEARNING)
-    error, constant = answers(tmp_path, scene)
-    assert np.median(error) < 0.15 * REFINE.window_m
-    assert gain_over(error, constant).low > 0.1 * REFINE.window_m
+    held = replace(scene, val=Scene.draw(train=1, val=300, seed=5).val)  # the same map
+    output, windows, error, constant = answers(tmp_path, held)
+    assert np.median(error) < 0.15 * windows.side_m
+    assert gain_over(error, constant).low > 0.1 * windows.side_m
+    info = read_refiner_info(tmp_path)
+    assert info.temperature != 1.0
+    fixes = to_fixes(output, windows, info.temperature, info.heading_temperature)
+    for share, tolerance in ((0.68, 0.08), (0.95, 0.05)):
+        radii = [getattr(fix, f"radius_{100 * share:.0f}_m") for fix in fixes if fix]
+        away = [
+            geodesic_distance(fix.latitude, fix.longitude, *position)
+            for fix, position in zip(fixes, zip(held.val.latitude, held.val.longitude, strict=True), strict=True)
+            if fix
+        ]
+        assert (np.array(away) <= np.array(radii)).mean() == pytest.approx(share, abs=tolerance)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("control", ["black", "shuffled"])
 def test_without_the_photo_it_is_no_better_than_the_best_constant_guess(tmp_path: Path, control: str) -> None:
     scene = Scene.draw().with_control(control)
-    train(tmp_path, scene, replace(LEARNING, epochs=6))
-    error, constant = answers(tmp_path, scene)
+    train(tmp_path, scene, replace(LEARNING, epochs=4))
+    _, _, error, constant = answers(tmp_path, scene)
     assert gain_over(error, constant).low <= 0

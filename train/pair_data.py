@@ -206,8 +206,9 @@ def distinct_batches(order: NDArray[np.int64], reference: NDArray[np.int64], siz
 def neighbours_by_position(dataset: PairDataset, references: NDArray[np.int64], count: int) -> NDArray[np.int32]:
     """(n, count) indices into n aerial images of those nearest to each."""
     latitude, longitude = np.radians(dataset.position[references]).T
-    metres = RADIUS_M * np.stack([latitude, longitude * np.cos(latitude.mean())], -1)
-    return nearest_on_map(torch.from_numpy(metres - metres.mean(0)).float(), count)
+    across = np.cos(latitude)
+    space = RADIUS_M * np.stack([across * np.cos(longitude), across * np.sin(longitude), np.sin(latitude)], -1)
+    return nearest_on_map(torch.from_numpy(space), count)
 
 
 def neighbours_by_similarity(query: Tensor, reference: Tensor, own: NDArray[np.int64], count: int) -> NDArray[np.int32]:

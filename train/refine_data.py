@@ -8,21 +8,22 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812 - its name everywhere
 from numpy.typing import NDArray
 from torch import Tensor
 
 from jzi.encode.augment import PHOTO_HOLE, TILE_HOLE
+from jzi.encode.families import IMAGENET
 from jzi.encode.prefetch import prefetch, reader_threads
 from jzi.refine.azimuth import log_heading_prior
+from jzi.refine.cached import CachedRefiner
+from jzi.refine.files import Refiner
 from jzi.refine.outputs import PhotoInput
 from jzi.refine.window import Windows
 from jzi.store.cell_grid import CellGrid
 from jzi.train.refine_augment import PairLabels, Symmetry, drop_tokens, jitter_images
 from jzi.train.refine_losses import PairTruth
 from jzi.train.refine_pairs import PairPhotos, places_in
-
-#: Mean and standard deviation of ImageNet's pixels, 0..1, which refiners of images take.
-IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 #: Batches that are read ahead.
 AHEAD = 3
@@ -33,15 +34,18 @@ class Read(NamedTuple):
 
     Attributes:
         photos: (n, H', W', F) tokens, or (n, 3, H, W) pixels 0..255.
-        windows: (n, side, side, F) tokens, or (n, 3, S, S) pixels 0..255.
-        mask: (n, rows, cols) bool, tokens or pixels of the windows with imagery.
+        windows: (n, side, side, F) tokens, or (n, 3, S, S) pixels 0..255 of the map around them.
+        mask: (n, side, side) bool, tokens of the windows with imagery.
         fill: (n,) share of the width that each photo fills, in the middle.
+        grid: (n, side, side, 2) of pixels: where in them, without the margin, the windows' tokens lie, x and y from -1
+            to 1.
     """
 
     photos: Tensor
     windows: Tensor
     mask: Tensor
     fill: Tensor | None = None
+    grid: Tensor | None = None
 
 
 class PairSource(Protocol):
@@ -93,6 +97,7 @@ class Pairs:
         hfov_deg: (n,) horizontal field of view.
         panorama: (n,) bool.
         fill: as `Read.fill`.
+        grid: as `Read.grid`.
     """
 
     photos: Tensor
@@ -104,6 +109,7 @@ class Pairs:
     hfov_deg: Tensor
     panorama: Tensor
     fill: Tensor | None = None
+    grid: Tensor | None = None
 
     @classmethod
     def read(cls, source: PairSource, photos: PairPhotos, windows: Windows) -> Pairs:
@@ -121,6 +127,7 @@ class Pairs:
             hfov,
             torch.from_numpy(photos.panorama),
             read.fill,
+            read.grid,
         )
 
     def to(self, device: torch.device) -> Pairs:
@@ -139,6 +146,7 @@ class Prepared(NamedTuple):
     windows: Tensor
     mask: Tensor
     truth: PairTruth
+    grid: Tensor | None = None
 
 
 def prepare(
@@ -160,7 +168,7 @@ def prepare(
         photos, windows = photos.float() / 255, windows.float() / 255
     axes = (2, 3) if images else (1, 2)
     alike = None
-    places, heading, mask = pairs.places, pairs.heading_deg, pairs.mask
+    places, heading, mask, grid = pairs.places, pairs.heading_deg, pairs.mask, pairs.grid
     if augment and generator is not None:
         if images:
             photos = jitter_images(photos, generator, PHOTO_HOLE)
@@ -173,6 +181,9 @@ def prepare(
         own = symmetry.labels(PairLabels(places.diagonal(dim1=0, dim2=1).T, heading))
         places, heading = symmetry.places(places.transpose(0, 1)).transpose(0, 1), own.heading_deg
         alike = symmetry.same()
+        if grid is not None:
+            moved = symmetry.windows(grid, 1, 2)
+            grid = symmetry.places(moved.flatten(1, 2)).unflatten(1, moved.shape[1:3])
     noise = torch.zeros(count) if generator is None else torch.randn(count, generator=generator)
     observed = torch.where(known, heading + noise.to(device) * pairs.heading_sd_deg, torch.nan)
     if images:
@@ -181,7 +192,23 @@ def prepare(
     prior = log_heading_prior(observed % 360, pairs.heading_sd_deg, rolls)
     given = {"pixels" if images else "tokens": photos}
     photo = PhotoInput(pairs.hfov_deg, pairs.panorama, prior, **given, fill=pairs.fill)
-    return Prepared(photo, windows, mask, PairTruth(places, heading, alike))
+    return Prepared(photo, windows, mask, PairTruth(places, heading, alike), grid)
+
+
+def window_tokens(refiner: Refiner, windows: Tensor, grid: Tensor | None) -> Tensor:
+    """What a refiner takes of windows: as they are, or the tokens of its trunk for the map around them.
+
+    Args:
+        refiner: the refiner.
+        windows: tokens, or pixels with a margin.
+        grid: as `Read.grid`; None for tokens.
+    """
+    if grid is None:
+        return windows
+    assert isinstance(refiner, CachedRefiner) and refiner.aerial_trunk is not None
+    trunk = refiner.aerial_trunk
+    tokens = trunk(windows, trunk.config.margin).permute(0, 3, 1, 2)
+    return F.grid_sample(tokens.float(), grid, align_corners=False, padding_mode="border").permute(0, 2, 3, 1)
 
 
 def read_ahead(

@@ -220,19 +220,16 @@ def _places(cosines: Tensor, allowed: Tensor, weight: Tensor, heading: Tensor, l
         heading: (n, R).
         log_heading: (n, R).
     """
+    allowed_rolls = log_heading.isfinite()
     scores = cosines.float() / TAU + log_heading.float()[:, None, :, None, None]
-    scores = scores.masked_fill(~allowed[:, :, None], -math.inf)
-    log_share = scores - scores.flatten(1).logsumexp(-1)[:, None, None, None, None]
-    known = heading.sum(-1) > 0
-    of_roll = _weighted(heading[:, None, :, None, None], log_share).sum(2)
-    log_place = torch.where(known[:, None, None, None], of_roll, _logsumexp(log_share))
-    return -_weighted(weight, log_place).flatten(1).sum(-1)
-
-
-def _logsumexp(log_share: Tensor) -> Tensor:
-    """Over the rolls; 0, without a gradient, where all rolls are -inf."""
-    none = log_share.isinf().all(2, keepdim=True)
-    return log_share.masked_fill(none, 0.0).logsumexp(2).masked_fill(none[:, :, 0], 0.0)
+    of_place = scores.logsumexp(2).masked_fill(~allowed, -math.inf)  # (n, m, L, L)
+    log_total = of_place.flatten(1).logsumexp(-1)
+    prior = log_heading.float().masked_fill(~allowed_rolls, 0.0)
+    expected = torch.einsum("nr,nmrij->nmij", heading, cosines.float()) / TAU
+    expected = expected + (heading * prior).sum(-1)[:, None, None, None]
+    known = (heading.sum(-1) > 0)[:, None, None, None]
+    of_truth = torch.where(known, expected, of_place.masked_fill(~allowed, 0.0))
+    return log_total * weight.flatten(1).sum(-1) - (weight * of_truth).flatten(1).sum(-1)
 
 
 def _weighted(weight: Tensor, log_share: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from jzi.evaluate.metres import DUPLICATE_M
 from jzi.evaluate.nearest import nearest_distance
 from jzi.refine.window import Windows
 from jzi.store.cell_grid import CellGrid
@@ -23,9 +24,6 @@ NEIGHBOURS, JITTER_M = 0.3, 5.0
 #: Least distance of a photo from the window's edge in uniform offsets, and around cells, fractions of the side. Padding
 #: shows where the edge is.
 MARGIN, CELL_MARGIN = 0.1, 0.025
-
-#: Held-out photos nearer than this to a training photo are left out of figures in metres.
-DUPLICATE_M = 5.0
 
 
 @dataclass(frozen=True)

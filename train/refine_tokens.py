@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from jzi.encode.device import SHARE, allocate
-from jzi.errors import CacheError
-from jzi.refine.config import RefineConfig
-from jzi.refine.tokens import WindowTokens
+from jzi.evaluate.refinement import usable_photos
+from jzi.refine.config import CachedRefinerConfig, RefineConfig
+from jzi.refine.tokens import WindowTokens, tokens_fingerprint
 from jzi.refine.window import Windows
 from jzi.store.cache import FeatureCache
-from jzi.store.map_embeddings import ENCODED
 from jzi.store.pyramid import Pyramid
+from jzi.store.token_info import PhotoTokensInfo
 from jzi.train.config import RefinerTrainingConfig
 from jzi.train.data import DataInfo
 from jzi.train.refine_data import Read
@@ -81,6 +81,8 @@ class TokenSource:
         windows: reads the tokens of windows.
         side: tokens along a side of a window.
         fingerprint: what the outcome of training depends on.
+        info: of the photos' tokens.
+        detail: digest of how the tokens were made, which a refiner depends on.
     """
 
     area: Pyramid
@@ -91,6 +93,8 @@ class TokenSource:
     windows: WindowTokens
     side: int
     fingerprint: dict[str, Any]
+    info: PhotoTokensInfo
+    detail: str
     images: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
@@ -110,7 +114,7 @@ class TokenSource:
             CacheError: the cache lacks tokens, or is damaged.
         """
         tokens, windows = cache.queries.tokens, WindowTokens(cache, int(SHARE * psutil.virtual_memory().available))
-        frame = usable_photos(cache)
+        frame = usable_photos(cache, tokens=True)
         splits = PairSplits.of(cache.pyramid, frame, refine, config)
         rows = np.concatenate([splits.train.row, splits.val.row])
         info = tokens.info
@@ -119,7 +123,7 @@ class TokenSource:
         for start in range(0, len(rows), CHUNK):
             part = rows[start : start + CHUNK]
             photos[start : start + len(part)] = torch.from_numpy(tokens.read(part))
-        data = DataInfo.from_cache(cache)
+        data, detail = DataInfo.from_cache(cache), tokens_fingerprint(cache)
         return cls(
             area=cache.pyramid,
             splits=splits,
@@ -133,10 +137,15 @@ class TokenSource:
                 "imagery": data.imagery.fingerprint[:16] if data.imagery else "",
                 "photos": data.photos,
                 "views": _digest(frame),
-                "map tokens": map_tokens_fingerprint(cache)[:16],
-                "photo tokens": info.projection[:16],
+                "tokens": detail[:16],
             },
+            info=info,
+            detail=detail,
         )
+
+    def network(self, refine: RefineConfig) -> CachedRefinerConfig:
+        """Architecture of a refiner of these tokens."""
+        return refine.cached(self.windows.width, self.info.width, self.info.rows)
 
     @property
     def train(self) -> PairPhotos:
@@ -154,30 +163,6 @@ class TokenSource:
         with self._lock:  # tiles that are in memory are shared
             tokens, mask = self.windows.read(windows, self.side)
         return Read(self.photos[index].float() * self.photo_scale, torch.from_numpy(tokens), torch.from_numpy(mask))
-
-
-def usable_photos(cache: FeatureCache) -> pd.DataFrame:
-    """The encoded photos of a cache that have tokens and lie in a cell with imagery, by their row.
-
-    Raises:
-        CacheError: there are none.
-    """
-    frame = cache.queries.encoded()
-    row, col = cache.pyramid.cells_at(frame["latitude"].to_numpy(float), frame["longitude"].to_numpy(float))
-    status = cache.status(cache.pyramid.levels)
-    on_map = (row >= 0) & (status[row, col] == ENCODED)
-    frame = frame[on_map & (cache.queries.tokens.status()[frame.index.to_numpy(np.int64)] == 1)]
-    if frame.empty:
-        raise CacheError(f"{cache.path} has no photo with tokens on the map: run `jzi encode-queries --tokens`")
-    return frame
-
-
-def map_tokens_fingerprint(cache: FeatureCache) -> str:
-    """Digest of how the map's tokens were made, which a refiner depends on."""
-    detail = cache.header.detail
-    if detail is not None:
-        return hashlib.sha256(repr(detail).encode()).hexdigest()
-    return hashlib.sha256(f"{cache.encoder.fingerprint} {cache.patch_tokens.count}".encode()).hexdigest()
 
 
 def _digest(frame: pd.DataFrame) -> str:

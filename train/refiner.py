@@ -20,24 +20,19 @@ from torch import Tensor, nn
 
 from jzi.errors import TrainingError
 from jzi.refine.config import RefineConfig
-from jzi.refine.files import Refiner, RefinerInfo, save_refiner
+from jzi.refine.files import Refiner, load_refiner, save_refiner, update_refiner
+from jzi.refine.info import WEIGHTS, RefinerInfo, read_refiner_info
 from jzi.refine.outputs import PhotoInput, RefinerOutput
 from jzi.train.cache_task import CacheTask
 from jzi.train.config import RefinerTrainingConfig
 from jzi.train.encoder import seeded_generator
 from jzi.train.loop import TrainingLoop, make_accelerator
-from jzi.train.refine_data import Pairs, PairSource, Prepared, prepare, read_ahead, split_evenly
+from jzi.train.refine_data import Pairs, PairSource, prepare, read_ahead, window_tokens
 from jzi.train.refine_losses import LossWeights, RefinerLosses, refiner_losses
 from jzi.train.refine_pairs import draw_windows
-from jzi.train.refine_validation import Accuracy, measure
+from jzi.train.refine_validation import Accuracy, fit_temperatures, measure, validation
 from jzi.train.run import Metrics, TrainingRun, TrainReport
 from jzi.train.task import Batch
-
-#: Weights of the trained refiner, in its folder.
-WEIGHTS = "refiner.safetensors"
-
-#: Number of the epoch in the seed of the windows of validation photos, which are the same in every epoch.
-VALIDATION = 2**31
 
 
 @dataclass(frozen=True)
@@ -65,9 +60,12 @@ class RefinerNetwork(nn.Module):
         super().__init__()
         self.refiner, self.rerank = refiner, rerank
 
-    def forward(self, photos: PhotoInput, windows: Tensor, mask: Tensor) -> tuple[RefinerOutput, Tensor | None]:
+    def forward(
+        self, photos: PhotoInput, windows: Tensor, mask: Tensor, grid: Tensor | None = None
+    ) -> tuple[RefinerOutput, Tensor | None]:
         """The density of each photo over its own window, and level 0 of all photos with all windows."""
-        ground, aerial = self.refiner.ground(photos), self.refiner.aerial(windows)
+        ground = self.refiner.ground(photos)
+        aerial = self.refiner.aerial(window_tokens(self.refiner, windows, grid))
         output = self.refiner.match(ground, aerial, mask)
         return output, self.refiner.match_level0(ground, aerial) if self.rerank else None
 
@@ -144,9 +142,16 @@ class RefinerTask(CacheTask):
         torch.manual_seed(seeded_generator(*seed, 1).initial_seed())  # for dropout
         generator = seeded_generator(*seed, 2)
         known = (torch.rand(len(pairs), generator=generator) < self.config.heading_known).to(self.device)
-        batch = self._prepare(pairs, known, generator, self.config.augment)
+        batch = prepare(
+            pairs.to(self.device),
+            self.refiner.config.rolls,
+            known,
+            generator,
+            images=self.source.images,
+            augment=self.config.augment,
+        )
         with self.accelerator.autocast():
-            output, cross = model(batch.photos, batch.windows, batch.mask)
+            output, cross = model(batch.photos, batch.windows, batch.mask, batch.grid)
         losses = refiner_losses(output, batch.truth, self.sigma_px, cross=cross, semi=self.config.semi)
         self.sums += torch.cat([losses.values(), torch.ones(1, device=self.device)])
         return losses.total(self.weights)
@@ -156,39 +161,17 @@ class RefinerTask(CacheTask):
         """Standard deviation of the Gaussian around the true place, pixels."""
         return self.config.sigma_m * self.refiner.config.pixels / self.refine.window_m
 
-    def _prepare(self, pairs: Pairs, known: Tensor, generator: torch.Generator | None, augment: bool) -> Prepared:
-        rolls = self.refiner.config.rolls
-        return prepare(pairs.to(self.device), rolls, known, generator, images=self.source.images, augment=augment)
-
-    # Validation
-
-    def validation(self) -> Iterator[tuple[RefinerOutput, Prepared]]:
-        """Output and truth of batches of validation photos, half of them with the heading given, the same each time."""
-        val, size = self.source.val, self.config.batch_size
-        windows = draw_windows(
-            val,
-            self.source.area,
-            self.refine.window_m,
-            self.refiner.config.pixels,
-            self.config.offsets,
-            (self.config.seed, VALIDATION),
-        )
-        generator = seeded_generator(self.config.seed, VALIDATION)
-        for pairs in read_ahead(self.source, val, windows, split_evenly(len(val), size)):
-            known = (torch.rand(len(pairs), generator=generator) < 0.5).to(self.device)
-            batch = self._prepare(pairs, known, generator, augment=False)
-            with torch.inference_mode(), self.accelerator.autocast():
-                output, _ = RefinerNetwork(self.refiner, rerank=False)(batch.photos, batch.windows, batch.mask)
-            yield output, batch
-
     def validate(self) -> Metrics:
         """Metres, degrees and the likelihood of the validation photos, and the mean of each loss in the epoch."""
         names = [f"loss_{each.name}" for each in fields(RefinerLosses)]
         metrics: Metrics = dict(zip(names, (self.sums[:-1] / self.sums[-1].clamp(min=1)).tolist(), strict=True))
         if not len(self.source.val):
             return metrics
-        self.network.eval()
-        parts = [measure(output, batch.truth, self.refine.window_m) for output, batch in self.validation()]
+        with self.accelerator.autocast():
+            parts = [
+                measure(output, batch.truth, self.refine.window_m)
+                for output, batch in validation(self.refiner, self.source, self.refine, self.config, self.device)
+            ]
         return {**metrics, **Accuracy.of(parts).metrics()}
 
     def has_converged(self) -> bool:
@@ -266,6 +249,8 @@ def train_refiner(
         loop = TrainingLoop(task, run, progress=progress)
         loop.train(state)
         loop.close()
+    if accelerator.is_main_process and len(source.val):
+        _calibrate(folder, source, refine, config, accelerator.device)  # also if it was stopped just before this
     trained = len(run.metrics)
     return RefinerReport(
         folder=folder,
@@ -279,3 +264,13 @@ def train_refiner(
         duplicates=duplicates,
         stopped=trained if trained < config.epochs else None,
     )
+
+
+def _calibrate(
+    folder: Path, source: PairSource, refine: RefineConfig, config: RefinerTrainingConfig, device: torch.device
+) -> None:
+    """Fit the temperatures of the best epoch, unless they have been fitted."""
+    if read_refiner_info(folder).temperature == 1.0:
+        refiner, _ = load_refiner(folder, device)
+        temperature, heading_temperature = fit_temperatures(refiner, source, refine, config, device)
+        update_refiner(folder, temperature=temperature, heading_temperature=heading_temperature)

@@ -1,0 +1,238 @@
+"""Photos and windows of an area's imagery as the source that a refiner with trunks of its own is trained on.
+
+The aerial trunk's tokens will be computed tile by tile and sampled on the grids of windows (`jzi.refine.producer`). In
+training, the part of the map around a window is rendered on the same grid of tokens, and sampled in the same way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import psutil
+import torch
+import torch.nn.functional as F  # noqa: N812 - its name everywhere
+from numpy.typing import NDArray
+
+from jzi.encode.device import SHARE
+from jzi.encode.imagery import Imagery
+from jzi.encode.photo_view import with_view_columns
+from jzi.errors import PhotoError, TrainingError
+from jzi.refine.config import CachedRefinerConfig, RefineConfig
+from jzi.refine.info import RefinerInfo
+from jzi.refine.photos import read_pixels
+from jzi.refine.producer import trunk_pixels
+from jzi.refine.window import Windows
+from jzi.store.cell_grid import Bounds
+from jzi.store.photo_table import PhotoTable
+from jzi.store.plain import plain
+from jzi.store.pyramid import Pyramid
+from jzi.train.config import RefinerTrainingConfig
+from jzi.train.refine_data import Read
+from jzi.train.refine_pairs import PairPhotos
+from jzi.train.refine_tokens import PairSplits
+
+#: Rows of tokens of a photo: 192 x 384 pixels at the default stride of 16.
+ROWS = 12
+
+
+@dataclass(frozen=True)
+class TokenGrid:
+    """The grid of the tokens of the whole map, and the part of it that a window is sampled from.
+
+    Attributes:
+        area: the map.
+        token: side of a token, units of the CRS.
+        count: tokens along a side of the part of a window.
+        stride: pixels of a token.
+        margin: pixels around the part.
+        side: tokens along a side of a window.
+    """
+
+    area: Pyramid
+    token: float
+    count: int
+    stride: int
+    margin: int
+    side: int
+
+    @classmethod
+    def of(cls, area: Pyramid, config: CachedRefinerConfig, window_m: float) -> TokenGrid:
+        """The grid of the tokens that `jzi encode-map --detail --refiner` makes of an area.
+
+        Args:
+            area: the map.
+            config: of a refiner with trunks.
+            window_m: side of a window, metres on the ground.
+        """
+        assert config.trunk is not None
+        trunk, side = config.trunk, config.side
+        info = RefinerInfo(kind="cached", config=config, window_m=window_m)
+        tokens = trunk_pixels(info, trunk.stride, area) // trunk.stride  # of a tile
+        token = area.footprint(area.levels - 1) / tokens
+        west, south, east, north = area.bounds
+        corners = Windows(area, np.array([west, east, west, east]), np.array([south, south, north, north]), window_m, 1)
+        longest = window_m * float(corners.scale.max()) * 1.01
+        return cls(area, token, math.ceil(longest / token * (side - 1) / side) + 2, trunk.stride, trunk.margin, side)
+
+    @property
+    def pixels(self) -> int:
+        """Side of the image of a part, with the margin."""
+        return self.count * self.stride + 2 * self.margin
+
+    def part(self, west: float, north: float, side: float) -> tuple[Bounds, NDArray[np.float32]]:
+        """The part of the map from which a window is sampled.
+
+        Args:
+            west: of the window, in the CRS.
+            north: of the window.
+            side: of the window, units of the CRS.
+
+        Returns:
+            Bounds of the image, with the margin, and (side, side, 2) x and y of the window's tokens in the part, from
+            -1 to 1, as `grid_sample` takes them.
+        """
+        steps = (np.arange(self.side) + 0.5) * side / self.side
+        right = (west - self.area.west + steps) / self.token - 0.5  # in tokens, from the centre of the first
+        down = (self.area.north - north + steps) / self.token - 0.5
+        col, row = math.floor(right[0]), math.floor(down[0])
+        x, y = ((each + 0.5) * 2 / self.count - 1 for each in (right - col, down - row))
+        edge = self.margin / self.stride
+        left, top = (col - edge) * self.token, (row - edge) * self.token
+        extent = (self.count + 2 * edge) * self.token
+        bounds = Bounds(
+            self.area.west + left,
+            self.area.north - top - extent,
+            self.area.west + left + extent,
+            self.area.north - top,
+        )
+        return bounds, np.stack(np.meshgrid(x, y), -1).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """Photos and windows of an area as pixels (a `PairSource`).
+
+    Attributes:
+        area: the map.
+        splits: training and validation photos.
+        paths: path of each photo, by `PairPhotos.row`.
+        imagery: the map's.
+        config: architecture of the refiner.
+        grid: the grid of the map's tokens.
+        fingerprint: what the outcome of training depends on.
+    """
+
+    area: Pyramid
+    splits: PairSplits
+    paths: NDArray[np.object_]
+    imagery: Imagery
+    config: CachedRefinerConfig
+    grid: TokenGrid
+    fingerprint: dict[str, Any]
+    images: bool = True
+    detail: str = ""
+    _kept: dict[int, NDArray[np.uint8]] = field(default_factory=dict, repr=False, compare=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    @classmethod
+    def load(
+        cls, imagery: Imagery, table: PhotoTable, refine: RefineConfig, config: RefinerTrainingConfig
+    ) -> ImageSource:
+        """Find the photos that lie on a map; photos whose size cannot be read are left out.
+
+        Args:
+            imagery: the map.
+            table: the photos, inside of its area.
+            refine: architecture and side of windows.
+            config: the number of validation photos.
+
+        Raises:
+            ImageryError: the imagery cannot be read.
+        """
+        area = imagery.pyramid
+        network = refine.cached(1, 1, ROWS)
+        frame = with_view_columns(table.frame.sort_values("id").reset_index(drop=True), refine.magnetic_sd_deg)
+        frame = frame[_on_imagery(imagery, frame)]
+        splits = PairSplits.of(area, frame, refine, config)
+        paths = np.empty(int(frame.index.max()) + 1 if len(frame) else 0, object)
+        paths[frame.index] = frame["photo"]
+        columns = [name for name in frame.columns if name not in ("photo", "path", "line")]
+        digest = hashlib.sha256(frame[columns].to_csv(index=False).encode()).hexdigest()[:16]
+        fingerprint = {
+            "imagery": imagery.info().fingerprint[:16],
+            "photos": f"{len(frame)}, {digest}",
+            "area": hashlib.sha256(str(plain(area)).encode()).hexdigest()[:8],
+        }
+        grid = TokenGrid.of(area, network, refine.window_m)
+        return cls(area, splits, paths, imagery, network, grid, fingerprint)
+
+    def network(self, refine: RefineConfig) -> CachedRefinerConfig:
+        """Architecture of a refiner of these images."""
+        return self.config
+
+    @property
+    def train(self) -> PairPhotos:
+        """Training photos."""
+        return self.splits.train
+
+    @property
+    def val(self) -> PairPhotos:
+        """Validation photos."""
+        return self.splits.val
+
+    def read(self, photos: PairPhotos, windows: Windows) -> Read:
+        """Pixels of photos, and of the parts of the map around windows.
+
+        Raises:
+            TrainingError: a photo cannot be read.
+            ImageryError: the imagery cannot be read.
+        """
+        images, masks, grids = [], [], []
+        for west, south, _, north in windows.bounds.tolist():
+            bounds, grid = self.grid.part(west, north, north - south)
+            image, covered = self.imagery.render(bounds, self.grid.pixels)
+            images.append(torch.from_numpy(image).permute(2, 0, 1))
+            masks.append(self._covered(covered, grid))
+            grids.append(torch.from_numpy(grid))
+        pixels = [self._photo(int(row), bool(pano)) for row, pano in zip(photos.row, photos.panorama, strict=True)]
+        return Read(
+            torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2),
+            torch.stack(images),
+            torch.stack(masks),
+            grid=torch.stack(grids),
+        )
+
+    def _covered(self, covered: NDArray[np.bool_], grid: NDArray[np.float32]) -> torch.Tensor:
+        """(side, side) bool, the window's tokens that are sampled from tokens with imagery, mostly."""
+        margin, count, stride = self.grid.margin, self.grid.count, self.grid.stride
+        inner = covered[margin : margin + count * stride, margin : margin + count * stride]
+        tokens = inner.reshape(count, stride, count, stride).any((1, 3))
+        weight = F.grid_sample(
+            torch.from_numpy(tokens)[None, None].float(), torch.from_numpy(grid)[None], align_corners=False
+        )
+        return weight[0, 0] >= 0.5
+
+    def _photo(self, row: int, panorama: bool) -> NDArray[np.uint8]:
+        if row in self._kept:
+            return self._kept[row]
+        try:
+            pixels, _ = read_pixels(str(self.paths[row]), self.config, panorama=panorama)
+        except PhotoError as error:
+            raise TrainingError(f"{error}: remove it from queries.table, and train again") from error
+        with self._lock:
+            if (len(self._kept) + 1) * pixels.nbytes < SHARE * psutil.virtual_memory().available:
+                self._kept[row] = pixels
+        return pixels
+
+
+def _on_imagery(imagery: Imagery, frame: pd.DataFrame) -> NDArray[np.bool_]:
+    """(photo,) whether there is imagery where each photo was taken."""
+    x, y = imagery.pyramid.project(frame["latitude"].to_numpy(float), frame["longitude"].to_numpy(float))
+    near = (Bounds(px - 0.5, py - 0.5, px + 0.5, py + 0.5) for px, py in zip(x, y, strict=True))
+    return np.array([bool(imagery.render(bounds, 1)[1].any()) for bounds in near], bool)
