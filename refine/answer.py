@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from jzi.locate.fix import Fix
 from jzi.locate.location import Candidate, path_to
 from jzi.locate.posterior import Posterior
-from jzi.refine.fixes import LEAST_MODE, FixOptions, make_fix
+from jzi.refine.fixes import LEAST_MODE, FixOptions, fine_grids, make_fix
 from jzi.refine.fuse import RankWeights, combine, owned, rank
 from jzi.refine.heading import to_headings
 from jzi.refine.mosaic import Mosaic
@@ -77,7 +77,11 @@ def to_fixes(
         mosaic = Mosaic.of(one, density[index : index + 1])
         cells = one.area.cells_at(*one.positions)
         cell = (int(cells[0][0]), int(cells[1][0]))
-        fixes.append(make_fix(mosaic, 0, headings[index], cell, 0, options or FixOptions()) if covered else None)
+        if not covered:
+            fixes.append(None)
+            continue
+        fix = make_fix(mosaic, 0, headings[index], cell, 0, options or FixOptions())
+        fixes.append(replace(fix, grids=fine_grids(one, mosaic.probability)))
     return fixes
 
 
@@ -127,7 +131,10 @@ def refine_candidates(
             refined += [_candidate(each, proposals.posterior, options) for each in fixes]
         else:
             unrefined.append(_on_its_cell(proposals.posterior, row, col))
-    return [*_apart(refined, mosaic, options), *unrefined]
+    chosen = _apart(refined, mosaic, options)
+    if chosen and chosen[0].fix:
+        chosen[0] = replace(chosen[0], fix=replace(chosen[0].fix, grids=fine_grids(windows, probability)))
+    return [*chosen, *unrefined]
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,7 +173,7 @@ def rank_features(output: RefinerOutput, proposals: Proposals, temperature: floa
 
 
 def _apart(candidates: Sequence[Candidate], mosaic: Mosaic, options: FixOptions) -> list[Candidate]:
-    """The candidates with their probabilities, chosen greedily; one near another is left out and leaves it its windows.
+    """The candidates with their probabilities, chosen greedily; one near another is left out.
 
     Args:
         candidates: with fixes.
@@ -179,14 +186,9 @@ def _apart(candidates: Sequence[Candidate], mosaic: Mosaic, options: FixOptions)
         order = mass if options.estimate == "radius" else [each.fix.probability if each.fix else 0.0 for each in left]
         best = int(np.argmax(order))
         one, probability = left.pop(best), min(1.0, mass[best])
-        near = next(
-            (rank for rank, each in enumerate(kept) if math.hypot(each.x - one.x, each.y - one.y) <= distance), -1
-        )
-        if near < 0:
+        if all(math.hypot(each.x - one.x, each.y - one.y) > distance for each in kept):
             kept.append(replace(one, probability=probability))
             mosaic = mosaic.without(one.x, one.y, options.radius)
-        elif (first := kept[near].fix) and one.fix:
-            kept[near] = replace(kept[near], fix=replace(first, grids=first.grids + one.fix.grids))
     return kept
 
 

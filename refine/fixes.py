@@ -68,7 +68,7 @@ def make_fix(
         cell: of the candidate.
         rank: of the candidate, from 0.
         options: the point.
-        mode: the point instead; it has neither modes nor grids.
+        mode: the point instead; it has no further modes.
     """
     windows, probability = mosaic.windows, mosaic.probability[index]
     window, area, around = windows[index], windows.area, mosaic.around(index)
@@ -99,7 +99,6 @@ def make_fix(
         candidate_rank=rank + 1,
         modes=() if mode else _modes(mosaic, index, around, (x, y), options),
         headings=_peaks(window, directions) if directions else (),
-        grids=() if mode else (_grid(windows, index, probability),),
     )
 
 
@@ -117,10 +116,19 @@ def _point(
     return mean_point(probability)
 
 
-def _grid(windows: Windows, index: int, probability: _Floats) -> FineGrid:
-    bounds = windows[index].bounds
-    pixel = (bounds.east - bounds.west) / windows.pixels
-    return FineGrid(bounds.west, bounds.north, pixel, probability.astype(np.float32))
+def fine_grids(windows: Windows, probability: _Floats) -> tuple[FineGrid, ...]:
+    """The windows of a photo that have probability, for outputs.
+
+    Args:
+        windows: the windows.
+        probability: (window, row, col) of pixels.
+    """
+    west, _, east, north = windows.bounds.T
+    pixel = (east - west) / windows.pixels
+    return tuple(
+        FineGrid(float(west[index]), float(north[index]), float(pixel[index]), probability[index].astype(np.float32))
+        for index in np.flatnonzero(probability.any((1, 2)))
+    )
 
 
 def _modes(
