@@ -25,7 +25,7 @@ from jzi.export.files import quote_formula
 from jzi.store.files import write_whole
 from jzi.store.plain import plain
 from jzi.workspace.pair_runs import evaluate_on_pairs, train_on_pairs
-from jzi.workspace.pairs import PairSettings, load_pairs
+from jzi.workspace.pairs import PairSettings, chosen_split, load_pairs
 
 #: Settings of the section [pairs] that evaluation alone depends on, so that variants of them share a training.
 EVALUATION = ("rerank", "top", "batch_size", "orientations")
@@ -175,7 +175,12 @@ class PairAblation:
         Args:
             seeds: number of trials of each variant, with refiner.seed, refiner.seed + 1, ...
             split: split of the photos to evaluate on; None for the data set's first.
+
+        Raises:
+            ConfigError: the data set has no such split.
         """
+        for _, settings in self.groups:
+            chosen_split(settings, split)
         networks: dict[str, Path] = {}
         rows: dict[str, list[PairTrial]] = {}
         for names, settings in self.groups:

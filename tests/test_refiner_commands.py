@@ -91,8 +91,7 @@ def test_photos_beside_training_photos_are_dropped_and_counted(town) -> None:
     train, test = frame[frame["split"] == "train"].iloc[0], frame[frame["split"] == "test"].index[0]
     before = json.loads(town("evaluate --refine --json").stdout)
     frame.loc[test, ["latitude", "longitude"]] = train["latitude"] + 1e-5, train["longitude"]  # 1 m north
-    with cache:
-        cache.queries.list_photos(frame)
+    cache.queries.list_photos(frame)
     after = json.loads(town("evaluate --refine --json").stdout)
     assert (after["photos"], after["duplicates"]) == (before["photos"] - 1, before["duplicates"] + 1)
 

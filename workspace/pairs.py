@@ -203,13 +203,9 @@ def read_split(settings: PairSettings, split: str) -> PairDataset:
     """Read a published split of the data set: "train", or one to evaluate on.
 
     Raises:
-        PairsError: the data set is incomplete, of another layout, or has no such split.
+        PairsError: the data set is incomplete or of another layout.
     """
     pairs, folder = settings.pairs, settings.path(settings.pairs.folder)
-    if split not in ("train", *SPLITS[pairs.dataset]):
-        raise PairsError(
-            f"{pairs.dataset} has no split {split!r}: choose one of train, {', '.join(SPLITS[pairs.dataset])}"
-        )
     dataset: PairDataset
     chosen: Any = split
     if pairs.dataset == "vigor":
@@ -224,6 +220,20 @@ def read_split(settings: PairSettings, split: str) -> PairDataset:
         side = float(dataset.side_m.mean())
         dataset = replace(dataset, view_side_m=pairs.crop * side, shift_m=(1 - pairs.crop) / 2 * side)
     return dataset
+
+
+def chosen_split(settings: PairSettings, split: str | None) -> str:
+    """The split that a choice means: the data set's first for None, and "test1" for "test" of KITTI.
+
+    Raises:
+        ConfigError: the data set has no such split.
+    """
+    splits = SPLITS[settings.pairs.dataset]
+    if split is None or (split == "test" and settings.pairs.dataset == "kitti"):
+        return splits[0]
+    if split not in ("train", *splits):
+        raise ConfigError(f"{settings.pairs.dataset} has no split {split!r}: choose one of train, {', '.join(splits)}")
+    return split
 
 
 def training_pairs(settings: PairSettings) -> tuple[PairDataset, PairDataset]:
@@ -252,11 +262,10 @@ def evaluation_pairs(settings: PairSettings, split: str | None) -> PairDataset:
         split: one of `SPLITS`, or "train"; None for the data set's first.
 
     Raises:
+        ConfigError: the data set has no such split.
         PairsError: as `read_split`; or nothing is held out.
     """
-    split = split or SPLITS[settings.pairs.dataset][0]
-    if split == "test" and settings.pairs.dataset == "kitti":
-        split = "test1"
+    split = chosen_split(settings, split)
     if split == "val" and settings.pairs.dataset != "cvact":
         held = training_pairs(settings)[1]
         if not len(held):
