@@ -145,7 +145,7 @@ def read_pixels(
 def normalised(images: NDArray[np.uint8]) -> Tensor:
     """(n, row, col, 3) uint8 to (n, 3, row, col) float32, normalised as ImageNet's."""
     mean, deviation = (torch.tensor(each)[:, None, None] for each in IMAGENET)
-    return (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - mean) / deviation
+    return (torch.tensor(images).permute(0, 3, 1, 2).float() / 255 - mean) / deviation
 
 
 def view_of_query(query: Query, hfov_deg: float, heading_sd_deg: float, magnetic_sd_deg: float) -> PhotoView:
