@@ -43,7 +43,8 @@ def list_caches(folder: Path, as_json: bool) -> None:
 def remove(paths: tuple[str, ...], among: Path, force: bool, yes: bool) -> None:
     """Delete caches.
 
-    A cache is kept if a model needs it: the model folder has no map, and no other cache has it either.
+    A cache is kept if a model needs it: the model folder has no map, or has a refiner that reads tokens of the map, and
+    no other cache has them either.
     """
     from jzi.commands.reports import cache_text
     from jzi.workspace.caches import inspect_cache, models_needing, remove_cache, scan_folder
@@ -56,8 +57,9 @@ def remove(paths: tuple[str, ...], among: Path, force: bool, yes: bool) -> None:
         users = models_needing(info, models, others)
         if users and not force:
             raise UsageError(
-                f"{info.path} is needed by {users[0].folder}, which has no map of its own: delete that model first, "
-                "or pass --force"
+                f"{info.path} is needed by {users[0].folder}, "
+                f"{'whose refiner reads its tokens' if users[0].has_map else 'which has no map of its own'}: delete "
+                "that model first, or pass --force"
             )
     for info in selected:
         click.echo(cache_text(info, models))
@@ -75,9 +77,10 @@ def remove(paths: tuple[str, ...], among: Path, force: bool, yes: bool) -> None:
 @click.argument("target")
 @json_option
 def merge(sources: tuple[str, ...], target: str, as_json: bool) -> None:
-    """Copy the tiles and photos that TARGET lacks from SOURCES.
+    """Copy the tiles and photos that TARGET lacks from SOURCES, with their tokens.
 
-    All must have the same encoder, pyramid and imagery. Entries of TARGET are not changed.
+    All must have the same encoder, pyramid and imagery. Entries of TARGET are not changed. Tokens for refiners are
+    copied if TARGET has none of its own, or those of the same projection.
     """
     from jzi.commands.reports import merge_text
     from jzi.store.cache import FeatureCache
@@ -132,6 +135,10 @@ def _values(cache: CacheInfo, models: Iterable[ModelInfo]) -> dict[str, Any]:
         "missing_photos": cache.missing_photos,
         "cells": cache.encoded_cells,
         "missing_cells": cache.missing_cells,
+        "detail": cache.detail["encoded"] if cache.detail else 0,
+        "missing_detail": cache.missing_detail,
+        "photo_tokens": cache.photo_tokens or None,
+        "missing_photo_tokens": cache.missing_photo_tokens,
         "complete": cache.complete,
         "models": [{"folder": model.folder, "has_map": model.has_map} for model in models if cache.belongs_to(model)],
     }

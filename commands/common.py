@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jzi.locate.ranges import BEAMS, Range
+from jzi.locate.ranges import BEAMS, CANDIDATES, Range
 
 if TYPE_CHECKING:
     from jzi.store.photo_table import PhotoTable, Rejected
     from jzi.train.run import TrainReport
+    from jzi.workspace.refiner import RefineRequest
 
 
 class UsageError(click.ClickException):
@@ -81,6 +82,35 @@ fuse_option = click.option(
     "--fuse", is_flag=True, help="In a region: multiply the probabilities of --retriever and --zoom instead, with the "
     "weights that train-fusion fitted.",
 )  # fmt: skip
+
+
+def refine_options(command: Callable) -> Callable:
+    """Add the options about refining; `refine` is None, or the folder, which is empty for that of the model."""
+    options = (
+        click.option("--refine", is_flag=False, flag_value="", metavar="[FOLDER]", callback=_refiner, help="Refine "
+                     "candidates to metres, with this refiner.  [default: that of the model's folder]"),
+        click.option("--refine-top", type=number(CANDIDATES), help="Candidates to refine.  [default: refine.top]"),
+    )  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _refiner(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
+    if value and Path(value).is_file():
+        raise UsageError(f"--refine takes the folder of a refiner, not {value}: give --refine after the photos")
+    return value
+
+
+def refine_request(refine: str | None, refine_top: int | None) -> RefineRequest | None:
+    """The options of `refine_options` as `jzi.workspace.open.open_locator` takes them."""
+    if refine is None:
+        if refine_top is not None:
+            raise UsageError("--refine-top goes with --refine: add it")
+        return None
+    from jzi.workspace.refiner import RefineRequest
+
+    return RefineRequest(Path(refine) if refine else None, refine_top)
 
 
 def experts_option(text: str) -> Callable:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -19,27 +20,55 @@ from jzi.commands.common import (
 )
 from jzi.locate.ranges import SEED
 
+if TYPE_CHECKING:
+    from jzi.encode.detail import DetailEstimate
+    from jzi.encode.detail_tiles import TokenProducer
+    from jzi.store.cache import FeatureCache
+
 
 @click.command("encode-map")
 @settings_options
 @click.option("--tokens", is_flag=True, help="Also store the tiles' patch tokens, which decoder.patch_tokens reads.")
 @click.option("--cells", is_flag=True, help="Also encode the terminal cells, which the experts cells and levels read.")
+@click.option("--detail", is_flag=True, help="Also encode the tokens at a high resolution, which refiners read.")
+@click.option("--refiner", type=click.Path(path_type=Path), metavar="FOLDER",
+              help="With --detail: the tokens of this refiner's own network.")  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="With --detail: only estimate what it takes.")
 @json_option
-def encode_map_command(config_file: Path, overrides: tuple[str, ...], tokens: bool, cells: bool, as_json: bool) -> None:
+def encode_map_command(
+    config_file: Path,
+    overrides: tuple[str, ...],
+    tokens: bool,
+    cells: bool,
+    detail: bool,
+    refiner: Path | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
     """Encode the tiles of the map that the cache lacks."""
+    if (refiner or dry_run) and not detail:
+        raise UsageError("--refiner and --dry-run go with --detail: add it")
     from jzi.workspace.settings import load_settings
 
     overrides = (*overrides, "map.tokens=true") if tokens else overrides
     settings = load_settings(config_file, overrides, training=())
-    from jzi.commands.reports import cells_text, map_text
+    from jzi.commands.reports import cells_text, detail_text, map_text
     from jzi.encode.device import processes
     from jzi.encode.encode_map import encode_map
     from jzi.store.plain import plain
     from jzi.workspace.open import load_encoder, open_cache, open_imagery
+    from jzi.workspace.refiner import open_producer
 
     with open_imagery(settings) as imagery:
         encoder = load_encoder(settings)
+        producer = open_producer(settings, encoder, refiner) if detail else None
         cache = open_cache(settings, encoder, imagery)
+        if producer:
+            expected = _estimate(cache, *producer, settings.encoder.batch_size)
+            if dry_run:
+                text = f"nothing encoded; without --dry-run: {settings.cache_path}"
+                print_result(as_json, {**plain(expected), "cache": settings.cache_path}, text)
+                return
         click.echo(f"reading {imagery.description}", err=True)
         report = encode_map(cache, encoder, imagery, batch_size=settings.encoder.batch_size, tokens=settings.map.tokens)
         values, text = plain(report), map_text(report)
@@ -50,12 +79,36 @@ def encode_map_command(config_file: Path, overrides: tuple[str, ...], tokens: bo
             context = float(settings.pyramid.grid)
             cells_report = index_cells(cache, encoder, imagery, context, batch_size=settings.encoder.batch_size)
             values["cells"], text = plain(cells_report), f"{text}; {cells_text(cells_report)}"
+        if producer:
+            from jzi.encode.detail import encode_detail
+
+            found = encode_detail(cache, producer[0], imagery, producer[1], batch_size=settings.encoder.batch_size)
+            values["detail"], text = plain(found), f"{text}; {detail_text(found)}"
     if processes().is_main_process:
         print_result(as_json, {**values, "cache": settings.cache_path}, f"{text}: {settings.cache_path}")
 
 
+def _estimate(cache: FeatureCache, producer: TokenProducer, pixels: int, batch_size: int) -> DetailEstimate:
+    """Estimate what encoding the tokens takes, and print it if there is something to encode."""
+    from jzi.commands.reports import size_text, time_text
+    from jzi.encode.detail import estimate_detail
+    from jzi.encode.device import processes
+
+    state = processes()
+    expected = estimate_detail(cache, producer, pixels, batch_size=batch_size, processes=state.num_processes)
+    if expected.tiles and state.is_main_process:
+        click.echo(
+            f"{expected.tiles:,} tiles of {pixels} px to encode, tokens of {expected.token_m:.2f} m: about "
+            f"{time_text(expected.seconds)}, {size_text(expected.bytes)}",
+            err=True,
+        )
+    return expected
+
+
 @click.command("encode-queries")
 @settings_options
+@click.option("--tokens", is_flag=True, help="Also store the photos' tokens and what is known of their view, which "
+              "refiners are trained on.")  # fmt: skip
 @click.option(
     "--views",
     type=click.IntRange(0, 255),
@@ -71,6 +124,7 @@ def encode_map_command(config_file: Path, overrides: tuple[str, ...], tokens: bo
 def encode_queries_command(
     config_file: Path,
     overrides: tuple[str, ...],
+    tokens: bool,
     views: int | None,
     seed: int | None,
     split_by: str | None,
@@ -87,6 +141,7 @@ def encode_queries_command(
     overrides = (*overrides, *(f"{name}={value}" for name, value in options.items() if value is not None))
     overrides = (*overrides, "queries.allow_outside=true") if allow_outside else overrides
     settings = load_area(config_file, overrides, training=("queries",))
+    magnetic_sd_deg = 20.0 if isinstance(settings, RegionSettings) else settings.refine.magnetic_sd_deg
     from jzi.commands.reports import photos_text, split_text
     from jzi.encode.device import processes
     from jzi.encode.encode_queries import encode_queries
@@ -114,6 +169,8 @@ def encode_queries_command(
         batch_size=batch_size,
         views=settings.queries.views,
         seed=settings.queries.seed,
+        tokens=tokens,
+        magnetic_sd_deg=magnetic_sd_deg,
     )
     if not processes().is_main_process:
         return

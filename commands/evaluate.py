@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 from click.core import ParameterSource
@@ -16,10 +16,12 @@ from jzi.commands.common import (
     json_option,
     number,
     print_result,
+    refine_options,
     report_unreachable,
     settings_options,
 )
 from jzi.commands.pairs import evaluate_pairs_command
+from jzi.commands.refiner import check_refine_options, evaluate_refined
 from jzi.commands.statewide import evaluate_region_command
 from jzi.locate.ranges import DISTANCE, RANKS, SHARE
 
@@ -52,6 +54,11 @@ if TYPE_CHECKING:
               help="Evaluate this retriever instead of the zoom model.")  # fmt: skip
 @click.option("--zoom", type=click.Path(path_type=Path), metavar="AREA",
               help="In a region: also evaluate the fusion with the zoom of a square, as train-fusion.")  # fmt: skip
+@refine_options
+@click.option("--control", type=click.Choice(["black", "shuffled"]), help="With --refine: replace photos with black "
+              "ones or other ones, to check that answers come from the photos.")  # fmt: skip
+@click.option("--headings/--no-headings", default=True, help="With --refine: whether the refiner is given the headings "
+              "that photos record.  [default: given]")  # fmt: skip
 @approximate_option
 @experts_option("Experts of the model to evaluate, and to fuse.  [default: all]")
 @beams_option
@@ -71,6 +78,10 @@ def evaluate_command(
     plot: Path | None,
     retriever: Path | None,
     zoom: Path | None,
+    refine: str | None,
+    refine_top: int | None,
+    control: Literal["black", "shuffled"] | None,
+    headings: bool,
     approximate: bool,
     experts: tuple[str, ...],
     beams: int | None,
@@ -82,12 +93,15 @@ def evaluate_command(
     then the default answer, the point with the most probability within --radius, of each expert and of their fusion.
     --estimates compares the ways to choose an answer, and reports how well confidences are calibrated. Results of
     different --gallery do not compare.
+
+    --refine reports metres before and after the candidates are refined. Photos taken within 5 m of a training photo are
+    left out and counted.
     """
     from jzi.workspace.settings import is_pairs, is_region, load_settings
 
     if is_pairs(config_file):
         context = click.get_current_context()
-        used = ("config_file", "overrides", "split", "as_json")
+        used = ("config_file", "overrides", "split", "refine", "as_json")
         given = [
             name
             for name in context.params
@@ -96,17 +110,19 @@ def evaluate_command(
         if given:
             options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
             raise UsageError(f"{options} does not apply to a data set of pairs: leave it out")
-        evaluate_pairs_command(config_file, overrides, None, split, as_json)
+        evaluate_pairs_command(config_file, overrides, Path(refine) if refine else None, split, as_json)
         return
     if split in ("test1", "test2"):
         raise UsageError(f"--split {split} is of the data set KITTI: give train, val or test")
+    check_refine_options(refine, refine_top, control, headings)
     region = is_region(config_file)
     metres = _metres(radii or ("0" if region else "40,50,100"), region)
     if region:
         if not retriever:
             raise UsageError("in a region, a retriever is evaluated: add --retriever FOLDER")
         others = {"--gallery": gallery != "all", "--estimates": estimates, "--plot": plot, "--approximate": approximate,
-                  "--experts": experts, "--beams": beams, "--abstain": abstain is not None}  # fmt: skip
+                  "--experts": experts, "--beams": beams, "--abstain": abstain is not None,
+                  "--refine": refine is not None}  # fmt: skip
         if given := [name for name, value in others.items() if value]:
             raise UsageError(f"{', '.join(given)} does not apply to a region: leave it out")
         chosen = metres if radii else None
@@ -116,6 +132,16 @@ def evaluate_command(
     if split == "all" or distance or time_zone or min_bin or zoom:
         raise UsageError("--split all, --distance, --time-zone, --min-bin and --zoom are for regions: leave them out")
     settings = load_settings(config_file, overrides, training=())
+    if refine is not None:
+        others = {"--gallery": gallery != "all", "--radii": radii, "--estimates": estimates, "--plot": plot,
+                  "--abstain": abstain is not None, "--retriever": retriever, "--beams": beams,
+                  "--approximate": approximate}  # fmt: skip
+        if given := [name for name, value in others.items() if value]:
+            raise UsageError(f"{', '.join(given)} does not go with --refine: leave it out")
+        folder = Path(refine) if refine else None
+        evaluate_refined(settings, folder, split, top=refine_top, control=control or "", headings=headings,
+                         experts=experts, as_json=as_json)  # fmt: skip
+        return
     if not estimates and (plot or abstain is not None):
         raise UsageError("--plot and --abstain go with --estimates: add it, or leave them out")
     if retriever and (beams or experts):

@@ -18,11 +18,13 @@ from jzi.commands.common import (
     json_option,
     number,
     print_result,
+    refine_options,
+    refine_request,
     retriever_option,
     zoom_option,
 )
 from jzi.commands.outputs import Outputs
-from jzi.locate.ranges import CANDIDATES, DISTANCE, SECONDS, SHARE, SPEED_KMH
+from jzi.locate.ranges import CANDIDATES, DISTANCE, HEADING, HEADING_SD, SECONDS, SHARE, SPEED_KMH
 
 if TYPE_CHECKING:
     from jzi.locate.location import Location, NotLocated
@@ -42,6 +44,13 @@ _file = click.Path(path_type=Path, dir_okay=False)
 @zoom_option
 @fuse_option
 @click.option("--cache", help="Read the map from this cache.  [default: the model's own map]")
+@refine_options
+@click.option("--heading", type=number(HEADING), metavar="DEG", help="With --refine: azimuth of the photos' centre, "
+              "clockwise from true north.  [default: from their EXIF]")  # fmt: skip
+@click.option("--heading-sd", type=number(HEADING_SD), metavar="DEG", help="With --refine: standard deviation of the "
+              "heading.  [default: 10; 20 if it is magnetic]")  # fmt: skip
+@click.option("--panorama/--no-panorama", default=None, help="With --refine: the photos are 360° panoramas.  "
+              "[default: from their metadata]")  # fmt: skip
 @click.option(
     "--estimate",
     type=click.Choice(["radius", "map", "greedy"]),
@@ -104,6 +113,11 @@ def locate(
     fuse: bool,
     config_file: Path,
     cache: str | None,
+    refine: str | None,
+    refine_top: int | None,
+    heading: float | None,
+    heading_sd: float | None,
+    panorama: bool | None,
     estimate: str,
     radius: float,
     top: int,
@@ -149,14 +163,20 @@ def locate(
         raise UsageError("--score-map scores every cell of a region, --zoom only some: leave one of them out")
     if exif_heading and not write_exif:
         raise UsageError("--exif-heading writes into the copies of --write-exif: pass that too")
+    request = refine_request(refine, refine_top)
+    if request and (as_one or track):
+        raise UsageError("--refine refines single photos: leave --together and --track out")
     outputs = Outputs(geojson, heatmap, picture, page, table, write_exif, score_map, exif_heading)
     outputs.check()
     from jzi.locate.discs import check_radius
-    from jzi.locate.location import LocateOptions, NotLocated
+    from jzi.locate.location import Camera, LocateOptions, NotLocated
     from jzi.locate.prior_weights import Prior
     from jzi.store.geojson import read_polygons
     from jzi.store.pyramid import Pyramid
 
+    camera = Camera(heading, heading_sd, panorama)
+    if camera and not request:
+        raise UsageError("--heading, --heading-sd and --panorama go with --refine: add it")
     prior = Prior(near, within, read_polygons(region) if region else (), str(region), raster)
     locator = open_locator(
         model,
@@ -167,6 +187,8 @@ def locate(
         experts=experts,
         zoom=zoom,
         fuse=fuse,
+        refine=request,
+        imagery=imagery,
     )
     if score_map:
         from jzi.workspace.region_index import check_score_map
@@ -180,7 +202,7 @@ def locate(
     rasters = imagery_of(area, imagery, config_file) if (picture or page) and isinstance(area, Pyramid) else None
     check_radius(area, radius)
     outputs.prepare_copies(files)
-    options = LocateOptions(estimate, radius, top, beams)
+    options = LocateOptions(estimate, radius, top, beams, camera)
     answers: Iterable[Location | NotLocated]
     if as_one:
         answers, files = [locator.locate_together(files, options)], files[:1]

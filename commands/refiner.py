@@ -122,8 +122,8 @@ def metres_table(figures: MetreFigures, headings: bool = True) -> str:
     for share, interval in figures.coverage.items():
         lines.append(f"  circles of {100 * share:.0f} % hold the place of {_percent(interval)} of the photos")
     lines.append(
-        f"  negative log-likelihood of the place: {figures.nll_before:.2f} before, {figures.nll_after:.2f} after (nats, "
-        "per square metre)"
+        f"  negative log-likelihood of the place: {figures.nll_before:.2f} before, {figures.nll_after:.2f} after "
+        "(nats, per square metre)"
     )
     if figures.heading_error:
         error = figures.heading_error
@@ -137,14 +137,15 @@ def metres_table(figures: MetreFigures, headings: bool = True) -> str:
     return "\n".join(lines)
 
 
-def check_refine_options(refine: str | None, control: str | None, headings: bool) -> None:
+def check_refine_options(refine: str | None, top: int | None, control: str | None, headings: bool) -> None:
     """Refuse options about refinement without --refine.
 
     Raises:
         UsageError: there is one.
     """
-    if refine is None and (control or not headings):
-        raise UsageError("--control and --no-headings go with --refine: add it, or leave them out")
+    given = {"--refine-top": top is not None, "--control": control, "--no-headings": not headings}
+    if refine is None and (names := [name for name, value in given.items() if value]):
+        raise UsageError(f"{', '.join(names)} goes with --refine: add it")
 
 
 def _percent(interval: Interval) -> str:

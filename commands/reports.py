@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jzi.encode.detail import DetailReport
     from jzi.encode.encode_cells import IndexReport
     from jzi.encode.encode_map import MapReport
     from jzi.encode.encode_queries import PhotoReport
@@ -36,7 +37,21 @@ def map_text(report: MapReport) -> str:
 def photos_text(report: PhotoReport) -> str:
     """Photos encoded and reused."""
     damaged = f" ({report.damaged} had been damaged)" if report.damaged else ""
-    return f"{report.encoded} photos encoded, {report.reused} reused{damaged}"
+    text = f"{report.encoded} photos encoded, {report.reused} reused{damaged}"
+    if report.tokens_bytes:
+        text += f"; tokens of {report.tokens} photos written"
+        text += f" ({report.tokens_damaged} had been damaged)" if report.tokens_damaged else ""
+        text += f", {size_text(report.tokens_bytes)} in all"
+    return text
+
+
+def detail_text(report: DetailReport) -> str:
+    """Tiles whose tokens were encoded and reused, and their size."""
+    damaged = f" ({report.damaged} had been damaged)" if report.damaged else ""
+    return (
+        f"{report.tokens} x {report.tokens} tokens of {report.width} features of {report.encoded} tiles encoded"
+        f"{damaged}, {report.reused} reused, {size_text(report.bytes)} in all"
+    )
 
 
 def split_text(split: SplitInfo) -> str:
@@ -111,7 +126,9 @@ def merge_text(report: MergeReport) -> str:
     views = f", augmented views of {report.views} photos" if report.views else ""
     kept = f"; {report.different} photos differ, the target's were kept" if report.different else ""
     cells = f", {report.cells} cells" if report.cells else ""
-    return f"{report.tiles} tiles and {report.photos} photos copied{cells}{views}{kept}"
+    tokens = f", tokens of {report.detail} tiles" if report.detail else ""
+    tokens += f", tokens of {report.tokens} photos" if report.tokens else ""
+    return f"{report.tiles} tiles and {report.photos} photos copied{cells}{tokens}{views}{kept}"
 
 
 def verify_text(report: VerifyReport) -> str:
@@ -130,16 +147,22 @@ def verify_text(report: VerifyReport) -> str:
         lines.append(f"  `jzi cache verify --repair {report.path}` rewrites damaged metadata")
     if report.damaged or report.lost or report.missing:
         lines.append("  `jzi encode-map`, `jzi encode-queries`, `jzi index` encode damaged and missing entries again")
+        if any("detail tokens" in item for item in (*report.lost, *report.missing)):
+            lines.append("  tokens of tiles: `jzi encode-map --detail`")
+        if any("tokens of" in item and "photos" in item for item in (*report.lost, *report.missing)):
+            lines.append("  tokens of photos: `jzi encode-queries --tokens`")
     return "\n".join(lines)
 
 
 def cache_text(cache: CacheInfo, models: Iterable[ModelInfo]) -> str:
     """Size, state and contents of a cache, and those of `models` that belong to it."""
-    missing = ((cache.missing_tiles, "tiles"), (cache.missing_photos, "photos"), (cache.missing_cells, "cells"))
+    missing = ((cache.missing_tiles, "tiles"), (cache.missing_photos, "photos"), (cache.missing_cells, "cells"),
+               (cache.missing_detail, "tiles' tokens"), (cache.missing_photo_tokens, "photos' tokens"))  # fmt: skip
     lacks = [f"{count} {kind}" for count, kind in missing if count]
     state = f"lacks {' and '.join(lacks)}" if lacks else "complete" if cache.complete else "holds no photo"
     holds = [] if cache.is_index else [f"{sum(cache.tiles.values())} tiles"]
     holds += [f"{cache.encoded_cells} cells"] if cache.encoded_cells else []
+    holds += [f"tokens of {cache.detail['encoded']} tiles"] if cache.detail else []
     users = [
         f"{model.folder}{'' if model.has_map else ' (has no map of its own)'}"
         for model in models
@@ -155,6 +178,12 @@ def cache_text(cache: CacheInfo, models: Iterable[ModelInfo]) -> str:
             f"  used by  {shown or 'no model here'}",
         ]
     )
+
+
+def time_text(seconds: float) -> str:
+    """A duration in hours, or in minutes below two hours."""
+    hours = seconds / 3600
+    return f"{hours:.1f} hours" if hours >= 2 else f"{max(1, round(seconds / 60))} minutes"
 
 
 def size_text(size: int) -> str:

@@ -13,6 +13,8 @@ from jzi.commands.common import (
     experts_option,
     fuse_option,
     number,
+    refine_options,
+    refine_request,
     retriever_option,
     zoom_option,
 )
@@ -25,6 +27,7 @@ from jzi.locate.ranges import SHARE, Range
 )
 @click.option("--config", "config_file", type=click.Path(path_type=Path), default="jzi.toml", show_default=True)
 @click.option("--cache", help="Read the map from this cache.  [default: the model's own map]")
+@refine_options
 @experts_option("Experts of the model to fuse.  [default: all]")
 @retriever_option
 @approximate_option
@@ -73,6 +76,8 @@ def serve(
     model: Path | None,
     config_file: Path,
     cache: str | None,
+    refine: str | None,
+    refine_top: int | None,
     experts: tuple[str, ...],
     retriever: Path | None,
     approximate: bool,
@@ -127,6 +132,8 @@ def serve(
             experts=experts,
             zoom=zoom,
             fuse=fuse,
+            refine=refine_request(refine, refine_top),
+            imagery=imagery,
         )
         locator.encoder  # noqa: B018 - loaded here, so that an error is a sentence
         area = locator.expert.area

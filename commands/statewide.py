@@ -65,7 +65,7 @@ def index_region_command(
     from jzi.workspace.settings import load_region
 
     settings = load_region(config_file, overrides, training=("statewide",))
-    from jzi.commands.reports import size_text
+    from jzi.commands.reports import size_text, time_text
     from jzi.encode.device import processes
     from jzi.retrieve.statewide import StatewideRetriever
     from jzi.store.plain import plain
@@ -77,8 +77,7 @@ def index_region_command(
         if expected and expected.cells:
             if expected.reading.warning:
                 click.echo(f"warning: {expected.reading.warning}", err=True)
-            hours = expected.seconds / 3600
-            time = f"{hours:.1f} hours" if hours >= 2 else f"{max(1, round(expected.seconds / 60))} minutes"
+            time = time_text(expected.seconds)
             click.echo(
                 f"{expected.cells:,} cells to encode, {expected.images:,} images from "
                 f"{expected.source_pixels / 1e6:,.0f} million pixels: about {time}, {size_text(expected.bytes)}",

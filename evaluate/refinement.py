@@ -212,7 +212,7 @@ def evaluate_refinement(
     refined = np.array([fix is not None for fix in fixes])
     known = photos.frame["heading_deg"] if "heading_deg" in photos.frame else pd.Series(np.nan, photos.frame.index)
     found = np.array([np.nan if fix is None or fix.heading_deg is None else fix.heading_deg for fix in fixes])
-    turned = heading_difference(found, known.to_numpy(float))
+    turned = heading_difference(found, np.asarray(known, np.float64))
     turned = turned[np.isfinite(turned)]
     radii = np.array([(fix.radius_68_m, fix.radius_95_m) if fix else (np.nan, np.nan) for fix in fixes])
     return MetreFigures(
@@ -307,7 +307,8 @@ def _answer(
     if photo is None:
         return _Answer(candidates[0], candidates[0], candidates[0], spread, spread)
     if control == "black":
-        photo = PhotoData(*(torch.zeros_like(each) if isinstance(each, Tensor) else each for each in photo))
+        tokens, pixels = (None if each is None else torch.zeros_like(each) for each in (photo.tokens, photo.pixels))
+        photo = PhotoData(tokens, pixels, photo.fill)
     view = photos.view(number, stage)
     if not headings:
         view = replace(view, heading_deg=None, heading_sd_deg=None)

@@ -111,6 +111,7 @@ def draw_zoom(
         axis.set_yticks([])
         axis.title.set_fontsize(9)
     legend = "pink: chosen" + ("    cyan: where the photo was taken" if truth else "")
+    legend += "    blue: heading" if location.fix and location.fix.directions else ""
     figure.suptitle(f"{title}    {legend}" if title else legend, fontsize=9)
     _save(figure, output)
 

@@ -87,7 +87,7 @@ class Fix:
         source: name of the stage.
         modes: other places, at least 10 m apart, the most probable first.
         headings: the peaks of the directions' distribution if there are two or more, the most probable first.
-        grids: probabilities of the pixels of its window, and of those whose points were within the radius of this one.
+        grids: probabilities of the pixels of all windows of the photo, with the answer's fix alone.
     """
 
     latitude: float

@@ -84,7 +84,7 @@ class Decoder(nn.Module):
         return RefinerOutput(logits, tuple(levels), mask, ground.log_heading, self.temperature)
 
     def match_level0(self, ground: GroundFeatures, features: Tensor) -> Tensor:
-        """(n, m, R, L, L) cosines of n photos with each place of (m, C, L, L) maps of the first level."""
+        """(n, m, R, L, L) cosines of n photos with each place of (m, C, L, L) maps of the first level, not masked."""
         aerial = _normalise(features, self.norms[0])
         return roll_cosines(ground.descriptors[0], ground.window, aerial, self.rolls, cross=True)
 

@@ -94,7 +94,15 @@ class UnifyGeo(nn.Module):
         return self.decoder(ground, aerial.maps, mask)
 
     def match_level0(self, ground: GroundFeatures, aerial: AerialFeatures) -> Tensor:
-        """(n, m, R, L, L) cosines of level 0 of n photos with each of m windows, for L_R and re-ranking."""
+        """Cosines of level 0 of photos with windows, for L_R and for re-ranking.
+
+        Args:
+            ground: of n photos.
+            aerial: of m windows.
+
+        Returns:
+            (n, m, R, L, L), not masked (`jzi.refine.outputs.level0_max` takes a mask).
+        """
         return self.decoder.match_level0(ground, aerial.maps[0])
 
     def embed_ground(self, photos: PhotoInput) -> Tensor:

@@ -17,6 +17,9 @@ _Index = NDArray[np.int64]
 #: Directions along which the moments of a truncated normal distribution are integrated, and steps of its fit.
 DIRECTIONS, STEPS = 1024, 100
 
+#: Share by which masses may differ that count as equal, and moves towards a mean.
+EQUAL, SHIFTS = 1e-3, 5
+
 #: Greatest standard deviation that a truncated distribution is taken for, in radii of the disc.
 WIDEST = 2.0
 
@@ -55,6 +58,24 @@ class Mosaic:
     def mass(self, x: float, y: float, radius: float) -> float:
         """The probability of the pixels within `radius` metres of a point of the area's CRS."""
         return float(self._disc(x, y, radius)[2].sum())
+
+    def centred(self, x: float, y: float, radius: float) -> tuple[float, float]:
+        """A point moved to the mean of the mass within a radius, for as long as it holds as much, to `EQUAL`.
+
+        A disc that is larger than a peak holds all of it wherever it lies around it.
+        """
+        right, up, weight, _ = self._disc(x, y, radius)
+        scale = float(self.windows.scale.mean())
+        for _ in range(SHIFTS):
+            total = weight.sum()
+            if not total > 0:
+                break
+            to_x, to_y = x + weight @ right / total * scale, y + weight @ up / total * scale
+            right, up, weight, _ = self._disc(to_x, to_y, radius)
+            if weight.sum() < total * (1 - EQUAL):
+                break
+            x, y = float(to_x), float(to_y)
+        return x, y
 
     def around(self, index: int) -> _Floats:
         """(row, col) probabilities of a window's pixels, and of those of other windows whose centres lie in it."""

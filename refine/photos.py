@@ -87,7 +87,7 @@ class TokenPhotos:
         read = reader.read_one(photo)
         if read.pixels is None:
             raise PhotoError(read.error)
-        return encode_photos_and_tokens(encoder, read.pixels[None])[1][0]
+        return encode_photos_and_tokens(encoder, np.stack([read.pixels]))[1][0]
 
 
 class PixelPhotos:

@@ -13,13 +13,16 @@ from jzi.refine.mosaic import cover
 
 _Floats = NDArray[np.float64]
 
+#: u and v, pixels.
+Point = tuple[float, float]
+
 #: The offsets (right, down) of 3 x 3 pixels, and the least-squares fit of a, b, c, d, e, f through values at them:
 #: a + b right + c down + d right^2 + e down^2 + f right down.
 _DOWN, _RIGHT = (each.ravel().astype(float) for each in np.meshgrid((-1, 0, 1), (-1, 0, 1), indexing="ij"))
 _QUADRATIC = np.linalg.pinv(np.stack([_RIGHT**0, _RIGHT, _DOWN, _RIGHT**2, _DOWN**2, _RIGHT * _DOWN], 1))
 
 
-def most_probable(probability: _Floats) -> tuple[float, float]:
+def most_probable(probability: _Floats) -> Point:
     """u and v of the most probable pixel, refined by the quadratic fit through the logarithms of 3 x 3 pixels.
 
     Args:
@@ -31,7 +34,7 @@ def most_probable(probability: _Floats) -> tuple[float, float]:
     return col + 0.5 + right, row + 0.5 + down
 
 
-def best_disc(probability: _Floats, around: _Floats, radius: float) -> tuple[float, float]:
+def best_disc(probability: _Floats, around: _Floats, radius: float) -> Point:
     """u and v of the point with the most probability within a radius.
 
     Args:
@@ -45,7 +48,7 @@ def best_disc(probability: _Floats, around: _Floats, radius: float) -> tuple[flo
     return col + 0.5 + right, row + 0.5 + down
 
 
-def mean_point(probability: _Floats) -> tuple[float, float]:
+def mean_point(probability: _Floats) -> Point:
     """u and v of the mean.
 
     Args:

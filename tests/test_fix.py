@@ -139,6 +139,15 @@ def test_points_lie_between_pixels() -> None:
     assert max(errors) < 0.02 < windows.pixel_m / 10
 
 
+def test_a_disc_larger_than_a_peak_is_centred_on_it() -> None:
+    """All discs of 5 m around a peak of 0.4 m hold the same; another mode must not draw the answer away."""
+    windows = windows_at((20, 30))
+    peak, other = normal(windows, -12.0, 5.0, 0.4, 0.4, 0), normal(windows, 25, 0, 0.4, 0.4, 0)
+    (fix,) = to_fixes(output_of(np.logaddexp(math.log(0.7) + peak, math.log(0.3) + other)), windows)
+    offset = windows[0].pixels_to_offset(*windows[0].position_to_pixels(fix.latitude, fix.longitude))
+    assert offset == pytest.approx((-12, 5), abs=0.1)
+
+
 @pytest.mark.parametrize("crs", ["EPSG:25832", "EPSG:3857"])
 def test_metres_of_a_fix_are_true_in_other_coordinates(crs) -> None:
     area = {
@@ -191,6 +200,20 @@ def test_candidates_are_ranked_by_the_weights_and_keep_their_number() -> None:
     assert (best.latitude, best.longitude, best.x, best.y) == (
         best.fix.latitude, best.fix.longitude, best.fix.x, best.fix.y
     )  # fmt: skip
+
+
+def test_two_modes_of_a_window_are_two_candidates_for_the_radius_alone() -> None:
+    windows = windows_at((20, 30))
+    logit = np.logaddexp(
+        math.log(0.6) + normal(windows, -15, 0, 1, 1, 0), math.log(0.4) + normal(windows, 15, 0, 1, 1, 0)
+    )
+    posterior = posterior_of({(20, 30): 0.9})
+    first, second = refine(output_of(logit), [(20, 30)], posterior)
+    assert (first.probability, second.probability) == pytest.approx((0.54, 0.36), abs=0.01)
+    assert second.x - first.x == pytest.approx(30, abs=0.2) and second.fix.candidate_rank == 1
+    assert second.fix.mode_mass == pytest.approx(0.36, abs=0.01) and len(first.fix.modes) == 1
+    (only,) = refine(output_of(logit), [(20, 30)], posterior, options=FixOptions("map"))
+    assert only.probability == pytest.approx(0.54, abs=0.01)
 
 
 def test_a_fix_in_a_neighbouring_cell_knows_its_cell() -> None:

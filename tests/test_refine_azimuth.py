@@ -22,13 +22,13 @@ def test_a_panorama_with_a_column_per_sector_is_not_resampled() -> None:
     assert torch.equal(weights, torch.eye(24)) and torch.equal(window, torch.ones(24))
 
 
-@pytest.mark.parametrize("columns", [10, 48, 54])
-def test_a_panorama_rolled_by_whole_sectors_has_rolled_sectors(columns: int) -> None:
-    bins = math.gcd(columns, 24)
-    shift = columns // bins
+@pytest.mark.parametrize(("columns", "bins"), [(10, 2), (48, 24), (54, 6), (12, 24), (8, 72)])
+def test_a_panorama_rolled_by_whole_sectors_has_rolled_sectors(columns: int, bins: int) -> None:
+    common = math.gcd(columns, bins)
     weights, _ = sampling(360.0, True, columns, bins)
     photo = torch.randn(columns)
-    assert torch.allclose(weights @ photo.roll(shift), (weights @ photo).roll(1), atol=1e-6)
+    turned = weights @ photo.roll(columns // common)
+    assert torch.allclose(turned, (weights @ photo).roll(bins // common), atol=1e-6)
 
 
 @pytest.mark.parametrize(("hfov", "shown"), [(90.0, 6.0), (70.0, 70 / 15), (5.0, 1 / 3), (180.0, 170 / 15)])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import shutil
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,9 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from jzi.encode.imagery import Imagery
-from jzi.locate.location import LocateOptions
+from jzi.locate.fix import FineGrid, Fix
+from jzi.locate.location import Candidate, LocateOptions
+from jzi.locate.locator import Locator
 from jzi.serve.app import Limits, make_app
 from jzi.store.pyramid import Pyramid
 
@@ -48,6 +52,35 @@ def test_a_photo_is_answered_as_the_locator_answers_it(client, locator, photo) -
     assert answer["sure"] is False and answer["notes"] == [] and "page" not in answer
     detailed = post(client, photo.read_bytes(), details=True).json()["page"]
     assert len(detailed["zoom"]) == 3 and detailed["heat"]["image"].startswith("data:image/webp")
+
+
+class ToMetres:
+    """A stage that finds every photo at the centre of its candidate's cell, looking east."""
+
+    name = "refine"
+
+    def __call__(self, query, posterior, candidates) -> list[Candidate]:
+        best = candidates[0]
+        grid = FineGrid(best.x - 20, best.y + 20, 1.0, np.full((40, 40), 0.5 / 1600, np.float32))
+        ellipse = {"sd_major_m": 2.0, "sd_minor_m": 1.0, "axis_deg": 45.0, "mode_mass": 0.5}
+        radii = {"radius_68_m": 3.0, "radius_95_m": math.inf}
+        heading = {"heading_deg": 90.0, "heading_sd_deg": 8.0}
+        rank = {"probability": 0.5, "candidate_rank": 1, "grids": (grid,)}
+        point = best.latitude, best.longitude, best.x, best.y, best.cell
+        fix = Fix(*point, **ellipse, **radii, **heading, **rank)
+        return [replace(best, probability=0.5, radius_m=5.0, source="refine", fix=fix), *candidates[1:]]
+
+
+def test_a_refined_photo_is_answered_with_its_fix(locator, town_raster, pyramid, photo) -> None:
+    staged = Locator(locator.expert, lambda: locator.encoder, [ToMetres()])
+    with Imagery([town_raster], pyramid) as imagery, TestClient(make_app(staged, imagery, Limits()), LOCAL) as client:
+        answer = post(client, photo.read_bytes(), details=True).json()
+    assert answer["fix"]["heading_deg"] == 90.0 and answer["fix"]["radius_95_m"] is None
+    assert (answer["confidence"], answer["radius_m"], answer["radius_68_m"]) == (0.5, 5.0, 3.0)
+    page = answer["page"]
+    assert page["fix"]["directions"][0]["text"] == "90° ± 8°" and len(page["fix"]["heat"]) == 1
+    kinds = [feature["properties"]["kind"] for feature in page["features"]]
+    assert kinds.count("ellipse") == 2 and kinds.count("wedge") == 1 and kinds.count("circle") == 1
 
 
 @pytest.mark.parametrize("data", [b"", b"no image", b"\xff\xd8\xff\xe0 broken", "truncated"])

@@ -118,12 +118,13 @@ def fit_temperatures(
     refiner: Refiner, source: PairSource, refine: RefineConfig, config: RefinerTrainingConfig, device: torch.device
 ) -> tuple[float, float]:
     """T_D and T_h with the greatest likelihood of places and headings of validation photos; arguments as above."""
-    logits, masks, places, headings, outputs = [], [], [], [], []
+    logits, masks, places, outputs = list[Tensor](), list[Tensor](), list[Tensor](), list[RefinerOutput]()
+    headings: list[Tensor] = []
     for output, batch in validation(refiner, source, refine, config, device):
         logits.append(output.logits.float().cpu())
         masks.append(output.mask.cpu())
         places.append((batch.truth.place.cpu() + 0.5) * output.mask.shape[-1])
-        if sum(map(len, headings)) < HEADING_PHOTOS:
+        if sum(len(each) for each in headings) < HEADING_PHOTOS:
             outputs.append(output)
             headings.append(batch.truth.heading_deg.cpu())
     place = torch.cat(places).double().numpy()

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jzi.errors import CacheError, JziError, ModelError
+from jzi.refine.info import INFO, read_refiner_info
 from jzi.store.cache import ENCODED, MISSING, NODATA, FeatureCache
 from jzi.store.cell_features import CellFeatures
 from jzi.store.info import EncoderInfo, ImageryInfo
@@ -24,6 +25,7 @@ from jzi.store.photo_features import UNREADABLE
 from jzi.store.pyramid import Pyramid
 from jzi.store.region import RegionInfo
 from jzi.store.storage import is_url
+from jzi.workspace.refiner import REFINER
 
 #: Names of the status of tiles and cells.
 _STATUS = {"encoded": ENCODED, "without_imagery": NODATA, "missing": MISSING}
@@ -37,11 +39,13 @@ class ModelInfo:
         folder: the model folder.
         config: its config.json.
         has_map: whether it contains the map and needs no cache.
+        refiner: whether it contains a refiner that reads tokens of a cache.
     """
 
     folder: Path
     config: AnyModelConfig
     has_map: bool
+    refiner: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,13 @@ class CacheInfo:
         splits: number of encoded photos by split.
         patch_tokens: number of patch tokens of a tile; 0 if none are stored.
         patch_tokens_size: bytes of the patch tokens on disk.
+        detail: number of tiles whose tokens at a high resolution are encoded, without_imagery and missing; None if the
+            cache has no arrays for them.
+        detail_label: what these tokens are; empty if there are none.
+        detail_size: their bytes on disk.
+        photo_tokens: what the tokens of photos are; empty if the cache has no arrays for them.
+        missing_photo_tokens: number of encoded photos without tokens; 0 if the cache has no arrays for them.
+        photo_tokens_size: bytes of the tokens of photos on disk.
     """
 
     path: str
@@ -79,6 +90,12 @@ class CacheInfo:
     splits: dict[str, int]
     patch_tokens: int = 0
     patch_tokens_size: int = 0
+    detail: dict[str, int] | None = None
+    detail_label: str = ""
+    detail_size: int = 0
+    photo_tokens: str = ""
+    missing_photo_tokens: int = 0
+    photo_tokens_size: int = 0
 
     @property
     def is_index(self) -> bool:
@@ -97,8 +114,14 @@ class CacheInfo:
 
     @property
     def complete(self) -> bool:
-        """Whether the cache has photos, and no tile, cell or photo is missing."""
-        return not (self.missing_tiles or self.missing_cells or self.missing_photos) and self.photos > 0
+        """Whether the cache has photos, and no tile, cell, photo or token is missing."""
+        missing = self.missing_tiles, self.missing_cells, self.missing_photos
+        return not (any(missing) or self.missing_detail or self.missing_photo_tokens) and self.photos > 0
+
+    @property
+    def missing_detail(self) -> int:
+        """Number of tiles without tokens at a high resolution; 0 if the cache has no arrays for them."""
+        return self.detail["missing"] if self.detail else 0
 
     def belongs_to(self, model: ModelInfo) -> bool:
         """Whether a model was trained with this encoder and pyramid, and on this imagery if both record one.
@@ -158,6 +181,9 @@ def inspect_cache(path: str | Path) -> CacheInfo:
     status, split = (cache.queries.column(name)[listed] for name in ("status", "split"))
     splits = Counter(map(str, split[status == ENCODED]))
     tokens = cache.patch_tokens if cache.has_tokens else None
+    detail = cache.detail if cache.has_detail else None
+    photo_tokens = cache.queries.tokens if cache.queries.has_tokens else None
+    without = 0 if photo_tokens is None else int(((status == ENCODED) & (photo_tokens.status()[listed] == 0)).sum())
     files = [] if is_url(path) else [file for file in Path(path).rglob("*") if file.is_file()]
     return CacheInfo(
         path=str(path),
@@ -174,6 +200,12 @@ def inspect_cache(path: str | Path) -> CacheInfo:
         splits=dict(splits.most_common()),
         patch_tokens=tokens.count if tokens else 0,
         patch_tokens_size=tokens.stored_bytes() if tokens else 0,
+        detail=_count(detail.status()) if detail else None,
+        detail_label=detail.info.label if detail else "",
+        detail_size=detail.stored_bytes() if detail else 0,
+        photo_tokens=photo_tokens.info.label if photo_tokens else "",
+        missing_photo_tokens=without,
+        photo_tokens_size=photo_tokens.stored_bytes() if photo_tokens else 0,
     )
 
 
@@ -187,16 +219,26 @@ def _count_cells(cells: CellFeatures) -> dict[str, int]:
 
 
 def inspect_model(folder: Path) -> ModelInfo:
-    """Inspect a model folder; reads only its config.json.
+    """Inspect a model folder; reads only its config.json, and refiner.json.
 
     Raises:
         ModelError: there is no model, or its config.json is invalid.
     """
-    return ModelInfo(folder, read_config(folder), (folder / MAP).exists())
+    return ModelInfo(folder, read_config(folder), (folder / MAP).exists(), _reads_tokens(folder / REFINER))
+
+
+def _reads_tokens(folder: Path) -> bool:
+    """Whether there is a refiner that reads tokens of a cache in a folder; True if its refiner.json is damaged."""
+    if not (folder / INFO).is_file():
+        return False
+    try:
+        return read_refiner_info(folder).kind == "cached"
+    except ModelError:
+        return True
 
 
 def models_needing(cache: CacheInfo, models: Iterable[ModelInfo], others: Iterable[CacheInfo]) -> list[ModelInfo]:
-    """Return the models that would have no map without a cache.
+    """Return the models that would have no map without a cache, or no tokens for their refiner.
 
     Args:
         cache: the cache to be deleted.
@@ -204,11 +246,14 @@ def models_needing(cache: CacheInfo, models: Iterable[ModelInfo], others: Iterab
         others: the remaining caches.
     """
     complete = [other for other in others if not (other.missing_tiles or (other.is_index and other.missing_cells))]
-    return [
-        model
-        for model in models
-        if not model.has_map and cache.belongs_to(model) and not any(other.belongs_to(model) for other in complete)
-    ]
+    alike = [other for other in complete if (other.detail_label, other.missing_detail) == (cache.detail_label, 0)]
+
+    def needs(model: ModelInfo) -> bool:
+        without_map = not model.has_map and not any(other.belongs_to(model) for other in complete)
+        tokens = model.refiner and cache.detail is not None
+        return without_map or (tokens and not any(other.belongs_to(model) for other in alike))
+
+    return [model for model in models if cache.belongs_to(model) and needs(model)]
 
 
 def remove_cache(path: str | Path) -> None:

@@ -11,6 +11,8 @@ from pyproj import CRS
 
 from jzi.decode.model import ZoomModel
 from jzi.errors import JziError
+from jzi.refine.config import CachedRefinerConfig
+from jzi.refine.info import INFO, RefinerInfo, read_refiner_info
 from jzi.store.cache import ENCODED
 from jzi.store.info import EncoderInfo, ImageryInfo
 from jzi.store.model_folder import (
@@ -26,6 +28,7 @@ from jzi.store.pyramid import Pyramid
 from jzi.store.region import RegionInfo
 from jzi.store.storage import exists, is_url
 from jzi.workspace.caches import inspect_cache, inspect_model
+from jzi.workspace.refiner import REFINER
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Info:
 
     Attributes:
         path: path or URL.
-        kind: "cache", "model", "retriever" or "raster".
+        kind: "cache", "model", "retriever", "refiner" or "raster".
         facts: names and values to print, in order.
         pyramid: geometry of the area; None for a raster.
         encoder: encoder of the embeddings; None for a raster.
@@ -52,7 +55,7 @@ class Info:
 
 
 def describe(path: str) -> Info:
-    """Describe the cache, model or raster at a path or URL.
+    """Describe the cache, model, refiner or raster at a path or URL.
 
     Raises:
         JziError: the path does not exist, or is none of these.
@@ -61,10 +64,14 @@ def describe(path: str) -> Info:
         return _cache(path)
     if (Path(path) / CONFIG).is_file():
         return _model(Path(path))
+    if (Path(path) / INFO).is_file():
+        return _refiner(Path(path))
     if not path.startswith("/vsi") and not exists(path):
         raise JziError(f"there is nothing at {path}")
     if Path(path).is_dir():
-        raise JziError(f"{path} is a folder, but neither a cache (zarr.json) nor a model (config.json)")
+        raise JziError(
+            f"{path} is a folder, but no cache (zarr.json), no model (config.json) and no refiner (refiner.json)"
+        )
     return _raster(path)
 
 
@@ -115,6 +122,11 @@ def _cache(path: str) -> Info:
         facts["cells"] = cache.cells
     if cache.patch_tokens:
         facts |= {"patch_tokens": cache.patch_tokens, "patch_tokens_bytes": cache.patch_tokens_size}
+    if cache.detail:
+        facts |= {"detail": cache.detail, "detail_tokens": cache.detail_label, "detail_bytes": cache.detail_size}
+    if cache.photo_tokens:
+        facts |= {"photo_tokens": cache.photo_tokens, "photo_tokens_missing": cache.missing_photo_tokens}
+        facts |= {"photo_tokens_bytes": cache.photo_tokens_size}
     encoded = cache.photos - cache.missing_photos - cache.unreadable_photos
     facts |= {"photos": encoded, "photos_missing": cache.missing_photos}
     facts |= {"photos_unreadable": cache.unreadable_photos, "splits": cache.splits}
@@ -147,8 +159,32 @@ def _model(folder: Path) -> Info:
             "tiles": _tile_count(model) if info.has_map else "no map: give a cache",
             **(_experts(config, ["zoom", *config.experts]) if config.experts else {}),
         }
+    if (folder / REFINER / INFO).is_file():
+        facts["refiner"] = _refiner_text(read_refiner_info(folder / REFINER))
     kind = "retriever" if isinstance(config, RetrieverModelConfig) else "model"
     return Info(str(folder), kind, facts, config.pyramid, config.encoder, *_imagery(config.imagery))
+
+
+def _refiner(folder: Path) -> Info:
+    info = read_refiner_info(folder)
+    facts: dict[str, Any] = {
+        "network": info.kind,
+        "window_m": info.window_m,
+        "pixels": info.config.pixels,
+        "headings": info.config.rolls,
+        "temperature": round(info.temperature, 6),
+        "heading_temperature": round(info.heading_temperature, 6),
+        "fusion": list(info.fusion),
+    }
+    if isinstance(info.config, CachedRefinerConfig):
+        facts |= {"tokens": f"{info.config.side} x {info.config.side}, {info.config.source}"}
+        facts |= {"encoder_fingerprint": info.encoder, "tokens_fingerprint": info.detail}
+    return Info(str(folder), "refiner", facts)
+
+
+def _refiner_text(info: RefinerInfo) -> str:
+    pixel = info.window_m / info.config.pixels
+    return f"{info.kind}, windows of {info.window_m:g} m, pixels of {pixel:.2f} m"
 
 
 def _statewide_facts(folder: Path, config: StatewideModelConfig) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from jzi.store.model_folder import RetrieverModelConfig, StatewideModelConfig, T
 from jzi.store.pyramid import Pyramid
 from jzi.store.region import RegionCells, RegionInfo
 from jzi.workspace.experts import ModelExperts, load_experts, load_transferred
+from jzi.workspace.refiner import RefineRequest, refined
 from jzi.workspace.settings import (
     FILE,
     AreaSettings,
@@ -260,6 +261,7 @@ def load(
     index: str | Path | None = None,
     zoom: str | Path | None = None,
     fusion: str | Path | None = None,
+    refine: str | Path | bool = False,
 ) -> Locator:
     """Load a locator from the folder of a zoom model, of a transferred model or of a retriever.
 
@@ -275,12 +277,19 @@ def load(
             retriever: only its probable tiles are searched.
         fusion: file of the weights that `jzi train-fusion` fitted, with which the probabilities of the zoom and of the
             retriever are multiplied instead.
+        refine: refine candidates to metres: the folder of a refiner, or True for that in the model's folder. It reads
+            tokens from `cache`, which must be given.
 
     Raises:
         ModelError: the folder is not a model, is damaged, or lacks the map or other data that its decoder reads.
         CacheError: the cache or the index cannot be used.
         ConfigError: an option does not apply to this kind of model.
     """
+    if refine:
+        locator = load(
+            folder, device, cache, approximate=approximate, experts=experts, index=index, zoom=zoom, fusion=fusion
+        )
+        return refined(locator, None if refine is True else Path(refine), Path(folder), cache, device=device)
     config = read_config(Path(folder))
     if fusion and not zoom:
         raise ConfigError(f"{fusion} has the weights of a zoom and a retriever: name the zoom model, too")
@@ -345,6 +354,8 @@ def open_locator(
     experts: Sequence[str] = (),
     zoom: Path | None = None,
     fuse: bool = False,
+    refine: RefineRequest | None = None,
+    imagery: Sequence[str] = (),
 ) -> Locator:
     """Load the locator that the options of a command name.
 
@@ -357,6 +368,9 @@ def open_locator(
         experts: names of a zoom model's experts to fuse; all by default.
         zoom: folder of a zoom model that bounds the search of a state-wide retriever, or of the jzi.toml that names it.
         fuse: multiply the probabilities of the zoom and the retriever instead, with the weights beside the index.
+        refine: refine candidates to metres; None not to. The refiner reads tokens from `cache`, else from the cache of
+            `config_file`.
+        imagery: rasters for refiners that see images; the map of `config_file` by default.
 
     Raises:
         ConfigError: options contradict one another.
@@ -384,11 +398,40 @@ def open_locator(
         if approximate:
             raise ConfigError("--approximate goes with --retriever")
         locator = load(model_folder(model, config_file), cache=cache, experts=experts)
+    if refine is not None:
+        locator = _refined_as_asked(locator, refine, retriever or model_folder(model, config_file), config_file, cache,
+                                    imagery)  # fmt: skip
     if locator.expert.encoder.resampling == "reference":
         from jzi.encode.photos import import_opencv
 
         import_opencv()  # a service fails when it starts, not at its first photo
     return locator
+
+
+def _refined_as_asked(
+    locator: Locator,
+    refine: RefineRequest,
+    model: Path,
+    config_file: Path,
+    cache: str | None,
+    imagery: Sequence[str],
+) -> Locator:
+    """A locator with the refiner that a command names; tokens and defaults are those of its jzi.toml."""
+    area = locator.expert.area
+    if not isinstance(area, Pyramid):
+        raise ConfigError("--refine is for square areas, not for regions of cells in bands: leave it out")
+    settings = load_settings(config_file) if config_file.exists() else None
+    if cache is None and settings is not None and settings.pyramid == area:
+        cache = settings.cache_path
+    return refined(
+        locator,
+        refine.folder,
+        model,
+        cache,
+        config=settings.refine if settings else None,
+        top=refine.top,
+        imagery=lambda: imagery_of(area, imagery, config_file),
+    )
 
 
 def _with_zoom(locator: Locator, zoom: Path, retriever: Path, fusion: str | Path | None, device: str | None) -> Locator:

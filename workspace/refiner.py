@@ -151,10 +151,45 @@ def check_refiner_cache(folder: Path, info: RefinerInfo, cache: FeatureCache, ar
         raise CacheMismatchError(f"{folder} was trained on other tokens than those of {cache.path}: {hint}")
 
 
-def refined(locator: Locator, stage: RefineStage) -> Locator:
-    """The same locator with a stage that refines its candidates."""
+def refined(
+    locator: Locator,
+    folder: Path | None,
+    model: Path,
+    cache: str | Path | None,
+    *,
+    config: RefineConfig | None = None,
+    top: int | None = None,
+    imagery: Callable[[], Imagery | None] | None = None,
+    device: str | None = None,
+) -> Locator:
+    """The same locator with a stage that refines its candidates.
+
+    Args:
+        locator: the locator.
+        folder: of the refiner, or of a model folder that has one; that of the model by default.
+        model: the locator's model folder.
+        cache: path or URL of the cache whose tokens of the map it reads.
+        config: as of `open_stage`, and so are the others.
+        top: see above.
+        imagery: see above.
+        device: see above.
+
+    Raises:
+        JziError: as `open_stage`.
+    """
     from jzi.locate.locator import Locator
 
+    stage = open_stage(
+        model if folder is None else folder,
+        locator.expert.area,
+        lambda: locator.encoder,
+        encoder=locator.expert.encoder.fingerprint,
+        cache=None if cache is None else str(cache),
+        imagery=imagery,
+        config=config,
+        top=top,
+        device=device,
+    )
     return Locator(locator.expert, lambda: locator.encoder, (*locator.stages, stage), name=locator.name)
 
 

@@ -26,10 +26,10 @@ const colours = {answer: "#ff2d78", candidate: "#ffb300", mode: "#ffb300", truth
 const names = {truth: "true position", mode: "also probable"};
 const styles = {
   tile: () => ({color: "#ffffff", weight: 1, fill: false, dashArray: "4 4"}),
-  circle: refined => refined ? {color: "#ffffff", weight: 1.5, fill: false, dashArray: "2 6"}
+  circle: (_, refined) => refined ? {color: "#ffffff", weight: 1.5, fill: false, dashArray: "2 6"}
     : {color: "#ff2d78", weight: 2, fillOpacity: 0.06},
   ellipse: () => ({color: "#ff2d78", weight: 2.5, fillOpacity: 0.1}),
-  wedge: () => ({color: "#ffffff", weight: 1, opacity: 0.9, fillColor: "#2979ff", fillOpacity: 0.5}),
+  wedge: ({probability}) => ({color: "#ffffff", weight: 1, fillColor: "#2979ff", fillOpacity: 0.15 + 0.4 * probability}),
 };
 /* Cells are drawn while they are small on the screen; nearer to an answer to metres they would hide its probabilities. */
 const LARGEST_CELL = 48;  // pixels
@@ -43,7 +43,7 @@ map.on("zoomend", fitHeat);
 
 function draw(feature, refined) {
   const {kind, ...properties} = feature.properties;
-  if (styles[kind]) return L.geoJSON(feature, {interactive: false, style: styles[kind](refined)});
+  if (styles[kind]) return L.geoJSON(feature, {interactive: false, style: styles[kind](properties, refined)});
   const [longitude, latitude] = feature.geometry.coordinates;
   const marker = L.circleMarker([latitude, longitude],
     {radius: kind === "mode" ? 4 : kind === "candidate" ? 6 : 8, color: "#fff", weight: 2, fillColor: colours[kind], fillOpacity: 1});
@@ -76,21 +76,16 @@ function fixList(fix) {
   return list;
 }
 
-/* Zoom to an answer to metres. */
-function zoomTo(photo) {
-  if (photo.fix) map.fitBounds(photo.fix.view);
-}
-
 function show(photo) {
   const about = document.getElementById("about");
   clear();
   if (photo.heat) {
-    const overlay = L.imageOverlay(photo.heat.image, photo.heat.bounds, {opacity: 0.75}).addTo(heat);
+    const overlay = L.imageOverlay(photo.heat.image, photo.heat.bounds, {opacity: 0.75, zIndex: 3}).addTo(heat);
     cells = {overlay, side: photo.cell_m, refined: Boolean(photo.fix)};
   }
   if (photo.fix) {
-    if (photo.fix.detail) L.imageOverlay(photo.fix.detail.image, photo.fix.detail.bounds).addTo(detail);
-    photo.fix.heat.forEach(each => L.imageOverlay(each.image, each.bounds, {opacity: 0.6}).addTo(heat));
+    if (photo.fix.detail) L.imageOverlay(photo.fix.detail.image, photo.fix.detail.bounds, {zIndex: 2}).addTo(detail);
+    photo.fix.heat.forEach(each => L.imageOverlay(each.image, each.bounds, {opacity: 0.6, zIndex: 3}).addTo(heat));
   }
   fitHeat();
   photo.features.filter(feature => feature.properties.kind !== "heading")
@@ -99,6 +94,8 @@ function show(photo) {
   about.append(element("div", photo.answer, {className: "answer"}));
   about.append(element("div", photo.confidence, {className: "note"}));
   if (photo.fix) about.append(fixList(photo.fix));
+  document.getElementById("refined-key").hidden = !photo.fix;
+  document.getElementById("circles").hidden = Boolean(photo.fix);
   if (photo.error) about.append(element("div", photo.error, {className: "note"}));
   if (photo.others.length) {
     about.append(element("div", "Other candidates:"));

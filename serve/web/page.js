@@ -70,7 +70,6 @@ async function locate(photo) {
       return;
     }
     show(answer.page);
-    document.getElementById("refined-key").hidden = !answer.page.fix;
     setStatus([answer.sure ? "" : "Not sure.", ...answer.notes].join(" "), !answer.sure);
     await animateZoom(answer.page);
   } catch (error) {

@@ -1,0 +1,141 @@
+"""`train-refiner` and `evaluate --refine` on an area: off the cache, resumed, with metres before and after."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+from PIL import Image
+
+from jzi.refine.info import read_refiner_info
+from jzi.store.cache import FeatureCache
+
+# from rasterio itself
+pytestmark = pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
+
+#: The tiles of the area have 50 m, and 8 x 8 tokens.
+REFINE = (
+    "--set refine.window_m=40 --set refine.side=4 --set refine.bins=8 --set refine.width=16 --set refine.blocks=1 "
+    "--set refine.channels=[16,16,8,8]"
+)
+TRAIN = f"train-refiner {REFINE} --set refiner.epochs=2 --set refiner.batch_size=8"
+MODEL = "train-decoder --set train.epochs=1 --set decoder.layers=1 --set decoder.heads=2"
+
+
+@pytest.fixture(scope="module")
+def folder(prepare: Callable, area_folder: Path) -> Path:
+    """A model, a cache with tokens of tiles and photos, and a trained refiner. Do not modify."""
+    return prepare(area_folder, "refining", "encode-map --detail", "encode-queries --tokens", MODEL, TRAIN)
+
+
+@pytest.fixture
+def town(folder: Path, jzi: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
+    """A copy of that folder as the working directory."""
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    return jzi
+
+
+def test_a_trained_refiner_lies_in_the_models_folder_and_fits_its_cache(town) -> None:
+    info = read_refiner_info(Path("model/refiner"))
+    assert info.window_m == 40.0
+    assert info.encoder == FeatureCache.open("features.zarr").encoder.fingerprint
+    assert json.loads(town(f"{TRAIN} --json").stdout)["epochs"] == 0
+    located = json.loads(town("locate photos/day0/000.jpg --refine --json").stdout)
+    assert located["fix"]["source"] == "refine"
+
+
+def test_training_and_evaluation_open_no_image(town, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("an image was opened")
+
+    monkeypatch.setattr(Image, "open", refuse)
+    monkeypatch.setattr(rasterio, "open", refuse)
+    shutil.rmtree("photos")
+    Path("map.tif").unlink()
+    town(f"{TRAIN} -o other")
+    assert read_refiner_info(Path("other")).config == read_refiner_info(Path("model/refiner")).config
+    town("evaluate --refine --json")
+
+
+def test_evaluation_reports_metres_before_and_after(town) -> None:
+    values = json.loads(town("evaluate --refine --json").stdout)
+    assert values["photos"] > 0
+    for part in ("before", "unranked", "after"):
+        assert set(values[part]) >= {"recall@1m", "recall@10m", "mean_error_m", "median_error_m"}
+    assert 0 <= values["coverage_68"]["value"] <= values["coverage_95"]["value"] <= 1
+    assert np.isfinite(values["nll_after"])
+    assert values["heading_error_deg"]["value"] < 30  # it was given
+    text = town("evaluate --refine model/refiner --no-headings --refine-top 2").stdout
+    assert "within    1 m" in text and "not given to the refiner" in text
+
+
+@pytest.mark.parametrize("control", ["black", "shuffled"])
+def test_controls_replace_the_photos(town, control: str) -> None:
+    plain, other = (
+        json.loads(town(f"evaluate --refine --json {more}").stdout) for more in ("", f"--control {control}")
+    )
+    assert other["control"] == control
+    assert other["before"] == plain["before"]
+    assert other["unranked"] != plain["unranked"]
+
+
+def test_photos_beside_training_photos_are_dropped_and_counted(town) -> None:
+    cache = FeatureCache.open("features.zarr", "r+")
+    frame = cache.queries.frame()
+    train, test = frame[frame["split"] == "train"].iloc[0], frame[frame["split"] == "test"].index[0]
+    before = json.loads(town("evaluate --refine --json").stdout)
+    frame.loc[test, ["latitude", "longitude"]] = train["latitude"] + 1e-5, train["longitude"]  # 1 m north
+    cache.queries.list_photos(frame)
+    after = json.loads(town("evaluate --refine --json").stdout)
+    assert (after["photos"], after["duplicates"]) == (before["photos"] - 1, before["duplicates"] + 1)
+
+
+def test_without_a_model_the_refiner_is_trained_and_says_what_is_missing(town) -> None:
+    shutil.rmtree("model")
+    result = town(f"{TRAIN} -o refiner --json")
+    assert "run this again after `jzi train-decoder`" in result.stderr
+    assert read_refiner_info(Path("refiner")).fusion == (1.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("evaluate --control black", "--control goes with --refine"),
+        ("evaluate --refine --gallery occupied", "--gallery does not go with --refine"),
+        ("evaluate --refine photos", "there is no refiner in photos"),
+        (f"{TRAIN} --set refine.kind=unifygeo -o other", "refine.kind"),
+        (f"{TRAIN} --set refine.side=8", "holds a model that was trained with other settings"),
+        (f"{TRAIN} --set refiner.patience=0 -o other", "refiner.patience"),
+        ("train-refiner --set train.epochs=2", "train.epochs has no effect"),
+    ],
+)
+def test_wrong_use_is_one_sentence(town, line: str, sentence: str) -> None:
+    assert sentence in town(line, 2).stderr
+
+
+def test_a_cache_without_tokens_is_refused(town) -> None:
+    shutil.rmtree("features.zarr")
+    town("encode-map")
+    town("encode-queries")
+    assert "encode-queries --tokens" in town(f"{TRAIN} -o other", 2).stderr
+    assert not Path("other").exists()
+
+
+@pytest.mark.slow
+def test_a_refiner_with_trunks_is_trained_from_images_and_locates_off_the_cache(town) -> None:
+    trunk = "{widths=[8,12],depths=[1,1],kernel=3,features=6,layer_scale=1.0}"
+    options = f"{REFINE} --set refine.source=trained --set refine.trunk={trunk} --set refine.photo_trunk={trunk}"
+    line = f"train-refiner {options} --set refiner.epochs=1 --set refiner.batch_size=8 -o trained"
+    assert "encode-map --detail" in town(line).stderr  # the fusion needs the cache
+    town("encode-map --detail --refiner trained --set cache.path=trained.zarr")
+    town("encode-queries --set cache.path=trained.zarr")
+    result = town(f"{line} --set cache.path=trained.zarr --json")
+    assert json.loads(result.stdout)["epochs"] == 0
+    values = json.loads(town("evaluate --refine trained --set cache.path=trained.zarr --json").stdout)
+    assert values["photos"] > 0
