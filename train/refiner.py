@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from jzi.errors import TrainingError
+from jzi.refine.cached import CachedRefiner
 from jzi.refine.config import RefineConfig
 from jzi.refine.files import Refiner, load_refiner, save_refiner, update_refiner
 from jzi.refine.info import WEIGHTS, RefinerInfo, read_refiner_info
@@ -64,10 +65,12 @@ class RefinerNetwork(nn.Module):
         self, photos: PhotoInput, windows: Tensor, mask: Tensor, grid: Tensor | None = None
     ) -> tuple[RefinerOutput, Tensor | None]:
         """The density of each photo over its own window, and level 0 of all photos with all windows."""
-        ground = self.refiner.ground(photos)
-        aerial = self.refiner.aerial(window_tokens(self.refiner, windows, grid))
-        output = self.refiner.match(ground, aerial, mask)
-        return output, self.refiner.match_level0(ground, aerial) if self.rerank else None
+        refiner = self.refiner
+        assert isinstance(refiner, CachedRefiner)  # others have tasks of their own
+        ground = refiner.ground(photos)
+        aerial = refiner.aerial(window_tokens(refiner, windows, grid))
+        output = refiner.match(ground, aerial, mask)
+        return output, refiner.match_level0(ground, aerial) if self.rerank else None
 
 
 class RefinerTask(CacheTask):
