@@ -308,7 +308,7 @@ def files_below(folder: Path) -> dict[str, bytes]:
         ("train-decoder --set train.init=gone --set model.path=new", "there is no model in"),
         ("encode-queries --set queries.views=256", "queries.views"),
         ("info gone", "there is nothing at gone"),
-        ("info photos", "neither a cache"),
+        ("info photos", "but no cache"),
     ],
 )
 def test_bad_input_is_one_sentence_and_changes_nothing(trained, tmp_path, command: str, says: str) -> None:
