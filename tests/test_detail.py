@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +31,7 @@ from jzi.store.map_embeddings import MISSING, NODATA
 from jzi.store.projection import ABSENT, Projection
 from jzi.store.pyramid import Pyramid, TileKey
 from jzi.store.verify import verify_cache
+from jzi.tests.children import run_python
 
 # from rasterio itself
 pytestmark = pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
@@ -170,6 +173,48 @@ def test_a_killed_run_resumes_to_the_same_bytes(tmp_path, fill, files_of, monkey
     report = fill(path, batch_size=batch_size)
     assert report.encoded + report.reused == 60 and (report.damaged == 0)
     assert files_of(path) == files_of(tmp_path / "whole.zarr")
+
+
+KILLED = """
+import os, signal, sys
+from jzi.encode.detail import encode_detail
+from jzi.encode.detail_tiles import EncoderTokens
+from jzi.encode.encoder import Encoder
+from jzi.encode.imagery import Imagery
+from jzi.store.cache import FeatureCache
+from jzi.store.detail_features import DetailFeatures
+cache = FeatureCache.open(sys.argv[1], "r+")
+encoder = Encoder.load(sys.argv[2], image_size=28, device="cpu")
+write, writes = DetailFeatures.write, iter(range(int(sys.argv[4])))
+def killed(self, tiles, tokens):
+    if next(writes, None) is None:
+        write(self, tiles[:1], tokens[:1])
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(self, tiles, tokens)
+DetailFeatures.write = killed
+encode_detail(cache, EncoderTokens(encoder), Imagery([sys.argv[3]], cache.pyramid), 56, batch_size=4)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_process_leaves_what_resumes_to_the_same_bytes(
+    tmp_path, imagery, encoder, encoder_folder, files_of
+) -> None:
+    """With an encoder, whose last bits may depend on which tiles share a batch."""
+
+    def run(path: Path) -> DetailReport:
+        with contextlib.closing(FeatureCache.open(path, "r+")) as cache:
+            return encode_detail(cache, EncoderTokens(encoder), imagery, 56, batch_size=4)
+
+    for name in ("whole", "killed"):
+        FeatureCache.create(tmp_path / name, imagery.pyramid, encoder.info, imagery.info()).close()
+    run(tmp_path / "whole")
+    for writes in (0, 6):
+        arguments = tmp_path / "killed", encoder_folder, imagery.paths[0], writes
+        run_python(KILLED, *arguments, code=-signal.SIGKILL)
+    left = run(tmp_path / "killed")
+    assert 0 < left.reused < 60 and left.encoded + left.reused == 60
+    assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
 
 
 def test_a_run_killed_before_the_header_fits_the_same_projection_again(tmp_path, fill, files_of, monkeypatch) -> None:
