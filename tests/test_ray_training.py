@@ -85,9 +85,8 @@ def test_the_loss_of_known_headings_is_the_cross_entropy_over_places() -> None:
     assert weights[0].argmax() == 5 and (weights[0, 0] == 0).all()  # row 1, column 2
     decoder, rerank = ray_losses(scores, mask, weights, pairs)
     flat = scores.masked_fill(~mask[pairs.window], -math.inf).flatten(1)
-    expected = [
-        -(weights[n].flatten() * flat[n].log_softmax(0).masked_fill(~mask[n].flatten(), 0)).sum() for n in (0, 1)
-    ]
+    log_share = flat[:2].log_softmax(1).masked_fill(~mask.flatten(1), 0)
+    expected = -(weights.flatten(1) * log_share).sum(1)
     assert decoder == pytest.approx(float(expected.mean()), rel=1e-5)
     both = [torch.cat([flat[n], flat[2 + n]]).logsumexp(0) - flat[n].logsumexp(0) for n in (0, 1)]
     assert rerank - decoder == pytest.approx(float(sum(both) / 2), rel=1e-4)
@@ -147,8 +146,8 @@ def test_a_killed_run_goes_on_to_the_same_losses_and_weights(tmp_path: Path, mon
 
 @pytest.mark.slow
 def test_a_tiny_refiner_learns_the_place_and_the_heading(tmp_path: Path) -> None:
-    scene = RayScene.draw(240, 60)
-    config = replace(QUICK, epochs=14, batch_size=24, learning_rate=4e-3, patience=20)
+    scene = RayScene.draw(200, 60)
+    config = replace(QUICK, epochs=4, batch_size=20, learning_rate=5e-3)
     train(tmp_path, scene, config)
     refiner, _ = load_refiner(tmp_path)
     windows = draw_windows(scene.val, scene.area, REFINE.window_m, SMALL.pixels, "uniform", (99,))
@@ -162,5 +161,5 @@ def test_a_tiny_refiner_learns_the_place_and_the_heading(tmp_path: Path) -> None
     error = (place - (batch.truth.place + 0.5) * SMALL.pixels).norm(dim=1) * SMALL.token_m
     heading = output.heading_posterior().argmax(1) * (360 / SMALL.bins)
     away = ((heading - batch.truth.heading_deg + 180) % 360 - 180).abs()
-    assert error.median() < 4.0  # of windows of 24 m; a constant guess has 8 m
-    assert away.median() < 30.0
+    assert error.median() < 3.0  # of windows of 24 m; a constant guess has 8 m
+    assert away.median() < 15.0  # headings are 30 degrees apart
