@@ -20,8 +20,8 @@ DIRECTIONS, STEPS = 1024, 100
 #: Share by which masses may differ that count as equal, and moves towards a mean.
 EQUAL, SHIFTS = 1e-3, 5
 
-#: Greatest standard deviation that a truncated distribution is taken for, in radii of the disc.
-WIDEST = 2.0
+#: Greatest standard deviation of an ellipse, in radii of the disc: what is broader looks even within it.
+WIDEST = 1.0
 
 
 class Ellipse(NamedTuple):

@@ -17,10 +17,10 @@ from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 
 from jzi.encode.imagery import Imagery
-from jzi.errors import JziError
-from jzi.locate.location import LocateOptions
+from jzi.errors import ConfigError, JziError
+from jzi.locate.location import Camera, LocateOptions
 from jzi.locate.locator import Locator
-from jzi.locate.ranges import DISTANCE
+from jzi.locate.ranges import DISTANCE, HEADING, HEADING_SD
 from jzi.serve.batch import BatchLocator
 from jzi.serve.guard import Access, Guard
 from jzi.serve.limits import Limits, RefusedError, StoppingError
@@ -32,7 +32,7 @@ from jzi.serve.uploads import Reservation, Upload, Uploads
 from jzi.store.cell_grid import longer_side
 from jzi.version import __version__
 
-PARAMETERS = {"estimate", "radius", "top", "details", "near", "within"}
+PARAMETERS = {"estimate", "radius", "top", "details", "near", "within", "heading", "heading_sd", "panorama"}
 
 
 class Problem(BaseModel):
@@ -122,9 +122,23 @@ def make_app(
         within: float | None = Query(
             None, gt=0, le=DISTANCE.high, allow_inf_nan=False, description="prior: largest distance from `near`, metres"
         ),
+        heading: float | None = Query(
+            None,
+            ge=HEADING.low,
+            le=HEADING.high,
+            allow_inf_nan=False,
+            description="of a service that refines: azimuth of the photo's centre from true north, degrees",
+        ),
+        heading_sd: float | None = Query(
+            None, gt=0, le=HEADING_SD.high, allow_inf_nan=False, description="its standard deviation, degrees"
+        ),
+        panorama: bool | None = Query(None, description="of a service that refines: the photo is a 360° panorama"),
     ) -> Response:
         check_names(set(request.query_params), PARAMETERS)
-        options, position = LocateOptions(estimate, radius, top), parse_position(near, within)
+        camera = Camera(heading, heading_sd, panorama)
+        if camera and not locator.stages:
+            raise ConfigError("heading, heading_sd and panorama are for a service that refines: leave them out")
+        options, position = LocateOptions(estimate, radius, top, camera=camera), parse_position(near, within)
 
         def make_job(upload: Upload) -> Job:
             return Job(upload.photo, upload.name, options, position, within, upload.region, details)

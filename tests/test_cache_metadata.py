@@ -21,7 +21,9 @@ from jzi.store.cache import ENCODED, FeatureCache
 from jzi.store.cache_header import MAX_ROWS
 from jzi.store.documents import MAX_DOCUMENT
 from jzi.store.info import EncoderInfo, ImageryInfo
+from jzi.store.projection import Projection
 from jzi.store.pyramid import Pyramid, TileKey
+from jzi.store.token_info import DetailInfo, PhotoTokensInfo
 from jzi.store.verify import repair_cache, verify_cache
 from tests import hostile
 
@@ -50,9 +52,23 @@ def template(tmp_path_factory: pytest.TempPathFactory, info: EncoderInfo) -> Pat
     cache.queries.require_views(1, {"seed": 3})
     values = {"status": np.ones(PHOTOS), "views": np.ones(PHOTOS), "photo_sha256": np.full(PHOTOS, "0" * 64, object)}
     cache.queries.write(rows, values, rng.normal(size=(PHOTOS, 2, 8)).astype(np.float16))
+    add_tokens(cache, rows, rng)
     cache.consolidate()
     cache.close()
     return path
+
+
+def add_tokens(cache: FeatureCache, rows: np.ndarray, rng: np.random.Generator) -> None:
+    """Tokens at a high resolution, of 2 x 2 a tile, and tokens of photos."""
+    projection = Projection.fit(rng.normal(size=(50, 8)), 3)
+    common = {"source_width": 8, "width": 3, "projection": projection.digest}
+    detail = cache.require_detail(DetailInfo(pixels=4, patch=2, fingerprint="c" * 64, **common), projection)
+    tiles = [(row, col) for row in range(2) for col in range(2)]
+    detail.write(tiles, list(rng.integers(-127, 128, (4, 2, 2, 3)).astype(np.int8)))
+    detail.write_status((slice(0, 2), slice(0, 2)), np.full((2, 2), ENCODED, np.uint8))
+    tokens = cache.queries.create_tokens(PhotoTokensInfo(rows=1, cols=2, **common), projection)
+    tokens.write(rows, list(rng.integers(-127, 128, (PHOTOS, 1, 2, 3)).astype(np.int8)))
+    tokens.mark(rows, 1)
 
 
 @pytest.fixture
@@ -60,13 +76,17 @@ def path(template: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(template, tmp_path / "town.zarr"))
 
 
-def read_everything(path: Path) -> list[Any]:
-    """What commands read of a cache, comparable."""
+def read_everything(path: Path, tokens: bool = True) -> list[Any]:
+    """What commands read of a cache, comparable; format 1 had no tokens for refiners."""
     cache = FeatureCache.open(path)
     features = cache.read_map(cells=True)
     frame = cache.queries.encoded()
     arrays = [*features.embedding, *features.status, features.cells, cache.tokens(TileKey(1, 0, 1))]
     arrays += [cache.queries.embedding(frame.index, 1), cache.embedding(TileKey(1, 1, 0))]
+    if tokens:
+        arrays += [cache.detail.status(), *cache.detail.read_many([(0, 1), (1, 1)]), cache.detail.projection.basis]
+        photos = cache.queries.tokens
+        arrays += [photos.status(), photos.read(frame.index), photos.projection.scale]
     facts = [cache.pyramid, cache.encoder, cache.imagery, cache.cells.footprint, cache.queries.augmentation]
     return [*(np.asarray(array).tobytes() for array in arrays), *map(repr, facts), frame.to_csv()]
 
@@ -79,7 +99,7 @@ def documents(path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("change", [hostile.flip, hostile.edit_json])
-@pytest.mark.parametrize("part", ["map", "queries", "cells", ""])
+@pytest.mark.parametrize("part", ["map", "queries", "cells", "detail", ""])
 def test_changed_metadata_is_noticed_named_and_repaired(path: Path, change: Callable, part: str) -> None:
     expected, originals = read_everything(path), {file: file.read_bytes() for file in documents(path)}
     files = [file for file in documents(path / part) if part or file.parent == path]
@@ -126,6 +146,10 @@ def json_of(data: bytes) -> str | None:
         ("map/1/status", {"data_type": "int8"}),
         ("map/1/tokens", {"codecs": [{"name": "bytes", "configuration": {"endian": "big"}}]}),
         ("queries/latitude", {"attributes": {"units": "radians"}}),
+        ("detail/tokens", {"shape": [2, 2, 2, 2, 10**12]}),
+        ("detail/basis", {"fill_value": 1.0}),
+        ("queries/tokens", {"fill_value": 0}),
+        ("queries/tokens_mean", {"shape": [9]}),
         ("map/2/spatial_ref", {"attributes": {}}),
     ],
 )
@@ -197,13 +221,60 @@ def test_a_hostile_header_with_a_right_digest_is_still_bounded(path: Path) -> No
 
     file = path / "queries/zarr.json"
     document = json.loads(file.read_text())
-    for change in ({"rows": MAX_ROWS + 1}, {"rows": -1}, {"views": 256}, {"columns": {"": "string"}}, {"extra": 1}):
+    tokens = document["attributes"]["jzi"]["photo_tokens"]
+    for change in (
+        {"rows": MAX_ROWS + 1},
+        {"rows": -1},
+        {"views": 256},
+        {"columns": {"": "string"}},
+        {"extra": 1},
+        {"photo_tokens": {**tokens, "cols": 10**9}},
+        {"photo_tokens": {**tokens, "width": 9}},
+        {"photo_tokens": {**tokens, "rows": 4096, "cols": 4096, "width": 8}},
+        {"photo_tokens": {**tokens, "projection": "no digest"}},
+        {"columns": {"tokens": "string"}},
+    ):
         entries = {**document["attributes"]["jzi"], **change}
         entries.pop("digest")
         header = {**entries, "digest": cache_header._digest(entries)}
         file.write_text(json.dumps({**document, "attributes": {"jzi": header}}))
-        with pytest.raises(CacheError, match="invalid entry"):
+        with pytest.raises(CacheError, match=r"invalid entry|cannot be used"):
             FeatureCache.open(path).queries.frame()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pixels": 5},
+        {"pixels": 4096, "patch": 1},
+        {"margin": 1},
+        {"width": 0},
+        {"width": 9},
+        {"source_width": 10**9},
+        {"producer": "stranger"},
+        {"fingerprint": "c"},
+        {"more": 1},
+    ],
+)
+def test_a_hostile_record_of_tokens_is_refused(path: Path, change: dict) -> None:
+    from jzi.store import cache_header
+
+    document = json.loads((path / "zarr.json").read_text())
+    entries = document["attributes"]["jzi"]
+    entries.pop("digest")
+    entries["detail"] |= change
+    document["attributes"]["jzi"] = {**entries, "digest": cache_header._digest(entries)}
+    (path / "zarr.json").write_text(json.dumps(document))
+    with pytest.raises(CacheError, match=r"invalid entry|cannot be used") as error:
+        FeatureCache.open(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_cache_without_tokens_has_the_headers_that_it_had(tmp_path: Path, info: EncoderInfo) -> None:
+    cache = FeatureCache.create(tmp_path / "plain.zarr", Pyramid.around(48.2, 16.37, 800.0, grid=2, levels=2), info)
+    text = (tmp_path / "plain.zarr" / "zarr.json").read_text() + (tmp_path / "plain.zarr/queries/zarr.json").read_text()
+    assert "detail" not in text and "photo_tokens" not in text
+    assert not cache.has_detail and not cache.queries.has_tokens
 
 
 # Interrupted listings, columns, older caches
@@ -255,13 +326,13 @@ def as_format_1(path: Path) -> None:
 
 def test_a_cache_of_format_1_is_converted_by_who_writes_and_named_by_who_reads(path: Path) -> None:
     before = FeatureCache.open(path).queries.frame().drop(columns="km/h")
-    expected = read_everything(path)[:-1]
+    expected = read_everything(path, tokens=False)[:-1]
     as_format_1(path)
     with pytest.raises(CacheError, match=r"cache format 1.*verify --repair"):
         FeatureCache.open(path)
     run = CliRunner().invoke(main, ["cache", "verify", "--repair", str(path)])
     assert run.exit_code == 0, run.output
-    assert read_everything(path)[:-1] == expected
+    assert read_everything(path, tokens=False)[:-1] == expected
     pd.testing.assert_frame_equal(FeatureCache.open(path).queries.frame(), before)
 
 

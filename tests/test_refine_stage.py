@@ -176,8 +176,15 @@ def test_the_service_refines_too(town) -> None:
 
     locator = jzi.load("model", cache="features.zarr", refine=True)
     with TestClient(make_app(locator), base_url="http://localhost") as client:
-        reply = client.post("/locate", files={"photo": Path("photos/day0/000.jpg").read_bytes()})
-    assert reply.status_code == 200, reply.text
+        photo = {"photo": Path("photos/day0/000.jpg").read_bytes()}
+        reply = client.post("/locate", files=photo)
+        turned = client.post("/locate", files=photo, params={"heading": 270, "heading_sd": 5})
+        refused = client.post("/locate", files=photo, params={"heading": 999})
+    assert (reply.status_code, turned.status_code, refused.status_code) == (200, 200, 422), reply.text
+    assert abs(turned.json()["fix"]["heading_deg"] - 270) < 23
+    plain = jzi.load("model")
+    with TestClient(make_app(plain), base_url="http://localhost") as client:
+        assert "for a service that refines" in client.post("/locate", files=photo, params={"panorama": 1}).text
     assert reply.json()["fix"]["latitude"] == pytest.approx(answer(town)["fix"]["latitude"], abs=1e-9)
 
 
