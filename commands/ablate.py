@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from jzi.commands.common import UsageError, json_option, print_result, settings_options
 from jzi.commands.pairs import ablate_pairs_command
@@ -58,6 +59,10 @@ def ablate(
             "no variants are given: pass settings with values, such as decoder.layers=2,4,6, or a file of variants"
         )
     if pairs:
+        if click.get_current_context().get_parameter_source("jobs") is not ParameterSource.DEFAULT:
+            raise UsageError(
+                "--jobs does not apply to a data set of pairs, whose runs take a device each: leave it out"
+            )
         ablate_pairs_command(config_file, overrides, variants, name or "grid", not no_reference, seeds, split, as_json)
         return
     if split in ("test1", "test2"):

@@ -296,8 +296,9 @@ class PairEvaluator:
             if dataset.turn_deg:
                 along, across = along_and_across(difference, true_heading)
                 lateral, longitudinal = Errors.of(across, RADII), Errors.of(along, RADII)
+        unknown = "" if options.heading is None else ", unknown orientation"  # compares with no table of the paper
         return CrossViewEvaluation(
-            dataset=dataset.name,
+            dataset=f"{dataset.name}{unknown}",
             split=dataset.split,
             photos=len(dataset),
             retrieval=retrieval,

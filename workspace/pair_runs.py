@@ -18,7 +18,14 @@ from jzi.store.pairs import PairDataset
 from jzi.store.plain import plain
 from jzi.train.pair_task import pair_options, train_pairs
 from jzi.train.run import TrainReport
-from jzi.workspace.pairs import PairSettings, evaluation_pairs, load_pairs, rolled_headings, training_pairs
+from jzi.workspace.pairs import (
+    PairSettings,
+    chosen_split,
+    evaluation_pairs,
+    load_pairs,
+    rolled_headings,
+    training_pairs,
+)
 
 
 def train_on_pairs(
@@ -101,6 +108,7 @@ def evaluate_on_pairs(
     Raises:
         JziError: the network or the data set cannot be used.
     """
+    split = chosen_split(settings, split)
     network, info = load_refiner(folder, best_device())
     if not isinstance(network, UnifyGeo):
         raise ModelError(f"{folder} holds a refiner of kind {info.kind!r}, which works off a cache: train one on pairs")

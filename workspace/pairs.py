@@ -218,7 +218,8 @@ def read_split(settings: PairSettings, split: str) -> PairDataset:
         dataset = kitti.read(folder, chosen)
     if pairs.crop < 1:
         side = float(dataset.side_m.mean())
-        dataset = replace(dataset, view_side_m=pairs.crop * side, shift_m=(1 - pairs.crop) / 2 * side)
+        name = f"{dataset.name}, crops of {pairs.crop:.0%}"  # another protocol than the published one
+        dataset = replace(dataset, name=name, view_side_m=pairs.crop * side, shift_m=(1 - pairs.crop) / 2 * side)
     return dataset
 
 
