@@ -25,7 +25,11 @@ def photos(columns: int, hfov: float, count: int = 2) -> PhotoInput:
 
 def small(config: CachedRefinerConfig = SMALL) -> CachedRefiner:
     torch.manual_seed(0)
-    return CachedRefiner(config).eval()
+    model = CachedRefiner(config).eval()
+    for norm in model.descriptors.norms:  # as after training, not the same for all features
+        torch.nn.init.normal_(norm.weight, 1.0, 0.3)
+        torch.nn.init.normal_(norm.bias, 0.0, 0.3)
+    return model
 
 
 def run(model: CachedRefiner, batch: PhotoInput, tokens: torch.Tensor, mask: torch.Tensor | None = None):
