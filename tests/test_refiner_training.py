@@ -177,7 +177,7 @@ LEARNING = RefinerTrainingConfig(epochs=10, batch_size=20, learning_rate=2e-3, o
 
 @pytest.mark.slow
 def test_a_tiny_refiner_learns_the_place_from_200_photos_and_how_sure_it_is(tmp_path: Path) -> None:
-    scene = Scene.draw(val=80)
+    scene = Scene.draw(val=60)
     train(tmp_path, scene, LEARNING)
     held = replace(scene, val=Scene.draw(train=1, val=300, seed=5).val)  # the same map
     output, windows, error, constant = answers(tmp_path, held)
@@ -199,7 +199,7 @@ def test_a_tiny_refiner_learns_the_place_from_200_photos_and_how_sure_it_is(tmp_
 @pytest.mark.slow
 @pytest.mark.parametrize("control", ["black", "shuffled"])
 def test_without_the_photo_it_is_no_better_than_the_best_constant_guess(tmp_path: Path, control: str) -> None:
-    scene = Scene.draw().with_control(control)
+    scene = Scene.draw(train=150).with_control(control)
     train(tmp_path, scene, replace(LEARNING, epochs=4))
     _, _, error, constant = answers(tmp_path, scene)
     assert gain_over(error, constant).low <= 0
