@@ -44,7 +44,7 @@ HOSTILE := tests/properties/test_hostile.py tests/properties/test_hostile_reques
 	tests/test_model_folder.py tests/test_import_checkpoint.py
 
 fuzz: setup
-	HYPOTHESIS_PROFILE=fuzz $(PYTEST) $(HOSTILE)
+	HYPOTHESIS_PROFILE=fuzz $(PYTEST) --timeout 3600 $(HOSTILE)
 
 # Known vulnerabilities of the packages in constraints.txt; needs network.
 audit: setup

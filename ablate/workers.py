@@ -37,6 +37,10 @@ from jzi.train.data import TrainingData
 #: Variables that mark a process as one of several of a launcher; workers must not inherit them.
 _LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
+#: Seconds for a worker to remove its partial files after SIGTERM. Python ignores what the handler of a signal raises in
+#: a finalizer, so a worker may go on.
+END_S = 30.0
+
 
 def run_trials(variants: Sequence[Sequence[Trial]], jobs: int, *, device: int = 0, first: bool = True) -> None:
     """Run the trials that have not been run.
@@ -97,6 +101,8 @@ def _run_group(group: list[Trial], jobs: int, device: int, bar: tqdm, trials: Se
         for worker in workers:
             worker.terminate()
         for worker in workers:
+            worker.join(END_S)
+            worker.kill()
             worker.join()
     _show(bar, trials)
 
@@ -183,3 +189,5 @@ def _end_with_parent() -> None:
     assert parent is not None
     wait([parent.sentinel])
     os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(END_S)
+    os._exit(143)

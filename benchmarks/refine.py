@@ -26,6 +26,7 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from jzi.benchmarks.pairs import SMALL, panoramas
 from jzi.encode.imagery import Imagery
@@ -162,7 +163,7 @@ def make_panoramas(town: Path, folder: Path, width: int, photos: int) -> None:
     images = panoramas(made, np.stack([x, y], 1), note["seed"], width)
     for name, turn, image in zip(names, turns, images, strict=True):
         rolled = np.roll(np.asarray(image), -int(turn), 1)  # what was `turn` columns right of north is in the middle
-        type(image).fromarray(rolled).save(folder / "photos" / name, quality=92)
+        Image.fromarray(rolled).save(folder / "photos" / name, quality=92)
     pd.DataFrame({
         "id": names,
         "path": names,

@@ -48,7 +48,8 @@ if TYPE_CHECKING:
               help="A GeoJSON file: set up state-wide retrieval in its polygons instead of a square.")  # fmt: skip
 @click.option("--cell", type=number(CELL), help="Side of a region's cells, metres.  [default: 30]")
 @click.option("--rule", type=click.Choice(["touch", "corners", "centre"]),
-              help="Cells of a region: that it touches, or with a corner or the centre in it.")  # fmt: skip
+              help="Cells of a region: that it touches, or with a corner or the centre in it.  "
+              "[default: touch]")  # fmt: skip
 @click.option("--dataset", help="A published data set instead of a map: just-zoom-in, or pairs of photos and aerial "
               "images: vigor, cvusa, cvact, kitti.")  # fmt: skip
 @click.option("--area", type=click.Choice(["same", "cross"]), help="Protocol of VIGOR.  [default: same]")

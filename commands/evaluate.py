@@ -120,9 +120,9 @@ def evaluate_command(
     if region:
         if not retriever:
             raise UsageError("in a region, a retriever is evaluated: add --retriever FOLDER")
-        others = {"--gallery": gallery != "all", "--estimates": estimates, "--plot": plot, "--approximate": approximate,
-                  "--experts": experts, "--beams": beams, "--abstain": abstain is not None,
-                  "--refine": refine is not None}  # fmt: skip
+        others: dict[str, Any] = {"--gallery": gallery != "all", "--estimates": estimates, "--plot": plot,
+                                  "--approximate": approximate, "--experts": experts, "--beams": beams,
+                                  "--abstain": abstain is not None, "--refine": refine is not None}  # fmt: skip
         if given := [name for name, value in others.items() if value]:
             raise UsageError(f"{', '.join(given)} does not apply to a region: leave it out")
         chosen = metres if radii else None

@@ -21,15 +21,25 @@ if TYPE_CHECKING:
 @click.command("train-refiner")
 @settings_options
 @click.option("-o", "--output", metavar="FOLDER", help="Folder of the refiner.  [default: refiner/ in the model's]")
+@click.option(
+    "--also",
+    "others",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help='Also train on another area: a folder with a jzi.toml; may be repeated. For refine.kind = "rays".',
+)
 @json_option
-def train_refiner_command(config_file: Path, overrides: tuple[str, ...], output: str | None, as_json: bool) -> None:
+def train_refiner_command(
+    config_file: Path, overrides: tuple[str, ...], output: str | None, others: tuple[Path, ...], as_json: bool
+) -> None:
     """Train the network that locates photos to metres within the cells that the model proposes.
 
     It is trained on the tokens of the cache (`jzi encode-map --detail`, `jzi encode-queries --tokens`), or on images
-    with refine.source = "trained". Its fusion with the model is fitted on validation photos. An interrupted run is
-    resumed; a finished one is not repeated. On a data set of pairs, UnifyGeo is trained.
+    with refine.source = "trained" or refine.kind = "rays". Its fusion with the model is fitted on validation photos. An
+    interrupted run is resumed; a finished one is not repeated. On a data set of pairs, UnifyGeo is trained.
     """
-    from jzi.workspace.settings import is_pairs, load_settings
+    from jzi.workspace.settings import FILE, is_pairs, load_settings
 
     if is_pairs(config_file):
         train_pairs_command(config_file, overrides, output, as_json)
@@ -41,7 +51,7 @@ def train_refiner_command(config_file: Path, overrides: tuple[str, ...], output:
     from jzi.workspace.refiner_training import train_area_refiner
 
     folder = settings.path(output) if output else settings.path(settings.model.path) / REFINER
-    trained = train_area_refiner(settings, folder)
+    trained = train_area_refiner(settings, folder, [load_settings(other / FILE) for other in others])
     if not processes().is_main_process:
         return
     if trained.note:

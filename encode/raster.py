@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -22,7 +23,7 @@ from rasterio.transform import from_origin
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
-from jzi.encode.raster_sources import OFFLINE, check_sources, open_raster
+from jzi.encode.raster_sources import OFFLINE, REMOTE, check_sources, open_raster
 from jzi.errors import ImageryError, first_line
 from jzi.store.cell_grid import Bounds
 
@@ -353,7 +354,9 @@ def close_rasters() -> None:
 
 
 def _environment(options: RasterOptions) -> AbstractContextManager[Any]:
-    return nullcontext() if options.remote else rasterio.Env(**OFFLINE)
+    if not options.remote:
+        return rasterio.Env(**OFFLINE)
+    return rasterio.Env(**{name: value for name, value in REMOTE.items() if name not in os.environ})
 
 
 def _open(path: str, options: RasterOptions) -> Any:

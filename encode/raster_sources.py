@@ -41,6 +41,10 @@ OFFLINE = {
     "GDAL_VRT_ENABLE_PYTHON": "NO",
 }
 
+#: GDAL options with `map.remote`, unless the environment sets them: a server that does not accept connections, or sends
+#: nothing for a minute, is given up. GDAL waits for it without a bound.
+REMOTE = {"GDAL_HTTP_CONNECTTIMEOUT": "30", "GDAL_HTTP_LOW_SPEED_LIMIT": "1", "GDAL_HTTP_LOW_SPEED_TIME": "60"}
+
 #: Largest VRT, bytes, and the deepest nesting of VRTs.
 MAX_VRT, MAX_DEPTH = 256 * 2**20, 4
 

@@ -143,7 +143,7 @@ class RankFeatures:
 
     Attributes:
         score: (t,) s_t, the logarithm of the front end's probability of the windows' ground.
-        match: (t,) m_t, the greatest match of level 0.
+        match: (t,) m_t, how well the photo fits the window (`RefinerOutput.match`).
         kept: (t,) share of each density that lies in the window's own ground.
         density: (t, P, P) of each window alone.
         ground: what the front end says of the windows' ground.
@@ -169,7 +169,7 @@ def rank_features(output: RefinerOutput, proposals: Proposals, temperature: floa
     kept = (density * (ground.mask & owned(proposals.windows))).sum((1, 2))
     with np.errstate(divide="ignore"):
         score = np.log(ground.probability)
-    return RankFeatures(score, output.level0_max.detach().double().cpu().numpy(), kept, density, ground)
+    return RankFeatures(score, output.match.detach().double().cpu().numpy(), kept, density, ground)
 
 
 def _apart(candidates: Sequence[Candidate], mosaic: Mosaic, options: FixOptions) -> list[Candidate]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
 from jzi.errors import ConfigError
+from jzi.refine.ray_config import RayConfig
 from jzi.store.info import MAX_IMAGE_SIZE, MAX_WIDTH
 from jzi.store.plain import plain
 from jzi.store.setting_checks import check_settings
@@ -23,7 +24,7 @@ STEM, STRIDE = 4, 32
 #: Largest side of the tokens of a window, and number of headings that are compared: more exceed any memory.
 MAX_SIDE, MAX_BINS = 128, 360
 
-Kind = Literal["cached", "unifygeo"]
+Kind = Literal["cached", "unifygeo", "rays"]
 Source = Literal["tokens", "detail", "trained"]
 
 Width = Annotated[int, Field(ge=1, le=MAX_WIDTH)]
@@ -246,7 +247,7 @@ class RefineConfig:
     """The section [refine] of jzi.toml: the refiner and how candidates are refined.
 
     Attributes:
-        kind: "cached" refines off the cache, "unifygeo" from images.
+        kind: "cached" refines off the cache, "unifygeo" from images, "rays" off tokens of its own in the cache.
         source: where a cached refiner's tokens come from (`CachedRefinerConfig.source`).
         window_m: side of the window around a candidate, true metres: a cell and 20 m around it at the default grid.
         top: number of candidates that are refined.
@@ -262,6 +263,7 @@ class RefineConfig:
         dropout: probability of dropout, of a cached refiner.
         trunk: the network that makes the map's tokens where the source is "trained".
         photo_trunk: the network that makes a photo's tokens where the source is "trained".
+        rays: architecture of the refiner of kind "rays"; `side` follows from `window_m`.
 
     Raises:
         ConfigError: the type or the range of a value is wrong.
@@ -285,11 +287,27 @@ class RefineConfig:
     dropout: Dropout = 0.1
     trunk: TrunkConfig = field(default_factory=TrunkConfig)
     photo_trunk: TrunkConfig = field(default_factory=TrunkConfig)
+    rays: RayConfig = field(default_factory=RayConfig)
 
     def __post_init__(self) -> None:
         check_settings("refine", self)
         if self.kind == "cached":
             _check_multiples("channels", self.channels, self.bins, "bins")
+        if self.kind == "rays":
+            self.ray_config()
+
+    def ray_config(self) -> RayConfig:
+        """Architecture of a refiner of kind "rays".
+
+        Raises:
+            ConfigError: the window is no whole number of tokens, or has too many.
+        """
+        side = round(self.window_m / self.rays.token_m)
+        if abs(side * self.rays.token_m - self.window_m) > 1e-6 * self.window_m or not side:
+            raise ConfigError(
+                f"refine.window_m is {self.window_m:g}: give a multiple of refine.rays.token_m, {self.rays.token_m:g}"
+            )
+        return replace(self.rays, side=side)
 
     def cached(self, features: int, photo_features: int, rows: int) -> CachedRefinerConfig:
         """Architecture of a cached refiner.

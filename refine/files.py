@@ -15,16 +15,20 @@ from jzi.refine.cached import CachedRefiner
 from jzi.refine.config import UnifyGeoConfig
 from jzi.refine.info import INFO, WEIGHTS, RefinerInfo, read_refiner_info, verify_weights, write_refiner_info
 from jzi.refine.model import UnifyGeo
+from jzi.refine.ray_config import RayConfig
+from jzi.refine.rays import RayRefiner
 from jzi.store.files import file_sha256
 from jzi.store.model_folder import replace_file
 from jzi.store.tensors import check_finite, check_header
 
-Refiner = UnifyGeo | CachedRefiner
+Refiner = UnifyGeo | CachedRefiner | RayRefiner
 
 
 def make_refiner(info: RefinerInfo) -> Refiner:
     """A refiner of the architecture that is recorded, with random weights."""
-    return UnifyGeo(info.config) if isinstance(info.config, UnifyGeoConfig) else CachedRefiner(info.config)
+    if isinstance(info.config, UnifyGeoConfig):
+        return UnifyGeo(info.config)
+    return RayRefiner(info.config) if isinstance(info.config, RayConfig) else CachedRefiner(info.config)
 
 
 def save_refiner(folder: str | Path, refiner: Refiner, info: RefinerInfo) -> None:

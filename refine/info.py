@@ -13,6 +13,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from jzi.errors import ConfigError, JziError, ModelError, first_line
 from jzi.refine.config import CachedRefinerConfig, Kind, UnifyGeoConfig
+from jzi.refine.ray_config import RayConfig
 from jzi.store.digest_memory import remembered_sha256
 from jzi.store.model_folder import HINT, replace_file
 from jzi.store.plain import plain
@@ -37,7 +38,7 @@ class RefinerInfo:
     """What refiner.json records.
 
     Attributes:
-        kind: "cached" or "unifygeo".
+        kind: "cached", "unifygeo" or "rays".
         config: architecture of the network.
         window_m: side of the windows that it was trained on, true metres.
         temperature: divisor T_D of the logits of the density, fitted on validation photos.
@@ -54,7 +55,7 @@ class RefinerInfo:
     """
 
     kind: Kind
-    config: UnifyGeoConfig | CachedRefinerConfig
+    config: UnifyGeoConfig | CachedRefinerConfig | RayConfig
     window_m: Annotated[float, Field(ge=1, le=10_000)]
     temperature: Divisor = 1.0
     heading_temperature: Divisor = 0.1
@@ -71,7 +72,7 @@ class RefinerInfo:
             raise ConfigError(f"a refiner of kind {self.kind!r} has a {_CONFIGS[self.kind].__name__}: give that")
 
 
-_CONFIGS: dict[str, type[Any]] = {"cached": CachedRefinerConfig, "unifygeo": UnifyGeoConfig}
+_CONFIGS: dict[str, type[Any]] = {"cached": CachedRefinerConfig, "unifygeo": UnifyGeoConfig, "rays": RayConfig}
 
 
 def read_refiner_info(folder: str | Path) -> RefinerInfo:

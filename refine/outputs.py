@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+#: Match of a window without imagery by log-likelihoods.
+LEAST_MATCH = -1e4
+
 Batch = TypeVar("Batch", "PhotoInput", "GroundFeatures", "AerialFeatures", "RefinerOutput")
 
 
@@ -96,11 +99,13 @@ class RefinerOutput:
 
     Attributes:
         logits: (n, P, P) of the photo's position, -inf where masked.
-        levels: four of (n, R, L, L), coarse to fine: cosines in [-1, 1] of the photo's descriptor at R headings and of
-            the map at L x L places; 0 where masked.
+        levels: of (n, R, L, L), coarse to fine: cosines in [-1, 1] of the photo's descriptor at R headings and of the
+            map at L x L places; 0 where masked. Four of UnifyGeo and of refiners like it. If `additive`, one: scores.
         mask: (n, P, P) bool, whether a pixel has imagery.
         log_heading: (n, R) log prior of headings, as of the photos.
-        temperature: divisor of cosines by which the prior is weighted against them.
+        temperature: divisor of cosines by which the prior is weighted against them; 1 if `additive`.
+        additive: whether `levels` are log-likelihoods of places and headings up to a constant that is the same in all
+            windows, rather than cosines.
     """
 
     logits: Tensor
@@ -108,10 +113,11 @@ class RefinerOutput:
     mask: Tensor
     log_heading: Tensor
     temperature: float = 0.1
+    additive: bool = False
 
     @cached_property
     def level_masks(self) -> tuple[Tensor, ...]:
-        """Four of (n, L, L) bool: whether a place of a level has any imagery."""
+        """For each level (n, L, L) bool: whether a place of a level has any imagery."""
         return tuple(pool_mask(self.mask, level.shape[-1]) for level in self.levels)
 
     @property
@@ -121,6 +127,17 @@ class RefinerOutput:
         A prior of headings lowers the cosines of unlikely ones (`roll_scores`). -1 where there is no imagery.
         """
         return level0_max(self.levels[0], self.level_masks[0], self.log_heading, self.temperature)
+
+    @property
+    def match(self) -> Tensor:
+        """(n,) how well each photo fits its window, by which windows of a photo are compared.
+
+        The greatest cosine of level 0; if `additive`, the log-sum-exp of the scores over the window, `LEAST_MATCH`
+        without imagery.
+        """
+        if not self.additive:
+            return self.level0_max
+        return self.logits.flatten(1).logsumexp(1).clamp(min=LEAST_MATCH)
 
     def log_density(self, temperature: float | Tensor = 1.0) -> Tensor:
         """(n, P, P) log of the probability of each pixel, given the window; -inf where masked.

@@ -20,6 +20,7 @@ from jzi.encode.photos import Photo, fit_size, read_photo
 from jzi.errors import ConfigError, PhotoError
 from jzi.locate.expert import Query
 from jzi.refine.config import CachedRefinerConfig, UnifyGeoConfig
+from jzi.refine.ray_config import RayConfig
 from jzi.store.projection import Projection
 
 
@@ -99,7 +100,7 @@ class PixelPhotos:
 
     reads_tokens = False
 
-    def __init__(self, config: UnifyGeoConfig | CachedRefinerConfig) -> None:
+    def __init__(self, config: UnifyGeoConfig | CachedRefinerConfig | RayConfig) -> None:
         self.config = config
 
     def __call__(self, query: Query, view: PhotoView) -> PhotoData | None:
@@ -111,14 +112,14 @@ class PixelPhotos:
 
 
 def read_pixels(
-    photo: Photo, config: UnifyGeoConfig | CachedRefinerConfig, *, panorama: bool, name: str = ""
+    photo: Photo, config: UnifyGeoConfig | CachedRefinerConfig | RayConfig, *, panorama: bool, name: str = ""
 ) -> tuple[NDArray[np.uint8], float]:
     """Read a photo at the size of a refiner.
 
     Args:
         photo: a path, the bytes of a file, an open file or an image.
         config: of the refiner. UnifyGeo takes panoramas of one size, and other photos within another, on black; the
-            trunk of a cached refiner takes all photos stretched to twice its height.
+            trunk of a cached refiner takes all photos stretched to twice its height, and rays those of one size.
         panorama: whether the photo is a panorama.
         name: name of the photo in error messages.
 
@@ -133,6 +134,8 @@ def read_pixels(
         height, width = config.ground_height, config.ground_width if panorama else config.photo_width
         pixels, size = read_photo(photo, width, height, name=name, fit=not panorama)
         return pixels, 1.0 if panorama else fit_size(*size, width, height)[0] / width
+    if isinstance(config, RayConfig):
+        return read_photo(photo, config.photo_width, config.photo_height, name=name)[0], 1.0
     if config.photo_trunk is None:
         raise ConfigError("the refiner reads tokens of photos, not pixels: give it those of a cache")
     height = config.rows * config.photo_trunk.stride

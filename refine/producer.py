@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jzi.errors import ConfigError
-from jzi.refine.cached import CachedRefiner
 from jzi.refine.files import Refiner
 from jzi.refine.info import RefinerInfo
 from jzi.refine.photos import normalised
+from jzi.refine.ray_layers import RayTrunk
+from jzi.refine.trunks import AerialTrunk
 from jzi.refine.window import Window
 from jzi.store.info import MAX_IMAGE_SIZE
 from jzi.store.plain import plain
@@ -37,9 +38,10 @@ class TrunkTokens:
     kind: Literal["encoder", "refiner"] = "refiner"
 
     def __init__(self, refiner: Refiner) -> None:
-        if not isinstance(refiner, CachedRefiner) or refiner.aerial_trunk is None:
+        trunk = getattr(refiner, "aerial_trunk", None)  # UnifyGeo has none
+        if trunk is None:
             raise ConfigError("the refiner has no network of its own for the map: leave --refiner out")
-        self.trunk = refiner.aerial_trunk.eval()
+        self.trunk: AerialTrunk | RayTrunk = trunk.eval()
         config = self.trunk.config
         self.patch, self.width, self.margin = config.stride, config.features, config.margin
         self.device = next(self.trunk.parameters()).device

@@ -24,6 +24,7 @@ from jzi.refine.info import RefinerInfo
 from jzi.refine.outputs import PhotoInput, RefinerOutput
 from jzi.refine.photos import PhotoData, PhotoSource, view_of_query
 from jzi.refine.proposals import propose
+from jzi.refine.ray_config import RayConfig
 from jzi.refine.window import Windows
 
 
@@ -141,8 +142,7 @@ class RefineStage:
             windows: (window,).
         """
         config, count = self.refiner.config, len(windows)
-        side = config.pixels if isinstance(config, UnifyGeoConfig) else config.side
-        tokens, mask = self.windows.read(windows, side)
+        tokens, mask = self._read(windows)
         batch = lambda value: None if value is None else value[None]  # noqa: E731 - a batch of one
         one = PhotoInput(
             hfov_deg=torch.tensor([view.hfov_deg], dtype=torch.float32),
@@ -156,6 +156,14 @@ class RefineStage:
         ground = replace(ground, log_heading=self._prior(view, windows))
         aerial = self.refiner.aerial(torch.as_tensor(tokens).to(self.device))
         return self.refiner.match(ground, aerial, torch.from_numpy(mask).to(self.device))
+
+    def _read(self, windows: Windows) -> tuple[Any, NDArray[np.bool_]]:
+        """What the refiner takes of windows."""
+        config = self.refiner.config
+        if isinstance(config, RayConfig):
+            around = replace(windows, side_m=windows.side_m * config.outer / config.side)
+            return self.windows.read(around, config.outer)
+        return self.windows.read(windows, config.pixels if isinstance(config, UnifyGeoConfig) else config.side)
 
     def _prior(self, view: PhotoView, windows: Windows) -> torch.Tensor:
         """(window, R) log prior of headings from each window's grid north."""

@@ -9,6 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from jzi.errors import ConfigError
 from jzi.locate.prior_weights import check_circle
 from jzi.serve.limits import REGION_BYTES
+from jzi.store.setting_checks import first_invalid
 
 #: The form of `POST /locate`, in the terms of OpenAPI; `jzi.serve.uploads` receives it.
 BODY: dict[str, Any] = {
@@ -66,7 +67,6 @@ def check_names(names: set[str], allowed: set[str]) -> None:
 
 def sentence(error: RequestValidationError) -> str:
     """The first of a request's errors in one sentence: the parameter, its range and its value."""
-    first = error.errors()[0]
-    name, message = first["loc"][-1], first["msg"].partition(", unable")[0]
-    message = message.replace("Input should", "must").replace("String should", "must")
-    return f"{name} {message}, not {first['input']!r:.40}"
+    invalid = first_invalid(error)
+    reason = invalid.reason.partition(", unable")[0].replace("Input should", "must").replace("String should", "must")
+    return f"{invalid.name.rpartition('.')[2]} {reason}, not {invalid.value!r:.40}"

@@ -11,33 +11,32 @@ stale lock is replaced by a plain write: of two processes that do so within `SET
 
 Processes of one `accelerate launch` are one writer: the main process takes the lock for all. A process can take a lock
 several times.
+
+An object that holds a lock can be collected as garbage in any thread at any moment: in the thread that is starting for
+another lock, or in zarr's event loop while a thread that takes a lock waits for its answer. So nothing waits in a
+finalizer, and while `_registry_lock` is held no other process and no start of a thread is waited for.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
-import json
 import os
-import socket
+import queue
 import sys
 import threading
 import time
-import uuid
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-import psutil
-from pydantic import TypeAdapter
 from tqdm import tqdm
 
 from jzi.errors import CacheError, JziError, first_line
 from jzi.store.lock_files import LocalLockFile, LockFile, StoreLockFile
+from jzi.store.lock_owner import LockOwner, machine
 from jzi.store.storage import is_url, storage_errors
 
 #: Seconds between two signs of life, and after how many without one a lock is taken over. A share's clients may cache a
@@ -49,68 +48,6 @@ POLL_S = 1.0
 
 #: What to do if another process owns the lock; "shared": another process of this launch has taken it for this one too.
 LockMode = Literal["wait", "refuse", "shared"]
-
-
-@dataclass(frozen=True)
-class LockOwner:
-    """A process that owns a lock.
-
-    Attributes:
-        token: random; identifies the lock.
-        host: name of the machine, for people.
-        machine: identifies the machine since it was started, and the container.
-        pid: process id.
-        started: when the process was started, seconds since 1970; a later process may have the same id.
-        command: its command, for people.
-        since: when it took the lock, seconds since 1970.
-    """
-
-    token: str
-    host: str
-    machine: str
-    pid: int
-    started: float
-    command: str
-    since: float
-
-    @classmethod
-    def this_process(cls) -> LockOwner:
-        """This process, with a new token."""
-        program, *arguments = sys.argv or ["python"]
-        name = "jzi" if Path(program).name in ("jzi", "__main__.py") else Path(program).name
-        command = " ".join([name, *arguments[:1]])[:80]
-        started = psutil.Process().create_time()
-        return cls(uuid.uuid4().hex, socket.gethostname(), _machine(), os.getpid(), started, command, time.time())
-
-    @classmethod
-    def parse(cls, data: bytes) -> LockOwner | None:
-        """Read a record; None if it is damaged or still being written."""
-        with suppress(ValueError):  # of pydantic too
-            return _OWNER.validate_json(data, strict=True)
-        return None
-
-    def record(self) -> bytes:
-        """The record that `parse` reads."""
-        return json.dumps(asdict(self)).encode()
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether the process was on this machine and has ended; False if it cannot be known."""
-        if self.machine != _machine() or not 0 < self.pid < 2**31:
-            return False
-        try:
-            return abs(psutil.Process(self.pid).create_time() - self.started) > 2
-        except psutil.NoSuchProcess:
-            return True
-        except psutil.Error:
-            return False
-
-    def __str__(self) -> str:
-        text = f"`{self.command:.80}` (process {self.pid} on {self.host:.60})"
-        return "".join(character for character in text if character.isprintable())
-
-
-_OWNER = TypeAdapter(LockOwner)
 
 
 class WriterLock:
@@ -133,12 +70,19 @@ class WriterLock:
         if mode == "shared":
             return
         name = str(path).rstrip("/") if is_url(path) else str(Path(path).resolve())
-        with _registry_lock:
+        with _registry_section():
             held = _registry.get(name)
             if held is None or held.pid != os.getpid():
-                held = _registry[name] = _Held(name, self._take(mode))
+                held = _registry[name] = _Held(name)
             held.count += 1
             self._held = held
+        try:
+            with held.taking:
+                if held.file is None:
+                    held.start(self._take(mode))
+        except BaseException:
+            self.release()
+            raise
 
     def __enter__(self) -> WriterLock:
         return self
@@ -148,12 +92,13 @@ class WriterLock:
 
     def release(self) -> None:
         """Release the lock, if it has not been released."""
+        with _registry_section():
+            self._leave()
+
+    def _leave(self) -> None:
         held, self._held = self._held, None
         if held is not None and held.pid == os.getpid():
-            with _registry_lock:
-                held.count -= 1
-                if held.count == 0:
-                    held.release()
+            held.leave()
 
     @contextlib.contextmanager
     def released_on_error(self) -> Iterator[None]:
@@ -167,19 +112,18 @@ class WriterLock:
     def release_with(self, holder: object) -> None:
         """Release the lock when an object is collected, or the process ends.
 
-        A garbage collection may happen while zarr's event loop waits for the thread in which it happens, so the
-        requests of a URL are sent from another one.
-
         Args:
             holder: the object.
         """
-        weakref.finalize(holder, self._release_anywhere).atexit = False  # `_release_all` does it then
+        weakref.finalize(holder, self._release_later).atexit = False  # `_release_all` does it then
 
-    def _release_anywhere(self) -> None:
-        if is_url(self.path):
-            threading.Thread(target=self.release, name="release of a lock", daemon=True).start()
-        else:
-            self.release()
+    def _release_later(self) -> None:
+        """Release the lock now if that needs neither a request nor another thread's section, else soon."""
+        if not is_url(self.path):
+            _dropped.put(self)
+            _release_dropped()
+        elif (held := self._held) is not None:
+            held.tasks.put(self.release)
 
     def check(self) -> None:
         """Check that no other process has taken over the lock, such as while this one was suspended.
@@ -210,7 +154,7 @@ class WriterLock:
                     alive = first_age is not None and age < first_age  # it was touched since
                     first_age = age if first_age is None else max(age, first_age)
                     label = str(other) if other else "another process"
-                    local = other is not None and other.machine == _machine()
+                    local = other is not None and other.machine == machine()
                     if mode == "refuse" and (alive or local):
                         raise self._error(f"{self.path} is being written by {label}: wait for it to end, or stop it")
                     if not announced:
@@ -227,38 +171,91 @@ class WriterLock:
 
 
 class _Held:
-    """A lock of this process, with the thread that shows signs of life."""
+    """A lock of this process, with the thread that shows signs of life.
 
-    def __init__(self, name: str, file: LockFile) -> None:
-        self.name, self.file, self.pid, self.count = name, file, os.getpid(), 0
-        self._lost, self._released, self._beat_at = threading.Event(), threading.Event(), time.time()
+    Attributes:
+        count: number of `WriterLock`s that hold it, or wait until it is taken; changed in a `_registry_section`.
+        taking: held by the thread that takes it.
+        file: the lock's file; None until it is taken.
+        tasks: what its thread is to do; None to end.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name, self.pid, self.count, self.taking = name, os.getpid(), 0, threading.Lock()
+        self.file: LockFile | None = None
+        # Putting into this queue is allowed in a finalizer, setting an event is not: the thread may be waiting for it
+        self.tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._lost = self._released = False
+
+    def start(self, file: LockFile) -> None:
+        """Begin to show signs of life."""
+        self.file, self._beat_at = file, time.time()
         threading.Thread(target=self._run, name="writer lock", daemon=True).start()
 
     def is_lost(self) -> bool:
         """Whether another process has taken over the lock."""
         if time.time() - self._beat_at > 2 * HEARTBEAT_S:  # this process was suspended
             self._beat()
-        return self._lost.is_set()
+        return self._lost
 
     def _run(self) -> None:
-        while not (self._released.wait(HEARTBEAT_S) or self._lost.is_set()):
-            self._beat()
+        while True:
+            try:
+                task = self.tasks.get(timeout=HEARTBEAT_S)
+            except queue.Empty:
+                task = self._beat
+            if task is None:
+                return
+            task()
 
     def _beat(self) -> None:
+        if self._lost or self.file is None:
+            return
         with suppress(Exception):  # such as a share that is gone for a moment: the next beat tries again
-            if not self.file.touch() and not self._released.is_set():
-                self._lost.set()
+            if not self.file.touch() and not self._released:
+                self._lost = True
             self._beat_at = time.time()
 
+    def leave(self) -> None:
+        """Count one holder less, and release the lock with the last one."""
+        self.count -= 1
+        if self.count == 0:
+            if _registry.get(self.name) is self:
+                del _registry[self.name]
+            self.release()
+
     def release(self) -> None:
-        self._released.set()
-        _registry.pop(self.name, None)
-        with suppress(Exception):  # it becomes stale
-            self.file.delete()
+        self._released = True
+        self.tasks.put(None)
+        if self.file is not None:
+            with suppress(Exception):  # it becomes stale
+                self.file.delete()
 
 
 _registry: dict[str, _Held] = {}
-_registry_lock = threading.RLock()
+_registry_lock = threading.Lock()
+
+#: Locks whose holders were collected; released by whoever has the registry.
+_dropped: queue.SimpleQueue[WriterLock] = queue.SimpleQueue()
+
+
+@contextlib.contextmanager
+def _registry_section() -> Iterator[None]:
+    try:
+        with _registry_lock:
+            yield
+    finally:
+        _release_dropped()
+
+
+def _release_dropped() -> None:
+    """Release the locks of collected holders, unless a thread is in a section, which does it at the end of that."""
+    while not _dropped.empty() and _registry_lock.acquire(blocking=False):
+        try:
+            with suppress(queue.Empty):
+                _dropped.get_nowait()._leave()
+        finally:
+            _registry_lock.release()
 
 
 @atexit.register
@@ -270,13 +267,3 @@ def _release_all() -> None:
 
 def _lock_file(path: str | Path) -> contextlib.closing[LockFile]:
     return contextlib.closing(StoreLockFile(path) if is_url(path) else LocalLockFile(path))
-
-
-@lru_cache
-def _machine() -> str:
-    """Identify the machine since it was started and the namespace of process ids, which a container has of its own."""
-    parts = [socket.gethostname()]
-    with suppress(OSError):
-        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
-        parts.append(str(Path("/proc/self/ns/pid").readlink()))
-    return " ".join(parts)

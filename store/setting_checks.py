@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 from functools import lru_cache
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, NamedTuple, Protocol, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -30,7 +31,15 @@ class InvalidEntry(NamedTuple):
         return f"invalid entry {self.name:.100} ({self.reason})"
 
 
-def first_invalid(error: ValidationError) -> InvalidEntry:
+class Refusal(Protocol):
+    """Pydantic's `ValidationError`, or the errors of pydantic that FastAPI collects about a request."""
+
+    def errors(self) -> Sequence[Any]:
+        """Pydantic's description of each entry that it refuses."""
+        ...
+
+
+def first_invalid(error: Refusal) -> InvalidEntry:
     """Return the first entry that pydantic refuses."""
     first = error.errors()[0]
     return InvalidEntry(".".join(map(str, first["loc"])), first["input"], first["type"], first["msg"])

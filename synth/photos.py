@@ -20,6 +20,7 @@ FREE_VIEW = 9.0  # metres ahead of a camera without anything taller than a car
 EDGE_MARGIN = 20.0  # metres from a camera to the town's edge
 DRAW = 256  # cameras are drawn in groups of this size, so that a photo does not depend on their total number
 JPEG_QUALITY = 92
+FILM_MM = 36.0  # width of the film that a focal length in EXIF refers to
 
 
 def camera_places(town: Town) -> np.ndarray:
@@ -144,15 +145,17 @@ def save_photos(photos: np.ndarray, paths: Iterable[Path], tags: Iterable[Image.
 
 
 def geotags(town: Town, cameras: Cameras) -> list[Image.Exif]:
-    """Return each camera's position and true heading as EXIF."""
+    """Return each camera's position, true heading and focal length as EXIF."""
     lon, lat = town.lon_lat(cameras.x, cameras.y)
     heading = np.radians(cameras.heading_deg)
     # The map's north is not the globe's: the true heading is that of the geodesic to a point 10 m ahead.
     ahead = town.lon_lat(cameras.x + 10 * np.sin(heading), cameras.y + 10 * np.cos(heading))
     azimuth, _, _ = Geod(ellps="WGS84").inv(lon, lat, *ahead)
     tags = []
-    for one_lon, one_lat, one_azimuth in zip(lon, lat, np.asarray(azimuth) % 360, strict=True):
+    focal = np.rint(FILM_MM / 2 / np.tan(np.radians(cameras.fov_deg) / 2)).astype(int)
+    for one_lon, one_lat, one_azimuth, one_focal in zip(lon, lat, np.asarray(azimuth) % 360, focal, strict=True):
         exif = Image.Exif()
+        exif[ExifTags.IFD.Exif] = {ExifTags.Base.FocalLengthIn35mmFilm: int(one_focal)}
         exif[ExifTags.IFD.GPSInfo] = {
             ExifTags.GPS.GPSLatitudeRef: "N" if one_lat >= 0 else "S",
             ExifTags.GPS.GPSLatitude: sexagesimal(abs(one_lat)),

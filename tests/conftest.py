@@ -26,6 +26,7 @@ from PIL import ExifTags, Image
 from rasterio.transform import from_bounds
 
 from jzi.store.pyramid import Pyramid
+from jzi.tests.children import Child
 from jzi.tests.fault_proxy import FaultProxy
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
@@ -192,6 +193,13 @@ def files_of() -> Callable[[Path], dict[str, bytes]]:
         return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
     return read
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Child]]:
+    """Starts processes, which end with the test: the arguments are those of `Child`."""
+    with contextlib.ExitStack() as stack:
+        yield lambda *command, **options: stack.enter_context(Child(*command, **options))
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import os
-import subprocess
+import signal
 import sys
 import time
 from pathlib import Path
@@ -20,11 +20,12 @@ from accelerate import PartialState
 from click.testing import CliRunner
 
 import jzi.train.decoder as training
+from jzi.ablate import workers
 from jzi.ablate.ablation import Ablation
 from jzi.ablate.table import gather_rows, to_csv, to_text, write_tables
 from jzi.ablate.trials import Trial
 from jzi.ablate.variants import Variant, expand_grid, folder_name, read_variants
-from jzi.ablate.workers import _in_order, _start, run_free, use_device
+from jzi.ablate.workers import _in_order, _start, run_free, run_trials, use_device
 from jzi.cli import main
 from jzi.decode.config import DecoderConfig
 from jzi.decode.model import ZoomModel
@@ -280,23 +281,33 @@ def test_threads_of_workers_sleep_at_once_unless_the_user_has_decided_how_they_w
 
 
 @pytest.mark.slow
-def test_an_ablation_that_is_terminated_says_how_to_resume_and_nothing_else(town) -> None:
+def test_an_ablation_that_is_terminated_says_how_to_resume_and_nothing_else(town, start) -> None:
     command = ["ablate", "train.label_smoothing=0,0.2", "--set", "train.epochs=100000", "--no-reference"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "jzi", *command], cwd=town.parent, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
-    )
+    child = start([sys.executable, "-m", "jzi", *command], cwd=town.parent)
     # Not rglob, which would fail in the folders of files that are being written
-    while len(list(town.parent.glob("ablations/*/*/train/metrics.jsonl"))) < 2:
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.terminate()
-    stderr = process.communicate(timeout=60)[1].decode()
-    assert process.returncode == 143
+    child.wait_until(lambda: len(list(town.parent.glob("ablations/*/*/train/metrics.jsonl"))) >= 2)
+    child.process.terminate()
+    child.wait(143)
     assert (
-        stderr.rstrip().splitlines()[-1]
+        child.errors.rstrip().splitlines()[-1]
         == "jzi: interrupted; finished work is kept, run the same command again to resume"
     )
-    assert "leaked" not in stderr and "Traceback" not in stderr
+    assert "leaked" not in child.errors and "Traceback" not in child.errors
+
+
+def fail_and_stay(_: list[Trial], __: int, errors) -> None:
+    """A worker that SIGTERM does not end."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    errors.send(TrainingError("the loss is nan"))
+    time.sleep(600)
+
+
+@pytest.mark.slow
+def test_workers_that_do_not_end_are_killed(town, monkeypatch) -> None:
+    monkeypatch.setattr(workers, "_work", fail_and_stay)
+    monkeypatch.setattr(workers, "END_S", 0.5)
+    with pytest.raises(TrainingError, match="the loss is nan"):
+        run_trials(list(plan(town, []).values()), jobs=1)
 
 
 def test_accelerate_computes_on_the_current_gpu_in_a_worker_and_on_its_own_when_launched(monkeypatch) -> None:

@@ -5,10 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -183,20 +180,16 @@ def test_several_photos_are_located_together_or_along_a_drive(trained, tmp_path)
 
 
 @pytest.mark.slow
-def test_a_killed_encode_goes_on_where_it_was(area, tmp_path) -> None:
+def test_a_killed_encode_goes_on_where_it_was(area, tmp_path, start) -> None:
     code = (
         "import jzi.store.chunk_writer as w, jzi.encode.encoder as e, time; w.WRITE_EVERY_S = 0;"
         "encode = e.Encoder.encode_tiles;"
         "e.Encoder.encode_tiles = lambda *a: (time.sleep(0.2), encode(*a))[1];"
         "from jzi.cli import main; main(['encode-map', '--set', 'encoder.batch_size=16'])"
     )
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stderr=subprocess.DEVNULL)
-    status = tmp_path / "features.zarr" / "map" / "2" / "status" / "c" / "0" / "0"
-    while not status.exists():
-        assert process.poll() is None
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    child = start([sys.executable, "-c", code], cwd=tmp_path)
+    child.wait_until((tmp_path / "features.zarr" / "map" / "2" / "status" / "c" / "0" / "0").exists)
+    child.end()
     report = json.loads(area("encode-map --json").stdout)
     assert report["encoded"] > 0 and report["reused"] > 0 and report["encoded"] + report["reused"] == 273
     resumed = FeatureCache.open(tmp_path / "features.zarr").read_map()
@@ -315,7 +308,7 @@ def files_below(folder: Path) -> dict[str, bytes]:
         ("train-decoder --set train.init=gone --set model.path=new", "there is no model in"),
         ("encode-queries --set queries.views=256", "queries.views"),
         ("info gone", "there is nothing at gone"),
-        ("info photos", "neither a cache"),
+        ("info photos", "but no cache"),
     ],
 )
 def test_bad_input_is_one_sentence_and_changes_nothing(trained, tmp_path, command: str, says: str) -> None:

@@ -146,7 +146,7 @@ def test_a_download_without_network_is_one_sentence(tmp_path) -> None:
 
 
 def test_an_unknown_data_set_is_refused(tmp_path) -> None:
-    assert "the only one is just-zoom-in" in run(f"init --dataset other {tmp_path}", code=2).stderr
+    assert "give just-zoom-in, vigor" in run(f"init --dataset other {tmp_path}", code=2).stderr
 
 
 def test_tables_for_splits_that_do_not_exist_are_refused(tmp_path) -> None:

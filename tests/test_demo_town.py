@@ -13,6 +13,7 @@ import torch
 from PIL import ExifTags, Image
 from pyproj import Proj
 
+from jzi.encode.photo_view import read_view
 from jzi.errors import ConfigError
 from jzi.synth.photos import CLEARANCE, place_cameras
 from jzi.synth.render import Cameras, Scene, orthophoto, render
@@ -106,6 +107,14 @@ def test_exif_tells_the_camera_within_10_cm_on_a_street_and_its_heading(written:
         assert town.street[town.scene.pixel(x, y)]
         from_true_north = cameras.heading_deg[index] + Proj(town.crs).get_factors(lon, lat).meridian_convergence
         assert abs((float(gps[ExifTags.GPS.GPSImgDirection]) - from_true_north + 180) % 360 - 180) < 0.02
+
+
+def test_exif_tells_the_field_of_view_within_the_rounding_of_the_focal_length(written: Path, town: Town) -> None:
+    cameras = place_cameras(town, 7, 12)
+    for index in range(12):
+        view = read_view(written / "photos" / f"{index:05d}.jpg")
+        assert not view.panorama
+        assert view.hfov_deg == pytest.approx(cameras.fov_deg[index], abs=1.6)
 
 
 def test_cameras_keep_clear_of_walls(town: Town) -> None:

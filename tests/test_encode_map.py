@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from jzi.errors import CacheCorruptError, EncoderError, ImageryError
 from jzi.store import chunk_writer
 from jzi.store.cache import ENCODED, MISSING, NODATA, FeatureCache
 from jzi.store.pyramid import Pyramid, TileKey
+from jzi.tests.children import run_python
 
 # from rasterio itself
 pytestmark = pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
@@ -261,9 +261,7 @@ def test_killed_encode_resumes_to_the_same_cache(
     town: Town, whole: dict, files_of: Callable, encoder_folder: Path, raster: Path
 ) -> None:
     town.cache()
-    arguments = [town.path, encoder_folder, raster]
-    process = subprocess.run([sys.executable, "-c", KILLED, *map(str, arguments)], capture_output=True, check=False)
-    assert process.returncode == -signal.SIGKILL, process.stderr.decode()
+    run_python(KILLED, town.path, encoder_folder, raster, code=-signal.SIGKILL)
     kept = assert_sound(town.cache())
     assert 0 < kept <= 30 * 8
     assert town.run() == MapReport(820 - kept, kept, 0, 0)

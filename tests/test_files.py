@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import platform
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from jzi.store.files import remove_leftovers, write_whole
+from jzi.tests.children import run_python
 
 #: Writes a file as safetensors does, by way of another temporary file, and is killed meanwhile.
 KILLED = """
@@ -33,7 +32,7 @@ def killed(tmp_path: Path) -> Path:
     """A file whose writer was killed."""
     path = tmp_path / "a.bin"
     path.write_bytes(b"before")
-    assert subprocess.run([sys.executable, "-c", KILLED, path]).returncode == -signal.SIGKILL
+    run_python(KILLED, path, code=-signal.SIGKILL)
     assert path.read_bytes() == b"before"
     assert len(names(tmp_path)) > 1
     return path

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -18,9 +17,11 @@ from jzi.store import lock as module
 from jzi.store import lock_files
 from jzi.store.cache import FeatureCache
 from jzi.store.info import EncoderInfo
-from jzi.store.lock import LockOwner, WriterLock
+from jzi.store.lock import WriterLock
 from jzi.store.lock_files import LocalLockFile, StoreLockFile
+from jzi.store.lock_owner import LockOwner
 from jzi.store.pyramid import Pyramid
+from jzi.tests.children import Child, run_python
 from jzi.workspace.caches import remove_cache
 
 HOLD = """
@@ -28,7 +29,7 @@ import sys, time
 from jzi.store.lock import WriterLock
 lock = WriterLock(sys.argv[1])
 print("held", flush=True)
-sys.stdin.read() if len(sys.argv) < 3 else time.sleep(float(sys.argv[2]))
+time.sleep(float([*sys.argv, 600][2]))
 lock.release()
 """
 
@@ -39,21 +40,15 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def hold() -> Iterator[Callable[..., subprocess.Popen]]:
-    """Start a process that holds the lock of a path until its standard input is closed, or for some seconds."""
-    processes = []
+def hold(start: Callable[..., Child]) -> Callable[..., Child]:
+    """Start a process that holds the lock of a path, for some seconds or for good."""
 
-    def start(path: Path, *seconds: str) -> subprocess.Popen:
-        line = [sys.executable, "-c", HOLD, str(path), *seconds]
-        process = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        processes.append(process)
-        assert process.stdout is not None and process.stdout.readline() == "held\n"
-        return process
+    def hold(path: Path, *seconds: str) -> Child:
+        child = start([sys.executable, "-c", HOLD, path, *seconds])
+        child.wait_until(lambda: child.output == "held\n")
+        return child
 
-    yield start
-    for process in processes:
-        process.kill()
-        process.communicate()
+    return hold
 
 
 def lock_file(path: Path) -> Path:
@@ -67,8 +62,8 @@ def write_lock(path: Path, age: float, **changes: object) -> None:
 
 
 def test_a_second_writer_is_refused_with_the_owner_and_writes_nothing(path: Path, hold, pyramid, info) -> None:
-    process = hold(path)
-    with pytest.raises(CacheError, match=rf"town.zarr is being written by .*process {process.pid} on ") as error:
+    child = hold(path)
+    with pytest.raises(CacheError, match=rf"town.zarr is being written by .*process {child.pid} on ") as error:
         FeatureCache.create(path, pyramid, info, lock="refuse")
     assert "\n" not in str(error.value) and not path.exists()
     with pytest.raises(ModelError, match="being written"):
@@ -76,9 +71,9 @@ def test_a_second_writer_is_refused_with_the_owner_and_writes_nothing(path: Path
 
 
 def test_a_second_writer_waits_with_a_message_and_then_writes(path: Path, hold, pyramid, info, capsys) -> None:
-    process = hold(path, "1.5")
+    child = hold(path, "1.5")
     assert FeatureCache.open_or_create(path, pyramid, info).pyramid == pyramid
-    assert f"process {process.pid}" in capsys.readouterr().err
+    assert f"process {child.pid}" in capsys.readouterr().err
 
 
 def test_readers_do_not_wait(path: Path, hold, pyramid, info) -> None:
@@ -88,9 +83,7 @@ def test_readers_do_not_wait(path: Path, hold, pyramid, info) -> None:
 
 
 def test_the_lock_of_a_killed_process_is_taken_over_at_once(path: Path, hold) -> None:
-    process = hold(path)
-    process.kill()
-    process.wait()
+    hold(path).end()
     assert lock_file(path).exists()
     WriterLock(path, "refuse").release()
     assert not lock_file(path).exists()
@@ -168,7 +161,7 @@ def test_a_process_takes_a_lock_several_times_by_any_name(path: Path) -> None:
     assert not lock_file(path).exists()
 
 
-def test_of_many_processes_that_take_over_one_stale_lock_one_at_a_time_holds_it(path: Path) -> None:
+def test_of_many_processes_that_take_over_one_stale_lock_one_at_a_time_holds_it(path: Path, start) -> None:
     script = """
 import os, sys
 from pathlib import Path
@@ -180,10 +173,9 @@ for _ in range(5):
         mark.unlink()
 """
     write_lock(path, age=0, pid=2**22 + 1, started=1.0)
-    line = [sys.executable, "-c", f"import jzi.store.lock as lock; lock.POLL_S = 0.01\n{script}", str(path)]
-    processes = [subprocess.Popen(line, stderr=subprocess.PIPE, text=True) for _ in range(4)]
-    outcomes = [(process.communicate()[1], process.returncode) for process in processes]
-    assert all(code == 0 for _, code in outcomes), outcomes
+    script = f"import jzi.store.lock as lock; lock.POLL_S = 0.01\n{script}"
+    for child in [start([sys.executable, "-c", script, path]) for _ in range(4)]:
+        child.wait(0)
     assert not lock_file(path).exists()
 
 
@@ -195,6 +187,50 @@ def test_the_lock_is_held_as_long_as_anything_can_write(path: Path, pyramid: Pyr
 
     gc.collect()
     assert not lock_file(path).exists()
+
+
+#: Holders of locks are collected in a new thread; the thread that takes the next lock waits until it has started.
+GARBAGE_IN_A_NEW_THREAD = """
+import gc, sys, threading
+from jzi.store.lock import WriterLock
+class Holder: ...
+set_event = threading.Event.set
+threading.Event.set = lambda event: (gc.collect(), set_event(event))
+gc.disable()
+for number in range(3):
+    holder = Holder()
+    holder.itself = holder
+    WriterLock(f"{sys.argv[1]}/{number}.zarr").release_with(holder)
+"""
+
+#: Holders of locks are collected in zarr's event loop, from which the thread that takes the next lock awaits an answer.
+GARBAGE_IN_THE_LOOP = """
+import collections, gc, sys
+from zarr.storage import MemoryStore
+from jzi.store import lock_files
+from jzi.store.lock import WriterLock
+class Holder: ...
+class Store(MemoryStore):
+    async def get(self, *given, **options):
+        gc.collect()
+        return await super().get(*given, **options)
+stores = collections.defaultdict(Store)
+lock_files.zarr_store = lambda url, **_: stores[url]
+gc.disable()
+for path in (f"{sys.argv[1]}/1.zarr", "s3://bucket/2.zarr"):
+    holder = Holder()
+    holder.itself = holder
+    WriterLock(path).release_with(holder)
+del holder
+with WriterLock("s3://bucket/3.zarr"):
+    pass
+"""
+
+
+@pytest.mark.parametrize("program", [GARBAGE_IN_A_NEW_THREAD, GARBAGE_IN_THE_LOOP], ids=["thread", "loop"])
+def test_a_lock_can_be_taken_while_the_holders_of_others_are_collected(tmp_path: Path, program: str) -> None:
+    run_python(program, tmp_path, bound_s=60)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_cache_that_cannot_be_opened_is_not_held_by_the_traceback(path: Path, pyramid, info) -> None:
@@ -302,19 +338,12 @@ def test_a_claim_that_was_left_behind_does_not_block(path: Path, monkeypatch) ->
 
 
 @pytest.mark.slow
-def test_of_two_commands_on_one_new_cache_and_model_the_second_waits_and_does_nothing(area, tmp_path: Path) -> None:
+def test_of_two_commands_on_one_new_cache_and_model_the_second_waits_and_does_nothing(
+    area, tmp_path: Path, start
+) -> None:
     def two(line: str) -> list[dict]:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        processes = [
-            subprocess.Popen(
-                [sys.executable, "-m", "jzi", *line.split()],
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
-            )
-            for _ in range(2)
-        ]  # fmt: skip
-        outputs = [process.communicate() for process in processes]
-        assert [process.returncode for process in processes] == [0, 0], outputs
-        return [json.loads(stdout) for stdout, _ in outputs]
+        children = [start([sys.executable, "-m", "jzi", *line.split()]) for _ in range(2)]
+        return [json.loads(child.output) for child in children if child.wait(0) == 0]
 
     assert sorted(report["encoded"] for report in two("encode-map --json")) == [0, 273]
     assert sorted(report["encoded"] for report in two("encode-queries --json --split-by photo")) == [0, 30]

@@ -8,8 +8,6 @@ import platform
 import random
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -48,6 +46,7 @@ from jzi.store.model_folder import (
     write_file,
 )
 from jzi.store.pyramid import Pyramid
+from jzi.tests.children import run_python
 from tests import hostile
 
 FILES = [DECODER, MAP, CONFIG, "encoder/model.safetensors", "encoder/config.json", "encoder/preprocessor_config.json"]
@@ -218,8 +217,7 @@ def test_a_config_written_by_a_resumed_run_is_that_of_an_uninterrupted_one(model
 
 
 def test_locking_a_model_removes_what_killed_processes_left(model) -> None:
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
+    dead = run_python("")
     names = ["", "encoder", "train", "train/cells"]
     for name in names:
         (model / name / ".a.partial" / f"{dead.pid}.{platform.node()}" / "b").mkdir(parents=True)

@@ -6,8 +6,6 @@ import doctest
 import importlib
 import inspect
 import pkgutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -15,12 +13,13 @@ from pathlib import Path
 import pytest
 
 import jzi
+from jzi.tests.children import run_python
 
 ROOT = Path(jzi.__file__).parent
 
 
 def fresh(code: str) -> str:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    return run_python(code).output
 
 
 @pytest.mark.parametrize("argument", ["--help", "locate --help", "demo --help", "--version"])

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -29,6 +28,7 @@ from jzi.encode.raster import Raster
 from jzi.errors import ImageryError
 from jzi.store.cache import FeatureCache
 from jzi.store.photo_table import read_photo_table
+from jzi.tests.children import Child, run
 
 ROOT = Path(jzi.__file__).parent
 
@@ -108,15 +108,10 @@ def test_a_command_shows_no_warning_of_what_is_handled(
 def openmp_spins(tmp_path: Path, *command: str, **environment: str) -> list[str]:
     """GOMP_SPINCOUNT in every libgomp that a process loads, as libgomp displays it."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "KMP_"))}
-    done = subprocess.run(
-        [sys.executable, *command],
-        cwd=tmp_path,
-        env={**clean, "OMP_DISPLAY_ENV": "verbose", **environment},
-        capture_output=True,
-        text=True,
-        check=False,
+    environment = {**clean, "OMP_DISPLAY_ENV": "verbose", **environment}
+    return re.findall(
+        r"GOMP_SPINCOUNT = '(\d+)'", run([sys.executable, *command], code=None, cwd=tmp_path, env=environment).errors
     )
-    return re.findall(r"GOMP_SPINCOUNT = '(\d+)'", done.stderr)
 
 
 @pytest.mark.slow
@@ -198,22 +193,18 @@ main(sys.argv[1:])
     ],
 )
 def test_a_command_that_is_stopped_says_how_to_resume_and_keeps_what_was_done(
-    area, tmp_path: Path, command: str, number: int, code: int
+    area, tmp_path: Path, start: Callable[..., Child], command: str, number: int, code: int
 ) -> None:
     if command == "encode-queries":
         area("encode-map")
     arguments = [command, "--set", "encoder.batch_size=8"]
-    process = subprocess.Popen(
-        [sys.executable, "-c", SLOW, *arguments], cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    assert process.stdout
-    assert [process.stdout.readline() for _ in range(3)] == [b"a batch\n"] * 3  # the first is written by now
-    process.send_signal(number)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == code
-    lines = stderr.decode().splitlines()
-    assert lines[-1] == "jzi: interrupted; finished work is kept, run the same command again to resume"
-    assert "Traceback" not in stderr.decode()
+    child = start([sys.executable, "-c", SLOW, *arguments], cwd=tmp_path)
+    child.wait_until(lambda: child.output.count("a batch\n") >= 3)  # the first is written by now
+    child.process.send_signal(number)
+    child.wait(code)
+    last = child.errors.splitlines()[-1]
+    assert last == "jzi: interrupted; finished work is kept, run the same command again to resume"
+    assert "Traceback" not in child.errors
     report = json.loads(area(f"{command} --json").stdout)
     assert report["encoded"] > 0 and report["reused"] > 0
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from jzi.store.cache import FeatureCache
+from jzi.tests.children import run_distributed
 
 pytestmark = pytest.mark.slow
 
@@ -27,14 +25,7 @@ def launch(tmp_path: Path, town_raster: Path, photo_folder: Path, encoder_folder
     shutil.copytree(encoder_folder, tmp_path / "encoder")
 
     def run(processes: int, *command: str) -> str:
-        torchrun = (
-            ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
-        )
-        line = [sys.executable, *torchrun, "-m", "jzi", *command]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        return run_distributed(processes, "-m", "jzi", *command, cwd=tmp_path).output
 
     split = ["--split-by", "photo"]  # so that batches divide evenly between two processes
     area = ["--grid", "2", "--levels", "6", "--image-size", "28"]  # four blocks for the processes to share

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -23,6 +24,7 @@ from rasterio.enums import ColorInterp
 
 from jzi.encode.imagery import BACKGROUND, Imagery
 from jzi.encode.raster import Raster, RasterOptions, close_rasters
+from jzi.encode.raster_sources import REMOTE
 from jzi.errors import ImageryError
 from jzi.store.cell_grid import Bounds
 from jzi.store.pyramid import Pyramid, TileKey
@@ -582,6 +584,12 @@ def test_the_network_is_asked_only_if_allowed(tmp_path: Path, requests, form: st
     with contextlib.suppress(ImageryError):
         Raster(form.format(url), RasterOptions(remote=True))
     assert asked
+
+
+def test_a_server_that_accepts_and_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(REMOTE, "GDAL_HTTP_LOW_SPEED_TIME", "1")
+    with socket.create_server(("127.0.0.1", 0)) as server, pytest.raises(ImageryError):
+        Raster(f"/vsicurl/http://127.0.0.1:{server.getsockname()[1]}/x.tif", RasterOptions(remote=True))
 
 
 @pytest.mark.parametrize("kind", ["overviews", "side-car", "overview file", "inner tile"])

@@ -7,7 +7,6 @@ import json
 import math
 import shutil
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -24,6 +23,7 @@ from jzi.locate.location import Candidate, LocateOptions
 from jzi.locate.locator import Locator
 from jzi.serve.app import Limits, make_app
 from jzi.store.pyramid import Pyramid
+from jzi.tests.children import wait_until
 
 LOCAL = "http://localhost"
 
@@ -211,13 +211,12 @@ def server(client) -> Iterator[str]:
     import uvicorn
 
     server = uvicorn.Server(uvicorn.Config(client.app, port=0, log_level="warning"))
-    thread = threading.Thread(target=server.run)
+    thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    while not server.started:
-        time.sleep(0.05)
+    wait_until(lambda: server.started)
     yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
+    server.should_exit = server.force_exit = True  # connections of the browser may be open
+    wait_until(lambda: not thread.is_alive())
 
 
 @pytest.fixture

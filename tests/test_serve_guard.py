@@ -29,6 +29,7 @@ from jzi.serve.limits import Limits, RefusedError
 from jzi.serve.photos import PhotoDecoder
 from jzi.serve.queue import Job, PhotoQueue
 from jzi.serve.uploads import Uploads
+from jzi.tests.children import BOUND_S, wait_until
 
 LOCAL, TOKEN = "http://localhost", "a-token-of-some-length"
 
@@ -239,19 +240,19 @@ def test_waiting_photos_are_encoded_together_and_more_than_the_queue_are_refused
 
     def slow(photos):
         sizes.append(len(photos))
-        assert begin.wait(30)
+        assert begin.wait(2 * BOUND_S)
         return encode(photos)
 
     monkeypatch.setattr(locator.encoder, "encode_photos", slow)
     with ThreadPoolExecutor(5) as pool:
-        answers = [pool.submit(post, client, photo)]
-        while not sizes:
-            time.sleep(0.01)
-        answers += [pool.submit(post, client, photo) for _ in range(4)]
-        while "jzi_queue_photos 4.0" not in client.get("/metrics").text:
-            time.sleep(0.01)
-        refused = post(client, photo)
-        begin.set()
+        try:
+            answers = [pool.submit(post, client, photo)]
+            wait_until(lambda: sizes)
+            answers += [pool.submit(post, client, photo) for _ in range(4)]
+            wait_until(lambda: "jzi_queue_photos 4.0" in client.get("/metrics").text)
+            refused = post(client, photo)
+        finally:
+            begin.set()
     assert sizes == [1, 4] and [answer.result().status_code for answer in answers] == [200] * 5
     assert refused.status_code == 503 and 1 <= int(refused.headers["retry-after"]) <= 120
     probabilities = [answer.result().json()["confidence"] for answer in answers]

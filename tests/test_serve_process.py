@@ -5,11 +5,9 @@ from __future__ import annotations
 import http.client
 import io
 import json
-import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -20,6 +18,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jzi.tests.children import Child
+
 pytestmark = pytest.mark.slow
 
 FORM = "Content-Type: multipart/form-data; boundary=x"
@@ -29,21 +29,13 @@ class Service:
     """A running service.
 
     Args:
-        folder: where its model is, and its log goes.
+        child: its process.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.log = folder / "log.txt"
-        command = [sys.executable, "-m", "jzi", "serve", "--model", "model", "--port", "0"]
-        with self.log.open("w") as file:
-            self.process = subprocess.Popen(
-                command, cwd=folder, stderr=file, env={**os.environ, "OMP_NUM_THREADS": "1"}
-            )
-        deadline = time.monotonic() + 180
-        while '"started"' not in self.log.read_text():
-            assert self.process.poll() is None and time.monotonic() < deadline, self.log.read_text()
-            time.sleep(0.1)
-        self.port = int(re.search(r":(\d+);", self.log.read_text())[1])
+    def __init__(self, child: Child) -> None:
+        self.child = child
+        child.wait_until(lambda: '"started"' in child.errors)
+        self.port = int(re.search(r":(\d+);", child.errors)[1])
 
     def connect(self, data: bytes = b"") -> socket.socket:
         connection = socket.create_connection(("127.0.0.1", self.port), timeout=30)
@@ -77,12 +69,12 @@ def status(connection: socket.socket) -> int:
 
 
 @pytest.fixture
-def service(locator, tmp_path: Path) -> Iterator[Service]:
-    service = Service(tmp_path)
-    yield service
-    service.process.kill()
-    service.process.wait()
-    assert "Traceback" not in service.log.read_text()
+def service(locator, tmp_path: Path, start) -> Iterator[Service]:
+    command = [sys.executable, "-m", "jzi", "serve", "--model", "model", "--port", "0"]
+    child = start(command, cwd=tmp_path)
+    yield Service(child)
+    child.end()
+    assert "Traceback" not in child.errors
 
 
 @pytest.fixture
@@ -139,7 +131,7 @@ def test_photos_of_clients_that_are_gone_are_not_computed(service, photo) -> Non
         service.connect(service.head(len(form(buffer.getvalue()))) + form(buffer.getvalue())).close()
     start = time.monotonic()
     assert service.post(photo) == 200 and time.monotonic() - start < 30
-    entries = [json.loads(line) for line in service.log.read_text().splitlines()[1:]]
+    entries = [json.loads(line) for line in service.child.errors.splitlines()[1:]]
     assert [entry.get("status") for entry in entries].count(499) >= 35
 
 
@@ -151,9 +143,9 @@ def test_sigterm_ends_the_service_within_ten_seconds(service) -> None:
         open_uploads = [service.connect(service.head(1000)) for _ in range(5)]
         time.sleep(2)
         start = time.monotonic()
-        service.process.send_signal(signal.SIGTERM)
-        assert service.process.wait(20) == -signal.SIGTERM and time.monotonic() - start < 10
+        service.child.process.send_signal(signal.SIGTERM)
+        assert service.child.wait() == -signal.SIGTERM and time.monotonic() - start < 10
         assert {answer.result() for answer in answers} <= {200, 503}
     assert {status(each) for each in open_uploads} == {503}
-    lines = service.log.read_text().splitlines()
+    lines = service.child.errors.splitlines()
     assert lines[0].startswith("serving on ") and all(json.loads(line)["event"] for line in lines[1:])

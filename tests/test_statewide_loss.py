@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
+from jzi.tests.children import run_distributed
 from jzi.train.losses import decoupled_contrast, soft_margins
 
 QUERY = 2 * torch.tensor([(1.0, 0.0), (0.0, 1.0), (0.6, 0.8)], dtype=torch.float64)
@@ -151,6 +149,7 @@ PROCESS = """
 import json, os, torch
 from types import SimpleNamespace
 from accelerate import Accelerator
+from jzi.tests.children import run_distributed
 from jzi.train.losses import decoupled_contrast
 from jzi.train.task import Task
 
@@ -182,12 +181,6 @@ def test_two_processes_have_the_loss_and_the_gradient_of_one(tmp_path: Path) -> 
     script.write_text(PROCESS)
     results = []
     for processes in (1, 2):
-        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"] if processes > 1 else []
-        line = [sys.executable, *torchrun, str(script)]
-        done = subprocess.run(
-            line, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
-        )
-        assert done.returncode == 0, done.stderr
-        results.append(json.loads(done.stdout))
+        results.append(json.loads(run_distributed(processes, script).output))
     assert len(results[0]) == 36 and max(map(abs, results[0][1:])) > 0.1
     assert results[1] == pytest.approx(results[0], rel=1e-4, abs=1e-5)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
+import signal
 import sys
 import threading
 import time
@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from jzi.store import lock, object_store
+from jzi.tests.children import Child
 from jzi.tests.conftest import CREDENTIALS
 from jzi.tests.fault_proxy import FaultProxy
 
@@ -101,17 +102,9 @@ def test_a_run_whose_store_dies_ends_with_one_sentence_and_resumes(
     assert objects_of(url) == local
 
 
-def start(line: str, errors: Path) -> subprocess.Popen:
-    """Start a command line in a process of its own, whose standard error goes to a file."""
-    with errors.open("w") as file:
-        return subprocess.Popen(
-            [sys.executable, "-m", "jzi", *line.split()], stdout=subprocess.PIPE, stderr=file, text=True
-        )
-
-
 @pytest.mark.slow
 def test_a_process_that_is_killed_while_it_fills_a_cache_is_resumed_to_the_same_cache(
-    area: Callable, proxy: FaultProxy, url: str, local: dict, objects_of: Callable, tmp_path: Path,
+    area: Callable, proxy: FaultProxy, url: str, local: dict, objects_of: Callable, start: Callable[..., Child],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     forward, started = proxy.forward, []
@@ -120,12 +113,12 @@ def test_a_process_that_is_killed_while_it_fills_a_cache_is_resumed_to_the_same_
 
         def kill_at_chunk(method: str, path: str, *rest: object, chunks=chunks, last=last) -> tuple:
             if method == "PUT" and "/c/" in path and "map/" in path and next(chunks) == last:
-                started[-1].kill()
+                started[-1].process.kill()
             return forward(method, path, *rest)
 
         monkeypatch.setattr(proxy, "forward", kill_at_chunk)
-        started.append(start(f"encode-map --set cache.path={url}", tmp_path / "errors"))
-        assert started[-1].wait() == -9, (tmp_path / "errors").read_text()
+        started.append(start([sys.executable, "-m", "jzi", "encode-map", "--set", f"cache.path={url}"]))
+        started[-1].wait(-signal.SIGKILL)
         assert len(objects_of(url)) > 0 and objects_of(url) != local
     monkeypatch.setattr(proxy, "forward", forward)
     area(f"encode-map --set cache.path={url}")
@@ -134,7 +127,7 @@ def test_a_process_that_is_killed_while_it_fills_a_cache_is_resumed_to_the_same_
 
 @pytest.mark.slow
 def test_of_two_processes_that_fill_one_new_cache_the_second_waits_and_encodes_nothing(
-    area: Callable, proxy: FaultProxy, url: str, local: dict, objects_of: Callable, tmp_path: Path,
+    area: Callable, proxy: FaultProxy, url: str, local: dict, objects_of: Callable, start: Callable[..., Child],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     forward, written, waits = proxy.forward, Counter(), threading.Event()
@@ -146,24 +139,15 @@ def test_of_two_processes_that_fill_one_new_cache_the_second_waits_and_encodes_n
         return forward(method, path, *rest)
 
     monkeypatch.setattr(proxy, "forward", forward_once_the_other_waits)
-    errors = [tmp_path / "errors1", tmp_path / "errors2"]
-    processes = [start(f"encode-map --json --set cache.path={url}", file) for file in errors]
+    command = [sys.executable, "-m", "jzi", "encode-map", "--json", "--set", f"cache.path={url}"]
+    children = [start(command) for _ in range(2)]
     try:
-        while not any("waiting for" in file.read_text() for file in errors):
-            assert max(written.values(), default=1) == 1, "both write"
-            assert all(process.poll() is None for process in processes), [file.read_text() for file in errors]
-            time.sleep(0.05)
-    except BaseException:
-        for process in processes:
-            process.kill()
-        raise
+        children[0].wait_until(lambda: any("waiting for" in child.errors for child in children))
     finally:
         waits.set()
-    reports = [json.loads(process.communicate()[0]) for process in processes]
+    reports = [json.loads(child.output) for child in children if child.wait(0) == 0]
     assert sorted(report["encoded"] for report in reports) == [0, 1 + 16]
-    messages = [file.read_text() for file in errors if "waiting for" in file.read_text()]
-    assert [f"waiting for `jzi encode-map` (process {process.pid}" in messages[0] for process in processes].count(
-        True
-    ) == 1
+    (message,) = [child.errors for child in children if "waiting for" in child.errors]
+    assert [f"waiting for `jzi encode-map` (process {child.pid}" in message for child in children].count(True) == 1
     assert set(written.values()) == {1}, "an embedding was written twice"
     assert objects_of(url) == local

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from jzi.datasets.tiled_layout import TiledLayout
 from jzi.encode.imagery import Imagery
 from jzi.errors import ImageryError
 from jzi.store.pyramid import Pyramid
+from jzi.tests.children import run_python
 
 SIZE = [40_000.0, 30_000.0]  # which the package needs where an axis runs south or west
 LAYOUTS: dict[str, dict[str, Any]] = {
@@ -90,8 +89,7 @@ def test_our_tile_is_the_one_that_the_package_loads(tmp_path: Path, name: str) -
     with Imagery([tmp_path / "map.vrt"], pyramid) as imagery:
         ours, covered = imagery.render(pyramid.bounds, pixels)
     latitude, longitude = CENTER[LAYOUTS[name]["crs"]]
-    arguments = [str(tree), str(latitude), str(longitude), str(pyramid.size), str(pixels), str(tmp_path / "theirs.npy")]
-    subprocess.run([sys.executable, "-c", REFERENCE, *arguments], check=True)
+    run_python(REFERENCE, tree, latitude, longitude, pyramid.size, pixels, tmp_path / "theirs.npy")
     inner = slice(pixels // 16, -pixels // 16)  # the package leaves the rim of what it turns black in some layouts
     ours, theirs = ours[inner, inner], np.load(tmp_path / "theirs.npy")[inner, inner]
     difference = np.abs(ours.astype(float) - theirs)

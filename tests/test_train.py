@@ -8,8 +8,6 @@ import json
 import os
 import platform
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,6 +32,7 @@ from jzi.store.cache import ENCODED, NODATA, FeatureCache
 from jzi.store.info import EncoderInfo
 from jzi.store.photo_features import PhotoFeatures
 from jzi.store.pyramid import Pyramid, geodesic_distance
+from jzi.tests.children import run_python
 from jzi.train.config import TrainConfig
 from jzi.train.data import TrainingData
 from jzi.train.decoder import DecoderTask, train_decoder
@@ -212,8 +211,7 @@ def test_a_process_that_ignores_interrupts_goes_on_ignoring_them() -> None:
 
 def test_what_killed_processes_left_half_written_is_removed_on_resuming(cache, tmp_path) -> None:
     train_decoder(cache, tmp_path / "model", SMALL, QUICK)
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
+    dead = run_python("")
     names = [".decoder.safetensors.partial", "train/.state.pt.partial", "encoder/.config.json.partial"]
     for name in names:
         for pid in (dead.pid, os.getppid()):

@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from jzi.errors import TrainingError
+from jzi.refine.cached import CachedRefiner
 from jzi.refine.config import RefineConfig
 from jzi.refine.files import Refiner, load_refiner, save_refiner, update_refiner
 from jzi.refine.info import WEIGHTS, RefinerInfo, read_refiner_info
@@ -64,10 +65,12 @@ class RefinerNetwork(nn.Module):
         self, photos: PhotoInput, windows: Tensor, mask: Tensor, grid: Tensor | None = None
     ) -> tuple[RefinerOutput, Tensor | None]:
         """The density of each photo over its own window, and level 0 of all photos with all windows."""
-        ground = self.refiner.ground(photos)
-        aerial = self.refiner.aerial(window_tokens(self.refiner, windows, grid))
-        output = self.refiner.match(ground, aerial, mask)
-        return output, self.refiner.match_level0(ground, aerial) if self.rerank else None
+        refiner = self.refiner
+        assert isinstance(refiner, CachedRefiner)  # others have tasks of their own
+        ground = refiner.ground(photos)
+        aerial = refiner.aerial(window_tokens(refiner, windows, grid))
+        output = refiner.match(ground, aerial, mask)
+        return output, refiner.match_level0(ground, aerial) if self.rerank else None
 
 
 class RefinerTask(CacheTask):
@@ -85,7 +88,7 @@ class RefinerTask(CacheTask):
 
     label = "refiner"
     check_every = 20
-    network: RefinerNetwork
+    network: nn.Module
     config: RefinerTrainingConfig
 
     def __init__(
@@ -109,7 +112,8 @@ class RefinerTask(CacheTask):
     @property
     def refiner(self) -> Refiner:
         """The refiner."""
-        return self.network.refiner
+        refiner: Refiner = getattr(self.network, "refiner")  # noqa: B009
+        return refiner
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Weights of layers, and all vectors and scalars, which do not decay."""
@@ -209,6 +213,7 @@ def train_refiner(
     settings: str = "",
     duplicates: int = 0,
     progress: bool = True,
+    make_task: Callable[..., RefinerTask] = RefinerTask,
 ) -> RefinerReport:
     """Train a refiner, and keep the epoch with the greatest likelihood of the places of the validation photos.
 
@@ -226,6 +231,7 @@ def train_refiner(
         settings: TOML to write to train/settings.toml.
         duplicates: validation photos that were left out, for the report.
         progress: whether to show a progress bar.
+        make_task: makes the task that is run, with the arguments of `RefinerTask`.
 
     Raises:
         TrainingError: there is no photo to train on, or the loss is not finite.
@@ -242,7 +248,7 @@ def train_refiner(
     state = run.resume()
     began, before = time.monotonic(), state["epoch"]
     if before < config.epochs:
-        task = RefinerTask(accelerator, refiner, source, refine, config, info, run)
+        task = make_task(accelerator, refiner, source, refine, config, info, run)
         if accelerator.is_main_process:
             run.start(settings)
         accelerator.wait_for_everyone()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+from jzi.encode.prefetch import GeneratorPool
 
 T = TypeVar("T")
 
@@ -115,7 +116,7 @@ def _gathered(store: VectorStore, row: NDArray[np.int64], col: NDArray[np.int64]
 def read_ahead(items: Iterator[T]) -> Iterator[T]:
     """Yield items in order; a thread computes the next one meanwhile."""
     end: Any = object()
-    with ThreadPoolExecutor(1, thread_name_prefix="jzi-vectors") as pool:
+    with GeneratorPool(1, "jzi-vectors") as pool:
         pending = pool.submit(next, items, end)
         while (item := pending.result()) is not end:
             pending = pool.submit(next, items, end)

@@ -106,7 +106,7 @@ def open_stage(
     tokens = FeatureCache.open(cache)
     check_refiner_cache(path, info, tokens, area, encoder)
     windows = WindowTokens(tokens)
-    if isinstance(refiner.config, CachedRefinerConfig) and refiner.config.trunk is not None:
+    if _makes_tokens(info):
         from jzi.refine.producer import TrunkTokens
 
         made_by = tokens.header.detail
@@ -146,9 +146,13 @@ def check_refiner_cache(folder: Path, info: RefinerInfo, cache: FeatureCache, ar
             f"{cache.path} was filled by another encoder than the model's ({cache.encoder.label}, not {encoder[:8]}): "
             f"{hint}"
         )
-    trained = isinstance(info.config, CachedRefinerConfig) and info.config.trunk is not None
-    if info.detail and not trained and info.detail != tokens_fingerprint(cache):
+    if info.detail and not _makes_tokens(info) and info.detail != tokens_fingerprint(cache):
         raise CacheMismatchError(f"{folder} was trained on other tokens than those of {cache.path}: {hint}")
+
+
+def _makes_tokens(info: RefinerInfo) -> bool:
+    """Whether a refiner has a network of its own for the tokens of the map, and sees pixels of photos."""
+    return info.kind == "rays" or (isinstance(info.config, CachedRefinerConfig) and info.config.trunk is not None)
 
 
 def refined(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -48,7 +48,9 @@ class TrainedRefiner:
     note: str
 
 
-def train_area_refiner(settings: Settings, folder: Path, *, progress: bool = True) -> TrainedRefiner:
+def train_area_refiner(
+    settings: Settings, folder: Path, others: Sequence[Settings] = (), *, progress: bool = True
+) -> TrainedRefiner:
     """Train a refiner on the cache or on the images of an area, and fit its fusion with the area's model, if any.
 
     An interrupted run is resumed, a finished one not repeated.
@@ -56,14 +58,30 @@ def train_area_refiner(settings: Settings, folder: Path, *, progress: bool = Tru
     Args:
         settings: the settings; the section [refine] has the architecture, [refiner] the training.
         folder: the refiner's folder to write.
+        others: further areas to train on, of a refiner of kind "rays".
         progress: whether to show progress bars.
 
     Raises:
-        ConfigError: the settings are of a refiner that is trained on pairs.
+        ConfigError: the settings are of a refiner that is trained on pairs, or of one that is trained on one area.
         CacheError: the cache lacks tokens, or is damaged.
         JziError: as `jzi.train.refiner.train_refiner`.
     """
     from jzi.encode.device import processes
+
+    if settings.refine.kind == "rays":
+        from jzi.workspace.rays import train_ray_refiner
+
+        report = train_ray_refiner(settings, others, folder, progress=progress)
+    else:
+        report = _train_one(settings, folder, others, progress)
+    info, weights, note = read_refiner_info(folder), None, ""
+    if processes().is_main_process and (report.epochs or info.fusion == (1.0, 0.0)):
+        weights, note = _fit_fusion(settings, folder, progress)
+        info = read_refiner_info(folder)
+    return TrainedRefiner(report, info, weights, note)
+
+
+def _train_one(settings: Settings, folder: Path, others: Sequence[Settings], progress: bool) -> RefinerReport:
     from jzi.train.area import new_folder
     from jzi.train.refine_images import ImageSource
     from jzi.train.refine_tokens import TokenSource
@@ -73,6 +91,10 @@ def train_area_refiner(settings: Settings, folder: Path, *, progress: bool = Tru
     if refine.kind != "cached":
         raise ConfigError(
             'refine.kind is "unifygeo", which is trained on pairs of images (`jzi init --dataset`): set it to "cached"'
+        )
+    if others:
+        raise ConfigError(
+            'refine.kind is "cached", which is trained on one area: leave --also out, or set it to "rays"'
         )
     cache = FeatureCache.open(settings.cache_path)
     cache.check(area=settings.pyramid)
@@ -93,7 +115,7 @@ def train_area_refiner(settings: Settings, folder: Path, *, progress: bool = Tru
             encoder=cache.encoder.fingerprint,
             detail=source.detail,
         )
-        report = train_refiner(
+        return train_refiner(
             source,
             partial(_make, network, settings.path(config.init) if config.init else None),
             folder,
@@ -105,11 +127,6 @@ def train_area_refiner(settings: Settings, folder: Path, *, progress: bool = Tru
             duplicates=source.splits.duplicates,
             progress=progress,
         )
-    info, weights, note = read_refiner_info(folder), None, ""
-    if processes().is_main_process and (report.epochs or info.fusion == (1.0, 0.0)):
-        weights, note = _fit_fusion(settings, folder, progress)
-        info = read_refiner_info(folder)
-    return TrainedRefiner(report, info, weights, note)
 
 
 def _make(network: CachedRefinerConfig, init: Path | None) -> CachedRefiner:

@@ -380,7 +380,7 @@ def write_settings(settings: AreaSettings) -> None:
     sections = without_none(asdict(settings))  # type: ignore[call-overload]
     for derived in ("width", "actions"):  # from the encoder and the pyramid
         sections.get("decoder", {}).pop(derived, None)
-    for network in ("trunk", "photo_trunk"):  # of refiners that are trained from pixels
+    for network in ("trunk", "photo_trunk", "rays"):  # of refiners that are trained from pixels
         sections.get("refine", {}).pop(network, None)
     for follows in STATEWIDE_METHODS["statewide"]:  # the method, unless they are set
         sections.get("statewide", {}).pop(follows, None)
