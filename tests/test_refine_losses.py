@@ -16,14 +16,11 @@ from jzi.train.refine_losses import (
     LossWeights,
     RefinerLosses,
     decoder_loss,
-    false_negatives,
-    heading_target,
-    level_weights,
     matching_loss,
-    place_target,
     rerank_loss,
     retrieval_loss,
 )
+from jzi.train.refine_targets import false_negatives, heading_target, level_weights, place_target
 
 N, P, SIDES, ROLLS, SIGMA = 3, 16, (4, 8), 4, 1.3
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from jzi.encode.device import SHARE
 from jzi.encode.imagery import Imagery
 from jzi.encode.photo_view import with_view_columns
+from jzi.encode.prefetch import prefetch, reader_threads
 from jzi.errors import PhotoError, TrainingError
 from jzi.refine.config import CachedRefinerConfig, RefineConfig
 from jzi.refine.info import RefinerInfo
@@ -31,7 +32,7 @@ from jzi.refine.window import Windows
 from jzi.store.cell_grid import Bounds
 from jzi.store.photo_table import PhotoTable
 from jzi.store.plain import plain
-from jzi.store.pyramid import Pyramid
+from jzi.store.pyramid import Pyramid, TileKey
 from jzi.train.config import RefinerTrainingConfig
 from jzi.train.refine_data import Read
 from jzi.train.refine_pairs import PairPhotos
@@ -232,7 +233,10 @@ class ImageSource:
 
 
 def _on_imagery(imagery: Imagery, frame: pd.DataFrame) -> NDArray[np.bool_]:
-    """(photo,) whether there is imagery where each photo was taken."""
-    x, y = imagery.pyramid.project(frame["latitude"].to_numpy(float), frame["longitude"].to_numpy(float))
-    near = (Bounds(px - 0.5, py - 0.5, px + 0.5, py + 0.5) for px, py in zip(x, y, strict=True))
-    return np.array([bool(imagery.render(bounds, 1)[1].any()) for bounds in near], bool)
+    """(photo,) whether the cell of each photo has imagery; a cell is looked at once."""
+    pyramid = imagery.pyramid
+    cells = np.stack(pyramid.cells_at(frame["latitude"].to_numpy(float), frame["longitude"].to_numpy(float)), 1)
+    distinct, index = np.unique(cells, axis=0, return_inverse=True)
+    bounds = [pyramid.tile_bounds(TileKey(pyramid.levels, int(row), int(col))) for row, col in distinct]
+    covered = np.array(list(prefetch(lambda each: imagery.render(each, 1)[1].any(), bounds, reader_threads())), bool)
+    return np.asarray((covered & (distinct[:, 0] >= 0))[index.reshape(-1)])

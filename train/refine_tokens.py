@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from jzi.encode.device import SHARE, allocate
-from jzi.evaluate.refinement import usable_photos
+from jzi.evaluate.refined_photos import usable_photos
 from jzi.refine.config import CachedRefinerConfig, RefineConfig
 from jzi.refine.tokens import WindowTokens, tokens_fingerprint
 from jzi.refine.window import Windows

@@ -90,13 +90,13 @@ def measure(output: RefinerOutput, truth: PairTruth, window_m: float) -> Accurac
 def validation(
     refiner: Refiner, source: PairSource, refine: RefineConfig, config: RefinerTrainingConfig, device: torch.device
 ) -> Iterator[tuple[RefinerOutput, Prepared]]:
-    """Output and truth of batches of validation photos, half of them with the heading given; the same each time.
+    """Output and truth of batches of validation photos, as many with the heading given as in training; always the same.
 
     Args:
         refiner: the refiner, which is put into eval mode.
         source: the photos.
         refine: side of the windows.
-        config: offsets, seed and size of a batch.
+        config: offsets, seed, size of a batch and share of known headings.
         device: of the refiner.
     """
     refiner.eval()
@@ -106,7 +106,7 @@ def validation(
     )
     generator = seeded_generator(config.seed, VALIDATION)
     for pairs in read_ahead(source, source.val, windows, split_evenly(len(source.val), config.batch_size)):
-        known = (torch.rand(len(pairs), generator=generator) < 0.5).to(device)
+        known = (torch.rand(len(pairs), generator=generator) < config.heading_known).to(device)
         batch = prepare(pairs.to(device), shape.rolls, known, generator, images=source.images, augment=False)
         with torch.inference_mode():
             aerial = refiner.aerial(window_tokens(refiner, batch.windows, batch.grid))

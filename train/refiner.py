@@ -23,6 +23,7 @@ from jzi.refine.cached import CachedRefiner
 from jzi.refine.config import RefineConfig
 from jzi.refine.files import Refiner, load_refiner, save_refiner, update_refiner
 from jzi.refine.info import WEIGHTS, RefinerInfo, read_refiner_info
+from jzi.refine.model import UnifyGeo
 from jzi.refine.outputs import PhotoInput, RefinerOutput
 from jzi.train.cache_task import CacheTask
 from jzi.train.config import RefinerTrainingConfig
@@ -66,7 +67,7 @@ class RefinerNetwork(nn.Module):
     ) -> tuple[RefinerOutput, Tensor | None]:
         """The density of each photo over its own window, and level 0 of all photos with all windows."""
         refiner = self.refiner
-        assert isinstance(refiner, CachedRefiner)  # others have tasks of their own
+        assert isinstance(refiner, CachedRefiner | UnifyGeo)  # others have tasks of their own
         ground = refiner.ground(photos)
         aerial = refiner.aerial(window_tokens(refiner, windows, grid))
         output = refiner.match(ground, aerial, mask)

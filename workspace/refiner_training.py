@@ -21,7 +21,8 @@ from jzi.workspace.settings import Settings
 
 if TYPE_CHECKING:
     from jzi.evaluate.metres import MetreFigures
-    from jzi.evaluate.refinement import Control, RefinedPhotos
+    from jzi.evaluate.refined_photos import RefinedPhotos
+    from jzi.evaluate.refinement import Control
     from jzi.locate.expert import Expert
     from jzi.refine.cached import CachedRefiner
     from jzi.refine.fuse import RankWeights
@@ -209,7 +210,7 @@ def _open(
 
 def _photos(settings: Settings, cache: FeatureCache, stage: RefineStage, split: str | None) -> RefinedPhotos:
     """Photos of the cache; the files of those whose pixels the refiner reads."""
-    from jzi.evaluate.refinement import RefinedPhotos
+    from jzi.evaluate.refined_photos import RefinedPhotos
 
     return RefinedPhotos.load(cache, split, pixels=None if stage.reads_tokens else _pixels(settings, stage))
 
