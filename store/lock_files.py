@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -140,6 +141,8 @@ class StoreLockFile:
         self._store = zarr_store(url, opening=True)
         self.record = b""
         self._seen, self._changed = b"", time.monotonic()
+        self._writing = threading.Lock()  # a sign of life would write anew what is deleted at that moment
+        self._deleted = False
 
     def create(self, record: bytes) -> bool:
         if self.read() is not None:
@@ -165,14 +168,17 @@ class StoreLockFile:
             time.sleep(SETTLE_S)
 
     def touch(self) -> bool:
-        if self.read() != self.record:
-            return False
-        sync(self._store.set(OBJECT, _buffer(self.record + f"\n{time.time()}".encode())))
-        return True
+        with self._writing:
+            if self._deleted or self.read() != self.record:
+                return self._deleted
+            sync(self._store.set(OBJECT, _buffer(self.record + f"\n{time.time()}".encode())))
+            return True
 
     def delete(self) -> None:
-        if self.read() == self.record:
-            sync(self._store.delete(OBJECT))
+        with self._writing:
+            self._deleted = True
+            if self.read() == self.record:
+                sync(self._store.delete(OBJECT))
 
     def close(self) -> None:
         return

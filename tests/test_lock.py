@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -297,6 +298,26 @@ def test_a_lock_at_a_url_is_released_and_taken_over_by_a_dead_process(url: str) 
     assert file.read() is None
     assert file.create(other_record(started=1.0))
     WriterLock(url, "refuse").release()
+    assert file.read() is None
+
+
+def test_a_sign_of_life_at_a_url_does_not_bring_back_a_lock_that_is_released_meanwhile(url: str, monkeypatch) -> None:
+    file = StoreLockFile(url)
+    file.record = other_record()
+    assert file.create(file.record)
+    release, read = threading.Thread(target=file.delete), file.read
+
+    def read_while_it_is_released() -> bytes | None:
+        record = read()
+        monkeypatch.setattr(file, "read", read)
+        release.start()
+        release.join(0.3)
+        return record
+
+    monkeypatch.setattr(file, "read", read_while_it_is_released)
+    assert file.touch()
+    release.join()
+    assert file.touch(), "it is released, not lost"
     assert file.read() is None
 
 

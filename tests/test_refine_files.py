@@ -19,6 +19,7 @@ from jzi.refine import files as module
 from jzi.refine.config import TrunkConfig
 from jzi.refine.files import load_refiner, save_refiner, update_refiner
 from jzi.refine.info import INFO, WEIGHTS, RefinerInfo, read_refiner_info
+from jzi.tests.children import run_python
 
 TRUNK = TrunkConfig(widths=(4, 6), depths=(1, 1), kernel=3, features=8)
 CACHED = CachedRefinerConfig(
@@ -188,10 +189,7 @@ def test_kind_and_config_must_fit() -> None:
 
 
 def test_reading_settings_and_info_loads_no_torch() -> None:
-    import subprocess
-    import sys
-
     code = (
         "import sys; from jzi.refine import CachedRefinerConfig; import jzi.refine.info; print('torch' in sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+    assert run_python(code).output == "False\n"

