@@ -64,6 +64,10 @@ class ModelError(JziError):
     """A model folder is missing, incomplete, damaged or does not fit its cache or encoder."""
 
 
+class RerankError(JziError):
+    """A judge cannot be loaded or does not answer, or judgments cannot be kept."""
+
+
 class ExportError(JziError):
     """A file with locations cannot be written."""
 
