@@ -117,18 +117,8 @@ class PairEvaluator:
             PairsError: no photo of the data set can be read together with its aerial image.
         """
         options = self.options
-        reference, searched = self._embed_references() if self.searches else (None, np.zeros(0, np.int64))
-        readable, ground = self._encode_photos(searched)
+        readable, ground, ranking, top = self._rank()
         dataset = self.dataset.take(readable)
-        ranking = None
-        if reference is not None and ground.embedding is not None:
-            number = np.full(len(self.dataset.references), -1)
-            number[searched] = np.arange(len(searched))
-            semi = np.where(dataset.semi >= 0, number[dataset.semi], -1)
-            ranking = rank_references(
-                ground.embedding.to(self.device), reference, number[dataset.positive], semi, options.top
-            )
-        top = dataset.positive[:, None] if ranking is None else searched[ranking.top]
         answers = self._locate(dataset, ground, top, ranking)
         if not self.searches and self.options.locates:
             shown = np.flatnonzero(np.isfinite(answers.place).all(1))
@@ -136,6 +126,39 @@ class PairEvaluator:
         if not len(dataset):
             raise PairsError(f"no aerial image of {self.dataset.name} can be read: check the files")
         return self._figures(dataset, readable, ranking, answers)
+
+    @torch.inference_mode()
+    def candidates(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+        """The first candidates of photos by their embeddings.
+
+        Returns:
+            (photo,) indices of the photos that can be read, (photo, k) of the aerial images, the most similar first,
+            and (photo, k) their cosine similarities.
+
+        Raises:
+            PairsError: no photo or aerial image can be read, or the network was not trained to retrieve.
+        """
+        readable, _, ranking, top = self._rank()
+        if ranking is None:
+            raise PairsError(
+                f"the network retrieves no aerial images of {self.dataset.name}: give a list of candidates"
+            )
+        return readable, top, ranking.similarity
+
+    def _rank(self) -> tuple[NDArray[np.int64], GroundFeatures, Ranking | None, NDArray[np.int64]]:
+        """Indices of photos, their features, their ranking, if images are searched, and their candidates."""
+        reference, searched = self._embed_references() if self.searches else (None, np.zeros(0, np.int64))
+        readable, ground = self._encode_photos(searched)
+        dataset = self.dataset.take(readable)
+        if reference is None or ground.embedding is None:
+            return readable, ground, None, dataset.positive[:, None]
+        number = np.full(len(self.dataset.references), -1)
+        number[searched] = np.arange(len(searched))
+        semi = np.where(dataset.semi >= 0, number[dataset.semi], -1)
+        ranking = rank_references(
+            ground.embedding.to(self.device), reference, number[dataset.positive], semi, self.options.top
+        )
+        return readable, ground, ranking, searched[ranking.top]
 
     # Features
 

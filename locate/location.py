@@ -12,6 +12,7 @@ import numpy as np
 from jzi.errors import ConfigError
 from jzi.locate.discs import check_radius, most_probable_discs
 from jzi.locate.fix import Fix
+from jzi.locate.judged import Judged
 from jzi.locate.posterior import Posterior, credible_radius, most_probable_cells
 from jzi.locate.ranges import BEAMS, CANDIDATES, DISTANCE, HEADING, HEADING_SD
 from jzi.store.plain import plain
@@ -105,6 +106,7 @@ class Candidate:
         source: where the candidate comes from: an estimate ("greedy", "map", "radius") or the name of a stage.
         radius_m: metres; None if the probability is that of the cell.
         fix: the point to metres, if a stage refined the candidate; latitude, longitude, x and y are then those of it.
+        judged: its place before it was compared with others, and these comparisons, if a stage re-ranked candidates.
     """
 
     latitude: float
@@ -118,6 +120,14 @@ class Candidate:
     source: str
     radius_m: float | None = None
     fix: Fix | None = None
+    judged: Judged | None = None
+
+    @property
+    def radii(self) -> tuple[float, float] | None:
+        """Radii around it that contain 68 and 95 % of the probability, metres, if a stage has changed them."""
+        if self.fix:
+            return self.fix.radius_68_m, self.fix.radius_95_m
+        return (self.judged.radius_68_m, self.judged.radius_95_m) if self.judged else None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -192,15 +202,14 @@ class Location:
         return as_pyramid(self.posterior.area)
 
     def with_candidates(self, candidates: Sequence[Candidate]) -> Location:
-        """The location with the candidates of a stage; radii are those of the answer's fix, if it has one.
+        """The location with the candidates of a stage, and the radii that it has changed.
 
         Args:
             candidates: the most probable first; the location is unchanged if there are none.
         """
         if not candidates:
             return self
-        fix = candidates[0].fix
-        radii = (fix.radius_68_m, fix.radius_95_m) if fix else (self.radius_68, self.radius_95)
+        radii = candidates[0].radii or (self.radius_68, self.radius_95)
         return replace(self, candidates=tuple(candidates), radius_68=radii[0], radius_95=radii[1])
 
     @property

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from jzi.encode.device import best_device
 from jzi.errors import ConfigError, ModelError
 from jzi.evaluate.cross_view import CrossViewEvaluation
-from jzi.evaluate.pair_protocol import evaluate_pairs
+from jzi.evaluate.pair_protocol import PairEvaluator, evaluate_pairs
 from jzi.refine.files import load_refiner
 from jzi.refine.model import UnifyGeo
 from jzi.store.pairs import PairDataset
@@ -129,3 +130,30 @@ def evaluate_on_pairs(
         heading=rolled_headings(settings, dataset),
     )
     return evaluate_pairs(network, dataset, options, progress=progress), dataset
+
+
+def retrieve_on_pairs(
+    settings: PairSettings, dataset: PairDataset, top: int, count: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """The first candidates of photos by the trained network of a data set.
+
+    Args:
+        settings: the settings; the network is that of model.path.
+        dataset: the photos and the aerial images, all of which are searched.
+        top: number of candidates.
+        count: most photos, evenly spaced.
+
+    Returns:
+        (photo,) indices of photos, (photo, k) of aerial images, the most similar first, (photo, k) cosine similarities.
+
+    Raises:
+        JziError: the network or the images cannot be used.
+    """
+    folder = settings.path(settings.model.path)
+    network, info = load_refiner(folder, best_device())
+    if not isinstance(network, UnifyGeo):
+        raise ModelError(f"{folder} holds a refiner of kind {info.kind!r}, which works off a cache: train one on pairs")
+    chosen = np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int)
+    options = pair_options(settings.refiner, rerank=False, batch_size=settings.pairs.batch_size, top=top, heading=None)
+    readable, references, similarity = PairEvaluator(network, dataset.take(chosen), options).candidates()
+    return chosen[readable], references, similarity

@@ -16,6 +16,7 @@ from pydantic.dataclasses import dataclass
 from jzi.datasets import cvact, cvusa, kitti, orientations, vigor
 from jzi.errors import ConfigError, PairsError
 from jzi.refine.config import UnifyGeoConfig
+from jzi.rerank.config import RerankConfig
 from jzi.store.files import write_whole
 from jzi.store.pairs import PairDataset
 from jzi.train.pair_config import PairTrainingConfig
@@ -82,6 +83,7 @@ class PairSettings:
     refine: UnifyGeoConfig = field(default_factory=UnifyGeoConfig)
     refiner: PairTrainingConfig = field(default_factory=PairTrainingConfig)
     model: PathSettings = field(default_factory=lambda: PathSettings("refiner"))
+    rerank: RerankConfig = field(default_factory=RerankConfig)
 
     def __post_init__(self) -> None:
         self.folder = Path()
@@ -187,6 +189,7 @@ def write_pair_settings(settings: PairSettings) -> None:
         "refine": "UnifyGeo's architecture; the defaults are the paper's.",
         "refiner": "Its training; losses with weight 0 are left out: decoder, retrieval, matching, rerank.",
         "model": "The folder of the trained network.",
+        "rerank": "The vision-language model that compares candidates (`jzi rerank evaluate`).",
     }
     text = "# Settings of a data set of pairs. Override any of them with --set: --set refiner.epochs=10\n"
     for section, values in _values(settings).items():

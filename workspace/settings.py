@@ -19,6 +19,7 @@ from jzi.decode.config import DecoderConfig
 from jzi.errors import ConfigError, first_line
 from jzi.locate.ranges import MAX_SEED
 from jzi.refine.config import RefineConfig
+from jzi.rerank.config import RerankConfig
 from jzi.store.bands import MAX_CELL, MIN_CELL
 from jzi.store.files import write_whole
 from jzi.store.info import MAX_IMAGE_SIZE
@@ -108,6 +109,7 @@ class AreaSettings:
     map: MapSettings
     queries: QuerySettings
     cache: PathSettings
+    rerank: RerankConfig
 
     def __post_init__(self) -> None:
         self.folder = Path()
@@ -154,6 +156,7 @@ class Settings(AreaSettings):
     retriever: RetrieverConfig = field(default_factory=RetrieverConfig)
     refine: RefineConfig = field(default_factory=RefineConfig)
     refiner: RefinerTrainingConfig = field(default_factory=RefinerTrainingConfig)
+    rerank: RerankConfig = field(default_factory=RerankConfig)
 
     @property
     def encoder_folder(self) -> Path | None:
@@ -188,6 +191,7 @@ class RegionSettings(AreaSettings):
     statewide: StatewideConfig = field(default_factory=StatewideConfig)
     cache: PathSettings = field(default_factory=lambda: PathSettings("index.zarr"))
     encoding: EncodingSettings = field(default_factory=EncodingSettings)
+    rerank: RerankConfig = field(default_factory=RerankConfig)
 
 
 #: The sections of jzi.toml about photos and training, of which a command uses some: those that train off the cache read
@@ -407,6 +411,8 @@ def write_settings(settings: AreaSettings) -> None:
         "refine": "Metres inside of the cell: the windows around candidates, and the network that refines them;\n"
         "# source: detail (`jzi encode-map --detail`), tokens, or trained. hfov: of photos that do not record it.",
         "refiner": "Training of the refiner.",
+        "rerank": "The vision-language model that compares candidates (`--rerank`): judge = a Hugging Face id, a folder "
+        "or the URL of an OpenAI-compatible endpoint. Its key comes from an environment variable (key_env).",
     }
     text = "# Settings of one area and its experiments. Override any of them with --set: --set decoder.layers=4\n"
     for section, values in sections.items():
