@@ -19,6 +19,7 @@ from jzi.commands.fusion import train_fusion
 from jzi.commands.locate import locate
 from jzi.commands.process import Termination, handled_warnings_ignored
 from jzi.commands.refiner import train_refiner_command
+from jzi.commands.rerank import rerank_group
 from jzi.commands.retrieve import index, train_retriever_command
 from jzi.commands.serve import serve
 from jzi.commands.train import train_decoder_command
@@ -37,6 +38,7 @@ RESUMABLE = (
     "index",
     "demo",
     "train-refiner",
+    "rerank",
 )
 
 
@@ -97,6 +99,7 @@ for command in (
     evaluate_command,
     ablate,
     locate,
+    rerank_group,
     serve,
     import_checkpoint_command,
     train_retriever_command,

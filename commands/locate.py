@@ -24,6 +24,7 @@ from jzi.commands.common import (
     zoom_option,
 )
 from jzi.commands.outputs import Outputs
+from jzi.commands.rerank import rerank_options, rerank_request, rerank_summary
 from jzi.locate.ranges import CANDIDATES, DISTANCE, HEADING, HEADING_SD, SECONDS, SHARE, SPEED_KMH
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ _file = click.Path(path_type=Path, dir_okay=False)
               "heading.  [default: 10; 20 if it is magnetic]")  # fmt: skip
 @click.option("--panorama/--no-panorama", default=None, help="With --refine: the photos are 360° panoramas.  "
               "[default: from their metadata]")  # fmt: skip
+@rerank_options
 @click.option(
     "--estimate",
     type=click.Choice(["radius", "map", "greedy"]),
@@ -118,6 +120,15 @@ def locate(
     heading: float | None,
     heading_sd: float | None,
     panorama: bool | None,
+    rerank: str | None,
+    design: str | None,
+    pure: bool,
+    rerank_top: int | None,
+    orders: str | None,
+    send_photos: bool,
+    budget: str | None,
+    crops_only: bool,
+    dry_run: bool,
     estimate: str,
     radius: float,
     top: int,
@@ -164,8 +175,11 @@ def locate(
     if exif_heading and not write_exif:
         raise UsageError("--exif-heading writes into the copies of --write-exif: pass that too")
     request = refine_request(refine, refine_top)
-    if request and (as_one or track):
-        raise UsageError("--refine refines single photos: leave --together and --track out")
+    compared = rerank_request(rerank, design, pure, rerank_top, orders, send_photos, budget, crops_only, dry_run)
+    if (request or compared) and (as_one or track):
+        raise UsageError("--refine and --rerank look at single photos: leave --together and --track out")
+    if compared and top < 2:
+        raise UsageError("--rerank compares candidates: give --top 2 or more")
     outputs = Outputs(geojson, heatmap, picture, page, table, write_exif, score_map, exif_heading)
     outputs.check()
     from jzi.locate.discs import check_radius
@@ -190,6 +204,11 @@ def locate(
         refine=request,
         imagery=imagery,
     )
+    stage = None
+    if compared:
+        from jzi.workspace.reranker import reranked
+
+        locator, stage = reranked(locator, compared, config_file, imagery)
     if score_map:
         from jzi.workspace.region_index import check_score_map
 
@@ -224,6 +243,8 @@ def locate(
             closed = error
     # On a square map every cell has a value; the region of bands is a part of their rectangle
     outputs.write(rasters, None if isinstance(area, Pyramid) else locator.expert.cell_mask, locator)
+    if stage:
+        click.echo(rerank_summary(stage), err=True)
     for sentence in outputs.errors:
         click.echo(f"jzi: {sentence}", err=True)
     if outputs.errors or failed:

@@ -13,7 +13,7 @@ from jzi.evaluate.nearest import RecallByDistance
 from jzi.evaluate.published import RADII as PUBLISHED_RADII
 from jzi.evaluate.published import Published, PublishedRetrieval
 from jzi.evaluate.retrieval import RetrievalEvaluation
-from jzi.locate.location import Location
+from jzi.locate.location import Candidate, Location
 
 
 def location_text(location: Location) -> str:
@@ -27,12 +27,28 @@ def location_text(location: Location) -> str:
         f"{location.photo}: {location.latitude:.6f}, {location.longitude:.6f}  "
         f"(confidence {location.confidence:.1%} {location.extent}; {spread})",
         *([f"    {location.fix.text}"] if location.fix else []),
-        *(f"    or {each.latitude:.6f}, {each.longitude:.6f}  ({each.probability:.1%})" for each in others),
+        *([f"    {judged_text(location.best)}"] if location.best.judged else []),
+        *(
+            f"    or {each.latitude:.6f}, {each.longitude:.6f}  ({each.probability:.1%}"
+            + (f"; {judged_text(each)})" if each.judged else ")")
+            for each in others
+        ),
     ]
     if location.residual >= 0.01:
         lines.append(f"    search did not reach {location.residual:.1%} of the probability")
     lines += [f"    note: {note}" for note in location.notes]
     return "\n".join(lines)
+
+
+def judged_text(candidate: Candidate) -> str:
+    """Where a re-ranked candidate was before, and how much it was preferred."""
+    judged = candidate.judged
+    if judged is None:
+        return ""
+    score = "not shown, for lack of imagery" if judged.score is None else f"score {judged.score:+.2f}"
+    if judged.score is not None and judged.sd is not None:
+        score += f" ± {judged.sd:.2f}"
+    return f"number {judged.rank} before, {judged.probability:.1%}; {score}"
 
 
 def evaluation_table(evaluation: Evaluation, title: str) -> str:

@@ -116,7 +116,6 @@ class PairEvaluator:
         Raises:
             PairsError: no photo of the data set can be read together with its aerial image.
         """
-        options = self.options
         readable, ground, ranking, top = self._rank()
         dataset = self.dataset.take(readable)
         answers = self._locate(dataset, ground, top, ranking)
@@ -140,9 +139,7 @@ class PairEvaluator:
         """
         readable, _, ranking, top = self._rank()
         if ranking is None:
-            raise PairsError(
-                f"the network retrieves no aerial images of {self.dataset.name}: give a list of candidates"
-            )
+            raise PairsError(f"the network retrieves no images of {self.dataset.name}: give a list of candidates")
         return readable, top, ranking.similarity
 
     def _rank(self) -> tuple[NDArray[np.int64], GroundFeatures, Ranking | None, NDArray[np.int64]]:

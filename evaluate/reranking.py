@@ -24,6 +24,7 @@ from jzi.rerank.compare import Verdict, compare
 from jzi.rerank.config import RerankConfig
 from jzi.rerank.cost import Cost
 from jzi.rerank.fuse import LabelledScores, Weights, fit, fit_temperature, fuse
+from jzi.rerank.plan import Plan, plan
 from jzi.rerank.question import Picture
 from jzi.rerank.stage import undecided
 from jzi.store.plain import plain
@@ -183,6 +184,15 @@ def rerank_cases(
             order[judged] = judged[np.argsort(-probability[judged], kind="stable")]
         outcomes.append(Outcome(case, verdict, probability, order))
     return outcomes
+
+
+def plan_cases(cases: Sequence[RerankCase], asker: Asker, config: RerankConfig) -> Plan:
+    """What `rerank_cases` would ask; arguments and errors as there."""
+    planned = Plan()
+    for case in cases:
+        if undecided(case.probability[: config.top], config.gate):
+            planned += plan(asker, case.photo(), case.crops()[: config.top], config)
+    return planned
 
 
 def evaluate_method(

@@ -127,12 +127,41 @@ def photo_data(
             }
             for candidate in location.candidates[1:]
         ],
+        "comparisons": comparisons(location),
         "features": to_features(location, truth),
         "heat": heat_overlay(location),
         "fix": fix_data(location.fix, location, imagery) if location.fix else None,
         "cell_m": location.cell_m,
         "zoom": steps,
     }
+
+
+def comparisons(location: Location) -> list[dict[str, Any]]:
+    """Return what a re-ranker said of each candidate, in their new order; empty if none did."""
+    now = {each.judged.rank: rank for rank, each in enumerate(location.candidates, 1) if each.judged}
+    rows = []
+    for rank, candidate in enumerate(location.candidates, 1):
+        judged = candidate.judged
+        if judged is None:
+            continue
+        rows.append(
+            {
+                "rank": rank,
+                "before": f"{judged.rank} ({judged.probability:.1%})",
+                "after": f"{candidate.probability:.1%}",
+                "score": "not shown" if judged.score is None else f"{judged.score:+.2f}",
+                "against": [
+                    {
+                        "rank": now.get(each.rank, each.rank),
+                        "text": "no answer" if each.log_odds is None else f"{each.log_odds:+.2f}",
+                        "won": None if each.log_odds is None else each.log_odds > 0,
+                        "unsure": each.consistent is False,
+                    }
+                    for each in sorted(judged.against, key=lambda each: now.get(each.rank, each.rank))
+                ],
+            }
+        )
+    return rows
 
 
 def fix_data(fix: Fix, location: Location, imagery: Imagery | None) -> dict[str, Any]:

@@ -70,8 +70,8 @@ class Crops:
             return Picture(self._read(path))
         if self._imagery is None:
             raise RerankError(
-                f"there is no imagery to show around cell {row}, {col}, and no crop of it in {self.folder}: name rasters "
-                "with --imagery or in jzi.toml, or fill the folder with --crops-only where they are"
+                f"there is no imagery around cell {row}, {col}, and no crop of it in {self.folder}: name rasters with "
+                "--imagery or in jzi.toml, or fill the folder with --crops-only where they are"
             )
         pixels = self._render(row, col)
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from jzi.rerank.ask import Asker
 from jzi.rerank.compare import first_questions
@@ -22,7 +22,7 @@ class Plan:
         exact: whether the number of questions does not depend on answers; else it is the greatest.
     """
 
-    cost: Cost = Cost()
+    cost: Cost = field(default_factory=Cost)
     exact: bool = True
 
     def __add__(self, other: Plan) -> Plan:

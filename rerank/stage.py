@@ -39,6 +39,7 @@ class RerankStage:
         photos: number of photos that were compared, or would be.
         skipped: number of photos about which nothing was asked, since the front end was sure, or had no second place.
         planned: what a dry run would ask.
+        note: for users, about the weights; empty if there is nothing to say.
     """
 
     name = "rerank"
@@ -58,6 +59,7 @@ class RerankStage:
         self.dry_run = dry_run
         self.photos = self.skipped = 0
         self.planned = Plan()
+        self.note = ""
 
     def __call__(self, query: Query, posterior: Posterior, candidates: Sequence[Candidate]) -> Sequence[Candidate]:
         """Candidates in a new order, with source "rerank"; as they were if nothing was asked or the budget is spent.

@@ -124,7 +124,7 @@ def area_cases(
     if frame.empty:
         where = f"of {listed} " if listed else ""
         raise RerankError(
-            f"{cache.path} has no photo {where}with split {' or '.join(splits)} whose file is there: give another --split"
+            f"{cache.path} has no photo {where}with split {' or '.join(splits)} and a file: give another --split"
         )
     frame = frame.iloc[np.linspace(0, len(frame) - 1, min(count, len(frame))).astype(int)]
     radius = min(RADII[0], longer_side(expert.area))
@@ -173,9 +173,7 @@ def _listed_cells(
         except ValueError:
             inside = False
         if not inside:
-            raise PhotoTableError(
-                f"the candidates of {name} are not cells of this area: give ids such as 12_34, row_col"
-            )
+            raise PhotoTableError(f"the candidates of {name} are not cells of this area: give ids such as 12_34")
         position = np.stack(expert.area.unproject(*expert.area.cell_centers(cells[:, 0], cells[:, 1])), 1)
         found.append((cells, position, probabilities(listed)))
     return found
@@ -265,9 +263,7 @@ def _listed_references(
     for photo in (photos[each] for each in np.linspace(0, len(photos) - 1, min(count, len(photos))).astype(int)):
         listed = names[Path(str(dataset.photos[photo])).name]
         if unknown := [each for each in listed.ids if each not in number]:
-            raise PairsError(
-                f"{file} has a candidate {unknown[0]:.100}, which {dataset.name} has not: give its file names"
-            )
+            raise PairsError(f"{file} has {unknown[0]:.100}, which {dataset.name} has not: give its file names")
         found.append((photo, np.array([number[each] for each in listed.ids], np.int64), probabilities(listed)))
     return found
 
@@ -362,7 +358,5 @@ def _short(lines: Any, file: Path) -> Any:
     """Lines of a file, none longer than `MAX_LINE`."""
     while line := lines.readline(MAX_LINE + 1):
         if len(line) > MAX_LINE:
-            raise PhotoTableError(
-                f"{file} has a line of more than {MAX_LINE:,} characters: it is no list of candidates"
-            )
+            raise PhotoTableError(f"{file} has a line of more than {MAX_LINE:,} characters: shorten it")
         yield line

@@ -76,7 +76,7 @@ def open_judge(config: RerankConfig, request: RerankRequest, folder: Path = Path
     name = request.judge or config.judge
     if not name:
         raise ConfigError(
-            "no vision-language model is named: give the id, the folder or the URL of one, or set rerank.judge in jzi.toml"
+            "no vision-language model is named: give the id, folder or URL of one, or set rerank.judge in jzi.toml"
         )
     if is_endpoint(name):
         from jzi.rerank.endpoint import EndpointJudge
@@ -106,18 +106,46 @@ def kept(config: RerankConfig, folder: Path = Path()) -> Path:
     return folder / Path(config.path).expanduser()
 
 
-def open_weights(config: RerankConfig, request: RerankRequest, judge: Judge, folder: Path = Path()) -> Weights:
+@dataclass(frozen=True)
+class Fitted:
+    """The weights of a fusion, where they come from, and the preference for A.
+
+    Attributes:
+        weights: of the front end and the judge.
+        bias: subtracted where a pair is asked about once.
+        note: for users; empty if there is nothing to say.
+    """
+
+    weights: Weights
+    bias: float = 0.0
+    note: str = ""
+
+
+def open_weights(config: RerankConfig, request: RerankRequest, judge: Judge, folder: Path = Path()) -> Fitted:
     """The weights that were fitted for this judge and method, or those of one that is not calibrated.
 
     Raises:
         RerankError: the file of the weights is damaged.
     """
-    from jzi.rerank.fuse import PURE, Weights, read_weights
+    from jzi.rerank.fuse import PURE, Weights
+    from jzi.rerank.prompts import VERSION
+    from jzi.rerank.weights_file import read_weights
 
+    path, hint = kept(config, folder) / WEIGHTS, "not calibrated: fit the weights with `jzi rerank calibrate`"
+    try:
+        found = read_weights(path)
+    except FileNotFoundError:
+        return Fitted(PURE) if request.pure else Fitted(Weights(), note=hint)
+    if other := found.mismatch(judge.fingerprint, VERSION, config.design, config.orders):
+        return Fitted(PURE) if request.pure else Fitted(Weights(), note=f"{path} is of another {other}; {hint}")
     if request.pure:
-        return PURE
-    path = kept(config, folder) / WEIGHTS
-    return read_weights(path, judge.fingerprint, config.design) or Weights()
+        return Fitted(PURE, found.bias)
+    note = ""
+    if found.weights.calibrated and not found.weights.judge:
+        note = "the judge was no clear gain on validation photos: candidates keep their order, and nothing is asked"
+    elif not found.weights.calibrated:
+        note = f"not calibrated: {path} was fitted on {found.weights.photos} photos, too few"
+    return Fitted(found.weights, found.bias, note)
 
 
 def settings_beside(config_file: Path, area: CellGrid | None = None) -> Settings | RegionSettings | None:
@@ -186,6 +214,7 @@ def reranked(
         stage = RerankStage(None, crops, config)
     else:
         asker = open_asker(config, request, folder)
-        weights = open_weights(config, request, asker.judge, folder)
-        stage = RerankStage(asker, crops, config, weights, dry_run=request.dry_run)
+        fitted = open_weights(config, request, asker.judge, folder)
+        stage = RerankStage(asker, crops, config, fitted.weights, bias=fitted.bias, dry_run=request.dry_run)
+        stage.note = fitted.note
     return Locator(locator.expert, lambda: locator.encoder, (*locator.stages, stage), name=locator.name), stage

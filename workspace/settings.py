@@ -411,8 +411,8 @@ def write_settings(settings: AreaSettings) -> None:
         "refine": "Metres inside of the cell: the windows around candidates, and the network that refines them;\n"
         "# source: detail (`jzi encode-map --detail`), tokens, or trained. hfov: of photos that do not record it.",
         "refiner": "Training of the refiner.",
-        "rerank": "The vision-language model that compares candidates (`--rerank`): judge = a Hugging Face id, a folder "
-        "or the URL of an OpenAI-compatible endpoint. Its key comes from an environment variable (key_env).",
+        "rerank": "The vision-language model that compares candidates (--rerank); judge: a Hugging Face id, a folder,\n"
+        "# or the URL of an OpenAI-compatible endpoint, whose key is read from the environment variable key_env.",
     }
     text = "# Settings of one area and its experiments. Override any of them with --set: --set decoder.layers=4\n"
     for section, values in sections.items():

@@ -76,6 +76,29 @@ function fixList(fix) {
   return list;
 }
 
+/* What a re-ranker said of the candidates: a row for each, and a square for each comparison, named by the other's rank. */
+function comparisonTable(rows) {
+  const box = element("details", "", {className: "compared", open: true});
+  box.append(element("summary", "Candidates compared"));
+  const table = element("table"), head = element("tr");
+  for (const name of ["", "before", "after", "score", "compared with"]) head.append(element("th", name));
+  table.append(head);
+  for (const row of rows) {
+    const line = element("tr"), against = element("td");
+    for (const name of ["rank", "before", "after", "score"]) line.append(element("td", String(row[name])));
+    for (const each of row.against) {
+      const verdict = each.won === null ? "none" : each.won ? "won" : "lost";
+      const word = {won: "preferred to", lost: "less than", none: "not decided against"}[verdict];
+      const title = `${word} ${each.rank}: ${each.text}${each.unsure ? ", the two orders disagree" : ""}`;
+      against.append(element("span", String(each.rank), {className: `versus ${verdict}${each.unsure ? " unsure" : ""}`, title}));
+    }
+    line.append(against); table.append(line);
+  }
+  box.append(table, element("div", "Green: preferred to that candidate; red: less; dashed: it depended on the order in which the two were shown.",
+    {className: "note"}));
+  return box;
+}
+
 function show(photo) {
   const about = document.getElementById("about");
   clear();
@@ -107,6 +130,7 @@ function show(photo) {
     }
     about.append(list);
   }
+  if (photo.comparisons.length) about.append(comparisonTable(photo.comparisons));
   const zoom = element("div", "", {className: "zoom"});
   for (const step of photo.zoom) {
     const figure = element("figure"), tile = element("div", "", {className: "tile"});
