@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -64,6 +65,12 @@ class Question:
     def labels(self) -> tuple[str, ...]:
         """The answers that it offers; empty for "describe"."""
         return LABELS.get(self.kind, tuple(LETTERS[: len(self.crops)]))
+
+    @property
+    def chance(self) -> tuple[float, ...]:
+        """The log-probabilities of a reading that has no answer: all labels alike; 0 for "describe"."""
+        count = len(self.labels)
+        return (-math.log(count),) * count if count else (0.0,)
 
 
 @dataclass(frozen=True)
