@@ -6,7 +6,6 @@ answered. All functions take leading dimensions, such as a photo's.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +17,14 @@ _Floats = NDArray[np.float64]
 #: Weight lambda of the prior of Bradley-Terry's theta, a normal distribution: keeps those finite that win all.
 PRIOR = 0.1
 
+#: Of a standard logistic variable.
+_LOGISTIC_VARIANCE = np.pi**2 / 3
+
 #: Newton's method ends after a step of less than this, or this many steps: about 10 are needed.
 _TOLERANCE, _STEPS = 1e-12, 200
+
+#: Draws that the probability of being the first is counted from: a standard error of 0.5 % at 95 %.
+_DRAWS = 2000
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +42,7 @@ class Scores:
     @property
     def sd(self) -> _Floats:
         """(..., k) standard deviation of theta."""
-        return np.sqrt(np.diagonal(self.covariance, axis1=-2, axis2=-1))
+        return np.sqrt(np.maximum(np.diagonal(self.covariance, axis1=-2, axis2=-1), 0.0))
 
 
 def difference(forward: Any, backward: Any, bias: float = 0.0) -> Any:
@@ -128,6 +133,24 @@ def bradley_terry(log_odds: _Floats, weight: _Floats) -> Scores:
     return Scores(theta, _covariance(theta, weight))
 
 
+def least_squares(log_odds: _Floats, weight: _Floats) -> Scores:
+    """Theta if each log-odds is a measurement of theta_i - theta_j, with the noise of a logistic variable per answer.
+
+    Unlike under Bradley-Terry, an answer with large log-odds is as precise as another, so that few of them can settle
+    which candidate is the first. The same prior.
+
+    Args:
+        log_odds: (..., k, k) d_ij, antisymmetric; ignored where the weight is 0.
+        weight: (..., k, k) number of answers, symmetric.
+    """
+    k = log_odds.shape[-1]
+    known = ~np.isnan(log_odds)
+    information = _without_diagonal(np.where(known, weight, 0.0)) / _LOGISTIC_VARIANCE
+    precision = np.eye(k) * (information.sum(-1)[..., None] + PRIOR) - information
+    total = (information * np.where(known, log_odds, 0.0)).sum(-1)
+    return Scores(np.linalg.solve(precision, total[..., None])[..., 0], _centred_inverse(precision))
+
+
 def prp_wins(logits: _Floats) -> _Floats:
     """(..., k) wins: 1 where both orders prefer the candidate, 1/2 each where they do not agree or one is missing.
 
@@ -141,16 +164,13 @@ def prp_wins(logits: _Floats) -> _Floats:
 def top_probability(known: Scores) -> _Floats:
     """(k,) probability of having the greatest theta, approximately.
 
-    The product over the others of the probability that theta_i > theta_j, normalised: theta is taken as normal, and
-    the comparisons with different others as independent.
+    The share of `_DRAWS` draws, always the same ones, from a normal distribution with the mean theta and its covariance
+    (Laplace's approximation).
     """
-    variance = np.diag(known.covariance)
-    spread = np.sqrt(np.maximum(variance[:, None] + variance - 2 * known.covariance, 1e-12))
-    z = (known.theta[:, None] - known.theta) / spread
-    greater = np.array([[0.5 * math.erfc(-each / math.sqrt(2)) for each in row] for row in z])
-    np.fill_diagonal(greater, 1.0)
-    product = greater.prod(-1)
-    return np.asarray(product / product.sum())
+    variance, vectors = np.linalg.eigh(known.covariance)
+    k = len(variance)
+    draws = np.random.default_rng(0).standard_normal((_DRAWS, k)) * np.sqrt(np.maximum(variance, 0.0)) @ vectors.T
+    return np.bincount((known.theta + draws).argmax(1), minlength=k) / _DRAWS
 
 
 def _logistic(values: _Floats) -> _Floats:
@@ -170,6 +190,9 @@ def _hessian(theta: _Floats, weight: _Floats) -> _Floats:
 
 
 def _covariance(theta: _Floats, weight: _Floats) -> _Floats:
+    return _centred_inverse(_hessian(theta, weight))
+
+
+def _centred_inverse(precision: _Floats) -> _Floats:
     """Without what is common to all candidates: only differences matter, and the prior alone determines the mean."""
-    k = theta.shape[-1]
-    return np.asarray(np.linalg.inv(_hessian(theta, weight)) - 1 / (PRIOR * k))
+    return np.asarray(np.linalg.inv(precision) - 1 / (PRIOR * precision.shape[-1]))

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from jzi.rerank.aggregate import difference, scores, top_probability
+from jzi.rerank.aggregate import debiased, difference, least_squares, top_probability
 from jzi.rerank.config import Orders, RerankConfig
 
 #: (shown as A, shown as B)
@@ -198,9 +198,13 @@ def _together(
 
 
 def _adaptive(table: _Table, questions: int) -> Rounds:
-    """The pair with the greatest p_i p_j var(theta_i - theta_j), p: the probability of being the first."""
+    """The pair with the greatest p_i p_j var(theta_i - theta_j), p: the probability of being the first.
+
+    Ends once that of a candidate exceeds `CERTAIN`.
+    """
     for _ in range(questions // (2 if table.orders == "both" else 1)):
-        known = scores(table.logits, "adaptive", bias=table.bias)
+        answers = (~np.isnan(table.logits)).astype(np.float64)
+        known = least_squares(debiased(table.logits, table.bias), answers + answers.T)
         first = top_probability(known)
         spread = np.diag(known.covariance)
         worth = np.outer(first, first) * (spread[:, None] + spread - 2 * known.covariance)
