@@ -143,7 +143,7 @@ def _front_options(command: Callable) -> Callable:
                          "of this retriever, not of the area's model."),
             experts_option("Experts of the model whose fusion gives the candidates.  [default: all]"),
             click.option("--candidates", type=click.Path(path_type=Path, dir_okay=False), metavar="CSV",
-                         help="Take the candidates of a list: photo, rank, id, score. Ids are cells such as 12_34; in a "
+                         help="Candidates of a list instead: photo, rank, id, score. Ids are cells such as 12_34; in a "
                          "data set of pairs, file names of aerial images."),
             click.option("--photos", "count", type=number(RANKS), default=500, show_default=True,
                          help="Most photos, evenly spaced."),

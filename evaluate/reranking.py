@@ -7,13 +7,14 @@ candidates at all.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import binomtest, rankdata
 from tqdm import tqdm
 
 from jzi.errors import RerankError
@@ -84,8 +85,24 @@ class TopOne:
             bound=bound,
             fixed=fixed,
             broken=broken,
-            p=float(binomtest(fixed, fixed + broken).pvalue) if fixed + broken else 1.0,
+            p=mcnemar(fixed, broken),
         )
+
+
+def mcnemar(fixed: int, broken: int) -> float:
+    """Exact two-sided p of McNemar's test: as many or more of the changed photos in one direction, if both are alike.
+
+    Args:
+        fixed: photos that were put right.
+        broken: photos that were put wrong.
+
+    Example:
+        >>> mcnemar(5, 0), mcnemar(1, 1)
+        (0.0625, 1.0)
+    """
+    count = fixed + broken
+    tail = sum(math.comb(count, number) for number in range(min(fixed, broken) + 1))
+    return min(1.0, 2 * tail / 2**count)
 
 
 @dataclass(frozen=True)
@@ -312,6 +329,6 @@ def _auroc(outcomes: Sequence[Outcome], criterion: str) -> float | None:
     label = np.array(labels, bool)
     if not len(label) or label.all() or not label.any():
         return None
-    ranks = rankdata(odds)
+    ranks = pd.Series(odds).rank().to_numpy()
     positives = int(label.sum())
     return float((ranks[label].sum() - positives * (positives + 1) / 2) / (positives * (len(label) - positives)))
