@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -19,9 +18,11 @@ from jzi.errors import RerankError
 from jzi.rerank import prompts
 from jzi.rerank.compose import CANVAS, GRAY
 from jzi.rerank.config import RerankConfig
-from jzi.rerank.families import Family, Inputs, Prompter, extended, family_of
+from jzi.rerank.families import family_of
 from jzi.rerank.labels import LabelTokens, Tokens, contexts, label_log_probabilities
 from jzi.rerank.model_files import find_folder, load_model, model_fingerprint
+from jzi.rerank.network import Network, Prompt
+from jzi.rerank.prompter import Prompter
 from jzi.rerank.question import Composition, Kind, Picture, Question, Reading
 
 #: Questions after which the mass of the labels is judged, and the mean below which answers are read from text.
@@ -32,24 +33,6 @@ TEXT_TOKENS, DESCRIPTION_TOKENS = 8, 60
 
 #: Log-odds of the label that a text names against each other label.
 TEXT_LOGIT = 2.0
-
-
-@dataclass(frozen=True, eq=False)
-class _Prompt:
-    inputs: Inputs
-    pictures: tuple[Picture, ...]
-
-    @property
-    def tokens(self) -> int:
-        return int(self.inputs["input_ids"].shape[1])
-
-    @property
-    def shape(self) -> tuple[Any, ...]:
-        """Prompts of equal shapes can be run together without padding."""
-        return tuple((key, tuple(value.shape)) for key, value in sorted(self.inputs.items()))
-
-    def then(self, ids: Sequence[int]) -> _Prompt:
-        return replace(self, inputs=extended(self.inputs, ids))
 
 
 @dataclass(frozen=True)
@@ -64,9 +47,7 @@ class LocalJudge:
     """A vision-language model on this machine. It is a `Judge`.
 
     Args:
-        model: of transformers, in eval mode, on its devices.
-        prompter: makes its inputs.
-        family: of the model.
+        network: the model.
         name: for reports.
         fingerprint: of everything that answers depend on, apart from the question.
         composition: how images are shown.
@@ -75,15 +56,11 @@ class LocalJudge:
     Attributes:
         notice: what the user should know about the answers, such as that the model does not follow the format; empty
             if there is nothing.
-        share: whether images and the common beginning of questions are processed once; only for families in which
-            that was compared with the plain forward pass.
     """
 
     def __init__(
         self,
-        model: Any,
-        prompter: Prompter,
-        family: Family,
+        network: Network,
         *,
         name: str,
         fingerprint: str,
@@ -91,17 +68,13 @@ class LocalJudge:
         config: RerankConfig,
     ) -> None:
         self.name, self.fingerprint, self.composition = name, fingerprint, composition
-        self.notice = ""
-        self.share = family.features is not None
-        self._model, self._prompter, self._family = model, prompter, family
+        self.notice, self.network = "", network
         self._reason, self._batch = config.reason, config.batch_size
-        self._labels = LabelTokens(prompter.tokenizer)
+        self._labels = LabelTokens(network.tokenizer)
         self._masses: dict[Kind, list[float]] = {}
         self._from_text: set[Kind] = set()
         self._sizes: dict[tuple[Any, ...], int] = {}
         self._photo = ""
-        self._features: dict[str, Tensor] = {}
-        self._prefix: tuple[bytes, Any] = (b"", None)
         self._descriptions: dict[str, list[int]] = {}
         self._unseen: dict[tuple[Any, ...], float] = {}
 
@@ -136,15 +109,8 @@ class LocalJudge:
             prompts=prompts.DIGEST,
             reason=config.reason,
         )
-        return cls(
-            model,
-            prompter,
-            family,
-            name=name,
-            fingerprint=fingerprint,
-            composition=composition,
-            config=config,
-        )
+        network = Network(model, prompter, family, name)
+        return cls(network, name=name, fingerprint=fingerprint, composition=composition, config=config)
 
     def estimate(self, question: Question) -> tuple[int, int]:
         """Numbers of tokens of a question and of its answer; the network is not run.
@@ -156,7 +122,7 @@ class LocalJudge:
         key = (question.kind, *shapes)
         describes = question.kind == "describe"
         if key not in self._sizes:
-            prompt = self._prompt(prompts.seen(question.crops[0]) if describes else self._parts(question))
+            prompt = self.network.prompt(prompts.seen(question.crops[0]) if describes else self._parts(question))
             self._sizes[key] = prompt.tokens + (DESCRIPTION_TOKENS if describes else 0)
         answer = TEXT_TOKENS if question.kind in self._from_text else 0
         return self._sizes[key], DESCRIPTION_TOKENS if describes else self._reason + answer
@@ -208,7 +174,7 @@ class LocalJudge:
     def _labelled(self, questions: Sequence[Question]) -> list[Reading]:
         """Answer questions of one kind that have labels."""
         kind, labels = questions[0].kind, [question.labels for question in questions]
-        asked = [self._prompt(self._parts(question)) for question in questions]
+        asked = [self.network.prompt(self._parts(question)) for question in questions]
         thoughts = self._thoughts(asked) if self._reason else [_Thought((), 0) for _ in asked]
         full = [prompt.then(thought.ids) for prompt, thought in zip(asked, thoughts, strict=True)]
         read = self._texts(full, labels) if kind in self._from_text else self._probabilities(full, labels)
@@ -221,16 +187,13 @@ class LocalJudge:
     def _parts(self, question: Question) -> list[str | Picture]:
         return prompts.parts(question, self.composition, self._reason)
 
-    def _prompt(self, parts: Sequence[str | Picture]) -> _Prompt:
-        return _Prompt(self._prompter.inputs(parts), tuple(part for part in parts if isinstance(part, Picture)))
-
-    def _probabilities(self, asked: list[_Prompt], labels: Sequence[tuple[str, ...]]) -> list[Reading]:
+    def _probabilities(self, asked: list[Prompt], labels: Sequence[tuple[str, ...]]) -> list[Reading]:
         """Read the probabilities of labels."""
         ways = [[self._labels.of(label) for label in each] for each in labels]
-        following: list[dict[Tokens, Tensor]] = [{(): first[-1]} for first in self._following(asked, 1)]
+        following: list[dict[Tokens, Tensor]] = [{(): first[-1]} for first in self.network.following(asked, 1)]
         for i, each in enumerate(ways):
             for start in contexts(each):
-                [after] = self._following([asked[i].then(start)], len(start) + 1)
+                [after] = self.network.following([asked[i].then(start)], len(start) + 1)
                 following[i] |= {start[: n + 1]: after[n + 1] for n in range(len(start))}
         readings = []
         for each, known in zip(ways, following, strict=True):
@@ -238,11 +201,11 @@ class LocalJudge:
             readings.append(Reading(tuple(values), min(sum(map(math.exp, values)), 1.0)))
         return readings
 
-    def _texts(self, asked: list[_Prompt], labels: Sequence[tuple[str, ...]]) -> list[Reading]:
+    def _texts(self, asked: list[Prompt], labels: Sequence[tuple[str, ...]]) -> list[Reading]:
         """Read labels from generated texts."""
         readings = []
-        for ids, choices in zip(self._generate(asked, TEXT_TOKENS), labels, strict=True):
-            text = self._prompter.tokenizer.decode(ids, skip_special_tokens=True)
+        for ids, choices in zip(self.network.generate(asked, TEXT_TOKENS), labels, strict=True):
+            text = self.network.tokenizer.decode(ids, skip_special_tokens=True)
             found = prompts.find_label(text, choices)
             logits = np.zeros(len(choices))
             if found is not None:
@@ -253,12 +216,12 @@ class LocalJudge:
             )
         return readings
 
-    def _thoughts(self, asked: list[_Prompt]) -> list[_Thought]:
+    def _thoughts(self, asked: list[Prompt]) -> list[_Thought]:
         """Generate texts up to "Answer:", which is appended if it lacks."""
-        tokenizer, thoughts = self._prompter.tokenizer, []
-        for ids in self._generate(asked, self._reason, stop=prompts.ANSWER):
+        tokenizer, thoughts = self.network.tokenizer, []
+        for ids in self.network.generate(asked, self._reason, stop=prompts.ANSWER):
             text = tokenizer.decode(ids, skip_special_tokens=True).partition(prompts.ANSWER)[0]
-            thoughts.append(_Thought(self._prompter.text_ids(f"{text.rstrip()}\n{prompts.ANSWER}"), len(ids)))
+            thoughts.append(_Thought(self.network.text_ids(f"{text.rstrip()}\n{prompts.ANSWER}"), len(ids)))
         return thoughts
 
     def _described(self, questions: Sequence[Question]) -> list[Reading]:
@@ -268,21 +231,21 @@ class LocalJudge:
     def _description(self, photo: Picture, crop: Picture) -> Reading:
         tokens_out = 0
         if photo.digest not in self._descriptions:
-            [ids] = self._generate([self._prompt(prompts.describe(photo))], DESCRIPTION_TOKENS)
+            [ids] = self.network.generate([self.network.prompt(prompts.describe(photo))], DESCRIPTION_TOKENS)
             self._descriptions[photo.digest], tokens_out = ids, len(ids)
         ids = self._descriptions[photo.digest]
-        prompt = self._prompt(prompts.seen(crop)).then(ids)
+        prompt = self.network.prompt(prompts.seen(crop)).then(ids)
         if not ids:
             return Reading((0.0,), tokens_in=prompt.tokens, abstained=True)
         key = crop.pixels.shape
         if key not in self._unseen:
             gray = Picture(np.full_like(crop.pixels, GRAY))
-            self._unseen[key] = self._mean_log_probability(self._prompt(prompts.seen(gray)).then(ids), ids)
+            self._unseen[key] = self._mean_log_probability(self.network.prompt(prompts.seen(gray)).then(ids), ids)
         value = self._mean_log_probability(prompt, ids) - self._unseen[key]
         return Reading((value,), tokens_in=prompt.tokens, tokens_out=tokens_out)
 
-    def _mean_log_probability(self, prompt: _Prompt, ids: Sequence[int]) -> float:
-        [following] = self._following([prompt], len(ids) + 1)
+    def _mean_log_probability(self, prompt: Prompt, ids: Sequence[int]) -> float:
+        [following] = self.network.following([prompt], len(ids) + 1)
         return float(following[torch.arange(len(ids)), torch.tensor(ids)].double().mean())
 
     def _watch(self, kind: Kind, readings: Sequence[Reading]) -> None:
@@ -299,113 +262,13 @@ class LocalJudge:
                 f"have {mean:.1%} of the probability): its answers are read from generated text"
             )
 
-    # The network
-
-    def _following(self, asked: list[_Prompt], keep: int) -> list[Tensor]:
-        """Log-probabilities of the tokens after each of the last `keep` tokens, (keep, token) of each prompt."""
-        found: dict[int, Tensor] = {}
-        for chosen in _alike(asked):
-            group = [asked[i] for i in chosen]
-            logits = self._forward_shared(group, keep) if self.share else self._forward(group, keep)
-            if not bool(logits.isfinite().all()):
-                raise RerankError(f"{self.name} computed logits that are not finite: check its weights and precision")
-            found |= dict(zip(chosen, logits.float().log_softmax(-1).cpu(), strict=True))
-        return [found[i] for i in range(len(asked))]
-
-    def _forward(self, group: list[_Prompt], keep: int) -> Tensor:
-        return self._model(**self._joined(group), logits_to_keep=keep, use_cache=False).logits
-
-    def _forward_shared(self, group: list[_Prompt], keep: int) -> Tensor:
-        """As `_forward`, with the features of each image and the keys and values of the common beginning kept."""
-        model, inputs = self._model, self._joined(group, without=("pixel_values",))
-        ids, mask = inputs["input_ids"], inputs["attention_mask"]
-        images = ids == self._prompter.image_token_id
-        embedded = model.get_input_embeddings()(ids)
-        features = torch.cat([self._feature(picture) for prompt in group for picture in prompt.pictures])
-        embedded = embedded.masked_scatter(images[..., None], features.to(embedded))
-        positions = None if self._family.positions is None else self._family.positions(model, inputs)
-        common = self._common(group, ids)
-        cache = None
-        if common:
-            key = group[0].pictures[0].digest.encode() + ids[0, :common].cpu().numpy().tobytes()
-            if key != self._prefix[0]:
-                first = None if positions is None else positions[:, :1, :common]
-                prefix = self._run(embedded[:1, :common], mask[:1, :common], first, None, 1, use_cache=True)
-                self._prefix = key, prefix.past_key_values
-            cache = copy.deepcopy(self._prefix[1])
-            cache.batch_repeat_interleave(len(group))
-            positions = None if positions is None else positions[:, :, common:]
-        return self._run(embedded[:, common:], mask, positions, cache, keep, use_cache=cache is not None).logits
-
-    def _run(
-        self, embedded: Tensor, mask: Tensor, positions: Tensor | None, cache: Any, keep: int, *, use_cache: bool
-    ) -> Any:
-        return self._model(
-            inputs_embeds=embedded,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=use_cache,
-            logits_to_keep=keep,
-        )
-
-    def _common(self, group: list[_Prompt], ids: Tensor) -> int:
-        """Number of tokens before the second image, which questions about a photo have in common; 0 if they differ."""
-        first = group[0].pictures[0]
-        if any(len(prompt.pictures) < 2 or prompt.pictures[0].digest != first.digest for prompt in group):
-            return 0
-        images = (ids[0] == self._prompter.image_token_id).nonzero()[:, 0]
-        length = int(images[self._prompter.picture(first)[0]])
-        return length if bool((ids[:, :length] == ids[:1, :length]).all()) else 0
-
-    def _feature(self, picture: Picture) -> Tensor:
-        """What stands for a picture in the language model, (token, feature)."""
-        if picture.digest not in self._features:
-            assert self._family.features is not None
-            image = self._moved(self._prompter.picture(picture)[1])
-            self._features[picture.digest] = self._family.features(self._model, image)
-        return self._features[picture.digest]
-
-    def _generate(self, asked: list[_Prompt], tokens: int, stop: str = "") -> list[list[int]]:
-        """Generate the most probable tokens of each prompt, without those that end the answer."""
-        tokenizer = self._prompter.tokenizer
-        options: dict[str, Any] = {"stop_strings": [stop], "tokenizer": tokenizer} if stop else {}
-        special = {*tokenizer.all_special_ids}
-        found: dict[int, list[int]] = {}
-        for chosen in _alike(asked):
-            inputs = self._joined([asked[i] for i in chosen])
-            made = self._model.generate(**inputs, max_new_tokens=tokens, do_sample=False, **options)
-            rows = made[:, inputs["input_ids"].shape[1] :].tolist()
-            found |= {i: [token for token in row if token not in special] for i, row in zip(chosen, rows, strict=True)}
-        return [found[i] for i in range(len(asked))]
-
-    def _joined(self, group: list[_Prompt], without: tuple[str, ...] = ()) -> Inputs:
-        keys = [key for key in group[0].inputs if key not in without]
-        return self._moved({key: torch.cat([prompt.inputs[key] for prompt in group]) for key in keys})
-
-    def _moved(self, inputs: Inputs) -> Inputs:
-        """To the model's device, and its precision."""
-        device, dtype = self._model.device, self._model.dtype
-        return {
-            key: value.to(device, dtype if value.is_floating_point() else value.dtype) for key, value in inputs.items()
-        }
-
     def _forget(self) -> None:
-        self._photo, self._prefix = "", (b"", None)
-        self._features.clear()
+        self._photo = ""
         self._descriptions.clear()
         self._unseen.clear()
-        self._prompter.forget()
+        self.network.forget()
 
 
 def _out_of_memory(error: Exception) -> bool:
     """Whether memory ran out; on the CPU torch raises a plain `RuntimeError`."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-
-
-def _alike(asked: Sequence[_Prompt]) -> list[list[int]]:
-    """Indices of prompts of equal shapes."""
-    groups: dict[tuple[Any, ...], list[int]] = {}
-    for i, prompt in enumerate(asked):
-        groups.setdefault(prompt.shape, []).append(i)
-    return list(groups.values())
