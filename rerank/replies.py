@@ -170,13 +170,13 @@ def label_log_probabilities(
     for i, token in enumerate(tokens):
         written = _matches(prefix, labels)  # what the answer is if it ends here
         chosen = prefix + token
+        longer = i + 1 < len(tokens) and set(_matches(chosen, labels, begun=True)) > set(_matches(chosen, labels))
         for alternative, value in alternatives[i].items():
             text = prefix + alternative
-            goes_on = alternative == token and i + 1 < len(tokens) and len(_matches(chosen, labels, begun=True)) > 0
-            matches = [] if goes_on else (_matches(text, labels) or _matches(text, labels, begun=True) or written)
-            for match in matches:
+            matches = _matches(text, labels) or _matches(text, labels, begun=True) or written
+            for match in matches if not (longer and alternative == token) else ():
                 probabilities[match] += math.exp(logarithm + value) / len(matches)
-        if not _matches(chosen, labels, begun=True):
+        if not longer:
             break
         logarithm += alternatives[i][token]
         prefix = chosen
