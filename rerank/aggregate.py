@@ -71,25 +71,24 @@ def consistent(logits: _Floats) -> _Floats:
     return np.where(np.isnan(logits + backward), np.nan, np.sign(logits) == -np.sign(backward))
 
 
-def scores(logits: _Floats, design: str, *, bias: float = 0.0, temperature: float = 1.0) -> Scores:
+def scores(log_odds: _Floats, weight: _Floats, design: str, temperature: float = 1.0) -> Scores:
     """Scores by the design's rule: the closed form for a complete round robin, else Bradley-Terry.
 
     Args:
-        logits: (k, k) log-odds of A.
+        log_odds: (..., k, k) debiased log-odds.
+        weight: (..., k, k) number of answers about each pair.
         design: one of `jzi.rerank.schedule.PAIR_DESIGNS`.
-        bias: preference for A, subtracted where a pair was answered in one order.
         temperature: divisor of log-odds.
     """
-    answers = (~np.isnan(logits)).astype(np.float64)
-    return scores_of(debiased(logits, bias), answers + answers.T, design, temperature=temperature)
-
-
-def scores_of(log_odds: _Floats, weight: _Floats, design: str, *, temperature: float = 1.0) -> Scores:
-    """Like `scores`, from debiased log-odds (k, k) and the number of answers about each pair (k, k)."""
-    off_diagonal = ~np.eye(len(log_odds), dtype=bool)
-    if design == "pairs" and not np.isnan(log_odds[off_diagonal]).any():
+    if design == "pairs" and not np.isnan(_without_diagonal(log_odds)).any():
         return round_robin(log_odds / temperature, weight)
     return bradley_terry(log_odds / temperature, weight)
+
+
+def answers(logits: _Floats) -> _Floats:
+    """(..., k, k) number of answers about each pair, 0 to 2."""
+    answered = (~np.isnan(logits)).astype(np.float64)
+    return answered + np.swapaxes(answered, -1, -2)
 
 
 def round_robin(log_odds: _Floats, weight: _Floats) -> Scores:

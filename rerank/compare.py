@@ -9,7 +9,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from jzi.rerank.aggregate import consistent, debiased, position_bias, scores_of
+from jzi.rerank.aggregate import consistent, debiased, position_bias, scores
 from jzi.rerank.config import RerankConfig
 from jzi.rerank.question import Kind, Picture, Question, Reading
 from jzi.rerank.schedule import PAIR_DESIGNS, Pair, rounds
@@ -243,8 +243,9 @@ def _pair_scores(
     for each in comparisons:
         log_odds[each.first, each.second], log_odds[each.second, each.first] = each.logit, -each.logit
         weight[each.first, each.second] = weight[each.second, each.first] = each.answers
-    scores = scores_of(log_odds[np.ix_(shown, shown)], weight[np.ix_(shown, shown)], design, temperature=temperature)
-    return _spread(scores.theta, shown, k), _spread(scores.sd, shown, k)
+    used = np.ix_(shown, shown)
+    result = scores(log_odds[used], weight[used], design, temperature)
+    return _spread(result.theta, shown, k), _spread(result.sd, shown, k)
 
 
 def _spread(values: _Floats, shown: NDArray[np.int64], k: int) -> _Floats:

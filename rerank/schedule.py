@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from jzi.rerank.aggregate import debiased, difference, least_squares, top_probability
+from jzi.rerank.aggregate import answers, debiased, difference, least_squares, top_probability
 from jzi.rerank.config import Orders, RerankConfig
 
 #: (shown as A, shown as B)
@@ -82,9 +82,9 @@ class _Table:
 
     def compare(self, pairs: Iterable[Pair]) -> Rounds:
         shown = [order for pair in pairs for order in self._shown(*pair)]
-        answers = yield shown
+        logits = yield shown
         for order in shown:
-            self.logits[order] = answers[order]
+            self.logits[order] = logits[order]
             self.asked |= {order, order[::-1]}
 
     def _shown(self, one: int, other: int) -> tuple[Pair, ...]:
@@ -181,9 +181,9 @@ def _together(
     results: list[list[int]] = [[] for _ in generators]
     waiting: dict[int, list[Pair]] = {}
 
-    def advance(number: int, answers: Any) -> None:
+    def advance(number: int, logits: Any) -> None:
         try:
-            waiting[number] = generators[number].send(answers)
+            waiting[number] = generators[number].send(logits)
         except StopIteration as stop:
             waiting.pop(number, None)
             results[number] = stop.value
@@ -191,9 +191,9 @@ def _together(
     for number in range(len(generators)):
         advance(number, None)
     while waiting:
-        answers = yield [pair for pairs in waiting.values() for pair in pairs]
+        logits = yield [pair for pairs in waiting.values() for pair in pairs]
         for number in list(waiting):
-            advance(number, answers)
+            advance(number, logits)
     return results
 
 
@@ -203,8 +203,7 @@ def _adaptive(table: _Table, questions: int) -> Rounds:
     Ends once that of a candidate exceeds `CERTAIN`.
     """
     for _ in range(questions // (2 if table.orders == "both" else 1)):
-        answers = (~np.isnan(table.logits)).astype(np.float64)
-        known = least_squares(debiased(table.logits, table.bias), answers + answers.T)
+        known = least_squares(debiased(table.logits, table.bias), answers(table.logits))
         first = top_probability(known)
         spread = np.diag(known.covariance)
         worth = np.outer(first, first) * (spread[:, None] + spread - 2 * known.covariance)
