@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -92,17 +93,21 @@ def rerank_summary(stage: RerankStage) -> str:
     """What re-ranking photos has cost, or would cost, and the notes about it."""
     lines = []
     if stage.asker is None:
-        lines.append(f"{stage.crops.rendered} crops rendered for {stage.photos} photos, in {stage.crops.folder}")
+        lines.append(f"{stage.crops.rendered} crops rendered for {_photos(stage.photos)}, in {stage.crops.folder}")
     elif stage.dry_run:
         lines.append(plan_text(stage.planned, stage.photos))
     else:
-        lines.append(f"re-ranking {stage.photos} photos: {cost_text(stage.asker.cost)}")
+        lines.append(f"re-ranking {_photos(stage.photos)}: {cost_text(stage.asker.cost)}")
         if stage.asker.exhausted:
             lines.append("the budget is spent: the other candidates keep their order")
     if stage.skipped:
-        lines.append(f"{stage.skipped} photos were not compared: the front end was sure, or its order is kept")
+        lines.append(f"{_photos(stage.skipped)} not compared: the front end was sure, or its order is kept")
     notes = [stage.note, *getattr(stage.asker and stage.asker.judge, "notes", ())]
     return "\n".join([*lines, *(note for note in notes if note)])
+
+
+def _photos(count: int) -> str:
+    return f"{count} photo{'' if count == 1 else 's'}"
 
 
 def cost_text(cost: Cost) -> str:
@@ -117,7 +122,7 @@ def cost_text(cost: Cost) -> str:
 def plan_text(plan: Plan, photos: int) -> str:
     """What a dry run has found."""
     cost, most = plan.cost, "" if plan.exact else "at most "
-    text = f"{photos} photos: {most}{cost.asked} questions to ask, {cost.cached} answered before; about "
+    text = f"{_photos(photos)}: {most}{cost.asked} questions to ask, {cost.cached} answered before; about "
     return (
         text
         + f"{cost.tokens_in:,} tokens in, {cost.tokens_out:,} out"
@@ -349,7 +354,7 @@ def method_text(figures: MethodFigures, note: str = "") -> str:
     """The figures of a method for a terminal."""
     cost, photos = figures.cost, max(1, figures.photos)
     lines = [
-        f"{figures.method} on {figures.photos} photos: {cost_text(cost)}",
+        f"{figures.method} on {_photos(figures.photos)}: {cost_text(cost)}",
         f"  a photo: {cost.asked / photos:.1f} questions, {cost.tokens_in / photos:,.0f} tokens in, "
         f"{cost.tokens_out / photos:,.0f} out, {cost.seconds / photos:.2f} s",
         f"  {'first place right':<22}{'before':>8}{'after':>8}{'bound':>8}   {'gain':<26}{'fixed':>6}{'broken':>8}"
@@ -370,9 +375,9 @@ def method_text(figures: MethodFigures, note: str = "") -> str:
     details.append(f"calibration error {figures.ece_before:.1%} before, {figures.ece_after:.1%} after")
     lines.append("  " + "; ".join(details))
     if figures.skipped:
-        lines.append(f"  {figures.skipped} photos were not compared: the front end was sure")
+        lines.append(f"  {_photos(figures.skipped)} not compared: the front end was sure")
     if figures.unfinished:
-        lines.append(f"  {figures.unfinished} photos keep their order: the budget was spent")
+        lines.append(f"  {_photos(figures.unfinished)} in the front end's order: the budget was spent")
     return "\n".join([*lines, *([f"  {note}"] if note else [])])
 
 
@@ -411,14 +416,17 @@ def export_command(config_file: Path, overrides: tuple[str, ...], output: Path, 
 
 @rerank_group.command("prune")
 @settings_options
-@click.option("--judge", default="", metavar="FINGERPRINT", help="Only of the judge whose fingerprint begins so.")
+@click.option("--judge", metavar="NAME", help="Only those of the judge of this name.")
 @click.option("--days", type=click.FloatRange(0, 100_000), help="Only those that are older than so many days.")
 @json_option
-def prune_command(config_file: Path, overrides: tuple[str, ...], judge: str, days: float | None, as_json: bool) -> None:
+def prune_command(
+    config_file: Path, overrides: tuple[str, ...], judge: str | None, days: float | None, as_json: bool
+) -> None:
     """Remove judgments; those that are needed again are asked anew."""
     if not judge and days is None:
         raise UsageError("all judgments would be removed: give --judge or --days, or --days 0 for all")
-    removed = _judgments(config_file, overrides).prune(older_than_days=days, judge=judge)
+    before = None if days is None else time.time() - 86_400 * days
+    removed = _judgments(config_file, overrides).prune(before=before, judge=judge)
     print_result(as_json, {"removed": removed}, f"removed {removed} judgments")
 
 

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
@@ -43,8 +44,38 @@ _TABLE = """CREATE TABLE judgments (
 
 _NAMES = ", ".join(COLUMNS)
 
+#: Beginnings of a text that spreadsheets take for a formula.
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
 #: Rows that are read at a time: a few kilobytes, or 200 MB if each is as large as is allowed.
 _PAGE = 100
+
+
+@dataclass(frozen=True)
+class JudgeSummary:
+    """What is kept of a judge.
+
+    Attributes:
+        judge: its name.
+        fingerprint: of the judge.
+        answers: number of answers.
+        abstained: of these, those without an answer.
+        tokens_in: tokens of all questions.
+        tokens_out: tokens of all answers.
+        seconds: that they took.
+        first: when the first was given, ISO 8601.
+        last: when the last was given.
+    """
+
+    judge: str
+    fingerprint: str
+    answers: int
+    abstained: int
+    tokens_in: int
+    tokens_out: int
+    seconds: float
+    first: str
+    last: str
 
 
 class Judgments:
@@ -137,6 +168,19 @@ class Judgments:
             yield from map(self._judgment, page)
             last = page[-1][0]
 
+    def summary(self) -> list[JudgeSummary]:
+        """What is kept of each judge, by name.
+
+        Raises:
+            RerankError: the file cannot be read.
+        """
+        rows = self._read(
+            "SELECT judge, fingerprint, COUNT(*), SUM(abstained), SUM(tokens_in), SUM(tokens_out), SUM(seconds), "
+            "MIN(time), MAX(time) FROM judgments GROUP BY judge, fingerprint ORDER BY judge, MIN(id)",
+            [],
+        )
+        return [JudgeSummary(*row[:7], first=_iso(row[7]), last=_iso(row[8])) for row in rows]
+
     def export(self, path: Path) -> int:
         """Write all rows to a CSV file, and return their number.
 
@@ -156,7 +200,8 @@ class Judgments:
                     row = dict(zip(COLUMNS, to_row(judgment), strict=True))
                     row["crops"] = " ".join(judgment.crops)
                     row["log_probabilities"] = " ".join(map(repr, judgment.reading.log_probabilities))
-                    row["time"] = datetime.fromtimestamp(judgment.time, UTC).isoformat(timespec="seconds")
+                    row["time"] = _iso(judgment.time)
+                    row |= {name: f"'{row[name]}" for name in ("judge", "text") if row[name].startswith(FORMULA)}
                     writer.writerow(row.values())
                     count += 1
 
@@ -196,6 +241,10 @@ class Judgments:
             raise RerankError(
                 f"the judgments {self.path} are damaged, in row {row[0]} ({error}): remove the file, and ask again"
             ) from None
+
+
+def _iso(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:
