@@ -7,7 +7,8 @@ A photo's true candidate has the front end's rank r with a probability that halv
 quality is `GAP`, that of others 0, both with a standard deviation of `QUALITY_SD`. A question about a pair is answered
 with the difference of the two qualities, plus the bias, plus noise; one about a single candidate with its quality plus
 the noise `ABSOLUTE_NOISE`: the judge compares well, and rates badly. It orders the designs, and says nothing about real
-vision-language models. The figures of the specification (k = 5, noise 1.5) are reproduced by a test.
+vision-language models. `QUALITY_SD`, `ALL` and the ranks' halving were chosen so that the figures of the design
+document (noise 1.5, k = 5 and 10), which does not give them, come out within 2 points.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ FIRST, FIVE, ALL = 0.6, 0.9, 0.9
 #: In log-odds.
 GAP, QUALITY_SD, ABSOLUTE_NOISE = 2.0, 0.5, 3.0
 
-#: Log-odds of theta and half of the prior's: the weights that the specification's figure is of.
+#: Log-odds of theta and half of the prior's: the weights that the design document's figure is of.
 HALF_PRIOR = Weights(prior=0.5, judge=1.0)
 
 

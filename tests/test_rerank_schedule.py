@@ -156,6 +156,16 @@ def test_a_round_is_asked_at_once_and_shows_no_candidate_in_two_pairs(design: st
             assert len(shown) == len(set(shown)) and {pair[::-1] for pair in batch} == set(batch)
 
 
+def test_a_knock_out_spares_the_front_ends_first_and_seeds_each_round_by_rank() -> None:
+    def games(k: int, answer: Callable[[int, int], float]) -> list[list[tuple[int, int]]]:
+        return [[pair for pair in batch if pair[0] < pair[1]] for batch in play("knockout", k, "both", answer)[0]]
+
+    assert games(5, perfect(0)) == [[(3, 4)], [(0, 3), (1, 2)], [(0, 1)]]
+    assert games(6, perfect(5)) == [[(2, 5), (3, 4)], [(0, 5), (1, 3)], [(1, 5)]]
+    assert games(4, lambda first, second: float(first - second)) == [[(0, 3), (1, 2)], [(2, 3)]]
+    assert games(8, perfect(7))[1] == [(1, 7), (2, 3)]
+
+
 def test_independent_questions_of_a_sort_are_asked_at_once() -> None:
     batches, _ = play("sorting", 8, "both", random(0))
     assert len(batches[0]) == 8 and len(batches) < sum(map(len, batches)) / 2 - 3
