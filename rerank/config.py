@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
+from jzi.errors import ConfigError
 from jzi.store.setting_checks import check_settings
 
 #: How candidates are compared. Pairs: "pairs" asks about all of them, "sliding" from the bottom up, "knockout",
@@ -80,7 +82,7 @@ class RerankConfig:
     reason: Annotated[int, Field(ge=0, le=16_384)] = 0
     batch_size: Annotated[int, Field(ge=1, le=1024)] = 4
     quantize: Literal[0, 4, 8] = 0
-    key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=100)] = "JZI_RERANK_KEY"
+    key_env: str = "JZI_RERANK_KEY"
     timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 120.0
     retries: Annotated[int, Field(ge=0, le=100)] = 5
     price_per_million: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]] = (0.0, 0.0)
@@ -88,6 +90,10 @@ class RerankConfig:
 
     def __post_init__(self) -> None:
         check_settings("rerank", self)
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,99}", self.key_env):  # not repeated: it may be the key itself
+            raise ConfigError(
+                "rerank.key_env is not the name of an environment variable: put the key into one, and name that"
+            )
 
     @property
     def design(self) -> str:

@@ -24,7 +24,7 @@ FILE = "rerank.json"
 #: Largest rerank.json, bytes; those that are written have 1 kB.
 _MAX_BYTES = 2**16
 
-_HINT = "fit the weights again with `jzi rerank evaluate`"
+_HINT = "fit the weights again with `jzi rerank calibrate`"
 
 _Text = Annotated[str, Field(max_length=200)]
 

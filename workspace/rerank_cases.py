@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,6 +53,31 @@ class Listed:
 
     ids: tuple[str, ...]
     score: tuple[float, ...] | None
+
+
+@dataclass(frozen=True)
+class CandidateList:
+    """The candidates of several photos.
+
+    Attributes:
+        photos: by the photos' names in the list.
+    """
+
+    photos: dict[str, Listed]
+
+    def of(self, name: str) -> Listed | None:
+        """The candidates of a photo, given its id or path, else the only photo with this file name; None if none is."""
+        if name in self.photos:
+            return self.photos[name]
+        named = self._by_file.get(name.rpartition("/")[2], ())
+        return self.photos[named[0]] if len(named) == 1 else None
+
+    @cached_property
+    def _by_file(self) -> dict[str, list[str]]:
+        files: dict[str, list[str]] = {}
+        for name in self.photos:
+            files.setdefault(name.rpartition("/")[2], []).append(name)
+        return files
 
 
 def open_front(
@@ -118,9 +143,9 @@ def area_cases(
     frame = frame[frame["id"].isin(paths.index)]
     splits = [split] if split else ["test", "val"]
     frame = next((part for name in splits if len(part := frame[frame["split"] == name])), frame[:0])
-    names = read_candidates(listed) if listed else {}
+    names = read_candidates(listed) if listed else CandidateList({})
     if listed:
-        frame = frame[[str(name) in names for name in frame["id"]]]
+        frame = frame[[names.of(str(name)) is not None for name in frame["id"]]]
     if frame.empty:
         where = f"of {listed} " if listed else ""
         raise RerankError(
@@ -161,12 +186,13 @@ def _candidates(
 
 
 def _listed_cells(
-    frame: pd.DataFrame, names: dict[str, Listed], expert: Expert
+    frame: pd.DataFrame, names: CandidateList, expert: Expert
 ) -> list[tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]]:
     """As `_candidates`, of a list."""
     found = []
     for name in frame["id"]:
-        listed = names[str(name)]
+        listed = names.of(str(name))
+        assert listed
         try:
             cells = np.array([[int(part) for part in each.split("_")] for each in listed.ids], np.int64)
             inside = cells.shape[1:] == (2,) and bool((cells >= 0).all() and (cells < expert.area.shape).all())
@@ -253,15 +279,16 @@ def _retrieved(
 
 
 def _listed_references(
-    dataset: PairDataset, names: dict[str, Listed], file: Path, count: int
+    dataset: PairDataset, names: CandidateList, file: Path, count: int
 ) -> list[tuple[int, NDArray[np.int64], NDArray[np.float64]]]:
     number = {Path(str(path)).name: index for index, path in enumerate(dataset.references)}
-    photos = [index for index, path in enumerate(dataset.photos) if Path(str(path)).name in names]
+    photos = [index for index, path in enumerate(dataset.photos) if names.of(Path(str(path)).name)]
     if not photos:
         raise PairsError(f"{file} names no photo of the {dataset.split} split of {dataset.name}: give another --split")
     found = []
     for photo in (photos[each] for each in np.linspace(0, len(photos) - 1, min(count, len(photos))).astype(int)):
-        listed = names[Path(str(dataset.photos[photo])).name]
+        listed = names.of(Path(str(dataset.photos[photo])).name)
+        assert listed
         if unknown := [each for each in listed.ids if each not in number]:
             raise PairsError(f"{file} has {unknown[0]:.100}, which {dataset.name} has not: give its file names")
         found.append((photo, np.array([number[each] for each in listed.ids], np.int64), probabilities(listed)))
@@ -303,11 +330,11 @@ def probabilities(listed: Listed) -> NDArray[np.float64]:
     return np.asarray(weight / weight.sum())
 
 
-def read_candidates(file: Path) -> dict[str, Listed]:
+def read_candidates(file: Path) -> CandidateList:
     """Read a CSV of candidates with the columns photo, rank, id and, if it is there, score.
 
     Args:
-        file: the CSV. Photos are ids or file names; folders before a file name are ignored.
+        file: the CSV. Photos are ids or file names; of ids, folders before a file name are ignored.
 
     Raises:
         PhotoTableError: it cannot be read, lacks a column, or a value is invalid.
@@ -331,16 +358,16 @@ def read_candidates(file: Path) -> dict[str, Listed]:
     for photo, ranked in rows.items():
         ordered = [ranked[rank] for rank in sorted(ranked)]
         scores = [score for _, score in ordered if score is not None]
-        found[photo] = Listed(
-            tuple(each for each, _ in ordered), tuple(scores) if len(scores) == len(ordered) else None
-        )
-    return found
+        listed = tuple(name for name, _ in ordered)
+        found[photo] = Listed(listed, tuple(scores) if len(scores) == len(ordered) else None)
+    return CandidateList(found)
 
 
 def _add(
     rows: dict[str, dict[int, tuple[str, float | None]]], row: dict[str, str], file: Path, line: int, *, scored: bool
 ) -> None:
-    photo, name = (Path((row[column] or "").replace("\\", "/")).name for column in ("photo", "id"))
+    photo, name = ((row[column] or "").replace("\\", "/") for column in ("photo", "id"))
+    name = name.rpartition("/")[2]
     try:
         rank = int(row["rank"])
         score = float(row["score"]) if scored else None
