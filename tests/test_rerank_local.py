@@ -311,7 +311,7 @@ def test_the_fingerprint_is_of_what_answers_depend_on(folder_of: Folders, tmp_pa
     shutil.copytree(folder, tmp_path / "copy")
     assert load(tmp_path / "copy", batch_size=1, top=7).fingerprint == judge.fingerprint
     (tmp_path / "copy" / "chat_template.jinja").write_text(
-        "{% for part in messages[0]['content'] %}{{ part['text'] if part['type'] == 'text' else '<image>' }}{% endfor %}"
+        "{% for part in messages[0]['content'] %}{{ part['text'] if 'text' in part else '<image>' }}{% endfor %}"
     )
     other = build("llava", tmp_path / "other", seed=1)
     prints = [judge, load(folder, composition="images"), load(folder, reason=9), load(tmp_path / "copy"), load(other)]
