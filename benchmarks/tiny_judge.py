@@ -144,7 +144,7 @@ def _noisy(rng: np.random.Generator, pixels: NDArray[np.float64]) -> Picture:
     return Picture((pixels + rng.normal(0, 8, pixels.shape)).clip(0, 255).astype(np.uint8))
 
 
-def _shrunk(pixels: NDArray[np.uint8], rows: int, cols: int) -> NDArray[np.uint8]:
+def shrunk(pixels: NDArray[np.uint8], rows: int, cols: int) -> NDArray[np.uint8]:
     return np.asarray(Image.fromarray(pixels).resize((cols, rows), Image.Resampling.BICUBIC))
 
 
@@ -157,8 +157,8 @@ def made_pool(rng: np.random.Generator, count: int) -> Pool:
         return np.minimum(difference, 1 - difference) >= APART
 
     return Pool(
-        np.stack([_shrunk(made_photo(rng, hue).pixels, HALF, SIDE) for hue in hues]),
-        np.stack([_shrunk(made_crop(rng, hue).pixels, HALF, HALF) for hue in hues]),
+        np.stack([shrunk(made_photo(rng, hue).pixels, HALF, SIDE) for hue in hues]),
+        np.stack([shrunk(made_crop(rng, hue).pixels, HALF, HALF) for hue in hues]),
         apart,
         turn=False,
     )
@@ -212,8 +212,8 @@ class Town:
     def pool(self) -> Pool:
         """Return them in the size at which the judge sees them."""
         return Pool(
-            np.stack([_shrunk(photo.pixels, HALF, SIDE) for photo in self.photos]),
-            np.stack([_shrunk(crop.pixels, HALF, HALF) for crop in self.crops]),
+            np.stack([shrunk(photo.pixels, HALF, SIDE) for photo in self.photos]),
+            np.stack([shrunk(crop.pixels, HALF, HALF) for crop in self.crops]),
             self.apart,
             turn=True,
         )
@@ -272,7 +272,7 @@ class Canvases:
     def __init__(self) -> None:
         gray = Picture(np.full((CANVAS // 2, CANVAS // 2, 3), GRAY, np.uint8))
         wide = Picture(np.full((CANVAS // 2, CANVAS, 3), GRAY, np.uint8))
-        self._letters = _shrunk(canvas(Question("pair", wide, (gray, gray))).pixels, SIDE, SIDE)
+        self._letters = shrunk(canvas(Question("pair", wide, (gray, gray))).pixels, SIDE, SIDE)
         self._box = math.ceil(1.25 * (CANVAS // 2 // 8) * SIDE / CANVAS)
 
     def pair(self, photos: NDArray[np.uint8], a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -392,8 +392,6 @@ def train(folder: Path, pools: Sequence[Pool], *, steps: int, batch: int, rate: 
         kind: torch.tensor([tokens.of(label)[0][0] for label in ("AB" if kind == "pair" else LABELS[kind])])
         for kind in ASKED
     }
-    images: Any = prompter._processor.image_processor
-    mean, scale = torch.tensor(images.image_mean), torch.tensor(images.image_std)
     decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
     optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}])
@@ -404,17 +402,9 @@ def train(folder: Path, pools: Sequence[Pool], *, steps: int, batch: int, rate: 
             group["lr"] = rate * min((step + 1) / WARMUP, 0.5 + 0.5 * math.cos(math.pi * step / steps) + 1e-3)
         kind: Kind = rng.choice(list(ASKED), p=list(ASKED.values()))
         shown = pools if step >= ALONE else pools[:1]
-        photos, right, wrong = (
-            np.concatenate(each) for each in zip(*(pool.draw(rng, batch // len(shown)) for pool in shown), strict=True)
-        )
-        answer = rng.integers(0, 2, len(photos))
-        first = np.where(answer[:, None, None, None] == 0, right, wrong)
-        second = np.where(answer[:, None, None, None] == 0, wrong, right)
-        drawn = canvases.pair(photos, first, second) if kind == "pair" else canvases.single(photos, first)
-        pixels = ((torch.from_numpy(drawn) / 255 - mean) / scale).permute(0, 3, 1, 2)
+        pixels, target = _batch(rng, shown, kind, batch, canvases)
         features = torch.stack(model.get_image_features(pixel_values=pixels).pooler_output)
-        logits = _logits(model, ids[kind].expand(len(photos), -1), features)
-        target = torch.from_numpy(answer)
+        logits = _logits(model, ids[kind].expand(len(pixels), -1), features)
         loss = functional.cross_entropy(logits, labels[kind][target])
         if kind == "pair":
             loss = loss + functional.cross_entropy(_similarity(features), target)
@@ -429,6 +419,25 @@ def train(folder: Path, pools: Sequence[Pool], *, steps: int, batch: int, rate: 
             click.echo(f"step {step + 1}: {np.mean(recent):.1%} of training pairs right, {seconds:.0f} s")
             recent.clear()
     model.half().eval().save_pretrained(folder)
+    config = folder / "config.json"  # half precision is for the size of the file
+    config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
+    (folder / "model.safetensors").chmod(0o644)
+
+
+def _batch(
+    rng: np.random.Generator, pools: Sequence[Pool], kind: Kind, count: int, canvases: Canvases
+) -> tuple[Tensor, Tensor]:
+    """Draw canvases (question, 3, SIDE, SIDE), normalised as the processor does, and the right labels."""
+    from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+    drawn = [pool.draw(rng, count // len(pools)) for pool in pools]
+    photos, right, wrong = (np.concatenate(each) for each in zip(*drawn, strict=True))
+    answer = rng.integers(0, 2, len(photos))
+    swapped = answer[:, None, None, None] == 1
+    first, second = np.where(swapped, wrong, right), np.where(swapped, right, wrong)
+    shown = canvases.pair(photos, first, second) if kind == "pair" else canvases.single(photos, first)
+    pixels = (torch.from_numpy(shown) / 255 - torch.tensor(OPENAI_CLIP_MEAN)) / torch.tensor(OPENAI_CLIP_STD)
+    return pixels.permute(0, 3, 1, 2), torch.from_numpy(answer)
 
 
 def _logits(model: Any, ids: Tensor, features: Tensor) -> Tensor:
