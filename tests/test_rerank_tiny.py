@@ -50,7 +50,7 @@ def test_its_answers_in_both_orders_agree_and_its_preference_for_a_is_small(accu
 
 
 def test_it_answers_in_the_requested_format(accuracy: Accuracy, judge: LocalJudge) -> None:
-    assert accuracy.mass > 0.99
+    assert accuracy.mass > 0.95
     assert not judge.notice
 
 
