@@ -151,7 +151,7 @@ def _small(folder: Path) -> Path:
             image_size=IMAGE,
             patch_size=PATCH,
         ),
-        image_token_id=words.index("<image>"),
+        image_token_index=words.index("<image>"),
     ).save_pretrained(folder)
     transformers.LlavaProcessor(
         transformers.CLIPImageProcessor(size={"shortest_edge": IMAGE}, crop_size={"height": IMAGE, "width": IMAGE}),
