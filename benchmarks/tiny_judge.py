@@ -29,9 +29,10 @@ from torch.nn import functional
 from jzi.rerank import prompts
 from jzi.rerank.compose import CANVAS, GRAY, canvas
 from jzi.rerank.config import RerankConfig
-from jzi.rerank.families import FAMILIES, Prompter
+from jzi.rerank.families import FAMILIES
 from jzi.rerank.labels import LabelTokens
 from jzi.rerank.local import LocalJudge
+from jzi.rerank.prompter import Prompter
 from jzi.rerank.question import LABELS, Judge, Kind, Picture, Question
 
 #: Side of a canvas as the judge sees it, and of a patch, pixels; a crop is half as wide.
@@ -290,8 +291,9 @@ def write_untrained(folder: Path, seed: int) -> Any:
     """Write the judge with random weights, and return the model."""
     import transformers
 
+    models: Any = transformers  # whose types lack an entry of the configuration
     tokenizer = _tokenizer()
-    config = transformers.LlavaConfig(
+    config = models.LlavaConfig(
         text_config=transformers.LlamaConfig(
             vocab_size=len(tokenizer),
             hidden_size=HIDDEN,

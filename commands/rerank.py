@@ -102,7 +102,7 @@ def rerank_summary(stage: RerankStage) -> str:
             lines.append("the budget is spent: the other candidates keep their order")
     if stage.skipped:
         lines.append(f"{_photos(stage.skipped)} not compared: the front end was sure, or its order is kept")
-    notes = [stage.note, *getattr(stage.asker and stage.asker.judge, "notes", ())]
+    notes = [stage.note, *(stage.asker.judge.notes if stage.asker else ())]
     return "\n".join([*lines, *(note for note in notes if note)])
 
 
@@ -205,7 +205,7 @@ def evaluate_command(
         return
     asker = open_asker(config, request, folder)
     for name in names:
-        chosen = replace(config, method=name)
+        chosen = RerankRequest(settings={"method": name}).config(config)
         asker.config = chosen
         if dry_run:
             plan = plan_cases(cases, asker, chosen)
@@ -220,7 +220,7 @@ def evaluate_command(
             click.echo(method_text(figures, fitted.note))
     if asker.exhausted:
         click.echo("the budget is spent: the other candidates keep their order", err=True)
-    for note in getattr(asker.judge, "notes", ()):
+    for note in asker.judge.notes:
         click.echo(note, err=True)
 
 

@@ -31,9 +31,6 @@ FIRST_QUESTIONS, LEAST_MASS = 20, 0.2
 #: Tokens of an answer that is read from text, and of a photo's description.
 TEXT_TOKENS, DESCRIPTION_TOKENS = 8, 60
 
-#: Log-odds of the label that a text names against each other label.
-TEXT_LOGIT = 2.0
-
 
 @dataclass(frozen=True)
 class _Thought:
@@ -54,8 +51,7 @@ class LocalJudge:
         config: settings; those of prompts, batches and thinking are used.
 
     Attributes:
-        notice: what the user should know about the answers, such as that the model does not follow the format; empty
-            if there is nothing.
+        notes: what the user should know about the answers, such as that the model does not follow the format.
     """
 
     def __init__(
@@ -68,7 +64,8 @@ class LocalJudge:
         config: RerankConfig,
     ) -> None:
         self.name, self.fingerprint, self.composition = name, fingerprint, composition
-        self.notice, self.network = "", network
+        self.notes: list[str] = []
+        self.network = network
         self._reason, self._batch = config.reason, config.batch_size
         self._labels = LabelTokens(network.tokenizer)
         self._masses: dict[Kind, list[float]] = {}
@@ -209,7 +206,7 @@ class LocalJudge:
             found = prompts.find_label(text, choices)
             logits = np.zeros(len(choices))
             if found is not None:
-                logits[found] = TEXT_LOGIT
+                logits[found[0]] = prompts.TEXT_LOGIT
             values = logits - np.log(np.exp(logits).sum())
             readings.append(
                 Reading(tuple(values.tolist()), text=text.strip(), tokens_out=len(ids), abstained=found is None)
@@ -257,7 +254,7 @@ class LocalJudge:
         mean = sum(masses) / len(masses)
         if len(masses) >= FIRST_QUESTIONS and mean < LEAST_MASS:
             self._from_text.add(kind)
-            self.notice = (
+            self.notes.append(
                 f"{self.name} does not answer in the requested format (the labels of the first {len(masses)} questions "
                 f"have {mean:.1%} of the probability): its answers are read from generated text"
             )

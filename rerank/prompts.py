@@ -16,6 +16,12 @@ from jzi.rerank.question import LETTERS, Composition, Kind, Picture, Question
 #: Version of the texts and of the canvas; part of the key of every judgment.
 VERSION = "1"
 
+#: Log-odds of a label that is read from text over each other label: it does not show how sure a model is.
+TEXT_LOGIT = 2.0
+
+#: "A" as an article, which is no answer: "A road ...", but not "A shows ...".
+_ARTICLE = re.compile(r"(?<!\w)A(?=\s+(?!(?:is|shows|matches|because|since|has)\b)[a-z])")
+
 #: After this comes the label, where the model may think first.
 ANSWER = "Answer:"
 
@@ -102,19 +108,25 @@ def seen(crop: Picture) -> list[str | Picture]:
     return [crop, _SEEN]
 
 
-def find_label(text: str, labels: tuple[str, ...]) -> int | None:
+def find_label(text: str, labels: tuple[str, ...]) -> tuple[int, int] | None:
     """Return the index of the first label that stands alone in a text, or after "Answer:" if there is one.
 
-    Letters are read as they are; other labels in upper or lower case, and the longest of those that begin alike.
+    Letters are read as they are, but for the article "A"; other labels in upper or lower case, and the longest of those
+    that begin alike.
 
     Returns:
-        None if there is no label.
+        The index, and where the label begins in the text; None if there is no label.
     """
-    tail = text.rpartition(ANSWER)[2]
+    begin = text.rfind(ANSWER) + len(ANSWER) if ANSWER in text else 0
+    tail = text[begin:]
     letters = all(len(label) == 1 and label.isalpha() for label in labels)
     choices = "|".join(re.escape(label) for label in sorted(labels, key=len, reverse=True))
+    if letters:
+        tail = _ARTICLE.sub("-", tail)
     found = re.search(rf"(?<!\w)(?:{choices})(?!\w)", tail, 0 if letters else re.IGNORECASE)
-    return None if found is None else [label.lower() for label in labels].index(found.group().lower())
+    if found is None:
+        return None
+    return [label.lower() for label in labels].index(found.group().lower()), begin + found.start()
 
 
 def _joined(shown: list[str | Picture]) -> list[str | Picture]:

@@ -106,11 +106,13 @@ class Judge(Protocol):
         fingerprint: of everything that answers depend on, apart from the question: weights, precision, composition,
             texts. Answers of equal fingerprints may be mixed.
         composition: how images are shown.
+        notes: what the user should know about the answers, so far.
     """
 
     name: str
     fingerprint: str
     composition: Composition
+    notes: list[str]
 
     def estimate(self, question: Question) -> tuple[int, int]:
         """Expected numbers of tokens of a question and of its answer; nothing is run."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,21 +11,15 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from jzi.rerank.prompts import ANSWER, find_label
+from jzi.rerank.prompts import ANSWER, TEXT_LOGIT, find_label
 from jzi.rerank.question import Question, Reading
 from jzi.store.setting_checks import first_invalid
-
-#: Log-odds of a label that is read from text, which has no probabilities.
-TEXT_LOGIT = 2.0
 
 #: Least probability of all labels together at a token that is taken for the answer.
 MIN_MASS = 0.2
 
 #: Most words of an answer without "Answer:" from a model that was asked to think.
 _SHORT = 4
-
-#: "A" as an article, which is no answer: "A road ...", but not "A shows ...".
-_ARTICLE = re.compile(r"(?<!\w)A(?=\s+(?!(?:is|shows|matches|because|since|has)\b)[a-z])")
 
 #: Begins a word in the vocabularies of some servers.
 _WORD_MARKS = str.maketrans("▁Ġ", "  ")
@@ -203,14 +196,8 @@ def _find(text: str, labels: tuple[str, ...], reason: int) -> tuple[int, int] | 
     elif reason and len(text[begin:].removeprefix("</think>").split()) > _SHORT:
         return None
     tail = text[begin:].translate(_WORD_MARKS)
-    if _are_letters(labels):
-        tail = _ARTICLE.sub("-", tail)
-    index = find_label(tail, labels)
-    if index is None:
-        return None
-    flags = 0 if _are_letters(labels) else re.IGNORECASE
-    match = re.search(rf"(?<!\w){re.escape(labels[index])}(?!\w)", tail, flags)
-    return (index, begin + match.start()) if match else None
+    found = find_label(tail, labels)
+    return None if found is None else (found[0], begin + found[1])
 
 
 def _token_at(tokens: Sequence[str], place: int) -> int:

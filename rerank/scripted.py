@@ -66,6 +66,7 @@ class ScriptedJudge:
         self.delay_s = delay_s
         self.fails_after = fails_after
         self.calls = 0
+        self.notes: list[str] = []
         self.name = f"script ({kind})"
         settings = [kind, gap, noise, bias, seed, absolute_noise, sorted(truth.items())]
         self.fingerprint = hashlib.sha256(repr(settings).encode()).hexdigest()

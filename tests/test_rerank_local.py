@@ -273,10 +273,10 @@ def test_answers_are_read_from_text_where_the_labels_are_improbable(
     judge = load(folder_of("llava"), composition="images", batch_size=5)
     questions = pairs(pictures)
     first = list(judge.answer(questions[:19]))
-    assert judge.notice == ""
+    assert judge.notes == []
     first += judge.answer(questions[19:])
     assert all(reading.mass < 0.2 and not reading.text for reading in first)
-    assert "read from generated text" in judge.notice
+    assert "read from generated text" in judge.notes[0]
     texts = iter(["B is it", " A.", "Neither"])
     tokenizer = judge.network.tokenizer
     judge.network.generate = lambda asked, tokens: [tokenizer.encode(next(texts)) for _ in asked]

@@ -80,7 +80,7 @@ def test_a_canvas_is_the_only_image_of_its_question() -> None:
 )
 def test_the_first_label_that_stands_alone_is_the_answer(text: str, labels: tuple[str, ...], label: str | None) -> None:
     found = prompts.find_label(text, labels)
-    assert (None if found is None else labels[found]) == label
+    assert (None if found is None else labels[found[0]]) == label
 
 
 # Images

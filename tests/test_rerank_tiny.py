@@ -51,7 +51,7 @@ def test_its_answers_in_both_orders_agree_and_its_preference_for_a_is_small(accu
 
 def test_it_answers_in_the_requested_format(accuracy: Accuracy, judge: LocalJudge) -> None:
     assert accuracy.mass > 0.95
-    assert not judge.notice
+    assert not judge.notes
 
 
 def test_another_photo_of_the_same_crops_has_another_answer(judge: LocalJudge) -> None:

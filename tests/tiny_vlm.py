@@ -128,15 +128,16 @@ def _config(family: str, tokenizer: PreTrainedTokenizerFast) -> transformers.Pre
         "patch_size": PATCH,
     }
     image_id = tokenizer.convert_tokens_to_ids(NAMED[family]["image_token"])
+    models: Any = transformers  # whose types lack some entries of these configurations
     if family == "llava":
-        return transformers.LlavaConfig(
+        return models.LlavaConfig(
             text_config=transformers.LlamaConfig(**text),
             vision_config=transformers.CLIPVisionConfig(**vision),
             image_token_id=image_id,
             image_seq_length=(IMAGE // PATCH) ** 2,
         )
     if family == "llava_next":
-        return transformers.LlavaNextConfig(
+        return models.LlavaNextConfig(
             text_config=transformers.LlamaConfig(**text),
             vision_config=transformers.CLIPVisionConfig(**vision),
             image_token_id=image_id,
@@ -144,7 +145,7 @@ def _config(family: str, tokenizer: PreTrainedTokenizerFast) -> transformers.Pre
             image_seq_length=(IMAGE // PATCH) ** 2,
         )
     if family == "idefics3":
-        return transformers.Idefics3Config(
+        return models.Idefics3Config(
             text_config=transformers.LlamaConfig(**text),
             vision_config=vision,
             image_token_id=image_id,
