@@ -179,7 +179,7 @@ class Judgments:
             "MIN(time), MAX(time) FROM judgments GROUP BY judge, fingerprint ORDER BY judge, MIN(id)",
             [],
         )
-        return [JudgeSummary(*row[:7], _iso(row[7]), _iso(row[8])) for row in rows]
+        return [JudgeSummary(*row[:7], *map(_iso, row[7:])) for row in rows]
 
     def export(self, path: Path) -> int:
         """Write all rows to a CSV file, and return their number.
