@@ -468,7 +468,7 @@ def _similarity(features: Tensor) -> Tensor:
 @click.option("--towns", type=click.Path(path_type=Path, exists=True), multiple=True, help="Demos to learn from.")
 @click.option("--unseen", type=click.Path(path_type=Path, exists=True), multiple=True, help="Demos to measure only.")
 @click.option("--photos", default=6000, show_default=True, help="Photos of each demo.")
-@click.option("--steps", default=1500, show_default=True, help="Batches; 0 to measure the judge that is there.")
+@click.option("--steps", default=1000, show_default=True, help="Batches; 0 to measure the judge that is there.")
 @click.option("--batch", default=64, show_default=True, help="Questions per batch.")
 @click.option("--rate", default=1e-3, show_default=True, help="Largest learning rate.")
 @click.option("--seed", default=0, show_default=True, help="Of weights and batches.")
@@ -484,7 +484,7 @@ def main(
 ) -> None:
     """Train the judge, and measure it on pictures that it has not seen."""
     if steps:
-        pools = [made_pool(np.random.default_rng(seed), 3000)]
+        pools = [made_pool(np.random.default_rng(seed), 2000)]
         pools += [Town.read(town, photos, 6 * HALF).pool() for town in towns]
         train(folder, pools, steps=steps, batch=batch, rate=rate, seed=seed)
     judge = LocalJudge.load(folder, RerankConfig(batch_size=2))
