@@ -12,7 +12,7 @@ import click
 
 from jzi.commands.common import UsageError, experts_option, json_option, number, print_result, settings_options
 from jzi.locate.ranges import RANKS
-from jzi.rerank.config import MAX_TOP, Method
+from jzi.rerank.methods import MAX_TOP, Method
 
 if TYPE_CHECKING:
     from jzi.evaluate.reranking import MethodFigures, RerankCase

@@ -9,29 +9,10 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import ConfigDict, Field
 
 from jzi.errors import ConfigError
+from jzi.rerank.methods import MAX_TOP, Method
 from jzi.store.setting_checks import check_settings
 
-#: How candidates are compared. Pairs: "pairs" asks about all of them, "sliding" from the bottom up, "knockout",
-#: "swiss", "sorting", "adaptive" within a number of questions. One by one: "yesno", "score", "words", "describe".
-#: "list" shows all at once. "auto": "pairs" for up to five candidates, "sliding" beyond.
-Method = Literal[
-    "auto",
-    "pairs",
-    "sliding",
-    "knockout",
-    "swiss",
-    "sorting",
-    "adaptive",
-    "list",
-    "yesno",
-    "score",
-    "words",
-    "describe",
-]
 Orders = Literal["both", "one"]
-
-#: Most candidates: those of "list" have letters.
-MAX_TOP = 26
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from jzi.encode.imagery import Imagery
 
 #: Colour and width in pixels of a cell's outline.
-OUTLINE, OUTLINE_PX = (255, 221, 0), 2
+OUTLINE, OUTLINE_PX = (255, 255, 0), 2
 
 #: Names the imagery that a folder's crops were rendered from.
 SOURCE = "source.json"

@@ -38,7 +38,7 @@ def judge(**changes: object) -> ScriptedJudge:
     return ScriptedJudge({PHOTO.digest: CROPS[0].digest}, **changes)
 
 
-def calls(asker: Asker) -> int:
+def answered(asker: Asker) -> int:
     assert isinstance(asker.judge, ScriptedJudge)
     return asker.judge.calls
 
@@ -58,9 +58,9 @@ def test_what_is_known_is_not_asked_again(judgments: Judgments) -> None:
     assert first.ask(PAIRS[:7]) == answers()[:7]
     again = Asker(judge(), judgments, CONFIG)
     assert again.ask(PAIRS) == answers()
-    assert (again.cost.asked, again.cost.cached, calls(again)) == (13, 7, 13)
+    assert (again.cost.asked, again.cost.cached, answered(again)) == (13, 7, 13)
     assert again.ask(PAIRS[::-1]) == answers()[::-1]
-    assert (again.cost.asked, again.cost.cached, calls(again)) == (13, 27, 13)
+    assert (again.cost.asked, again.cost.cached, answered(again)) == (13, 27, 13)
 
 
 def test_equal_questions_are_asked_once_even_if_nothing_is_kept() -> None:
@@ -68,7 +68,7 @@ def test_equal_questions_are_asked_once_even_if_nothing_is_kept() -> None:
     copy = Question("pair", Picture(PHOTO.pixels.copy()), PAIRS[0].crops)
     readings = asker.ask([PAIRS[0], PAIRS[1], copy, PAIRS[0]])
     assert readings == [answers()[i] for i in (0, 1, 0, 0)]
-    assert (calls(asker), asker.cost.asked, asker.cost.cached) == (2, 2, 2)
+    assert (answered(asker), asker.cost.asked, asker.cost.cached) == (2, 2, 2)
 
 
 def test_another_judge_is_asked_anew(judgments: Judgments) -> None:
@@ -95,7 +95,7 @@ def test_costs_add_up_and_differences_are_those_of_a_photo(judgments: Judgments)
 def test_a_budget_of_calls_is_kept_exactly(calls: int, judgments: Judgments) -> None:
     asker = Asker(judge(), judgments, CONFIG, Budget(calls=calls))
     readings = asker.ask(PAIRS[:12]) + asker.ask(PAIRS[12:])
-    assert calls(asker) == min(calls, 20)
+    assert answered(asker) == min(calls, 20)
     assert readings == [reading if i < calls else None for i, reading in enumerate(answers())]
     assert asker.exhausted == (calls < 20)
     assert asker.cost.asked == min(calls, 20)
@@ -151,7 +151,7 @@ def test_an_estimate_is_what_is_asked_then(judgments: Judgments) -> None:
     Asker(judge(), judgments, CONFIG).ask(PAIRS[:4])
     asker = Asker(judge(), judgments, CONFIG)
     estimate = asker.estimate([*PAIRS, PAIRS[-1]])
-    assert calls(asker) == 0
+    assert answered(asker) == 0
     asker.ask([*PAIRS, PAIRS[-1]])
     cost = asker.cost
     assert estimate == Cost(16, 5, 0, 16 * 300, 16, 0.0, pytest.approx(16 * PRICE))
@@ -163,7 +163,7 @@ def test_what_a_failing_judge_has_answered_is_kept(judgments: Judgments) -> None
         Asker(judge(fails_after=6), judgments, CONFIG).ask(PAIRS)
     asker = Asker(judge(), judgments, CONFIG)
     assert asker.ask(PAIRS) == answers()
-    assert calls(asker) == 14
+    assert answered(asker) == 14
 
 
 class Odd(ScriptedJudge):
@@ -243,7 +243,7 @@ def test_a_killed_run_is_continued_with_what_lacks_and_ends_alike(tmp_path: Path
         with Judgments.open(path) as judgments:
             asker = Asker(judge(delay_s=1e-9), judgments, CONFIG)
             readings = asker.ask(PAIRS)
-        assert calls(asker) == asked
+        assert answered(asker) == asked
         assert [reading.log_probabilities for reading in readings] == [each.log_probabilities for each in answers()]
     assert contents(killed) == contents(whole)
 

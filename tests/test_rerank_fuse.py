@@ -197,7 +197,7 @@ def test_a_damaged_file_is_refused_in_one_sentence(name: str, recorded: WeightsF
     path = tmp_path / FILE
     write_weights(path, recorded)
     path.write_text(HOSTILE[name](path.read_text()), errors="surrogatepass")
-    with pytest.raises(RerankError, match=r"rerank\.json .*jzi rerank evaluate`$") as refusal:
+    with pytest.raises(RerankError, match=r"rerank\.json .*jzi rerank calibrate`$") as refusal:
         read_weights(path)
     assert "\n" not in str(refusal.value) and len(str(refusal.value)) < 600
 
