@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-#: Pairs: "pairs" asks about all of them, "sliding" from the bottom up, "knockout", "swiss", "sorting", "adaptive" within
-#: a number of questions. One by one: "yesno", "score", "words", "describe". "list" shows all at once. "auto": "pairs" for
-#: up to five candidates, "sliding" beyond.
+#: Pairs: "pairs" asks about all of them, "sliding" from the bottom up, "knockout", "swiss", "sorting", "adaptive" up to
+#: a number of questions. One by one: "yesno", "score", "words", "describe". "list" shows all at once. "auto" is "pairs"
+#: for up to five candidates, and "sliding" beyond.
 Method = Literal[
     "auto",
     "pairs",

@@ -75,7 +75,7 @@ def test_another_judge_is_asked_anew(judgments: Judgments) -> None:
     Asker(judge(), judgments, CONFIG).ask(PAIRS)
     other = Asker(judge(seed=1), judgments, CONFIG)
     assert other.ask(PAIRS) == answers(seed=1)
-    assert calls(other) == 20
+    assert answered(other) == 20
 
 
 def test_costs_add_up_and_differences_are_those_of_a_photo(judgments: Judgments) -> None:
