@@ -179,7 +179,7 @@ def main(sizes: tuple[int, ...], noises: tuple[float, ...], biases: tuple[float,
     """Print a table of the designs."""
     click.echo(
         f"A made judge (gap {GAP:g}, noise of single candidates {ABSOLUTE_NOISE:g}), no vision-language model; "
-        f"{photos} made photos for each of {seeds} seed(s). Percent; before: the front end's top-1.\n"
+        f"{photos} made photos for each of {seeds} seeds. Percent; before: the front end's top-1.\n"
     )
     click.echo("| k | noise | bias | design | questions | before | top-1 | with half the prior | consistent |")
     click.echo("|---" * 9 + "|")

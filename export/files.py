@@ -72,6 +72,8 @@ def to_features(location: Location, truth: ExifPosition | None = None) -> list[d
         features += _fix_features(location, location.fix)
     for rank, candidate in enumerate(location.candidates):
         properties = {"rank": rank + 1, "probability": candidate.probability, "radius_m": candidate.radius_m}
+        if candidate.judged:
+            properties |= {"rank_before": candidate.judged.rank, "probability_before": candidate.judged.probability}
         kind = "candidate" if rank else "answer"
         features.append(_feature(_point(candidate.latitude, candidate.longitude), location, kind, **properties))
     if truth:

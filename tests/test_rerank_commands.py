@@ -58,6 +58,9 @@ def test_locate_compares_candidates_and_asks_nothing_twice(town, judge: Scripted
         assert sorted(each["rank"] for each in judged) == list(range(1, len(judged) + 1))
         assert all(len(each["against"]) == len(judged) - 1 for each in judged)
     assert '"comparisons": [{"rank": 1' in Path("all.html").read_text()
+    points = [each["properties"] for each in json.loads(Path("all.geojson").read_text())["features"]]
+    first = [each for each in points if each["kind"] == "answer" and each["photo"] == compared[0]["photo"]]
+    assert first[0]["rank_before"] == compared[0]["candidates"][0]["judged"]["rank"]
     again = town("locate photos/day0 --rerank model-x --json")
     assert [json.loads(line) for line in again.stdout.splitlines()] == answers
     assert f"0 questions asked, {asked} answered before" in again.stderr
