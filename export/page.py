@@ -31,7 +31,7 @@ from jzi.export.fine_grid import fine_shares
 from jzi.export.fix_shapes import wedge_length
 from jzi.export.overlay import draw_cells
 from jzi.locate.fix import Fix
-from jzi.locate.location import Location
+from jzi.locate.location import Candidate, Location
 from jzi.store.cell_grid import Bounds, CellGrid
 from jzi.store.exif import ExifPosition
 from jzi.store.pyramid import Pyramid, geodesic_distance
@@ -41,8 +41,8 @@ WEB = Path(__file__).parent / "web"
 
 _ASSETS = ("leaflet.js", "leaflet.css", "map.js", "map.css")
 
-#: Sides in pixels of the background, of a photo and of a zoom tile.
-BACKGROUND, PHOTO, TILE = 2048, 640, 192
+#: Sides in pixels of the background, of a photo, of a zoom tile, and of the surroundings of a compared candidate.
+BACKGROUND, PHOTO, TILE, CROP = 2048, 640, 192, 128
 
 #: Side of the detailed background around an answer to metres, metres and pixels.
 DETAIL_M, DETAIL = 200.0, 1024
@@ -127,7 +127,7 @@ def photo_data(
             }
             for candidate in location.candidates[1:]
         ],
-        "comparisons": comparisons(location),
+        "comparisons": comparisons(location, imagery),
         "features": to_features(location, truth),
         "heat": heat_overlay(location),
         "fix": fix_data(location.fix, location, imagery) if location.fix else None,
@@ -136,8 +136,8 @@ def photo_data(
     }
 
 
-def comparisons(location: Location) -> list[dict[str, Any]]:
-    """Return what a re-ranker said of each candidate, in their new order; empty if none did."""
+def comparisons(location: Location, imagery: Imagery | None) -> list[dict[str, Any]]:
+    """Return what a re-ranker said of each candidate, in their new order, and their surroundings; empty if none did."""
     now = {each.judged.rank: rank for rank, each in enumerate(location.candidates, 1) if each.judged}
     rows = []
     for rank, candidate in enumerate(location.candidates, 1):
@@ -147,6 +147,7 @@ def comparisons(location: Location) -> list[dict[str, Any]]:
         rows.append(
             {
                 "rank": rank,
+                "image": _surroundings(imagery, location, candidate) if imagery else None,
                 "before": f"{judged.rank} ({judged.probability:.1%})",
                 "after": f"{candidate.probability:.1%}",
                 "score": "not shown" if judged.score is None else f"{judged.score:+.2f}",
@@ -162,6 +163,15 @@ def comparisons(location: Location) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _surroundings(imagery: Imagery, location: Location, candidate: Candidate) -> str:
+    """Two cells around a candidate's cell, as an image."""
+    area = location.posterior.area
+    x, y = (float(each) for each in area.cell_centers(*candidate.cell))
+    image, _ = imagery.render(Bounds(x - area.cell_size, y - area.cell_size, x + area.cell_size, y + area.cell_size),
+                              CROP)  # fmt: skip
+    return _jpeg(Image.fromarray(image))
 
 
 def fix_data(fix: Fix, location: Location, imagery: Imagery | None) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def test_locate_compares_candidates_and_asks_nothing_twice(town, judge: Scripted
         judged = [each["judged"] for each in answer["candidates"] if each["judged"]]
         assert sorted(each["rank"] for each in judged) == list(range(1, len(judged) + 1))
         assert all(len(each["against"]) == len(judged) - 1 for each in judged)
-    assert '"comparisons": [{"rank": 1' in Path("all.html").read_text()
+    assert '"comparisons": [{"rank": 1, "image": "data:image' in Path("all.html").read_text()
     points = [each["properties"] for each in json.loads(Path("all.geojson").read_text())["features"]]
     first = [each for each in points if each["kind"] == "answer" and each["photo"] == compared[0]["photo"]]
     assert first[0]["rank_before"] == compared[0]["candidates"][0]["judged"]["rank"]

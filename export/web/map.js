@@ -85,7 +85,10 @@ function comparisonTable(rows) {
   table.append(head);
   for (const row of rows) {
     const line = element("tr"), against = element("td");
-    for (const name of ["rank", "before", "after", "score"]) line.append(element("td", String(row[name])));
+    const place = element("td", `${row.rank} `);
+    if (row.image) place.append(element("img", "", {src: row.image, alt: `Surroundings of candidate ${row.rank}`}));
+    line.append(place);
+    for (const name of ["before", "after", "score"]) line.append(element("td", row[name]));
     for (const each of row.against) {
       const verdict = each.won === null ? "none" : each.won ? "won" : "lost";
       const word = {won: "preferred to", lost: "less than", none: "not decided against"}[verdict];
