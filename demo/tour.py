@@ -19,6 +19,9 @@ IMAGE_SIZE = 84
 FINETUNED = Path(__file__).parent / "finetuned"
 FINETUNED_ON = (0, 1280.0)  # seed, metres
 
+#: The tiny vision-language model that the package ships, for --rerank.
+JUDGE = Path(__file__).parent / "judge"
+
 #: Settings of stage two: from the decoder that was trained with the encoder, and from scratch.
 FROM_FINETUNED = (
     "--set train.init=finetuned --set train.batch_size=64 --set train.learning_rate=3e-5 "
@@ -82,6 +85,8 @@ def run_demo(
         settings = FROM_FINETUNED if same_town else FROM_SCRATCH
         run(f"train-decoder --set train.epochs={epochs} {settings}")
         run("evaluate --estimates --radii 20,50,100")
+        if not Path("judge").exists():
+            _make_folder(Path("judge"), lambda path: shutil.copytree(JUDGE, path))
         photo = Path("photos") / _held_out_photo()
         run(f"locate {photo} --picture zoom.png --map zoom.html")
     encoder_note = {
@@ -96,6 +101,8 @@ def run_demo(
         "training photos."
         + f" Guessing reaches about {chance}."
         + f"\nOne photo, its zoom and the answer: {folder / 'zoom.png'}, and on a map: {folder / 'zoom.html'}"
+        + f"\nHow candidates are compared, by a toy of a vision-language model: cd {folder}; jzi locate {photo} --rerank "
+        "judge --map compared.html"
     )
 
 

@@ -108,3 +108,14 @@ def test_the_encoder_that_comes_along_is_used_and_its_town_named(tmp_path) -> No
     assert (encoder.width, encoder.image_size) == (128, 84)
     assert load_settings(tmp_path / "town" / "jzi.toml").encoder.name == "finetuned/encoder"
     assert "not on the held-out ones" in _training_note(True) and "never seen" in _training_note(False)
+
+
+def test_the_toy_judge_compares_the_candidates_of_the_photo_that_the_demo_names(tour, monkeypatch) -> None:
+    folder, output = tour
+    command = re.search(r"jzi (locate .* --rerank judge --map compared\.html)", output)
+    assert command
+    monkeypatch.chdir(folder)
+    result = CliRunner().invoke(main, command[1].split())
+    assert result.exit_code == 0, result.output
+    assert "questions asked" in result.stderr or "not compared" in result.stderr
+    assert Path("compared.html").stat().st_size > 100_000
