@@ -101,8 +101,8 @@ def run_demo(
         "training photos."
         + f" Guessing reaches about {chance}."
         + f"\nOne photo, its zoom and the answer: {folder / 'zoom.png'}, and on a map: {folder / 'zoom.html'}"
-        + f"\nHow candidates are compared, by a toy of a vision-language model: cd {folder}; jzi locate {photo} --rerank "
-        "judge --map compared.html"
+        + f"\nIts candidates, compared by a toy of a vision-language model: cd {folder}; jzi locate {photo} "
+        "--rerank judge --map compared.html"
     )
 
 
