@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -80,7 +81,7 @@ def rerank_request(
         given = {"--design": design, "--pure": pure, "--rerank-top": rerank_top, "--orders": orders,
                  "--send-photos": send_photos, "--budget": budget, "--crops-only": crops_only,
                  "--dry-run": dry_run}  # fmt: skip
-        if names := [name for name, value in given.items() if value]:
+        if names := [name for name, value in given.items() if value not in (None, False)]:
             raise UsageError(f"{', '.join(names)} goes with --rerank: add it")
         return None
     from jzi.workspace.reranker import RerankRequest
@@ -192,6 +193,7 @@ def evaluate_command(
     that no order of these candidates exceeds. Weights that `jzi rerank calibrate` fitted are used where they fit.
     """
     from jzi.evaluate.reranking import evaluate_method, plan_cases
+    from jzi.rerank.fuse import PURE, Weights
     from jzi.workspace.reranker import RerankRequest, open_asker, open_weights
 
     names = [name.strip() for name in methods.split(",")]
@@ -199,7 +201,7 @@ def evaluate_command(
         raise UsageError(f"there is no method {unknown[0]!r}: give some of {', '.join(_METHODS[1:])}")
     request = RerankRequest(judge, {"top": rerank_top, "orders": orders}, send_photos, pure, budget, crops_only,
                             dry_run)  # fmt: skip
-    folder, config, cases = _cases(config_file, overrides, request, retriever, experts, candidates, count, split)
+    folder, front, config, cases = _cases(config_file, overrides, request, retriever, experts, candidates, count, split)
     if crops_only:
         _fill_crops(cases, as_json)
         return
@@ -208,11 +210,11 @@ def evaluate_command(
         chosen = RerankRequest(settings={"method": name}).config(config)
         asker.config = chosen
         if dry_run:
-            plan = plan_cases(cases, asker, chosen)
+            plan = plan_cases(cases, asker, chosen, PURE if pure else Weights())
             print_result(as_json, {"method": name, "photos": len(cases), **_plan_values(plan)},
                          f"{name}: {plan_text(plan, len(cases))}")  # fmt: skip
             continue
-        fitted = open_weights(chosen, request, asker.judge, folder)
+        fitted = open_weights(chosen, request, asker.judge, front, folder)
         figures = evaluate_method(cases, asker, chosen, fitted.weights, bias=fitted.bias, progress=not as_json)
         if as_json:
             print_result(True, figures.to_dict(), "")
@@ -256,41 +258,39 @@ def calibrate_command(
     """
     from jzi.evaluate.reranking import fit_weights, plan_cases
     from jzi.rerank.compare import CONTENT_FREE_PAIRS, content_free_bias
-    from jzi.rerank.prompts import VERSION
-    from jzi.rerank.weights_file import WeightsFile, write_weights
-    from jzi.workspace.reranker import WEIGHTS, RerankRequest, kept, open_asker
+    from jzi.rerank.fuse import Weights
+    from jzi.rerank.plan import Plan
+    from jzi.rerank.question import Question
+    from jzi.rerank.schedule import PAIR_DESIGNS
+    from jzi.rerank.weights_file import write_weights
+    from jzi.workspace.reranker import WEIGHTS, RerankRequest, kept, new_weights, open_asker
 
     request = RerankRequest(judge, {"top": rerank_top, "orders": orders, "method": design}, send_photos, False, budget,
                             crops_only, dry_run)  # fmt: skip
-    folder, config, cases = _cases(config_file, overrides, request, retriever, experts, candidates, count, split)
+    folder, front, config, cases = _cases(config_file, overrides, request, retriever, experts, candidates, count, split)
     if crops_only:
         _fill_crops(cases, as_json)
         return
     asker = open_asker(config, request, folder)
+    biased = config.orders == "one" and config.design in PAIR_DESIGNS
+    shown = ((case.photo(), crop) for case in cases for crop in case.crops()[:1] if crop is not None)
+    equal = islice(shown, CONTENT_FREE_PAIRS if biased else 0)
     if dry_run:
-        plan = plan_cases(cases, asker, replace(config, gate=1.0))
+        free = asker.estimate([Question("pair", photo, (crop, crop)) for photo, crop in equal])
+        plan = plan_cases(cases, asker, replace(config, gate=1.0), Weights()) + Plan(free)
         print_result(as_json, {"photos": len(cases), **_plan_values(plan)}, plan_text(plan, len(cases)))
         return
-    bias = 0.0
-    if config.orders == "one":
-        shown = ((case.photo(), crop) for case in cases for crop in case.crops()[:1] if crop is not None)
-        bias = content_free_bias(asker, (pair for pair, _ in zip(shown, range(CONTENT_FREE_PAIRS), strict=False)))
+    bias = content_free_bias(asker, equal) if biased else 0.0
     weights = fit_weights(cases, asker, config, bias=bias, progress=not as_json)
     if asker.exhausted:
         raise UsageError("the budget was spent before all photos were compared: what was asked is kept, run this again")
     path = kept(config, folder) / WEIGHTS
-    entry = WeightsFile(
-        judge=asker.judge.fingerprint,
-        prompts=VERSION,
-        method=config.design,
-        orders=config.orders,
-        weights=weights,
-        bias=bias,
-    )
-    write_weights(path, entry)
+    entry = new_weights(config, asker.judge, front, weights, bias)
+    if weights.calibrated:
+        write_weights(path, entry)
     low, high = weights.gain[1:]
     if not weights.calibrated:
-        text = f"{weights.photos} photos have the right place among their candidates, too few to fit weights"
+        text = f"{_photos(weights.photos)} with the right place among their candidates, too few to fit weights"
     elif weights.judge:
         text = f"weights on {weights.photos} photos: front end {weights.prior:.2f}, judge {weights.judge:.2f}"
     else:
@@ -298,8 +298,9 @@ def calibrate_command(
     text += f" (gain {weights.gain[0]:+.3f} nats, {low:+.3f} .. {high:+.3f})" if weights.calibrated else ""
     from jzi.store.plain import plain
 
-    print_result(as_json, {**plain(entry), "file": str(path), "cost": plain(asker.cost)},
-                 f"{text}\n{cost_text(asker.cost)}\nwrote {path}")  # fmt: skip
+    written = f"wrote {path}" if weights.calibrated else f"{path} is not changed"
+    values = {**plain(entry), "file": str(path) if weights.calibrated else None, "cost": plain(asker.cost)}
+    print_result(as_json, values, f"{text}\n{cost_text(asker.cost)}\n{written}")
 
 
 def _cases(
@@ -311,12 +312,12 @@ def _cases(
     candidates: Path | None,
     count: int,
     split: str | None,
-) -> tuple[Path, RerankConfig, list[RerankCase]]:
-    """Folder of the jzi.toml, the section [rerank], and the photos with their candidates."""
+) -> tuple[Path, str, RerankConfig, list[RerankCase]]:
+    """Folder of the jzi.toml, name of the front end, the section [rerank], and the photos with their candidates."""
     from functools import partial
 
     from jzi.workspace.rerank_cases import area_cases, open_front, pair_cases
-    from jzi.workspace.reranker import imagery_around, open_crops
+    from jzi.workspace.reranker import front_name, imagery_around, open_crops
     from jzi.workspace.settings import is_pairs, load_area
 
     if is_pairs(config_file):
@@ -326,14 +327,15 @@ def _cases(
             raise UsageError("--retriever and --experts do not apply to a data set of pairs: leave them out")
         pairs = load_pairs(config_file, overrides)
         config = request.config(pairs.rerank)
-        return pairs.folder, config, pair_cases(pairs, split, config, count=count, listed=candidates)
+        front = "a list" if candidates else f"the network of {pairs.pairs.dataset}"
+        return pairs.folder, front, config, pair_cases(pairs, split, config, count=count, listed=candidates)
     settings = load_area(config_file, overrides, training=("queries",))
     config = request.config(settings.rerank)
     expert, cache = open_front(settings, retriever, experts)
     imagery = partial(imagery_around, expert.area, (), settings)
     crops = open_crops(expert.area, config, settings.folder, imagery)
     cases = area_cases(settings, expert, cache, crops, config, split=split, count=count, listed=candidates)
-    return settings.folder, config, cases
+    return settings.folder, "a list" if candidates else front_name(expert), config, cases
 
 
 def _fill_crops(cases: list[RerankCase], as_json: bool) -> None:
@@ -353,10 +355,11 @@ def _plan_values(plan: Plan) -> dict[str, Any]:
 def method_text(figures: MethodFigures, note: str = "") -> str:
     """The figures of a method for a terminal."""
     cost, photos = figures.cost, max(1, figures.photos)
+    abstained = f", {cost.abstained} of all without an answer" if cost.abstained else ""
     lines = [
-        f"{figures.method} on {_photos(figures.photos)}: {cost_text(cost)}",
+        f"{figures.method} on {_photos(figures.photos)}: {cost_text(figures.spent)}",
         f"  a photo: {cost.asked / photos:.1f} questions, {cost.tokens_in / photos:,.0f} tokens in, "
-        f"{cost.tokens_out / photos:,.0f} out, {cost.seconds / photos:.2f} s",
+        f"{cost.tokens_out / photos:,.0f} out, {cost.seconds / photos:.2f} s{abstained}",
         f"  {'first place right':<22}{'before':>8}{'after':>8}{'bound':>8}   {'gain':<26}{'fixed':>6}{'broken':>8}"
         f"{'p':>9}",
     ]

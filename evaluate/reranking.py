@@ -114,12 +114,12 @@ class MethodFigures:
         photos: number of photos.
         skipped: photos about which nothing was asked, since the front end was sure.
         unfinished: photos whose order is the front end's because the budget was spent.
-        cost: calls, tokens and seconds of all photos.
+        cost: calls, abstentions, tokens and seconds of all questions of the method, whenever they were asked.
+        spent: what this evaluation has spent itself; the rest was known.
         top_one: by each criterion.
         consistency: share of pairs whose two orders agree; None without pairs in both orders.
         mean_bias: mean preference for the first crop of a pair, log-odds; None likewise.
         sd_bias: its standard deviation over pairs.
-        abstentions: number of questions without an answer.
         auroc: probability that a pair's log-odds are greater for a right first crop than for a wrong one; None without
             pairs of which exactly one is right.
         ece_before: expected calibration error of the first candidate's probability, by the first criterion.
@@ -132,11 +132,11 @@ class MethodFigures:
     skipped: int
     unfinished: int
     cost: Cost
+    spent: Cost
     top_one: dict[str, TopOne]
     consistency: float | None
     mean_bias: float | None
     sd_bias: float | None
-    abstentions: int
     auroc: float | None
     ece_before: float
     ece_after: float
@@ -192,7 +192,7 @@ def rerank_cases(
         count = min(config.top, len(case.probability))
         order = np.arange(len(case.probability))
         verdict, probability = None, case.probability
-        if undecided(probability[:count], config.gate):
+        if undecided(probability[:count], config.gate, weights):
             verdict = compare(asker, case.photo(), case.crops()[:count], config, bias, weights.temperature)
             judged = np.flatnonzero(np.isfinite(verdict.theta))
         if verdict is not None and len(judged):
@@ -203,11 +203,11 @@ def rerank_cases(
     return outcomes
 
 
-def plan_cases(cases: Sequence[RerankCase], asker: Asker, config: RerankConfig) -> Plan:
+def plan_cases(cases: Sequence[RerankCase], asker: Asker, config: RerankConfig, weights: Weights) -> Plan:
     """What `rerank_cases` would ask; arguments and errors as there."""
     planned = Plan()
     for case in cases:
-        if undecided(case.probability[: config.top], config.gate):
+        if undecided(case.probability[: config.top], config.gate, weights):
             planned += plan(asker, case.photo(), case.crops()[: config.top], config)
     return planned
 
@@ -261,12 +261,12 @@ def evaluate_method(
         photos=len(cases),
         skipped=sum(each.verdict is None for each in outcomes),
         unfinished=sum(not each.complete for each in verdicts),
-        cost=asker.cost - start,
+        cost=sum((each.cost for each in verdicts), Cost()),
+        spent=asker.cost - start,
         top_one=top_one,
         consistency=float(np.mean([bool(pair.consistent) for pair in both])) if both else None,
         mean_bias=float(biases.mean()) if both else None,
         sd_bias=float(biases.std()) if both else None,
-        abstentions=(asker.cost - start).abstained,
         auroc=_auroc(outcomes, main),
         ece_before=calibration_error(np.array([case.probability[0] for case in cases]), right),
         ece_after=calibration_error(

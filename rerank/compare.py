@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from jzi.rerank.aggregate import consistent, debiased, position_bias, scores
 from jzi.rerank.config import RerankConfig
+from jzi.rerank.cost import Cost
 from jzi.rerank.question import Kind, Picture, Question, Reading
 from jzi.rerank.schedule import PAIR_DESIGNS, Pair, rounds
 from jzi.rerank.single import list_scores, pair_logit, point_score
@@ -64,6 +65,7 @@ class Verdict:
         comparisons: the pairs that were asked about.
         calls: number of questions.
         complete: whether the budget sufficed.
+        cost: what these questions have cost, whenever they were asked.
     """
 
     method: str
@@ -73,6 +75,7 @@ class Verdict:
     comparisons: tuple[Comparison, ...] = ()
     calls: int = 0
     complete: bool = True
+    cost: Cost = field(default_factory=Cost)
 
     @property
     def mean_bias(self) -> float:
@@ -132,7 +135,7 @@ def compare(
     questions = list(first_questions(photo, crops, config))
     readings = asker.ask(questions)
     known = [reading for reading in readings if reading is not None]
-    verdict = replace(verdict, calls=len(known), complete=len(known) == len(questions))
+    verdict = replace(verdict, calls=len(known), complete=len(known) == len(questions), cost=Cost.of(known))
     if not verdict.complete:
         return verdict
     if config.design == "list":
@@ -193,6 +196,7 @@ def _compare_pairs(
 ) -> Verdict:
     k = len(pictures)
     logits: dict[Pair, float] = {}
+    used: list[Reading] = []
     design = _rounds(pictures, config, bias)
     answers: dict[Pair, float] | None = None
     complete = True
@@ -203,6 +207,7 @@ def _compare_pairs(
             break
         questions = [Question("pair", photo, (pictures[one], pictures[other])) for one, other in pairs]
         readings = asker.ask(questions)
+        used += [each for each in readings if each is not None]
         answers = {pair: pair_logit(each) for pair, each in zip(pairs, readings, strict=True) if each is not None}
         logits |= answers
         complete = len(answers) == len(pairs)
@@ -211,7 +216,8 @@ def _compare_pairs(
         matrix[pair] = logit
     asked = sorted({(min(pair), max(pair)) for pair in logits})
     comparisons = tuple(_comparison(matrix, pair, shown, bias) for pair in asked)
-    verdict = replace(verdict, comparisons=comparisons, calls=len(logits), complete=complete)
+    cost = Cost.of(used)
+    verdict = replace(verdict, comparisons=comparisons, calls=len(logits), complete=complete, cost=cost)
     if not complete or not any(each.answers for each in comparisons):
         return verdict
     theta, sd = _pair_scores(comparisons, shown, verdict.k, config.design, temperature)

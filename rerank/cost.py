@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Self
 
 from jzi.errors import ConfigError
+from jzi.rerank.question import Reading
 
 #: Seconds of a unit of time.
 _SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0}
@@ -33,6 +35,17 @@ class Cost:
     tokens_out: int = 0
     seconds: float = 0.0
     price: float = 0.0
+
+    @classmethod
+    def of(cls, readings: Sequence[Reading]) -> Cost:
+        """What answers have cost when they were given; without a price."""
+        return cls(
+            asked=len(readings),
+            abstained=sum(each.abstained for each in readings),
+            tokens_in=sum(each.tokens_in for each in readings),
+            tokens_out=sum(each.tokens_out for each in readings),
+            seconds=sum(each.seconds for each in readings),
+        )
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))

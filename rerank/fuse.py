@@ -106,7 +106,7 @@ def fit(rows: Iterable[LabelledScores], temperature: float = 1.0, seed: int = 0)
     """
     usable = [row for row in map(_shown, rows) if row]
     if len(usable) < LEAST_PHOTOS:
-        return Weights(temperature, photos=len(usable))
+        return Weights(photos=len(usable))
     features = np.zeros((2, len(usable), max(len(row.theta) for row in usable)))
     valid = np.zeros(features.shape[1:], bool)
     for number, row in enumerate(usable):
@@ -130,8 +130,10 @@ def fit_temperature(log_odds: _Floats) -> float:
     """The divisor T with the greatest likelihood of preferring the true candidate, s(d / T); within `TEMPERATURES`.
 
     Args:
-        log_odds: (comparison,) debiased log-odds d of true candidates over others, of validation photos.
+        log_odds: (comparison,) debiased log-odds d of true candidates over others, of validation photos; 1 for none.
     """
+    if not len(log_odds):
+        return 1.0
     low, high = 1 / TEMPERATURES[1], 1 / TEMPERATURES[0]
     for _ in range(60):  # bisection in 1 / T, in which the likelihood is concave
         middle = (low + high) / 2

@@ -72,7 +72,7 @@ class RerankStage:
         shown = distinct(candidates, posterior.area.cell_size, self.config.top)
         probability = np.array([candidates[each].probability for each in shown])
         useless = self.asker is not None and not self.weights.judge
-        if query.photo is None or useless or not undecided(probability, self.config.gate):
+        if query.photo is None or useless or not undecided(probability, self.config.gate, self.weights):
             self.skipped += 1
             return candidates
         self.photos += 1
@@ -105,14 +105,16 @@ def distinct(candidates: Sequence[Candidate], cell_m: float, top: int) -> list[i
     return chosen
 
 
-def undecided(probability: NDArray[np.float64], gate: float) -> bool:
+def undecided(probability: NDArray[np.float64], gate: float, weights: Weights) -> bool:
     """Whether a judge is asked: there are two candidates, the first is not surer than `gate`, the second is possible.
 
     Args:
         probability: (k,) of candidates.
         gate: greatest probability of the first.
+        weights: of the fusion; where the front end has no weight, every second candidate is possible.
     """
-    return len(probability) > 1 and probability[0] <= gate and probability[1] >= SECOND
+    possible = len(probability) > 1 and (probability[1] >= SECOND or not weights.prior)
+    return bool(possible and probability[0] <= gate)
 
 
 def reranked(

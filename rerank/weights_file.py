@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from jzi.errors import RerankError, first_line
-from jzi.rerank.config import Orders
+from jzi.rerank.config import Orders, RerankConfig
 from jzi.rerank.fuse import Weights
 from jzi.store.files import write_whole
 from jzi.store.plain import plain
@@ -38,6 +39,8 @@ class WeightsFile:
         prompts: version of the texts.
         method: how candidates are compared.
         orders: whether pairs are asked about in both orders.
+        front: the front end whose candidates were compared.
+        pictures: how photos and crops are shown, as of `shown_as`.
         weights: the weights.
         bias: preference for A, log-odds, that is subtracted where a pair is asked about once.
         version: version of jzi that wrote the file.
@@ -49,14 +52,27 @@ class WeightsFile:
     prompts: _Text
     method: _Text
     orders: Orders
+    front: _Text
+    pictures: _Text
     weights: Weights
     bias: Annotated[float, Field(ge=-1e3, le=1e3)] = 0.0
     version: _Text = __version__
 
-    def mismatch(self, judge: str, prompts: str, method: str, orders: Orders) -> str:
+    def mismatch(self, other: WeightsFile) -> str:
         """The first thing that the weights were fitted with another of, for messages; empty if they fit."""
-        given = {"judge": judge, "prompts": prompts, "method": method, "orders": orders}
-        return next((name for name, value in given.items() if getattr(self, name) != value), "")
+        names = {"judge": "judge", "prompts": "version of the texts", "method": "method", "orders": "choice of orders",
+                 "front": "front end", "pictures": "size of pictures"}  # fmt: skip
+        return next((text for name, text in names.items() if getattr(self, name) != getattr(other, name)), "")
+
+    def same_bias(self, other: WeightsFile) -> bool:
+        """Whether the preference for A is that of another file: it depends on neither method nor front end."""
+        return (self.judge, self.prompts) == (other.judge, other.prompts)
+
+
+def shown_as(config: RerankConfig) -> str:
+    """How photos and crops are shown, as a digest."""
+    shown = [config.crop_m, config.crop_pixels, config.photo_pixels, config.outline]
+    return hashlib.sha256(json.dumps(shown).encode()).hexdigest()[:16]
 
 
 _ADAPTER = TypeAdapter(WeightsFile)

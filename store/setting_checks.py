@@ -53,7 +53,8 @@ def setting_error(name: str, value: Any, reason: str) -> ConfigError:
         value: its value.
         reason: what is wrong with it.
     """
-    return ConfigError(f"the setting {name} = {value!r:.100} has no sensible value: {reason}")
+    shown = "" if "key" in name.rpartition(".")[2] else f" = {value!r:.100}"  # it may be a secret in the wrong place
+    return ConfigError(f"the setting {name}{shown} has no sensible value: {reason}")
 
 
 def check_settings(section: str, settings: Any) -> None:

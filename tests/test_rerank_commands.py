@@ -11,7 +11,12 @@ from typing import Any
 
 import pytest
 
+import jzi as jzi_package
+from jzi.rerank.config import RerankConfig
+from jzi.rerank.fuse import Weights
 from jzi.rerank.scripted import ScriptedJudge
+from jzi.rerank.weights_file import write_weights
+from jzi.workspace.reranker import front_name, new_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")  # from rasterio itself
 
@@ -121,14 +126,23 @@ def test_methods_are_compared_on_held_out_photos(town, judge: ScriptedJudge) -> 
 
 
 def test_a_judge_is_calibrated_only_on_enough_photos(town, judge: ScriptedJudge) -> None:
-    out = town("rerank calibrate --judge x --split train --photos 4 --design sliding").stdout
-    assert "too few to fit weights" in out
-    entry = json.loads(Path("rerank/rerank.json").read_text())
-    assert (entry["method"], entry["weights"]["calibrated"]) == ("sliding", False)
-    located = town("locate photos/day0/000.jpg --rerank x --design sliding")
-    assert "not calibrated" in located.stderr
-    other = town("locate photos/day0/000.jpg --rerank x --design pairs")
-    assert "is of another method" in other.stderr
+    calibrate = "rerank calibrate --judge x --split train --photos 4 --design sliding"
+    assert "too few to fit weights" in town(calibrate).stdout
+    assert not Path("rerank/rerank.json").exists()
+    plan = json.loads(town(f"{calibrate} --orders one --dry-run --json").stdout)
+    before = judge.calls
+    fitted = json.loads(town(f"{calibrate} --orders one --json").stdout)
+    assert (fitted["weights"]["calibrated"], fitted["weights"]["temperature"]) == (False, 1.0)
+    assert judge.calls - before == fitted["cost"]["asked"] <= plan["asked"]
+    assert "preference for A" in town("locate photos/day0/000.jpg --rerank x --orders one").stderr
+    expert = jzi_package.load("model").expert
+    config = RerankConfig(method="sliding", crop_pixels=32, photo_pixels=64)
+    weights = Weights(judge=2.0, photos=200, calibrated=True)
+    write_weights(Path("rerank/rerank.json"), new_weights(config, judge, front_name(expert), weights))
+    assert "not calibrated" not in town("locate photos/day0/000.jpg --rerank x --design sliding").stderr
+    assert "is not changed" in town(calibrate).stdout
+    for change, what in (("--design pairs", "method"), ("--orders one --design sliding", "choice of orders")):
+        assert f"is of another {what}" in town(f"locate photos/day0/000.jpg --rerank x {change}").stderr
     Path("rerank/rerank.json").write_text("{}")
     assert "rerank.json" in town("locate photos/day0/000.jpg --rerank x", code=2).stderr
 
@@ -146,6 +160,7 @@ def test_candidates_of_a_list_are_compared(town, judge: ScriptedJudge) -> None:
     Path("list.csv").write_text("photo,rank,id\n000.jpg,1,elsewhere\n")
     assert "not cells" in town(evaluate, code=2).stderr
     for bad in (
+        "photo,rank,id\n0,1,3_4\n0,2,3_4\n",
         "photo,id\n000.jpg,3_4\n",
         "photo,rank,id\n000.jpg,first,3_4\n",
         "photo,rank,id\n0,1,3_4\n0,1,3_5\n",
@@ -176,6 +191,8 @@ def test_judgments_are_listed_exported_and_pruned(town, judge: ScriptedJudge) ->
         ("locate photos/day0 --design pairs", "goes with --rerank"),
         ("locate photos/day0 --rerank x --top 1", "--top 2"),
         ("locate --rerank photos/day0/000.jpg photos/day0", "give --rerank after the photos"),
+        ("locate photos/day0 --budget=", "goes with --rerank"),
+        ("locate photos/day0/000.jpg --rerank x --budget=", "is neither a number of questions"),
         ("rerank evaluate --judge x --methods best", "there is no method 'best'"),
         ("rerank evaluate --judge x --split nowhere", "no photo with split nowhere"),
         ("locate photos/day0/000.jpg --rerank --config jzi.toml", "no vision-language model is named"),
@@ -191,5 +208,8 @@ def test_a_key_in_the_settings_is_refused_and_not_repeated(town) -> None:
     for entry in ('key = "sk-secret-123"', 'api_key = "sk-secret-123"'):
         settings.write_text(text.replace("[rerank]", f"[rerank]\n{entry}"))
         assert "sk-secret" not in town("locate photos/day0/000.jpg --rerank x", code=2).stderr
+    assert "sk-secret" not in town("locate photos/day0/000.jpg --rerank x", code=2).stderr
+    settings.write_text(text.replace('key_env = "JZI_RERANK_KEY"', 'key_env = ["sk-secret-123"]'))
+    assert "sk-secret" not in town("locate photos/day0/000.jpg --rerank x", code=2).stderr
     settings.write_text(text.replace('key_env = "JZI_RERANK_KEY"', 'key_env = "sk-secret-123"'))
     assert "sk-secret" not in town("locate photos/day0/000.jpg --rerank x", code=2).stderr

@@ -72,7 +72,9 @@ def test_the_gate_spares_photos_of_which_the_front_end_is_sure() -> None:
     figures = evaluate_method(cases, Asker(ScriptedJudge(truth), None, config), config, Weights())
     assert 0 < sure == figures.skipped
     assert figures.cost.asked == (40 - sure) * 20
-    assert plan_cases(cases, Asker(ScriptedJudge(truth), None, config), config).cost.asked == (40 - sure) * 20
+    assert (
+        plan_cases(cases, Asker(ScriptedJudge(truth), None, config), config, Weights()).cost.asked == (40 - sure) * 20
+    )
 
 
 @pytest.mark.parametrize(("kind", "helps"), [("noisy", True), ("random", False)])
@@ -190,14 +192,15 @@ def test_a_killed_evaluation_asks_only_what_lacks(vigor, start: Callable[..., Ch
         child.end()
         between = sum(asked.values())
         row = json.loads(vigor(line).stdout)
-        total = row["cost"]["asked"] + row["cost"]["cached"]
-        assert row["cost"]["cached"] > 0
+        total = row["cost"]["asked"]
+        assert row["spent"]["cached"] > 0
+        assert row["spent"]["asked"] + row["spent"]["cached"] == total
         repeated = sum(count - 1 for count in asked.values())
         assert repeated <= RerankConfig().batch_size, "more than the batch in flight was asked twice"
         assert len(asked) == total
         assert between < total
         once = json.loads(vigor(line).stdout)
-    assert once["cost"]["asked"] == 0
+    assert (once["spent"]["asked"], once["cost"]["asked"]) == (0, total)
     assert {name: once[name] for name in ("top_one", "consistency", "auroc")} == {
         name: row[name] for name in ("top_one", "consistency", "auroc")
     }

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from jzi.errors import RerankError
+from jzi.rerank.config import RerankConfig
 from jzi.rerank.fuse import LEAST_PHOTOS, PURE, TEMPERATURES, LabelledScores, Weights, fit, fit_temperature, fuse
-from jzi.rerank.weights_file import FILE, FORMAT, WeightsFile, read_weights, write_weights
+from jzi.rerank.weights_file import FILE, FORMAT, WeightsFile, read_weights, shown_as, write_weights
 
 UNCHANGED = Weights(judge=0.0)
 
@@ -134,7 +135,9 @@ def test_the_temperature_is_that_of_the_log_odds() -> None:
 @pytest.fixture
 def recorded() -> WeightsFile:
     weights = Weights(1.5, 0.9, 0.6, (0.2, 0.1, 0.3), 250, calibrated=True)
-    return WeightsFile(judge="abc", prompts="1", method="pairs", orders="both", weights=weights, bias=-0.5)
+    return WeightsFile(
+        judge="abc", prompts="1", method="pairs", orders="both", front="zoom", pictures="p", weights=weights, bias=-0.5
+    )
 
 
 def test_weights_are_the_same_after_reading(recorded: WeightsFile, tmp_path: Path) -> None:
@@ -150,12 +153,20 @@ def test_fitted_weights_can_be_written_and_read(recorded: WeightsFile, tmp_path:
         assert read_weights(tmp_path / FILE) == written
 
 
-def test_weights_belong_to_a_judge_its_texts_and_a_method(recorded: WeightsFile) -> None:
-    assert recorded.mismatch("abc", "1", "pairs", "both") == ""
-    assert recorded.mismatch("abd", "1", "pairs", "both") == "judge"
-    assert recorded.mismatch("abc", "2", "pairs", "both") == "prompts"
-    assert recorded.mismatch("abc", "1", "sliding", "both") == "method"
-    assert recorded.mismatch("abc", "1", "pairs", "one") == "orders"
+def test_weights_belong_to_a_judge_its_texts_a_method_and_a_front_end(recorded: WeightsFile) -> None:
+    assert recorded.mismatch(replace(recorded, weights=Weights(), bias=0.0)) == ""
+    for change, name in (
+        ({"judge": "other"}, "judge"),
+        ({"prompts": "2"}, "version of the texts"),
+        ({"method": "sliding"}, "method"),
+        ({"orders": "one"}, "choice of orders"),
+        ({"front": "cells"}, "front end"),
+        ({"pictures": "q"}, "size of pictures"),
+    ):
+        assert recorded.mismatch(replace(recorded, **change)) == name
+    assert recorded.same_bias(replace(recorded, method="sliding", front="cells"))
+    assert not recorded.same_bias(replace(recorded, judge="other"))
+    assert shown_as(RerankConfig()) != shown_as(RerankConfig(outline=False))
 
 
 def damage(change: Callable[[dict[str, Any]], Any]) -> Callable[[str], str]:

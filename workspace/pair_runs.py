@@ -134,7 +134,7 @@ def evaluate_on_pairs(
 
 def retrieve_on_pairs(
     settings: PairSettings, dataset: PairDataset, top: int, count: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], float]:
     """The first candidates of photos by the trained network of a data set.
 
     Args:
@@ -144,7 +144,8 @@ def retrieve_on_pairs(
         count: most photos, evenly spaced.
 
     Returns:
-        (photo,) indices of photos, (photo, k) of aerial images, the most similar first, (photo, k) cosine similarities.
+        (photo,) indices of photos, (photo, k) of aerial images, the most similar first, (photo, k) cosine similarities,
+        and the temperature of the network's logits.
 
     Raises:
         JziError: the network or the images cannot be used.
@@ -156,4 +157,4 @@ def retrieve_on_pairs(
     chosen = np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int)
     options = pair_options(settings.refiner, rerank=False, batch_size=settings.pairs.batch_size, top=top, heading=None)
     readable, references, similarity = PairEvaluator(network, dataset.take(chosen), options).candidates()
-    return chosen[readable], references, similarity
+    return chosen[readable], references, similarity, network.config.temperature

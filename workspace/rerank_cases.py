@@ -196,7 +196,7 @@ def _listed_cells(
         try:
             cells = np.array([[int(part) for part in each.split("_")] for each in listed.ids], np.int64)
             inside = cells.shape[1:] == (2,) and bool((cells >= 0).all() and (cells < expert.area.shape).all())
-        except ValueError:
+        except (ValueError, OverflowError):
             inside = False
         if not inside:
             raise PhotoTableError(f"the candidates of {name} are not cells of this area: give ids such as 12_34")
@@ -224,7 +224,7 @@ def _area_case(
     distance = geodesic_distance(*there, position[:, 0], position[:, 1])
     correct = {f"within {radius:g} m": distance <= radius for radius in RADII}
     correct["in the cell"] = (cells == (int(entry["row"]), int(entry["col"]))).all(1)
-    where = [(int(row), int(col)) for row, col in cells]
+    where = [(int(row), int(col)) for row, col in cells[: config.top]]
     return RerankCase(name, partial(picture, path, config.photo_pixels), partial(crops.of, where), probability, correct)
 
 
@@ -257,7 +257,7 @@ def pair_cases(
     for photo, references, probability in found:
         positive = references == dataset.positive[photo]
         correct = {"the positive": positive, "hit": positive | np.isin(references, dataset.semi[photo])}
-        paths = [str(dataset.references[each]) for each in references]
+        paths = [str(dataset.references[each]) for each in references[: config.top]]
         crops: Callable[[], Sequence[Picture | None]] = partial(_all, shown, paths)
         name = Path(str(dataset.photos[photo])).name
         read = partial(picture, str(dataset.photos[photo]), config.photo_pixels)
@@ -271,9 +271,9 @@ def _retrieved(
     """Photo, references and probabilities by the trained network."""
     from jzi.workspace.pair_runs import retrieve_on_pairs
 
-    readable, references, similarity = retrieve_on_pairs(settings, dataset, top, count)
+    readable, references, similarity, temperature = retrieve_on_pairs(settings, dataset, top, count)
     return [
-        (int(photo), row, probabilities(Listed(("",) * len(row), tuple(map(float, score)))))
+        (int(photo), row, probabilities(Listed(("",) * len(row), tuple((score / temperature).tolist()))))
         for photo, row, score in zip(readable, references, similarity, strict=True)
     ]
 
@@ -341,7 +341,7 @@ def read_candidates(file: Path) -> CandidateList:
     """
     rows: dict[str, dict[int, tuple[str, float | None]]] = {}
     try:
-        with file.open(newline="", encoding="utf-8") as lines:
+        with file.open(newline="", encoding="utf-8-sig") as lines:
             reader = csv.DictReader(_short(lines, file))
             columns = reader.fieldnames or ()
             if missing := [name for name in ("photo", "rank", "id") if name not in columns]:
@@ -376,9 +376,10 @@ def _add(
         valid = False
     if not valid:
         raise PhotoTableError(f"line {line} of {file} is no candidate: give photo, a whole rank, id and a finite score")
-    if rank in rows.setdefault(photo, {}):
-        raise PhotoTableError(f"line {line} of {file} repeats rank {rank} of {photo:.100}: give each rank once")
-    rows[photo][rank] = (name, score)
+    ranked = rows.setdefault(photo, {})
+    if rank in ranked or any(name == other for other, _ in ranked.values()):
+        raise PhotoTableError(f"line {line} of {file} repeats a rank or an id of {photo:.100}: give each once")
+    ranked[rank] = (name, score)
 
 
 def _short(lines: Any, file: Path) -> Any:

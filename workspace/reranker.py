@@ -9,16 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 from jzi.errors import ConfigError
 from jzi.rerank.config import RerankConfig
+from jzi.rerank.schedule import PAIR_DESIGNS
 from jzi.workspace.settings import FILE, RegionSettings, Settings, find_rasters, load_area, names_url
 
 if TYPE_CHECKING:
     from jzi.encode.imagery import Imagery
+    from jzi.locate.expert import Expert
     from jzi.locate.locator import Locator
     from jzi.rerank.ask import Asker
     from jzi.rerank.crops import Crops
     from jzi.rerank.fuse import Weights
     from jzi.rerank.question import Judge
     from jzi.rerank.stage import RerankStage
+    from jzi.rerank.weights_file import WeightsFile
     from jzi.store.cell_grid import CellGrid
 
 #: Names, in the folder of rerank.path, of the judgments, the crops and the weights.
@@ -96,7 +99,7 @@ def open_asker(config: RerankConfig, request: RerankRequest, folder: Path = Path
     from jzi.rerank.cost import Budget
     from jzi.rerank.judgments import Judgments
 
-    budget = Budget.parse(request.budget) if request.budget else None
+    budget = None if request.budget is None else Budget.parse(request.budget)
     judge = open_judge(config, request, folder)
     return Asker(judge, Judgments.open(kept(config, folder) / JUDGMENTS), config, budget)
 
@@ -121,31 +124,67 @@ class Fitted:
     note: str = ""
 
 
-def open_weights(config: RerankConfig, request: RerankRequest, judge: Judge, folder: Path = Path()) -> Fitted:
-    """The weights that were fitted for this judge and method, or those of one that is not calibrated.
+def new_weights(config: RerankConfig, judge: Judge, front: str, weights: Weights, bias: float = 0.0) -> WeightsFile:
+    """What rerank.json records of weights that were fitted with these settings."""
+    from jzi.rerank.prompts import VERSION
+    from jzi.rerank.weights_file import WeightsFile, shown_as
+
+    return WeightsFile(
+        judge=judge.fingerprint,
+        prompts=VERSION,
+        method=config.design,
+        orders=config.orders,
+        front=front,
+        pictures=shown_as(config),
+        weights=weights,
+        bias=bias,
+    )
+
+
+def front_name(expert: Expert) -> str:
+    """Name of a front end in rerank.json: of its experts and of the encoder."""
+    return f"{expert.name} {expert.encoder.fingerprint[:12]}"
+
+
+def open_weights(
+    config: RerankConfig, request: RerankRequest, judge: Judge, front: str, folder: Path = Path()
+) -> Fitted:
+    """The weights that were fitted for this judge, method and front end, or those of one that is not calibrated.
+
+    Args:
+        config: the section [rerank].
+        request: whether the judge's order alone counts.
+        judge: the judge.
+        front: of `front_name`, or the name of a list.
+        folder: of jzi.toml.
 
     Raises:
         RerankError: the file of the weights is damaged.
     """
     from jzi.rerank.fuse import PURE, Weights
-    from jzi.rerank.prompts import VERSION
     from jzi.rerank.weights_file import read_weights
 
     path, hint = kept(config, folder) / WEIGHTS, "not calibrated: fit the weights with `jzi rerank calibrate`"
+    wanted = new_weights(config, judge, front, PURE if request.pure else Weights())
+    biased = "in one order, the judge's preference for A counts: `jzi rerank calibrate --orders one` measures it"
+    biased = biased if config.orders == "one" and config.design in PAIR_DESIGNS else ""
     try:
         found = read_weights(path)
     except FileNotFoundError:
-        return Fitted(PURE) if request.pure else Fitted(Weights(), note=hint)
-    if other := found.mismatch(judge.fingerprint, VERSION, config.design, config.orders):
-        return Fitted(PURE) if request.pure else Fitted(Weights(), note=f"{path} is of another {other}; {hint}")
-    if request.pure:
-        return Fitted(PURE, found.bias)
-    note = ""
-    if found.weights.calibrated and not found.weights.judge:
-        note = "the judge was no clear gain on validation photos: candidates keep their order, and nothing is asked"
-    elif not found.weights.calibrated:
-        note = f"not calibrated: {path} was fitted on {found.weights.photos} photos, too few"
-    return Fitted(found.weights, found.bias, note)
+        return Fitted(wanted.weights, note=_joined(biased, "" if request.pure else hint))
+    known = found.same_bias(wanted) and found.orders == "one"
+    bias, biased = (found.bias, "") if known else (0.0, biased)
+    other = found.mismatch(wanted)
+    if request.pure or other:
+        note = "" if request.pure else f"{path} is of another {other}; {hint}"
+        return Fitted(wanted.weights, bias, _joined(biased, note))
+    if not found.weights.judge:
+        biased = "the judge was no clear gain on validation photos: candidates keep their order, and nothing is asked"
+    return Fitted(found.weights, bias, biased)
+
+
+def _joined(*notes: str) -> str:
+    return "; ".join(note for note in notes if note)
 
 
 def settings_beside(config_file: Path, area: CellGrid | None = None) -> Settings | RegionSettings | None:
@@ -214,7 +253,7 @@ def reranked(
         stage = RerankStage(None, crops, config)
     else:
         asker = open_asker(config, request, folder)
-        fitted = open_weights(config, request, asker.judge, folder)
+        fitted = open_weights(config, request, asker.judge, front_name(locator.expert), folder)
         stage = RerankStage(asker, crops, config, fitted.weights, bias=fitted.bias, dry_run=request.dry_run)
         stage.note = fitted.note
     return Locator(locator.expert, lambda: locator.encoder, (*locator.stages, stage), name=locator.name), stage
