@@ -189,6 +189,9 @@ class ChatClient:
         """A text of the server, which may repeat the key, without it."""
         return text.replace(self._key, "***") if self._key else text
 
+    def _quoted(self, error: Exception) -> str:
+        return first_line(type(error)(self.without_key(str(error))))  # before it is cut
+
     def _attempt(self, body: bytes, limit: int) -> tuple[Reply | str, float | None]:
         """The reply to a request; or why there is none, and how long the server asks to wait, seconds."""
         import httpx
@@ -212,9 +215,9 @@ class ChatClient:
         except httpx.TimeoutException:
             return late, None
         except httpx.TransportError as error:
-            return self.without_key(first_line(error)), None
+            return self._quoted(error), None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise RerankError(f"{where} cannot be used: {self.without_key(first_line(error))}") from None
+            raise RerankError(f"{where} cannot be used: {self._quoted(error)}") from None
         code = response.status_code
         if code in _TRANSIENT:
             return f"status {code}", _retry_after(response.headers.get("retry-after", ""))
@@ -232,11 +235,24 @@ class ChatClient:
         where = self.address.where
         if 300 <= code < 400:
             return StatusError(f"{where} redirects elsewhere (status {code}): give the URL that it redirects to", code)
-        message = "" if code in (401, 403) else _server_message(received)  # those may repeat a part of the key
-        quoted = f": {self.without_key(message)}" if message else ""
+        message = "" if code in (401, 403) else self._server_message(received)  # those may repeat a part of the key
+        quoted = f": {message}" if message else ""
         advice = _ADVICE.get(code, "check the URL and the model's name (rerank.model)")
         advice = advice.format(key=self._config.key_env)
         return StatusError(f"{where} refuses the request (status {code}{quoted}): {advice}", code)
+
+    def _server_message(self, received: bytes) -> str:
+        """The message of an error, on one line; empty if there is none."""
+        try:
+            document = json.loads(received)
+        except (ValueError, RecursionError):
+            return ""
+        error = document.get("error", document) if isinstance(document, dict) else ""
+        message = error.get("message") if isinstance(error, dict) else error
+        if not isinstance(message, str):
+            return ""
+        line = "".join(each for each in " ".join(message.split()) if each.isprintable())
+        return self.without_key(line)[:200]  # in this order: a part of the key would not be found
 
 
 def _retry_after(value: str) -> float | None:
@@ -248,16 +264,3 @@ def _retry_after(value: str) -> float | None:
     except (TypeError, ValueError, OverflowError):
         return None
     return max(seconds, 0.0) if math.isfinite(seconds) else None
-
-
-def _server_message(received: bytes) -> str:
-    """The message of an error, on one line; empty if there is none."""
-    try:
-        document = json.loads(received)
-    except (ValueError, RecursionError):
-        return ""
-    error = document.get("error", document) if isinstance(document, dict) else ""
-    message = error.get("message") if isinstance(error, dict) else error
-    if not isinstance(message, str):
-        return ""
-    return "".join(each for each in " ".join(message[:1000].split()) if each.isprintable())[:200]

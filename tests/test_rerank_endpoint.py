@@ -548,6 +548,16 @@ def test_the_key_is_sent_and_is_in_no_file_message_or_name(
     assert KEY.encode() not in files
 
 
+@pytest.mark.parametrize("before", [185, 190, 985])
+def test_no_part_of_the_key_is_left_where_a_message_of_the_server_is_cut(
+    before: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JZI_RERANK_KEY", KEY)
+    with pytest.raises(RerankError, match="status 400: x+ ?") as caught:
+        ask(lambda _: error(400, f"{'x' * before} {KEY}"))
+    assert KEY[:4] not in str(caught.value)
+
+
 # The fingerprint
 
 
