@@ -18,7 +18,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from jzi.errors import ConfigError, RerankError, first_line
 from jzi.rerank.config import RerankConfig
-from jzi.rerank.replies import Reply, parse_reply
+from jzi.rerank.replies import Reply, ServerError, parse_reply
 
 if TYPE_CHECKING:
     import httpx
@@ -45,10 +45,10 @@ _ADVICE = {
 
 
 class StatusError(RerankError):
-    """A reply with a status code that is no success, nor one that a repetition helps against.
+    """A reply that is no answer, nor one that a repetition helps against.
 
     Attributes:
-        code: the status code.
+        code: the status code; 200 if the reply is malformed.
     """
 
     def __init__(self, message: str, code: int) -> None:
@@ -165,8 +165,8 @@ class ChatClient:
             stop: ends the wait for a repetition.
 
         Raises:
-            StatusError: the endpoint refuses the request.
-            RerankError: it does not answer, or with something else.
+            StatusError: the endpoint refuses the request, or its reply is malformed.
+            RerankError: it does not answer, or only with errors.
         """
         body = json.dumps(document).encode()
         limit = MAX_REPLY + document["max_tokens"] * MAX_TOKEN
@@ -225,10 +225,13 @@ class ChatClient:
             raise self._refusal(code, bytes(received))
         try:
             return parse_reply(bytes(received)), None
+        except ServerError:
+            return f"an error: {self._server_message(bytes(received)) or 'without a message'}", None
         except ValueError as error:
-            raise RerankError(
+            raise StatusError(
                 f"{where} sends a reply that is none of chat/completions ({self.without_key(str(error))}): check the "
-                "URL, which usually ends in /v1"
+                "URL, which usually ends in /v1",
+                code,
             ) from None
 
     def _refusal(self, code: int, received: bytes) -> StatusError:

@@ -38,6 +38,15 @@ _ALTERNATIVES = 20
 
 _JPEG_QUALITY = 90
 
+#: Longest text of an answer that is kept, characters; its end, where the answer is.
+_MAX_TEXT = 2**17
+
+#: Status codes of replies that may concern one question alone: a filter of its images, a malformed reply.
+_OF_ONE_QUESTION = {200, 400, 422}
+
+#: Questions in a row without a usable reply that end the run.
+_MOST_REFUSALS = 5
+
 
 class EndpointJudge:
     """Asks a model behind an endpoint, `batch_size` questions at once.
@@ -59,6 +68,8 @@ class EndpointJudge:
         self._ask_probabilities = True
         self._sentences = False  # whether answers do not begin with the label
         self._lock = threading.Lock()
+        self._answered = False
+        self._refusals = 0  # since the last answer
 
     @classmethod
     def open(cls, url: str, config: RerankConfig, *, send_photos: bool = False) -> Self:
@@ -149,7 +160,20 @@ class EndpointJudge:
         tokens_in = tokens_out = 0
         while True:
             most = self._most_tokens(question)
-            reply = self._request(content, most, self.config.retries, stop)
+            try:
+                reply = self._request(content, most, self.config.retries, stop)
+            except StatusError as error:
+                self._accept_refusal(error)
+                return Reading(
+                    question.chance,
+                    mass=0.0,
+                    tokens_in=tokens_in,
+                    tokens_out=tokens_out,
+                    seconds=time.monotonic() - start,
+                    abstained=True,
+                )
+            with self._lock:
+                self._answered, self._refusals = True, 0
             tokens_in += self.estimate(question)[0] if reply.tokens_in is None else reply.tokens_in
             tokens_out += (len(reply.tokens) or most) if reply.tokens_out is None else reply.tokens_out
             reading = read(reply, question, self.config.reason)
@@ -160,7 +184,7 @@ class EndpointJudge:
                 self._note_text()
             return replace(
                 reading,
-                text=self._client.without_key(reading.text),
+                text=self._client.without_key(reading.text)[-_MAX_TEXT:],
                 tokens_in=tokens_in,
                 tokens_out=tokens_out,
                 seconds=time.monotonic() - start,
@@ -170,6 +194,16 @@ class EndpointJudge:
         if self.config.reason:
             return self.config.reason + _SENTENCE
         return _SENTENCE if self._sentences else _TOKENS.get(question.kind, _SENTENCE)
+
+    def _accept_refusal(self, error: StatusError) -> None:
+        """Raise the error unless it seems to concern one question alone, which then counts as an abstention."""
+        note = "questions without a usable reply count as abstentions; the first: "
+        with self._lock:
+            self._refusals += 1
+            if error.code not in _OF_ONE_QUESTION or not self._answered or self._refusals >= _MOST_REFUSALS:
+                raise error
+            if not any(each.startswith(note) for each in self.notes):
+                self.notes.append(f"{note}{error}")
 
     def _note_text(self) -> None:
         note = (
