@@ -111,7 +111,12 @@ class EndpointJudge:
         self._client.close()
 
     def estimate(self, question: Question) -> tuple[int, int]:
-        """Expected numbers of tokens of a question, those of Qwen2.5-VL, and most of its answer."""
+        """Expected numbers of tokens of a question, those of Qwen2.5-VL, and most of its answer.
+
+        Raises:
+            RerankError: it asks for a description.
+        """
+        _refuse_description(question)
         shapes = [picture.pixels.shape[:2] for picture in (question.photo, *question.crops)]
         if self.composition == "canvas":
             shapes = [(CANVAS, CANVAS)]
@@ -124,6 +129,8 @@ class EndpointJudge:
         Raises:
             RerankError: the endpoint does not answer, or its answers are unusable.
         """
+        for question in questions:
+            _refuse_description(question)
         images: dict[str, str] = {}
         pending: deque[Future[Reading]] = deque()
         stop = threading.Event()
@@ -141,10 +148,6 @@ class EndpointJudge:
 
     def _content(self, question: Question, images: dict[str, str]) -> list[dict[str, Any]]:
         """Parts of the message; `images` holds the data URLs that were made before, by digest."""
-        if question.kind == "describe":
-            raise RerankError(
-                "an endpoint gives no probabilities of a description: use another of the methods, such as pairs"
-            )
         content: list[dict[str, Any]] = []
         for part in prompts.parts(question, self.composition, self.config.reason):
             if isinstance(part, str):
@@ -252,6 +255,13 @@ class EndpointJudge:
         if self._ask_probabilities:
             document |= {"logprobs": True, "top_logprobs": _ALTERNATIVES}
         return self._client.complete(document, retries, stop)
+
+
+def _refuse_description(question: Question) -> None:
+    if question.kind == "describe":
+        raise RerankError(
+            "an endpoint gives no probabilities of a description: use another of the methods, such as pairs"
+        )
 
 
 def _data_url(picture: Picture) -> str:

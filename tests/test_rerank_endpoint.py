@@ -259,9 +259,14 @@ def test_an_endpoint_that_refuses_to_give_probabilities_is_asked_without() -> No
     assert reading.log_probabilities[1] > reading.log_probabilities[0]
 
 
-def test_descriptions_are_refused_with_what_to_do() -> None:
-    with pytest.raises(RerankError, match="use another of the methods"):
-        ask(lambda _: completion("A"), Question("describe", PHOTO, CROPS[:1]))
+def test_descriptions_are_refused_with_what_to_do_before_anything_is_asked() -> None:
+    describe = Question("describe", PHOTO, CROPS[:1])
+    with MockEndpoint() as mock, EndpointJudge.open(mock.url, settings()) as judge:
+        with pytest.raises(RerankError, match="use another of the methods"):
+            judge.estimate(describe)
+        with pytest.raises(RerankError, match="use another of the methods"):
+            list(judge.answer([PAIR, PAIR, describe]))
+        assert mock.asked == []
 
 
 @given(
@@ -442,7 +447,7 @@ def test_a_refusal_of_one_question_is_an_abstention_and_five_in_a_row_fail(bad: 
         assert "count as abstentions" in judge.notes[0]
         with Judgments.open(tmp_path / "judgments.sqlite") as judgments:
             judgments.put(judge, PAIR, readings[1])
-        with pytest.raises(RerankError, match="refuses the request|none of chat/completions"):
+        with pytest.raises(RerankError, match=r"refuses the request|none of chat/completions"):
             list(judge.answer([PAIR] * 5))
 
 
@@ -605,7 +610,7 @@ def test_no_part_of_the_key_is_left_where_a_message_of_the_server_is_cut(
     before: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("JZI_RERANK_KEY", KEY)
-    with pytest.raises(RerankError, match="status 400: x+ ?") as caught:
+    with pytest.raises(RerankError, match=r"status 400: x+ ?") as caught:
         ask(lambda _: error(400, f"{'x' * before} {KEY}"))
     assert KEY[:4] not in str(caught.value)
 
