@@ -68,6 +68,7 @@ class EndpointJudge:
         self._ask_probabilities = True
         self._sentences = False  # whether answers do not begin with the label
         self._lock = threading.Lock()
+        self._system = ""
         self._answered = False
         self._refusals = 0  # since the last answer
 
@@ -177,6 +178,8 @@ class EndpointJudge:
                 )
             with self._lock:
                 self._answered, self._refusals = True, 0
+            if reply.system not in ("", self._system):
+                self._note_system(reply.system)
             tokens_in += self.estimate(question)[0] if reply.tokens_in is None else reply.tokens_in
             tokens_out += (len(reply.tokens) or most) if reply.tokens_out is None else reply.tokens_out
             reading = read(reply, question, self.config.reason)
@@ -200,22 +203,31 @@ class EndpointJudge:
 
     def _accept_refusal(self, error: StatusError) -> None:
         """Raise the error unless it seems to concern one question alone, which then counts as an abstention."""
-        note = "questions without a usable reply count as abstentions; the first: "
         with self._lock:
             self._refusals += 1
             if error.code not in _OF_ONE_QUESTION or not self._answered or self._refusals >= _MOST_REFUSALS:
                 raise error
-            if not any(each.startswith(note) for each in self.notes):
-                self.notes.append(f"{note}{error}")
+        self._note("questions without a usable reply count as abstentions; the first: ", str(error))
 
     def _note_text(self) -> None:
-        note = (
-            f"{self._client.address.where} gives no log-probabilities: answers are read from text, which does not show "
-            "how sure the model is"
+        where = self._client.address.where
+        self._note(
+            f"{where} gives no log-probabilities",
+            ": answers are read from text, which does not show how sure the model is",
         )
+
+    def _note_system(self, system: str) -> None:
+        old, new = (self._client.without_key(each) for each in (self._system, system))
+        self._note(
+            f"the server's fingerprint changed from {old or 'none'!r:.60} to ",
+            f"{new!r:.60}: it may have several replicas, whose answers are not kept apart",
+        )
+
+    def _note(self, beginning: str, end: str) -> None:
+        """Add a note unless there is one that begins so. The lock is not held."""
         with self._lock:
-            if note not in self.notes:
-                self.notes.append(note)
+            if not any(note.startswith(beginning) for note in self.notes):
+                self.notes.append(beginning + end)
 
     def _probe(self) -> None:
         """Send a short request, and make the fingerprint."""
@@ -232,10 +244,11 @@ class EndpointJudge:
                 reply = self._request(content, 1, retries, stop)
             except StatusError:
                 raise error from None
+        self._system = reply.system
         settings = [
             self._client.address.where,
             self.config.model,
-            reply.system,
+            self._system,
             prompts.DIGEST,
             self.composition,
             self.config.reason,

@@ -646,6 +646,21 @@ def test_the_fingerprint_depends_neither_on_the_key_nor_on_how_questions_are_sen
         assert len({headers.get("Authorization") for headers in mock.headers}) == 2
 
 
+def test_replicas_with_fingerprints_of_their_own_are_noted_once() -> None:
+    turns = in_turn(*(completion("A", PREFERS_A, system=each) for each in ("fp_1", "fp_2\n", "fp_3")))
+    mock = MockEndpoint(turns, completion("A", system="fp_1"))
+    with mock, EndpointJudge.open(mock.url, settings(batch_size=1)) as judge:
+        base = judge.fingerprint
+        list(judge.answer([PAIR]))
+        assert judge.notes == []
+        list(judge.answer([PAIR, PAIR]))
+    assert judge.fingerprint == base
+    assert judge.notes == [
+        "the server's fingerprint changed from 'fp_1' to 'fp_2\\n': it may have several replicas, whose answers are "
+        "not kept apart"
+    ]
+
+
 # Expected tokens
 
 
