@@ -18,7 +18,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from jzi.errors import ConfigError, RerankError, first_line
 from jzi.rerank.config import RerankConfig
-from jzi.rerank.replies import Reply, parse_reply
+from jzi.rerank.replies import Reply, ServerError, parse_reply
 
 if TYPE_CHECKING:
     import httpx
@@ -45,10 +45,10 @@ _ADVICE = {
 
 
 class StatusError(RerankError):
-    """A reply with a status code that is no success, nor one that a repetition helps against.
+    """A reply that is no answer, nor one that a repetition helps against.
 
     Attributes:
-        code: the status code.
+        code: the status code; 200 if the reply is malformed.
     """
 
     def __init__(self, message: str, code: int) -> None:
@@ -165,8 +165,8 @@ class ChatClient:
             stop: ends the wait for a repetition.
 
         Raises:
-            StatusError: the endpoint refuses the request.
-            RerankError: it does not answer, or with something else.
+            StatusError: the endpoint refuses the request, or its reply is malformed.
+            RerankError: it does not answer, or only with errors.
         """
         body = json.dumps(document).encode()
         limit = MAX_REPLY + document["max_tokens"] * MAX_TOKEN
@@ -188,6 +188,9 @@ class ChatClient:
     def without_key(self, text: str) -> str:
         """A text of the server, which may repeat the key, without it."""
         return text.replace(self._key, "***") if self._key else text
+
+    def _quoted(self, error: Exception) -> str:
+        return first_line(type(error)(self.without_key(str(error))))  # before it is cut
 
     def _attempt(self, body: bytes, limit: int) -> tuple[Reply | str, float | None]:
         """The reply to a request; or why there is none, and how long the server asks to wait, seconds."""
@@ -212,9 +215,9 @@ class ChatClient:
         except httpx.TimeoutException:
             return late, None
         except httpx.TransportError as error:
-            return self.without_key(first_line(error)), None
+            return self._quoted(error), None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise RerankError(f"{where} cannot be used: {self.without_key(first_line(error))}") from None
+            raise RerankError(f"{where} cannot be used: {self._quoted(error)}") from None
         code = response.status_code
         if code in _TRANSIENT:
             return f"status {code}", _retry_after(response.headers.get("retry-after", ""))
@@ -222,21 +225,37 @@ class ChatClient:
             raise self._refusal(code, bytes(received))
         try:
             return parse_reply(bytes(received)), None
+        except ServerError:
+            return f"an error: {self._server_message(bytes(received)) or 'without a message'}", None
         except ValueError as error:
-            raise RerankError(
+            raise StatusError(
                 f"{where} sends a reply that is none of chat/completions ({self.without_key(str(error))}): check the "
-                "URL, which usually ends in /v1"
+                "URL, which usually ends in /v1",
+                code,
             ) from None
 
     def _refusal(self, code: int, received: bytes) -> StatusError:
         where = self.address.where
         if 300 <= code < 400:
             return StatusError(f"{where} redirects elsewhere (status {code}): give the URL that it redirects to", code)
-        message = "" if code in (401, 403) else _server_message(received)  # those may repeat a part of the key
-        quoted = f": {self.without_key(message)}" if message else ""
+        message = "" if code in (401, 403) else self._server_message(received)  # those may repeat a part of the key
+        quoted = f": {message}" if message else ""
         advice = _ADVICE.get(code, "check the URL and the model's name (rerank.model)")
         advice = advice.format(key=self._config.key_env)
         return StatusError(f"{where} refuses the request (status {code}{quoted}): {advice}", code)
+
+    def _server_message(self, received: bytes) -> str:
+        """The message of an error, on one line; empty if there is none."""
+        try:
+            document = json.loads(received)
+        except (ValueError, RecursionError):
+            return ""
+        error = document.get("error", document) if isinstance(document, dict) else ""
+        message = error.get("message") if isinstance(error, dict) else error
+        if not isinstance(message, str):
+            return ""
+        line = "".join(each for each in " ".join(message.split()) if each.isprintable())
+        return self.without_key(line)[:200]  # in this order: a part of the key would not be found
 
 
 def _retry_after(value: str) -> float | None:
@@ -248,16 +267,3 @@ def _retry_after(value: str) -> float | None:
     except (TypeError, ValueError, OverflowError):
         return None
     return max(seconds, 0.0) if math.isfinite(seconds) else None
-
-
-def _server_message(received: bytes) -> str:
-    """The message of an error, on one line; empty if there is none."""
-    try:
-        document = json.loads(received)
-    except (ValueError, RecursionError):
-        return ""
-    error = document.get("error", document) if isinstance(document, dict) else ""
-    message = error.get("message") if isinstance(error, dict) else error
-    if not isinstance(message, str):
-        return ""
-    return "".join(each for each in " ".join(message[:1000].split()) if each.isprintable())[:200]

@@ -38,6 +38,15 @@ _ALTERNATIVES = 20
 
 _JPEG_QUALITY = 90
 
+#: Longest text of an answer that is kept, characters; its end, where the answer is.
+_MAX_TEXT = 2**17
+
+#: Status codes of replies that may concern one question alone: a filter of its images, a malformed reply.
+_OF_ONE_QUESTION = {200, 400, 422}
+
+#: Questions in a row without a usable reply that end the run.
+_MOST_REFUSALS = 5
+
 
 class EndpointJudge:
     """Asks a model behind an endpoint, `batch_size` questions at once.
@@ -59,6 +68,9 @@ class EndpointJudge:
         self._ask_probabilities = True
         self._sentences = False  # whether answers do not begin with the label
         self._lock = threading.Lock()
+        self._system = ""
+        self._answered = False
+        self._refusals = 0  # since the last answer
 
     @classmethod
     def open(cls, url: str, config: RerankConfig, *, send_photos: bool = False) -> Self:
@@ -100,7 +112,12 @@ class EndpointJudge:
         self._client.close()
 
     def estimate(self, question: Question) -> tuple[int, int]:
-        """Expected numbers of tokens of a question, those of Qwen2.5-VL, and most of its answer."""
+        """Expected numbers of tokens of a question, those of Qwen2.5-VL, and most of its answer.
+
+        Raises:
+            RerankError: it asks for a description.
+        """
+        _refuse_description(question)
         shapes = [picture.pixels.shape[:2] for picture in (question.photo, *question.crops)]
         if self.composition == "canvas":
             shapes = [(CANVAS, CANVAS)]
@@ -113,6 +130,8 @@ class EndpointJudge:
         Raises:
             RerankError: the endpoint does not answer, or its answers are unusable.
         """
+        for question in questions:
+            _refuse_description(question)
         images: dict[str, str] = {}
         pending: deque[Future[Reading]] = deque()
         stop = threading.Event()
@@ -130,10 +149,6 @@ class EndpointJudge:
 
     def _content(self, question: Question, images: dict[str, str]) -> list[dict[str, Any]]:
         """Parts of the message; `images` holds the data URLs that were made before, by digest."""
-        if question.kind == "describe":
-            raise RerankError(
-                "an endpoint gives no probabilities of a description: use another of the methods, such as pairs"
-            )
         content: list[dict[str, Any]] = []
         for part in prompts.parts(question, self.composition, self.config.reason):
             if isinstance(part, str):
@@ -149,7 +164,22 @@ class EndpointJudge:
         tokens_in = tokens_out = 0
         while True:
             most = self._most_tokens(question)
-            reply = self._request(content, most, self.config.retries, stop)
+            try:
+                reply = self._request(content, most, self.config.retries, stop)
+            except StatusError as error:
+                self._accept_refusal(error)
+                return Reading(
+                    question.chance,
+                    mass=0.0,
+                    tokens_in=tokens_in,
+                    tokens_out=tokens_out,
+                    seconds=time.monotonic() - start,
+                    abstained=True,
+                )
+            with self._lock:
+                self._answered, self._refusals = True, 0
+            if reply.system not in ("", self._system):
+                self._note_system(reply.system)
             tokens_in += self.estimate(question)[0] if reply.tokens_in is None else reply.tokens_in
             tokens_out += (len(reply.tokens) or most) if reply.tokens_out is None else reply.tokens_out
             reading = read(reply, question, self.config.reason)
@@ -160,7 +190,7 @@ class EndpointJudge:
                 self._note_text()
             return replace(
                 reading,
-                text=self._client.without_key(reading.text),
+                text=self._client.without_key(reading.text)[-_MAX_TEXT:],
                 tokens_in=tokens_in,
                 tokens_out=tokens_out,
                 seconds=time.monotonic() - start,
@@ -171,14 +201,33 @@ class EndpointJudge:
             return self.config.reason + _SENTENCE
         return _SENTENCE if self._sentences else _TOKENS.get(question.kind, _SENTENCE)
 
-    def _note_text(self) -> None:
-        note = (
-            f"{self._client.address.where} gives no log-probabilities: answers are read from text, which does not show "
-            "how sure the model is"
-        )
+    def _accept_refusal(self, error: StatusError) -> None:
+        """Raise the error unless it seems to concern one question alone, which then counts as an abstention."""
         with self._lock:
-            if note not in self.notes:
-                self.notes.append(note)
+            self._refusals += 1
+            if error.code not in _OF_ONE_QUESTION or not self._answered or self._refusals >= _MOST_REFUSALS:
+                raise error
+        self._note("questions without a usable reply count as abstentions; the first: ", str(error))
+
+    def _note_text(self) -> None:
+        where = self._client.address.where
+        self._note(
+            f"{where} gives no log-probabilities",
+            ": answers are read from text, which does not show how sure the model is",
+        )
+
+    def _note_system(self, system: str) -> None:
+        old, new = (self._client.without_key(each) for each in (self._system, system))
+        self._note(
+            f"the server's fingerprint changed from {old or 'none'!r:.60} to ",
+            f"{new!r:.60}: it may have several replicas, whose answers are not kept apart",
+        )
+
+    def _note(self, beginning: str, end: str) -> None:
+        """Add a note unless there is one that begins so. The lock is not held."""
+        with self._lock:
+            if not any(note.startswith(beginning) for note in self.notes):
+                self.notes.append(beginning + end)
 
     def _probe(self) -> None:
         """Send a short request, and make the fingerprint."""
@@ -195,10 +244,11 @@ class EndpointJudge:
                 reply = self._request(content, 1, retries, stop)
             except StatusError:
                 raise error from None
+        self._system = reply.system
         settings = [
             self._client.address.where,
             self.config.model,
-            reply.system,
+            self._system,
             prompts.DIGEST,
             self.composition,
             self.config.reason,
@@ -218,6 +268,13 @@ class EndpointJudge:
         if self._ask_probabilities:
             document |= {"logprobs": True, "top_logprobs": _ALTERNATIVES}
         return self._client.complete(document, retries, stop)
+
+
+def _refuse_description(question: Question) -> None:
+    if question.kind == "describe":
+        raise RerankError(
+            "an endpoint gives no probabilities of a description: use another of the methods, such as pairs"
+        )
 
 
 def _data_url(picture: Picture) -> str:

@@ -7,9 +7,17 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 
 from jzi.rerank.prompts import ANSWER, TEXT_LOGIT, find_label
 from jzi.rerank.question import Question, Reading
@@ -17,6 +25,9 @@ from jzi.store.setting_checks import first_invalid
 
 #: Least probability of all labels together at a token that is taken for the answer.
 MIN_MASS = 0.2
+
+#: Least log-probability that is told from 0; some servers give the smallest number of a float instead of -inf.
+MIN_LOG = -1e9
 
 #: Most words of an answer without "Answer:" from a model that was asked to think.
 _SHORT = 4
@@ -50,13 +61,28 @@ class Reply:
     system: str
 
 
+class ServerError(ValueError):
+    """A reply with an error instead of an answer, although its status code is that of a success."""
+
+
+def _or_none(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    try:
+        return validate(value)
+    except ValidationError:
+        return None
+
+
+#: Makes a field None if it is invalid: answers can do without it.
+_LENIENT = WrapValidator(_or_none)
+
+
 class _Model(BaseModel):
     model_config = ConfigDict(allow_inf_nan=False, strict=True)
 
 
 class _Alternative(_Model):
     token: str
-    logprob: Annotated[float, Field(ge=-1e39, le=1e-3)]
+    logprob: Annotated[float, Field(le=1e-3), AfterValidator(lambda value: max(value, MIN_LOG))] | None
 
 
 class _Token(_Alternative):
@@ -78,25 +104,27 @@ class _Message(_Model):
 
 class _Choice(_Model):
     message: _Message
-    finish_reason: str | None = None
+    finish_reason: Annotated[str | None, _LENIENT] = None
     logprobs: _Logprobs | None = None
 
 
 class _Usage(_Model):
-    prompt_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
-    completion_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    prompt_tokens: Annotated[Annotated[int, Field(ge=0, lt=2**31)] | None, _LENIENT] = None
+    completion_tokens: Annotated[Annotated[int, Field(ge=0, lt=2**31)] | None, _LENIENT] = None
 
 
 class _Document(_Model):
-    choices: Annotated[list[_Choice], Field(min_length=1)]
-    usage: _Usage | None = None
-    system_fingerprint: Annotated[str, Field(max_length=1000)] | None = None
+    choices: list[_Choice] | None = None
+    error: Any = None
+    usage: Annotated[_Usage | None, _LENIENT] = None
+    system_fingerprint: Annotated[Annotated[str, Field(max_length=1000)] | None, _LENIENT] = None
 
 
 def parse_reply(body: bytes) -> Reply:
     """Parse a reply.
 
     Raises:
+        ServerError: it has an error and no choices.
         ValueError: it is not one of chat/completions.
     """
     try:
@@ -104,11 +132,20 @@ def parse_reply(body: bytes) -> Reply:
     except ValidationError as error:
         invalid = first_invalid(error)
         raise ValueError(f"{invalid.name:.100}: {invalid.reason:.200}" if invalid.name else "no JSON") from None
+    if document.error and not document.choices:
+        raise ServerError("an error")
+    if document.choices is None:
+        raise ValueError("choices: missing")
+    if not document.choices:  # of a filter
+        document.choices.append(_Choice(message=_Message(), finish_reason="content_filter"))
     choice, usage = document.choices[0], document.usage or _Usage()
     content = choice.message.content or ""
     listed = (choice.logprobs and choice.logprobs.content) or []
-    alternatives = tuple({each.token: each.logprob for each in [*(one.top_logprobs or []), one]} for one in listed)
-    complete = all(len(each) > 1 for each in alternatives)
+    alternatives = tuple(
+        {each.token: each.logprob for each in [*(one.top_logprobs or []), one] if each.logprob is not None}
+        for one in listed
+    )
+    complete = all(len(each) > 1 and one.token in each for one, each in zip(listed, alternatives, strict=True))
     return Reply(
         text=content if isinstance(content, str) else "".join(part.text or "" for part in content),
         tokens=tuple(each.token for each in listed) if complete else (),

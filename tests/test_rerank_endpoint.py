@@ -237,6 +237,7 @@ def test_without_probabilities_the_text_is_read_and_it_is_said_once(text: str, l
         completion("A", PREFERS_A, refusal="I will not"),
         completion("C"),
         completion("Sorry", [{"Sorry": -0.01, "No": -6.0}]),
+        Response(body={"choices": []}),
     ],
 )
 def test_prose_refusals_and_silence_are_abstentions(response: Response) -> None:
@@ -258,9 +259,14 @@ def test_an_endpoint_that_refuses_to_give_probabilities_is_asked_without() -> No
     assert reading.log_probabilities[1] > reading.log_probabilities[0]
 
 
-def test_descriptions_are_refused_with_what_to_do() -> None:
-    with pytest.raises(RerankError, match="use another of the methods"):
-        ask(lambda _: completion("A"), Question("describe", PHOTO, CROPS[:1]))
+def test_descriptions_are_refused_with_what_to_do_before_anything_is_asked() -> None:
+    describe = Question("describe", PHOTO, CROPS[:1])
+    with MockEndpoint() as mock, EndpointJudge.open(mock.url, settings()) as judge:
+        with pytest.raises(RerankError, match="use another of the methods"):
+            judge.estimate(describe)
+        with pytest.raises(RerankError, match="use another of the methods"):
+            list(judge.answer([PAIR, PAIR, describe]))
+        assert mock.asked == []
 
 
 @given(
@@ -299,6 +305,7 @@ def test_whatever_the_tokens_log_probabilities_are_numbers_and_their_mass_is_at_
         Response(body=completion("A", PREFERS_A).body, cut=True),
         error(429, Retry_After="0"),
         error(503, Retry_After="nonsense"),
+        Response(body={"error": {"message": "upstream overloaded"}}),
         error(503, Retry_After=formatdate(0, usegmt=True)),
     ],
 )
@@ -382,7 +389,7 @@ def test_redirects_are_not_followed() -> None:
         Response(body=b"<html>"),
         Response(body=b"[" * 100_000),
         Response(body=b"\xff\xfe"),
-        Response(body={"choices": []}),
+        Response(body={}),
         Response(body={"choices": [{"message": {"content": 3}}]}),
         Response(body=json.dumps(completion("A", [{"A": math.nan, "B": 0.0}]).body).encode()),
         Response(body=json.dumps(completion("A", [{"A": math.inf, "B": 0.0}]).body).encode()),
@@ -394,6 +401,54 @@ def test_redirects_are_not_followed() -> None:
 def test_a_reply_that_is_none_is_refused_in_a_sentence(response: Response) -> None:
     with pytest.raises(RerankError, match=r"none of chat/completions \(.+\): check the URL"):
         ask(lambda _: response)
+
+
+def with_key_values(**values: Any) -> Response:
+    return Response(body={**completion("A", PREFERS_A).body, **values})
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        completion("A", [{"A": -0.01, "x": -3.4028235e38}]),
+        completion("A", [{"A": -0.01, "x": -5.0, "y": None}]),
+        completion("A", [{"A": None, "x": -5.0}]),
+        completion("A" + " " * 300_000 + "A"),
+        with_key_values(usage={"prompt_tokens": 700.0, "completion_tokens": "1"}),
+        with_key_values(usage=5),
+        with_key_values(system_fingerprint=5),
+    ],
+)
+def test_an_odd_reply_with_an_answer_is_read_and_can_be_kept(response: Response, tmp_path: Path) -> None:
+    reading, _, judge = ask(lambda _: response)
+    assert reading.log_probabilities[0] > reading.log_probabilities[1]
+    assert not reading.abstained
+    assert reading.tokens_in in (700, judge.estimate(PAIR)[0])
+    with Judgments.open(tmp_path / "judgments.sqlite") as judgments:
+        judgments.put(judge, PAIR, reading)
+
+
+def test_an_error_with_the_status_of_a_success_is_quoted_at_the_end() -> None:
+    with pytest.raises(RerankError, match=r"an error: upstream overloaded; 2 attempts"):
+        ask(lambda _: Response(body={"error": {"message": "upstream overloaded"}}), retries=1)
+
+
+@pytest.mark.parametrize(
+    "bad", [error(400, "filtered"), error(422, "filtered"), Response(body={"choices": "filtered"})]
+)
+def test_a_refusal_of_one_question_is_an_abstention_and_five_in_a_row_fail(bad: Response, tmp_path: Path) -> None:
+    good = completion("A", PREFERS_A)
+    turns = in_turn(good, *[bad] * 4, good, *[bad] * 5)
+    with MockEndpoint(turns) as mock, EndpointJudge.open(mock.url, settings(batch_size=1)) as judge:
+        readings = list(judge.answer([PAIR] * 6))
+        assert [reading.abstained for reading in readings] == [False, *[True] * 4, False]
+        assert readings[1].log_probabilities == PAIR.chance
+        assert len(judge.notes) == 1
+        assert "count as abstentions" in judge.notes[0]
+        with Judgments.open(tmp_path / "judgments.sqlite") as judgments:
+            judgments.put(judge, PAIR, readings[1])
+        with pytest.raises(RerankError, match=r"refuses the request|none of chat/completions"):
+            list(judge.answer([PAIR] * 5))
 
 
 def test_a_large_reply_is_not_read_to_its_end() -> None:
@@ -512,24 +567,26 @@ def test_the_key_is_sent_and_is_in_no_file_message_or_name(
     said: list[str] = []
     responses: Iterator[Response] = iter(
         [
-            completion(f"A, {KEY}"),  # a server that repeats it
             error(400, f"bad key {KEY}"),
             error(401, f"Incorrect API key provided: {KEY[:6]}***{KEY[-4:]}"),
             error(503, KEY),
             Response(body=KEY.encode()),
             Response(body={"choices": KEY}),
+            completion(f"A, {KEY}"),  # a server that repeats it
+            error(400, f"bad key {KEY}"),
         ]
     )
     config = settings(key_env="MY_KEY", retries=0)
     with MockEndpoint(lambda _: next(responses)) as mock, EndpointJudge.open(mock.url, config) as judge:
         with Judgments.open(tmp_path / "judgments.sqlite") as judgments:
-            (reading,) = judge.answer([PAIR])
-            judgments.put(judge, PAIR, reading)
-            judgments.export(tmp_path / "judgments.csv")
             for _ in range(5):
                 with pytest.raises(JziError) as caught:
                     list(judge.answer([PAIR]))
                 said += [str(caught.value), repr(caught.value), str(caught.value.__cause__)]
+            for _ in range(2):
+                (reading,) = judge.answer([PAIR])
+                judgments.put(judge, PAIR, reading)
+                judgments.export(tmp_path / "judgments.csv")
             files = b"".join(file.read_bytes() for file in tmp_path.iterdir())
         said += [
             *judge.notes,
@@ -541,11 +598,21 @@ def test_the_key_is_sent_and_is_in_no_file_message_or_name(
             caplog.text,
         ]
         assert {headers["Authorization"] for headers in mock.headers} == {f"Bearer {KEY}"}
-    assert len(said) == 15 + 6 + 1
+    assert len(said) == 15 + 2 + 6
     assert KEY not in "".join(said)
     assert KEY[-4:] not in "".join(said)
     assert b"A, ***" in files
     assert KEY.encode() not in files
+
+
+@pytest.mark.parametrize("before", [185, 190, 985])
+def test_no_part_of_the_key_is_left_where_a_message_of_the_server_is_cut(
+    before: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JZI_RERANK_KEY", KEY)
+    with pytest.raises(RerankError, match=r"status 400: x+ ?") as caught:
+        ask(lambda _: error(400, f"{'x' * before} {KEY}"))
+    assert KEY[:4] not in str(caught.value)
 
 
 # The fingerprint
@@ -577,6 +644,21 @@ def test_the_fingerprint_depends_neither_on_the_key_nor_on_how_questions_are_sen
         with EndpointJudge.open(mock.url, settings(batch_size=9, retries=1, timeout_s=9.0)) as judge:
             assert judge.fingerprint == base
         assert len({headers.get("Authorization") for headers in mock.headers}) == 2
+
+
+def test_replicas_with_fingerprints_of_their_own_are_noted_once() -> None:
+    turns = in_turn(*(completion("A", PREFERS_A, system=each) for each in ("fp_1", "fp_2\n", "fp_3")))
+    mock = MockEndpoint(turns, completion("A", system="fp_1"))
+    with mock, EndpointJudge.open(mock.url, settings(batch_size=1)) as judge:
+        base = judge.fingerprint
+        list(judge.answer([PAIR]))
+        assert judge.notes == []
+        list(judge.answer([PAIR, PAIR]))
+    assert judge.fingerprint == base
+    assert judge.notes == [
+        "the server's fingerprint changed from 'fp_1' to 'fp_2\\n': it may have several replicas, whose answers are "
+        "not kept apart"
+    ]
 
 
 # Expected tokens
