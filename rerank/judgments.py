@@ -95,15 +95,22 @@ class Judgments:
         self._lock = threading.Lock()
 
     @classmethod
-    def open(cls, path: Path) -> Self:
-        """Open a file of judgments; create it, and its folder, if there is none.
+    def open(cls, path: Path, create: bool = True) -> Self:
+        """Open a file of judgments.
+
+        Args:
+            path: of the file.
+            create: whether to create it, and its folder, if there is none.
 
         Raises:
-            RerankError: the file is something else, of another version, damaged, or cannot be written.
+            RerankError: the file is something else, of another version, damaged, or cannot be written, or there is none
+                and it is not to be created.
         """
         with _errors(path):
             if path.exists() and not path.is_file():
                 raise RerankError(f"{path} is no file of judgments: give the path of a file, or of none")
+            if not create and not path.exists():
+                raise RerankError(f"no judgments are kept in {path} yet: compare photos first")
             path.parent.mkdir(parents=True, exist_ok=True)
             connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
             try:

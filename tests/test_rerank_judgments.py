@@ -319,6 +319,15 @@ def test_what_is_no_file_of_judgments_is_refused_and_left_alone(
     assert before is None or path.read_bytes() == before
 
 
+def test_a_file_that_is_only_read_is_not_created(path: Path) -> None:
+    with pytest.raises(RerankError, match=r"no judgments are kept in .+ yet"):
+        Judgments.open(path, create=False)
+    assert not path.parent.exists()
+    keep(path, PAIR)
+    with Judgments.open(path, create=False) as judgments:
+        assert len(list(judgments.rows())) == 1
+
+
 def test_an_empty_file_becomes_one_of_judgments(path: Path) -> None:
     path.parent.mkdir()
     path.touch()
