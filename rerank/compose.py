@@ -1,4 +1,4 @@
-"""Images of questions: photos of a size, squares, and a canvas that shows a photo and crops at once."""
+"""Images of questions: squares, and a canvas that shows a photo and crops at once."""
 
 from __future__ import annotations
 
@@ -13,24 +13,6 @@ CANVAS = 672
 
 #: Gray around images that do not fill their place.
 GRAY = 127
-
-#: Width over height from which a photo is a panorama, whose longest side is a third longer than a photo's.
-PANORAMA = 1.9
-
-
-def fit_photo(pixels: NDArray[np.uint8], longest: int) -> NDArray[np.uint8]:
-    """Reduce a photo so that its longest side is `longest` pixels; 4/3 of it for a panorama.
-
-    Args:
-        pixels: (row, col, 3).
-        longest: pixels.
-
-    Returns:
-        (row, col, 3), of the same aspect ratio; the photo itself if it is smaller.
-    """
-    rows, cols, _ = pixels.shape
-    side = round(longest * 4 / 3) if cols >= PANORAMA * rows else longest
-    return pixels if max(rows, cols) <= side else np.asarray(_fitted(pixels, side, side))
 
 
 def squared(picture: Picture) -> Picture:

@@ -142,9 +142,10 @@ def family_of(folder: Path) -> tuple[Family, dict[str, Any]]:
         raise RerankError(f"{folder} is not a model: it has no config.json (as written by `save_pretrained`)") from None
     except (OSError, ValueError, RecursionError) as error:
         raise RerankError(f"{path} cannot be read ({first_line(error)}): copy or download the model again") from error
-    model_type = entries.get("model_type") if isinstance(entries, dict) else None
+    entries = entries if isinstance(entries, dict) else {}
+    model_type = entries.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
-        code = " with code of its own, which jzi does not run" if "auto_map" in (entries or ()) else ""
+        code = " with code of its own, which jzi does not run" if "auto_map" in entries else ""
         raise RerankError(f"{folder} is a {model_type!r:.60} model{code}: use one of {', '.join(FAMILIES)}")
     _check_entries(folder, entries)
     family = FAMILIES[model_type]

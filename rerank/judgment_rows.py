@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, TypeGuard, get_args
 
 from jzi.rerank.question import LABELS, LETTERS, Kind, Question, Reading
 
@@ -162,11 +162,16 @@ def check(judgment: Judgment) -> None:
         if not (isinstance(count, int) and 0 <= count < 2**63):
             raise ValueError(f"{count!r:.50} tokens")
     for duration in (reading.seconds, judgment.time):
-        if not (_is_number(duration) and 0 <= duration < 1e11):
+        if not is_time(duration):
             raise ValueError(f"the time {duration!r:.50}")
     if len(reading.text) + len(judgment.judge) > MAX_ROW // 4:  # a character is up to 4 bytes
         raise ValueError(f"a text of {len(reading.text)} characters")
 
 
-def _is_number(value: object) -> bool:
+def is_time(value: object) -> bool:
+    """Whether a value is a duration or Unix time that a judgment may have, in seconds."""
+    return _is_number(value) and 0 <= value < 1e11  # a date has a year of at most 9999
+
+
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)

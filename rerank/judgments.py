@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from jzi.errors import RerankError, first_line
-from jzi.rerank.judgment_rows import COLUMNS, MAX_ROW, Judgment, check, from_row, judgment_key, to_row
+from jzi.locate.location import printable
+from jzi.rerank.judgment_rows import COLUMNS, MAX_ROW, Judgment, check, from_row, is_time, judgment_key, to_row
 from jzi.rerank.question import Judge, Question, Reading
 from jzi.store.files import write_whole
 
@@ -94,15 +95,22 @@ class Judgments:
         self._lock = threading.Lock()
 
     @classmethod
-    def open(cls, path: Path) -> Self:
-        """Open a file of judgments; create it, and its folder, if there is none.
+    def open(cls, path: Path, create: bool = True) -> Self:
+        """Open a file of judgments.
+
+        Args:
+            path: of the file.
+            create: whether to create it, and its folder, if there is none.
 
         Raises:
-            RerankError: the file is something else, of another version, damaged, or cannot be written.
+            RerankError: the file is something else, of another version, damaged, or cannot be written, or there is none
+                and it is not to be created.
         """
         with _errors(path):
             if path.exists() and not path.is_file():
                 raise RerankError(f"{path} is no file of judgments: give the path of a file, or of none")
+            if not create and not path.exists():
+                raise RerankError(f"no judgments are kept in {path} yet: compare photos first")
             path.parent.mkdir(parents=True, exist_ok=True)
             connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
             try:
@@ -169,22 +177,23 @@ class Judgments:
             last = page[-1][0]
 
     def summary(self) -> list[JudgeSummary]:
-        """What is kept of each judge, by name.
+        """What is kept of each judge, by name; control characters of names are escaped.
 
         Raises:
-            RerankError: the file cannot be read.
+            RerankError: a row is damaged, or the file cannot be read.
         """
         rows = self._read(
             "SELECT judge, fingerprint, COUNT(*), SUM(abstained), SUM(tokens_in), SUM(tokens_out), SUM(seconds), "
             "MIN(time), MAX(time) FROM judgments GROUP BY judge, fingerprint ORDER BY judge, MIN(id)",
             [],
         )
-        return [JudgeSummary(*row[:7], *map(_iso, row[7:])) for row in rows]
+        return [self._summary(*row) for row in rows]
 
     def export(self, path: Path) -> int:
         """Write all rows to a CSV file, and return their number.
 
-        Log-probabilities are separated by spaces, as are the digests of crops; times are in ISO 8601, UTC.
+        Log-probabilities are separated by spaces, as are the digests of crops; times are in ISO 8601, UTC. Control
+        characters other than line breaks are escaped.
 
         Raises:
             RerankError: a row is damaged, or a file cannot be read or written.
@@ -201,7 +210,7 @@ class Judgments:
                     row["crops"] = " ".join(judgment.crops)
                     row["log_probabilities"] = " ".join(map(repr, judgment.reading.log_probabilities))
                     row["time"] = _iso(judgment.time)
-                    row |= {name: f"'{row[name]}" for name in ("judge", "text") if row[name].startswith(FORMULA)}
+                    row |= {name: _cell(row[name]) for name in ("judge", "fingerprint", "photo", "crops", "text")}
                     writer.writerow(row.values())
                     count += 1
 
@@ -234,6 +243,21 @@ class Judgments:
         with self._lock, _errors(self.path):
             return self._connection.execute(statement, values).fetchall()
 
+    def _summary(
+        self, judge: Any, fingerprint: Any, answers: int, abstained: Any, tokens_in: Any, tokens_out: Any, *times: Any
+    ) -> JudgeSummary:
+        counts = (abstained, tokens_in, tokens_out)
+        texts = isinstance(judge, str) and isinstance(fingerprint, str)
+        if not (texts and all(type(count) is int and count >= 0 for count in counts) and all(map(is_time, times))):
+            raise RerankError(
+                f"the judgments {self.path} are damaged, in rows of the judge {judge!r:.100}: remove the file, and ask "
+                "again"
+            )
+        seconds, first, last = times
+        return JudgeSummary(
+            printable(judge), printable(fingerprint), answers, *counts, seconds, _iso(first), _iso(last)
+        )
+
     def _judgment(self, row: tuple[Any, ...]) -> Judgment:
         try:
             return from_row(row[1:])
@@ -241,6 +265,12 @@ class Judgments:
             raise RerankError(
                 f"the judgments {self.path} are damaged, in row {row[0]} ({error}): remove the file, and ask again"
             ) from None
+
+
+def _cell(text: str) -> str:
+    """A text for a spreadsheet, which takes it for no formula."""
+    lines = "\n".join(map(printable, text.split("\n")))
+    return f"'{lines}" if text.startswith(FORMULA) else lines
 
 
 def _iso(seconds: float) -> str:

@@ -210,6 +210,41 @@ def test_a_damaged_row_is_reported_in_a_sentence(column: str, value: object, pat
                 judgments.get([key(PAIR)])
 
 
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("time", 1e300),
+        ("time", -1e18),
+        ("time", "soon"),
+        ("time", b"1"),
+        ("seconds", math.inf),
+        ("tokens_in", 2**63 - 1),
+        ("tokens_out", "many"),
+        ("abstained", -5),
+        ("judge", b"\x1b"),
+        ("fingerprint", b"\xff"),
+    ],
+)
+def test_a_summary_of_damaged_rows_is_refused_in_a_sentence(column: str, value: object, path: Path) -> None:
+    keep(path, PAIR, Question("yesno", PHOTO, CROPS[:1]))
+    edit(column, value)(path)
+    with Judgments.open(path) as judgments, pytest.raises(RerankError, match="judgments") as error:
+        judgments.summary()
+    assert str(error.value).isprintable()
+
+
+def test_names_and_texts_are_shown_without_control_characters(path: Path, tmp_path: Path) -> None:
+    judge = ScriptedJudge({})
+    judge.name = "\x1b[2Jme"
+    with Judgments.open(path) as judgments:
+        judgments.put(judge, PAIR, replace(READING, text="A\nred\x1b[31m"))
+        assert [each.judge for each in judgments.summary()] == ["\\x1b[2Jme"]
+        judgments.export(tmp_path / "out.csv")
+    with (tmp_path / "out.csv").open(newline="") as file:
+        [row] = csv.DictReader(file)
+    assert (row["judge"], row["text"]) == ("\\x1b[2Jme", "A\nred\\x1b[31m")
+
+
 def test_a_row_of_many_bytes_is_not_read(path: Path) -> None:
     keep(path, PAIR)
     edit("text", "x" * 2**23)(path)
@@ -282,6 +317,15 @@ def test_what_is_no_file_of_judgments_is_refused_and_left_alone(
         list(judgments.rows())
     assert str(path) in str(caught.value)
     assert before is None or path.read_bytes() == before
+
+
+def test_a_file_that_is_only_read_is_not_created(path: Path) -> None:
+    with pytest.raises(RerankError, match=r"no judgments are kept in .+ yet"):
+        Judgments.open(path, create=False)
+    assert not path.parent.exists()
+    keep(path, PAIR)
+    with Judgments.open(path, create=False) as judgments:
+        assert len(list(judgments.rows())) == 1
 
 
 def test_an_empty_file_becomes_one_of_judgments(path: Path) -> None:

@@ -357,7 +357,9 @@ def test_a_config_of_another_kind_is_refused(entries: dict[str, Any], match: str
     refused(copied, match)
 
 
-@pytest.mark.parametrize("text", [b"", b"[]", b"{", b"\xff\xfe", b"[" * 100_000, b'{"a": "' + b"x" * 2**21 + b'"}'])
+@pytest.mark.parametrize(
+    "text", [b"", b"[]", b"5", b"true", b"{", b"\xff\xfe", b"[" * 100_000, b'{"a": "' + b"x" * 2**21 + b'"}']
+)
 def test_a_config_that_is_none_is_refused(text: bytes, copied: Path) -> None:
     (copied / "config.json").write_bytes(text)
     refused(copied, "config.json|use one of")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jzi.rerank import prompts
-from jzi.rerank.compose import CANVAS, GRAY, canvas, fit_photo, squared
+from jzi.rerank.compose import CANVAS, GRAY, canvas, squared
 from jzi.rerank.question import LABELS, Kind, Picture, Question
 
 
@@ -126,14 +126,6 @@ def test_a_list_shows_every_crop_whole(count: int) -> None:
     assert len(sides) == 1
     [(height, width)] = sides
     assert height == width >= CANVAS // 8
-
-
-def test_photos_are_reduced_and_never_enlarged() -> None:
-    assert fit_photo(plain(1200, 1600, 0).pixels, 768).shape == (576, 768, 3)
-    assert fit_photo(plain(1600, 1200, 0).pixels, 768).shape == (768, 576, 3)
-    assert fit_photo(plain(2000, 4000, 0).pixels, 768).shape == (512, 1024, 3)
-    small = plain(300, 400, 0).pixels
-    assert fit_photo(small, 768) is small
 
 
 def test_a_squared_picture_keeps_its_pixels_in_the_middle() -> None:
