@@ -442,6 +442,6 @@ def _judgments(config_file: Path, overrides: tuple[str, ...]) -> Any:
         from jzi.workspace.pairs import load_pairs
 
         pairs = load_pairs(config_file, overrides)
-        return Judgments.open(kept(pairs.rerank, pairs.folder) / JUDGMENTS)
+        return Judgments.open(kept(pairs.rerank, pairs.folder) / JUDGMENTS, create=False)
     settings = load_area(config_file, overrides, training=())
-    return Judgments.open(kept(settings.rerank, settings.folder) / JUDGMENTS)
+    return Judgments.open(kept(settings.rerank, settings.folder) / JUDGMENTS, create=False)

@@ -171,7 +171,8 @@ def test_candidates_of_a_list_are_compared(town, judge: ScriptedJudge) -> None:
 
 
 def test_judgments_are_listed_exported_and_pruned(town, judge: ScriptedJudge) -> None:
-    assert "no judgments" in town("rerank ls").stdout
+    assert "no judgments are kept" in town("rerank ls", code=2).stderr
+    assert not Path("rerank").exists()
     town("locate photos/day0/000.jpg --rerank x")
     asked = judge.calls
     assert f"{asked} answers" in town("rerank ls").stdout
