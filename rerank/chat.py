@@ -8,11 +8,14 @@ import math
 import os
 import random
 import re
+import socket
 import threading
-import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import SplitResult, urlsplit
 
@@ -107,19 +110,62 @@ class Address:
             return False
 
 
+class _Line:
+    """A client with one connection, which another thread can cut.
+
+    Attributes:
+        is_cut: whether it was, since the last request began.
+    """
+
+    def __init__(self, client: httpx.Client) -> None:
+        self.client = client
+        self.is_cut = False
+        self._socket: socket.socket | None = None
+        self._lock = threading.Lock()
+
+    def trace(self, event: str, details: Mapping[str, Any]) -> None:
+        """Take note of a new connection; called by httpcore."""
+        if not event.endswith("connect_tcp.complete"):
+            return
+        connected = details["return_value"].get_extra_info("socket").dup()  # TLS takes over the other
+        with self._lock:
+            if self._socket:
+                self._socket.close()
+            self._socket = connected
+        if self.is_cut:
+            self.cut()
+
+    def cut(self) -> None:
+        """End the request, whatever it waits for; closing the client would not."""
+        with self._lock:
+            self.is_cut = True
+            if self._socket:
+                with suppress(OSError):
+                    self._socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self.client.close()
+        if self._socket:
+            self._socket.close()
+
+
 class ChatClient:
     """Sends requests to one endpoint, from several threads if need be.
 
     Args:
         address: the endpoint.
         config: settings.
-        client: client that sends the key.
+        connect: makes a client that sends the key.
         key: to keep it out of messages.
     """
 
-    def __init__(self, address: Address, config: RerankConfig, client: httpx.Client, key: str) -> None:
+    def __init__(self, address: Address, config: RerankConfig, connect: Callable[[], httpx.Client], key: str) -> None:
         self.address = address
-        self._config, self._client, self._key = config, client, key
+        self._config, self._connect, self._key = config, connect, key
+        self._free: list[_Line] = []
+        self._busy: dict[_Line, threading.Event] = {}
+        self._lock = threading.Lock()
+        self._closed = False
 
     @classmethod
     def open(cls, address: Address, config: RerankConfig) -> Self:
@@ -143,18 +189,59 @@ class ChatClient:
             import httpx
         except ImportError as error:
             raise RerankError("an endpoint needs a package that is missing (httpx): pip install 'jzi[vlm]'") from error
-        client = httpx.Client(
+        trust_env = not address.loopback  # a proxy is of no use there
+        connect = partial(
+            httpx.Client,
             headers={"Accept-Encoding": "identity", **({"Authorization": f"Bearer {key}"} if key else {})},
+            verify=httpx.create_ssl_context(trust_env=trust_env),  # once, as it takes long
             timeout=config.timeout_s,
-            limits=httpx.Limits(max_connections=config.batch_size),
+            limits=httpx.Limits(max_connections=1),
             follow_redirects=False,  # photos and the key go to this host and no other
-            trust_env=not address.loopback,  # a proxy is of no use there
+            trust_env=trust_env,
         )
-        return cls(address, config, client, key)
+        return cls(address, config, connect, key)
 
     def close(self) -> None:
-        """Close all connections."""
-        self._client.close()
+        """Close all connections; requests that are under way fail."""
+        with self._lock:
+            self._closed = True
+            free, self._free = self._free, []
+            busy = list(self._busy)
+        for line in free:
+            line.close()
+        for line in busy:
+            line.cut()
+
+    def cut(self, stop: threading.Event) -> None:
+        """End the requests that were given this event, without waiting for their replies. It is set before."""
+        with self._lock:
+            lines = [line for line, event in self._busy.items() if event is stop]
+        for line in lines:
+            line.cut()
+
+    @contextmanager
+    def _line(self, stop: threading.Event) -> Iterator[_Line]:
+        """A line for one request, which is cut at its time limit, and by `cut`."""
+        with self._lock:
+            line = self._free.pop() if self._free else _Line(self._connect())
+            line.is_cut = False
+            self._busy[line] = stop
+        timer = threading.Timer(self._config.timeout_s, line.cut)
+        timer.daemon = True
+        timer.start()
+        try:
+            if stop.is_set() or self._closed:
+                line.cut()
+            yield line
+        finally:
+            timer.cancel()
+            timer.join()  # it might be cutting
+            with self._lock:
+                del self._busy[line]
+                if not self._closed:
+                    self._free.append(line)
+            if self._closed:
+                line.close()
 
     def complete(self, document: dict[str, Any], retries: int, stop: threading.Event) -> Reply:
         """Send a request to chat/completions, and repeat it where that may help.
@@ -162,7 +249,7 @@ class ChatClient:
         Args:
             document: its body.
             retries: how often it is repeated.
-            stop: ends the wait for a repetition.
+            stop: ends the wait for a repetition, and, with `cut`, the request.
 
         Raises:
             StatusError: the endpoint refuses the request, or its reply is malformed.
@@ -172,7 +259,7 @@ class ChatClient:
         limit = MAX_REPLY + document["max_tokens"] * MAX_TOKEN
         reason = ""
         for attempt in range(retries + 1):
-            reply, asked_s = self._attempt(body, limit)
+            reply, asked_s = self._attempt(body, limit, stop)
             if isinstance(reply, Reply):
                 return reply
             reason = reply
@@ -192,32 +279,32 @@ class ChatClient:
     def _quoted(self, error: Exception) -> str:
         return first_line(type(error)(self.without_key(str(error))))  # before it is cut
 
-    def _attempt(self, body: bytes, limit: int) -> tuple[Reply | str, float | None]:
+    def _attempt(self, body: bytes, limit: int, stop: threading.Event) -> tuple[Reply | str, float | None]:
         """The reply to a request; or why there is none, and how long the server asks to wait, seconds."""
         import httpx
 
         where, late = self.address.where, f"nothing within {self._config.timeout_s:g} s"
-        deadline = time.monotonic() + self._config.timeout_s
         received = bytearray()
-        try:
-            with self._client.stream(
-                "POST",
-                f"{self.address.base}/chat/completions",
-                content=body,
-                headers={"Content-Type": "application/json"},
-            ) as response:
-                for chunk in response.iter_raw():  # raw: what is small cannot become large
-                    received += chunk
-                    if len(received) > limit:
-                        raise RerankError(f"{where} sends a reply of more than {limit} bytes: check the URL")
-                    if time.monotonic() > deadline:
-                        return late, None
-        except httpx.TimeoutException:
-            return late, None
-        except httpx.TransportError as error:
-            return self._quoted(error), None
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise RerankError(f"{where} cannot be used: {self._quoted(error)}") from None
+        with self._line(stop) as line:
+            try:
+                with line.client.stream(
+                    "POST",
+                    f"{self.address.base}/chat/completions",
+                    content=body,
+                    headers={"Content-Type": "application/json"},
+                    extensions={"trace": line.trace},
+                ) as response:
+                    for chunk in response.iter_raw():  # raw: what is small cannot become large
+                        received += chunk
+                        if len(received) > limit:
+                            raise RerankError(f"{where} sends a reply of more than {limit} bytes: check the URL")
+            except httpx.TransportError as error:
+                is_late = line.is_cut or isinstance(error, httpx.TimeoutException)
+                return late if is_late else self._quoted(error), None
+            except (httpx.HTTPError, httpx.InvalidURL) as error:
+                raise RerankError(f"{where} cannot be used: {self._quoted(error)}") from None
+            if line.is_cut:  # looks like the end of a reply without a length
+                return late, None
         code = response.status_code
         if code in _TRANSIENT:
             return f"status {code}", _retry_after(response.headers.get("retry-after", ""))

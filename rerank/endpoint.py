@@ -68,6 +68,7 @@ class EndpointJudge:
         self._ask_probabilities = True
         self._sentences = False  # whether answers do not begin with the label
         self._lock = threading.Lock()
+        self._stops: list[threading.Event] = []  # of the answers that are being asked for
         self._system = ""
         self._answered = False
         self._refusals = 0  # since the last answer
@@ -108,7 +109,9 @@ class EndpointJudge:
         self.close()
 
     def close(self) -> None:
-        """Close all connections."""
+        """Close all connections; questions that are being asked fail."""
+        for stop in self._stops:
+            stop.set()
         self._client.close()
 
     def estimate(self, question: Question) -> tuple[int, int]:
@@ -135,6 +138,7 @@ class EndpointJudge:
         images: dict[str, str] = {}
         pending: deque[Future[Reading]] = deque()
         stop = threading.Event()
+        self._stops.append(stop)
         pool = ThreadPoolExecutor(self.config.batch_size, "jzi-endpoint")
         try:
             for question in questions:
@@ -145,7 +149,9 @@ class EndpointJudge:
                 yield pending.popleft().result()
         finally:
             stop.set()
-            pool.shutdown(cancel_futures=True)
+            self._client.cut(stop)  # the interpreter waits for the threads when it ends
+            pool.shutdown(wait=False, cancel_futures=True)
+            self._stops.remove(stop)
 
     def _content(self, question: Question, images: dict[str, str]) -> list[dict[str, Any]]:
         """Parts of the message; `images` holds the data URLs that were made before, by digest."""

@@ -33,6 +33,7 @@ class Response:
         delay_s: seconds before the response.
         cut: whether the connection is reset halfway through the body.
         drip_s: seconds between the bytes of the body.
+        head_drip_s: seconds between the bytes of a header, after which the connection is closed.
     """
 
     status: int = 200
@@ -41,6 +42,7 @@ class Response:
     delay_s: float = 0.0
     cut: bool = False
     drip_s: float = 0.0
+    head_drip_s: float = 0.0
 
 
 def completion(
@@ -164,6 +166,13 @@ class _Handler(BaseHTTPRequestHandler):
         document = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         response = self.mock.receive(self.path, self.headers, document)
         time.sleep(response.delay_s)
+        if response.head_drip_s:
+            self.close_connection = True
+            for sent in [b"HTTP/1.1 200 OK\r\nX: ", *[b"x"] * 50]:
+                self.wfile.write(sent)
+                self.wfile.flush()
+                time.sleep(response.head_drip_s)
+            return
         body = response.body if isinstance(response.body, bytes) else json.dumps(response.body).encode()
         self.send_response(response.status)
         for name, value in {"Content-Type": "application/json", **response.headers}.items():

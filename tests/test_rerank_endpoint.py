@@ -330,6 +330,42 @@ def test_an_answer_that_drips_is_given_up() -> None:
         ask(lambda _: dripping, timeout_s=0.5, retries=0)
 
 
+def test_a_header_that_drips_is_given_up_and_the_next_request_succeeds() -> None:
+    dripping = Response(head_drip_s=0.05)
+    with pytest.raises(RerankError, match=r"nothing within 0\.5 s; 1 attempts"):
+        ask(lambda _: dripping, timeout_s=0.5, retries=0)
+    reading, _, _ = ask(in_turn(dripping, completion("A", PREFERS_A)), timeout_s=0.5)
+    assert not reading.abstained
+
+
+@pytest.mark.parametrize("by_judge", [False, True])
+def test_closing_does_not_wait_for_the_answers_of_slow_requests(by_judge: bool) -> None:
+    arrived, slow, answered = threading.Event(), threading.Event(), threading.Event()
+
+    def respond(request: dict[str, Any]) -> Response:
+        if len(images(request)) == 2:
+            arrived.set()
+            slow.wait(5)
+            answered.set()
+        return completion("A", PREFERS_A)
+
+    others = set(threading.enumerate())
+    with MockEndpoint(respond) as mock, EndpointJudge.open(mock.url, settings(batch_size=2)) as judge:
+        answers = judge.answer([PAIR, Question("yesno", PHOTO, CROPS[:1])])
+        next(answers)
+        arrived.wait(60)
+        if by_judge:
+            judge.close()
+        else:
+            answers.close()
+        workers = [each for each in set(threading.enumerate()) - others if each.name.startswith("jzi-endpoint")]
+        answers.close()
+        for worker in workers:
+            worker.join()
+        assert not answered.is_set()
+        slow.set()
+
+
 def test_repetitions_are_bounded_and_end_in_a_sentence() -> None:
     with MockEndpoint(lambda _: error(503)) as mock, EndpointJudge.open(mock.url, settings(retries=3)) as judge:
         with pytest.raises(RerankError, match=r"does not answer \(status 503; 4 attempts\): check that it runs"):
@@ -347,7 +383,7 @@ def test_the_wait_is_what_the_server_asks_for_up_to_a_minute(
     client = chat.ChatClient(chat.Address.parse("http://127.0.0.1:1/v1"), settings(), None, "")
     asked_s = chat._retry_after(header) if header else None
     answers = iter([("status 429", asked_s), (parse_reply(json.dumps(completion("A").body).encode()), None)])
-    monkeypatch.setattr(client, "_attempt", lambda body, limit: next(answers))
+    monkeypatch.setattr(client, "_attempt", lambda body, limit, stop: next(answers))
     client.complete({"max_tokens": 1}, 1, stop)
     assert len(waits) == 1
     assert least <= waits[0] <= most
