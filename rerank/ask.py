@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import islice
+from typing import Protocol, runtime_checkable
 
 from jzi.errors import ConfigError, RerankError
 from jzi.rerank.config import RerankConfig
 from jzi.rerank.cost import Budget, Cost, price
 from jzi.rerank.judgment_rows import judgment_key
 from jzi.rerank.judgments import Judgments
-from jzi.rerank.question import Judge, Question, Reading
+from jzi.rerank.question import Judge, Kind, Question, Reading
+
+
+@runtime_checkable
+class ResumingJudge(Protocol):
+    """A judge that reads answers by what its first ones were like; `Asker` gives it those that are kept.
+
+    Attributes:
+        first_questions: number of first answers of each kind that it needs.
+    """
+
+    first_questions: int
+
+    def resume(self, kind: Kind, readings: Sequence[Reading]) -> None:
+        """Continue after these first answers, of questions of a kind, in the order in which they were given."""
+        ...
 
 
 class Asker:
@@ -41,6 +57,7 @@ class Asker:
         self.budget = budget or Budget()
         self.cost = Cost()
         self.exhausted = False
+        self._resumed: set[Kind] = set()
         if self.budget.money is not None and not any(config.price_per_million):
             raise ConfigError(
                 "a budget in money needs the price of a million tokens: set rerank.price_per_million, or give a number "
@@ -58,6 +75,7 @@ class Asker:
         keys = [judgment_key(question, self.judge.fingerprint) for question in questions]
         known = self._kept(keys)
         pending = {key: question for key, question in zip(keys, questions, strict=True) if key not in known}
+        self._resume(pending.values())
         asked: dict[str, Reading] = {}
         while len(asked) < len(pending):
             batch = dict(islice(pending.items(), len(asked), None))
@@ -77,6 +95,7 @@ class Asker:
         keys = [judgment_key(question, self.judge.fingerprint) for question in questions]
         known = self._kept(keys)
         pending = {key: question for key, question in zip(keys, questions, strict=True) if key not in known}
+        self._resume(pending.values())
         tokens = [self.judge.estimate(question) for question in pending.values()]
         tokens_in, tokens_out = (sum(each[side] for each in tokens) for side in (0, 1))
         return Cost(
@@ -86,6 +105,14 @@ class Asker:
             tokens_out=tokens_out,
             price=price(tokens_in, tokens_out, self.config.price_per_million),
         )
+
+    def _resume(self, questions: Iterable[Question]) -> None:
+        """Give the judge, once for each kind, the first answers that are kept."""
+        if self.judgments is None or not isinstance(self.judge, ResumingJudge):
+            return
+        for kind in {question.kind for question in questions} - self._resumed:
+            self.judge.resume(kind, self.judgments.first(kind, self.judge.fingerprint, self.judge.first_questions))
+            self._resumed.add(kind)
 
     def _kept(self, keys: Sequence[str]) -> dict[str, Reading]:
         return self.judgments.get(list(dict.fromkeys(keys))) if self.judgments else {}

@@ -16,7 +16,7 @@ from typing import Any, Self
 from jzi.errors import RerankError, first_line
 from jzi.locate.location import printable
 from jzi.rerank.judgment_rows import COLUMNS, MAX_ROW, Judgment, check, from_row, is_time, judgment_key, to_row
-from jzi.rerank.question import Judge, Question, Reading
+from jzi.rerank.question import Judge, Kind, Question, Reading
 from jzi.store.files import write_whole
 
 #: "jzij", and the version of the table: they tell a file of judgments from other SQLite files.
@@ -145,6 +145,21 @@ class Judgments:
                 judgment = self._judgment(row)
                 readings[judgment.key] = judgment.reading
         return readings
+
+    def first(self, kind: Kind, fingerprint: str, count: int) -> list[Reading]:
+        """The first answers of a judge to questions of a kind, in the order in which they were added.
+
+        Args:
+            kind: of the questions.
+            fingerprint: of the judge.
+            count: the most that are returned.
+
+        Raises:
+            RerankError: a row is damaged, or the file cannot be read.
+        """
+        where = "kind = ? AND fingerprint = ? ORDER BY id LIMIT ?"
+        rows = self._read(f"SELECT id, {_NAMES} FROM judgments WHERE {where}", [kind, fingerprint, count])
+        return [self._judgment(row).reading for row in rows]
 
     def put(self, judge: Judge, question: Question, reading: Reading) -> None:
         """Add a reading, unless the question has one.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,7 +42,10 @@ class _Thought:
 
 
 class LocalJudge:
-    """A vision-language model on this machine. It is a `Judge`.
+    """A vision-language model on this machine. It is a `Judge`, and a `ResumingJudge`.
+
+    If the labels of the first questions of a kind have little of the probability, later answers of that kind are read
+    from text. That depends on neither batches nor interruptions: `resume` takes the first answers that were kept.
 
     Args:
         network: the model.
@@ -52,7 +56,10 @@ class LocalJudge:
 
     Attributes:
         notes: what the user should know about the answers, such as that the model does not follow the format.
+        first_questions: number of answers of a kind after which it is decided how later ones are read.
     """
+
+    first_questions = FIRST_QUESTIONS
 
     def __init__(
         self,
@@ -137,7 +144,7 @@ class LocalJudge:
         """
         start = 0
         while start < len(questions):
-            batch, began = questions[start : start + self._batch], time.perf_counter()
+            batch, began = self._undecided(questions[start : start + self._batch]), time.perf_counter()
             try:
                 readings = self._read(batch)
             except (RuntimeError, MemoryError) as error:
@@ -152,10 +159,35 @@ class LocalJudge:
                 self._batch = len(batch) // 2
                 continue
             seconds = (time.perf_counter() - began) / len(batch)
-            yield from (replace(reading, seconds=seconds) for reading in readings)
+            for question, reading in zip(batch, readings, strict=True):
+                self._watch(question.kind, reading)
+                yield replace(reading, seconds=seconds)
             start += len(batch)
 
+    def resume(self, kind: Kind, readings: Sequence[Reading]) -> None:
+        """Continue as if these had been the first answers.
+
+        Args:
+            kind: of the questions.
+            readings: the first `first_questions` that were kept, in the order in which they were given.
+        """
+        self._masses[kind] = []
+        self._from_text.discard(kind)
+        for reading in readings:
+            self._watch(kind, reading)
+        if any(reading.text or reading.abstained for reading in readings):  # earlier ones were removed
+            self._from_text.add(kind)
+
     # Questions
+
+    def _undecided(self, questions: Sequence[Question]) -> Sequence[Question]:
+        """The questions up to one after which it is decided how answers of its kind are read, or all."""
+        counts = Counter({kind: len(masses) for kind, masses in self._masses.items()})
+        for number, question in enumerate(questions, 1):
+            counts[question.kind] += 1
+            if counts[question.kind] == FIRST_QUESTIONS:
+                return questions[:number]
+        return questions
 
     def _read(self, questions: Sequence[Question]) -> list[Reading]:
         if questions[0].photo.digest != self._photo:
@@ -175,7 +207,6 @@ class LocalJudge:
         thoughts = self._thoughts(asked) if self._reason else [_Thought((), 0) for _ in asked]
         full = [prompt.then(thought.ids) for prompt, thought in zip(asked, thoughts, strict=True)]
         read = self._texts(full, labels) if kind in self._from_text else self._probabilities(full, labels)
-        self._watch(kind, read)
         return [
             replace(reading, tokens_in=prompt.tokens, tokens_out=reading.tokens_out + thought.generated)
             for reading, prompt, thought in zip(read, asked, thoughts, strict=True)
@@ -245,19 +276,20 @@ class LocalJudge:
         [following] = self.network.following([prompt], len(ids) + 1)
         return float(following[torch.arange(len(ids)), torch.tensor(ids)].double().mean())
 
-    def _watch(self, kind: Kind, readings: Sequence[Reading]) -> None:
-        """Read answers of a kind from text from now on if the first ones were rarely among the labels."""
+    def _watch(self, kind: Kind, reading: Reading) -> None:
+        """Read answers of a kind from text after the first ones if these were rarely among the labels."""
         masses = self._masses.setdefault(kind, [])
-        if kind in self._from_text or len(masses) >= FIRST_QUESTIONS:
+        if len(masses) == FIRST_QUESTIONS:
             return
-        masses += [reading.mass for reading in readings]
+        masses.append(reading.mass)
         mean = sum(masses) / len(masses)
-        if len(masses) >= FIRST_QUESTIONS and mean < LEAST_MASS:
+        if len(masses) == FIRST_QUESTIONS and mean < LEAST_MASS:
             self._from_text.add(kind)
-            self.notes.append(
+            note = (
                 f"{self.name} does not answer in the requested format (the labels of the first {len(masses)} questions "
                 f"have {mean:.1%} of the probability): its answers are read from generated text"
             )
+            self.notes += [note] if note not in self.notes else []
 
     def _forget(self) -> None:
         self._photo = ""

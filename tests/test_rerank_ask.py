@@ -166,6 +166,27 @@ def test_what_a_failing_judge_has_answered_is_kept(judgments: Judgments) -> None
     assert answered(asker) == 14
 
 
+class Resuming(ScriptedJudge):
+    """Records what it is resumed with, and after how many answers of its own."""
+
+    first_questions = 3
+
+    def resume(self, kind: Kind, readings: Sequence[Reading]) -> None:
+        self.resumed = [*getattr(self, "resumed", []), (kind, list(readings), self.calls)]
+
+
+def test_a_judge_continues_once_after_the_first_answers_that_are_kept(judgments: Judgments) -> None:
+    yesno = Question("yesno", PHOTO, CROPS[:1])
+    for asked, kept in [(2, 0), (5, 2), (7, 3)]:
+        resuming = Resuming({PHOTO.digest: CROPS[0].digest})
+        asker = Asker(resuming, judgments, CONFIG)
+        asker.estimate(PAIRS[:asked])
+        asker.ask(PAIRS[:asked])
+        asker.ask([yesno] if asked == 7 else [])
+        assert resuming.resumed[0] == ("pair", answers()[:kept], 0)
+    assert resuming.resumed[1:] == [("yesno", [], 2)]
+
+
 class Odd(ScriptedJudge):
     """Answers one question less, or one more, or with what is no number."""
 

@@ -16,7 +16,10 @@ from PIL import Image
 
 from jzi.errors import RerankError
 from jzi.rerank import local, prompts
+from jzi.rerank.ask import Asker
 from jzi.rerank.config import RerankConfig
+from jzi.rerank.cost import Budget
+from jzi.rerank.judgments import Judgments
 from jzi.rerank.labels import contexts, label_log_probabilities
 from jzi.rerank.local import LocalJudge
 from jzi.rerank.question import Kind, Picture, Question, Reading
@@ -274,7 +277,7 @@ def test_answers_are_read_from_text_where_the_labels_are_improbable(
     questions = pairs(pictures)
     first = list(judge.answer(questions[:19]))
     assert judge.notes == []
-    first += judge.answer(questions[19:])
+    first += judge.answer(questions[19:20])
     assert all(reading.mass < 0.2 and not reading.text for reading in first)
     assert "read from generated text" in judge.notes[0]
     texts = iter(["B is it", " A.", "Neither"])
@@ -288,6 +291,34 @@ def test_answers_are_read_from_text_where_the_labels_are_improbable(
     assert all(sum(map(math.exp, reading.log_probabilities)) == pytest.approx(1) for reading in readings)
     [other] = judge.answer([Question("yesno", pictures[0], (pictures[1],))])
     assert other.text == ""  # another kind of question
+
+
+@pytest.mark.parametrize(("budgets", "size"), [((7, 6, None), 8), ((19, None), 4), ((20, None), 3), ((24, None), 5)])
+def test_an_interruption_does_not_change_how_answers_are_read(
+    budgets: tuple[int | None, ...], size: int, folder_of: Folders, pictures: list[Picture], tmp_path: Path
+) -> None:
+    photo, *crops = pictures
+    questions = [Question("yesno", photo, (crop,)) for crop in crops] + pairs(pictures)
+    questions += [Question("pair", photo, (photo, crop)) for crop in crops]
+    runs = {}
+    for name, parts, batch_size in [("whole", (None,), 6), ("interrupted", budgets, size)]:
+        with Judgments.open(tmp_path / name) as judgments:
+            for calls in parts:
+                judge = load(folder_of("llava"), composition="images", batch_size=batch_size)
+                asker = Asker(judge, judgments, RerankConfig(), Budget(calls=calls))
+                runs[name] = asker.ask(questions)
+            assert sum("read from generated text" in note for note in judge.notes) == 1
+    whole, interrupted = runs["whole"], runs["interrupted"]
+    assert [i for i, reading in enumerate(whole) if reading.tokens_out] == [25, 26, 27, 28, 29]
+    assert [reading.text for reading in interrupted] == [reading.text for reading in whole]
+    np.testing.assert_allclose([r.mass for r in interrupted], [r.mass for r in whole], atol=1e-4)
+
+
+def test_answers_are_read_from_text_where_only_such_are_left(folder_of: Folders, pictures: list[Picture]) -> None:
+    judge = load(folder_of("llava"), composition="images")
+    judge.resume("pair", [Reading((-2.0, -0.1), text="B", tokens_out=2)])
+    [reading] = judge.answer(pairs(pictures)[:1])
+    assert reading.tokens_out > 0
 
 
 def test_generated_text_ends_where_the_answer_does(folder_of: Folders, pictures: list[Picture]) -> None:
