@@ -398,8 +398,6 @@ def list_command(config_file: Path, overrides: tuple[str, ...], as_json: bool) -
         for each in found:
             print_result(True, each, "")
         return
-    if not found:
-        click.echo(f"no judgments are kept in {judgments.path}")
     for each in found:
         click.echo(
             f"{each.judge}  {each.fingerprint[:12]}  {each.answers} answers ({each.abstained} abstentions), "
