@@ -351,7 +351,7 @@ def test_closing_does_not_wait_for_the_answers_of_slow_requests(by_judge: bool) 
 
     others = set(threading.enumerate())
     with MockEndpoint(respond) as mock, EndpointJudge.open(mock.url, settings(batch_size=2)) as judge:
-        answers = judge.answer([PAIR, Question("yesno", PHOTO, CROPS[:1])])
+        answers: Any = judge.answer([PAIR, Question("yesno", PHOTO, CROPS[:1])])
         next(answers)
         arrived.wait(60)
         if by_judge:
