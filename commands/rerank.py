@@ -45,7 +45,7 @@ def rerank_options(command: Callable) -> Callable:
     options = (
         click.option("--rerank", is_flag=False, flag_value="", metavar="[MODEL|URL]", callback=_judge,
                      help="Compare candidates by a vision-language model: a Hugging Face id, a folder, or the URL of "
-                     "an OpenAI-compatible endpoint.  [default: rerank.judge]"),
+                     "an OpenAI-compatible endpoint, such as URL#MODEL.  [default: rerank.judge]"),
         click.option("--design", type=click.Choice(_METHODS), help="How they are compared.  [default: rerank.method]"),
         click.option("--pure", is_flag=True, help="Order them by the model alone, as in the paper."),
         *_shared,

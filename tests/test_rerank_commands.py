@@ -16,6 +16,7 @@ from jzi.rerank.config import RerankConfig
 from jzi.rerank.fuse import Weights
 from jzi.rerank.scripted import ScriptedJudge
 from jzi.rerank.weights_file import write_weights
+from jzi.tests.mock_endpoint import MockEndpoint
 from jzi.workspace.reranker import front_name, new_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")  # from rasterio itself
@@ -201,6 +202,14 @@ def test_judgments_are_listed_exported_and_pruned(town, judge: ScriptedJudge) ->
 )
 def test_options_that_make_no_sense_are_refused(town, line: str, says: str) -> None:
     assert says in town(line, code=2).stderr
+
+
+def test_an_endpoint_is_named_with_its_model(town) -> None:
+    with MockEndpoint() as endpoint:
+        result = town(f"locate photos/day0/000.jpg --rerank {endpoint.url}#some/model --design sliding")
+        assert {request["model"] for request in endpoint.requests} == {"some/model"}
+    assert "questions asked" in result.stderr
+    assert "some/model" in town("rerank ls").stdout
 
 
 def test_a_key_in_the_settings_is_refused_and_not_repeated(town) -> None:

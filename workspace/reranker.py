@@ -33,7 +33,8 @@ class RerankRequest:
     """The options of a command about re-ranking; None for the settings of jzi.toml.
 
     Attributes:
-        judge: Hugging Face id, folder or URL of the model; empty for rerank.judge.
+        judge: Hugging Face id, folder or URL of the model; a URL may end in # and the model's name there. Empty for
+            rerank.judge.
         settings: other values of the section [rerank].
         send_photos: whether photos may leave this machine, to an endpoint.
         pure: order candidates by the judge alone, as in the paper.
@@ -84,7 +85,9 @@ def open_judge(config: RerankConfig, request: RerankRequest, folder: Path = Path
     if is_endpoint(name):
         from jzi.rerank.endpoint import EndpointJudge
 
-        return EndpointJudge.open(name, config, send_photos=request.send_photos)
+        url, _, model = name.partition("#")
+        config = replace(config, model=model or config.model)
+        return EndpointJudge.open(url, config, send_photos=request.send_photos)
     from jzi.encode.device import best_device
     from jzi.rerank.local import LocalJudge
 
