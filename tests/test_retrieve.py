@@ -18,6 +18,7 @@ from jzi.encode.encoder import Encoder
 from jzi.encode.imagery import Imagery
 from jzi.errors import ConfigError, ModelError
 from jzi.locate.posterior import Posterior
+from jzi.rerank.scripted import ScriptedJudge
 from jzi.retrieve.expert import RetrievalExpert
 from jzi.retrieve.retriever import Retriever
 from jzi.retrieve.search import CellIndex, build_graph, normalise_rows
@@ -333,3 +334,12 @@ def test_probabilities_of_retrieval_are_those_of_its_similarities(retrieved, tmp
         grid = np.zeros((64, 64))
         grid[row, col] = expected[photo]
         np.testing.assert_allclose(posterior.grid(photo), grid, atol=1e-6)
+
+
+def test_candidates_of_a_retriever_are_compared(retrieved, monkeypatch: pytest.MonkeyPatch) -> None:
+    judge = ScriptedJudge({}, kind="random")
+    monkeypatch.setattr("jzi.workspace.reranker.open_judge", lambda *_: judge)
+    line = "rerank evaluate --judge x --retriever retriever --split train --photos 3 --methods pairs --json"
+    row = json.loads(retrieved(line).stdout)
+    assert row["photos"] == 3
+    assert row["cost"]["asked"] == judge.calls > 0

@@ -20,6 +20,7 @@ from jzi.locate.location import LocateOptions
 from jzi.locate.prior_weights import Prior
 from jzi.locate.projected_expert import ProjectedExpert
 from jzi.locate.zoomed import tiles_of
+from jzi.rerank.scripted import ScriptedJudge
 from jzi.retrieve.bands_expert import BandsExpert
 from jzi.retrieve.statewide import StatewideRetriever
 from jzi.store.cache import FeatureCache
@@ -426,3 +427,21 @@ def test_photos_that_either_was_trained_on_are_not_fitted_on(
         if kept:
             assert json.loads(jzi(f"train-fusion {run} --json").stdout)["photos"] == kept
     assert "no photo of split val is in" in jzi(f"train-fusion {run}", 2).stderr
+
+
+def test_candidates_of_a_region_are_compared(indexed: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    judge = ScriptedJudge({}, kind="random")
+    monkeypatch.setattr("jzi.workspace.reranker.open_judge", lambda *_: judge)
+    answer = json.loads(indexed("locate photos/day0/000.jpg --retriever retriever --rerank x --json").stdout)
+    assert answer["estimate"] == "rerank"
+    shown = sum(each["judged"] is not None for each in answer["candidates"])
+    assert judge.calls == shown * (shown - 1) > 0
+    indexed("encode-queries --retriever retriever")
+    row = json.loads(
+        indexed(
+            "rerank evaluate --judge x --retriever retriever --split train --photos 3 --methods pairs --json"
+        ).stdout
+    )
+    assert row["photos"] == 3
+    assert row["cost"]["asked"] > 0
+    assert "name its retriever" in indexed("rerank evaluate --judge x", code=2).stderr
