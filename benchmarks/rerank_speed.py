@@ -1,11 +1,14 @@
 """Tokens and seconds of re-ranking a photo by a model on this machine, with random weights: speed, nothing else.
 
     python -m benchmarks.rerank_speed                          # a small LLaVA; minutes on two cores
+    python -m benchmarks.rerank_speed --size 0.5b --dtype bfloat16
     python -m benchmarks.rerank_speed --config llava-1.5-7b --dtype bfloat16
 
-`--config` names a folder of a model as on the Hugging Face hub, without its weights: config.json, the tokenizer and
-the processor's settings. All pairs of `--top` candidates are asked in both orders. Rows: several images with nothing
-kept, several images with the features of images and the common beginning of questions kept, and one canvas a pair.
+`--size` takes the layers and widths of LLaVA-1.5 with CLIP ViT-L/14 and language models of 0.5 or 7 billion weights,
+with a vocabulary of a word a token. `--config` names a folder of a model as on the Hugging Face hub, without its
+weights: config.json, the tokenizer and the processor's settings. All pairs of `--top` candidates are asked in both
+orders. Rows: several images with nothing kept, several images with the features of images and the common beginning of
+questions kept, and one canvas a pair.
 """
 
 from __future__ import annotations
@@ -33,9 +36,17 @@ from jzi.rerank.question import Composition, Picture, Question
 #: Side of LLaVA-1.5's images and patches, pixels: 576 tokens an image.
 IMAGE, PATCH = 336, 14
 
+#: Width, inner width, layers and heads of language models, and of the vision models with them.
+SIZES = {
+    "small": ((256, 688, 4, 8), (128, 512, 4, 4)),
+    "0.5b": ((896, 4864, 24, 14), (1024, 4096, 24, 16)),
+    "7b": ((4096, 11_008, 32, 32), (1024, 4096, 24, 16)),
+}
+
 
 @click.command()
 @click.option("--config", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Folder of a model.")
+@click.option("--size", default="small", show_default=True, type=click.Choice(list(SIZES)), help="Without --config.")
 @click.option("--top", default=5, show_default=True, type=click.IntRange(2, 26), help="Candidates of a photo.")
 @click.option("--batch", default=4, show_default=True, type=click.IntRange(1), help="Questions at once.")
 @click.option(
@@ -43,11 +54,11 @@ IMAGE, PATCH = 336, 14
 )
 @click.option("--dtype", default="float32", show_default=True, type=click.Choice(["float32", "bfloat16", "float16"]))
 @click.option("--device", default=None, help="Device.  [default: a GPU, if there is one]")
-def main(config: Path | None, top: int, batch: int, photos: int, dtype: str, device: str | None) -> None:
+def main(config: Path | None, size: str, top: int, batch: int, photos: int, dtype: str, device: str | None) -> None:
     """Measure the local judge with random weights."""
     quiet_transformers()
     with tempfile.TemporaryDirectory() as temporary:
-        network, parameters = _network(config or _small(Path(temporary)), dtype, device or best_device())
+        network, parameters = _network(config or _llava(Path(temporary), size), dtype, device or best_device())
     click.echo(f"random weights, {parameters / 1e6:.0f} million, {dtype} on {network.model.device}")
     click.echo("| images | kept | calls | tokens asked | tokens read | images encoded | seconds a photo |")
     click.echo("|---" * 7 + "|")
@@ -119,8 +130,8 @@ def _network(folder: Path, dtype: str, device: str) -> tuple[Network, int]:
     return Network(model, prompter, family, str(folder)), sum(weight.numel() for weight in model.parameters())
 
 
-def _small(folder: Path) -> Path:
-    """Write a small LLaVA without weights, with as many tokens an image as the real one, and a token a word."""
+def _llava(folder: Path, size: str) -> Path:
+    """Write a LLaVA without weights, with as many tokens an image as the real one, and a token a word."""
     import transformers
 
     words = ["<unk>", "<image>", "<s>", "</s>", "Yes", "No", *string.ascii_letters, *string.digits]
@@ -136,21 +147,9 @@ def _small(folder: Path) -> Path:
     )
     transformers.LlavaConfig(
         text_config=transformers.LlamaConfig(
-            vocab_size=len(words),
-            hidden_size=256,
-            intermediate_size=688,
-            num_hidden_layers=4,
-            num_attention_heads=8,
-            max_position_embeddings=32_768,
+            vocab_size=len(words), max_position_embeddings=32_768, **_sizes(SIZES[size][0])
         ),
-        vision_config=transformers.CLIPVisionConfig(
-            hidden_size=128,
-            intermediate_size=512,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            image_size=IMAGE,
-            patch_size=PATCH,
-        ),
+        vision_config=transformers.CLIPVisionConfig(image_size=IMAGE, patch_size=PATCH, **_sizes(SIZES[size][1])),
         image_token_index=words.index("<image>"),
     ).save_pretrained(folder)
     transformers.LlavaProcessor(
@@ -165,6 +164,11 @@ def _small(folder: Path) -> Path:
         ),
     ).save_pretrained(folder)
     return folder
+
+
+def _sizes(values: tuple[int, int, int, int]) -> dict[str, Any]:
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    return dict(zip(names, values, strict=True))
 
 
 if __name__ == "__main__":
