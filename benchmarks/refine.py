@@ -32,13 +32,13 @@ from jzi.benchmarks.pairs import SMALL, panoramas
 from jzi.encode.imagery import Imagery
 from jzi.evaluate.metres import MetreFigures, constant_error, gain_over
 from jzi.evaluate.refinement import Control
-from jzi.locate.window import Windows
 from jzi.refine.cached import CachedRefiner
 from jzi.refine.config import RefineConfig, UnifyGeoConfig
 from jzi.refine.files import Refiner, load_refiner
 from jzi.refine.info import RefinerInfo
 from jzi.refine.model import UnifyGeo
 from jzi.refine.photos import read_pixels
+from jzi.refine.window import Windows
 from jzi.store.cache import FeatureCache
 from jzi.store.cell_grid import Bounds
 from jzi.store.pyramid import Pyramid

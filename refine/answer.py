@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from jzi.locate.fix import Fix
 from jzi.locate.location import Candidate, path_to
 from jzi.locate.posterior import Posterior
-from jzi.locate.window import Windows
 from jzi.refine.fixes import LEAST_MODE, FixOptions, fine_grids, make_fix
 from jzi.refine.fuse import RankWeights, combine, owned, rank
 from jzi.refine.heading import to_headings
 from jzi.refine.mosaic import Mosaic
 from jzi.refine.proposals import Ground, Proposals, share_ground
+from jzi.refine.window import Windows
 
 if TYPE_CHECKING:
     from jzi.refine.outputs import RefinerOutput

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from jzi.errors import ConfigError
 from jzi.locate.fix import FineGrid, Fix, HeadingPeak, Mode
 from jzi.locate.ranges import DISTANCE
-from jzi.locate.window import Window, Windows, wrap
 from jzi.refine.heading import Heading, summarize
 from jzi.refine.mosaic import Mosaic
 from jzi.refine.points import best_disc, disc_sums, local_maxima, mean_point, most_probable
+from jzi.refine.window import Window, Windows, wrap
 
 _Floats = NDArray[np.float64]
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jzi.locate.fusion import CLEAR, maximise
-from jzi.locate.window import Windows
+from jzi.refine.window import Windows
 
 _Floats = NDArray[np.float64]
 

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from jzi.locate.fix import HeadingPeak
-from jzi.locate.window import wrap
 from jzi.refine.outputs import RefinerOutput
+from jzi.refine.window import wrap
 
 _Floats = NDArray[np.float64]
 

@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jzi.encode.imagery import Imagery
-from jzi.locate.window import Windows
 from jzi.refine.photos import normalised
+from jzi.refine.window import Windows
 from jzi.store.cell_grid import Bounds
 
 

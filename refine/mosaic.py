@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from jzi.locate.window import Windows, wrap
+from jzi.refine.window import Windows, wrap
 
 _Floats = NDArray[np.float64]
 _Index = NDArray[np.int64]

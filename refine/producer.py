@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jzi.errors import ConfigError
-from jzi.locate.window import Window
 from jzi.refine.files import Refiner
 from jzi.refine.info import RefinerInfo
 from jzi.refine.photos import normalised
 from jzi.refine.ray_layers import RayTrunk
 from jzi.refine.trunks import AerialTrunk
+from jzi.refine.window import Window
 from jzi.store.info import MAX_IMAGE_SIZE
 from jzi.store.plain import plain
 from jzi.store.pyramid import Pyramid

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from jzi.locate.fusion import ROUNDING
 from jzi.locate.location import Candidate
 from jzi.locate.posterior import Posterior
-from jzi.locate.window import Windows
 from jzi.refine.fuse import owned
+from jzi.refine.window import Windows
 
 _Floats = NDArray[np.float64]
 

@@ -15,7 +15,6 @@ from jzi.locate.expert import Query
 from jzi.locate.location import Candidate
 from jzi.locate.posterior import Posterior
 from jzi.locate.ranges import CANDIDATES
-from jzi.locate.window import Windows
 from jzi.refine.answer import FixOptions, RefineCalibration, refine_candidates
 from jzi.refine.azimuth import log_heading_prior
 from jzi.refine.config import RefineConfig, UnifyGeoConfig
@@ -26,6 +25,7 @@ from jzi.refine.outputs import PhotoInput, RefinerOutput
 from jzi.refine.photos import PhotoData, PhotoSource, view_of_query
 from jzi.refine.proposals import propose
 from jzi.refine.ray_config import RayConfig
+from jzi.refine.window import Windows
 
 
 class WindowSource(Protocol):

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jzi.errors import CacheError, ConfigError
-from jzi.locate.window import Windows
+from jzi.refine.window import Windows
 from jzi.store.cache import FeatureCache
 from jzi.store.detail_features import THREADS
 from jzi.store.map_embeddings import ENCODED, MISSING

@@ -9,9 +9,9 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from jzi.locate.window import Windows
 from jzi.refine.config import RefineConfig
 from jzi.refine.ray_config import RayConfig, RayTrunkConfig
+from jzi.refine.window import Windows
 from jzi.store.pyramid import Pyramid
 from jzi.train.refine_data import Read
 from jzi.train.refine_pairs import PairPhotos

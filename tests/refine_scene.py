@@ -9,8 +9,8 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from jzi.locate.window import Windows
 from jzi.refine.config import CachedRefinerConfig, RefineConfig
+from jzi.refine.window import Windows
 from jzi.store.pyramid import Pyramid
 from jzi.train.refine_data import Read
 from jzi.train.refine_pairs import PairPhotos

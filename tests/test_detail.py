@@ -20,10 +20,10 @@ from jzi.encode.encode_map import encode_map
 from jzi.encode.encoder import Encoder
 from jzi.encode.imagery import Imagery
 from jzi.errors import CacheCorruptError, CacheError, CacheMismatchError, ConfigError
-from jzi.locate.window import Windows
 from jzi.refine.config import TrunkConfig
 from jzi.refine.tokens import WindowTokens, tokens_fingerprint
 from jzi.refine.trunks import AerialTrunk
+from jzi.refine.window import Windows
 from jzi.store.cache import ENCODED, FeatureCache
 from jzi.store.detail_features import DetailFeatures
 from jzi.store.info import EncoderInfo

@@ -11,7 +11,6 @@ import torch
 
 from jzi.errors import ConfigError
 from jzi.locate.posterior import Posterior
-from jzi.locate.window import Windows
 from jzi.refine.answer import (
     FixOptions,
     RefineCalibration,
@@ -23,6 +22,7 @@ from jzi.refine.fuse import RankWeights
 from jzi.refine.outputs import RefinerOutput
 from jzi.refine.proposals import Proposals
 from jzi.refine.temperature import fit_heading_temperature, fit_temperature, negative_log_likelihood
+from jzi.refine.window import Windows
 from jzi.store.pyramid import Pyramid, geodesic_distance
 
 AREA = Pyramid.around(48.2, 16.37, 2_500.0, levels=3)  # 64 x 64 cells of 39 m

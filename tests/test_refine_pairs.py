@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from jzi.locate.window import Windows
+from jzi.refine.window import Windows
 from jzi.store.pyramid import Pyramid
 from jzi.train.refine_pairs import PairPhotos, draw_windows, own_places, places_in
 

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from jzi.errors import ModelError, TrainingError
 from jzi.evaluate.metres import constant_error, gain_over
-from jzi.locate.window import Windows
 from jzi.refine.answer import to_fixes
 from jzi.refine.cached import CachedRefiner
 from jzi.refine.files import load_refiner
 from jzi.refine.info import RefinerInfo, read_refiner_info
 from jzi.refine.outputs import RefinerOutput
+from jzi.refine.window import Windows
 from jzi.store.pyramid import geodesic_distance
 from jzi.tests.refine_scene import Scene, network_config, refine_config
 from jzi.train.config import RefinerTrainingConfig

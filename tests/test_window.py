@@ -7,7 +7,7 @@ import pytest
 from pyproj import Geod
 
 from jzi.errors import ConfigError
-from jzi.locate.window import Window, Windows
+from jzi.refine.window import Window, Windows
 from jzi.store.bands import BandGrid
 from jzi.store.cell_grid import CellGrid
 from jzi.store.mercator import MercatorGrid

@@ -17,10 +17,10 @@ from jzi.encode.device import SHARE
 from jzi.encode.imagery import Imagery
 from jzi.encode.photo_view import with_view_columns
 from jzi.errors import PhotoError, TrainingError
-from jzi.locate.window import Windows
 from jzi.refine.config import RefineConfig
 from jzi.refine.photos import read_pixels
 from jzi.refine.ray_config import MAP_STRIDE, RayConfig
+from jzi.refine.window import Windows
 from jzi.store.cell_grid import Bounds
 from jzi.store.photo_table import PhotoTable
 from jzi.store.plain import plain

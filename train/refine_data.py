@@ -15,11 +15,11 @@ from torch import Tensor
 from jzi.encode.augment import PHOTO_HOLE, TILE_HOLE
 from jzi.encode.families import IMAGENET
 from jzi.encode.prefetch import prefetch, reader_threads
-from jzi.locate.window import Windows
 from jzi.refine.azimuth import log_heading_prior
 from jzi.refine.cached import CachedRefiner
 from jzi.refine.files import Refiner
 from jzi.refine.outputs import PhotoInput
+from jzi.refine.window import Windows
 from jzi.store.cell_grid import CellGrid
 from jzi.train.refine_augment import PairLabels, Symmetry, drop_tokens, jitter_images
 from jzi.train.refine_losses import PairTruth

@@ -24,11 +24,11 @@ from jzi.encode.imagery import Imagery
 from jzi.encode.photo_view import with_view_columns
 from jzi.encode.prefetch import prefetch, reader_threads
 from jzi.errors import PhotoError, TrainingError
-from jzi.locate.window import Windows
 from jzi.refine.config import CachedRefinerConfig, RefineConfig
 from jzi.refine.info import RefinerInfo
 from jzi.refine.photos import read_pixels
 from jzi.refine.producer import trunk_pixels
+from jzi.refine.window import Windows
 from jzi.store.cell_grid import Bounds
 from jzi.store.photo_table import PhotoTable
 from jzi.store.plain import plain

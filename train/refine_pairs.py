@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from jzi.evaluate.metres import DUPLICATE_M
 from jzi.evaluate.nearest import nearest_distance
-from jzi.locate.window import Windows
+from jzi.refine.window import Windows
 from jzi.store.cell_grid import CellGrid
 
 #: Share of the windows that lie around one of the 8 cells beside the photo's own, and largest shift of any, metres.

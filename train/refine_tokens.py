@@ -16,9 +16,9 @@ from torch import Tensor
 
 from jzi.encode.device import SHARE, allocate
 from jzi.evaluate.refined_photos import usable_photos
-from jzi.locate.window import Windows
 from jzi.refine.config import CachedRefinerConfig, RefineConfig
 from jzi.refine.tokens import WindowTokens, tokens_fingerprint
+from jzi.refine.window import Windows
 from jzi.store.cache import FeatureCache
 from jzi.store.pyramid import Pyramid
 from jzi.store.token_info import PhotoTokensInfo

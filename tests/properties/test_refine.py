@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from jzi.locate.posterior import Posterior
-from jzi.locate.window import Window, Windows
 from jzi.refine.answer import (
     FixOptions,
     RefineCalibration,
@@ -26,6 +25,7 @@ from jzi.refine.fuse import RankWeights, combine, owned, rank
 from jzi.refine.heading import summarize
 from jzi.refine.outputs import RefinerOutput
 from jzi.refine.proposals import Proposals
+from jzi.refine.window import Window, Windows
 from jzi.store.pyramid import Pyramid
 
 AREA = Pyramid.around(60.2, 24.9, 2_500.0, levels=3)
