@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-import threading
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -15,19 +13,16 @@ from numpy.typing import NDArray
 
 from jzi.encode.device import SHARE
 from jzi.encode.imagery import Imagery
-from jzi.encode.photo_view import with_view_columns
-from jzi.errors import PhotoError, TrainingError
 from jzi.refine.config import RefineConfig
-from jzi.refine.photos import read_pixels
 from jzi.refine.ray_config import MAP_STRIDE, RayConfig
 from jzi.refine.window import Windows
 from jzi.store.cell_grid import Bounds
 from jzi.store.photo_table import PhotoTable
-from jzi.store.plain import plain
 from jzi.store.pyramid import Pyramid
 from jzi.train.config import RefinerTrainingConfig
 from jzi.train.refine_data import Read
 from jzi.train.refine_pairs import PairPhotos
+from jzi.train.refine_photos import AreaPhotos, photo_frame
 from jzi.train.refine_tokens import PairSplits
 
 #: Side of the blocks in which a mosaic is rendered, pixels.
@@ -116,27 +111,21 @@ class RaySource:
 
     Attributes:
         area: the map.
-        splits: training photos, all with headings, and validation photos.
-        paths: path of each photo, by `PairPhotos.row`.
+        photos: training photos, all with headings, and validation photos.
         imagery: the map's.
         mosaic: the map in memory; None to render windows one by one.
         config: architecture of the refiner.
-        fingerprint: what the outcome of training depends on.
         headless: training photos that were left out because their heading is not known.
     """
 
     area: Pyramid
-    splits: PairSplits
-    paths: NDArray[np.object_]
+    photos: AreaPhotos
     imagery: Imagery
     mosaic: Mosaic | None
     config: RayConfig
-    fingerprint: dict[str, Any]
     headless: int = 0
     images: bool = True
     detail: str = ""
-    _kept: dict[int, NDArray[np.uint8]] = field(default_factory=dict, repr=False, compare=False)
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     @classmethod
     def load(
@@ -155,29 +144,23 @@ class RaySource:
         """
         area, network = imagery.pyramid, refine.ray_config()
         mosaic = Mosaic.render(imagery, network.token_m / MAP_STRIDE)
-        frame = with_view_columns(table.frame.sort_values("id").reset_index(drop=True), refine.magnetic_sd_deg)
+        frame = photo_frame(table, refine)
         x, y = area.project(frame["latitude"].to_numpy(float), frame["longitude"].to_numpy(float))
         frame = frame[mosaic.has_imagery(x, y) if mosaic else _rendered(imagery, x, y)]
-        splits = PairSplits.of(area, frame, refine, config)
-        known = np.isfinite(splits.train.heading_deg)
-        paths = np.empty(int(frame.index.max()) + 1 if len(frame) else 0, object)
-        paths[frame.index] = frame["photo"]
-        columns = [name for name in frame.columns if name not in ("photo", "path", "line")]
-        digest = hashlib.sha256(frame[columns].to_csv(index=False).encode()).hexdigest()[:16]
-        return cls(
-            area=area,
-            splits=PairSplits(splits.train[known], splits.val, splits.duplicates),
-            paths=paths,
-            imagery=imagery,
-            mosaic=mosaic,
-            config=network,
-            fingerprint={
-                "imagery": imagery.info().fingerprint[:16],
-                "photos": f"{len(frame)}, {digest}",
-                "area": hashlib.sha256(str(plain(area)).encode()).hexdigest()[:8],
-            },
-            headless=int((~known).sum()),
-        )
+        photos = AreaPhotos.of(imagery, frame, network, refine, config)
+        known = np.isfinite(photos.splits.train.heading_deg)
+        splits = replace(photos.splits, train=photos.splits.train[known])
+        return cls(area, replace(photos, splits=splits), imagery, mosaic, network, int((~known).sum()))
+
+    @property
+    def splits(self) -> PairSplits:
+        """Training and validation photos."""
+        return self.photos.splits
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What the outcome of training depends on."""
+        return self.photos.fingerprint
 
     @property
     def train(self) -> PairPhotos:
@@ -200,7 +183,7 @@ class RaySource:
         cut = [self._window(*each) for each in zip(windows.x, windows.y, windows.scale, strict=True)]
         images = np.stack([image for image, _ in cut])
         masks = np.stack([mask.reshape(side, MAP_STRIDE, side, MAP_STRIDE).any((1, 3)) for _, mask in cut])
-        pixels = np.stack([self._photo(int(row)) for row in photos.row])
+        pixels = np.stack([self.photos.read(int(row), panorama=False) for row in photos.row])
         photo, window = (torch.from_numpy(each).permute(0, 3, 1, 2) for each in (pixels, images))
         return Read(photo, window, torch.from_numpy(masks))
 
@@ -210,18 +193,6 @@ class RaySource:
             return self.mosaic.cut(x, y, pixels)
         half = self.config.outer * self.config.token_m * scale / 2
         return self.imagery.render(Bounds(x - half, y - half, x + half, y + half), pixels)
-
-    def _photo(self, row: int) -> NDArray[np.uint8]:
-        if row in self._kept:
-            return self._kept[row]
-        try:
-            pixels, _ = read_pixels(str(self.paths[row]), self.config, panorama=False)
-        except PhotoError as error:
-            raise TrainingError(f"{error}: remove it from queries.table, and train again") from error
-        with self._lock:
-            if (len(self._kept) + 1) * pixels.nbytes < SHARE * psutil.virtual_memory().available:
-                self._kept[row] = pixels
-        return pixels
 
 
 @dataclass(frozen=True)

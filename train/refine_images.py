@@ -6,36 +6,29 @@ training, the part of the map around a window is rendered on the same grid of to
 
 from __future__ import annotations
 
-import hashlib
 import math
-import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import psutil
 import torch
 import torch.nn.functional as F  # noqa: N812 - its name everywhere
 from numpy.typing import NDArray
 
-from jzi.encode.device import SHARE
 from jzi.encode.imagery import Imagery
-from jzi.encode.photo_view import with_view_columns
 from jzi.encode.prefetch import prefetch, reader_threads
-from jzi.errors import PhotoError, TrainingError
 from jzi.refine.config import CachedRefinerConfig, RefineConfig
 from jzi.refine.info import RefinerInfo
-from jzi.refine.photos import read_pixels
 from jzi.refine.producer import trunk_pixels
 from jzi.refine.window import Windows
 from jzi.store.cell_grid import Bounds
 from jzi.store.photo_table import PhotoTable
-from jzi.store.plain import plain
 from jzi.store.pyramid import Pyramid, TileKey
 from jzi.train.config import RefinerTrainingConfig
 from jzi.train.refine_data import Read
 from jzi.train.refine_pairs import PairPhotos
+from jzi.train.refine_photos import AreaPhotos, photo_frame
 from jzi.train.refine_tokens import PairSplits
 
 #: Rows of tokens of a photo: 192 x 384 pixels at the default stride of 16.
@@ -121,25 +114,19 @@ class ImageSource:
 
     Attributes:
         area: the map.
-        splits: training and validation photos.
-        paths: path of each photo, by `PairPhotos.row`.
+        photos: training and validation photos.
         imagery: the map's.
         config: architecture of the refiner.
         grid: the grid of the map's tokens.
-        fingerprint: what the outcome of training depends on.
     """
 
     area: Pyramid
-    splits: PairSplits
-    paths: NDArray[np.object_]
+    photos: AreaPhotos
     imagery: Imagery
     config: CachedRefinerConfig
     grid: TokenGrid
-    fingerprint: dict[str, Any]
     images: bool = True
     detail: str = ""
-    _kept: dict[int, NDArray[np.uint8]] = field(default_factory=dict, repr=False, compare=False)
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     @classmethod
     def load(
@@ -158,20 +145,19 @@ class ImageSource:
         """
         area = imagery.pyramid
         network = refine.cached(1, 1, ROWS)
-        frame = with_view_columns(table.frame.sort_values("id").reset_index(drop=True), refine.magnetic_sd_deg)
-        frame = frame[_on_imagery(imagery, frame)]
-        splits = PairSplits.of(area, frame, refine, config)
-        paths = np.empty(int(frame.index.max()) + 1 if len(frame) else 0, object)
-        paths[frame.index] = frame["photo"]
-        columns = [name for name in frame.columns if name not in ("photo", "path", "line")]
-        digest = hashlib.sha256(frame[columns].to_csv(index=False).encode()).hexdigest()[:16]
-        fingerprint = {
-            "imagery": imagery.info().fingerprint[:16],
-            "photos": f"{len(frame)}, {digest}",
-            "area": hashlib.sha256(str(plain(area)).encode()).hexdigest()[:8],
-        }
-        grid = TokenGrid.of(area, network, refine.window_m)
-        return cls(area, splits, paths, imagery, network, grid, fingerprint)
+        frame = photo_frame(table, refine)
+        photos = AreaPhotos.of(imagery, frame[_on_imagery(imagery, frame)], network, refine, config)
+        return cls(area, photos, imagery, network, TokenGrid.of(area, network, refine.window_m))
+
+    @property
+    def splits(self) -> PairSplits:
+        """Training and validation photos."""
+        return self.photos.splits
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What the outcome of training depends on."""
+        return self.photos.fingerprint
 
     def network(self, refine: RefineConfig) -> CachedRefinerConfig:
         """Architecture of a refiner of these images."""
@@ -201,7 +187,8 @@ class ImageSource:
             images.append(torch.from_numpy(image).permute(2, 0, 1))
             masks.append(self._covered(covered, grid))
             grids.append(torch.from_numpy(grid))
-        pixels = [self._photo(int(row), bool(pano)) for row, pano in zip(photos.row, photos.panorama, strict=True)]
+        each = zip(photos.row, photos.panorama, strict=True)
+        pixels = [self.photos.read(int(row), panorama=bool(panorama)) for row, panorama in each]
         return Read(
             torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2),
             torch.stack(images),
@@ -218,18 +205,6 @@ class ImageSource:
             torch.from_numpy(tokens)[None, None].float(), torch.from_numpy(grid)[None], align_corners=False
         )
         return weight[0, 0] >= 0.5
-
-    def _photo(self, row: int, panorama: bool) -> NDArray[np.uint8]:
-        if row in self._kept:
-            return self._kept[row]
-        try:
-            pixels, _ = read_pixels(str(self.paths[row]), self.config, panorama=panorama)
-        except PhotoError as error:
-            raise TrainingError(f"{error}: remove it from queries.table, and train again") from error
-        with self._lock:
-            if (len(self._kept) + 1) * pixels.nbytes < SHARE * psutil.virtual_memory().available:
-                self._kept[row] = pixels
-        return pixels
 
 
 def _on_imagery(imagery: Imagery, frame: pd.DataFrame) -> NDArray[np.bool_]:
