@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import click
 
@@ -207,8 +207,7 @@ def evaluate_command(
         return
     asker = open_asker(config, request, folder)
     for name in names:
-        chosen = RerankRequest(settings={"method": name}).config(config)
-        asker.config = chosen
+        chosen = replace(config, method=cast("Method", name))
         if dry_run:
             plan = plan_cases(cases, asker, chosen, PURE if pure else Weights())
             print_result(as_json, {"method": name, "photos": len(cases), **_plan_values(plan)},

@@ -24,7 +24,7 @@ from jzi.rerank.ask import Asker
 from jzi.rerank.compare import Verdict, compare
 from jzi.rerank.config import RerankConfig
 from jzi.rerank.cost import Cost
-from jzi.rerank.fuse import LabelledScores, Weights, fit, fit_temperature, fuse
+from jzi.rerank.fuse import LabelledScores, Weights, fit, fit_temperature, reorder
 from jzi.rerank.plan import Plan, plan
 from jzi.rerank.question import Picture
 from jzi.rerank.stage import undecided
@@ -190,15 +190,10 @@ def rerank_cases(
     outcomes = []
     for case in tqdm(cases, desc=config.design, unit="photo", disable=not progress, leave=False):
         count = min(config.top, len(case.probability))
-        order = np.arange(len(case.probability))
-        verdict, probability = None, case.probability
+        verdict, probability, order = None, case.probability.copy(), np.arange(len(case.probability))
         if undecided(probability[:count], config.gate, weights):
             verdict = compare(asker, case.photo(), case.crops()[:count], config, bias, weights.temperature)
-            judged = np.flatnonzero(np.isfinite(verdict.theta))
-        if verdict is not None and len(judged):
-            probability, before = probability.copy(), probability[judged]
-            probability[judged] = fuse(before, verdict.theta[judged], 1 - before.sum(), weights)
-            order[judged] = judged[np.argsort(-probability[judged], kind="stable")]
+            probability[:count], order[:count] = reorder(probability[:count], verdict.theta, weights)
         outcomes.append(Outcome(case, verdict, probability, order))
     return outcomes
 

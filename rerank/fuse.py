@@ -93,6 +93,23 @@ def fuse(probability: _Floats, theta: _Floats, rest: float, weights: Weights) ->
     return result
 
 
+def reorder(probability: _Floats, theta: _Floats, weights: Weights) -> tuple[_Floats, NDArray[np.int64]]:
+    """Fused probabilities of candidates, with the same sum, and the candidates in their order.
+
+    Args:
+        probability: (k,) the front end's probabilities.
+        theta: (k,) the judge's scores; nan of candidates that were not shown, which keep probability and rank.
+        weights: the weights.
+
+    Returns:
+        (k,) probabilities, in the front end's order, and (k,) indices of candidates, the first place first.
+    """
+    fused = fuse(probability, theta, 1 - probability.sum(), weights)
+    judged, order = np.flatnonzero(~np.isnan(theta)), np.arange(len(theta))
+    order[judged] = judged[np.argsort(-fused[judged], kind="stable")]
+    return fused, order
+
+
 def fit(rows: Iterable[LabelledScores], temperature: float = 1.0, seed: int = 0) -> Weights:
     """The weights with the greatest likelihood of the true candidates; those of `Weights()` from too few photos.
 

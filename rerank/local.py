@@ -235,13 +235,8 @@ class LocalJudge:
         for ids, choices in zip(self.network.generate(asked, TEXT_TOKENS), labels, strict=True):
             text = self.network.tokenizer.decode(ids, skip_special_tokens=True)
             found = prompts.find_label(text, choices)
-            logits = np.zeros(len(choices))
-            if found is not None:
-                logits[found[0]] = prompts.TEXT_LOGIT
-            values = logits - np.log(np.exp(logits).sum())
-            readings.append(
-                Reading(tuple(values.tolist()), text=text.strip(), tokens_out=len(ids), abstained=found is None)
-            )
+            values = prompts.read_label(found and found[0], len(choices))
+            readings.append(Reading(values, text=text.strip(), tokens_out=len(ids), abstained=found is None))
         return readings
 
     def _thoughts(self, asked: list[Prompt]) -> list[_Thought]:

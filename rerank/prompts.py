@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 
 from jzi.rerank.compose import canvas
@@ -127,6 +128,18 @@ def find_label(text: str, labels: tuple[str, ...]) -> tuple[int, int] | None:
     if found is None:
         return None
     return [label.lower() for label in labels].index(found.group().lower()), begin + found.start()
+
+
+def read_label(index: int | None, count: int) -> tuple[float, ...]:
+    """Log-probabilities of labels, of which one was read from a text.
+
+    Args:
+        index: of that label; None if there was none.
+        count: number of labels.
+    """
+    logits = [TEXT_LOGIT if i == index else 0.0 for i in range(count)]
+    total = math.log(math.fsum(map(math.exp, logits)))
+    return tuple(logit - total for logit in logits)
 
 
 def _joined(shown: list[str | Picture]) -> list[str | Picture]:

@@ -19,7 +19,7 @@ from pydantic import (
     WrapValidator,
 )
 
-from jzi.rerank.prompts import ANSWER, TEXT_LOGIT, find_label
+from jzi.rerank.prompts import ANSWER, find_label, read_label
 from jzi.rerank.question import Question, Reading
 from jzi.store.setting_checks import first_invalid
 
@@ -177,7 +177,7 @@ def read(reply: Reply, question: Question, reason: int) -> Reading:
             if mass >= MIN_MASS:
                 return Reading(logs, mass)
         if place := _find(reply.text, labels, reason):
-            return Reading(_chosen(place[0], len(labels)), 1.0 if not reply.tokens else mass, text=reply.text)
+            return Reading(read_label(place[0], len(labels)), 1.0 if not reply.tokens else mass, text=reply.text)
     return Reading(question.chance, mass, text=reply.text, abstained=True)
 
 
@@ -245,8 +245,3 @@ def _token_at(tokens: Sequence[str], place: int) -> int:
 
 def _are_letters(labels: Sequence[str]) -> bool:
     return all(len(label) == 1 and label.isalpha() for label in labels)
-
-
-def _chosen(index: int, count: int) -> tuple[float, ...]:
-    total = math.log(math.exp(TEXT_LOGIT) + count - 1)
-    return tuple((TEXT_LOGIT if i == index else 0.0) - total for i in range(count))

@@ -16,7 +16,7 @@ from jzi.rerank.ask import Asker
 from jzi.rerank.compare import Verdict, compare
 from jzi.rerank.config import RerankConfig
 from jzi.rerank.crops import Crops
-from jzi.rerank.fuse import Weights, fuse
+from jzi.rerank.fuse import Weights, reorder
 from jzi.rerank.photo import picture
 from jzi.rerank.plan import Plan, plan
 
@@ -34,12 +34,12 @@ class RerankStage:
         weights: of the front end's probabilities and of the judge's scores.
         bias: preference for A, subtracted where a pair is asked about once.
         dry_run: add up what would be asked, and ask nothing.
+        note: for users, about the weights; empty if there is nothing to say.
 
     Attributes:
         photos: number of photos that were compared, or would be.
         skipped: number of photos about which nothing was asked, since the front end was sure, or had no second place.
         planned: what a dry run would ask.
-        note: for users, about the weights; empty if there is nothing to say.
     """
 
     name = "rerank"
@@ -53,13 +53,13 @@ class RerankStage:
         *,
         bias: float = 0.0,
         dry_run: bool = False,
+        note: str = "",
     ) -> None:
         self.asker, self.crops, self.config, self.weights = asker, crops, config, weights or Weights()
-        self.bias = bias
+        self.bias, self.note = bias, note
         self.dry_run = dry_run
         self.photos = self.skipped = 0
         self.planned = Plan()
-        self.note = ""
 
     def __call__(self, query: Query, posterior: Posterior, candidates: Sequence[Candidate]) -> Sequence[Candidate]:
         """Candidates in a new order, with source "rerank"; as they were if nothing was asked or the budget is spent.
@@ -129,20 +129,20 @@ def reranked(
         weights: of the front end and the judge.
         posterior: of the front end, of this photo.
     """
-    judged = np.isfinite(verdict.theta)
-    places = np.array(shown)[judged]
-    before = np.array([candidates[each].probability for each in places])
-    after = fuse(before, verdict.theta[judged], 1 - before.sum(), weights)
-    new = reweighted(posterior, [candidates[each] for each in places], after / np.maximum(before, np.finfo(float).tiny))
+    before = np.array([candidates[each].probability for each in shown])
+    after, order = reorder(before, verdict.theta, weights)
+    judged = np.flatnonzero(~np.isnan(verdict.theta))
+    factor = after[judged] / np.maximum(before[judged], np.finfo(float).tiny)
+    new = reweighted(posterior, [candidates[shown[each]] for each in judged.tolist()], factor)
     changed = list(candidates)
     for each, index in enumerate(shown):
         changed[index] = replace(changed[index], judged=_judged(candidates, shown, each, verdict, new))
-    for each, probability in zip(places, after, strict=True):
-        changed[each] = replace(changed[each], probability=float(probability), source="rerank")
-    order = places[np.argsort(-after, kind="stable")]
+    for each in judged.tolist():
+        index = shown[each]
+        changed[index] = replace(changed[index], probability=float(after[each]), source="rerank")
     result = list(changed)
-    for place, index in zip(places, order, strict=True):
-        result[place] = changed[index]
+    for place, each in zip(shown, order.tolist(), strict=True):
+        result[place] = changed[shown[each]]
     return result
 
 

@@ -257,6 +257,7 @@ def reranked(
     else:
         asker = open_asker(config, request, folder)
         fitted = open_weights(config, request, asker.judge, front_name(locator.expert), folder)
-        stage = RerankStage(asker, crops, config, fitted.weights, bias=fitted.bias, dry_run=request.dry_run)
-        stage.note = fitted.note
+        stage = RerankStage(
+            asker, crops, config, fitted.weights, bias=fitted.bias, dry_run=request.dry_run, note=fitted.note
+        )
     return Locator(locator.expert, lambda: locator.encoder, (*locator.stages, stage), name=locator.name), stage
