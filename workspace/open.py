@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from jzi.locate.locator import Locator
     from jzi.retrieve.expert import RetrievalExpert
     from jzi.store.cache import FeatureCache
+    from jzi.store.cell_grid import CellGrid
     from jzi.store.photo_table import PhotoTable, Rejected
     from jzi.train.encoder import EncoderTrainingReport
 
@@ -42,11 +43,34 @@ def open_imagery(settings: Settings) -> Imagery:
     Raises:
         ImageryError: a raster cannot be used, or none touches the area.
     """
-    from jzi.encode.imagery import Imagery
+    return open_map(settings, settings.pyramid)
+
+
+def open_map(settings: AreaSettings, area: CellGrid, background: tuple[int, int, int] | None = None) -> Imagery:
+    """Open the map that the settings name, for an area of any geometry; a context manager.
+
+    Args:
+        settings: the settings.
+        area: its cells.
+        background: colour of pixels without imagery; by default that of `Imagery`.
+
+    Raises:
+        ConfigError: there is no such raster.
+        ImageryError: a raster cannot be used, or none touches the area.
+    """
+    from jzi.encode.imagery import BACKGROUND, Imagery
     from jzi.encode.raster import RasterOptions
 
     options = RasterOptions(settings.map.crs, settings.map.nodata, settings.map.stretch, settings.map.remote)
-    return Imagery(settings.rasters, settings.pyramid, options)
+    return Imagery(settings.rasters, area, options, background or BACKGROUND)
+
+
+def open_rasters(rasters: Sequence[str], area: CellGrid) -> Imagery:
+    """Open rasters that an option names; errors as of `open_map`."""
+    from jzi.encode.imagery import Imagery
+    from jzi.encode.raster import RasterOptions
+
+    return Imagery(find_rasters(rasters), area, RasterOptions(remote=names_url(rasters)))
 
 
 def imagery_of(pyramid: Pyramid, rasters: Sequence[str], config_file: Path) -> Imagery | None:
@@ -61,11 +85,8 @@ def imagery_of(pyramid: Pyramid, rasters: Sequence[str], config_file: Path) -> I
         ConfigError: there is no such raster.
         ImageryError: a raster cannot be used.
     """
-    from jzi.encode.imagery import Imagery
-    from jzi.encode.raster import RasterOptions
-
     if rasters:
-        return Imagery(find_rasters(rasters), pyramid, RasterOptions(remote=names_url(rasters)))
+        return open_rasters(rasters, pyramid)
     if config_file.exists():
         settings = load_settings(config_file)
         if settings.pyramid == pyramid and settings.map.rasters:

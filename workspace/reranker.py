@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from jzi.errors import ConfigError
 from jzi.rerank.config import RerankConfig
 from jzi.rerank.schedule import PAIR_DESIGNS
-from jzi.workspace.settings import FILE, RegionSettings, Settings, find_rasters, load_area, names_url
+from jzi.workspace.open import open_map, open_rasters
+from jzi.workspace.settings import FILE, RegionSettings, Settings, load_area
 
 if TYPE_CHECKING:
     from jzi.encode.imagery import Imagery
@@ -216,19 +217,14 @@ def imagery_around(
         ConfigError: there is no such raster.
         ImageryError: a raster cannot be used.
     """
-    from jzi.encode.imagery import Imagery
-    from jzi.encode.raster import RasterOptions
-
     if rasters:
-        return Imagery(find_rasters(rasters), area, RasterOptions(remote=names_url(rasters)))
+        return open_rasters(rasters, area)
     if settings is None or not settings.map.rasters:
         return None
     try:
-        paths = settings.rasters
-    except ConfigError:  # they are elsewhere: crops may be here
+        return open_map(settings, area)
+    except ConfigError:  # the rasters are elsewhere: crops may be here
         return None
-    map = settings.map
-    return Imagery(paths, area, RasterOptions(map.crs, map.nodata, map.stretch, map.remote))
 
 
 def reranked(

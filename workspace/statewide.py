@@ -13,7 +13,7 @@ from jzi.retrieve.statewide import StatewideRetriever
 from jzi.store.cache import FeatureCache
 from jzi.store.cell_features import Unit
 from jzi.store.region import RegionCells
-from jzi.workspace.open import open_photo_table
+from jzi.workspace.open import open_map, open_photo_table
 from jzi.workspace.region import open_region
 from jzi.workspace.region_index import faiss_folder
 from jzi.workspace.settings import RegionSettings
@@ -40,11 +40,7 @@ def open_region_imagery(settings: RegionSettings, cells: RegionCells, background
     Raises:
         ImageryError: a raster cannot be used, or none touches the region.
     """
-    from jzi.encode.imagery import Imagery
-    from jzi.encode.raster import RasterOptions
-
-    options = RasterOptions(settings.map.crs, settings.map.nodata, settings.map.stretch, settings.map.remote)
-    return Imagery(settings.rasters, cells.grid, options, background)
+    return open_map(settings, cells.grid, background)
 
 
 def crops_of(imagery: Imagery, cells: RegionCells, config: TowersConfig) -> CellCrops:
