@@ -24,11 +24,12 @@ from jzi.commands.common import (
     zoom_option,
 )
 from jzi.commands.outputs import Outputs
-from jzi.commands.rerank import rerank_options, rerank_request, rerank_summary
+from jzi.commands.rerank import rerank_options, rerank_summary
 from jzi.locate.ranges import CANDIDATES, DISTANCE, HEADING, HEADING_SD, SECONDS, SHARE, SPEED_KMH
 
 if TYPE_CHECKING:
     from jzi.locate.location import Location, NotLocated
+    from jzi.workspace.reranker import RerankRequest
 
 _file = click.Path(path_type=Path, dir_okay=False)
 
@@ -120,15 +121,7 @@ def locate(
     heading: float | None,
     heading_sd: float | None,
     panorama: bool | None,
-    rerank: str | None,
-    design: str | None,
-    pure: bool,
-    rerank_top: int | None,
-    orders: str | None,
-    send_photos: bool,
-    budget: str | None,
-    crops_only: bool,
-    dry_run: bool,
+    rerank: RerankRequest | None,
     estimate: str,
     radius: float,
     top: int,
@@ -175,10 +168,9 @@ def locate(
     if exif_heading and not write_exif:
         raise UsageError("--exif-heading writes into the copies of --write-exif: pass that too")
     request = refine_request(refine, refine_top)
-    compared = rerank_request(rerank, design, pure, rerank_top, orders, send_photos, budget, crops_only, dry_run)
-    if (request or compared) and (as_one or track):
+    if (request or rerank) and (as_one or track):
         raise UsageError("--refine and --rerank look at single photos: leave --together and --track out")
-    if compared and top < 2:
+    if rerank and top < 2:
         raise UsageError("--rerank compares candidates: give --top 2 or more")
     outputs = Outputs(geojson, heatmap, picture, page, table, write_exif, score_map, exif_heading)
     outputs.check()
@@ -205,10 +197,10 @@ def locate(
         imagery=imagery,
     )
     stage = None
-    if compared:
+    if rerank:
         from jzi.workspace.reranker import reranked
 
-        locator, stage = reranked(locator, compared, config_file, imagery)
+        locator, stage = reranked(locator, rerank, config_file, imagery)
     if score_map:
         from jzi.workspace.region_index import check_score_map
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import wraps
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
@@ -41,7 +42,35 @@ _shared = (
 
 
 def rerank_options(command: Callable) -> Callable:
-    """Add the options about re-ranking to `locate`; `rerank` is None, or the judge, empty for that of jzi.toml."""
+    """Add the options about re-ranking, which the command takes as `rerank`, a `RerankRequest`, or None."""
+
+    @wraps(command)
+    def run(
+        *,
+        rerank: str | None,
+        design: str | None,
+        pure: bool,
+        rerank_top: int | None,
+        orders: str | None,
+        send_photos: bool,
+        budget: str | None,
+        crops_only: bool,
+        dry_run: bool,
+        **others: Any,
+    ) -> Any:
+        if rerank is None:
+            given = {"--design": design, "--pure": pure, "--rerank-top": rerank_top, "--orders": orders,
+                     "--send-photos": send_photos, "--budget": budget, "--crops-only": crops_only,
+                     "--dry-run": dry_run}  # fmt: skip
+            if names := [name for name, value in given.items() if value not in (None, False)]:
+                raise UsageError(f"{', '.join(names)} goes with --rerank: add it")
+            return command(rerank=None, **others)
+        from jzi.workspace.reranker import RerankRequest
+
+        settings = {"method": design, "top": rerank_top, "orders": orders}
+        request = RerankRequest(rerank, settings, send_photos, pure, budget, crops_only, dry_run)
+        return command(rerank=request, **others)
+
     options = (
         click.option("--rerank", is_flag=False, flag_value="", metavar="[MODEL|URL]", callback=_judge,
                      help="Compare candidates by a vision-language model: a Hugging Face id, a folder, or the URL of "
@@ -50,7 +79,7 @@ def rerank_options(command: Callable) -> Callable:
         click.option("--pure", is_flag=True, help="Order them by the model alone, as in the paper."),
         *_shared,
     )  # fmt: skip
-    return _added(command, options)
+    return _added(run, options)
 
 
 def _added(command: Callable, options: tuple[Callable, ...]) -> Callable:
@@ -63,31 +92,6 @@ def _judge(_: click.Context, __: click.Parameter, value: str | None) -> str | No
     if value and Path(value).is_file():
         raise UsageError(f"--rerank takes a model's folder, id or URL, not {value}: give --rerank after the photos")
     return value
-
-
-def rerank_request(
-    rerank: str | None,
-    design: str | None,
-    pure: bool,
-    rerank_top: int | None,
-    orders: str | None,
-    send_photos: bool,
-    budget: str | None,
-    crops_only: bool,
-    dry_run: bool,
-) -> RerankRequest | None:
-    """The options of `rerank_options` as `jzi.workspace.reranker.reranked` takes them; None without --rerank."""
-    if rerank is None:
-        given = {"--design": design, "--pure": pure, "--rerank-top": rerank_top, "--orders": orders,
-                 "--send-photos": send_photos, "--budget": budget, "--crops-only": crops_only,
-                 "--dry-run": dry_run}  # fmt: skip
-        if names := [name for name, value in given.items() if value not in (None, False)]:
-            raise UsageError(f"{', '.join(names)} goes with --rerank: add it")
-        return None
-    from jzi.workspace.reranker import RerankRequest
-
-    settings = {"method": design, "top": rerank_top, "orders": orders}
-    return RerankRequest(rerank, settings, send_photos, pure, budget, crops_only, dry_run)
 
 
 def rerank_summary(stage: RerankStage) -> str:
@@ -139,9 +143,44 @@ def rerank_group() -> None:
     """Compare candidates by a vision-language model: measure it, calibrate it, and keep what it said."""
 
 
+@dataclass(frozen=True)
+class _Front:
+    """The options of `_front_options`: whose candidates are compared, and how."""
+
+    request: RerankRequest
+    retriever: Path | None
+    experts: tuple[str, ...]
+    candidates: Path | None
+    count: int
+
+
 def _front_options(command: Callable) -> Callable:
+    """Add the options about front end and judge, which the command takes as `front`."""
+
+    @wraps(command)
+    def run(
+        *,
+        judge: str,
+        retriever: Path | None,
+        experts: tuple[str, ...],
+        candidates: Path | None,
+        count: int,
+        rerank_top: int | None,
+        orders: str | None,
+        send_photos: bool,
+        budget: str | None,
+        crops_only: bool,
+        dry_run: bool,
+        **others: Any,
+    ) -> Any:
+        from jzi.workspace.reranker import RerankRequest
+
+        settings = {"top": rerank_top, "orders": orders}
+        request = RerankRequest(judge, settings, send_photos, False, budget, crops_only, dry_run)
+        return command(front=_Front(request, retriever, experts, candidates, count), **others)
+
     return _added(
-        command,
+        run,
         (
             click.option("--judge", default="", metavar="MODEL|URL", help="A Hugging Face id, a folder, or the URL of "
                          "an OpenAI-compatible endpoint.  [default: rerank.judge]"),
@@ -170,17 +209,7 @@ def _front_options(command: Callable) -> Callable:
 def evaluate_command(
     config_file: Path,
     overrides: tuple[str, ...],
-    judge: str,
-    retriever: Path | None,
-    experts: tuple[str, ...],
-    candidates: Path | None,
-    count: int,
-    rerank_top: int | None,
-    orders: str | None,
-    send_photos: bool,
-    budget: str | None,
-    crops_only: bool,
-    dry_run: bool,
+    front: _Front,
     methods: str,
     split: str | None,
     pure: bool,
@@ -194,26 +223,25 @@ def evaluate_command(
     """
     from jzi.evaluate.reranking import evaluate_method, plan_cases
     from jzi.rerank.fuse import PURE, Weights
-    from jzi.workspace.reranker import RerankRequest, open_asker, open_weights
+    from jzi.workspace.reranker import open_asker, open_weights
 
     names = [name.strip() for name in methods.split(",")]
     if unknown := [name for name in names if name not in _METHODS]:
         raise UsageError(f"there is no method {unknown[0]!r}: give some of {', '.join(_METHODS[1:])}")
-    request = RerankRequest(judge, {"top": rerank_top, "orders": orders}, send_photos, pure, budget, crops_only,
-                            dry_run)  # fmt: skip
-    folder, front, config, cases = _cases(config_file, overrides, request, retriever, experts, candidates, count, split)
-    if crops_only:
+    request = replace(front.request, pure=pure)
+    folder, name_of_front, config, cases = _cases(config_file, overrides, request, front, split)
+    if request.crops_only:
         _fill_crops(cases, as_json)
         return
     asker = open_asker(config, request, folder)
     for name in names:
         chosen = replace(config, method=cast("Method", name))
-        if dry_run:
+        if request.dry_run:
             plan = plan_cases(cases, asker, chosen, PURE if pure else Weights())
             print_result(as_json, {"method": name, "photos": len(cases), **_plan_values(plan)},
                          f"{name}: {plan_text(plan, len(cases))}")  # fmt: skip
             continue
-        fitted = open_weights(chosen, request, asker.judge, front, folder)
+        fitted = open_weights(chosen, request, asker.judge, name_of_front, folder)
         figures = evaluate_method(cases, asker, chosen, fitted.weights, bias=fitted.bias, progress=not as_json)
         if as_json:
             print_result(True, figures.to_dict(), "")
@@ -234,17 +262,7 @@ def evaluate_command(
 def calibrate_command(
     config_file: Path,
     overrides: tuple[str, ...],
-    judge: str,
-    retriever: Path | None,
-    experts: tuple[str, ...],
-    candidates: Path | None,
-    count: int,
-    rerank_top: int | None,
-    orders: str | None,
-    send_photos: bool,
-    budget: str | None,
-    crops_only: bool,
-    dry_run: bool,
+    front: _Front,
     design: str | None,
     split: str,
     as_json: bool,
@@ -262,19 +280,18 @@ def calibrate_command(
     from jzi.rerank.question import Question
     from jzi.rerank.schedule import PAIR_DESIGNS
     from jzi.rerank.weights_file import write_weights
-    from jzi.workspace.reranker import WEIGHTS, RerankRequest, kept, new_weights, open_asker
+    from jzi.workspace.reranker import WEIGHTS, kept, new_weights, open_asker
 
-    request = RerankRequest(judge, {"top": rerank_top, "orders": orders, "method": design}, send_photos, False, budget,
-                            crops_only, dry_run)  # fmt: skip
-    folder, front, config, cases = _cases(config_file, overrides, request, retriever, experts, candidates, count, split)
-    if crops_only:
+    request = replace(front.request, settings={**(front.request.settings or {}), "method": design})
+    folder, name_of_front, config, cases = _cases(config_file, overrides, request, front, split)
+    if request.crops_only:
         _fill_crops(cases, as_json)
         return
     asker = open_asker(config, request, folder)
     biased = config.orders == "one" and config.design in PAIR_DESIGNS
     shown = ((case.photo(), crop) for case in cases for crop in case.crops()[:1] if crop is not None)
     equal = islice(shown, CONTENT_FREE_PAIRS if biased else 0)
-    if dry_run:
+    if request.dry_run:
         free = asker.estimate([Question("pair", photo, (crop, crop)) for photo, crop in equal])
         plan = plan_cases(cases, asker, replace(config, gate=1.0), Weights()) + Plan(free)
         print_result(as_json, {"photos": len(cases), **_plan_values(plan)}, plan_text(plan, len(cases)))
@@ -284,7 +301,7 @@ def calibrate_command(
     if asker.exhausted:
         raise UsageError("the budget was spent before all photos were compared: what was asked is kept, run this again")
     path = kept(config, folder) / WEIGHTS
-    entry = new_weights(config, asker.judge, front, weights, bias)
+    entry = new_weights(config, asker.judge, name_of_front, weights, bias)
     if weights.calibrated:
         write_weights(path, entry)
     low, high = weights.gain[1:]
@@ -306,10 +323,7 @@ def _cases(
     config_file: Path,
     overrides: tuple[str, ...],
     request: RerankRequest,
-    retriever: Path | None,
-    experts: tuple[str, ...],
-    candidates: Path | None,
-    count: int,
+    front: _Front,
     split: str | None,
 ) -> tuple[Path, str, RerankConfig, list[RerankCase]]:
     """Folder of the jzi.toml, name of the front end, the section [rerank], and the photos with their candidates."""
@@ -322,19 +336,20 @@ def _cases(
     if is_pairs(config_file):
         from jzi.workspace.pairs import load_pairs
 
-        if retriever or experts:
+        if front.retriever or front.experts:
             raise UsageError("--retriever and --experts do not apply to a data set of pairs: leave them out")
         pairs = load_pairs(config_file, overrides)
         config = request.config(pairs.rerank)
-        front = "a list" if candidates else f"the network of {pairs.pairs.dataset}"
-        return pairs.folder, front, config, pair_cases(pairs, split, config, count=count, listed=candidates)
+        name = "a list" if front.candidates else f"the network of {pairs.pairs.dataset}"
+        cases = pair_cases(pairs, split, config, count=front.count, listed=front.candidates)
+        return pairs.folder, name, config, cases
     settings = load_area(config_file, overrides, training=("queries",))
     config = request.config(settings.rerank)
-    expert, cache = open_front(settings, retriever, experts)
+    expert, cache = open_front(settings, front.retriever, front.experts)
     imagery = partial(imagery_around, expert.area, (), settings)
     crops = open_crops(expert.area, config, settings.folder, imagery)
-    cases = area_cases(settings, expert, cache, crops, config, split=split, count=count, listed=candidates)
-    return settings.folder, "a list" if candidates else front_name(expert), config, cases
+    cases = area_cases(settings, expert, cache, crops, config, split=split, count=front.count, listed=front.candidates)
+    return settings.folder, "a list" if front.candidates else front_name(expert), config, cases
 
 
 def _fill_crops(cases: list[RerankCase], as_json: bool) -> None:
