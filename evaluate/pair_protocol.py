@@ -391,7 +391,7 @@ def _joined(parts: Sequence[GroundFeatures]) -> GroundFeatures:
 
 
 def _with_tensors(parts: Sequence[Features], change: Callable[[Sequence[Tensor]], Tensor]) -> Features:
-    """The first of several features with the tensors that `change` makes of the corresponding ones of all."""
+    """The first of several features, each tensor replaced with the result of `change` on that tensor of all of them."""
     values: dict[str, Any] = {}
     for each in fields(parts[0]):
         found = [getattr(part, each.name) for part in parts]

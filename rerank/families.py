@@ -1,6 +1,6 @@
 """Families of vision-language models, and how each takes a prompt with images.
 
-Most take what their own processor makes of a whole prompt. LLaVA and Qwen take token ids in which the placeholder of
+For most, their own processor converts a whole prompt. LLaVA and Qwen take token ids in which the placeholder of
 each image is repeated as often as it has tokens, and the images beside them, so that an image is processed once for
 all prompts; `Family.features` then also runs the vision tower once, and the language model reads the common beginning
 of prompts once. Tests compare this with the plain forward pass of each family that does it.
@@ -51,7 +51,7 @@ class Family:
             model; None if it takes more than that, or nobody compared it.
         positions: (model, inputs) -> positions of tokens (axis, prompt, token) for the language model; None if they
             are 0, 1, 2 ...
-        token_types: whether the model is told which tokens stand for images, as `mm_token_type_ids`.
+        token_types: whether the model takes `mm_token_type_ids`, which mark the tokens of images.
         needs: modules that the processor imports and that jzi does not install.
         options: keyword arguments of the processor.
     """

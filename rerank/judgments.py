@@ -19,7 +19,7 @@ from jzi.rerank.judgment_rows import COLUMNS, MAX_ROW, Judgment, check, from_row
 from jzi.rerank.question import Judge, Kind, Question, Reading
 from jzi.store.files import write_whole
 
-#: "jzij", and the version of the table: they tell a file of judgments from other SQLite files.
+#: "jzij", and the version of the table: they distinguish a file of judgments from other SQLite files.
 APPLICATION_ID, FORMAT_VERSION = 0x6A7A696A, 1
 
 #: Seconds to wait for another process that writes.

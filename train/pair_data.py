@@ -36,7 +36,7 @@ class PairBatch:
         windows: (n, 3, S, S) pixels 0..255 of the photos' views.
         places: (n, n, 2) column and row of photo b in window b', from its centre, right and down, shares of its side.
         heading: (n,) headings of the photos in their views, degrees.
-        expected: (n,) headings that the network is told, degrees; nan for none.
+        expected: (n,) headings that the network is given, degrees; nan for none.
     """
 
     index: NDArray[np.int64]
@@ -100,7 +100,7 @@ def read_ahead(
         dataset: the photos, with the views of the epoch.
         images: reads images of the data set.
         batches: (n,) indices of the photos of each batch.
-        aligned: whether the network is told the headings of panoramas.
+        aligned: whether the network is given the headings of panoramas.
 
     Raises:
         TrainingError: no pair of a batch can be read.

@@ -57,7 +57,7 @@ class TokenGrid:
 
     @classmethod
     def of(cls, area: Pyramid, config: CachedRefinerConfig, window_m: float) -> TokenGrid:
-        """The grid of the tokens that `jzi encode-map --detail --refiner` makes of an area.
+        """The grid of the tokens that `jzi encode-map --detail --refiner` computes for an area.
 
         Args:
             area: the map.
