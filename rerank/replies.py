@@ -26,7 +26,7 @@ from jzi.store.setting_checks import first_invalid
 #: Least probability of all labels together at a token that is taken for the answer.
 MIN_MASS = 0.2
 
-#: Least log-probability that is distinguished from that of 0; some servers give the smallest number of a float instead of -inf.
+#: Least log-probability distinguished from that of 0; some servers give the smallest number of a float instead of -inf.
 MIN_LOG = -1e9
 
 #: Most words of an answer without "Answer:" from a model that was asked to think.
