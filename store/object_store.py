@@ -8,9 +8,12 @@ connection leaves the previous object, and a request that arrives twice leaves t
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import os
 import re
+import sys
+import threading
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
 from datetime import timedelta
@@ -44,6 +47,10 @@ OPEN_REQUEST_S, OPEN_RETRY_S = 15.0, 15.0
 
 #: Largest document that is read whole, from a web server that cannot send parts.
 WHOLE_BYTES = 64 * 2**20
+
+#: Seconds that the end of a process waits for threads of obstore: at least, so that those that are to call Python have
+#: begun to, and at most.
+EXIT_S, MAX_EXIT_S = 0.1, 5.0
 
 #: Class of obstore by scheme.
 _CLASSES = {
@@ -284,3 +291,14 @@ def _split(url: str) -> SplitResult:
             "provider's environment variables"
         )
     return parts
+
+
+@atexit.register  # on import: handlers of modules that import this one, which may send requests, run before it
+def _wait_for_threads() -> None:
+    """Wait until no thread of obstore runs Python: one that does so while the interpreter ends aborts the process."""
+    if "obstore" not in sys.modules:
+        return
+    deadline = time.monotonic() + MAX_EXIT_S
+    time.sleep(EXIT_S)
+    while time.monotonic() < deadline and sys._current_frames().keys() - {t.ident for t in threading.enumerate()}:
+        time.sleep(0.01)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import _thread
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -266,3 +268,15 @@ def test_a_deletion_that_was_interrupted_can_be_repeated(
     delete_all(url)
     assert objects_of(url) == {}
     assert objects_of(other) == local
+
+
+def test_a_process_ends_after_the_threads_of_obstore_have_left_python() -> None:
+    ended = threading.Event()
+
+    def callback() -> None:  # as Rust's threads call it: unknown to `threading`
+        time.sleep(0.5)
+        ended.set()
+
+    _thread.start_new_thread(callback, ())
+    object_store._wait_for_threads()
+    assert ended.is_set()
