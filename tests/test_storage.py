@@ -271,6 +271,7 @@ def test_a_deletion_that_was_interrupted_can_be_repeated(
 
 
 def test_a_process_ends_after_the_threads_of_obstore_have_left_python() -> None:
+    pytest.importorskip("obstore")
     ended = threading.Event()
 
     def callback() -> None:  # as Rust's threads call it: unknown to `threading`
