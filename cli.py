@@ -10,6 +10,7 @@ from jzi.commands.ablate import ablate
 from jzi.commands.area import info, init, tile
 from jzi.commands.cache import cache
 from jzi.commands.checkpoint import import_checkpoint_command
+from jzi.commands.dataset import dataset_group
 from jzi.commands.demo import demo
 from jzi.commands.encode import encode_map_command, encode_queries_command
 from jzi.commands.evaluate import evaluate_command
@@ -39,6 +40,7 @@ RESUMABLE = (
     "demo",
     "train-refiner",
     "rerank",
+    "dataset",
 )
 
 
@@ -106,6 +108,7 @@ for command in (
     index,
     train_fusion,
     cache,
+    dataset_group,
     demo,
 ):
     main.add_command(command)

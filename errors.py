@@ -40,6 +40,10 @@ class PhotoTableError(JziError):
     """A table or folder of photos cannot be used."""
 
 
+class DatasetError(JziError):
+    """A data set cannot be built, read or published."""
+
+
 class PairsError(JziError):
     """A data set of pairs of photos and aerial images is incomplete, of another layout, or lacks metric labels."""
 
