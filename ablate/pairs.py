@@ -21,9 +21,9 @@ from jzi.ablate.table import Figure
 from jzi.ablate.variants import REFERENCE, Variant, folder_name
 from jzi.errors import ConfigError, TrainingError
 from jzi.evaluate.published import PublishedPairs, published_pairs
-from jzi.export.files import quote_formula
 from jzi.store.files import write_whole
 from jzi.store.plain import plain
+from jzi.store.printable import quote_formula
 from jzi.workspace.pair_runs import evaluate_on_pairs, train_on_pairs
 from jzi.workspace.pairs import PairSettings, chosen_split, load_pairs
 

@@ -16,8 +16,8 @@ import numpy as np
 from jzi.ablate.trials import Trial
 from jzi.ablate.variants import REFERENCE
 from jzi.evaluate.metrics import RADII
-from jzi.export.files import quote_formula
 from jzi.store.files import write_whole
+from jzi.store.printable import quote_formula
 
 #: Names of the figures that are averaged over seeds.
 FIGURES = (*(f"recall@{radius:g}m" for radius in RADII), "median_error_m", "seconds")

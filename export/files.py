@@ -15,14 +15,12 @@ from numpy.typing import NDArray
 from jzi.errors import ExportError, first_line
 from jzi.export.fix_shapes import ellipse, heading_line, wedge
 from jzi.locate.fix import Fix
-from jzi.locate.location import Location, printable
+from jzi.locate.location import Location
 from jzi.store.exif import ExifPosition
 from jzi.store.files import write_whole
+from jzi.store.printable import quote_formula
 from jzi.store.pyramid import WGS84, Pyramid, TileKey
 from jzi.version import __version__
-
-#: First characters by which spreadsheets recognize a formula, or skip to one.
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 #: Columns of answers to metres.
 FIX_COLUMNS = ("sd_major_m", "sd_minor_m", "axis_deg", "mode_mass", "heading_deg", "heading_sd_deg")
@@ -157,23 +155,6 @@ def write_csv(path: Path, answers: Sequence[dict[str, Any]]) -> None:
         for answer, fix in zip(answers, fixes, strict=True)
     ]
     write_file(path, partial(pd.DataFrame(rows).to_csv, index=False))
-
-
-def quote_formula(value: Any) -> Any:
-    """A cell of a CSV file that no spreadsheet takes for a formula: such a text gets an apostrophe in front.
-
-    Texts become `printable`. Source: OWASP, "CSV Injection".
-
-    Args:
-        value: a cell; numbers are returned as they are.
-
-    Example:
-        >>> quote_formula("=1+1.jpg"), quote_formula("a.jpg"), quote_formula(-1.5)
-        ("'=1+1.jpg", 'a.jpg', -1.5)
-    """
-    if not isinstance(value, str):
-        return value
-    return f"'{printable(value)}" if value.startswith(FORMULA) else printable(value)
 
 
 def write_file(path: Path, write: Any) -> None:

@@ -14,9 +14,10 @@ from jzi.evaluate.calibration import Calibration, reliability
 from jzi.export.files import write_file
 from jzi.export.fix_picture import draw_fix, fix_bounds
 from jzi.export.overlay import draw_cells
-from jzi.locate.location import Location, printable
+from jzi.locate.location import Location
 from jzi.locate.ranges import PIXELS
 from jzi.store.cell_grid import Bounds
+from jzi.store.printable import printable
 from jzi.store.pyramid import Pyramid, geodesic_distance
 
 _ANSWER, _TRUTH = "#ff2d78", "#00e5ff"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -16,13 +15,11 @@ from jzi.locate.judged import Judged
 from jzi.locate.posterior import Posterior, credible_radius, most_probable_cells
 from jzi.locate.ranges import BEAMS, CANDIDATES, DISTANCE, HEADING, HEADING_SD
 from jzi.store.plain import plain
+from jzi.store.printable import printable
 from jzi.store.pyramid import Pyramid, as_pyramid
 
 #: Greedy search (the paper's protocol), the most probable cell, or the point with the most probability in a radius.
 ESTIMATES = ("greedy", "map", "radius")
-
-#: Control characters, and the surrogates that stand for bytes of a file name that are not UTF-8.
-UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -250,16 +247,6 @@ class NotLocated:
     def __post_init__(self) -> None:
         object.__setattr__(self, "photo", printable(self.photo))
         object.__setattr__(self, "error", printable(self.error))
-
-
-def printable(name: str) -> str:
-    r"""A name that every output can hold: control characters and bytes that are not UTF-8 are written as escapes.
-
-    Example:
-        >>> printable(b"caf\xe9.jpg".decode(errors="surrogateescape"))
-        'caf\\udce9.jpg'
-    """
-    return UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), name)
 
 
 def to_locations(posterior: Posterior, options: LocateOptions, names: Sequence[str]) -> list[Location]:

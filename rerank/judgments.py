@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from jzi.errors import RerankError, first_line
-from jzi.locate.location import printable
 from jzi.rerank.judgment_rows import COLUMNS, MAX_ROW, Judgment, check, from_row, is_time, judgment_key, to_row
 from jzi.rerank.question import Judge, Kind, Question, Reading
 from jzi.store.files import write_whole
+from jzi.store.printable import FORMULA, printable
 
 #: "jzij", and the version of the table: they distinguish a file of judgments from other SQLite files.
 APPLICATION_ID, FORMAT_VERSION = 0x6A7A696A, 1
@@ -44,9 +44,6 @@ _TABLE = """CREATE TABLE judgments (
 )"""
 
 _NAMES = ", ".join(COLUMNS)
-
-#: Beginnings of a text that spreadsheets take for a formula.
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 #: Rows that are read at a time: a few kilobytes, or 200 MB if each is as large as is allowed.
 _PAGE = 100

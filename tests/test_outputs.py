@@ -21,12 +21,13 @@ from PIL import ExifTags, Image
 from jzi.cli import main
 from jzi.commands.outputs import Outputs
 from jzi.errors import ExportError
-from jzi.export.files import quote_formula, write_csv, write_geojson
+from jzi.export.files import write_csv, write_geojson
 from jzi.export.heatmap import write_heatmap
 from jzi.export.page import write_page
 from jzi.export.picture import draw_zoom
 from jzi.locate.location import LocateOptions, Location, NotLocated, to_locations
 from jzi.locate.posterior import Posterior
+from jzi.store.printable import quote_formula
 from jzi.store.pyramid import Pyramid
 from jzi.tests.children import run
 
