@@ -2,13 +2,75 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import click
+
+from jzi.commands.common import json_option, number, print_result
+from jzi.locate.ranges import DISTANCE, SEED, Range
+
+if TYPE_CHECKING:
+    from jzi.curate.splits import SplitReport
+
+#: Parts of a whole; they need not add up to 100.
+PART = Range(0, 1e9)
+
+folder_argument = click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+
+
+def _kind(_: click.Context, __: click.Parameter, value: str) -> str:
+    return "sequence" if value == "drive" else value
 
 
 @click.command("split")
-def split_command() -> None:
-    """Not built yet."""
-    raise click.UsageError("not built yet")
+@folder_argument
+@click.option("--by", type=click.Choice(["auto", "sequence", "drive", "block", "date"]), default="auto", callback=_kind,
+              show_default=True, help="What stays together: drives (sequence, or drive), squares of ground (block), "
+              "days (date), or the first of sequence and block with three groups or more.")  # fmt: skip
+@click.option("--share", "shares", type=number(PART), nargs=3, default=(80, 10, 10), show_default=True,
+              metavar="TRAIN VAL TEST", help="Shares of the groups.")  # fmt: skip
+@click.option("--block", "block_m", type=number(DISTANCE), default=100.0, show_default=True,
+              help="Side of the squares, metres.")  # fmt: skip
+@click.option("--seed", type=number(SEED), default=0, show_default=True, help="Another seed gives another split.")
+@click.option("--val-from", type=click.DateTime(["%Y-%m-%d"]), metavar="DATE",
+              help="With --by date: photos of that day and later ones are of val.")  # fmt: skip
+@click.option("--test-from", type=click.DateTime(["%Y-%m-%d"]), metavar="DATE", help="The same for test.")
+@json_option
+def split_command(
+    folder: Path,
+    by: str,
+    shares: tuple[float, float, float],
+    block_m: float,
+    seed: int,
+    val_from: datetime | None,
+    test_from: datetime | None,
+    as_json: bool,
+) -> None:
+    """Split the photos of a data set into train, val and test.
+
+    Writes the column split, and reports how far photos are from the nearest training photo.
+    """
+    from jzi.curate.folder import DatasetFolder
+    from jzi.curate.splits import SplitOptions, split_dataset
+
+    first, second = (each.date() if each else None for each in (val_from, test_from))
+    options = SplitOptions(by, shares, block_m, seed, first, second)  # type: ignore[arg-type]
+    data, report = split_dataset(DatasetFolder.read(folder), options)
+    data.write()
+    print_result(as_json, report, split_text(report))
+
+
+def split_text(report: SplitReport) -> str:
+    """A split and the distances to the nearest training photos, for people."""
+    counts = ", ".join(f"{name} {count}" for name, count in report.photos.items())
+    lines = [f"{sum(report.photos.values())} photos split {report.text}", counts]
+    for each in report.nearest:
+        quantiles = ", ".join(f"{100 * share:g} %: {metres:.1f} m" for share, metres in each.quantiles_m.items())
+        within = ", ".join(f"{share:.0%} within {limit:g} m" for limit, share in each.within.items())
+        lines += [f"distance from {each.split} to the nearest training photo: {quantiles}", f"  {within}"]
+    return "\n".join([*lines, *(f"warning: {sentence}" for sentence in report.warnings)])
 
 
 @click.command("card")

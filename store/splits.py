@@ -19,11 +19,15 @@ from jzi.store.pyramid import geodesic_distance
 
 SPLITS = ("train", "val", "test")
 
-#: What `split_photos` can keep together; "auto" is the first of them that gives three groups or more.
-SPLIT_BY = ("auto", "sequence", "block", "photo")
+#: What `split_photos` can keep together; "auto" is the first of them that gives three groups or more, "date" apart,
+#: which is only used where it is asked for.
+SPLIT_BY = ("auto", "sequence", "block", "photo", "date")
 
-#: Kinds of groups and where they come from, the coarsest first.
-_GROUPINGS = (("sequence", "column"), ("sequence", "time"), ("block", None), ("photo", None))
+#: Kinds of groups and where they come from, the coarsest first; every photo is a group of its own before "date".
+_GROUPINGS = (("sequence", "column"), ("sequence", "time"), ("block", None), ("photo", None), ("date", "time"))
+
+#: Shares of the groups that go to train, val and test.
+SHARES = (0.8, 0.1, 0.1)
 
 #: A pause between two photos of a device that begins a new drive, seconds.
 GAP_S = 600.0
@@ -45,9 +49,9 @@ class SplitInfo:
 
     Attributes:
         requested: one of `SPLIT_BY`; empty if the table has its own splits.
-        kind: "sequence", "block" or "photo"; "table" if the table has its own splits.
-        groups: number of drives, blocks or photos.
-        source: for drives, "column" or "time".
+        kind: "sequence", "block", "photo" or "date"; "table" if the table has its own splits.
+        groups: number of drives, blocks, photos or days.
+        source: for drives and days, "column" or "time".
         block_m: for blocks, their side in metres.
         note: why a coarser kind was not used; empty if there is no reason to give.
     """
@@ -64,23 +68,33 @@ class SplitInfo:
 TABLE_SPLIT = SplitInfo()
 
 
-def split_photos(frame: pd.DataFrame, by: str, block_m: float = BLOCK_M) -> tuple[pd.Series, SplitInfo]:
-    """Assign photos to splits, 80 % of the groups to train, 10 % to val and 10 % to test.
+def split_photos(
+    frame: pd.DataFrame,
+    by: str,
+    block_m: float = BLOCK_M,
+    shares: tuple[float, float, float] = SHARES,
+    seed: int = 0,
+) -> tuple[pd.Series, SplitInfo]:
+    """Assign photos to splits: by default 80 % of the groups to train, 10 % to val and 10 % to test.
 
-    With few and large groups the shares of photos can be far from that. With three groups or more no split is empty.
+    With few and large groups the shares of photos can be far from that. With three groups or more no split is empty
+    whose share is not 0.
 
     Args:
         frame: columns id, latitude, longitude, and optionally drive, sequence, captured_at and device, as in
             `jzi.store.photo_table.PhotoTable.frame`.
         by: "sequence": by the column of drives, else by drives that gaps in the capture times separate; "block": by
-            squares of the map; "photo": each photo alone; "auto": the first of these with three groups or more.
+            squares of the map; "photo": each photo alone; "date": by days; "auto": the first of sequence, block and
+            photo with three groups or more. Photos without a drive or a time are kept together by blocks.
         block_m: side of the squares, metres.
+        shares: of the groups, for train, val and test; they add up to 1.
+        seed: another seed gives another split.
 
     Returns:
         (photo,) "train", "val" or "test", and how the photos were grouped.
 
     Raises:
-        PhotoTableError: drives are requested, but fewer than half of the photos have one or a capture time.
+        PhotoTableError: drives or days are requested, but fewer than half of the photos have one or a capture time.
     """
     note = ""
     for kind, source in _GROUPINGS:
@@ -94,11 +108,12 @@ def split_photos(frame: pd.DataFrame, by: str, block_m: float = BLOCK_M) -> tupl
             noun = "map block" if kind == "block" else "drive"
             note = f"there is only 1 {noun}" if groups == 1 else f"there are only {groups} {noun}s"
             continue
-        split = key.map(split_by_hash(pd.Series(key.unique(), index=key.unique())))
+        split = key.map(split_by_hash(pd.Series(key.unique(), index=key.unique()), shares, seed))
         return split, SplitInfo(by, kind, groups, source, block_m if kind == "block" else None, note)
+    what = "a" if by == "date" else "a drive (column drive or sequence_id) or a"
     raise PhotoTableError(
-        'queries.split_by is "sequence", but fewer than half of the photos have a drive (column drive or sequence_id) '
-        "or a capture time (column captured_at, or EXIF): set it to block or photo"
+        f'queries.split_by is "{by}", but fewer than half of the photos have {what} capture time (column captured_at, '
+        "or EXIF): set it to block or photo"
     )
 
 
@@ -108,28 +123,38 @@ def _keys(frame: pd.DataFrame, kind: str, source: str | None, block_m: float) ->
     blocks = map_blocks(frame, block_m)
     if kind == "block":
         return blocks
-    drives = drives_of_column(frame) if source == "column" else drives_by_time(frame)
-    return None if drives is None else drives.where(drives != "", blocks)  # blocks for photos without a drive
+    if source == "column":
+        groups = drives_of_column(frame)
+    else:
+        groups = drives_by_time(frame) if kind == "sequence" else days(frame)
+    return None if groups is None else groups.where(groups != "", blocks)  # blocks for photos without one
 
 
-def split_by_hash(keys: pd.Series) -> pd.Series:
-    """Assign 80 % of keys to train, 10 % to val and 10 % to test by a hash of each, independent of the others.
+def split_by_hash(keys: pd.Series, shares: tuple[float, float, float] = SHARES, seed: int = 0) -> pd.Series:
+    """Assign keys, by default 80 % to train, 10 % to val and 10 % to test, by a hash of each.
 
-    With three keys or more no split is left empty: it gets the key with the nearest hash.
+    The split of a key does not depend on the others; but with three keys or more no split whose share is not 0 is left
+    empty: it gets the key with the nearest hash.
 
     Args:
         keys: (key,) distinct text, such as ids of photos.
+        shares: of train, val and test; they add up to 1.
+        seed: another seed gives another split.
 
     Returns:
         (key,) "train", "val" or "test".
     """
-    position = keys.map(lambda name: int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) / 2**64)
-    split = pd.Series(np.select([position < 0.8, position < 0.9], ["train", "val"], "test"), index=keys.index)
+    prefix = f"{seed} " if seed else ""  # the splits of tables are those of seed 0
+    position = keys.map(lambda name: int.from_bytes(hashlib.sha256((prefix + name).encode()).digest()[:8]) / 2**64)
+    train, val = shares[0], shares[0] + shares[1]
+    split = pd.Series(np.select([position < train, position < val], ["train", "val"], "test"), index=keys.index)
+    wanted = [name for name, share in zip(SPLITS, shares, strict=True) if share > 0]
     if len(keys) >= len(SPLITS):
         order = position.sort_values().index
-        for name, nearest in (("test", order[-1]), ("val", order[-2]), ("train", order[0])):
-            if not (split == name).any():
-                split[nearest] = name
+        nearest = {"train": order[0], "val": order[-2] if "test" in wanted else order[-1], "test": order[-1]}
+        for name in ("test", "train", "val"):  # val last: the key of another split is then not its only one
+            if name in wanted and not (split == name).any():
+                split[nearest[name]] = name
     return split
 
 
@@ -173,6 +198,32 @@ def drives_by_time(frame: pd.DataFrame) -> pd.Series | None:
     first = rows.iloc[np.unique(drive, return_index=True)[1]]
     keys = np.array([f"{name} {start:.3f}" for name, start in zip(first["device"], first["seconds"], strict=True)])
     return pd.Series(keys[drive], index=rows.index, dtype=object).reindex(frame.index, fill_value="")
+
+
+def days(frame: pd.DataFrame) -> pd.Series | None:
+    """(photo,) day on which each photo was taken, such as 2023-05-02, empty if it is unknown.
+
+    None if fewer than half of the photos have a capture time. A day is one of local mean solar time: no drive by
+    daylight crosses its midnight, as it would that of UTC in other time zones.
+    """
+    if "captured_at" not in frame:
+        return None
+    seconds = capture_seconds(frame["captured_at"])
+    if seconds.notna().mean() < 0.5:
+        return None
+    return solar_time(seconds, frame["longitude"]).dt.strftime("%Y-%m-%d").fillna("").astype(object)
+
+
+def solar_time(seconds: pd.Series, longitude: pd.Series) -> pd.Series:
+    """(photo,) local mean solar time: UTC and an hour for 15 degrees eastwards, without time zones; NaT if unknown.
+
+    Args:
+        seconds: (photo,) since 1970, from `capture_seconds`.
+        longitude: (photo,) degrees.
+    """
+    # pandas holds the years 1678 to 2261
+    local = (seconds + longitude.astype(float) * 240.0).where(seconds.abs() < 9e9)
+    return pd.to_datetime(local, unit="s", errors="coerce")
 
 
 def capture_seconds(values: pd.Series) -> pd.Series:
