@@ -10,14 +10,13 @@ import json
 import os
 import re
 import threading
-from collections.abc import Sequence
 from datetime import date, timedelta
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from jzi.collect.http import Client, HttpOptions
 from jzi.collect.http_rules import TRANSIENT, HttpError
 from jzi.collect.mapillary_records import ESSENTIAL, FIELDS, LIMIT, Page, changed, clean, parse_page
-from jzi.errors import ConfigError, DatasetError
+from jzi.errors import ConfigError, JziError
 from jzi.store.photo_file import WHOLE_BYTES
 
 #: Environment variables: the token, and another base URL, of a mirror.
@@ -98,6 +97,7 @@ class Mapillary:
         base: URL of the API.
         thumbnail: the size of images.
         options: limits.
+        limit: most photos of a page.
     """
 
     def __init__(
@@ -106,8 +106,9 @@ class Mapillary:
         base: str = BASE,
         thumbnail: Thumbnail = "2048",
         options: HttpOptions = OPTIONS,
+        limit: int = LIMIT,
     ) -> None:
-        self._token, self._link = token, LINKS[thumbnail]
+        self._token, self._link, self._limit = token, LINKS[thumbnail], limit
         self._api = Client("Mapillary", base, options, authorization=f"OAuth {token}")
         self._images = Client("Mapillary", base, HttpOptions(**{**vars(options), "per_minute": None}))
         self._fields = (*FIELDS, self._link)
@@ -156,18 +157,18 @@ class Mapillary:
             TooMuchError: the box holds more than the service answers at once.
             DatasetError: the service does not answer, refuses the token, or has changed an essential field.
         """
-        params = {"bbox": ",".join(f"{each:.7f}" for each in bounds), "limit": str(LIMIT)}
+        params = {"bbox": ",".join(f"{each:.7f}" for each in bounds), "limit": str(self._limit)}
         if since:
             params["start_captured_at"] = f"{since.isoformat()}T00:00:00Z"
         if until:
             params["end_captured_at"] = f"{(until + timedelta(days=1)).isoformat()}T00:00:00Z"
-        page = parse_page(self._get("/images", params), self._link)
+        page = self._page(params)
         pages = 1
         while page.cursor and not page.is_full:
             if pages == MAX_PAGES:
                 return page.full()
             try:
-                following = parse_page(self._get("/images", {**params, "after": page.cursor}), self._link)
+                following = self._page({**params, "after": page.cursor})
             except TooMuchError:
                 raise
             except HttpError as error:
@@ -222,12 +223,13 @@ class Mapillary:
                 raise GoneError(f"its image is gone (status {error.code})", error.code) from None
             raise
 
-    def _get(self, path: str, params: dict[str, str]) -> Any:
-        """A document; without the optional fields that the service does not know."""
+    def _page(self, params: dict[str, str]) -> Page:
+        """A page of a search; without the optional fields that the service does not know."""
         while True:
             fields = [name for name in self._fields if name not in self._unknown]
             try:
-                return self._api.get_json(path, {**params, "fields": _joined(fields)}, judge=self._judge)
+                asked = {**params, "fields": ",".join(fields)}
+                return parse_page(self._api.get_json("/images", asked, judge=self._judge), self._link, self._limit)
             except _FieldError as error:
                 essential = error.field in ESSENTIAL or error.field not in self._fields
                 if essential or (error.field not in fields and error.field not in self._unknown):
@@ -255,10 +257,6 @@ class Mapillary:
         return HttpError(f"Mapillary refuses a request (status {code}{f': {quoted}' if quoted else ''})", code)
 
 
-def _joined(fields: Sequence[str]) -> str:
-    return ",".join(fields)
-
-
 def _read_error(content: bytes) -> tuple[str, int, int, bool]:
     """Message, code, sub-code of a Graph API error, and whether it will pass."""
     try:
@@ -270,6 +268,8 @@ def _read_error(content: bytes) -> tuple[str, int, int, bool]:
         return "", 0, 0, False
 
 
-def is_about_all(error: DatasetError) -> bool:
+def is_about_all(error: JziError) -> bool:
     """Whether an error would be that of every further request, such as a refused token."""
-    return isinstance(error, ConfigError) or (isinstance(error, HttpError) and error.code == 401)
+    return isinstance(error, ConfigError) or (
+        isinstance(error, HttpError) and (error.code == 401 or isinstance(error, _FieldError))
+    )

@@ -112,12 +112,13 @@ def changed(name: str) -> str:
     )
 
 
-def parse_page(document: Any, link: str) -> Page:
+def parse_page(document: Any, link: str, limit: int = LIMIT) -> Page:
     """Read a page of a search.
 
     Args:
         document: the JSON.
         link: the field of the link to the image.
+        limit: most photos of a page.
 
     Raises:
         DatasetError: an essential field is missing or of another type throughout.
@@ -148,8 +149,8 @@ def parse_page(document: Any, link: str) -> Page:
             odd[link] += 1
     if len(refused) >= _ENOUGH and not records:
         raise DatasetError(changed("geometry"))
-    cursor = _cursor(document, is_full=len(data) >= LIMIT)
-    return Page(records, links, refused, odd, len(data), len(data) >= LIMIT and not cursor, cursor)
+    cursor = _cursor(document, is_full=len(data) >= limit)
+    return Page(records, links, refused, odd, len(data), len(data) >= limit and not cursor, cursor)
 
 
 def _cursor(document: dict[str, Any], is_full: bool) -> str | None:

@@ -57,9 +57,7 @@ class MapillaryRequest:
             journal.set_meta("request", wanted)
             return since, until
         try:
-            first, last = (
-                None if kept[name] is None else date.fromisoformat(kept[name]) for name in ("since", "until")
-            )
+            first, last = (kept[each] and date.fromisoformat(kept[each]) for each in ("since", "until"))
             old_region, name, thumbnail = (str(kept[each]) for each in ("region", "name", "thumbnail"))
         except (KeyError, TypeError, ValueError) as error:
             raise DatasetError(f"{journal.path} is damaged (request): remove it and run the command again") from error

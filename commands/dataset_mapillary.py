@@ -29,7 +29,7 @@ _PHOTOS = Range(1, 10**9, whole=True)
               metavar="FOLDER", help="Folder of the data set.")  # fmt: skip
 @click.option("--limit", type=number(_PHOTOS), metavar="N", help="Download N photos at most, chosen at random.")
 @click.option("--thumbnail", type=click.Choice(["1024", "2048", "original"]), default="2048", show_default=True,
-              help="Size of downloads, pixels of the longer side. Panoramas give sharper crops from originals.")  # fmt: skip
+              help="Size of downloads, pixels of the longer side. Crops of panoramas need originals.")  # fmt: skip
 @click.option("--keep-originals", is_flag=True, help="Also keep photos as they were downloaded, so that they can be "
               "prepared again in another way.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="End with an estimate of the download, for which up to 8 photos are "

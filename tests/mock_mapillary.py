@@ -163,8 +163,9 @@ class MockMapillary:
             return graph_error(400, "Bounding box area too large", 100)
         if east - west > self.too_wide:
             return graph_error(500, "Please reduce the amount of data you're asking for, then retry your request")
-        found = [each for each in self.records
-                 if west <= _place(each)[0] <= east and south <= _place(each)[1] <= north and _in_time(each, params)]  # fmt: skip
+        places = [_place(each) for each in self.records]
+        inside = [west <= x <= east and south <= y <= north for x, y in places]
+        found = [each for each, is_in in zip(self.records, inside, strict=True) if is_in and _in_time(each, params)]
         size = min(int(params.get("limit", 2000)), self.page)
         start = int(params.get("after", 0))
         data = [self._shown(each, params, "old" if self.expired else "new") for each in found[start : start + size]]
