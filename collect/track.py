@@ -157,9 +157,7 @@ class Track:
         last = np.concatenate([breaks, [len(covered) - 1]])
         piece = np.clip(np.searchsorted(self.time_s[first], time, side="right") - 1, 0, None)
         here = np.interp(time, self.time_s, covered)
-        ends = [
-            np.clip(here + step, covered[first[piece]], covered[last[piece]]) for step in (-HEADING_M, HEADING_M)
-        ]
+        ends = [np.clip(here + step, covered[first[piece]], covered[last[piece]]) for step in (-HEADING_M, HEADING_M)]
         (west, south), (east, north) = (
             (np.interp(each, covered, self.longitude), np.interp(each, covered, self.latitude)) for each in ends
         )
