@@ -170,7 +170,7 @@ class PhotoFolder:
             raise PhotoError("a link leads out of the folder of photos")
         if file.suffix.lower() not in SUFFIXES:
             raise PhotoError(
-                f"{file.suffix or 'a file without suffix'} is no format of photos here: convert it to JPEG"
+                f"{file.suffix or 'no suffix'} is no format of photos that is supported: convert it to JPEG"
             )
         return file
 

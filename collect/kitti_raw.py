@@ -1,11 +1,11 @@
 """KITTI raw data: photos of drives, with positions and headings of the GPS/IMU unit (Geiger et al. 2013).
 
 <date>/calib_cam_to_cam.txt                     focal lengths
-<date>/<drive>/<camera>/data/<frame>.png        photos; cameras are image_00 to image_03, of which 02 and 03 see colours
+<date>/<drive>/<camera>/data/<frame>.png        photos; cameras are image_00 to image_03, 02 and 03 in colour
 <date>/<drive>/<camera>/timestamps.txt          their times, one a line
-<date>/<drive>/oxts/data/<frame>.txt            latitude, longitude, altitude, roll, pitch, yaw (from east) and 24 others
+<date>/<drive>/oxts/data/<frame>.txt            latitude, longitude, altitude, roll, pitch, yaw and 24 others
 
-Any folder of these can be given: that of all dates, of one date, or of one drive.
+Yaw is counter-clockwise from east. Any folder of these can be given: that of all dates, of one date, or of one drive.
 """
 
 from __future__ import annotations

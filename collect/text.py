@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from numpy.typing import NDArray
-
-from pathlib import Path
 
 from jzi.errors import DatasetError, first_line
 from jzi.store.photo_file import open_regular_file

@@ -30,7 +30,7 @@ from jzi.collect.text import read_numbers, read_text
 from jzi.collect.track import Track, iso_time
 from jzi.curate.folder import DatasetFolder, Rejection
 from jzi.errors import DatasetError, PhotoError, first_line
-from jzi.store.exif import read_time
+from jzi.store.exif import SUFFIXES, read_time
 from jzi.store.photo_file import open_regular_file
 from jzi.store.photo_table import COLUMNS
 from jzi.store.splits import capture_seconds
@@ -303,9 +303,8 @@ def photo_times(photos: PhotoFolder, names: Sequence[str], file: Path | None) ->
 def _listed_times(file: Path, names: Sequence[str]) -> dict[str, float]:
     lines = [line.split() for line in read_text(file, MAX_BYTES, "a list of times").splitlines()]
     lines = [words for words in lines if words and not words[0].startswith("#")]
-    if all(len(words) == 2 for words in lines) and any(
-        not words[1][:1].isdigit() or "/" in words[1] for words in lines
-    ):
+    named = all(len(words) == 2 and Path(words[1]).suffix.lower() in SUFFIXES for words in lines)
+    if named and lines:
         by_name = {Path(words[1]).name: words[0] for words in lines}
         listed = {name: by_name[Path(name).name] for name in names if Path(name).name in by_name}
     elif len(lines) == len(names):

@@ -179,8 +179,8 @@ def align(file: Path, track: Track, duration_s: float, options: VideoOptions) ->
         start, source = track.start_s, "counted from the first point of the track"
     else:
         raise DatasetError(
-            f"{file} does not say when it was recorded: give --start TIME (such as {iso_time(track.start_s, whole=True)}"
-            ", when the track begins), or --offset SECONDS after the track's first point"
+            f"{file} does not say when it was recorded: give --start TIME (the track begins at "
+            f"{iso_time(track.start_s, whole=True)}), or --offset SECONDS after the track's first point"
         )
     if offset:
         source += f" {offset:+g} s"

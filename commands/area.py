@@ -17,6 +17,7 @@ from jzi.commands.common import (
     print_result,
     split_by_option,
 )
+from jzi.commands.init_datasets import init_vigor_m_command, statewide_sources
 from jzi.commands.pairs import init_pairs_command
 from jzi.locate.ranges import CELL, DISTANCE, LATITUDE, LONGITUDE, PIXELS
 
@@ -50,9 +51,9 @@ if TYPE_CHECKING:
 @click.option("--rule", type=click.Choice(["touch", "corners", "centre"]),
               help="Cells of a region: that it touches, or with a corner or the centre in it.  "
               "[default: touch]")  # fmt: skip
-@click.option("--dataset", help="A published data set instead of a map: just-zoom-in, or pairs of photos and aerial "
-              "images: vigor, cvusa, cvact, kitti.")  # fmt: skip
-@click.option("--area", type=click.Choice(["same", "cross"]), help="Protocol of VIGOR.  [default: same]")
+@click.option("--dataset", help="A published data set: just-zoom-in or vigor-m instead of a map, the photos of "
+              "statewide, or pairs of photos and aerial images: vigor, cvusa, cvact, kitti.")  # fmt: skip
+@click.option("--area", type=click.Choice(["same", "cross"]), help="Protocol of VIGOR and VIGOR-M.  [default: same]")
 @click.option("--data", type=click.Path(path_type=Path), help="The folder of that data set.  [default: FOLDER]")
 @click.option("--download", is_flag=True, help="Download it from the Hugging Face hub first.")
 @click.option("--force", is_flag=True, help="Replace an existing jzi.toml.")
@@ -82,8 +83,16 @@ def init(
             raise UsageError(f"{', '.join(unused)} is not for a data set of pairs: leave it out")
         init_pairs_command(folder, cast("Dataset", dataset), data, area, force, as_json)
         return
+    if dataset == "vigor-m":
+        others = {**options, "rasters": rasters, "region": region, "cell": cell, "rule": rule, "download": download}
+        init_vigor_m_command(folder, data, area, force, as_json, **others)
+        return
     if area:
-        raise UsageError("--area is VIGOR's protocol: add --dataset vigor, or leave it out")
+        raise UsageError("--area is VIGOR's protocol: add --dataset vigor or vigor-m, or leave it out")
+    if dataset == "statewide":
+        _init_region(folder, rasters, region, cell, rule, force, as_json, statewide=True, data=data, download=download,
+                     **options)  # fmt: skip
+        return
     if region or cell or rule:
         _init_region(folder, rasters, region, cell, rule, force, as_json, dataset=dataset, data=data, download=download,
                      **options)  # fmt: skip
@@ -125,18 +134,26 @@ def _init_region(
     rule: Rule | None,
     force: bool,
     as_json: bool,
+    statewide: bool = False,
     **options: Any,
 ) -> None:
-    """Set up a working directory for a region, or count its cells if there is no map."""
+    """Set up a working directory for a region, or count its cells if there is no map.
+
+    With `statewide`, its photos are those of the state-wide data set in the folder `data`.
+    """
     from jzi.commands.reports import split_text
     from jzi.workspace.region import describe_region, region_settings, write_footprint
     from jzi.workspace.settings import FILE, write_settings
 
+    data = options.pop("data") if statewide else None
     names = ("dataset", "data", "download", "encoder", "image_size", "preset", "center", "size", "grid", "levels")
-    if unused := [f"--{name.replace('_', '-')}" for name in names if options.pop(name)]:
+    if unused := [f"--{name.replace('_', '-')}" for name in names if options.pop(name, None)]:
         raise UsageError(f"{', '.join(unused)} is not for a region: leave it out")
     if rasters and (folder / FILE).exists() and not force:
         raise UsageError(f"{folder / FILE} exists: edit it, or pass --force to replace it")
+    if statewide:
+        rasters, options["remote"], *photos = statewide_sources(folder, data, rasters, options)
+        options["queries"], options["photos"] = photos
     settings, cells, table = region_settings(folder, region, cell, rule, rasters, **options)
     values, text = describe_region(cells, settings.statewide.width)
     lines = [text]

@@ -64,7 +64,7 @@ def new_settings(
         pyramid=pyramid,
         map=imagery,
         queries=QuerySettings(table, lookup, split_by=split_by or "auto", allow_outside=allow_outside),
-        encoder=_encoder_settings(folder, encoder, image_size),
+        encoder=new_encoder_settings(folder, encoder, image_size),
     )
     settings.folder = folder
     settings.overridden = frozenset({"queries.split_by"} if split_by else ())
@@ -74,7 +74,12 @@ def new_settings(
     return settings, open_photo_table(settings) if queries else None
 
 
-def _encoder_settings(folder: Path, name: str | None, image_size: int | None) -> EncoderSettings:
+def new_encoder_settings(folder: Path, name: str | None, image_size: int | None) -> EncoderSettings:
+    """The encoder of a working directory: a Hugging Face id or folder, and the side of its input; None for defaults.
+
+    Raises:
+        ConfigError: the side is not positive.
+    """
     if image_size is not None and image_size < 1:
         raise ConfigError(f"--image-size is {image_size}: it must be at least 1")
     chosen = EncoderSettings()
@@ -111,7 +116,9 @@ def dataset_settings(
     from jzi.datasets import just_zoom_in
 
     if name != "just-zoom-in":
-        raise ConfigError(f"there is no data set {name!r}: give just-zoom-in, vigor, cvusa, cvact or kitti")
+        raise ConfigError(
+            f"there is no data set {name!r}: give just-zoom-in, vigor-m, statewide, vigor, cvusa, cvact or kitti"
+        )
     if conflicting := [f"--{option.replace('_', '-')}" for option, value in others.items() if value]:
         raise ConfigError(
             f"--dataset sets these itself: leave out {', '.join(conflicting).replace('--rasters', '--map')}"
@@ -131,7 +138,7 @@ def dataset_settings(
             table={split: relative_path(str(table), folder) for split, table in files.tables.items()},
             photos=relative_path(str(files.photos), folder),
         ),
-        encoder=_encoder_settings(folder, encoder, image_size),
+        encoder=new_encoder_settings(folder, encoder, image_size),
     )
     settings.encoder.resampling = "reference"
     settings.folder = folder

@@ -50,6 +50,7 @@ def region_settings(
     map_crs: str | None = None,
     split_by: Literal["auto", "sequence", "block", "photo"] | None = None,
     allow_outside: bool = False,
+    remote: bool = False,
 ) -> tuple[RegionSettings, RegionCells, PhotoTable | None]:
     """Create the settings of a working directory for a region, and read its photo table if one is named.
 
@@ -66,6 +67,7 @@ def region_settings(
         map_crs: CRS of rasters without one.
         split_by: what photos of a split have in common.
         allow_outside: whether paths of the table may lead out of the folder of photos.
+        remote: whether rasters may name files outside of their folder; they may if one is a URL.
 
     Raises:
         JziError: the region, the rasters or the photos cannot be used.
@@ -73,7 +75,7 @@ def region_settings(
     from jzi.encode.raster import RasterOptions
 
     imagery = MapSettings(rasters=[relative_path(raster, folder) for raster in rasters], crs=map_crs)
-    imagery.remote = names_url(rasters)  # named by the user
+    imagery.remote = remote or names_url(rasters)  # named by the user
     section = RegionSection(relative_path(str(region), folder) if region else FOOTPRINT)
     section.cell_m, section.rule = cell_m or section.cell_m, rule or section.rule
     if region:

@@ -1,0 +1,168 @@
+"""The photos of "Statewide Visual Geolocalization in the Wild" (Fervers et al. 2024), as its scripts download them.
+
+dataset.json                            images-num, images-directory-levels, orig-resolution ...
+latlons.npz, timestamps.npz, sequence-idxs.npz      position (degrees), time (ms since 1970) and sequence of each photo
+images/<path>-480.jpg, images/<path>.json           a photo, and its Mapillary id, sequence, camera type and creator
+
+The path of a photo is its index as 12 digits, reversed, of which the first digits are folders: with 3 levels, photo 4711
+is 1/1/7/400000000. A folder is a state. It holds no splits: they are trained on or tested on as a whole.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from jzi.errors import DatasetError, first_line
+from jzi.store.files import write_whole
+from jzi.store.photo_file import open_regular_file
+
+#: Most photos: those of the data set's largest state are about 5 million.
+MAX_PHOTOS = 10**8
+
+#: Most bytes of dataset.json and of the .json of a photo.
+MAX_JSON = 2**16
+
+#: Digits of the reversed index.
+DIGITS = 12
+
+#: Kinds of cameras by Mapillary's camera types.
+CAMERAS = {
+    "perspective": "perspective", "radial": "perspective", "simple_radial": "perspective", "brown": "brown",
+    "fisheye": "fisheye", "fisheye_opencv": "fisheye",
+}  # fmt: skip
+
+#: The credit that Mapillary's photos ask for.
+LICENCE = "CC BY-SA 4.0 (Mapillary)"
+
+
+def photo_path(index: int, levels: int) -> str:
+    """Path of a photo in `images/`, without suffix."""
+    digits = f"{index:0{DIGITS}}"[::-1]
+    return "/".join([*digits[:levels], digits[levels:]])
+
+
+def read(folder: Path) -> pd.DataFrame:
+    """Read a state's photos as a photo table, with columns id, path, latitude, longitude, captured_at, drive and camera.
+
+    Paths are relative to `images/`. Whether photos are on disk is not looked up.
+
+    Raises:
+        DatasetError: the folder is none of the data set, or a file of it is damaged.
+    """
+    info = _json(folder / "dataset.json")
+    if info is None:
+        raise DatasetError(f"{folder} has no dataset.json: give a folder of photos that download_mapillary.py wrote")
+    count, levels = info.get("images-num"), info.get("images-directory-levels")
+    if not (isinstance(count, int) and 0 < count <= MAX_PHOTOS and isinstance(levels, int) and 0 <= levels < DIGITS):
+        raise DatasetError(
+            f"{folder / 'dataset.json'} has images-num {count!r:.40} and images-directory-levels {levels!r:.40}: it is "
+            "none of the state-wide data set"
+        )
+    position = _array(folder / "latlons.npz", "latlons", (count, 2), "f")
+    if position is None:
+        raise DatasetError(f"{folder} has no latlons.npz, the positions of its photos: complete the download")
+    if count >= 10 and (position == np.rint(position)).all():
+        raise DatasetError(
+            f"{folder / 'latlons.npz'} has whole degrees only, as an early version of the data set's writer cut them "
+            "off: download the photos again"
+        )
+    times = _array(folder / "timestamps.npz", "timestamps", (count,), "iu")
+    sequences = _array(folder / "sequence-idxs.npz", "sequence_idxs", (count,), "iu")
+    paths = [photo_path(index, levels) for index in range(count)]
+    suffix = _suffix(folder, paths, info)
+    columns: dict[str, list[str]] = {"id": [], "drive": [], "camera": [], "creator": []}
+    for index, path in enumerate(tqdm(paths, unit="photo", desc="metadata", delay=2)):
+        metadata = _json(folder / "images" / f"{path}.json") or {}
+        sequence = "" if sequences is None or sequences[index] < 0 else str(int(sequences[index]))
+        columns["id"].append(_text(metadata.get("image-id")) or str(index))
+        columns["drive"].append(_text(metadata.get("sequence")) or sequence)
+        columns["camera"].append(CAMERAS.get(_text(metadata.get("camera-type")), ""))
+        columns["creator"].append(_text(metadata.get("creator")))
+    frame = pd.DataFrame({"id": columns["id"], "path": [path + suffix for path in paths]})
+    frame["latitude"] = position[:, 0]
+    frame["longitude"] = np.where(position[:, 1] > 180, position[:, 1] - 360, position[:, 1])
+    if times is not None:
+        known = (times > 0) & (times < 4 * 10**12)  # until the year 2096
+        frame["captured_at"] = pd.to_datetime(np.where(known, times.astype(np.int64), 0), unit="ms", utc=True)
+        frame.loc[~known, "captured_at"] = pd.NaT
+    for name in ("drive", "camera", "creator"):
+        frame[name] = columns[name]
+    return frame
+
+
+def write_table(folder: Path, table: Path) -> int:
+    """Write the photo table of a state as a Parquet file; returns the number of photos.
+
+    Args:
+        folder: of the state.
+        table: the file.
+
+    Raises:
+        DatasetError: as `read`, or the file cannot be written.
+    """
+    frame = read(folder)
+    try:
+        table.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(table, lambda file: frame.to_parquet(file, index=False))
+    except OSError as error:
+        raise DatasetError(f"{table} cannot be written: {error.strerror or first_line(error)}") from error
+    return len(frame)
+
+
+def _suffix(folder: Path, paths: list[str], info: dict[str, Any]) -> str:
+    """What ends the names of photos: their height in pixels and .jpg."""
+    for path in paths[:100]:
+        file = folder / "images" / path
+        for found in file.parent.glob(f"{file.name}-*.jpg"):
+            if match := re.fullmatch(re.escape(file.name) + r"(-\d{1,5}\.jpg)", found.name):
+                return match[1]
+    resolution = info.get("orig-resolution")
+    known = isinstance(resolution, list) and resolution and isinstance(resolution[0], int)
+    return f"-{resolution[0] if known else 480}.jpg"
+
+
+def _array(file: Path, name: str, shape: tuple[int, ...], kinds: str) -> NDArray[Any] | None:
+    """An array of a .npz file; None if there is no such file. Nothing is unpickled, and no more is read than fits."""
+    try:
+        with open_regular_file(file) as opened, zipfile.ZipFile(opened) as archive:
+            member = archive.getinfo(f"{name}.npy")
+            if member.file_size > 8 * int(np.prod(shape)) + 2**14:
+                raise ValueError(f"{name} takes {member.file_size} bytes, too many for {shape[0]} photos")
+            with archive.open(member) as content:
+                array = np.lib.format.read_array(content, allow_pickle=False)
+    except FileNotFoundError:
+        return None
+    except (OSError, KeyError, ValueError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile) as error:
+        raise DatasetError(f"{file} cannot be read: {first_line(error)}; download it again") from error
+    if array.shape != shape or array.dtype.kind not in kinds:
+        raise DatasetError(
+            f"{file} has {name} of type {array.dtype} and shape {array.shape}, not {shape}: it belongs to another "
+            "dataset.json"
+        )
+    return np.asarray(array)
+
+
+def _json(file: Path) -> dict[str, Any] | None:
+    """A small JSON object; None if there is no such file or it is damaged, since the arrays know most."""
+    try:
+        with open_regular_file(file) as opened:
+            content = opened.read(MAX_JSON + 1)
+        value = json.loads(content) if len(content) <= MAX_JSON else None
+    except (OSError, ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**64:
+        return str(value)
+    return value.strip()[:200] if isinstance(value, str) else ""
