@@ -169,9 +169,7 @@ class PhotoFolder:
         if not file.resolve().is_relative_to(self._root):
             raise PhotoError("a link leads out of the folder of photos")
         if file.suffix.lower() not in SUFFIXES:
-            raise PhotoError(
-                f"{file.suffix or 'no suffix'} is no format of photos that is supported: convert it to JPEG"
-            )
+            raise PhotoError(f"{file.suffix or 'no suffix'} is no supported format of photos: convert it to JPEG")
         return file
 
     def names(self) -> list[str]:

@@ -38,14 +38,14 @@ def init_vigor_m_command(
         cities.append({"city": name, "photos": len(each.table), "cell_m": [width, height],
                        "file": each.settings.folder / FILE})  # fmt: skip
         if not as_json:
-            click.echo(f"{name}: {describe_area(each.settings.pyramid)}; cells are {width:.1f} by {height:.1f} m on the "
-                       f"ground, {len(each.table)} photos, {split_text(each.table.split)}")  # fmt: skip
+            click.echo(f"{name}: {describe_area(each.settings.pyramid)}; on the ground, a cell is {width:.1f} by "
+                       f"{height:.1f} m; {len(each.table)} photos, {split_text(each.table.split)}")  # fmt: skip
     protocol = protocol_of("vigor-m", chosen)
     note = compare(protocol, photos) if protocol else ""
     steps = f"cd {folder / areas[0].city.name}; jzi encode-map; ... jzi evaluate --split test --gallery occupied"
     text = (
-        f"wrote {', '.join(str(folder / each.city.name / FILE) for each in areas)}\n{note}; each city is an area of its "
-        f"own, while its published gallery is that of all cities\nnext, in each: {steps}"
+        f"wrote {', '.join(str(folder / each.city.name / FILE) for each in areas)}\n{note}; each city is an area of "
+        f"its own, while the published gallery is that of all cities\nnext, in each: {steps}"
     )
     print_result(as_json, plain({"cities": cities, "photos": photos, "protocol": note}), text)
 
