@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from jzi.curate.folder import FilterCount
 
 #: Variances of a Laplacian of 8-bit values, and bits of a hash.
-SHARPNESS, BITS = Range(0, 1e6), Range(0, 32, whole=True)
+SHARPNESS, BITS = Range(0, 1e6), Range(0, 16, whole=True)
 
 #: Fields of view of crops, degrees, and counts.
 HFOV, COUNT = Range(10, 150, unit="degrees"), Range(1, 1_000_000, whole=True)

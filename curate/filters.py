@@ -7,13 +7,41 @@ does not depend on the order of the rows.
 
 from __future__ import annotations
 
+import fnmatch
+import hashlib
+import re
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, date, datetime, timedelta
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
+from jzi.curate.columns import by_time, numbers, on_ellipsoid, texts, times
+from jzi.curate.dashboard import dashboard_shares
+from jzi.curate.duplicates import duplicates_of
 from jzi.curate.folder import FilterCount, Rejection
+from jzi.curate.options import CAMERAS
 from jzi.curate.options import FilterOptions as FilterOptions
+from jzi.store.pyramid import geodesic_distance
+from jzi.store.splits import capture_seconds, map_blocks
+
+#: Clocks without a time zone are up to 14 hours ahead of UTC.
+AHEAD = timedelta(days=1)
+
+#: Degrees around latitude 0, longitude 0 in which a position is a missing one: 111 m of the Gulf of Guinea.
+NULL_ISLAND_DEG = 1e-3
+
+#: What is measured, and the reason for removing a photo: names of the filter, the column and the option, whether the
+#: option is the least value, and texts of the setting and the reason.
+_MEASURED = (
+    ("blur", "sharpness", True, "variance of the Laplacian at least {:g}", "variance of the Laplacian {:.0f}"),
+    ("dark", "dark_share", False, "at most {:.0%} black", "{:.0%} black"),
+    ("bright", "bright_share", False, "at most {:.0%} burnt out", "{:.0%} burnt out"),
+    ("sky", "sky_share", False, "at most {:.0%} sky", "{:.0%} sky"),
+    ("occlusion", "occlusion_share", False, "at most {:.0%} smooth and no sky", "{:.0%} smooth and no sky"),
+    ("veil", "veil", False, "veiling glare at most {:g}", "veiling glare {:.2f}"),
+)
 
 
 @dataclass(frozen=True)
@@ -36,15 +64,39 @@ def filter_records(frame: pd.DataFrame, options: FilterOptions, now: datetime | 
 
     Args:
         frame: columns id, latitude and longitude; optionally gps_latitude, gps_longitude, computed_latitude,
-            computed_longitude, captured_at (ISO 8601 or a number, as `jzi.store.splits.capture_seconds`), drive,
-            device (or make and model), camera, width, height, quality_score. Ids are distinct texts.
+            computed_longitude, position_error_m, captured_at (ISO 8601 or a number, as
+            `jzi.store.splits.capture_seconds`), drive, device (or make and model), camera, panorama, width, height,
+            quality_score. Ids are distinct texts.
         options: thresholds.
         now: the time beyond which clocks are wrong; that of the machine by default.
 
     Returns:
         The kept photos, with a column position_error_m (metres, nan if unknown) where SfM positions are given.
     """
-    raise NotImplementedError
+    error = _position_error(frame)
+    if error is not None:
+        frame = frame.assign(position_error_m=error)
+    run = _Run(frame)
+    _filter_position(run)
+    _filter_time(run, options, now or datetime.now(UTC))
+    if options.require_sfm:
+        missing = np.ones(len(frame), bool) if error is None else np.isnan(error)
+        run.remove("sfm", "with an SfM position", missing, "without an SfM position")
+    if options.position_error_m is not None and error is not None:
+        setting = f"GPS at most {options.position_error_m:g} m from the SfM position"
+        far = error > options.position_error_m
+        run.remove("gps", setting, far, [f"GPS {metres:.0f} m from the SfM position" for metres in error])
+    _filter_device(run, options)
+    _filter_size(run, options)
+    score = numbers(frame, "quality_score")
+    if options.min_quality_score is not None:
+        setting = f"quality score at least {options.min_quality_score:g}"
+        run.remove("score", setting, score < options.min_quality_score, [f"quality score {each:.2f}" for each in score])
+    if options.spacing_m is not None:
+        _filter_spacing(run, options.spacing_m)
+    if options.per_block is not None:
+        _filter_blocks(run, options.per_block, options.block_m, score)
+    return run.result()
 
 
 def filter_images(frame: pd.DataFrame, options: FilterOptions) -> FilterResult:
@@ -58,4 +110,184 @@ def filter_images(frame: pd.DataFrame, options: FilterOptions) -> FilterResult:
     Returns:
         The kept photos; dashboard_share is filled, and `lower_half`, which it is computed from, dropped.
     """
-    raise NotImplementedError
+    shares = np.full(len(frame), np.nan)
+    run = _Run(frame)
+    for name, column, least, setting, reason in _MEASURED:
+        threshold, values = getattr(options, column), numbers(frame, column)
+        if threshold is not None:
+            outside = values < threshold if least else values > threshold
+            run.remove(name, setting.format(threshold), outside, [reason.format(value) for value in values])
+    if options.dashboard_share is not None:
+        rows = by_time(frame.assign(drive=texts(frame, "drive")), run.kept)
+        shares[rows] = dashboard_shares(frame.assign(drive=texts(frame, "drive")).iloc[rows]).to_numpy()
+        reason = [f"{share:.0%} below an edge that stays in place through its drive" for share in shares]
+        setting = f"at most {options.dashboard_share:.0%} below an edge that stays in place through the drive"
+        run.remove("dashboard", setting, shares > options.dashboard_share, reason)
+    if options.duplicate_bits is not None:
+        _filter_duplicates(run, options.duplicate_bits)
+    result = run.result()
+    photos = result.photos.assign(dashboard_share=shares[run.kept]).drop(columns="lower_half", errors="ignore")
+    return FilterResult(photos, result.rejected, result.counts)
+
+
+def merge_counts(*parts: list[FilterCount]) -> list[FilterCount]:
+    """Counts of several runs of filters, those of the same filter and setting added up."""
+    merged: dict[tuple[str, str], int] = {}
+    for each in (count for part in parts for count in part):
+        merged[each.name, each.setting] = merged.get((each.name, each.setting), 0) + each.removed
+    return [FilterCount(name=name, setting=setting, removed=removed) for (name, setting), removed in merged.items()]
+
+
+class _Run:
+    """Filters that run one after the other on a frame."""
+
+    def __init__(self, frame: pd.DataFrame) -> None:
+        self.frame = frame
+        self.kept = np.ones(len(frame), bool)
+        self.counts: list[FilterCount] = []
+        self._rejections: dict[int, Rejection] = {}
+
+    def remove(self, name: str, setting: str, rows: NDArray[np.bool_], reasons: str | list[str]) -> None:
+        """Remove rows that are still there, each for its reason or all for one."""
+        removed = np.flatnonzero(rows & self.kept)
+        for row in removed.tolist():
+            reason = reasons if isinstance(reasons, str) else reasons[row]
+            self._rejections[row] = Rejection(str(self.frame["id"].iloc[row]), name, reason)
+        self.kept[removed] = False
+        self.counts.append(FilterCount(name=name, setting=setting, removed=len(removed)))
+
+    def result(self) -> FilterResult:
+        photos = self.frame[self.kept].reset_index(drop=True)
+        return FilterResult(photos, [self._rejections[row] for row in sorted(self._rejections)], self.counts)
+
+
+def _filter_position(run: _Run) -> None:
+    latitude, longitude = numbers(run.frame, "latitude"), numbers(run.frame, "longitude")
+    bad = ~((np.abs(latitude) <= 90) & (np.abs(longitude) <= 180))
+    bad |= (np.abs(latitude) < NULL_ISLAND_DEG) & (np.abs(longitude) < NULL_ISLAND_DEG)
+    reasons = [f"latitude {north:g}, longitude {east:g}" for north, east in zip(latitude, longitude, strict=True)]
+    run.remove("position", "a position on the Earth, and not 0, 0", bad, reasons)
+
+
+def _filter_time(run: _Run, options: FilterOptions, now: datetime) -> None:
+    seconds = capture_seconds(run.frame["captured_at"]) if "captured_at" in run.frame else pd.Series(dtype=float)
+    seconds = seconds.reindex(run.frame.index).to_numpy(float)
+    days = [_day(each) for each in seconds]
+    latest = (now if now.tzinfo else now.replace(tzinfo=UTC)) + AHEAD
+    run.remove("time", "not in the future", seconds > latest.timestamp(), [f"taken on {day}" for day in days])
+    if options.since is None and options.until is None:
+        return
+    first = -np.inf if options.since is None else _seconds(options.since)
+    end = np.inf if options.until is None else _seconds(options.until) + 86_400
+    words = [f"since {options.since}" if options.since else "", f"until {options.until}" if options.until else ""]
+    reasons = [
+        "its time is unknown" if np.isnan(each) else f"taken on {day}" for each, day in zip(seconds, days, strict=True)
+    ]
+    run.remove("age", " ".join(filter(None, words)), ~((seconds >= first) & (seconds < end)), reasons)
+
+
+def _seconds(day: date) -> float:
+    return datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()
+
+
+def _day(seconds: float) -> str:
+    try:
+        return datetime.fromtimestamp(seconds, UTC).date().isoformat()
+    except (ValueError, OverflowError, OSError):  # nan, and years beyond 9999
+        return f"{seconds:g} s after 1970"
+
+
+def _position_error(frame: pd.DataFrame) -> NDArray[np.float64] | None:
+    """(photo,) metres from the camera's GPS to the SfM position; None if no photo has one."""
+    given = numbers(frame, "position_error_m")
+    if "computed_latitude" in frame and "computed_longitude" in frame:
+        kind = "gps_" if "gps_latitude" in frame and "gps_longitude" in frame else ""
+        ends = [
+            numbers(frame, name)
+            for name in (f"{kind}latitude", f"{kind}longitude", "computed_latitude", "computed_longitude")
+        ]
+        known = np.all([np.isfinite(end) for end in ends], 0) & (np.abs(ends[0]) <= 90) & (np.abs(ends[2]) <= 90)
+        if known.any():
+            given[known] = geodesic_distance(*(end[known] for end in ends))
+        return given
+    return given if "position_error_m" in frame else None
+
+
+def _filter_device(run: _Run, options: FilterOptions) -> None:
+    frame = run.frame
+    if options.devices_excluded:
+        device = texts(frame, "device")
+        if "make" in frame or "model" in frame:
+            both = (texts(frame, "make") + " " + texts(frame, "model")).str.strip()
+            device = device.where(device != "", both)
+        patterns = [re.compile(fnmatch.translate(pattern.lower())) for pattern in options.devices_excluded]
+        excluded = {name for name in device.unique() if any(each.match(name.lower()) for each in patterns)}
+        setting = f"no device {' or '.join(options.devices_excluded)}"
+        run.remove("device", setting, device.isin(excluded).to_numpy(), [f"taken by {name}" for name in device])
+    if options.cameras is not None:
+        camera = texts(frame, "camera").str.lower()
+        panorama = texts(frame, "panorama").str.lower().isin(("true", "1", "1.0", "yes"))
+        camera = camera.where(camera != "", panorama.map({True: "spherical", False: "unknown"}))
+        camera = camera.where(camera.isin(CAMERAS), "unknown")
+        setting = f"cameras: {', '.join(options.cameras)}"
+        run.remove("camera", setting, ~camera.isin(options.cameras).to_numpy(), [f"camera {name}" for name in camera])
+
+
+def _filter_size(run: _Run, options: FilterOptions) -> None:
+    if options.min_side is not None:
+        width, height = numbers(run.frame, "width"), numbers(run.frame, "height")
+        small = np.minimum(width, height) < options.min_side
+        reasons = [f"{w:g} x {h:g} pixels" for w, h in zip(width, height, strict=True)]
+        run.remove("size", f"shorter side at least {options.min_side} pixels", small, reasons)
+
+
+def _filter_spacing(run: _Run, spacing_m: float) -> None:
+    drive = texts(run.frame, "drive")
+    rows = by_time(run.frame.assign(drive=drive), run.kept & (drive != "").to_numpy())
+    points = on_ellipsoid(numbers(run.frame, "latitude")[rows], numbers(run.frame, "longitude")[rows])
+    close = np.zeros(len(run.frame), bool)
+    reasons = [""] * len(run.frame)
+    last_drive, last = None, points[:0]
+    for row, name, point in zip(rows.tolist(), drive.iloc[rows], points, strict=True):
+        metres = float(np.linalg.norm(point - last)) if name == last_drive else np.inf
+        if metres < spacing_m:
+            close[row], reasons[row] = True, f"{metres:.1f} m from the photo before"
+        else:
+            last_drive, last = name, point
+    run.remove("spacing", f"at least {spacing_m:g} m from the photo before in a drive", close, reasons)
+
+
+def _filter_blocks(run: _Run, per_block: int, block_m: float, score: NDArray[np.float64]) -> None:
+    frame = run.frame[run.kept]
+    order = pd.DataFrame({
+        "block": map_blocks(frame, block_m).to_numpy(),
+        "score": -np.nan_to_num(score[run.kept], nan=-1.0),
+        "draw": [hashlib.sha256(str(name).encode("utf-8", "replace")).hexdigest() for name in frame["id"]],
+        "row": np.flatnonzero(run.kept),
+    }).sort_values(["block", "score", "draw"])  # fmt: skip
+    surplus = order["row"][(order.groupby("block").cumcount() >= per_block).to_numpy()].to_numpy()
+    over = np.zeros(len(run.frame), bool)
+    over[surplus] = True
+    setting = f"at most {per_block} in a square of {block_m:g} m"
+    run.remove("block", setting, over, f"more than {per_block} in its square of {block_m:g} m")
+
+
+def _filter_duplicates(run: _Run, bits: int) -> None:
+    """Of duplicates, the one with the most pixels is kept, then that of the best score, then the earliest."""
+    frame = run.frame.assign(
+        pixels=-np.nan_to_num(numbers(run.frame, "width") * numbers(run.frame, "height")),
+        score=-np.nan_to_num(numbers(run.frame, "quality_score"), nan=-1.0),
+        seconds=times(run.frame),
+        id=run.frame["id"].astype(str),
+        row=np.arange(len(run.frame)),
+        phash=texts(run.frame, "phash"),
+    )
+    frame = frame[run.kept & frame["phash"].str.fullmatch(r"[0-9a-f]{16}").to_numpy(bool)]
+    frame = frame.sort_values(["pixels", "score", "seconds", "id"])
+    hashes = np.array([int(each, 16) for each in frame["phash"]], np.uint64)
+    duplicate = np.zeros(len(run.frame), bool)
+    reasons = [""] * len(run.frame)
+    rows, ids = frame["row"].tolist(), frame["id"].tolist()
+    for photo, original in duplicates_of(hashes, bits).items():
+        duplicate[rows[photo]], reasons[rows[photo]] = True, f"the same picture as {ids[original]}"
+    run.remove("duplicate", f"hashes differ in more than {bits} of 64 bits", duplicate, reasons)

@@ -38,14 +38,19 @@ class FilterOptions:
         min_quality_score: least quality score of the service, 0 to 1.
         per_block: most photos in a square of the ground; those with the best scores are kept, the others at random.
         block_m: side of the squares.
-        sharpness: least variance of the Laplacian.
-        dark_share: most of the picture that is black.
-        bright_share: most of the picture that is burnt out.
-        sky_share: most of the picture that is sky.
-        occlusion_share: most of the picture that is smooth and no sky, such as a bus or a thumb before the lens.
-        veil: most veiling glare, 0 to 1, as from a windscreen that reflects the dashboard.
-        dashboard_share: most of the picture below an edge that stays in place through a drive.
-        duplicate_bits: most bits, of 64, in which the hashes of two photos differ that count as duplicates.
+        sharpness: least variance of the Laplacian. Of 14 street photos, one with motion blur has 246, the others 440 to
+            3300; blurred by a Gaussian of a 500th of the longer side, all have 20 to 140.
+        dark_share: most of the picture that is black: 0 to 7 % of the 14, 51 % or more at a 256th of the light.
+        bright_share: most of the picture that is burnt out: 0 to 9 % of the 14, 41 to 73 % at 16 times the light; white
+            skies are burnt out too.
+        sky_share: most of the picture that is sky: 0 to 51 % of the 14.
+        occlusion_share: most of the upper two thirds that is smooth and no sky, such as a bus or a thumb before the
+            lens: 0 to 18 % of the 14, 36 % or more with half of the picture covered.
+        veil: most veiling glare: 0 to 0.04 of the 14, 0.29 or more where 30 % of the light is glare. Fog has it too.
+        dashboard_share: most of the picture below an edge that stays in place through a drive of at least 20 photos
+            (`jzi.curate.dashboard`). Bonnets, which most dash cameras show, are below 25 % or so.
+        duplicate_bits: most bits, of 64, in which the hashes of two photos differ that count as duplicates: 0 to 2 of
+            photos saved again, 0 to 6 if a fifth brighter too, 22 or more between the 14.
     """
 
     position_error_m: float | None = 15.0
@@ -59,14 +64,14 @@ class FilterOptions:
     min_quality_score: float | None = None
     per_block: int | None = None
     block_m: float = 100.0
-    sharpness: float | None = 100.0
-    dark_share: float | None = 0.7
+    sharpness: float | None = 150.0
+    dark_share: float | None = 0.5
     bright_share: float | None = 0.5
     sky_share: float | None = 0.7
-    occlusion_share: float | None = 0.5
-    veil: float | None = 0.35
-    dashboard_share: float | None = 0.35
-    duplicate_bits: int | None = 3
+    occlusion_share: float | None = 0.35
+    veil: float | None = 0.25
+    dashboard_share: float | None = 0.3
+    duplicate_bits: int | None = 4
 
     def __post_init__(self) -> None:
         if unknown := set(self.cameras or ()) - set(CAMERAS):

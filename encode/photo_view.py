@@ -154,7 +154,7 @@ def view_of(image: Image.Image) -> PhotoView:
     if exif.get(ExifTags.Base.Orientation) in (5, 6, 7, 8):
         width, height = height, width
     gps = _tags(image, ExifTags.IFD.GPSInfo)
-    pano, heading = _gpano(image), _number(gps.get(ExifTags.GPS.GPSImgDirection))
+    pano, heading = gpano_entries(image), _number(gps.get(ExifTags.GPS.GPSImgDirection))
     magnetic = heading is not None and str(gps.get(ExifTags.GPS.GPSImgDirectionRef)).strip("\0 ").upper() == "M"
     heading = _number(pano.get("PoseHeadingDegrees")) if heading is None else heading
     view = PhotoView(heading_deg=None if heading is None else heading % 360, magnetic=magnetic)
@@ -206,7 +206,7 @@ def _tags(image: Image.Image, directory: int | None) -> Mapping[int, Any]:
         return {}
 
 
-def _gpano(image: Image.Image) -> dict[str, str]:
+def gpano_entries(image: Image.Image) -> dict[str, str]:
     """Entries of GPano in the XMP of an image, as attributes or elements; text is searched, no XML is parsed."""
     packet = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp") or b""
     if isinstance(packet, str):
