@@ -162,6 +162,8 @@ def _init_region(
         list_rejected(table.rejected, "photos cannot be used")
         values["photos"] = len(table)
         lines.append(f"{len(table)} photos in the region, {split_text(table.split)}")
+    if statewide:
+        lines.append("published results are of whole states that were not trained on: `jzi evaluate --split all`")
     if rasters:
         write_footprint(settings, cells)
         write_settings(settings)

@@ -57,11 +57,10 @@ def statewide_sources(
     from jzi.workspace.published_sets import statewide_photos, statewide_rasters
 
     if given := [f"--{name.replace('_', '-')}" for name in ("queries", "photos", "download") if options.get(name)]:
-        raise UsageError(
-            f"{', '.join(given)} is not for the state-wide data set, whose photos are in --data: leave it out"
-        )
+        raise UsageError(f"{', '.join(given)} is not for the state-wide data set, which is in --data: leave it out")
     if not rasters:
         raise UsageError("the state-wide data set is photos only: name the imagery of the state by --map")
     files, outside = statewide_rasters(folder, rasters)
-    table, photos = statewide_photos(folder, data)
+    table, photos, missing = statewide_photos(folder, data)
+    list_rejected(missing, "photos of the data set left out")
     return tuple(files), outside, table, photos

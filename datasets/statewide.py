@@ -4,8 +4,8 @@ dataset.json                            images-num, images-directory-levels, ori
 latlons.npz, timestamps.npz, sequence-idxs.npz      position (degrees), time (ms since 1970) and sequence of each photo
 images/<path>-480.jpg, images/<path>.json           a photo, and its Mapillary id, sequence, camera type and creator
 
-The path of a photo is its index as 12 digits, reversed, of which the first digits are folders: with 3 levels, photo 4711
-is 1/1/7/400000000. A folder is a state. It holds no splits: they are trained on or tested on as a whole.
+The path of a photo is its index as 12 digits, reversed, of which the first digits are folders: with 3 levels, photo
+4711 is 1/1/7/400000000. A folder is a state. It holds no splits: states are trained on or tested on as a whole.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from tqdm import tqdm
 from jzi.errors import DatasetError, first_line
 from jzi.store.files import write_whole
 from jzi.store.photo_file import open_regular_file
+from jzi.store.photo_table import Rejected
 
 #: Most photos: those of the data set's largest state are about 5 million.
 MAX_PHOTOS = 10**8
@@ -50,10 +51,11 @@ def photo_path(index: int, levels: int) -> str:
     return "/".join([*digits[:levels], digits[levels:]])
 
 
-def read(folder: Path) -> pd.DataFrame:
-    """Read a state's photos as a photo table, with columns id, path, latitude, longitude, captured_at, drive and camera.
+def read(folder: Path) -> tuple[pd.DataFrame, tuple[Rejected, ...]]:
+    """Read a state's photos as a photo table: id, path, latitude, longitude, captured_at, drive, camera and creator.
 
-    Paths are relative to `images/`. Whether photos are on disk is not looked up.
+    Returns:
+        The table, with paths relative to `images/`, and the photos that are not on disk.
 
     Raises:
         DatasetError: the folder is none of the data set, or a file of it is damaged.
@@ -80,8 +82,10 @@ def read(folder: Path) -> pd.DataFrame:
     paths = [photo_path(index, levels) for index in range(count)]
     suffix = _suffix(folder, paths, info)
     columns: dict[str, list[str]] = {"id": [], "drive": [], "camera": [], "creator": []}
+    on_disk = []
     for index, path in enumerate(tqdm(paths, unit="photo", desc="metadata", delay=2)):
         metadata = _json(folder / "images" / f"{path}.json") or {}
+        on_disk.append((folder / "images" / f"{path}{suffix}").is_file())
         sequence = "" if sequences is None or sequences[index] < 0 else str(int(sequences[index]))
         columns["id"].append(_text(metadata.get("image-id")) or str(index))
         columns["drive"].append(_text(metadata.get("sequence")) or sequence)
@@ -96,11 +100,17 @@ def read(folder: Path) -> pd.DataFrame:
         frame.loc[~known, "captured_at"] = pd.NaT
     for name in ("drive", "camera", "creator"):
         frame[name] = columns[name]
-    return frame
+    missing = ~np.array(on_disk)
+    if missing.all():
+        raise DatasetError(
+            f"{folder / 'images'} has none of the {count} photos: download them, not only their positions"
+        )
+    rejected = tuple(Rejected(name, "photo is not on disk") for name in frame["id"][missing])
+    return frame[~missing].reset_index(drop=True), rejected
 
 
-def write_table(folder: Path, table: Path) -> int:
-    """Write the photo table of a state as a Parquet file; returns the number of photos.
+def write_table(folder: Path, table: Path) -> tuple[Rejected, ...]:
+    """Write the photo table of a state as a Parquet file; returns the photos that are not on disk.
 
     Args:
         folder: of the state.
@@ -109,13 +119,13 @@ def write_table(folder: Path, table: Path) -> int:
     Raises:
         DatasetError: as `read`, or the file cannot be written.
     """
-    frame = read(folder)
+    frame, rejected = read(folder)
     try:
         table.parent.mkdir(parents=True, exist_ok=True)
         write_whole(table, lambda file: frame.to_parquet(file, index=False))
     except OSError as error:
         raise DatasetError(f"{table} cannot be written: {error.strerror or first_line(error)}") from error
-    return len(frame)
+    return rejected
 
 
 def _suffix(folder: Path, paths: list[str], info: dict[str, Any]) -> str:

@@ -6,8 +6,9 @@ panoramas/<city>/<latitude>,<longitude>_<year>_<month>_<id>.jpg
 satellite/<city>/L3/<city>_L3_r00_c00.png             64 x 64 tiles; also L0 to L2, which the finest ones cover
 
 Also with the names before the release: Pano/, level/, meta/level_pano/ and
-figures/pano_distribution/pano_distribution_summary.csv. Tiles are equal steps of latitude and longitude between a city's
-bounds: an equirectangular projection in which the bounds are a square makes them the cells of a pyramid of three levels.
+figures/pano_distribution/pano_distribution_summary.csv. Tiles are equal steps of latitude and longitude between a
+city's bounds: in the equirectangular projection in which the bounds are a square, they are the cells of a pyramid of
+three levels.
 """
 
 from __future__ import annotations
@@ -155,7 +156,7 @@ def area_of(min_lon: float, min_lat: float, max_lon: float, max_lat: float, *, n
     expected = math.cos(math.radians((min_lat + max_lat) / 2))
     if not (ratio <= 1 and 0.5 <= ratio / expected <= 2):
         raise DatasetError(
-            f"{name} is {max_lon - min_lon:g} by {max_lat - min_lat:g} degrees, which is no square: check city_bounds.csv"
+            f"{name} is {max_lon - min_lon:g} by {max_lat - min_lat:g} degrees, no square: check city_bounds.csv"
         )
     crs = (
         f"+proj=eqc +lat_ts={math.degrees(math.acos(ratio))!r} +lon_0={min_lon!r} +R={RADIUS_M:.0f} +units=m +no_defs "
@@ -180,7 +181,8 @@ def _bounds(folder: Path) -> dict[str, tuple[float, float, float, float]]:
         raise DatasetError(f"{folder} has no metadata/city_bounds.csv: give the folder of VIGOR-M")
     frame = _read_csv(file, ("city", *_BOUNDS))
     numbers = frame[list(_BOUNDS)].apply(pd.to_numeric, errors="coerce").to_numpy(float)
-    return {str(city): (row[0], row[1], row[2], row[3]) for city, row in zip(frame["city"], numbers, strict=True)}
+    rows = zip(frame["city"], numbers.tolist(), strict=True)
+    return {str(city): (row[0], row[1], row[2], row[3]) for city, row in rows}
 
 
 def _photos(folder: Path, area: Area) -> pd.DataFrame:

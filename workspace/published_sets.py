@@ -1,4 +1,4 @@
-"""The working directories of published data sets whose photos or areas need more than one table: `jzi init --dataset`."""
+"""Working directories of VIGOR-M and of the state-wide data set, which `jzi init --dataset` sets up."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Literal
 from jzi.datasets import statewide, vigor_m
 from jzi.datasets.tiled_layout import TiledLayout
 from jzi.errors import ConfigError
-from jzi.store.photo_table import PhotoTable
+from jzi.store.photo_table import PhotoTable, Rejected
 from jzi.workspace.init import new_encoder_settings, relative_path
 from jzi.workspace.open import open_photo_table
 from jzi.workspace.settings import FILE, MapSettings, QuerySettings, Settings
@@ -105,7 +105,7 @@ def statewide_rasters(folder: Path, rasters: Sequence[str]) -> tuple[list[str], 
     return result, outside
 
 
-def statewide_photos(folder: Path, data: Path | None) -> tuple[str, str]:
+def statewide_photos(folder: Path, data: Path | None) -> tuple[str, str, tuple[Rejected, ...]]:
     """Write the photo table of a state of the state-wide data set.
 
     Args:
@@ -113,11 +113,12 @@ def statewide_photos(folder: Path, data: Path | None) -> tuple[str, str]:
         data: folder of the state's photos; by default `folder`.
 
     Returns:
-        The table and the folder of its photos, as for `jzi init --queries` and `--photos`.
+        The table and the folder of its photos, as for `jzi init --queries` and `--photos`, and the photos that are
+        not on disk.
 
     Raises:
         DatasetError: the photos' metadata cannot be read.
     """
     data = data or folder
-    statewide.write_table(data, folder / STATEWIDE_TABLE)
-    return str(folder / STATEWIDE_TABLE), str(data / "images")
+    missing = statewide.write_table(data, folder / STATEWIDE_TABLE)
+    return str(folder / STATEWIDE_TABLE), str(data / "images"), missing
