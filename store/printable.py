@@ -44,11 +44,16 @@ def quote_formula(value: Any) -> Any:
     return f"'{text}" if text.lstrip("'").startswith(_FORMULA) else text
 
 
-def unquote_formula(value: str) -> str:
+def unquote_formula(value: Any) -> Any:
     r"""The printable text that `quote_formula` made a cell of.
+
+    Args:
+        value: a cell; what is no text is returned as it is.
 
     Example:
         >>> unquote_formula("'-Ab3"), unquote_formula("'t Hooft")
         ('-Ab3', "'t Hooft")
     """
+    if not isinstance(value, str):
+        return value
     return value[1:] if value.startswith("'") and value.lstrip("'").startswith(_FORMULA) else value

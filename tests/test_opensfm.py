@@ -128,7 +128,7 @@ def test_an_import_that_was_killed_is_continued(tmp_path, monkeypatch) -> None:
     run(command, 130)
     assert not (tmp_path / "out" / "photos.csv").exists() and (tmp_path / "out/images/1.jpg").exists()
     write(tmp_path / "other", {"9.jpg": shot(0, 0, 30)})
-    assert "unfinished import of something else" in run(command.replace("sfm", "other"), 2).output
+    assert "unfinished import of something else" in run(command.replace("/sfm ", "/other "), 2).output
     run(command)
     assert sorted(DatasetFolder.read(tmp_path / "out").photos["id"].astype(str)) == ["0", "1", "2", "3"]
     assert {each.name for each in (tmp_path / "out").iterdir()} == {
