@@ -148,17 +148,19 @@ def _array(file: Path, name: str, shape: tuple[int, ...], kinds: str) -> NDArray
             if member.file_size > 8 * int(np.prod(shape)) + 2**14:
                 raise ValueError(f"{name} takes {member.file_size} bytes, too many for {shape[0]} photos")
             with archive.open(member) as content:
-                array = np.lib.format.read_array(content, allow_pickle=False)
+                version = np.lib.format.read_magic(content)
+                read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+                found, _, dtype = read_header[version](content)  # before memory is allocated for it
+                if found == shape and dtype.kind in kinds:
+                    data = content.read(dtype.itemsize * int(np.prod(shape)))
+                    return np.frombuffer(data, dtype).reshape(shape)
     except FileNotFoundError:
         return None
     except (OSError, KeyError, ValueError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile) as error:
         raise DatasetError(f"{file} cannot be read: {first_line(error)}; download it again") from error
-    if array.shape != shape or array.dtype.kind not in kinds:
-        raise DatasetError(
-            f"{file} has {name} of type {array.dtype} and shape {array.shape}, not {shape}: it belongs to another "
-            "dataset.json"
-        )
-    return np.asarray(array)
+    raise DatasetError(
+        f"{file} has {name} of type {dtype} and shape {found}, not {shape}: it belongs to another dataset.json"
+    )
 
 
 def _json(file: Path) -> dict[str, Any] | None:
