@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from datetime import date
 from functools import wraps
@@ -128,7 +128,7 @@ def prepare_options(command: Callable) -> Callable:
     return _added(run, _PREPARE_OPTIONS)
 
 
-def counts_text(found: int, counts: list[FilterCount], kept: int) -> str:
+def counts_text(found: int, counts: Sequence[FilterCount], kept: int) -> str:
     """The report of filters as a table: what each removed, and what is kept.
 
     Args:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 
@@ -85,13 +86,13 @@ def filter_records(frame: pd.DataFrame, options: FilterOptions, now: datetime | 
     if options.position_error_m is not None and error is not None:
         setting = f"GPS at most {options.position_error_m:g} m from the SfM position"
         far = error > options.position_error_m
-        run.remove("gps", setting, far, [f"GPS {metres:.0f} m from the SfM position" for metres in error])
+        run.remove("gps", setting, far, lambda row: f"GPS {error[row]:.0f} m from the SfM position")
     _filter_device(run, options)
     _filter_size(run, options)
     score = numbers(frame, "quality_score")
     if options.min_quality_score is not None:
         setting = f"quality score at least {options.min_quality_score:g}"
-        run.remove("score", setting, score < options.min_quality_score, [f"quality score {each:.2f}" for each in score])
+        run.remove("score", setting, score < options.min_quality_score, lambda row: f"quality score {score[row]:.2f}")
     if options.spacing_m is not None:
         _filter_spacing(run, options.spacing_m)
     if options.per_block is not None:
@@ -112,30 +113,21 @@ def filter_images(frame: pd.DataFrame, options: FilterOptions) -> FilterResult:
     """
     shares = np.full(len(frame), np.nan)
     run = _Run(frame)
-    for name, column, least, setting, reason in _MEASURED:
-        threshold, values = getattr(options, column), numbers(frame, column)
-        if threshold is not None:
-            outside = values < threshold if least else values > threshold
-            run.remove(name, setting.format(threshold), outside, [reason.format(value) for value in values])
+    for measure in _MEASURED:
+        _filter_measure(run, options, *measure)
     if options.dashboard_share is not None:
-        rows = by_time(frame.assign(drive=texts(frame, "drive")), run.kept)
-        shares[rows] = dashboard_shares(frame.assign(drive=texts(frame, "drive")).iloc[rows]).to_numpy()
-        reason = [f"{share:.0%} below an edge that stays in place through its drive" for share in shares]
-        setting = f"at most {options.dashboard_share:.0%} below an edge that stays in place through the drive"
-        run.remove("dashboard", setting, shares > options.dashboard_share, reason)
+        if "lower_half" in frame:
+            drives = frame.assign(drive=texts(frame, "drive"))
+            rows = by_time(drives, run.kept)
+            shares[rows] = dashboard_shares(drives.iloc[rows]).to_numpy()
+        edge = "below an edge that stays in place through the drive"
+        setting = f"at most {options.dashboard_share:.0%} {edge}"
+        run.remove("dashboard", setting, shares > options.dashboard_share, lambda row: f"{shares[row]:.0%} {edge}")
     if options.duplicate_bits is not None:
         _filter_duplicates(run, options.duplicate_bits)
     result = run.result()
     photos = result.photos.assign(dashboard_share=shares[run.kept]).drop(columns="lower_half", errors="ignore")
     return FilterResult(photos, result.rejected, result.counts)
-
-
-def merge_counts(*parts: list[FilterCount]) -> list[FilterCount]:
-    """Counts of several runs of filters, those of the same filter and setting added up."""
-    merged: dict[tuple[str, str], int] = {}
-    for each in (count for part in parts for count in part):
-        merged[each.name, each.setting] = merged.get((each.name, each.setting), 0) + each.removed
-    return [FilterCount(name=name, setting=setting, removed=removed) for (name, setting), removed in merged.items()]
 
 
 class _Run:
@@ -147,12 +139,12 @@ class _Run:
         self.counts: list[FilterCount] = []
         self._rejections: dict[int, Rejection] = {}
 
-    def remove(self, name: str, setting: str, rows: NDArray[np.bool_], reasons: str | list[str]) -> None:
-        """Remove rows that are still there, each for its reason or all for one."""
-        removed = np.flatnonzero(rows & self.kept)
+    def remove(self, name: str, setting: str, rows: NDArray[np.bool_], reason: str | Callable[[int], str]) -> None:
+        """Remove rows that are still there, all for one reason, or each for that of its number."""
+        removed, ids = np.flatnonzero(rows & self.kept), self.frame["id"].to_numpy()
         for row in removed.tolist():
-            reason = reasons if isinstance(reasons, str) else reasons[row]
-            self._rejections[row] = Rejection(str(self.frame["id"].iloc[row]), name, reason)
+            text = reason if isinstance(reason, str) else reason(row)
+            self._rejections[row] = Rejection(str(ids[row]), name, text)
         self.kept[removed] = False
         self.counts.append(FilterCount(name=name, setting=setting, removed=len(removed)))
 
@@ -165,36 +157,45 @@ def _filter_position(run: _Run) -> None:
     latitude, longitude = numbers(run.frame, "latitude"), numbers(run.frame, "longitude")
     bad = ~((np.abs(latitude) <= 90) & (np.abs(longitude) <= 180))
     bad |= (np.abs(latitude) < NULL_ISLAND_DEG) & (np.abs(longitude) < NULL_ISLAND_DEG)
-    reasons = [f"latitude {north:g}, longitude {east:g}" for north, east in zip(latitude, longitude, strict=True)]
-    run.remove("position", "a position on the Earth, and not 0, 0", bad, reasons)
+    setting = "a position on the Earth, and not 0, 0"
+    run.remove("position", setting, bad, lambda row: f"latitude {latitude[row]:g}, longitude {longitude[row]:g}")
+
+
+def _filter_measure(
+    run: _Run, options: FilterOptions, name: str, column: str, least: bool, setting: str, reason: str
+) -> None:
+    threshold, values = getattr(options, column), numbers(run.frame, column)
+    if threshold is not None:
+        outside = values < threshold if least else values > threshold
+        run.remove(name, setting.format(threshold), outside, lambda row: reason.format(values[row]))
 
 
 def _filter_time(run: _Run, options: FilterOptions, now: datetime) -> None:
     seconds = capture_seconds(run.frame["captured_at"]) if "captured_at" in run.frame else pd.Series(dtype=float)
     seconds = seconds.reindex(run.frame.index).to_numpy(float)
-    days = [_day(each) for each in seconds]
     latest = (now if now.tzinfo else now.replace(tzinfo=UTC)) + AHEAD
-    run.remove("time", "not in the future", seconds > latest.timestamp(), [f"taken on {day}" for day in days])
+    run.remove("time", "not in the future", seconds > latest.timestamp(), lambda row: _taken(seconds[row]))
     if options.since is None and options.until is None:
         return
     first = -np.inf if options.since is None else _seconds(options.since)
     end = np.inf if options.until is None else _seconds(options.until) + 86_400
     words = [f"since {options.since}" if options.since else "", f"until {options.until}" if options.until else ""]
-    reasons = [
-        "its time is unknown" if np.isnan(each) else f"taken on {day}" for each, day in zip(seconds, days, strict=True)
-    ]
-    run.remove("age", " ".join(filter(None, words)), ~((seconds >= first) & (seconds < end)), reasons)
+    run.remove(
+        "age", " ".join(filter(None, words)), ~((seconds >= first) & (seconds < end)), lambda row: _taken(seconds[row])
+    )
 
 
 def _seconds(day: date) -> float:
     return datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()
 
 
-def _day(seconds: float) -> str:
+def _taken(seconds: float) -> str:
+    if np.isnan(seconds):
+        return "its time is unknown"
     try:
-        return datetime.fromtimestamp(seconds, UTC).date().isoformat()
-    except (ValueError, OverflowError, OSError):  # nan, and years beyond 9999
-        return f"{seconds:g} s after 1970"
+        return f"taken on {datetime.fromtimestamp(seconds, UTC).date()}"
+    except (ValueError, OverflowError, OSError):  # years beyond 9999
+        return f"taken {seconds:g} s after 1970"
 
 
 def _position_error(frame: pd.DataFrame) -> NDArray[np.float64] | None:
@@ -223,22 +224,24 @@ def _filter_device(run: _Run, options: FilterOptions) -> None:
         patterns = [re.compile(fnmatch.translate(pattern.lower())) for pattern in options.devices_excluded]
         excluded = {name for name in device.unique() if any(each.match(name.lower()) for each in patterns)}
         setting = f"no device {' or '.join(options.devices_excluded)}"
-        run.remove("device", setting, device.isin(excluded).to_numpy(), [f"taken by {name}" for name in device])
+        run.remove("device", setting, device.isin(excluded).to_numpy(), lambda row: f"taken by {device.iloc[row]}")
     if options.cameras is not None:
         camera = texts(frame, "camera").str.lower()
         panorama = texts(frame, "panorama").str.lower().isin(("true", "1", "1.0", "yes"))
         camera = camera.where(camera != "", panorama.map({True: "spherical", False: "unknown"}))
         camera = camera.where(camera.isin(CAMERAS), "unknown")
         setting = f"cameras: {', '.join(options.cameras)}"
-        run.remove("camera", setting, ~camera.isin(options.cameras).to_numpy(), [f"camera {name}" for name in camera])
+        run.remove(
+            "camera", setting, ~camera.isin(options.cameras).to_numpy(), lambda row: f"camera {camera.iloc[row]}"
+        )
 
 
 def _filter_size(run: _Run, options: FilterOptions) -> None:
     if options.min_side is not None:
         width, height = numbers(run.frame, "width"), numbers(run.frame, "height")
         small = np.minimum(width, height) < options.min_side
-        reasons = [f"{w:g} x {h:g} pixels" for w, h in zip(width, height, strict=True)]
-        run.remove("size", f"shorter side at least {options.min_side} pixels", small, reasons)
+        setting = f"shorter side at least {options.min_side} pixels"
+        run.remove("size", setting, small, lambda row: f"{width[row]:g} x {height[row]:g} pixels")
 
 
 def _filter_spacing(run: _Run, spacing_m: float) -> None:
@@ -246,7 +249,7 @@ def _filter_spacing(run: _Run, spacing_m: float) -> None:
     rows = by_time(run.frame.assign(drive=drive), run.kept & (drive != "").to_numpy())
     points = on_ellipsoid(numbers(run.frame, "latitude")[rows], numbers(run.frame, "longitude")[rows])
     close = np.zeros(len(run.frame), bool)
-    reasons = [""] * len(run.frame)
+    reasons: dict[int, str] = {}
     last_drive, last = None, points[:0]
     for row, name, point in zip(rows.tolist(), drive.iloc[rows], points, strict=True):
         metres = float(np.linalg.norm(point - last)) if name == last_drive else np.inf
@@ -254,7 +257,7 @@ def _filter_spacing(run: _Run, spacing_m: float) -> None:
             close[row], reasons[row] = True, f"{metres:.1f} m from the photo before"
         else:
             last_drive, last = name, point
-    run.remove("spacing", f"at least {spacing_m:g} m from the photo before in a drive", close, reasons)
+    run.remove("spacing", f"at least {spacing_m:g} m from the photo before in a drive", close, reasons.__getitem__)
 
 
 def _filter_blocks(run: _Run, per_block: int, block_m: float, score: NDArray[np.float64]) -> None:
@@ -286,8 +289,8 @@ def _filter_duplicates(run: _Run, bits: int) -> None:
     frame = frame.sort_values(["pixels", "score", "seconds", "id"])
     hashes = np.array([int(each, 16) for each in frame["phash"]], np.uint64)
     duplicate = np.zeros(len(run.frame), bool)
-    reasons = [""] * len(run.frame)
+    reasons: dict[int, str] = {}
     rows, ids = frame["row"].tolist(), frame["id"].tolist()
     for photo, original in duplicates_of(hashes, bits).items():
         duplicate[rows[photo]], reasons[rows[photo]] = True, f"the same picture as {ids[original]}"
-    run.remove("duplicate", f"hashes differ in more than {bits} of 64 bits", duplicate, reasons)
+    run.remove("duplicate", f"hashes differ in more than {bits} of 64 bits", duplicate, reasons.__getitem__)

@@ -38,15 +38,17 @@ class FilterOptions:
         min_quality_score: least quality score of the service, 0 to 1.
         per_block: most photos in a square of the ground; those with the best scores are kept, the others at random.
         block_m: side of the squares.
-        sharpness: least variance of the Laplacian. Of 14 street photos, one with motion blur has 246, the others 440 to
-            3300; blurred by a Gaussian of a 500th of the longer side, all have 20 to 140.
+        sharpness: least variance of the Laplacian. Of 14 street photos, one with motion blur has 306, the others 580 to
+            5100; blurred by a Gaussian of a 500th of the longer side, all have 19 to 131. Motion blur leaves the edges
+            along it: dragged by a 60th of the longer side, they have 20 to 605.
         dark_share: most of the picture that is black: 0 to 7 % of the 14, 51 % or more at a 256th of the light.
-        bright_share: most of the picture that is burnt out: 0 to 9 % of the 14, 41 to 73 % at 16 times the light; white
+        bright_share: most of the picture that is burnt out: 0 to 9 % of the 14, 41 to 74 % at 16 times the light; white
             skies are burnt out too.
         sky_share: most of the picture that is sky: 0 to 51 % of the 14.
         occlusion_share: most of the upper two thirds that is smooth and no sky, such as a bus or a thumb before the
             lens: 0 to 18 % of the 14, 36 % or more with half of the picture covered.
-        veil: most veiling glare: 0 to 0.04 of the 14, 0.29 or more where 30 % of the light is glare. Fog has it too.
+        veil: most veiling glare: 0 to 0.04 of the 14, 0.35 or more behind white glare of 35 %, 0.2 behind 20 %.
+            Fog has it too.
         dashboard_share: most of the picture below an edge that stays in place through a drive of at least 20 photos
             (`jzi.curate.dashboard`). Bonnets, which most dash cameras show, are below 25 % or so.
         duplicate_bits: most bits, of 64, in which the hashes of two photos differ that count as duplicates: 0 to 2 of

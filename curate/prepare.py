@@ -21,6 +21,7 @@ from jzi.curate.quality import measure
 from jzi.encode.photo_view import PhotoView, gpano_entries, photo_view
 from jzi.encode.photos import open_photo
 from jzi.errors import PhotoError
+from jzi.store.exif import SUFFIXES
 from jzi.store.files import write_whole
 from jzi.store.photo_file import open_image
 
@@ -125,8 +126,13 @@ def image_path(photo: str) -> str:
     digest = hashlib.sha256(photo.encode("utf-8", "surrogateescape")).hexdigest()
     name = photo
     if not re.fullmatch(rf"[a-z0-9][a-z0-9_-]{{0,{_NAME - 1}}}", photo):
-        name = f"{re.sub(r'[^A-Za-z0-9_-]+', '-', photo)[:_NAME].strip('-')}-{digest[:12]}".lstrip("-")
+        stem = photo[: -len(suffix)] if (suffix := _suffix(photo)) else photo
+        name = f"{re.sub(r'[^A-Za-z0-9_-]+', '-', stem)[:_NAME].strip('-')}-{digest[:12]}".lstrip("-")
     return f"{IMAGES}/{digest[:2]}/{name}.jpg"
+
+
+def _suffix(name: str) -> str:
+    return next((suffix for suffix in SUFFIXES if name.lower().endswith(suffix)), "")
 
 
 def _view(content: bytes | Path, row: Mapping[str, Any], name: str) -> tuple[PhotoView, dict[str, str]]:

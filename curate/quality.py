@@ -95,9 +95,10 @@ def measure(image: Image.Image) -> Quality:
     cv2 = import_opencv()
     scale = SIDE / max(image.size)
     size = tuple(max(CELL, round(side * scale)) for side in image.size)
-    pixels = np.asarray(image.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0))  # (height, width, 3)
+    pixels = cv2.resize(np.asarray(image), size, interpolation=cv2.INTER_AREA)  # (height, width, 3)
     gray = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
-    darkest, brightest = pixels.min(2), pixels.max(2)
+    red, green, blue = cv2.split(pixels)
+    darkest, brightest = cv2.min(cv2.min(red, green), blue), cv2.max(cv2.max(red, green), blue)
     cells = _Cells.of(pixels, gray, darkest, cv2)
     sky = _sky(cells, cv2)
     upper = slice(0, max(1, 2 * len(sky) // 3))
@@ -150,15 +151,16 @@ class _Cells:
 
     @classmethod
     def of(cls, pixels: NDArray[np.uint8], gray: NDArray[np.uint8], darkest: NDArray[np.uint8], cv2: Any) -> _Cells:
+        rows, columns = (side // CELL for side in gray.shape)
+        whole = slice(0, rows * CELL), slice(0, columns * CELL)  # pixels beyond the last whole cell are left out
         x, y = (cv2.Sobel(gray, cv2.CV_32F, *axis, ksize=3, scale=1 / 8) for axis in ((1, 0), (0, 1)))
-        red, green, blue = (_in_cells(pixels[..., channel]).mean((1, 3), np.float32) for channel in range(3))
-        return cls(_in_cells(np.hypot(x, y)).mean((1, 3)), red, green, blue, _in_cells(darkest).min((1, 3)))
-
-
-def _in_cells(values: NDArray[Any]) -> NDArray[Any]:
-    """(row, CELL, column, CELL); pixels beyond the last whole cell are left out."""
-    rows, columns = values.shape[0] // CELL, values.shape[1] // CELL
-    return values[: rows * CELL, : columns * CELL].reshape(rows, CELL, columns, CELL)
+        gradient, channels = (
+            cv2.resize(each[whole], (columns, rows), interpolation=cv2.INTER_AREA)
+            for each in (cv2.magnitude(x, y), pixels.astype(np.float32))
+        )
+        channels = channels.reshape(rows, columns, 3)
+        eroded = cv2.erode(darkest[whole], np.ones((CELL, CELL), np.uint8), anchor=(0, 0))  # minimum of each cell
+        return cls(gradient.reshape(rows, columns), *np.moveaxis(channels, 2, 0), eroded[::CELL, ::CELL])
 
 
 def _sky(cells: _Cells, cv2: Any) -> NDArray[np.bool_]:

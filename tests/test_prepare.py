@@ -109,7 +109,7 @@ def invert(camera: Camera, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np
     return x, y
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.sampled_from(["perspective", "fisheye", "brown"]), st.floats(0.3, 3), st.floats(-0.3, 0.3),
        st.floats(-0.1, 0.1), st.sampled_from([(640, 480), (480, 640), (600, 600)]))  # fmt: skip
 def test_an_undistorted_photo_is_filled_to_its_edges(
@@ -255,7 +255,7 @@ def test_what_is_no_photo_is_an_error(content: bytes) -> None:
         prepare(content, {"id": "broken"}, PrepareOptions())
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.text(max_size=200))
 def test_paths_of_photos_stay_below_the_folder(name: str) -> None:
     path = image_path(name)
