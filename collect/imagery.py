@@ -15,7 +15,7 @@ from jzi.collect.imagery_cog import Compression, block_options, check_compressio
 from jzi.collect.imagery_download import Estimate, Pacer, check_space, download, sample
 from jzi.collect.imagery_layer import Layer
 from jzi.collect.imagery_vrt import leads_elsewhere, write_vrt
-from jzi.curate.folder import Source
+from jzi.curate.folder import MAX_INFO, Source
 from jzi.errors import DatasetError, ImageryError
 from jzi.store.files import write_whole
 from jzi.version import __version__
@@ -169,8 +169,10 @@ def check_output(output: Path, force: bool) -> None:
         raise ImageryError(f"{output} is neither a .vrt nor a .tif: give -o map.vrt or -o map.tif")
     if not output.parent.is_dir():
         raise ImageryError(f"there is no folder {output.parent}: make it first")
-    if output.exists() and not force:
-        raise ImageryError(f"{output} exists: give another name, or pass --force to replace it")
+    record = output.with_suffix(".json")
+    for file in (output, record):
+        if file.exists() and not force and not (file == record and _is_record(file)):
+            raise ImageryError(f"{file} exists: give -o another name, or pass --force to replace it")
 
 
 def write_map_vrt(prepared: Prepared, output: Path) -> bool:
@@ -221,9 +223,13 @@ class GeoTiffWriter:
             self.blocks.open(options.force)
             self.resumed = len(self.blocks.states)
         compressed = block_options(self.compression, options.quality, layer.bands, layer.dtype)
-        estimate = sample(self.blocks, self._pacer, compressed, not dry_run, options.progress)
-        if not dry_run:
-            check_space(self.blocks.folder, estimate)
+        try:
+            estimate = sample(self.blocks, self._pacer, compressed, not dry_run, options.progress)
+            if not dry_run:
+                check_space(self.blocks.folder, estimate)
+        finally:
+            if not dry_run and not self.blocks.states:
+                shutil.rmtree(self.blocks.folder)  # nothing to resume
         return estimate
 
     def write(self, estimate: Estimate) -> None:
@@ -250,9 +256,17 @@ class GeoTiffWriter:
                 vrt, temporary, self.compression, self.options.quality, layer.dtype, expected, self.options.progress
             )
 
-        write_whole(self.output, write)
         _write_record(self.prepared, self.output)
+        write_whole(self.output, write)
         shutil.rmtree(blocks.folder)
+
+
+def _is_record(file: Path) -> bool:
+    """Whether a file is a record of imagery, which an interrupted run may have written."""
+    try:
+        return Source.model_validate_json(file.read_bytes()[:MAX_INFO]).kind == "imagery"
+    except (OSError, ValueError):
+        return False
 
 
 def _write_record(prepared: Prepared, output: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from rasterio import Affine
 from rasterio.io import MemoryFile
 from rasterio.windows import Window
 
@@ -125,6 +126,10 @@ class Blocks:
         down = -(-(top + window.height) // tile) - top // tile
         return int(across * down)
 
+    def transform(self, block: Block) -> Affine:
+        """Pixel of a block to x, y of the grid's CRS."""
+        return self.grid.transform @ Affine.translation(block.window.col_off, block.window.row_off)
+
     def write(self, block: Block, data: NDArray[Any], valid: NDArray[np.uint8]) -> None:
         """Keep a block.
 
@@ -141,7 +146,7 @@ class Blocks:
         if state == "none":
             write_whole(self.folder / name, Path.touch)
         else:
-            content = encode_block(data, valid)
+            content = encode_block(data, valid, self.transform(block))
             write_whole(self.folder / f"{name}.tif", lambda file: file.write_bytes(content))
         self.states[block.row, block.col] = state
 
@@ -169,12 +174,13 @@ def state_of(valid: NDArray[np.uint8]) -> State:
     return "part" if valid.any() else "none"
 
 
-def encode_block(data: NDArray[Any], valid: NDArray[np.uint8] | None, **options: Any) -> bytes:
+def encode_block(data: NDArray[Any], valid: NDArray[np.uint8] | None, transform: Affine, **options: Any) -> bytes:
     """A GeoTIFF of a block, without loss unless `options` say otherwise.
 
     Args:
         data: (band, row, column) pixels.
         valid: (row, column) 0 or 255, which becomes a further band; None for none.
+        transform: pixel to x, y.
         options: of GDAL's GeoTIFF driver.
 
     Raises:
@@ -185,7 +191,7 @@ def encode_block(data: NDArray[Any], valid: NDArray[np.uint8] | None, **options:
     with MemoryFile() as file:
         try:
             with file.open(driver="GTiff", count=len(stacked), height=stacked.shape[1], width=stacked.shape[2],
-                           dtype=stacked.dtype, **chosen) as target:  # fmt: skip
+                           dtype=stacked.dtype, transform=transform, **chosen) as target:  # fmt: skip
                 target.write(stacked)
         except OSError as error:
             raise ImageryError(f"a block cannot be compressed: {first_line(error)}") from error

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 from xml.etree import ElementTree
 
-from jzi.collect.http_rules import HttpError
+from jzi.collect.http_rules import Address, HttpError
 from jzi.collect.imagery_urls import ServiceUrl, with_query
-from jzi.errors import ImageryError, first_line
+from jzi.errors import ConfigError, ImageryError, first_line
 
 #: Largest capabilities, bytes: those of large agencies have some 10 MB.
 MAX_CAPABILITIES = 32 * 2**20
@@ -47,10 +47,11 @@ class Terms:
 
 @dataclass(frozen=True)
 class TileMatrix:
-    """A zoom level of a WMTS: its identifier, and the metres of a pixel at the equator."""
+    """A zoom level of a WMTS: identifier, metres of a pixel at the equator, and side of its tiles in pixels."""
 
     identifier: str
     pixel_m: float
+    side: int
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,29 @@ def parse_capabilities(content: bytes, name: str) -> ElementTree.Element:
     return root
 
 
+def add_parameters(content: bytes, origin: Address, parameters: str) -> bytes:
+    """Capabilities of a WMTS whose tiles are asked for with further parameters, which many services do not add.
+
+    Args:
+        content: the document, which `parse_capabilities` has passed.
+        origin: the service: addresses of other hosts do not get them, since one may be a secret.
+        parameters: as in a query.
+    """
+    root = ElementTree.fromstring(content)
+    names = {part.partition("=")[0].lower() for part in parameters.split("&")}
+    for element in root.iter():
+        for attribute in ("template", _HREF):
+            address = element.get(attribute, "")
+            there = {part.partition("=")[0].lower() for part in address.partition("?")[2].split("&")}
+            try:
+                same = Address.parse(re.sub(r"\{[^{}]*\}", "0", address), "an address").origin == origin.origin
+            except ConfigError:
+                continue
+            if same and not names & there:
+                element.set(attribute, f"{address.rstrip('?&')}{'&' if '?' in address else '?'}{parameters}")
+    return ElementTree.tostring(root)
+
+
 def wmts_layer(root: ElementTree.Element, name: str) -> WmtsLayer:
     """Find a layer in the capabilities of a WMTS.
 
@@ -153,10 +177,17 @@ def wmts_layer(root: ElementTree.Element, name: str) -> WmtsLayer:
         identifier = _text(tiles.find("Identifier"))
         if identifier in linked:
             matrices = [
-                TileMatrix(_text(matrix.find("Identifier")), _number(matrix.find("ScaleDenominator")) * _PIXEL_M)
+                TileMatrix(
+                    _text(matrix.find("Identifier")),
+                    _number(matrix.find("ScaleDenominator")) * _PIXEL_M,
+                    int(_number(matrix.find("TileWidth"))),
+                )
                 for matrix in tiles.findall("TileMatrix")
             ]
-            kept = sorted((each for each in matrices if each.pixel_m > 0), key=lambda each: -each.pixel_m)
+            kept = sorted(
+                (each for each in matrices if each.pixel_m > 0 and 16 <= each.side <= 4096),
+                key=lambda each: -each.pixel_m,
+            )
             if kept:
                 sets[identifier] = (_text(tiles.find("SupportedCRS")), tuple(kept))
     if not sets:

@@ -93,8 +93,8 @@ def sample(blocks: Blocks, pacer: Pacer, options: dict[str, object], keep: bool,
         pixels += valid.size
         empty += not valid.any()
         if valid.any():
-            kept += len(encode_block(data, valid))
-            output += len(encode_block(data, None, **options))
+            kept += len(encode_block(data, valid, blocks.transform(block)))
+            output += len(encode_block(data, None, blocks.transform(block), **options))
         if keep:
             blocks.write(block, data, valid)
     elapsed = time.monotonic() - started

@@ -46,6 +46,7 @@ class VrtSource:
         source: columns, rows, width and height of the part that is shown.
         target: the same in the VRT.
         options: GDAL's options for opening it.
+        nodata: the value that stands for no data in every band, if that is how pixels are masked.
     """
 
     name: str
@@ -56,6 +57,7 @@ class VrtSource:
     source: tuple[float, float, float, float]
     target: tuple[float, float, float, float]
     options: tuple[tuple[str, str], ...] = ()
+    nodata: float | None = None
 
 
 class Layer(Protocol):

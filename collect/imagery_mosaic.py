@@ -32,7 +32,7 @@ from jzi.store.photo_file import open_regular_file
 MAX_RASTERS, MAX_LIST = 50_000, 2**24
 
 #: Formats that hold their pixels themselves: what a URL may be. Others name files of this machine, or other machines.
-_REMOTE_DRIVERS = ["GTiff", "JP2OpenJPEG", "JPEG", "PNG", "WEBP"]
+_REMOTE_DRIVERS = ("GTiff", "JP2OpenJPEG")
 
 #: Largest relative difference of two pixel sizes that are the same: a hundredth of a pixel after 100 000 of them.
 _SAME_SIZE = 1e-7
@@ -219,9 +219,12 @@ class Mosaic:
             if left >= right or top >= bottom:
                 continue
             extent = (right - left, bottom - top)
+            flags = raster.source.mask_flag_enums
+            by_value = all(flags[band - 1] == [MaskFlags.nodata] for band in raster.bands)
             listed.append(VrtSource(
                 raster.path, tuple(raster.bands), sheet.masked, (raster.height, raster.width),
                 raster.source.block_shapes[0], (left, top, *extent), (x + left, y + top, *extent),
+                nodata=raster.source.nodata if by_value else None,
             ))  # fmt: skip
         return listed
 
@@ -256,7 +259,7 @@ def _open(name: str, remote: bool) -> _Sheet:
     try:
         with environment(is_url or remote):
             if is_url:
-                rasterio.open(path, driver=_REMOTE_DRIVERS).close()
+                _check_remote(path)
             raster = Raster(path, RasterOptions(remote=is_url or remote))
             source = raster.source
             masked = any(MaskFlags.all_valid not in source.mask_flag_enums[band - 1] for band in raster.bands)
@@ -276,6 +279,19 @@ def _open(name: str, remote: bool) -> _Sheet:
         )
     grid = Grid(raster.crs.to_wkt(), transform.c, transform.f, transform.a, -transform.e, raster.width, raster.height)
     return _Sheet(raster, shown, grid, masked, size)
+
+
+def _check_remote(path: str) -> None:
+    """Raise the error of the first driver unless one of `_REMOTE_DRIVERS` opens a file."""
+    first: Exception | None = None
+    for driver in _REMOTE_DRIVERS:
+        try:
+            rasterio.open(path, driver=driver).close()
+            return
+        except (*GDAL_ERRORS, OSError) as error:
+            first = first or error
+    assert first is not None
+    raise first
 
 
 def _unsigned(url: str) -> str:

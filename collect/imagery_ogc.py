@@ -14,7 +14,7 @@ from rasterio.io import MemoryFile
 
 from jzi.collect.http_rules import Address, may_follow
 from jzi.collect.imagery_area import Area
-from jzi.collect.imagery_capabilities import TileMatrix, fetch_capabilities, wms_layer, wmts_layer
+from jzi.collect.imagery_capabilities import TileMatrix, add_parameters, fetch_capabilities, wms_layer, wmts_layer
 from jzi.collect.imagery_grid import metres_per_unit
 from jzi.collect.imagery_layer import ServiceLayer
 from jzi.collect.imagery_mosaic import parse_crs
@@ -58,14 +58,21 @@ def wmts_service(url_text: str, name: str, area: Area, gsd_m: float, crs: str | 
     for address in layer.addresses:  # which GDAL asks for tiles
         if not may_follow(url.address, Address.parse(address, f"an address that {title} gives")):
             raise ImageryError(f"{title} refers to {Address.parse(address, title).host:.100}, which it may not")
-    file = MemoryFile(content, ext=".xml")  # GDAL reads what was checked, and does not ask again
     element = ElementTree.Element("GDAL_WMTS")
-    add_elements(element, None, {"GetCapabilitiesUrl": file.name, "Layer": name, "TileMatrixSet": tiles,
-                         "TileMatrix": matrix.identifier, "BandsCount": 4})  # fmt: skip
-    if extra := _own_parameters(url.text):
-        add_elements(element, None, {"ExtraQueryParameters": extra})
+    add_elements(element, None, {"GetCapabilitiesUrl": url.text, "Layer": name, "TileMatrixSet": tiles,
+                                 "TileMatrix": matrix.identifier, "BandsCount": 4})  # fmt: skip
+    own = _own_parameters(url.text)
+    if own:
+        content = add_parameters(content, url.address, url.fill("&".join(f"{key}={value}" for key, value in own)))
+    # GDAL reads what was checked, and does not ask again
+    file = MemoryFile(content, ext=".xml")
     xml = finish_xml(element, access)
-    opened = ServiceLayer(title, xml, url, area, shown=xml.replace(file.name, escape(url.text)), kept=file)
+    read = xml.replace(escape(url.text), file.name)
+    if own:  # GDAL appends these to the capabilities' URL too
+        extra = escape("&".join(f"{key}={value}" for key, value in own))
+        xml = xml.replace("</GDAL_WMTS>", f"<ExtraQueryParameters>{extra}</ExtraQueryParameters></GDAL_WMTS>")
+    opened = ServiceLayer(title, read, url, area, shown=xml, kept=file)
+    opened.tile = matrix.side  # GDAL has blocks of its own here
     choice = (
         f"tile matrix {matrix.identifier!r:.60} of {tiles!r:.60}: {opened.grid.gsd_m(area.latitude):.3g} m per pixel "
         f"at latitude {area.latitude:.2f}, {gsd_m:g} m wanted"
@@ -159,12 +166,8 @@ def _crs(text: str) -> CRS | None:
         return None
 
 
-def _own_parameters(url: str) -> str:
+def _own_parameters(url: str) -> list[tuple[str, str]]:
     """The parameters of a URL that are not those of the protocol: a token, a map file."""
     protocol = {"service", "request", "version", "acceptversions", "acceptformats"}
-    parts = [part for part in url.partition("?")[2].split("&") if part]
-    return "&".join(part for part in parts if part.partition("=")[0].lower() not in protocol)
-
-
-def _nearest(matrices: Sequence[TileMatrix], gsd_m: float, shrink: float) -> TileMatrix:
-    return min(matrices, key=lambda matrix: abs(math.log(matrix.pixel_m * shrink / gsd_m)))
+    pairs = [part.partition("=") for part in url.partition("?")[2].split("&") if part]
+    return [(key, value) for key, _, value in pairs if key.lower() not in protocol]

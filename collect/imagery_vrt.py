@@ -50,15 +50,20 @@ def write_vrt(
     metadata = ElementTree.SubElement(root, "Metadata")
     for key, value in tags.items():
         ElementTree.SubElement(metadata, "MDI", key=key).text = value
-    masked = any(source.masked for source in sources) or not _cover(grid, sources)
+    values = {source.nodata for source in sources}
+    # a value for no data applies to all bands of a pixel, GDAL's mask of one band to that alone
+    nodata = f"{values.pop():.17g}" if len(values) == 1 and None not in values else None
+    masked = nodata is None and (any(source.masked for source in sources) or not _cover(grid, sources))
     folder = os.path.realpath(path.parent)
     painted = [(source, *_name(source, folder)) for source in reversed(sources)]  # what comes later is painted over
     bands = len(sources[0].bands)
     for band in range(1, bands + 1):
         element = ElementTree.SubElement(root, "VRTRasterBand", dataType=GDAL_TYPES[dtype], band=str(band))
         ElementTree.SubElement(element, "ColorInterp").text = _COLORS[band - 1] if bands == 3 else "Gray"
+        if nodata is not None:
+            ElementTree.SubElement(element, "NoDataValue").text = nodata
         for source, name, relative in painted:
-            _add(element, source, name, relative, dtype, str(source.bands[band - 1]), mask_band)
+            _add(element, source, name, relative, dtype, str(source.bands[band - 1]), mask_band, nodata)
     if masked:
         mask = ElementTree.SubElement(ElementTree.SubElement(root, "MaskBand"), "VRTRasterBand", dataType="Byte")
         for source, name, relative in painted:
@@ -104,6 +109,7 @@ def _add(
     dtype: str,
     source_band: str,
     mask_band: int | None,
+    nodata: str | None = None,
 ) -> None:
     over = source.masked and mask_band is None  # pixels without data must not hide what lies below
     element = ElementTree.SubElement(band, "ComplexSource" if over else "SimpleSource")
@@ -121,5 +127,7 @@ def _add(
     for tag, window in (("SrcRect", source.source), ("DstRect", source.target)):
         xoff, yoff, xsize, ysize = (f"{value:.10g}" for value in window)
         ElementTree.SubElement(element, tag, xOff=xoff, yOff=yoff, xSize=xsize, ySize=ysize)
-    if over:
+    if over and nodata is not None:
+        ElementTree.SubElement(element, "NODATA").text = nodata
+    elif over:
         ElementTree.SubElement(element, "UseMaskBand").text = "true"

@@ -18,7 +18,7 @@ from jzi.collect.imagery_area import Area
 from jzi.collect.imagery_capabilities import Terms
 from jzi.collect.imagery_mosaic import parse_crs
 from jzi.collect.imagery_urls import with_query
-from jzi.errors import ConfigError, DatasetError, ImageryError, first_line
+from jzi.errors import ConfigError, DatasetError, ImageryError, JziError, first_line
 
 #: Most items that a search may find, and how many are asked for at once.
 MAX_ITEMS, _PAGE = 5000, 250
@@ -88,7 +88,6 @@ def find_imagery(
     """
     name = "the STAC API"
     try:
-        import pystac
         import pystac_client
     except ImportError as error:
         raise DatasetError(
@@ -100,17 +99,11 @@ def find_imagery(
             client = pystac_client.Client.open(url, stac_io=_bounded_io(http))
             terms = _terms(client.get_collection(collection), collection)
             items, found = _search(client, collection, area, when, max_cloud)
-        except DatasetError:
+        except JziError:
             raise
-        except pystac_client.exceptions.ParametersError as error:
-            raise ConfigError(f"--datetime cannot be used: {first_line(error)}") from error
-        except (pystac.errors.STACError, pystac_client.exceptions.APIError, NotImplementedError) as error:
-            raise DatasetError(f"{name} does not answer as a STAC API: {first_line(error)}") from error
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-            if when and "date" in str(error).lower():
-                raise ConfigError(f"--datetime {when:.60} cannot be used: {first_line(error)}") from error
+        except Exception as error:  # pystac raises errors of many types for documents that are no STAC
             raise DatasetError(
-                f"{name} answers with something that is no STAC ({type(error).__name__}: {first_line(error)})"
+                f"{name} does not answer as a STAC API ({type(error).__name__}: {first_line(error)}): check its URL"
             ) from error
     if not items:
         limit = "" if max_cloud is None else f" with at most {max_cloud:g} % clouds"
@@ -159,10 +152,13 @@ def _search(
         options["query"] = {"eo:cloud_cover": {"lte": max_cloud}}
     if client.conforms_to("SORT"):
         options["sortby"] = "-properties.datetime"
-    search = client.search(
-        method="GET", collections=[collection], bbox=list(area.bounds), datetime=when, limit=_PAGE,
-        max_items=MAX_ITEMS, **options,
-    )  # fmt: skip
+    try:
+        search = client.search(
+            method="GET", collections=[collection], bbox=list(area.bounds), datetime=when, limit=_PAGE,
+            max_items=MAX_ITEMS, **options,
+        )  # fmt: skip
+    except Exception as error:  # nothing is asked yet: pystac raises a bare Exception for dates
+        raise ConfigError(f"--datetime {when or '':.60} cannot be used: {first_line(error)}") from error
     items = list(search.items())
     clear = [item for item in items if max_cloud is None or _clouds(item) <= max_cloud]
     return clear, len(items)

@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 @click.option("--levels", type=click.IntRange(1, 12),
               help="Zoom steps.  [default: the fewest with cells of at most 40 m]")  # fmt: skip
 @click.option("--map-crs", help="CRS of rasters without one.")
+@click.option("--remote", is_flag=True, help="Trust rasters that name other files, URLs or services: VRTs, XML of GDAL "
+              "(map.remote).")  # fmt: skip
 @click.option("--region", type=click.Path(path_type=Path, dir_okay=False),
               help="A GeoJSON file: set up state-wide retrieval in its polygons instead of a square.")  # fmt: skip
 @click.option("--cell", type=number(CELL), help="Side of a region's cells, metres.  [default: 30]")
@@ -152,7 +154,8 @@ def _init_region(
     if rasters and (folder / FILE).exists() and not force:
         raise UsageError(f"{folder / FILE} exists: edit it, or pass --force to replace it")
     if statewide:
-        rasters, options["remote"], *photos = statewide_sources(folder, data, rasters, options)
+        rasters, outside, *photos = statewide_sources(folder, data, rasters, options)
+        options["remote"] = options["remote"] or outside
         options["queries"], options["photos"] = photos
     settings, cells, table = region_settings(folder, region, cell, rule, rasters, **options)
     values, text = describe_region(cells, settings.statewide.width)

@@ -62,7 +62,7 @@ dataType band blockXSize blockYSize c1 c2 c3 c4 relativeToVRT shared resampling 
 BlockXSize BlockYSize xOff yOff xSize ySize normalized
 """
 _ATTRIBUTES = frozenset(_ATTRIBUTE_NAMES.split())
-_HINT = "set map.remote = true if you trust it"
+_HINT = "set map.remote = true (--remote of jzi init) if you trust it"
 
 
 def check_sources(path: str, remote: bool) -> None:

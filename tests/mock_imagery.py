@@ -135,7 +135,8 @@ class _Handler(BaseHTTPRequestHandler):
             with server.lock:
                 server.busy -= 1
 
-    do_HEAD = do_GET
+    def do_HEAD(self) -> None:
+        self.do_GET()
 
     def send(self, body: bytes, kind: str, status: int = 200, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)
@@ -194,9 +195,9 @@ class _Handler(BaseHTTPRequestHandler):
             MATRIX.format(z=z, scale=559082264.0287178 / 2**z, side=2**z, half=HALF_M)
             for z in range(self.server.finest + 1)
         )
-        key = f"?key={query['key']}" if "key" in query else ""
-        body = WMTS.format(url=self.server.url, levels=levels, fees=self.server.fees, key=key,
-                           constraints=self.server.constraints)  # fmt: skip
+        body = WMTS.format(
+            url=self.server.url, levels=levels, fees=self.server.fees, constraints=self.server.constraints
+        )
         self.send(body.encode(), "text/xml")
 
     # STAC
@@ -302,6 +303,6 @@ WMTS = """<?xml version="1.0" encoding="UTF-8"?>
 <Style isDefault="true"><ows:Identifier>default</ows:Identifier></Style><Format>image/png</Format>
 <TileMatrixSetLink><TileMatrixSet>web</TileMatrixSet></TileMatrixSetLink>
 <ResourceURL format="image/png" resourceType="tile"
- template="{url}/wmts/tiles/{{TileMatrix}}/{{TileCol}}/{{TileRow}}.png{key}"/></Layer>
+ template="{url}/wmts/tiles/{{TileMatrix}}/{{TileCol}}/{{TileRow}}.png"/></Layer>
 <TileMatrixSet><ows:Identifier>web</ows:Identifier><ows:SupportedCRS>urn:ogc:def:crs:EPSG::3857</ows:SupportedCRS>
 {levels}</TileMatrixSet></Contents></Capabilities>"""

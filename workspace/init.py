@@ -30,6 +30,7 @@ def new_settings(
     grid: int | None = None,
     levels: int | None = None,
     map_crs: str | None = None,
+    remote: bool = False,
     split_by: Literal["auto", "sequence", "block", "photo"] | None = None,
     allow_outside: bool = False,
 ) -> tuple[Settings, PhotoTable | None]:
@@ -50,6 +51,7 @@ def new_settings(
         grid: g; a tile has g x g children.
         levels: L; by default the fewest whose cells are at most 40 m.
         map_crs: CRS of rasters without one.
+        remote: whether rasters may name other files, URLs and services; those that are URLs may.
         split_by: what photos of a split have in common, "auto" by default.
         allow_outside: whether paths of the table and symbolic links may lead out of the folder of photos.
 
@@ -57,7 +59,7 @@ def new_settings(
         JziError: the rasters, the photos or the area cannot be used.
     """
     imagery = MapSettings(rasters=[relative_path(raster, folder) for raster in rasters], crs=map_crs)
-    imagery.remote = names_url(rasters)  # named by the user
+    imagery.remote = remote or names_url(rasters)  # named by the user
     pyramid = _area(find_rasters(rasters) if rasters else [], imagery, preset, center, size, grid, levels)
     table, lookup = (relative_path(path, folder) if path else None for path in (queries, photos))
     settings = Settings(
