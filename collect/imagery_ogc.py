@@ -171,3 +171,7 @@ def _own_parameters(url: str) -> list[tuple[str, str]]:
     protocol = {"service", "request", "version", "acceptversions", "acceptformats"}
     pairs = [part.partition("=") for part in url.partition("?")[2].split("&") if part]
     return [(key, value) for key, _, value in pairs if key.lower() not in protocol]
+
+
+def _nearest(matrices: Sequence[TileMatrix], gsd_m: float, shrink: float) -> TileMatrix:
+    return min(matrices, key=lambda matrix: abs(math.log(matrix.pixel_m * shrink / gsd_m)))
