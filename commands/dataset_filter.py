@@ -72,6 +72,14 @@ def filter_command(
             raise UsageError(f"--{given[0].replace('_', '-')} changes photos, --no-copy leaves them: give one of them")
     own = OwnPhotos(source, photos, licence, attribution, allow_outside)
     report = filter_own_photos(own, output, filters, preparation, copy=copy, dry_run=dry_run, threads=threads)
+    if not report.kept:
+        click.echo(counts_text(report.found, report.counts, report.kept), err=True)
+        worst = max(report.counts, key=lambda each: each.removed).name
+        example = next(each for each in report.rejected if each.filter == worst)
+        raise UsageError(
+            f"no photo of {source} is left, most were removed by the filter {worst!r} ({example.id}: "
+            f"{example.reason}): loosen its threshold, or set it to off"
+        )
     values = {
         "found": report.found,
         "filters": [each.model_dump() for each in report.counts],
@@ -79,13 +87,6 @@ def filter_command(
         "folder": str(output) if report.written else None,
     }
     print_result(as_json, values, _text(report, output, licence))
-    if not report.kept:
-        reasons = {each.name: each.removed for each in report.counts if each.removed}
-        worst = max(reasons, key=lambda name: reasons[name])
-        raise UsageError(
-            f"no photo of {source} is left, most were removed by the filter {worst!r} (such as "
-            f"{next(each.reason for each in report.rejected if each.filter == worst)}): loosen it, or set it to off"
-        )
 
 
 def _text(report: FilterReport, output: Path, licence: str) -> str:
@@ -95,6 +96,6 @@ def _text(report: FilterReport, output: Path, licence: str) -> str:
         if licence == "unknown":
             lines.append("the licence of the photos is recorded as unknown: give --licence if you publish them")
         lines.append("faces and number plates are not blurred; nothing was sent anywhere")
-    elif report.kept:
+    else:
         lines.append("dry run: no data set was written")
     return "\n".join(lines)

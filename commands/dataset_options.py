@@ -80,7 +80,7 @@ _FILTER_OPTIONS = (
     _threshold("--max-dark", "dark_share", "SHARE", SHARE, "Most of the picture that is black."),
     _threshold("--max-bright", "bright_share", "SHARE", SHARE, "Most of the picture that is burnt out."),
     _threshold("--max-sky", "sky_share", "SHARE", SHARE, "Most of the picture that is sky."),
-    _threshold("--max-occlusion", "occlusion_share", "SHARE", SHARE, "Most of the picture that is smooth and no sky."),
+    _threshold("--max-occlusion", "occlusion_share", "SHARE", SHARE, "Most of the picture that is smooth and not sky."),
     _threshold("--max-veil", "veil", "SHARE", SHARE, "Most veiling glare, as of a windscreen or fog."),
     _threshold("--max-dashboard", "dashboard_share", "SHARE", SHARE, "Most of the picture below an edge that stays in "
                "place through a drive."),

@@ -33,14 +33,14 @@ AHEAD = timedelta(days=1)
 #: Degrees around latitude 0, longitude 0 in which a position is a missing one: 111 m of the Gulf of Guinea.
 NULL_ISLAND_DEG = 1e-3
 
-#: What is measured, and the reason for removing a photo: names of the filter, the column and the option, whether the
-#: option is the least value, and texts of the setting and the reason.
+#: Filters by what was measured: name, column and option, whether the option is the least value, texts of the setting and
+#: the reason. Exposure is first, since nothing is sharp in the dark.
 _MEASURED = (
-    ("blur", "sharpness", True, "variance of the Laplacian at least {:g}", "variance of the Laplacian {:.0f}"),
     ("dark", "dark_share", False, "at most {:.0%} black", "{:.0%} black"),
     ("bright", "bright_share", False, "at most {:.0%} burnt out", "{:.0%} burnt out"),
+    ("blur", "sharpness", True, "variance of the Laplacian at least {:g}", "variance of the Laplacian {:.0f}"),
     ("sky", "sky_share", False, "at most {:.0%} sky", "{:.0%} sky"),
-    ("occlusion", "occlusion_share", False, "at most {:.0%} smooth and no sky", "{:.0%} smooth and no sky"),
+    ("occlusion", "occlusion_share", False, "at most {:.0%} smooth and not sky", "{:.0%} smooth and not sky"),
     ("veil", "veil", False, "veiling glare at most {:g}", "veiling glare {:.2f}"),
 )
 
@@ -101,7 +101,7 @@ def filter_records(frame: pd.DataFrame, options: FilterOptions, now: datetime | 
 
 
 def filter_images(frame: pd.DataFrame, options: FilterOptions) -> FilterResult:
-    """Filter photos by what was measured of them: blur, exposure, sky, occlusion, veil, dashboard, duplicates.
+    """Filter photos by what was measured of them: exposure, blur, sky, occlusion, veil, dashboard, duplicates.
 
     Args:
         frame: columns id and `jzi.curate.quality.QUALITY_COLUMNS` (as of `Quality.to_columns`); optionally drive,

@@ -45,7 +45,7 @@ class FilterOptions:
         bright_share: most of the picture that is burnt out: 0 to 9 % of the 14, 41 to 74 % at 16 times the light; white
             skies are burnt out too.
         sky_share: most of the picture that is sky: 0 to 51 % of the 14.
-        occlusion_share: most of the upper two thirds that is smooth and no sky, such as a bus or a thumb before the
+        occlusion_share: most of the upper two thirds that is smooth and not sky, such as a bus or a thumb before the
             lens: 0 to 18 % of the 14, 36 % or more with half of the picture covered.
         veil: most veiling glare: 0 to 0.04 of the 14, 0.35 or more behind white glare of 35 %, 0.2 behind 20 %.
             Fog has it too.

@@ -1,7 +1,7 @@
 """What simple statistics can say of a photo's quality: blur, exposure, sky, occlusion, veiling glare, a hash.
 
 They are measured at one size, so that they can be compared between cameras. None of them knows what it sees: sky is
-what is blue or white and reaches the top of the picture, and what is smooth and no sky may be a bus or a wall.
+what is blue or white and reaches the top of the picture, and what is smooth and not sky may be a bus or a wall.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ BLACK, BURNT = 16, 250
 LOWER_SHAPE = (24, 32)
 
 #: Mean gradient, 8-bit levels per pixel, below which a cell is smooth, and above which it is no sky: clouds have
-#: gradients up to about 10. On 14 photos, 0 to 18 % of the upper two thirds are smooth and no sky, 36 % or more with a
+#: gradients up to about 10. On 14 photos, 0 to 18 % of the upper two thirds are smooth and not sky, 36 % or more with a
 #: bus drawn over half of them, 50 % or more with a thumb over 40 %.
 SMOOTH, CLOUDY = 2.0, 12.0
 

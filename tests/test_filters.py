@@ -239,9 +239,9 @@ def test_what_was_measured_decides_and_what_was_not_passes() -> None:
     assert reasons(result)["p0"] == "blur: variance of the Laplacian 10"
     assert reasons(result)["p3"] == "sky: 95% sky"
     assert [each.name for each in result.counts] == [
-        "blur",
         "dark",
         "bright",
+        "blur",
         "sky",
         "occlusion",
         "veil",
