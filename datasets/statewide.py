@@ -82,15 +82,19 @@ def read(folder: Path) -> tuple[pd.DataFrame, tuple[Rejected, ...]]:
     paths = [photo_path(index, levels) for index in range(count)]
     suffix = _suffix(folder, paths, info)
     columns: dict[str, list[str]] = {"id": [], "drive": [], "camera": [], "creator": []}
-    on_disk = []
+    on_disk: list[bool] = []
+    names: dict[str, str] = {}  # of sequences, for photos without metadata
     for index, path in enumerate(tqdm(paths, unit="photo", desc="metadata", delay=2)):
         metadata = _json(folder / "images" / f"{path}.json") or {}
         on_disk.append((folder / "images" / f"{path}{suffix}").is_file())
         sequence = "" if sequences is None or sequences[index] < 0 else str(int(sequences[index]))
+        if name := _text(metadata.get("sequence")):
+            names.setdefault(sequence, name)
         columns["id"].append(_text(metadata.get("image-id")) or str(index))
-        columns["drive"].append(_text(metadata.get("sequence")) or sequence)
+        columns["drive"].append(name or sequence)
         columns["camera"].append(CAMERAS.get(_text(metadata.get("camera-type")), ""))
         columns["creator"].append(_text(metadata.get("creator")))
+    columns["drive"] = [names.get(drive, drive) if drive else "" for drive in columns["drive"]]
     frame = pd.DataFrame({"id": columns["id"], "path": [path + suffix for path in paths]})
     frame["latitude"] = position[:, 0]
     frame["longitude"] = np.where(position[:, 1] > 180, position[:, 1] - 360, position[:, 1])

@@ -75,7 +75,7 @@ def test_photos_have_what_arrays_and_metadata_say(state) -> None:
     assert row["captured_at"] == pd.Timestamp(TIME_MS + 51_000, unit="ms", tz="UTC")
     assert frame["latitude"].iloc[50] == np.load(state / "latlons.npz")["latlons"][51, 0]
     without = frame.iloc[6]
-    assert (without["id"], without["drive"], without["camera"]) == ("7", "0", "")
+    assert (without["id"], without["drive"], without["camera"]) == ("7", "s0", "")
 
 
 def test_a_state_becomes_a_region_with_its_imagery(state, tmp_path, monkeypatch) -> None:

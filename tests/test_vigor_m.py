@@ -119,8 +119,8 @@ def test_cells_are_the_tiles_of_the_authors(north_share, east_share, city) -> No
         assert tile(city, 3, latitude, longitude) == f"{city}_L3_r{row:02d}_c{col:02d}"
 
 
-def test_a_copy_becomes_a_working_directory_for_each_city(copy, tmp_path, encoder_folder, monkeypatch) -> None:
-    output = run(f"init {tmp_path} --dataset vigor-m --data {copy} --encoder {encoder_folder} --image-size 14")
+def test_a_copy_becomes_a_working_directory_for_each_city(copy, tmp_path) -> None:
+    output = run(f"init {tmp_path} --dataset vigor-m --data {copy}")
     assert "another zoom sequence" not in output.output and "cannot be used" not in output.output
     assert "Chicago: area: 33" in output.stdout and "3 steps of 4 x 4" in output.stdout
     assert "Seattle" in output.stdout and "by 73.0 m" in output.stdout  # a cell is 70.4 m wide
@@ -132,6 +132,11 @@ def test_a_copy_becomes_a_working_directory_for_each_city(copy, tmp_path, encode
         steps = [4 * index for index in range(CORNER)]
         assert corner == [[[step] * CORNER for step in steps], [steps] * CORNER, [[9] * CORNER] * CORNER]
         assert pixels[:, -1, -1].tolist() == [252, 252, 9] and not vrt.read_masks(1)[-1, 0]
+
+
+@pytest.mark.slow
+def test_a_city_is_evaluated_among_the_cells_with_photos(copy, tmp_path, encoder_folder, monkeypatch) -> None:
+    run(f"init {tmp_path} --dataset vigor-m --data {copy} --encoder {encoder_folder} --image-size 14")
     monkeypatch.chdir(tmp_path / "Seattle")
     encoded = json.loads(run("encode-map --json").stdout)
     assert encoded["encoded"] > 0
