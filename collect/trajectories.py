@@ -44,6 +44,8 @@ MAX_GAP_S = 10.0
 
 #: Time before 1980 is not that of a receiver: it counts from the start of the recording.
 EPOCH_S = 315_532_800.0
+#: Times after 2100 are not times: ids of 16 digits, taken for microseconds, are.
+LATEST_S = 4_102_444_800.0
 
 Forward = Literal["x", "z"]
 
@@ -290,7 +292,7 @@ def photo_times(photos: PhotoFolder, names: Sequence[str], file: Path | None) ->
     stems = pd.Series([Path(name).stem for name in names], index=names)
     numbers = capture_seconds(pd.to_numeric(stems, errors="coerce"))
     # a running number is no time; times of a recording without a clock have decimals
-    if (numbers > EPOCH_S).all() or (numbers.notna().all() and stems.str.contains(".", regex=False).all()):
+    if numbers.between(EPOCH_S, LATEST_S).all() or (numbers.notna().all() and stems.str.contains(".", regex=False).all()):
         return dict(zip(names, numbers.astype(float), strict=True))
     times = {}
     for name in names:
