@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import rasterio
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -100,14 +101,25 @@ def sample(blocks: Blocks, pacer: Pacer, options: dict[str, object], keep: bool,
     elapsed = time.monotonic() - started
     area = sum(int(block.window.width) * int(block.window.height) for block in blocks.all)
     left = sum(int(block.window.width) * int(block.window.height) for block in missing)
-    if not pixels:  # all blocks are there: by their size, and a result that is no larger
-        size = sum(file.stat().st_size for file in blocks.folder.glob("*.tif"))
-        return Estimate(len(blocks.all), 0, 0, size, round(size * _OVERVIEWS), 0.0, 0.0)
+    if not pixels:
+        return _estimate_kept(blocks, options)
     requests = sum(blocks.requests(block) for block in missing)
     return Estimate(
         len(blocks.all), len(missing), requests, round(kept / pixels * area),
         round(output / pixels * area * _OVERVIEWS), elapsed / pixels * left, empty / len(set(chosen)),
     )  # fmt: skip
+
+
+def _estimate_kept(blocks: Blocks, options: dict[str, object]) -> Estimate:
+    """The estimate if all blocks are there: the size of the result from some of them."""
+    files = sorted(blocks.folder.glob("*_*.tif"))
+    kept = sum(file.stat().st_size for file in files)
+    before = after = 0
+    for file in files[:: max(1, len(files) // SAMPLES)][:SAMPLES]:
+        with rasterio.open(file) as source:
+            content = encode_block(source.read(list(range(1, source.count))), None, source.transform, **options)
+        before, after = before + file.stat().st_size, after + len(content)
+    return Estimate(len(blocks.all), 0, 0, kept, round(kept * after / max(1, before) * _OVERVIEWS), 0.0, 0.0)
 
 
 def check_space(folder: Path, estimate: Estimate) -> None:
