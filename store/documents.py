@@ -20,6 +20,7 @@ from zarr.core.sync import sync
 from zarr.storage import LocalStore, StorePath
 
 from jzi.errors import CacheError, first_line
+from jzi.store.chunk_codec import bounded
 from jzi.store.layout import Document
 from jzi.store.lock import WriterLock
 from jzi.store.storage import is_url, storage_errors, zarr_store
@@ -189,7 +190,7 @@ class Documents:
 
     def open(self, name: str, expected: Document) -> zarr.Array[Any]:
         """Open an array by its expected document, whatever its document on disk is."""
-        return zarr.Array(zarr.AsyncArray(copy.deepcopy(expected), StorePath(self.store, name)))  # type: ignore[call-overload]
+        return zarr.Array(zarr.AsyncArray(bounded(copy.deepcopy(expected)), StorePath(self.store, name)))
 
     def damaged(self, difference: str) -> CacheError:
         """Return the error for a document that cannot be used."""
