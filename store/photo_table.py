@@ -6,8 +6,6 @@ that cannot be used are listed in `PhotoTable.rejected` with the reason.
 
 from __future__ import annotations
 
-import contextlib
-import csv
 import json
 import os
 from collections.abc import Mapping
@@ -21,7 +19,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from jzi.errors import PhotoError, PhotoTableError, first_line
+from jzi.errors import PhotoError, PhotoTableError
 from jzi.store.cache_header import MAX_NAME
 from jzi.store.cell_grid import CellGrid
 from jzi.store.exif import ExifPosition, read_position
@@ -30,6 +28,7 @@ from jzi.store.photo_finder import PhotoFinder
 from jzi.store.pyramid import Pyramid
 from jzi.store.region import RegionCells
 from jzi.store.splits import SPLITS, TABLE_SPLIT, SplitInfo, block_side, is_zoom_sequence, split_photos, text
+from jzi.store.table_file import read_table
 
 #: Accepted names of each column, in order of preference.
 COLUMNS = {
@@ -49,9 +48,6 @@ COLUMNS = {
 
 #: Columns of ids, which are read as text.
 _TEXT = ("id", "path", "drive", "device")
-
-#: Most columns of a table and characters of its header.
-MAX_COLUMNS, MAX_HEADER = 1000, 2**20
 
 _SEQUENCE_LENGTH = 200  # characters of a zoom sequence, at most
 
@@ -267,7 +263,7 @@ def _printable(name: str) -> str:
 def _read_table(source: Path, photos: Path, finder: PhotoFinder) -> tuple[pd.DataFrame, list[Rejected]]:
     if not photos.is_dir():
         raise PhotoTableError(f"there is no folder {photos} with the photos of {source}")
-    frame = _parse(source)
+    frame = read_table(source, _is_text)
     frame = _with_standard_names(frame)
     for needed in ("latitude", "longitude"):
         if needed not in frame:
@@ -340,59 +336,6 @@ def _usable_rows(
     names = [_printable(name) or f"row {row + 1}" for row, name in zip(frame.index[bad], frame["id"][bad], strict=True)]
     rejected = [Rejected(name, why) for name, why in zip(names, reason[bad], strict=True)]
     return frame[~bad].reset_index(drop=True), rejected
-
-
-def _parse(source: Path) -> pd.DataFrame:
-    try:
-        if source.suffix.lower() in (".parquet", ".pq", ".geoparquet"):
-            return _read_parquet(source)
-        with source.open(encoding="utf-8-sig", newline="") as file:
-            header = file.readline(MAX_HEADER)
-        if len(header) == MAX_HEADER:
-            raise PhotoTableError(f"{source} is not a CSV table: its first line has {MAX_HEADER} characters or more")
-        if "\0" in header or not header.strip():
-            raise PhotoTableError(f"{source} is not a CSV or Parquet table")
-        try:
-            separator = csv.Sniffer().sniff(header, delimiters=",;\t|").delimiter
-        except csv.Error:
-            separator = ","
-        names = next(csv.reader([header], delimiter=separator))
-        fields = _first_row_length(source, separator)
-        if max(len(names), fields) > MAX_COLUMNS:
-            raise PhotoTableError(f"{source} has {max(len(names), fields)} columns: the most is {MAX_COLUMNS}")
-        # read ids as text: as floats, those of 16 digits would be rounded
-        ids = {column: str for column in names if _is_text(column)}
-        # Fields beyond the header are ignored; pandas does not warn about them if usecols is given
-        usecols = (lambda _: True) if fields > len(names) else None
-        return pd.read_csv(source, sep=separator, encoding="utf-8-sig", dtype=ids, index_col=False, usecols=usecols)
-    except PhotoTableError:
-        raise
-    except Exception as error:  # of csv, pandas and pyarrow
-        raise PhotoTableError(f"{source} cannot be read as a table: {first_line(error)}") from error
-
-
-def _read_parquet(source: Path) -> pd.DataFrame:
-    from pyarrow.parquet import ParquetFile
-
-    with ParquetFile(source) as file:
-        for batch in file.iter_batches():
-            batch.validate(full=True)  # that text is UTF-8: pandas would only find out where it is used
-    frame = pd.read_parquet(source)
-    frame = frame.reset_index(drop=frame.index.names == [None])  # a named index is used as a column
-    for name in [name for name, dtype in frame.dtypes.items() if dtype.kind == "O"]:
-        frame[name] = [
-            cell.decode("utf-8", "backslashreplace") if isinstance(cell, bytes) else cell for cell in frame[name]
-        ]
-    return frame
-
-
-def _first_row_length(source: Path, separator: str) -> int:
-    """Number of fields of the first row below the header; 0 if there is none or csv cannot read it."""
-    with source.open(encoding="utf-8-sig", newline="") as file, contextlib.suppress(csv.Error):
-        rows = csv.reader(file, delimiter=separator)
-        next(rows, None)
-        return len(next(filter(None, rows), ()))
-    return 0
 
 
 def _is_text(column: str) -> bool:

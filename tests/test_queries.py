@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -103,6 +105,15 @@ def test_parquet_text_that_is_not_utf_8_is_refused_and_bytes_are_read(tmp_path: 
         path.write_bytes(path.read_bytes().replace(b"odd0", b"odd\xff"))
         with pytest.raises(PhotoTableError, match=r"table\.parquet cannot be read as a table: .*UTF8"):
             read_photo_table(path)
+
+
+def test_a_small_parquet_file_that_becomes_large_is_refused(tmp_path: Path) -> None:
+    text = pa.DictionaryArray.from_arrays(pa.array(np.zeros(30_000, np.int32)), pa.array(["x" * 200_000]))
+    table = pa.table({"id": text, "lat": np.full(30_000, 48.2), "lon": np.full(30_000, 16.3)})
+    pq.write_table(table, tmp_path / "table.parquet")
+    assert (tmp_path / "table.parquet").stat().st_size < 20_000
+    with pytest.raises(PhotoTableError, match="becomes larger than 4 GiB"):
+        read_photo_table(tmp_path / "table.parquet")
 
 
 def test_parquet_reads_as_csv_does(tmp_path: Path, write_table: Callable) -> None:
