@@ -90,7 +90,7 @@ def evaluate_command(
     """Measure recall on held-out photos of the cache.
 
     Reports the most probable cell of the fused experts (of the zoom alone, greedy search, the paper's protocol), and
-    then the default answer, the point with the most probability within --radius, of each expert and of their fusion.
+    then the default answer, of each expert and of their fusion.
     --estimates compares the ways to choose an answer, and reports how well confidences are calibrated. Results of
     different --gallery do not compare.
 

@@ -56,10 +56,11 @@ _file = click.Path(path_type=Path, dir_okay=False)
 @rerank_options
 @click.option(
     "--estimate",
-    type=click.Choice(["radius", "map", "greedy"]),
-    default="radius",
+    type=click.Choice(["mean", "radius", "map", "greedy"]),
+    default="mean",
     show_default=True,
-    help="The point with the most probability within --radius, the most probable cell, or greedy search.",
+    help="The mean within --radius of the point with the most probability there, that point, the most probable cell, "
+    "or greedy search.",
 )
 @click.option("--radius", type=number(DISTANCE), default=50.0, show_default=True,
               help="Metres; at most the area's side.")  # fmt: skip
@@ -213,7 +214,7 @@ def locate(
     rasters = imagery_of(area, imagery, config_file) if (picture or page) and isinstance(area, Pyramid) else None
     check_radius(area, radius)
     outputs.prepare_copies(files)
-    options = LocateOptions(estimate, radius, top, beams, camera)
+    options = LocateOptions(estimate, radius, top, beams, abstain, camera)
     answers: Iterable[Location | NotLocated]
     if as_one:
         answers, files = [locator.locate_together(files, options)], files[:1]
@@ -225,10 +226,10 @@ def locate(
     failed, closed = 0, None
     for file, answer in zip(files, answers, strict=True):
         failed += isinstance(answer, NotLocated)
-        outputs.add(file, answer, abstain)
+        outputs.add(file, answer)
         try:
             if not closed:
-                _print_answer(answer, abstain, as_json, prior.to_dict())
+                _print_answer(answer, as_json, prior.to_dict())
         except BrokenPipeError as error:  # `jzi locate ... | head`
             if not outputs:
                 raise
@@ -237,7 +238,7 @@ def locate(
     outputs.write(rasters, None if isinstance(area, Pyramid) else locator.expert.cell_mask, locator)
     if stage:
         click.echo(rerank_summary(stage), err=True)
-    for sentence in outputs.errors:
+    for sentence in (*outputs.notes, *outputs.errors):
         click.echo(f"jzi: {sentence}", err=True)
     if outputs.errors or failed:
         sys.exit(2 if outputs.errors or failed == len(files) else 1)
@@ -245,7 +246,7 @@ def locate(
         raise closed
 
 
-def _print_answer(answer: Location | NotLocated, abstain: float, as_json: bool, prior: dict[str, Any]) -> None:
+def _print_answer(answer: Location | NotLocated, as_json: bool, prior: dict[str, Any]) -> None:
     from jzi.commands.tables import location_text
     from jzi.locate.location import NotLocated
 
@@ -254,13 +255,9 @@ def _print_answer(answer: Location | NotLocated, abstain: float, as_json: bool, 
             print_result(True, answer, "")
         click.echo(f"jzi: {answer.error}", err=True)
         return
-    sure = answer.confidence >= abstain
-    values = {**answer.to_dict(), "sure": sure, **({"prior": prior} if prior else {})}
-    text = location_text(answer)
-    if not sure:
-        values |= {"latitude": None, "longitude": None}
-        text = f"{answer.photo}: not sure (the best answer has {answer.confidence:.1%} confidence)"
-    print_result(as_json, values, text)
+    values = {**answer.to_dict(), **({"prior": prior} if prior else {})}
+    withheld = f"{answer.photo}: not sure (the best answer has {answer.confidence:.1%} confidence)"
+    print_result(as_json, values, location_text(answer) if answer.sure else withheld)
 
 
 def _in_time(files: list[Path], interval: float | None) -> tuple[list[Path], list[float]]:

@@ -35,6 +35,7 @@ class Outputs:
         score_map: a GeoTIFF of the score of every cell for the first photo.
         headings: whether copies get the heading of answers that have one, if it is known.
         errors: a sentence for each file that could not be written.
+        notes: a sentence for each file that was left out for another reason.
     """
 
     geojson: Path | None
@@ -46,6 +47,7 @@ class Outputs:
     score_map: Path | None = None
     headings: bool = False
     errors: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     _rows: list[dict[str, Any]] = field(default_factory=list)
     _located: list[tuple[Path, Location]] = field(default_factory=list)
 
@@ -74,8 +76,8 @@ class Outputs:
             raise UsageError(f"two photos are called {min(duplicates)}: locate one folder at a time with --write-exif")
         folder.mkdir(parents=True, exist_ok=True)
 
-    def add(self, photo: Path, answer: Location | NotLocated, abstain: float) -> None:
-        """Add the answer to a photo, and write the photo's copy if its confidence is at least `abstain`."""
+    def add(self, photo: Path, answer: Location | NotLocated) -> None:
+        """Add the answer to a photo, and write the photo's copy if it is sure."""
         from jzi.locate.location import Location
         from jzi.store.plain import plain
 
@@ -85,7 +87,7 @@ class Outputs:
         self._rows.append(answer.to_dict())
         if self.geojson or self.heatmap or self.picture or self.page or self.score_map:
             self._located.append((photo, answer))
-        if self.copies and answer.confidence >= abstain:
+        if self.copies and answer.sure:
             from jzi.store.exif import write_position
 
             copy = self.copies / photo.name
@@ -124,11 +126,14 @@ class Outputs:
             from jzi.export.heatmap import write_heatmap
 
             self._write(self.heatmap, write_heatmap, locations, cell_mask)
-            if any(location.fix for location in locations):
+            refined = [location for location in locations if location.sure]
+            if any(location.fix for location in refined):
                 from jzi.export.fine_grid import refined_name, write_fine_heatmap
 
-                self._write(refined_name(self.heatmap), write_fine_heatmap, locations)
-        if self.picture:
+                self._write(refined_name(self.heatmap), write_fine_heatmap, refined)
+        if self.picture and not locations[0].sure:
+            self.notes.append(f"{self.picture} is not drawn: its answer is not sure")
+        elif self.picture:
             self._write(self.picture, self._draw, imagery, truths[0])
         if self.page:
             from jzi.export.page import write_page

@@ -144,7 +144,7 @@ def experts_table(figures: dict[str, ExpertFigures], radii: tuple[float, ...], r
     }
     header = "".join(f"{f'{each:g} m':>9}" for each in radii)
     lines = [
-        f"  the point with the most probability within {radius:g} m, by expert",
+        f"  the default answer, the mean within {radius:g} m of the point with the most probability there, by expert",
         f"  {'recall within':<20}{header}{'median':>10}{'NLL':>7}{'calibration':>13}",
     ]
     for name, row in figures.items():
@@ -177,6 +177,7 @@ def calibration_table(calibration: Calibration, radii: tuple[float, ...]) -> str
         "greedy": "greedy search's cell",
         "map": "the most probable cell",
         "radius": f"the most within {calibration.radius:g} m",
+        "mean": f"the mean within {calibration.radius:g} m",
     }
     lines = [f"  {'recall within':<28}" + "".join(f"{f'{radius:g} m':>9}" for radius in radii)]
     lines += [

@@ -13,7 +13,7 @@ from jzi.evaluate.gallery import GalleryExpert
 from jzi.evaluate.photos import LabelledPhotos
 from jzi.locate.discs import check_radius, most_probable_discs
 from jzi.locate.expert import Expert
-from jzi.locate.location import ESTIMATES, LocateOptions
+from jzi.locate.location import DEFAULT, ESTIMATES, LocateOptions
 from jzi.locate.posterior import Points, Posterior, most_probable_cells
 from jzi.locate.ranges import DISTANCE, SHARE
 from jzi.store.pyramid import geodesic_distance
@@ -87,6 +87,11 @@ class Calibration:
     uncalibrated: Answers | None
     residual: float
 
+    @property
+    def default(self) -> Answers:
+        """Answers of the default estimate, to which confidences and calibration refer."""
+        return self.answers[DEFAULT.estimate]
+
     def recall(self, estimate: str, radius: float) -> float:
         """Share of photos whose answer lies within a radius.
 
@@ -106,7 +111,7 @@ class Calibration:
     @property
     def error_after(self) -> float:
         """Expected calibration error of the default estimate with temperatures."""
-        answers = self.answers["radius"]
+        answers = self.default
         return calibration_error(answers.confidence, answers.error <= self.radius)
 
     def abstaining(self, confidence: float) -> tuple[float, float]:
@@ -116,7 +121,7 @@ class Calibration:
             ConfigError: the confidence does not lie between 0 and 1.
         """
         SHARE.check("confidence", confidence)
-        answers = self.answers["radius"]
+        answers = self.default
         given = answers.confidence >= confidence
         return float(given.mean()), float((answers.error[given] <= self.radius).mean()) if given.any() else float("nan")
 
@@ -127,7 +132,7 @@ class Calibration:
             ConfigError: the share does not lie between 0 and 1.
         """
         SHARE.check("share", share)
-        answers = self.answers["radius"]
+        answers = self.default
         order = (-answers.confidence).argsort(kind="stable")[: max(1, round(share * self.photos))]
         return float(answers.confidence[order].min()), float((answers.error[order] <= self.radius).mean())
 
@@ -176,10 +181,13 @@ def calibrate(expert: Expert, photos: LabelledPhotos, *, radius: float = 50.0, b
             greedy = expert.posterior(query, greedy_options)
             answers["greedy"].append(_answers(greedy, most_probable_cells(greedy), truth))
         answers["map"].append(_answers(posterior, most_probable_cells(posterior), truth))
-        answers["radius"].append(_answers(posterior, most_probable_discs(posterior, radius), truth))
+        for name in ("radius", "mean"):
+            points = most_probable_discs(posterior, radius, mean=name == "mean")
+            answers[name].append(_answers(posterior, points, truth))
         if plain_expert is not None:
             plain = plain_expert.posterior(query, options)
-            before.append(_answers(plain, most_probable_discs(plain, radius), truth))
+            points = most_probable_discs(plain, radius, mean=DEFAULT.estimate == "mean")
+            before.append(_answers(plain, points, truth))
     return Calibration(
         photos=len(photos),
         radius=radius,

@@ -16,7 +16,7 @@ from jzi.evaluate.photos import LabelledPhotos
 from jzi.locate.discs import most_probable_discs
 from jzi.locate.expert import Expert
 from jzi.locate.fusion import combine, positive
-from jzi.locate.location import LocateOptions
+from jzi.locate.location import DEFAULT, LocateOptions
 from jzi.locate.posterior import Posterior
 from jzi.locate.ranges import DISTANCE
 from jzi.store.pyramid import geodesic_distance
@@ -30,7 +30,7 @@ TINY = 1e-12
 
 @dataclass(frozen=True)
 class ExpertFigures:
-    """Accuracy and calibration of an expert's default answer, the point with the most probability within a radius.
+    """Accuracy and calibration of an expert's default answer.
 
     Attributes:
         recall: radius in metres to the share of photos whose answer lies within it.
@@ -119,7 +119,7 @@ def evaluate_posteriors(
     batches = np.array_split(np.arange(len(photos)), range(BATCH, len(photos), BATCH))
     for part in tqdm(batches, unit_scale=BATCH, unit="photo", desc="experts"):
         for name, posterior in posteriors(photos.query[part]).items():
-            points = most_probable_discs(posterior, radius)
+            points = most_probable_discs(posterior, radius, mean=DEFAULT.estimate == "mean")
             latitude, longitude = posterior.area.unproject(points.x[:, 0], points.y[:, 0])
             error = geodesic_distance(photos.latitude[part], photos.longitude[part], latitude, longitude)
             loss = negative_log_likelihood(posterior, cell_mask, photos.row[part], photos.col[part])

@@ -55,9 +55,12 @@ def to_features(location: Location, truth: ExifPosition | None = None) -> list[d
     """Return one location as GeoJSON features, each with the properties `photo` and `kind`.
 
     Tiles of a zoom and circles come first, so that points are drawn on top of them. There are no tiles where the area
-    is no pyramid.
+    is no pyramid. Of an answer that is not sure there is one feature, without a geometry, and the true position.
     """
     area, features = location.posterior.area, []
+    found = [_feature(_point(truth.latitude, truth.longitude), location, "truth")] if truth else []
+    if not location.sure:
+        return [_feature(None, location, "answer", sure=False, confidence=location.confidence), *found]
     if isinstance(area, Pyramid):
         for step, key in enumerate(area.keys(np.array(location.best.path))):
             tile = _polygon(tile_corners(area, key))
@@ -73,10 +76,9 @@ def to_features(location: Location, truth: ExifPosition | None = None) -> list[d
         if candidate.judged:
             properties |= {"rank_before": candidate.judged.rank, "probability_before": candidate.judged.probability}
         kind = "candidate" if rank else "answer"
+        properties |= {} if rank else {"sure": True}
         features.append(_feature(_point(candidate.latitude, candidate.longitude), location, kind, **properties))
-    if truth:
-        features.append(_feature(_point(truth.latitude, truth.longitude), location, "truth"))
-    return features
+    return features + found
 
 
 def _fix_features(location: Location, fix: Fix) -> list[dict[str, Any]]:
@@ -116,7 +118,7 @@ def tile_corners(pyramid: Pyramid, key: TileKey) -> NDArray[np.float64]:
     return np.stack(pyramid.unproject(x, y), 1)
 
 
-def _feature(geometry: dict[str, Any], location: Location, kind: str, **properties: Any) -> dict[str, Any]:
+def _feature(geometry: dict[str, Any] | None, location: Location, kind: str, **properties: Any) -> dict[str, Any]:
     return {
         "type": "Feature",
         "geometry": geometry,
@@ -145,7 +147,17 @@ def write_csv(path: Path, answers: Sequence[dict[str, Any]]) -> None:
     Raises:
         ExportError: the file cannot be written.
     """
-    columns = ("photo", "latitude", "longitude", "confidence", "estimate", "radius_m", "radius_68_m", "radius_95_m")
+    columns = (
+        "photo",
+        "latitude",
+        "longitude",
+        "sure",
+        "confidence",
+        "estimate",
+        "radius_m",
+        "radius_68_m",
+        "radius_95_m",
+    )
     fixes = [answer.get("fix") or {} for answer in answers]
     refined = FIX_COLUMNS if any(fixes) else ()
     rows = [

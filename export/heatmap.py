@@ -111,7 +111,7 @@ def write_heatmap(path: Path, locations: Sequence[Location], cell_mask: NDArray[
         path: file to write.
         locations: located photos, all on the same cells.
         cell_mask: (row, col) the cells that were searched; the others become nodata. Without it, cells that search did
-            not reach are 0 everywhere.
+            not reach are 0 everywhere. Of answers that are not sure, all cells are nodata.
 
     Raises:
         ExportError: the file cannot be written.
@@ -120,12 +120,15 @@ def write_heatmap(path: Path, locations: Sequence[Location], cell_mask: NDArray[
 
     def strip(band: int, start: int, stop: int) -> _Strip:
         values = _probabilities(locations[band].posterior, start, stop)
-        if cell_mask is not None:
+        if not locations[band].sure:
+            values[:] = np.nan
+        elif cell_mask is not None:
             values[~cell_mask[start:stop]] = np.nan
         return values
 
-    nodata = cell_mask is not None or not isinstance(area, Pyramid)
-    _write(path, Frame(area), [Path(location.photo).name for location in locations], strip, nodata)
+    nodata = cell_mask is not None or not isinstance(area, Pyramid) or not all(each.sure for each in locations)
+    names = [Path(each.photo).name + ("" if each.sure else " (not sure)") for each in locations]
+    _write(path, Frame(area), names, strip, nodata)
 
 
 def _probabilities(posterior: Posterior, start: int, stop: int) -> _Strip:

@@ -100,7 +100,7 @@ def photo_data(
     image = photo.copy()
     image.thumbnail((PHOTO, PHOTO))
     steps = []
-    if isinstance(area, Pyramid):
+    if isinstance(area, Pyramid) and location.sure:
         keys = area.keys(np.array(best.path))
         steps = [
             {
@@ -111,13 +111,13 @@ def photo_data(
             for key, action, probability in zip(keys, best.path, best.step_probabilities, strict=False)
         ]
     error = ""
-    if truth:
+    if truth and location.sure:
         error_m = float(geodesic_distance(location.latitude, location.longitude, truth.latitude, truth.longitude))
         error = f"{error_m:.{0 if error_m >= 100 or not location.fix else 1}f} m from its EXIF position"
     return {
         "name": location.photo,
         "image": _jpeg(image),
-        "answer": f"{location.latitude:.6f}, {location.longitude:.6f}",
+        "answer": f"{location.latitude:.6f}, {location.longitude:.6f}" if location.sure else "not sure",
         "confidence": f"{location.confidence:.1%} {location.extent}",
         "error": error,
         "others": [
@@ -125,12 +125,12 @@ def photo_data(
                 "at": [candidate.latitude, candidate.longitude],
                 "text": f"{candidate.latitude:.5f}, {candidate.longitude:.5f} ({candidate.probability:.1%})",
             }
-            for candidate in location.candidates[1:]
+            for candidate in (location.candidates[1:] if location.sure else ())
         ],
-        "comparisons": comparisons(location, imagery),
-        "features": to_features(location, truth),
-        "heat": heat_overlay(location),
-        "fix": fix_data(location.fix, location, imagery) if location.fix else None,
+        "comparisons": comparisons(location, imagery) if location.sure else [],
+        "features": [feature for feature in to_features(location, truth) if feature["geometry"]],
+        "heat": heat_overlay(location) if location.sure else None,
+        "fix": fix_data(location.fix, location, imagery) if location.fix and location.sure else None,
         "cell_m": location.cell_m,
         "zoom": steps,
     }
@@ -276,8 +276,10 @@ def _placed(image: NDArray[np.uint8], corners: tuple[float, float, float, float]
 
 
 def _bounds_of(locations: Sequence[Location]) -> list[list[float]]:
-    """South-west and north-east corners of a rectangle around the candidates of all photos, with a margin."""
-    candidates = [each for location in locations for each in location.candidates]
+    """South-west and north-east corners of a rectangle around the candidates of all sure answers, with a margin."""
+    candidates = [each for location in locations if location.sure for each in location.candidates]
+    if not candidates:
+        return lat_lon_bounds(locations[0].posterior.area)
     latitude, longitude = (np.array([getattr(each, name) for each in candidates]) for name in ("latitude", "longitude"))
     longitude = np.where(longitude < longitude[0] - 180, longitude + 360, longitude)  # across the antimeridian
     margin = 0.003

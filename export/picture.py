@@ -188,7 +188,7 @@ def draw_calibration(calibration: Calibration, output: Path) -> None:
     figure = Figure(figsize=(9.6, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.plot([0, 1], [0, 1], color="#9aa3b2", linewidth=1)
-    kinds = [("calibrated", calibration.answers["radius"], calibration.error_after, _ANSWER)]
+    kinds = [("calibrated", calibration.default, calibration.error_after, _ANSWER)]
     if calibration.uncalibrated is not None and calibration.error_before is not None:
         kinds.insert(0, ("before", calibration.uncalibrated, calibration.error_before, "#8f9bb3"))
     for name, answers, error, colour in kinds:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from jzi.errors import ConfigError
 from jzi.locate.bands import BandCover
+from jzi.locate.disc_share import disc_mean, disc_share
 from jzi.locate.posterior import Points, Posterior
 from jzi.locate.ranges import CANDIDATES, DISTANCE
 from jzi.store.bands import RADIUS, BandGrid
@@ -47,7 +48,7 @@ def check_radius(area: CellGrid, radius: float) -> None:
         raise ConfigError(f"radius is {radius:g} m, more than the area's side of {side:g} m: give a smaller one")
 
 
-def most_probable_discs(posterior: Posterior, radius: float, count: int = 1) -> Points:
+def most_probable_discs(posterior: Posterior, radius: float, count: int = 1, *, mean: bool = False) -> Points:
     """The points with the most probability within a radius, chosen greedily.
 
     No two points of a photo lie within the radius of each other, and no probability is counted twice: what a point
@@ -57,6 +58,8 @@ def most_probable_discs(posterior: Posterior, radius: float, count: int = 1) -> 
         posterior: posterior of the photos.
         radius: metres; at most the area's side.
         count: points per photo, 1..1000.
+        mean: whether each point is moved to the mean of the posterior within the radius around it, unless that lies
+            within the radius of a better one. Its probability is that within the radius of where it is then.
 
     Raises:
         ConfigError: a number is out of range.
@@ -83,7 +86,7 @@ def most_probable_discs(posterior: Posterior, radius: float, count: int = 1) -> 
             x, y = x + dx, y + dy
             far = radius > SAMPLED_RADIUS * posterior.area.cell_size
             cover = (_ChordCover if far else _SampledCover)(posterior, photo, radius)
-        _choose(posterior, photo, radius, x, y, cover, points)
+        _choose(posterior, photo, radius, x, y, cover, points, mean)
     return points
 
 
@@ -106,6 +109,7 @@ def _choose(
     y: NDArray[np.float64],
     cover: _Cover,
     points: Points,
+    mean: bool,
 ) -> None:
     """Write the points of one photo into `points`; x and y are (cell, point) the possible ones."""
     probability = posterior.probability[photo].copy()
@@ -116,10 +120,29 @@ def _choose(
             break
         mass = cover.mass(probability)
         best = np.unravel_index(np.where(possible, mass, -1.0).argmax(), mass.shape)
-        points.x[photo, rank], points.y[photo, rank] = x[best], y[best]
-        points.cell[photo, rank], points.probability[photo, rank] = best[0], mass[best]
-        cover.remove(probability, int(best[0]), int(best[1]))
-        possible &= np.hypot(x - x[best], y - y[best]) > radius
+        at, cell = (float(x[best]), float(y[best])), int(best[0])
+        share = disc_share(posterior, photo, *at, radius) if mean else None
+        if share is not None and probability @ share > 0:
+            moved = disc_mean(posterior, photo, *at, probability * share)
+            earlier = np.hypot(points.x[photo, :rank] - moved[0], points.y[photo, :rank] - moved[1])
+            if (earlier > radius).all():
+                at, share = moved, disc_share(posterior, photo, *moved, radius)
+                cell = _nearest(posterior, photo, *at)
+            points.probability[photo, rank] = probability @ share
+            probability *= 1 - share
+        else:
+            points.probability[photo, rank] = mass[best]
+            cover.remove(probability, cell, int(best[1]))
+        points.x[photo, rank], points.y[photo, rank] = at
+        points.cell[photo, rank] = cell
+        possible &= np.hypot(x - at[0], y - at[1]) > radius
+
+
+def _nearest(posterior: Posterior, photo: int, x: float, y: float) -> int:
+    """Index of the cell with some probability that lies nearest to a point: as a rule the one that contains it."""
+    centre_x, centre_y = (values[photo] for values in posterior.centers)
+    distance = np.where(posterior.probability[photo] > 0, np.hypot(centre_x - x, centre_y - y), np.inf)
+    return int(distance.argmin())
 
 
 class _Cover(Protocol):

@@ -13,13 +13,14 @@ from jzi.locate.discs import check_radius, most_probable_discs
 from jzi.locate.fix import Fix
 from jzi.locate.judged import Judged
 from jzi.locate.posterior import Posterior, credible_radius, most_probable_cells
-from jzi.locate.ranges import BEAMS, CANDIDATES, DISTANCE, HEADING, HEADING_SD
+from jzi.locate.ranges import BEAMS, CANDIDATES, DISTANCE, HEADING, HEADING_SD, SHARE
 from jzi.store.plain import plain
 from jzi.store.printable import printable
 from jzi.store.pyramid import Pyramid, as_pyramid
 
-#: Greedy search (the paper's protocol), the most probable cell, or the point with the most probability in a radius.
-ESTIMATES = ("greedy", "map", "radius")
+#: Greedy search (the paper's protocol), the most probable cell, the point with the most probability in a radius, or the
+#: mean of the posterior in that radius.
+ESTIMATES = ("greedy", "map", "radius", "mean")
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,13 @@ class LocateOptions:
     """How a posterior becomes an answer.
 
     Attributes:
-        estimate: "radius": the point with the most probability within `radius`; "map": the most probable cell;
-            "greedy": the cell that greedy search ends in, as in the paper.
+        estimate: "mean": the mean of the posterior within `radius` of the point with the most probability there;
+            "radius": that point; "map": the most probable cell; "greedy": the cell that greedy search ends in, as in
+            the paper.
         radius: metres, at most the area's side; no two candidates lie within it of each other.
         top: number of candidates, 1..1000.
         beams: tiles of each level that a zoom expands, 1..4096; by default all of a small pyramid, 64 of a large one.
+        abstain: answers below this confidence are withheld, 0..1.
         camera: what is known of how the photos were taken; for stages.
 
     Raises:
@@ -66,16 +69,18 @@ class LocateOptions:
 
     Example:
         >>> LocateOptions(estimate="map", top=3)
-        LocateOptions(estimate='map', radius=50.0, top=3, beams=None)
+        LocateOptions(estimate='map', radius=50.0, top=3, beams=None, abstain=0.0)
     """
 
-    estimate: str = "radius"
+    estimate: str = "mean"
     radius: float = 50.0
     top: int = 5
     beams: int | None = None
+    abstain: float = 0.0
     camera: Camera = field(default_factory=Camera, repr=False)
 
     def __post_init__(self) -> None:
+        SHARE.check("abstain", self.abstain)
         if self.estimate not in ESTIMATES:
             raise ConfigError(f"there is no estimate {self.estimate!r}: it is one of {', '.join(ESTIMATES)}")
         DISTANCE.check("radius", self.radius)
@@ -100,7 +105,7 @@ class Candidate:
         path: the L actions of a zoom to the cell; empty if the area is no pyramid.
         probability: probability that the photo was taken in the cell, or within `radius_m` of the point, 0..1.
         step_probabilities: probability of each of the L actions given those before it.
-        source: where the candidate comes from: an estimate ("greedy", "map", "radius") or the name of a stage.
+        source: where the candidate comes from: an estimate ("greedy", "map", "radius", "mean") or the name of a stage.
         radius_m: metres; None if the probability is that of the cell.
         fix: the point to metres, if a stage refined the candidate; latitude, longitude, x and y are then those of it.
         judged: its place before it was compared with others, and these comparisons, if a stage re-ranked candidates.
@@ -145,6 +150,7 @@ class Location:
         radius_95: the same for 95 %.
         posterior: the probability of every cell that search reached, and the residual.
         notes: warnings about the photo, such as the aspect ratio of a panorama.
+        abstain: confidence below which the answer is not `sure`, 0..1.
     """
 
     photo: str
@@ -154,9 +160,15 @@ class Location:
     radius_95: float
     posterior: Posterior = field(repr=False, compare=False)
     notes: tuple[str, ...] = ()
+    abstain: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "photo", printable(self.photo))
+
+    @property
+    def sure(self) -> bool:
+        """Whether the confidence is high enough; the files that are written withhold the positions of other answers."""
+        return self.confidence >= self.abstain
 
     @property
     def best(self) -> Candidate:
@@ -215,12 +227,17 @@ class Location:
         return float(self.posterior.residual[0])
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON: names of values in metres end in `_m`, an infinite radius is None."""
+        """Plain values for JSON: names of values in metres end in `_m`, an infinite radius is None.
+
+        Of an answer that is not `sure`, every position is None.
+        """
+        best = self.best if self.sure else None
         entries: dict[str, Any] = plain(
             {
                 "photo": self.photo,
-                "latitude": self.latitude,
-                "longitude": self.longitude,
+                "latitude": best and best.latitude,
+                "longitude": best and best.longitude,
+                "sure": self.sure,
                 "confidence": self.confidence,
                 "estimate": self.best.source,
                 "radius_m": self.best.radius_m,
@@ -228,9 +245,9 @@ class Location:
                 "radius_95_m": self.radius_95,
                 "residual": self.residual,
                 "cell_m": self.cell_m,
-                "path": self.best.path,
-                "fix": self.fix and self.fix.to_dict(),
-                "candidates": [each.to_dict() for each in self.candidates],
+                "path": best and best.path,
+                "fix": best and best.fix and best.fix.to_dict(),
+                "candidates": [each.to_dict() for each in self.candidates] if best else [],
                 "notes": self.notes,
             }
         )
@@ -261,8 +278,9 @@ def to_locations(posterior: Posterior, options: LocateOptions, names: Sequence[s
         ConfigError: the radius is longer than the area's side.
     """
     check_radius(posterior.area, options.radius)
-    if options.estimate == "radius":
-        points = most_probable_discs(posterior, options.radius, options.top)
+    within_radius = options.estimate in ("radius", "mean")
+    if within_radius:
+        points = most_probable_discs(posterior, options.radius, options.top, mean=options.estimate == "mean")
     else:
         points = most_probable_cells(posterior, options.top, apart=options.radius)
     latitude, longitude = posterior.area.unproject(points.x, points.y)
@@ -282,7 +300,7 @@ def to_locations(posterior: Posterior, options: LocateOptions, names: Sequence[s
             probability=min(1.0, float(points.probability[at])),
             step_probabilities=steps,
             source=options.estimate,
-            radius_m=options.radius if options.estimate == "radius" else None,
+            radius_m=options.radius if within_radius else None,
         )
 
     return [
@@ -297,6 +315,7 @@ def to_locations(posterior: Posterior, options: LocateOptions, names: Sequence[s
             radius_68=float(radii[0][photo]),
             radius_95=float(radii[1][photo]),
             posterior=posterior.of(photo),
+            abstain=options.abstain,
         )
         for photo, name in enumerate(names)
     ]

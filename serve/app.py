@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect
 
 from jzi.encode.imagery import Imagery
 from jzi.errors import ConfigError, JziError
-from jzi.locate.location import Camera, LocateOptions
+from jzi.locate.location import DEFAULT, Camera, LocateOptions
 from jzi.locate.locator import Locator
 from jzi.locate.ranges import DISTANCE, HEADING, HEADING_SD
 from jzi.serve.batch import BatchLocator
@@ -105,8 +105,9 @@ def make_app(
     @app.post("/locate", summary="Where a photo was taken", responses=PROBLEMS, openapi_extra=BODY)
     async def locate(
         request: Request,
-        estimate: Literal["radius", "map", "greedy"] = Query(
-            "radius", description="what the answer is: the best point, cell or greedy path"
+        estimate: Literal["mean", "radius", "map", "greedy"] = Query(
+            DEFAULT.estimate,
+            description="what the answer is: the mean around the best point, that point, cell or greedy path",
         ),
         radius: float = Query(
             min(50.0, side), gt=0, le=side, allow_inf_nan=False, description="metres, at most the side of the area"
@@ -138,7 +139,8 @@ def make_app(
         camera = Camera(heading, heading_sd, panorama)
         if camera and not locator.stages:
             raise ConfigError("heading, heading_sd and panorama are for a service that refines: leave them out")
-        options, position = LocateOptions(estimate, radius, top, camera=camera), parse_position(near, within)
+        options = LocateOptions(estimate, radius, top, abstain=limits.abstain, camera=camera)
+        position = parse_position(near, within)
 
         def make_job(upload: Upload) -> Job:
             return Job(upload.photo, upload.name, options, position, within, upload.region, details)

@@ -82,7 +82,7 @@ class BatchLocator:
             locator = locator.with_prior(prior.weight(locator.expert.area))
         (location,) = locator.locate_embeddings(embedding, job.options, [job.name], [job.photo], tokens)
         location = replace(location, notes=photo.notes)
-        values = {**location.to_dict(), "sure": location.confidence >= self.limits.abstain}
+        values = location.to_dict()
         if prior:
             values["prior"] = prior.to_dict()
         if job.details:

@@ -38,9 +38,9 @@ def test_the_most_confident_are_answered_first() -> None:
     error = np.array([10.0, 200, 10, 10, 200, 200, 10, 200, 10, 200])
     confidence = np.array([0.9, 0.1, 0.8, 0.7, 0.2, 0.6, 0.5, 0.3, 0.95, 0.4])
     answers = Answers(error, confidence)
-    found = Calibration(10, 50.0, {"radius": answers}, answers, 0.0)
+    found = Calibration(10, 50.0, {"mean": answers}, answers, 0.0)
     assert found.covering(1.0) == (0.1, 0.5)
     assert found.covering(0.4) == (0.7, 1.0)
     assert found.abstaining(0.6) == (0.5, pytest.approx(0.8))
     assert found.abstaining(0.99)[0] == 0
-    assert found.recall("radius", 50.0) == 0.5
+    assert found.recall("mean", 50.0) == 0.5

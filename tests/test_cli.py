@@ -138,7 +138,7 @@ def test_an_answer_that_is_not_sure_is_withheld(trained) -> None:
 def test_estimates_are_compared_and_confidence_is_calibrated(trained, tmp_path) -> None:
     found = json.loads(trained("evaluate --estimates --plot plot.png --abstain 0.5 --json").stdout)
     estimates = found["posterior"]["estimates"]
-    assert set(estimates) == {"greedy", "map", "radius"}
+    assert set(estimates) == {"greedy", "map", "radius", "mean"}
     assert estimates["greedy"]["recall@40m"] == found["recall@40m"]["value"]
     assert 0 <= found["posterior"]["calibration_error"] <= 1 and 0 <= found["abstain"]["coverage"] <= 1
     assert Image.open(tmp_path / "plot.png").width > 800

@@ -9,10 +9,12 @@ import pytest
 
 from jzi.errors import ConfigError
 from jzi.locate import discs
+from jzi.locate.disc_share import disc_share
 from jzi.locate.discs import most_probable_discs
 from jzi.locate.location import LocateOptions, to_locations
 from jzi.locate.posterior import Posterior, credible_radius, most_probable_cells
 from jzi.locate.ranges import Range
+from jzi.store.bands import BandGrid
 from jzi.store.pyramid import PRESETS, Pyramid
 
 AREA = PRESETS["just-zoom-in-dc"]
@@ -51,6 +53,48 @@ def test_a_disc_of_the_size_of_the_map_contains_all_that_search_reached() -> Non
     points = most_probable_discs(random_posterior(2, 300), 10_000.0, 5)
     np.testing.assert_allclose(points.probability[:, 0], 0.97)
     assert (points.probability[:, 1:] == 0).all()
+
+
+BANDS = BandGrid.covering(16.36, 48.195, 16.38, 48.205, cell_m=30.0)
+
+
+@pytest.mark.parametrize("radius", [35.0, 81.0, 2_000.0])
+@pytest.mark.parametrize("area", [Pyramid.around(48.2, 16.37, 2_560.0, levels=3), BANDS], ids=["square", "bands"])
+def test_the_share_of_cells_is_that_of_their_points(area: Pyramid | BandGrid, radius: float) -> None:
+    rng = np.random.default_rng(0)
+    row = np.full(400, area.shape[0] // 2) + rng.integers(-12, 12, 400)
+    col = np.full(400, area.shape[1] // 2) + rng.integers(-12, 12, 400)
+    row, col = np.unique(np.stack([row, col], 1), axis=0).T
+    posterior = Posterior.from_cells(area, row, col, np.full(len(row), 1 / len(row)))
+    x, y = (float(values[0, 7]) + 11.0 for values in posterior.centers)
+    offset = (np.arange(16) + 0.5) / 16 - 0.5
+    inside = np.zeros(len(row))
+    centre_x, centre_y = (values[0] for values in posterior.centers)
+    for east in offset * area.cell_size:  # rows of bands are turned by less than 0.02 degrees here
+        for north in offset * area.cell_size:
+            inside += np.hypot(centre_x + east - x, centre_y + north - y) <= radius
+    np.testing.assert_allclose(disc_share(posterior, 0, x, y, radius), inside / 256, atol=0.1)
+
+
+def test_the_mean_lies_between_cells_in_proportion_to_their_probabilities() -> None:
+    for area in (AREA, BANDS):
+        posterior = Posterior.from_cells(area, np.array([9, 9, 9]), np.array([9, 10, 40]), np.array([0.6, 0.2, 0.15]))
+        points = most_probable_discs(posterior, 60.0, 2, mean=True)
+        x, y = (values[0] for values in posterior.centers)
+        assert points.x[0, 0] == pytest.approx(0.75 * x[0] + 0.25 * x[1], abs=0.02)
+        assert points.y[0, 0] == pytest.approx(0.75 * y[0] + 0.25 * y[1], abs=0.02)
+        assert (points.x[0, 1], points.y[0, 1]) == pytest.approx((x[2], y[2]), abs=0.02)
+        assert points.cell.tolist() == [[0, 2]]
+        np.testing.assert_allclose(points.probability, [[0.8, 0.15]], atol=1e-9)
+
+
+def test_means_of_discs_neither_count_twice_nor_lie_within_the_radius_of_one_another() -> None:
+    area = Pyramid.around(48.2, 16.37, 160.0, grid=2, levels=4)
+    posterior = random_posterior(40, 200, area)
+    points = most_probable_discs(posterior, 35.0, 5, mean=True)
+    assert (points.probability.sum(1) <= 0.97 + 1e-9).all() and (points.probability > 0).all()
+    apart = np.hypot(points.x[:, :, None] - points.x[:, None], points.y[:, :, None] - points.y[:, None])
+    assert (apart[:, ~np.eye(5, dtype=bool)] > 35.0).all()
 
 
 @pytest.mark.parametrize("radius", [0.0, -1.0, np.inf, np.nan, 1e6, 10_001.0, "50", True])

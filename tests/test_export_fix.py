@@ -193,7 +193,7 @@ def test_a_heading_is_written_into_copies_if_it_is_asked_for(location, tmp_path,
     for name, asked, expected in (("with", True, 75.0), ("without", False, 200.0)):
         (tmp_path / name).mkdir()
         outputs = Outputs(None, None, None, None, None, tmp_path / name, headings=asked)
-        outputs.add(photo, location, 0.0)
+        outputs.add(photo, location)
         assert outputs.errors == []
         copy = read_position(tmp_path / name / "photo.jpg")
         assert copy.heading == expected and copy.latitude == pytest.approx(location.latitude, abs=1e-8)
@@ -205,7 +205,7 @@ def test_a_heading_is_written_into_copies_if_it_is_asked_for(location, tmp_path,
 
 def test_both_heat_maps_are_written(location, tmp_path, take_photo) -> None:
     outputs = Outputs(None, tmp_path / "heat.tif", None, None, None, None)
-    outputs.add(take_photo(tmp_path / "photo.jpg"), location, 0.0)
+    outputs.add(take_photo(tmp_path / "photo.jpg"), location)
     outputs.write(None)
     assert outputs.errors == [] and (tmp_path / "heat.tif").exists() and (tmp_path / "heat.refined.tif").exists()
 

@@ -124,7 +124,7 @@ def test_an_evaluation_names_its_gallery(photos, probability) -> None:
     assert (occupied.gallery, occupied.gallery_cells) == ("occupied", 36)
     assert occupied.sequence_accuracy.value >= everything.sequence_accuracy.value
     calibration = calibrate(restrict_to_occupied(FixedExpert(probability), photos), photos)
-    assert set(calibration.answers) == {"map", "radius"}
+    assert set(calibration.answers) == {"map", "radius", "mean"}
 
 
 # Published results

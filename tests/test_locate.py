@@ -71,7 +71,7 @@ def test_a_point_is_answered_by_the_probability_around_it(model, photo_folder) -
     locator = jzi.load(model)
     answer = locator.locate(photo_folder / "day0" / "000.jpg", LocateOptions(radius=60.0, top=3))
     best, found = answer.best, answer.posterior
-    assert (best.source, best.radius_m, len(answer.candidates)) == ("radius", 60.0, 3)
+    assert (best.source, best.radius_m, len(answer.candidates)) == ("mean", 60.0, 3)
     x, y = found.centers
     around = found.probability[np.hypot(x - best.x, y - best.y) <= 60].sum()
     assert answer.confidence == pytest.approx(around, rel=0.1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import resource
 import sys
@@ -68,7 +69,7 @@ def gps_of(photo: Path) -> dict[int, object]:
 
 
 def test_an_unknown_radius_is_left_out_of_every_output(location, outputs, tmp_path, take_photo) -> None:
-    outputs.add(take_photo(tmp_path / "photo.jpg"), location, abstain=0.0)
+    outputs.add(take_photo(tmp_path / "photo.jpg"), location)
     outputs.write(None)
     assert outputs.errors == []
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
@@ -78,6 +79,24 @@ def test_an_unknown_radius_is_left_out_of_every_output(location, outputs, tmp_pa
     assert ExifTags.GPS.GPSLatitude in gps and ExifTags.GPS.GPSHPositioningError not in gps
     table = pd.read_csv(tmp_path / "out" / "a.csv")
     assert table["radius_68_m"].isna().all() and table["confidence"].notna().all()
+
+
+def test_an_answer_that_is_not_sure_has_no_position_in_any_output(location, outputs, tmp_path, take_photo) -> None:
+    outputs.add(take_photo(tmp_path / "photo.jpg"), replace(location, abstain=1.0))
+    outputs.write(None)
+    folder = tmp_path / "out"
+    assert outputs.errors == [] and [note.rpartition("/")[2] for note in outputs.notes] == [
+        "a.png is not drawn: its answer is not sure"
+    ]
+    assert sorted(path.name for path in folder.iterdir()) == ["a.csv", "a.geojson", "a.html", "a.tif"]
+    row = pd.read_csv(folder / "a.csv").iloc[0]
+    assert not row["sure"] and np.isnan(row["latitude"]) and np.isnan(row["longitude"]) and row["confidence"] < 1
+    (feature,) = json.loads((folder / "a.geojson").read_text())["features"]
+    assert feature["geometry"] is None and feature["properties"]["sure"] is False
+    with rasterio.open(folder / "a.tif") as raster:
+        assert raster.descriptions == ("photo.jpg (not sure)",) and np.isnan(raster.read()).all()
+    for path in folder.iterdir():
+        assert f"{location.latitude:.5f}" not in path.read_bytes().decode("latin-1")
 
 
 @pytest.mark.parametrize("suffix", [*FORMATS, "jpg"])
@@ -94,7 +113,7 @@ def test_an_output_that_fails_costs_no_other(suffix, location, outputs, tmp_path
         "jpg": "jzi.store.exif.write_position",
     }
     monkeypatch.setattr(function[suffix], fail)
-    outputs.add(take_photo(tmp_path / "photo.jpg"), location, abstain=0.0)
+    outputs.add(take_photo(tmp_path / "photo.jpg"), location)
     outputs.write(None)
     (sentence,) = outputs.errors
     assert sentence.endswith(f".{suffix} cannot be written: of a library")
@@ -105,8 +124,8 @@ def test_an_output_that_fails_costs_no_other(suffix, location, outputs, tmp_path
 @pytest.mark.parametrize("name", [b"caf\xe9.jpg", b"=1+1 $\\frac$.jpg", b"\xff\n</script>.jpg"])
 def test_a_name_of_any_bytes_loses_no_output(name, location, outputs, tmp_path, take_photo) -> None:
     photo = take_photo(tmp_path / "photo.jpg").rename(tmp_path / os.fsdecode(name).replace("/", ""))
-    outputs.add(photo, replace(location, photo=photo.name), abstain=0.0)
-    outputs.add(photo, NotLocated(photo.name, f"{photo.name} cannot be read"), abstain=0.0)
+    outputs.add(photo, replace(location, photo=photo.name))
+    outputs.add(photo, NotLocated(photo.name, f"{photo.name} cannot be read"))
     outputs.write(None)
     assert outputs.errors == [] and len(list((tmp_path / "out").iterdir())) == 6
     with rasterio.open(tmp_path / "out" / "a.tif") as raster:

@@ -43,10 +43,10 @@ def test_every_number_of_the_command_line_is_bounded(command: str, parameter: cl
         parameter.type.convert(value, parameter, None)
 
 
-CALIBRATION = Calibration(2, 50.0, {"radius": Answers(np.zeros(2), np.ones(2))}, None, 0.0)
+CALIBRATION = Calibration(2, 50.0, {"mean": Answers(np.zeros(2), np.ones(2))}, None, 0.0)
 ERROR = np.array([1.0, 2.0])
 CALLS: dict[str, Callable[[], object]] = {
-    "recall": lambda: CALIBRATION.recall("radius", np.inf),
+    "recall": lambda: CALIBRATION.recall("mean", np.inf),
     "abstaining": lambda: CALIBRATION.abstaining(np.nan),
     "covering": lambda: CALIBRATION.covering(1.5),
     "error_intervals radii": lambda: error_intervals(ERROR, [np.nan]),

@@ -260,7 +260,7 @@ def test_commands_lead_from_a_map_to_places(retrieved, tmp_path, photo_folder) -
     assert json.loads(jzi("evaluate --retriever retriever --approximate --json").stdout)["photos"] == found["photos"]
     photo = next(photo_folder.rglob("*.jpg"))
     place = json.loads(jzi(f"locate {photo} --retriever retriever --json --geojson place.geojson").stdout)
-    assert len(place["candidates"]) == 5 and place["candidates"][0]["source"] == "radius"
+    assert len(place["candidates"]) == 5 and place["candidates"][0]["source"] == "mean"
     assert (tmp_path / "place.geojson").exists()
     greedy = json.loads(jzi(f"locate {photo} --retriever retriever --estimate greedy --json").stdout)
     exact = json.loads(jzi(f"locate {photo} --retriever retriever --estimate map --json").stdout)

@@ -31,7 +31,7 @@ LOCAL = "http://localhost"
 @pytest.fixture
 def client(locator, town_raster, pyramid) -> Iterator[TestClient]:
     with Imagery([town_raster], pyramid) as imagery:
-        app = make_app(locator, imagery, Limits(megabytes=0.5, megapixels=1.0, abstain=0.99))
+        app = make_app(locator, imagery, Limits(megabytes=0.5, megapixels=1.0))
         with TestClient(app, LOCAL) as client:
             yield client
 
@@ -49,9 +49,17 @@ def test_a_photo_is_answered_as_the_locator_answers_it(client, locator, photo) -
     answer = post(client, photo.read_bytes(), top=3, radius=80).json()
     expected = locator.locate(photo, LocateOptions(top=3, radius=80.0), name="photo.jpg").to_dict()
     assert {name: answer[name] for name in expected} == json.loads(json.dumps(expected))
-    assert answer["sure"] is False and answer["notes"] == [] and "page" not in answer
+    assert answer["sure"] is True and answer["notes"] == [] and "page" not in answer
     detailed = post(client, photo.read_bytes(), details=True).json()["page"]
     assert len(detailed["zoom"]) == 3 and detailed["heat"]["image"].startswith("data:image/webp")
+
+
+def test_a_service_withholds_answers_that_are_not_sure(locator, photo) -> None:
+    with TestClient(make_app(locator, limits=Limits(abstain=1.0)), LOCAL) as client:
+        answer = post(client, photo.read_bytes(), details=True).json()
+    assert (answer["sure"], answer["latitude"], answer["candidates"]) == (False, None, [])
+    page = answer["page"]
+    assert (page["answer"], page["heat"], page["zoom"], page["features"]) == ("not sure", None, [], [])
 
 
 class ToMetres:

@@ -144,7 +144,7 @@ def test_the_reference_has_every_parameter_with_its_range(client) -> None:
         for each in client.get("/openapi.json").json()["paths"]["/locate"]["post"]["parameters"]
     }
     assert parameters["radius"]["exclusiveMinimum"] == 0 and parameters["radius"]["maximum"] == 800
-    assert set(parameters["estimate"]["enum"]) == {"radius", "map", "greedy"}
+    assert set(parameters["estimate"]["enum"]) == {"mean", "radius", "map", "greedy"}
 
 
 def test_metrics_count_and_logs_are_silent_about_photos(client, photo, caplog) -> None:
