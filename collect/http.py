@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import random
+import ssl
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlencode, urljoin
@@ -85,6 +87,14 @@ class Pace:
             self._next = max(self._next, time.monotonic() + seconds)
 
 
+@lru_cache(maxsize=1)
+def _ssl_context() -> ssl.SSLContext:
+    """The context of all connections: to load the certificates takes a tenth of a second."""
+    import httpx
+
+    return httpx.create_ssl_context()
+
+
 class Client:
     """Sends GET requests, from several threads; a context manager, which closes it.
 
@@ -117,11 +127,10 @@ class Client:
             what = f"the token of {name}" if authorization else f"requests to {name}"
             raise ConfigError(f"{what} would be sent to {self.base.host} unencrypted: give a URL that begins https://")
         try:
-            import httpx
+            import httpx  # noqa: F401
         except ImportError as error:
             raise DatasetError(f"{name} needs a package that is missing (httpx): pip install 'jzi[dataset]'") from error
         self._pace = Pace(options.per_minute)
-        self._context = httpx.create_ssl_context()  # once, as it takes long
         self._closed = threading.Event()
         self._lines: list[Line] = []
         self._local, self._lock = threading.local(), threading.Lock()
@@ -215,7 +224,7 @@ class Client:
         take: Callable[[bytes], object] | None = None,
     ) -> Any:
         address = self._checked(url)
-        attempt = 0
+        attempt, repeats = 0, Counter[int]()
         while True:
             self._pace.wait(self._closed)
             if self._closed.is_set():
@@ -228,7 +237,8 @@ class Client:
                     return convert(content)
             except HttpError as raised:
                 error = raised
-            if attempt >= min(error.repeats, self._options.retries):
+            repeats[error.code] += 1
+            if attempt >= self._options.retries or repeats[error.code] > error.repeats:
                 raise error
             wait_s = self._options.backoff_s * 2**attempt * random.uniform(0.5, 1.5)
             if asked_s is not None:
@@ -236,7 +246,7 @@ class Client:
                     raise HttpError(
                         f"{self.name} asks to wait for {asked_s:,.0f} s: run the command again then", error.code
                     ) from None
-                wait_s = asked_s
+                wait_s = max(asked_s, wait_s)
             if error.code == 429:  # of all threads
                 self._pace.pause(wait_s)
             if wait_s > ANNOUNCED_S:
@@ -345,7 +355,7 @@ class Client:
         if line is None:
             client = httpx.Client(
                 headers={"Accept-Encoding": "identity", "User-Agent": f"jzi/{__version__}"},
-                verify=self._context,
+                verify=_ssl_context(),
                 timeout=self._options.timeout_s,
                 limits=httpx.Limits(max_connections=1),
                 follow_redirects=False,  # `_answer` checks where they lead
