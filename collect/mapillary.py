@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -101,6 +101,7 @@ def collect_mapillary(
             disk is full. What was collected is kept.
         ConfigError: there is no token.
     """
+    request.folder.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         stack.enter_context(WriterLock(request.folder, "refuse", DatasetError))
         journal = stack.enter_context(Journal.open(request.folder))
@@ -131,7 +132,7 @@ class _Run:
 
     def run(self) -> MapillaryReport:
         grid = BoxGrid(self.request.region)
-        since, until = self.request.listed_days(self.journal)
+        since, until, accessed = self.request.listed_days(self.journal)
         listing = list_photos(self._service, self.journal, grid, since, until)
         self._note_listing(listing)
         selection = self._select(grid)
@@ -140,12 +141,17 @@ class _Run:
         if self.request.dry_run:
             return self._report(found, len(selection.photos), selection, estimate, downloads)
         self._assemble(selection, downloads)
+        if selection.photos.empty and downloads.failed:
+            raise DatasetError(
+                f"{len(downloads.failed):,} photos could not be had ({next(iter(downloads.failed.values()))}): run the "
+                "command again later, which resumes"
+            )
         if selection.photos.empty:
             raise DatasetError(f"the filters leave none of {found:,} photos ({_most(selection.counts)}): relax them")
         info = DatasetInfo(
             sources=(
                 Source(kind="photos", name="Mapillary", licence=LICENCE, attribution=ATTRIBUTION, url=HOME,
-                       accessed=datetime.now(UTC).date(), count=found, details=self._details()),
+                       accessed=accessed, count=found, details=self._details()),
             ),
             found=found, filters=tuple(selection.counts), notes=tuple(self.notes),
         )  # fmt: skip
@@ -215,11 +221,6 @@ class _Run:
         self.announce(estimate)
         if len(pending) and not self.request.dry_run:
             self._run_download(pending, "downloading", total)
-        if total.failed and not total.photos:
-            raise DatasetError(
-                f"{len(total.failed)} photos could not be had ({next(iter(total.failed.values()))}): run the command "
-                "again later, which resumes"
-            )
         return estimate, total
 
     def _run_download(self, photos: pd.DataFrame, description: str, total: DownloadReport) -> None:
@@ -252,7 +253,7 @@ class _Run:
         ids, frames, rejected = set(selection.photos["id"]), [], dict(downloads.failed)
         panoramas = crops = 0
         for outcomes in self.journal.outcomes():
-            rows = []
+            rows: list[Mapping[str, Any]] = []
             for outcome in outcomes:
                 if outcome.id not in ids:
                     continue
@@ -263,7 +264,7 @@ class _Run:
                 rows += outcome.rows
             if rows:
                 frames.append(pd.DataFrame(rows))
-        selection.remove("download", "a whole image", rejected)
+        selection.remove("image", "the service gives a whole image", rejected)
         if panoramas:
             self.notes.append(f"{panoramas:,} panoramas became {crops:,} photos")
         if not frames:

@@ -160,7 +160,7 @@ class Mapillary:
         params = {"bbox": ",".join(f"{each:.7f}" for each in bounds), "limit": str(self._limit)}
         if since:
             params["start_captured_at"] = f"{since.isoformat()}T00:00:00Z"
-        if until:
+        if until and until < date.max:
             params["end_captured_at"] = f"{(until + timedelta(days=1)).isoformat()}T00:00:00Z"
         page = self._page(params)
         pages = 1
@@ -231,8 +231,7 @@ class Mapillary:
                 asked = {**params, "fields": ",".join(fields)}
                 return parse_page(self._api.get_json("/images", asked, judge=self._judge), self._link, self._limit)
             except _FieldError as error:
-                essential = error.field in ESSENTIAL or error.field not in self._fields
-                if essential or (error.field not in fields and error.field not in self._unknown):
+                if error.field in ESSENTIAL or error.field not in fields:
                     raise
                 with self._lock:
                     self._unknown.add(error.field)

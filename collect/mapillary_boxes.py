@@ -66,25 +66,28 @@ class BoxGrid:
         self._geometry = region.geometry
         shapely.prepare(self._geometry)
         self._west, self._south, self._east, self._north = shapely.bounds(self._geometry)
-        columns, rows = self._range(self._west, self._east, 180), self._range(self._south, self._north, 90)
-        self._columns, self._rows = columns, rows
         area = self._geometry.area / SIDE_DEG**2
-        if area > MAX_BOXES or len(columns) * len(rows) > 1000 * MAX_BOXES:
+        if area > MAX_BOXES or sum(len(x) * len(y) for x, y in self._parts()) > 10 * MAX_BOXES:
             raise DatasetError(
                 f"{region.name} is too large: it has about {area:,.0f} boxes of {SIDE_DEG} degrees, and "
                 f"{MAX_BOXES:,} are allowed; divide it, and give each part a folder of its own"
             )
 
-    @staticmethod
-    def _range(low: float, high: float, offset: float) -> range:
-        return range(int((low + offset) // SIDE_DEG), int((high + offset) // SIDE_DEG) + 1)
+    def _parts(self) -> Iterator[tuple[range, range]]:
+        """Columns and rows of the grid around each polygon of the region."""
+        for west, south, east, north in shapely.bounds(shapely.get_parts(self._geometry)):
+            yield _steps(west + 180, east + 180), _steps(south + 90, north + 90)
 
     def __iter__(self) -> Iterator[Box]:
-        """The boxes of the grid, from south to north."""
-        per_block = max(1, _BLOCK // len(self._columns))
-        for start in range(0, len(self._rows), per_block):
-            block = [Box(0, x, y) for y in self._rows[start : start + per_block] for x in self._columns]
-            yield from self.touching(block)
+        """The boxes of the grid that touch the region, each once."""
+        seen: set[Box] = set()
+        for columns, rows in self._parts():
+            per_block = max(1, _BLOCK // len(columns))
+            for start in range(0, len(rows), per_block):
+                block = [Box(0, x, y) for y in rows[start : start + per_block] for x in columns]
+                touching = [box for box in self.touching(block) if box not in seen]
+                seen.update(touching)
+                yield from touching
 
     def touching(self, boxes: list[Box]) -> list[Box]:
         """Those of some boxes that touch the region."""
@@ -101,3 +104,7 @@ class BoxGrid:
     def contains(self, longitude: Any, latitude: Any) -> Any:
         """(n,) whether positions in degrees lie in the region or on its edge."""
         return shapely.intersects_xy(self._geometry, longitude, latitude)
+
+
+def _steps(low: float, high: float) -> range:
+    return range(int(low // SIDE_DEG), int(high // SIDE_DEG) + 1)

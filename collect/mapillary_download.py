@@ -26,8 +26,8 @@ from jzi.store.plain import plain
 #: Photos at the same time: a download takes some tenths of a second, preparing one a tenth.
 THREADS = 8
 
-#: Photos in a row that fail, from which on the service does.
-FAILURES = 2 * THREADS
+#: Photos in a row that fail, from which on the service does: each was asked for again for a minute.
+FAILURES = THREADS
 
 #: Folder of the files as they were downloaded, if they are kept.
 ORIGINALS = "originals"
@@ -90,6 +90,7 @@ class Downloader:
     ) -> None:
         self._open, self._journal, self._folder = service, journal, folder
         self._options, self._keep_originals = options, keep_originals
+        self._failures: list[PhotoOutcome | _Failure] = []  # in a row
 
     def original(self, photo: str) -> Path:
         """Where the file of a photo is, or would be, kept."""
@@ -109,7 +110,6 @@ class Downloader:
         service = self._open()
         executor = ThreadPoolExecutor(THREADS, "photos")
         running: set[Future[PhotoOutcome | _Failure]] = set()
-        in_a_row: list[PhotoOutcome | _Failure] = []
 
         def take(outcome: PhotoOutcome | _Failure) -> None:
             progress.update()
@@ -120,9 +120,9 @@ class Downloader:
                 report.photos += 1
                 report.bytes += outcome.size
             if isinstance(outcome, _Failure) or outcome.reason in _SUSPECT:
-                in_a_row.append(outcome)
+                self._failures.append(outcome)
             else:
-                in_a_row.clear()
+                self._failures.clear()
 
         with tqdm(total=len(photos), desc=description, unit="photo") as progress:
             rows = self._rows(photos)
@@ -134,12 +134,8 @@ class Downloader:
                         break
                     done, running = wait(running, return_when=FIRST_COMPLETED)
                     _take_all(done, take)
-                    if len(in_a_row) >= FAILURES:
-                        self._journal.forget(outcome.id for outcome in in_a_row if isinstance(outcome, PhotoOutcome))
-                        raise DatasetError(
-                            f"the last {len(in_a_row)} photos could not be had ({in_a_row[-1].reason}): what was "
-                            "downloaded before is kept, run the command again later to resume"
-                        )
+                    if len(self._failures) >= FAILURES:
+                        raise self._disbelief()
             except BaseException:
                 service.close()  # ends what is under way
                 raise
@@ -147,8 +143,17 @@ class Downloader:
                 executor.shutdown(cancel_futures=True)
                 _take_all([each for each in running if each.done() and not each.cancelled() and not each.exception()],
                           take)  # fmt: skip
+                if len(self._failures) >= FAILURES:  # so that the next run asks for them again
+                    self._journal.forget(each.id for each in self._failures if isinstance(each, PhotoOutcome))
                 report.seconds = time.monotonic() - began
         return report
+
+    def _disbelief(self) -> DatasetError:
+        """The error about photos that failed in a row."""
+        return DatasetError(
+            f"the last {len(self._failures)} photos could not be had ({self._failures[-1].reason}): what was "
+            "downloaded before is kept, run the command again later to resume"
+        )
 
     def _rows(self, photos: pd.DataFrame) -> Iterator[tuple[dict[str, Any], str | None]]:
         """Rows, and the links to their images."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -18,7 +19,7 @@ from typing import Any, Literal, Self
 import pandas as pd
 
 from jzi.collect.mapillary_boxes import Box
-from jzi.collect.mapillary_records import Page, Record
+from jzi.collect.mapillary_records import Page, Record, is_id
 from jzi.errors import DatasetError, first_line
 from jzi.store.plain import plain
 
@@ -49,9 +50,12 @@ _TABLES = (
     "WITHOUT ROWID",
 )
 
-#: Types of columns in memory: half of the size of what pandas would choose.
-_TYPES = {"heading": "float32", "computed_heading": "float32", "quality_score": "float32", "width": "float32",
-          "height": "float32", "panorama": bool}  # fmt: skip
+#: Types of columns in memory; pandas would take some for those of objects.
+_TYPES: dict[str, Any] = {
+    **dict.fromkeys((*Record._fields[1:5], "heading", "computed_heading", "quality_score"), "float64"),
+    **dict.fromkeys(("width", "height"), "float32"),
+    "panorama": "bool",
+}
 
 #: What became of a box: asked, split into four, or full at the smallest size.
 State = Literal["done", "split", "full"]
@@ -162,17 +166,18 @@ class Journal:
             last = rows[-1][0]
             frame = pd.DataFrame(rows, columns=list(Record._fields))
             try:
-                numbers = frame.columns[[1, 2, 3, 4]]
-                frame[numbers] = frame[numbers].astype("float64")
-                yield frame.astype(_TYPES)
+                frame = frame.astype(_TYPES)
             except (ValueError, TypeError) as error:
                 raise self._damage("records") from error
+            if not all(map(is_id, frame["id"])):  # they become names of files
+                raise self._damage("records")
+            yield frame
 
     # Photos
 
     def links(self, photos: Sequence[str]) -> dict[str, str]:
         """Links to images, by id, as the service gave them; they may have expired."""
-        links = {}
+        links: dict[str, str] = {}
         for start in range(0, len(photos), 500):
             page = list(photos[start : start + 500])
             links |= dict(self._read(f"SELECT id, link FROM links WHERE id IN ({_marks(page)})", page))
@@ -193,8 +198,8 @@ class Journal:
 
     def states(self) -> dict[str, tuple[str, str]]:
         """State and preparation of every photo that was asked for, by id."""
-        return {photo: (state, preparation)
-                for photo, state, preparation in self._read("SELECT id, state, preparation FROM photos")}  # fmt: skip
+        rows = self._read("SELECT id, state, preparation FROM photos")
+        return {photo: (sys.intern(str(state)), sys.intern(str(preparation))) for photo, state, preparation in rows}
 
     def mean_bytes(self) -> float | None:
         """Mean size of the photos that were downloaded; None if there are none."""
@@ -205,7 +210,7 @@ class Journal:
         last = ""
         columns = "id, state, reason, bytes, preparation, rows"
         while page := self._read(f"SELECT {columns} FROM photos WHERE id > ? ORDER BY id LIMIT 2000", [last]):
-            outcomes = [PhotoOutcome(*row, self._parsed(text)) for *row, text in page]
+            outcomes = [PhotoOutcome(*row[:-1], rows=self._parsed(row[-1])) for row in page]
             if not all(each.state in ("prepared", "rejected") and isinstance(each.rows, list)
                        and all(map(_is_row, each.rows)) for each in outcomes):  # fmt: skip
                 raise self._damage("photos")

@@ -71,7 +71,7 @@ def list_photos(
         if state == "split":
             children = grid.touching(box.children())
             pending.extendleft(reversed(children))
-            progress.total += len(children)
+            progress.total = (progress.total or 0) + len(children)
         progress.update()
 
     with tqdm(total=len(pending), desc="listing", unit="box") as progress:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from jzi.collect.http_rules import MAX_URL
 from jzi.errors import DatasetError
@@ -134,7 +134,7 @@ def parse_page(document: Any, link: str, limit: int = LIMIT) -> Page:
         values = each if isinstance(each, dict) else {}
         photo = values.get("id")
         photo = str(photo) if type(photo) is int else photo
-        if not isinstance(photo, str) or not _ID.fullmatch(photo):
+        if not is_id(photo):
             raise DatasetError(changed("id"))
         position = _position(values.get("geometry"))
         if position is None:
@@ -153,6 +153,11 @@ def parse_page(document: Any, link: str, limit: int = LIMIT) -> Page:
     return Page(records, links, refused, odd, len(data), len(data) >= limit and not cursor, cursor)
 
 
+def is_id(photo: Any) -> TypeGuard[str]:
+    """Whether a value is the id of a photo, which may become the name of a file."""
+    return isinstance(photo, str) and _ID.fullmatch(photo) is not None
+
+
 def _cursor(document: dict[str, Any], is_full: bool) -> str | None:
     """Where the next page begins; the link to it is not used, since it may hold the token."""
     paging = document.get("paging")
@@ -169,7 +174,8 @@ def _record(photo: str, position: tuple[float, float], values: dict[str, Any], o
         if value is None:
             return None
         converted = convert(value)
-        odd[name] += converted is None
+        if converted is None:
+            odd[name] += 1
         return converted
 
     computed = take("computed_geometry", _position) or (None, None)
@@ -237,7 +243,8 @@ def _creator(value: Any) -> str | None:
 
 
 def _text(value: Any) -> str | None:
-    return clean(str(value) if type(value) is int else value) if isinstance(value, str | int) else None
+    value = str(value) if type(value) is int else value
+    return clean(value) if isinstance(value, str) else None
 
 
 def clean(text: str, length: int = 200) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import shapely
@@ -40,24 +40,27 @@ class MapillaryRequest:
     keep_originals: bool = False
     dry_run: bool = False
 
-    def listed_days(self, journal: Journal) -> tuple[date | None, date | None]:
-        """Compare the request with the one that began a journal, and return the days that this lists.
+    def listed_days(self, journal: Journal) -> tuple[date | None, date | None, date]:
+        """Compare the request with the one that began a journal, and return the first and last day that it lists,
+        and the day when it began.
 
         Raises:
             DatasetError: the journal lacks what is wanted.
         """
         since, until = self.filters.since, self.filters.until
+        today = datetime.now(UTC).date()
         region = hashlib.sha256(shapely.to_wkb(shapely.normalize(self.region.geometry))).hexdigest()
         wanted = {
             "region": region, "name": self.region.name, "thumbnail": self.thumbnail,
-            "since": since and since.isoformat(), "until": until and until.isoformat(),
+            "since": since and since.isoformat(), "until": until and until.isoformat(), "accessed": today.isoformat(),
         }  # fmt: skip
         kept = journal.meta("request")
-        if kept is None:
+        if kept is None or not journal.box_states():  # nothing is listed yet, such as without a token
             journal.set_meta("request", wanted)
-            return since, until
+            return since, until, today
         try:
             first, last = (kept[each] and date.fromisoformat(kept[each]) for each in ("since", "until"))
+            accessed = date.fromisoformat(kept["accessed"])
             old_region, name, thumbnail = (str(kept[each]) for each in ("region", "name", "thumbnail"))
         except (KeyError, TypeError, ValueError) as error:
             raise DatasetError(f"{journal.path} is damaged (request): remove it and run the command again") from error
@@ -73,4 +76,4 @@ class MapillaryRequest:
             raise DatasetError(
                 f"{self.folder} lists the photos of {days} only: give days within these, or another folder"
             )
-        return first, last
+        return first, last, accessed

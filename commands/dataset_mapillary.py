@@ -64,7 +64,8 @@ def mapillary_command(
         _region(area, bbox, region), folder, filters, preparation, thumbnail, limit, keep_originals, dry_run
     )
     report = collect_mapillary(request, lambda estimate: click.echo(_estimate_text(estimate), err=True))
-    print_result(as_json, report, _report_text(report))
+    values = {**vars(report), "counts": [each.model_dump() for each in report.counts]}
+    print_result(as_json, values, _report_text(report))
     if report.failed:
         click.echo(f"jzi: {_photos(report.failed)} could not be downloaded: run the command again later", err=True)
         raise SystemExit(1)

@@ -2,7 +2,7 @@
 
     python -m jzi.tests.mock_mapillary 300
 
-runs one by hand with 300 photos around 48.2, 16.37, and prints the environment variables for `jzi dataset mapillary`.
+runs one by hand with 300 photos around 48.2051, 16.37, and prints what to set for `jzi dataset mapillary`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from PIL import Image
 TOKEN = "MLY|1234|secret"
 
 #: Where the photos of `drive` are.
-LATITUDE, LONGITUDE = 48.2, 16.37
+LATITUDE, LONGITUDE = 48.2051, 16.37
 
 #: 2020-06-01T10:00:00Z, milliseconds.
 BEGAN_MS = 1_591_005_600_000
@@ -70,12 +70,12 @@ def record(number: int, **changes: object) -> dict[str, Any]:
     }
 
 
-def picture(seed: int, width: int = 640, height: int = 480) -> bytes:
+def picture(seed: int, width: int = 320, height: int = 240) -> bytes:
     """A JPEG that passes the filters on images: squares of random colours."""
     rng = np.random.default_rng(seed)
-    small = rng.integers(40, 215, (height // 20, width // 20, 3), dtype=np.uint8)
+    small = rng.integers(40, 215, (height // 10, width // 10, 3), dtype=np.uint8)
     file = io.BytesIO()
-    Image.fromarray(np.kron(small, np.ones((20, 20, 1), np.uint8))).save(file, "JPEG", quality=80)
+    Image.fromarray(np.kron(small, np.ones((10, 10, 1), np.uint8))).save(file, "JPEG", quality=80)
     return file.getvalue()
 
 
@@ -239,9 +239,9 @@ def _handler(answer: Callable[..., Answer]) -> type[BaseHTTPRequestHandler]:
             reply = answer(parts.path, params, self.headers)
             body = reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
             self.send_response(reply.status)
-            for name, value in {"Content-Type": "application/json", **reply.headers}.items():
+            headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), **reply.headers}
+            for name, value in headers.items():
                 self.send_header(name, value)
-            self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body[: len(body) // 2] if reply.cut else body)
             self.close_connection |= reply.cut
