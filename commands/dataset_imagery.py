@@ -259,8 +259,9 @@ def _prepare_stac(url: str, area: Area, options: _Options, attribution: str | No
     notes = [f"{len(found.urls)} of {found.found} items, asset {found.asset!r}, of {dates}, the newest on top"]
     if found.covered < 0.999:
         notes.append(f"they cover {found.covered:.1%} of the area")
-    details = {"collection": options.collection, "asset": found.asset, "dates": dates,
-               "covered": round(found.covered, 4)}  # fmt: skip
+    details: dict[str, str | float] = {
+        "collection": options.collection, "asset": found.asset, "dates": dates, "covered": round(found.covered, 4),
+    }  # fmt: skip
     whose = credit(found.terms, attribution, licence, url, required=True)
     return Prepared(layer, area, whose, details=details, notes=(*notes, *layer.notes))
 

@@ -384,6 +384,7 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
+    shutil.rmtree(tmp_path / ".map.tif.blocks")  # the samples were all of them
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", full)
         result = run(*arguments)
@@ -505,7 +506,7 @@ def write_raster(
 def test_rasters_become_a_vrt_that_can_be_moved_and_a_geotiff_with_the_same_pixels(tmp_path: Path) -> None:
     (tmp_path / "sheets").mkdir()
     for index in range(4):
-        write_raster(tmp_path / "sheets" / f"{index}.tif", 64 * (index % 2), -64 * (index // 2))
+        write_raster(tmp_path / "sheets" / f"{index}.tif", 1000 + 64 * (index % 2), -64 * (index // 2))
     (tmp_path / "sheets" / "3.tif").unlink()
     assert run(tmp_path / "sheets", "-o", tmp_path / "map.vrt").exit_code == 0
     result = run(tmp_path / "sheets", "-o", tmp_path / "map.tif", "--compress", "deflate")
@@ -522,7 +523,7 @@ def test_rasters_become_a_vrt_that_can_be_moved_and_a_geotiff_with_the_same_pixe
 
 
 def test_pixels_without_data_do_not_hide_those_below(tmp_path: Path) -> None:
-    files = [write_raster(tmp_path / "a.tif", 0, 0, nodata=0), write_raster(tmp_path / "b.tif", -10, 0, nodata=0)]
+    files = [write_raster(tmp_path / "a.tif", 1000, 0, nodata=0), write_raster(tmp_path / "b.tif", 990, 0, nodata=0)]
     mosaic = Mosaic([str(file) for file in files], None)
     data, valid = pixels(mosaic)
     assert run(*files, "-o", tmp_path / "map.vrt").exit_code == 0
@@ -530,7 +531,7 @@ def test_pixels_without_data_do_not_hide_those_below(tmp_path: Path) -> None:
         assert (vrt.dataset_mask() == valid).all()
         assert (vrt.read() == data).all()
     assert not valid[:, :10].any() and valid[:, 10:].all()
-    assert (data[:, :, 10:20] == np.maximum(picture(0, 0, 1, 1, 10, 64), 1)).all()  # of the lower one
+    assert (data[:, :, 10:20] == np.maximum(picture(1000, 0, 1, 1, 10, 64), 1)).all()  # of the lower one
 
 
 @pytest.mark.parametrize(
@@ -541,8 +542,8 @@ def test_pixels_without_data_do_not_hide_those_below(tmp_path: Path) -> None:
     ],
 )
 def test_rasters_that_differ_are_named(tmp_path: Path, others: dict[str, Any], sentence: str) -> None:
-    write_raster(tmp_path / "a.tif", 0, 0)
-    write_raster(tmp_path / "b.tif", 64, 0, **others)
+    write_raster(tmp_path / "a.tif", 1000, 0)
+    write_raster(tmp_path / "b.tif", 1064, 0, **others)
     result = run(tmp_path / "*.tif", "-o", tmp_path / "map.vrt")
     assert result.exit_code == 2 and sentence in result.stderr
     if "crs" in others:
@@ -558,8 +559,8 @@ def test_rasters_elsewhere_are_refused_with_where_they_are(tmp_path: Path) -> No
 
 def test_a_list_names_files_and_urls(server: MockImagery, tmp_path: Path) -> None:
     server.files = tmp_path
-    write_raster(tmp_path / "a.tif", 0, 0)
-    write_raster(tmp_path / "b.tif", 64, 0)
+    write_raster(tmp_path / "a.tif", 1000, 0)
+    write_raster(tmp_path / "b.tif", 1064, 0)
     (tmp_path / "list.txt").write_text(f"# sheets\na.tif\n\n{server.url}/files/b.tif\n")
     result = run(tmp_path / "list.txt", "-o", tmp_path / "map.vrt")
     assert result.exit_code == 0, result.stderr
