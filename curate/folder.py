@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from jzi.errors import DatasetError, first_line
 from jzi.store.files import write_whole
 from jzi.store.photo_file import open_regular_file
-from jzi.store.photo_table import MAX_COLUMNS, MAX_HEADER
+from jzi.store.table_file import MAX_COLUMNS, MAX_HEADER
 from jzi.store.printable import printable, quote_formula, unquote_formula
 
 TABLE, IMAGES, REJECTED, INFO, CARD = "photos.csv", "images", "rejected.csv", "dataset.json", "DATASET.md"
