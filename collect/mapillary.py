@@ -197,10 +197,9 @@ class _Run:
             selection.remove("panoramas", "skipped", dict.fromkeys(ids, "it is a panorama"))
         limit = request.limit
         if limit is not None and len(selection.photos) > limit:
-            ids = sorted(selection.photos["id"], key=lambda photo: hashlib.sha256(photo.encode()).digest())[limit:]
-            selection.remove(
-                "limit", f"{limit:,} photos at random", dict.fromkeys(ids, f"beyond the limit of {limit:,}")
-            )
+            order = sorted(selection.photos["id"], key=lambda photo: hashlib.sha256(photo.encode()).digest())
+            reasons = dict.fromkeys(order[limit:], f"beyond the limit of {limit:,}")
+            selection.remove("limit", f"{limit:,} photos at random", reasons)
         return selection
 
     def _download(self, selection: Selection) -> tuple[Estimate, DownloadReport]:

@@ -210,7 +210,10 @@ class Journal:
         last = ""
         columns = "id, state, reason, bytes, preparation, rows"
         while page := self._read(f"SELECT {columns} FROM photos WHERE id > ? ORDER BY id LIMIT 2000", [last]):
-            outcomes = [PhotoOutcome(*row[:-1], rows=self._parsed(row[-1])) for row in page]
+            outcomes = [
+                PhotoOutcome(photo, state, reason, size, preparation, self._parsed(rows))
+                for photo, state, reason, size, preparation, rows in page
+            ]
             if not all(each.state in ("prepared", "rejected") and isinstance(each.rows, list)
                        and all(map(_is_row, each.rows)) for each in outcomes):  # fmt: skip
                 raise self._damage("photos")
