@@ -14,7 +14,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from jzi.collect.importing import POSITION, PhotoFolder, Recording, clean, place_photos
@@ -153,5 +152,5 @@ def _field_of_view(file: Path, camera: str) -> float | None:
                 values[key] = [float(each) for each in text.split()]
             except ValueError:
                 return None
-    width, focal = (values.get(f"{key}_rect_{camera}", [np.nan])[0] for key in "SP")
+    width, focal = ((values.get(f"{key}_rect_{camera}") or [math.nan])[0] for key in "SP")
     return round(math.degrees(2 * math.atan(width / 2 / focal)), 3) if width > 0 and 10 < focal < 1e5 else None

@@ -289,10 +289,11 @@ def photo_times(photos: PhotoFolder, names: Sequence[str], file: Path | None) ->
     """
     if file is not None:
         return _listed_times(file, names)
-    stems = pd.Series([Path(name).stem for name in names], index=names)
+    stems = pd.Series([Path(name).stem for name in names], index=pd.Index(names), dtype=object)
     numbers = capture_seconds(pd.to_numeric(stems, errors="coerce"))
     # a running number is no time; times of a recording without a clock have decimals
-    if numbers.between(EPOCH_S, LATEST_S).all() or (numbers.notna().all() and stems.str.contains(".", regex=False).all()):
+    counted = bool(numbers.notna().all()) and all("." in Path(name).stem for name in names)
+    if numbers.between(EPOCH_S, LATEST_S).all() or counted:
         return dict(zip(names, numbers.astype(float), strict=True))
     times = {}
     for name in names:

@@ -11,8 +11,11 @@ The path of a photo is its index as 12 digits, reversed, of which the first digi
 from __future__ import annotations
 
 import json
+import lzma
 import re
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +44,11 @@ CAMERAS = {
     "fisheye": "fisheye", "fisheye_opencv": "fisheye",
 }  # fmt: skip
 
-#: The credit that Mapillary's photos ask for.
-LICENCE = "CC BY-SA 4.0 (Mapillary)"
+#: What zipfile, its decompressors and numpy raise of damaged files.
+_DAMAGED = (
+    OSError, KeyError, ValueError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error,
+    lzma.LZMAError, SyntaxError, struct.error,
+)  # fmt: skip
 
 
 def photo_path(index: int, levels: int) -> str:
@@ -154,13 +160,13 @@ def _array(file: Path, name: str, shape: tuple[int, ...], kinds: str) -> NDArray
             with archive.open(member) as content:
                 version = np.lib.format.read_magic(content)
                 read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-                found, _, dtype = read_header[version](content)  # before memory is allocated for it
+                found, fortran, dtype = read_header[version](content)  # before memory is allocated for it
                 if found == shape and dtype.kind in kinds:
                     data = content.read(dtype.itemsize * int(np.prod(shape)))
-                    return np.frombuffer(data, dtype).reshape(shape)
+                    return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
     except FileNotFoundError:
         return None
-    except (OSError, KeyError, ValueError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile) as error:
+    except _DAMAGED as error:
         raise DatasetError(f"{file} cannot be read: {first_line(error)}; download it again") from error
     raise DatasetError(
         f"{file} has {name} of type {dtype} and shape {found}, not {shape}: it belongs to another dataset.json"

@@ -323,6 +323,9 @@ def test_drives_of_kitti_are_found_from_any_folder_above(tmp_path, depth) -> Non
     assert row["captured_at"] == "2011-09-26T13:02:20.964" and row["position_error_m"] == 0.05
     assert {each.filter for each in made.rejected} == {"position"}
     assert len(read_photo_table(tmp_path / "out" / "photos.csv")) == 2
+    (drive.parent / "calib_cam_to_cam.txt").write_text("S_rect_02:\nP_rect_02: 1\n")
+    run(f"dataset import kitti {folder} -o {tmp_path / 'out2'}")
+    assert "hfov" not in DatasetFolder.read(tmp_path / "out2").photos
     assert f"looks like kitti: jzi dataset import kitti {folder}" in run(f"dataset import {folder}", 2).output
 
 
