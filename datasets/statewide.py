@@ -89,18 +89,22 @@ def read(folder: Path) -> tuple[pd.DataFrame, tuple[Rejected, ...]]:
     suffix = _suffix(folder, paths, info)
     columns: dict[str, list[str]] = {"id": [], "drive": [], "camera": [], "creator": []}
     on_disk: list[bool] = []
-    names: dict[str, str] = {}  # of sequences, for photos without metadata
+    names: dict[str, str] = {"": ""}  # of sequences, for photos without metadata
+    unnamed: list[int] = []
     for index, path in enumerate(tqdm(paths, unit="photo", desc="metadata", delay=2)):
         metadata = _json(folder / "images" / f"{path}.json") or {}
         on_disk.append((folder / "images" / f"{path}{suffix}").is_file())
         sequence = "" if sequences is None or sequences[index] < 0 else str(int(sequences[index]))
         if name := _text(metadata.get("sequence")):
             names.setdefault(sequence, name)
+        else:
+            unnamed.append(index)
         columns["id"].append(_text(metadata.get("image-id")) or str(index))
         columns["drive"].append(name or sequence)
         columns["camera"].append(CAMERAS.get(_text(metadata.get("camera-type")), ""))
         columns["creator"].append(_text(metadata.get("creator")))
-    columns["drive"] = [names.get(drive, drive) if drive else "" for drive in columns["drive"]]
+    for index in unnamed:
+        columns["drive"][index] = names.get(columns["drive"][index], columns["drive"][index])
     frame = pd.DataFrame({"id": columns["id"], "path": [path + suffix for path in paths]})
     frame["latitude"] = position[:, 0]
     frame["longitude"] = np.where(position[:, 1] > 180, position[:, 1] - 360, position[:, 1])
@@ -146,8 +150,9 @@ def _suffix(folder: Path, paths: list[str], info: dict[str, Any]) -> str:
             if match := re.fullmatch(re.escape(file.name) + r"(-\d{1,5}\.jpg)", found.name):
                 return match[1]
     resolution = info.get("orig-resolution")
-    known = isinstance(resolution, list) and resolution and isinstance(resolution[0], int)
-    return f"-{resolution[0] if known else 480}.jpg"
+    if isinstance(resolution, list) and resolution and isinstance(resolution[0], int):
+        return f"-{resolution[0]}.jpg"
+    return "-480.jpg"
 
 
 def _array(file: Path, name: str, shape: tuple[int, ...], kinds: str) -> NDArray[Any] | None:
