@@ -73,10 +73,34 @@ def split_text(report: SplitReport) -> str:
     return "\n".join([*lines, *(f"warning: {sentence}" for sentence in report.warnings)])
 
 
+imagery_option = click.option(
+    "--imagery", multiple=True, metavar="RASTER", help="A raster, glob or folder of rasters, or the JSON file that "
+    "`jzi dataset imagery` wrote beside one; may be repeated.",
+)  # fmt: skip
+
+
 @click.command("card")
-def card_command() -> None:
-    """Not built yet."""
-    raise click.UsageError("not built yet")
+@folder_argument
+@imagery_option
+@click.option("--title", default="", help="Title of the data set.  [default: the name of its folder]")
+@json_option
+def card_command(folder: Path, imagery: tuple[str, ...], title: str, as_json: bool) -> None:
+    """Write the data card of a data set: DATASET.md, card.json and two pictures.
+
+    With --imagery, photos are drawn on it.
+    """
+    from jzi.curate.folder import DatasetFolder
+    from jzi.publish.card import to_json, write_card
+    from jzi.publish.credits import read_imagery
+    from jzi.workspace.settings import find_rasters, names_url
+
+    names, sources = read_imagery(imagery)
+    rasters = find_rasters(names) if names else []
+    card = write_card(DatasetFolder.read(folder), title, rasters, sources, remote=names_url(names))
+    lines = [f"{card.facts.photos} photos, {card.facts.extent.km2:.3g} km2: wrote {', '.join(card.files)} in {folder}"]
+    if card.facts.split is None:
+        lines.append(f"the photos are not split: jzi dataset split {folder}")
+    print_result(as_json, to_json(card.facts), "\n".join(lines))
 
 
 @click.command("publish")
