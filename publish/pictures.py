@@ -63,7 +63,7 @@ def draw_map(
     south = (y.min() + y.max() - rows * longer / PIXELS) / 2
     bounds = Bounds(west, south, west + cols * longer / PIXELS, south + rows * longer / PIXELS)
 
-    figure = Figure(figsize=(cols / _DPI + 0.4, rows / _DPI + 1.1), dpi=_DPI, layout="constrained", facecolor="white")
+    figure = Figure(figsize=(cols / _DPI + 0.1, rows / _DPI + 0.4), dpi=_DPI, layout="constrained", facecolor="white")
     axis = figure.subplots()
     extent = (bounds.west, bounds.east, bounds.south, bounds.north)
     if rasters:
@@ -85,9 +85,9 @@ def draw_map(
     axis.legend(loc="upper right", fontsize=9, framealpha=0.9, markerscale=min(3, 6 / size**0.5))
     _scale_bar(axis, bounds)
     box = {"boxstyle": "round", "facecolor": "white", "edgecolor": "none", "alpha": 0.9}
-    axis.annotate("N", (0.04, 0.98), (0.04, 0.90), "axes fraction", "axes fraction", ha="center", va="bottom",
+    axis.annotate("N", (0.04, 0.98), (0.04, 0.90), "axes fraction", "axes fraction", ha="center", va="top",
                   fontsize=12, weight="bold", bbox=box,
-                  arrowprops={"arrowstyle": "<|-", "color": _INK, "linewidth": 2.5})  # fmt: skip
+                  arrowprops={"arrowstyle": "-|>", "color": _INK, "linewidth": 2.5})  # fmt: skip
     if credit:
         axis.set_xlabel(_short(credit, max(40, cols // 6)), fontsize=8, loc="left", parse_math=False, color=_INK)
     _save(figure, output)
@@ -120,10 +120,9 @@ def draw_histograms(facts: CardFacts, output: Path) -> None:
     grid = figure.add_gridspec(2, 4)
     kept = {"kept": facts.photos}
     filters = {each.name: each.removed for each in facts.filters if each.removed} | kept
-    months = dict(zip("JFMAMJJASOND", facts.months.values(), strict=False)) if len(facts.months) == 12 else {}
     panels: tuple[tuple[str, Callable[[Any], None]], ...] = (
         ("years", lambda axis: _bars(axis, facts.years)),
-        ("months", lambda axis: _month_bars(axis, list(months), list(facts.months.values()))),
+        ("months", lambda axis: _month_bars(axis, list(facts.months.values()))),
         ("hours, local mean solar time", lambda axis: _bars(axis, facts.hours)),
         ("headings", lambda axis: _rose(axis, facts.headings)),
         ("horizontal field of view, degrees", lambda axis: _bars(axis, facts.fields_of_view, HFOV_DEG)),
@@ -146,14 +145,18 @@ def _bars(axis: Any, counts: dict[int, int], width: int = 1) -> None:
         return
     axis.bar(list(counts), list(counts.values()), 0.9 * width, align="edge" if width > 1 else "center", color=_BAR)
     axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.yaxis.get_major_locator().set_params(integer=True)
+    if width > 1:
+        axis.set_xlim(0, max(120, *(value + width for value in counts)))
 
 
-def _month_bars(axis: Any, names: list[str], counts: list[int]) -> None:
+def _month_bars(axis: Any, counts: list[int]) -> None:
     if not sum(counts):
         _unknown(axis)
         return
     axis.bar(range(len(counts)), counts, 0.9, color=_BAR)
     axis.set_xticks(range(len(counts)), "JFMAMJJASOND")
+    axis.yaxis.get_major_locator().set_params(integer=True)
 
 
 def _rose(axis: Any, counts: dict[int, int]) -> None:
@@ -176,6 +179,7 @@ def _lying(axis: Any, counts: dict[str, int], most: int = 10) -> None:
         shown = [*shown[: most - 1], (OTHERS, sum(count for _, count in shown[most - 1 :]))]
     names, values = zip(*shown[::-1], strict=True)
     axis.barh(range(len(values)), values, color=_BAR)
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set_yticks(range(len(values)), [_short(name, 24) for name in names], parse_math=False)
 
 
@@ -185,10 +189,11 @@ def _distances(axis: Any, facts: CardFacts) -> None:
         _unknown(axis)
         return
     for each in nearest:
-        metres = [max(value, 0.1) for value in each.quantiles_m.values()]
+        metres = [max(value, 1.0) for value in each.quantiles_m.values()]
         axis.plot(metres, list(each.quantiles_m), marker="o", color=COLOURS[each.split], label=each.split,
                   markeredgecolor="black")  # fmt: skip
-    axis.set(xscale="log", ylim=(0, 1), xlabel="metres", ylabel="share of photos")
+    farthest = max(value for each in nearest for value in each.quantiles_m.values())
+    axis.set(xscale="log", xlim=(1, max(1000, 1.2 * farthest)), ylim=(0, 1), xlabel="metres", ylabel="share of photos")
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
 
