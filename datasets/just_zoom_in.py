@@ -1,7 +1,9 @@
 """The data set of "Just Zoom In" (Hugging Face `pcvlab/justzoomin`): download it and find its files.
 
 The folder holds `satellite/layout.yaml` with its tiles, `streetview/images/` and one photo table per split,
-`metadata/large_area_{train,val}_map.csv`.
+`metadata/large_area_{train,val}_map.csv`. A data set of another area that was published in this layout (`jzi dataset
+publish`) has that area in `area.json`, and may have a table of the test split; without that file, the area is the
+published one.
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ from pathlib import Path
 
 from jzi.datasets.tiled_layout import TiledLayout
 from jzi.errors import ConfigError, first_line
+from jzi.store.area_file import AREA, read_area
+from jzi.store.pyramid import Pyramid, preset
 
 REPOSITORY = "pcvlab/justzoomin"
 #: The preset of `jzi.store.pyramid` that is the data set's area.
@@ -23,11 +27,13 @@ class JustZoomIn:
 
     Attributes:
         layout: the layout of the overhead imagery.
-        tables: the photo table of each split, "train" and "val".
+        area: the area.
+        tables: the photo table of each split, "train" and "val", and "test" if there is one.
         photos: the folder of the photos.
     """
 
     layout: TiledLayout
+    area: Pyramid
     tables: dict[str, Path]
     photos: Path
 
@@ -37,10 +43,15 @@ class JustZoomIn:
 
         Raises:
             ImageryError: the layout of the imagery cannot be read.
+            PyramidError: the area is damaged.
         """
+        tables = {split: folder / "metadata" / f"large_area_{split}_map.csv" for split in ("train", "val", "test")}
+        if not tables["test"].exists():
+            del tables["test"]
         return cls(
             layout=TiledLayout.read(folder / "satellite" / "layout.yaml"),
-            tables={split: folder / "metadata" / f"large_area_{split}_map.csv" for split in ("train", "val")},
+            area=read_area(folder / AREA) if (folder / AREA).exists() else preset(PRESET),
+            tables=tables,
             photos=folder / "streetview" / "images",
         )
 

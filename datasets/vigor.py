@@ -10,12 +10,16 @@ A line of a label file is a panorama and four times an aerial image, a row and a
 semi-positives, whose centre is further away. Rows and columns are pixels of 640 from the panorama to the image's
 centre, northwards and eastwards: the panorama lies at row 320 + row, column 320 - column. The original labels took all
 cities to have one resolution, which is wrong by up to 13 %: they do for retrieval, and not for metres.
+
+Data sets of other cities in this layout (`jzi dataset publish`) have these in cities.json, with the resolution of their
+aerial images, and may hold out photos in same_area_balanced_val__corrected.txt. If their photos are no panoramas, these
+are in <city>/photos, with headings and horizontal fields of view, degrees, in splits__corrected/<city>/views.txt.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -28,12 +32,12 @@ from jzi.errors import PairsError
 from jzi.store.pairs import PairDataset
 from jzi.store.photo_table import Rejected
 from jzi.store.pyramid import WGS84
+from jzi.store.vigor_files import CITIES, SIDE, VIEWS, read_cities
 
 Area = Literal["same", "cross"]
 
-#: Metres per pixel of the aerial images, 640 pixels wide (corrected labels of SliceMatch; CCVPE).
+#: Metres per pixel of the aerial images, `SIDE` pixels wide (corrected labels of SliceMatch; CCVPE).
 RESOLUTION = {"Chicago": 0.111262, "NewYork": 0.113248, "SanFrancisco": 0.118141, "Seattle": 0.100817}
-SIDE = 640
 
 #: Cities that are trained on, and that are tested on, across areas.
 CROSS = {"train": ("NewYork", "Seattle"), "test": ("Chicago", "SanFrancisco")}
@@ -70,16 +74,16 @@ class _City:
     satellites: Path
 
 
-def read(folder: Path, area: Area, split: Literal["train", "test"]) -> PairDataset:
-    """Read a split of VIGOR.
+def read(folder: Path, area: Area, split: Literal["train", "val", "test"]) -> PairDataset:
+    """Read a split of VIGOR, or of a data set of other cities in its layout.
 
     Cities that are not in the folder, files that are not on disk and duplicates are left out and named in `rejected`.
     All aerial images of the split's cities are references.
 
     Args:
         folder: the folder of the data set.
-        area: "same": trained and tested in all four cities; "cross": trained in two, tested in the others.
-        split: which of the two.
+        area: "same": trained and tested in all cities; "cross": trained in two of VIGOR's, tested in the others.
+        split: which of them; "val" only where `has_val` says so.
 
     Raises:
         PairsError: the folder is not one of VIGOR, or its labels cannot be used.
@@ -87,7 +91,10 @@ def read(folder: Path, area: Area, split: Literal["train", "test"]) -> PairDatas
     labels = _labels_folder(folder)
     left_out: list[Rejected] = []
     cities = []
-    expected = CROSS[split] if area == "cross" else tuple(RESOLUTION)
+    resolution = _resolutions(folder)
+    if area == "cross" and resolution is not RESOLUTION:
+        raise PairsError(f"{folder / CITIES} has other cities than VIGOR, whose protocol across areas is: use same")
+    expected = CROSS[split] if area == "cross" else tuple(resolution)
     for name in expected:
         city = _find_city(folder, name)
         if city is None or not (labels / name).is_dir():
@@ -96,15 +103,33 @@ def read(folder: Path, area: Area, split: Literal["train", "test"]) -> PairDatas
             cities.append(city)
     if not cities:
         raise PairsError(
-            f"{folder} has no images and labels of {', '.join(CROSS[split] if area == 'cross' else RESOLUTION)}: give "
+            f"{folder} has no images and labels of {', '.join(expected)}: give "
             "the folder of VIGOR, with panorama/ and satellite/ in the folder of each city, and with its labels"
         )
     kind = f"same_area_balanced_{split}" if area == "same" else "pano_label_balanced"
-    parts = [_read_city(city, labels, kind, left_out) for city in cities]
+    parts = [_read_city(city, labels, kind, left_out, resolution[city.name]) for city in cities]
     if not sum(len(part) for part in parts):
         raise PairsError(f"no panorama of {labels} is on disk with its aerial image: complete {folder}")
     partial = "" if len(cities) == len(expected) else f", only {', '.join(city.name for city in cities)}"
-    return _join(parts, f"VIGOR, {area}-area{partial}", split, left_out)
+    name = f"VIGOR, {area}-area{partial}" if resolution is RESOLUTION else f"{', '.join(expected)} in VIGOR's layout"
+    return _join(parts, name, split, left_out)
+
+
+def has_val(folder: Path) -> bool:
+    """Whether photos are held out of training in a split of their own, as VIGOR's are not.
+
+    Raises:
+        PairsError: cities.json is damaged.
+    """
+    resolution = _resolutions(folder)
+    labels = folder / next(iter(LABELS))
+    file = "same_area_balanced_val__corrected.txt"
+    return resolution is not RESOLUTION and any((labels / name / file).is_file() for name in resolution)
+
+
+def _resolutions(folder: Path) -> Mapping[str, float]:
+    """Metres per pixel of the aerial images by city: `RESOLUTION`, unless the folder has other cities."""
+    return read_cities(folder / CITIES) if (folder / CITIES).exists() else RESOLUTION
 
 
 def _labels_folder(folder: Path) -> Path:
@@ -121,6 +146,7 @@ def _find_city(folder: Path, name: str) -> _City | None:
     for panoramas, satellites in (
         (folder / name / "panorama", folder / name / "satellite"),
         (folder / "ground" / name, folder / "satellite" / name),
+        (folder / name / "photos", folder / name / "satellite"),
     ):
         if panoramas.is_dir() and satellites.is_dir():
             return _City(name, panoramas, satellites)
@@ -145,7 +171,7 @@ def _read_labels(labels: Path, city: str, kind: str) -> _Labels:
     return _Labels(file, panoramas, satellites, np.array(delta, float).reshape(-1, 4, 2))
 
 
-def _read_city(city: _City, labels: Path, kind: str, left_out: list[Rejected]) -> PairDataset:
+def _read_city(city: _City, labels: Path, kind: str, left_out: list[Rejected], resolution: float) -> PairDataset:
     """The split in one city; what is left out is appended to `left_out`."""
     names = read_lines(labels / city.name / "satellite_list.txt", "the list of a city's aerial images")
     on_disk = files_in(city.satellites)
@@ -160,6 +186,7 @@ def _read_city(city: _City, labels: Path, kind: str, left_out: list[Rejected]) -
 
     table = _read_labels(labels, city.name, kind)
     on_disk, seen, kept = files_in(city.panoramas), set(), []
+    views = _read_views(labels / city.name / VIEWS) if city.panoramas.name == "photos" else None
     for line, (panorama, satellites) in enumerate(zip(table.panoramas, table.satellites, strict=True)):
         reason = ""
         if panorama in seen:
@@ -168,16 +195,18 @@ def _read_city(city: _City, labels: Path, kind: str, left_out: list[Rejected]) -
             reason = "panorama is labelled but not on disk"
         elif satellites[0] not in index:
             reason = "the aerial image of the panorama is not on disk or not listed"
+        elif views is not None and panorama not in views:
+            reason = f"photo has no heading and field of view in {VIEWS}"
         seen.add(panorama)
         if reason:
             left_out.append(Rejected(f"{city.name}/{panorama}", reason))
         else:
             kept.append(line)
 
-    resolution = RESOLUTION[city.name]
     covering = np.array([[index.get(name, -1) for name in table.satellites[line]] for line in kept], np.int64)
     covering = covering.reshape(-1, 4)
     offset = -resolution * table.delta[kept][:, :, ::-1]  # to the right and up
+    view = np.array([views[table.panoramas[line]] if views else (0.0, 360.0) for line in kept]).reshape(-1, 2)
     return PairDataset(
         name=city.name,
         split="",
@@ -189,11 +218,25 @@ def _read_city(city: _City, labels: Path, kind: str, left_out: list[Rejected]) -
         offset=offset[:, 0],
         semi=covering[:, 1:],
         semi_offset=offset[:, 1:],
-        heading=np.zeros(len(kept)),
-        hfov_deg=np.full(len(kept), 360.0),
+        heading=view[:, 0],
+        hfov_deg=view[:, 1],
         view=np.zeros((len(kept), 3)),
-        not_metric=_check_metric(table, labels),
+        not_metric=_check_metric(table, labels, resolution),
     )
+
+
+def _read_views(file: Path) -> dict[str, tuple[float, float]]:
+    """Heading and horizontal field of view of photos by name, degrees."""
+    views = {}
+    for line in read_lines(file, "headings and fields of view of photos"):
+        values = line.split()
+        if len(values) != 3:
+            raise PairsError(f"{file} has {len(values)} values where 3 belong, in the line {line!r:.200}")
+        heading, hfov = number(values[1], file, line), number(values[2], file, line)
+        if not 0 < hfov <= 360:
+            raise PairsError(f"{file} has a field of view of {hfov:g} degrees, in the line {line!r:.200}")
+        views[values[0]] = heading % 360, hfov
+    return views
 
 
 def _positions(names: Sequence[str], pattern: re.Pattern[str]) -> NDArray[np.float64]:
@@ -227,7 +270,7 @@ def label_scale(
     return float((expected * delta[known]).sum() / square) if square else np.nan
 
 
-def _check_metric(table: _Labels, labels: Path) -> str:
+def _check_metric(table: _Labels, labels: Path, resolution: float) -> str:
     """Why labels of a city are not metric; empty if they are.
 
     Raises:
@@ -236,7 +279,7 @@ def _check_metric(table: _Labels, labels: Path) -> str:
     panorama = _positions(table.panoramas, _PANORAMA)
     satellite = _positions([names[0] for names in table.satellites], _SATELLITE)
     city = table.file.parent.name
-    scale = label_scale(table.delta[:, 0], panorama, satellite, RESOLUTION[city])
+    scale = label_scale(table.delta[:, 0], panorama, satellite, resolution)
     original = (
         f"the labels in {labels.name}/ are VIGOR's original ones, with a wrong resolution: put the corrected ones, "
         "splits__corrected/ of https://github.com/tudelft-iv/SliceMatch, beside them"

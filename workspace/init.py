@@ -103,7 +103,7 @@ def dataset_settings(
     """Create the settings of a working directory for a published data set, and write the VRT of its map.
 
     Args:
-        name: "just-zoom-in" (Hugging Face `pcvlab/justzoomin`).
+        name: "just-zoom-in" (Hugging Face `pcvlab/justzoomin`, or a data set of another area in its layout).
         folder: the working directory.
         data: folder of the data set, or to download it to; by default `folder`.
         download: download it from the Hugging Face hub first; files that exist are kept.
@@ -133,7 +133,7 @@ def dataset_settings(
     files.layout.write_vrt(folder / "satellite.vrt")
     layout_folder = files.layout.folder.resolve()
     settings = Settings(
-        pyramid=preset(just_zoom_in.PRESET),
+        pyramid=files.area,
         # the VRT, which this writes, may name tiles in another folder
         map=MapSettings(rasters=["satellite.vrt"], remote=not layout_folder.is_relative_to(folder.resolve())),
         queries=QuerySettings(

@@ -243,12 +243,15 @@ def chosen_split(settings: PairSettings, split: str | None) -> str:
 def training_pairs(settings: PairSettings) -> tuple[PairDataset, PairDataset]:
     """Training photos, and those that are held out of them to select the epoch.
 
-    The choice depends on the names of the aerial images alone: it is the same in every run and on every machine.
+    They are held out as the data set says, if it does. Else the choice depends on the names of the aerial images alone:
+    it is the same in every run and on every machine.
 
     Raises:
         PairsError: as `read_split`.
     """
     whole = read_split(settings, "train")
+    if settings.pairs.dataset == "vigor" and vigor.has_val(settings.path(settings.pairs.folder)):
+        return whole, read_split(settings, "val")
     share = settings.pairs.val_share
     names = [Path(str(path)).name for path in whole.references]
     draws = np.array([int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) / 2**32 for name in names])
