@@ -13,6 +13,7 @@ from jzi.locate.ranges import DISTANCE, SEED, Range
 
 if TYPE_CHECKING:
     from jzi.curate.splits import SplitReport
+    from jzi.publish.publication import Publication
 
 #: Parts of a whole; they need not add up to 100.
 PART = Range(0, 1e9)
@@ -104,6 +105,57 @@ def card_command(folder: Path, imagery: tuple[str, ...], title: str, as_json: bo
 
 
 @click.command("publish")
-def publish_command() -> None:
-    """Not built yet."""
-    raise click.UsageError("not built yet")
+@folder_argument
+@click.option("--layout", type=click.Choice(["huggingface", "just-zoom-in", "vigor"]), required=True,
+              help="Parquet with the photos in it; that of the paper's data set; that of VIGOR.")  # fmt: skip
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder to write."
+)
+@imagery_option
+@click.option("--area", type=click.Path(path_type=Path, dir_okay=False), metavar="JZI.TOML",
+              help="Leave out photos outside of its area, and cut tiles for it.  [default: a square around the "
+              "photos]")  # fmt: skip
+@click.option("--title", default="", help="Title of the data set, and VIGOR's city.  [default: the name of its folder]")
+@json_option
+def publish_command(
+    folder: Path, layout: str, output: Path, imagery: tuple[str, ...], area: Path | None, title: str, as_json: bool
+) -> None:
+    """Write a data set in a layout that others read, with its card as README.md.
+
+    just-zoom-in and vigor have tiles of imagery, which --imagery names. Photos are hard links where possible. Run again
+    after an interruption: files that are complete are kept.
+    """
+    from jzi.curate.folder import DatasetFolder
+    from jzi.publish.credits import read_imagery
+    from jzi.publish.huggingface import publish_huggingface
+    from jzi.publish.just_zoom_in import publish_just_zoom_in
+    from jzi.publish.publication import Request
+    from jzi.publish.vigor import publish_vigor
+    from jzi.workspace.settings import find_rasters, load_settings, names_url
+
+    names, sources = read_imagery(imagery)
+    request = Request(
+        DatasetFolder.read(folder),
+        output,
+        title,
+        find_rasters(names) if names else [],
+        sources,
+        load_settings(area).pyramid if area else None,
+        names_url(names),
+    )
+    publish = {"huggingface": publish_huggingface, "just-zoom-in": publish_just_zoom_in, "vigor": publish_vigor}[layout]
+    print_result(as_json, publication := publish(request), publication_text(publication))
+
+
+def publication_text(publication: Publication) -> str:
+    """A published data set, for people."""
+    counts = ", ".join(f"{name} {count}" for name, count in publication.photos.items())
+    lines = [f"{sum(publication.photos.values())} photos published in {publication.path}: {counts}"]
+    lines += [f"{count} photos left out: {reason}" for reason, count in publication.left_out.items()]
+    lines.append(f"{publication.files} {publication.what}, README.md and its pictures")
+    following = {
+        "huggingface": f'datasets.load_dataset("{publication.path}")',
+        "just-zoom-in": f"jzi init --dataset just-zoom-in FOLDER --data {publication.path}",
+        "vigor": f"jzi init --dataset vigor FOLDER --data {publication.path}",
+    }
+    return "\n".join([*lines, f"next: {following[publication.layout]}"])

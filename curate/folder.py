@@ -192,8 +192,8 @@ class DatasetFolder:
             DatasetError: they cannot be written.
         """
         first = [name for name in COLUMNS if name in self.photos]
-        photos = _quoted(self.photos[[*first, *(name for name in self.photos if name not in COLUMNS)]])
-        rejected = _quoted(
+        photos = quoted(self.photos[[*first, *(name for name in self.photos if name not in COLUMNS)]])
+        rejected = quoted(
             pd.DataFrame([(each.id, each.filter, each.reason) for each in self.rejected], columns=list(_REJECTED))
         )
         try:
@@ -233,7 +233,7 @@ def cannot_write(path: Path, error: OSError | ValueError) -> str:
     return f"{path} cannot be written: {(isinstance(error, OSError) and error.strerror) or first_line(error)}"
 
 
-def _quoted(frame: pd.DataFrame) -> pd.DataFrame:
+def quoted(frame: pd.DataFrame) -> pd.DataFrame:
     """The same table with text that no spreadsheet takes for a formula, in its header too."""
     result = frame.copy(deep=False)
     for name in frame:
