@@ -234,10 +234,12 @@ def cannot_write(path: Path, error: OSError | ValueError) -> str:
 
 
 def quoted(frame: pd.DataFrame) -> pd.DataFrame:
-    """The same table with text that no spreadsheet takes for a formula, in its header too."""
+    """The same table with text that no spreadsheet takes for a formula, in the header too; sizes are whole numbers."""
     result = frame.copy(deep=False)
     for name in frame:
-        if not (pd.api.types.is_numeric_dtype(frame[name]) or pd.api.types.is_datetime64_any_dtype(frame[name])):
+        if name in ("width", "height") and pd.api.types.is_float_dtype(frame[name]):
+            result[name] = frame[name].round().astype("Int64")
+        elif not (pd.api.types.is_numeric_dtype(frame[name]) or pd.api.types.is_datetime64_any_dtype(frame[name])):
             result[name] = frame[name].astype(object).map(quote_formula)
     return result.rename(columns=quote_formula)
 

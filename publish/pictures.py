@@ -31,6 +31,9 @@ MARGIN, LEAST_M = 0.05, 200.0
 
 _INK, _BAR, _DPI = "#30343c", "#0072b2", 100
 
+#: Inches beside the map, and above and below it, where the legend, the scale bar and the credit are.
+_RIM, _STRIP = 0.1, 0.45
+
 
 def draw_map(
     photos: pd.DataFrame, output: Path, rasters: Sequence[str] = (), credit: str = "", remote: bool = False
@@ -63,8 +66,9 @@ def draw_map(
     south = (y.min() + y.max() - rows * longer / PIXELS) / 2
     bounds = Bounds(west, south, west + cols * longer / PIXELS, south + rows * longer / PIXELS)
 
-    figure = Figure(figsize=(cols / _DPI + 0.1, rows / _DPI + 0.4), dpi=_DPI, layout="constrained", facecolor="white")
-    axis = figure.subplots()
+    width, height = cols / _DPI + 2 * _RIM, rows / _DPI + 2 * _STRIP  # nothing covers the map
+    figure = Figure(figsize=(width, height), dpi=_DPI, facecolor="white")
+    axis = figure.add_axes((_RIM / width, _STRIP / height, cols / _DPI / width, rows / _DPI / height))
     extent = (bounds.west, bounds.east, bounds.south, bounds.north)
     if rasters:
         around = Pyramid.around(middle[0], (middle[1] + 180) % 360 - 180, 2.2 * longer, levels=1)
@@ -82,28 +86,31 @@ def draw_map(
             label = f"{name or 'photos'} ({of_split.sum():,})".replace(",", " ")
             axis.scatter(x[of_split], y[of_split], size, COLOURS[name], edgecolors="black", linewidths=0.3, label=label)
     axis.set(xlim=extent[:2], ylim=extent[2:], xticks=[], yticks=[], aspect="equal")
-    axis.legend(loc="upper right", fontsize=9, framealpha=0.9, markerscale=min(3, 6 / size**0.5))
-    _scale_bar(axis, bounds)
-    box = {"boxstyle": "round", "facecolor": "white", "edgecolor": "none", "alpha": 0.9}
-    axis.annotate("N", (0.04, 0.98), (0.04, 0.90), "axes fraction", "axes fraction", ha="center", va="top",
-                  fontsize=12, weight="bold", bbox=box,
-                  arrowprops={"arrowstyle": "-|>", "color": _INK, "linewidth": 2.5})  # fmt: skip
+    axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, fontsize=10, frameon=False, borderpad=0.2,
+                markerscale=min(3, 6 / size**0.5))  # fmt: skip
+    arrow = {"arrowstyle": "-|>", "color": _INK, "linewidth": 2, "shrinkA": 0, "shrinkB": 0}
+    axis.annotate("", (cols - 20, rows + 40), (cols - 20, rows + 4), "axes pixels", arrowprops=arrow,
+                  annotation_clip=False)  # fmt: skip
+    axis.annotate("N", (cols - 34, rows + 22), None, "axes pixels", ha="right", va="center", fontsize=12, weight="bold",
+                  annotation_clip=False)  # fmt: skip
+    _scale_bar(axis, bounds, rows)
     if credit:
-        axis.set_xlabel(_short(credit, max(40, cols // 6)), fontsize=8, loc="left", parse_math=False, color=_INK)
+        figure.text(_RIM / width, 0.1 / height, _short(credit, max(20, cols // 8)), fontsize=8, parse_math=False,
+                    color=_INK)  # fmt: skip
     _save(figure, output)
 
 
-def _scale_bar(axis: Any, bounds: Bounds) -> None:
-    """A bar of a round length, about a fifth of the picture, at the lower left."""
-    width, height = bounds.east - bounds.west, bounds.north - bounds.south
+def _scale_bar(axis: Any, bounds: Bounds, rows: int) -> None:
+    """A bar of a round length, about a fifth of the picture, below the map at the right."""
+    width, line = bounds.east - bounds.west, -14 / rows
     power = 10 ** np.floor(np.log10(width / 5))
     length = max(step * power for step in (1, 2, 5) if step * power <= width / 5)
-    left, bottom = bounds.west + 0.03 * width, bounds.south + 0.03 * height
     text = f"{length / 1000:g} km" if length >= 1000 else f"{length:g} m"
-    box = {"boxstyle": "round", "facecolor": "white", "edgecolor": "none", "alpha": 0.9}
-    axis.plot([left, left + length], [bottom, bottom], color="white", linewidth=7, solid_capstyle="butt")
-    axis.plot([left, left + length], [bottom, bottom], color="black", linewidth=4, solid_capstyle="butt")
-    axis.annotate(text, (left, bottom), (0, 9), textcoords="offset points", fontsize=10, weight="bold", bbox=box)
+    ends = np.array([bounds.east - length, bounds.east])
+    axis.plot(ends, [line, line], color="black", linewidth=4, solid_capstyle="butt", clip_on=False,
+              transform=axis.get_xaxis_transform())  # fmt: skip
+    axis.annotate(text, (ends[0], line), (-6, 0), axis.get_xaxis_transform(), "offset points", ha="right", va="center",
+                  fontsize=10, annotation_clip=False)  # fmt: skip
 
 
 def draw_histograms(facts: CardFacts, output: Path) -> None:
@@ -116,8 +123,8 @@ def draw_histograms(facts: CardFacts, output: Path) -> None:
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(15, 7), dpi=_DPI, layout="constrained", facecolor="white")
-    grid = figure.add_gridspec(2, 4)
+    figure = Figure(figsize=(16, 7.2), dpi=_DPI, facecolor="white")
+    grid = figure.add_gridspec(2, 4, left=0.04, right=0.98, top=0.93, bottom=0.08, wspace=0.42, hspace=0.35)
     kept = {"kept": facts.photos}
     filters = {each.name: each.removed for each in facts.filters if each.removed} | kept
     panels: tuple[tuple[str, Callable[[Any], None]], ...] = (
