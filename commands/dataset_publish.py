@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -101,7 +102,15 @@ def card_command(folder: Path, imagery: tuple[str, ...], title: str, as_json: bo
     lines = [f"{card.facts.photos} photos, {card.facts.extent.km2:.3g} km2: wrote {', '.join(card.files)} in {folder}"]
     if card.facts.split is None:
         lines.append(f"the photos are not split: jzi dataset split {folder}")
+    _warn_of_unknown(rasters, any(each.kind == "imagery" for each in card.facts.sources))
     print_result(as_json, to_json(card.facts), "\n".join(lines))
+
+
+def _warn_of_unknown(rasters: Sequence[str], described: bool) -> None:
+    if rasters and not described:
+        name = Path(rasters[0]).with_suffix(".json").name
+        click.echo(f"no licence and credit of the imagery are known: put {name} beside it, which `jzi dataset imagery` "
+                   "writes", err=True)  # fmt: skip
 
 
 @click.command("publish")
@@ -143,6 +152,8 @@ def publish_command(
         load_settings(area).pyramid if area else None,
         names_url(names),
     )
+    known = [*sources, *request.folder.info.sources]
+    _warn_of_unknown(request.rasters, any(each.kind == "imagery" for each in known))
     publish = {"huggingface": publish_huggingface, "just-zoom-in": publish_just_zoom_in, "vigor": publish_vigor}[layout]
     print_result(as_json, publication := publish(request), publication_text(publication))
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
@@ -30,7 +29,7 @@ from jzi.publish.publication import (
     place,
     published,
 )
-from jzi.publish.tiles import TileGrid, tile_file, write_tiles
+from jzi.publish.tiles import TileGrid, has_imagery, write_tiles
 from jzi.store.area_file import AREA, write_area
 from jzi.store.files import write_whole
 from jzi.store.pyramid import Pyramid
@@ -58,9 +57,8 @@ def publish_just_zoom_in(request: Request) -> Publication:
         resumed = begin(request.output, values)
         try:
             grid = TileGrid.over(area, imagery)
-            satellite = request.output / "satellite"
-            tiles = write_tiles(grid, imagery, satellite)
-            photos = _on_imagery(photos, grid, satellite)
+            tiles = write_tiles(grid, imagery, request.output / "satellite")
+            photos = _on_imagery(photos, grid, imagery)
             _write_photos(photos, request.output, area)
             write_area(request.output / AREA, area)
             write_card(
@@ -75,14 +73,10 @@ def publish_just_zoom_in(request: Request) -> Publication:
             raise DatasetError(cannot_write(request.output, error)) from error
 
 
-def _on_imagery(photos: Photos, grid: TileGrid, folder: Path) -> Photos:
-    """The photos whose tile has imagery."""
-    x, y = grid.tiles_at(photos.frame["latitude"].to_numpy(float), photos.frame["longitude"].to_numpy(float))
-    exists = {
-        tile: tile_file(folder, grid.zoom, *tile).exists() for tile in set(zip(x.tolist(), y.tolist(), strict=True))
-    }
-    covered = np.array([exists[tile] for tile in zip(x.tolist(), y.tolist(), strict=True)], bool)
-    return photos.take(covered, NO_IMAGERY)
+def _on_imagery(photos: Photos, grid: TileGrid, imagery: Imagery) -> Photos:
+    """The photos that were taken where there is imagery."""
+    places = photos.frame["latitude"].to_numpy(float), photos.frame["longitude"].to_numpy(float)
+    return photos.take(has_imagery(grid, imagery, *places), NO_IMAGERY)
 
 
 def _write_photos(photos: Photos, output: Path, area: Pyramid) -> None:

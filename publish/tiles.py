@@ -24,6 +24,9 @@ from jzi.store.pyramid import Pyramid
 #: Side of a tile, pixels: a thousand tiles for 10 km at the resolution below, and few wasted where one is read in part.
 PIXELS = 512
 
+#: Side of the masks by which photos without imagery are found, pixels: each is a few metres.
+MASK = 128
+
 #: Least pixels across the finest tile that an encoder sees, where imagery has them: twice the input of the paper's.
 FINEST = 768
 
@@ -72,14 +75,6 @@ class TileGrid:
         west, south = self.area.west + x * side, self.south + y * side
         return Bounds(west, south, west + side, south + side)
 
-    def tiles_at(
-        self, latitude: NDArray[np.float64], longitude: NDArray[np.float64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """x and y of the tiles of the finest zoom that positions are in, (n,) each."""
-        x, y = self.area.project(latitude, longitude)
-        side = self.side(self.zoom)
-        return np.floor((x - self.area.west) / side).astype(int), np.floor((y - self.south) / side).astype(int)
-
     def layout(self) -> str:
         """The contents of layout.yaml."""
         return yaml.safe_dump(
@@ -110,6 +105,23 @@ def native_resolution(area: Pyramid, imagery: Imagery) -> float:
         if pixels:
             found.append(side / pixels)
     return min(found, default=0.0)
+
+
+def has_imagery(
+    grid: TileGrid, imagery: Imagery, latitude: NDArray[np.float64], longitude: NDArray[np.float64]
+) -> NDArray[np.bool_]:
+    """(n,) whether there is imagery at positions of the area, to within `PIXELS` / `MASK` pixels of the finest zoom."""
+    x, y = grid.area.project(latitude, longitude)
+    side = grid.side(grid.zoom)
+    across, up = (x - grid.area.west) / side, (y - grid.south) / side  # in tiles
+    tiles, tile = np.unique(np.stack([np.floor(across), np.floor(up)], -1).astype(int), axis=0, return_inverse=True)
+    tile, found = tile.ravel(), np.zeros(len(x), bool)
+    for number, (col, row) in enumerate(tqdm(tiles.tolist(), unit="tile", desc="coverage", delay=2)):
+        covered = imagery.render(grid.bounds(col, row), MASK)[1]
+        inside = np.flatnonzero(tile == number)
+        pixels = (np.array([row + 1 - up[inside], across[inside] - col]) * MASK).astype(int).clip(0, MASK - 1)
+        found[inside] = covered[pixels[0], pixels[1]]
+    return found
 
 
 def tile_file(folder: Path, zoom: int, x: int, y: int) -> Path:

@@ -48,8 +48,8 @@ RESOLUTION = 0.1125
 #: Distance between the centres of neighbouring images, metres: half a side, as in VIGOR.
 STEP_M = SIDE * RESOLUTION / 2
 
-#: Least share of an aerial image that the imagery covers.
-COVERED = 0.5
+#: Least share of an aerial image that the imagery covers: VIGOR's have no gaps; seams of mosaics have narrow ones.
+COVERED = 0.95
 
 #: Decimals of degrees in names of files: a millimetre.
 _DECIMALS = 8
