@@ -27,8 +27,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from jzi.errors import DatasetError, first_line
 from jzi.store.files import write_whole
 from jzi.store.photo_file import open_regular_file
-from jzi.store.table_file import MAX_COLUMNS, MAX_HEADER
 from jzi.store.printable import printable, quote_formula, unquote_formula
+from jzi.store.table_file import MAX_COLUMNS, MAX_HEADER
 
 TABLE, IMAGES, REJECTED, INFO, CARD = "photos.csv", "images", "rejected.csv", "dataset.json", "DATASET.md"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import yaml
 
 from jzi.curate.folder import CARD, DatasetFolder, Source, cannot_write
 from jzi.errors import DatasetError
-from jzi.publish.card_text import card_body
+from jzi.publish.card_text import COLUMNS, card_body
 from jzi.publish.facts import CardFacts, card_facts
 from jzi.publish.licences import licence_ids
 from jzi.publish.pictures import draw_histograms, draw_map
@@ -59,6 +59,7 @@ def write_card(
     name: str = CARD,
     configs: Sequence[dict[str, Any]] = (),
     with_imagery: bool = False,
+    columns: Mapping[str, str] = COLUMNS,
     remote: bool = False,
 ) -> Card:
     """Write the card of a data set, each file atomically, and the text last.
@@ -72,6 +73,7 @@ def write_card(
         name: of the text.
         configs: of the front matter: where Hugging Face finds the splits.
         with_imagery: whether imagery is published with the photos, so that its licences are among those of the card.
+        columns: what there is of each photo, and what it is.
         remote: whether rasters may be URLs, or name files elsewhere.
 
     Raises:
@@ -90,7 +92,8 @@ def write_card(
         draw_map(folder.photos, output / MAP, rasters, credit_line(facts, bool(rasters)), remote)
         draw_histograms(facts, output / HISTOGRAMS)
         values = json.dumps(plain(to_json(facts)), indent=2, ensure_ascii=False, allow_nan=False)
-        text = f"---\n{front_matter(facts, configs, with_imagery)}---\n\n{card_body(facts, MAP, HISTOGRAMS)}"
+        body = card_body(facts, MAP, HISTOGRAMS, columns, rejected=output == folder.path)
+        text = f"---\n{front_matter(facts, configs, with_imagery)}---\n\n{body}"
         write_whole(output / CARD_JSON, lambda file: file.write_text(values + "\n", encoding="utf-8"))
         write_whole(output / name, lambda file: file.write_text(text, encoding="utf-8"))
     except OSError as error:

@@ -17,7 +17,7 @@ MOST = 0.5
 #: A share of photos without a value that is named as a limit.
 UNKNOWN_SHARE = 0.05
 
-#: What the columns of the table hold.
+#: What the columns of the table of a data set hold.
 COLUMNS = {
     "id": "id of the photo, of its source",
     "path": "file of the photo",
@@ -36,27 +36,34 @@ COLUMNS = {
 }
 
 
-def card_body(facts: CardFacts, map_file: str, histograms_file: str) -> str:
+def card_body(facts: CardFacts, map_file: str, histograms_file: str, columns: Mapping[str, str], rejected: bool) -> str:
     """The card below its front matter, in Markdown.
 
     Args:
         facts: what it says.
         map_file: path of the map, relative to the card.
         histograms_file: path of the histograms.
+        columns: what there is of each photo, and what it is.
+        rejected: whether there is a rejected.csv beside the card.
     """
     sections = [
         f"# {escape(facts.title)}\n\n{_summary(facts)}\n\n![Photos on the map]({quote(map_file)})",
         f"## Splits\n\n{_splits(facts.split)}",
         f"## Area\n\n{_area(facts)}",
         f"## Photos\n\n{_photos(facts)}\n\n![Histograms of the photos]({quote(histograms_file)})",
-        f"## Filters\n\n{_filters(facts)}",
+        f"## Filters\n\n{_filters(facts, rejected)}",
         f"## Sources and licences\n\n{_sources(facts)}",
         f"## Privacy\n\n{_privacy(facts)}",
         f"## Known limits\n\n{_list(_limits(facts))}",
-        "## Columns\n\n" + table(("column", "what it holds"), [(f"`{name}`", what) for name, what in COLUMNS.items()]),
+        "## Columns\n\n" + table(("column", "what it holds"), [(f"`{name}`", what) for name, what in columns.items()]),
         f"## How to cite\n\n{_citation(facts)}",
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def columns_without(*names: str, **others: str) -> dict[str, str]:
+    """`COLUMNS` of a published table: others first, and without some."""
+    return {**others, **{name: what for name, what in COLUMNS.items() if name not in names}}
 
 
 def number(value: int) -> str:
@@ -139,15 +146,14 @@ def _photos(facts: CardFacts) -> str:
     return "\n\n".join(parts)
 
 
-def _filters(facts: CardFacts) -> str:
+def _filters(facts: CardFacts, rejected: bool) -> str:
     if not facts.filters:
         return f"No filter was used: all {_count(facts.photos, 'photo')} that were found are in the data set."
     rows = [(escape(each.name), escape(each.setting), number(each.removed)) for each in facts.filters]
     rows = [("found", "", number(facts.found)), *rows, ("**kept**", "", f"**{number(facts.photos)}**")]
-    return (
-        "A photo counts for the first filter that removed it; rejected.csv lists each of them with the reason.\n\n"
-        + table(("filter", "setting", "photos"), rows, 1)
-    )
+    listed = "; rejected.csv lists each of them with the reason" if rejected else ""
+    text = f"A photo counts for the first filter that removed it{listed}."
+    return f"{text}\n\n{table(('filter', 'setting', 'photos'), rows, 1)}"
 
 
 def _sources(facts: CardFacts) -> str:

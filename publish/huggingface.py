@@ -17,6 +17,7 @@ from tqdm import tqdm
 from jzi.curate.folder import NUMBERS, TEXTS, cannot_write
 from jzi.errors import DatasetError
 from jzi.publish.card import write_card
+from jzi.publish.card_text import columns_without
 from jzi.publish.publication import Photos, Publication, Request, begin, find_photos, fingerprint, finish, published
 from jzi.store.files import write_whole
 from jzi.store.photo_file import open_regular_file
@@ -71,6 +72,7 @@ def publish_huggingface(request: Request) -> Publication:
         write_card(
             published(request, photos), request.name, request.rasters, request.imagery_sources, output=request.output,
             name="README.md", configs=[{"config_name": "default", "data_files": files}], remote=request.remote,
+            columns=columns_without(*_DROPPED, image="the photo"),
         )  # fmt: skip
         result = Publication(
             "huggingface", request.output, photos.count(), photos.left_out, len(shards), "shards", resumed

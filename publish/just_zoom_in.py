@@ -16,6 +16,7 @@ from jzi.encode.raster import RasterOptions
 from jzi.errors import DatasetError
 from jzi.publish.area import area_of, imagery_needed
 from jzi.publish.card import write_card
+from jzi.publish.card_text import columns_without
 from jzi.publish.publication import (
     NO_IMAGERY,
     Photos,
@@ -34,6 +35,10 @@ from jzi.store.area_file import AREA, write_area
 from jzi.store.files import write_whole
 from jzi.store.pyramid import Pyramid
 from jzi.store.splits import SPLITS
+
+_COLUMNS = columns_without(
+    "id", "path", "split", image_id="name of the photo's file", sequence="the zoom: an action of each level"
+)
 
 
 def publish_just_zoom_in(request: Request) -> Publication:
@@ -63,7 +68,7 @@ def publish_just_zoom_in(request: Request) -> Publication:
             write_area(request.output / AREA, area)
             write_card(
                 published(request, photos), request.name, request.rasters, request.imagery_sources,
-                output=request.output, name="README.md", with_imagery=True, remote=request.remote,
+                output=request.output, name="README.md", with_imagery=True, columns=_COLUMNS, remote=request.remote,
             )  # fmt: skip
             result = Publication(
                 "just-zoom-in", request.output, photos.count(), photos.left_out, tiles, "tiles", resumed

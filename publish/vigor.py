@@ -60,6 +60,13 @@ NO_VIEW = "heading or field of view unknown"
 
 _LABELS = "splits__corrected"
 
+_COLUMNS = {
+    "id, latitude, longitude": "in the name of a photo's file",
+    "satellite_<latitude>_<longitude>.jpg": f"an aerial image of {SIDE * RESOLUTION:g} m, north up, by its centre",
+    "same_area_balanced_<split>__corrected.txt": "a photo, and four times an aerial image, pixels north and east to it",
+    VIEWS: "a photo, its heading and its field of view, degrees; not of panoramas, which have north in their middle",
+}
+
 
 def publish_vigor(request: Request) -> Publication:
     """Publish a data set as one city in the layout of VIGOR, with cities.json and its card as README.md.
@@ -93,7 +100,7 @@ def publish_vigor(request: Request) -> Publication:
             write_cities(request.output / CITIES, {city: RESOLUTION})
             write_card(
                 published(request, photos), request.name, request.rasters, request.imagery_sources,
-                output=request.output, name="README.md", with_imagery=True, remote=request.remote,
+                output=request.output, name="README.md", with_imagery=True, columns=_COLUMNS, remote=request.remote,
             )  # fmt: skip
             result = Publication(
                 "vigor", request.output, photos.count(), photos.left_out, len(names), "aerial images", resumed
