@@ -265,7 +265,7 @@ class _Run:
                 frames.append(pd.DataFrame(rows))
         selection.remove("image", "the service gives a whole image", rejected)
         if panoramas:
-            self.notes.append(f"{panoramas:,} panoramas became {crops:,} photos")
+            self.notes.append(f"{panoramas:,} panorama{'s' * (panoramas > 1)} became {crops:,} photos")
         if not frames:
             return
         photos = pd.concat(frames, ignore_index=True)

@@ -234,7 +234,9 @@ def _parameters(value: Any) -> str | None:
     if not isinstance(value, list) or len(value) > _MAX_PARAMETERS:
         return None
     numbers = [_number(each, -1e6, 1e6) for each in value]
-    return None if None in numbers else (json.dumps(numbers) if numbers else "")
+    if None in numbers:
+        return None
+    return json.dumps(numbers) if any(numbers) else ""  # zeros are those of a camera that SfM knows nothing of
 
 
 def _creator(value: Any) -> str | None:

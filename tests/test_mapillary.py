@@ -363,6 +363,11 @@ def test_optional_fields_that_change_are_unknown(field: str, value: Any) -> None
     assert set(page.odd) <= {field}
 
 
+def test_camera_parameters_that_are_zero_are_unknown() -> None:
+    page = parse_page({"data": [record(1, camera_parameters=[0.0, 0.0, 0.0]), record(2)]}, "thumb_2048_url")
+    assert [each.camera_parameters for each in page.records.values()] == ["", "[0.85, 0.0, 0.0]"]
+
+
 def test_optional_fields_that_are_gone_are_left_out(service: MockMapillary, tmp_path: Path) -> None:
     def script(path: str, params: dict[str, str]) -> Answer | None:
         if "quality_score" in params.get("fields", ""):
