@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jzi.collect.mp4 import EPOCH_1904_S, recording_time
+from jzi.collect.mp4 import EPOCH_1904_S, check_video, recording_time
 from jzi.collect.track import iso_time
 from jzi.curate.folder import DatasetFolder
+from jzi.errors import DatasetError
 from jzi.store.photo_table import read_photo_table
 from jzi.store.pyramid import geodesic_distance
 from jzi.tests.test_trajectories import METRE, START, run, write_gpx
@@ -24,10 +25,11 @@ RATE, SECONDS = 10, 12
 
 
 def points(stop: range = range(4, 7)):
-    """Northwards at 10 m a second, but for a stop."""
+    """Northwards at 10 m a second, but for a stop, in which the receiver wanders by 0.3 m a second."""
     north = 0.0
     for second in range(SECONDS + 1):
-        yield START + second, 48.2 + north * METRE, 16.37
+        wander = 0.3 if second in stop and (second - stop[0]) % 2 else 0.0
+        yield START + second, 48.2 + (north + wander) * METRE, 16.37
         north += 0 if second in stop else 10
 
 
@@ -120,6 +122,9 @@ def test_a_track_that_stands_still_or_has_gaps_gives_nothing(video, tmp_path) ->
 )  # fmt: skip
 def test_what_is_no_video_is_one_sentence(content, track, tmp_path) -> None:
     (tmp_path / "x.mp4").write_bytes(content)
+    if content[4:8] not in (b"ftyp", b"moov") and not content.startswith(b"RIFF"):  # nothing that names other files
+        with pytest.raises(DatasetError, match="is no video"):
+            check_video(tmp_path / "x.mp4")
     assert recording_time(tmp_path / "x.mp4") is None
     output = run(f"dataset import video {tmp_path / 'x.mp4'} --gpx {track} --offset 0 -o {tmp_path / 'out'}", 2).output
     assert "is no video" in output or "has no frames that can be read" in output
