@@ -33,8 +33,8 @@ AHEAD = timedelta(days=1)
 #: Degrees around latitude 0, longitude 0 in which a position is a missing one: 111 m of the Gulf of Guinea.
 NULL_ISLAND_DEG = 1e-3
 
-#: Filters by what was measured: name, column and option, whether the option is the least value, texts of the setting and
-#: the reason. Exposure is first, since nothing is sharp in the dark.
+#: Filters by what was measured: name, column and option, whether the option is the least value, texts of the setting
+#: and the reason. Exposure is first, since nothing is sharp in the dark.
 _MEASURED = (
     ("dark", "dark_share", False, "at most {:.0%} black", "{:.0%} black"),
     ("bright", "bright_share", False, "at most {:.0%} burnt out", "{:.0%} burnt out"),
