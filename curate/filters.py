@@ -25,7 +25,7 @@ from jzi.curate.folder import FilterCount, Rejection
 from jzi.curate.options import CAMERAS
 from jzi.curate.options import FilterOptions as FilterOptions
 from jzi.store.pyramid import geodesic_distance
-from jzi.store.splits import capture_seconds, map_blocks
+from jzi.store.splits import map_blocks
 
 #: Clocks without a time zone are up to 14 hours ahead of UTC.
 AHEAD = timedelta(days=1)
@@ -171,8 +171,7 @@ def _filter_measure(
 
 
 def _filter_time(run: _Run, options: FilterOptions, now: datetime) -> None:
-    seconds = capture_seconds(run.frame["captured_at"]) if "captured_at" in run.frame else pd.Series(dtype=float)
-    seconds = seconds.reindex(run.frame.index).to_numpy(float)
+    seconds = times(run.frame)
     latest = (now if now.tzinfo else now.replace(tzinfo=UTC)) + AHEAD
     run.remove("time", "not in the future", seconds > latest.timestamp(), lambda row: _taken(seconds[row]))
     if options.since is None and options.until is None:

@@ -195,7 +195,7 @@ def _with_columns(table: PhotoTable, own: OwnPhotos) -> pd.DataFrame:
 
 def _described(frame: pd.DataFrame, threads: int) -> tuple[pd.DataFrame, list[Rejection]]:
     """The frame with width, height, camera and panorama from the files' headers; and what is no photo."""
-    rows: list[dict[str, Any]] = frame.to_dict("records")
+    rows = _rows(frame)
     headers = prefetch(_header, rows, threads)
     described, rejected = [], []
     for row, header in zip(rows, tqdm(headers, total=len(rows), unit="photo", desc="headers", delay=2), strict=True):
@@ -231,7 +231,7 @@ class _Measured:
     @classmethod
     def of(cls, frame: pd.DataFrame, preparation: PrepareOptions, journal: Journal, threads: int) -> Self:
         """Take measurements from the journal, and make those that it lacks."""
-        rows: list[dict[str, Any]] = frame.to_dict("records")
+        rows = _rows(frame)
         keys = [_key(row, preparation) for row in rows]
         known = journal.read(key for key in keys if key)
         pending = [(key, row) for key, row in zip(keys, rows, strict=True) if key not in known]
@@ -272,6 +272,10 @@ def _measure(row: dict[str, Any], preparation: PrepareOptions) -> list[dict[str,
     return [{name: each.row[name] for name in _FILLED if name in each.row} for each in prepared]
 
 
+def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
+
+
 def _given(row: dict[str, Any]) -> dict[str, Any]:
     """What `prepare` is given of a row."""
     return {name: row[name] for name in _GIVEN if name in row and not _missing(row[name])}
@@ -300,7 +304,7 @@ def _copies(
     names: dict[str, set[str]] = {}
     for source, name in zip(photos["of"], photos["id"], strict=True):
         names.setdefault(source, set()).add(name)
-    rows = [row for row in sources.to_dict("records") if row["id"] in names]
+    rows = [row for row in _rows(sources) if row["id"] in names]
     keys = {row["id"]: _key(row, preparation) for row in rows}
 
     def is_there(source: str) -> bool:

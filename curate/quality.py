@@ -158,9 +158,10 @@ class _Cells:
             cv2.resize(each[whole], (columns, rows), interpolation=cv2.INTER_AREA)
             for each in (cv2.magnitude(x, y), pixels.astype(np.float32))
         )
-        channels = channels.reshape(rows, columns, 3)
+        red, green, blue = cv2.split(channels)
         eroded = cv2.erode(darkest[whole], np.ones((CELL, CELL), np.uint8), anchor=(0, 0))  # minimum of each cell
-        return cls(gradient.reshape(rows, columns), *np.moveaxis(channels, 2, 0), eroded[::CELL, ::CELL])
+        means = (each.reshape(rows, columns) for each in (gradient, red, green, blue))
+        return cls(*means, darkest=eroded[::CELL, ::CELL])
 
 
 def _sky(cells: _Cells, cv2: Any) -> NDArray[np.bool_]:

@@ -121,6 +121,7 @@ def test_consecutive_photos_of_a_drive_are_apart() -> None:
     twice = pd.concat([frame, frame.assign(id=frame["id"] + "b", drive="b")], ignore_index=True)
     assert len(filter_records(twice, replace(OFF, spacing_m=4.0), NOW).photos) == 8, "across drives not"
     assert len(filter_records(frame.assign(drive=""), replace(OFF, spacing_m=4.0), NOW).photos) == steps
+    assert len(filter_records(photos(2, drive=["a", "b"]), replace(OFF, spacing_m=4.0), NOW).photos) == 2
 
 
 def test_spacing_counts_from_photos_that_other_filters_keep() -> None:
@@ -152,9 +153,9 @@ def drives(draw) -> pd.DataFrame:
                 ["2024-01-01T00:00:00Z", "2024-02-01T00:00:00Z", "2030-01-01T00:00:00Z", ""], size
             ),
             "device": rng.choice(["x", "y"], size),
-            "quality_score": np.where(rng.random(size) < 0.2, np.nan, rng.random(size)),
-            "width": rng.integers(300, 900, size),
-            "height": rng.integers(300, 900, size),
+            "quality_score": rng.choice([0.1, 0.5, 0.9, np.nan], size),
+            "width": rng.choice([300, 500, 900], size),
+            "height": 600,
             "computed_latitude": 0.5 + np.where(far, rng.integers(0, 60, size), 20) / DEGREE_M,
             "computed_longitude": 10.0,
             "sharpness": rng.integers(0, 400, size).astype(float),
