@@ -160,8 +160,8 @@ class _Cells:
         )
         red, green, blue = cv2.split(channels)
         eroded = cv2.erode(darkest[whole], np.ones((CELL, CELL), np.uint8), anchor=(0, 0))  # minimum of each cell
-        means = (each.reshape(rows, columns) for each in (gradient, red, green, blue))
-        return cls(*means, darkest=eroded[::CELL, ::CELL])
+        gradient, red, green, blue = (each.reshape(rows, columns) for each in (gradient, red, green, blue))
+        return cls(gradient, red, green, blue, eroded[::CELL, ::CELL])
 
 
 def _sky(cells: _Cells, cv2: Any) -> NDArray[np.bool_]:
