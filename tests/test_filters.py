@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, date, datetime
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -178,7 +179,10 @@ def test_the_order_of_rows_does_not_matter(frame: pd.DataFrame, random) -> None:
     order = list(range(len(frame)))
     random.shuffle(order)
     shuffled = frame.iloc[order].reset_index(drop=True)
-    for run in (lambda each: filter_records(each, ALL, NOW), lambda each: filter_images(each, ALL)):
+    few, spaced = replace(OFF, per_block=2, block_m=50.0), replace(OFF, spacing_m=20.0)
+    runs = [partial(filter_records, options=options, now=NOW) for options in (ALL, few, spaced)]
+    runs += [partial(filter_images, options=options) for options in (ALL, replace(OFF, duplicate_bits=1))]
+    for run in runs:
         first, second = run(frame), run(shuffled)
         assert sorted(kept(first)) == sorted(kept(second))
         assert reasons(first) == reasons(second)
