@@ -64,6 +64,7 @@ def filter_command(
     Faces and number plates are not blurred: do that before you publish photos. Nothing is sent anywhere.
     """
     from jzi.curate.own_photos import OwnPhotos, filter_own_photos
+    from jzi.store.printable import printable
 
     if not copy:
         context = click.get_current_context()
@@ -77,8 +78,8 @@ def filter_command(
         worst = max(report.counts, key=lambda each: each.removed).name
         example = next(each for each in report.rejected if each.filter == worst)
         raise UsageError(
-            f"no photo of {source} is left, most were removed by the filter {worst!r} ({example.id}: "
-            f"{example.reason}): loosen its threshold, or set it to off"
+            f"no photo of {source} is left, most were removed by the filter {worst!r} ({printable(example.id)}: "
+            f"{printable(example.reason)}): loosen its threshold, or set it to off"
         )
     values = {
         "found": report.found,
