@@ -139,7 +139,8 @@ def find_photos(request: Request) -> Photos:
     """
     folder, area = request.folder, request.area
     check_split(folder)
-    files, sizes, problems = [], [], []
+    files: list[Path | None] = []
+    sizes, problems = [], []
     for path in tqdm(folder.photos["path"], unit="photo", desc="photos", delay=2):
         try:
             file = folder.photo(path)

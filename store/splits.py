@@ -211,7 +211,8 @@ def days(frame: pd.DataFrame) -> pd.Series | None:
     seconds = capture_seconds(frame["captured_at"])
     if seconds.notna().mean() < 0.5:
         return None
-    return solar_time(seconds, frame["longitude"]).dt.strftime("%Y-%m-%d").fillna("").astype(object)
+    written: pd.Series = solar_time(seconds, frame["longitude"]).dt.strftime("%Y-%m-%d")
+    return written.fillna("").astype(object)
 
 
 def solar_time(seconds: pd.Series, longitude: pd.Series) -> pd.Series:
