@@ -80,13 +80,18 @@ imagery_option = click.option(
     "`jzi dataset imagery` wrote beside one; may be repeated.",
 )  # fmt: skip
 
+remote_option = click.option(
+    "--remote", is_flag=True, help="Trust rasters that name other files, URLs or services: VRTs, XML of GDAL."
+)
+
 
 @click.command("card")
 @folder_argument
 @imagery_option
+@remote_option
 @click.option("--title", default="", help="Title of the data set.  [default: the name of its folder]")
 @json_option
-def card_command(folder: Path, imagery: tuple[str, ...], title: str, as_json: bool) -> None:
+def card_command(folder: Path, imagery: tuple[str, ...], remote: bool, title: str, as_json: bool) -> None:
     """Write the data card of a data set: DATASET.md, card.json and two pictures.
 
     With --imagery, photos are drawn on it.
@@ -98,7 +103,7 @@ def card_command(folder: Path, imagery: tuple[str, ...], title: str, as_json: bo
 
     names, sources = read_imagery(imagery)
     rasters = find_rasters(names) if names else []
-    card = write_card(DatasetFolder.read(folder), title, rasters, sources, remote=names_url(names))
+    card = write_card(DatasetFolder.read(folder), title, rasters, sources, remote=remote or names_url(names))
     lines = [f"{card.facts.photos} photos, {card.facts.extent.km2:.3g} km2: wrote {', '.join(card.files)} in {folder}"]
     if card.facts.split is None:
         lines.append(f"the photos are not split: jzi dataset split {folder}")
@@ -121,13 +126,21 @@ def _warn_of_unknown(rasters: Sequence[str], described: bool) -> None:
     "-o", "--output", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder to write."
 )
 @imagery_option
+@remote_option
 @click.option("--area", type=click.Path(path_type=Path, dir_okay=False), metavar="JZI.TOML",
               help="Leave out photos outside of its area, and cut tiles for it.  [default: a square around the "
               "photos]")  # fmt: skip
 @click.option("--title", default="", help="Title of the data set, and VIGOR's city.  [default: the name of its folder]")
 @json_option
 def publish_command(
-    folder: Path, layout: str, output: Path, imagery: tuple[str, ...], area: Path | None, title: str, as_json: bool
+    folder: Path,
+    layout: str,
+    output: Path,
+    imagery: tuple[str, ...],
+    remote: bool,
+    area: Path | None,
+    title: str,
+    as_json: bool,
 ) -> None:
     """Write a data set in a layout that others read, with its card as README.md.
 
@@ -150,7 +163,7 @@ def publish_command(
         find_rasters(names) if names else [],
         sources,
         load_settings(area).pyramid if area else None,
-        names_url(names),
+        remote or names_url(names),
     )
     known = [*sources, *request.folder.info.sources]
     _warn_of_unknown(request.rasters, any(each.kind == "imagery" for each in known))

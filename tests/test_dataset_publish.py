@@ -454,3 +454,15 @@ def test_the_command_publishes_for_the_area_of_a_jzi_toml(
     values = json.loads(jzi("dataset publish set --layout huggingface -o hf --json").stdout)
     assert values["layout"] == "huggingface" and sum(values["photos"].values()) == 12
     assert "give another folder" in jzi("dataset publish set --layout huggingface -o set", code=2).stderr
+
+
+def test_rasters_that_name_files_elsewhere_are_trusted_only_if_the_user_says_so(
+    jzi: Callable[..., Any], tmp_path: Path, town_raster: Path
+) -> None:
+    dataset(tmp_path / "set")
+    (tmp_path / "maps").mkdir()
+    jzi("dataset imagery map.tif -o maps/map.vrt --attribution X --licence CC0")
+    assert "map.remote" in jzi("dataset card set --imagery maps/map.vrt", code=2).stderr
+    jzi("dataset card set --imagery maps/map.vrt --remote")
+    jzi("dataset publish set --layout just-zoom-in -o out --imagery maps/map.json --remote")
+    assert "imagery" in (tmp_path / "out" / "README.md").read_text()
