@@ -12,9 +12,9 @@ from jzi.commands.common import UsageError, json_option, number, print_result
 from jzi.locate.ranges import Range
 
 if TYPE_CHECKING:
-    from jzi.collect.imagery import GeoTiffWriter, Prepared
-    from jzi.collect.imagery_area import Area
-    from jzi.collect.imagery_download import Estimate
+    from jzi.overhead.area import Area
+    from jzi.overhead.build import GeoTiffWriter, Prepared
+    from jzi.overhead.download import Estimate
 
 #: Ground sampling distances, metres; margins; requests at the same time and a second; cloud cover, percent.
 _GSD, _MARGIN = Range(0.01, 1000, unit="metres"), Range(0, 1_000_000, unit="metres")
@@ -129,7 +129,7 @@ def imagery_command(
 
     Any XML or data source of GDAL also works with `jzi init --map` itself, with --remote.
     """
-    from jzi.collect.imagery import GeoTiffWriter, WriteOptions, check_output, write_map_vrt
+    from jzi.overhead.build import GeoTiffWriter, WriteOptions, check_output, write_map_vrt
 
     given = {name: value for name, value in (("xyz", xyz), ("wms", wms), ("wmts", wmts), ("stac", stac)) if value}
     if len(given) + bool(rasters) != 1:
@@ -191,7 +191,7 @@ def _area(
     region: Path | None,
     margin: float,
 ) -> Area | None:
-    from jzi.collect.imagery_area import Area
+    from jzi.overhead.area import Area
     from jzi.workspace.settings import load_settings
 
     if sum(each is not None for each in (area_file, bbox, region)) > 1:
@@ -218,9 +218,9 @@ def _prepare(
     licence: str | None,
 ) -> Prepared:
     """Open the source."""
-    from jzi.collect.imagery import Prepared, credit
-    from jzi.collect.imagery_capabilities import Terms
-    from jzi.collect.imagery_mosaic import Mosaic
+    from jzi.overhead.build import Prepared, credit
+    from jzi.overhead.capabilities import Terms
+    from jzi.overhead.mosaic import Mosaic
 
     if kind == "rasters":
         names = _names(rasters)
@@ -237,7 +237,7 @@ def _prepare(
 
 def _names(rasters: tuple[str, ...]) -> list[str]:
     """Files and URLs that arguments name: lists, globs and folders."""
-    from jzi.collect.imagery_mosaic import read_list
+    from jzi.overhead.mosaic import read_list
     from jzi.workspace.settings import find_rasters
 
     entries: list[str] = []
@@ -248,9 +248,9 @@ def _names(rasters: tuple[str, ...]) -> list[str]:
 
 
 def _prepare_stac(url: str, area: Area, options: _Options, attribution: str | None, licence: str | None) -> Prepared:
-    from jzi.collect.imagery import Prepared, credit
-    from jzi.collect.imagery_mosaic import Mosaic
-    from jzi.collect.stac import find_imagery
+    from jzi.overhead.build import Prepared, credit
+    from jzi.overhead.mosaic import Mosaic
+    from jzi.overhead.stac import find_imagery
 
     assert options.collection is not None
     found = find_imagery(url, options.collection, area, options.datetime, options.asset, options.max_cloud, options.crs)
@@ -275,10 +275,10 @@ def _prepare_service(
     attribution: str | None,
     licence: str | None,
 ) -> Prepared:
-    from jzi.collect.imagery import Prepared, credit
-    from jzi.collect.imagery_ogc import wms_service, wmts_service
-    from jzi.collect.imagery_services import Access, xml_service
-    from jzi.collect.imagery_xyz import xyz_service
+    from jzi.overhead.build import Prepared, credit
+    from jzi.overhead.ogc import wms_service, wmts_service
+    from jzi.overhead.services import Access, xml_service
+    from jzi.overhead.xyz import xyz_service
 
     cache = vrt.absolute().with_name(f"{vrt.stem}.cache") if vrt else None
     access = Access(options.connections or _DEFAULT_CONNECTIONS, cache=cache)

@@ -88,7 +88,7 @@ _max_gap_option = click.option(
 @_output_options
 def opensfm_command(folder: Path, images: Path | None, output: Path, licence: str, as_json: bool) -> None:
     """Import a reconstruction of OpenSfM: positions, headings and fields of view of its shots."""
-    from jzi.collect.opensfm import import_opensfm
+    from jzi.recordings.opensfm import import_opensfm
 
     _report(import_opensfm(folder, output, images=images, licence=licence), as_json)
 
@@ -100,7 +100,7 @@ def opensfm_command(folder: Path, images: Path | None, output: Path, licence: st
 @_output_options
 def kitti_command(folder: Path, camera: str, output: Path, licence: str, as_json: bool) -> None:
     """Import KITTI raw data: the folder of all dates, of one date, or of one drive."""
-    from jzi.collect.kitti_raw import import_kitti
+    from jzi.recordings.kitti_raw import import_kitti
 
     _report(import_kitti(folder, output, camera=camera, licence=licence), as_json)
 
@@ -135,7 +135,7 @@ def trajectory_command(
     as_json: bool,
 ) -> None:
     """Import a folder of photos with a trajectory: GPX, CSV (time, latitude, longitude), TUM, or poses of KITTI."""
-    from jzi.collect.trajectories import Frame, TrajectoryOptions, import_trajectory
+    from jzi.recordings.trajectories import Frame, TrajectoryOptions, import_trajectory
 
     if (origin is None) != (heading is None):
         raise UsageError("--origin and --heading belong together: give both for poses in metres")
@@ -178,8 +178,8 @@ def video_command(
     as_json: bool,
 ) -> None:
     """Import frames of a video, at a spacing in metres along its GPX track."""
-    from jzi.collect.track import parse_time
-    from jzi.collect.video import VideoOptions, import_video
+    from jzi.recordings.track import parse_time
+    from jzi.recordings.video import VideoOptions, import_video
 
     start_s = None if start is None else parse_time(start)
     if start is not None and start_s is None:

@@ -12,8 +12,8 @@ from jzi.commands.dataset_options import counts_text, filter_options, prepare_op
 from jzi.locate.ranges import LATITUDE, LONGITUDE, Range
 
 if TYPE_CHECKING:
-    from jzi.collect.mapillary import Estimate, MapillaryReport
     from jzi.curate.options import FilterOptions, PrepareOptions
+    from jzi.mapillary.collect import Estimate, MapillaryReport
     from jzi.store.region import Region
 
 #: Counts of photos.
@@ -56,7 +56,7 @@ def mapillary_command(
     https://www.mapillary.com/dashboard/developers. Run the same command again to resume, or with other filters: nothing
     is asked for twice.
     """
-    from jzi.collect.mapillary import MapillaryRequest, collect_mapillary
+    from jzi.mapillary.collect import MapillaryRequest, collect_mapillary
 
     if sum(each is not None for each in (area, bbox, region)) != 1:
         raise UsageError("give one of --area JZI.TOML, --bbox WEST SOUTH EAST NORTH and --region GEOJSON")
@@ -72,7 +72,7 @@ def mapillary_command(
 
 
 def _region(area: Path | None, bbox: tuple[float, float, float, float] | None, file: Path | None) -> Region:
-    from jzi.collect.regions import box_region, outline
+    from jzi.mapillary.regions import box_region, outline
     from jzi.store.region import Region
 
     if bbox is not None:

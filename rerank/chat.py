@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import ipaddress
 import json
-import math
 import os
 import random
 import re
-import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import SplitResult, urlsplit
@@ -22,6 +18,8 @@ from urllib.parse import SplitResult, urlsplit
 from jzi.errors import ConfigError, RerankError, first_line
 from jzi.rerank.config import RerankConfig
 from jzi.rerank.replies import Reply, ServerError, parse_reply
+from jzi.web.line import Line
+from jzi.web.rules import retry_after
 
 if TYPE_CHECKING:
     import httpx
@@ -110,45 +108,6 @@ class Address:
             return False
 
 
-class _Line:
-    """A client with one connection, which another thread can cut.
-
-    Attributes:
-        is_cut: whether it was, since the last request began.
-    """
-
-    def __init__(self, client: httpx.Client) -> None:
-        self.client = client
-        self.is_cut = False
-        self._socket: socket.socket | None = None
-        self._lock = threading.Lock()
-
-    def trace(self, event: str, details: Mapping[str, Any]) -> None:
-        """Take note of a new connection; called by httpcore."""
-        if not event.endswith("connect_tcp.complete"):
-            return
-        connected = details["return_value"].get_extra_info("socket").dup()  # TLS takes over the other
-        with self._lock:
-            if self._socket:
-                self._socket.close()
-            self._socket = connected
-        if self.is_cut:
-            self.cut()
-
-    def cut(self) -> None:
-        """End the request, whatever it waits for; closing the client would not."""
-        with self._lock:
-            self.is_cut = True
-            if self._socket:
-                with suppress(OSError):
-                    self._socket.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        self.client.close()
-        if self._socket:
-            self._socket.close()
-
-
 class ChatClient:
     """Sends requests to one endpoint, from several threads if need be.
 
@@ -162,8 +121,8 @@ class ChatClient:
     def __init__(self, address: Address, config: RerankConfig, connect: Callable[[], httpx.Client], key: str) -> None:
         self.address = address
         self._config, self._connect, self._key = config, connect, key
-        self._free: list[_Line] = []
-        self._busy: dict[_Line, threading.Event] = {}
+        self._free: list[Line] = []
+        self._busy: dict[Line, threading.Event] = {}
         self._lock = threading.Lock()
         self._closed = False
 
@@ -220,22 +179,17 @@ class ChatClient:
             line.cut()
 
     @contextmanager
-    def _line(self, stop: threading.Event) -> Iterator[_Line]:
+    def _line(self, stop: threading.Event) -> Iterator[Line]:
         """A line for one request, which is cut at its time limit, and by `cut`."""
         with self._lock:
-            line = self._free.pop() if self._free else _Line(self._connect())
-            line.is_cut = False
+            line = self._free.pop() if self._free else Line(self._connect())
             self._busy[line] = stop
-        timer = threading.Timer(self._config.timeout_s, line.cut)
-        timer.daemon = True
-        timer.start()
         try:
-            if stop.is_set() or self._closed:
-                line.cut()
-            yield line
+            with line.limited(self._config.timeout_s):
+                if stop.is_set() or self._closed:
+                    line.cut()
+                yield line
         finally:
-            timer.cancel()
-            timer.join()  # it might be cutting
             with self._lock:
                 del self._busy[line]
                 if not self._closed:
@@ -307,7 +261,7 @@ class ChatClient:
                 return late, None
         code = response.status_code
         if code in _TRANSIENT:
-            return f"status {code}", _retry_after(response.headers.get("retry-after", ""))
+            return f"status {code}", retry_after(response.headers.get("retry-after", ""))
         if code != 200:
             raise self._refusal(code, bytes(received))
         try:
@@ -343,14 +297,3 @@ class ChatClient:
             return ""
         line = "".join(each for each in " ".join(message.split()) if each.isprintable())
         return self.without_key(line)[:200]  # in this order: a part of the key would not be found
-
-
-def _retry_after(value: str) -> float | None:
-    """Seconds that a header Retry-After asks to wait; None if there is none, or it is neither a number nor a date."""
-    try:
-        if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", value):
-            return float(value)
-        seconds = (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return max(seconds, 0.0) if math.isfinite(seconds) else None

@@ -59,7 +59,7 @@ def content_size(frame: bytes) -> int:
 
 def bounded(document: dict[str, Any]) -> ArrayV3Metadata:
     """The metadata of an array's document, with codecs that bound what they decompress."""
-    metadata = ArrayV3Metadata.from_dict(document)  # type: ignore[arg-type]
+    metadata = ArrayV3Metadata.from_dict(document)
     return replace(metadata, codecs=tuple(map(_bounded, metadata.codecs)))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 import pytest
-from numcodecs.zstd import Zstd
+from numcodecs.zstd import Zstd  # type: ignore[import-untyped]
 
 from jzi.errors import CacheCorruptError
 from jzi.store.cache import ENCODED, FeatureCache

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jzi.collect.http import Client, HttpOptions, Pace
-from jzi.collect.http_rules import Address, HttpError, may_follow, retry_after
 from jzi.errors import ConfigError
+from jzi.web.client import Client, HttpOptions, Pace
+from jzi.web.rules import Address, HttpError, may_follow, retry_after
 
 FAST = HttpOptions(timeout_s=5, total_s=5, backoff_s=0.01, retries=3)
 

@@ -21,23 +21,24 @@ from rasterio.transform import from_origin
 from rasterio.windows import Window
 
 from jzi.cli import main
-from jzi.collect import imagery_blocks, imagery_cog, imagery_download, imagery_urls, imagery_xyz
-from jzi.collect.http import HttpOptions
-from jzi.collect.imagery_area import Area
-from jzi.collect.imagery_capabilities import parse_capabilities
-from jzi.collect.imagery_grid import Grid
-from jzi.collect.imagery_layer import Layer
-from jzi.collect.imagery_mosaic import Mosaic
-from jzi.collect.imagery_ogc import wms_service, wmts_service
-from jzi.collect.imagery_services import Access
-from jzi.collect.imagery_urls import ServiceUrl
-from jzi.collect.imagery_xyz import xyz_service
-from jzi.collect.stac import find_imagery
 from jzi.curate.folder import Source
 from jzi.errors import ImageryError, JziError
+from jzi.overhead import blocks as imagery_blocks
+from jzi.overhead import imagery_cog, imagery_download, imagery_urls, imagery_xyz
+from jzi.overhead.area import Area
+from jzi.overhead.capabilities import parse_capabilities
+from jzi.overhead.grid import Grid
+from jzi.overhead.layer import Layer
+from jzi.overhead.mosaic import Mosaic
+from jzi.overhead.ogc import wms_service, wmts_service
+from jzi.overhead.services import Access
+from jzi.overhead.stac import find_imagery
+from jzi.overhead.urls import ServiceUrl
+from jzi.overhead.xyz import xyz_service
 from jzi.store.cell_grid import Bounds
 from jzi.tests.children import Child
 from jzi.tests.mock_imagery import HALF_M, MockImagery, colors, picture
+from jzi.web.client import HttpOptions
 
 #: Some 100 m in Washington, of 431 x 401 pixels at zoom 19.
 BBOX = (-77.0362, 38.8895, -77.0350, 38.8904)

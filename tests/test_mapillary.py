@@ -19,22 +19,22 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jzi.cli import main
-from jzi.collect import mapillary_download
-from jzi.collect.http import HttpOptions
-from jzi.collect.mapillary import Estimate, MapillaryReport, collect_mapillary
-from jzi.collect.mapillary_api import LIMIT, Mapillary
-from jzi.collect.mapillary_boxes import MAX_DEPTH, SIDE_DEG, Box, BoxGrid
-from jzi.collect.mapillary_journal import FILE, Journal
-from jzi.collect.mapillary_records import FIELDS, parse_page
-from jzi.collect.mapillary_request import MapillaryRequest
-from jzi.collect.regions import box_region, outline
 from jzi.curate.folder import DatasetFolder
 from jzi.curate.options import FilterOptions, PrepareOptions
 from jzi.errors import ConfigError, DatasetError
+from jzi.mapillary import download as mapillary_download
+from jzi.mapillary.api import LIMIT, Mapillary
+from jzi.mapillary.boxes import MAX_DEPTH, SIDE_DEG, Box, BoxGrid
+from jzi.mapillary.collect import Estimate, MapillaryReport, collect_mapillary
+from jzi.mapillary.journal import FILE, Journal
+from jzi.mapillary.records import FIELDS, parse_page
+from jzi.mapillary.regions import box_region, outline
+from jzi.mapillary.request import MapillaryRequest
 from jzi.store.pyramid import Pyramid
 from jzi.store.region import Region
 from jzi.tests.children import Child
 from jzi.tests.mock_mapillary import LATITUDE, LONGITUDE, TOKEN, Answer, MockMapillary, graph_error, record
+from jzi.web.client import HttpOptions
 
 FAST = HttpOptions(timeout_s=5, total_s=10, backoff_s=0.005, retries=4)
 
@@ -164,10 +164,10 @@ def test_panoramas_that_are_skipped_are_not_downloaded(service: MockMapillary, t
 _RUN = """
 import sys
 from pathlib import Path
-from jzi.collect.mapillary import collect_mapillary
-from jzi.collect.mapillary_api import OPTIONS, Mapillary
-from jzi.collect.mapillary_request import MapillaryRequest
-from jzi.collect.regions import box_region
+from jzi.mapillary.collect import collect_mapillary
+from jzi.mapillary.api import OPTIONS, Mapillary
+from jzi.mapillary.request import MapillaryRequest
+from jzi.mapillary.regions import box_region
 from jzi.curate.options import PrepareOptions
 
 token, url, folder, *box = sys.argv[1:]
@@ -643,7 +643,7 @@ def test_exactly_one_area_is_given(environment: MockMapillary, tmp_path: Path, a
 
 
 def test_photos_that_failed_give_exit_code_1(environment: MockMapillary, tmp_path: Path, monkeypatch: Any) -> None:
-    from jzi.collect import mapillary_api
+    from jzi.mapillary import api as mapillary_api
 
     environment.broken[record(0)["id"]] = Answer(500)
     monkeypatch.setattr(mapillary_api.Mapillary.__init__, "__defaults__", (mapillary_api.BASE, "2048", FAST, LIMIT))

@@ -16,12 +16,12 @@ from PIL import Image
 from pyproj import Transformer
 
 from jzi.cli import main
-from jzi.collect import members
-from jzi.collect.frames import headings, quaternion_matrices, rotation_matrices, topocentric_positions
-from jzi.collect.members import read_members
-from jzi.collect.opensfm import camera_columns
 from jzi.curate.folder import DatasetFolder
 from jzi.errors import DatasetError
+from jzi.recordings import members
+from jzi.recordings.frames import headings, quaternion_matrices, rotation_matrices, topocentric_positions
+from jzi.recordings.members import read_members
+from jzi.recordings.opensfm import camera_columns
 from jzi.store.photo_table import read_photo_table
 from jzi.store.pyramid import WGS84
 
@@ -112,7 +112,7 @@ def test_photos_are_linked_and_an_import_is_repeated_without_a_change(tmp_path) 
 
 
 def test_an_import_that_was_killed_is_continued(tmp_path, monkeypatch) -> None:
-    from jzi.collect import importing
+    from jzi.recordings import importing
 
     write(tmp_path / "sfm", {f"{index}.jpg": shot(index, 0, 30) for index in range(4)})
     link, count = importing.link_or_copy, []

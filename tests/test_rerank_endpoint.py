@@ -30,6 +30,7 @@ from jzi.rerank.judgments import Judgments
 from jzi.rerank.question import LABELS, Kind, Picture, Question, Reading
 from jzi.rerank.replies import label_log_probabilities, parse_reply, read
 from jzi.tests.mock_endpoint import PREFERS_A, MockEndpoint, Response, completion, error, images
+from jzi.web.rules import retry_after
 
 KEY = "sk-secret-0123456789"
 
@@ -381,7 +382,7 @@ def test_the_wait_is_what_the_server_asks_for_up_to_a_minute(
     monkeypatch.setattr(threading.Event, "wait", lambda self, timeout=None: waits.append(timeout))
     stop = threading.Event()
     client = chat.ChatClient(chat.Address.parse("http://127.0.0.1:1/v1"), settings(), None, "")
-    asked_s = chat._retry_after(header) if header else None
+    asked_s = retry_after(header) if header else None
     answers = iter([("status 429", asked_s), (parse_reply(json.dumps(completion("A").body).encode()), None)])
     monkeypatch.setattr(client, "_attempt", lambda body, limit, stop: next(answers))
     client.complete({"max_tokens": 1}, 1, stop)

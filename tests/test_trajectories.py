@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
 from jzi.cli import main
-from jzi.collect import gpx
-from jzi.collect.gpx import read_gpx
-from jzi.collect.track import Track, iso_time, parse_time
 from jzi.curate.folder import DatasetFolder
 from jzi.errors import DatasetError
+from jzi.recordings import gpx
+from jzi.recordings.gpx import read_gpx
+from jzi.recordings.track import Track, iso_time, parse_time
 from jzi.store.photo_table import read_photo_table
 from jzi.store.pyramid import WGS84, geodesic_distance
 

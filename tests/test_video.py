@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jzi.collect.mp4 import EPOCH_1904_S, check_video, recording_time
-from jzi.collect.track import iso_time
 from jzi.curate.folder import DatasetFolder
 from jzi.errors import DatasetError
+from jzi.recordings.mp4 import EPOCH_1904_S, check_video, recording_time
+from jzi.recordings.track import iso_time
 from jzi.store.photo_table import read_photo_table
 from jzi.store.pyramid import geodesic_distance
 from jzi.tests.test_trajectories import METRE, START, run, write_gpx
@@ -140,7 +140,7 @@ def test_a_video_that_is_cut_off_gives_the_frames_that_it_has(video, track, tmp_
 
 
 def test_an_import_that_was_killed_is_continued_to_the_same_bytes(video, track, tmp_path, monkeypatch) -> None:
-    from jzi.collect import video as module
+    from jzi.recordings import video as module
 
     command = f"dataset import video {video} --gpx {track} --offset 0 -o"
     run(f"{command} {tmp_path / 'whole'}")

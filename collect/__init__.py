@@ -1,1 +1,0 @@
-"""Photos and imagery of an area, from services and recordings: Mapillary, videos, OpenSfM, map services, STAC."""

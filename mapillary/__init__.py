@@ -1,0 +1,1 @@
+"""Photos of an area from Mapillary: listing, journal, download."""

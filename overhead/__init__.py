@@ -1,0 +1,1 @@
+"""Overhead imagery of an area as one raster: map services, STAC catalogues, files."""

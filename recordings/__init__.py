@@ -1,0 +1,1 @@
+"""Photos of recordings with positions: OpenSfM, KITTI, trajectories, videos beside a GPX."""

@@ -1,0 +1,1 @@
+"""Requests to services: a bounded HTTP client, and connections that can be cut."""
