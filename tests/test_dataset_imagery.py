@@ -23,8 +23,7 @@ from rasterio.windows import Window
 from jzi.cli import main
 from jzi.curate.folder import Source
 from jzi.errors import ImageryError, JziError
-from jzi.overhead import blocks as imagery_blocks
-from jzi.overhead import imagery_cog, imagery_download, imagery_urls, imagery_xyz
+from jzi.overhead import blocks, cog, download, urls, xyz
 from jzi.overhead.area import Area
 from jzi.overhead.capabilities import parse_capabilities
 from jzi.overhead.grid import Grid
@@ -43,7 +42,7 @@ from jzi.web.client import HttpOptions
 #: Some 100 m in Washington, of 431 x 401 pixels at zoom 19.
 BBOX = (-77.0362, 38.8895, -77.0350, 38.8904)
 AREA = Area.of_bbox(*BBOX)
-CORNER = imagery_xyz._tile_at(AREA, 19, 0, 1)  # column and row of the tile in the north-west
+CORNER = xyz._tile_at(AREA, 19, 0, 1)  # column and row of the tile in the north-west
 XYZ = ("--attribution", "Mock Survey", "--licence", "CC0")
 
 
@@ -55,8 +54,8 @@ def server() -> Iterator[MockImagery]:
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(imagery_download, "WAITS_S", (0.0, 0.0))
-    monkeypatch.setattr(imagery_urls, "_OPTIONS", HttpOptions(retries=0, plain_http=True))
+    monkeypatch.setattr(download, "WAITS_S", (0.0, 0.0))
+    monkeypatch.setattr(urls, "_OPTIONS", HttpOptions(retries=0, plain_http=True))
 
 
 def run(*arguments: object) -> Result:
@@ -286,10 +285,10 @@ def test_the_representation_of_a_url_hides_its_secret(monkeypatch: pytest.Monkey
 def test_a_service_that_fails_leaves_what_is_there_and_the_next_run_resumes(
     server: MockImagery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(imagery_blocks, "_REQUESTS", 1)
+    monkeypatch.setattr(blocks, "_REQUESTS", 1)
     arguments = ("--xyz", f"{server.url}/xyz/{{z}}/{{x}}/{{y}}.png", *bbox(), "-o", tmp_path / "map.tif", *XYZ,
                  "--compress", "deflate", "--rate", 1000)  # fmt: skip
-    last = imagery_xyz._tile_at(AREA, 19, 1, 0)
+    last = xyz._tile_at(AREA, 19, 1, 0)
     server.fail(f"/19/{last[0]}/{last[1]}", status=503)
     failed = run(*arguments)
     assert failed.exit_code == 2
@@ -361,14 +360,14 @@ def test_answers_in_the_middle_that_are_no_tiles_are_asked_for_again(
     server: MockImagery, answer: dict[str, Any], sentence: str
 ) -> None:
     layer = xyz_service(f"{server.url}/xyz/{{z}}/{{x}}/{{y}}.png", AREA, 0.3, 22, Access()).layer
-    blocks = imagery_blocks.Blocks(Path("none"), layer, None)
+    kept_blocks = blocks.Blocks(Path("none"), layer, None)
     server.fail("/19/", **answer)
     with pytest.raises(ImageryError, match=sentence):
-        imagery_download.read_block(blocks, blocks.all[0], imagery_download.Pacer(None), False)
+        download.read_block(kept_blocks, kept_blocks.all[0], download.Pacer(None), False)
     server.failures.clear()
     server.fail("/19/", **{**answer, "times": 1})
     if "3 times" in sentence:
-        data, _ = imagery_download.read_block(blocks, blocks.all[0], imagery_download.Pacer(None), False)
+        data, _ = download.read_block(kept_blocks, kept_blocks.all[0], download.Pacer(None), False)
         assert data.any()
 
 
@@ -395,7 +394,7 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(
 
 def test_a_geotiff_that_gdal_cannot_write_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ImageryError, match="the blocks are kept"):
-        imagery_cog.write_cog(tmp_path / "none.vrt", tmp_path / "map.tif", "jpeg", 90, "uint8", 1, False)
+        cog.write_cog(tmp_path / "none.vrt", tmp_path / "map.tif", "jpeg", 90, "uint8", 1, False)
 
 
 def test_a_dry_run_estimates_and_writes_nothing(server: MockImagery, tmp_path: Path) -> None:
@@ -452,8 +451,8 @@ def test_blocks_outside_of_a_region_are_not_asked_for(server: MockImagery, tmp_p
     (tmp_path / "region.geojson").write_text(json.dumps(triangle))
     area = Area.of_region(tmp_path / "region.geojson")
     layer = xyz_service(f"{server.url}/xyz/{{z}}/{{x}}/{{y}}.png", area, 0.3, 22, Access()).layer
-    inside = imagery_blocks.Blocks(tmp_path / "b", layer, area)
-    every = imagery_blocks.Blocks(tmp_path / "b", layer, None)
+    inside = blocks.Blocks(tmp_path / "b", layer, area)
+    every = blocks.Blocks(tmp_path / "b", layer, None)
     assert 0.4 < len(inside.all) / len(every.all) < 0.9
     assert inside.digest != every.digest
 
@@ -481,9 +480,9 @@ def test_a_cut_covers_the_rectangle_with_whole_pixels(
 @given(st.integers(0, 3000), st.integers(0, 3000), st.integers(1, 3000), st.integers(1, 3000))
 def test_blocks_tile_a_grid_on_the_tiles_of_the_service(col: int, row: int, width: int, height: int) -> None:
     grid = Grid("EPSG:3857", 0.0, 0.0, 1.0, 1.0, width, height, col, row)
-    blocks = list(imagery_blocks._blocks(grid, 1024))
-    assert sum(block.window.width * block.window.height for block in blocks) == width * height
-    for block in blocks:
+    parts = list(blocks._blocks(grid, 1024))
+    assert sum(block.window.width * block.window.height for block in parts) == width * height
+    for block in parts:
         assert block.window.col_off == 0 or (col + block.window.col_off) % 1024 == 0
         assert block.window.row_off == 0 or (row + block.window.row_off) % 1024 == 0
 
