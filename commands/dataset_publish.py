@@ -98,13 +98,14 @@ def card_command(folder: Path, imagery: tuple[str, ...], remote: bool, title: st
     """
     from jzi.curate.folder import DatasetFolder
     from jzi.publish.card import to_json, write_card
+    from jzi.publish.card_text import km2
     from jzi.publish.credits import read_imagery
     from jzi.workspace.settings import find_rasters, names_url
 
     names, sources = read_imagery(imagery)
     rasters = find_rasters(names) if names else []
     card = write_card(DatasetFolder.read(folder), title, rasters, sources, remote=remote or names_url(names))
-    lines = [f"{card.facts.photos} photos, {card.facts.extent.km2:.3g} km2: wrote {', '.join(card.files)} in {folder}"]
+    lines = [f"{card.facts.photos} photos, {km2(card.facts.extent.km2)}: wrote {', '.join(card.files)} in {folder}"]
     if card.facts.split is None:
         lines.append(f"the photos are not split: jzi dataset split {folder}")
     _warn_of_unknown(rasters, any(each.kind == "imagery" for each in card.facts.sources))
@@ -179,7 +180,7 @@ def publication_text(publication: Publication) -> str:
     lines.append(f"{publication.files} {publication.what}, README.md and its pictures")
     following = {
         "huggingface": f'datasets.load_dataset("{publication.path}")',
-        "just-zoom-in": f"jzi init --dataset just-zoom-in FOLDER --data {publication.path}",
+        "just-zoom-in": f"jzi init --dataset just-zoom-in {publication.path}",
         "vigor": f"jzi init --dataset vigor FOLDER --data {publication.path}",
     }
     return "\n".join([*lines, f"next: {following[publication.layout]}"])

@@ -115,12 +115,15 @@ def _area(facts: CardFacts) -> str:
     extent = facts.extent
     return (
         f"Latitude {extent.south:.5f} to {extent.north:.5f}, longitude {extent.west:.5f} to {extent.east:.5f} "
-        f"(WGS 84): a rectangle of {_km2(extent.km2)}, of which {_km2(extent.covered_km2)} have photos (squares of "
+        f"(WGS 84): a rectangle of {km2(extent.km2)}, of which {km2(extent.covered_km2)} have photos (squares of "
         "100 m with one photo or more)."
     )
 
 
-def _km2(area: float) -> str:
+def km2(area: float) -> str:
+    """An area in words; that of photos along one street has no width."""
+    if area < 0.001:
+        return "less than 0.001 km²"
     return f"{area:.3g} km²" if area < 1000 else f"{number(round(area))} km²"
 
 

@@ -153,7 +153,10 @@ def _bars(axis: Any, counts: dict[int, int], width: int = 1) -> None:
     axis.bar(list(counts), list(counts.values()), 0.9 * width, align="edge" if width > 1 else "center", color=_BAR)
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.yaxis.get_major_locator().set_params(integer=True)
-    if width > 1:
+    if width == 1:
+        axis.ticklabel_format(axis="x", useOffset=False)
+        axis.set_xlim(min(counts) - 1.5, max(counts) + 1.5)  # a bar alone would be as wide as the picture
+    else:
         axis.set_xlim(0, max(120, *(value + width for value in counts)))
 
 
