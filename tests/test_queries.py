@@ -77,6 +77,18 @@ def test_any_separator_and_a_byte_order_mark_will_do(write_table: Callable, sepa
     assert rows(read_photo_table(write_table(text, encoding=encoding))) == [("a", 48.2, 16.3), ("b", 48.3, 16.4)]
 
 
+def test_separators_in_quotes_do_not_count(write_table: Callable) -> None:
+    table = read_photo_table(write_table('id;lat;lon;"a, b, c, d, e"\na;48.2;16.3;x\n'))
+    assert rows(table) == [("a", 48.2, 16.3)]
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("part", [',"a', ",'", '","', 'a"|'])
+def test_a_header_full_of_quotes_takes_no_hours(write_table: Callable, part: str) -> None:
+    with pytest.raises(PhotoTableError, match=r"table\.csv"):
+        read_photo_table(write_table(part * (600_000 // len(part)) + "\n1,2,3\n"))
+
+
 def test_quoted_fields_keep_their_commas(write_table: Callable) -> None:
     table = read_photo_table(write_table('id,lat,lon,sequence\na,48.2,16.3,"[7, 6, 6, 5]"\n'))
     assert table.frame["sequence"].tolist() == ["[7, 6, 6, 5]"]
