@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,7 +74,7 @@ def _read_numpy(file: Path) -> NDArray[np.float64]:
         values = np.asarray(degrees, np.float64)
     except FileNotFoundError:
         raise PairsError(f"there is no {file}: give a list of orientations") from None
-    except (OSError, ValueError, TypeError, EOFError, SyntaxError, MemoryError) as error:
+    except (OSError, ValueError, TypeError, EOFError, SyntaxError, MemoryError, RecursionError, TokenError) as error:
         raise PairsError(f"{file} is not a list of orientations: {first_line(error)}") from error
     if values.ndim != 1 or not np.isfinite(values).all():
         raise PairsError(f"{file} is not a list of orientations: it has the shape {values.shape}")

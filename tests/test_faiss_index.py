@@ -70,6 +70,9 @@ def test_with_a_copy_of_the_vectors_the_store_is_not_read(store, built, tmp_path
     np.save(tmp_path / VECTORS, damaged[1:])
     with pytest.raises(ModelError, match=r"vectors.npy does not contain an array of"):
         VectorIndex.open(store, tmp_path)
+    (tmp_path / VECTORS).write_bytes((tmp_path / VECTORS).read_bytes().replace(b"}", b"(", 1))
+    with pytest.raises(ModelError, match=r"vectors.npy cannot be read"):
+        VectorIndex.open(store, tmp_path)
     VectorIndex.build(store, tmp_path, "hnsw", copy=True)  # has them in its graph
     assert not (tmp_path / VECTORS).exists()
 

@@ -338,3 +338,7 @@ def test_orientations_are_read_from_both_published_lists(tmp_path: Path) -> None
     np.save(array, np.array([object()]), allow_pickle=True)
     with pytest.raises(PairsError, match="not a list of orientations"):
         read_orientations(array, names, order)
+    np.save(array, clockwise)
+    array.write_bytes(array.read_bytes().replace(b"}", b"("))  # numpy parses the header as Python
+    with pytest.raises(PairsError, match="not a list of orientations"):
+        read_orientations(array, names, order)

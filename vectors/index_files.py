@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -194,7 +195,7 @@ def verify_digest(path: Path, info: IndexInfo) -> None:
 def load_array(path: Path, shape: tuple[int, ...], dtype: type) -> NDArray[Any]:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SyntaxError, MemoryError, RecursionError, TokenError) as error:  # of numpy's header
         raise ModelError(f"{path} cannot be read ({first_line(error)}): {HINT}") from error
     if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype != dtype:
         raise ModelError(f"{path} does not contain an array of {shape}: {HINT}")
