@@ -342,6 +342,9 @@ def _errors(path: Path) -> Iterator[None]:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         reason, advice = _REASONS.get(code, (first_line(error), "look at the file and its folder"))
         raise RerankError(f"the judgments {path} cannot be used, {reason}: {advice}") from error
+    except UnicodeDecodeError as error:  # of the text of the table, or of SQLite's message about it
+        reason, advice = _REASONS[sqlite3.SQLITE_CORRUPT]
+        raise RerankError(f"the judgments {path} cannot be used, {reason}: {advice}") from error
     except OSError as error:
         raise RerankError(
             f"the judgments {path} cannot be used, {error.strerror or error}: give a path where files can be written"

@@ -303,6 +303,7 @@ def pipe(path: Path) -> None:
         (statements("DROP TABLE judgments", "CREATE VIEW judgments AS SELECT 1 AS key"), "another table"),
         (cut, "damaged"),
         (scramble, "damaged"),
+        (lambda path: path.write_bytes(path.read_bytes().replace(b" photo TEXT", b" ph\xb0to TEXT")), "damaged"),
         (folder, "no file of judgments"),
         (pipe, "no file of judgments"),
     ],
