@@ -43,8 +43,9 @@ STATIC = "/static/"
 #: Shortest token, characters.
 TOKEN = 16
 
-#: Seconds for which the rest of a refused body is discarded, so that the client reads the answer.
-DISCARD_S = 2.0
+#: Seconds without a byte of a refused body, and in all, for which the rest of it is discarded, so that the client reads
+#: the answer: closing a connection with unread bytes resets it.
+DISCARD_S, DISCARD_ALL_S = 2.0, 10.0
 
 
 @dataclass(frozen=True)
@@ -191,9 +192,10 @@ class _Exchange:
             await self._send({**message, "more_body": True})  # complete by its length; the connection stays open
             message = {"type": "http.response.body", "body": b""}
             try:
-                async with asyncio.timeout(DISCARD_S):
+                async with asyncio.timeout(DISCARD_ALL_S):
                     while self._unread:
-                        await self.receive()
+                        async with asyncio.timeout(DISCARD_S):
+                            await self.receive()
             except TimeoutError:
                 pass
         await self._send(message)

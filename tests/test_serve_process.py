@@ -124,6 +124,14 @@ def test_a_refused_client_that_still_sends_reads_the_reason(service) -> None:
     assert status(connection) == 413
 
 
+def test_a_refused_client_that_sends_slowly_reads_the_reason(service) -> None:
+    connection = service.connect(service.head(25_000_000))
+    for _ in range(8):
+        connection.sendall(bytes(200_000))
+        time.sleep(0.4)  # in all longer than the service waits for a client that sends nothing
+    assert status(connection) == 413
+
+
 def test_photos_of_clients_that_are_gone_are_not_computed(service, photo) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (7000, 5000)).save(buffer, "PNG")  # about a second each
