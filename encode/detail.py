@@ -18,7 +18,7 @@ from jzi.encode.detail_tiles import DetailTile, DetailTiles, TokenProducer
 from jzi.encode.device import processes
 from jzi.encode.imagery import Imagery
 from jzi.encode.prefetch import prefetch, reader_threads
-from jzi.errors import CacheError
+from jzi.errors import CacheCorruptError, CacheError
 from jzi.store.cache import FeatureCache
 from jzi.store.detail_features import DetailFeatures, Unit
 from jzi.store.map_embeddings import ENCODED, MISSING, NODATA
@@ -126,14 +126,23 @@ def prepare_detail(
 ) -> DetailFeatures:
     """Create the arrays of the tokens and fit their projection, unless the cache has them.
 
+    A projection that is damaged is fitted again.
+
     Raises:
         CacheMismatchError: the cache has tokens of another producer or resolution.
-        CacheError: the disk is full, or the map has no imagery at all.
+        CacheError: the disk is full, the map has no imagery at all, or the projection is damaged and is another one if
+            it is fitted here.
     """
     stored, projection = cache.header.detail if cache.has_detail else None, None
-    if stored is None:
+    damage = _projection_damage(cache) if stored else None
+    if stored is None or damage:
         sample = _sample(cache, producer, tiles, batch_size)
         projection = Projection.fit(sample, MAX_FEATURES, rotate=producer.kind == "encoder")
+    if stored and projection and damage and stored.projection != projection.digest:
+        raise CacheError(
+            f"the projection of the tokens in {cache.path} is damaged, and another one is fitted here: run `jzi "
+            "encode-map --detail` on the machine that encoded them, copy the cache again, or give another cache.path"
+        ) from damage
     info = DetailInfo(
         pixels=tiles.pixels,
         patch=producer.patch,
@@ -144,7 +153,19 @@ def prepare_detail(
         width=len(projection.scale) if projection else stored.width if stored else 0,
         projection=projection.digest if projection else stored.projection if stored else "",
     )
-    return cache.require_detail(info, projection)
+    detail = cache.require_detail(info, projection)
+    if damage and projection:
+        detail.write_projection(projection)
+    return detail
+
+
+def _projection_damage(cache: FeatureCache) -> CacheCorruptError | None:
+    """Why the projection of the tokens cannot be read; None if it can."""
+    try:
+        cache.detail.projection  # noqa: B018 - it is read here
+    except CacheCorruptError as error:
+        return error
+    return None
 
 
 def estimate_detail(

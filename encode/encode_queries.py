@@ -182,15 +182,19 @@ def _pending_rows(
     state: PartialState,
     missing_views: NDArray[np.bool_],
 ) -> NDArray[np.int64]:
-    """Rows to encode: new photos, changed files, and photos with missing views."""
+    """Rows to encode: new photos, changed files, and photos with missing views.
+
+    Digests that were in a damaged chunk are computed again, of files whose size and time are as recorded.
+    """
     size, mtime_ns = np.array([_stat(Path(photo)) for photo in photos], np.int64).reshape(-1, 2).T
     tried = (frame["status"] != MISSING).to_numpy()
     stat_differs = tried & ((frame["photo_bytes"] != size) | (frame["photo_mtime_ns"] != mtime_ns)).to_numpy()
-    candidates = np.flatnonzero(stat_differs)
-    hashes = prefetch(lambda index: _sha256(Path(photos[index])), candidates, reader_threads())
-    same = np.array(
-        [frame["photo_sha256"].iloc[index] == sha for index, sha in zip(candidates, hashes, strict=True)], bool
+    lost = tried & (size >= 0) & (frame["photo_sha256"] == "").to_numpy() & ~stat_differs
+    candidates = np.flatnonzero(stat_differs | lost)
+    hashes = np.array(
+        list(prefetch(lambda index: _sha256(Path(photos[index])), candidates, reader_threads())), dtype=object
     )
+    same = lost[candidates] | (frame["photo_sha256"].to_numpy(object)[candidates] == hashes).astype(bool)
     state.wait_for_everyone()
     if state.is_main_process and same.any():  # copied or touched: record the new size and time
         unchanged = candidates[same]
@@ -198,6 +202,8 @@ def _pending_rows(
         for rows in rows_by_chunk(position.index.to_numpy()):
             at = position[rows].to_numpy()
             queries.write(rows, {"photo_bytes": size[at], "photo_mtime_ns": mtime_ns[at]})
+    if state.is_main_process and lost.any():
+        queries.restore_digests(frame.index.to_numpy(np.int64)[lost], hashes[lost[candidates]])
     pending = ~tried | missing_views
     pending[candidates[~same]] = True
     return frame.index.to_numpy(np.int64)[pending]

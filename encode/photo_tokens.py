@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from jzi.encode.encoder import Encoder
 from jzi.encode.photo_reader import PhotoReader
-from jzi.errors import CacheError
+from jzi.errors import CacheCorruptError, CacheError
 from jzi.store.chunk_writer import rows_by_chunk
 from jzi.store.photo_features import PhotoFeatures
 from jzi.store.projection import Projection
@@ -71,7 +71,8 @@ def column_weights(size: int, patch: int, squares: int) -> NDArray[np.float32]:
 def prepare_photo_tokens(queries: PhotoFeatures, encoder: Encoder, frame: pd.DataFrame, batch_size: int = 32) -> int:
     """Create the arrays of the photos' tokens and fit their projection, or mark those that are damaged as missing.
 
-    The projection is fitted to training photos, if there are any.
+    The projection is fitted to training photos, if there are any. One that is damaged is fitted again; if that gives
+    another one, since the photos have changed, the tokens of all photos are made anew.
 
     Args:
         queries: photos of a cache that is open for writing.
@@ -85,11 +86,8 @@ def prepare_photo_tokens(queries: PhotoFeatures, encoder: Encoder, frame: pd.Dat
     Raises:
         CacheError: none of the photos can be read, or the disk is full.
     """
-    if queries.has_tokens:
-        damaged = queries.tokens.damaged_rows()
-        for rows in rows_by_chunk(damaged):
-            queries.tokens.mark(rows, 0)
-        return len(damaged)
+    if queries.has_tokens and _is_sound(queries):
+        return _mark_damaged(queries)
     train = frame[frame["split"] == "train"]
     projection, shape = _fit(encoder, (train if len(train) else frame)["photo"].tolist(), batch_size)
     info = PhotoTokensInfo(
@@ -99,8 +97,28 @@ def prepare_photo_tokens(queries: PhotoFeatures, encoder: Encoder, frame: pd.Dat
         width=len(projection.scale),
         projection=projection.digest,
     )
+    if queries.has_tokens and queries.tokens.info == info:
+        queries.tokens.write_projection(projection)
+        return _mark_damaged(queries)
+    damaged = int(queries.tokens.status().sum()) if queries.has_tokens else 0
     queries.create_tokens(info, projection)
-    return 0
+    return damaged
+
+
+def _is_sound(queries: PhotoFeatures) -> bool:
+    """Whether the projection of the tokens can be read."""
+    try:
+        return bool(queries.tokens.projection)
+    except CacheCorruptError:
+        return False
+
+
+def _mark_damaged(queries: PhotoFeatures) -> int:
+    """Mark tokens that are damaged as missing, and return the number of their photos."""
+    damaged = queries.tokens.damaged_rows()
+    for rows in rows_by_chunk(damaged):
+        queries.tokens.mark(rows, 0)
+    return len(damaged)
 
 
 def _fit(encoder: Encoder, photos: list[str], batch_size: int) -> tuple[Projection, tuple[int, ...]]:

@@ -62,6 +62,15 @@ class DetailFeatures:
         """
         return read_projection(self._arrays, self.path, "detail", self.info.projection)
 
+    def write_projection(self, projection: Projection) -> None:
+        """Write the projection that the header records, where its arrays are damaged.
+
+        Raises:
+            CacheError: the disk is full.
+        """
+        write_projection(self._arrays, self.path, "detail", projection)
+        self.__dict__.pop("projection", None)  # of `cached_property`
+
     def stored_bytes(self) -> int:
         """Size of the chunks of tokens on disk, bytes."""
         with storage_errors(self.path):

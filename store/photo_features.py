@@ -336,6 +336,16 @@ class PhotoFeatures:
                     column[rows - start] = np.asarray(values[name], dtype=column.dtype)
                     array[window] = column
 
+    def restore_digests(self, rows: NDArray[np.int64], sha256: ArrayLike) -> None:
+        """Record the digests of photos again, which a damaged chunk held; embeddings and tokens are of these files.
+
+        Args:
+            rows: (row,) rows of the cache.
+            sha256: (row,) SHA-256 of each file, in hexadecimal.
+        """
+        self.documents.check_lock()
+        self._update("photo_sha256", rows, sha256)
+
     def _write_tokens(
         self,
         rows: NDArray[np.int64],

@@ -12,7 +12,7 @@ import zarr
 from numpy.typing import ArrayLike, NDArray
 
 from jzi.errors import CacheCorruptError, CacheError
-from jzi.store.detail_features import PROJECTION, THREADS, read_projection
+from jzi.store.detail_features import PROJECTION, THREADS, read_projection, write_projection
 from jzi.store.layout import PHOTO_CHUNK
 from jzi.store.projection import ABSENT, Projection
 from jzi.store.storage import corrupt, storage_errors
@@ -41,8 +41,19 @@ class PhotoTokens:
         Raises:
             CacheCorruptError: its values are damaged, or not those that the header records.
         """
-        arrays = {name: self._arrays[f"tokens_{name}"] for name in PROJECTION}
-        return read_projection(arrays, self.path, "queries/tokens", self.info.projection)
+        return read_projection(self._projection_arrays(), self.path, "queries/tokens", self.info.projection)
+
+    def write_projection(self, projection: Projection) -> None:
+        """Write the projection that the header records, where its arrays are damaged.
+
+        Raises:
+            CacheError: the disk is full.
+        """
+        write_projection(self._projection_arrays(), self.path, "queries/tokens", projection)
+        self.__dict__.pop("projection", None)  # of `cached_property`
+
+    def _projection_arrays(self) -> dict[str, zarr.Array[Any]]:
+        return {name: self._arrays[f"tokens_{name}"] for name in PROJECTION}
 
     def stored_bytes(self) -> int:
         """Size of the chunks of tokens on disk, bytes."""

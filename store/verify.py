@@ -69,6 +69,7 @@ def verify_cache(cache: FeatureCache) -> VerifyReport:
                         array[window]
                 except CacheCorruptError:
                     damaged.append(f"{name} {[part.start for part in window]}")
+    damaged += _projections(cache)
     lost, missing, has_tiles = [], [], False
     for level in range(cache.levels):
         status, unreadable = cache.readable_status(level)
@@ -153,11 +154,27 @@ def _cells(cache: FeatureCache) -> tuple[int, int]:
 
 
 def _photos(cache: FeatureCache) -> tuple[int, int]:
-    """Number of photos whose embedding or id is lost, and of those that have not been encoded."""
+    """Number of photos whose embedding, id or digest is lost, and of those that have not been encoded."""
     queries = cache.queries
-    listed = queries.column("listed").astype(bool)
-    lost = len(set(queries.damaged_rows()) | set(np.flatnonzero(listed & (queries.column("id") == ""))))
-    return lost, int((listed & (queries.column("status") == MISSING)).sum())
+    listed, status = queries.column("listed").astype(bool), queries.column("status")
+    unknown = (queries.column("id") == "") | ((status == ENCODED) & (queries.column("photo_sha256") == ""))
+    lost = len(set(queries.damaged_rows()) | set(np.flatnonzero(listed & unknown)))
+    return lost, int((listed & (status == MISSING)).sum())
+
+
+def _projections(cache: FeatureCache) -> Iterator[str]:
+    """Projections of tokens whose values are not those of the header, though each chunk may match its checksum."""
+    readers = {"detail": (cache.has_detail, lambda: cache.detail.projection)}
+    with suppress(CacheError):  # of the header of the photos, which is among `metadata`
+        readers["queries/tokens"] = (cache.queries.has_tokens, lambda: cache.queries.tokens.projection)
+    for name, (exists, read) in readers.items():
+        try:
+            if exists:
+                read()
+        except CacheCorruptError:
+            yield f"{name} (its projection)"
+        except CacheError:  # of metadata, which is among `metadata`
+            pass
 
 
 def _photo_tokens(cache: FeatureCache) -> tuple[int, int]:

@@ -273,6 +273,28 @@ def test_a_projection_that_is_not_the_headers_is_refused(cache, tmp_path) -> Non
         WindowTokens(FeatureCache.open(cache.path))
 
 
+@pytest.mark.parametrize("damage", [flip, Path.unlink], ids=["garbled", "gone"])
+@pytest.mark.parametrize("chunk", ["mean/c/0", "basis/c/0/0", "scale/c/0"])
+def test_a_damaged_projection_is_fitted_again(cache, fill, tmp_path, files_of, damage, chunk) -> None:
+    path = tmp_path / "features.zarr"
+    whole = files_of(path)
+    damage(path / "detail" / chunk)
+    with pytest.raises(CacheCorruptError, match="encode-map --detail"):
+        _ = FeatureCache.open(path).detail.projection
+    assert "detail (its projection)" in verify_cache(FeatureCache.open(path)).damaged
+    assert fill(path).encoded == 0 and files_of(path) == whole
+
+
+def test_a_damaged_projection_that_would_be_another_is_refused(cache, fill, tmp_path, files_of, monkeypatch) -> None:
+    path = tmp_path / "features.zarr"
+    flip(path / "detail/scale/c/0")
+    damaged = files_of(path)
+    monkeypatch.setattr(module, "SAMPLE_TILES", 2)  # as where the encoder computes other last bits
+    with pytest.raises(CacheError, match=r"projection of the tokens in .* is damaged"):
+        fill(path)
+    assert files_of(path) == damaged
+
+
 def test_tokens_of_another_network_or_resolution_are_refused(cache, tmp_path, imagery, fill) -> None:
     other = MeanColour()
     other.fingerprint = "e" * 64

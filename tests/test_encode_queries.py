@@ -165,6 +165,28 @@ def test_a_photo_that_was_only_touched_is_read_once_and_not_encoded(
     assert batches == []
 
 
+@pytest.mark.parametrize("damage", [lambda file: file.write_bytes(b"x"), Path.unlink], ids=["garbled", "gone"])
+def test_digests_in_a_damaged_chunk_are_computed_again(
+    encoded_album: Album, damage: Callable, batches: list, files_of: Callable
+) -> None:
+    before = files_of(encoded_album.path)
+    damage(encoded_album.path / "queries" / "photo_sha256" / "c" / "0")
+    report = verify_cache(FeatureCache.open(encoded_album.path))
+    assert report.damaged or report.lost == (f"{PHOTOS} photos",)
+    assert encoded_album.run() == PhotoReport(0, PHOTOS, (), 0)
+    assert batches == []
+    assert files_of(encoded_album.path) == before
+
+
+def test_a_photo_that_changed_while_its_digest_was_damaged_is_encoded_again(
+    encoded_album: Album, take_photo: Callable, batches: list
+) -> None:
+    (encoded_album.path / "queries" / "photo_sha256" / "c" / "0").unlink()
+    take_photo(encoded_album.folder / "09.jpg", 48.2, 16.37, seed=999)
+    assert encoded_album.run() == PhotoReport(1, PHOTOS - 1, (), 0)
+    assert batches == [1]
+
+
 def test_new_photos_are_appended_and_alone_encoded(encoded_album: Album, take_photo: Callable, batches: list) -> None:
     before = encoded_album.embeddings()
     for name in ("000.jpg", "zz.jpg"):

@@ -153,6 +153,30 @@ def test_damaged_tokens_are_found_and_made_again(cache, fill, tmp_path, files_of
     assert (report.encoded, report.tokens, report.tokens_damaged) == (0, 1, 1) and files_of(path) == whole
 
 
+@pytest.mark.parametrize("damage", [flip, Path.unlink], ids=["garbled", "gone"])
+@pytest.mark.parametrize("chunk", ["mean/c/0", "basis/c/0/0", "scale/c/0"])
+def test_a_damaged_projection_is_fitted_again(cache, fill, tmp_path, files_of, damage, chunk) -> None:
+    path = tmp_path / "features.zarr"
+    whole = files_of(path)
+    damage(path / f"queries/tokens_{chunk}")
+    with pytest.raises(CacheCorruptError, match="encode-queries --tokens"):
+        _ = FeatureCache.open(path).queries.tokens.projection
+    assert "queries/tokens (its projection)" in verify_cache(FeatureCache.open(path)).damaged
+    report = fill(path)
+    assert (report.encoded, report.tokens, report.tokens_damaged) == (0, 0, 0) and files_of(path) == whole
+
+
+def test_tokens_are_made_anew_where_a_damaged_projection_cannot_be(cache, fill, tmp_path, photo_folder) -> None:
+    path, before = tmp_path / "features.zarr", cache.queries.tokens.info.projection
+    flip(path / "queries/tokens_basis/c/0/0")
+    (photo_folder / "day0" / "000.jpg").unlink()  # of those that it was fitted to
+    report = fill(path)
+    assert (report.encoded, report.tokens, report.tokens_damaged) == (0, 29, 30)
+    tokens = FeatureCache.open(path).queries.tokens
+    assert tokens.info.projection == tokens.projection.digest != before
+    assert not verify_cache(FeatureCache.open(path)).damaged
+
+
 def test_a_killed_run_resumes_to_the_same_bytes(cache, fill, tmp_path, files_of, monkeypatch) -> None:
     from jzi.store.photo_tokens import PhotoTokens
 
