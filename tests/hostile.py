@@ -71,7 +71,7 @@ def damage(data: bytes, rng: random.Random) -> bytes:
             at = rng.randrange(max(1, min(len(data), 600) - 4))
             value = rng.choice([0, 1, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0xFFFF, at])
             edited[at : at + 4] = struct.pack(rng.choice("<>") + "I", value)
-    else:
+    elif how in ("repeat", "remove"):
         start = rng.randrange(len(data))
         end = start + rng.randrange(1, 2000)
         edited[start:end] = edited[start:end] * (3 if how == "repeat" else 0)
@@ -356,6 +356,7 @@ def _odd_table(rng: random.Random) -> bytes:
         b"id,lat,lon\r" * 1000,
         b'"id\n",lat,lon\na,48,16\n',
         b"id,lat,lon\n" + b"a,48.2,16.3,\n" * 1000,
+        b'id,"lat,lon' + b',"a' * 300_000 + b"\n",
     ])  # fmt: skip
 
 
