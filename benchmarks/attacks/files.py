@@ -112,7 +112,7 @@ def torch_ready() -> None:
 
 
 def _read(example: Any, read: Any) -> tuple[str, bool]:
-    from tests.properties import test_hostile as properties
+    from jzi.tests.properties import test_hostile as properties
 
     refused = []
 

@@ -25,7 +25,7 @@ from benchmarks.attacks.scene import (
     run,
     train,
 )
-from tests import hostile
+from jzi.tests import hostile
 
 #: Commands that fill a cache again after `cache verify --repair`.
 REFILL = ("encode-map --tokens --cells --detail", "encode-queries --tokens --views 2")

@@ -41,11 +41,11 @@ from jzi.store.photo_table import read_photo_table
 from jzi.store.plain import plain
 from jzi.store.pyramid import Pyramid
 from jzi.store.region import Region, RegionCells
+from jzi.tests import hostile, pair_trees
+from jzi.tests.properties import test_hostile as properties
 from jzi.workspace.pairs import load_pairs
 from jzi.workspace.rerank_cases import probabilities, read_candidates
 from jzi.workspace.settings import load_area
-from tests import hostile, pair_trees
-from tests.properties import test_hostile as properties
 
 Files = dict[str, bytes]
 
@@ -261,13 +261,13 @@ def _write_towers(folder: Path) -> None:
 
 def _write_refiner(folder: Path) -> None:
     from jzi.refine.files import save_refiner
-    from tests import test_refine_files as refiners
+    from jzi.tests import test_refine_files as refiners
 
     save_refiner(folder, refiners.network("cached"), refiners.info_of("cached"))
 
 
 def _write_statewide(folder: Path) -> None:
-    from tests.test_import_statewide import random_weights
+    from jzi.tests.test_import_statewide import random_weights
 
     weights = {name: tensor.half() for name, tensor in random_weights().items()}
     (folder / "last.safetensors").write_bytes(save(weights))

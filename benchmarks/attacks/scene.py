@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tests.conftest import AREA, checkerboard, write_geotiff, write_photo
+from jzi.tests.conftest import AREA, checkerboard, write_geotiff, write_photo
 
 PHOTOS = 24
 

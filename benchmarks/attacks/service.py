@@ -22,9 +22,9 @@ from PIL import Image
 
 from benchmarks.attacks.scene import TRAIN, encode, make_town, must
 from jzi.serve.limits import BYTES_PER_PIXEL, Limits
-from tests import hostile
-from tests.children import Child
-from tests.test_serve_process import FORM, Service, form, status
+from jzi.tests import hostile
+from jzi.tests.children import Child
+from jzi.tests.test_serve_process import FORM, Service, form, status
 
 #: Memory that connections take beyond the limits, as README states.
 CONNECTIONS = 100e6
