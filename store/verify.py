@@ -17,8 +17,10 @@ from jzi.errors import CacheCorruptError, CacheError
 from jzi.store.cache import ENCODED, MISSING, FeatureCache
 from jzi.store.cache_header import CacheHeader, read_header
 from jzi.store.cell_features import OUTSIDE
+from jzi.store.detail_features import DetailFeatures
 from jzi.store.documents import Documents
 from jzi.store.lock import WriterLock
+from jzi.store.photo_tokens import PhotoTokens
 from jzi.store.storage import storage_errors
 
 
@@ -164,16 +166,19 @@ def _photos(cache: FeatureCache) -> tuple[int, int]:
 
 def _projections(cache: FeatureCache) -> Iterator[str]:
     """Projections of tokens whose values are not those of the header, though each chunk may match its checksum."""
-    readers = {"detail": (cache.has_detail, lambda: cache.detail.projection)}
-    with suppress(CacheError):  # of the header of the photos, which is among `metadata`
-        readers["queries/tokens"] = (cache.queries.has_tokens, lambda: cache.queries.tokens.projection)
-    for name, (exists, read) in readers.items():
+    groups: dict[str, DetailFeatures | PhotoTokens] = {}
+    if cache.has_detail:
+        with suppress(CacheError):  # of metadata, as below: it is among `metadata`
+            groups["detail"] = cache.detail
+    with suppress(CacheError):
+        if cache.queries.has_tokens:
+            groups["queries/tokens"] = cache.queries.tokens
+    for name, group in groups.items():
         try:
-            if exists:
-                read()
+            group.projection  # noqa: B018 - it is read here
         except CacheCorruptError:
             yield f"{name} (its projection)"
-        except CacheError:  # of metadata, which is among `metadata`
+        except CacheError:
             pass
 
 

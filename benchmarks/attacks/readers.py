@@ -189,8 +189,9 @@ def _read_candidates(path: Path) -> None:
 
 
 def _write_weights(folder: Path) -> None:
-    names = dict.fromkeys(("judge", "prompts", "method", "front", "pictures"), "x" * 16)
-    write_weights(folder / "rerank.json", WeightsFile(orders="both", weights=Weights(1.0, 0.5), **names))
+    text = "x" * 16
+    weights = WeightsFile(text, text, text, "both", text, text, Weights(1.0, 0.5))
+    write_weights(folder / "rerank.json", weights)
 
 
 def _reply(seed: int) -> hostile.Hostile:
