@@ -190,7 +190,9 @@ def _read_candidates(path: Path) -> None:
 
 def _write_weights(folder: Path) -> None:
     text = "x" * 16
-    weights = WeightsFile(text, text, text, "both", text, text, Weights(1.0, 0.5))
+    weights = WeightsFile(
+        judge=text, prompts=text, method=text, orders="both", front=text, pictures=text, weights=Weights(1.0, 0.5)
+    )
     write_weights(folder / "rerank.json", weights)
 
 
