@@ -78,7 +78,7 @@ def answer(run: Callable, line: str = "locate photos/day0/000.jpg --refine --jso
 def test_a_refined_answer_has_a_fix_near_its_candidate(town) -> None:
     plain = answer(town, "locate photos/day0/000.jpg --json")
     refined = answer(town)
-    assert plain["fix"] is None and plain["estimate"] == "radius"
+    assert plain["fix"] is None and plain["estimate"] == "mean"
     fix = refined["fix"]
     assert (refined["estimate"], fix["source"]) == ("refine", "refine")
     assert (refined["latitude"], refined["longitude"]) == (fix["latitude"], fix["longitude"])
