@@ -340,6 +340,8 @@ def _errors(path: Path) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if "decode" in str(error):  # text that is not UTF-8, which Python's module notices
+            code = sqlite3.SQLITE_CORRUPT
         reason, advice = _REASONS.get(code, (first_line(error), "look at the file and its folder"))
         raise RerankError(f"the judgments {path} cannot be used, {reason}: {advice}") from error
     except UnicodeDecodeError as error:  # of the text of the table, or of SQLite's message about it

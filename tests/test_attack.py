@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.attacks import files, readers, scene
 from jzi.errors import JziError
+from jzi.tests.attacks import files, readers, scene
 from tests import hostile
 
 EXAMPLE = hostile.Hostile("x", 1, "a.txt", {"a.txt": b"x"})

@@ -20,9 +20,9 @@ from typing import NamedTuple
 import psutil
 from PIL import Image
 
-from benchmarks.attacks.scene import TRAIN, encode, make_town, must
 from jzi.serve.limits import BYTES_PER_PIXEL, Limits
 from jzi.tests import hostile
+from jzi.tests.attacks.scene import TRAIN, encode, make_town, must
 from jzi.tests.children import Child
 from jzi.tests.test_serve_process import FORM, Service, form, status
 

@@ -1,7 +1,7 @@
 """Attack jzi: kill its commands, damage its files, give it hostile ones, and flood its service; count what fails.
 
-    python -m benchmarks.attack                      # a few of each, some minutes
-    python -m benchmarks.attack --kills 100 --flips 400 --files 10000 --requests 200 --seed 1     # hours on two cores
+    python -m jzi.tests.attack                      # a few of each, some minutes
+    python -m jzi.tests.attack --kills 100 --flips 400 --files 10000 --requests 200 --seed 1     # hours on two cores
 
 Run it from the root of the repository; it uses the generators and processes of `tests/`, and no network. It makes a
 small town with a tiny random encoder, so that a command takes seconds:
@@ -54,7 +54,7 @@ def say(text: str) -> None:
 
 
 def kill(count: int, seed: int, folder: Path, table: Table, only: tuple[str, ...]) -> None:
-    from benchmarks.attacks import kills
+    from jzi.tests.attacks import kills
 
     rows: dict[str, list[kills.Outcome]] = {}
     for outcome in kills.attack(count, seed, folder, only):
@@ -68,7 +68,7 @@ def kill(count: int, seed: int, folder: Path, table: Table, only: tuple[str, ...
 
 
 def flip(count: int, seed: int, folder: Path, table: Table, only: tuple[str, ...]) -> None:
-    from benchmarks.attacks import flips
+    from jzi.tests.attacks import flips
 
     rows: dict[str, Counter[str]] = {}
     for outcome in flips.attack(count, seed, flips.prepare(folder), only):
@@ -87,7 +87,7 @@ def flip(count: int, seed: int, folder: Path, table: Table, only: tuple[str, ...
 
 
 def read(count: int, seed: int, table: Table, only: tuple[str, ...]) -> None:
-    from benchmarks.attacks import files, readers
+    from jzi.tests.attacks import files, readers
 
     kinds = [kind for kind in readers.ATTACKS if not only or kind in only]
     for kind, outcomes in files.attack(count, seed, kinds, say).items():
@@ -98,7 +98,7 @@ def read(count: int, seed: int, table: Table, only: tuple[str, ...]) -> None:
 
 
 def request(count: int, seed: int, folder: Path, table: Table) -> None:
-    from benchmarks.attacks import service
+    from jzi.tests.attacks import service
 
     answers = service.attack(count, seed, service.prepare(folder), say)
     for fault in answers.faults:

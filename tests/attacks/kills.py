@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.attacks.scene import (
+from jzi.tests.attacks.scene import (
     DECODER,
     FINETUNE,
     REFINER,

@@ -85,7 +85,7 @@ def read_files(remaining: list[tuple[str, int]]) -> Iterator[Outcome]:
 
 
 def _work(work: list[tuple[str, int]], stacks: Path, sender: Any) -> None:
-    from benchmarks.attacks.readers import ATTACKS
+    from jzi.tests.attacks.readers import ATTACKS
 
     torch_ready()
     resource.setrlimit(resource.RLIMIT_AS, (_status("VmSize") + MEMORY, resource.RLIM_INFINITY))

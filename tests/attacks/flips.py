@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.attacks.scene import (
+from jzi.tests import hostile
+from jzi.tests.attacks.scene import (
     FINETUNE,
     RETRIEVER,
     TRAIN,
@@ -25,7 +26,6 @@ from benchmarks.attacks.scene import (
     run,
     train,
 )
-from jzi.tests import hostile
 
 #: Commands that fill a cache again after `cache verify --repair`.
 REFILL = ("encode-map --tokens --cells --detail", "encode-queries --tokens --views 2")
