@@ -8,25 +8,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from jzi.errors import ExportError, first_line
-from jzi.export.fix_shapes import ellipse, heading_line, wedge
-from jzi.locate.fix import Fix
+from jzi.locate.geojson import circle as circle
+from jzi.locate.geojson import feature_collection
+from jzi.locate.geojson import to_features as to_features
 from jzi.locate.location import Location
 from jzi.store.exif import ExifPosition
 from jzi.store.files import write_whole
 from jzi.store.printable import quote_formula
-from jzi.store.pyramid import WGS84, Pyramid, TileKey
-from jzi.version import __version__
 
 #: Columns of answers to metres.
 FIX_COLUMNS = ("sd_major_m", "sd_minor_m", "axis_deg", "mode_mass", "heading_deg", "heading_sd_deg")
-
-#: Vertices of a circle.
-CORNERS = 64
 
 
 def write_geojson(path: Path, locations: Sequence[Location], truths: Sequence[ExifPosition | None] = ()) -> None:
@@ -47,92 +41,8 @@ def write_geojson(path: Path, locations: Sequence[Location], truths: Sequence[Ex
         for index, location in enumerate(locations)
         for feature in to_features(location, truths[index] if truths else None)
     ]
-    collection = {"type": "FeatureCollection", "generator": f"jzi {__version__}", "features": features}
+    collection = feature_collection(features)
     write_file(path, lambda file: file.write_text(json.dumps(collection, allow_nan=False) + "\n"))
-
-
-def to_features(location: Location, truth: ExifPosition | None = None) -> list[dict[str, Any]]:
-    """Return one location as GeoJSON features, each with the properties `photo` and `kind`.
-
-    Tiles of a zoom and circles come first, so that points are drawn on top of them. There are no tiles where the area
-    is no pyramid. Of an answer that is not sure there is one feature, without a geometry, and the true position.
-    """
-    area, features = location.posterior.area, []
-    found = [_feature(_point(truth.latitude, truth.longitude), location, "truth")] if truth else []
-    if not location.sure:
-        return [_feature(None, location, "answer", sure=False, confidence=location.confidence), *found]
-    if isinstance(area, Pyramid):
-        for step, key in enumerate(area.keys(np.array(location.best.path))):
-            tile = _polygon(tile_corners(area, key))
-            features.append(_feature(tile, location, "tile", step=step, footprint_m=area.footprint(step)))
-    for share, radius in ((0.95, location.radius_95), (0.68, location.radius_68)):
-        if np.isfinite(radius):
-            corners = circle(location.latitude, location.longitude, radius)
-            features.append(_feature(_polygon(corners), location, "circle", share=share, radius_m=radius))
-    if location.fix:
-        features += _fix_features(location, location.fix)
-    for rank, candidate in enumerate(location.candidates):
-        properties = {"rank": rank + 1, "probability": candidate.probability, "radius_m": candidate.radius_m}
-        if candidate.judged:
-            properties |= {"rank_before": candidate.judged.rank, "probability_before": candidate.judged.probability}
-        kind = "candidate" if rank else "answer"
-        properties |= {} if rank else {"sure": True}
-        features.append(_feature(_point(candidate.latitude, candidate.longitude), location, kind, **properties))
-    return features + found
-
-
-def _fix_features(location: Location, fix: Fix) -> list[dict[str, Any]]:
-    """Ellipses, wedges, lines and modes of an answer to metres."""
-    features = []
-    for share in (0.95, 0.68):
-        major, minor = fix.semi_axes(share)
-        values = {"semi_major_m": major, "semi_minor_m": minor, "axis_deg": fix.axis_deg, "mode_mass": fix.mode_mass}
-        features.append(_feature(_polygon(ellipse(fix, share)), location, "ellipse", share=share, **values))
-    for direction in fix.directions:
-        values = {"heading_deg": direction.heading_deg, "sd_deg": direction.sd_deg}
-        values["probability"] = direction.probability
-        features.append(_feature(_polygon(wedge(fix, direction)), location, "wedge", **values))
-        line = [[round(float(lon), 7), round(float(lat), 7)] for lat, lon in heading_line(fix, direction)]
-        geometry = {"type": "LineString", "coordinates": line}
-        features.append(_feature(geometry, location, "heading", **values))
-    features += [
-        _feature(_point(mode.latitude, mode.longitude), location, "mode", probability=mode.probability)
-        for mode in fix.modes
-    ]
-    return features
-
-
-def circle(latitude: float, longitude: float, radius: float) -> NDArray[np.float64]:
-    """Return (corner, 2) latitudes and longitudes of a geodesic circle of `radius` metres, counter-clockwise."""
-    azimuth = -np.linspace(0, 360, CORNERS, endpoint=False)
-    ones = np.ones(CORNERS)
-    lon, lat, _ = WGS84.fwd(longitude * ones, latitude * ones, azimuth, radius * ones)
-    return np.stack([lat, lon], 1)
-
-
-def tile_corners(pyramid: Pyramid, key: TileKey) -> NDArray[np.float64]:
-    """Return (4, 2) latitudes and longitudes of a tile's corners, counter-clockwise from the south-west."""
-    bounds = pyramid.tile_bounds(key)
-    x = [bounds.west, bounds.east, bounds.east, bounds.west]
-    y = [bounds.south, bounds.south, bounds.north, bounds.north]
-    return np.stack(pyramid.unproject(x, y), 1)
-
-
-def _feature(geometry: dict[str, Any] | None, location: Location, kind: str, **properties: Any) -> dict[str, Any]:
-    return {
-        "type": "Feature",
-        "geometry": geometry,
-        "properties": {"photo": location.photo, "kind": kind, **properties},
-    }
-
-
-def _point(latitude: float, longitude: float) -> dict[str, Any]:
-    return {"type": "Point", "coordinates": [round(longitude, 7), round(latitude, 7)]}
-
-
-def _polygon(corners: NDArray[np.float64]) -> dict[str, Any]:
-    ring = [[round(float(lon), 7), round(float(lat), 7)] for lat, lon in [*corners, corners[0]]]
-    return {"type": "Polygon", "coordinates": [ring]}
 
 
 def write_csv(path: Path, answers: Sequence[dict[str, Any]]) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jzi.export.fine_grid import fine_shares
-from jzi.export.fix_shapes import ellipse, wedge, wedge_length
 from jzi.locate.fix import Fix
+from jzi.locate.fix_shapes import ellipse, wedge, wedge_length
 from jzi.locate.location import Location
 from jzi.store.cell_grid import Bounds
 

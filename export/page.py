@@ -28,9 +28,9 @@ from jzi.encode.imagery import Imagery
 from jzi.encode.photos import open_photo
 from jzi.export.files import to_features, write_file
 from jzi.export.fine_grid import fine_shares
-from jzi.export.fix_shapes import wedge_length
 from jzi.export.overlay import draw_cells
 from jzi.locate.fix import Fix
+from jzi.locate.fix_shapes import wedge_length
 from jzi.locate.location import Candidate, Location
 from jzi.store.cell_grid import Bounds, CellGrid
 from jzi.store.exif import ExifPosition

@@ -22,10 +22,10 @@ from jzi.commands.tables import location_text
 from jzi.encode.imagery import Imagery
 from jzi.export.files import FIX_COLUMNS, to_features, write_csv
 from jzi.export.fine_grid import MAX_PIXELS, refined_name, write_fine_heatmap
-from jzi.export.fix_shapes import ellipse, wedge, wedge_length
 from jzi.export.page import write_page
 from jzi.export.picture import draw_zoom
 from jzi.locate.fix import FineGrid, Fix, HeadingPeak, Mode
+from jzi.locate.fix_shapes import ellipse, wedge, wedge_length
 from jzi.locate.location import Candidate, LocateOptions, Location, to_locations
 from jzi.locate.posterior import Posterior
 from jzi.store.exif import ExifPosition, read_position, write_position
