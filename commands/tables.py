@@ -13,7 +13,7 @@ from jzi.evaluate.nearest import RecallByDistance
 from jzi.evaluate.published import RADII as PUBLISHED_RADII
 from jzi.evaluate.published import Published, PublishedRetrieval
 from jzi.evaluate.retrieval import RetrievalEvaluation
-from jzi.locate.location import Candidate, Location
+from jzi.locate.location import DEFAULT, Candidate, Location
 
 
 def location_text(location: Location) -> str:
@@ -172,18 +172,23 @@ def experts_values(figures: dict[str, ExpertFigures]) -> dict[str, Any]:
 
 
 def calibration_table(calibration: Calibration, radii: tuple[float, ...]) -> str:
-    """Recall of each estimate, calibration error, and recall by coverage."""
+    """Recall and median error of each estimate with intervals, calibration error, and recall by coverage."""
     names = {
         "greedy": "greedy search's cell",
         "map": "the most probable cell",
         "radius": f"the most within {calibration.radius:g} m",
         "mean": f"the mean within {calibration.radius:g} m",
     }
-    lines = [f"  {'recall within':<28}" + "".join(f"{f'{radius:g} m':>9}" for radius in radii)]
-    lines += [
-        f"  {names[estimate]:<28}" + "".join(f"{calibration.recall(estimate, radius):9.2%}" for radius in radii)
-        for estimate in calibration.answers
-    ]
+    estimates = calibration.estimates(radii)
+    columns = [f"{radius:g} m" for radius in next(iter(estimates.values())).recall]
+    lines = [f"  {'recall within, by estimate':<32}" + "".join(f"{each:>14}" for each in [*columns, "median error"])]
+    for estimate, figures in estimates.items():
+        recall, median = figures.recall.values(), figures.median_error
+        shares = "".join(f"{each.value:>14.1%}" for each in recall)
+        default = " (default)" if estimate == DEFAULT.estimate else ""
+        lines.append(f"  {names[estimate] + default:<32}{shares}{median.value:>12.1f} m")
+        between = "".join(f"{f'{100 * each.low:.1f}..{100 * each.high:.1f}':>14}" for each in recall)
+        lines.append(f"  {'':<32}{between}{f'{median.low:.1f}..{median.high:.1f}':>14}")
     before = "" if calibration.error_before is None else f" ({calibration.error_before:.1%} before calibration)"
     lines.append(
         f"  confidence is {calibration.error_after:.1%} off on average{before}; "

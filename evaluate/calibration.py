@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from jzi.evaluate.gallery import GalleryExpert
+from jzi.evaluate.intervals import Interval
+from jzi.evaluate.metrics import error_intervals
 from jzi.evaluate.photos import LabelledPhotos
 from jzi.locate.discs import check_radius, most_probable_discs
 from jzi.locate.expert import Expert
@@ -26,6 +29,10 @@ BINS = 15
 
 #: Shares of the photos, the most confident ones, whose recall is reported.
 COVERAGES = (1.0, 0.9, 0.75, 0.5, 0.25, 0.1)
+
+#: Radii at which estimates are compared, metres, besides those that are asked for: estimates that agree within 50 m
+#: may differ within 20 m.
+COMPARED = (20.0, 50.0, 100.0)
 
 
 def calibration_error(confidence: NDArray[np.float64], right: NDArray[np.bool_]) -> float:
@@ -70,6 +77,14 @@ class Answers:
 
 
 @dataclass(frozen=True)
+class EstimateFigures:
+    """Accuracy of the answers of one estimate: recall by radius, metres, and the median error, metres."""
+
+    recall: dict[float, Interval]
+    median_error: Interval
+
+
+@dataclass(frozen=True)
 class Calibration:
     """Accuracy and confidence of an expert's answers on held-out photos.
 
@@ -100,6 +115,17 @@ class Calibration:
         """
         DISTANCE.check("radius", radius)
         return float((self.answers[estimate].error <= radius).mean())
+
+    def estimates(self, radii: Sequence[float]) -> dict[str, EstimateFigures]:
+        """Accuracy of every estimate by its name, with 95 % bootstrap intervals, within `radii` and `COMPARED`, metres.
+
+        All estimates are resampled alike, so that their intervals compare.
+
+        Raises:
+            ConfigError: a radius is out of range.
+        """
+        every = sorted({*(float(radius) for radius in radii), *COMPARED})
+        return {name: EstimateFigures(*error_intervals(each.error, every)) for name, each in self.answers.items()}
 
     @property
     def error_before(self) -> float | None:
@@ -137,14 +163,18 @@ class Calibration:
         return float(answers.confidence[order].min()), float((answers.error[order] <= self.radius).mean())
 
     def to_dict(self, radii: tuple[float, ...]) -> dict[str, Any]:
-        """Plain values for JSON, with the recall of each estimate within `radii`, metres."""
+        """Plain values for JSON, with the median error and the recall of each estimate, see `estimates`."""
         covered = {f"{share:g}": dict(zip(("confidence", "recall"), self.covering(share), strict=True))
                    for share in COVERAGES}  # fmt: skip
         return {
             "photos": self.photos,
             "radius_m": self.radius,
             "estimates": {
-                name: {f"recall@{radius:g}m": self.recall(name, radius) for radius in radii} for name in self.answers
+                name: {
+                    **{f"recall@{radius:g}m": asdict(each) for radius, each in figures.recall.items()},
+                    "median_error_m": asdict(figures.median_error),
+                }
+                for name, figures in self.estimates(radii).items()
             },
             "calibration_error_before": self.error_before,
             "calibration_error": self.error_after,

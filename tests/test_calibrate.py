@@ -44,3 +44,12 @@ def test_the_most_confident_are_answered_first() -> None:
     assert found.abstaining(0.6) == (0.5, pytest.approx(0.8))
     assert found.abstaining(0.99)[0] == 0
     assert found.recall("mean", 50.0) == 0.5
+
+
+def test_estimates_that_agree_within_50_m_are_told_apart_within_20_m_and_by_their_median() -> None:
+    near, far = (Answers(np.full(8, error), np.full(8, 0.5)) for error in (10.0, 45.0))
+    found = Calibration(8, 50.0, {"mean": near, "radius": far}, None, 0.0).estimates([40.0, 50.0])
+    assert list(found["mean"].recall) == [20, 40, 50, 100]
+    assert [found[name].recall[50].value for name in ("mean", "radius")] == [1, 1]
+    assert [found[name].recall[20].value for name in ("mean", "radius")] == [1, 0]
+    assert [found[name].median_error.value for name in ("mean", "radius")] == [10, 45]

@@ -139,7 +139,9 @@ def test_estimates_are_compared_and_confidence_is_calibrated(trained, tmp_path) 
     found = json.loads(trained("evaluate --estimates --plot plot.png --abstain 0.5 --json").stdout)
     estimates = found["posterior"]["estimates"]
     assert set(estimates) == {"greedy", "map", "radius", "mean"}
-    assert estimates["greedy"]["recall@40m"] == found["recall@40m"]["value"]
+    assert estimates["greedy"]["recall@40m"] == found["recall@40m"]
+    assert set(estimates["mean"]) == {*(f"recall@{radius}m" for radius in (20, 40, 50, 100)), "median_error_m"}
+    assert all(each["median_error_m"]["low"] <= each["median_error_m"]["value"] for each in estimates.values())
     assert 0 <= found["posterior"]["calibration_error"] <= 1 and 0 <= found["abstain"]["coverage"] <= 1
     assert Image.open(tmp_path / "plot.png").width > 800
     assert "before calibration" in trained("evaluate --estimates").stdout
