@@ -42,11 +42,17 @@ _strict = ConfigDict(extra="forbid")
 
 @dataclass(config=_strict)
 class MapSettings:
-    """The map: rasters (files, globs or folders, the first on top), and how to read those that lack metadata.
+    """The map: its rasters, and how to read those that lack metadata.
 
-    With `tokens`, patch tokens of tiles are stored beside their embeddings, for `decoder.patch_tokens`. `detail_px` is
-    the side of the images of which `jzi encode-map --detail` makes tokens for refiners; twice the encoder's input by
-    default. With `remote`, rasters may be URLs and other GDAL data sources, and may name files outside of their folder.
+    Attributes:
+        rasters: files, globs or folders; the first is on top.
+        crs: CRS of rasters that have none.
+        nodata: value of pixels without data, of rasters that do not say it.
+        stretch: values that become black and white; by default percentiles 2 and 98 of rasters that are not 8-bit.
+        tokens: also store patch tokens of tiles beside their embeddings, for `decoder.patch_tokens`.
+        detail_px: side of the images of which `jzi encode-map --detail` makes tokens for refiners; by default twice
+            the encoder's input.
+        remote: rasters may be URLs and other GDAL data sources, and may name files outside of their folder.
     """
 
     rasters: list[str] = field(default_factory=list)
@@ -68,10 +74,14 @@ class MapSettings:
 class QuerySettings:
     """The photos: a folder of photos with EXIF positions, or a CSV or Parquet table and the folder of its photos.
 
-    There may be a table for each split: `table = { train = "train.csv", val = "val.csv" }`. `views` augmented views of
-    each training photo are encoded, generated from `seed`. `split_by` is what photos of a split have in common where
-    the table has no splits: see `jzi.store.splits.split_photos`. With `allow_outside`, paths of the table and symbolic
-    links may lead out of the folder of photos.
+    Attributes:
+        table: the folder or the table, or a table for each split: `{ train = "train.csv", val = "val.csv" }`.
+        photos: folder of a table's photos; by default that of the table.
+        views: number of augmented views of each training photo that are encoded.
+        seed: seed of the augmented views.
+        split_by: what stays together in a split where the table has none: drives, blocks of the map, single photos, or
+            the first of these that gives three groups or more (`jzi.store.splits.split_photos`).
+        allow_outside: paths of the table and symbolic links may lead out of the folder of photos.
     """
 
     table: str | dict[str, str] | None = None
@@ -84,9 +94,14 @@ class QuerySettings:
 
 @dataclass(config=_strict)
 class EncoderSettings:
-    """The encoder: a Hugging Face id or a folder, the size and layout of its input, and its batch size.
+    """The encoder of tiles and photos.
 
-    `resampling` is how photos are resized: "antialias", or "reference" as published checkpoints need, with OpenCV.
+    Attributes:
+        name: a Hugging Face id or a folder.
+        image_size: side of its input, pixels.
+        layout: how a photo is fed: two square halves whose embeddings are averaged (the paper's), or the whole photo.
+        resampling: how photos are resized: antialiased, or with OpenCV as published checkpoints need.
+        batch_size: images per forward pass.
     """
 
     name: str = "facebook/dinov2-base"
@@ -98,7 +113,11 @@ class EncoderSettings:
 
 @dataclass(config=_strict)
 class PathSettings:
-    """Path of a cache or a model."""
+    """Path of a cache or a model.
+
+    Attributes:
+        path: a folder; of a cache also a URL such as s3://bucket/name.zarr.
+    """
 
     path: str
 
@@ -167,7 +186,13 @@ class Settings(AreaSettings):
 
 @dataclass(config=_strict)
 class RegionSection:
-    """The region: a GeoJSON file with polygons, the side of its cells in metres, and which cells belong to it."""
+    """The region that is divided into cells.
+
+    Attributes:
+        file: a GeoJSON file with polygons.
+        cell_m: side of a cell, metres.
+        rule: which cells belong to it: those that it touches, with a corner in it, or with their centre in it.
+    """
 
     file: str
     cell_m: float = Field(default=30.0, ge=MIN_CELL, le=MAX_CELL)
@@ -176,7 +201,11 @@ class RegionSection:
 
 @dataclass(config=_strict)
 class EncodingSettings:
-    """Cells, and photos, per forward pass."""
+    """The encoding of cells and photos.
+
+    Attributes:
+        batch_size: cells, and photos, per forward pass.
+    """
 
     batch_size: int = Field(default=32, ge=1, le=65_536)
 
