@@ -16,7 +16,8 @@ from jzi.encode.raster import GDAL_ERRORS, Raster, RasterOptions, close_rasters,
 from jzi.errors import ImageryError
 from jzi.store.cell_grid import Bounds, CellGrid
 from jzi.store.files import file_sha256
-from jzi.store.info import ImageryInfo
+from jzi.store.info import MAX_ATTRIBUTION, ImageryInfo
+from jzi.store.printable import printable
 from jzi.store.pyramid import Pyramid, as_pyramid
 
 #: Colour of pixels without imagery: ImageNet's mean colour, which normalisation maps to about zero.
@@ -32,6 +33,8 @@ class Imagery:
         area: the area: a pyramid, or cells of another geometry.
         options: how to read the rasters.
         background: colour of pixels without imagery, 8-bit RGB. Published networks may need that of their training.
+        attribution: the credit line that the imagery's licence asks for, for maps and pictures: text, not HTML; by
+            default what the rasters record as their attribution or copyright. It is no part of the fingerprint.
 
     Raises:
         ImageryError: a raster cannot be used, none overlaps the area, or the background is not a colour.
@@ -41,6 +44,7 @@ class Imagery:
     area: CellGrid
     options: RasterOptions = field(default_factory=RasterOptions)
     background: tuple[int, int, int] = BACKGROUND
+    attribution: str = ""
 
     def __post_init__(self) -> None:
         self._info: ImageryInfo | None = None  # of the last call of `info`
@@ -50,6 +54,8 @@ class Imagery:
             raise ImageryError("no raster is given: set map.rasters in jzi.toml")
         self.rasters = [Raster(path, self.options) for path in self.paths]
         self.extents = [raster.bounds_in(self.area.crs) for raster in self.rasters]
+        recorded = ", ".join(dict.fromkeys(raster.attribution for raster in self.rasters if raster.attribution))
+        self.attribution = printable(self.attribution or recorded)[:MAX_ATTRIBUTION]
         area = self.area.bounds
         if not any(_overlap(extent, area) for extent in self.extents):
             extent = self.extents[0]

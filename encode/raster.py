@@ -34,6 +34,9 @@ MAX_BLOCK, MAX_READ = 2**30, 2**30
 #: and at 1e-9 the width overflows. Square pixels have 0.5, so this is an aspect ratio of 50 000.
 MIN_SCALE = 1e-5
 
+#: Metadata that hold a credit line: of `jzi dataset imagery`, and the TIFF tag Copyright (33432).
+ATTRIBUTION_TAGS = ("ATTRIBUTION", "TIFFTAG_COPYRIGHT")
+
 #: Errors of rasterio, and of GDAL where rasterio does not translate them; messages may not be UTF-8.
 GDAL_ERRORS = (RasterioError, CRSError, CPLE_BaseError, UnicodeDecodeError)
 
@@ -70,6 +73,7 @@ class Raster:
         bands: numbers of the bands read as colour, from 1: red, green and blue, or one gray band.
         dtype: data type of the bands.
         palette: (256, 4) uint8 RGBA by value, for rasters with a colour table, else None.
+        attribution: the attribution or copyright that its metadata record; "" if none.
         stretch: values mapped to 0 and 255, or None; set by `Imagery` where they are needed and not given.
 
     Raises:
@@ -100,6 +104,7 @@ class Raster:
         self._check_pixels(source)
         self.dtype = np.dtype(source.dtypes[self.bands[0] - 1])
         self.palette = self._palette(source)
+        self.attribution = _attribution(source)
         self.stretch = self.options.stretch
         file = getattr(source, "src_dataset", source)  # not the warped view, which has other blocks
         self._shared_lock = threading.Lock() if file.block_shapes[0][1] >= self.width else None
@@ -339,6 +344,11 @@ class Raster:
 
 
 _handles = threading.local()
+
+
+def _attribution(source: Any) -> str:
+    tags = getattr(source, "src_dataset", source).tags()  # a warped view has none
+    return str(next((tags[name] for name in ATTRIBUTION_TAGS if tags.get(name, "").strip()), "")).strip()
 
 
 def shape_of(pixels: int | tuple[int, int]) -> tuple[int, int]:

@@ -9,6 +9,9 @@ from jzi.errors import ConfigError
 #: Largest side of an encoder's input, pixels, and largest number of its features.
 MAX_IMAGE_SIZE, MAX_WIDTH = 4096, 8192
 
+#: Longest credit line of imagery, characters: two lines below a map.
+MAX_ATTRIBUTION = 300
+
 
 @dataclass(frozen=True)
 class EncoderInfo:

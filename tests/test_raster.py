@@ -27,6 +27,7 @@ from jzi.encode.raster import Raster, RasterOptions, close_rasters
 from jzi.encode.raster_sources import REMOTE
 from jzi.errors import ImageryError
 from jzi.store.cell_grid import Bounds
+from jzi.store.info import MAX_ATTRIBUTION
 from jzi.store.pyramid import Pyramid, TileKey
 from jzi.workspace.area import square_around
 from tests import hostile
@@ -665,3 +666,13 @@ def test_values_and_geometries_that_cannot_be_drawn_are_refused(tmp_path: Path, 
     close_rasters()
     with pytest.raises(ImageryError, match="cannot be transformed"):
         Imagery([tmp_path / "map.tif"], pyramid)
+
+
+def test_the_credit_line_is_that_of_the_settings_else_what_the_rasters_record(town_raster, pyramid) -> None:
+    assert Imagery([town_raster], pyramid).attribution == ""
+    with rasterio.open(town_raster, "r+") as file:
+        file.update_tags(TIFFTAG_COPYRIGHT="© Town\n2026 " + "x" * 400)
+    recorded = Imagery([town_raster], pyramid)
+    assert recorded.attribution.startswith("© Town\\n2026 x") and len(recorded.attribution) == MAX_ATTRIBUTION
+    named = Imagery([town_raster], pyramid, attribution="© the town")
+    assert named.attribution == "© the town" and named.info() == recorded.info()

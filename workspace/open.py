@@ -62,7 +62,7 @@ def open_map(settings: AreaSettings, area: CellGrid, background: tuple[int, int,
     from jzi.encode.raster import RasterOptions
 
     options = RasterOptions(settings.map.crs, settings.map.nodata, settings.map.stretch, settings.map.remote)
-    return Imagery(settings.rasters, area, options, background or BACKGROUND)
+    return Imagery(settings.rasters, area, options, background or BACKGROUND, settings.map.attribution)
 
 
 def open_rasters(rasters: Sequence[str], area: CellGrid) -> Imagery:

@@ -22,7 +22,7 @@ from jzi.refine.config import RefineConfig
 from jzi.rerank.config import RerankConfig
 from jzi.store.bands import MAX_CELL, MIN_CELL
 from jzi.store.files import write_whole
-from jzi.store.info import MAX_IMAGE_SIZE
+from jzi.store.info import MAX_ATTRIBUTION, MAX_IMAGE_SIZE
 from jzi.store.pyramid import Pyramid
 from jzi.store.region import Rule
 from jzi.store.setting_checks import first_invalid, setting_error
@@ -53,6 +53,8 @@ class MapSettings:
         detail_px: side of the images of which `jzi encode-map --detail` makes tokens for refiners; by default twice
             the encoder's input.
         remote: rasters may be URLs and other GDAL data sources, and may name files outside of their folder.
+        attribution: credit line that the imagery's licence asks for, which maps and pictures show; by default what the
+            rasters record.
     """
 
     rasters: list[str] = field(default_factory=list)
@@ -62,6 +64,7 @@ class MapSettings:
     tokens: bool = False
     detail_px: int | None = Field(default=None, ge=1, le=MAX_IMAGE_SIZE)
     remote: bool = False
+    attribution: str = Field(default="", max_length=MAX_ATTRIBUTION)
 
     def __post_init__(self) -> None:
         try:
