@@ -13,10 +13,14 @@ from typing import TYPE_CHECKING, Any
 from jzi.version import __version__
 
 if TYPE_CHECKING:
+    from jzi import export as export
     from jzi.decode.config import DecoderConfig as DecoderConfig
+    from jzi.decode.dataset import ZoomDataset as ZoomDataset
     from jzi.decode.decoder import ZoomDecoder as ZoomDecoder
     from jzi.decode.model import ZoomModel as ZoomModel
+    from jzi.decode.tile_table import TileTable as TileTable
     from jzi.encode.encoder import Encoder as Encoder
+    from jzi.encode.families import Family as Family
     from jzi.encode.imagery import Imagery as Imagery
     from jzi.locate.expert import Expert as Expert
     from jzi.locate.expert import Stage as Stage
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
     from jzi.store.cache import FeatureCache as FeatureCache
     from jzi.store.pyramid import Pyramid as Pyramid
     from jzi.store.pyramid import TileKey as TileKey
+    from jzi.workspace.expert_plugins import ExpertContext as ExpertContext
     from jzi.workspace.open import load as load
 
 #: Public names and their modules, which are imported on first use: `import jzi` loads nothing heavy.
@@ -36,6 +41,8 @@ _EXPORTS = {
     "DecoderConfig": "jzi.decode.config",
     "Encoder": "jzi.encode.encoder",
     "Expert": "jzi.locate.expert",
+    "ExpertContext": "jzi.workspace.expert_plugins",
+    "Family": "jzi.encode.families",
     "FeatureCache": "jzi.store.cache",
     "Imagery": "jzi.encode.imagery",
     "LocateOptions": "jzi.locate.location",
@@ -45,15 +52,22 @@ _EXPORTS = {
     "Pyramid": "jzi.store.pyramid",
     "Stage": "jzi.locate.expert",
     "TileKey": "jzi.store.pyramid",
+    "TileTable": "jzi.decode.tile_table",
     "ZoomDecoder": "jzi.decode.decoder",
+    "ZoomDataset": "jzi.decode.dataset",
     "ZoomModel": "jzi.decode.model",
     "load": "jzi.workspace.open",
 }
 
-__all__ = ["__version__", *_EXPORTS]
+#: Packages that are names of their own, such as `jzi.export.write_geojson`.
+_PACKAGES = ("export",)
+
+__all__ = ["__version__", *_EXPORTS, *_PACKAGES]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return import_module(f"jzi.{name}")
     if name in _EXPORTS:
         return getattr(import_module(_EXPORTS[name]), name)
     raise AttributeError(f"module 'jzi' has no attribute {name!r}")

@@ -163,7 +163,7 @@ def evaluate_command(
         expert, cache = open_retriever(retriever, approximate=approximate)
         method = f"flat retrieval ({'HNSW' if approximate else 'exact search'})"
     else:
-        model, cache = open_experts(settings)
+        model, cache = open_experts(settings, experts)
         expert = model.fused(experts)
         method = "most probable cell of the fused experts" if expert.name == "fused" else "greedy search"
     check_radius(expert.area, radius)

@@ -9,14 +9,26 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from jzi.decode.tile_table import TileTable
 from jzi.store.cache import FeatureCache
 
 
 @dataclass(frozen=True)
-class ZoomDataset:
-    """Embedded photos with their positions and true paths.
+class ZoomDataset(Dataset[dict[str, Tensor]]):
+    """Embedded photos with their positions and true paths, a `torch.utils.data.Dataset` off the cache.
+
+    Step k of a zoom sees tile `tiles[k]` of level k and chooses the child `actions[k]` of it; the last one is a cell.
+    No image is opened.
+
+    Example:
+        >>> import jzi
+        >>> cache = jzi.FeatureCache.open("features.zarr")  # doctest: +SKIP
+        >>> table = jzi.TileTable(cache.read_map())  # doctest: +SKIP
+        >>> train = jzi.ZoomDataset.load(cache, table, "train")  # doctest: +SKIP
+        >>> item = train[0]  # doctest: +SKIP
+        >>> table.embedding[item["tiles"]]  # (L, feature) of the tiles that the zoom sees  # doctest: +SKIP
 
     Attributes:
         query: (photo, view, feature) float16 on the device; view 0 is the plain photo, the others are augmented.
@@ -39,6 +51,37 @@ class ZoomDataset:
     def __len__(self) -> int:
         return len(self.query)
 
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """One photo.
+
+        Returns:
+            `query`: (feature,) float32 embedding of the plain photo; `tiles`: (L,) int64 indices into the tile table;
+            `actions`: (L,) int64 true actions; `latitude` and `longitude`: float64, degrees.
+        """
+        return {
+            "query": self.query[index, 0].float(),
+            "tiles": self.tiles[index],
+            "actions": self.actions[index],
+            "latitude": torch.tensor(self.latitude[index]),
+            "longitude": torch.tensor(self.longitude[index]),
+        }
+
+    @classmethod
+    def load(cls, cache: FeatureCache, table: TileTable, split: str, views: int = 0) -> ZoomDataset:
+        """The encoded photos of a split, on the device of the table; there may be none.
+
+        Args:
+            cache: cache with photos.
+            table: the map.
+            split: "train", "val" or "test".
+            views: maximum number of augmented views per photo.
+
+        Raises:
+            CacheError: the cache has no encoded photos.
+            CacheCorruptError: a chunk is damaged.
+        """
+        return load_splits(cache, table, cache.queries.encoded(), {split: views})[0]
+
     def with_views(self, limit: int) -> ZoomDataset:
         """Return the same photos with at most `limit` augmented views each."""
         if self.views is None or not limit:
@@ -59,22 +102,6 @@ class ZoomDataset:
             return torch.zeros(len(self), dtype=torch.int64, device=self.query.device)
         share = torch.rand(len(self), generator=torch.Generator().manual_seed(seed)).to(self.query.device)
         return (share * (self.views + 1)).long()
-
-
-def load_dataset(cache: FeatureCache, table: TileTable, split: str, views: int = 0) -> ZoomDataset:
-    """Load the encoded photos of a split; the dataset may be empty.
-
-    Args:
-        cache: cache with photos.
-        table: the map.
-        split: "train", "val" or "test".
-        views: maximum number of augmented views per photo.
-
-    Raises:
-        CacheError: the cache has no encoded photos.
-        CacheCorruptError: a chunk is damaged.
-    """
-    return load_splits(cache, table, cache.queries.encoded(), {split: views})[0]
 
 
 def load_splits(

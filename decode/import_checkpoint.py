@@ -18,8 +18,9 @@ from jzi.decode.config import DecoderConfig
 from jzi.decode.decoder import ZoomDecoder
 from jzi.decode.model import create_folder, save_weights
 from jzi.encode.encoder import Encoder
+from jzi.encode.families import find_family
 from jzi.encode.hf_config import read_encoder_config
-from jzi.encode.hf_model import check_size, family_of, quiet_transformers
+from jzi.encode.hf_model import check_size, quiet_transformers
 from jzi.errors import EncoderError, ModelError, first_line
 from jzi.store.archive import check_archive
 from jzi.store.model_folder import CONFIG
@@ -75,13 +76,12 @@ def import_checkpoint(
     encoder_config = _encoder_config(encoder)
     with tempfile.TemporaryDirectory() as temporary:
         # `save_pretrained` writes the names used in checkpoints, which may differ from those of the modules
-        model_class = family_of(encoder, encoder_config.model_type).model_class
-        import transformers
+        model_class = find_family(encoder, encoder_config.model_type).load_class()
 
         source = Path(temporary)
         size = 4 * sum(tensor.numel() for tensor in weights.values())
-        check_size(encoder, getattr(transformers, model_class), encoder_config, size)
-        getattr(transformers, model_class)(encoder_config).save_pretrained(source)
+        check_size(encoder, model_class, encoder_config, size)
+        model_class(encoder_config).save_pretrained(source)
         expected = {_ENCODER + name: tensor for name, tensor in load_file(source / "model.safetensors").items()}
         expected |= {_DECODER + name: tensor for name, tensor in shapes.items()}
         shapes_of = {name: tuple(tensor.shape) for name, tensor in weights.items()}

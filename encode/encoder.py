@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from jzi.encode.device import best_device
+from jzi.encode.families import find_family
 from jzi.encode.fingerprint import encoder_fingerprint
-from jzi.encode.hf_model import family_of, load_model, save_model, to_float16
+from jzi.encode.hf_model import load_model, save_model, to_float16
 from jzi.encode.photos import RESAMPLINGS
 from jzi.errors import EncoderError
 from jzi.store.info import EncoderInfo
@@ -87,7 +88,7 @@ class Encoder:
         fingerprint: str | None = None,
     ) -> None:
         config: Any = model.config
-        self.family = family_of(name, config.model_type)
+        self.family = find_family(name, config.model_type)
         if layout not in LAYOUTS:
             raise EncoderError(f"encoder.layout must be one of {', '.join(LAYOUTS)}, not {layout!r}")
         if resampling not in RESAMPLINGS:

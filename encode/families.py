@@ -16,25 +16,32 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from jzi.encode.plugins import ENCODERS, VARIABLE, installed, load_plugin, named_families
+from jzi.errors import EncoderError
+
 
 def _no_context(model: nn.Module, pixels: Tensor) -> dict[str, Any]:
+    """No further arguments of the blocks."""
     return {}
 
 
 def _hidden_size(config: Any) -> int:
+    """The entry hidden_size."""
     return int(config.hidden_size)
 
 
 def _patch_size(config: Any) -> int:
+    """The entry patch_size."""
     return int(config.patch_size)
 
 
 @dataclass(frozen=True)
 class Family:
-    """How to run one model type of transformers.
+    """How to run one model type, of transformers or of another package.
 
     Attributes:
-        model_class: name of the class in transformers.
+        model_class: name of the class in transformers, or a class derived from its `PreTrainedModel`. The first
+            `ModuleList` of a model is its blocks.
         mean: mean of red, green and blue in training, 0..1.
         std: standard deviation of red, green and blue in training, 0..1.
         tokens: (model, normalised pixels (n, 3, S, S)) -> (n, token, feature) input of the first block; a
@@ -50,9 +57,11 @@ class Family:
         stride: config -> side of a patch, pixels.
         options: further keyword arguments of `from_pretrained`.
         global_only: names of the modules that only the global embedding needs.
+        config_class: class of the config, derived from `PreTrainedConfig`, of a `model_class` that is not in
+            transformers. Its own check of its entries is the only one, beside bounds on their size.
     """
 
-    model_class: str
+    model_class: str | type
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     tokens: Callable[[Any, Tensor], Tensor]
@@ -65,6 +74,13 @@ class Family:
     stride: Callable[[Any], int] = _patch_size
     options: dict[str, Any] = field(default_factory=dict)
     global_only: tuple[str, ...] = ()
+    config_class: Any = None
+
+    def load_class(self) -> Any:
+        """The class of the model; imports transformers."""
+        import transformers
+
+        return getattr(transformers, self.model_class) if isinstance(self.model_class, str) else self.model_class
 
     def embed(self, model: nn.Module, pixels: Tensor) -> Tensor:
         """Compute the (n, feature) global embedding of (n, 3, S, S) normalised pixels."""
@@ -188,3 +204,32 @@ FAMILIES = {
     "siglip2": Family("Siglip2VisionModel", *_SIGLIP2, global_only=("head",)),
     "siglip2_vision_model": Family("Siglip2VisionModel", *_SIGLIP2, global_only=("head",)),
 }
+
+
+def find_family(name: str, model_type: Any, code: str = "") -> Family:
+    """The family of a model type: one of `FAMILIES`, or of a package that `JZI_PLUGINS` names.
+
+    A config, which may come from a stranger, only chooses among those.
+
+    Args:
+        name: of the encoder, for the error message.
+        model_type: `model_type` of its config.
+        code: remark on the encoder, for the error message.
+
+    Raises:
+        EncoderError: the model type is not supported, or its package is broken.
+    """
+    if isinstance(model_type, str):
+        if model_type in FAMILIES:
+            return FAMILIES[model_type]
+        if model_type in named_families():
+            family, label = load_plugin(ENCODERS, model_type, EncoderError)
+            if not isinstance(family, Family):
+                raise EncoderError(f"{label} is a {type(family).__name__}, not a jzi.Family: ask its authors")
+            return family
+        if model_type in installed(ENCODERS):
+            raise EncoderError(
+                f"{name} is a {model_type!r:.60} model, for which the code of another package is needed: if you trust "
+                f"that package, which is installed, name it, {VARIABLE}={model_type}"
+            )
+    raise EncoderError(f"{name} is a {model_type!r:.60} model{code}: use one of {', '.join(FAMILIES)}")

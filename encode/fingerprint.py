@@ -13,7 +13,7 @@ from huggingface_hub import hf_hub_download
 from safetensors import safe_open
 from torch import Tensor
 
-from jzi.encode.families import FAMILIES, Family
+from jzi.encode.families import Family, find_family
 from jzi.encode.hf_config import normalisation, read_encoder_config
 from jzi.store.info import EncoderInfo
 
@@ -100,7 +100,7 @@ def is_stored_encoder(
     from_hub = not Path(name).is_dir()
     try:
         config = read_encoder_config(str(name), local_files_only=True)
-        family = FAMILIES[config.model_type]
+        family = find_family(str(name), config.model_type)
         mean, std = normalisation(str(name), from_hub, family, local_files_only=True)
         file = Path(name) / "model.safetensors"
         if from_hub:

@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 
-from jzi.encode.families import FAMILIES, Family
+from jzi.encode.families import Family, find_family
 from jzi.errors import EncoderError
 from jzi.store.info import MAX_WIDTH
 
@@ -54,10 +54,11 @@ def read_encoder_config(name: str, **options: Any) -> Any:
 
     entries, _ = transformers.PreTrainedConfig.get_config_dict(name, **options)
     model_type = entries.get("model_type")
-    if not isinstance(model_type, str) or model_type not in FAMILIES:
-        code = " with code of its own, which jzi does not run" if "auto_map" in entries else ""
-        raise EncoderError(f"{name} is a {model_type!r:.60} model{code}: use one of {', '.join(FAMILIES)}")
+    code = " with code of its own, which jzi does not run" if "auto_map" in entries else ""
+    family = find_family(name, model_type, code)
     _check_entries(name, entries)
+    if family.config_class is not None:
+        return family.config_class.from_pretrained(name, **options)
     config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False, **options)
     _check_numbers(name, getattr(config, "vision_config", config))
     return config

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from jzi.encode.families import FAMILIES, Family
+from jzi.encode.families import find_family
 from jzi.encode.hf_config import normalisation, read_encoder_config
 from jzi.errors import EncoderError, first_line
 
@@ -76,11 +76,9 @@ def load_model(name: str | Path, *, global_embedding: bool = True) -> LoadedMode
 
 
 def _load(name: str, from_hub: bool, global_embedding: bool, **options: Any) -> LoadedModel:
-    import transformers
-
     config = read_encoder_config(name, **options)
-    family = family_of(name, config.model_type)
-    model_class = getattr(transformers, family.model_class)
+    family = find_family(name, config.model_type)
+    model_class = family.load_class()
     if not from_hub and (files := [file for file in Path(name).iterdir() if file.suffix in _WEIGHTS]):
         size = sum(file.stat().st_size for file in files)
         check_size(name, model_class, getattr(config, "vision_config", config), size)
@@ -158,18 +156,3 @@ def check_size(name: str, model_class: Any, config: Any, size: int) -> None:
             f"the config.json of {name} describes {weights} weights, more than there are: give its own config and "
             "weights, or copy them again"
         )
-
-
-def family_of(name: str, model_type: str) -> Family:
-    """Return the family of a model type.
-
-    Args:
-        name: of the encoder, for the error message.
-        model_type: `model_type` of its config.
-
-    Raises:
-        EncoderError: the model type is not supported.
-    """
-    if model_type not in FAMILIES:
-        raise EncoderError(f"{name} is a {model_type!r} model: use one of {', '.join(FAMILIES)}")
-    return FAMILIES[model_type]

@@ -62,7 +62,10 @@ class ReadPhoto:
 
 def photo_name(photo: Photo) -> str:
     """Return the path of a photo, or of the file that an image was opened from, or else "photo"."""
-    return str(photo) if isinstance(photo, str | Path) else str(getattr(photo, "filename", "") or "photo")
+    if isinstance(photo, str | Path):
+        return str(photo)
+    name = getattr(photo, "filename", "") or getattr(photo, "name", "")  # of an image; of an open file
+    return name if isinstance(name, str) and name else "photo"
 
 
 class PhotoReader:
@@ -97,7 +100,7 @@ class PhotoReader:
         self.stamps, self.keep, self.subject = stamps, keep, subject
         self._kept: dict[str, ReadPhoto] = {}
 
-    def read(self, photos: Iterable[Photo], ahead: int | None = None) -> Iterator[ReadPhoto]:
+    def read(self, photos: Iterable[Photo | PhotoError], ahead: int | None = None) -> Iterator[ReadPhoto]:
         """Read photos in order.
 
         Args:
@@ -106,7 +109,9 @@ class PhotoReader:
         """
         return prefetch(self.read_one, photos, reader_threads(), ahead)
 
-    def batches(self, photos: Iterable[Photo], size: int, ahead: int | None = None) -> Iterator[list[ReadPhoto]]:
+    def batches(
+        self, photos: Iterable[Photo | PhotoError], size: int, ahead: int | None = None
+    ) -> Iterator[list[ReadPhoto]]:
         """Read photos in batches.
 
         Args:
@@ -118,8 +123,10 @@ class PhotoReader:
         while batch := list(islice(reader, size)):
             yield batch
 
-    def read_one(self, photo: Photo) -> ReadPhoto:
-        """Read one photo in the calling thread."""
+    def read_one(self, photo: Photo | PhotoError) -> ReadPhoto:
+        """Read one photo in the calling thread; an error is returned as that of a photo that cannot be read."""
+        if isinstance(photo, PhotoError):
+            return ReadPhoto("photo", None, str(photo))
         name = photo_name(photo)
         if name in self._kept:
             return self._kept[name]

@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from jzi.encode.device import best_device
-from jzi.encode.families import IMAGENET
+from jzi.encode.families import IMAGENET, find_family
 from jzi.encode.fingerprint import config_entries, weights_digest
-from jzi.encode.hf_model import LoadedModel, family_of, load_model, save_model, to_float16
+from jzi.encode.hf_model import LoadedModel, load_model, save_model, to_float16
 from jzi.encode.pooling import make_pooling
 from jzi.encode.towers_config import CONFIG, FORMAT, read_towers_config
 from jzi.encode.towers_config import TowersConfig as TowersConfig
@@ -57,7 +57,7 @@ class Tower(nn.Module):
         super().__init__()
         model_config: Any = loaded.model.config
         self.encoder, self.mean, self.std = loaded.model, loaded.mean, loaded.std
-        self.family = family_of(name, model_config.model_type)
+        self.family = find_family(name, model_config.model_type)
         self.stride = self.family.stride(model_config)
         self.uses_class = config.pooling == "class"
         if self.uses_class and self.family.class_tokens is None:

@@ -23,7 +23,7 @@ from jzi.store.printable import quote_formula
 FIX_COLUMNS = ("sd_major_m", "sd_minor_m", "axis_deg", "mode_mass", "heading_deg", "heading_sd_deg")
 
 
-def write_geojson(path: Path, locations: Sequence[Location], truths: Sequence[ExifPosition | None] = ()) -> None:
+def write_geojson(path: Path | str, locations: Sequence[Location], truths: Sequence[ExifPosition | None] = ()) -> None:
     """Write answers, candidates, 68 and 95 % circles, zoom tiles and true positions as GeoJSON (RFC 7946).
 
     Of answers to metres also the ellipses of 68 and 95 %, headings as lines and wedges, and further modes.
@@ -45,7 +45,7 @@ def write_geojson(path: Path, locations: Sequence[Location], truths: Sequence[Ex
     write_file(path, lambda file: file.write_text(json.dumps(collection, allow_nan=False) + "\n"))
 
 
-def write_csv(path: Path, answers: Sequence[dict[str, Any]]) -> None:
+def write_csv(path: Path | str, answers: Sequence[dict[str, Any]]) -> None:
     """Write one row per photo, with the error for photos that could not be read.
 
     If any answer is to metres, there are the columns `FIX_COLUMNS` too.
@@ -79,14 +79,14 @@ def write_csv(path: Path, answers: Sequence[dict[str, Any]]) -> None:
     write_file(path, partial(pd.DataFrame(rows).to_csv, index=False))
 
 
-def write_file(path: Path, write: Any) -> None:
+def write_file(path: Path | str, write: Any) -> None:
     """Write a file atomically by calling `write` with a temporary path.
 
     Raises:
         ExportError: the file cannot be written.
     """
     try:
-        write_whole(path, write)
+        write_whole(Path(path), write)
     except (OSError, ValueError) as error:
         reason = (isinstance(error, OSError) and error.strerror) or first_line(error)
         raise ExportError(f"{path} cannot be written: {reason}") from error

@@ -102,7 +102,7 @@ class Frame:
         return np.where(inside, drawn, np.float32(np.nan))
 
 
-def write_heatmap(path: Path, locations: Sequence[Location], cell_mask: NDArray[np.bool_] | None = None) -> None:
+def write_heatmap(path: Path | str, locations: Sequence[Location], cell_mask: NDArray[np.bool_] | None = None) -> None:
     """Write the probability of every cell as a Cloud-Optimized GeoTIFF, a pixel for each cell, one band per photo.
 
     The CRS is that of a pyramid; for cells in bands see `Frame`.
@@ -177,7 +177,7 @@ def write_score_map(
 
 
 def _write(
-    path: Path, frame: Frame, names: Sequence[str], strip: Callable[[int, int, int], _Strip], nodata: bool
+    path: Path | str, frame: Frame, names: Sequence[str], strip: Callable[[int, int, int], _Strip], nodata: bool
 ) -> None:
     """Write bands from strips of rows.
 

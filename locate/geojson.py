@@ -25,6 +25,15 @@ def feature_collection(features: list[dict[str, Any]]) -> dict[str, Any]:
     return {"type": "FeatureCollection", "generator": f"jzi {__version__}", "features": features}
 
 
+def answer_feature(location: Location) -> dict[str, Any]:
+    """The answer alone, with what `Location.to_dict` says of it; without a geometry if it is not sure."""
+    values = location.to_dict()
+    for name in ("latitude", "longitude", "candidates", "path"):
+        del values[name]
+    point = _point(location.latitude, location.longitude) if location.sure else None
+    return {"type": "Feature", "geometry": point, "properties": {"kind": "answer", **values}}
+
+
 def to_features(location: Location, truth: ExifPosition | None = None) -> list[dict[str, Any]]:
     """One location as GeoJSON features, each with the properties `photo` and `kind`.
 

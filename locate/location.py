@@ -10,7 +10,9 @@ import numpy as np
 
 from jzi.errors import ConfigError
 from jzi.locate.discs import check_radius, most_probable_discs
+from jzi.locate.figure import location_html
 from jzi.locate.fix import Fix
+from jzi.locate.geojson import answer_feature, feature_collection, to_features
 from jzi.locate.judged import Judged
 from jzi.locate.posterior import Posterior, credible_radius, most_probable_cells
 from jzi.locate.ranges import BEAMS, CANDIDATES, DISTANCE, HEADING, HEADING_SD, SHARE
@@ -252,6 +254,33 @@ class Location:
             }
         )
         return entries
+
+    # Representations for Python: a line, a map, GeoJSON
+
+    def __repr__(self) -> str:
+        confidence = f"{self.confidence:.1%} {self.extent}"
+        where = f"{self.latitude:.6f}, {self.longitude:.6f}, {confidence}" if self.sure else f"not sure, {confidence}"
+        return f"Location({self.photo!r}: {where})"
+
+    def _repr_html_(self) -> str:
+        """A small map for notebooks, without scripts and without the network (`jzi.locate.figure`)."""
+        return location_html(self)
+
+    @property
+    def __geo_interface__(self) -> dict[str, Any]:
+        """The answer as a GeoJSON Feature, which GeoPandas, Shapely, Folium and others read.
+
+        Its properties are those of `to_dict` that have no position; its geometry is None if the answer is not `sure`.
+        """
+        return answer_feature(self)
+
+    def to_geojson(self) -> dict[str, Any]:
+        """The answer, candidates, circles and tiles as a GeoJSON FeatureCollection.
+
+        These are the features that `jzi locate --geojson` writes. Of an answer that is not `sure` there is one, without
+        a geometry.
+        """
+        return feature_collection(to_features(self))
 
 
 @dataclass(frozen=True)

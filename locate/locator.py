@@ -6,7 +6,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jzi.encode.encoder import Encoder
+from jzi.encode.photo_inputs import PhotoInput, as_photo, is_several
 from jzi.encode.photo_reader import Photo, PhotoReader, ReadPhoto
 from jzi.encode.photo_tokens import encode_photos_and_tokens
 from jzi.errors import ConfigError, PhotoError
@@ -90,25 +92,47 @@ class Locator:
         """
         return Locator(PriorExpert(self.expert, weight), lambda: self.encoder, self.stages, name=self.name)
 
-    def locate(self, photo: Photo, options: LocateOptions = DEFAULT, name: str = "") -> Location:
-        """Locate one photo.
+    @overload
+    def locate(self, photo: PhotoInput, options: LocateOptions = DEFAULT, name: str = "") -> Location: ...
+
+    @overload
+    def locate(
+        self, photo: list[PhotoInput] | tuple[PhotoInput, ...], options: LocateOptions = DEFAULT, name: str = ""
+    ) -> list[Location]: ...
+
+    def locate(
+        self,
+        photo: PhotoInput | list[PhotoInput] | tuple[PhotoInput, ...],
+        options: LocateOptions = DEFAULT,
+        name: str = "",
+    ) -> Location | list[Location]:
+        """Locate one photo, or each photo of a list.
 
         Args:
-            photo: a path, bytes, an open file or a PIL image.
+            photo: a path, bytes, an open file, a PIL image, a NumPy array (height, width, 3) or a tensor
+                (3, height, width), these of uint8 or of floats from 0 to 1; or a list of these.
             options: estimate, radius and number of candidates.
             name: name of the photo in the answer; its path by default.
 
+        Returns:
+            The location; of a list, the locations in its order.
+
         Raises:
-            PhotoError: it cannot be read.
-            ConfigError: the radius is longer than the area's side.
+            PhotoError: a photo cannot be read, or is none; `locate_all` locates the others.
+            ConfigError: the radius is longer than the area's side, or a list is given a name.
         """
-        (location,) = self.locate_all([photo], options)
-        if isinstance(location, NotLocated):
-            raise PhotoError(location.error)
-        return replace(location, photo=name) if name else location
+        several = is_several(photo)
+        if several and name:
+            raise ConfigError(f"{name!r:.60} names one photo, but a list of {len(photo)} was given: leave it out")  # type: ignore[arg-type]
+        located = []
+        for location in self.locate_all(photo if several else [photo], options):  # type: ignore[arg-type, list-item]
+            if isinstance(location, NotLocated):
+                raise PhotoError(location.error)
+            located.append(replace(location, photo=name) if name else location)
+        return located if several else located[0]
 
     def locate_all(
-        self, photos: Iterable[Photo], options: LocateOptions = DEFAULT, batch_size: int = 32
+        self, photos: Iterable[PhotoInput], options: LocateOptions = DEFAULT, batch_size: int = 32
     ) -> Iterator[Location | NotLocated]:
         """Locate many photos, in order; yields a `NotLocated` for a photo that cannot be read.
 
@@ -126,7 +150,7 @@ class Locator:
             for _, read in batch:
                 yield NotLocated(read.name, read.error) if read.pixels is None else next(locations)
 
-    def locate_together(self, photos: Iterable[Photo], options: LocateOptions = DEFAULT) -> Location:
+    def locate_together(self, photos: Iterable[PhotoInput], options: LocateOptions = DEFAULT) -> Location:
         """Locate the common position of several photos, by fusing their posteriors; stages do not run.
 
         A prior is applied once.
@@ -149,7 +173,7 @@ class Locator:
         return to_locations(posterior, options, [" + ".join(names)])[0]
 
     def locate_track(
-        self, photos: Iterable[Photo], seconds: Sequence[float], speed: float, options: LocateOptions = DEFAULT
+        self, photos: Iterable[PhotoInput], seconds: Sequence[float], speed: float, options: LocateOptions = DEFAULT
     ) -> list[Location]:
         """Locate each photo of a drive, given all of them; stages do not run.
 
@@ -172,7 +196,7 @@ class Locator:
         smoothed = smooth_track(self.posterior(query, options), self.expert.cell_mask, seconds, speed)
         return [to_locations(each, options, [name])[0] for each, name in zip(smoothed, names, strict=True)]
 
-    def encode(self, photos: Iterable[Photo], batch_size: int = 32) -> tuple[list[str], Tensor]:
+    def encode(self, photos: Iterable[PhotoInput], batch_size: int = 32) -> tuple[list[str], Tensor]:
         """Names and (photo, feature) embeddings of photos.
 
         Args:
@@ -196,7 +220,7 @@ class Locator:
         query: Tensor,
         options: LocateOptions = DEFAULT,
         names: Sequence[str] | None = None,
-        photos: Sequence[Photo] | None = None,
+        photos: Sequence[PhotoInput] | None = None,
         tokens: Tensor | None = None,
     ) -> list[Location]:
         """Locate photos that are embedded already; opens no image.
@@ -261,13 +285,19 @@ class Locator:
             refined.append(location.with_candidates(candidates))
         return refined
 
-    def _batches(self, photos: Iterable[Photo], size: int) -> Iterator[list[tuple[Photo, ReadPhoto]]]:
+    def _batches(self, photos: Iterable[PhotoInput], size: int) -> Iterator[list[tuple[Photo, ReadPhoto]]]:
         """Batches of photos with their pixels, read ahead."""
         BATCH.check("batch_size", size)
+        if isinstance(photos, str | Path | bytes):
+            raise PhotoError("several photos are expected, not one: give a list, or use Locator.locate")
         pending: deque[Photo] = deque()
 
-        def record_pending() -> Iterator[Photo]:
-            for photo in photos:
+        def record_pending() -> Iterator[Photo | PhotoError]:
+            for given in photos:
+                try:
+                    photo: Any = as_photo(given)
+                except PhotoError as error:  # read as a photo that cannot be read: the others are located
+                    photo = error
                 pending.append(photo)
                 yield photo
 

@@ -18,7 +18,7 @@ import torch
 
 import jzi.train.decoder as training
 from jzi.decode.config import DecoderConfig
-from jzi.decode.dataset import load_dataset
+from jzi.decode.dataset import ZoomDataset
 from jzi.decode.decoder import ZoomDecoder
 from jzi.decode.expert import ZoomExpert
 from jzi.decode.model import ZoomModel
@@ -366,7 +366,7 @@ def test_photos_where_the_map_has_no_imagery_are_counted_and_left_out(cache) -> 
     status = cache.status(2)
     status[:, :8] = NODATA
     cache.write_chunk(2, 0, 0, status, None)
-    samples = load_dataset(cache, TileTable(cache.read_map()), "train")
+    samples = ZoomDataset.load(cache, TileTable(cache.read_map()), "train")
     assert samples.unreachable > 0
     assert len(samples) + samples.unreachable == 140
     x, _ = cache.pyramid.project(samples.latitude, samples.longitude)
@@ -436,13 +436,13 @@ def test_each_epoch_draws_a_view_of_each_photo_from_those_it_has(cache) -> None:
     rows = with_views(cache, 3)
     cache.queries.write(rows[:5], {"views": np.zeros(5)})
     table = TileTable(cache.read_map())
-    samples = load_dataset(cache, table, "train", views=255)
+    samples = ZoomDataset.load(cache, table, "train", views=255)
     drawn = torch.stack([samples.draw_views(epoch) for epoch in range(40)])
     assert drawn[:, :5].max() == 0 and set(drawn[:, 5:].unique().tolist()) == {0, 1, 2, 3}
     assert torch.equal(samples.draw_views(7), drawn[7]) and not torch.equal(drawn[0], drawn[1])
-    assert load_dataset(cache, table, "train", views=1).draw_views(0).max() == 1
-    assert load_dataset(cache, table, "train").query.shape[1] == 1
-    assert load_dataset(cache, table, "val", views=255).draw_views(0).max() == 0
+    assert ZoomDataset.load(cache, table, "train", views=1).draw_views(0).max() == 1
+    assert ZoomDataset.load(cache, table, "train").query.shape[1] == 1
+    assert ZoomDataset.load(cache, table, "val", views=255).draw_views(0).max() == 0
 
 
 def test_training_uses_the_views_unless_told_not_to(cache, tmp_path) -> None:
@@ -495,7 +495,7 @@ def test_an_override_that_the_start_contradicts_is_refused(cache, tmp_path) -> N
 
 def test_recall_is_the_share_of_cell_centres_within_the_radius(cache) -> None:
     table = TileTable(cache.read_map())
-    samples = load_dataset(cache, table, "test")
+    samples = ZoomDataset.load(cache, table, "test")
     decoder = ZoomDecoder(DecoderConfig(width=WIDTH, layers=1, heads=2)).eval()
     expert = ZoomExpert(ZoomModel(decoder, cache.pyramid, cache.encoder, None, Path()), table)
     found = evaluate(expert, LabelledPhotos.load(cache, expert, "test"), radii=(50, 150, 1000))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from jzi.errors import ConfigError, ModelError
 from jzi.store.model_folder import EXPERT_FILES, MAP, TransferModelConfig, ZoomModelConfig, read_config, verify_file
+from jzi.workspace.expert_plugins import ExpertContext, load_expert, offered, weight_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,10 +30,12 @@ class ModelExperts:
     Attributes:
         experts: experts by name, the zoom first if there is one.
         weights: weights of experts by name, for each subset of the experts (`jzi.store.model_folder.FusionConfig`).
+        added: names of those of other packages, for which no weights were fitted.
     """
 
     experts: dict[str, Expert]
     weights: dict[str, dict[str, float]] = field(default_factory=dict)
+    added: tuple[str, ...] = ()
 
     def fused(self, names: Sequence[str] = ()) -> Expert:
         """One expert that fuses several, without those whose weight is 0.
@@ -75,6 +78,9 @@ class ModelExperts:
         if not names and not self.weights:
             names = ("zoom",)
         names = tuple(self.select(names))
+        if added := {name: weight_of(self.experts[name]) for name in names if name in self.added}:
+            own = [name for name in names if name not in added]
+            return {**(self.weights_of(own) if own else {}), **added}
         if names == ("zoom",) or (len(names) == 1 and not self.weights):
             return {names[0]: 1.0}
         weights = self.weights.get("+".join(sorted(names)), {})
@@ -107,38 +113,51 @@ class ModelExperts:
         return {**fusions, "fused": self.weights_of(names)}
 
 
-def load_experts(folder: Path, zoom: ZoomExpert) -> ModelExperts:
+def load_experts(folder: Path, zoom: ZoomExpert, names: Sequence[str] = ()) -> ModelExperts:
     """Load the experts of a model folder beside its zoom.
 
     Args:
         folder: the model folder.
         zoom: its zoom.
+        names: experts that the user names; those that the model lacks and an installed package offers are added.
 
     Raises:
-        ModelError: a file is missing or damaged.
+        ModelError: a file is missing or damaged, or such a package is broken.
     """
     config = read_config(folder)
     assert isinstance(config, ZoomModelConfig)
-    experts = _load_files(folder, config, zoom.cell_mask, zoom.table.device)
-    return ModelExperts({"zoom": zoom, **experts}, config.fusion.weights if config.fusion else {})
+    experts = {"zoom": zoom, **_load_files(folder, config, zoom.cell_mask, zoom.table.device)}
+    context = ExpertContext(folder, config.pyramid, zoom.encoder, zoom.cell_mask, zoom.table)
+    return _with_added(experts, config.fusion.weights if config.fusion else {}, names, context)
 
 
-def load_transferred(folder: Path, config: TransferModelConfig, device: str) -> ModelExperts:
+def load_transferred(folder: Path, config: TransferModelConfig, device: str, names: Sequence[str] = ()) -> ModelExperts:
     """Load the experts of a model without a zoom.
 
     Args:
         folder: the model folder.
         config: its config.json.
         device: device to compute on.
+        names: see `load_experts`.
 
     Raises:
-        ModelError: a file is missing or damaged.
+        ModelError: a file is missing or damaged, or the package of an expert is broken.
     """
+    from jzi.decode.tile_table import TileTable
     from jzi.store.map_embeddings import NODATA, MapEmbeddings
 
     features = MapEmbeddings.load(verify_file(folder, config, MAP), config.pyramid, config.encoder.width)
-    experts = _load_files(folder, config, features.status[-1] != NODATA, device)
-    return ModelExperts(experts, config.fusion.weights)
+    mask = features.status[-1] != NODATA
+    context = ExpertContext(folder, config.pyramid, config.encoder, mask, TileTable(features, device))
+    return _with_added(_load_files(folder, config, mask, device), config.fusion.weights, names, context)
+
+
+def _with_added(
+    experts: dict[str, Expert], weights: dict[str, dict[str, float]], names: Sequence[str], context: ExpertContext
+) -> ModelExperts:
+    """The experts of a model, and those of other packages that the user names; a model folder names none."""
+    added = tuple(name for name in dict.fromkeys(names) if name not in experts and offered(name))
+    return ModelExperts({**experts, **{name: load_expert(name, context) for name in added}}, weights, added)
 
 
 def _load_files(

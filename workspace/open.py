@@ -292,7 +292,8 @@ def load(
         cache: read the map of a zoom model from this cache rather than from the folder; of a state-wide retriever, the
             index of the region to search, which it needs.
         approximate: search the HNSW graph of a retriever, or the Faiss index, rather than all cells.
-        experts: names of the model's experts to fuse, such as "zoom" and "cells"; all by default.
+        experts: names of the model's experts to fuse, such as "zoom" and "cells", and of experts that installed
+            packages offer (entry points `jzi.experts`), whose code is then loaded; all of the model by default.
         index: folder of the Faiss index of a region's cells.
         zoom: folder of a zoom model, or of the jzi.toml that names it, which bounds the search of a state-wide
             retriever: only its probable tiles are searched.
@@ -337,7 +338,7 @@ def load(
     from jzi.locate.locator import Locator
 
     own = ZoomExpert.load(folder, device, cache)
-    expert = load_experts(Path(folder), own).fused(experts)
+    expert = load_experts(Path(folder), own, experts).fused(experts)
     return Locator(expert, lambda: own.model.load_encoder(str(own.table.device)), name=Path(folder).name)
 
 
@@ -488,7 +489,7 @@ def _transferred_locator(
     from jzi.locate.locator import Locator
 
     device = device or best_device()
-    expert = load_transferred(folder, config, device).fused(experts)
+    expert = load_transferred(folder, config, device, experts).fused(experts)
     return Locator(expert, lambda: load_model_encoder(folder, config, device), name=folder.name)
 
 
@@ -509,8 +510,12 @@ def open_retriever(folder: Path, *, approximate: bool) -> tuple[RetrievalExpert,
     return expert, expert.retriever.open_cache()
 
 
-def open_experts(settings: Settings) -> tuple[ModelExperts, FeatureCache]:
+def open_experts(settings: Settings, names: Sequence[str] = ()) -> tuple[ModelExperts, FeatureCache]:
     """Load the experts of the model that the settings name, and open the cache with the photos to evaluate them on.
+
+    Args:
+        settings: the settings.
+        names: experts that the user names; see `load_experts`.
 
     Raises:
         ModelError: there is no model, or it is damaged.
@@ -524,9 +529,9 @@ def open_experts(settings: Settings) -> tuple[ModelExperts, FeatureCache]:
     if isinstance(config, TransferModelConfig):
         cache = FeatureCache.open(settings.cache_path)
         cache.check(area=config.pyramid, encoder=config.encoder, imagery=config.imagery)
-        return load_transferred(folder, config, best_device()), cache
+        return load_transferred(folder, config, best_device(), names), cache
     zoom, cache = open_zoom(folder, settings.cache_path)
-    return load_experts(folder, zoom), cache
+    return load_experts(folder, zoom, names), cache
 
 
 def open_zoom(folder: Path, cache_path: str) -> tuple[ZoomExpert, FeatureCache]:
