@@ -10,6 +10,7 @@ from jzi.commands.ablate import ablate
 from jzi.commands.area import info, init, tile
 from jzi.commands.cache import cache
 from jzi.commands.checkpoint import import_checkpoint_command
+from jzi.commands.common import Suggesting
 from jzi.commands.dataset import dataset_group
 from jzi.commands.demo import demo
 from jzi.commands.encode import encode_map_command, encode_queries_command
@@ -23,6 +24,7 @@ from jzi.commands.refiner import train_refiner_command
 from jzi.commands.rerank import rerank_group
 from jzi.commands.retrieve import index, train_retriever_command
 from jzi.commands.serve import serve
+from jzi.commands.settings import settings_command
 from jzi.commands.train import train_decoder_command
 from jzi.commands.transfer import transfer
 from jzi.encode.threads import bound_spinning
@@ -44,7 +46,7 @@ RESUMABLE = (
 )
 
 
-class Commands(click.Group):
+class Commands(Suggesting):
     """Group of commands that prints every error as one sentence, without a traceback (`jzi.commands.failures`)."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -92,6 +94,7 @@ for command in (
     init,
     tile,
     info,
+    settings_command,
     finetune,
     encode_map_command,
     encode_queries_command,

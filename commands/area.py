@@ -58,6 +58,8 @@ if TYPE_CHECKING:
 @click.option("--area", type=click.Choice(["same", "cross"]), help="Protocol of VIGOR and VIGOR-M.  [default: same]")
 @click.option("--data", type=click.Path(path_type=Path), help="The folder of that data set.  [default: FOLDER]")
 @click.option("--download", is_flag=True, help="Download it from the Hugging Face hub first.")
+@click.option("--set", "set", multiple=True, metavar="SECTION.NAME=VALUE",
+              help="Also write this setting, such as train.epochs=10; may be repeated.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace an existing jzi.toml.")
 @json_option
 def init(
@@ -102,11 +104,12 @@ def init(
     from jzi.commands.reports import split_text
     from jzi.store.plain import plain
     from jzi.workspace.init import dataset_settings, new_settings
-    from jzi.workspace.settings import FILE, write_settings
+    from jzi.workspace.settings import FILE, with_settings, write_settings
     from jzi.workspace.zoom import describe_area
 
     if (folder / FILE).exists() and not force:
         raise UsageError(f"{folder / FILE} exists: edit it, or pass --force to replace it")
+    more = options.pop("set")
     table: PhotoTable | None
     if dataset:
         settings, table = dataset_settings(dataset, folder, data, download, rasters=rasters, **options)
@@ -114,6 +117,7 @@ def init(
         raise UsageError("--data and --download require --dataset")
     else:
         settings, table = new_settings(folder, rasters, **options)
+    settings = with_settings(settings, more)
     lines = [describe_area(settings.pyramid)]
     if table is not None:
         table = table.inside(settings.pyramid)
@@ -145,9 +149,9 @@ def _init_region(
     """
     from jzi.commands.reports import split_text
     from jzi.workspace.region import describe_region, region_settings, write_footprint
-    from jzi.workspace.settings import FILE, write_settings
+    from jzi.workspace.settings import FILE, with_settings, write_settings
 
-    data = options.pop("data") if statewide else None
+    data, more = options.pop("data") if statewide else None, options.pop("set")
     names = ("dataset", "data", "download", "encoder", "image_size", "preset", "center", "size", "grid", "levels")
     if unused := [f"--{name.replace('_', '-')}" for name in names if options.pop(name, None)]:
         raise UsageError(f"{', '.join(unused)} is not for a region: leave it out")
@@ -158,6 +162,7 @@ def _init_region(
         options["remote"] = options["remote"] or outside
         options["queries"], options["photos"] = photos
     settings, cells, table = region_settings(folder, region, cell, rule, rasters, **options)
+    settings = with_settings(settings, more)
     values, text = describe_region(cells, settings.statewide.width)
     lines = [text]
     if table is not None:

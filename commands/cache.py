@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jzi.commands.common import UsageError, json_option, print_result
+from jzi.commands.common import Suggesting, UsageError, json_option, print_result
 
 if TYPE_CHECKING:
     from jzi.workspace.caches import CacheInfo, ModelInfo
 
 
-@click.group()
+@click.group(cls=Suggesting)
 def cache() -> None:
     """Inspect, merge, verify and delete feature caches."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,21 @@ class UsageError(click.ClickException):
     def show(self, file: Any = None) -> None:
         """Print the error to standard error."""
         click.echo(f"jzi: {self.format_message()}", err=True)
+
+
+class Suggesting(click.Group):
+    """Group of commands that suggests the most similar one where there is none of a name."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As that of click, with one sentence for an unknown name."""
+        name = args[0]
+        if self.get_command(ctx, name) is None and name[:1].isalnum() and not ctx.resilient_parsing:
+            close = get_close_matches(name, self.list_commands(ctx), 1)
+            hint = f"did you mean `{ctx.command_path} {close[0]}`?" if close else f"`{ctx.command_path} -h` lists them"
+            raise UsageError(f"there is no command {name!r:.100}: {hint}")
+        return super().resolve_command(ctx, args)
 
 
 class _FiniteRange(click.FloatRange):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from jzi.commands.common import Suggesting
 from jzi.commands.dataset_filter import filter_command
 from jzi.commands.dataset_imagery import imagery_command
 from jzi.commands.dataset_import import import_command
@@ -11,7 +12,7 @@ from jzi.commands.dataset_mapillary import mapillary_command
 from jzi.commands.dataset_publish import card_command, publish_command, split_command
 
 
-@click.group("dataset")
+@click.group("dataset", cls=Suggesting)
 def dataset_group() -> None:
     """Build a data set of an area: photos, filters, imagery, splits, data card.
 

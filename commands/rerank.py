@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 
 import click
 
-from jzi.commands.common import UsageError, experts_option, json_option, number, print_result, settings_options
+from jzi.commands.common import (
+    Suggesting,
+    UsageError,
+    experts_option,
+    json_option,
+    number,
+    print_result,
+    settings_options,
+)
 from jzi.locate.ranges import RANKS
 from jzi.rerank.methods import MAX_TOP, Method
 
@@ -138,7 +146,7 @@ def plan_text(plan: Plan, photos: int) -> str:
 # The group
 
 
-@click.group("rerank")
+@click.group("rerank", cls=Suggesting)
 def rerank_group() -> None:
     """Compare candidates by a vision-language model: measure it, calibrate it, and keep what it said."""
 

@@ -22,7 +22,7 @@ FINETUNED_ON = (0, 1280.0)  # seed, metres
 #: The tiny vision-language model that the package ships, for --rerank.
 JUDGE = Path(__file__).parent / "judge"
 
-#: Settings of stage two: from the decoder that was trained with the encoder, and from scratch.
+#: Settings of stage two, written into jzi.toml: from the decoder that was trained with the encoder, and from scratch.
 FROM_FINETUNED = (
     "--set train.init=finetuned --set train.batch_size=64 --set train.learning_rate=3e-5 "
     "--set heads.init=finetuned --set heads.epochs=2 --set heads.learning_rate=1e-4"
@@ -66,24 +66,26 @@ def run_demo(
     with tqdm(total=photos, unit="photo", desc="town") as bar:
         write_town(folder, seed, photos, size_m=size_m, progress=bar.update)
     same_town = encoder == "trained" and (seed, size_m) == FINETUNED_ON
-    epochs = epochs or (3 if same_town else 20)
     with contextlib.chdir(folder):
         name = {"trained": "finetuned/encoder", "random": "random-encoder"}.get(encoder, encoder)
         if encoder == "trained" and not Path("finetuned").exists():
             _make_folder(Path("finetuned"), lambda path: shutil.copytree(FINETUNED, path))
         if encoder == "random" and not Path(name).exists():
             _make_folder(Path(name), _write_random_encoder)
+        train = "train-decoder"
         if Path("jzi.toml").exists():
             _check_encoder(name, folder)
+            train += f" --set train.epochs={epochs}" if epochs else ""
         else:
             options = f"--split-by photo --encoder {name} --image-size {IMAGE_SIZE}"
-            run(f"init --map ortho.tif --queries photos {options}")
+            settings = FROM_FINETUNED if same_town else FROM_SCRATCH
+            settings += f" --set train.epochs={epochs or (3 if same_town else 20)}"
+            run(f"init --map ortho.tif --queries photos {options} {settings}")
         if only_town:
             return
         run("encode-map --cells")
         run("encode-queries")
-        settings = FROM_FINETUNED if same_town else FROM_SCRATCH
-        run(f"train-decoder --set train.epochs={epochs} {settings}")
+        run(train)
         run("evaluate --estimates --radii 20,50,100")
         if not Path("judge").exists():
             _make_folder(Path("judge"), lambda path: shutil.copytree(JUDGE, path))

@@ -244,11 +244,12 @@ class CachedRefinerConfig:
 
 @dataclass(frozen=True)
 class RefineConfig:
-    """The section [refine] of jzi.toml: the refiner and how candidates are refined.
+    """The refiner, and how candidates are refined to metres (the section [refine]).
 
     Attributes:
         kind: "cached" refines off the cache, "unifygeo" from images, "rays" off tokens of its own in the cache.
-        source: where a cached refiner's tokens come from (`CachedRefinerConfig.source`).
+        source: where a cached refiner's tokens come from: the frozen encoder, at a fine resolution ("detail") or at
+            that of the zoom's tiles ("tokens"), or two small networks of its own ("trained").
         window_m: side of the window around a candidate, true metres: a cell and 20 m around it at the default grid.
         top: number of candidates that are refined.
         hfov: horizontal field of view of photos that do not say it, degrees.

@@ -17,7 +17,7 @@ Orders = Literal["both", "one"]
 
 @dataclass(frozen=True)
 class RerankConfig:
-    """The section [rerank] of jzi.toml.
+    """How a vision-language model compares candidates: `jzi locate --rerank` (the section [rerank]).
 
     Attributes:
         judge: the vision-language model: a Hugging Face id, a folder, or the URL of an OpenAI-compatible endpoint.

@@ -35,8 +35,8 @@ def town(folder: Path, jzi: Callable[..., Any], tmp_path: Path) -> Callable[...,
     """A copy of that folder as the working directory, with small crops."""
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     settings = tmp_path / "jzi.toml"
-    text = settings.read_text().replace("crop_pixels = 336", "crop_pixels = 32")
-    settings.write_text(text.replace("photo_pixels = 768", "photo_pixels = 64"))
+    small = '[rerank]\ncrop_pixels = 32\nphoto_pixels = 64\nkey_env = "JZI_RERANK_KEY"\n'
+    settings.write_text(f"{settings.read_text()}\n{small}")
     return jzi
 
 

@@ -109,7 +109,7 @@ def vigor(tmp_path: Path, jzi: Callable[..., Any], monkeypatch: pytest.MonkeyPat
     """A working directory with VIGOR, and a judge that knows the positives."""
     write_vigor(tmp_path / "vigor", photos=6)
     jzi("init --dataset vigor --data vigor .")
-    text = Path("jzi.toml").read_text().replace("crop_pixels = 336", "crop_pixels = 32")
+    text = Path("jzi.toml").read_text() + "\n[rerank]\ncrop_pixels = 32\n"
     Path("jzi.toml").write_text(text)
     return jzi
 

@@ -146,9 +146,7 @@ def test_a_cache_that_records_no_resampling_is_antialiased(tmp_path, pyramid: Py
 def test_settings_and_models_that_name_no_resampling_are_antialiased(area: Callable, tmp_path: Path) -> None:
     import jzi
 
-    text = (tmp_path / "jzi.toml").read_text()
-    assert 'resampling = "antialias"\n' in text
-    (tmp_path / "jzi.toml").write_text(text.replace('resampling = "antialias"\n', ""))
+    assert "resampling" not in (tmp_path / "jzi.toml").read_text()
     assert load_settings(tmp_path / "jzi.toml").encoder.resampling == "antialias"
     shipped = Path(jzi.__file__).parent / "demo" / "finetuned"
     entries = json.loads((shipped / "config.json").read_text())

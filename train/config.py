@@ -174,7 +174,7 @@ class FinetuneConfig(EncoderTrainingConfig):
     Attributes:
         init: model folder whose decoder to start from; empty to start from scratch.
         contrast: weight of a contrastive loss beside the decoder's: photos against the tiles of every level and the
-            reference crops of terminal cells (`jzi.train.losses.level_contrast`); 0 for none.
+            reference crops of terminal cells; 0 for none.
         encoder_learning_rate: learning rate of the encoder's weights; `learning_rate` if None.
         accumulation: parts into which a batch is split for gradient accumulation, for small GPUs.
     """

@@ -17,17 +17,18 @@ from jzi.datasets import cvact, cvusa, kitti, orientations, vigor
 from jzi.errors import ConfigError, PairsError
 from jzi.refine.config import UnifyGeoConfig
 from jzi.rerank.config import RerankConfig
-from jzi.store.files import write_whole
 from jzi.store.pairs import PairDataset
 from jzi.train.pair_config import PairTrainingConfig
 from jzi.workspace.settings import (
-    FILE,
     PathSettings,
     _strict,
+    changed_values,
     read_values,
     resolve_path,
     settings_error,
+    unknown_setting,
     without_none,
+    write_toml,
 )
 
 Dataset = Literal["vigor", "cvusa", "cvact", "kitti"]
@@ -143,11 +144,11 @@ def _validated(file: Path, values: dict[str, Any]) -> PairSettings:
     refine = values.get("refine", {})
     known = UnifyGeoConfig.__dataclass_fields__
     if unknown := sorted(set(refine) - set(known)) if isinstance(refine, dict) else []:
-        raise ConfigError(f"{file} or --set has a setting 'refine.{unknown[0]}' that jzi does not know")
+        raise unknown_setting(file, f"refine.{unknown[0]}", PairSettings)
     try:
         settings: PairSettings = TypeAdapter(PairSettings).validate_python(values)
     except ValidationError as error:
-        raise settings_error(file, error) from error
+        raise settings_error(file, error, PairSettings) from error
     return settings
 
 
@@ -188,14 +189,9 @@ def write_pair_settings(settings: PairSettings) -> None:
         "pairs": "The data set of pairs of photos and aerial images, and its protocol.",
         "refine": "UnifyGeo's architecture; the defaults are the paper's.",
         "refiner": "Its training; losses with weight 0 are left out: decoder, retrieval, matching, rerank.",
-        "model": "The folder of the trained network.",
-        "rerank": "The vision-language model that compares candidates (`jzi rerank evaluate`).",
     }
-    text = "# Settings of a data set of pairs. Override any of them with --set: --set refiner.epochs=10\n"
-    for section, values in _values(settings).items():
-        text += f"\n# {comments[section]}\n{tomlkit.dumps({section: values})}"
-    settings.folder.mkdir(parents=True, exist_ok=True)
-    write_whole(settings.folder / FILE, lambda path: path.write_text(text))
+    header = "Settings of a data set of pairs: what differs from the defaults."
+    write_toml(settings.folder, changed_values(settings), header, comments)
 
 
 def _values(settings: PairSettings) -> dict[str, Any]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Iterable
-from dataclasses import asdict, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import MISSING, Field, asdict, field, fields, is_dataclass
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, get_type_hints
 
 import tomlkit
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import Field as Bounds
 from pydantic.dataclasses import dataclass
 from pyproj import CRS
 from pyproj.exceptions import CRSError
@@ -27,7 +29,6 @@ from jzi.store.pyramid import Pyramid
 from jzi.store.region import Rule
 from jzi.store.setting_checks import first_invalid, setting_error
 from jzi.train.config import (
-    STATEWIDE_METHODS,
     FinetuneConfig,
     HeadsTrainingConfig,
     RefinerTrainingConfig,
@@ -42,17 +43,18 @@ _strict = ConfigDict(extra="forbid")
 
 @dataclass(config=_strict)
 class MapSettings:
-    """The map: its rasters, and how to read those that lack metadata.
+    """The map, and how to read rasters that lack metadata.
 
     Attributes:
-        rasters: files, globs or folders; the first is on top.
-        crs: CRS of rasters that have none.
-        nodata: value of pixels without data, of rasters that do not say it.
-        stretch: values that become black and white; by default percentiles 2 and 98 of rasters that are not 8-bit.
-        tokens: also store patch tokens of tiles beside their embeddings, for `decoder.patch_tokens`.
-        detail_px: side of the images of which `jzi encode-map --detail` makes tokens for refiners; by default twice
-            the encoder's input.
-        remote: rasters may be URLs and other GDAL data sources, and may name files outside of their folder.
+        rasters: orthophotos: files, globs, folders or URLs; the first is on top.
+        crs: CRS of rasters without one, such as EPSG:25833.
+        nodata: value of pixels without imagery, of rasters that do not record it.
+        stretch: the two values that become black and white, of rasters that are not 8-bit; percentiles 2 and 98 of each
+            band if unset.
+        tokens: whether patch tokens of tiles are stored beside their embeddings, for `decoder.patch_tokens`.
+        detail_px: side of the images of which `jzi encode-map --detail` makes tokens for refiners, pixels; twice the
+            encoder's input if unset.
+        remote: whether rasters may be URLs and other GDAL data sources, and may name files outside of their folder.
         attribution: credit line that the imagery's licence asks for, which maps and pictures show; by default what the
             rasters record.
     """
@@ -62,9 +64,9 @@ class MapSettings:
     nodata: float | None = None
     stretch: tuple[float, float] | None = None
     tokens: bool = False
-    detail_px: int | None = Field(default=None, ge=1, le=MAX_IMAGE_SIZE)
+    detail_px: int | None = Bounds(default=None, ge=1, le=MAX_IMAGE_SIZE)
     remote: bool = False
-    attribution: str = Field(default="", max_length=MAX_ATTRIBUTION)
+    attribution: str = Bounds(default="", max_length=MAX_ATTRIBUTION)
 
     def __post_init__(self) -> None:
         try:
@@ -75,51 +77,52 @@ class MapSettings:
 
 @dataclass(config=_strict)
 class QuerySettings:
-    """The photos: a folder of photos with EXIF positions, or a CSV or Parquet table and the folder of its photos.
+    """The photos with known positions.
 
     Attributes:
-        table: the folder or the table, or a table for each split: `{ train = "train.csv", val = "val.csv" }`.
-        photos: folder of a table's photos; by default that of the table.
-        views: number of augmented views of each training photo that are encoded.
+        table: a folder of photos with EXIF positions, or a CSV or Parquet table; or a table for each split:
+            { train = "train.csv", val = "val.csv" }.
+        photos: the folder of a table's photos; that of the table if unset.
+        views: augmented views that `jzi encode-queries` stores of each training photo.
         seed: seed of the augmented views.
-        split_by: what stays together in a split where the table has none: drives, blocks of the map, single photos, or
-            the first of these that gives three groups or more (`jzi.store.splits.split_photos`).
-        allow_outside: paths of the table and symbolic links may lead out of the folder of photos.
+        split_by: what photos of a split have in common where the table has no splits: a drive (sequence), a block of
+            the map, or nothing (photo); auto is the first of these that gives three groups or more.
+        allow_outside: whether paths of the table and symbolic links may lead out of the folder of photos.
     """
 
     table: str | dict[str, str] | None = None
     photos: str | None = None
-    views: int = Field(default=0, ge=0, le=255)
-    seed: int = Field(default=0, ge=0, le=MAX_SEED)
+    views: int = Bounds(default=0, ge=0, le=255)
+    seed: int = Bounds(default=0, ge=0, le=MAX_SEED)
     split_by: Literal["auto", "sequence", "block", "photo"] = "auto"
     allow_outside: bool = False
 
 
 @dataclass(config=_strict)
 class EncoderSettings:
-    """The encoder of tiles and photos.
+    """The encoder of photos and tiles.
 
     Attributes:
         name: a Hugging Face id or a folder.
         image_size: side of its input, pixels.
-        layout: how a photo is fed: two square halves whose embeddings are averaged (the paper's), or the whole photo.
-        resampling: how photos are resized: antialiased, or with OpenCV as published checkpoints need.
+        layout: how a photo is fitted into the input: as its left and right halves (the paper's), or whole.
+        resampling: how photos are resized: "antialias", or "reference" as published checkpoints need, with OpenCV.
         batch_size: images per forward pass.
     """
 
     name: str = "facebook/dinov2-base"
-    image_size: int = Field(default=384, ge=1, le=MAX_IMAGE_SIZE)
+    image_size: int = Bounds(default=384, ge=1, le=MAX_IMAGE_SIZE)
     layout: Literal["halves", "whole"] = "halves"
     resampling: Literal["antialias", "reference"] = "antialias"
-    batch_size: int = Field(default=32, ge=1, le=65_536)
+    batch_size: int = Bounds(default=32, ge=1, le=65_536)
 
 
 @dataclass(config=_strict)
 class PathSettings:
-    """Path of a cache or a model.
+    """Where a cache or a model is stored.
 
     Attributes:
-        path: a folder; of a cache also a URL such as s3://bucket/name.zarr.
+        path: its folder; that of a cache may be a URL such as s3://bucket/features.zarr.
     """
 
     path: str
@@ -189,7 +192,7 @@ class Settings(AreaSettings):
 
 @dataclass(config=_strict)
 class RegionSection:
-    """The region that is divided into cells.
+    """The region, which is divided into cells.
 
     Attributes:
         file: a GeoJSON file with polygons.
@@ -198,19 +201,19 @@ class RegionSection:
     """
 
     file: str
-    cell_m: float = Field(default=30.0, ge=MIN_CELL, le=MAX_CELL)
+    cell_m: float = Bounds(default=30.0, ge=MIN_CELL, le=MAX_CELL)
     rule: Rule = "touch"
 
 
 @dataclass(config=_strict)
 class EncodingSettings:
-    """The encoding of cells and photos.
+    """How cells and photos of a region are encoded.
 
     Attributes:
-        batch_size: cells, and photos, per forward pass.
+        batch_size: cells, or photos, per forward pass.
     """
 
-    batch_size: int = Field(default=32, ge=1, le=65_536)
+    batch_size: int = Bounds(default=32, ge=1, le=65_536)
 
 
 @dataclass(config=_strict)
@@ -225,6 +228,8 @@ class RegionSettings(AreaSettings):
     encoding: EncodingSettings = field(default_factory=EncodingSettings)
     rerank: RerankConfig = field(default_factory=RerankConfig)
 
+
+Area = TypeVar("Area", Settings, RegionSettings)
 
 #: The sections of jzi.toml about photos and training, of which a command uses some: those that train off the cache read
 #: no photos.
@@ -334,7 +339,7 @@ def load_area(
         kind: type[Settings] | type[RegionSettings] = RegionSettings if "region" in values else Settings
         settings: Settings | RegionSettings = TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
-        raise settings_error(file, error) from error
+        raise settings_error(file, error, kind) from error
     for name in sorted(overridden):
         if name.partition(".")[0] in set(TRAINING) - set(training):
             raise ConfigError(f"--set {name} has no effect on this command: leave it out")
@@ -361,19 +366,56 @@ def read_values(file: Path, overrides: Iterable[str] = ()) -> tuple[dict[str, An
         raise ConfigError(f"{file} cannot be read: {error}") from error
     except ValueError as error:  # a null byte in the path
         raise ConfigError(f"{str(file)!r} is not a path ({error}): give another one") from error
-    overridden: set[str] = set()
-    for override in overrides:
-        name, equals, text = override.partition("=")
-        section, dot, key = name.strip().partition(".")
-        if not (equals and dot and section and key):
-            raise ConfigError(f"--set takes section.name=value (such as decoder.layers=4), not {override!r}")
-        if not isinstance(values.setdefault(section, {}), dict):
-            raise ConfigError(f"there is no setting {name.strip()!r}")
-        values[section][key] = _parse(text.strip())
-        overridden.add(f"{section}.{key}")
+    overridden = _override(values, overrides)
     if nul := _with_null(values):
         raise ConfigError(f"the setting {nul} contains a null byte: remove it")
     return values, overridden
+
+
+def _override(values: dict[str, Any], overrides: Iterable[str]) -> set[str]:
+    """Put overrides into the values of a jzi.toml; return their names."""
+    overridden: set[str] = set()
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        *tables, key = name.strip().split(".")
+        if not (equals and tables and all(tables) and key):
+            raise ConfigError(f"--set takes section.name=value (such as decoder.layers=4), not {override!r}")
+        table = values
+        for each in tables:  # more than one for refine.rays.hidden
+            table = table.setdefault(each, {})
+            if not isinstance(table, dict):
+                raise ConfigError(f"there is no setting {name.strip()!r}")
+        table[key] = _parse(text.strip())
+        overridden.add(name.strip())
+    return overridden
+
+
+#: Sections that the options of `jzi init` fill.
+_BY_OPTIONS = ("pyramid", "region", "map", "queries", "encoder")
+
+
+def with_settings(settings: Area, overrides: Iterable[str]) -> Area:
+    """New settings of an area with further ones.
+
+    Args:
+        settings: the settings.
+        overrides: as of `load_settings`, of sections that no option of `jzi init` fills.
+
+    Raises:
+        ConfigError: a setting is unknown or invalid, or an option is for it.
+    """
+    values = changed_values(settings)
+    overridden = _override(values, overrides)
+    if names := sorted(name for name in overridden if name.partition(".")[0] in _BY_OPTIONS):
+        raise ConfigError(f"--set {names[0]} is not possible here: use the options of `jzi init`, or edit {FILE}")
+    if not overridden:
+        return settings
+    try:
+        changed: Area = TypeAdapter(type(settings)).validate_python(values)
+    except ValidationError as error:
+        raise settings_error(settings.folder / FILE, error, type(settings)) from error
+    changed.folder, changed.overridden = settings.folder, settings.overridden
+    return changed
 
 
 def _parse(text: str) -> Any:
@@ -383,11 +425,51 @@ def _parse(text: str) -> Any:
         return text
 
 
-def settings_error(file: Path, error: ValidationError) -> ConfigError:
-    """The error of a jzi.toml whose values pydantic refuses."""
+def unknown_setting(file: Path, name: str, settings: type) -> ConfigError:
+    """The error of a setting, or a section, that does not exist; with the most similar one that does.
+
+    Args:
+        file: path of the jzi.toml.
+        name: its name.
+        settings: the class of the settings in the file.
+    """
+    message = f"{file} or --set has a setting {name!r:.100} that jzi does not know"
+    section, dot, _ = name.partition(".")
+    sections = _setting_names(settings)
+    names = [each for inside in sections.values() for each in inside] if dot else list(sections)
+    elsewhere = [each for each in names if dot and each.rpartition(".")[2] == name.rpartition(".")[2]]
+    close = get_close_matches(name, elsewhere, 1, 0) or get_close_matches(name, sections.get(section, ()), 1, 0.5)
+    close = close or get_close_matches(name, names, 1)
+    hint = f"did you mean {close[0]}?" if close else "`jzi settings` lists all of them"
+    return ConfigError(f"{message}: {hint}")
+
+
+def _setting_names(settings: type) -> dict[str, list[str]]:
+    """Names of all settings, such as "decoder.layers", by section."""
+    hints = get_type_hints(settings)
+    return {each.name: list(_names(each.name, hints[each.name])) for each in fields(settings)}
+
+
+def _names(prefix: str, section: type) -> Iterator[str]:
+    hints = get_type_hints(section)
+    for each in fields(section):
+        name = f"{prefix}.{each.name}"
+        yield from _names(name, hints[each.name]) if is_dataclass(hints[each.name]) else (name,)
+
+
+def flat_names(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Names such as "decoder.layers" of the values of a jzi.toml."""
+    for name, value in values.items():
+        yield f"{prefix}{name}"
+        if isinstance(value, dict):
+            yield from flat_names(value, f"{prefix}{name}.")
+
+
+def settings_error(file: Path, error: ValidationError, settings: type) -> ConfigError:
+    """The error of a jzi.toml whose values pydantic refuses, for the class of its settings."""
     name, value, kind, reason = first_invalid(error)
     if kind == "unexpected_keyword_argument":
-        return ConfigError(f"{file} or --set has a setting {name!r} that jzi does not know")
+        return unknown_setting(file, name, settings)
     if kind in ("missing", "missing_argument"):
         return ConfigError(f"{file} lacks the setting {name!r}: `jzi init` writes it")
     return setting_error(name, value, reason)
@@ -411,43 +493,85 @@ def without_none(values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def default_section(each: Field[Any], section: Any = None) -> Any:
+    """The default of a section: of a field of `Settings` and the like; None if it has none, such as the area.
+
+    Args:
+        each: the field.
+        section: the section in force; defaults of `statewide` follow its method.
+    """
+    if isinstance(section, StatewideConfig):
+        return StatewideConfig(method=section.method)
+    return None if each.default_factory is MISSING else each.default_factory()
+
+
+#: Settings that follow from the encoder and the pyramid.
+DERIVED = ("decoder.width", "decoder.actions")
+
+#: Settings that a new jzi.toml names even if they have their default: those that users look for first.
+_NAMED = {"map": ("rasters",), "queries": ("table", "split_by"), "encoder": ("name", "image_size")}
+
+
+def changed_values(settings: Any) -> dict[str, dict[str, Any]]:
+    """The settings that a new jzi.toml names, by section: those of the area, those that differ from their defaults, and
+    a few that users look for first.
+
+    Args:
+        settings: an instance of `Settings`, `RegionSettings` or `jzi.workspace.pairs.PairSettings`.
+    """
+    sections = {}
+    for each in fields(settings):
+        section = getattr(settings, each.name)
+        default = default_section(each, section)
+        values = without_none(asdict(section))
+        if default is not None:
+            values = _differing(values, without_none(asdict(default)), _NAMED.get(each.name, ()))
+        values = {name: value for name, value in values.items() if f"{each.name}.{name}" not in DERIVED}
+        if values:
+            sections[each.name] = values
+    return sections
+
+
+def _differing(values: dict[str, Any], defaults: dict[str, Any], named: Iterable[str] = ()) -> dict[str, Any]:
+    changed = {}
+    for name, value in values.items():
+        default = defaults.get(name)
+        if isinstance(value, dict) and isinstance(default, dict):
+            if inner := _differing(value, default):
+                changed[name] = inner
+        elif name in named or value != default:
+            changed[name] = value
+    return changed
+
+
 def write_settings(settings: AreaSettings) -> None:
-    """Write a new jzi.toml, with comments, into the folder of the settings."""
-    sections = without_none(asdict(settings))  # type: ignore[call-overload]
-    for derived in ("width", "actions"):  # from the encoder and the pyramid
-        sections.get("decoder", {}).pop(derived, None)
-    for network in ("trunk", "photo_trunk", "rays"):  # of refiners that are trained from pixels
-        sections.get("refine", {}).pop(network, None)
-    for follows in STATEWIDE_METHODS["statewide"]:  # the method, unless they are set
-        sections.get("statewide", {}).pop(follows, None)
+    """Write a new jzi.toml into the folder of the settings: what differs from the defaults, with comments."""
     comments = {
         "pyramid": "The area: a square in a metric CRS, divided into grid x grid tiles, `levels` times.",
         "region": "The region: polygons, the side of its cells in metres, and which cells belong to it: those that it\n"
         "# touches (touch), that have a corner in it (corners), or their centre (centre).",
-        "statewide": "The state-wide retriever: its towers, levels of detail (metres a pixel), and training.",
-        "encoding": "Cells, and photos, per forward pass.",
-        "map": "Orthophotos, the first on top: files, globs or folders. Also: crs, nodata, stretch = [low, high].\n"
-        "# tokens: also store patch tokens of tiles, for decoder.patch_tokens.",
-        "queries": "A folder of photos with EXIF positions, or a CSV or Parquet table and its photos.\n"
-        "# split_by: what stays together in a split, unless the table has a column `split`: sequence (drives), block\n"
-        "# (of the map), photo, or auto (the first of these that gives three groups or more).",
-        "encoder": "A Hugging Face id or a folder; layout: halves (the paper's) or whole;\n"
-        "# resampling of photos: antialias, or reference as published checkpoints need.",
-        "finetune": 'Training of the encoder with a decoder; blocks: number of its last blocks to train, or "all".',
-        "cache": "The feature cache: a folder, or a URL such as s3://.",
-        "decoder": "The paper's decoder; patch_tokens: patch tokens to read of each tile, which needs map.tokens.",
-        "train": "The paper's training; trackers: experiment trackers of Accelerate.",
-        "heads": "Training of the experts cells and levels, which need `jzi encode-map --cells`.",
-        "model": "The folder of the trained model.",
-        "retriever": "Flat retrieval, a baseline: sample4geo, infonce or transgeo.",
-        "refine": "Metres inside of the cell: the windows around candidates, and the network that refines them;\n"
-        "# source: detail (`jzi encode-map --detail`), tokens, or trained. hfov: of photos that do not record it.",
-        "refiner": "Training of the refiner.",
-        "rerank": "The vision-language model that compares candidates (--rerank); judge: a Hugging Face id, a folder,\n"
-        "# or the URL of an OpenAI-compatible endpoint, whose key is read from the environment variable key_env.",
+        "map": "Orthophotos, the first on top: files, globs or folders.",
+        "queries": "A folder of photos with EXIF positions, or a CSV or Parquet table; split_by: what stays together\n"
+        "# in a split, unless the table has a column `split`: sequence (drives), block (of the map), photo, or auto.",
+        "encoder": "A Hugging Face id or a folder, and the side of its input in pixels.",
     }
-    text = "# Settings of one area and its experiments. Override any of them with --set: --set decoder.layers=4\n"
+    header = "Settings of one area: what differs from the defaults."
+    write_toml(settings.folder, changed_values(settings), header, comments)
+
+
+def write_toml(folder: Path, sections: Mapping[str, Any], header: str, comments: Mapping[str, str]) -> None:
+    """Write sections as a jzi.toml into a folder, which is created.
+
+    Args:
+        folder: the folder.
+        sections: values, by section.
+        header: first line, a comment.
+        comments: comments of some sections.
+    """
+    text = f"# {header} `jzi settings` lists all settings with their meaning.\n"
+    text += "# --set SECTION.NAME=VALUE overrides one for a single command. Paths are relative to this file.\n"
     for section, values in sections.items():
-        text += f"\n# {comments[section]}\n{tomlkit.dumps({section: values})}"
-    settings.folder.mkdir(parents=True, exist_ok=True)
-    write_whole(settings.folder / FILE, lambda path: path.write_text(text))
+        comment = f"# {comments[section]}\n" if section in comments else ""
+        text += f"\n{comment}{tomlkit.dumps({section: values})}"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / FILE, lambda path: path.write_text(text))
