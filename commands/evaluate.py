@@ -23,7 +23,7 @@ from jzi.commands.common import (
 from jzi.commands.pairs import evaluate_pairs_command
 from jzi.commands.refiner import check_refine_options, evaluate_refined
 from jzi.commands.statewide import evaluate_region_command
-from jzi.locate.ranges import DISTANCE, RANKS, SHARE
+from jzi.locate.ranges import CASES, DISTANCE, RANKS, SHARE
 
 if TYPE_CHECKING:
     from jzi.evaluate.retrieval import Distance
@@ -50,6 +50,11 @@ if TYPE_CHECKING:
 @click.option(
     "--plot", type=click.Path(path_type=Path), help="Draw reliability and coverage as a PNG; with --estimates."
 )
+@click.option("--gallery-html", type=click.Path(path_type=Path, dir_okay=False),
+              help="Write an HTML page of the worst and best photos: truth, answer, zoom steps, and what was matched "
+              "in each. It opens the map and these photos.")  # fmt: skip
+@click.option("--gallery-photos", type=number(CASES), default=24, show_default=True,
+              help="Photos of --gallery-html, half of them the worst; about 0.1 MB each.")  # fmt: skip
 @click.option("--retriever", type=click.Path(path_type=Path), metavar="FOLDER",
               help="Evaluate this retriever instead of the zoom model.")  # fmt: skip
 @click.option("--zoom", type=click.Path(path_type=Path), metavar="AREA",
@@ -76,6 +81,8 @@ def evaluate_command(
     radius: float,
     abstain: float | None,
     plot: Path | None,
+    gallery_html: Path | None,
+    gallery_photos: int,
     retriever: Path | None,
     zoom: Path | None,
     refine: str | None,
@@ -92,7 +99,7 @@ def evaluate_command(
     Reports the most probable cell of the fused experts (of the zoom alone, greedy search, the paper's protocol), and
     then the default answer, of each expert and of their fusion.
     --estimates compares the ways to choose an answer, and reports how well confidences are calibrated. Results of
-    different --gallery do not compare.
+    different --gallery do not compare. --gallery-html shows single photos, to find out why answers are wrong.
 
     --refine reports metres before and after the candidates are refined. Photos taken within 5 m of a training photo are
     left out and counted.
@@ -121,6 +128,7 @@ def evaluate_command(
         if not retriever:
             raise UsageError("in a region, a retriever is evaluated: add --retriever FOLDER")
         others: dict[str, Any] = {"--gallery": gallery != "all", "--estimates": estimates, "--plot": plot,
+                                  "--gallery-html": gallery_html,
                                   "--approximate": approximate, "--experts": experts, "--beams": beams,
                                   "--abstain": abstain is not None, "--refine": refine is not None}  # fmt: skip
         if given := [name for name, value in others.items() if value]:
@@ -134,7 +142,8 @@ def evaluate_command(
     settings = load_settings(config_file, overrides, training=())
     if refine is not None:
         others = {"--gallery": gallery != "all", "--radii": radii, "--estimates": estimates, "--plot": plot,
-                  "--abstain": abstain is not None, "--retriever": retriever, "--beams": beams,
+                  "--gallery-html": gallery_html, "--abstain": abstain is not None, "--retriever": retriever,
+                  "--beams": beams,
                   "--approximate": approximate}  # fmt: skip
         if given := [name for name, value in others.items() if value]:
             raise UsageError(f"{', '.join(given)} does not go with --refine: leave it out")
@@ -144,6 +153,8 @@ def evaluate_command(
         return
     if not estimates and (plot or abstain is not None):
         raise UsageError("--plot and --abstain go with --estimates: add it, or leave them out")
+    if gallery_html and not gallery_html.parent.is_dir():
+        raise UsageError(f"there is no folder {gallery_html.parent} to write {gallery_html.name} into")
     if retriever and (beams or experts):
         raise UsageError("--beams and --experts do not apply to --retriever: leave them out")
     if approximate and not retriever:
@@ -200,6 +211,15 @@ def evaluate_command(
             from jzi.export.picture import draw_calibration
 
             draw_calibration(calibration, plot)
+    if gallery_html:
+        from jzi.workspace.gallery import write_failures
+
+        name = retriever.name if retriever else settings.model.path
+        title = f"{Path(name).name}: {len(photos)} photos of the {photos.split} split"
+        size = write_failures(gallery_html, settings, expert, photos, cache, {} if retriever else model.select(experts),
+                              count=gallery_photos, radius=radius, beams=beams, title=title)  # fmt: skip
+        values["gallery_html"] = {"path": str(gallery_html), "bytes": size}
+        text += f"\n\nthe worst and best photos: {gallery_html} ({size / 1e6:.1f} MB)"
     print_result(as_json, values, text)
 
 

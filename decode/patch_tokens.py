@@ -141,12 +141,32 @@ class PatchTokens:
         pairs = zip(tile.flatten().split(MAX_PAIRS), queries.split(MAX_PAIRS), strict=True)
         return torch.cat([self._nearest(*pair, k) for pair in pairs]).view(*tile.shape, k, -1)
 
-    def _nearest(self, tile: Tensor, query: Tensor, k: int) -> Tensor:
+    def similarity(self, tile: Tensor, query: Tensor) -> Tensor:
+        """Cosine similarity of a photo to every patch token of a tile, by which `nearest` selects.
+
+        Args:
+            tile: (pair,) indices as in `TileTable`, at most `MAX_PAIRS`.
+            query: (pair, feature) embeddings of photos.
+
+        Returns:
+            (pair, token) float32, -1..1.
+
+        Raises:
+            CacheError: patch tokens of a tile are missing.
+            CacheCorruptError: a chunk does not match its checksum.
+        """
+        return F.cosine_similarity(self._stored(tile), query.float()[:, None].to(self.device), dim=-1)
+
+    def _stored(self, tile: Tensor) -> Tensor:
+        """(pair, token, feature) float32 of (pair,) tiles."""
         with self._lock:
             if not self._complete:
                 self._require(tile.unique().tolist())
             stored = self._buffer[self._slot_of_tile[tile.to(self._buffer.device)]]
-        tokens = stored.to(self.device).float()  # (pair, token, feature)
+        return stored.to(self.device).float()
+
+    def _nearest(self, tile: Tensor, query: Tensor, k: int) -> Tensor:
+        tokens = self._stored(tile)  # (pair, token, feature)
         best = F.cosine_similarity(tokens, query[:, None].to(self.device), dim=-1).topk(k, dim=1).indices
         return tokens.gather(1, best[..., None].expand(-1, -1, tokens.shape[-1]))
 

@@ -34,6 +34,7 @@ class LabelledPhotos:
         unreachable: photos of the split left out because the map has no imagery where they were taken.
         training_distance: (photo,) distance to the nearest training photo, metres; None if there is no training photo,
             these are the training photos, or it was not computed.
+        ids: (photo,) their ids in the cache; empty if they do not come from one.
     """
 
     split: str
@@ -44,6 +45,7 @@ class LabelledPhotos:
     col: NDArray[np.int64]
     unreachable: int
     training_distance: NDArray[np.float64] | None = None
+    ids: tuple[str, ...] = ()
 
     @classmethod
     def load(cls, cache: FeatureCache, expert: Expert, split: str | None = None) -> LabelledPhotos:
@@ -106,6 +108,7 @@ class LabelledPhotos:
             col=col[reachable],
             unreachable=int((~reachable).sum()),
             training_distance=None if every is None else _training_distance(every, photos[reachable]),
+            ids=tuple(photos["id"][reachable].astype(str)) if "id" in photos else (),
         )
 
     @classmethod
@@ -140,7 +143,8 @@ class LabelledPhotos:
         arrays = {name: getattr(self, name)[index] for name in ("latitude", "longitude", "row", "col")}
         distance = None if self.training_distance is None else self.training_distance[index]
         query = self.query[torch.from_numpy(index).to(self.query.device)]
-        return replace(self, query=query, training_distance=distance, **arrays)
+        ids = tuple(self.ids[each] for each in index) if self.ids else ()
+        return replace(self, query=query, training_distance=distance, ids=ids, **arrays)
 
     def __len__(self) -> int:
         return len(self.query)

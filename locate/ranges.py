@@ -105,6 +105,9 @@ PIXELS = Range(1, MAX_IMAGE_SIZE, whole=True, unit="pixels")
 #: Number of cells, tiles or photos to rank.
 RANKS = Range(1, 2**26, whole=True)
 
+#: Photos of a report of single photos: it has about 0.1 MB for each, and browsers hold all of them.
+CASES = Range(1, 500, whole=True)
+
 #: Divisors of similarities in a softmax.
 TEMPERATURE = Range(1e-6, 1e6)
 

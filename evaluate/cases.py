@@ -1,0 +1,125 @@
+"""The photos whose answers are worst and best, with their locations, for a report of single photos."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from jzi.evaluate.photos import LabelledPhotos
+from jzi.locate.discs import check_radius, most_probable_discs
+from jzi.locate.expert import Expert
+from jzi.locate.location import DEFAULT, LocateOptions, Location, to_locations
+from jzi.locate.ranges import CASES
+from jzi.store.pyramid import geodesic_distance
+
+#: Photos whose posteriors are computed at once.
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Case:
+    """A photo with a known position, and its answer.
+
+    Attributes:
+        index: of the photo among those that were located.
+        rank: of its error, the greatest is 1.
+        worst: whether it is one of the worst photos, rather than of the best.
+        latitude: where the photo was taken, degrees (WGS 84).
+        longitude: degrees.
+        error: distance from there to the answer, metres.
+        location: the answer, with its posterior.
+    """
+
+    index: int
+    rank: int
+    worst: bool
+    latitude: float
+    longitude: float
+    error: float
+    location: Location
+
+
+@dataclass(frozen=True)
+class Cases:
+    """The worst and best photos of a split.
+
+    Attributes:
+        photos: the photos that were located.
+        error: (photo,) distances from the true positions to the answers, metres.
+        confidence: (photo,) probability within the radius of the answer, 0..1.
+        shown: the chosen photos, the worst first.
+    """
+
+    photos: LabelledPhotos
+    error: NDArray[np.float64]
+    confidence: NDArray[np.float64]
+    shown: tuple[Case, ...]
+
+
+def worst_and_best(error: NDArray[np.float64], count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Photos with the greatest and with the smallest errors, about half of `count` each, all by descending error.
+
+    Args:
+        error: (photo,) metres.
+        count: number of photos, at most.
+    """
+    order = np.argsort(-error, kind="stable")
+    count = min(count, len(order))
+    return order[: count - count // 2], order[len(order) - count // 2 :]
+
+
+def find_cases(
+    expert: Expert, photos: LabelledPhotos, count: int, *, radius: float = 50.0, beams: int | None = None
+) -> Cases:
+    """Locate photos with the default estimate, and choose those with the greatest and the smallest errors.
+
+    Args:
+        expert: the expert to evaluate.
+        photos: held-out photos.
+        count: number of photos to choose, 1..500.
+        radius: radius of the answer, metres.
+        beams: see `LocateOptions`.
+
+    Raises:
+        ConfigError: a number is out of range.
+    """
+    CASES.check("the number of photos", count)
+    check_radius(expert.area, radius)
+    options = LocateOptions(radius=radius, beams=beams)
+    errors, confidences = [], []
+    batches = np.array_split(np.arange(len(photos)), range(BATCH, len(photos), BATCH))
+    for part in tqdm(batches, unit_scale=BATCH, unit="photo", desc="answers"):
+        points = most_probable_discs(
+            expert.posterior(photos.query[part], options), radius, mean=DEFAULT.estimate == "mean"
+        )
+        latitude, longitude = expert.area.unproject(points.x[:, 0], points.y[:, 0])
+        errors.append(geodesic_distance(photos.latitude[part], photos.longitude[part], latitude, longitude))
+        confidences.append(np.minimum(points.probability[:, 0], 1.0))
+    error, confidence = np.concatenate(errors), np.concatenate(confidences)
+    worst, best = worst_and_best(error, count)
+    chosen = np.concatenate([worst, best])
+    rank = np.argsort(np.argsort(-error, kind="stable"), kind="stable") + 1
+    names = photos.ids or tuple(str(index) for index in range(len(photos)))
+    shown: list[Case] = []
+    for part in np.array_split(chosen, range(BATCH, len(chosen), BATCH)):
+        query = photos.query[torch.from_numpy(part).to(photos.query.device)]
+        locations = to_locations(expert.posterior(query, options), options, [names[each] for each in part])
+        for index, location in zip(part.tolist(), locations, strict=True):
+            truth: dict[str, Any] = {"latitude": float(photos.latitude[index])}
+            truth["longitude"] = float(photos.longitude[index])
+            shown.append(
+                Case(
+                    index,
+                    int(rank[index]),
+                    len(shown) < len(worst),
+                    error=float(error[index]),
+                    location=location,
+                    **truth,
+                )
+            )
+    return Cases(photos, error, confidence, tuple(shown))
