@@ -1,10 +1,11 @@
-# make setup: a virtual environment with everything; make demo: see it run; make test: lint, types and fast tests.
+# make setup: a virtual environment with everything; make demo: see it run; make test: lint, types and fast tests;
+# make docs: the site; make dist: wheel and sdist.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test test-all fuzz audit lint types clean
+.PHONY: setup demo docs dist test test-all fuzz audit lint types clean
 
 setup: $(VENV)/ready
 
@@ -19,6 +20,27 @@ $(VENV)/ready: pyproject.toml constraints.txt
 
 demo: setup
 	$(BIN)/jzi demo demo-out
+
+# What documentation and packages need beyond dev.
+$(VENV)/extras: $(VENV)/ready
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs,dist]'
+	@touch $@
+
+demo-out/zoom.html:
+	$(MAKE) demo
+
+# The site in build/site, with the notebooks executed on the demo's town; a cell that fails, or a warning, is an error.
+docs: $(VENV)/extras demo-out/zoom.html
+	$(BIN)/python -m jzi.docs.generate.notebooks demo-out build/notebooks
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "built: build/site/index.html"
+
+# Wheel and sdist in dist/, checked: their metadata, their files, and an installation in a clean environment.
+dist: $(VENV)/extras
+	rm -rf dist
+	PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m build --outdir dist > /dev/null
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/python packaging/check_wheel.py dist
 
 lint: setup
 	$(BIN)/ruff check .

@@ -71,8 +71,7 @@ class TrainingLoop:
             KeyboardInterrupt: Ctrl-C was pressed; the state is saved.
         """
         accelerator, config = self.accelerator, self.config
-        if config.trackers:
-            accelerator.init_trackers("jzi", config={k: v for k, v in asdict(config).items() if k != "trackers"})
+        start_trackers(accelerator, config)
         if "weights" in state:
             try:
                 self._restore(state)
@@ -276,6 +275,17 @@ def make_accelerator(config: RunConfig, folder: Path) -> Accelerator:
             f"{accelerator.num_processes}"
         )
     return accelerator
+
+
+def start_trackers(accelerator: Accelerator, config: RunConfig) -> None:
+    """Start the trackers of the settings, and log the settings to them; those of TensorBoard take no lists."""
+    if config.trackers:
+        simple = {
+            name: value if isinstance(value, bool | int | float | str) else str(value)
+            for name, value in asdict(config).items()
+            if name != "trackers"
+        }
+        accelerator.init_trackers("jzi", config=simple)
 
 
 def learning_rate_factor(step: int, steps: int, warm: int, final: float = 0.0) -> float:

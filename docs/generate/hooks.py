@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
@@ -30,6 +31,7 @@ DOCUMENTS = {
 #: Pictures that they show.
 PICTURES = {"benchmarks/scaling.png": "project/scaling.png"}
 
+_LOADED = re.compile(r"<(?:script|link|img|iframe|source|video)\b[^>]*\b(?:src|href)=[\"'](?:https?:)?//[^>]*>")
 _LINK = re.compile(r"(\]\()([^)#\s:]+)(#[^)\s]*)?\)")
 
 
@@ -55,6 +57,17 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     uri = page.file.src_uri
     sources = {target: path for path, target in DOCUMENTS.items()}
     return relink(markdown, sources.get(uri, f"docs/{uri}"), uri)
+
+
+def on_post_build(config: MkDocsConfig, **_: Any) -> None:
+    """Check that pages load nothing from other hosts: they work offline, and nobody learns who reads them.
+
+    Raises:
+        PluginError: a page does.
+    """
+    for page in Path(config.site_dir).rglob("*.html"):
+        if loaded := _LOADED.search(page.read_text()):
+            raise PluginError(f"{page.relative_to(config.site_dir)} loads from another host: {loaded[0]:.200}")
 
 
 def relink(markdown: str, source: str, uri: str) -> str:
