@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,13 +30,14 @@ from jzi.locate.ranges import CANDIDATES, DISTANCE, HEADING, HEADING_SD, SECONDS
 
 if TYPE_CHECKING:
     from jzi.locate.location import Location, NotLocated
+    from jzi.workspace.photo_sources import PhotoSources
     from jzi.workspace.reranker import RerankRequest
 
 _file = click.Path(path_type=Path, dir_okay=False)
 
 
 @click.command()
-@click.argument("photos", nargs=-1, required=True, type=click.Path(path_type=Path, readable=False))
+@click.argument("photos", nargs=-1, required=True, type=click.Path(path_type=str, readable=False, allow_dash=True))
 @click.option(
     "--model", type=click.Path(path_type=Path), help="A model folder.  [default: that of jzi.toml, else model]"
 )
@@ -108,7 +110,7 @@ _file = click.Path(path_type=Path, dir_okay=False)
 @click.option("--imagery", multiple=True, help="Rasters for --picture and --map.  [default: the map of jzi.toml]")
 @json_option
 def locate(
-    photos: tuple[Path, ...],
+    photos: tuple[str, ...],
     model: Path | None,
     experts: tuple[str, ...],
     retriever: Path | None,
@@ -149,11 +151,20 @@ def locate(
 ) -> None:
     """Locate photos.
 
-    A folder stands for the photos in it. Several priors are multiplied.
+    PHOTOS are files, folders, which stand for the photos in them, https URLs, or - for a photo on standard input.
+    Several priors are multiplied.
     """
-    from jzi.workspace.open import expand_photos, imagery_of, open_locator
+    from jzi.workspace.open import imagery_of, open_locator
+    from jzi.workspace.photo_sources import PhotoSources
 
-    files = expand_photos(photos)
+    sources = click.get_current_context().with_resource(PhotoSources(config_file))
+    found = sources.find(photos)
+    files = [each.path for each in found]
+    if sources.left_out:
+        click.echo(f"not located: {_listed(sources.left_out)} (rasters, or drawn by jzi)", err=True)
+    errors = {each.path: each.error for each in found if each.error}
+    if errors and (as_one or track):
+        raise UsageError(next(iter(errors.values())))
     if as_one and track:
         raise UsageError("--together and --track cannot be combined: pass one of them")
     if picture and len(files) > 1 and not as_one:
@@ -225,6 +236,7 @@ def locate(
         answers = locator.locate_all(files, options)
     failed, closed = 0, None
     for file, answer in zip(files, answers, strict=True):
+        answer = _named(answer, sources, errors.get(file, ""))
         failed += isinstance(answer, NotLocated)
         outputs.add(file, answer)
         try:
@@ -238,6 +250,8 @@ def locate(
     outputs.write(rasters, None if isinstance(area, Pyramid) else locator.expert.cell_mask, locator)
     if stage:
         click.echo(rerank_summary(stage), err=True)
+    for written in outputs.written:
+        click.echo(f"wrote {written}", err=True)
     for sentence in (*outputs.notes, *outputs.errors):
         click.echo(f"jzi: {sentence}", err=True)
     if outputs.errors or failed:
@@ -255,9 +269,22 @@ def _print_answer(answer: Location | NotLocated, as_json: bool, prior: dict[str,
             print_result(True, answer, "")
         click.echo(f"jzi: {answer.error}", err=True)
         return
-    values = {**answer.to_dict(), **({"prior": prior} if prior else {})}
-    withheld = f"{answer.photo}: not sure (the best answer has {answer.confidence:.1%} confidence)"
-    print_result(as_json, values, location_text(answer) if answer.sure else withheld)
+    print_result(as_json, {**answer.to_dict(), **({"prior": prior} if prior else {})}, location_text(answer))
+
+
+def _named(answer: Location | NotLocated, sources: PhotoSources, error: str) -> Location | NotLocated:
+    """An answer with the name that the user gave the photo, and the reason if it could not be fetched."""
+    from jzi.locate.location import NotLocated
+
+    name = sources.named(answer.photo)
+    if isinstance(answer, NotLocated):
+        return NotLocated(name, error or sources.named(answer.error))
+    return answer if name == answer.photo else replace(answer, photo=name)
+
+
+def _listed(files: list[Path]) -> str:
+    more = f" and {len(files) - 3} more" if len(files) > 3 else ""
+    return ", ".join(map(str, files[:3])) + more
 
 
 def _in_time(files: list[Path], interval: float | None) -> tuple[list[Path], list[float]]:

@@ -34,6 +34,7 @@ class Outputs:
         copies: folder for copies of the photos with their position as EXIF.
         score_map: a GeoTIFF of the score of every cell for the first photo.
         headings: whether copies get the heading of answers that have one, if it is known.
+        written: the files that were written, and the folder of copies with their number.
         errors: a sentence for each file that could not be written.
         notes: a sentence for each file that was left out for another reason.
     """
@@ -46,8 +47,10 @@ class Outputs:
     copies: Path | None
     score_map: Path | None = None
     headings: bool = False
+    written: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    _copied: int = 0
     _rows: list[dict[str, Any]] = field(default_factory=list)
     _located: list[tuple[Path, Location]] = field(default_factory=list)
 
@@ -110,6 +113,8 @@ class Outputs:
             cell_mask: (row, col) the cells that are searched, if the others are to be nodata in the heat map.
             locator: the locator of the answers; needed for the score map.
         """
+        if self._copied:
+            self.written.append(f"{self._copied} {'copy' if self._copied == 1 else 'copies'} into {self.copies}")
         if self.table:
             from jzi.export.files import write_csv
 
@@ -162,6 +167,10 @@ class Outputs:
         """Call `write` with a path and arguments; whatever is raised becomes a sentence."""
         try:
             write(path, *arguments)
+            if path.parent == self.copies:
+                self._copied += 1
+            else:
+                self.written.append(str(path))
         except JziError as error:
             self.errors.append(str(error))
         except Exception as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -16,28 +17,55 @@ from jzi.evaluate.retrieval import RetrievalEvaluation
 from jzi.locate.location import DEFAULT, Candidate, Location
 
 
+def percent(share: float) -> str:
+    """A probability with a tenth of a percent, "under 0.1 %" and "over 99.9 %" included."""
+    if 0 < share < 0.0005:
+        return "under 0.1 %"
+    return "over 99.9 %" if 0.9995 <= share < 1 else f"{100 * share:.1f} %"
+
+
 def location_text(location: Location) -> str:
-    """A line for the location, one to metres if it is refined, one for each other candidate, the residual and notes."""
-    others, digits = location.candidates[1:], 1 if location.fix else 0
-    spread = ", ".join(
-        f"{share} % within {radius:.{digits if radius < 100 else 0}f} m".replace("inf m", "more")
-        for share, radius in ((68, location.radius_68), (95, location.radius_95))
-    )
-    lines = [
-        f"{location.photo}: {location.latitude:.6f}, {location.longitude:.6f}  "
-        f"(confidence {location.confidence:.1%} {location.extent}; {spread})",
-        *([f"    {location.fix.text}"] if location.fix else []),
-        *([f"    {judged_text(location.best)}"] if location.best.judged else []),
-        *(
-            f"    or {each.latitude:.6f}, {each.longitude:.6f}  ({each.probability:.1%}"
-            + (f"; {judged_text(each)})" if each.judged else ")")
-            for each in others
-        ),
+    """A line for the location, one to metres if it is refined, one for each other candidate, the residual and notes.
+
+    Of an answer that is not sure there is one line, without its position.
+    """
+    best, left = location.best, f"{percent(location.residual)} of the probability was not searched"
+    confidence = f"{percent(location.confidence)} {_extent(best, location.cell_m, 'this point')}"
+    if not location.sure:
+        confidence = confidence.replace("this point", "the best answer")
+        return f"{location.photo}: not sure (confidence {confidence}, below {percent(location.abstain)})"
+    unknown = [share for share, radius in _radii(location) if not math.isfinite(radius)]
+    known = [
+        f"{share} % within {radius:.{1 if location.fix and radius < 100 else 0}f} m"
+        for share, radius in _radii(location)
+        if math.isfinite(radius)
     ]
-    if location.residual >= 0.01:
-        lines.append(f"    search did not reach {location.residual:.1%} of the probability")
+    lines = [
+        f"{location.photo}: {location.latitude:.6f}, {location.longitude:.6f}  ({', '.join([confidence, *known])})"
+    ]
+    if unknown:
+        radii = " and ".join(f"{share} %" for share in unknown)
+        lines.append(f"    {radii} {'radius' if len(unknown) == 1 else 'radii'} unknown: {left}")
+    elif location.residual >= 0.01:
+        lines.append(f"    {left}")
+    lines += [f"    {location.fix.text}"] if location.fix else []
+    lines += [f"    {judged_text(best)}"] if best.judged else []
+    for each in location.candidates[1:]:
+        probability = f"{percent(each.probability)} {_extent(each, location.cell_m, 'that point')}"
+        judged = f"; {judged_text(each)}" if each.judged else ""
+        lines.append(f"    or {each.latitude:.6f}, {each.longitude:.6f}  ({probability}{judged})")
     lines += [f"    note: {note}" for note in location.notes]
     return "\n".join(lines)
+
+
+def _extent(candidate: Candidate, cell_m: float, point: str) -> str:
+    """What the probability of a candidate refers to."""
+    radius = candidate.radius_m
+    return f"within {radius:g} m of {point}" if radius else f"in the cell of {cell_m:.0f} m around {point}"
+
+
+def _radii(location: Location) -> tuple[tuple[int, float], ...]:
+    return (68, location.radius_68), (95, location.radius_95)
 
 
 def judged_text(candidate: Candidate) -> str:
@@ -48,7 +76,7 @@ def judged_text(candidate: Candidate) -> str:
     score = "not shown, for lack of imagery" if judged.score is None else f"score {judged.score:+.2f}"
     if judged.score is not None and judged.sd is not None:
         score += f" ± {judged.sd:.2f}"
-    return f"number {judged.rank} before, {judged.probability:.1%}; {score}"
+    return f"before the comparison number {judged.rank} with {percent(judged.probability)}; {score}"
 
 
 def evaluation_table(evaluation: Evaluation, title: str) -> str:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from jzi.locate.fix import Fix
 from jzi.locate.fix_shapes import ellipse, heading_line, wedge
 from jzi.store.exif import ExifPosition
+from jzi.store.plain import rounded
 from jzi.store.pyramid import WGS84, Pyramid, TileKey
 from jzi.version import __version__
 
@@ -105,7 +106,7 @@ def _feature(geometry: dict[str, Any] | None, location: Location, kind: str, **p
     return {
         "type": "Feature",
         "geometry": geometry,
-        "properties": {"photo": location.photo, "kind": kind, **properties},
+        "properties": {"photo": location.photo, "kind": kind, **rounded(properties)},
     }
 
 

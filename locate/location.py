@@ -16,7 +16,7 @@ from jzi.locate.geojson import answer_feature, feature_collection, to_features
 from jzi.locate.judged import Judged
 from jzi.locate.posterior import Posterior, credible_radius, most_probable_cells
 from jzi.locate.ranges import BEAMS, CANDIDATES, DISTANCE, HEADING, HEADING_SD, SHARE
-from jzi.store.plain import plain
+from jzi.store.plain import plain, rounded
 from jzi.store.printable import printable
 from jzi.store.pyramid import Pyramid, as_pyramid
 
@@ -134,9 +134,9 @@ class Candidate:
         return (self.judged.radius_68_m, self.judged.radius_95_m) if self.judged else None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Plain values for JSON, `rounded`."""
         entries = {each.name: getattr(self, each.name) for each in fields(self)}
-        values: dict[str, Any] = plain({**entries, "fix": self.fix and self.fix.to_dict()})
+        values: dict[str, Any] = rounded(plain({**entries, "fix": self.fix and self.fix.to_dict()}))
         return values
 
 
@@ -229,7 +229,7 @@ class Location:
         return float(self.posterior.residual[0])
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON: names of values in metres end in `_m`, an infinite radius is None.
+        """Plain values for JSON, `rounded`: names of values in metres end in `_m`, an infinite radius is None.
 
         Of an answer that is not `sure`, every position is None.
         """
@@ -253,7 +253,8 @@ class Location:
                 "notes": self.notes,
             }
         )
-        return entries
+        values: dict[str, Any] = rounded(entries)
+        return values
 
     # Representations for Python: a line, a map, GeoJSON
 

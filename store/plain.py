@@ -35,3 +35,28 @@ def plain(value: Any) -> Any:
     if value is None or isinstance(value, str | int):
         return value
     raise TypeError(f"{type(value).__name__} cannot be converted to JSON")
+
+
+def rounded(value: Any, name: str = "") -> Any:
+    """Plain values with as many decimals as they mean, by the names of the entries that they are in.
+
+    Latitudes and longitudes have 7 decimals (1 cm), metres (`x`, `y`, names in `_m`) and other angles (`_deg`) 2, and
+    everything else 6, such as probabilities.
+
+    Args:
+        value: as from `plain`.
+        name: name of the entry.
+
+    Example:
+        >>> rounded({"latitude": 52.515432354150896, "radius_m": 17.799164782403672, "path": [10, 1]})
+        {'latitude': 52.5154324, 'radius_m': 17.8, 'path': [10, 1]}
+    """
+    if isinstance(value, dict):
+        return {key: rounded(each, key) for key, each in value.items()}
+    if isinstance(value, list):
+        return [rounded(each, name) for each in value]
+    if not isinstance(value, float):
+        return value
+    if name in ("latitude", "longitude"):
+        return round(value, 7)
+    return round(value, 2 if name in ("x", "y") or name.endswith(("_m", "_deg")) else 6)

@@ -189,7 +189,7 @@ def test_a_failed_output_ends_the_command_with_2_after_the_others(locate, monkey
 
     monkeypatch.setattr("jzi.export.heatmap.write_heatmap", fail)
     result = locate("--heatmap a.tif --csv after.csv --map after.html")
-    assert result.exit_code == 2 and result.stdout.count("within 50 m") == 1
+    assert result.exit_code == 2 and result.stdout.count("within 50 m of this point") == 1
     assert result.stderr.startswith("jzi: a.tif cannot be written: no memory")
     assert Path("after.csv").exists() and Path("after.html").exists() and not Path("a.tif").exists()
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jzi.errors import ConfigError, PhotoError
+from jzi.errors import ConfigError
 from jzi.store.model_folder import RetrieverModelConfig, StatewideModelConfig, TransferModelConfig, read_config
 from jzi.store.pyramid import Pyramid
 from jzi.store.region import RegionCells, RegionInfo
@@ -240,26 +240,6 @@ def open_photo_table(settings: AreaSettings) -> PhotoTable:
     if table.split.kind == "table" and (split_by != "auto" or "queries.split_by" in settings.overridden):
         raise ConfigError(f"queries.split_by has no effect: {table.source} has its own splits; leave it out")
     return table
-
-
-def expand_photos(photos: Sequence[Path]) -> list[Path]:
-    """Replace folders by the photos in them and their subfolders.
-
-    Raises:
-        PhotoError: a folder contains no photo.
-    """
-    from jzi.store.exif import SUFFIXES
-
-    files: list[Path] = []
-    for photo in photos:
-        if not photo.is_dir():
-            files.append(photo)
-            continue
-        inside = sorted(file for file in photo.rglob("*") if file.suffix.lower() in SUFFIXES)
-        if not inside:
-            raise PhotoError(f"there is no photo in {photo}")
-        files += inside
-    return files
 
 
 def model_folder(model: Path | None, config_file: Path) -> Path:
