@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jzi.decode.decoder import SelfAttention, ZoomDecoder, rotary, rotate
+from jzi.decode.decoder import Block, SelfAttention, ZoomDecoder, rotary, rotate
 from jzi.decode.expert import ZoomExpert
 from jzi.decode.search import greedy_paths
 
@@ -100,8 +101,9 @@ def patch_attention(decoder: ZoomDecoder, query: Tensor, tiles: Tensor, actions:
     last = torch.arange(steps, device=x.device) * size + size - 1
     own = last[:, None] - size + 3 + torch.arange(size - 2, device=x.device)  # (step, k)
     total = torch.zeros(len(x), steps, size - 2, device=x.device)
-    for block in decoder.blocks:
-        weights = _attention_weights(block.self_attn, block.norm1(x), cos_sin).mean(1)  # type: ignore[union-attr]
+    for module in decoder.blocks:
+        block = cast(Block, module)
+        weights = _attention_weights(block.self_attn, block.norm1(x), cos_sin).mean(1)
         total += weights[:, last[:, None], own]
         x, _ = block(x, None, cos_sin)
     return total / len(decoder.blocks)

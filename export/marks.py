@@ -13,6 +13,9 @@ from jzi.store.cell_grid import Bounds
 #: lightness and are drawn with different shapes, for colour-blind people.
 ANSWER, TRUTH, HEADING, OTHER = "#ff2d78", "#00e5ff", "#2979ff", "#ffb300"
 
+#: Dashes and gaps of circles and ellipses of 95 %.
+_DASHES = (0, (4, 3))
+
 
 class Marks:
     """Draws marks on matplotlib's axes, and remembers a handle of each kind for the legend.
@@ -84,7 +87,8 @@ class Marks:
         from matplotlib.patches import Circle
 
         reach = math.hypot(bounds.east - bounds.west, bounds.north - bounds.south)
-        for share, radius, style in ((68, location.radius_68, "-"), (95, location.radius_95, (0, (4, 3)))):
+        for share, radius in ((68, location.radius_68), (95, location.radius_95)):
+            style: Any = "-" if share < 90 else _DASHES
             if not math.isfinite(radius) or radius > reach:
                 continue
             center = (location.best.x, location.best.y)
@@ -110,7 +114,7 @@ class Marks:
         from matplotlib.lines import Line2D
         from matplotlib.patches import Polygon
 
-        style = "-" if share < 0.9 else (0, (4, 3))
+        style: Any = "-" if share < 0.9 else _DASHES
         axis.add_patch(Polygon(corners, fill=False, edgecolor=ANSWER, linewidth=1.8, linestyle=style))
         label = f"{share:.0%} ellipse".replace("%", " %")
         self._add(f"ellipse {share}", Line2D([], [], color=ANSWER, linewidth=1.8, linestyle=style, label=label))

@@ -86,7 +86,10 @@ def draw_zoom(
     """
     PIXELS.check("pixels", pixels)
     area, best, marks = location.posterior.area, location.best, Marks()
-    true_xy = area.project(*truth) if truth else None
+    true_xy: tuple[float, float] | None = None
+    if truth:
+        x, y = area.project(*truth)
+        true_xy = float(x), float(y)
 
     def draw_map(axis: Any, bounds: Bounds, *, dim: bool = False) -> None:
         image = imagery.render(bounds, pixels)[0] if imagery else np.full((1, 1, 3), 205, np.uint8)

@@ -129,7 +129,7 @@ def test_names_of_strangers_are_text_and_what_is_missing_is_said(tmp_path) -> No
     page = (tmp_path / "a.html").read_text()
     assert size == len(page.encode())
     assert "<script>alert" not in page and "&lt;script&gt;alert(1)" in page and "</title><b>" not in page
-    assert "no zoom decoder" in page and "no file of this photo" in page
+    assert "no zoom decoder took part" in page and "no file of this photo" in page
     assert "Zoom steps</h3>" not in page and "Most similar training photos" not in page
 
 

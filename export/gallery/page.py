@@ -41,7 +41,9 @@ def write_gallery(path: Path, cases: Cases, sources: Sources, *, title: str) -> 
     """
     pool, steps = ImagePool(), trace_steps(cases, sources)
     if steps is None:
-        sources.notes.append("There are no zoom steps: the model has no zoom decoder, which decides step by step.")
+        sources.notes.append(
+            "There are no zoom steps, and nothing that was matched in them: no zoom decoder took part."
+        )
     cards = [
         card(case, number, cases, steps, sources, pool)
         for number, case in enumerate(tqdm(cases.shown, unit="photo", desc="gallery"))

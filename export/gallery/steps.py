@@ -77,7 +77,8 @@ def step_cards(steps: Steps, number: int, photo: Any, sources: Sources, pool: Im
     area, path, truth = zoom.area, steps.trace.paths[number], steps.truth[number]
     keys = area.keys(path)[:-1]
     tiles = zoom.table.tiles_along(path[None])[0]
-    on_tile, on_photo = None, None
+    on_tile: NDArray[Any] | None = None
+    on_photo: NDArray[Any] | None = None
     try:
         on_tile = _attention(steps.trace, number, zoom.table.patches)
         if on_tile is None:
