@@ -26,7 +26,7 @@ from jzi.commands.common import (
 )
 from jzi.commands.outputs import Outputs
 from jzi.commands.rerank import rerank_options, rerank_summary
-from jzi.locate.ranges import CANDIDATES, DISTANCE, HEADING, HEADING_SD, SECONDS, SHARE, SPEED_KMH
+from jzi.locate.ranges import CANDIDATES, DISTANCE, ELSEWHERE, HEADING, HEADING_SD, SECONDS, SHARE, SPEED_KMH
 
 if TYPE_CHECKING:
     from jzi.locate.location import Location, NotLocated
@@ -90,6 +90,13 @@ _file = click.Path(path_type=Path, dir_okay=False)
     help="Time between photos, in the order given.  [default: from their EXIF]",
 )
 @click.option("--abstain", type=number(SHARE), default=0.0, help='Answer "not sure" below this confidence.')
+@click.option(
+    "--elsewhere",
+    type=number(SHARE),
+    default=ELSEWHERE,
+    show_default=True,
+    help="Share of photos that were not taken in this area, before they are seen; 0 if all were.",
+)
 @click.option("--geojson", type=_file, help="Write locations, candidates, circles and zoom tiles as GeoJSON.")
 @click.option("--heatmap", type=_file, help="Write the probability of every cell as a Cloud-Optimized GeoTIFF.")
 @click.option(
@@ -106,6 +113,7 @@ _file = click.Path(path_type=Path, dir_okay=False)
     metavar="DIR",
     help="Write copies of the photos with their position as EXIF.",
 )
+@click.option("--overwrite-gps", is_flag=True, help="Replace positions that photos have in their EXIF, too.")
 @click.option("--exif-heading", is_flag=True, help="Write the heading too, where it is known (--refine).")
 @click.option("--imagery", multiple=True, help="Rasters for --picture and --map.  [default: the map of jzi.toml]")
 @json_option
@@ -138,6 +146,7 @@ def locate(
     top_speed: float,
     interval: float | None,
     abstain: float,
+    elsewhere: float,
     geojson: Path | None,
     heatmap: Path | None,
     score_map: Path | None,
@@ -145,6 +154,7 @@ def locate(
     page: Path | None,
     table: Path | None,
     write_exif: Path | None,
+    overwrite_gps: bool,
     exif_heading: bool,
     imagery: tuple[str, ...],
     as_json: bool,
@@ -179,12 +189,14 @@ def locate(
         raise UsageError("--score-map scores every cell of a region, --zoom only some: leave one of them out")
     if exif_heading and not write_exif:
         raise UsageError("--exif-heading writes into the copies of --write-exif: pass that too")
+    if overwrite_gps and not write_exif:
+        raise UsageError("--overwrite-gps is about the copies of --write-exif: pass that too")
     request = refine_request(refine, refine_top)
     if (request or rerank) and (as_one or track):
         raise UsageError("--refine and --rerank look at single photos: leave --together and --track out")
     if rerank and top < 2:
         raise UsageError("--rerank compares candidates: give --top 2 or more")
-    outputs = Outputs(geojson, heatmap, picture, page, table, write_exif, score_map, exif_heading)
+    outputs = Outputs(geojson, heatmap, picture, page, table, write_exif, score_map, exif_heading, overwrite_gps)
     outputs.check()
     from jzi.locate.discs import check_radius
     from jzi.locate.location import Camera, LocateOptions, NotLocated
@@ -225,7 +237,7 @@ def locate(
     rasters = imagery_of(area, imagery, config_file) if (picture or page) and isinstance(area, Pyramid) else None
     check_radius(area, radius)
     outputs.prepare_copies(files)
-    options = LocateOptions(estimate, radius, top, beams, abstain, camera)
+    options = LocateOptions(estimate, radius, top, beams, abstain, camera, elsewhere)
     answers: Iterable[Location | NotLocated]
     if as_one:
         answers, files = [locator.locate_together(files, options)], files[:1]

@@ -34,6 +34,7 @@ class Outputs:
         copies: folder for copies of the photos with their position as EXIF.
         score_map: a GeoTIFF of the score of every cell for the first photo.
         headings: whether copies get the heading of answers that have one, if it is known.
+        overwrite_gps: whether positions that photos have in their EXIF are replaced in their copies.
         written: the files that were written, and the folder of copies with their number.
         errors: a sentence for each file that could not be written.
         notes: a sentence for each file that was left out for another reason.
@@ -47,12 +48,14 @@ class Outputs:
     copies: Path | None
     score_map: Path | None = None
     headings: bool = False
+    overwrite_gps: bool = False
     written: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     _copied: int = 0
     _rows: list[dict[str, Any]] = field(default_factory=list)
     _located: list[tuple[Path, Location]] = field(default_factory=list)
+    _with_gps: list[Path] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         return any((*self._files, self.copies))
@@ -93,12 +96,18 @@ class Outputs:
         if self.copies and answer.sure:
             from jzi.store.exif import write_position
 
+            if not self.overwrite_gps and _position(photo):
+                self._with_gps.append(photo)
+                return
             copy = self.copies / photo.name
             radius = answer.radius_68 if math.isfinite(answer.radius_68) else None
             directions = answer.fix.directions if self.headings and answer.fix else ()
             heading = directions[0].heading_deg if directions else None
             position = answer.latitude, answer.longitude
-            self._write(copy, lambda path: write_position(photo, path, *position, radius, heading))
+            self._write(
+                copy,
+                lambda path: write_position(photo, path, *position, radius, heading, overwrite=self.overwrite_gps),
+            )
 
     def write(
         self,
@@ -115,6 +124,12 @@ class Outputs:
         """
         if self._copied:
             self.written.append(f"{self._copied} {'copy' if self._copied == 1 else 'copies'} into {self.copies}")
+        if self._with_gps:
+            first, count = self._with_gps[0], len(self._with_gps)
+            photos = f"{first} and {count - 1} more photos have" if count > 1 else f"{first} has"
+            self.notes.append(
+                f"{photos} a position in the EXIF already: no copy was written; --overwrite-gps replaces the position"
+            )
         if self.table:
             from jzi.export.files import write_csv
 

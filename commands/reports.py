@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from jzi.store.plain import plain
+
 if TYPE_CHECKING:
     from jzi.encode.detail import DetailReport
     from jzi.encode.encode_cells import IndexReport
@@ -92,14 +94,20 @@ def experts_text(report: ExpertsReport) -> str:
     """The weights of the experts, the gain of each, and which were dropped."""
     if report.fusion is None:
         return "no fusion of the experts: there is no photo with split 'val' to fit it on"
-    if len(report.experts) == 1:
-        return f"experts: {report.experts[0]}"
     parts = []
-    for name in report.experts:
+    for name in report.experts if len(report.experts) > 1 else ():
         weight, (gain, error) = report.fusion.weights[name], report.fusion.gains[name]
         state = f"weight {weight:.2f}" if weight else "left out"
         parts.append(f"  {name:<7} {state:<12} adds {gain:+.3f} ± {error:.3f} to the log-likelihood per photo")
-    return "\n".join([f"experts, fused on {report.fusion.photos} validation photos:", *parts])
+    if report.inside:
+        parts.append(
+            f"photos from elsewhere: told apart with AUROC {report.inside.auroc:.2f}, of {report.inside.photos} validation "
+            "photos against the same with their surroundings hidden"
+        )
+    else:
+        parts.append("photos from elsewhere are not told apart: that needs 50 validation photos")
+    fused = f"experts, fused on {report.fusion.photos} validation photos:"
+    return "\n".join([fused if len(report.experts) > 1 else f"experts: {report.experts[0]}", *parts])
 
 
 def transfer_text(report: TransferReport) -> str:
@@ -117,6 +125,7 @@ def experts_values(report: ExpertsReport) -> dict[str, Any]:
         "experts": list(report.experts),
         "weights": fusion.weights if fusion else None,
         "gains": {name: list(gain) for name, gain in fusion.gains.items()} if fusion else None,
+        "inside": report.inside and plain(report.inside),
         "experts_seconds": report.seconds,
     }
 

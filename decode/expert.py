@@ -22,6 +22,7 @@ from jzi.decode.search import BATCH, BeamSearchResult, zoom
 from jzi.decode.tile_table import TileTable
 from jzi.encode.device import best_device
 from jzi.errors import ModelError
+from jzi.locate.inside import Hidden
 from jzi.locate.location import LocateOptions
 from jzi.locate.posterior import Posterior
 from jzi.store.info import EncoderInfo
@@ -35,6 +36,12 @@ EXACT_CELLS = 4096
 
 #: Default number of hypotheses in larger pyramids.
 BEAMS = 64
+
+#: Hypotheses of the search for the evidence of a photo, a small part of the cost of a posterior.
+EVIDENCE_BEAMS = 4
+
+#: Probabilities below this are taken for it in logarithms.
+LEAST = 1e-12
 
 
 class ZoomExpert:
@@ -145,6 +152,25 @@ class ZoomExpert:
         if self._is_restricted:
             return replace(posterior, residual=result.dropped.cpu().numpy())
         return posterior
+
+    def evidence(self, query: Tensor, hidden: Hidden | None = None) -> NDArray[np.float64]:
+        """(photo,) log-probability of the cell that a search with few beams finds; see `jzi.locate.inside.Evidence`.
+
+        Args:
+            query: (photo, feature) embeddings.
+            hidden: places whose cells are left out; the probability of the others is what remains.
+        """
+        parts, options = [], LocateOptions("map", beams=min(EVIDENCE_BEAMS, default_beams(self.area)))
+        for first in range(0, len(query), BATCH):
+            photos = slice(first, first + BATCH)
+            found = self.posterior(query[photos], options)
+            probability, total = found.probability, np.ones(len(found))
+            if hidden is not None:
+                x, y = self.area.cell_centers(found.row, found.col)
+                probability = np.where(hidden.of(photos).covers(x, y), 0.0, probability)
+                total -= found.probability.sum(1) - probability.sum(1)
+            parts.append(np.log(np.maximum(probability.max(1), LEAST) / np.maximum(total, LEAST)))
+        return np.concatenate(parts)
 
     def restricted(self, cell_mask: NDArray[np.bool_]) -> ZoomExpert:
         """The same expert whose search enters only tiles that contain some of the cells; see `Restrictable`.

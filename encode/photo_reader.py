@@ -15,13 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jzi.encode.photos import Photo as Photo
-from jzi.encode.photos import import_opencv, looks_like_panorama, read_photo
+from jzi.encode.photos import import_opencv, photo_notes, read_photo
 from jzi.encode.prefetch import prefetch, reader_threads
 from jzi.errors import PhotoError
 from jzi.store.photo_file import open_regular_file
-
-#: Note on photos that look like panoramas, which should perhaps be cropped first.
-PANORAMA = "looks like a 360° panorama (2:1); treated as an ordinary photo"
 
 
 class PhotoStamp(NamedTuple):
@@ -49,7 +46,7 @@ class ReadPhoto:
         name: as from `photo_name`.
         pixels: (height, width, 3) uint8; None if the photo cannot be read.
         error: why the photo cannot be read; empty if it can.
-        notes: remarks for the user, such as `PANORAMA`.
+        notes: remarks for the user, of `jzi.encode.photos.photo_notes`.
         stamp: checksum of the file if the reader has `stamps`, else `NO_STAMP`.
     """
 
@@ -138,8 +135,7 @@ class PhotoReader:
                 pixels, size = read_photo(photo, self.width, self.height, self.resampling, subject, fit=self.fit)
         except PhotoError as error:
             return ReadPhoto(name, None, str(error), stamp=stamp)
-        notes = (PANORAMA,) if looks_like_panorama(*size) else ()
-        read = ReadPhoto(name, pixels, notes=notes, stamp=stamp)
+        read = ReadPhoto(name, pixels, notes=photo_notes(pixels, *size), stamp=stamp)
         if len(self._kept) < self.keep:
             self._kept[name] = read
         return read

@@ -15,7 +15,7 @@ from jzi.locate.fix import Fix
 from jzi.locate.geojson import answer_feature, feature_collection, to_features
 from jzi.locate.judged import Judged
 from jzi.locate.posterior import Posterior, credible_radius, most_probable_cells
-from jzi.locate.ranges import BEAMS, CANDIDATES, DISTANCE, HEADING, HEADING_SD, SHARE
+from jzi.locate.ranges import BEAMS, CANDIDATES, DISTANCE, ELSEWHERE, HEADING, HEADING_SD, SHARE
 from jzi.store.plain import plain, rounded
 from jzi.store.printable import printable
 from jzi.store.pyramid import Pyramid, as_pyramid
@@ -65,6 +65,7 @@ class LocateOptions:
         beams: tiles of each level that a zoom expands, 1..4096; by default all of a small pyramid, 64 of a large one.
         abstain: answers below this confidence are withheld, 0..1.
         camera: what is known of how the photos were taken; for stages.
+        elsewhere: share of photos that were not taken in the area, before they are seen, 0..1; 0 where all were.
 
     Raises:
         ConfigError: there is no such estimate, or a number is out of range.
@@ -80,9 +81,11 @@ class LocateOptions:
     beams: int | None = None
     abstain: float = 0.0
     camera: Camera = field(default_factory=Camera, repr=False)
+    elsewhere: float = ELSEWHERE
 
     def __post_init__(self) -> None:
         SHARE.check("abstain", self.abstain)
+        SHARE.check("elsewhere", self.elsewhere)
         if self.estimate not in ESTIMATES:
             raise ConfigError(f"there is no estimate {self.estimate!r}: it is one of {', '.join(ESTIMATES)}")
         DISTANCE.check("radius", self.radius)
@@ -153,6 +156,8 @@ class Location:
         posterior: the probability of every cell that search reached, and the residual.
         notes: warnings about the photo, such as the aspect ratio of a panorama.
         abstain: confidence below which the answer is not `sure`, 0..1.
+        inside: probability that the photo was taken in this area at all, 0..1; None if the model cannot tell. All
+            probabilities of candidates, radii and the posterior are those given that it was.
     """
 
     photo: str
@@ -163,6 +168,7 @@ class Location:
     posterior: Posterior = field(repr=False, compare=False)
     notes: tuple[str, ...] = ()
     abstain: float = 0.0
+    inside: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "photo", printable(self.photo))
@@ -194,8 +200,11 @@ class Location:
 
     @property
     def confidence(self) -> float:
-        """Probability that the photo was taken within the radius of the answer, or in its cell, 0..1."""
-        return self.best.probability
+        """Probability that the photo was taken within the radius of the answer, or in its cell, 0..1.
+
+        It is the answer's probability in this area times that of the photo being from this area, where that is known.
+        """
+        return self.best.probability * (1.0 if self.inside is None else self.inside)
 
     @property
     def extent(self) -> str:
@@ -241,6 +250,7 @@ class Location:
                 "longitude": best and best.longitude,
                 "sure": self.sure,
                 "confidence": self.confidence,
+                "inside": self.inside,
                 "estimate": self.best.source,
                 "radius_m": self.best.radius_m,
                 "radius_68_m": self.radius_68,

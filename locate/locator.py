@@ -21,7 +21,9 @@ from jzi.encode.photo_tokens import encode_photos_and_tokens
 from jzi.errors import ConfigError, PhotoError
 from jzi.locate.discs import check_radius
 from jzi.locate.expert import Expert, Query, Stage
+from jzi.locate.inside import InsideDetector, probability_inside
 from jzi.locate.location import DEFAULT, Candidate, LocateOptions, Location, NotLocated, to_locations
+from jzi.locate.photo_notes import exif_note
 from jzi.locate.posterior import Posterior
 from jzi.locate.prior import PriorExpert
 from jzi.locate.ranges import BATCH
@@ -42,6 +44,7 @@ class Locator:
         load_encoder: loads the expert's encoder; called on first use.
         stages: refiners and re-rankers, in the order in which they run.
         name: name of the model in reports.
+        detector: what tells photos of the area from others; None if nothing does.
 
     Example:
         >>> import jzi
@@ -51,9 +54,15 @@ class Locator:
     """
 
     def __init__(
-        self, expert: Expert, load_encoder: Callable[[], PhotoEncoder], stages: Sequence[Stage] = (), *, name: str = ""
+        self,
+        expert: Expert,
+        load_encoder: Callable[[], PhotoEncoder],
+        stages: Sequence[Stage] = (),
+        *,
+        name: str = "",
+        detector: InsideDetector | None = None,
     ) -> None:
-        self.expert, self.stages, self.name = expert, tuple(stages), name
+        self.expert, self.stages, self.name, self.detector = expert, tuple(stages), name, detector
         self._load_encoder = load_encoder
 
     @cached_property
@@ -90,7 +99,13 @@ class Locator:
         Raises:
             ConfigError: a weight is negative or not finite, or no cell with imagery has any.
         """
-        return Locator(PriorExpert(self.expert, weight), lambda: self.encoder, self.stages, name=self.name)
+        expert = PriorExpert(self.expert, weight)
+        return Locator(expert, lambda: self.encoder, self.stages, name=self.name, detector=self.detector)
+
+    def with_stage(self, stage: Stage) -> Locator:
+        """The same locator with another stage after those that it has; it shares the encoder."""
+        stages = (*self.stages, stage)
+        return Locator(self.expert, lambda: self.encoder, stages, name=self.name, detector=self.detector)
 
     @overload
     def locate(self, photo: PhotoInput, options: LocateOptions = DEFAULT, name: str = "") -> Location: ...
@@ -170,7 +185,8 @@ class Locator:
             posterior = self.expert.weighted(fuse(likelihood, self.expert.cell_mask))
         else:
             posterior = fuse(self.posterior(query, options), self.expert.cell_mask)
-        return to_locations(posterior, options, [" + ".join(names)])[0]
+        location = to_locations(posterior, options, [" + ".join(names)])[0]
+        return replace(location, inside=self._inside(query, options, together=True)[0])
 
     def locate_track(
         self, photos: Iterable[PhotoInput], seconds: Sequence[float], speed: float, options: LocateOptions = DEFAULT
@@ -194,7 +210,11 @@ class Locator:
         check_track(self.expert.cell_mask.size, seconds, speed)
         names, query = self.encode(photos)
         smoothed = smooth_track(self.posterior(query, options), self.expert.cell_mask, seconds, speed)
-        return [to_locations(each, options, [name])[0] for each, name in zip(smoothed, names, strict=True)]
+        inside = self._inside(query, options, together=True)
+        return [
+            replace(to_locations(each, options, [name])[0], inside=probability)
+            for each, name, probability in zip(smoothed, names, inside, strict=True)
+        ]
 
     def encode(self, photos: Iterable[PhotoInput], batch_size: int = 32) -> tuple[list[str], Tensor]:
         """Names and (photo, feature) embeddings of photos.
@@ -234,7 +254,7 @@ class Locator:
         """
         names = names or [""] * len(query)
         queries = _queries(names, query, photos or [None] * len(query), tokens, options)
-        return self._run_stages(queries, to_locations(self.posterior(query, options), options, names))
+        return self._run_stages(queries, self._locations(query, options, names))
 
     @property
     def reads_tokens(self) -> bool:
@@ -269,10 +289,35 @@ class Locator:
             return []
         names = [read.name for _, read in photos]
         query, tokens = self._embed_with_tokens(photos)
-        locations = to_locations(self.posterior(query, options), options, names)
+        locations = self._locations(query, options, names)
         queries = _queries(names, query, [photo for photo, _ in photos], tokens, options)
         refined = self._run_stages(queries, locations)
-        return [replace(location, notes=read.notes) for location, (_, read) in zip(refined, photos, strict=True)]
+        return [
+            replace(location, notes=(*read.notes, *exif_note(photo, location)))
+            for location, (photo, read) in zip(refined, photos, strict=True)
+        ]
+
+    def _locations(self, query: Tensor, options: LocateOptions, names: Sequence[str]) -> list[Location]:
+        """The locations of photos before stages run."""
+        locations = to_locations(self.posterior(query, options), options, names)
+        inside = self._inside(query, options)
+        return [replace(each, inside=probability) for each, probability in zip(locations, inside, strict=True)]
+
+    def _inside(
+        self, query: Tensor, options: LocateOptions, *, together: bool = False
+    ) -> Sequence[float] | Sequence[None]:
+        """(photo,) probability of having been taken in this area; None without a detector.
+
+        Photos of one position or one drive are all from the area, or none is: the mean of their log-odds counts, as if
+        they were one photo, for their errors are alike.
+        """
+        if self.detector is None or options.elsewhere == 0:
+            return [None] * len(query)
+        log_odds = self.detector.log_odds(query)
+        if together:
+            log_odds = np.full(len(query), log_odds.mean())
+        probabilities: list[float] = probability_inside(log_odds, options.elsewhere).tolist()
+        return probabilities
 
     def _run_stages(self, queries: Sequence[Query], locations: list[Location]) -> list[Location]:
         if not self.stages:

@@ -6,6 +6,7 @@ of one position (Fervers et al. 2024), and optionally by a learned prototype.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from jzi.errors import ConfigError, ModelError, first_line
-from jzi.retrieve.dense import DenseExpert
+from jzi.locate.inside import Hidden
+from jzi.retrieve.dense import ENTRIES, DenseExpert
 from jzi.retrieve.heads import HeadsConfig, SimilarityHeads, cell_scales
 from jzi.store.info import EncoderInfo
 from jzi.store.map_embeddings import NODATA, MapEmbeddings
 from jzi.store.pyramid import Pyramid
 from jzi.store.tensors import check_finite, check_header
+
+#: Similarities are cosines times a factor below this; a cell with its negative is as good as left out.
+MAX_SIMILARITY = 1e4
 
 
 class CellsExpert(DenseExpert):
@@ -48,6 +53,25 @@ class CellsExpert(DenseExpert):
     def log_probabilities(self, query: Tensor) -> Tensor:
         """(photo, cell) similarities times the learned factor."""
         return self.heads.photo_codes(query)[:, 0] @ self.codes.T
+
+    @torch.inference_mode()
+    def evidence(self, query: Tensor, hidden: Hidden | None = None) -> NDArray[np.float64]:
+        """(photo,) logarithm of the mean over the cells of exp(similarity times the factor); see `Evidence`.
+
+        Args:
+            query: (photo, feature) embeddings.
+            hidden: places whose cells are left out.
+        """
+        x, y = self.area.cell_centers(self.row, self.col)
+        parts, size = [], max(1, ENTRIES // self.cells)
+        for first in range(0, len(query), size):
+            photos = slice(first, first + size)
+            log = self.log_probabilities(query[photos].to(self.device).float()).double()
+            if hidden is not None:
+                covered = torch.from_numpy(hidden.of(photos).covers(x, y)).to(self.device)
+                log = log.masked_fill(covered, -MAX_SIMILARITY)
+            parts.append((log.logsumexp(-1) - math.log(self.cells)).cpu().numpy())
+        return np.concatenate(parts)
 
     def entries(self) -> dict[str, Any]:
         """What config.json records of the expert."""

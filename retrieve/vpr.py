@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from jzi.errors import ConfigError, ModelError, first_line
+from jzi.locate.inside import Hidden
 from jzi.locate.location import LocateOptions
 from jzi.locate.posterior import Posterior
 from jzi.retrieve.search import build_graph
@@ -158,6 +159,29 @@ class VprExpert:
             similarity, index = self._graph.search(query.cpu().numpy(), count)
             return np.where(index < 0, -np.inf, similarity.astype(np.float64)), np.maximum(index, 0)
         return _most_similar(query, self.embedding)
+
+    def evidence(self, query: Tensor, hidden: Hidden | None = None) -> NDArray[np.float64]:
+        """(photo,) cosine similarity of the most similar training photo; see `jzi.locate.inside.Evidence`.
+
+        Args:
+            query: (photo, feature) embeddings.
+            hidden: places whose training photos are left out; of many, only those among the most similar ones are.
+        """
+        if hidden is None:
+            return np.concatenate([self.nearest(part)[0][:, 0] for part in query.split(BATCH)])
+        parts = []
+        for first in range(0, len(query), BATCH):
+            photos = slice(first, first + BATCH)
+            if len(self.embedding) > EXACT_PHOTOS:
+                similarity, index = self.nearest(query[photos])
+                covered = hidden.of(photos).covers(self.x[index], self.y[index])
+                least = similarity[:, -1]
+            else:
+                similarity = (self._normalised(query[photos]) @ self.embedding.T).double().cpu().numpy()
+                covered = hidden.of(photos).covers(self.x, self.y)
+                least = np.full(len(similarity), -1.0)
+            parts.append(np.where(covered, least[:, None], similarity).max(1))
+        return np.concatenate(parts)
 
     def restricted(self, cell_mask: NDArray[np.bool_]) -> VprExpert:
         """The same expert for some of its cells; see `jzi.locate.expert.Restrictable`.

@@ -20,7 +20,7 @@ from jzi.encode.imagery import Imagery
 from jzi.errors import ConfigError, JziError
 from jzi.locate.location import DEFAULT, Camera, LocateOptions
 from jzi.locate.locator import Locator
-from jzi.locate.ranges import DISTANCE, HEADING, HEADING_SD
+from jzi.locate.ranges import DISTANCE, HEADING, HEADING_SD, SHARE
 from jzi.serve.batch import BatchLocator
 from jzi.serve.guard import Access, Guard
 from jzi.serve.limits import Limits, RefusedError, StoppingError
@@ -32,7 +32,9 @@ from jzi.serve.uploads import Reservation, Upload, Uploads
 from jzi.store.cell_grid import longer_side
 from jzi.version import __version__
 
-PARAMETERS = {"estimate", "radius", "top", "details", "near", "within", "heading", "heading_sd", "panorama"}
+PARAMETERS = {
+    "estimate", "radius", "top", "details", "near", "within", "elsewhere", "heading", "heading_sd", "panorama",
+}  # fmt: skip
 
 
 class Problem(BaseModel):
@@ -123,6 +125,13 @@ def make_app(
         within: float | None = Query(
             None, gt=0, le=DISTANCE.high, allow_inf_nan=False, description="prior: largest distance from `near`, metres"
         ),
+        elsewhere: float = Query(
+            DEFAULT.elsewhere,
+            ge=SHARE.low,
+            le=SHARE.high,
+            allow_inf_nan=False,
+            description="share of photos that were not taken in this area, before they are seen; 0 if all were",
+        ),
         heading: float | None = Query(
             None,
             ge=HEADING.low,
@@ -139,7 +148,7 @@ def make_app(
         camera = Camera(heading, heading_sd, panorama)
         if camera and not locator.stages:
             raise ConfigError("heading, heading_sd and panorama are for a service that refines: leave them out")
-        options = LocateOptions(estimate, radius, top, abstain=limits.abstain, camera=camera)
+        options = LocateOptions(estimate, radius, top, abstain=limits.abstain, camera=camera, elsewhere=elsewhere)
         position = parse_position(near, within)
 
         def make_job(upload: Upload) -> Job:

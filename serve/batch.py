@@ -15,6 +15,7 @@ from jzi.encode.imagery import Imagery
 from jzi.errors import JziError
 from jzi.export.page import photo_data
 from jzi.locate.locator import Locator
+from jzi.locate.photo_notes import exif_note
 from jzi.locate.prior_weights import Prior
 from jzi.serve.limits import Limits
 from jzi.serve.photos import DecodedPhoto, PhotoDecoder
@@ -81,7 +82,7 @@ class BatchLocator:
         if prior:
             locator = locator.with_prior(prior.weight(locator.expert.area))
         (location,) = locator.locate_embeddings(embedding, job.options, [job.name], [job.photo], tokens)
-        location = replace(location, notes=photo.notes)
+        location = replace(location, notes=(*photo.notes, *exif_note(job.photo, location)))
         values = location.to_dict()
         if prior:
             values["prior"] = prior.to_dict()

@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from jzi.encode.photo_memory import MemoryBudget
-from jzi.encode.photo_reader import PANORAMA
-from jzi.encode.photos import looks_like_panorama, open_photo, resize_photo
+from jzi.encode.photos import open_photo, photo_notes, resize_photo
 from jzi.export.page import PHOTO
 from jzi.store.photo_file import open_image
 
@@ -60,6 +59,6 @@ class PhotoDecoder:
             with self._pixels.reserve(size):
                 photo = open_photo(image, name, max_pixels=self.max_pixels)
                 pixels = resize_photo(photo, self.width, self.height, self.resampling, fit=self.fit)
-                notes = (PANORAMA,) if looks_like_panorama(*photo.size) else ()
+                notes = photo_notes(pixels, *photo.size)
                 photo.thumbnail((PHOTO, PHOTO))
                 return DecodedPhoto(pixels, photo, notes)

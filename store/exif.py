@@ -19,6 +19,16 @@ from jzi.store.photo_file import open_image, open_regular_file
 #: File name suffixes of photos.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
 
+#: Entries that describe the fix of a receiver, and say nothing of another position.
+_OF_A_FIX = tuple(
+    ExifTags.GPS[f"GPS{name}"]
+    for name in (
+        "AltitudeRef", "Altitude", "TimeStamp", "DateStamp", "Satellites", "Status", "MeasureMode", "DOP", "SpeedRef",
+        "Speed", "TrackRef", "Track", "MapDatum", "ProcessingMethod", "AreaInformation", "Differential",
+        "HPositioningError",
+    )
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class ExifPosition:
@@ -39,8 +49,11 @@ class ExifPosition:
     device: str = ""
 
 
-def read_position(photo: Path) -> ExifPosition:
+def read_position(photo: str | Path | bytes) -> ExifPosition:
     """Read the GPS position, the time and the device from the EXIF data of a photo; only the header is read.
+
+    Args:
+        photo: a path, or the bytes of a file.
 
     Raises:
         PhotoError: the file is not a photo, or has no usable position.
@@ -66,6 +79,15 @@ def read_position(photo: Path) -> ExifPosition:
         heading = None
     device = " ".join(str(exif.get(tag, "")).strip("\0 ") for tag in (ExifTags.Base.Make, ExifTags.Base.Model))
     return ExifPosition(latitude, longitude, heading, _time(tags), device.strip())
+
+
+def has_position(photo: str | Path | bytes) -> bool:
+    """Whether a photo has a usable GPS position in its EXIF data."""
+    try:
+        read_position(photo)
+    except PhotoError:
+        return False
+    return True
 
 
 def read_time(photo: Path) -> datetime | None:
@@ -101,8 +123,12 @@ def write_position(
     longitude: float,
     radius: float | None = None,
     heading: float | None = None,
+    *,
+    overwrite: bool = False,
 ) -> None:
     """Copy a photo and set the position in the EXIF data of the copy; other EXIF entries are kept.
+
+    What belongs to an earlier position, its altitude, precision, time, satellites and movement, is removed.
 
     In a JPEG only the EXIF segment is replaced, its pixels are not re-encoded. Other formats are saved again.
 
@@ -113,16 +139,21 @@ def write_position(
         longitude: degrees (WGS 84).
         radius: horizontal uncertainty, metres; None if unknown.
         heading: azimuth of the photo's centre, degrees clockwise from true north; None keeps what the photo has.
+        overwrite: whether to replace a position that the photo has.
 
     Raises:
-        PhotoError: the photo cannot be read, or `output` is the photo itself.
+        PhotoError: the photo cannot be read or has a position, or `output` is the photo itself.
     """
     if output.exists() and output.samefile(photo):
         raise PhotoError(f"{output} is the photo itself: give another folder for the copies")
+    if not overwrite and has_position(photo):
+        raise PhotoError(f"{photo} has a position in its EXIF, which is not replaced unless that is asked for")
     with open_image(photo, str(photo)) as image:
         try:
             exif = image.getexif()
             gps = exif.get_ifd(ExifTags.IFD.GPSInfo)
+            for tag in _OF_A_FIX:
+                gps.pop(tag, None)
             gps[ExifTags.GPS.GPSVersionID] = b"\x02\x03\x00\x00"
             for name, value, signs in (("Latitude", latitude, "NS"), ("Longitude", longitude, "EW")):
                 gps[ExifTags.GPS[f"GPS{name}"]] = sexagesimal(abs(value))

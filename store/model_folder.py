@@ -114,6 +114,26 @@ class FusionConfig:
     fitted_on: Annotated[str, Field(max_length=64)]
 
 
+@dataclass(frozen=True)
+class InsideConfig:
+    """A logistic regression that tells photos of the area from others (`jzi.locate.inside`).
+
+    Attributes:
+        weights: factor of each expert's evidence, by its name.
+        bias: constant of the log-odds, at as many photos of the area as from elsewhere.
+        auroc: share of pairs of a validation photo and one whose surroundings are hidden in which the first has the
+            greater log-odds; 0.5 is chance.
+        photos: number of validation photos.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    weights: dict[str, Annotated[float, Field(ge=0, le=1e9)]]
+    bias: Annotated[float, Field(ge=-1e9, le=1e9)]
+    auroc: Annotated[float, Field(ge=0, le=1)]
+    photos: Annotated[int, Field(ge=1, le=10**9)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ZoomModelConfig(AreaModelConfig):
     """config.json of a zoom model.
@@ -123,12 +143,15 @@ class ZoomModelConfig(AreaModelConfig):
         temperature: (L,) divisors of the logits of each step; None if the model is not calibrated.
         experts: entries of each expert beside the zoom, by its name.
         fusion: fusion of the experts; None if it was not fitted.
+        inside: how photos from elsewhere are told apart, for each subset of the experts that can: their names joined
+            by "+", sorted; empty if it was not fitted.
     """
 
     decoder: dict[str, int | float | str]
     temperature: tuple[Annotated[float, Field(ge=0.01, le=100)], ...] | None = None
     experts: dict[str, dict[str, int | float | str]] = field(default_factory=dict)
     fusion: FusionConfig | None = None
+    inside: dict[str, InsideConfig] = field(default_factory=dict)
     kind: Literal["zoom"] = "zoom"
 
 
@@ -249,6 +272,10 @@ def _check(path: Path, config: AnyModelConfig) -> None:
         and fusion.gains.keys() <= names
     ):
         raise ModelError(f"{path} has a fusion of other experts than {', '.join(sorted(names)):.200}: {HINT}")
+    if isinstance(config, ZoomModelConfig) and not all(
+        {*key.split("+")} == {*inside.weights} <= names for key, inside in config.inside.items()
+    ):
+        raise ModelError(f"{path} has the evidence of other experts than {', '.join(sorted(names)):.200}: {HINT}")
 
 
 def verify_file(folder: Path, config: ModelConfig, name: str) -> Path:

@@ -21,6 +21,7 @@ from jzi.errors import CacheError, CacheMismatchError, ConfigError, ModelError, 
 from jzi.evaluate.photos import LabelledPhotos
 from jzi.locate.expert import Expert
 from jzi.locate.fusion import FIT_CELLS, FusionFit, FusionWeights
+from jzi.locate.inside import HIDDEN_M, Evidence, Hidden, fit_inside
 from jzi.locate.location import LocateOptions
 from jzi.locate.posterior import Posterior
 from jzi.retrieve.dense import DenseExpert
@@ -31,6 +32,7 @@ from jzi.store.model_folder import (
     DECODER,
     EXPERT_FILES,
     FusionConfig,
+    InsideConfig,
     ZoomModelConfig,
     read_config,
     update_config,
@@ -61,11 +63,13 @@ class ExpertsReport:
     Attributes:
         experts: the experts of the model.
         fusion: fusion of all of them; None if there are no validation photos.
+        inside: how photos from elsewhere are told apart by all of them; None with too few validation photos.
         seconds: duration of the training and the fit by this call.
     """
 
     experts: tuple[str, ...]
     fusion: FusionWeights | None
+    inside: InsideConfig | None
     seconds: float
 
 
@@ -175,10 +179,12 @@ def train_experts(
         if "vpr" in names:
             experts.append(_vpr(data, zoom, folder))
         _keep_only(folder, names)
-    fusion = _fit_fusion(folder, experts, data) if accelerator.is_main_process and len(data.val) else None
+    fusion = inside = None
+    if accelerator.is_main_process and len(data.val):
+        fusion, inside = _fit_fusion(folder, experts, data, others)
     accelerator.wait_for_everyone()
     accelerator.end_training()
-    return ExpertsReport(tuple(names), fusion, time.monotonic() - began)
+    return ExpertsReport(tuple(names), fusion, inside, time.monotonic() - began)
 
 
 def fit_subsets(experts: Sequence[Expert], val: LabelledPhotos) -> dict[str, FusionWeights]:
@@ -287,21 +293,32 @@ def _vpr(data: TrainingData, zoom: ZoomExpert, folder: Path) -> VprExpert:
     return expert
 
 
-def _fit_fusion(folder: Path, experts: Sequence[Expert], data: TrainingData) -> FusionWeights:
-    """The fusion of all experts, fitted unless config.json holds that of the same experts and photos."""
+def _fit_fusion(
+    folder: Path, experts: Sequence[Expert], data: TrainingData, others: Sequence[TrainingData]
+) -> tuple[FusionWeights, InsideConfig | None]:
+    """The fusion of all experts, and how photos from elsewhere are told apart by them.
+
+    They are fitted unless config.json holds those of the same experts and photos.
+    """
     config = _config(folder)
     parts = [config.files.get(name) for name in (DECODER, *EXPERT_FILES.values())]
-    identity = json.dumps([parts, config.experts, config.temperature, data.info.photos])
+    identity = json.dumps([parts, config.experts, config.temperature, data.info.photos, HIDDEN_M,
+                           [other.info.photos for other in others]])  # fmt: skip
     fitted_on = hashlib.sha256(identity.encode()).hexdigest()[:16]
     key = "+".join(sorted(expert.name for expert in experts))
+    able = "+".join(sorted(expert.name for expert in experts if isinstance(expert, Evidence)))
     if config.fusion is None or config.fusion.fitted_on != fitted_on:
         val = LabelledPhotos.from_dataset(data.info.pyramid, data.val, "val").spread(VAL_PHOTOS)
         fits = fit_subsets(experts, val)
         weights = {names: fit.weights for names, fit in fits.items()}
         fusion = FusionConfig(weights, fits[key].gains, len(val), fitted_on)
-        update_config(folder, fusion=fusion)
-        return fits[key]
-    return FusionWeights(config.fusion.weights[key], config.fusion.gains, config.fusion.photos)
+        position = data.info.pyramid.project(val.latitude, val.longitude)
+        foreign = [other.val.query[:VAL_PHOTOS, 0] for other in others]
+        inside = fit_inside(experts, val.query, Hidden(*position), foreign)
+        update_config(folder, fusion=fusion, inside=inside)
+        return fits[key], inside.get(able)
+    fusion = config.fusion
+    return FusionWeights(fusion.weights[key], fusion.gains, fusion.photos), config.inside.get(able)
 
 
 def _keep_only(folder: Path, names: Sequence[str]) -> None:
@@ -310,7 +327,7 @@ def _keep_only(folder: Path, names: Sequence[str]) -> None:
     if dropped := [name for name in config.experts if name not in names]:
         experts = {name: entries for name, entries in config.experts.items() if name in names}
         files = {name: digest for name, digest in config.files.items() if name not in map(EXPERT_FILES.get, dropped)}
-        update_config(folder, experts=experts, files=files, fusion=None)
+        update_config(folder, experts=experts, files=files, fusion=None, inside={})
         for name in dropped:
             (folder / EXPERT_FILES[name]).unlink(missing_ok=True)
 

@@ -220,6 +220,18 @@ def _experts(config: ZoomModelConfig | TransferModelConfig, names: list[str]) ->
         "experts": [f"{name} ({f'weight {weights[name]:.2f}' if weights[name] else 'left out'})" for name in names],
         **({"gains": gains} if gains else {}),
         "fused_on": f"{fusion.photos} validation photos" + ("" if gains else " of another area"),
+        **_inside(config),
+    }
+
+
+def _inside(config: ZoomModelConfig | TransferModelConfig) -> dict[str, Any]:
+    """How well photos from elsewhere are told apart, by all experts that can."""
+    if isinstance(config, TransferModelConfig) or not config.inside:
+        return {"photos_from_elsewhere": "not told apart"}
+    best = max(config.inside.values(), key=lambda each: len(each.weights))
+    return {
+        "photos_from_elsewhere": f"told apart with AUROC {best.auroc:.2f} by {', '.join(best.weights)}, on "
+        f"{best.photos} validation photos whose surroundings are hidden"
     }
 
 

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jzi.errors import ConfigError, ModelError
-from jzi.store.model_folder import EXPERT_FILES, MAP, TransferModelConfig, ZoomModelConfig, read_config, verify_file
+from jzi.store.model_folder import (
+    EXPERT_FILES,
+    MAP,
+    InsideConfig,
+    TransferModelConfig,
+    ZoomModelConfig,
+    read_config,
+    verify_file,
+)
 from jzi.workspace.expert_plugins import ExpertContext, load_expert, offered, weight_of
 
 if TYPE_CHECKING:
@@ -18,6 +26,7 @@ if TYPE_CHECKING:
 
     from jzi.decode.expert import ZoomExpert
     from jzi.locate.expert import Expert
+    from jzi.locate.inside import InsideDetector
 
 #: Experts that compare photos with photos rather than with the map.
 NOT_CROSS_VIEW = ("vpr",)
@@ -30,11 +39,13 @@ class ModelExperts:
     Attributes:
         experts: experts by name, the zoom first if there is one.
         weights: weights of experts by name, for each subset of the experts (`jzi.store.model_folder.FusionConfig`).
+        inside: how photos from elsewhere are told apart, for each subset of the experts that can.
         added: names of those of other packages, for which no weights were fitted.
     """
 
     experts: dict[str, Expert]
     weights: dict[str, dict[str, float]] = field(default_factory=dict)
+    inside: dict[str, InsideConfig] = field(default_factory=dict)
     added: tuple[str, ...] = ()
 
     def fused(self, names: Sequence[str] = ()) -> Expert:
@@ -65,6 +76,21 @@ class ModelExperts:
         if unknown := [name for name in names if name not in self.experts]:
             raise ConfigError(f"the model has no expert {unknown[0]!r}: it has {', '.join(self.experts)}")
         return {name: expert for name, expert in self.experts.items() if not names or name in names}
+
+    def inside_detector(self, names: Sequence[str] = ()) -> InsideDetector | None:
+        """What tells photos of the area from others by the evidence of several experts; None if none of them can.
+
+        Args:
+            names: names of the experts; all by default.
+
+        Raises:
+            ConfigError: the model has no such expert.
+        """
+        from jzi.locate.inside import Evidence, InsideDetector
+
+        able = {name: each for name, each in self.select(names).items() if isinstance(each, Evidence)}
+        fitted = self.inside.get("+".join(sorted(able)))
+        return InsideDetector(able, fitted) if fitted else None
 
     def weights_of(self, names: Sequence[str] = ()) -> dict[str, float]:
         """Weights of the fusion of several experts, by name.
@@ -128,7 +154,8 @@ def load_experts(folder: Path, zoom: ZoomExpert, names: Sequence[str] = ()) -> M
     assert isinstance(config, ZoomModelConfig)
     experts = {"zoom": zoom, **_load_files(folder, config, zoom.cell_mask, zoom.table.device)}
     context = ExpertContext(folder, config.pyramid, zoom.encoder, zoom.cell_mask, zoom.table)
-    return _with_added(experts, config.fusion.weights if config.fusion else {}, names, context)
+    members = _with_added(experts, config.fusion.weights if config.fusion else {}, names, context)
+    return replace(members, inside=config.inside)
 
 
 def load_transferred(folder: Path, config: TransferModelConfig, device: str, names: Sequence[str] = ()) -> ModelExperts:

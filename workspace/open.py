@@ -318,8 +318,13 @@ def load(
     from jzi.locate.locator import Locator
 
     own = ZoomExpert.load(folder, device, cache)
-    expert = load_experts(Path(folder), own, experts).fused(experts)
-    return Locator(expert, lambda: own.model.load_encoder(str(own.table.device)), name=Path(folder).name)
+    members = load_experts(Path(folder), own, experts)
+    return Locator(
+        members.fused(experts),
+        lambda: own.model.load_encoder(str(own.table.device)),
+        name=Path(folder).name,
+        detector=members.inside_detector(experts),
+    )
 
 
 def _region_locator(

@@ -181,8 +181,6 @@ def refined(
     Raises:
         JziError: as `open_stage`.
     """
-    from jzi.locate.locator import Locator
-
     stage = open_stage(
         model if folder is None else folder,
         locator.expert.area,
@@ -194,7 +192,7 @@ def refined(
         top=top,
         device=device,
     )
-    return Locator(locator.expert, lambda: locator.encoder, (*locator.stages, stage), name=locator.name)
+    return locator.with_stage(stage)
 
 
 # Encoding

@@ -241,7 +241,6 @@ def reranked(
     Raises:
         JziError: the judge, the judgments, the weights or the imagery cannot be used.
     """
-    from jzi.locate.locator import Locator
     from jzi.rerank.stage import RerankStage
 
     area, folder = locator.expert.area, config_file.parent
@@ -256,4 +255,4 @@ def reranked(
         stage = RerankStage(
             asker, crops, config, fitted.weights, bias=fitted.bias, dry_run=request.dry_run, note=fitted.note
         )
-    return Locator(locator.expert, lambda: locator.encoder, (*locator.stages, stage), name=locator.name), stage
+    return locator.with_stage(stage), stage

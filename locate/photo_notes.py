@@ -1,0 +1,43 @@
+"""What a photo's own metadata say against its answer."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from jzi.errors import PhotoError
+from jzi.locate.location import Location
+from jzi.store.exif import read_position
+from jzi.store.pyramid import geodesic_distance
+
+#: Metres by which the EXIF position may miss an answer in any case: GPS among tall buildings.
+GPS_ERROR_M = 50.0
+
+
+def exif_note(photo: Any, location: Location) -> tuple[str, ...]:
+    """A note if a photo's EXIF has a position outside of the area, or outside of the circle that holds 95 %.
+
+    Args:
+        photo: a path or the bytes of a file; of anything else there is no note.
+        location: its answer.
+
+    Returns:
+        One note or none.
+    """
+    if not isinstance(photo, str | Path | bytes):
+        return ()
+    try:
+        position = read_position(photo)
+    except (PhotoError, OSError):
+        return ()
+    latitude, longitude = position.latitude, position.longitude
+    if location.posterior.area.cells_at(latitude, longitude)[0][0] < 0:
+        return (f"its EXIF has the position {latitude:.6f}, {longitude:.6f}, which is outside of this area",)
+    distance = float(geodesic_distance(latitude, longitude, location.latitude, location.longitude))
+    if not math.isfinite(location.radius_95) or distance <= max(location.radius_95, GPS_ERROR_M) or not location.sure:
+        return ()
+    return (
+        f"its EXIF has the position {latitude:.6f}, {longitude:.6f}, {distance:,.0f} m from this answer and outside of "
+        "the circle that holds 95 % of the probability",
+    )
