@@ -101,8 +101,8 @@ def experts_text(report: ExpertsReport) -> str:
         parts.append(f"  {name:<7} {state:<12} adds {gain:+.3f} ± {error:.3f} to the log-likelihood per photo")
     if report.inside:
         parts.append(
-            f"photos from elsewhere: told apart with AUROC {report.inside.auroc:.2f}, of {report.inside.photos} validation "
-            "photos against the same with their surroundings hidden"
+            f"photos from elsewhere: told apart with AUROC {report.inside.auroc:.2f}, of {report.inside.photos} "
+            "validation photos against the same with their surroundings hidden"
         )
     else:
         parts.append("photos from elsewhere are not told apart: that needs 50 validation photos")

@@ -43,6 +43,8 @@ def location_text(location: Location) -> str:
     lines = [
         f"{location.photo}: {location.latitude:.6f}, {location.longitude:.6f}  ({', '.join([confidence, *known])})"
     ]
+    if location.inside is not None:
+        lines.append(f"    {percent(location.inside)} that it was taken in this area; what follows holds if it was")
     if unknown:
         radii = " and ".join(f"{share} %" for share in unknown)
         lines.append(f"    {radii} {'radius' if len(unknown) == 1 else 'radii'} unknown: {left}")

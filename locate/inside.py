@@ -131,10 +131,11 @@ def fit_inside(
     if len(query) < MIN_PHOTOS or not able:
         return {}
     inside = {name: each.evidence(query) for name, each in able.items()}
+    others = [other for other in elsewhere if len(other)]
     outside = {
-        name: np.concatenate([each.evidence(query, hidden), *(each.evidence(other) for other in elsewhere if len(other))])
+        name: np.concatenate([each.evidence(query, hidden), *(each.evidence(other) for other in others)])
         for name, each in able.items()
-    }  # fmt: skip
+    }
     subsets = (names for count in range(1, len(able) + 1) for names in combinations(able, count))
     return {
         "+".join(names): _regress(names, np.stack([inside[name] for name in names]),

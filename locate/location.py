@@ -72,7 +72,7 @@ class LocateOptions:
 
     Example:
         >>> LocateOptions(estimate="map", top=3)
-        LocateOptions(estimate='map', radius=50.0, top=3, beams=None, abstain=0.0)
+        LocateOptions(estimate='map', radius=50.0, top=3, beams=None, abstain=0.0, elsewhere=0.2)
     """
 
     estimate: str = "mean"

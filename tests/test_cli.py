@@ -149,7 +149,7 @@ def test_estimates_are_compared_and_confidence_is_calibrated(trained, tmp_path) 
 
 
 def test_answers_are_written_for_other_tools(trained, tmp_path) -> None:
-    files = "--geojson a.geojson --heatmap a.tif --map a.html --csv a.csv --write-exif copies"
+    files = "--geojson a.geojson --heatmap a.tif --map a.html --csv a.csv --write-exif copies --overwrite-gps"
     answer = json.loads(trained(f"locate photos/day0/000.jpg --json {files} --picture a.png").stdout)
     features = json.loads((tmp_path / "a.geojson").read_text())["features"]
     (place,) = [each for each in features if each["properties"]["kind"] == "answer"]

@@ -192,12 +192,12 @@ def test_a_heading_is_written_into_copies_if_it_is_asked_for(location, tmp_path,
     photo = take_photo(tmp_path / "photo.jpg", 48.0, 16.0, heading=200.0)
     for name, asked, expected in (("with", True, 75.0), ("without", False, 200.0)):
         (tmp_path / name).mkdir()
-        outputs = Outputs(None, None, None, None, None, tmp_path / name, headings=asked)
+        outputs = Outputs(None, None, None, None, None, tmp_path / name, headings=asked, overwrite_gps=True)
         outputs.add(photo, location)
         assert outputs.errors == []
         copy = read_position(tmp_path / name / "photo.jpg")
         assert copy.heading == expected and copy.latitude == pytest.approx(location.latitude, abs=1e-8)
-    write_position(photo, tmp_path / "north.jpg", 48.0, 16.0, heading=359.999)
+    write_position(photo, tmp_path / "north.jpg", 48.0, 16.0, heading=359.999, overwrite=True)
     with Image.open(tmp_path / "north.jpg") as image:
         gps = image.getexif().get_ifd(0x8825)
     assert gps[17] == 0 and gps[16] == "T"
