@@ -45,8 +45,8 @@ class ModelExperts:
 
     experts: dict[str, Expert]
     weights: dict[str, dict[str, float]] = field(default_factory=dict)
-    inside: dict[str, InsideConfig] = field(default_factory=dict)
     added: tuple[str, ...] = ()
+    inside: dict[str, InsideConfig] = field(default_factory=dict)
 
     def fused(self, names: Sequence[str] = ()) -> Expert:
         """One expert that fuses several, without those whose weight is 0.
@@ -88,7 +88,8 @@ class ModelExperts:
         """
         from jzi.locate.inside import Evidence, InsideDetector
 
-        able = {name: each for name, each in self.select(names).items() if isinstance(each, Evidence)}
+        own = {name: each for name, each in self.select(names).items() if name not in self.added}
+        able = {name: each for name, each in own.items() if isinstance(each, Evidence)}
         fitted = self.inside.get("+".join(sorted(able)))
         return InsideDetector(able, fitted) if fitted else None
 
