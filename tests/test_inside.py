@@ -159,7 +159,7 @@ def test_the_confidence_is_that_of_the_photo_being_from_here_times_that_of_the_p
     assert here.inside == pytest.approx(1 / (1 + np.exp(-2))) and elsewhere.inside == pytest.approx(1 - here.inside)
     assert here.confidence == pytest.approx(plain[0].confidence * here.inside)
     assert here.best.probability == plain[0].best.probability and here.radius_68 == plain[0].radius_68
-    assert here.to_dict()["inside"] == here.inside and plain[0].to_dict()["inside"] is None
+    assert here.to_dict()["inside"] == pytest.approx(here.inside, abs=1e-6) and plain[0].to_dict()["inside"] is None
     certain = locator.locate_embeddings(query, LocateOptions(elsewhere=0.0))
     assert [each.inside for each in certain] == [None, None]
     withheld = replace(elsewhere, abstain=elsewhere.best.probability)
