@@ -20,6 +20,7 @@ from jzi.commands.finetune import finetune
 from jzi.commands.fusion import train_fusion
 from jzi.commands.locate import locate
 from jzi.commands.process import Termination, handled_warnings_ignored
+from jzi.commands.push import push_command
 from jzi.commands.refiner import train_refiner_command
 from jzi.commands.rerank import rerank_group
 from jzi.commands.retrieve import index, train_retriever_command
@@ -43,6 +44,7 @@ RESUMABLE = (
     "train-refiner",
     "rerank",
     "dataset",
+    "push",
 )
 
 
@@ -106,6 +108,7 @@ for command in (
     locate,
     rerank_group,
     serve,
+    push_command,
     import_checkpoint_command,
     train_retriever_command,
     index,

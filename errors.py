@@ -68,6 +68,10 @@ class ModelError(JziError):
     """A model folder is missing, incomplete, damaged or does not fit its cache or encoder."""
 
 
+class HubError(JziError):
+    """A repository of the Hugging Face hub cannot be read or written, or holds something else."""
+
+
 class RerankError(JziError):
     """A judge cannot be loaded or does not answer, or judgments cannot be kept."""
 

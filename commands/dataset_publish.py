@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from jzi.commands.common import json_option, number, print_result
+from jzi.commands.common import UsageError, json_option, number, print_result
 from jzi.locate.ranges import DISTANCE, SEED, Range
 
 if TYPE_CHECKING:
@@ -132,6 +132,9 @@ def _warn_of_unknown(rasters: Sequence[str], described: bool) -> None:
               help="Leave out photos outside of its area, and cut tiles for it.  [default: a square around the "
               "photos]")  # fmt: skip
 @click.option("--title", default="", help="Title of the data set, and VIGOR's city.  [default: the name of its folder]")
+@click.option("--push", "repo", metavar="USER/NAME", help="Then publish it on the Hugging Face hub.")
+@click.option("--license", "licence", metavar="ID", help="With --push: licence that you have the right to give.")
+@click.option("--private", is_flag=True, help="With --push: only you, or your organization, may see it.")
 @json_option
 def publish_command(
     folder: Path,
@@ -141,13 +144,20 @@ def publish_command(
     remote: bool,
     area: Path | None,
     title: str,
+    repo: str | None,
+    licence: str | None,
+    private: bool,
     as_json: bool,
 ) -> None:
     """Write a data set in a layout that others read, with its card as README.md.
 
+    --push also publishes it, photos and all, with the licence that you give.
+
     just-zoom-in and vigor have tiles of imagery, which --imagery names. Photos are hard links where possible. Run again
     after an interruption: files that are complete are kept.
     """
+    if (repo is None) != (licence is None) or (private and repo is None):
+        raise UsageError("--push USER/NAME, --license ID and --private go together: give the first two, or none")
     from jzi.curate.folder import DatasetFolder
     from jzi.publish.credits import read_imagery
     from jzi.publish.huggingface import publish_huggingface
@@ -169,7 +179,18 @@ def publish_command(
     known = [*sources, *request.folder.info.sources]
     _warn_of_unknown(request.rasters, any(each.kind == "imagery" for each in known))
     publish = {"huggingface": publish_huggingface, "just-zoom-in": publish_just_zoom_in, "vigor": publish_vigor}[layout]
-    print_result(as_json, publication := publish(request), publication_text(publication))
+    publication = publish(request)
+    if repo is None:
+        print_result(as_json, publication, publication_text(publication))
+        return
+    from jzi.commands.push import run_push
+    from jzi.publish.hub import RepoName
+    from jzi.publish.hub_upload import HubTarget
+    from jzi.workspace.push import PushRequest
+
+    click.echo(publication_text(publication), err=True)
+    target = HubTarget(RepoName.of(repo), kind="dataset", private=private)
+    run_push(PushRequest(output, target, licence or "", title), dry_run=False, as_json=as_json)
 
 
 def publication_text(publication: Publication) -> str:

@@ -39,7 +39,9 @@ _file = click.Path(path_type=Path, dir_okay=False)
 @click.command()
 @click.argument("photos", nargs=-1, required=True, type=click.Path(path_type=str, readable=False, allow_dash=True))
 @click.option(
-    "--model", type=click.Path(path_type=Path), help="A model folder.  [default: that of jzi.toml, else model]"
+    "--model",
+    type=click.Path(path_type=Path),
+    help="A model folder, or USER/NAME[@REVISION] of the Hugging Face hub.  [default: that of jzi.toml, else model]",
 )
 @click.option("--config", "config_file", type=click.Path(path_type=Path), default="jzi.toml", show_default=True)
 @experts_option("Experts of the model to fuse.  [default: all]")

@@ -23,7 +23,9 @@ from jzi.locate.ranges import SHARE, Range
 
 @click.command()
 @click.option(
-    "--model", type=click.Path(path_type=Path), help="A model folder.  [default: that of jzi.toml, else model]"
+    "--model",
+    type=click.Path(path_type=Path),
+    help="A model folder, or USER/NAME[@REVISION] of the Hugging Face hub.  [default: that of jzi.toml, else model]",
 )
 @click.option("--config", "config_file", type=click.Path(path_type=Path), default="jzi.toml", show_default=True)
 @click.option("--cache", help="Read the map from this cache.  [default: the model's own map]")

@@ -28,10 +28,11 @@ def transfer(config_file: Path, overrides: tuple[str, ...], model: Path, as_json
     from jzi.retrieve.transfer import transfer as transfer_experts
     from jzi.store.cache import FeatureCache
     from jzi.store.model_folder import lock_model
+    from jzi.workspace.hub import local_folder
 
     cache = FeatureCache.open(settings.cache_path)
     cache.check(area=settings.pyramid)
     folder = settings.path(settings.model.path)
     with lock_model(folder):
-        report = transfer_experts(model, cache, folder, best_device())
+        report = transfer_experts(local_folder(model), cache, folder, best_device())
     print_result(as_json, report, transfer_text(report))

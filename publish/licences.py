@@ -20,6 +20,13 @@ _LISTED = {
 }  # fmt: skip
 
 
+#: Those of software and weights that it lists.
+_SOFTWARE = {
+    "apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "isc", "mpl-2.0", "gpl-2.0", "gpl-3.0", "lgpl-2.1", "lgpl-3.0",
+    "agpl-3.0", "unlicense", "openrail", "etalab-2.0", "cdla-permissive-2.0", "cdla-sharing-1.0",
+}  # fmt: skip
+
+
 def licence_id(licence: str) -> str:
     """The id that Hugging Face has for a licence, "unknown" if nobody said, and "other" for one that it has not.
 
@@ -28,7 +35,7 @@ def licence_id(licence: str) -> str:
         ('cc-by-sa-4.0', 'other')
     """
     name = re.sub(r"[\s_]+", "-", licence.strip().lower()).removeprefix("creative-commons-")
-    if name in _LISTED:
+    if name in _LISTED | _SOFTWARE:
         return name
     return _IDS.get(name, "other")
 

@@ -93,14 +93,14 @@ def draw_map(
                   annotation_clip=False)  # fmt: skip
     axis.annotate("N", (cols - 34, rows + 22), None, "axes pixels", ha="right", va="center", fontsize=12, weight="bold",
                   annotation_clip=False)  # fmt: skip
-    _scale_bar(axis, bounds, rows)
+    scale_bar(axis, bounds, rows)
     if credit:
         figure.text(_RIM / width, 0.1 / height, _short(credit, max(20, cols // 8)), fontsize=8, parse_math=False,
                     color=_INK)  # fmt: skip
-    _save(figure, output)
+    save(figure, output)
 
 
-def _scale_bar(axis: Any, bounds: Bounds, rows: int) -> None:
+def scale_bar(axis: Any, bounds: Bounds, rows: int) -> None:
     """A bar of a round length, about a fifth of the picture, below the map at the right."""
     width, line = bounds.east - bounds.west, -14 / rows
     power = 10 ** np.floor(np.log10(width / 5))
@@ -143,7 +143,7 @@ def draw_histograms(facts: CardFacts, output: Path) -> None:
         draw(axis)
         axis.set_title(title, fontsize=11)
         axis.tick_params(labelsize=8)
-    _save(figure, output)
+    save(figure, output)
 
 
 def _bars(axis: Any, counts: dict[int, int], width: int = 1) -> None:
@@ -218,7 +218,7 @@ def _short(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
-def _save(figure: Any, output: Path) -> None:
+def save(figure: Any, output: Path) -> None:
     try:
         write_whole(output, lambda file: figure.savefig(file, format="png"))
     except OSError as error:

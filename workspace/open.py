@@ -12,6 +12,7 @@ from jzi.store.model_folder import RetrieverModelConfig, StatewideModelConfig, T
 from jzi.store.pyramid import Pyramid
 from jzi.store.region import RegionCells, RegionInfo
 from jzi.workspace.experts import ModelExperts, load_experts, load_transferred
+from jzi.workspace.hub import local_folder
 from jzi.workspace.refiner import RefineRequest, refined
 from jzi.workspace.settings import (
     FILE,
@@ -243,9 +244,12 @@ def open_photo_table(settings: AreaSettings) -> PhotoTable:
 
 
 def model_folder(model: Path | None, config_file: Path) -> Path:
-    """Return the model folder: `model` if given, else that of `config_file` if it exists, else "model"."""
+    """Return the model folder: `model` if given, else that of `config_file` if it exists, else "model".
+
+    A `model` that is the name of a repository of the Hugging Face hub is downloaded (`jzi.workspace.hub`).
+    """
     if model is not None:
-        return model
+        return local_folder(model)
     if config_file.exists():
         settings = load_settings(config_file)
         return settings.path(settings.model.path)
@@ -267,7 +271,8 @@ def load(
     """Load a locator from the folder of a zoom model, of a transferred model or of a retriever.
 
     Args:
-        folder: the model folder.
+        folder: the model folder, or a repository of the Hugging Face hub, "user/name" or "user/name@revision", which is
+            downloaded once and verified.
         device: device to compute on, such as "cpu" or "cuda:0"; by default the best available.
         cache: read the map of a zoom model from this cache rather than from the folder; of a state-wide retriever, the
             index of the region to search, which it needs.
@@ -286,7 +291,14 @@ def load(
         ModelError: the folder is not a model, is damaged, or lacks the map or other data that its decoder reads.
         CacheError: the cache or the index cannot be used.
         ConfigError: an option does not apply to this kind of model.
+        HubError: the hub has no such repository, or it holds something else than a model.
     """
+    name, folder = str(folder), local_folder(folder)
+    if str(folder) != name and not Path(name).exists():  # of the hub
+        locator = load(folder, device, cache, approximate=approximate, experts=experts, index=index, zoom=zoom,
+                       fusion=fusion, refine=refine)  # fmt: skip
+        locator.name = name
+        return locator
     if refine:
         locator = load(
             folder, device, cache, approximate=approximate, experts=experts, index=index, zoom=zoom, fusion=fusion
@@ -383,6 +395,7 @@ def open_locator(
         ConfigError: options contradict one another.
         JziError: the model or the cache cannot be used.
     """
+    retriever = retriever and local_folder(retriever)
     if fuse and not zoom:
         raise ConfigError("--fuse multiplies the probabilities of --retriever and --zoom: give both")
     if zoom and (not retriever or (approximate and not fuse)):
