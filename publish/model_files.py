@@ -62,8 +62,8 @@ def _disclosed(folder: Path, config: AnyModelConfig, name: str) -> str:
     if name == CONFIG:
         parts = [f"the encoder's name ({config.encoder.name})"]
         if isinstance(config, AreaModelConfig):
-            imagery = config.imagery.files if config.imagery else ()
-            parts = ["the area", f"names of imagery files ({', '.join(file[0] for file in imagery[:3])})", *parts]
+            names = ", ".join(file[0] for file in config.imagery.files[:3]) if config.imagery else ""
+            parts = ["the area", *([f"names of imagery files ({names})"] if names else []), *parts]
         return ", ".join(parts)
     if name == EXPERT_FILES["vpr"]:
         with safe_open(folder / name, "np") as file:

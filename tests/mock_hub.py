@@ -159,7 +159,9 @@ class _Handler(BaseHTTPRequestHandler):
         elif (kind, name) in self.hub.repos:
             self._answer({"error": "You already created this repo", "url": f"{self.hub.url}/{name}"}, 409)
         else:
-            repo = self.hub.repos[kind, name] = Repo(bool(values.get("private")))
+            repo = self.hub.repos[kind, name] = Repo(
+                bool(values.get("private")) or values.get("visibility") == "private"
+            )
             repo.commit("main", {".gitattributes": b"*.safetensors filter=lfs\n"})
             self._answer({"url": f"{self.hub.url}/{name}", "name": name, "id": name})
 
