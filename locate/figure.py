@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from html import escape
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jzi.store.pyramid import Pyramid
 
-if TYPE_CHECKING:
-    from jzi.locate.location import Location
+#: A `jzi.Location`, whose module imports this one.
+Located = Any
 
 #: Side of the map, pixels.
 SIDE = 360
@@ -28,7 +28,7 @@ DEGREE_M = 111_195.0
 _RAMP = np.array([(106, 23, 110), (187, 55, 84), (249, 142, 9), (252, 255, 164)], float)
 
 
-def location_html(location: Location) -> str:
+def location_html(location: Located) -> str:
     """A table of the answer beside a map of the probable cells, the circles of 68 and 95 % and the candidates.
 
     North is up. A position that is withheld is nowhere in it.
@@ -66,7 +66,7 @@ def location_html(location: Location) -> str:
     )
 
 
-def _svg(location: Location) -> str:
+def _svg(location: Located) -> str:
     latitude, longitude, probability = _cells(location)
     x, y = _metres(location, latitude, longitude)
     points = _metres(
@@ -124,7 +124,7 @@ def _svg(location: Location) -> str:
     return "".join([*parts, *_scale_bar(half, scale), "</svg>"])
 
 
-def _cells(location: Location) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+def _cells(location: Located) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Latitudes, longitudes and probabilities of the cells to draw, the most probable first."""
     posterior = location.posterior
     row, col, probability = posterior.row[0][:CELLS], posterior.col[0][:CELLS], posterior.probability[0][:CELLS]
@@ -134,7 +134,7 @@ def _cells(location: Location) -> tuple[NDArray[np.float64], NDArray[np.float64]
 
 
 def _metres(
-    location: Location, latitude: NDArray[np.float64], longitude: NDArray[np.float64]
+    location: Located, latitude: NDArray[np.float64], longitude: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Metres east and north of the answer."""
     east = (np.asarray(longitude) - location.longitude + 180) % 360 - 180

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +14,8 @@ from jzi.store.plain import rounded
 from jzi.store.pyramid import WGS84, Pyramid, TileKey
 from jzi.version import __version__
 
-if TYPE_CHECKING:
-    from jzi.locate.location import Location
+#: A `jzi.Location`, whose module imports this one.
+Located = Any
 
 #: Vertices of a circle.
 CORNERS = 64
@@ -26,7 +26,7 @@ def feature_collection(features: list[dict[str, Any]]) -> dict[str, Any]:
     return {"type": "FeatureCollection", "generator": f"jzi {__version__}", "features": features}
 
 
-def answer_feature(location: Location) -> dict[str, Any]:
+def answer_feature(location: Located) -> dict[str, Any]:
     """The answer alone, with what `Location.to_dict` says of it; without a geometry if it is not sure."""
     values = location.to_dict()
     for name in ("latitude", "longitude", "candidates", "path"):
@@ -35,7 +35,7 @@ def answer_feature(location: Location) -> dict[str, Any]:
     return {"type": "Feature", "geometry": point, "properties": {"kind": "answer", **values}}
 
 
-def to_features(location: Location, truth: ExifPosition | None = None) -> list[dict[str, Any]]:
+def to_features(location: Located, truth: ExifPosition | None = None) -> list[dict[str, Any]]:
     """One location as GeoJSON features, each with the properties `photo` and `kind`.
 
     Tiles of a zoom and circles come first, so that points are drawn on top of them. There are no tiles where the area
@@ -65,7 +65,7 @@ def to_features(location: Location, truth: ExifPosition | None = None) -> list[d
     return features + found
 
 
-def _fix_features(location: Location, fix: Fix) -> list[dict[str, Any]]:
+def _fix_features(location: Located, fix: Fix) -> list[dict[str, Any]]:
     """Ellipses, wedges, lines and modes of an answer to metres."""
     features = []
     for share in (0.95, 0.68):
@@ -102,7 +102,7 @@ def _tile_corners(pyramid: Pyramid, key: TileKey) -> NDArray[np.float64]:
     return np.stack(pyramid.unproject(x, y), 1)
 
 
-def _feature(geometry: dict[str, Any] | None, location: Location, kind: str, **properties: Any) -> dict[str, Any]:
+def _feature(geometry: dict[str, Any] | None, location: Located, kind: str, **properties: Any) -> dict[str, Any]:
     return {
         "type": "Feature",
         "geometry": geometry,
