@@ -78,7 +78,7 @@ def unknown(tokens: list[str]) -> str | None:
             return f"the command {name}"
         command = command.commands[name]
     known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
-    for option, value in zip(tokens, [*tokens[1:], ""], strict=True):
+    for option, value in zip(tokens, [*tokens, ""][1:], strict=True):
         name = option.partition("=")[0]
         if re.fullmatch(r"--[a-z][a-z-]+", name) and name not in {*known, "--help", "--version"}:
             return f"the option {name} of {command.name}"
@@ -94,7 +94,7 @@ def test_commands_options_and_settings_in_the_documentation_exist(page: str) -> 
 
 
 def test_the_check_of_commands_sees_what_is_wrong() -> None:
-    lines = "    jzi loacte photo.jpg\n    jzi locate --abstian 3\n    accelerate launch -m jzi ablate --set decoder.layer=4\n"
+    lines = "    jzi loacte photo.jpg\n    jzi locate --abstian 3\n    python -m jzi ablate --set decoder.layer=4\n"
     assert [unknown(tokens) for tokens in invocations(lines)] == [
         "the command loacte", "the option --abstian of locate", "the setting decoder.layer=4",
     ]  # fmt: skip

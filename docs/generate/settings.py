@@ -10,9 +10,9 @@ from jzi.workspace.settings_info import SettingInfo, describe_settings, toml_tex
 HEAD = """# Settings
 
 `jzi init` writes `jzi.toml` with what is worth a change; `jzi settings` prints all settings, `jzi settings decoder`
-those of a section, with the values in force. Each can be overridden in a command: `--set decoder.layers=4`; strings, lists
-and tables as in TOML, bare words are strings. Unknown settings, values out of range and overrides without effect are
-refused. Relative paths are relative to the folder of `jzi.toml`.
+those of a section, with the values in force. Each can be overridden in a command: `--set decoder.layers=4`; strings,
+lists and tables as in TOML, bare words are strings. Unknown settings, values out of range and overrides without effect
+are refused. Relative paths are relative to the folder of `jzi.toml`.
 
 A square area has the sections from [`pyramid`](#pyramid) on; a [region](../how-to/statewide.md) has
 [`region`](#region), [`statewide`](#statewide) and [`encoding`](#encoding) instead of the pyramid, the encoder and the
