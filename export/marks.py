@@ -67,7 +67,7 @@ class Marks:
         points = [(each.x, each.y) for each in candidates if _within((each.x, each.y), bounds)]
         if points:
             self._points(axis, "candidates", "other candidates", points, marker="^", markersize=7, color=OTHER,
-                         markerfacecolor="none", markeredgewidth=1.4)  # fmt: skip
+                         markerfacecolor="none", markeredgewidth=1.8)  # fmt: skip
 
     def radius(self, axis: Any, location: Location, units: float) -> None:
         """The circle that the confidence is of, with a radius in units of the CRS."""

@@ -64,12 +64,17 @@ def write_failures(
         ExportError: the file cannot be written.
     """
     from jzi.decode.expert import ZoomExpert
+    from jzi.locate.fusion import FusedExpert
     from jzi.retrieve.vpr import VprExpert
 
     cases = find_cases(expert, photos, count, radius=radius, beams=beams)
     sources = Sources()
     if isinstance(zoom := experts.get("zoom"), ZoomExpert):
         sources.zoom, sources.load_encoder = zoom, lambda: zoom.model.load_encoder(str(zoom.table.device))
+        if isinstance(expert, FusedExpert) and zoom not in expert.experts:
+            sources.notes.append(
+                "The zoom has no weight in the answers of this model: its steps are shown all the same."
+            )
     if isinstance(vpr := experts.get("vpr"), VprExpert):
         sources.vpr = vpr
     frame = cache.queries.encoded()

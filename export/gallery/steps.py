@@ -135,7 +135,7 @@ def _attention(trace: ZoomTrace, number: int, patches: Any) -> NDArray[np.float6
 
 
 def _heat(pool: ImagePool, values: NDArray[Any]) -> dict[str, str]:
-    low, high = (f"{each:.2f}".replace("-", "\u2212") for each in (np.nanmin(values), np.nanmax(values)))
+    low, high = (f"{each:.3f}".replace("-", "\u2212") for each in (np.nanmin(values), np.nanmax(values)))
     return {"image": pool.heat(values), "low": low, "high": high}
 
 
