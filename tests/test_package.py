@@ -40,13 +40,22 @@ def test_the_store_needs_no_torch() -> None:
 
 
 def packages() -> list[str]:
-    return sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))
+    """Dotted names of the packages and of the packages in them."""
+    files = [*ROOT.glob("*/__init__.py"), *ROOT.glob("*/*/__init__.py")]
+    return sorted(".".join(path.parent.relative_to(ROOT).parts) for path in files)
 
 
 def every_module() -> list[str]:
     modules = [module.name for module in pkgutil.iter_modules([str(ROOT)]) if not module.ispkg]
     for package in packages():
-        modules += [package, *(f"{package}.{module.name}" for module in pkgutil.iter_modules([str(ROOT / package)]))]
+        modules += [
+            package,
+            *(
+                f"{package}.{module.name}"
+                for module in pkgutil.iter_modules([str(ROOT / package.replace(".", "/"))])
+                if not module.ispkg
+            ),
+        ]
     return [f"jzi.{module}" for module in modules if module != "__main__"]
 
 
