@@ -115,6 +115,7 @@ def serve(
         from jzi.serve.server import is_loopback, listen, run
     except ImportError as error:
         raise UsageError(f"jzi serve needs {error.name}: pip install 'jzi[serve]'") from error
+    from jzi.errors import ConfigError, ImageryError
     from jzi.store.pyramid import Pyramid
     from jzi.workspace.open import imagery_of, open_locator
 
@@ -141,7 +142,13 @@ def serve(
         area = locator.expert.area
         if imagery and not isinstance(area, Pyramid):
             raise UsageError("--imagery is drawn on square maps only: leave it out for cells in bands")
-        background = imagery_of(area, imagery, config_file) if isinstance(area, Pyramid) else None
+        background = None
+        try:
+            background = imagery_of(area, imagery, config_file) if isinstance(area, Pyramid) else None
+        except (ConfigError, ImageryError) as error:  # a model needs no map, which may be on another machine
+            if imagery:
+                raise
+            click.echo(f"jzi: the page has a plain map: {error}", err=True)
         app = make_app(locator, background, limits, access)
         click.echo(f"serving on http://{host}:{listener.getsockname()[1]}; stop with Ctrl-C", err=True)
         run(app, listener, limits)

@@ -116,6 +116,17 @@ def write_heatmap(path: Path | str, locations: Sequence[Location], cell_mask: ND
     Raises:
         ExportError: the file cannot be written.
     """
+    content = _heatmap(locations, cell_mask)
+    # Not written by GDAL, which does not report that a disk is full
+    write_file(path, lambda file: file.write_bytes(content))
+
+
+def heatmap_bytes(location: Location) -> bytes:
+    """Return the file that `write_heatmap` writes of one location."""
+    return _heatmap([location], None)
+
+
+def _heatmap(locations: Sequence[Location], cell_mask: NDArray[np.bool_] | None) -> bytes:
     area = locations[0].posterior.area
 
     def strip(band: int, start: int, stop: int) -> _Strip:
@@ -128,7 +139,7 @@ def write_heatmap(path: Path | str, locations: Sequence[Location], cell_mask: ND
 
     nodata = cell_mask is not None or not isinstance(area, Pyramid) or not all(each.sure for each in locations)
     names = [Path(each.photo).name + ("" if each.sure else " (not sure)") for each in locations]
-    _write(path, Frame(area), names, strip, nodata)
+    return _encode(Frame(area), names, strip, nodata)
 
 
 def _probabilities(posterior: Posterior, start: int, stop: int) -> _Strip:
@@ -173,16 +184,14 @@ def write_score_map(
             raise ExportError(f"{path} cannot be written: {error.strerror}") from error
         if not math.isfinite(greatest):
             raise ExportError(f"{path} cannot be written: there is no cell with a score")
-        _write(path, Frame(area), [name], lambda _, start, stop: np.exp(grid[start:stop] - greatest), True)
+        content = _encode(Frame(area), [name], lambda _, start, stop: np.exp(grid[start:stop] - greatest), True)
+    write_file(path, lambda file: file.write_bytes(content))
 
 
-def _write(
-    path: Path | str, frame: Frame, names: Sequence[str], strip: Callable[[int, int, int], _Strip], nodata: bool
-) -> None:
-    """Write bands from strips of rows.
+def _encode(frame: Frame, names: Sequence[str], strip: Callable[[int, int, int], _Strip], nodata: bool) -> bytes:
+    """Return a Cloud-Optimized GeoTIFF of bands from strips of rows.
 
     Args:
-        path: file to write.
         frame: the raster.
         names: (band,) descriptions.
         strip: called with band, first row and row after the last; (row, col) values, nan where there is none.
@@ -204,5 +213,4 @@ def _write(
                 raster.set_band_description(band + 1, name)
         options = {"driver": "COG", "compress": "deflate", "overview_resampling": "average"}
         rasterio.shutil.copy(memory.name, optimized.name, **options)
-        # Not written by GDAL, which does not report that a disk is full
-        write_file(path, lambda file: file.write_bytes(optimized.getbuffer()))
+        return bytes(optimized.getbuffer())

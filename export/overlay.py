@@ -1,14 +1,30 @@
-"""Images of probabilities where they are, without an array of all cells."""
+"""Images laid over a map: probabilities where they are, the imagery of an area, warped to Web Mercator."""
 
 from __future__ import annotations
 
+import base64
+import io
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from affine import Affine
+from matplotlib import colormaps
 from numpy.typing import NDArray
+from PIL import Image
 from pyproj import Transformer
+from rasterio.enums import Resampling
+from rasterio.transform import array_bounds, from_origin
+from rasterio.warp import calculate_default_transform, reproject, transform_bounds
 
+from jzi.encode.imagery import Imagery
+from jzi.locate.location import Location
 from jzi.locate.posterior import Posterior
+from jzi.store.cell_grid import Bounds, CellGrid
+from jzi.store.pyramid import Pyramid
+
+#: Sides of the picture of the whole area and of a heat map, pixels.
+BACKGROUND, HEAT = 2048, 1536
 
 #: Share of the greatest probability from which a cell is drawn, of its square root.
 LEAST = 0.03
@@ -69,3 +85,87 @@ def draw_cells(posterior: Posterior, crs: str) -> Overlay:
         image = np.where(hit, share[order[at]], 0.0).reshape(image.shape)
     np.maximum.at(image, (((north - y) / pixel).astype(int), ((x - west) / pixel).astype(int)), share)
     return Overlay(image, float(west), float(north - height * pixel), float(west + width * pixel), float(north))
+
+
+def background_overlay(imagery: Imagery | None) -> dict[str, Any] | None:
+    """Return the imagery of the whole area as a Leaflet image overlay, or None without imagery."""
+    if imagery is None:
+        return None
+    image, covered = imagery.render(imagery.pyramid.bounds, BACKGROUND)
+    alpha = np.where(covered, 255, 0).astype(np.uint8)
+    return _overlay(np.dstack([image, alpha]), imagery.pyramid, Resampling.bilinear)
+
+
+def heat_overlay(location: Location) -> dict[str, Any]:
+    """Return the posterior as a coloured Leaflet image overlay; improbable cells are transparent."""
+    if not isinstance(location.posterior.area, Pyramid):
+        drawn = draw_cells(location.posterior, "EPSG:3857")
+        bounds = drawn.west, drawn.south, drawn.east, drawn.north
+        return placed_overlay(colours(drawn.share), bounds, lossless=True)
+    grid = location.posterior.grid()
+    image = colours(np.sqrt(grid / grid.max()))
+    factor = max(1, HEAT // len(grid))  # so that borders of cells are where they belong after warping
+    return _overlay(image.repeat(factor, 0).repeat(factor, 1), location.pyramid, Resampling.nearest)
+
+
+def _overlay(image: NDArray[np.uint8], pyramid: Pyramid, resampling: Resampling) -> dict[str, Any]:
+    """Warp a (row, col, 4) image of the whole area to Web Mercator; bounds are south-west and north-east corners."""
+    return warped_overlay(image, pyramid.crs, pyramid.bounds, resampling)
+
+
+def warped_overlay(image: NDArray[np.uint8], crs: str, bounds: Bounds, resampling: Resampling) -> dict[str, Any]:
+    """Warp a (row, col, 4) image of a rectangle of a CRS to Web Mercator."""
+    height, width = image.shape[:2]
+    source: Affine = from_origin(
+        bounds.west, bounds.north, (bounds.east - bounds.west) / width, (bounds.north - bounds.south) / height
+    )
+    transform, columns, rows = calculate_default_transform(crs, "EPSG:3857", width, height, *bounds)
+    warped = np.zeros((4, rows, columns), np.uint8)
+    reproject(
+        np.ascontiguousarray(np.moveaxis(image, -1, 0)),
+        warped,
+        src_transform=source,
+        src_crs=crs,
+        dst_transform=transform,
+        dst_crs="EPSG:3857",
+        resampling=resampling,
+    )
+    return placed_overlay(
+        np.moveaxis(warped, 0, -1), array_bounds(rows, columns, transform), lossless=resampling == Resampling.nearest
+    )  # few colours, sharp edges
+
+
+def colours(share: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """(row, col, 4) colours of (row, col) square roots of relative probabilities."""
+    image = (colormaps["inferno"](0.25 + 0.75 * share) * 255).astype(np.uint8)
+    image[..., 3] = (255 * np.minimum(1.0, 1.5 * share) * (share > LEAST)).astype(np.uint8)
+    return np.asarray(image)
+
+
+def placed_overlay(
+    image: NDArray[np.uint8], corners: tuple[float, float, float, float], *, lossless: bool = False
+) -> dict[str, Any]:
+    """A (row, col, 4) image in Web Mercator as an overlay; corners are west, south, east, north in metres."""
+    west, south, east, north = transform_bounds("EPSG:3857", "EPSG:4326", *corners)
+    return {
+        "image": data_url(Image.fromarray(image), "WEBP", lossless=lossless),
+        "bounds": [[south, west], [north, east]],
+    }
+
+
+def lat_lon_bounds(area: CellGrid) -> list[list[float]]:
+    """Return the south-west and north-east corners of the area as [latitude, longitude]."""
+    west, south, east, north = transform_bounds(area.crs, "EPSG:4326", *area.bounds)
+    return [[south, west], [north, east if east > west else east + 360]]
+
+
+def jpeg_url(image: Image.Image) -> str:
+    """Return the image as a data URL of a JPEG."""
+    return data_url(image, "JPEG")
+
+
+def data_url(image: Image.Image, format: str, *, lossless: bool = False) -> str:
+    """Return the image as a data URL of the format, such as "WEBP"."""
+    buffer = io.BytesIO()
+    image.save(buffer, format, quality=85, lossless=lossless)
+    return f"data:image/{format.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"

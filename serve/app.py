@@ -76,6 +76,7 @@ def make_app(
         site.render(imagery)
         yield
         service.close()
+        site.close()
 
     app = FastAPI(
         title="jzi",

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from jzi.encode.imagery import Imagery
 from jzi.errors import JziError
-from jzi.export.page import photo_data
+from jzi.export.page_data import photo_data
 from jzi.locate.locator import Locator
 from jzi.locate.photo_notes import exif_note
 from jzi.locate.prior_weights import Prior
@@ -82,7 +82,8 @@ class BatchLocator:
         if prior:
             locator = locator.with_prior(prior.weight(locator.expert.area))
         (location,) = locator.locate_embeddings(embedding, job.options, [job.name], [job.photo], tokens)
-        location = replace(location, notes=(*photo.notes, *exif_note(job.photo, location)))
+        notes = (*photo.notes, *location.notes, *exif_note(job.photo, location))
+        location = replace(location, notes=tuple(dict.fromkeys(notes)))
         values = location.to_dict()
         if prior:
             values["prior"] = prior.to_dict()

@@ -10,7 +10,7 @@ from PIL import Image
 
 from jzi.encode.photo_memory import MemoryBudget
 from jzi.encode.photos import open_photo, photo_notes, resize_photo
-from jzi.export.page import PHOTO
+from jzi.export.page_data import PHOTO
 from jzi.store.photo_file import open_image
 
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
-from jinja2 import Environment
+from jinja2 import Environment, FileSystemLoader
 from starlette.exceptions import HTTPException
 
 from jzi.encode.imagery import Imagery
+from jzi.export.map_tiles import MapTiles
+from jzi.export.overlay import lat_lon_bounds
+from jzi.export.page import SCRIPTS, STYLES, area_data
 from jzi.export.page import WEB as MAP_WEB
-from jzi.export.page import background_overlay, lat_lon_bounds
+from jzi.serve.limits import RefusedError
+from jzi.serve.tiles import TileService, tile_response
 from jzi.store.cell_grid import CellGrid
 from jzi.store.pyramid import Pyramid
 from jzi.version import __version__
@@ -20,14 +24,8 @@ from jzi.version import __version__
 WEB = Path(__file__).parent / "web"
 
 #: Files of the page and of the reference, by their names under /static/.
-STATIC = {
-    "leaflet.js": MAP_WEB / "leaflet.js",
-    "leaflet.css": MAP_WEB / "leaflet.css",
-    "map.js": MAP_WEB / "map.js",
-    "map.css": MAP_WEB / "map.css",
-    "page.js": WEB / "page.js",
-    "page.css": WEB / "page.css",
-    "docs.css": WEB / "docs.css",
+STATIC = {name: MAP_WEB / name for name in (*SCRIPTS, *STYLES)} | {
+    name: WEB / name for name in ("page.js", "upload.js", "prior.js", "page.css", "docs.css")
 }
 TEMPLATES = ("page.html", "docs.html")
 MEDIA_TYPES = {".js": "text/javascript", ".css": "text/css"}
@@ -43,19 +41,27 @@ class Site:
     def __init__(self, area: CellGrid) -> None:
         self.area = area
         self._area: dict[str, Any] = {}
+        self._tiles: TileService | None = None
         self._static = {name: file.read_bytes() for name, file in STATIC.items()}
 
     def render(self, imagery: Imagery | None) -> None:
-        """Read the background of the map.
+        """Read the picture of the area, which the map shows where there are no tiles.
 
         Args:
             imagery: the background; None for a plain one.
         """
+        tiles = MapTiles(imagery) if imagery else None
+        self._tiles = TileService(tiles) if tiles else None
         self._area = {
             "grid": self.area.grid if isinstance(self.area, Pyramid) else 1,
             "bounds": lat_lon_bounds(self.area),
-            "imagery": background_overlay(imagery),
+            **area_data(imagery, tiles),
         }
+
+    def close(self) -> None:
+        """End the threads that render tiles."""
+        if self._tiles:
+            self._tiles.close()
 
     def router(self, app: FastAPI) -> APIRouter:
         """Return the routes.
@@ -64,7 +70,8 @@ class Site:
             app: the application that /docs describes.
         """
         router = APIRouter(include_in_schema=False)
-        templates = {name: Environment(autoescape=True).from_string((WEB / name).read_text()) for name in TEMPLATES}
+        environment = Environment(autoescape=True, loader=FileSystemLoader([WEB, MAP_WEB]))
+        templates = {name: environment.get_template(name) for name in TEMPLATES}
 
         @router.get("/", response_class=HTMLResponse)
         async def page() -> str:
@@ -73,6 +80,12 @@ class Site:
         @router.get("/area")
         async def area() -> JSONResponse:
             return JSONResponse(self._area)
+
+        @router.get("/tiles/{z}/{x}/{y}")
+        async def tile(request: Request, z: int, x: int, y: int) -> Response:
+            if self._tiles is None:
+                raise RefusedError(404, "this service has no tiles: its map is the picture of the area, or plain")
+            return tile_response(await self._tiles.get(z, x, y), request.headers.get("if-none-match"))
 
         @router.get("/docs", response_class=HTMLResponse)
         async def docs() -> str:

@@ -1,132 +1,134 @@
 "use strict";
-/* The page of `jzi serve`. map.js, which it shares with `jzi locate --map`, is loaded once the area is known. */
+/* The page of `jzi serve`: photos are sent one after the other; map, sheet and overview are those of `jzi locate --map`. */
 const drop = document.getElementById("drop"), file = document.getElementById("file");
 const statusLine = document.getElementById("status");
-const prior = document.getElementById("prior"), near = document.getElementById("near");
-const within = document.getElementById("within"), point = document.getElementById("point");
 const login = document.getElementById("login"), token = document.getElementById("token");
-const circle = L.layerGroup();
-let data = null;  // the area, which map.js draws
-let center = null;  // of the circle to search in
-let last = null;  // the photo of the last request, which is located again when the circle changes
-let requests = 0;  // an answer that arrives after a newer request was sent is dropped
+const BUSY = 5;  // times that a photo is sent again to a busy service
+let working = false;  // whether a photo is being located
 
 function setStatus(text, isError = false) {
   statusLine.textContent = text;
   statusLine.classList.toggle("error", isError);
 }
 
-/* Ask the service; it asks for a token if it has one, which the tab keeps until it is closed. */
-async function ask(path, options = {}) {
-  const kept = sessionStorage.getItem("token");
-  const response = await fetch(path, kept ? {...options, headers: {Authorization: `Bearer ${kept}`}} : options);
-  const answer = await response.json().catch(() => ({detail: `the service returned status ${response.status}`}));
-  if (response.status === 401) login.hidden = false;
-  return {response, answer};
+const sleep = seconds => new Promise(resolve => setTimeout(resolve, 1000 * seconds));
+
+/* Show what has changed of an entry, without moving the map. */
+function refresh(entry) {
+  if (current < 0) openOverview(false);
+  else if (entries[current] === entry) openEntry(current, false);
+  else drawNavigation();
 }
 
-/* Draw the circle that is searched, if there is one. */
-function drawPrior() {
-  prior.classList.toggle("on", near.checked);
-  map.getContainer().classList.toggle("placing", near.checked);
-  circle.clearLayers();
-  point.textContent = center ? `of ${center.lat.toFixed(6)}, ${center.lng.toFixed(6)}` : "Click on the map to place it.";
-  if (!near.checked || !center) return;
-  const style = {color: "#0057b8", weight: 2, dashArray: "6 5", fill: false, interactive: false};
-  if (within.valueAsNumber > 0) L.circle(center, {...style, radius: within.valueAsNumber}).addTo(circle);
-  L.circleMarker(center, {...style, radius: 4, dashArray: null, fill: true, fillOpacity: 1}).addTo(circle);
+function change(entry, values) {
+  Object.assign(entry, values);
+  refresh(entry);
 }
 
-/* The query of the prior; null if it is incomplete, which the status line then says. */
-function priorQuery() {
-  if (!near.checked) return {};
-  if (center && within.valueAsNumber > 0) {
-    return {near: `${center.lat},${center.lng}`, within: within.valueAsNumber};
+/* Locate the photos that wait, one after the other. */
+async function work() {
+  if (working) return;
+  working = true;
+  let entry;
+  while ((entry = entries.find(each => each.waiting))) {
+    const query = priorQuery();
+    if (!query) break;  // until the point is placed
+    entry.waiting = false;
+    await locate(entry, query);
   }
-  setStatus(center ? "Give a distance of more than 0 m." : "Click on the map to place the point to search near.", true);
-  return null;
+  working = false;
 }
 
-function changePrior() {
-  drawPrior();
-  if (last && (!near.checked || (center && within.valueAsNumber > 0))) locate(last);
-}
-
-async function locate(photo) {
-  last = photo;
-  const query = priorQuery();
-  if (!query) return;
-  const request = ++requests;
-  setStatus(`Locating ${photo.name} ...`);
-  const form = new FormData();
-  form.append("photo", photo);
-  try {
-    const parameters = new URLSearchParams({details: true, ...query});
-    const {response, answer} = await ask(`locate?${parameters}`, {method: "POST", body: form});
-    if (request !== requests) return;
-    if (!response.ok) {
-      clear();
-      setStatus(typeof answer.detail === "string" ? answer.detail : "the request is not valid", true);
-      return;
+async function locate(entry, query) {
+  setStatus(`Locating ${entry.name} \u2026`);
+  for (let attempt = 0; ; attempt++) {
+    change(entry, {state: "Sending \u2026", share: 0, error: null, advice: null, page: null});
+    const {status, answer, retryAfter} = await post(entry.file, query, share => {
+      const state = share === null ? "Computing \u2026" : `Sending, ${Math.round(100 * share)} %`;
+      if (state !== entry.state) change(entry, {state, share: share ?? undefined});
+    });
+    if (entry.waiting) return;  // the circle has changed
+    if (status === 503 && attempt < BUSY) {
+      change(entry, {state: `The service is busy: sent again in ${retryAfter} s`, share: undefined});
+      await sleep(retryAfter);
+      continue;
     }
-    show(answer.page);
-    setStatus([answer.sure ? "" : "Not sure.", ...answer.notes].join(" "), !answer.sure);
-    await animateZoom(answer.page);
-  } catch (error) {
-    if (request === requests) setStatus(`The service cannot be reached (${error.message}).`, true);
+    if (status === 200) {
+      change(entry, {state: "done", page: answer.page});
+      setStatus(answer.sure ? `${entry.name} is located.` : "Not sure.", !answer.sure);
+      if (entries.length > 1) { if (current < 0 && !entries.some(each => each.waiting)) openOverview(); return; }
+      return animateZoom(entry);
+    }
+    if (status === 401) askToken();
+    const advice = {0: REACH, 401: "Enter the token above."}[status];
+    change(entry, {error: answer.detail, advice, retry: () => locateEntry(entry)});
+    return setStatus(`${entry.name}: ${answer.detail}`, true);
   }
 }
 
-/* Zoom the map through the tiles of the answer, one step at a time. */
-async function animateZoom(page) {
-  const request = requests, tiles = page.features.filter(feature => feature.properties.kind === "tile");
+function locateEntry(entry) {
+  entry.waiting = true;
+  work();
+}
+
+/* Locate the photo that is shown again, or all if the overview is. */
+function locateAgain() {
+  const asked = current < 0 ? entries : [entries[current]];
+  asked.forEach(entry => entry.waiting = true);
+  work();
+}
+
+function add(files) {
+  const photos = [...files];
+  if (!photos.length) return;
+  drop.classList.add("compact");
+  document.getElementById("drop-text").textContent = "Add photos";
+  if (entries.length === 1 && photos.length === 1 && !working) entries.length = 0;  // the page of one photo
+  const first = entries.length;
+  entries.push(...photos.map(photo => ({name: photo.name, file: photo, state: "Waiting", waiting: true})));
+  if (entries.length > 1) openOverview(false); else openEntry(first, false);
+  work();
+}
+
+/* Move the map through the steps of the zoom, one at a time. */
+async function animateZoom(entry) {
+  const page = entry.page, tiles = still.matches ? [] : page.features.filter(feature => feature.properties.kind === "tile");
+  const here = () => entries[current] === entry && entry.page === page && !selected;
   for (const tile of tiles) {
-    if (request !== requests) return;
-    map.flyToBounds(L.geoJSON(tile).getBounds(), {duration: 0.7, maxZoom: 18});
-    await new Promise(resolve => setTimeout(resolve, 900));
+    if (!here()) return;
+    moveTo(L.geoJSON(tile).getBounds());
+    await sleep(0.8);
   }
-  if (page.fix) {
-    if (request === requests) map.flyToBounds(page.fix.view, {duration: 0.7});
-    return;
-  }
-  const spread = page.features.find(feature => feature.properties.share === 0.68);
-  if (request === requests && spread) map.flyToBounds(L.geoJSON(spread).getBounds(), {duration: 0.7, maxZoom: 18});
+  if (here() && page.sure) moveTo(viewOf(page));
+}
+
+function askToken() {
+  login.hidden = false;
+  token.focus();
 }
 
 /* Load the area and its map, then accept photos. */
 async function start() {
+  let loaded;
   try {
-    const {response, answer} = await ask("area");
-    if (!response.ok) return setStatus(answer.detail, true);
-    data = answer;
-  } catch (error) {
-    return setStatus(`The service cannot be reached (${error.message}).`, true);
+    loaded = await ask("area");
+  } catch {
+    return setStatus(`${UNREACHABLE} ${REACH}`, true);
   }
+  if (loaded.status === 401) askToken();
+  if (loaded.status !== 200) return setStatus(loaded.answer.detail, true);
   setStatus("Photos are not stored.");
-  const script = Object.assign(document.createElement("script"), {src: "static/map.js"});
-  script.onload = accept;
-  document.head.append(script);
-}
-
-function accept() {
-  circle.addTo(map);
-  within.oninput = drawPrior;
-  near.onchange = within.onchange = changePrior;
-  map.on("click", event => {
-    if (!near.checked) return;
-    center = event.latlng.wrap();
-    changePrior();
-  });
-  file.onchange = () => { if (file.files[0]) locate(file.files[0]); file.value = ""; };
+  startMap(loaded.answer, loadTile);
+  startPrior();
+  file.onchange = () => { add(file.files); file.value = ""; };
   for (const name of ["dragover", "dragleave", "drop"]) {
     document.addEventListener(name, event => {
       event.preventDefault();
       drop.classList.toggle("over", name === "dragover");
-      if (name === "drop" && event.dataTransfer.files[0]) locate(event.dataTransfer.files[0]);
+      if (name === "drop") add(event.dataTransfer.files);
     });
   }
-  file.disabled = near.disabled = false;
-  drawPrior();
+  file.disabled = false;
 }
 
 login.onsubmit = event => {
@@ -134,6 +136,6 @@ login.onsubmit = event => {
   sessionStorage.setItem("token", token.value.trim());
   token.value = "";
   login.hidden = true;
-  if (data) { if (last) locate(last); } else start();
+  if (map) entries.filter(entry => entry.error).forEach(locateEntry); else start();
 };
 start();
