@@ -88,7 +88,8 @@ def test_a_page_needs_nothing_but_itself(location, tmp_path, town_raster, pyrami
     with Imagery([town_raster], pyramid) as imagery:
         write_page(tmp_path / "a.html", [(photo, location, TRUTH), (photo, location, None)], imagery)
     text = (tmp_path / "a.html").read_text()
-    assert not re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=", text)
+    assert not re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=(?!.data:)", text)
+    assert "default-src 'none'" in text
     data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.S)[1])
     assert [photo["name"] for photo in data["photos"]] == [location.photo] * 2
     assert data["photos"][0]["error"].endswith("m from its EXIF position")

@@ -1,12 +1,10 @@
-"""The service: what it answers, what it refuses, and its page in a real browser."""
+"""The service: what it answers, and what it refuses."""
 
 from __future__ import annotations
 
 import io
 import json
 import math
-import shutil
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -23,7 +21,6 @@ from jzi.locate.location import Candidate, LocateOptions
 from jzi.locate.locator import Locator
 from jzi.serve.app import Limits, make_app
 from jzi.store.pyramid import Pyramid
-from jzi.tests.children import wait_until
 
 LOCAL = "http://localhost"
 
@@ -208,97 +205,3 @@ def test_the_description_has_the_priors(client) -> None:
     )
     form = description["paths"]["/locate"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
     assert "GeoJSON" in form["properties"]["region"]["description"]
-
-
-# The page, in a real browser
-
-
-@pytest.fixture
-def server(client) -> Iterator[str]:
-    """The service on a port of its own."""
-    import uvicorn
-
-    server = uvicorn.Server(uvicorn.Config(client.app, port=0, log_level="warning"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    wait_until(lambda: server.started)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = server.force_exit = True  # connections of the browser may be open
-    wait_until(lambda: not thread.is_alive())
-
-
-@pytest.fixture
-def browser() -> Iterator:
-    webdriver = pytest.importorskip("selenium.webdriver")
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not (chromium and driver):
-        pytest.skip("chromium and chromedriver are not here")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in ("headless", "no-sandbox", "disable-gpu", "disable-background-networking", "disable-component-update"):
-        options.add_argument(f"--{flag}")
-    options.add_argument("--window-size=390,844")  # a phone
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = webdriver.Chrome(options, webdriver.ChromeService(driver))
-    yield browser
-    browser.quit()
-
-
-def open_page(browser, server: str) -> None:
-    """Open the page and wait until it accepts photos."""
-    from selenium.webdriver.common.by import By
-    from selenium.webdriver.support.wait import WebDriverWait
-
-    browser.get(server)
-    WebDriverWait(browser, 60).until(lambda page: page.find_element(By.ID, "file").is_enabled())
-
-
-def test_a_person_gives_a_photo_and_sees_the_answer(server, browser, photo, tmp_path) -> None:
-    from selenium.webdriver.common.by import By
-    from selenium.webdriver.support.wait import WebDriverWait
-
-    open_page(browser, server)
-    wide = browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
-    assert wide, "the page is wider than a phone"
-    browser.find_element(By.ID, "file").send_keys(str(photo))
-    WebDriverWait(browser, 60).until(lambda page: page.find_elements(By.CSS_SELECTOR, ".answer"))
-    expected = json.loads((tmp_path / "model" / "config.json").read_text())["pyramid"]["levels"]
-    assert len(browser.find_elements(By.CSS_SELECTOR, ".zoom figure")) == expected
-    assert browser.find_element(By.ID, "status").text == "Not sure."
-    assert len(browser.find_elements(By.CSS_SELECTOR, "#map path.leaflet-interactive")) == 5  # the candidates
-    (tmp_path / "no.jpg").write_text("no image")
-    browser.find_element(By.ID, "file").send_keys(str(tmp_path / "no.jpg"))
-    WebDriverWait(browser, 60).until(lambda page: "not a photo" in page.find_element(By.ID, "status").text)
-    assert not browser.find_elements(By.CSS_SELECTOR, ".answer")
-    said = [line for line in browser.get_log("browser") if line["level"] == "SEVERE" and "422" not in line["message"]]
-    assert [line for line in said if "favicon" not in line["message"]] == []
-
-
-def test_a_person_clicks_on_the_map_to_search_near_a_point(server, browser, photo) -> None:
-    from selenium.webdriver.common.action_chains import ActionChains
-    from selenium.webdriver.common.by import By
-    from selenium.webdriver.support.wait import WebDriverWait
-
-    open_page(browser, server)
-    posted = (
-        "window.posted = []; const send = fetch; "
-        "fetch = (url, ...rest) => { posted.push(url); return send(url, ...rest); }"
-    )
-    browser.execute_script(posted)
-    browser.find_element(By.ID, "near").click()
-    browser.find_element(By.ID, "file").send_keys(str(photo))
-    assert "Click on the map" in browser.find_element(By.ID, "status").text  # the photo waits for the point
-    area = browser.find_element(By.ID, "map")
-    browser.execute_script("arguments[0].scrollIntoView()", area)
-    ActionChains(browser).move_to_element(area).click().perform()
-    WebDriverWait(browser, 60).until(lambda page: page.find_elements(By.CSS_SELECTOR, ".answer"))
-    (url,) = browser.execute_script("return posted")
-    assert "near=48." in url and "within=200" in url
-    assert browser.find_element(By.ID, "point").text.startswith("of 48.")
-    within = browser.find_element(By.ID, "within")
-    browser.execute_script("arguments[0].value = -1; arguments[0].dispatchEvent(new Event('change'))", within)
-    assert len(browser.execute_script("return posted")) == 1
-    browser.find_element(By.ID, "file").send_keys(str(photo))
-    assert "more than 0 m" in browser.find_element(By.ID, "status").text
-    browser.execute_script("arguments[0].click()", browser.find_element(By.ID, "near"))  # off: everywhere again
-    assert "near" not in browser.execute_script("return posted")[-1]

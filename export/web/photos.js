@@ -20,7 +20,7 @@ function drawNavigation() {
 }
 
 function describe(entry) {
-  if (entry.error) return "not located";
+  if (entry.error) return `Not located: ${entry.error}`;
   if (!entry.page) return entry.state;
   return entry.page.sure ? `${entry.page.answer} (${entry.page.confidence})` : "not sure";
 }

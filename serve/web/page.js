@@ -37,6 +37,7 @@ async function work() {
     await locate(entry, query);
   }
   working = false;
+  if (current < 0 && entries.length > 1) openOverview();  // the map moves to all answers
 }
 
 async function locate(entry, query) {
@@ -55,14 +56,13 @@ async function locate(entry, query) {
     }
     if (status === 200) {
       change(entry, {state: "done", page: answer.page});
-      setStatus(answer.sure ? `${entry.name} is located.` : "Not sure.", !answer.sure);
-      if (entries.length > 1) { if (current < 0 && !entries.some(each => each.waiting)) openOverview(); return; }
-      return animateZoom(entry);
+      setStatus("");  // the sheet says the rest
+      return entries.length > 1 ? null : animateZoom(entry);
     }
     if (status === 401) askToken();
     const advice = {0: REACH, 401: "Enter the token above."}[status];
     change(entry, {error: answer.detail, advice, retry: () => locateEntry(entry)});
-    return setStatus(`${entry.name}: ${answer.detail}`, true);
+    return setStatus(`${entry.name} was not located.`, true);
   }
 }
 
