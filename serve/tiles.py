@@ -9,9 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 from fastapi.responses import Response
 
+from jzi.encode.raster import GDAL_ERRORS
 from jzi.errors import ImageryError
 from jzi.export.map_tiles import MapTiles
-from jzi.serve.limits import RefusedError
+from jzi.serve.limits import RefusedError, StoppingError
 
 #: Bytes of the tiles that are kept: about 5000, the neighbourhoods of a hundred answers.
 CACHE_BYTES = 64_000_000
@@ -58,13 +59,16 @@ class TileService:
             if len(self._rendering) >= WAITING:
                 raise RefusedError(503, f"{WAITING} tiles wait already: try again later", 1)
             self._rendering[key] = asyncio.ensure_future(self._render(key))
-        return await asyncio.shield(self._rendering[key])  # another request may wait for it too
+        try:
+            return await asyncio.shield(self._rendering[key])  # another request may wait for it too
+        except asyncio.CancelledError:
+            raise StoppingError() from None
 
     async def _render(self, key: Key) -> bytes:
         try:
             loop = asyncio.get_running_loop()
             tile = await loop.run_in_executor(self._pool, self.tiles.render, *key) or b""
-        except ImageryError as error:
+        except (ImageryError, OSError, *GDAL_ERRORS) as error:  # the file may have gone
             raise RefusedError(404, "the imagery cannot be read there: see the picture of the area") from error
         finally:
             del self._rendering[key]

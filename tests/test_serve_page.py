@@ -252,9 +252,10 @@ def test_a_person_gives_a_photo_and_sees_the_answer(server, browser, photo, tmp_
     assert "not a photo" in find(browser, "#about .error")[0].text and not find(browser, ".candidates")
 
 
-def test_several_photos_are_located_one_after_the_other(server, browser, photo) -> None:
+def test_several_photos_are_located_one_after_the_other(server, browser, photo, tmp_path) -> None:
+    other = shutil.copy(photo, tmp_path / "other.jpg")
     open_page(browser, server, PHONE)
-    find(browser, "#file")[0].send_keys(f"{photo}\n{photo.with_name('001.jpg')}")
+    find(browser, "#file")[0].send_keys(f"{photo}\n{other}")
     wait(browser, lambda page: page.execute_script("return entries.length === 2 && entries.every(each => each.page)"))
     assert len(find(browser, "ol.overview button")) == 2 and len(find(browser, "#map .number")) == 2
     assert fits(browser)
