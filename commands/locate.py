@@ -107,7 +107,12 @@ _file = click.Path(path_type=Path, dir_okay=False)
     help="In a region: write the score of every cell for one photo, from 0 to 1, as a GeoTIFF.",
 )
 @click.option("--picture", type=_file, help="Write a PNG of one photo, its zoom and its location.")
-@click.option("--map", "page", type=_file, help="Write an HTML page with all locations on a map; it works offline.")
+@click.option(
+    "--map",
+    "page",
+    type=_file,
+    help="Write an HTML page with all locations on a map, and the imagery around them, of 4 MB at most; it works offline.",
+)
 @click.option("--csv", "table", type=_file, help="Write a CSV with one row per photo.")
 @click.option(
     "--write-exif",

@@ -49,7 +49,7 @@ def photo_data(
             {
                 "image": _tile(imagery, key),
                 "action": action,
-                "caption": f"{area.footprint(key.level):.0f} m: {percent(probability, 0)}",
+                "caption": f"{area.footprint(key.level):.0f} m: {percent(probability)}",
             }
             for key, action, probability in zip(keys, best.path, best.step_probabilities, strict=False)
         ]
@@ -65,7 +65,7 @@ def photo_data(
         "answer": f"{location.latitude:.6f}, {location.longitude:.6f}" if sure else "not sure",
         "confidence": f"{percent(location.confidence)} {location.extent}",
         "spread": spread_text(location),
-        "inside": None if inside is None else percent(inside, 0),
+        "inside": None if inside is None else percent(inside),
         "notes": list(location.notes),
         "error": error,
         "candidates": [
@@ -86,30 +86,31 @@ def photo_data(
     }
 
 
-def percent(share: float, digits: int = 1) -> str:
-    """Return a share as on the page, such as "12.3 %"."""
-    return f"{100 * share:.{digits}f} %"
+def percent(share: float) -> str:
+    """Return a probability as on the page, with a tenth of a percent, "under 0.1 %" and "over 99.9 %" included."""
+    if 0 < share < 0.0005:
+        return "under 0.1 %"
+    return "over 99.9 %" if 0.9995 <= share < 1 else f"{100 * share:.1f} %"
 
 
 def spread_text(location: Location) -> str:
-    """Return in words the radii around the answer that contain 68 and 95 % of the probability.
+    """Return in words the radii around the answer that contain 68 and 95 % of the probability, as the terminal does.
 
-    Example:
-        "68 % within 41 m; 95 % radius unknown: 12 % of the probability was not searched"
+    Of one that is unknown also why: "95 % radius unknown: 12.0 % of the probability was not searched".
     """
-    digits = 1 if location.fix else 0
+    digits, left = 1 if location.fix else 0, f"{percent(location.residual)} of the probability was not searched"
     radii = {68: location.radius_68, 95: location.radius_95}
-    known = [
+    words = [
         f"{share} % within {radius:.{digits if radius < 100 else 0}f} m"
         for share, radius in radii.items()
         if math.isfinite(radius)
     ]
-    unknown = " and ".join(str(share) for share, radius in radii.items() if not math.isfinite(radius))
+    unknown = [f"{share} %" for share, radius in radii.items() if not math.isfinite(radius)]
     if unknown:
-        known.append(f"{unknown} % radius unknown: {percent(location.residual, 0)} of the probability was not searched")
+        words.append(f"{' and '.join(unknown)} {'radius' if len(unknown) == 1 else 'radii'} unknown: {left}")
     elif location.residual >= 0.01:
-        known.append(f"{percent(location.residual, 0)} of the probability was not searched")
-    return "; ".join(known)
+        words.append(left)
+    return "; ".join(words)
 
 
 def heat_file(location: Location) -> str | None:
