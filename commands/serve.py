@@ -104,8 +104,8 @@ def serve(
     set for a --host that other machines can reach.
 
     Memory: beyond the model and the search of one photo, --queue-mb for all requests (at most --max-mb for one), 20
-    bytes for each pixel of --max-megapixels, 64 MB for tiles and about 100 MB for connections; 256 MB, 1.2 GB, 64 MB and
-    100 MB by default.
+    bytes for each pixel of --max-megapixels, 64 MB for tiles, and about 100 MB for connections; 256 MB, 1.2 GB, 64 MB
+    and 100 MB by default.
     """
     try:
         import uvicorn  # noqa: F401

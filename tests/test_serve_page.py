@@ -153,7 +153,7 @@ def test_candidates_are_reached_by_keyboard_and_escape_goes_back(browser, export
 def test_the_legend_lists_what_is_drawn_and_nothing_else(browser, export) -> None:
     resize(browser, DESKTOP)
     browser.get(export((0.7, 0.3), residual=0.2))
-    assert "68 % and 95 % radii unknown: 20.0 % of the probability was not searched" in find(browser, "#place")[0].text
+    assert "95 % radius unknown: 20.0 % of the probability was not searched" in find(browser, "#place")[0].text
     every = {"answer", "other candidate", "probability, from low to high", "steps of the zoom"}
     assert every <= set(legend(browser)) and not any("true position" in each for each in legend(browser))
     browser.execute_script("map.removeLayer(drawn)")
