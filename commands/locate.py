@@ -111,7 +111,7 @@ _file = click.Path(path_type=Path, dir_okay=False)
     "--map",
     "page",
     type=_file,
-    help="Write an HTML page with all locations on a map, and the imagery around them, of 4 MB at most; it works offline.",
+    help="Write an HTML page with all locations on a map and up to 4 MB of the imagery around them; it works offline.",
 )
 @click.option("--csv", "table", type=_file, help="Write a CSV with one row per photo.")
 @click.option(
