@@ -16,7 +16,7 @@ from jzi.docs.generate.commands import escape
 
 HEAD = """# Python
 
-What `import jzi` offers; names are imported on first use. [Use it from Python](../how-to/locate.md#in-python) has
+What `import jzi` offers; names are imported on first use. [Use it from Python](../how-to/python.md) has
 examples, [Output and exit codes](output.md) the fields of JSON. Arrays have their axes in the text; metres and pixels
 are the default units.
 """
