@@ -22,8 +22,9 @@ from PIL import Image, ImageOps
 import jzi
 from jzi.errors import ModelError
 from jzi.locate.inside import auroc
-from jzi.locate.location import LocateOptions, Location
+from jzi.locate.location import Location
 from jzi.locate.locator import Locator
+from jzi.locate.ranges import ELSEWHERE
 from jzi.store.cache import FeatureCache
 from jzi.synth.photos import place_cameras
 from jzi.synth.render import render
@@ -98,12 +99,13 @@ def outsiders(folder: Path, held_out: list[Path], seeds: tuple[int, ...]) -> Ite
 
 
 def locate(locator: Locator, photos: list[Path] | list[Image.Image]) -> Answers:
-    """Locate photos, at the default odds and at even ones."""
+    """Locate photos at the default odds."""
     answers = [each for each in locator.locate_all(photos) if isinstance(each, Location)]
-    even = [each for each in locator.locate_all(photos, LocateOptions(elsewhere=0.5)) if isinstance(each, Location)]
+    inside = np.array([each.inside for each in answers], float)
+    odds = inside / (1 - inside) * ELSEWHERE / (1 - ELSEWHERE)
     return Answers(
         np.array([each.best.probability for each in answers]),
-        np.array([each.inside for each in even], float),
+        odds / (1 + odds),
         np.array([each.confidence for each in answers]),
     )
 
