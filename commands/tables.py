@@ -40,11 +40,11 @@ def location_text(location: Location) -> str:
         for share, radius in _radii(location)
         if math.isfinite(radius)
     ]
-    lines = [
-        f"{location.photo}: {location.latitude:.6f}, {location.longitude:.6f}  ({', '.join([confidence, *known])})"
-    ]
+    facts = [confidence, *known] if location.inside is None else [confidence]
+    lines = [f"{location.photo}: {location.latitude:.6f}, {location.longitude:.6f}  ({', '.join(facts)})"]
     if location.inside is not None:
-        lines.append(f"    {percent(location.inside)} that it was taken in this area; what follows holds if it was")
+        given = ", ".join([f"{percent(best.probability)} {_extent(best, location.cell_m, 'it')}", *known])
+        lines.append(f"    {percent(location.inside)} that it was taken in this area; if so, {given}")
     if unknown:
         radii = " and ".join(f"{share} %" for share in unknown)
         lines.append(f"    {radii} {'radius' if len(unknown) == 1 else 'radii'} unknown: {left}")
