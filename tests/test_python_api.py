@@ -129,7 +129,7 @@ def test_a_location_is_a_geojson_feature(location: package.Location) -> None:
     feature = json.loads(json.dumps(location.__geo_interface__, allow_nan=False))
     assert feature["type"] == "Feature"
     assert feature["geometry"]["coordinates"] == pytest.approx([location.longitude, location.latitude], abs=1e-6)
-    assert feature["properties"]["confidence"] == location.confidence
+    assert feature["properties"]["confidence"] == pytest.approx(location.confidence, abs=1e-5)
     from shapely.geometry import shape
 
     assert shape(feature["geometry"]).within(shape(square()))
