@@ -106,7 +106,8 @@ def test_the_documentation_mentions_every_command(name: str) -> None:
     assert re.search(rf"\bjzi\s+{name}\b|`{name}\b", text), f"no page says what jzi {name} is for"
 
 
-def test_every_page_is_in_the_navigation() -> None:
-    listed = set(re.findall(r": ([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), flags=re.M))
+def test_every_page_is_once_in_the_navigation() -> None:
+    listed = re.findall(r": ([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), flags=re.M)
     pages = {page.removeprefix("docs/") for page in PAGES if page.startswith("docs/")}
-    assert pages <= listed, f"not in nav of mkdocs.yml: {sorted(pages - listed)}"
+    assert pages <= set(listed), f"not in nav of mkdocs.yml: {sorted(pages - set(listed))}"
+    assert len(set(listed)) == len(listed)
