@@ -230,6 +230,8 @@ def _heading(location: Location, truth: tuple[float, float] | None, title: str) 
         error = float(geodesic_distance(location.latitude, location.longitude, *truth))
         digits = 1 if location.fix and error < 100 else 0
         answer += f"; {error:,.{digits}f} m from the position that the photo records"
+    if location.inside is not None:
+        answer += f"; from this area with {percent_text(location.inside)}"
     return [printable(title), answer, *(f"Note: {note}" for note in location.notes)]
 
 

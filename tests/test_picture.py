@@ -106,12 +106,14 @@ def test_more_probable_cells_are_lighter_and_less_transparent() -> None:
 def test_the_legend_names_what_is_drawn_and_nothing_else(figures, tmp_path, take_photo) -> None:
     location, photo = located(CITY, {(100, 120): 0.96, (100, 123): 0.03}), take_photo(tmp_path / "photo.jpg")
     draw_zoom(location, photo, None, tmp_path / "a.png", truth=(location.latitude, location.longitude))
-    draw_zoom(replace(location, candidates=location.candidates[:1]), photo, None, tmp_path / "a.png")
+    alone = replace(location, candidates=location.candidates[:1], inside=0.125)
+    draw_zoom(alone, photo, None, tmp_path / "a.png")
     with_truth, without = (texts(each) for each in figures)
     both = {"chosen part of the tile", "answer", "within 50 m of the answer", "68 % of the probability"}
     other = {"position that the photo records", "other candidates"}
     assert {*both, *other} <= set(with_truth) and both <= set(without) and not other & set(without)
     assert any("0 m from the position that the photo records" in each for each in with_truth)
+    assert any("from this area with 12 %" in each for each in without) and "this area" not in " ".join(with_truth)
 
 
 def test_the_credit_line_of_the_imagery_is_shown(figures, tmp_path, take_photo, town_raster, pyramid: Pyramid) -> None:

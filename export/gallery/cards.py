@@ -45,7 +45,6 @@ def card(
     photo, missing = _photo(path)
     zoom = step_cards(steps, number, path if photo else None, sources, pool) if steps else []
     wrong = next((each["number"] for each in zoom if not each["right"]), None)
-    inside = getattr(location, "inside", None)
     return {
         "name": location.photo,
         "rank": case.rank,
@@ -54,7 +53,7 @@ def card(
         "error": f"{case.error:,.0f} m",
         "confidence": round(location.confidence, 4),
         "confidence_text": f"{percent_text(location.confidence)} {location.extent}",
-        "inside": None if inside is None else percent_text(float(inside)),
+        "inside": None if location.inside is None else percent_text(location.inside),
         "notes": list(location.notes),
         "answer": f"{location.latitude:.5f}, {location.longitude:.5f}",
         "truth": f"{case.latitude:.5f}, {case.longitude:.5f}",
