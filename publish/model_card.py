@@ -279,6 +279,12 @@ def _limits(card: ModelCard) -> list[str]:
     limits = []
     if isinstance(card.config, AreaModelConfig):
         limits.append("It only knows its area: a photo of another place gets an answer in the area all the same.")
+        if inside := getattr(card.config, "inside", {}):
+            best = max(each.auroc for each in inside.values())
+            limits.append(
+                "It reports the probability that a photo is from the area at all, which was fitted on made outsiders "
+                f"(AUROC {best:.2f} there), not on photos of every other place."
+            )
         limits.append("It was trained on imagery and photos of some years; streets that have changed since are harder.")
     limits.append("Night, snow, interiors, close-ups and indistinct views are located badly.")
     limits.append("The figures hold for photos like those that it was evaluated on, not for other cameras.")
