@@ -211,6 +211,11 @@ def draw_rows(rows: Sequence[Row], output: Path) -> None:
                 )
             if drawn and drawn[0].reference and name != "seconds":
                 axis.axvline(scale * drawn[0].figures[name].mean, color=color, linestyle=":", linewidth=1)
+        low, high = axis.get_xlim()
+        middle, width = (low + high) / 2, 0.1 if scale == 1 else 2.0  # equal values: a tenth, or two points of recall
+        if high - low < width:
+            axis.set_xlim(middle - width / 2, middle + width / 2)
+        axis.ticklabel_format(axis="x", useOffset=False)
         axis.set_xlabel(title)
         axis.grid(axis="x", alpha=0.3)
     axes[0].set_yticks(range(len(drawn)), [row.variant.replace(" = ", "\n= ") for row in drawn])

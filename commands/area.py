@@ -15,6 +15,7 @@ from jzi.commands.common import (
     list_rejected,
     number,
     print_result,
+    print_warnings,
     split_by_option,
 )
 from jzi.commands.init_datasets import init_vigor_m_command, statewide_sources
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from jzi.store.photo_table import PhotoTable
     from jzi.store.region import Rule
     from jzi.workspace.pairs import Dataset
+    from jzi.workspace.settings import Settings
 
 
 @click.command()
@@ -125,11 +127,26 @@ def init(
         list_disagreements(table)
         lines.append(f"{len(table)} photos in the area, {split_text(table.split)}")
     write_settings(settings)
+    warnings = _data_warnings(settings, None if table is None else len(table))
+    print_warnings(warnings)
     steps = "" if folder == Path() else f"cd {folder}; "
     steps += "jzi encode-map" if settings.map.rasters else "set map.rasters and queries.table in it"
     lines.append(f"wrote {folder / FILE}; next: {steps}")
     values = {"pyramid": settings.pyramid, "photos": None if table is None else len(table), "file": folder / FILE}
+    values["warnings"] = warnings
     print_result(as_json, plain(values), "\n".join(lines))
+
+
+def _data_warnings(settings: Settings, photos: int | None) -> tuple[str, ...]:
+    """Warnings about the map and the photos of a new area."""
+    from jzi.workspace.data_checks import map_warnings, photo_warnings
+    from jzi.workspace.open import open_imagery
+
+    found: tuple[str, ...] = ()
+    if settings.map.rasters:
+        with open_imagery(settings) as imagery:
+            found = map_warnings(imagery, settings.pyramid, settings.encoder.image_size)
+    return found if photos is None else (*found, *photo_warnings(photos))
 
 
 def _init_region(
@@ -200,7 +217,7 @@ def tile(latitude: float, longitude: float, preset: str | None, config_file: Pat
 @click.argument("paths", nargs=-1, required=True)
 @json_option
 def info(paths: tuple[str, ...], as_json: bool) -> None:
-    """Describe caches, models and rasters.
+    """Describe caches, models, encoders and rasters, in any order; paths or URLs.
 
     For several paths, also check whether they belong together; the exit code is 1 if they do not.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -189,6 +189,12 @@ def list_disagreements(table: PhotoTable) -> None:
         click.echo(f"  {row.name}: {row.reason}", err=True)
     if table.disagreements:
         click.echo(f"{len(table.disagreements)} photos have another zoom sequence than their position", err=True)
+
+
+def print_warnings(warnings: Iterable[str]) -> None:
+    """Print warnings about data, which do not end the command."""
+    for warning in warnings:
+        click.echo(f"warning: {warning}", err=True)
 
 
 def report_unreachable(photos: int) -> None:

@@ -15,6 +15,7 @@ from jzi.commands.common import (
     list_rejected,
     number,
     print_result,
+    print_warnings,
     settings_options,
     split_by_option,
 )
@@ -56,6 +57,7 @@ def encode_map_command(
     from jzi.encode.device import processes
     from jzi.encode.encode_map import encode_map
     from jzi.store.plain import plain
+    from jzi.workspace.data_checks import map_warnings
     from jzi.workspace.open import load_encoder, open_cache, open_imagery
     from jzi.workspace.refiner import open_producer
 
@@ -70,8 +72,11 @@ def encode_map_command(
                 print_result(as_json, {**plain(expected), "cache": settings.cache_path}, text)
                 return
         click.echo(f"reading {imagery.description}", err=True)
+        warnings = map_warnings(imagery, settings.pyramid, settings.encoder.image_size)
+        if processes().is_main_process:
+            print_warnings(warnings)
         report = encode_map(cache, encoder, imagery, batch_size=settings.encoder.batch_size, tokens=settings.map.tokens)
-        values, text = plain(report), map_text(report)
+        values, text = {**plain(report), "warnings": list(warnings)}, map_text(report)
         if cells:
             from jzi.encode.encode_cells import index_cells
 

@@ -16,6 +16,7 @@ from jzi.commands.common import (
     json_option,
     number,
     print_result,
+    print_warnings,
     refine_options,
     report_unreachable,
     settings_options,
@@ -180,15 +181,22 @@ def evaluate_command(
     check_radius(expert.area, radius)
     photos = LabelledPhotos.load(cache, expert, split)
     report_unreachable(photos.unreachable)
+    warnings = [] if len(photos) >= FEW else [few_text(len(photos), photos.split)]
+    print_warnings(warnings)
     if gallery == "occupied":
         expert = restrict_to_occupied(expert, photos)
         method = method.replace("greedy search", "most probable cell")
     evaluation = evaluate(expert, photos, radii=metres)
     values: dict[str, Any] = {"split": photos.split, "unreachable": photos.unreachable, **evaluation.to_dict()}
+    values["warnings"] = warnings
     cells = f"among all {evaluation.gallery_cells} cells"
     if gallery == "occupied":
         cells = f"only among the {evaluation.gallery_cells} cells that hold a photo of the split"
-    text = evaluation_table(evaluation, f"{len(photos)} photos of the {photos.split} split, {method} {cells}")
+    count = "1 photo" if len(photos) == 1 else f"{len(photos)} photos"
+    text = evaluation_table(
+        evaluation,
+        f"{count} of the {photos.split} split, {method} {cells}",
+    )
     if not retriever:
         selected = model.select(experts)
         if gallery == "occupied":
@@ -221,6 +229,16 @@ def evaluate_command(
         values["gallery_html"] = {"path": str(gallery_html), "bytes": size}
         text += f"\n\nthe worst and best photos: {gallery_html} ({size / 1e6:.1f} MB)"
     print_result(as_json, values, text)
+
+
+#: Photos below which results are warned about: a recall of one half then has an interval of 17 points to each side.
+FEW = 30
+
+
+def few_text(photos: int, split: str) -> str:
+    """The warning about an evaluation of few photos."""
+    what = "1 photo" if photos == 1 else f"{photos} photos"
+    return f"the {split} split has {what}: too few to measure recall, as the intervals show; {FEW} are the least"
 
 
 def _metres(radii: str, region: bool) -> tuple[float, ...]:

@@ -265,8 +265,7 @@ def locate(
             if not outputs:
                 raise
             closed = error
-    # On a square map every cell has a value; the region of bands is a part of their rectangle
-    outputs.write(rasters, None if isinstance(area, Pyramid) else locator.expert.cell_mask, locator)
+    outputs.write(rasters, locator.expert.cell_mask, locator)
     if stage:
         click.echo(rerank_summary(stage), err=True)
     for written in outputs.written:

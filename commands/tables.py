@@ -41,7 +41,8 @@ def location_text(location: Location) -> str:
         if math.isfinite(radius)
     ]
     facts = [confidence, *known] if location.inside is None else [confidence]
-    lines = [f"{location.photo}: {location.latitude:.6f}, {location.longitude:.6f}  ({', '.join(facts)})"]
+    position = f"{location.latitude:.6f}, {location.longitude:.6f}"
+    lines = [f"{location.photo}: {position}  (confidence {', '.join(facts)})"]
     if location.inside is not None:
         given = ", ".join([f"{percent(best.probability)} {_extent(best, location.cell_m, 'it')}", *known])
         lines.append(f"    {percent(location.inside)} that it was taken in this area; if so, {given}")
@@ -90,11 +91,11 @@ def evaluation_table(evaluation: Evaluation, title: str) -> str:
     def percent(interval: Interval) -> str:
         return f"{interval.value:7.2%}   ({interval.low:.2%} .. {interval.high:.2%})"
 
-    lines = [f"{title}; in brackets 95 % bootstrap intervals"]
+    lines = [f"{title}; in brackets 95 % intervals"]
     lines += [f"  recall within {radius:>4g} m   {percent(each)}" for radius, each in evaluation.recall.items()]
     lines += [f"  cell among first {k:>4}   {percent(each)}" for k, each in evaluation.recall_at.items()]
     median = evaluation.median_error
-    lines.append(f"  median error          {median.value:6.1f} m   ({median.low:.1f} .. {median.high:.1f} m)")
+    lines.append(f"  median error          {median.value:6.1f} m   ({interval_text(median)})")
     lines.append(f"  whole sequence right  {percent(evaluation.sequence_accuracy)}")
     for step, prefix in enumerate(evaluation.prefix_accuracy, 1):
         if evaluation.step_accuracy:
@@ -113,6 +114,17 @@ def evaluation_table(evaluation: Evaluation, title: str) -> str:
         lines += ["", f"  not comparable with the above, published for {note}:"]
         lines += _published_lines("recall within", rows, radii)
     return "\n".join(lines)
+
+
+def interval_text(metres: Interval) -> str:
+    """The interval of a median in metres; "unknown" if there were too few photos for one."""
+    if not math.isfinite(metres.high):
+        return "interval unknown: too few photos"
+    return f"{metres.low:.1f} .. {metres.high:.1f} m"
+
+
+def _short_interval(metres: Interval) -> str:
+    return f"{metres.low:.1f}..{metres.high:.1f}" if math.isfinite(metres.high) else "unknown"
 
 
 def _published_lines(title: str, results: Sequence[Published], radii: list[float]) -> list[str]:
@@ -143,7 +155,7 @@ def _distance_lines(by_distance: RecallByDistance) -> list[str]:
 def retrieval_table(evaluation: RetrievalEvaluation, title: str, published: Sequence[PublishedRetrieval] = ()) -> str:
     """Recall at k within radii, by year and hour, the photos left out, and published results with their conditions."""
     tops = list(next(iter(evaluation.recall.values())))
-    lines = [f"{title}; in brackets 95 % bootstrap intervals"]
+    lines = [f"{title}; in brackets 95 % intervals"]
     lines.append(f"  {'recall':<16}" + "".join(f"{f'among {k}':>27}" for k in tops) + "   median rank")
     for radius, by_k in evaluation.recall.items():
         name = f"within {radius:g} m" if radius else "own cell"
@@ -218,7 +230,7 @@ def calibration_table(calibration: Calibration, radii: tuple[float, ...]) -> str
         default = " (default)" if estimate == DEFAULT.estimate else ""
         lines.append(f"  {names[estimate] + default:<32}{shares}{median.value:>12.1f} m")
         between = "".join(f"{f'{100 * each.low:.1f}..{100 * each.high:.1f}':>14}" for each in recall)
-        lines.append(f"  {'':<32}{between}{f'{median.low:.1f}..{median.high:.1f}':>14}")
+        lines.append(f"  {'':<32}{between}{_short_interval(median):>14}")
     before = "" if calibration.error_before is None else f" ({calibration.error_before:.1%} before calibration)"
     lines.append(
         f"  confidence is {calibration.error_after:.1%} off on average{before}; "

@@ -11,6 +11,7 @@ from jzi.commands.common import (
     experts_option,
     json_option,
     print_result,
+    print_warnings,
     report_left_out,
     settings_options,
 )
@@ -48,6 +49,7 @@ def train_decoder_command(
     from jzi.train.experts import NEED_CELLS, check_experts, default_experts, load_others, train_experts
     from jzi.train.run import lock_folder
     from jzi.train.zoom import check_overrides
+    from jzi.workspace.data_checks import photo_warnings
     from jzi.workspace.open import load_encoder
 
     cache = FeatureCache.open(settings.cache_path)
@@ -69,6 +71,9 @@ def train_decoder_command(
         raise UsageError(f"--set {ineffective[0]} has no effect without the experts cells and levels: leave it out")
     if unused and others:
         raise UsageError("--also trains the experts cells and levels, which this model does not have: leave it out")
+    warnings = photo_warnings(len(cache.queries.encoded()))
+    if processes().is_main_process:
+        print_warnings(warnings)
     data = TrainingData.load(cache, best_device(), settings.train.views, cells=not unused)
     more = load_others(cache, others, settings.heads, best_device(), settings.train.views)
     heads_init = settings.heads.init
@@ -103,5 +108,5 @@ def train_decoder_command(
             f"the experts cells and levels were left out: {cache.path} has no cells (`jzi encode-map --cells`)",
             err=True,
         )
-    values = {**plain(report), **experts_values(fused)}
+    values = {**plain(report), **experts_values(fused), "warnings": list(warnings)}
     print_result(as_json, values, f"{training_text(report)}\n{experts_text(fused)}")

@@ -31,8 +31,8 @@ RADII, LIMITS_DEG = (1.0, 3.0, 5.0, 10.0), (1.0, 3.0, 5.0)
 #: Photos whose similarities to all references are in memory at once.
 BATCH = 512
 
-#: Bootstrap resamples of shares, and of means and medians, which take longer; their seed.
-RESAMPLES, RESAMPLED, SEED = 1000, 200, 0
+#: Bootstrap resamples of means and medians, and their seed.
+RESAMPLED, SEED = 200, 0
 
 
 @dataclass(frozen=True)
@@ -120,16 +120,11 @@ class Retrieval:
             ranking: the ranks before re-ranking.
             right: (photo,) whether re-ranking chose the positive; None without it.
         """
-        rng = np.random.default_rng(SEED)
-
-        def share(hit: NDArray[np.bool_]) -> Interval:
-            return share_interval(hit, RESAMPLES, rng)
-
         return cls(
-            recall={k: share(ranking.rank < k) for k in RANKS},
-            one_percent=share(ranking.rank < ranking.references // 100),
-            hit_rate=share(ranking.hit),
-            reranked=None if right is None else share(right),
+            recall={k: share_interval(ranking.rank < k) for k in RANKS},
+            one_percent=share_interval(ranking.rank < ranking.references // 100),
+            hit_rate=share_interval(ranking.hit),
+            reranked=None if right is None else share_interval(right),
             references=ranking.references,
         )
 
@@ -176,7 +171,7 @@ class Errors:
                 Interval.of(float(value), each)
                 for value, each in zip((error.mean(), np.median(error)), resampled, strict=True)
             )
-        recall = {limit: share_interval(error <= limit, RESAMPLES, rng) for limit in limits}
+        recall = {limit: share_interval(error <= limit) for limit in limits}
         return cls(mean, median, recall)
 
     def figures(self, unit: str) -> dict[str, Interval]:

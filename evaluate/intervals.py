@@ -1,7 +1,8 @@
-"""Figures with 95 % bootstrap intervals."""
+"""Figures with 95 % intervals: Wilson's of shares, bootstrap intervals of others."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure with its 95 % bootstrap interval."""
+    """A figure with its 95 % interval."""
 
     value: float
     low: float
@@ -24,6 +25,31 @@ class Interval:
         return cls(value, float(low), float(high))
 
 
-def share_interval(hit: NDArray[np.bool_], resamples: int, rng: np.random.Generator) -> Interval:
-    """The share of hits; resampling hits and misses draws their number from a binomial distribution."""
-    return Interval.of(float(hit.mean()), rng.binomial(len(hit), hit.mean(), resamples) / len(hit))
+def share_interval(hit: NDArray[np.bool_]) -> Interval:
+    """The share of hits with Wilson's score interval, which a single photo or a share of 0 does not make empty.
+
+    Source: Wilson, "Probable inference, the law of succession, and statistical inference", 1927.
+
+    Args:
+        hit: (photo,) at least one.
+
+    Example:
+        >>> share_interval(np.array([True]))
+        Interval(value=1.0, low=0.206543, high=1.0)
+    """
+    count, value, z = len(hit), float(hit.mean()), 1.959964
+    scale = 1 + z**2 / count
+    middle = (value + z**2 / (2 * count)) / scale
+    half = z / scale * math.sqrt(value * (1 - value) / count + z**2 / (4 * count**2))
+    return Interval(value, round(max(0.0, middle - half), 6), round(min(1.0, middle + half), 6))
+
+
+def median_interval(values: NDArray[np.float64], resamples: int, rng: np.random.Generator) -> Interval:
+    """The median of positive values with its bootstrap interval; 0 to infinity for fewer than 6 values.
+
+    The range of n values holds the true median with a probability of 1 - 2^(1-n), which is 95 % from n = 6 on.
+    """
+    if len(values) < 6:
+        return Interval(float(np.median(values)), 0.0, math.inf)
+    medians = [np.median(values[rng.integers(len(values), size=len(values))]) for _ in range(resamples)]
+    return Interval.of(float(np.median(values)), np.array(medians))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jzi.evaluate.intervals import Interval, share_interval
+from jzi.evaluate.intervals import Interval, median_interval, share_interval
 from jzi.evaluate.nearest import RecallByDistance, recall_by_distance
 from jzi.evaluate.published import Published, published_apart, published_for
 from jzi.locate.ranges import DISTANCE, RESAMPLES, SEED
@@ -127,19 +127,16 @@ def score(
     rng = np.random.default_rng(seed)
     recall, median = error_intervals(error, radii, resamples, rng)
 
-    def share(hit: NDArray[np.bool_]) -> Interval:
-        return share_interval(hit, resamples, rng)
-
     return Evaluation(
         photos=len(error),
         recall=recall,
         median_error=median,
-        sequence_accuracy=share(correct.all(1)),
+        sequence_accuracy=share_interval(correct.all(1)),
         prefix_accuracy=tuple(np.logical_and.accumulate(correct, axis=1).mean(0).tolist()),
         step_accuracy=step_accuracy,
         error=error,
         confidence=confidence,
-        recall_at={} if rank is None else {k: share(rank < k) for k in RANKS},
+        recall_at={} if rank is None else {k: share_interval(rank < k) for k in RANKS},
         gallery=gallery,
         gallery_cells=gallery_cells,
         by_training_distance=None if training_distance is None else recall_by_distance(training_distance, error, radii),
@@ -154,7 +151,7 @@ def error_intervals(
     resamples: int = 1000,
     rng: np.random.Generator | None = None,
 ) -> tuple[dict[float, Interval], Interval]:
-    """Recall within radii, and the median error, with bootstrap intervals.
+    """Recall within radii, and the median error, with 95 % intervals.
 
     Args:
         error: (photo,) distances from the true positions to the answers, metres.
@@ -167,9 +164,8 @@ def error_intervals(
     """
     check_bootstrap(radii, resamples)
     rng = rng or np.random.default_rng(0)
-    recall = {float(radius): share_interval(error <= radius, resamples, rng) for radius in radii}
-    medians = np.array([np.median(error[rng.integers(len(error), size=len(error))]) for _ in range(resamples)])
-    return recall, Interval.of(float(np.median(error)), medians)
+    recall = {float(radius): share_interval(error <= radius) for radius in radii}
+    return recall, median_interval(error, resamples, rng)
 
 
 def check_bootstrap(radii: Sequence[float], resamples: int = 1000, seed: int = 0) -> None:

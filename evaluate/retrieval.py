@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from jzi.errors import ConfigError
 from jzi.evaluate.intervals import Interval, share_interval
 from jzi.evaluate.moments import groups_by_time
-from jzi.locate.ranges import DISTANCE, RANKS, RESAMPLES, SEED
+from jzi.locate.ranges import DISTANCE, RANKS
 from jzi.store.bands import BandGrid, haversine, move
 from jzi.store.cell_grid import CellGrid
 from jzi.store.pyramid import geodesic_distance
@@ -247,8 +247,6 @@ def summarise(
     groups: dict[str, NDArray[Any]] | None = None,
     min_photos: int = 1,
     distance: Distance = "ellipsoid",
-    resamples: int = 1000,
-    seed: int = 0,
 ) -> RetrievalEvaluation:
     """Recall from equivalent ranks.
 
@@ -261,19 +259,14 @@ def summarise(
         groups: name of a breakdown to the (photo,) names of the groups, from `jzi.evaluate.moments`.
         min_photos: fewest photos of a group whose recall is reported.
         distance: how distances were measured.
-        resamples: number of bootstrap resamples.
-        seed: seed of the bootstrap.
 
     Raises:
         ConfigError: a number is out of range, or no photo is left.
     """
     RANKS.check("k", *top)
     RANKS.check("the fewest photos of a group", min_photos)
-    RESAMPLES.check("resamples", resamples)
-    SEED.check("seed", seed)
     if not ranks.shape[1]:
         raise ConfigError("no photo lies in a cell of the region with imagery: give photos of the region")
-    rng = np.random.default_rng(seed)
 
     def shares(chosen: NDArray[np.bool_]) -> dict[float, dict[int, float]]:
         return {radius: {k: float((rank[chosen] < k).mean()) for k in top}
@@ -290,10 +283,7 @@ def summarise(
         photos=ranks.shape[1],
         left_out=left_out or {},
         cells=cells,
-        recall={
-            radius: {k: share_interval(rank < k, resamples, rng) for k in top}
-            for radius, rank in zip(radii, ranks, strict=True)
-        },
+        recall={radius: {k: share_interval(rank < k) for k in top} for radius, rank in zip(radii, ranks, strict=True)},
         rank_shares={
             radius: {percent: float((rank < cells * percent / 100).mean()) for percent in (1.0, 0.1, 0.01)}
             for radius, rank in zip(radii, ranks, strict=True)
@@ -351,8 +341,6 @@ def evaluate_retrieval(
     frame: pd.DataFrame | None = None,
     timezone: str | None = None,
     min_photos: int = 1,
-    resamples: int = 1000,
-    seed: int = 0,
     batch: int = 4096,
 ) -> RetrievalEvaluation:
     """Search every cell for every photo, exactly, in one pass over the cells for each batch of photos.
@@ -370,8 +358,6 @@ def evaluate_retrieval(
         frame: (photo,) columns `captured_at` and `hour`, for the breakdown by `groups_by_time`; None for none.
         timezone: IANA name of the photos' time zone.
         min_photos: fewest photos of a year or an hour whose recall is reported.
-        resamples: number of bootstrap resamples.
-        seed: seed of the bootstrap.
         batch: photos that are searched in one pass over the cells.
 
     Raises:
@@ -403,8 +389,6 @@ def evaluate_retrieval(
         groups={name: labels[kept] for name, labels in groups.items()},
         min_photos=min_photos,
         distance=distance,
-        resamples=resamples,
-        seed=seed,
     )
 
 

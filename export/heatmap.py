@@ -13,6 +13,7 @@ import numpy as np
 import rasterio.shutil
 from affine import Affine
 from numpy.typing import NDArray
+from pyproj import CRS
 from rasterio.io import MemoryFile
 from rasterio.transform import from_origin
 from rasterio.windows import Window
@@ -64,7 +65,18 @@ class Frame:
 
     @property
     def crs(self) -> str:
-        """The projected CRS."""
+        """The projected CRS as WKT, with a name that other programs show."""
+        crs = CRS.from_user_input(self._definition)
+        if crs.name != "unknown":
+            return crs.to_wkt()
+        kind = "bands" if isinstance(self.area, BandGrid) else "area"
+        bounds = self.area.bounds
+        latitude, longitude = self.area.unproject((bounds.west + bounds.east) / 2, (bounds.south + bounds.north) / 2)
+        named = {**crs.to_json_dict(), "name": f"jzi {kind} around {float(latitude):.5f}, {float(longitude):.5f}"}
+        return CRS.from_json_dict(named).to_wkt()
+
+    @property
+    def _definition(self) -> str:
         if not isinstance(self.area, BandGrid):
             return self.area.crs
         nearest = self.area.bands[abs(self.area.bands).argmin()]

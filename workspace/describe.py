@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 from pyproj import CRS
@@ -37,7 +39,7 @@ class Info:
 
     Attributes:
         path: path or URL.
-        kind: "cache", "model", "retriever", "refiner" or "raster".
+        kind: "cache", "model", "retriever", "refiner", "encoder" or "raster".
         facts: names and values to print, in order.
         pyramid: geometry of the area; None for a raster.
         encoder: encoder of the embeddings; None for a raster.
@@ -55,15 +57,17 @@ class Info:
 
 
 def describe(path: str) -> Info:
-    """Describe the cache, model, refiner or raster at a path or URL.
+    """Describe the cache, model, refiner, encoder or raster at a path or URL.
 
     Raises:
         JziError: the path does not exist, or is none of these.
     """
-    if is_url(path) or (Path(path) / "zarr.json").is_file():
+    if is_url(path):
+        return _at_url(path)
+    if (Path(path) / "zarr.json").is_file():
         return _cache(path)
     if (Path(path) / CONFIG).is_file():
-        return _model(Path(path))
+        return _encoder(path) if _is_encoder(Path(path)) else _model(Path(path))
     if (Path(path) / INFO).is_file():
         return _refiner(Path(path))
     if not path.startswith("/vsi") and not exists(path):
@@ -73,6 +77,38 @@ def describe(path: str) -> Info:
             f"{path} is a folder, but no cache (zarr.json), no model (config.json) and no refiner (refiner.json)"
         )
     return _raster(path)
+
+
+#: Suffixes of rasters at URLs; what has another one is a cache, unless it cannot be read as one.
+_RASTERS = (".tif", ".tiff", ".vrt", ".jp2", ".jpg", ".jpeg", ".png", ".webp", ".gpkg", ".mbtiles")
+
+
+def _at_url(url: str) -> Info:
+    """A cache or a raster at a URL."""
+    if urlsplit(url).path.lower().endswith(_RASTERS):
+        return _raster(url)
+    return _cache(url)
+
+
+def _encoder(name: str) -> Info:
+    """An encoder: a folder as `save_pretrained` writes it."""
+    from jzi.encode.hf_config import read_encoder_config
+
+    config = read_encoder_config(name)
+    facts = {"family": config.model_type}
+    for entry in ("hidden_size", "num_hidden_layers", "image_size", "patch_size"):
+        if getattr(config, entry, None) is not None:
+            facts[entry] = getattr(config, entry)
+    return Info(name, "encoder", facts)
+
+
+def _is_encoder(folder: Path) -> bool:
+    """Whether config.json is that of an encoder, not of a model of jzi."""
+    try:
+        values = json.loads((folder / CONFIG).read_text())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(values, dict) and "model_type" in values and "jzi_format" not in values
 
 
 def _region_facts(region: RegionInfo) -> dict[str, Any]:
