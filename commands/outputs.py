@@ -158,8 +158,8 @@ class Outputs:
         if self.page:
             from jzi.export.page import write_page
 
-            photos = [(photo, location, truth) for (photo, location), truth in zip(self._located, truths, strict=True)]
-            self._write(self.page, write_page, photos, imagery)
+            located = [(photo, location, truth) for (photo, location), truth in zip(self._located, truths, strict=True)]
+            self._write(self.page, write_page, located, imagery)
 
         if self.score_map and locator:
             self._write(self.score_map, self._draw_scores, locator)

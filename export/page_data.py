@@ -57,7 +57,6 @@ def photo_data(
     if truth and sure:
         error_m = float(geodesic_distance(location.latitude, location.longitude, truth.latitude, truth.longitude))
         error = f"{error_m:.{0 if error_m >= 100 or not location.fix else 1}f} m from its EXIF position"
-    inside = getattr(location, "inside", None)
     return {
         "name": location.photo,
         "image": jpeg_url(image),
@@ -65,7 +64,7 @@ def photo_data(
         "answer": f"{location.latitude:.6f}, {location.longitude:.6f}" if sure else "not sure",
         "confidence": f"{percent(location.confidence)} {location.extent}",
         "spread": spread_text(location),
-        "inside": None if inside is None else percent(inside),
+        "inside": None if location.inside is None else percent(location.inside),
         "notes": list(location.notes),
         "error": error,
         "candidates": [
