@@ -240,7 +240,7 @@ class Locator:
         query: Tensor,
         options: LocateOptions = DEFAULT,
         names: Sequence[str] | None = None,
-        photos: Sequence[PhotoInput] | None = None,
+        photos: Sequence[Photo] | None = None,
         tokens: Tensor | None = None,
     ) -> list[Location]:
         """Locate photos that are embedded already; opens no image.

@@ -261,7 +261,8 @@ def _evaluation(card: ModelCard) -> str:
         (f"recall within {radius}", _percent(each["value"]), f"{_percent(each['low'])} to {_percent(each['high'])}")
         for radius, each in _recall(answers).items()
     ]
-    if _is_interval(median := answers.get("median_error_m")):
+    median = answers.get("median_error_m", {})
+    if _is_interval(median):
         rows.append(("median error", f"{median['value']:.1f} m", f"{median['low']:.1f} to {median['high']:.1f} m"))
     text = (
         f"{int(evaluation.get('photos', 0))} photos of the split {_split(evaluation)}, which were not trained on; the "
