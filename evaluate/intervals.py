@@ -35,7 +35,7 @@ def share_interval(hit: NDArray[np.bool_]) -> Interval:
 
     Example:
         >>> share_interval(np.array([True]))
-        Interval(value=1.0, low=0.206543, high=1.0)
+        Interval(value=1.0, low=0.206549, high=1.0)
     """
     count, value, z = len(hit), float(hit.mean()), 1.959964
     scale = 1 + z**2 / count
