@@ -132,8 +132,8 @@ def init(
     steps = "" if folder == Path() else f"cd {folder}; "
     steps += "jzi encode-map" if settings.map.rasters else "set map.rasters and queries.table in it"
     lines.append(f"wrote {folder / FILE}; next: {steps}")
-    values = {"pyramid": settings.pyramid, "photos": None if table is None else len(table), "file": folder / FILE}
-    values["warnings"] = warnings
+    photos = None if table is None else len(table)
+    values = {"pyramid": settings.pyramid, "photos": photos, "file": folder / FILE, "warnings": warnings}
     print_result(as_json, plain(values), "\n".join(lines))
 
 

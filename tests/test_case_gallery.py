@@ -119,7 +119,8 @@ def cases(name: str, *, count: int = 1) -> Cases:
     posterior = Posterior.from_cells(PYRAMID, np.array([3, 9]), np.array([5, 2]), np.array([0.6, 0.3]))
     location = to_locations(posterior, LocateOptions(), [name])[0]
     shown = tuple(Case(index, index + 1, True, 48.2, 16.37, 120.0, location) for index in range(count))
-    photos = LabelledPhotos("test", torch.randn(count, 32), *([np.zeros(count)] * 2), *([np.zeros(count, int)] * 2), 0)
+    position, cell = np.zeros(count), np.zeros(count, int)
+    photos = LabelledPhotos("test", torch.randn(count, 32), position, position, cell, cell, 0)
     return Cases(photos, np.full(count, 120.0), np.full(count, 0.6), shown)
 
 

@@ -84,11 +84,11 @@ def test_evidence_of_the_zoom_is_what_a_short_search_finds(locator) -> None:
     zoom, query = locator.expert, torch.randn(3, locator.expert.encoder.width)
     best = zoom.posterior(query, LocateOptions("map", beams=4))
     assert zoom.evidence(query) == pytest.approx(np.log(best.probability.max(1)), abs=1e-6)
-    center = zoom.area.cell_centers(best.row[:, 0], best.col[:, 0])
-    hidden = zoom.evidence(query, Hidden(*center, 1.0))
+    x, y = zoom.area.cell_centers(best.row[:, 0], best.col[:, 0])
+    hidden = zoom.evidence(query, Hidden(x, y, 1.0))
     second = np.sort(best.probability, 1)[:, -2] / (1 - best.probability.max(1))
     assert hidden == pytest.approx(np.log(second), abs=1e-6)
-    assert np.isfinite(zoom.evidence(query, Hidden(*center, 1e9))).all()
+    assert np.isfinite(zoom.evidence(query, Hidden(x, y, 1e9))).all()
     assert isinstance(zoom, Evidence)
 
 

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 import jzi.encode.photo_reader as module
-from jzi.encode.photo_reader import PANORAMA, PhotoReader, PhotoStamp
-from jzi.encode.photos import open_photo, resize_photo
+from jzi.encode.photo_reader import PhotoReader, PhotoStamp
+from jzi.encode.photos import PANORAMA, open_photo, resize_photo
 
 SHAPE = (14, 28)
 

@@ -208,7 +208,7 @@ def test_the_cache_is_a_data_set_of_torch(cache_folder: Path) -> None:
     assert item["tiles"].tolist() == table.tiles_along(path.reshape(1, -1))[0].tolist()
     batch = next(iter(torch.utils.data.DataLoader(train, batch_size=4)))
     assert batch["actions"].shape == (4, table.pyramid.levels)
-    assert sum(1 for _ in train) == len(train)
+    assert len([train[index] for index in range(len(train))]) == len(train)
 
 
 def test_the_example_trains_on_the_cache(

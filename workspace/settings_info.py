@@ -150,7 +150,7 @@ def _rows(
         property = node.get("properties", {}).get(each.name)
         if property is None or name in DERIVED:
             continue
-        if is_dataclass(hint):
+        if is_dataclass(hint) and isinstance(hint, type):
             yield from _rows(name, hint, current, initial, property, schema, sources)
             continue
         text = texts.get(each.name, "")
