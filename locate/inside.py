@@ -98,7 +98,7 @@ class InsideDetector:
         for name, weight in self.weights.weights.items():
             if weight:
                 total += weight * self.experts[name].evidence(query)
-        return np.minimum(np.maximum(total, -MAX_LOG_ODDS), MAX_LOG_ODDS)
+        return total.clip(-MAX_LOG_ODDS, MAX_LOG_ODDS)
 
 
 def probability_inside(log_odds: NDArray[np.float64], elsewhere: float) -> NDArray[np.float64]:

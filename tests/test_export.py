@@ -119,7 +119,7 @@ def test_what_cannot_be_written_is_one_sentence(location, tmp_path) -> None:
 def test_a_copy_has_the_position_and_the_very_pixels(tmp_path, take_photo) -> None:
     photo = take_photo(tmp_path / "photo.jpg", 10.0, 20.0, heading=77.0)
     before = photo.read_bytes()
-    write_position(photo, tmp_path / "copy.jpg", -33.868, 151.209, radius=12.34)
+    write_position(photo, tmp_path / "copy.jpg", -33.868, 151.209, radius=12.34, overwrite=True)
     assert photo.read_bytes() == before
     position = read_position(tmp_path / "copy.jpg")
     assert (position.latitude, position.longitude) == pytest.approx((-33.868, 151.209), abs=1e-8)
