@@ -38,7 +38,8 @@ from jzi.train.encoder import EncoderTrainingReport
 from jzi.train.zoom import check_overrides, make_decoder, start_config
 from jzi.workspace.caches import scan_folder
 from jzi.workspace.open import finetune_areas, load_encoder, open_cache, open_imagery, open_photo_table
-from jzi.workspace.settings import EncoderSettings, PathSettings, Settings, load_settings
+from jzi.workspace.settings import EncoderSettings, PathSettings, Settings
+from jzi.workspace.settings_file import load_settings
 
 #: The sections about training that a variant may override.
 _SECTIONS = ("finetune", "decoder", "train")

@@ -37,7 +37,8 @@ from tqdm import tqdm
 from jzi.errors import ConfigError, JziError
 from jzi.store.files import write_whole
 from jzi.store.pyramid import Pyramid
-from jzi.workspace.settings import EncoderSettings, MapSettings, QuerySettings, Settings, write_settings
+from jzi.workspace.settings import EncoderSettings, MapSettings, QuerySettings, Settings
+from jzi.workspace.settings_file import write_settings
 
 from .cityscape.block import SEASONS, CityBlock, blocks
 from .cityscape.chance import Area

@@ -37,7 +37,7 @@ from jzi.decode.expert import ZoomExpert
 from jzi.locate.location import LocateOptions
 from jzi.retrieve.expert import RetrievalExpert
 from jzi.store.cache import FeatureCache
-from jzi.workspace.settings import load_settings
+from jzi.workspace.settings_file import load_settings
 
 from .scaling import median_ms
 

@@ -33,7 +33,8 @@ from jzi.train.decoder import train_decoder
 from jzi.train.experts import default_experts, train_experts
 from jzi.workspace.experts import load_experts
 from jzi.workspace.open import open_zoom
-from jzi.workspace.settings import Settings, load_settings
+from jzi.workspace.settings import Settings
+from jzi.workspace.settings_file import load_settings
 
 from .scaling import median_ms
 

@@ -51,7 +51,8 @@ from jzi.train.refiner import train_refiner
 from jzi.workspace.open import open_imagery, open_photo_table
 from jzi.workspace.refiner import refiner_folder
 from jzi.workspace.refiner_training import evaluate_area_refiner
-from jzi.workspace.settings import FILE, Settings, load_settings
+from jzi.workspace.settings import FILE, Settings
+from jzi.workspace.settings_file import load_settings
 
 #: Photos timed.
 REPEATS = 30

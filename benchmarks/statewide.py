@@ -46,7 +46,8 @@ from jzi.store.files import file_sha256, write_whole
 from jzi.workspace.open import open_photo_table
 from jzi.workspace.region import region_settings, write_footprint
 from jzi.workspace.region_index import open_region_expert
-from jzi.workspace.settings import FILE, PathSettings, RegionSettings, load_region, write_settings
+from jzi.workspace.settings import FILE, PathSettings, RegionSettings
+from jzi.workspace.settings_file import load_region, write_settings
 from jzi.workspace.statewide import new_towers, open_index, train_region
 
 #: Radius of recall, metres.

@@ -191,7 +191,8 @@ class Town:
         from jzi.encode.imagery import Imagery
         from jzi.store.cell_grid import Bounds
         from jzi.store.exif import read_position
-        from jzi.workspace.settings import FILE, load_settings
+        from jzi.workspace.settings import FILE
+        from jzi.workspace.settings_file import load_settings
 
         pyramid, paths = load_settings(folder / FILE).pyramid, sorted((folder / "photos").glob("*.jpg"))[:count]
         positions = [read_position(path) for path in paths]

@@ -37,7 +37,8 @@ from jzi.train.decoder import train_decoder
 from jzi.train.experts import load_others, train_experts
 from jzi.workspace.experts import load_transferred
 from jzi.workspace.open import load_encoder, open_cache, open_imagery, open_photo_table
-from jzi.workspace.settings import FILE, Settings, load_settings
+from jzi.workspace.settings import FILE, Settings
+from jzi.workspace.settings_file import load_settings
 
 RADII = (20.0, 50.0, 100.0)
 

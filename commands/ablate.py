@@ -45,7 +45,7 @@ def ablate(
     pairs, variants are of pairs.*, refine.* and refiner.*, and run one after another.
     """
     from jzi.ablate.variants import PAIR_SECTIONS, SECTIONS, expand_grid, read_variants
-    from jzi.workspace.settings import is_pairs
+    from jzi.workspace.settings_file import is_pairs
 
     pairs = is_pairs(config_file)
     sections = PAIR_SECTIONS if pairs else SECTIONS

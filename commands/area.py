@@ -106,7 +106,8 @@ def init(
     from jzi.commands.reports import split_text
     from jzi.store.plain import plain
     from jzi.workspace.init import dataset_settings, new_settings
-    from jzi.workspace.settings import FILE, with_settings, write_settings
+    from jzi.workspace.settings import FILE
+    from jzi.workspace.settings_file import with_settings, write_settings
     from jzi.workspace.zoom import describe_area
 
     if (folder / FILE).exists() and not force:
@@ -166,7 +167,8 @@ def _init_region(
     """
     from jzi.commands.reports import split_text
     from jzi.workspace.region import describe_region, region_settings, write_footprint
-    from jzi.workspace.settings import FILE, with_settings, write_settings
+    from jzi.workspace.settings import FILE
+    from jzi.workspace.settings_file import with_settings, write_settings
 
     data, more = options.pop("data") if statewide else None, options.pop("set")
     names = ("dataset", "data", "download", "encoder", "image_size", "preset", "center", "size", "grid", "levels")

@@ -47,7 +47,7 @@ def import_checkpoint_command(
         _import_statewide(context, checkpoint, output, options["image_size"])
         return
     from jzi.store.pyramid import preset as published
-    from jzi.workspace.settings import load_settings
+    from jzi.workspace.settings_file import load_settings
 
     pyramid = load_settings(config_file).pyramid if config_file else published(preset)
     from jzi.decode.import_checkpoint import import_checkpoint

@@ -192,7 +192,7 @@ def _area(
     margin: float,
 ) -> Area | None:
     from jzi.overhead.area import Area
-    from jzi.workspace.settings import load_settings
+    from jzi.workspace.settings_file import load_settings
 
     if sum(each is not None for each in (area_file, bbox, region)) > 1:
         raise UsageError("give one of --area, --bbox and --region")

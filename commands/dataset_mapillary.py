@@ -79,7 +79,8 @@ def _region(area: Path | None, bbox: tuple[float, float, float, float] | None, f
         return box_region(*bbox)
     if file is not None:
         return Region.read(file)
-    from jzi.workspace.settings import RegionSettings, load_area
+    from jzi.workspace.settings import RegionSettings
+    from jzi.workspace.settings_file import load_area
 
     settings = load_area(area or Path())
     if isinstance(settings, RegionSettings):

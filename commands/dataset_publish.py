@@ -164,7 +164,8 @@ def publish_command(
     from jzi.publish.just_zoom_in import publish_just_zoom_in
     from jzi.publish.publication import Request
     from jzi.publish.vigor import publish_vigor
-    from jzi.workspace.settings import find_rasters, load_settings, names_url
+    from jzi.workspace.settings import find_rasters, names_url
+    from jzi.workspace.settings_file import load_settings
 
     names, sources = read_imagery(imagery)
     request = Request(

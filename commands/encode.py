@@ -49,7 +49,7 @@ def encode_map_command(
     """Encode the tiles of the map that the cache lacks."""
     if (refiner or dry_run) and not detail:
         raise UsageError("--refiner and --dry-run go with --detail: add it")
-    from jzi.workspace.settings import load_settings
+    from jzi.workspace.settings_file import load_settings
 
     overrides = (*overrides, "map.tokens=true") if tokens else overrides
     settings = load_settings(config_file, overrides, training=())
@@ -140,7 +140,8 @@ def encode_queries_command(
 ) -> None:
     """Encode the photos that are new or have changed."""
     from jzi.workspace.open import open_photo_table
-    from jzi.workspace.settings import RegionSettings, load_area
+    from jzi.workspace.settings import RegionSettings
+    from jzi.workspace.settings_file import load_area
 
     options = {"queries.views": views, "queries.seed": seed, "queries.split_by": split_by}
     overrides = (*overrides, *(f"{name}={value}" for name, value in options.items() if value is not None))

@@ -105,7 +105,7 @@ def evaluate_command(
     --refine reports metres before and after the candidates are refined. Photos taken within 5 m of a training photo are
     left out and counted.
     """
-    from jzi.workspace.settings import is_pairs, is_region, load_settings
+    from jzi.workspace.settings_file import is_pairs, is_region, load_settings
 
     if is_pairs(config_file):
         context = click.get_current_context()

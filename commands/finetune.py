@@ -29,7 +29,8 @@ def finetune(
     An interrupted run is resumed; a finished one is not repeated. Encode the map and the photos with the fine-tuned
     encoder afterwards.
     """
-    from jzi.workspace.settings import FILE, load_settings
+    from jzi.workspace.settings import FILE
+    from jzi.workspace.settings_file import load_settings
 
     if blocks is not None:
         overrides = (*overrides, f"finetune.blocks={blocks}")

@@ -30,7 +30,7 @@ def train_fusion(
     Both must have encoded the photos of split val (`jzi encode-queries`), which neither was trained on. The weights are
     written beside the index; `jzi evaluate` and `jzi locate` use them with --retriever, --zoom and --fuse.
     """
-    from jzi.workspace.settings import load_region
+    from jzi.workspace.settings_file import load_region
 
     settings = load_region(config_file, overrides, training=())
     from jzi.store.plain import plain

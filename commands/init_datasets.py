@@ -18,7 +18,8 @@ def init_vigor_m_command(
     from jzi.datasets.geomoe import compare, protocol_of
     from jzi.store.plain import plain
     from jzi.workspace.published_sets import vigor_m_areas
-    from jzi.workspace.settings import FILE, write_settings
+    from jzi.workspace.settings import FILE
+    from jzi.workspace.settings_file import write_settings
     from jzi.workspace.zoom import describe_area
 
     encoder, image_size = options.pop("encoder", None), options.pop("image_size", None)

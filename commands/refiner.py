@@ -39,7 +39,8 @@ def train_refiner_command(
     with refine.source = "trained" or refine.kind = "rays". Its fusion with the model is fitted on validation photos. An
     interrupted run is resumed; a finished one is not repeated. On a data set of pairs, UnifyGeo is trained.
     """
-    from jzi.workspace.settings import FILE, is_pairs, load_settings
+    from jzi.workspace.settings import FILE
+    from jzi.workspace.settings_file import is_pairs, load_settings
 
     if is_pairs(config_file):
         train_pairs_command(config_file, overrides, output, as_json)

@@ -339,7 +339,7 @@ def _cases(
 
     from jzi.workspace.rerank_cases import area_cases, open_front, pair_cases
     from jzi.workspace.reranker import front_name, imagery_around, open_crops
-    from jzi.workspace.settings import is_pairs, load_area
+    from jzi.workspace.settings_file import is_pairs, load_area
 
     if is_pairs(config_file):
         from jzi.workspace.pairs import load_pairs
@@ -456,7 +456,7 @@ def prune_command(
 def _judgments(config_file: Path, overrides: tuple[str, ...]) -> Any:
     from jzi.rerank.judgments import Judgments
     from jzi.workspace.reranker import JUDGMENTS, kept
-    from jzi.workspace.settings import is_pairs, load_area
+    from jzi.workspace.settings_file import is_pairs, load_area
 
     if is_pairs(config_file):
         from jzi.workspace.pairs import load_pairs

@@ -36,7 +36,7 @@ def train_retriever_command(
 
     An interrupted run is resumed; a finished one is not repeated. Run `jzi index` afterwards to encode the cells.
     """
-    from jzi.workspace.settings import is_region, load_settings
+    from jzi.workspace.settings_file import is_region, load_settings
 
     if is_region(config_file):
         train_region_command(config_file, overrides, method, others, output, as_json)
@@ -100,7 +100,7 @@ def index(
 
     In a region, the index is the cache of its jzi.toml, and the retriever may have been trained anywhere.
     """
-    from jzi.workspace.settings import is_region, load_settings
+    from jzi.workspace.settings_file import is_region, load_settings
 
     if is_region(config_file):
         kind = "hnsw" if hnsw and not faiss else faiss

@@ -23,7 +23,8 @@ def train_region_command(
     as_json: bool,
 ) -> None:
     """Train a state-wide retriever on one or several regions."""
-    from jzi.workspace.settings import FILE, load_region
+    from jzi.workspace.settings import FILE
+    from jzi.workspace.settings_file import load_region
 
     if method is not None:
         overrides = (*overrides, f"statewide.method={method}")
@@ -62,7 +63,7 @@ def index_region_command(
     as_json: bool,
 ) -> None:
     """Encode the cells of a region that its index lacks; then build what else is asked for."""
-    from jzi.workspace.settings import load_region
+    from jzi.workspace.settings_file import load_region
 
     settings = load_region(config_file, overrides, training=("statewide",))
     from jzi.commands.reports import size_text, time_text
@@ -120,7 +121,7 @@ def evaluate_region_command(
     """Measure recall at k of a state-wide retriever among all cells of a region, and its fusion with a zoom."""
     import numpy as np
 
-    from jzi.workspace.settings import load_region
+    from jzi.workspace.settings_file import load_region
 
     settings = load_region(config_file, overrides, training=())
     from jzi.commands.tables import retrieval_table

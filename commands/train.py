@@ -35,7 +35,7 @@ def train_decoder_command(
 
     An interrupted run is resumed; a finished one is not repeated.
     """
-    from jzi.workspace.settings import load_settings
+    from jzi.workspace.settings_file import load_settings
 
     settings = load_settings(config_file, overrides, training=("train", "decoder", "heads"))
     from jzi.commands.reports import experts_text, experts_values, training_text

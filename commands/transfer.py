@@ -20,7 +20,7 @@ def transfer(config_file: Path, overrides: tuple[str, ...], model: Path, as_json
     Uses the experts of a model that was trained in other areas, on the map that `jzi encode-map --cells` encoded with
     that model's encoder.
     """
-    from jzi.workspace.settings import load_settings
+    from jzi.workspace.settings_file import load_settings
 
     settings = load_settings(config_file, overrides, training=())
     from jzi.commands.reports import transfer_text

@@ -40,7 +40,8 @@ from jzi.train.config import TrainConfig
 from jzi.train.data import TrainingData
 from jzi.train.decoder import DecoderTask
 from jzi.workspace.open import load_encoder, open_zoom
-from jzi.workspace.settings import EncoderSettings, MapSettings, QuerySettings, Settings, load_settings, write_settings
+from jzi.workspace.settings import EncoderSettings, MapSettings, QuerySettings, Settings
+from jzi.workspace.settings_file import load_settings, write_settings
 
 SMOOTHING = [Variant("plain loss", ("train.label_smoothing=0",))]
 

@@ -16,7 +16,8 @@ from jzi.benchmarks import statewide
 from jzi.encode.towers_config import TowersConfig
 from jzi.errors import ConfigError
 from jzi.workspace.region import region_settings, write_footprint
-from jzi.workspace.settings import FILE, load_region, write_settings
+from jzi.workspace.settings import FILE
+from jzi.workspace.settings_file import load_region, write_settings
 
 ABLATIONS = sorted((Path(statewide.__file__).parent / "ablations").glob("statewide-*.toml"))
 TINY = (

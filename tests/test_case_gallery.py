@@ -204,7 +204,7 @@ def test_photos_outside_of_the_folder_are_not_opened(tmp_path) -> None:
 def test_cases_are_located_as_evaluation_does(trained, tmp_path, monkeypatch) -> None:
     from jzi.evaluate.experts import evaluate_experts
     from jzi.workspace.open import open_experts
-    from jzi.workspace.settings import load_settings
+    from jzi.workspace.settings_file import load_settings
 
     model, cache = open_experts(load_settings(tmp_path / "jzi.toml", (), training=()))
     expert = model.fused(())

@@ -16,7 +16,7 @@ from jzi.cli import main
 from jzi.decode.model import ZoomModel
 from jzi.demo.tour import _training_note
 from jzi.store.model_folder import read_config
-from jzi.workspace.settings import load_settings
+from jzi.workspace.settings_file import load_settings
 
 
 @pytest.fixture(scope="module")

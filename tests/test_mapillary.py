@@ -602,7 +602,8 @@ def test_the_command_reports_what_it_did(environment: MockMapillary, tmp_path: P
 def test_an_area_may_come_from_a_working_directory(environment: MockMapillary, tmp_path: Path) -> None:
     file = tmp_path / "jzi.toml"
     pyramid = Pyramid.around(LATITUDE, LONGITUDE, 800.0, levels=3)
-    from jzi.workspace.settings import Settings, write_settings
+    from jzi.workspace.settings import Settings
+    from jzi.workspace.settings_file import write_settings
 
     settings = Settings(pyramid)
     settings.folder = tmp_path

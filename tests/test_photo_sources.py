@@ -20,7 +20,8 @@ from jzi.errors import ConfigError, PhotoError
 from jzi.store.photo_file import WHOLE_BYTES
 from jzi.store.pyramid import Pyramid
 from jzi.workspace.photo_sources import PhotoSources
-from jzi.workspace.settings import FILE, MapSettings, Settings, write_settings
+from jzi.workspace.settings import FILE, MapSettings, Settings
+from jzi.workspace.settings_file import write_settings
 
 
 def jpeg() -> bytes:

@@ -25,7 +25,7 @@ from jzi.store.info import EncoderInfo
 from jzi.store.model_folder import read_config
 from jzi.store.pyramid import Pyramid
 from jzi.train.photos import PhotoReader as TrainingReader
-from jzi.workspace.settings import load_settings
+from jzi.workspace.settings_file import load_settings
 
 REFERENCE = "--set encoder.resampling=reference"
 

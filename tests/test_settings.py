@@ -12,7 +12,8 @@ from click.testing import CliRunner, Result
 from jzi.cli import main
 from jzi.store.pyramid import Pyramid
 from jzi.workspace.pairs import load_pairs, new_pair_settings, write_pair_settings
-from jzi.workspace.settings import FILE, Settings, load_settings, with_settings, write_settings
+from jzi.workspace.settings import FILE, Settings
+from jzi.workspace.settings_file import load_settings, with_settings, write_settings
 from jzi.workspace.settings_info import SettingInfo, describe_settings
 
 

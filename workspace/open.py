@@ -14,16 +14,8 @@ from jzi.store.region import RegionCells, RegionInfo
 from jzi.workspace.experts import ModelExperts, load_experts, load_transferred
 from jzi.workspace.hub import local_folder
 from jzi.workspace.refiner import RefineRequest, refined
-from jzi.workspace.settings import (
-    FILE,
-    AreaSettings,
-    RegionSettings,
-    Settings,
-    find_rasters,
-    load_region,
-    load_settings,
-    names_url,
-)
+from jzi.workspace.settings import FILE, AreaSettings, RegionSettings, Settings, find_rasters, names_url
+from jzi.workspace.settings_file import load_region, load_settings
 
 if TYPE_CHECKING:
     from jzi.decode.expert import ZoomExpert

@@ -19,12 +19,10 @@ from jzi.refine.config import UnifyGeoConfig
 from jzi.rerank.config import RerankConfig
 from jzi.store.pairs import PairDataset
 from jzi.train.pair_config import PairTrainingConfig
-from jzi.workspace.settings import (
-    PathSettings,
-    _strict,
+from jzi.workspace.settings import PathSettings, _strict, resolve_path
+from jzi.workspace.settings_file import (
     changed_values,
     read_values,
-    resolve_path,
     settings_error,
     unknown_setting,
     without_none,
@@ -125,7 +123,7 @@ def load_pairs(file: Path, overrides: Iterable[str] = ()) -> PairSettings:
 
     Args:
         file: path of the jzi.toml.
-        overrides: as of `jzi.workspace.settings.load_settings`.
+        overrides: as of `jzi.workspace.settings_file.load_settings`.
 
     Raises:
         ConfigError: the file does not exist, is that of an area, or a setting is unknown or invalid.

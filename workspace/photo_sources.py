@@ -17,7 +17,8 @@ from jzi.store.photo_file import WHOLE_BYTES, open_image
 from jzi.store.printable import printable
 from jzi.web.client import Client, HttpOptions
 from jzi.web.rules import Address
-from jzi.workspace.settings import FILE, load_area
+from jzi.workspace.settings import FILE
+from jzi.workspace.settings_file import load_area
 
 #: Tags of a TIFF that say where it lies: ModelPixelScale, ModelTiepoint, ModelTransformation (GeoTIFF 1.1, section 7).
 _GEO_TAGS = (33550, 33922, 34264)

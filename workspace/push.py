@@ -142,7 +142,7 @@ def _evaluated(
     request: PushRequest, config: AnyModelConfig, plot: Path, notes: list[str]
 ) -> tuple[Mapping[str, Any] | None, dict[str, int]]:
     """Figures for the card, and number of photos by split: of a file, or measured on the cache, with a plot."""
-    from jzi.workspace.settings import is_pairs, is_region, load_settings
+    from jzi.workspace.settings_file import is_pairs, is_region, load_settings
 
     stored = _read_evaluation(request.evaluation) if request.evaluation else None
     file = request.config_file

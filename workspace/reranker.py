@@ -11,7 +11,8 @@ from jzi.errors import ConfigError
 from jzi.rerank.config import RerankConfig
 from jzi.rerank.schedule import PAIR_DESIGNS
 from jzi.workspace.open import open_map, open_rasters
-from jzi.workspace.settings import FILE, RegionSettings, Settings, load_area
+from jzi.workspace.settings import FILE, RegionSettings, Settings
+from jzi.workspace.settings_file import load_area
 
 if TYPE_CHECKING:
     from jzi.encode.imagery import Imagery

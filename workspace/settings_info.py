@@ -20,17 +20,8 @@ from pydantic.fields import FieldInfo
 
 from jzi.errors import ConfigError
 from jzi.workspace.pairs import PairSettings, load_pairs
-from jzi.workspace.settings import (
-    DERIVED,
-    TRAINING,
-    RegionSettings,
-    Settings,
-    default_section,
-    flat_names,
-    is_pairs,
-    load_area,
-    read_values,
-)
+from jzi.workspace.settings import TRAINING, RegionSettings, Settings
+from jzi.workspace.settings_file import DERIVED, default_section, flat_names, is_pairs, load_area, read_values
 
 #: The classes of a whole jzi.toml; sections that several of them have are described as in the first.
 KINDS: tuple[type, ...] = (Settings, RegionSettings, PairSettings)
@@ -78,7 +69,7 @@ def describe_settings(file: Path | None = None, overrides: Iterable[str] = ()) -
     Args:
         file: a jzi.toml, whose values are those in force; without one, or if it does not exist, the defaults of all
             kinds of areas are described.
-        overrides: as of `jzi.workspace.settings.load_settings`.
+        overrides: as of `jzi.workspace.settings_file.load_settings`.
 
     Raises:
         ConfigError: the file cannot be used, or an override is malformed.

@@ -9,7 +9,7 @@ import numpy as np
 
 from jzi.errors import ConfigError
 from jzi.store.pyramid import Pyramid, preset
-from jzi.workspace.settings import load_settings
+from jzi.workspace.settings_file import load_settings
 
 
 def describe_area(pyramid: Pyramid) -> str:

@@ -22,7 +22,8 @@ from jzi.store.model_folder import CONFIG
 from jzi.store.plain import plain
 from jzi.workspace.open import open_experts
 from jzi.workspace.region_index import fusion_file, open_region_expert
-from jzi.workspace.settings import FILE, RegionSettings, Settings, load_settings
+from jzi.workspace.settings import FILE, RegionSettings, Settings
+from jzi.workspace.settings_file import load_settings
 from jzi.workspace.zoom_weights import ZoomFusion
 
 if TYPE_CHECKING:

@@ -45,7 +45,7 @@ from jzi.tests import hostile, pair_trees
 from jzi.tests.properties import test_hostile as properties
 from jzi.workspace.pairs import load_pairs
 from jzi.workspace.rerank_cases import probabilities, read_candidates
-from jzi.workspace.settings import load_area
+from jzi.workspace.settings_file import load_area
 
 Files = dict[str, bytes]
 

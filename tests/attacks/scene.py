@@ -115,7 +115,7 @@ def add_judge(folder: Path) -> None:
     from jzi.rerank.fuse import Weights
     from jzi.rerank.weights_file import write_weights
     from jzi.workspace.reranker import RerankRequest, front_name, new_weights, open_judge
-    from jzi.workspace.settings import load_settings
+    from jzi.workspace.settings_file import load_settings
 
     shutil.copytree(Path(jzi.__file__).parent / "demo" / "judge", folder / "judge")
     settings = folder / "jzi.toml"

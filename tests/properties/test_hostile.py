@@ -21,7 +21,7 @@ from jzi.store.geojson import read_polygons
 from jzi.store.photo_table import read_photo_table
 from jzi.store.pyramid import Pyramid
 from jzi.workspace.area import square_around
-from jzi.workspace.settings import load_settings
+from jzi.workspace.settings_file import load_settings
 from tests import hostile
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of Pillow and GDAL about damaged files
