@@ -49,7 +49,7 @@ def _smoothed(logits: Tensor, allowed: Tensor, smoothing: float) -> Tensor:
     spread = log_share.masked_fill(~allowed, 0.0).sum(-1) / allowed.sum(-1).clamp(min=1)
     valid = allowed.diagonal()
     loss = -(1 - smoothing) * log_share.diagonal() - smoothing * spread
-    return loss[valid].mean()
+    return loss.masked_fill(~valid, 0.0).sum() / valid.sum()
 
 
 def soft_margin_triplet(query: Tensor, reference: Tensor, cells: Tensor, scale: Tensor, smoothing: float) -> Tensor:
@@ -67,9 +67,8 @@ def soft_margin_triplet(query: Tensor, reference: Tensor, cells: Tensor, scale: 
 
 def _soft_margins(logits: Tensor, is_negative: Tensor) -> Tensor:
     positive = logits.diagonal()
-    rows = F.softplus(logits - positive[:, None])[is_negative]
-    cols = F.softplus(logits - positive[None])[is_negative]
-    return (rows.sum() + cols.sum()) / (2 * is_negative.sum().clamp(min=1))
+    both = F.softplus(logits - positive[:, None]) + F.softplus(logits - positive[None])
+    return both.masked_fill(~is_negative, 0.0).sum() / (2 * is_negative.sum().clamp(min=1))
 
 
 def decoupled_contrast(logits: Tensor, pairs: Tensor, smoothing: float, *, decoupled: bool = True) -> Tensor:
@@ -96,13 +95,11 @@ def decoupled_contrast(logits: Tensor, pairs: Tensor, smoothing: float, *, decou
 
 
 def _decoupled_rows(logits: Tensor, pairs: Tensor, smoothing: float, decoupled: bool) -> Tensor:
-    """Sum of the rows' losses."""
+    """Sum of the rows' losses; rows are masked, not selected, which would read their number from the device."""
     count = pairs.sum(1)
-    valid = pairs.diagonal() & (count >= 2)
-    if not valid.any():
-        return 0.0 * logits.sum()
-    logits, pairs, count = logits[valid], pairs[valid], count[valid]
-    positive = valid.nonzero()[:, 0]
+    left_out = ~(pairs.diagonal() & (count >= 2))[:, None]
+    logits, pairs = logits.masked_fill(left_out, 0.0), pairs | left_out
+    positive = torch.arange(len(logits), device=logits.device)
     masked = logits.masked_fill(~pairs, -torch.inf)
     log_sum = masked.logsumexp(1, keepdim=True)
     if decoupled:
@@ -113,11 +110,11 @@ def _decoupled_rows(logits: Tensor, pairs: Tensor, smoothing: float, decoupled: 
         log_sum = (log_sum + torch.log1p(-share)).scatter(1, largest, others)
     log_share = (logits - log_sum).masked_fill(~pairs, 0.0)
     label = (
-        (smoothing / (count - 1).to(logits.dtype))[:, None]
+        (smoothing / (count - 1).clamp(min=1).to(logits.dtype))[:, None]
         .expand_as(logits)
         .scatter(1, positive[:, None], 1 - smoothing)
     )
-    return -(label * log_share).sum()
+    return -(label * log_share).masked_fill(left_out, 0.0).sum()
 
 
 def soft_margins(logits: Tensor, pairs: Tensor) -> Tensor:
