@@ -1,6 +1,6 @@
 """Training steps, search and refinement stay on one device: they run on `meta`, where no value can be read.
 
-A hidden synchronisation (`.item()`, `.tolist()`, `.numpy()`, `.cpu()`, a boolean index) raises there, and the mode below
+A hidden synchronisation (`.item()`, `.tolist()`, `.numpy()`, `.cpu()`, a boolean index) raises there. The mode below
 raises where an operation mixes devices, indices included, which a CPU would accept and a GPU would not.
 """
 
