@@ -35,6 +35,10 @@ def location(locator: package.Locator, pixels: np.ndarray) -> package.Location:
     return locator.locate(pixels, name="<b>photo</b>.jpg")
 
 
+def test_completion_offers_every_public_name() -> None:
+    assert {"load", "Location", "export", "__version__"} <= set(dir(package))
+
+
 # Photos
 
 
