@@ -35,11 +35,11 @@ _SIDE = 1024
 RESAMPLINGS = ("antialias", "bilinear", "reference")
 
 #: Note on photos that look like panoramas, which should perhaps be cropped first.
-PANORAMA = "looks like a 360° panorama (2:1); treated as an ordinary photo"
+PANORAMA = "the photo looks like a 360° panorama (2:1): it is treated as an ordinary photo"
 
 #: Note on pictures that show nothing: at least this share of the pixels is within so many levels of the median colour.
 #: Of 14 real photos none has more than 15 % there; JPEG changes a blank picture by 2.
-UNIFORM = "is nearly uniform: what it shows says little about where it was taken"
+UNIFORM = "the picture is nearly uniform: what it shows says little about where it was taken"
 UNIFORM_SHARE, UNIFORM_LEVELS = 0.95, 6
 
 _TRANSPOSE = {
