@@ -52,10 +52,11 @@ def location_text(location: Location) -> str:
     elif location.residual >= 0.01:
         lines.append(f"    {left}")
     lines += [f"    {location.fix.text}"] if location.fix else []
-    lines += [f"    {judged_text(best)}"] if best.judged else []
+    lines += [f"    {judged_text(best, location)}"] if best.judged else []
     for each in location.candidates[1:]:
-        probability = f"{percent(each.probability)} {_extent(each, location.cell_m, 'that point')}"
-        judged = f"; {judged_text(each)}" if each.judged else ""
+        share = percent(location.overall(each.probability))
+        probability = f"{share} {_extent(each, location.cell_m, 'that point')}"
+        judged = f"; {judged_text(each, location)}" if each.judged else ""
         lines.append(f"    or {each.latitude:.6f}, {each.longitude:.6f}  ({probability}{judged})")
     lines += [f"    note: {note}" for note in location.notes]
     return "\n".join(lines)
@@ -71,7 +72,7 @@ def _radii(location: Location) -> tuple[tuple[int, float], ...]:
     return (68, location.radius_68), (95, location.radius_95)
 
 
-def judged_text(candidate: Candidate) -> str:
+def judged_text(candidate: Candidate, location: Location) -> str:
     """Where a re-ranked candidate was before, and how much it was preferred."""
     judged = candidate.judged
     if judged is None:
@@ -79,7 +80,7 @@ def judged_text(candidate: Candidate) -> str:
     score = "not shown, for lack of imagery" if judged.score is None else f"score {judged.score:+.2f}"
     if judged.score is not None and judged.sd is not None:
         score += f" ± {judged.sd:.2f}"
-    return f"before the comparison number {judged.rank} with {percent(judged.probability)}; {score}"
+    return f"before the comparison number {judged.rank} with {percent(location.overall(judged.probability))}; {score}"
 
 
 def evaluation_table(evaluation: Evaluation, title: str) -> str:

@@ -71,7 +71,7 @@ def photo_data(
             {
                 "at": [candidate.latitude, candidate.longitude],
                 "text": f"{candidate.latitude:.6f}, {candidate.longitude:.6f}",
-                "share": percent(candidate.probability),
+                "share": percent(location.overall(candidate.probability)),
             }
             for candidate in (location.candidates if sure else ())
         ],
@@ -147,8 +147,8 @@ def comparisons(location: Location, imagery: Imagery | None) -> list[dict[str, A
             {
                 "rank": rank,
                 "image": _surroundings(imagery, location, candidate) if imagery else None,
-                "before": f"{judged.rank} ({judged.probability:.1%})",
-                "after": f"{candidate.probability:.1%}",
+                "before": f"{judged.rank} ({location.overall(judged.probability):.1%})",
+                "after": f"{location.overall(candidate.probability):.1%}",
                 "score": "not shown" if judged.score is None else f"{judged.score:+.2f}",
                 "against": [
                     {

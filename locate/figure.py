@@ -53,7 +53,7 @@ def location_html(location: Located) -> str:
     )
     area = "" if location.inside is None else f"<div>{location.inside:.1%} that it is from this area at all</div>"
     others = "".join(
-        f"<li>{each.latitude:.6f}, {each.longitude:.6f} ({each.probability:.1%})</li>"
+        f"<li>{each.latitude:.6f}, {each.longitude:.6f} ({location.overall(each.probability):.1%})</li>"
         for each in location.candidates[1:]
     )
     return (
@@ -61,7 +61,7 @@ def location_html(location: Located) -> str:
         f"{_svg(location)}<div><b>{escape(location.photo or 'photo')}</b>"
         f'<div style="font-size:1.2em">{at}</div><div>{share}</div><div>{radii}</div>{area}'
         f'<div><a href="{osm}" target="_blank" rel="noreferrer">OpenStreetMap</a> '
-        f'<a href="geo:{location.latitude:.6f},{location.longitude:.6f}">geo:</a></div>'
+        f'<a href="geo:{location.latitude:.6f},{location.longitude:.6f}">Maps app</a></div>'
         + (f'<div>or</div><ol start="2" style="margin:0">{others}</ol>' if others else "")
         + f"{note}</div></div>"
     )

@@ -204,7 +204,11 @@ class Location:
 
         It is the answer's probability in this area times that of the photo being from this area, where that is known.
         """
-        return self.best.probability * (1.0 if self.inside is None else self.inside)
+        return self.overall(self.best.probability)
+
+    def overall(self, probability: float) -> float:
+        """A probability of a candidate, which holds given that the photo is from this area, times that it is."""
+        return probability * (1.0 if self.inside is None else self.inside)
 
     @property
     def extent(self) -> str:

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from PIL import ExifTags, Image
 
 from jzi.cli import main
+from jzi.commands.tables import percent
 from jzi.encode.photo_reader import PhotoReader
 from jzi.encode.photos import UNIFORM
 from jzi.errors import ConfigError, ModelError, PhotoError
@@ -187,6 +188,9 @@ def test_a_model_folder_keeps_the_detector(locator, tmp_path, take_photo) -> Non
     assert 0 < location.inside < 1 and read_config(tmp_path / "model").inside == {"zoom": FITTED}
     result = CliRunner().invoke(main, f"locate {tmp_path}/photo.jpg --model {tmp_path}/model".split())
     assert f"{100 * location.inside:.1f} % that it was taken in this area; if so, " in result.stdout
+    second = percent(location.overall(location.candidates[1].probability))
+    assert f"  ({second} within 50 m of that point)" in result.stdout
+    assert location.overall(location.best.probability) == location.confidence
     result = CliRunner().invoke(main, f"locate {tmp_path}/photo.jpg --model {tmp_path}/model --elsewhere 0".split())
     assert result.exit_code == 0 and "taken in this area" not in result.stdout
 

@@ -137,7 +137,7 @@ def _crops(case: Case, sources: Sources, pool: ImagePool) -> list[dict[str, Any]
             {
                 "image": around(candidate.x, candidate.y),
                 "title": "Answer" if rank == 1 else f"Candidate {rank}",
-                "text": f"{percent_text(candidate.probability)}, {away:,.0f} m off",
+                "text": f"{percent_text(location.overall(candidate.probability))}, {away:,.0f} m off",
                 "true": False,
             }
         )
