@@ -180,6 +180,12 @@ def make_app(
         )
         return JSONResponse({"detail": detail}, 404)
 
+    @app.exception_handler(405)
+    async def other_method(request: Request, error: HTTPException) -> JSONResponse:
+        path, allowed = request.url.path[:100], (error.headers or {}).get("Allow", "another method")
+        detail = f"{path} does not answer {request.method:.20}: use {allowed}; the reference is at /docs"
+        return JSONResponse({"detail": detail}, 405, error.headers)
+
     return app
 
 

@@ -108,9 +108,10 @@ def _resolve(schema: dict[str, Any]) -> str:
     names = {"exclusiveMinimum": "more than", "minimum": "at least", "maximum": "at most", "maxLength": "at most"}
     for key, phrase in names.items():
         if key in schema:
-            words.append(f"{phrase} {schema[key]:g}" + (" characters" if key == "maxLength" else ""))
+            words.append(f"{phrase} {schema[key]:.12g}" + (" characters" if key == "maxLength" else ""))
     if "enum" in schema:
         words.append("one of " + ", ".join(map(str, schema["enum"])))
     if schema.get("default") is not None:
-        words.append(f"default {schema['default']}")
+        default = schema["default"]
+        words.append(f"default {str(default).lower() if isinstance(default, bool) else default}")
     return ", ".join(words)

@@ -125,7 +125,9 @@ def test_requests_that_are_none_are_refused(client) -> None:
         400,
         422,
     )
-    assert client.get("/locate").status_code == 405
+    read = client.get("/locate")
+    assert read.status_code == 405 and read.headers["allow"] == "POST"
+    assert read.json()["detail"] == "/locate does not answer GET: use POST; the reference is at /docs"
     assert "/docs" in client.get("/elsewhere").json()["detail"]
 
 

@@ -136,6 +136,9 @@ def test_the_reference_has_every_parameter_with_its_range(client) -> None:
         "POST /locate",
         "number, more than 0, at most 800, default 50",
         "at least 1, at most 50",
+        "at most 20037508",
+        "file, at most 1000000 characters",
+        "boolean, default false",
         "Retry-After",
     ):
         assert part in page
