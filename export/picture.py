@@ -231,7 +231,7 @@ def _heading(location: Location, truth: tuple[float, float] | None, title: str) 
         digits = 1 if location.fix and error < 100 else 0
         answer += f"; {error:,.{digits}f} m from the position that the photo records"
     if location.inside is not None:
-        answer += f"; from this area with {percent_text(location.inside)}"
+        answer += f"; {percent_text(location.inside)} that it was taken in this area"
     return [printable(title), answer, *(f"Note: {note}" for note in location.notes)]
 
 
