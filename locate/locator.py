@@ -23,7 +23,7 @@ from jzi.locate.discs import check_radius
 from jzi.locate.expert import Expert, Query, Stage
 from jzi.locate.inside import InsideDetector, probability_inside
 from jzi.locate.location import DEFAULT, Candidate, LocateOptions, Location, NotLocated, to_locations
-from jzi.locate.photo_notes import exif_note
+from jzi.locate.photo_notes import with_notes
 from jzi.locate.posterior import Posterior
 from jzi.locate.prior import PriorExpert
 from jzi.locate.ranges import BATCH
@@ -293,8 +293,7 @@ class Locator:
         queries = _queries(names, query, [photo for photo, _ in photos], tokens, options)
         refined = self._run_stages(queries, locations)
         return [
-            replace(location, notes=(*read.notes, *exif_note(photo, location)))
-            for location, (photo, read) in zip(refined, photos, strict=True)
+            with_notes(location, read.notes, photo) for location, (photo, read) in zip(refined, photos, strict=True)
         ]
 
     def _locations(self, query: Tensor, options: LocateOptions, names: Sequence[str]) -> list[Location]:

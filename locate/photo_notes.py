@@ -1,11 +1,14 @@
-"""What a photo's own metadata say against its answer."""
+"""What a photo itself says against its answer: the position in its metadata, and pixels that show nothing."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from jzi.encode.photos import UNIFORM
 from jzi.errors import PhotoError
 from jzi.locate.location import Location
 from jzi.store.exif import read_position
@@ -13,6 +16,25 @@ from jzi.store.pyramid import geodesic_distance
 
 #: Metres by which the EXIF position may miss an answer in any case: GPS among tall buildings.
 GPS_ERROR_M = 50.0
+
+#: Factor of the odds that a nearly uniform picture was taken in the area, a choice: experts say of some colours that
+#: they fit, and hardly one photo in twenty that somebody means to locate shows nothing.
+UNIFORM_ODDS = 0.05
+
+
+def with_notes(location: Location, notes: Sequence[str], photo: Any) -> Location:
+    """The answer with notes about its photo; that of a nearly uniform picture is hardly from the area.
+
+    Args:
+        location: the answer.
+        notes: those of `jzi.encode.photos.photo_notes`.
+        photo: as of `exif_note`.
+    """
+    inside = location.inside
+    if inside is not None and UNIFORM in notes:
+        inside = UNIFORM_ODDS * inside / (UNIFORM_ODDS * inside + 1 - inside)
+    location = replace(location, inside=inside)
+    return replace(location, notes=(*location.notes, *notes, *exif_note(photo, location)))
 
 
 def exif_note(photo: Any, location: Location) -> tuple[str, ...]:

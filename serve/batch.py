@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from jzi.encode.imagery import Imagery
 from jzi.errors import JziError
 from jzi.export.page_data import photo_data
 from jzi.locate.locator import Locator
-from jzi.locate.photo_notes import exif_note
+from jzi.locate.photo_notes import with_notes
 from jzi.locate.prior_weights import Prior
 from jzi.serve.limits import Limits
 from jzi.serve.photos import DecodedPhoto, PhotoDecoder
@@ -82,8 +81,7 @@ class BatchLocator:
         if prior:
             locator = locator.with_prior(prior.weight(locator.expert.area))
         (location,) = locator.locate_embeddings(embedding, job.options, [job.name], [job.photo], tokens)
-        notes = (*photo.notes, *location.notes, *exif_note(job.photo, location))
-        location = replace(location, notes=tuple(dict.fromkeys(notes)))
+        location = with_notes(location, photo.notes, job.photo)
         values = location.to_dict()
         if prior:
             values["prior"] = prior.to_dict()

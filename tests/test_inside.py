@@ -229,6 +229,15 @@ def test_a_nearly_uniform_picture_is_noted(tmp_path, spread, uniform) -> None:
     assert PhotoReader((48, 96)).read_one(tmp_path / "a.png").notes == ((UNIFORM,) if uniform else ())
 
 
+def test_a_nearly_uniform_picture_is_hardly_from_the_area(locator, tmp_path) -> None:
+    Image.new("RGB", (96, 48), "grey").save(tmp_path / "grey.png")
+    assert locator.locate(tmp_path / "grey.png").inside is None
+    locator.detector = Doubtful()
+    odds = 0.05 * np.exp(2.0)
+    location = locator.locate(tmp_path / "grey.png", LocateOptions(elsewhere=0.5))
+    assert location.inside == pytest.approx(odds / (1 + odds)) and location.notes == (UNIFORM,)
+
+
 def test_a_position_in_the_metadata_is_replaced_only_if_that_is_asked_for(locator, tmp_path, take_photo) -> None:
     for name in ("a", "b"):
         take_photo(tmp_path / "in" / f"{name}.jpg", 59.3, 18.07)
