@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import jzi
+from jzi.errors import JziError
 from jzi.store.pyramid import geodesic_distance
 
 
@@ -101,4 +102,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except JziError as error:
+        raise SystemExit(str(error)) from None
