@@ -672,6 +672,7 @@ def test_the_credit_line_is_that_of_the_settings_else_what_the_rasters_record(to
     assert Imagery([town_raster], pyramid).attribution == ""
     with rasterio.open(town_raster, "r+") as file:
         file.update_tags(TIFFTAG_COPYRIGHT="© Town\n2026 " + "x" * 400)
+    close_rasters()
     recorded = Imagery([town_raster], pyramid)
     assert recorded.attribution.startswith("© Town\\n2026 x") and len(recorded.attribution) == MAX_ATTRIBUTION
     named = Imagery([town_raster], pyramid, attribution="© the town")
