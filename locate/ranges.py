@@ -83,8 +83,8 @@ HEADING, HEADING_SD = Range(-360, 360, unit="degrees"), Range(0, 180, above=True
 #: Confidences and shares.
 SHARE = Range(0, 1)
 
-#: Default share of photos from elsewhere, a choice: at one in five, photos of the demo's town keep 94 % of their
-#: confidence, those of other towns 62 %, blank pictures 39 % (medians; `python -m benchmarks.outside`).
+#: Default share of photos from elsewhere, a choice: at one in five, photos of the demo's town keep nine tenths of their
+#: confidence, those of other towns little more than half (medians; `python -m benchmarks.outside`).
 ELSEWHERE = 0.2
 
 #: Top speed of a drive, km/h: that of light aircraft.
