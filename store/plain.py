@@ -59,4 +59,6 @@ def rounded(value: Any, name: str = "") -> Any:
         return value
     if name in ("latitude", "longitude"):
         return round(value, 7)
+    if name == "heading_deg":
+        return round(value, 2) % 360  # 359.998 is north
     return round(value, 2 if name in ("x", "y") or name.endswith(("_m", "_deg")) else 6)

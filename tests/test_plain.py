@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jzi.store.info import EncoderInfo, ImageryInfo
-from jzi.store.plain import plain
+from jzi.store.plain import plain, rounded
 from jzi.store.pyramid import Pyramid, TileKey
 
 
@@ -45,3 +45,7 @@ def test_geometry_and_infos_are_restored_from_json(info: EncoderInfo) -> None:
 def test_other_types_are_refused() -> None:
     with pytest.raises(TypeError, match="set cannot be converted"):
         plain({"split": {"train", "val"}})
+
+
+def test_a_heading_that_is_rounded_up_to_a_full_turn_is_north() -> None:
+    assert rounded({"heading_deg": 359.998, "heading_sd_deg": 7.128}) == {"heading_deg": 0.0, "heading_sd_deg": 7.13}
