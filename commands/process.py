@@ -16,6 +16,7 @@ INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 HANDLED_WARNINGS = (
     "Dataset has no geotransform",  # rasterio: raised as ImageryError where it matters, else from warping arrays
     r"Image size \(\d+ pixels\) exceeds limit",  # Pillow: the limit is jzi.encode.photos.MAX_PIXELS
+    "Glyph .* missing from font",  # Matplotlib: a photo's name in another script is drawn as boxes
     "Consolidated metadata is currently not part",  # Zarr: other readers can open the store without it
 )
 

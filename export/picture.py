@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import textwrap
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -298,6 +297,4 @@ def draw_calibration(calibration: Calibration, output: Path) -> None:
 
 
 def _save(figure: Any, output: Path) -> None:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a photo's name in another script is boxes
-        write_file(output, lambda file: figure.savefig(file, dpi=110, format=Path(output).suffix[1:] or "png"))
+    write_file(output, lambda file: figure.savefig(file, dpi=110, format=Path(output).suffix[1:] or "png"))

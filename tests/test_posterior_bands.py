@@ -115,5 +115,5 @@ def test_locations_in_a_state_need_no_array_of_its_cells() -> None:
     assert peak < 60e6
     for photo, location in enumerate(locations):
         assert location.best.cell in zip(row[photo].tolist(), col[photo].tolist(), strict=True)
-        assert location.best.path == () and location.to_dict()["latitude"] == location.latitude
+        assert location.best.path == () and location.to_dict()["latitude"] == round(location.latitude, 7)
         assert location.radius_68 <= location.radius_95 < np.inf
