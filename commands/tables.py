@@ -15,13 +15,7 @@ from jzi.evaluate.published import RADII as PUBLISHED_RADII
 from jzi.evaluate.published import Published, PublishedRetrieval
 from jzi.evaluate.retrieval import RetrievalEvaluation
 from jzi.locate.location import DEFAULT, Candidate, Location
-
-
-def percent(share: float) -> str:
-    """A probability with a tenth of a percent, "under 0.1 %" and "over 99.9 %" included."""
-    if 0 < share < 0.0005:
-        return "under 0.1 %"
-    return "over 99.9 %" if 0.9995 <= share < 1 else f"{100 * share:.1f} %"
+from jzi.locate.wording import known_radii, percent, unsearched
 
 
 def location_text(location: Location) -> str:
@@ -29,27 +23,19 @@ def location_text(location: Location) -> str:
 
     Of an answer that is not sure there is one line, without its position.
     """
-    best, left = location.best, f"{percent(location.residual)} of the probability was not searched"
+    best = location.best
     confidence = f"{percent(location.confidence)} {_extent(best, location.cell_m, 'this point')}"
     if not location.sure:
         confidence = confidence.replace("this point", "the best answer")
         return f"{location.photo}: not sure (confidence {confidence}, below {percent(location.abstain)})"
-    unknown = [share for share, radius in _radii(location) if not math.isfinite(radius)]
-    known = [
-        f"{share} % within {radius:.{1 if location.fix and radius < 100 else 0}f} m"
-        for share, radius in _radii(location)
-        if math.isfinite(radius)
-    ]
+    known = known_radii(location)
     facts = [confidence, *known] if location.inside is None else [confidence]
     position = f"{location.latitude:.6f}, {location.longitude:.6f}"
     lines = [f"{location.photo}: {position}  (confidence {', '.join(facts)})"]
     if location.inside is not None:
         given = ", ".join([f"{percent(best.probability)} {_extent(best, location.cell_m, 'it')}", *known])
         lines.append(f"    {percent(location.inside)} that it was taken in this area; if so, {given}")
-    if unknown:
-        radii = " and ".join(f"{share} %" for share in unknown)
-        lines.append(f"    {radii} {'radius' if len(unknown) == 1 else 'radii'} unknown: {left}")
-    elif location.residual >= 0.01:
+    if left := unsearched(location):
         lines.append(f"    {left}")
     lines += [f"    {location.fix.text}"] if location.fix else []
     lines += [f"    {judged_text(best, location)}"] if best.judged else []
@@ -66,10 +52,6 @@ def _extent(candidate: Candidate, cell_m: float, point: str) -> str:
     """What the probability of a candidate refers to."""
     radius = candidate.radius_m
     return f"within {radius:g} m of {point}" if radius else f"in the cell of {cell_m:.0f} m around {point}"
-
-
-def _radii(location: Location) -> tuple[tuple[int, float], ...]:
-    return (68, location.radius_68), (95, location.radius_95)
 
 
 def judged_text(candidate: Candidate, location: Location) -> str:

@@ -21,6 +21,7 @@ from jzi.locate.fix import Fix
 from jzi.locate.fix_shapes import wedge_length
 from jzi.locate.geojson import to_features
 from jzi.locate.location import Candidate, Location
+from jzi.locate.wording import known_radii, percent, unsearched
 from jzi.store.cell_grid import Bounds
 from jzi.store.exif import ExifPosition
 from jzi.store.pyramid import Pyramid, geodesic_distance
@@ -85,31 +86,9 @@ def photo_data(
     }
 
 
-def percent(share: float) -> str:
-    """Return a probability as on the page, with a tenth of a percent, "under 0.1 %" and "over 99.9 %" included."""
-    if 0 < share < 0.0005:
-        return "under 0.1 %"
-    return "over 99.9 %" if 0.9995 <= share < 1 else f"{100 * share:.1f} %"
-
-
 def spread_text(location: Location) -> str:
-    """Return in words the radii around the answer that contain 68 and 95 % of the probability, as the terminal does.
-
-    Of one that is unknown also why: "95 % radius unknown: 12.0 % of the probability was not searched".
-    """
-    digits, left = 1 if location.fix else 0, f"{percent(location.residual)} of the probability was not searched"
-    radii = {68: location.radius_68, 95: location.radius_95}
-    words = [
-        f"{share} % within {radius:.{digits if radius < 100 else 0}f} m"
-        for share, radius in radii.items()
-        if math.isfinite(radius)
-    ]
-    unknown = [f"{share} %" for share, radius in radii.items() if not math.isfinite(radius)]
-    if unknown:
-        words.append(f"{' and '.join(unknown)} {'radius' if len(unknown) == 1 else 'radii'} unknown: {left}")
-    elif location.residual >= 0.01:
-        words.append(left)
-    return "; ".join(words)
+    """Return the radii around the answer in words, or why they are unknown, as the terminal does."""
+    return "; ".join(each for each in (*known_radii(location), unsearched(location)) if each)
 
 
 def heat_file(location: Location) -> str | None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from jzi.store.lengths import length_text, round_length
 from jzi.store.pyramid import Pyramid
 
 #: A `jzi.Location`, whose module imports this one.
@@ -150,8 +151,6 @@ def _colour(share: float) -> str:
 
 def _scale_bar(half: float, scale: float) -> Iterator[str]:
     """A bar of a round length, about a quarter of the map, at the lower left."""
-    power = 10 ** math.floor(math.log10(half / 2))
-    length = max(step * power for step in (1, 2, 5) if step * power <= half / 2)
-    text = f"{length / 1000:g} km" if length >= 1000 else f"{length:g} m"
+    length = round_length(half / 2)
     yield f'<rect x="10" y="{SIDE - 14}" width="{length * scale:.1f}" height="4" fill="#30343c"/>'
-    yield f'<text x="10" y="{SIDE - 19}" fill="#30343c">{text}</text>'
+    yield f'<text x="10" y="{SIDE - 19}" fill="#30343c">{length_text(length)}</text>'

@@ -32,7 +32,7 @@ CLEAR = 1.64
 #: Most probable cells of each expert on which weights are fitted, and maximum number of steps of the fit.
 FIT_CELLS, NEWTON_STEPS = 256, 30
 
-#: Photos whose posteriors are fused at once.
+#: Photos fused at once, as their cells, several thousand for each expert, are all in memory.
 BATCH = 64
 
 #: Smallest weight of an expert that is left alone: nearly uniform probabilities, but still a most probable cell.
@@ -40,9 +40,6 @@ LEAST_WEIGHT = 1e-3
 
 #: Maximum number of cells in a fused posterior; the probability of the others becomes its residual.
 MAX_CELLS = 8192
-
-#: Photos fused at once, as their cells, several thousand for each expert, are all in memory.
-BATCH = 64
 
 #: A residual below this is a rounding error.
 ROUNDING = 1e-9

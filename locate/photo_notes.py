@@ -33,8 +33,7 @@ def with_notes(location: Location, notes: Sequence[str], photo: Any) -> Location
     inside = location.inside
     if inside is not None and UNIFORM in notes:
         inside = UNIFORM_ODDS * inside / (UNIFORM_ODDS * inside + 1 - inside)
-    location = replace(location, inside=inside)
-    return replace(location, notes=(*location.notes, *notes, *exif_note(photo, location)))
+    return replace(location, inside=inside, notes=(*location.notes, *notes, *exif_note(photo, location)))
 
 
 def exif_note(photo: Any, location: Location) -> tuple[str, ...]:

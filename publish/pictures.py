@@ -16,6 +16,7 @@ from jzi.errors import DatasetError
 from jzi.publish.facts import HEADING_DEG, HFOV_DEG, OTHERS, CardFacts, unwrapped
 from jzi.store.cell_grid import Bounds
 from jzi.store.files import write_whole
+from jzi.store.lengths import length_text, round_length
 from jzi.store.printable import printable
 from jzi.store.pyramid import Pyramid
 from jzi.store.splits import SPLITS
@@ -103,14 +104,12 @@ def draw_map(
 def scale_bar(axis: Any, bounds: Bounds, rows: int) -> None:
     """A bar of a round length, about a fifth of the picture, below the map at the right."""
     width, line = bounds.east - bounds.west, -14 / rows
-    power = 10 ** np.floor(np.log10(width / 5))
-    length = max(step * power for step in (1, 2, 5) if step * power <= width / 5)
-    text = f"{length / 1000:g} km" if length >= 1000 else f"{length:g} m"
+    length = round_length(width / 5)
     ends = np.array([bounds.east - length, bounds.east])
     axis.plot(ends, [line, line], color="black", linewidth=4, solid_capstyle="butt", clip_on=False,
               transform=axis.get_xaxis_transform())  # fmt: skip
-    axis.annotate(text, (ends[0], line), (-6, 0), axis.get_xaxis_transform(), "offset points", ha="right", va="center",
-                  fontsize=10, annotation_clip=False)  # fmt: skip
+    axis.annotate(length_text(length), (ends[0], line), (-6, 0), axis.get_xaxis_transform(), "offset points",
+                  ha="right", va="center", fontsize=10, annotation_clip=False)  # fmt: skip
 
 
 def draw_histograms(facts: CardFacts, output: Path) -> None:

@@ -12,12 +12,12 @@ from click.testing import CliRunner
 from PIL import ExifTags, Image
 
 from jzi.cli import main
-from jzi.commands.tables import percent
 from jzi.encode.photo_reader import PhotoReader
 from jzi.encode.photos import UNIFORM
 from jzi.errors import ConfigError, ModelError, PhotoError
 from jzi.locate.inside import MIN_PHOTOS, Evidence, Hidden, InsideDetector, auroc, fit_inside, probability_inside
 from jzi.locate.location import LocateOptions
+from jzi.locate.wording import percent
 from jzi.retrieve.cells import CellsExpert
 from jzi.retrieve.heads import HeadsConfig, SimilarityHeads
 from jzi.retrieve.vpr import VprConfig, VprExpert

@@ -16,8 +16,9 @@ from jzi.export.gallery.pool import ImagePool
 from jzi.export.gallery.sources import Sources
 from jzi.export.gallery.steps import Steps, step_cards, tile_image
 from jzi.export.posterior_picture import all_squares, coloured, dimmed, percent_text
-from jzi.export.scale_bar import LONGEST, ground_metres, length_text, round_length
+from jzi.export.scale_bar import LONGEST, ground_metres
 from jzi.store.cell_grid import Bounds
+from jzi.store.lengths import length_text, round_length
 from jzi.store.pyramid import geodesic_distance
 
 #: Longest side of a photo, of a training photo, and side of the map of the posterior, pixels.

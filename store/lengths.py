@@ -1,0 +1,21 @@
+"""Round lengths for scale bars."""
+
+from __future__ import annotations
+
+import math
+
+
+def round_length(limit: float) -> float:
+    """The longest of 1, 2 or 5 times a power of ten that is at most `limit`.
+
+    Example:
+        >>> round_length(87.0), round_length(0.6), round_length(2500.0)
+        (50.0, 0.5, 2000.0)
+    """
+    power = 10.0 ** math.floor(math.log10(limit))
+    return float(next(each for each in (5 * power, 2 * power, power) if each <= limit * (1 + 1e-9)))
+
+
+def length_text(metres: float) -> str:
+    """A length in metres, or in kilometres from 1 km on."""
+    return f"{metres / 1000:g} km" if metres >= 1000 else f"{metres:g} m"
