@@ -1,4 +1,4 @@
-"""Measure how well photos that were not taken on a model's map are told apart.
+"""Measure how well photos that were not taken on a model's map are recognized.
 
     python -m benchmarks.outside TOWN             # a folder written by `jzi demo`
 
@@ -53,7 +53,7 @@ def main(folder: Path, photos: int, seeds: tuple[int, ...]) -> None:
     """Measure and print the tables."""
     locator = jzi.load(folder / "model")
     if locator.detector is None:
-        raise ModelError(f"the model of {folder} does not tell photos from elsewhere apart: train it again")
+        raise ModelError(f"the model of {folder} does not recognize photos from elsewhere: train it again")
     frame = FeatureCache.open(folder / "features.zarr").queries.encoded()
     held_out = [folder / "photos" / path for path in frame[frame["split"] == "test"]["path"][:photos]]
     here = locate(locator, held_out)

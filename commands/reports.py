@@ -101,11 +101,11 @@ def experts_text(report: ExpertsReport) -> str:
         parts.append(f"  {name:<7} {state:<12} adds {gain:+.3f} ± {error:.3f} to the log-likelihood per photo")
     if report.inside:
         parts.append(
-            f"photos from elsewhere: told apart with AUROC {report.inside.auroc:.2f}, of {report.inside.photos} "
+            f"photos from elsewhere: recognized with AUROC {report.inside.auroc:.2f}, of {report.inside.photos} "
             "validation photos against the same with their surroundings hidden"
         )
     else:
-        parts.append("photos from elsewhere are not told apart: that needs 50 validation photos")
+        parts.append("photos from elsewhere are not recognized: that needs 50 validation photos")
     fused = f"experts, fused on {report.fusion.photos} validation photos:"
     return "\n".join([fused if len(report.experts) > 1 else f"experts: {report.experts[0]}", *parts])
 

@@ -22,7 +22,7 @@ SQUARES = 96
 #: between them.
 CELLS = 12
 
-#: Least probability that is drawn, as a share of the greatest: two decades, which tell a second place of 1 % from
+#: Least probability that is drawn, as a share of the greatest: two decades, which separate a second place of 1 % from
 #: nothing beside a first one of 90 %.
 LEAST = 0.01
 

@@ -1,7 +1,7 @@
 """The probability that a photo was taken in the area at all.
 
 A posterior says where in the area a photo was taken, given that it was taken there; its sum is 1 for any picture. What
-tells photos from elsewhere is how well the best places fit: an expert's evidence. A logistic regression of the
+distinguishes photos from elsewhere is how well the best places fit: an expert's evidence. A logistic regression of the
 experts' evidence is fitted on validation photos, against the same photos with the places around them hidden: to the
 experts, these were taken in a place that the area does not contain.
 """
@@ -121,7 +121,7 @@ def fit_inside(
         experts: experts of the same area.
         query: (photo, feature) embeddings of validation photos.
         hidden: their positions, around which places are hidden.
-        elsewhere: (photo, feature) embeddings of photos of other areas, to tell apart too.
+        elsewhere: (photo, feature) embeddings of photos of other areas, as further photos from elsewhere.
 
     Returns:
         The regressions by the names of the subset's experts, joined by "+" in alphabetical order; none if there are

@@ -156,8 +156,8 @@ class Location:
         posterior: the probability of every cell that search reached, and the residual.
         notes: warnings about the photo, such as the aspect ratio of a panorama.
         abstain: confidence below which the answer is not `sure`, 0..1.
-        inside: probability that the photo was taken in this area at all, 0..1; None if the model cannot tell. All
-            probabilities of candidates, radii and the posterior are those given that it was.
+        inside: probability that the photo was taken in this area at all, 0..1; None without an
+            estimate. All probabilities of candidates, radii and the posterior are those given that it was.
     """
 
     photo: str

@@ -44,7 +44,7 @@ class Locator:
         load_encoder: loads the expert's encoder; called on first use.
         stages: refiners and re-rankers, in the order in which they run.
         name: name of the model in reports.
-        detector: what tells photos of the area from others; None if nothing does.
+        detector: what recognizes photos from elsewhere; None if nothing does.
 
     Example:
         >>> import jzi

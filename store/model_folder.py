@@ -116,7 +116,7 @@ class FusionConfig:
 
 @dataclass(frozen=True)
 class InsideConfig:
-    """A logistic regression that tells photos of the area from others (`jzi.locate.inside`).
+    """A logistic regression that separates photos of the area from others (`jzi.locate.inside`).
 
     Attributes:
         weights: factor of each expert's evidence, by its name.
@@ -143,7 +143,7 @@ class ZoomModelConfig(AreaModelConfig):
         temperature: (L,) divisors of the logits of each step; None if the model is not calibrated.
         experts: entries of each expert beside the zoom, by its name.
         fusion: fusion of the experts; None if it was not fitted.
-        inside: how photos from elsewhere are told apart, for each subset of the experts that can: their names joined
+        inside: how photos from elsewhere are recognized, for each subset of the experts that can: their names joined
             by "+", sorted; empty if it was not fitted.
     """
 

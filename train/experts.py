@@ -63,7 +63,7 @@ class ExpertsReport:
     Attributes:
         experts: the experts of the model.
         fusion: fusion of all of them; None if there are no validation photos.
-        inside: how photos from elsewhere are told apart by all of them; None with too few validation photos.
+        inside: how photos from elsewhere are recognized by all of them; None with too few validation photos.
         seconds: duration of the training and the fit by this call.
     """
 
@@ -296,7 +296,7 @@ def _vpr(data: TrainingData, zoom: ZoomExpert, folder: Path) -> VprExpert:
 def _fit_fusion(
     folder: Path, experts: Sequence[Expert], data: TrainingData, others: Sequence[TrainingData]
 ) -> tuple[FusionWeights, InsideConfig | None]:
-    """The fusion of all experts, and how photos from elsewhere are told apart by them.
+    """The fusion of all experts, and how they recognize photos from elsewhere.
 
     They are fitted unless config.json holds those of the same experts and photos.
     """

@@ -261,12 +261,12 @@ def _experts(config: ZoomModelConfig | TransferModelConfig, names: list[str]) ->
 
 
 def _inside(config: ZoomModelConfig | TransferModelConfig) -> dict[str, Any]:
-    """How well photos from elsewhere are told apart, by all experts that can."""
+    """How well photos from elsewhere are recognized, by all experts that can."""
     if isinstance(config, TransferModelConfig) or not config.inside:
-        return {"photos_from_elsewhere": "not told apart"}
+        return {"photos_from_elsewhere": "not recognized"}
     best = max(config.inside.values(), key=lambda each: len(each.weights))
     return {
-        "photos_from_elsewhere": f"told apart with AUROC {best.auroc:.2f} by {', '.join(best.weights)}, on "
+        "photos_from_elsewhere": f"recognized with AUROC {best.auroc:.2f} by {', '.join(best.weights)}, on "
         f"{best.photos} validation photos whose surroundings are hidden"
     }
 

@@ -39,7 +39,7 @@ class ModelExperts:
     Attributes:
         experts: experts by name, the zoom first if there is one.
         weights: weights of experts by name, for each subset of the experts (`jzi.store.model_folder.FusionConfig`).
-        inside: how photos from elsewhere are told apart, for each subset of the experts that can.
+        inside: how photos from elsewhere are recognized, for each subset of the experts that can.
         added: names of those of other packages, for which no weights were fitted.
     """
 
@@ -78,7 +78,7 @@ class ModelExperts:
         return {name: expert for name, expert in self.experts.items() if not names or name in names}
 
     def inside_detector(self, names: Sequence[str] = ()) -> InsideDetector | None:
-        """What tells photos of the area from others by the evidence of several experts; None if none of them can.
+        """What recognizes photos from elsewhere by the evidence of several experts; None if none of them can.
 
         Args:
             names: names of the experts; all by default.
