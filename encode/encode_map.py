@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 from accelerate import PartialState
@@ -18,7 +19,7 @@ from jzi.encode.imagery import Imagery
 from jzi.encode.tiles import Tile, TileRenderer
 from jzi.store.cache import ENCODED, MISSING, NODATA, FeatureCache
 from jzi.store.chunk_writer import TileWriter
-from jzi.store.pyramid import TileKey
+from jzi.store.pyramid import Pyramid, TileKey
 from jzi.store.token_features import TokenFeatures
 
 
@@ -65,13 +66,52 @@ class _Work:
         return [*map(np.logical_or, self.missing[:-1], self.missing_tokens), self.missing[-1]]
 
 
+class Progress(Protocol):
+    """Counts what has been encoded, as the bars of tqdm do."""
+
+    def update(self, n: int = 1) -> object:
+        """Count more."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A subtree of the map for another process to encode, which shares no chunk or shard with others.
+
+    Attributes:
+        root: its tile of the cache's `block_level`.
+        missing: (row, col) of its tiles without embedding and its cells without status, for each level from the root's.
+        missing_tokens: (row, col) of its tiles whose patch tokens are missing, for each level but that of the cells.
+        keep: whether the root's own tile is to be returned, of which coarser ones are made.
+    """
+
+    root: TileKey
+    missing: tuple[NDArray[np.bool_], ...]
+    missing_tokens: tuple[NDArray[np.bool_], ...]
+    keep: bool
+
+    def __len__(self) -> int:
+        """Number of tiles that are missing."""
+        pairs = zip(self.missing[:-1], self.missing_tokens, strict=True)
+        return sum(int((tiles | tokens).sum()) for tiles, tokens in pairs)
+
+
+#: Encodes blocks elsewhere, counting tiles; returns their own tiles, where these are to be returned.
+BlockRunner = Callable[[list[Block], tqdm], list[Tile]]
+
+
 def encode_map(
-    cache: FeatureCache, encoder: Encoder, imagery: Imagery, *, batch_size: int = 32, tokens: bool = False
+    cache: FeatureCache,
+    encoder: Encoder,
+    imagery: Imagery,
+    *,
+    batch_size: int = 32,
+    tokens: bool = False,
+    run_blocks: BlockRunner | None = None,
 ) -> MapReport:
     """Encode the tiles that are missing in the cache; no imagery is read if none is.
 
-    Under `accelerate launch` the processes share the blocks. Embeddings are written every few seconds, and when the
-    run is interrupted or fails.
+    Under `accelerate launch` the processes share the blocks. Embeddings are written every few seconds (shards every few
+    minutes, and when they are complete), and when the run is interrupted or fails.
 
     Args:
         cache: created for this encoder, pyramid and imagery, open for writing.
@@ -79,6 +119,7 @@ def encode_map(
         imagery: the cache's imagery.
         batch_size: tiles per forward pass.
         tokens: also store the tiles' patch tokens; embeddings that the cache already holds are kept.
+        run_blocks: encodes the blocks elsewhere (`jzi.cluster`); by default this process does.
 
     Returns:
         The counts.
@@ -99,7 +140,8 @@ def encode_map(
     tokens_reused = reused - sum(int(array.sum()) for array in work.missing_tokens)
     state.wait_for_everyone()  # nobody writes before all have read the status
     if any(array.any() for array in work.any_missing):
-        _fill(cache, encoder, TileRenderer(imagery, encoder.image_size), work, batch_size, state)
+        renderer = TileRenderer(imagery, encoder.image_size)
+        _fill(cache, encoder, renderer, work, batch_size, state, run_blocks)
         state.wait_for_everyone()
     if state.is_main_process:
         cache.consolidate()  # a killed run may have left the cache without
@@ -133,6 +175,7 @@ def _fill(
     work: _Work,
     batch_size: int,
     state: PartialState,
+    run_blocks: BlockRunner | None,
 ) -> None:
     top, missing = cache.block_level, work.any_missing
     roots = _incomplete_blocks(cache, missing)[state.process_index :: state.num_processes]
@@ -140,10 +183,12 @@ def _fill(
     block_tiles: list[Tile] = []
 
     def tiles() -> Iterator[Tile]:
-        for tile in renderer.render(roots):
-            yield tile
-            if tile.key.level == top and coarse_missing:
-                block_tiles.append(tile)
+        # Rows of blocks are rendered together, unless they are shards, of which few fit into memory
+        for group in [[root] for root in roots] if cache.header.shard else [roots]:
+            for tile in renderer.render(group):
+                yield tile
+                if tile.key.level == top and coarse_missing:
+                    block_tiles.append(renderer.reduced(tile))
 
     def coarse_tiles(blocks: list[Tile]) -> Iterator[Tile]:
         canvases: dict = {}
@@ -152,11 +197,69 @@ def _fill(
 
     total = sum(int(missing[level].sum()) for level in range(cache.pyramid.levels))
     with tqdm(total=total, unit="tile", desc="map", disable=not state.is_main_process) as bar:
-        _encode(tiles(), cache, encoder, work, batch_size, bar)
+        if run_blocks is None:
+            _encode(tiles(), cache, encoder, work, batch_size, bar)
+        else:
+            block_tiles = run_blocks([_block(cache.pyramid, work, root, coarse_missing) for root in roots], bar)
         if coarse_missing:
             blocks = gather_object(block_tiles) if state.num_processes > 1 else block_tiles
             if state.is_main_process:
                 _encode(coarse_tiles(blocks), cache, encoder, work, batch_size, bar)
+
+
+def encode_block(
+    cache: FeatureCache,
+    encoder: Encoder,
+    renderer: TileRenderer,
+    block: Block,
+    progress: Progress,
+    *,
+    batch_size: int = 32,
+    tokens: bool = False,
+) -> Tile | None:
+    """Encode a block for `encode_map`, which runs in another process and holds the cache's lock.
+
+    Args:
+        cache: the cache, open for writing.
+        encoder: the cache's encoder.
+        renderer: renderer of the cache's imagery.
+        block: what to encode.
+        progress: counts the tiles.
+        batch_size: tiles per forward pass.
+        tokens: also store the tiles' patch tokens.
+
+    Returns:
+        The tile of the block's root, reduced, if it is to be returned.
+    """
+    sides = [cache.pyramid.tiles_per_side(level) for level in range(cache.pyramid.levels + 1)]
+    missing, missing_tokens = ([np.zeros((n, n), bool) for n in each] for each in (sides, sides[:-1]))
+    for masks, parts in ((missing, block.missing), (missing_tokens, block.missing_tokens)):
+        for level, part in enumerate(parts, block.root.level):
+            masks[level][_window(cache.pyramid, block.root, level)] = part
+    work, kept = _Work(missing, missing_tokens, cache.patch_tokens if tokens else None), []
+
+    def tiles() -> Iterator[Tile]:
+        for tile in renderer.render([block.root]):
+            yield tile
+            if block.keep and tile.key == block.root:
+                kept.append(renderer.reduced(tile))
+
+    _encode(tiles(), cache, encoder, work, batch_size, progress)
+    return kept[0] if kept else None
+
+
+def _block(pyramid: Pyramid, work: _Work, root: TileKey, keep: bool) -> Block:
+    def parts(masks: list[NDArray[np.bool_]]) -> tuple[NDArray[np.bool_], ...]:
+        levels = range(root.level, len(masks))
+        return tuple(masks[level][_window(pyramid, root, level)].copy() for level in levels)
+
+    return Block(root, parts(work.missing), parts(work.missing_tokens), keep)
+
+
+def _window(pyramid: Pyramid, root: TileKey, level: int) -> tuple[slice, slice]:
+    """The tiles of a level below a tile."""
+    side = pyramid.tiles_per_side(level - root.level)
+    return slice(root.row * side, (root.row + 1) * side), slice(root.col * side, (root.col + 1) * side)
 
 
 def _incomplete_blocks(cache: FeatureCache, missing: list[NDArray[np.bool_]]) -> list[TileKey]:
@@ -170,7 +273,7 @@ def _incomplete_blocks(cache: FeatureCache, missing: list[NDArray[np.bool_]]) ->
 
 
 def _encode(
-    tiles: Iterator[Tile], cache: FeatureCache, encoder: Encoder, work: _Work, batch_size: int, bar: tqdm
+    tiles: Iterator[Tile], cache: FeatureCache, encoder: Encoder, work: _Work, batch_size: int, bar: Progress
 ) -> None:
     writer, missing = TileWriter(cache), work.any_missing
     batch: list[Tile] = []

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,6 +88,10 @@ class TileRenderer:
         for tiles in prefetch(self._render_unit, units, self.threads):
             yield from tiles
             yield from self.parents(tiles[-1], canvases, top)
+
+    def reduced(self, tile: Tile) -> Tile:
+        """A tile with as many pixels as `parents` needs of it."""
+        return replace(tile, image=_shrink(tile.image, self._thumb))
 
     def parents(self, tile: Tile, canvases: dict[TileKey, _Canvas], top: int = 0) -> Iterator[Tile]:
         """Copy a finished tile into its parent; yield the parent if it is complete, and so on up to level `top`.

@@ -33,6 +33,7 @@ from jzi.store.plain import plain
 from jzi.store.projection import Projection
 from jzi.store.pyramid import Pyramid, TileKey
 from jzi.store.region import RegionInfo
+from jzi.store.shards import write_whole
 from jzi.store.storage import corrupt, exists, is_url, storage_errors, zarr_store
 from jzi.store.token_features import TokenFeatures
 from jzi.store.token_info import DetailInfo
@@ -116,6 +117,8 @@ class FeatureCache:
             raise CacheError(f"{path} exists already: open it, or give another path")
         documents = Documents(path, read_only=False, lock=WriterLock(path, lock))
         header = new_header(area, encoder, imagery)
+        if isinstance(area, Pyramid):
+            header = replace(header, shard=layout.shard_side(area, encoder.width))
         with documents.released_on_error():
             # The root is written first: a killed process leaves nothing, or a cache that `open` completes
             documents.write("", layout.root_document(header, PhotosHeader()))
@@ -273,15 +276,18 @@ class FeatureCache:
 
     @property
     def block_level(self) -> int:
-        """The level from which on no chunk spans two subtrees.
+        """The level from which on no chunk or shard spans two subtrees.
 
         Processes that write the subtrees of different tiles of this level share no chunk and need no lock.
         """
-        return layout.block_level(self.pyramid)
+        return layout.block_level(self.pyramid, self.header.shard)
 
     def chunk_side(self, level: int) -> int:
-        """Side of a chunk in tiles: the extent of one tile of `block_level`; above that level at most 16."""
-        return layout.chunk_side(self.pyramid, level)
+        """Side in tiles of what is written at once, a chunk or a shard of chunks.
+
+        The extent of one tile of `block_level`; above that level at most 16.
+        """
+        return layout.chunk_side(self.pyramid, level, self.header.shard)
 
     def metadata_damage(self) -> list[str]:
         """Describe each metadata document of the cache that is missing or not as its headers imply."""
@@ -409,7 +415,7 @@ class FeatureCache:
     def write_chunk(
         self, level: int, row: int, col: int, status: NDArray[np.uint8], embedding: NDArray[Any] | None
     ) -> None:
-        """Write the whole chunk whose north-west tile is (row, col): the embedding first, the status last.
+        """Write the whole chunk or shard whose north-west tile is (row, col): the embedding first, the status last.
 
         Args:
             level: 0..L.
@@ -430,7 +436,7 @@ class FeatureCache:
         window = slice(row, row + side), slice(col, col + side)
         with storage_errors(self.path, f"map/{level}"):
             if embedding is not None:
-                self.array(f"map/{level}/embedding")[window] = embedding.astype(np.float16)
+                write_whole(self.array(f"map/{level}/embedding"), window, embedding.astype(np.float16))
             self.array(f"map/{level}/status")[window] = status
 
     def read_map(self, cells: bool = False) -> MapEmbeddings:
@@ -459,17 +465,36 @@ class FeatureCache:
     def readable_status(self, level: int) -> tuple[NDArray[np.uint8], int]:
         """(row, col) `status`, with 0 (missing) for tiles that cannot be read, and their number."""
         n, side = self.pyramid.tiles_per_side(level), self.chunk_side(level)
-        try:
-            return self._readable_status(level, slice(0, n), slice(0, n))
-        except CacheCorruptError:
-            status, damaged = np.full((n, n), MISSING, np.uint8), 0
+        if self.header.shard is None:  # else it may not fit into memory
+            with contextlib.suppress(CacheCorruptError):
+                return self._readable_status(level, slice(0, n), slice(0, n))
+        status, damaged = np.full((n, n), MISSING, np.uint8), 0
         for row in range(0, n, side):
             for col in range(0, n, side):
                 window = slice(row, row + side), slice(col, col + side)
+                status[window], lost = self._readable_parts(level, *window)
+                damaged += lost
+        return status, damaged
+
+    def _readable_parts(self, level: int, rows: slice, cols: slice) -> tuple[NDArray[np.uint8], int]:
+        """`_readable_status` of a chunk or shard; of a shard that is damaged, of its chunks that are not."""
+        with contextlib.suppress(CacheCorruptError):
+            return self._readable_status(level, rows, cols)
+        side = rows.stop - rows.start
+        status, damaged, chunk = np.full((side, side), MISSING, np.uint8), 0, side
+        if level < self.pyramid.levels:
+            chunk = self.array(f"map/{level}/embedding").chunks[0]
+        if chunk == side:
+            return status, side**2
+        for row in range(0, side, chunk):
+            for col in range(0, side, chunk):
+                part = slice(row, row + chunk), slice(col, col + chunk)
+                window = (slice(start.start + each.start, start.start + each.stop)
+                          for start, each in zip((rows, cols), part, strict=True))  # fmt: skip
                 try:
-                    status[window], lost = self._readable_status(level, *window)
+                    status[part], lost = self._readable_status(level, *window)
                 except CacheCorruptError:
-                    lost = side**2
+                    lost = chunk**2
                 damaged += lost
         return status, damaged
 
@@ -483,20 +508,23 @@ class FeatureCache:
         return np.where(lost, MISSING, status), int(lost.sum())
 
     def read_chunk(self, level: int, row: int, col: int) -> tuple[NDArray[np.uint8], NDArray[np.float16] | None]:
-        """(side, side) status and (side, side, feature) embedding of the chunk whose north-west tile is (row, col).
+        """(side, side) status and (side, side, feature) embedding of the chunk or shard that starts at (row, col).
 
         The embedding is None at level L. Tiles that cannot be read have status 0 (missing) and nan.
         """
         side = self.chunk_side(level)
         window = slice(row, row + side), slice(col, col + side)
-        status = np.full((side, side), MISSING, np.uint8)
-        with contextlib.suppress(CacheCorruptError):
-            status, _ = self._readable_status(level, *window)
+        status, _ = self._readable_parts(level, *window)
         if level == self.pyramid.levels:
             return status, None
         embedding = np.full((side, side, self.encoder.width), np.nan, np.float16)
-        if (status == ENCODED).any():
-            embedding = np.asarray(self.array(f"map/{level}/embedding")[window])
+        array = self.array(f"map/{level}/embedding")
+        chunk = array.chunks[0]
+        for down in range(0, side, chunk):
+            for right in range(0, side, chunk):
+                part = slice(down, down + chunk), slice(right, right + chunk)
+                if (status[part] == ENCODED).any():
+                    embedding[part] = array[row + down : row + down + chunk, col + right : col + right + chunk]
         return status, embedding
 
     # Patch tokens of tiles (optional)

@@ -36,8 +36,11 @@ MAX_COLUMNS, MAX_NAME = 512, 200
 #: Most patch tokens of a tile; a chunk of them takes at most 268 MB.
 MAX_TOKENS = 2**14
 
+#: Most values of the embeddings in a shard: 1 GB in float16.
+MAX_SHARD_VALUES = 5 * 10**8
+
 #: Entries that are left out where they are None: caches from before there were any remain as they are.
-_LEFT_OUT = {"detail", "photo_tokens"}
+_LEFT_OUT = {"detail", "photo_tokens", "shard"}
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -59,6 +62,7 @@ class CacheHeader:
         tokens: number of patch tokens of a tile; None if the cache has no arrays for them.
         cells_m: side of a terminal cell's reference crop, metres; None if the cache has no arrays for cells.
         detail: tokens of tiles at a high resolution; None if the cache has no arrays for them.
+        shard: side in tiles of a shard of the last level of a pyramid, a power of the grid; None if there are none.
         spatial_ref: CF attributes of the CRS; those of `Pyramid.crs`, as the PROJ that created the cache writes them.
         version: version of jzi that created the cache.
     """
@@ -72,6 +76,7 @@ class CacheHeader:
     tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = None
     cells_m: Annotated[float, Field(gt=0)] | None = None
     detail: DetailInfo | None = None
+    shard: Annotated[int, Field(ge=2)] | None = None
     spatial_ref: dict[str, Any] = field(default_factory=dict)
     version: str = __version__
 
@@ -80,6 +85,15 @@ class CacheHeader:
             raise CacheError("a cache is either of a pyramid or of a region")
         if self.region is not None and (self.tokens, self.cells_m, self.detail) != (None, None, None):
             raise CacheError("the cache of a region has neither tokens of tiles nor crops of one size")
+        if self.shard is not None and not self._has_valid_shards(self.shard):
+            raise CacheError(f"shards of {self.shard} x {self.shard} tiles do not fit the pyramid")
+
+    def _has_valid_shards(self, shard: int) -> bool:
+        """Whether shards are squares of the pyramid that fit into memory."""
+        if self.pyramid is None or shard**2 * self.encoder.width > MAX_SHARD_VALUES:
+            return False
+        sides = {self.pyramid.tiles_per_side(level) for level in range(1, self.pyramid.levels)}
+        return shard in sides
 
     @property
     def area(self) -> CellGrid:

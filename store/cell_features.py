@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from jzi.errors import CacheCorruptError, CacheError
 from jzi.store.map_embeddings import ENCODED, MISSING
+from jzi.store.shards import write_whole
 from jzi.store.storage import corrupt, storage_errors
 
 #: How to encode cells, for error messages.
@@ -121,7 +122,7 @@ class CellFeatures:
             CacheError: the disk is full.
         """
         with storage_errors(self.path, "cells"):
-            self._embedding[unit] = embedding
+            write_whole(self._embedding, unit, embedding)
             self._status[unit] = status
 
     def blocks(

@@ -1,4 +1,4 @@
-"""Collect encoded tiles and photos, and write them to a feature cache in whole chunks.
+"""Collect encoded tiles and photos, and write them to a feature cache in whole chunks and shards.
 
 Cells are not collected: `jzi.encode.encode_cells` encodes a chunk of them at a time.
 """
@@ -26,6 +26,9 @@ from jzi.store.pyramid import TileKey
 #: paper's map takes 6 ms (`python -m benchmarks.cache_codecs`), less than 1 % of the time.
 WRITE_EVERY_S = 1.0
 
+#: Times the duration of a write that passes until the next one, in units of `WRITE_EVERY_S`: a shard takes seconds.
+WRITE_PAUSE = 100
+
 
 class ChunkWriter(ABC):
     """Context manager that writes collected entries at intervals and on exit, also after an error.
@@ -34,7 +37,7 @@ class ChunkWriter(ABC):
     """
 
     def __init__(self) -> None:
-        self.written_at = time.monotonic()
+        self.written_at, self.took_s = time.monotonic(), 0.0
 
     def __enter__(self) -> Any:
         return self
@@ -46,8 +49,8 @@ class ChunkWriter(ABC):
             self.write()
 
     def write_if_due(self) -> None:
-        """Write if the last write was more than `WRITE_EVERY_S` ago."""
-        if time.monotonic() - self.written_at > WRITE_EVERY_S:
+        """Write if the last write was more than `WRITE_EVERY_S` ago, or longer if it took long."""
+        if self._is_full() or time.monotonic() - self.written_at > WRITE_EVERY_S * max(1.0, WRITE_PAUSE * self.took_s):
             self.write()
 
     def write(self) -> None:
@@ -56,8 +59,14 @@ class ChunkWriter(ABC):
         Raises:
             CacheError: the disk is full.
         """
+        start = time.monotonic()
         self._write()
         self.written_at = time.monotonic()
+        self.took_s = self.written_at - start
+
+    def _is_full(self) -> bool:
+        """Whether to write at once, for what is collected is large."""
+        return False
 
     @abstractmethod
     def _write(self) -> None: ...
@@ -67,11 +76,14 @@ class ChunkWriter(ABC):
 class _Chunk:
     status: NDArray[np.uint8]
     embedding: NDArray[np.float16] | None
+    missing: int
     changed: bool = False
 
 
 class TileWriter(ChunkWriter):
     """Writes tiles, the deepest level first: a tile is never marked as encoded before its cells are.
+
+    A shard of the last level is written as soon as it is complete, so that hardly more than one is in memory.
 
     Args:
         cache: the cache, open for writing.
@@ -91,6 +103,7 @@ class TileWriter(ChunkWriter):
             embedding: (feature,); None for a tile without imagery.
         """
         chunk, row, col = self._chunk(key)
+        chunk.missing -= int(chunk.status[row, col] == MISSING)
         chunk.status[row, col] = status
         if embedding is not None and chunk.embedding is not None:
             chunk.embedding[row, col] = embedding
@@ -104,7 +117,15 @@ class TileWriter(ChunkWriter):
         """
         g = self.cache.pyramid.grid
         chunk, row, col = self._chunk(TileKey(key.level + 1, key.row * g, key.col * g))
-        chunk.status[row : row + g, col : col + g] = np.where(cells, ENCODED, NODATA)
+        window = chunk.status[row : row + g, col : col + g]
+        chunk.missing -= int((window == MISSING).sum())
+        window[:] = np.where(cells, ENCODED, NODATA)
+
+    def _is_full(self) -> bool:
+        last = self.cache.levels - 1
+        return self.cache.header.shard is not None and any(
+            key.level == last and chunk.changed and not chunk.missing for key, chunk in self.chunks.items()
+        )
 
     def _write(self) -> None:
         for key in sorted(self.chunks, reverse=True):
@@ -112,14 +133,15 @@ class TileWriter(ChunkWriter):
             if chunk.changed:
                 self.cache.write_chunk(*key, chunk.status, chunk.embedding)
                 chunk.changed = False
-            if (chunk.status != MISSING).all():
+            if not chunk.missing:
                 del self.chunks[key]
 
     def _chunk(self, key: TileKey) -> tuple[_Chunk, int, int]:
         side = self.cache.chunk_side(key.level)
         origin = TileKey(key.level, key.row // side * side, key.col // side * side)
         if origin not in self.chunks:
-            self.chunks[origin] = _Chunk(*self.cache.read_chunk(*origin))
+            status, embedding = self.cache.read_chunk(*origin)
+            self.chunks[origin] = _Chunk(status, embedding, int((status == MISSING).sum()))
         self.chunks[origin].changed = True
         return self.chunks[origin], key.row - origin.row, key.col - origin.col
 

@@ -26,9 +26,17 @@ MAX_CHUNK, MAX_CELL_CHUNK = 16, 32
 #: Largest side in tiles of what is written at once of tokens at a high resolution: a killed run loses as much.
 MAX_DETAIL_UNIT = 4
 
-#: Chunks of cells along a side of a shard, and the number of cells above which a region's cells are sharded. A shard of
-#: 1024 features has 33.6 MB.
+#: Largest shard of these tokens, bytes: 16 x 16 tiles of 54 x 54 tokens with 32 features have 24 MB.
+MAX_DETAIL_SHARD = 2**27
+
+#: Chunks of cells along a side of a shard, and the number of cells of a region, or of tiles of a pyramid's last level,
+#: above which they are sharded. A shard of cells with 1024 features has 33.6 MB.
 SHARD_CHUNKS, MAX_UNSHARDED = 4, 2**20
+
+#: Bytes of the embeddings in a shard of tiles, of which there are at least so many, or at most so many if the grid is
+#: that wide: 256 x 256 tiles with 768 features have 101 MB, and a billion tiles 15 000 shards. Whoever writes a shard
+#: holds it in memory, three times while it is compressed.
+MIN_SHARD, MAX_SHARD = 48 * 10**6, 10**9
 
 #: Coordinates of the bands of a region: type and attributes. The centre of column c of a row lies at longitude
 #: (first_cell + c) * step, for a grid that does not cross the antimeridian.
@@ -74,21 +82,56 @@ _FILL = {"string": "", "float64": "NaN"}
 _SINGLE_BYTE = ("uint8", "int8", "bool")
 
 
-def block_level(pyramid: Pyramid) -> int:
-    """The level from which on no chunk spans two subtrees."""
+def shard_side(pyramid: Pyramid, width: int) -> int | None:
+    """Side in tiles of a shard of the last level of a new cache; None for a map of few chunks, which has none.
+
+    Args:
+        pyramid: geometry of the area.
+        width: number of features.
+    """
+    tiles, side = pyramid.tiles_per_side(pyramid.levels - 1), 1
+    if tiles**2 <= MAX_UNSHARDED:
+        return None
+    while side * pyramid.grid <= tiles and shard_bytes(side, width) < MIN_SHARD:
+        if shard_bytes(side * pyramid.grid, width) > MAX_SHARD:
+            break
+        side *= pyramid.grid
+    return side
+
+
+def shard_bytes(side: int, width: int) -> int:
+    """Bytes of the embeddings of a square of tiles."""
+    return 2 * side**2 * width
+
+
+def block_level(pyramid: Pyramid, shard: int | None = None) -> int:
+    """The level from which on no chunk or shard spans two subtrees.
+
+    Args:
+        pyramid: geometry of the area.
+        shard: side in tiles of a shard of the last level; None if there are no shards.
+    """
     depth = 0
-    while pyramid.grid ** (depth + 1) <= MAX_CHUNK:
+    while pyramid.grid ** (depth + 1) <= (shard or MAX_CHUNK):
         depth += 1
     return max(0, pyramid.levels - 1 - depth)
 
 
-def chunk_side(pyramid: Pyramid, level: int) -> int:
-    """Side of a chunk in tiles: the extent of one tile of `block_level`; above that level up to `MAX_CHUNK`."""
-    top = block_level(pyramid)
+def chunk_side(pyramid: Pyramid, level: int, shard: int | None = None) -> int:
+    """Side in tiles of what is written at once, a chunk or a shard.
+
+    The extent of one tile of `block_level`; above that level up to `MAX_CHUNK`.
+    """
+    top = block_level(pyramid, shard)
     if level >= top:
         return pyramid.tiles_per_side(level - top)
+    return _largest_chunk(pyramid, pyramid.tiles_per_side(level))
+
+
+def _largest_chunk(pyramid: Pyramid, tiles: int) -> int:
+    """The largest power of the grid up to `MAX_CHUNK` and a number of tiles."""
     side = 1
-    while side * pyramid.grid <= min(MAX_CHUNK, pyramid.tiles_per_side(level)):
+    while side * pyramid.grid <= min(MAX_CHUNK, tiles):
         side *= pyramid.grid
     return side
 
@@ -102,13 +145,15 @@ def map_documents(header: CacheHeader) -> dict[str, Document]:
     grid_mapping = {"grid_mapping": "spatial_ref", "coordinates": "x y spatial_ref"}
     documents = {"map": group({"jzi": entries_of(header)})}
     for level in range(pyramid.levels + 1):
-        n, chunk = pyramid.tiles_per_side(level), chunk_side(pyramid, level)
+        n, unit = pyramid.tiles_per_side(level), chunk_side(pyramid, level, header.shard)
         name, tiles = f"map/{level}", ("row", "col")
         documents[name] = group({})
-        documents[f"{name}/status"] = array((n, n), (chunk, chunk), "uint8", tiles, 0, grid_mapping)
+        documents[f"{name}/status"] = array((n, n), (unit, unit), "uint8", tiles, 0, grid_mapping)
         if level < pyramid.levels:  # terminal cells have a status, but no embedding
+            chunk = _largest_chunk(pyramid, unit)
             shape, chunks = (n, n, width), (chunk, chunk, width)
-            documents[f"{name}/embedding"] = array(shape, chunks, "float16", (*tiles, "feature"), "NaN", grid_mapping)
+            embedding = array(shape, chunks, "float16", (*tiles, "feature"), "NaN", grid_mapping)
+            documents[f"{name}/embedding"] = sharded(embedding, (unit, unit, width)) if unit > chunk else embedding
             if header.tokens is not None:
                 shape4, dimensions = (n, n, header.tokens, width), (*tiles, "token", "feature")
                 chunks4 = (1, 1, *shape4[2:])
@@ -120,22 +165,28 @@ def map_documents(header: CacheHeader) -> dict[str, Document]:
     if header.cells_m is not None:
         n = pyramid.tiles_per_side(pyramid.levels)
         chunk = min(MAX_CELL_CHUNK, n)
+        unit = chunk * (SHARD_CHUNKS if header.shard else 1)
         documents["cells"] = group({"footprint_m": header.cells_m})
-        documents["cells/status"] = array((n, n), (chunk, chunk), "uint8", ("row", "col"), 0, {})
+        documents["cells/status"] = array((n, n), (unit, unit), "uint8", ("row", "col"), 0, {})
         shape, chunks = (n, n, width), (chunk, chunk, width)
-        documents["cells/embedding"] = array(shape, chunks, "float16", ("row", "col", "feature"), "NaN", {})
-    return documents | ({} if header.detail is None else _detail_documents(pyramid, header.detail))
+        embedding = array(shape, chunks, "float16", ("row", "col", "feature"), "NaN", {})
+        documents["cells/embedding"] = sharded(embedding, (unit, unit, width)) if unit > chunk else embedding
+    return documents | ({} if header.detail is None else _detail_documents(pyramid, header.detail, header.shard))
 
 
-def _detail_documents(pyramid: Pyramid, detail: DetailInfo) -> dict[str, Document]:
+def _detail_documents(pyramid: Pyramid, detail: DetailInfo, shard: int | None) -> dict[str, Document]:
     """Documents of the tokens of tiles at a high resolution, and of their projection."""
-    n, chunk = pyramid.tiles_per_side(pyramid.levels - 1), detail_unit(pyramid)
+    n, unit = pyramid.tiles_per_side(pyramid.levels - 1), detail_unit(pyramid)
+    if shard:
+        while unit < n and (unit * pyramid.grid * detail.side) ** 2 * detail.width <= MAX_DETAIL_SHARD:
+            unit *= pyramid.grid
     tokens, tiles = (detail.side, detail.side, detail.width), ("row", "col")
     dimensions = (*tiles, "token_row", "token_col", "feature")
+    values = array((n, n, *tokens), (1, 1, *tokens), "int8", dimensions, ABSENT, {})
     return {
         "detail": group(plain(detail)),
-        "detail/status": array((n, n), (chunk, chunk), "uint8", tiles, 0, {}),
-        "detail/tokens": array((n, n, *tokens), (1, 1, *tokens), "int8", dimensions, ABSENT, {}),
+        "detail/status": array((n, n), (unit, unit), "uint8", tiles, 0, {}),
+        "detail/tokens": sharded(values, (unit, unit, *tokens)) if shard else values,
         **_projection_documents("detail/", detail, "source", "feature"),
     }
 

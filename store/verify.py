@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import zarr
 from tqdm import tqdm
 
 from jzi.errors import CacheCorruptError, CacheError
@@ -21,6 +18,7 @@ from jzi.store.detail_features import DetailFeatures
 from jzi.store.documents import Documents
 from jzi.store.lock import WriterLock
 from jzi.store.photo_tokens import PhotoTokens
+from jzi.store.shards import stored_windows
 from jzi.store.storage import storage_errors
 
 
@@ -30,9 +28,9 @@ class VerifyReport:
 
     Attributes:
         path: path or URL of the cache.
-        chunks: number of chunks read.
+        chunks: number of chunks and shards read.
         metadata: metadata documents that are missing, damaged or edited, with the difference.
-        damaged: chunks that do not match their checksum or cannot be read: array and first index.
+        damaged: chunks and shards that do not match their checksum or cannot be read: array and first index.
         lost: tiles and photos that are marked as encoded, but whose embedding is damaged or gone.
         missing: tiles, cells and photos that have not been encoded, and those that lack tokens.
         repaired: metadata documents that were rewritten, with the difference.
@@ -61,10 +59,11 @@ def verify_cache(cache: FeatureCache) -> VerifyReport:
     # Chunks are read even if the metadata of their array is damaged
     cache = FeatureCache(cache.path, Documents(cache.path, read_only=True, check=False), cache.header)
     metadata, arrays, damaged = cache.metadata_damage(), cache.arrays(), []
-    chunks = sum(array.nchunks for array in arrays.values())
+    windows = {name: list(stored_windows(array)) for name, array in arrays.items()}
+    chunks = sum(map(len, windows.values()))
     with tqdm(total=chunks, unit="chunk", desc="verify") as bar:
         for name, array in arrays.items():
-            for window in _chunks(array):
+            for window in windows[name]:
                 bar.update()
                 try:
                     with storage_errors(cache.path, name):
@@ -190,9 +189,3 @@ def _photo_tokens(cache: FeatureCache) -> tuple[int, int]:
     has = queries.tokens.status() == 1
     encoded = queries.column("listed").astype(bool) & (queries.column("status") == ENCODED)
     return len(queries.tokens.damaged_rows()), int((encoded & ~has).sum())
-
-
-def _chunks(array: zarr.Array[Any]) -> Iterator[tuple[slice, ...]]:
-    ranges = (range(0, size, chunk) for size, chunk in zip(array.shape, array.chunks, strict=True))
-    for corner in itertools.product(*ranges):
-        yield tuple(slice(start, start + chunk) for start, chunk in zip(corner, array.chunks, strict=True))
