@@ -19,7 +19,7 @@ from jzi.commands.failures import usage_error
 from jzi.commands.finetune import finetune
 from jzi.commands.fusion import train_fusion
 from jzi.commands.locate import locate
-from jzi.commands.process import Termination, handled_warnings_ignored
+from jzi.commands.process import Termination, handled_warnings_ignored, log_progress_seldom
 from jzi.commands.push import push_command
 from jzi.commands.refiner import train_refiner_command
 from jzi.commands.rerank import rerank_group
@@ -60,6 +60,7 @@ class Commands(Suggesting):
         if ctx.parent is not None:  # called by the demo
             return self._run(ctx)
         bound_spinning()
+        log_progress_seldom()
         with handled_warnings_ignored(), Termination() as termination:
             try:
                 return self._run(ctx)

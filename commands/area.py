@@ -133,6 +133,8 @@ def init(
     steps = "" if folder == Path() else f"cd {folder}; "
     steps += "jzi encode-map" if settings.map.rasters else "set map.rasters and queries.table in it"
     lines.append(f"wrote {folder / FILE}; next: {steps}")
+    if table is None and settings.map.rasters:
+        lines.append("no photos to train with: set queries.table, or use a model of other areas with `jzi transfer`")
     photos = None if table is None else len(table)
     values = {"pyramid": settings.pyramid, "photos": photos, "file": folder / FILE, "warnings": warnings}
     print_result(as_json, plain(values), "\n".join(lines))

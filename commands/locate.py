@@ -30,7 +30,7 @@ from jzi.locate.ranges import CANDIDATES, DISTANCE, ELSEWHERE, HEADING, HEADING_
 
 if TYPE_CHECKING:
     from jzi.locate.location import Location, NotLocated
-    from jzi.workspace.photo_sources import PhotoSources
+    from jzi.workspace.photo_sources import PhotoSource, PhotoSources
     from jzi.workspace.reranker import RerankRequest
 
 _file = click.Path(path_type=Path, dir_okay=False)
@@ -205,6 +205,10 @@ def locate(
         raise UsageError("--rerank compares candidates: give --top 2 or more")
     outputs = Outputs(geojson, heatmap, picture, page, table, write_exif, score_map, exif_heading, overwrite_gps)
     outputs.check()
+    if len(errors) == len(found) and not outputs:  # nothing to load a model for
+        for each in found:
+            _print_answer(_not_located(each), as_json, {})
+        sys.exit(2)
     from jzi.locate.discs import check_radius
     from jzi.locate.location import Camera, LocateOptions, NotLocated
     from jzi.locate.prior_weights import Prior
@@ -288,6 +292,12 @@ def _print_answer(answer: Location | NotLocated, as_json: bool, prior: dict[str,
         click.echo(f"jzi: {answer.error}", err=True)
         return
     print_result(as_json, {**answer.to_dict(), **({"prior": prior} if prior else {})}, location_text(answer))
+
+
+def _not_located(source: PhotoSource) -> NotLocated:
+    from jzi.locate.location import NotLocated
+
+    return NotLocated(source.name, source.error)
 
 
 def _named(answer: Location | NotLocated, sources: PhotoSources, error: str) -> Location | NotLocated:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -19,6 +21,17 @@ HANDLED_WARNINGS = (
     "Glyph .* missing from font",  # Matplotlib: a photo's name in another script is drawn as boxes
     "Consolidated metadata is currently not part",  # Zarr: other readers can open the store without it
 )
+
+
+#: Seconds between two states of a progress bar in a file, where each stays.
+_LOGGED_S = "60"
+
+
+def log_progress_seldom() -> None:
+    """Let progress bars write rarely where they do not go to a terminal; before tqdm is imported."""
+    if not sys.stderr.isatty():
+        for name in ("TQDM_MININTERVAL", "TQDM_MAXINTERVAL"):
+            os.environ.setdefault(name, _LOGGED_S)
 
 
 @contextmanager

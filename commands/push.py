@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 @click.option("--config", "config_file", type=click.Path(path_type=Path), default="jzi.toml", show_default=True,
               help="The settings of the model and its cache.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="List every file, its size and what it discloses; send nothing.")
+@click.option("--card", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+              help="Also write the text of the card to this file, to read it in a dry run.")  # fmt: skip
 @json_option
 def push_command(
     path: Path,
@@ -39,6 +41,7 @@ def push_command(
     evaluation: Path | None,
     config_file: Path,
     dry_run: bool,
+    card: Path | None,
     as_json: bool,
 ) -> None:
     """Publish a model on the Hugging Face hub, with a card.
@@ -53,14 +56,17 @@ def push_command(
     from jzi.workspace.push import PushRequest
 
     target = HubTarget(RepoName.of(repo), private=private, branch=branch, message=message)
-    run_push(PushRequest(path, target, licence, title, evaluation, config_file), dry_run, as_json)
+    run_push(PushRequest(path, target, licence, title, evaluation, config_file), dry_run, as_json, card)
 
 
-def run_push(request: PushRequest, dry_run: bool, as_json: bool) -> None:
-    """Prepare, say what will be published, and publish it unless it is a dry run."""
+def run_push(request: PushRequest, dry_run: bool, as_json: bool, card: Path | None = None) -> None:
+    """Prepare, say what will be published, and publish it unless it is a dry run; `card` is written with its card."""
+    from jzi.store.files import write_whole
     from jzi.workspace.push import prepare, push
 
     prepared = prepare(request)
+    if card:
+        write_whole(card, lambda path: path.write_bytes(prepared.card))
     for note in prepared.notes:
         click.echo(f"note: {note}", err=True)
     repo = request.target.repo.id

@@ -90,7 +90,8 @@ class Raster:
             raise ImageryError(f"{path} cannot be read as a raster: {first_line(error)}") from error
         if source.transform.is_identity:
             raise ImageryError(
-                f"{path} is not georeferenced: it has no geotransform; add one (a world file, or gdal_translate)"
+                f"{path} is not georeferenced: it has no geotransform; add one (a world file, or gdal_translate), "
+                "or locate it with `jzi locate` if it is a photo"
             )
         if source.crs is None:
             raise ImageryError(

@@ -16,6 +16,7 @@ from jzi.locate.geojson import answer_feature, feature_collection, to_features
 from jzi.locate.judged import Judged
 from jzi.locate.posterior import Posterior, credible_radius, most_probable_cells
 from jzi.locate.ranges import BEAMS, CANDIDATES, DISTANCE, ELSEWHERE, HEADING, HEADING_SD, SHARE
+from jzi.locate.wording import percent
 from jzi.store.plain import plain, rounded
 from jzi.store.printable import printable
 from jzi.store.pyramid import Pyramid, as_pyramid
@@ -273,7 +274,7 @@ class Location:
     # Representations for Python: a line, a map, GeoJSON
 
     def __repr__(self) -> str:
-        confidence = f"{self.confidence:.1%} {self.extent}"
+        confidence = f"{percent(self.confidence)} {self.extent}"
         where = f"{self.latitude:.6f}, {self.longitude:.6f}, {confidence}" if self.sure else f"not sure, {confidence}"
         return f"Location({self.photo!r}: {where})"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -64,6 +65,11 @@ class Locator:
     ) -> None:
         self.expert, self.stages, self.name, self.detector = expert, tuple(stages), name, detector
         self._load_encoder = load_encoder
+
+    def __repr__(self) -> str:
+        cells = math.prod(self.expert.area.shape)
+        stages = "".join(f", {type(each).__name__}" for each in self.stages)
+        return f"Locator({self.name or self.expert.name!r}: {cells} cells{stages})"
 
     @cached_property
     def encoder(self) -> PhotoEncoder:

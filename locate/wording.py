@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-from jzi.locate.location import Location
+if TYPE_CHECKING:
+    from jzi.locate.location import Location
 
 
 def percent(share: float) -> str:

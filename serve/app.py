@@ -33,7 +33,8 @@ from jzi.store.cell_grid import longer_side
 from jzi.version import __version__
 
 PARAMETERS = {
-    "estimate", "radius", "top", "details", "near", "within", "elsewhere", "heading", "heading_sd", "panorama",
+    "estimate", "radius", "top", "details", "near", "within", "abstain", "elsewhere", "heading", "heading_sd",
+    "panorama",
 }  # fmt: skip
 
 
@@ -126,6 +127,13 @@ def make_app(
         within: float | None = Query(
             None, gt=0, le=DISTANCE.high, allow_inf_nan=False, description="prior: largest distance from `near`, metres"
         ),
+        abstain: float = Query(
+            limits.abstain,
+            ge=SHARE.low,
+            le=SHARE.high,
+            allow_inf_nan=False,
+            description='below this confidence, answer "not sure" and withhold the position',
+        ),
         elsewhere: float = Query(
             DEFAULT.elsewhere,
             ge=SHARE.low,
@@ -149,7 +157,7 @@ def make_app(
         camera = Camera(heading, heading_sd, panorama)
         if camera and not locator.stages:
             raise ConfigError("heading, heading_sd and panorama are for a service that refines: leave them out")
-        options = LocateOptions(estimate, radius, top, abstain=limits.abstain, camera=camera, elsewhere=elsewhere)
+        options = LocateOptions(estimate, radius, top, abstain=abstain, camera=camera, elsewhere=elsewhere)
         position = parse_position(near, within)
 
         def make_job(upload: Upload) -> Job:

@@ -24,7 +24,7 @@ class Limits:
     Attributes:
         megabytes: largest request body, MB (10^6 bytes).
         megapixels: largest image, and all images that are decoded at the same time, megapixels.
-        abstain: answers below this confidence (0..1) are marked as not sure.
+        abstain: answers below this confidence (0..1) are "not sure"; a request may give its own.
         queue: photos that wait for the model; further requests are refused with status 503.
         waiting_mb: all photos that are being received or wait, MB; further requests are refused with status 503.
         upload_s: seconds for a request body to arrive.

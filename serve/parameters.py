@@ -68,5 +68,4 @@ def check_names(names: set[str], allowed: set[str]) -> None:
 def sentence(error: RequestValidationError) -> str:
     """The first of a request's errors in one sentence: the parameter, its range and its value."""
     invalid = first_invalid(error)
-    reason = invalid.reason.partition(", unable")[0].replace("Input should", "must").replace("String should", "must")
-    return f"{invalid.name.rpartition('.')[2]} {reason}, not {invalid.value!r:.40}"
+    return f"{invalid.name.rpartition('.')[2]} {invalid.reason.removeprefix('it ')}, not {invalid.value!r:.40}"

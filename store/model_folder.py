@@ -227,7 +227,10 @@ def read_config(folder: Path) -> AnyModelConfig:
     try:
         entries = json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
-        raise ModelError(f"there is no model in {folder}: `jzi train-decoder` creates it") from None
+        there = "" if folder.exists() else ", which does not exist"
+        raise ModelError(
+            f"there is no model in {folder}{there}: `jzi train-decoder` creates one, and USER/NAME is one of the hub"
+        ) from None
     except (OSError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, no JSON, or a null byte in the path
         raise ModelError(f"{path} cannot be read ({first_line(error)}): {HINT}") from error
     if not isinstance(entries, dict) or "jzi_format" not in entries:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import fields
 from functools import lru_cache
@@ -42,7 +43,21 @@ class Refusal(Protocol):
 def first_invalid(error: Refusal) -> InvalidEntry:
     """Return the first entry that pydantic refuses."""
     first = error.errors()[0]
-    return InvalidEntry(".".join(map(str, first["loc"])), first["input"], first["type"], first["msg"])
+    return InvalidEntry(".".join(map(str, first["loc"])), first["input"], first["type"], _plain(first["msg"]))
+
+
+#: Pydantic's terms for types, and those of people who write settings.
+_TYPES = {"a valid integer": "a whole number", "a valid number": "a number", "a valid boolean": "true or false",
+          "a valid string": "text", "a valid list": "a list", "a valid tuple": "a list",
+          "a valid dictionary": "a section"}  # fmt: skip
+
+
+def _plain(message: str) -> str:
+    """Pydantic's "Input should be a valid integer, unable to parse ..." as "it must be a whole number"."""
+    message = re.sub("^(Input|String) should", "it must", message.partition(", unable to")[0])
+    for term, plain in _TYPES.items():
+        message = message.replace(term, plain)
+    return message
 
 
 def setting_error(name: str, value: Any, reason: str) -> ConfigError:

@@ -104,7 +104,8 @@ def test_the_command_pushes_and_locate_loads_by_name(hub: Hub, model: Path, jzi:
 
 
 def test_a_dry_run_lists_files_and_what_they_disclose_and_sends_nothing(hub: Hub, model: Path, jzi: Any) -> None:
-    result = jzi("push model anna/town --license cc-by-4.0 --dry-run")
+    result = jzi("push model anna/town --license cc-by-4.0 --dry-run --card card.md")
+    assert "jzi.load(" in Path("card.md").read_text()
     assert "map.safetensors" in result.stdout and "embedding of every tile" in result.stdout
     assert "nothing was sent" in result.stdout
     assert hub.requests == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -12,10 +13,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import rasterio
+from click.testing import CliRunner
 from matplotlib.figure import Figure
 from PIL import Image
 from rasterio.transform import from_origin
 
+from jzi.cli import main
 from jzi.errors import ConfigError, PhotoError
 from jzi.store.photo_file import WHOLE_BYTES
 from jzi.store.pyramid import Pyramid
@@ -110,6 +113,23 @@ def test_photos_are_fetched_and_failures_are_sentences_of_single_photos(server: 
         assert gone.error.startswith(f"{server}/gone.jpg cannot be fetched: ") and "404" in gone.error
         assert "sig=2" not in gone.error and not gone.path.exists()
         assert "more than 64 MiB" in big.error
+
+
+def test_a_host_whose_name_is_unknown_is_told_from_one_that_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr("socket.getaddrinfo", unknown)
+    monkeypatch.setattr("jzi.web.client.time.sleep", lambda _: None)
+    with PhotoSources(Path("gone.toml")) as sources:
+        (source,) = sources.find(["https://town.example/a.jpg"])
+    assert "there is no town.example in the network: check the name" in source.error
+
+
+def test_photos_that_are_not_there_need_no_model(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["locate", "gone.jpg", str(tmp_path / "b.jpg"), "--model", "gone"])
+    assert result.exit_code == 2
+    assert result.stderr.splitlines() == ["jzi: there is no photo gone.jpg", f"jzi: there is no photo {tmp_path}/b.jpg"]
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,7 @@ def test_an_open_file_has_the_name_of_its_file(locator: package.Locator, tmp_pat
 
 def test_a_location_is_one_short_line(location: package.Location) -> None:
     text = repr(location)
-    assert re.fullmatch(r"Location\('<b>photo</b>.jpg': 48\.\d{6}, 16\.\d{6}, \d+\.\d% within 50 m\)", text)
+    assert re.fullmatch(r"Location\('<b>photo</b>.jpg': 48\.\d{6}, 16\.\d{6}, \d+\.\d % within 50 m\)", text)
 
 
 def test_a_location_is_a_geojson_feature(location: package.Location) -> None:

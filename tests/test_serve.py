@@ -54,6 +54,8 @@ def test_a_photo_is_answered_as_the_locator_answers_it(client, locator, photo) -
 def test_a_service_withholds_answers_that_are_not_sure(locator, photo) -> None:
     with TestClient(make_app(locator, limits=Limits(abstain=1.0)), LOCAL) as client:
         answer = post(client, photo.read_bytes(), details=True).json()
+        assert post(client, photo.read_bytes(), abstain=0).json()["sure"]
+        assert post(client, photo.read_bytes(), abstain=2).status_code == 422
     assert (answer["sure"], answer["latitude"], answer["candidates"]) == (False, None, [])
     page = answer["page"]
     assert (page["answer"], page["heat"], page["zoom"], page["features"]) == ("not sure", None, [], [])

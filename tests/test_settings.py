@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 
 from jzi.cli import main
 from jzi.store.pyramid import Pyramid
+from jzi.workspace.init import new_encoder_settings
 from jzi.workspace.pairs import load_pairs, new_pair_settings, write_pair_settings
 from jzi.workspace.settings import FILE, Settings
 from jzi.workspace.settings_file import load_settings, with_settings, write_settings
@@ -107,6 +108,19 @@ def test_a_misspelt_setting_is_answered_with_the_most_similar_one(area: Path, ov
 
 
 @pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ("train.epochs=abc", "it must be a whole number"),
+        ("train.epochs=0", "it must be greater than or equal to 1"),
+        ("train.learning_rate=fast", "it must be a number"),
+        ("encoder.layout=thirds", "it must be 'halves' or 'whole'"),
+    ],
+)
+def test_a_value_of_another_type_is_told_in_plain_words(area: Path, override: str, reason: str) -> None:
+    assert run("train-decoder", "--set", override).stderr.rstrip().endswith(f"has no sensible value: {reason}")
+
+
+@pytest.mark.parametrize(
     ("line", "error"),
     [
         ("lcoate a.jpg", "there is no command 'lcoate': did you mean `jzi locate`?"),
@@ -118,6 +132,13 @@ def test_a_misspelt_setting_is_answered_with_the_most_similar_one(area: Path, ov
 def test_a_misspelt_command_or_section_is_answered_with_the_most_similar_one(line: str, error: str) -> None:
     result = CliRunner().invoke(main, line.split(), prog_name="jzi")
     assert result.exit_code == 2 and result.stderr == f"jzi: {error}\n"
+
+
+def test_an_encoder_in_a_folder_gets_the_side_that_it_was_trained_at(tmp_path: Path, encoder_folder: Path) -> None:
+    own = json.loads((encoder_folder / "config.json").read_text())["image_size"]
+    assert new_encoder_settings(tmp_path, str(encoder_folder), None).image_size == own < 384
+    assert new_encoder_settings(tmp_path, str(encoder_folder), 42).image_size == 42
+    assert new_encoder_settings(tmp_path, str(tmp_path), None).image_size == 384
 
 
 def test_init_writes_further_settings_but_none_that_an_option_is_for(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import socket
 import ssl
 import sys
 import threading
@@ -334,6 +335,9 @@ class Client:
         except httpx.TransportError as error:
             late = line.is_cut or isinstance(error, httpx.TimeoutException)
             reason = "no answer in time" if late else f"the connection broke: {self._quoted(error)}"
+            if isinstance(_root(error), socket.gaierror):
+                message = f"there is no {address.host} in the network: check the name, and that this machine is online"
+                raise failed(message, reason=reason) from None
             raise failed(self._silence(reason), reason=reason) from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise HttpError(f"{self.name} cannot be asked: {self._quoted(error)}", 400) from None
@@ -365,3 +369,10 @@ class Client:
             with self._lock:
                 self._lines.append(line)
         return line
+
+
+def _root(error: BaseException) -> BaseException:
+    """The first of the errors that led to this one."""
+    while cause := error.__cause__ or error.__context__:
+        error = cause
+    return error

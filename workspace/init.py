@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from jzi.errors import ConfigError
+from jzi.store.info import MAX_IMAGE_SIZE
+from jzi.store.model_folder import CONFIG
 from jzi.store.pyramid import Pyramid, preset
 from jzi.workspace.open import open_imagery, open_photo_table
-from jzi.workspace.settings import EncoderSettings, MapSettings, QuerySettings, Settings, find_rasters, names_url
+from jzi.workspace.settings import (
+    EncoderSettings,
+    MapSettings,
+    QuerySettings,
+    Settings,
+    find_rasters,
+    names_url,
+)
 
 if TYPE_CHECKING:
     from jzi.store.photo_table import PhotoTable
@@ -79,6 +89,8 @@ def new_settings(
 def new_encoder_settings(folder: Path, name: str | None, image_size: int | None) -> EncoderSettings:
     """The encoder of a working directory: a Hugging Face id or folder, and the side of its input; None for defaults.
 
+    A folder whose encoder was trained at less than the default side gets its own side.
+
     Raises:
         ConfigError: the side is not positive.
     """
@@ -86,8 +98,18 @@ def new_encoder_settings(folder: Path, name: str | None, image_size: int | None)
         raise ConfigError(f"--image-size is {image_size}: it must be at least 1")
     chosen = EncoderSettings()
     chosen.name = relative_path(name, folder) if name else chosen.name
-    chosen.image_size = image_size or chosen.image_size
+    chosen.image_size = image_size or min(chosen.image_size, _trained_size(name))
     return chosen
+
+
+def _trained_size(name: str | None) -> int:
+    """The side that config.json of an encoder's folder states, pixels; the greatest one if there is none."""
+    try:
+        entries = json.loads((Path(name or "") / CONFIG).read_bytes())
+        size = entries["image_size"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # what is damaged is reported where it is loaded
+        return MAX_IMAGE_SIZE
+    return size if type(size) is int and size >= 1 else MAX_IMAGE_SIZE
 
 
 def dataset_settings(

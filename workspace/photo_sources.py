@@ -37,7 +37,7 @@ class PhotoSource:
     Attributes:
         path: its file, a temporary one if it was fetched; there is none if that failed.
         name: its name for people: the path, the URL, or "standard input".
-        error: why it could not be fetched; empty if it could, or is a file.
+        error: why there is nothing to open: it could not be fetched, or there is no such file; else empty.
     """
 
     path: Path
@@ -86,7 +86,9 @@ class PhotoSources:
             elif Path(argument).is_dir():
                 sources += (PhotoSource(path, str(path)) for path in self._inside(Path(argument)))
             else:
-                sources.append(PhotoSource(Path(argument), str(Path(argument))))
+                path = Path(argument)
+                error = "" if path.exists() else f"there is no photo {printable(str(path))}"
+                sources.append(PhotoSource(path, str(path), error))
         return sources
 
     def named(self, text: str) -> str:

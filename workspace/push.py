@@ -63,6 +63,12 @@ class Prepared:
         return sum(each.size for each in self.files)
 
     @property
+    def card(self) -> bytes:
+        """The text of the card, UTF-8."""
+        source = next(each.source for each in self.files if each.name == "README.md")
+        return source if isinstance(source, bytes) else source.read_bytes()
+
+    @property
     def disclosed(self) -> tuple[str, ...]:
         """What the files disclose beside weights and settings, each once."""
         plain = ("weights", "settings", "the card")
