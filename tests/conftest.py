@@ -10,6 +10,7 @@ import signal
 import threading
 import urllib.request
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,6 +31,13 @@ from jzi.tests.children import Child
 from jzi.tests.fault_proxy import FaultProxy
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Start the files with the most slow tests first where several processes share the tests."""
+    if hasattr(config, "workerinput"):
+        slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+        items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -283,6 +291,19 @@ def area_folder(prepare: Callable[..., Path], town_folder: Path, encoder_folder:
     return prepare(folder, "area", "init --map map.tif --queries photos --encoder encoder --image-size 56")
 
 
+@pytest.fixture(scope="session")
+def encoded_folder(prepare: Callable[..., Path], area_folder: Path) -> Path:
+    """A folder to copy: `area_folder` with a cache of the map and of the photos."""
+    return prepare(area_folder, "encoded", "encode-map", "encode-queries")
+
+
+@pytest.fixture(scope="session")
+def trained_folder(prepare: Callable[..., Path], encoded_folder: Path) -> Path:
+    """A folder to copy: `encoded_folder` with a model of all experts."""
+    how = ("train.epochs=2", "decoder.layers=1", "decoder.heads=2")
+    return prepare(encoded_folder, "trained", "train-decoder " + " ".join(f"--set {each}" for each in how))
+
+
 @pytest.fixture
 def area(jzi: Callable[..., Any], area_folder: Path, tmp_path: Path) -> Callable[..., Any]:
     """A working directory with a jzi.toml, a map and 30 photos."""
@@ -374,10 +395,17 @@ def save_zoom(folder: Path, pyramid: Pyramid, encoder_folder: Path) -> None:
     save_weights(folder, ZoomDecoder(config))
 
 
+@pytest.fixture(scope="session")
+def zoom_folder(tmp_path_factory: pytest.TempPathFactory, encoder_folder: Path, pyramid: Pyramid) -> Path:
+    """A zoom model of `AREA` with random weights and map, to copy."""
+    folder = tmp_path_factory.mktemp("zoom") / "model"
+    save_zoom(folder, pyramid, encoder_folder)
+    return folder
+
+
 @pytest.fixture
-def locator(tmp_path: Path, encoder_folder: Path, pyramid: Pyramid):
-    """A zoom model of `AREA` with random weights and map, in the folder "model"."""
+def locator(tmp_path: Path, zoom_folder: Path):
+    """A copy of that model, in the folder "model"."""
     import jzi
 
-    save_zoom(tmp_path / "model", pyramid, encoder_folder)
-    return jzi.load(tmp_path / "model")
+    return jzi.load(shutil.copytree(zoom_folder, tmp_path / "model"))

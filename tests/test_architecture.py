@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -90,6 +91,7 @@ def imports(module: str, file: Path, names: dict[str, Path]) -> Iterator[str]:
             yield name if name in names else ".".join(parts[1:])
 
 
+@cache
 def graph(root: Path) -> dict[str, set[str]]:
     names = modules(root)
     return {module: set(imports(module, file, names)) for module, file in names.items()}
