@@ -358,16 +358,24 @@ def test_a_claim_that_was_left_behind_does_not_block(path: Path, monkeypatch) ->
 # Commands
 
 
+#: Commands one after the other: a process starts once for all of them.
+IN_TURN = """
+import sys
+from jzi.cli import main
+for command in sys.argv[1:]:
+    main([*command.split(), "--json"], standalone_mode=False)
+"""
+
+
 @pytest.mark.slow
 def test_of_two_commands_on_one_new_cache_and_model_the_second_waits_and_does_nothing(
     area, tmp_path: Path, start
 ) -> None:
-    def two(line: str) -> list[dict]:
-        children = [start([sys.executable, "-m", "jzi", *line.split()]) for _ in range(2)]
-        return [json.loads(child.output) for child in children if child.wait(0) == 0]
-
-    assert sorted(report["encoded"] for report in two("encode-map --json")) == [0, 273]
-    assert sorted(report["encoded"] for report in two("encode-queries --json --split-by photo")) == [0, 30]
-    train = "train-decoder --json --set decoder.layers=1 --set train.epochs=2 --experts zoom"
-    assert sorted(report["epochs"] for report in two(train)) == [0, 2]
+    train = "train-decoder --set decoder.layers=1 --set train.epochs=2 --experts zoom"
+    commands = "encode-map", "encode-queries --split-by photo", train
+    children = [start([sys.executable, "-c", IN_TURN, *commands]) for _ in range(2)]
+    outputs = [map(json.loads, child.output.splitlines()) for child in children if child.wait(0) == 0]
+    pairs = zip(*outputs, strict=True)
+    done = [sorted(report.get("encoded", report.get("epochs")) for report in pair) for pair in pairs]
+    assert done == [[0, 273], [0, 30], [0, 2]]
     assert not list(tmp_path.glob(".*.lock*"))
