@@ -15,7 +15,8 @@ from jzi.evaluate.published import RADII as PUBLISHED_RADII
 from jzi.evaluate.published import Published, PublishedRetrieval
 from jzi.evaluate.retrieval import RetrievalEvaluation
 from jzi.locate.location import DEFAULT, Candidate, Location
-from jzi.locate.wording import known_radii, percent, unsearched
+from jzi.locate.wording import known_radii, unsearched
+from jzi.store.plain import percent
 
 
 def location_text(location: Location) -> str:

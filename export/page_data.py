@@ -21,9 +21,10 @@ from jzi.locate.fix import Fix
 from jzi.locate.fix_shapes import wedge_length
 from jzi.locate.geojson import to_features
 from jzi.locate.location import Candidate, Location
-from jzi.locate.wording import known_radii, percent, unsearched
+from jzi.locate.wording import known_radii, unsearched
 from jzi.store.cell_grid import Bounds
 from jzi.store.exif import ExifPosition
+from jzi.store.plain import percent
 from jzi.store.pyramid import Pyramid, geodesic_distance
 
 #: Sides in pixels of a photo, of a zoom tile, and of the surroundings of a compared candidate.

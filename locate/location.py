@@ -16,8 +16,7 @@ from jzi.locate.geojson import answer_feature, feature_collection, to_features
 from jzi.locate.judged import Judged
 from jzi.locate.posterior import Posterior, credible_radius, most_probable_cells
 from jzi.locate.ranges import BEAMS, CANDIDATES, DISTANCE, ELSEWHERE, HEADING, HEADING_SD, SHARE
-from jzi.locate.wording import percent
-from jzi.store.plain import plain, rounded
+from jzi.store.plain import percent, plain, rounded
 from jzi.store.printable import printable
 from jzi.store.pyramid import Pyramid, as_pyramid
 

@@ -3,17 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from jzi.locate.location import Location
-
-
-def percent(share: float) -> str:
-    """A probability with a tenth of a percent, "under 0.1 %" and "over 99.9 %" included."""
-    if 0 < share < 0.0005:
-        return "under 0.1 %"
-    return "over 99.9 %" if 0.9995 <= share < 1 else f"{100 * share:.1f} %"
+from jzi.locate.location import Location
+from jzi.store.plain import percent
 
 
 def known_radii(location: Location) -> list[str]:

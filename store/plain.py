@@ -1,4 +1,4 @@
-"""Convert results, configurations and arrays to what JSON can hold."""
+"""Convert results, configurations and arrays to what JSON can hold, and shares to what people read."""
 
 from __future__ import annotations
 
@@ -62,3 +62,10 @@ def rounded(value: Any, name: str = "") -> Any:
     if name == "heading_deg":
         return round(value, 2) % 360  # 359.998 is north
     return round(value, 2 if name in ("x", "y") or name.endswith(("_m", "_deg")) else 6)
+
+
+def percent(share: float) -> str:
+    """A probability with a tenth of a percent, "under 0.1 %" and "over 99.9 %" included."""
+    if 0 < share < 0.0005:
+        return "under 0.1 %"
+    return "over 99.9 %" if 0.9995 <= share < 1 else f"{100 * share:.1f} %"

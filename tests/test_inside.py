@@ -17,12 +17,12 @@ from jzi.encode.photos import UNIFORM
 from jzi.errors import ConfigError, ModelError, PhotoError
 from jzi.locate.inside import MIN_PHOTOS, Evidence, Hidden, InsideDetector, auroc, fit_inside, probability_inside
 from jzi.locate.location import LocateOptions
-from jzi.locate.wording import percent
 from jzi.retrieve.cells import CellsExpert
 from jzi.retrieve.heads import HeadsConfig, SimilarityHeads
 from jzi.retrieve.vpr import VprConfig, VprExpert
 from jzi.store.exif import read_position, write_position
 from jzi.store.model_folder import InsideConfig, read_config, update_config
+from jzi.store.plain import percent
 from jzi.tests.test_experts import AREA, ENCODER, MAP, MASK, WIDTH, queries
 
 FITTED = InsideConfig({"zoom": 1.0}, 0.0, 0.9, 100)

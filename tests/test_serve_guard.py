@@ -196,10 +196,10 @@ def test_a_failure_is_logged_without_its_message(client, photo, caplog, monkeypa
         ({"radius": "1e400"}, "radius must be"),
         ({"radius": "1" * 5000}, "radius must be"),
         ({"top": 51}, "top must be less than or equal to 50"),
-        ({"top": "1e3"}, "top must be a valid integer"),
+        ({"top": "1e3"}, "top must be a whole number"),
         ({"within": 1e9, "near": "1,2"}, "within must be less than or equal to"),
         ({"near": "1" * 65, "within": 1}, "near must have at most 64 characters"),
-        ({"details": "perhaps"}, "details must be a valid boolean"),
+        ({"details": "perhaps"}, "details must be true or false"),
         ({"raduis": 3}, "there is no parameter 'raduis'"),
     ],
 )
