@@ -88,7 +88,9 @@ retriever_option = click.option(
     help="Use this retriever instead of a zoom model.",
 )
 approximate_option = click.option(
-    "--approximate", is_flag=True, help="Search the retriever's HNSW graph, not all cells."
+    "--approximate",
+    is_flag=True,
+    help="Search the retriever's graph, or the region's index, not all cells.",
 )
 zoom_option = click.option(
     "--zoom", type=click.Path(path_type=Path), metavar="MODEL",

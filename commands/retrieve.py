@@ -82,6 +82,8 @@ def train_retriever_command(
 @click.option("--hnsw", is_flag=True, help="Also build an HNSW graph for approximate search.")
 @click.option("--faiss", type=click.Choice(["auto", "hnsw", "ivf-pq", "ivf-rabitq"]),
               help="Of a region, also build an index for approximate search.")  # fmt: skip
+@click.option("--lance", is_flag=True, help="Of a region, also write a LanceDB table for approximate search, beside "
+              "the cache: on object storage too.")  # fmt: skip
 @click.option("--export", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.parquet",
               help="Of a region, also write key, position and vector of every cell.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Of a region, only estimate what encoding takes.")
@@ -92,6 +94,7 @@ def index(
     retriever: Path,
     hnsw: bool,
     faiss: str | None,
+    lance: bool,
     export: Path | None,
     dry_run: bool,
     as_json: bool,
@@ -104,10 +107,10 @@ def index(
 
     if is_region(config_file):
         kind = "hnsw" if hnsw and not faiss else faiss
-        index_region_command(config_file, overrides, retriever, kind, export, dry_run, as_json)
+        index_region_command(config_file, overrides, retriever, kind, lance, export, dry_run, as_json)
         return
-    if dry_run or faiss or export:
-        raise UsageError("--dry-run, --faiss and --export are for regions: leave them out")
+    if dry_run or faiss or lance or export:
+        raise UsageError("--dry-run, --faiss, --lance and --export are for regions: leave them out")
 
     settings = load_settings(config_file, overrides, training=())
     from jzi.commands.reports import cells_text

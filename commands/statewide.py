@@ -58,6 +58,7 @@ def index_region_command(
     overrides: tuple[str, ...],
     retriever: Path,
     kind: str | None,
+    lance: bool,
     export: Path | None,
     dry_run: bool,
     as_json: bool,
@@ -70,8 +71,11 @@ def index_region_command(
     from jzi.encode.device import processes
     from jzi.retrieve.statewide import StatewideRetriever
     from jzi.store.plain import plain
-    from jzi.workspace.statewide import build_faiss, export_cells, open_index
+    from jzi.vectors.lance_index import import_lance
+    from jzi.workspace.statewide import build_faiss, build_lance, export_cells, open_index
 
+    if lance:
+        import_lance()  # fails before anything is encoded
     state = processes()
     with open_index(settings, StatewideRetriever.load(retriever)) as index:
         expected = index.estimate(state.num_processes) if state.is_main_process else None
@@ -99,6 +103,10 @@ def index_region_command(
         built = build_faiss(settings, kind)
         values["faiss"] = {"folder": str(built.folder), "kind": built.info.kind, "bytes": built.disk_bytes}
         lines.append(f"{built.info.kind} index of {size_text(built.disk_bytes)}: {built.folder}")
+    if lance:
+        table = build_lance(settings)
+        values["lance"] = table.uri
+        lines.append(f"LanceDB table: {table.uri}")
     if export:
         values["exported"] = export_cells(settings, export)
         lines.append(f"{values['exported']:,} vectors: {export}")

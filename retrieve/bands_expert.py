@@ -17,9 +17,9 @@ from jzi.locate.ranges import RANKS, TEMPERATURE
 from jzi.store.cell_grid import CellGrid
 from jzi.store.info import EncoderInfo
 from jzi.store.map_embeddings import ENCODED
+from jzi.vectors.approximate import ApproximateIndex
 from jzi.vectors.district import KEPT, MARGIN_M, TILES, districts
 from jzi.vectors.exact import Matches, Neighbors, prepare, scan
-from jzi.vectors.faiss_index import VectorIndex
 from jzi.vectors.store import VectorStore, read_blocks
 
 #: Number of most similar cells of a posterior; the probability of the others is its residual.
@@ -34,7 +34,7 @@ class BandsExpert:
 
     By default every posterior is exact: all vectors are read, a unit at a time, for all photos of a call together. With
     an index the most similar cells are those that the index finds, and the sum over the others, and so all
-    probabilities, are estimated from a random sample of the cells (`VectorIndex.log_sum`).
+    probabilities, are estimated from a random sample of the cells (`ApproximateIndex.log_sum`).
 
     Args:
         area: the grid of the cells.
@@ -57,7 +57,7 @@ class BandsExpert:
         store: VectorStore,
         encoder: EncoderInfo,
         temperature: float,
-        index: VectorIndex | None = None,
+        index: ApproximateIndex | None = None,
     ) -> None:
         TEMPERATURE.check("temperature", temperature)
         if area.shape != tuple(store.shape):

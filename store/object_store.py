@@ -207,7 +207,7 @@ def open_store(url: str, *, opening: bool = False) -> RemoteStore:
         import obstore.store
     except ImportError as error:
         raise CacheError(f"{url} needs a package that is missing (obstore): pip install 'jzi[remote]'") from error
-    endpoint = _endpoint() if name == "S3Store" else ""
+    endpoint = s3_endpoint() if name == "S3Store" else ""
     request_s, retry_s = (OPEN_REQUEST_S, OPEN_RETRY_S) if opening else (REQUEST_S, RETRY_S)
     options = {
         "allow_http": parts.scheme == "http" or endpoint.startswith("http://"),
@@ -259,7 +259,7 @@ def remote_errors(url: str) -> Iterator[None]:
 def _sentence(url: str, error: Exception) -> str:
     parts = urlsplit(url)
     text, name = str(error), _CLASSES[parts.scheme]
-    endpoint = urlsplit(_endpoint()).netloc if name == "S3Store" else ""
+    endpoint = urlsplit(s3_endpoint()).netloc if name == "S3Store" else ""
     where = f"{url} (at {endpoint})" if endpoint else url
     for pattern, reason, advice in _REASONS:
         if re.search(pattern, text):
@@ -272,7 +272,7 @@ def _sentence(url: str, error: Exception) -> str:
     return f"{where} cannot be used: {first_line(error):.200}"
 
 
-def _endpoint() -> str:
+def s3_endpoint() -> str:
     """The S3 endpoint that the environment names, without credentials; empty for Amazon's."""
     value = next((os.environ[name] for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL") if os.environ.get(name)), "")
     parts = urlsplit(value)

@@ -170,6 +170,20 @@ def test_a_retriever_indexes_and_locates_in_another_region(trained: Callable[...
         assert (y, x) != (0, 0)
 
 
+def test_a_table_beside_the_index_is_searched_where_there_is_no_faiss_index(
+    indexed: Callable[..., Any], tmp_path: Path
+) -> None:
+    pytest.importorskip("lancedb")
+    values = json.loads(indexed("index --lance --json").stdout.splitlines()[-1])
+    assert values["lance"] == "index.lance" and (tmp_path / "index.lance").is_dir()
+    photo = next((tmp_path / "photos").rglob("*.jpg"))
+    found, exact = (
+        json.loads(indexed(f"locate {photo} --retriever retriever {how} --json").stdout.splitlines()[-1])
+        for how in ("--approximate", "")
+    )
+    assert [found[name] for name in ("latitude", "longitude")] == [exact[name] for name in ("latitude", "longitude")]
+
+
 def test_a_score_map_has_every_cell_and_its_best_pixel_on_the_most_probable_one(
     indexed: Callable[..., Any], tmp_path: Path
 ) -> None:

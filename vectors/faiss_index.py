@@ -27,6 +27,7 @@ from jzi.locate.ranges import RANKS, TEMPERATURE
 from jzi.store.files import file_sha256
 from jzi.store.map_embeddings import ENCODED
 from jzi.store.plain import plain
+from jzi.vectors.approximate import EXACT_CELLS, SAMPLED, sampled_log_sum
 from jzi.vectors.exact import Matches, Neighbors, prepare, scan, similarities
 from jzi.vectors.index_files import (
     HINT,
@@ -67,12 +68,6 @@ TRAINED, TRAINING_BYTES = 39, 2**31
 
 #: Lists that are searched, and candidates that are ranked exactly: at least so many, and so many times the neighbours.
 PROBES, CANDIDATES, CANDIDATES_FOLD = 64, 100, 2
-
-#: Vectors of sample.npy: 32 MB with 1024 features.
-SAMPLED = 16_384
-
-#: Cells of a selection up to which they are compared exactly instead.
-EXACT_CELLS = 100_000
 
 
 class VectorIndex:
@@ -280,37 +275,13 @@ class VectorIndex:
         return Neighbors(np.where(number < 0, -1, row), np.where(number < 0, -1, col), similarity.astype(np.float32))
 
     def log_sum(self, query: Tensor | NDArray[Any], temperature: float, neighbors: Neighbors) -> NDArray[np.float64]:
-        """(query,) estimate of the logarithm of the sum of exp(similarity / temperature) over all cells of the index.
-
-        Cells of `neighbors` count exactly. The sum over the others is estimated from the vectors drawn at random: it is
-        unbiased where the index has found the most similar cells, and varies much if few others dominate it.
-
-        Args:
-            query: (query, feature); need not be normalised.
-            temperature: divisor of similarities.
-            neighbors: result of `search`.
-
-        Raises:
-            ConfigError: the temperature is out of range.
-        """
+        """See `ApproximateIndex.log_sum`."""
         TEMPERATURE.check("temperature", temperature)
         queries = prepare(self.store, query, "cpu")
         chosen = np.ones(len(self.sample_ids), bool) if self.allowed is None else self.allowed[self.sample_ids]
-        row, col = self._cells(self.sample_ids[chosen])
         logits = (queries @ torch.from_numpy(self.sample[chosen]).float().T).double().numpy() / temperature
-        exact = neighbors.similarity.astype(np.float64) / temperature
-        result = np.empty(len(queries))
-        keys, cols = row * self.store.shape[1] + col, self.store.shape[1]
-        for number in range(len(queries)):
-            found = neighbors.row[number] >= 0
-            near = neighbors.row[number, found] * cols + neighbors.col[number, found]
-            rest = logits[number, ~np.isin(keys, near)]
-            others = len(self) - len(near)
-            total = np.logaddexp.reduce(exact[number, found], initial=-np.inf)
-            if len(rest) and others > 0:
-                total = np.logaddexp(total, np.logaddexp.reduce(rest) + np.log(others / len(rest)))
-            result[number] = total
-        return result
+        keys, cols = self.ids[self.sample_ids[chosen]], self.store.shape[1]
+        return sampled_log_sum(logits, keys, neighbors, temperature=temperature, cells=len(self), cols=cols)
 
     def _similarities(
         self, queries: Tensor, query: NDArray[np.int64], number: NDArray[np.int64]

@@ -268,10 +268,10 @@ def load(
         device: device to compute on, such as "cpu" or "cuda:0"; by default the best available.
         cache: read the map of a zoom model from this cache rather than from the folder; of a state-wide retriever, the
             index of the region to search, which it needs.
-        approximate: search the HNSW graph of a retriever, or the Faiss index, rather than all cells.
+        approximate: search the HNSW graph of a retriever, or the index of a region, rather than all cells.
         experts: names of the model's experts to fuse, such as "zoom" and "cells", and of experts that installed
             packages offer (entry points `jzi.experts`), whose code is then loaded; all of the model by default.
-        index: folder of the Faiss index of a region's cells.
+        index: folder of the Faiss index of a region's cells, or path or URL of their LanceDB table, NAME.lance.
         zoom: folder of a zoom model, or of the jzi.toml that names it, which bounds the search of a state-wide
             retriever: only its probable tiles are searched.
         fusion: file of the weights that `jzi train-fusion` fitted, with which the probabilities of the zoom and of the
@@ -350,9 +350,9 @@ def _region_locator(
             "jzi.toml, or give the index as the cache"
         )
     if approximate and index is None:
-        raise ConfigError("approximate search of a region needs the folder of its Faiss index: give it as index")
+        raise ConfigError("approximate search of a region needs its Faiss index or LanceDB table: give it as index")
     retriever = StatewideRetriever.load(folder)
-    return region_locator(retriever, str(cache), index=None if index is None else Path(index), device=device)
+    return region_locator(retriever, str(cache), index=index, device=device)
 
 
 def open_locator(
@@ -400,10 +400,10 @@ def open_locator(
             raise ConfigError("--fuse reads the weights beside the index that jzi.toml names: leave --cache out")
         index = fusion = None
         if statewide and not cache:
-            from jzi.workspace.region_index import faiss_folder, fusion_file
+            from jzi.workspace.region_index import approximate_index, fusion_file
 
             settings = load_region(config_file)
-            cache, index = settings.cache_path, faiss_folder(settings)
+            cache, index = settings.cache_path, approximate_index(settings) if approximate else None
             fusion = fusion_file(settings) if fuse else None
         locator = load(retriever, cache=cache, approximate=approximate, index=index, zoom=zoom, fusion=fusion)
     else:

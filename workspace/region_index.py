@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from jzi.encode.photo_reader import Photo, ReadPhoto
     from jzi.locate.expert import Expert
     from jzi.retrieve.bands_expert import BandsExpert
+    from jzi.vectors.approximate import ApproximateIndex
 
 
 def beside_index(settings: RegionSettings, suffix: str) -> Path:
@@ -35,6 +36,19 @@ def beside_index(settings: RegionSettings, suffix: str) -> Path:
 def faiss_folder(settings: RegionSettings) -> Path:
     """Folder of the Faiss index of a region's cells."""
     return beside_index(settings, ".faiss")
+
+
+def lance_table(settings: RegionSettings) -> str:
+    """Path or URL of the LanceDB table of a region's cells, where their cache is."""
+    return f"{settings.cache_path.rstrip('/').removesuffix('.zarr')}.lance"
+
+
+def approximate_index(settings: RegionSettings) -> str:
+    """The index that approximate search of a region uses: the Faiss index if there is one, else the LanceDB table."""
+    folder, table = faiss_folder(settings), lance_table(settings)
+    if not folder.exists() and (is_url(table) or Path(table).exists()):
+        return table
+    return str(folder)
 
 
 def fusion_file(settings: RegionSettings) -> Path:
@@ -50,28 +64,27 @@ def open_region_expert(
     Args:
         settings: the settings of the region.
         retriever: folder of the retriever that has filled the index.
-        approximate: search the Faiss index instead of all cells.
+        approximate: search an approximate index (`approximate_index`) instead of all cells.
 
     Raises:
-        ModelError: the folder holds no state-wide retriever, or there is no Faiss index.
+        ModelError: the folder holds no state-wide retriever, or there is no approximate index.
         CacheError: there is no index, or it is not complete.
         CacheMismatchError: the index was filled by another retriever.
     """
-    folder = faiss_folder(settings) if approximate else None
-    expert = region_expert(StatewideRetriever.load(retriever), settings.cache_path, folder)
+    index = approximate_index(settings) if approximate else None
+    expert = region_expert(StatewideRetriever.load(retriever), settings.cache_path, index)
     return expert, FeatureCache.open(settings.cache_path)
 
 
-def region_expert(retriever: StatewideRetriever, cache_path: str, index: Path | None = None) -> BandsExpert:
+def region_expert(retriever: StatewideRetriever, cache_path: str, index: str | Path | None = None) -> BandsExpert:
     """The expert that searches the cells of a cache; errors as `open_region_expert`.
 
     Args:
         retriever: the retriever that has filled the cache.
         cache_path: path or URL of the cache.
-        index: folder of a Faiss index of its cells, to search that.
+        index: folder of a Faiss index of its cells, or path or URL of a LanceDB table, NAME.lance, to search that.
     """
     from jzi.retrieve.bands_expert import BandsExpert
-    from jzi.vectors.faiss_index import VectorIndex
 
     if not exists(cache_path):
         raise CacheError(f"there is no index at {cache_path}: run `jzi index --retriever {retriever.folder}`")
@@ -84,12 +97,22 @@ def region_expert(retriever: StatewideRetriever, cache_path: str, index: Path | 
             f"{cache_path} lacks {missing:,} of {cache.region.cells:,} cells: run `jzi index --retriever "
             f"{retriever.folder}`"
         )
-    vectors = None if index is None else VectorIndex.open(cache.cells, index)
+    vectors = None if index is None else _open_index(cache, str(index))
     return BandsExpert(cache.area, cache.cells, cache.encoder, retriever.temperature, vectors)
 
 
+def _open_index(cache: FeatureCache, index: str) -> ApproximateIndex:
+    from jzi.vectors.lance_index import SUFFIX, LanceIndex
+
+    if index.endswith(SUFFIX):
+        return LanceIndex.open(cache.cells, index)
+    from jzi.vectors.faiss_index import VectorIndex
+
+    return VectorIndex.open(cache.cells, Path(index))
+
+
 def region_locator(
-    retriever: StatewideRetriever, cache_path: str, *, index: Path | None = None, device: str | None = None
+    retriever: StatewideRetriever, cache_path: str, *, index: str | Path | None = None, device: str | None = None
 ) -> Locator:
     """The locator that searches the cells of a cache; arguments and errors as `region_expert`."""
     from jzi.encode.device import best_device

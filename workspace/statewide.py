@@ -15,7 +15,7 @@ from jzi.store.cell_features import Unit
 from jzi.store.region import RegionCells
 from jzi.workspace.open import open_map, open_photo_table
 from jzi.workspace.region import open_region
-from jzi.workspace.region_index import faiss_folder
+from jzi.workspace.region_index import faiss_folder, lance_table
 from jzi.workspace.settings import RegionSettings
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from jzi.store.photo_table import Rejected
     from jzi.train.statewide import StatewideReport
     from jzi.vectors.faiss_index import VectorIndex
+    from jzi.vectors.lance_index import LanceIndex
 
 
 def open_region_imagery(settings: RegionSettings, cells: RegionCells, background: tuple[int, int, int]) -> Imagery:
@@ -196,6 +197,18 @@ def build_faiss(settings: RegionSettings, kind: str) -> VectorIndex:
     from jzi.vectors.faiss_index import VectorIndex
 
     return VectorIndex.build(FeatureCache.open(settings.cache_path).cells, faiss_folder(settings), cast(Any, kind))
+
+
+def build_lance(settings: RegionSettings) -> LanceIndex:
+    """Write a region's cells to a LanceDB table, beside their cache.
+
+    Raises:
+        ConfigError: LanceDB is not installed, or no cell is encoded.
+        ModelError: the table cannot be written.
+    """
+    from jzi.vectors.lance_index import LanceIndex
+
+    return LanceIndex.build(FeatureCache.open(settings.cache_path).cells, lance_table(settings))
 
 
 def export_cells(settings: RegionSettings, path: Path) -> int:
