@@ -105,7 +105,7 @@ def test_changed_metadata_is_noticed_named_and_repaired(path: Path, change: Call
     files = [file for file in documents(path / part) if part or file.parent == path]
     rng = random.Random(hostile.attack_seed(f"{change.__name__} {part}"))
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for _ in range(hostile.attacks(4, 20, 1000)):
+    for _ in range(hostile.attacks(2, 8, 1000)):
         file = rng.choice(files)
         before = file.read_bytes()
         after = change(before, rng)
