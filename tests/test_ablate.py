@@ -364,14 +364,14 @@ def test_a_run_that_breaks_down_is_a_row_and_the_others_go_on(town, monkeypatch)
 
 
 def test_the_table_has_mean_deviation_and_difference_to_the_reference(town) -> None:
-    trials = run(plan(town, SMOOTHING, seeds=3))
+    trials = run(plan(town, SMOOTHING, seeds=2))
     rows = gather_rows(trials)
     values = [[trial.result["evaluation"]["median_error_m"]["value"] for trial in each] for each in trials.values()]
     figure = rows[1].figures["median_error_m"]
     assert figure.values == tuple(values[1])
-    assert figure.mean == pytest.approx(sum(values[1]) / 3)
+    assert figure.mean == pytest.approx(sum(values[1]) / 2)
     assert figure.deviation == pytest.approx(pd.Series(values[1]).std())
-    assert figure.difference == pytest.approx(figure.mean - sum(values[0]) / 3)
+    assert figure.difference == pytest.approx(figure.mean - sum(values[0]) / 2)
     assert rows[0].figures["median_error_m"].difference is None
     folder = rows[0].folders[0].parent
     write_tables(rows, folder)
@@ -415,7 +415,8 @@ def test_ablate_runs_variants_of_encoders_in_processes_of_their_own(
         f'[variants.other]\nencoder.name = "{tmp_path / "other"}"\n[variants.tuned]\nfinetune.blocks = 1\n'
         "finetune.epochs = 1\nfinetune.batch_size = 8\n"
     )
-    command = ["ablate", str(tmp_path / "encoders.toml"), *config, "--json", "--split", "val"]
+    # One worker process: two would import torch twice, and another test has two
+    command = ["ablate", str(tmp_path / "encoders.toml"), *config, "--json", "--split", "val", "--jobs", "1"]
     done = CliRunner().invoke(main, command)
     assert done.exit_code == 0, done.output
     rows = [json.loads(line) for line in done.stdout.splitlines()]

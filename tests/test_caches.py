@@ -139,6 +139,7 @@ def test_rm_asks_and_refuses_what_a_model_needs(make, tmp_path, monkeypatch) -> 
 # Merging
 
 
+@pytest.mark.slow
 def test_merging_halves_gives_the_whole(make, files_of) -> None:
     whole, one, other = make("whole.zarr"), make("one.zarr"), make("other.zarr")
     fill(whole)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -144,12 +142,6 @@ def test_attention_is_shown_and_called_so_where_the_decoder_reads_patches(tmp_pa
     values[1, 1], values[0, 2] = 0.2, 0.7
     pool = ImagePool()
     assert pool.heat(values) == pool.heat(values.copy()) == "i0" and pool.rules().count("{") == 1
-
-
-@pytest.fixture(scope="module")
-def trained_folder(prepare: Callable[..., Path], area_folder: Path) -> Path:
-    options = "--set train.epochs=1 --set decoder.layers=1 --set decoder.heads=2 --set train.batch_size=8"
-    return prepare(area_folder, "gallery", "encode-map", "encode-queries", f"train-decoder {options}")
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,11 +22,6 @@ from jzi.store.exif import read_position
 
 TINY = "--set decoder.layers=1 --set decoder.heads=2"
 FAST = f"--set train.epochs=2 {TINY}"
-
-
-@pytest.fixture(scope="module")
-def trained_folder(prepare, area_folder) -> Path:
-    return prepare(area_folder, "trained", "encode-map", "encode-queries", f"train-decoder {FAST}")
 
 
 @pytest.fixture
@@ -61,6 +55,7 @@ def test_an_area_from_nothing_to_a_located_photo(area, tmp_path) -> None:
 FINETUNED = "--set encoder.name=finetuned/encoder --set cache.path=finetuned.zarr"
 
 
+@pytest.mark.slow
 def test_from_fine_tuning_to_a_decoder_that_goes_on_from_it(area, tmp_path) -> None:
     tune = f"finetune --blocks 1 --set finetune.epochs=2 {TINY}"
     output = json.loads(area(f"{tune} --json").stdout)
@@ -148,6 +143,7 @@ def test_estimates_are_compared_and_confidence_is_calibrated(trained, tmp_path) 
     assert len(json.loads((tmp_path / "model" / "config.json").read_text())["temperature"]) == 3
 
 
+@pytest.mark.slow
 def test_answers_are_written_for_other_tools(trained, tmp_path) -> None:
     files = "--geojson a.geojson --heatmap a.tif --map a.html --csv a.csv --write-exif copies --overwrite-gps"
     answer = json.loads(trained(f"locate photos/day0/000.jpg --json {files} --picture a.png").stdout)
@@ -179,26 +175,6 @@ def test_several_photos_are_located_together_or_along_a_drive(trained, tmp_path)
             image.save(tmp_path / f"{name}.jpg", exif=exif)
     timed = trained("locate --track 000.jpg 002.jpg 004.jpg --json").stdout.splitlines()
     assert [json.loads(each)["photo"] for each in timed] == ["002.jpg", "004.jpg", "000.jpg"]
-
-
-@pytest.mark.slow
-def test_a_killed_encode_goes_on_where_it_was(area, tmp_path, start) -> None:
-    code = (
-        "import jzi.store.chunk_writer as w, jzi.encode.encoder as e, time; w.WRITE_EVERY_S = 0;"
-        "encode = e.Encoder.encode_tiles;"
-        "e.Encoder.encode_tiles = lambda *a: (time.sleep(0.2), encode(*a))[1];"
-        "from jzi.cli import main; main(['encode-map', '--set', 'encoder.batch_size=16'])"
-    )
-    child = start([sys.executable, "-c", code], cwd=tmp_path)
-    child.wait_until((tmp_path / "features.zarr" / "map" / "2" / "status" / "c" / "0" / "0").exists)
-    child.end()
-    report = json.loads(area("encode-map --json").stdout)
-    assert report["encoded"] > 0 and report["reused"] > 0 and report["encoded"] + report["reused"] == 273
-    resumed = FeatureCache.open(tmp_path / "features.zarr").read_map()
-    area("encode-map --set cache.path=whole.zarr --set encoder.batch_size=16")
-    whole = FeatureCache.open(tmp_path / "whole.zarr").read_map()
-    for one, other in zip(resumed.embedding, whole.embedding, strict=True):
-        np.testing.assert_allclose(one.astype(float), other.astype(float), atol=2e-3)  # other batches, other rounding
 
 
 def test_info_tells_what_things_are_and_whether_they_belong_together(trained, tmp_path) -> None:

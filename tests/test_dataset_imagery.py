@@ -308,6 +308,7 @@ def test_a_service_that_fails_leaves_what_is_there_and_the_next_run_resumes(
     assert_shows(tmp_path / "map.tif")
 
 
+@pytest.mark.slow
 def test_a_killed_download_resumes_without_its_finished_blocks(server: MockImagery, tmp_path: Path) -> None:
     server.delay_s = 0.05
     wide = (-77.0400, 38.8860, -77.0350, 38.8900)

@@ -54,6 +54,7 @@ def test_the_demo_leaves_an_area_that_the_commands_work_on(tour, monkeypatch) ->
     assert read_config(folder / "model").pyramid.size >= 320
 
 
+@pytest.mark.slow
 def test_a_demo_that_is_interrupted_in_one_of_its_commands_stops_and_can_be_resumed(tour, monkeypatch) -> None:
     folder, _ = tour
     shutil.rmtree(folder / "features.zarr")
@@ -110,6 +111,7 @@ def test_the_encoder_that_comes_along_is_used_and_its_town_named(tmp_path) -> No
     assert "not on the held-out ones" in _training_note(True) and "never seen" in _training_note(False)
 
 
+@pytest.mark.slow
 def test_the_toy_judge_compares_the_candidates_of_the_photo_that_the_demo_names(tour, monkeypatch) -> None:
     folder, output = tour
     command = re.search(r"jzi (locate .* --rerank judge --map compared\.html)", output)

@@ -16,7 +16,7 @@ from jzi.errors import HubError, JziError, ModelError
 from jzi.publish.hub import RepoName
 from jzi.publish.hub_download import fetch_model
 from jzi.publish.hub_upload import HubTarget
-from jzi.tests.conftest import save_zoom, write_photo
+from jzi.tests.conftest import write_photo
 from jzi.tests.mock_hub import TOKEN, Hub, mock_hub
 from jzi.workspace.hub import local_folder
 from jzi.workspace.push import PushRequest, prepare, push
@@ -42,19 +42,11 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         yield running
 
 
-@pytest.fixture(scope="session")
-def model_folder(tmp_path_factory: pytest.TempPathFactory, encoder_folder: Path, pyramid: Any) -> Path:
-    """A zoom model, to copy."""
-    folder = tmp_path_factory.mktemp("hub") / "model"
-    save_zoom(folder, pyramid, encoder_folder)
-    return folder
-
-
 @pytest.fixture
-def model(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def model(zoom_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A zoom model in the current directory."""
     monkeypatch.chdir(tmp_path)
-    return Path(shutil.copytree(model_folder, tmp_path / "model"))
+    return Path(shutil.copytree(zoom_folder, tmp_path / "model"))
 
 
 def publish(path: Path, name: str = "anna/town", licence: str = "cc-by-4.0", **options: Any) -> str:

@@ -34,7 +34,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
 CONFIG = CachedRefinerConfig(
     features=32, photo_features=32, rows=4, side=4, width=16, blocks=1, channels=(16, 16, 8, 8), bins=8
 )
-TRAIN = "--set train.epochs=1 --set decoder.layers=1 --set decoder.heads=2"
 
 
 def save(folder: Path, cache: FeatureCache, config: CachedRefinerConfig = CONFIG, **entries) -> Path:
@@ -48,15 +47,10 @@ def save(folder: Path, cache: FeatureCache, config: CachedRefinerConfig = CONFIG
 
 
 @pytest.fixture(scope="module")
-def folder(prepare: Callable, area_folder: Path) -> Path:
+def folder(prepare: Callable, trained_folder: Path) -> Path:
     """A model and a cache with tokens of tiles and photos, and a refiner. Do not modify."""
-    folder = prepare(
-        area_folder,
-        "refined",
-        "encode-map --detail --set map.detail_px=56",
-        "encode-queries --tokens",
-        f"train-decoder {TRAIN}",
-    )
+    lines = "encode-map --detail --set map.detail_px=56", "encode-queries --tokens"
+    folder = prepare(trained_folder, "refined", *lines)
     save(folder / "model" / "refiner", FeatureCache.open(folder / "features.zarr"))
     return folder
 

@@ -25,13 +25,12 @@ REFINE = (
     "--set refine.channels=[16,16,8,8]"
 )
 TRAIN = f"train-refiner {REFINE} --set refiner.epochs=2 --set refiner.batch_size=8"
-MODEL = "train-decoder --set train.epochs=1 --set decoder.layers=1 --set decoder.heads=2"
 
 
 @pytest.fixture(scope="module")
-def folder(prepare: Callable, area_folder: Path) -> Path:
+def folder(prepare: Callable, trained_folder: Path) -> Path:
     """A model, a cache with tokens of tiles and photos, and a trained refiner. Do not modify."""
-    return prepare(area_folder, "refining", "encode-map --detail", "encode-queries --tokens", MODEL, TRAIN)
+    return prepare(trained_folder, "refining", "encode-map --detail", "encode-queries --tokens", TRAIN)
 
 
 @pytest.fixture
@@ -50,6 +49,7 @@ def test_a_trained_refiner_lies_in_the_models_folder_and_fits_its_cache(town) ->
     assert located["fix"]["source"] == "refine"
 
 
+@pytest.mark.slow
 def test_training_and_evaluation_open_no_image(town, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("an image was opened")

@@ -21,19 +21,11 @@ from jzi.workspace.reranker import front_name, new_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")  # from rasterio itself
 
-MODEL = "train-decoder --set train.epochs=1 --set decoder.layers=1 --set decoder.heads=2"
-
-
-@pytest.fixture(scope="module")
-def folder(prepare: Callable, area_folder: Path) -> Path:
-    """A model and a cache of an area. Do not modify."""
-    return prepare(area_folder, "comparing", "encode-map", "encode-queries", MODEL)
-
 
 @pytest.fixture
-def town(folder: Path, jzi: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
-    """A copy of that folder as the working directory, with small crops."""
-    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+def town(trained_folder: Path, jzi: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
+    """A working directory with a model and a cache, with small crops."""
+    shutil.copytree(trained_folder, tmp_path, dirs_exist_ok=True)
     settings = tmp_path / "jzi.toml"
     small = '[rerank]\ncrop_pixels = 32\nphoto_pixels = 64\nkey_env = "JZI_RERANK_KEY"\n'
     settings.write_text(f"{settings.read_text()}\n{small}")
@@ -48,6 +40,7 @@ def judge(monkeypatch: pytest.MonkeyPatch) -> ScriptedJudge:
     return made
 
 
+@pytest.mark.slow
 def test_locate_compares_candidates_and_asks_nothing_twice(town, judge: ScriptedJudge) -> None:
     dry = town("locate photos/day0 --rerank model-x --dry-run")
     assert judge.calls == 0
@@ -101,6 +94,7 @@ def test_a_spent_budget_leaves_the_rest_in_the_front_ends_order(town, judge: Scr
     assert "'much' is neither a number of questions" in refused.stderr
 
 
+@pytest.mark.slow
 def test_methods_are_compared_on_held_out_photos(town, judge: ScriptedJudge) -> None:
     methods = "yesno,score,words,describe,pairs,sliding,knockout,swiss,sorting,adaptive,list"
     evaluate = "rerank evaluate --judge x --split train --photos 4 --json --methods"

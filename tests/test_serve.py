@@ -140,6 +140,7 @@ def test_health_and_description(client) -> None:
     assert set(paths) == {"/locate", "/health", "/metrics"}
 
 
+@pytest.mark.slow
 def test_two_hundred_requests_at_once_are_all_answered(client, photo) -> None:
     data = photo.read_bytes()
     with ThreadPoolExecutor(200) as pool:

@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -68,18 +68,23 @@ def status(connection: socket.socket) -> int:
     return int(answer[9:12]) if answer else 0
 
 
-@pytest.fixture
-def service(locator, tmp_path: Path, start) -> Iterator[Service]:
-    command = [sys.executable, "-m", "jzi", "serve", "--model", "model", "--port", "0"]
-    child = start(command, cwd=tmp_path)
-    yield Service(child)
-    child.end()
+@pytest.fixture(scope="module")
+def start_service(zoom_folder: Path) -> Callable[[], Child]:
+    command = [sys.executable, "-m", "jzi", "serve", "--model", zoom_folder, "--port", "0"]
+    return lambda: Child(command)
+
+
+@pytest.fixture(scope="module")
+def service(start_service: Callable[[], Child]) -> Iterator[Service]:
+    """A service that outlives the tests: what one client does, the next must not notice."""
+    with start_service() as child:
+        yield Service(child)
     assert "Traceback" not in child.errors
 
 
-@pytest.fixture
-def photo(photo_folder: Path) -> bytes:
-    return (photo_folder / "day0" / "000.jpg").read_bytes()
+@pytest.fixture(scope="module")
+def photo(town_folder: Path) -> bytes:
+    return (town_folder / "photos" / "day0" / "000.jpg").read_bytes()
 
 
 def test_slow_clients_are_closed_and_others_answered_beside_them(service, photo) -> None:
@@ -135,25 +140,27 @@ def test_a_refused_client_that_sends_slowly_reads_the_reason(service) -> None:
 def test_photos_of_clients_that_are_gone_are_not_computed(service, photo) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (7000, 5000)).save(buffer, "PNG")  # about a second each
+    before = len(service.child.errors)
     for _ in range(40):
         service.connect(service.head(len(form(buffer.getvalue()))) + form(buffer.getvalue())).close()
     start = time.monotonic()
     assert service.post(photo) == 200 and time.monotonic() - start < 30
-    entries = [json.loads(line) for line in service.child.errors.splitlines()[1:]]
+    entries = [json.loads(line) for line in service.child.errors[before:].splitlines()]
     assert [entry.get("status") for entry in entries].count(499) >= 35
 
 
-def test_sigterm_ends_the_service_within_ten_seconds(service) -> None:
+def test_sigterm_ends_the_service_within_ten_seconds(start_service: Callable[[], Child]) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (7000, 5000)).save(buffer, "PNG")
-    with ThreadPoolExecutor(60) as pool:
+    with start_service() as child, ThreadPoolExecutor(60) as pool:
+        service = Service(child)
         answers = [pool.submit(service.post, buffer.getvalue()) for _ in range(60)]
         open_uploads = [service.connect(service.head(1000)) for _ in range(5)]
         time.sleep(2)
         start = time.monotonic()
-        service.child.process.send_signal(signal.SIGTERM)
-        assert service.child.wait() == -signal.SIGTERM and time.monotonic() - start < 10
+        child.process.send_signal(signal.SIGTERM)
+        assert child.wait() == -signal.SIGTERM and time.monotonic() - start < 10
         assert {answer.result() for answer in answers} <= {200, 503}
     assert {status(each) for each in open_uploads} == {503}
-    lines = service.child.errors.splitlines()
+    lines = child.errors.splitlines()
     assert lines[0].startswith("serving on ") and all(json.loads(line)["event"] for line in lines[1:])

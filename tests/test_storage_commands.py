@@ -106,19 +106,17 @@ def test_a_process_that_is_killed_while_it_fills_a_cache_is_resumed_to_the_same_
     area: Callable, proxy: FaultProxy, url: str, local: dict, objects_of: Callable, start: Callable[..., Child],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    forward, started = proxy.forward, []
-    for last in (3, 0):  # the object of a chunk that is on its way when the process is killed
-        chunks = count()
+    forward, started, chunks = proxy.forward, [], count()
 
-        def kill_at_chunk(method: str, path: str, *rest: object, chunks=chunks, last=last) -> tuple:
-            if method == "PUT" and "/c/" in path and "map/" in path and next(chunks) == last:
-                started[-1].process.kill()
-            return forward(method, path, *rest)
+    def kill_at_chunk(method: str, path: str, *rest: object) -> tuple:
+        if method == "PUT" and "/c/" in path and "map/" in path and next(chunks) == 3:  # it is on its way
+            started[-1].process.kill()
+        return forward(method, path, *rest)
 
-        monkeypatch.setattr(proxy, "forward", kill_at_chunk)
-        started.append(start([sys.executable, "-m", "jzi", "encode-map", "--set", f"cache.path={url}"]))
-        started[-1].wait(-signal.SIGKILL)
-        assert len(objects_of(url)) > 0 and objects_of(url) != local
+    monkeypatch.setattr(proxy, "forward", kill_at_chunk)
+    started.append(start([sys.executable, "-m", "jzi", "encode-map", "--set", f"cache.path={url}"]))
+    started[-1].wait(-signal.SIGKILL)
+    assert len(objects_of(url)) > 0 and objects_of(url) != local
     monkeypatch.setattr(proxy, "forward", forward)
     area(f"encode-map --set cache.path={url}")
     assert objects_of(url) == local

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from jzi.errors import CacheCorruptError, CacheError, ConfigError
 from jzi.store import chunk_writer
 from jzi.store.cache import NODATA, FeatureCache
 from jzi.store.pyramid import Pyramid, TileKey
+from jzi.tests.conftest import write_geotiff
 
 # from rasterio itself
 pytestmark = pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
@@ -45,16 +47,17 @@ def encoder(encoder_folder: Path) -> Encoder:
     return encoder
 
 
-@pytest.fixture
-def imagery(write_raster: Callable, pattern: Callable) -> Imagery:
+@pytest.fixture(scope="module")
+def imagery(tmp_path_factory: pytest.TempPathFactory, pattern: Callable) -> Imagery:
     """The north-eastern cell of the area has none."""
     pyramid = Pyramid.around(48.2, 16.37, 200.0, grid=GRID, levels=LEVELS)
     data = np.concatenate([pattern(200, 200), np.full((1, 200, 200), 255, np.uint8)])
     data[3, :50, 150:] = 0
-    return Imagery([write_raster(data, pyramid.bounds, pyramid.crs, photometric="RGB", alpha="YES")], pyramid)
+    path = tmp_path_factory.mktemp("imagery") / "map.tif"
+    return Imagery([write_geotiff(path, data, pyramid.bounds, pyramid.crs, photometric="RGB", alpha="YES")], pyramid)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def fill(imagery: Imagery, encoder: Encoder) -> Callable[..., MapReport]:
     """Encode the map into a cache."""
 
@@ -65,10 +68,17 @@ def fill(imagery: Imagery, encoder: Encoder) -> Callable[..., MapReport]:
     return fill
 
 
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory, fill: Callable) -> Path:
+    """A cache with tokens. Do not modify."""
+    path = tmp_path_factory.mktemp("template") / "features.zarr"
+    fill(path, tokens=True)
+    return path
+
+
 @pytest.fixture
-def cache(tmp_path: Path, fill: Callable) -> FeatureCache:
-    fill(tmp_path / "features.zarr", tokens=True)
-    return FeatureCache.open(tmp_path / "features.zarr")
+def cache(template: Path, tmp_path: Path) -> FeatureCache:
+    return FeatureCache.open(shutil.copytree(template, tmp_path / "features.zarr"))
 
 
 @pytest.fixture
@@ -329,6 +339,7 @@ def test_temperatures_are_fitted_to_what_the_decoder_says_with_its_patch_tokens(
 TINY = "--set train.epochs=2 --set decoder.layers=1 --set decoder.heads=2"
 
 
+@pytest.mark.slow
 def test_from_encode_map_with_tokens_to_evaluation_and_a_located_photo(area, tmp_path) -> None:
     four = f"{TINY} --set decoder.patch_tokens=4 --set model.path=four"
     area("encode-map")

@@ -34,11 +34,9 @@ def needs(package: str) -> pytest.MarkDecorator:
 
 
 @pytest.fixture
-def encoded(
-    jzi: Callable[..., Any], prepare: Callable[..., Path], area_folder: Path, tmp_path: Path
-) -> Callable[..., Any]:
+def encoded(jzi: Callable[..., Any], encoded_folder: Path, tmp_path: Path) -> Callable[..., Any]:
     """A working directory with a filled cache."""
-    shutil.copytree(prepare(area_folder, "tracked", "encode-map", "encode-queries"), tmp_path, dirs_exist_ok=True)
+    shutil.copytree(encoded_folder, tmp_path, dirs_exist_ok=True)
     return jzi
 
 

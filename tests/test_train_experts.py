@@ -77,6 +77,7 @@ def evaluation(jzi: Callable, options: str = "") -> dict:
     return json.loads(jzi(f"evaluate --json {options}").stdout)
 
 
+@pytest.mark.slow
 def test_all_experts_are_trained_once_and_recorded_with_digests(jzi, cache, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(Image, "open", lambda *_: pytest.fail("an image was opened"))
     report = json.loads(jzi(f"{TRAIN} --json").stdout.splitlines()[-1])
@@ -136,6 +137,7 @@ class Killed(BaseException):
     """Stands for a kill signal: the code under test must not catch it."""
 
 
+@pytest.mark.slow
 def test_a_killed_call_is_resumed_to_the_same_files(jzi, cache, tmp_path, monkeypatch) -> None:
     jzi(f"{TRAIN} --set model.path=whole")
     batches = HeadsTask.batches
@@ -215,6 +217,7 @@ def test_without_validation_photos_the_zoom_locates_and_the_experts_are_still_co
     assert "no weights to fuse" in jzi("evaluate --experts zoom,vpr", code=2).stderr
 
 
+@pytest.mark.slow
 def test_heads_start_from_those_of_another_model(jzi, cache, tmp_path) -> None:
     jzi(f"{TRAIN} --set model.path=first --experts zoom,cells")
     still = "--set heads.init=first --set heads.learning_rate=0 --experts zoom,cells"

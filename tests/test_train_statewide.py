@@ -235,6 +235,7 @@ def whole(train, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [3, 5, 9])
 def test_a_killed_training_continues_as_if_it_had_not_been(train, whole, tmp_path, monkeypatch, steps) -> None:
     config, step, done = replace(QUICK, save_every_s=1e-9), TrainingLoop.step, []

@@ -102,6 +102,7 @@ def make_task(name: str, folder: Path, caches: list[FeatureCache], config: Heads
 # Several areas
 
 
+@pytest.mark.slow
 def test_experts_of_two_areas_locate_photos_of_a_third_that_no_training_saw(caches, tmp_path) -> None:
     source = train(tmp_path / "model", caches[:2])
     report = transfer(source, caches[2], tmp_path / "new", "cpu")
@@ -185,6 +186,7 @@ def test_a_transfer_needs_no_photo_and_gives_the_same_model_again(caches, tmp_pa
     }
 
 
+@pytest.mark.slow
 def test_models_that_cannot_be_transferred_are_refused(caches, tmp_path) -> None:
     quick = replace(HEADS, epochs=1)
     source = train(tmp_path / "model", caches[:1], quick)
@@ -203,6 +205,7 @@ def test_models_that_cannot_be_transferred_are_refused(caches, tmp_path) -> None
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_a_transferred_model_is_evaluated_described_and_located_with(area: Callable, tmp_path: Path) -> None:
     heads = "--set heads.epochs=2 --set train.epochs=1 --set decoder.layers=1 --set decoder.heads=2"
     area("encode-map --cells")

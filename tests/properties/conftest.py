@@ -17,7 +17,7 @@ settings.register_profile(
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture],
 )
-settings.register_profile("thorough", settings.get_profile("default"), max_examples=200)
+settings.register_profile("thorough", settings.get_profile("default"), max_examples=100)
 settings.register_profile(
     "fuzz", settings.get_profile("default"), max_examples=3000, derandomize=False, print_blob=True
 )
