@@ -64,6 +64,10 @@ class CacheCorruptError(CacheError):
     """A chunk of a feature cache does not match its checksum."""
 
 
+class ClusterError(JziError):
+    """A Ray cluster does not answer, or its nodes lack what they need."""
+
+
 class ModelError(JziError):
     """A model folder is missing, incomplete, damaged or does not fit its cache or encoder."""
 

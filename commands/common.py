@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -147,6 +148,24 @@ def _names(_: click.Context, __: click.Parameter, value: str | None) -> tuple[st
     if "" in names or len(set(names)) < len(names):
         raise UsageError(f"--experts takes distinct names separated by commas, such as zoom,cells, not {value!r}")
     return names
+
+
+ray_option = click.option(
+    "--ray", metavar="ADDRESS", help="Encode on the nodes of a Ray cluster: auto for the one that this machine is a "
+    "node of, or host:port of its head.",
+)  # fmt: skip
+
+
+def ray_cluster(address: str | None) -> AbstractContextManager[None]:
+    """Connect to the cluster of the option --ray, if it is given; a context manager."""
+    if address is None:
+        return nullcontext()
+    from jzi.cluster.connection import connected
+    from jzi.encode.device import processes
+
+    if processes().num_processes > 1:
+        raise UsageError("--ray shares the work among the nodes of a cluster: run it without `accelerate launch`")
+    return connected(address)
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, one object per line.")

@@ -16,6 +16,8 @@ from jzi.commands.common import (
     number,
     print_result,
     print_warnings,
+    ray_cluster,
+    ray_option,
     settings_options,
     split_by_option,
 )
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 @click.option("--refiner", type=click.Path(path_type=Path), metavar="FOLDER",
               help="With --detail: the tokens of this refiner's own network.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="With --detail: only estimate what it takes.")
+@ray_option
 @json_option
 def encode_map_command(
     config_file: Path,
@@ -44,9 +47,13 @@ def encode_map_command(
     detail: bool,
     refiner: Path | None,
     dry_run: bool,
+    ray: str | None,
     as_json: bool,
 ) -> None:
     """Encode the tiles of the map that the cache lacks."""
+    if ray is not None and (cells or detail):
+        raise UsageError("--ray encodes tiles: run --cells and --detail afterwards, without it or on several GPUs with "
+                         "`accelerate launch`")  # fmt: skip
     if (refiner or dry_run) and not detail:
         raise UsageError("--refiner and --dry-run go with --detail: add it")
     from jzi.workspace.settings_file import load_settings
@@ -61,7 +68,7 @@ def encode_map_command(
     from jzi.workspace.open import load_encoder, open_cache, open_imagery
     from jzi.workspace.refiner import open_producer
 
-    with open_imagery(settings) as imagery:
+    with ray_cluster(ray), open_imagery(settings) as imagery:
         encoder = load_encoder(settings)
         producer = open_producer(settings, encoder, refiner) if detail else None
         cache = open_cache(settings, encoder, imagery)
@@ -75,7 +82,13 @@ def encode_map_command(
         warnings = map_warnings(imagery, settings.pyramid, settings.encoder.image_size)
         if processes().is_main_process:
             print_warnings(warnings)
-        report = encode_map(cache, encoder, imagery, batch_size=settings.encoder.batch_size, tokens=settings.map.tokens)
+        options = {"batch_size": settings.encoder.batch_size, "tokens": settings.map.tokens}
+        run_blocks = None
+        if ray is not None:
+            from jzi.cluster.encoding import block_runner
+
+            run_blocks = block_runner(cache, encoder, imagery, **options)
+        report = encode_map(cache, encoder, imagery, **options, run_blocks=run_blocks)
         values, text = {**plain(report), "warnings": list(warnings)}, map_text(report)
         if cells:
             from jzi.encode.encode_cells import index_cells
@@ -125,6 +138,7 @@ def _estimate(cache: FeatureCache, producer: TokenProducer, pixels: int, batch_s
 @click.option("--retriever", type=click.Path(path_type=Path), metavar="FOLDER",
               help="Encode with this retriever's encoder, into its index.")  # fmt: skip
 @click.option("--skip-unusable", is_flag=True, help="Exit with 0 even if photos of the folder have no position.")
+@ray_option
 @json_option
 def encode_queries_command(
     config_file: Path,
@@ -136,6 +150,7 @@ def encode_queries_command(
     allow_outside: bool,
     retriever: Path | None,
     skip_unusable: bool,
+    ray: str | None,
     as_json: bool,
 ) -> None:
     """Encode the photos that are new or have changed."""
@@ -168,16 +183,22 @@ def encode_queries_command(
         table = open_photo_table(settings).inside(settings.pyramid)
         cache, encoder = open_photo_cache(settings, retriever)
         batch_size = settings.encoder.batch_size
-    report = encode_queries(
-        cache,
-        encoder,
-        table,
-        batch_size=batch_size,
-        views=settings.queries.views,
-        seed=settings.queries.seed,
-        tokens=tokens,
-        magnetic_sd_deg=magnetic_sd_deg,
-    )
+    with ray_cluster(ray):
+        options = {"batch_size": batch_size, "seed": settings.queries.seed, "tokens": tokens}
+        run_batches = None
+        if ray is not None:
+            from jzi.cluster.encoding import photo_runner
+
+            run_batches = photo_runner(cache, encoder, **options)
+        report = encode_queries(
+            cache,
+            encoder,
+            table,
+            **options,
+            views=settings.queries.views,
+            magnetic_sd_deg=magnetic_sd_deg,
+            run_batches=run_batches,
+        )
     if not processes().is_main_process:
         return
     list_rejected(table.rejected, "photos left out")

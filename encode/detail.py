@@ -1,7 +1,7 @@
 """Encode the tiles of the last level again, with more pixels, into the tokens that refiners read.
 
-Tiles are encoded in units, squares of some tiles that are rendered at once, and a unit is always written whole: what a
-killed run left is encoded anew to the same bytes, whatever the batches.
+Tiles are encoded in units, squares of some tiles, and a unit is always written whole: what a killed run left is encoded
+anew to the same bytes, whatever the batches.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from jzi.encode.prefetch import prefetch, reader_threads
 from jzi.errors import CacheCorruptError, CacheError
 from jzi.store.cache import FeatureCache
 from jzi.store.detail_features import DetailFeatures, Unit
+from jzi.store.layout import detail_unit
 from jzi.store.map_embeddings import ENCODED, MISSING, NODATA
 from jzi.store.projection import ABSENT, MAX_FEATURES, Projection
 from jzi.store.token_info import DetailInfo
@@ -235,21 +236,32 @@ def _fill(
     def render(unit: Unit) -> list[DetailTile]:
         return [] if empty[unit].all() else tiles.render(unit[0].start, unit[1].start, unit[0].stop - unit[0].start)
 
+    side = detail_unit(cache.pyramid)
+    parts = {number: _parts(unit, side) for number, unit in enumerate(units)}
+    # Rendered ahead across the ends of units
+    squares = prefetch(render, [part for each in parts.values() for part in each], _threads())
     total = sum((unit[0].stop - unit[0].start) ** 2 for unit in units)
     with tqdm(total=total, unit="tile", desc="detail", disable=not processes().is_main_process) as bar:
-        for unit, rendered in zip(units, prefetch(render, units, _threads()), strict=True):
-            status = np.full(empty[unit].shape, NODATA, np.uint8)
-            visible = [tile for tile in rendered if tile.mask.any()]
-            for start in range(0, len(visible), batch_size):
-                batch = visible[start : start + batch_size]
-                values = projection.quantise(_encode(producer, batch))
-                for tile, tokens in zip(batch, values, strict=True):
-                    tokens[~tile.mask] = ABSENT
-                    status[tile.key[0] - unit[0].start, tile.key[1] - unit[1].start] = ENCODED
-                cache.documents.check_lock()
-                detail.write([tile.key for tile in batch], list(values))
+        for number, unit in enumerate(units):
+            status, values = np.full(empty[unit].shape, NODATA, np.uint8), {}
+            for _, rendered in zip(parts[number], squares, strict=False):
+                visible = [tile for tile in rendered if tile.mask.any()]
+                for start in range(0, len(visible), batch_size):
+                    batch = visible[start : start + batch_size]
+                    for tile, tokens in zip(batch, projection.quantise(_encode(producer, batch)), strict=True):
+                        tokens[~tile.mask] = ABSENT
+                        status[tile.key[0] - unit[0].start, tile.key[1] - unit[1].start] = ENCODED
+                        values[tile.key] = tokens
+                bar.update(side**2)
+            cache.documents.check_lock()
+            detail.write(list(values), list(values.values()))
             detail.write_status(unit, status)
-            bar.update(status.size)
+
+
+def _parts(unit: Unit, side: int) -> list[Unit]:
+    """The squares of a unit that are rendered at once."""
+    rows, cols = (range(part.start, part.stop, side) for part in unit)
+    return [(slice(row, row + side), slice(col, col + side)) for row in rows for col in cols]
 
 
 def _encode(producer: TokenProducer, tiles: list[DetailTile]) -> NDArray[np.float32]:

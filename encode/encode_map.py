@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 from accelerate import PartialState
@@ -16,6 +15,7 @@ from tqdm import tqdm
 from jzi.encode.device import processes
 from jzi.encode.encoder import Encoder
 from jzi.encode.imagery import Imagery
+from jzi.encode.progress import Progress
 from jzi.encode.tiles import Tile, TileRenderer
 from jzi.store.cache import ENCODED, MISSING, NODATA, FeatureCache
 from jzi.store.chunk_writer import TileWriter
@@ -64,13 +64,6 @@ class _Work:
     def any_missing(self) -> list[NDArray[np.bool_]]:
         """Tiles without embedding or patch tokens, and cells without status."""
         return [*map(np.logical_or, self.missing[:-1], self.missing_tokens), self.missing[-1]]
-
-
-class Progress(Protocol):
-    """Counts what has been encoded, as the bars of tqdm do."""
-
-    def update(self, n: int = 1) -> object:
-        """Count more."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from jzi.encode.photo_reader import PhotoReader, ReadPhoto
 from jzi.encode.photo_tokens import encode_photos_and_tokens, prepare_photo_tokens
 from jzi.encode.photo_view import with_view_columns
 from jzi.encode.prefetch import prefetch, reader_threads
+from jzi.encode.progress import Progress
 from jzi.errors import ConfigError
 from jzi.store.cache import NODATA, FeatureCache
 from jzi.store.chunk_writer import PhotoWriter, rows_by_chunk
@@ -61,6 +62,32 @@ class PhotoReport:
     tokens_bytes: int = 0
 
 
+@dataclass(frozen=True)
+class PhotoBatch:
+    """Photos of one chunk for another process to encode.
+
+    Attributes:
+        rows: (photo,) their rows in the cache.
+        paths: their files.
+        sizes: bytes of the files; -1 for those that do not exist.
+        views: number of augmented views of each.
+        only_tokens: whether only the tokens of each are missing.
+    """
+
+    rows: NDArray[np.int64]
+    paths: tuple[str, ...]
+    sizes: tuple[int, ...]
+    views: tuple[int, ...]
+    only_tokens: tuple[bool, ...]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+#: Encodes photos elsewhere, counting them; returns for each batch the rows that cannot be read, with the reason.
+PhotoRunner = Callable[[list[PhotoBatch], tqdm], list[list[tuple[int, str]]]]
+
+
 def encode_queries(
     cache: FeatureCache,
     encoder: PhotoEncoder,
@@ -71,6 +98,7 @@ def encode_queries(
     seed: int = 0,
     tokens: bool = False,
     magnetic_sd_deg: float = 20.0,
+    run_batches: PhotoRunner | None = None,
 ) -> PhotoReport:
     """Set the cache's list of photos to a table, and encode photos that are missing or have changed.
 
@@ -88,6 +116,7 @@ def encode_queries(
         tokens: also store the photos' tokens, which refiners read, and columns with what is known of their view
             (`jzi.encode.photo_view`); embeddings that the cache already holds are kept.
         magnetic_sd_deg: standard deviation of headings that refer to magnetic north.
+        run_batches: encodes the photos elsewhere (`jzi.cluster`); by default this process does.
 
     Returns:
         The counts.
@@ -136,9 +165,14 @@ def encode_queries(
     view_counts = dict(zip(frame.index, np.where(frame["split"] == "train", views, 0), strict=True))
     hide_bar = not (state.is_main_process and len(pending))
     with tqdm(total=len(pending), unit="photo", desc="photos", disable=hide_bar) as bar:
-        errors = _encode(
-            process_rows, paths, view_counts, seed, encoder, queries, batch_size, bar, set(only_tokens.tolist()), tokens
-        )
+        if run_batches is None:
+            errors = _encode(
+                process_rows, paths, view_counts, seed, encoder, queries, batch_size, bar, set(only_tokens.tolist()),
+                tokens,
+            )  # fmt: skip
+        else:
+            batches = [_batch(rows, paths, view_counts, only_tokens) for rows in rows_by_chunk(process_rows)]
+            errors = (error for each in run_batches(batches, bar) for error in each)
         unreadable = [(frame["id"][row], error) for row, error in errors]
     if state.num_processes > 1:
         unreadable = gather_object(unreadable)
@@ -159,6 +193,45 @@ def encode_queries(
         tokens_damaged=tokens_damaged,
         tokens_bytes=queries.tokens.stored_bytes() if tokens else 0,
     )
+
+
+def encode_batch(
+    queries: PhotoFeatures,
+    encoder: PhotoEncoder,
+    batch: PhotoBatch,
+    progress: Progress,
+    *,
+    batch_size: int = 32,
+    seed: int = 0,
+    tokens: bool = False,
+) -> list[tuple[int, str]]:
+    """Encode photos for `encode_queries`, which runs in another process and holds the cache's lock.
+
+    Args:
+        queries: the photos of the cache, open for writing.
+        encoder: the cache's encoder.
+        batch: what to encode.
+        progress: counts the photos.
+        batch_size: photos per forward pass.
+        seed: of the views.
+        tokens: also store the photos' tokens.
+
+    Returns:
+        The rows of photos that cannot be read, with the reason.
+    """
+    paths, views = (dict(zip(batch.rows.tolist(), each, strict=True)) for each in (batch.paths, batch.views))
+    only_tokens = set(batch.rows[np.array(batch.only_tokens, bool)].tolist())
+    errors = _encode(batch.rows, paths, views, seed, encoder, queries, batch_size, progress, only_tokens, tokens)
+    return list(errors)
+
+
+def _batch(
+    rows: NDArray[np.int64], paths: dict[int, str], views: dict[int, int], only_tokens: NDArray[np.int64]
+) -> PhotoBatch:
+    files = tuple(str(Path(paths[row]).absolute()) for row in rows)
+    sizes = tuple(_stat(Path(file))[0] for file in files)
+    counts = tuple(int(views[row]) for row in rows)
+    return PhotoBatch(rows, files, sizes, counts, tuple(np.isin(rows, only_tokens).tolist()))
 
 
 def _moved(queries: PhotoFeatures, table: PhotoTable) -> int:
@@ -217,7 +290,7 @@ def _encode(
     encoder: PhotoEncoder,
     queries: PhotoFeatures,
     batch_size: int,
-    bar: tqdm,
+    bar: Progress,
     only_tokens: set[int],
     with_tokens: bool,
 ) -> Iterator[tuple[int, str]]:

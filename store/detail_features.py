@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from jzi.errors import CacheCorruptError
 from jzi.store.map_embeddings import ENCODED, MISSING
 from jzi.store.projection import ABSENT, Projection
+from jzi.store.shards import write_whole
 from jzi.store.storage import corrupt, storage_errors
 from jzi.store.token_info import DetailInfo
 
@@ -31,6 +33,7 @@ class DetailFeatures:
 
     `tokens` is (row, col, token row, token col, feature) int8, one tile to a chunk; a token without imagery has the
     value `ABSENT` in every feature. `status` is (row, col), a chunk of which is written after the tokens of its tiles.
+    On a map with shards, the tokens of the tiles of a chunk of the status are one.
     Token (i, j) of a tile is made of the square of `patch` pixels whose north-west corner is i * patch pixels below and
     j * patch pixels right of the tile's, so that the tokens of all tiles are one grid.
 
@@ -141,6 +144,8 @@ class DetailFeatures:
     def write(self, tiles: Sequence[tuple[int, int]], tokens: Sequence[NDArray[np.int8]]) -> None:
         """Write the tokens of several tiles; their status is written with `write_status`, afterwards.
 
+        A shard is read and written whole, so the tiles of a unit are best written at once.
+
         Args:
             tiles: rows and columns.
             tokens: (token row, token col, feature) of each.
@@ -149,12 +154,31 @@ class DetailFeatures:
             CacheError: the disk is full.
         """
 
+        if self._arrays["tokens"].shards is not None:
+            self._write_shards(dict(zip(tiles, tokens, strict=True)))
+            return
+
         def write(tile: tuple[int, int], values: NDArray[np.int8]) -> None:
             with storage_errors(self.path, "detail/tokens"):
                 self._arrays["tokens"][tile[0], tile[1]] = values
 
         with ThreadPoolExecutor(THREADS) as pool:
             list(pool.map(write, tiles, tokens))
+
+    def _write_shards(self, tokens: dict[tuple[int, int], NDArray[np.int8]]) -> None:
+        array = self._arrays["tokens"]
+        side, shape = self._arrays["status"].chunks[0], array.chunks[2:]
+        for top, left in {(row // side * side, col // side * side) for row, col in tokens}:
+            block = np.full((side, side, *shape), ABSENT, np.int8)
+            for row, col in np.ndindex(side, side):
+                tile = (top + row, left + col)
+                if tile in tokens:
+                    block[row, col] = tokens[tile]
+                else:
+                    with suppress(CacheCorruptError):
+                        block[row, col] = self._read(*tile)
+            with storage_errors(self.path, "detail/tokens"):
+                write_whole(array, (slice(top, top + side), slice(left, left + side)), block)
 
     def write_status(self, unit: Unit, status: NDArray[np.uint8]) -> None:
         """Write the status of a unit, after its tokens.

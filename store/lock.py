@@ -137,6 +137,11 @@ class WriterLock:
                 "run the command again, which keeps what has been written"
             )
 
+    @property
+    def record(self) -> bytes | None:
+        """What the lock's file holds while this process owns it, for `FollowedLock`; None if it does not."""
+        return None if self._held is None or self._held.file is None else self._held.file.record
+
     def _take(self, mode: LockMode) -> LockFile:
         owner, first_age, announced = LockOwner.this_process(), None, False
         try:
@@ -168,6 +173,29 @@ class WriterLock:
             raise self._error(str(error)) from error
         file.record = owner.record()
         return file
+
+
+class FollowedLock(WriterLock):
+    """The lock that the driver of a cluster holds, for a process that writes on its behalf.
+
+    Args:
+        path: path or URL of the cache.
+        record: `WriterLock.record` of the driver.
+    """
+
+    def __init__(self, path: str | Path, record: bytes) -> None:
+        super().__init__(path, "shared")
+        self._record = record
+
+    def check(self) -> None:
+        """Check that the driver still holds the lock.
+
+        Raises:
+            CacheError: it has ended, or another process has taken over the lock.
+        """
+        with storage_errors(self.path, "writer.lock"), _lock_file(self.path) as file:
+            if file.read() != self._record:
+                raise CacheError(f"the command that encodes {self.path} has ended, or lost its lock: run it again")
 
 
 class _Held:

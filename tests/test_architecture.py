@@ -34,7 +34,7 @@ LAYERS = (
     ("evaluate",),
     ("decode", "retrieve", "refine", "rerank"),
     ("vectors",),
-    ("locate",),
+    ("locate", "cluster"),
     ("encode", "web"),
     ("store",),
     ("errors", "version"),

@@ -1,5 +1,6 @@
 """The feature cache of a region: rows of different length, shards, resuming, verification."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -194,3 +195,15 @@ def test_missing_is_told_from_outside(cache: FeatureCache, runs: CellRuns) -> No
     mask = runs.mask(slice(0, status.shape[0]), slice(0, status.shape[1]))
     assert set(np.unique(status[mask])) == {ENCODED, NODATA}
     assert set(np.unique(status[~mask])) <= {OUTSIDE, MISSING}
+
+
+def test_a_torn_chunk_or_shard_is_found_and_can_be_written_again(
+    cache: FeatureCache, runs: CellRuns, files_of: Callable
+) -> None:
+    fill(cache.cells, runs)
+    whole = files_of(Path(cache.path))
+    for torn in sorted(path for path in Path(cache.path, "cells/embedding/c").rglob("*") if path.is_file()):
+        torn.write_bytes(torn.read_bytes()[:-5])
+    assert not verify_cache(cache).sound
+    fill(cache.cells, runs)
+    assert files_of(Path(cache.path)) == whole and verify_cache(cache).sound

@@ -1,0 +1,1 @@
+"""Encodes a map and photos over the nodes of a Ray cluster."""
