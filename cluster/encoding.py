@@ -1,4 +1,4 @@
-"""What the processes of a cluster do: encode blocks of the map, and photos."""
+"""What the processes of a cluster do: encode blocks of the map, cells of a region, and photos."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from typing import Any
 from tqdm import tqdm
 
 from jzi.cluster.pool import Pool
+from jzi.encode.cell_crops import CellCrops
 from jzi.encode.device import best_device
+from jzi.encode.encode_bands import CellUnit, encode_unit
 from jzi.encode.encode_map import Block, encode_block
 from jzi.encode.encode_queries import PhotoBatch, encode_batch
 from jzi.encode.encoder import Encoder
@@ -23,6 +25,7 @@ from jzi.encode.towers import Towers
 from jzi.errors import ClusterError, ImageryError
 from jzi.store.cache import FeatureCache
 from jzi.store.lock import FollowedLock
+from jzi.store.region import CellRuns
 from jzi.store.storage import is_url
 
 #: What to do about a file that a node does not see.
@@ -91,33 +94,79 @@ class SentEncoder:
 
 
 @dataclass(frozen=True)
+class SentImagery:
+    """Imagery for each node to open.
+
+    Attributes:
+        options: of the constructor of `Imagery`.
+        sizes: bytes of the rasters that are files.
+    """
+
+    options: dict[str, Any]
+    sizes: dict[str, int]
+
+    @classmethod
+    def of(cls, imagery: Imagery) -> SentImagery:
+        """Imagery of this process."""
+        paths = [_absolute(path) for path in imagery.paths]
+        names = ("area", "options", "background", "attribution")
+        options = {"paths": paths, **{name: getattr(imagery, name) for name in names}}
+        return cls(options, {path: _size(path) for path in paths if not is_url(path)})
+
+    def open(self, node: str) -> Imagery:
+        """Open it, if this node sees the same rasters."""
+        for path, size in self.sizes.items():
+            if _size(path) != size:
+                raise ClusterError(f"node {node} does not see the raster {path} of this machine: {SHARE}")
+        try:
+            return Imagery(**self.options)
+        except ImageryError as error:
+            raise ClusterError(f"node {node} cannot read the map ({error}): {SHARE}") from error
+
+
+@dataclass(frozen=True)
 class MapWork:
-    """Encodes blocks of the map. Attributes as of `encode_map`; `sizes` are the bytes of rasters that are files."""
+    """Encodes blocks of the map; attributes as of `encode_map`."""
 
     cache: SharedCache
     encoder: SentEncoder
-    imagery: tuple[Any, ...]
-    sizes: dict[str, int]
+    imagery: SentImagery
     batch_size: int
     tokens: bool
 
     def start(self, node: str) -> Callable[[Block, Progress], Tile | None]:
         """See `jzi.cluster.worker.Work`."""
-        cache = self.cache.open(node)
-        for path, size in self.sizes.items():
-            if _size(path) != size:
-                raise ClusterError(f"node {node} does not see the raster {path} of this machine: {SHARE}")
-        try:
-            imagery = Imagery(*self.imagery)
-        except ImageryError as error:
-            raise ClusterError(f"node {node} cannot read the map ({error}): {SHARE}") from error
-        encoder = self.encoder.load()
+        cache, imagery, encoder = self.cache.open(node), self.imagery.open(node), self.encoder.load()
         assert isinstance(encoder, Encoder)
         renderer = TileRenderer(imagery, encoder.image_size)
 
         def run(block: Block, progress: Progress) -> Tile | None:
-            options = {"batch_size": self.batch_size, "tokens": self.tokens}
-            return encode_block(cache, encoder, renderer, block, progress, **options)
+            return encode_block(
+                cache, encoder, renderer, block, progress, batch_size=self.batch_size, tokens=self.tokens
+            )
+
+        return run
+
+
+@dataclass(frozen=True)
+class CellWork:
+    """Encodes cells of a region; attributes as of `index_bands`, and `crops` are those of `CellCrops`."""
+
+    cache: SharedCache
+    encoder: SentEncoder
+    imagery: SentImagery
+    crops: dict[str, Any]
+    runs: CellRuns
+    batch_size: int
+
+    def start(self, node: str) -> Callable[[CellUnit, Progress], float]:
+        """See `jzi.cluster.worker.Work`."""
+        cache, encoder = self.cache.open(node), self.encoder.load()
+        crops = CellCrops(self.imagery.open(node), **self.crops)
+        assert isinstance(encoder, Towers)
+
+        def run(task: CellUnit, progress: Progress) -> float:
+            return encode_unit(cache, encoder, crops, self.runs, task, progress, batch_size=self.batch_size)
 
         return run
 
@@ -140,8 +189,9 @@ class PhotoWork:
             for path, size in zip(batch.paths, batch.sizes, strict=True):
                 if size >= 0 > _size(path):  # it would be recorded as a photo that cannot be read
                     raise ClusterError(f"node {node} does not see the photo {path} of this machine: {SHARE}")
-            options = {"batch_size": self.batch_size, "seed": self.seed, "tokens": self.tokens}
-            return encode_batch(queries, encoder, batch, progress, **options)
+            return encode_batch(
+                queries, encoder, batch, progress, batch_size=self.batch_size, seed=self.seed, tokens=self.tokens
+            )
 
         return run
 
@@ -160,11 +210,30 @@ def block_runner(
     """
 
     def run(blocks: list[Block], bar: tqdm) -> list[Tile]:
-        paths = [_absolute(path) for path in imagery.paths]
-        sizes = {path: _size(path) for path in paths if not is_url(path)}
-        opened = (paths, imagery.area, imagery.options, imagery.background, imagery.attribution)
-        work = MapWork(SharedCache.of(cache), SentEncoder.of(encoder), opened, sizes, batch_size, tokens)
+        work = MapWork(SharedCache.of(cache), SentEncoder.of(encoder), SentImagery.of(imagery), batch_size, tokens)
         return [tile for tile in _run(cache, work, blocks, bar) if tile is not None]
+
+    return run
+
+
+def unit_runner(
+    cache: FeatureCache, encoder: Towers, crops: CellCrops, runs: CellRuns, batch_size: int
+) -> Callable[[list[CellUnit], tqdm], list[float]]:
+    """What `index_bands` encodes its units by, on the cluster that this process is connected to.
+
+    Args:
+        cache: open for writing, as are the others those of `index_bands`.
+        encoder: the cache's encoder.
+        crops: images of the cells.
+        runs: the cells of the region.
+        batch_size: cells per forward pass of a process.
+    """
+
+    def run(units: list[CellUnit], bar: tqdm) -> list[float]:
+        names = ("grid", "lods_m", "image_size", "min_coverage")
+        options = {name: getattr(crops, name) for name in names}
+        sent = SentEncoder.of(encoder), SentImagery.of(crops.imagery)
+        return _run(cache, CellWork(SharedCache.of(cache), *sent, options, runs, batch_size), units, bar)
 
     return run
 

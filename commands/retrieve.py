@@ -6,7 +6,15 @@ from pathlib import Path
 
 import click
 
-from jzi.commands.common import UsageError, json_option, list_rejected, print_result, report_left_out, settings_options
+from jzi.commands.common import (
+    UsageError,
+    json_option,
+    list_rejected,
+    print_result,
+    ray_option,
+    report_left_out,
+    settings_options,
+)
 from jzi.commands.statewide import index_region_command, train_region_command
 
 
@@ -87,6 +95,7 @@ def train_retriever_command(
 @click.option("--export", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.parquet",
               help="Of a region, also write key, position and vector of every cell.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Of a region, only estimate what encoding takes.")
+@ray_option
 @json_option
 def index(
     config_file: Path,
@@ -97,6 +106,7 @@ def index(
     lance: bool,
     export: Path | None,
     dry_run: bool,
+    ray: str | None,
     as_json: bool,
 ) -> None:
     """Encode the cells of the map that the retriever's index lacks.
@@ -107,10 +117,10 @@ def index(
 
     if is_region(config_file):
         kind = "hnsw" if hnsw and not faiss else faiss
-        index_region_command(config_file, overrides, retriever, kind, lance, export, dry_run, as_json)
+        index_region_command(config_file, overrides, retriever, kind, lance, export, dry_run, ray, as_json)
         return
-    if dry_run or faiss or lance or export:
-        raise UsageError("--dry-run, --faiss, --lance and --export are for regions: leave them out")
+    if dry_run or faiss or lance or export or ray is not None:
+        raise UsageError("--dry-run, --faiss, --lance, --export and --ray are for regions: leave them out")
 
     settings = load_settings(config_file, overrides, training=())
     from jzi.commands.reports import cells_text

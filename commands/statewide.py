@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jzi.commands.common import UsageError, list_rejected, print_result
+from jzi.commands.common import UsageError, list_rejected, print_result, ray_cluster
 
 if TYPE_CHECKING:
     from jzi.evaluate.retrieval import Distance
@@ -61,6 +61,7 @@ def index_region_command(
     lance: bool,
     export: Path | None,
     dry_run: bool,
+    ray: str | None,
     as_json: bool,
 ) -> None:
     """Encode the cells of a region that its index lacks; then build what else is asked for."""
@@ -77,7 +78,7 @@ def index_region_command(
     if lance:
         import_lance()  # fails before anything is encoded
     state = processes()
-    with open_index(settings, StatewideRetriever.load(retriever)) as index:
+    with ray_cluster(ray), open_index(settings, StatewideRetriever.load(retriever)) as index:
         expected = index.estimate(state.num_processes) if state.is_main_process else None
         if expected and expected.cells:
             if expected.reading.warning:
@@ -91,7 +92,7 @@ def index_region_command(
         if dry_run:
             print_result(as_json, plain(expected), f"nothing encoded; without --dry-run: {settings.cache_path}")
             return
-        report = index.encode(settings.encoding.batch_size)
+        report = index.encode(settings.encoding.batch_size, on_cluster=ray is not None)
     if not state.is_main_process:
         return
     values = {**plain(report), "cache": settings.cache_path}

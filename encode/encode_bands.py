@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from jzi.encode.cell_crops import CellBlock, CellCrops
 from jzi.encode.device import processes
+from jzi.encode.progress import Progress
 from jzi.errors import CacheCorruptError
 from jzi.store.cache import FeatureCache
 from jzi.store.cell_features import OUTSIDE, CellFeatures, Unit
@@ -63,6 +64,26 @@ class RegionReport:
     empty: float
 
 
+@dataclass(frozen=True)
+class CellUnit:
+    """A chunk or shard of cells for another process to encode.
+
+    Attributes:
+        unit: its rows and columns.
+        count: number of its cells that belong to the region.
+    """
+
+    unit: Unit
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+
+#: Encodes units elsewhere, counting cells; returns for each the sum of the shares of empty pixels of its cells.
+UnitRunner = Callable[[list[CellUnit], tqdm], list[float]]
+
+
 def index_bands(
     cache: FeatureCache,
     encoder: CellEncoder,
@@ -71,6 +92,7 @@ def index_bands(
     *,
     batch_size: int = 32,
     missing: list[Unit] | None = None,
+    run_units: UnitRunner | None = None,
 ) -> RegionReport:
     """Encode the cells of a region that are missing in its cache; no imagery is read if none is.
 
@@ -84,6 +106,7 @@ def index_bands(
         runs: the cells of the region.
         batch_size: cells per forward pass.
         missing: what `missing_units` has returned, if at hand.
+        run_units: encodes the units elsewhere (`jzi.cluster`); by default this process does.
 
     Returns:
         The counts.
@@ -97,13 +120,12 @@ def index_bands(
         missing = missing_units(cells, runs, progress=state.is_main_process)
     state.wait_for_everyone()  # nobody writes before all have listed the missing units
     units = missing[state.process_index :: state.num_processes]
-    empty: list[float] = []
-    total = sum(int(runs.mask(*unit).sum()) for unit in units)
-    with tqdm(total=total, unit="cell", desc="cells", disable=not state.is_main_process) as bar:
-        for unit, status, embedding, share in _encoded(units, encoder, crops, runs, batch_size, bar):
-            cache.documents.check_lock()
-            cells.write(unit, status, embedding)
-            empty.append(share)
+    tasks = [CellUnit(unit, int(runs.mask(*unit).sum())) for unit in units]
+    with tqdm(total=sum(map(len, tasks)), unit="cell", desc="cells", disable=not state.is_main_process) as bar:
+        if run_units is None:
+            empty = _fill(cache, units, encoder, crops, runs, batch_size, bar)
+        else:
+            empty = run_units(tasks, bar)
     state.wait_for_everyone()
     status = cells.status()
     encoded = sum(int((status[unit] == ENCODED).sum()) for unit in missing)
@@ -118,6 +140,51 @@ def index_bands(
         2 * total * encoder.width,
         sum(shares) / encoded if encoded else 0.0,
     )
+
+
+def encode_unit(
+    cache: FeatureCache,
+    encoder: CellEncoder,
+    crops: CellCrops,
+    runs: CellRuns,
+    task: CellUnit,
+    progress: Progress,
+    *,
+    batch_size: int = 32,
+) -> float:
+    """Encode a unit for `index_bands`, which runs in another process and holds the cache's lock.
+
+    Args:
+        cache: of the region, open for writing, as are the others those of `index_bands`.
+        encoder: the cache's encoder.
+        crops: images of the cells.
+        runs: the cells of the region.
+        task: what to encode.
+        progress: counts the cells.
+        batch_size: cells per forward pass.
+
+    Returns:
+        The sum of the shares of empty pixels of its cells.
+    """
+    return sum(_fill(cache, [task.unit], encoder, crops, runs, batch_size, progress))
+
+
+def _fill(
+    cache: FeatureCache,
+    units: list[Unit],
+    encoder: CellEncoder,
+    crops: CellCrops,
+    runs: CellRuns,
+    batch_size: int,
+    bar: Progress,
+) -> list[float]:
+    """Encode and write units; returns the sum of the shares of empty pixels of the cells of each."""
+    empty = []
+    for unit, status, embedding, share in _encoded(units, encoder, crops, runs, batch_size, bar):
+        cache.documents.check_lock()
+        cache.cells.write(unit, status, embedding)
+        empty.append(share)
+    return empty
 
 
 def missing_units(cells: CellFeatures, runs: CellRuns, progress: bool = False) -> list[Unit]:
@@ -138,7 +205,7 @@ def missing_units(cells: CellFeatures, runs: CellRuns, progress: bool = False) -
 
 
 def _encoded(
-    units: list[Unit], encoder: CellEncoder, crops: CellCrops, runs: CellRuns, batch_size: int, bar: tqdm
+    units: list[Unit], encoder: CellEncoder, crops: CellCrops, runs: CellRuns, batch_size: int, bar: Progress
 ) -> Iterator[tuple[Unit, NDArray[np.uint8], NDArray[np.float16], float]]:
     """Each unit with its status, its embeddings, and the sum of the shares of empty pixels of its cells."""
     # Rendered ahead across the ends of units, so that the encoder need not wait there

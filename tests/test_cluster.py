@@ -30,7 +30,15 @@ from jzi.tests.conftest import checkerboard, write_geotiff, write_photo
 pytest.importorskip("ray")
 from jzi.cluster import connection, pool
 from jzi.cluster.connection import connected
-from jzi.cluster.encoding import MapWork, PhotoWork, SentEncoder, SharedCache, block_runner, photo_runner
+from jzi.cluster.encoding import (
+    MapWork,
+    PhotoWork,
+    SentEncoder,
+    SentImagery,
+    SharedCache,
+    block_runner,
+    photo_runner,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
 
@@ -159,11 +167,8 @@ def test_what_is_no_cluster_is_recognised_by_its_answer() -> None:
 
 
 def map_work(town: Town, cache: FeatureCache) -> MapWork:
-    imagery = town.imagery
-    paths = [str(path) for path in imagery.paths]
-    opened = (paths, AREA, imagery.options, imagery.background, imagery.attribution)
-    sizes = {path: Path(path).stat().st_size for path in paths}
-    return MapWork(SharedCache.of(cache), SentEncoder.of(town.encoder), opened, sizes, 4, False)
+    sent = SentEncoder.of(town.encoder), SentImagery.of(town.imagery)
+    return MapWork(SharedCache.of(cache), *sent, batch_size=4, tokens=False)
 
 
 def test_a_node_that_sees_another_cache_or_no_raster_says_so(town: Town, tmp_path: Path) -> None:
@@ -175,7 +180,8 @@ def test_a_node_that_sees_another_cache_or_no_raster_says_so(town: Town, tmp_pat
     with pytest.raises(ClusterError, match=r"node there does not see the cache .* storage that all nodes see"):
         dataclasses.replace(work, cache=elsewhere).start("there")
     with pytest.raises(ClusterError, match=r"node there does not see the raster /map.tif"):
-        dataclasses.replace(work, sizes={"/map.tif": 5}).start("there")
+        other = dataclasses.replace(work.imagery, sizes={"/map.tif": 5})
+        dataclasses.replace(work, imagery=other).start("there")
 
 
 def test_a_photo_that_only_the_driver_sees_is_not_recorded_as_unreadable(town: Town) -> None:

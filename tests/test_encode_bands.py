@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from jzi.encode import encode_bands
 from jzi.encode.cell_crops import CellCrops
-from jzi.encode.encode_bands import index_bands
+from jzi.encode.encode_bands import encode_unit, index_bands
 from jzi.encode.estimate import estimate
 from jzi.encode.imagery import Imagery
 from jzi.encode.raster import Raster, close_rasters
@@ -116,6 +117,24 @@ def test_cells_of_the_region_are_encoded_from_their_images(place: Place) -> None
     longitude = place.grid.positions(*np.nonzero(status == NODATA))[1]
     assert longitude.min() > 10.0058, "only the east has no imagery"
     assert 0.01 < report.empty < 0.2
+
+
+def test_units_encoded_one_by_one_make_the_same_cache(place: Place, files_of: Callable) -> None:
+    with closing(place.cache("whole.zarr")) as whole:
+        total = index_bands(whole, MeanColors(), place.crops, place.runs, batch_size=8)
+    counted: list[int] = []
+    bar = SimpleNamespace(update=counted.append)
+    with closing(place.cache("single.zarr")) as cache:
+        encode = partial(encode_unit, cache, MeanColors(), place.crops, place.runs, progress=bar, batch_size=8)
+        report = index_bands(
+            cache,
+            MeanColors(),
+            place.crops,
+            place.runs,
+            run_units=lambda tasks, _: [encode(task=task) for task in tasks],
+        )
+    assert report == total and sum(counted) == report.encoded + report.nodata
+    assert files_of(Path(cache.path)) == files_of(Path(whole.path))
 
 
 def test_an_interrupted_run_is_resumed_and_gives_the_same(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

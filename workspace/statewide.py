@@ -174,12 +174,28 @@ class RegionIndex:
         cells, runs = self.cache.cells, self.cells.runs
         return estimate(cells, self.towers, self.crops, runs, processes=processes, missing=self.missing)
 
-    def encode(self, batch_size: int) -> RegionReport:
-        """Encode the missing cells."""
+    def encode(self, batch_size: int, on_cluster: bool = False) -> RegionReport:
+        """Encode the missing cells.
+
+        Args:
+            batch_size: cells per forward pass.
+            on_cluster: whether on the Ray cluster that this process is connected to.
+        """
         from jzi.encode.encode_bands import index_bands
 
+        run_units = None
+        if on_cluster:
+            from jzi.cluster.encoding import unit_runner
+
+            run_units = unit_runner(self.cache, self.towers, self.crops, self.cells.runs, batch_size)
         return index_bands(
-            self.cache, self.towers, self.crops, self.cells.runs, batch_size=batch_size, missing=self.missing
+            self.cache,
+            self.towers,
+            self.crops,
+            self.cells.runs,
+            batch_size=batch_size,
+            missing=self.missing,
+            run_units=run_units,
         )
 
 
