@@ -62,7 +62,7 @@ def connected(address: str) -> Iterator[None]:
     except Exception as error:  # of many classes: ConnectionError, RuntimeError, those of gRPC
         raise ClusterError(_reason(address, error)) from error
     finally:
-        if main:
+        if main and handler is not None:
             signal.signal(signal.SIGTERM, handler)  # Ray installs its own
     try:
         yield

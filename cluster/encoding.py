@@ -22,7 +22,7 @@ from jzi.encode.photo_encoder import PhotoEncoder
 from jzi.encode.progress import Progress
 from jzi.encode.tiles import Tile, TileRenderer
 from jzi.encode.towers import Towers
-from jzi.errors import ClusterError, ImageryError
+from jzi.errors import CacheError, ClusterError, ImageryError
 from jzi.store.cache import FeatureCache
 from jzi.store.lock import FollowedLock
 from jzi.store.region import CellRuns
@@ -54,12 +54,15 @@ class SharedCache:
 
     def open(self, node: str) -> FeatureCache:
         """Open it for writing, if this node sees the same one: that which has the driver's lock."""
+        unseen = f"node {node} does not see the cache {self.path} of this machine: {SHARE}"
+        if not is_url(self.path) and not Path(self.path).is_dir():
+            raise ClusterError(unseen)
         lock = FollowedLock(self.path, self.lock)
         try:
             lock.check()
             cache = FeatureCache.open(self.path, "r+", lock="shared")
-        except Exception as error:
-            raise ClusterError(f"node {node} does not see the cache {self.path} of this machine: {SHARE}") from error
+        except CacheError as error:
+            raise ClusterError(f"{unseen} ({error})") from error
         cache.documents.lock = lock
         return cache
 

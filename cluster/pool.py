@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
@@ -107,7 +108,7 @@ class Pool:
                 if any(process.task is not None for process in self._processes):
                     idle_since = time.monotonic()
                 elif time.monotonic() - idle_since > IDLE_S:
-                    tqdm.write("waiting for a node of the Ray cluster with a free GPU or free CPUs")
+                    tqdm.write("waiting for a node of the Ray cluster with a free GPU or free CPUs", file=sys.stderr)
                     idle_since = time.monotonic()
                 self._show(bar, state)
         finally:
