@@ -128,7 +128,7 @@ class Pool:
             missing = count - sum(process.node == node for process in self._processes)
             for _ in range(missing):
                 options = {"num_gpus": int(with_gpus), "num_cpus": int(resources.get("CPU", 0)) // count}
-                actor = EncodingActor.options(  # type: ignore[attr-defined]
+                actor = EncodingActor.options(
                     scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False), **options
                 ).remote()
                 self._processes.append(_Process(actor, node, actor.start.remote(self._work)))
