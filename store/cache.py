@@ -518,9 +518,13 @@ class FeatureCache:
         if level == self.pyramid.levels:
             return status, None
         embedding = np.full((side, side, self.encoder.width), np.nan, np.float16)
+        if not (status == ENCODED).any():
+            return status, embedding
         array = self.array(f"map/{level}/embedding")
+        with contextlib.suppress(CacheCorruptError), storage_errors(self.path, f"map/{level}/embedding"):
+            return status, np.asarray(array[window])
         chunk = array.chunks[0]
-        for down in range(0, side, chunk):
+        for down in range(0, side, chunk):  # the readable chunks of a damaged shard
             for right in range(0, side, chunk):
                 part = slice(down, down + chunk), slice(right, right + chunk)
                 if (status[part] == ENCODED).any():
