@@ -436,7 +436,7 @@ class FeatureCache:
         window = slice(row, row + side), slice(col, col + side)
         with storage_errors(self.path, f"map/{level}"):
             if embedding is not None:
-                write_whole(self.array(f"map/{level}/embedding"), window, embedding.astype(np.float16))
+                write_whole(self.array(f"map/{level}/embedding"), window, embedding.astype(np.float16, copy=False))
             self.array(f"map/{level}/status")[window] = status
 
     def read_map(self, cells: bool = False) -> MapEmbeddings:
