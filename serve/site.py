@@ -69,29 +69,37 @@ class Site:
         Args:
             app: the application that /docs describes.
         """
-        router = APIRouter(include_in_schema=False)
+        router = APIRouter()
         environment = Environment(autoescape=True, loader=FileSystemLoader([WEB, MAP_WEB]))
         templates = {name: environment.get_template(name) for name in TEMPLATES}
 
-        @router.get("/", response_class=HTMLResponse)
+        @router.get("/", response_class=HTMLResponse, include_in_schema=False)
         async def page() -> str:
             return templates["page.html"].render(title="Where was this photo taken?", version=__version__)
 
-        @router.get("/area")
+        @router.get("/area", summary="The area, and how its imagery is shown")
         async def area() -> JSONResponse:
             return JSONResponse(self._area)
 
-        @router.get("/tiles/{z}/{x}/{y}")
+        @router.get(
+            "/tiles/{z}/{x}/{y}",
+            summary="A tile of the imagery, for maps in Web Mercator",
+            responses={404: {"description": "There is no imagery."}},
+        )
         async def tile(request: Request, z: int, x: int, y: int) -> Response:
             if self._tiles is None:
                 raise RefusedError(404, "this service has no tiles: its map is the picture of the area, or plain")
             return tile_response(await self._tiles.get(z, x, y), request.headers.get("if-none-match"))
 
-        @router.get("/docs", response_class=HTMLResponse)
-        async def docs() -> str:
-            return templates["docs.html"].render(api=app.openapi(), resolve=_resolve, version=__version__)
+        @router.get("/docs", response_class=HTMLResponse, include_in_schema=False)
+        async def docs(request: Request) -> str:
+            base = str(request.base_url)  # its host is one that the guard accepts
+            api = app.openapi()
+            paths = dict(sorted(api["paths"].items(), key=lambda each: each[0] != "/locate"))  # what it is for, first
+            return templates["docs.html"].render(api={**api, "paths": paths}, base=base, resolve=_resolve,
+                                                 version=__version__)  # fmt: skip
 
-        @router.get("/static/{name}")
+        @router.get("/static/{name}", include_in_schema=False)
         async def static(name: str) -> Response:
             if name not in self._static:
                 raise HTTPException(404)
@@ -105,10 +113,11 @@ def _resolve(schema: dict[str, Any]) -> str:
     options = [each for each in schema.get("anyOf", [schema]) if each.get("type") != "null"]
     schema = {**schema, **options[0]} if options else schema
     words = ["file" if schema.get("format") == "binary" else str(schema.get("type", "object"))]
+    unit = " bytes" if schema.get("format") == "binary" else " characters"
     names = {"exclusiveMinimum": "more than", "minimum": "at least", "maximum": "at most", "maxLength": "at most"}
     for key, phrase in names.items():
         if key in schema:
-            words.append(f"{phrase} {schema[key]:.12g}" + (" characters" if key == "maxLength" else ""))
+            words.append(f"{phrase} {schema[key]:.12g}" + (unit if key == "maxLength" else ""))
     if "enum" in schema:
         words.append("one of " + ", ".join(map(str, schema["enum"])))
     if schema.get("default") is not None:

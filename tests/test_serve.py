@@ -137,7 +137,7 @@ def test_health_and_description(client) -> None:
     health = client.get("/health").json()
     assert health["status"] == "ok" and health["model"] == "model"
     paths = client.get("/openapi.json").json()["paths"]
-    assert set(paths) == {"/locate", "/health", "/metrics"}
+    assert set(paths) == {"/locate", "/health", "/metrics", "/area", "/tiles/{z}/{x}/{y}"}
 
 
 @pytest.mark.slow

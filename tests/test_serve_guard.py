@@ -134,10 +134,12 @@ def test_the_reference_has_every_parameter_with_its_range(client) -> None:
     page = client.get("/docs").text
     for part in (
         "POST /locate",
+        "/locate?radius=50",
+        "GET /tiles/{z}/{x}/{y}",
         "number, more than 0, at most 800, default 50",
         "at least 1, at most 50",
         "at most 20037508",
-        "file, at most 1000000 characters",
+        "file, at most 1000000 bytes",
         "boolean, default false",
         "Retry-After",
     ):
