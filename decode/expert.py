@@ -66,6 +66,7 @@ class ZoomExpert:
         cache: str | Path | FeatureCache | None = None,
         *,
         own_map: bool = False,
+        memory: int | None = None,
     ) -> ZoomExpert:
         """Load an expert from a model folder.
 
@@ -75,6 +76,8 @@ class ZoomExpert:
             cache: cache to read the map and patch tokens from. Required for imported models, which have no map, and
                 for decoders with `patch_tokens`, which no model folder holds.
             own_map: read the map from the model folder if it has one, and only patch tokens from the cache.
+            memory: bytes that the map may take; by default a share of what is free. A larger map is read where search
+                asks for it.
 
         Raises:
             ModelError: the folder is not a zoom model, is damaged, or lacks the map or patch tokens.
@@ -88,12 +91,12 @@ class ZoomExpert:
                     f"the decoder of {folder} reads patch tokens of tiles, which a model folder does not contain: give "
                     "the cache that holds them (`--cache features.zarr`)"
                 )
-            return cls(model, TileTable(model.read_map(), device))
+            return cls(model, TileTable(model.open_map(None, memory, device), device))
         from jzi.store.cache import FeatureCache  # imports zarr, which is not needed with the map of the folder
 
         opened = cache if isinstance(cache, FeatureCache) else FeatureCache.open(cache)
         model.check(opened)
-        features = model.read_map(None if own_map and model.has_map else opened)
+        features = model.open_map(None if own_map and model.has_map else opened, memory, device)
         return cls(model, TileTable(features, device, PatchTokens.of(opened, device)))
 
     @classmethod
@@ -122,11 +125,7 @@ class ZoomExpert:
     @cached_property
     def cell_mask(self) -> NDArray[np.bool_]:
         """(row, col) bool, whether each cell has imagery, and search may enter it."""
-        pyramid, table = self.area, self.table
-        last = pyramid.levels - 1
-        side, g = pyramid.tiles_per_side(last), pyramid.grid
-        children = table.search_mask[table.offsets[last] :].cpu().numpy().reshape(side, side, g, g)
-        return children.swapaxes(1, 2).reshape(side * g, side * g)
+        return self.table.cell_mask()
 
     def posterior(self, query: Tensor, options: LocateOptions) -> Posterior:
         """Compute the probabilities of the cells that the search reaches.
@@ -191,7 +190,7 @@ class ZoomExpert:
         """Number of tiles of the last level that a restricted search can enter; None if they have too many cells."""
         if not self._is_restricted:
             return None
-        tiles = int(self.table.search_mask[self.table.offsets[-1] :].any(1).sum())
+        tiles = self.table.last_tiles(EXACT_CELLS)
         return max(1, tiles) if tiles * self.area.actions <= EXACT_CELLS else None
 
     def uncalibrated(self) -> ZoomExpert | None:

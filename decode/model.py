@@ -12,9 +12,11 @@ from safetensors.torch import load_file, save_file
 
 from jzi.decode.config import DecoderConfig
 from jzi.decode.decoder import ZoomDecoder, check_heads
+from jzi.encode.device import buffer_bytes
 from jzi.errors import ConfigError, ModelError, first_line
 from jzi.store.info import EncoderInfo, ImageryInfo
 from jzi.store.map_embeddings import MapEmbeddings
+from jzi.store.map_pages import PagedMap, map_bytes
 from jzi.store.model_folder import (
     CONFIG,
     DECODER,
@@ -110,6 +112,27 @@ class ZoomModel:
         self.check(cache)
         return cache.read_map()
 
+    def open_map(
+        self, cache: FeatureCache | None = None, memory: int | None = None, device: torch.device | str = "cpu"
+    ) -> MapEmbeddings | PagedMap:
+        """Read the map's embeddings if they fit into memory, else open them to be read where they are needed.
+
+        Args:
+            cache: cache to read from; the model folder by default.
+            memory: bytes that they may take; by default a share of what is free (`jzi.encode.device.buffer_bytes`).
+            device: device on which they will be.
+
+        Raises:
+            JziError: as `read_map`.
+        """
+        if cache is None:
+            file = self.folder / MAP
+            if file.exists():
+                verify_file(self.folder, self._config, MAP)
+            return open_map_file(file, self.pyramid, self.encoder.width, memory, device)
+        self.check(cache)
+        return open_map(cache, memory, device)
+
     def check(self, cache: FeatureCache) -> None:
         """Check that a cache fits the model.
 
@@ -128,6 +151,46 @@ class ZoomModel:
     @property
     def _config(self) -> ZoomModelConfig:
         return self.config or read_zoom_config(self.folder)
+
+
+def open_map_file(
+    path: Path, pyramid: Pyramid, width: int, memory: int | None = None, device: torch.device | str = "cpu"
+) -> MapEmbeddings | PagedMap:
+    """Read a map.safetensors if it fits into memory, else open it to be read where it is needed.
+
+    Args:
+        path: the file.
+        pyramid: geometry of the area.
+        width: number of features.
+        memory: bytes that it may take; by default a share of what is free (`jzi.encode.device.buffer_bytes`).
+        device: device on which it will be.
+
+    Raises:
+        ModelError: as `MapEmbeddings.load`.
+    """
+    buffer = buffer_bytes(memory, map_bytes(pyramid, width), torch.device(device))
+    if buffer is None:
+        return MapEmbeddings.load(path, pyramid, width)
+    return PagedMap.of_file(path, pyramid, width, buffer)
+
+
+def open_map(
+    cache: FeatureCache, memory: int | None = None, device: torch.device | str = "cpu", *, cells: bool = False
+) -> MapEmbeddings | PagedMap:
+    """Read the map of a cache if it fits into memory, else open it; arguments as of `open_map_file`.
+
+    Args:
+        cache: the cache.
+        memory: bytes that it may take.
+        device: device on which it will be.
+        cells: whether to read its terminal cells, which a map that is not in memory does not have.
+
+    Raises:
+        CacheError: as `FeatureCache.read_map`.
+    """
+    whole = map_bytes(cache.pyramid, cache.encoder.width, cells=cells)
+    buffer = buffer_bytes(memory, whole, torch.device(device))
+    return cache.read_map(cells) if buffer is None else PagedMap.of_cache(cache, buffer)
 
 
 def read_zoom_config(folder: Path) -> ZoomModelConfig:

@@ -1,4 +1,4 @@
-"""The map's embeddings in one tensor on the device, addressed by tile index."""
+"""The map's embeddings, addressed by tile index: in one tensor on the device, or read where search asks for them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from jzi.decode.paged_tiles import PagedMask, PagedTiles, TileIndex
 from jzi.errors import CacheError
 from jzi.store.map_embeddings import NODATA, MapEmbeddings
+from jzi.store.map_pages import PagedMap
 
 if TYPE_CHECKING:
     from jzi.decode.patch_tokens import PatchTokens
@@ -20,8 +22,10 @@ if TYPE_CHECKING:
 class TileTable:
     """Embeddings of all tiles of levels 0..L-1, level by level in row-major order.
 
+    Of a map that is not in memory, `embedding` and the masks are no tensors, but give tensors where they are indexed.
+
     Args:
-        features: the map.
+        features: the map, in memory or not.
         device: device of the tensors.
         patches: the tiles' patch tokens, if the map has them.
 
@@ -34,19 +38,35 @@ class TileTable:
         patches: the tiles' patch tokens, or None.
     """
 
+    embedding: Tensor | PagedTiles
+    child_mask: Tensor | PagedMask
+    search_mask: Tensor | PagedMask
+
     def __init__(
-        self, features: MapEmbeddings, device: torch.device | str = "cpu", patches: PatchTokens | None = None
+        self,
+        features: MapEmbeddings | PagedMap,
+        device: torch.device | str = "cpu",
+        patches: PatchTokens | None = None,
     ) -> None:
         self.patches = patches
         self.pyramid = features.pyramid
         self.width = features.width
-        flat = np.concatenate([np.nan_to_num(grid).reshape(-1, features.width) for grid in features.embedding])
-        self.embedding = torch.from_numpy(flat).to(device)
         levels = range(self.pyramid.levels)
-        child_mask = np.concatenate([_by_parent(features.status[k + 1] != NODATA, self.pyramid.grid) for k in levels])
-        self.child_mask = self.search_mask = torch.from_numpy(child_mask).to(device)
         sizes = [self.pyramid.tiles_per_side(level) ** 2 for level in levels]
         self.offsets = np.concatenate([[0], np.cumsum(sizes)[:-1]]).tolist()
+        if isinstance(features, PagedMap):
+            index = TileIndex(features, self.offsets, torch.device(device))
+            self.embedding = PagedTiles(index)
+            self.child_mask = self.search_mask = PagedMask(index)
+            return
+        flat = np.empty((sum(sizes), features.width), features.embedding[0].dtype)
+        for level, first, size in zip(levels, self.offsets, sizes, strict=True):
+            tiles = flat[first : first + size]
+            tiles[:] = features.embedding[level].reshape(-1, features.width)
+            np.nan_to_num(tiles, copy=False)
+        self.embedding = torch.from_numpy(flat).to(device)
+        child_mask = np.concatenate([_by_parent(features.status[k + 1] != NODATA, self.pyramid.grid) for k in levels])
+        self.child_mask = self.search_mask = torch.from_numpy(child_mask).to(device)
 
     @property
     def device(self) -> torch.device:
@@ -73,12 +93,30 @@ class TileTable:
             cell_mask: (row, col) the cells.
         """
         table, masks, mask = copy.copy(self), [], cell_mask
+        if isinstance(self.search_mask, PagedMask):
+            table.search_mask = self.search_mask.restricted(cell_mask)
+            return table
         for level in reversed(range(self.pyramid.levels)):
             masks.append(_by_parent(mask, self.pyramid.grid))
             side = self.pyramid.tiles_per_side(level)
             mask = masks[-1].any(1).reshape(side, side)
         table.search_mask = self.search_mask & torch.from_numpy(np.concatenate(masks[::-1])).to(self.device)
         return table
+
+    def last_tiles(self, limit: int) -> int:
+        """Number of tiles of the last level that search can enter, if it is at most a limit; else a larger number."""
+        if isinstance(self.search_mask, PagedMask):
+            return self.search_mask.last_tiles(limit)
+        return int(self.search_mask[self.offsets[-1] :].any(1).sum())
+
+    def cell_mask(self) -> NDArray[np.bool_]:
+        """(row, col) bool, whether search may enter each cell."""
+        if isinstance(self.search_mask, PagedMask):
+            return self.search_mask.cell_mask()
+        last, g = self.pyramid.levels - 1, self.pyramid.grid
+        side = self.pyramid.tiles_per_side(last)
+        children = self.search_mask[self.offsets[last] :].cpu().numpy().reshape(side, side, g, g)
+        return children.swapaxes(1, 2).reshape(side * g, side * g)
 
     def index(self, level: int, row: Tensor, col: Tensor) -> Tensor:
         """Return the indices of tiles.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import tempfile
@@ -53,10 +54,38 @@ def writer_lock_mode() -> LockMode:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return the free bytes of a GPU's memory, or of main memory for any other device."""
+    """Return the free bytes of a GPU's memory, or of main memory for any other device, within a container's limit."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available
+    return min(psutil.virtual_memory().available, _container_bytes(Path("/sys/fs/cgroup")))
+
+
+def _container_bytes(folder: Path) -> int:
+    """Bytes that the limit of a container leaves (control groups, version 2); a large number if there is none."""
+    with contextlib.suppress(OSError, ValueError):
+        limit = int((folder / "memory.max").read_text())  # "max" if there is none
+        used = int((folder / "memory.current").read_text())
+        files = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        return max(0, limit - used + int(files.get("inactive_file", 0)))  # cached pages are given up when needed
+    return 2**62
+
+
+def buffer_bytes(memory: int | None, whole: int, device: torch.device) -> int | None:
+    """Decide whether data are held in memory as a whole.
+
+    Args:
+        memory: bytes that they may take; None for `SHARE` of what is free.
+        whole: bytes of all of them.
+        device: device on which they would be.
+
+    Returns:
+        None to hold them; else the bytes of main memory that the part in use may take.
+    """
+    if memory is not None:
+        return None if whole <= memory else memory
+    if whole <= SHARE * free_bytes(device):
+        return None
+    return int(SHARE * free_bytes(torch.device("cpu")))
 
 
 def allocate(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, folder: Path) -> Tensor:

@@ -62,24 +62,43 @@ class MapEmbeddings:
             ModelError: the file is missing or damaged, or has another pyramid, another number of features or values
                 that cannot be used.
         """
-        sides = [pyramid.tiles_per_side(level) for level in range(pyramid.levels + 1)]
-        shapes = {f"embedding.{level}": (side, side, width) for level, side in enumerate(sides[:-1])}
-        status_shapes = {f"status.{level}": (side, side) for level, side in enumerate(sides)}
-        if not path.exists():
-            raise ModelError(
-                f"{path.parent} has no map (map.safetensors): read it from a cache (`--cache features.zarr`), or copy "
-                "the model again"
-            )
-        types = dict.fromkeys(status_shapes, ("U8",))
-        check_header(path, {**shapes, **status_shapes}, types, optional={"cells": (sides[-1], sides[-1], width)})
+        map_tensors(path, pyramid, width)
         try:
             tensors = load_file(path)
         except (OSError, SafetensorError) as error:
             raise ModelError(
                 f"{path}, the model's map, cannot be read ({error}): train or copy the model again"
             ) from error
-        embedding, status = [tensors[name] for name in shapes], [tensors[name] for name in status_shapes]
+        embedding = [tensors[f"embedding.{level}"] for level in range(pyramid.levels)]
+        status = [tensors[f"status.{level}"] for level in range(pyramid.levels + 1)]
         if any((array > NODATA).any() for array in status):
             raise ModelError(f"{path} has a status of tiles that is none: copy the model again")
-        check_finite(path, {name: tensors[name][status[level] == ENCODED] for level, name in enumerate(shapes)})
+        for level, grid in enumerate(embedding):
+            for values, tiles in zip(grid, status[level], strict=True):  # a row at a time: no second map in memory
+                check_finite(path, {f"embedding.{level}": values[tiles == ENCODED]})
         return cls(pyramid, tuple(embedding), tuple(status), tensors.get("cells"))
+
+
+def map_tensors(path: Path, pyramid: Pyramid, width: int) -> dict[str, str]:
+    """Check the header of a file that `MapEmbeddings.save` wrote, and return the type of each of its tensors.
+
+    Args:
+        path: the file.
+        pyramid: geometry of the area.
+        width: number of features.
+
+    Raises:
+        ModelError: the file is missing or damaged, or has another pyramid or another number of features.
+    """
+    sides = [pyramid.tiles_per_side(level) for level in range(pyramid.levels + 1)]
+    shapes = {f"embedding.{level}": (side, side, width) for level, side in enumerate(sides[:-1])}
+    status_shapes = {f"status.{level}": (side, side) for level, side in enumerate(sides)}
+    if not path.exists():
+        raise ModelError(
+            f"{path.parent} has no map (map.safetensors): read it from a cache (`--cache features.zarr`), or copy the "
+            "model again"
+        )
+    types = dict.fromkeys(status_shapes, ("U8",))
+    return check_header(
+        path, {**shapes, **status_shapes}, types, optional={"cells": (sides[-1], sides[-1], width)}
+    )

@@ -21,8 +21,8 @@ from jzi.store.cell_grid import Bounds, CellGrid, Projected
 
 WGS84 = Geod(ellps="WGS84")
 
-#: Largest number of cells along a side: 320 km with cells of 40 m. The status of its cells takes 67 MB, a byte each.
-MAX_SIDE = 8192
+#: Largest number of cells along a side: 320 km with cells of 20 m. The status of its cells takes 268 MB, a byte each.
+MAX_SIDE = 16384
 
 #: Largest coordinate and side of an area, metres: more than the circumference of the earth.
 MAX_METRES = 1e8

@@ -23,8 +23,8 @@ def check_header(
     shapes: Mapping[str, Shape],
     types: Mapping[str, tuple[str, ...]] | None = None,
     optional: Mapping[str, Shape] | None = None,
-) -> None:
-    """Check the names, shapes and types of the tensors of a file, without reading them.
+) -> dict[str, str]:
+    """Check the names, shapes and types of the tensors of a file, without reading them; returns their types.
 
     Args:
         path: the file.
@@ -54,6 +54,7 @@ def check_header(
                 f"{path} has {name} of shape {shape!s:.60} and type {kind}, not {tuple(allowed[name])} and "
                 f"{' or '.join(kinds)}: {HINT}"
             )
+    return {name: kind for name, (_, kind) in actual.items()}
 
 
 def check_finite(path: Path, tensors: Mapping[str, Any]) -> None:

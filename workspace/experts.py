@@ -159,7 +159,9 @@ def load_experts(folder: Path, zoom: ZoomExpert, names: Sequence[str] = ()) -> M
     return replace(members, inside=config.inside)
 
 
-def load_transferred(folder: Path, config: TransferModelConfig, device: str, names: Sequence[str] = ()) -> ModelExperts:
+def load_transferred(
+    folder: Path, config: TransferModelConfig, device: str, names: Sequence[str] = (), memory: int | None = None
+) -> ModelExperts:
     """Load the experts of a model without a zoom.
 
     Args:
@@ -167,16 +169,18 @@ def load_transferred(folder: Path, config: TransferModelConfig, device: str, nam
         config: its config.json.
         device: device to compute on.
         names: see `load_experts`.
+        memory: bytes that the map may take; by default a share of what is free.
 
     Raises:
         ModelError: a file is missing or damaged, or the package of an expert is broken.
     """
+    from jzi.decode.model import open_map_file
     from jzi.decode.tile_table import TileTable
-    from jzi.store.map_embeddings import NODATA, MapEmbeddings
 
-    features = MapEmbeddings.load(verify_file(folder, config, MAP), config.pyramid, config.encoder.width)
-    mask = features.status[-1] != NODATA
-    context = ExpertContext(folder, config.pyramid, config.encoder, mask, TileTable(features, device))
+    path = verify_file(folder, config, MAP)
+    table = TileTable(open_map_file(path, config.pyramid, config.encoder.width, memory, device), device)
+    mask = table.cell_mask()
+    context = ExpertContext(folder, config.pyramid, config.encoder, mask, table)
     return _with_added(_load_files(folder, config, mask, device), config.fusion.weights, names, context)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jzi.errors import ConfigError
+from jzi.store.memory import memory_bytes
 from jzi.store.model_folder import RetrieverModelConfig, StatewideModelConfig, TransferModelConfig, read_config
 from jzi.store.pyramid import Pyramid
 from jzi.store.region import RegionCells, RegionInfo
@@ -15,7 +16,7 @@ from jzi.workspace.experts import ModelExperts, load_experts, load_transferred
 from jzi.workspace.hub import local_folder
 from jzi.workspace.refiner import RefineRequest, refined
 from jzi.workspace.settings import FILE, AreaSettings, RegionSettings, Settings, find_rasters, names_url
-from jzi.workspace.settings_file import load_region, load_settings
+from jzi.workspace.settings_file import is_pairs, load_area, load_region, load_settings
 
 if TYPE_CHECKING:
     from jzi.decode.expert import ZoomExpert
@@ -259,6 +260,7 @@ def load(
     zoom: str | Path | None = None,
     fusion: str | Path | None = None,
     refine: str | Path | bool = False,
+    memory: str = "auto",
 ) -> Locator:
     """Load a locator from the folder of a zoom model, of a transferred model or of a retriever.
 
@@ -278,6 +280,8 @@ def load(
             retriever are multiplied instead.
         refine: refine candidates to metres: the folder of a refiner, or True for that in the model's folder. It reads
             tokens from `cache`, which must be given.
+        memory: memory that the map of a zoom model may take, such as "4GB"; by default a quarter of what is free. A
+            larger map is read where search asks for it.
 
     Raises:
         ModelError: the folder is not a model, is damaged, or lacks the map or other data that its decoder reads.
@@ -288,13 +292,12 @@ def load(
     name, folder = str(folder), local_folder(folder)
     if str(folder) != name and not Path(name).exists():  # of the hub
         locator = load(folder, device, cache, approximate=approximate, experts=experts, index=index, zoom=zoom,
-                       fusion=fusion, refine=refine)  # fmt: skip
+                       fusion=fusion, refine=refine, memory=memory)  # fmt: skip
         locator.name = name
         return locator
     if refine:
-        locator = load(
-            folder, device, cache, approximate=approximate, experts=experts, index=index, zoom=zoom, fusion=fusion
-        )
+        locator = load(folder, device, cache, approximate=approximate, experts=experts, index=index, zoom=zoom,
+                       fusion=fusion, memory=memory)  # fmt: skip
         return refined(locator, None if refine is True else Path(refine), Path(folder), cache, device=device)
     config = read_config(Path(folder))
     if fusion and not zoom:
@@ -303,7 +306,7 @@ def load(
         if zoom and approximate and not fusion:
             raise ConfigError(f"approximate search is of all cells, which the zoom of {zoom} bounds: leave one out")
         locator = _region_locator(Path(folder), device, cache, experts, index if approximate else None, approximate)
-        return _with_zoom(locator, Path(zoom), Path(folder), fusion, device) if zoom else locator
+        return _with_zoom(locator, Path(zoom), Path(folder), fusion, device, memory) if zoom else locator
     if zoom:
         raise ConfigError(f"{folder} is not a state-wide retriever, whose search a zoom bounds: leave the zoom out")
     if isinstance(config, RetrieverModelConfig):
@@ -317,11 +320,11 @@ def load(
     if isinstance(config, TransferModelConfig):
         if cache:
             raise ConfigError(f"{folder} is a transferred model, which contains its map: leave the cache out")
-        return _transferred_locator(Path(folder), config, device, experts)
+        return _transferred_locator(Path(folder), config, device, experts, memory)
     from jzi.decode.expert import ZoomExpert
     from jzi.locate.locator import Locator
 
-    own = ZoomExpert.load(folder, device, cache)
+    own = ZoomExpert.load(folder, device, cache, memory=memory_bytes(memory))
     members = load_experts(Path(folder), own, experts)
     return Locator(
         members.fused(experts),
@@ -390,6 +393,7 @@ def open_locator(
     retriever = retriever and local_folder(retriever)
     if fuse and not zoom:
         raise ConfigError("--fuse multiplies the probabilities of --retriever and --zoom: give both")
+    memory = memory_of(config_file)
     if zoom and (not retriever or (approximate and not fuse)):
         raise ConfigError("--zoom bounds the search of --retriever in a region, without --approximate: leave it out")
     if retriever:
@@ -405,11 +409,12 @@ def open_locator(
             settings = load_region(config_file)
             cache, index = settings.cache_path, approximate_index(settings) if approximate else None
             fusion = fusion_file(settings) if fuse else None
-        locator = load(retriever, cache=cache, approximate=approximate, index=index, zoom=zoom, fusion=fusion)
+        locator = load(retriever, cache=cache, approximate=approximate, index=index, zoom=zoom, fusion=fusion,
+                       memory=memory)  # fmt: skip
     else:
         if approximate:
             raise ConfigError("--approximate goes with --retriever")
-        locator = load(model_folder(model, config_file), cache=cache, experts=experts)
+        locator = load(model_folder(model, config_file), cache=cache, experts=experts, memory=memory)
     if refine is not None:
         locator = _refined_as_asked(locator, refine, retriever or model_folder(model, config_file), config_file, cache,
                                     imagery)  # fmt: skip
@@ -418,6 +423,11 @@ def open_locator(
 
         import_opencv()  # a service fails when it starts, not at its first photo
     return locator
+
+
+def memory_of(config_file: Path) -> str:
+    """The setting map.memory of a jzi.toml, which need not exist."""
+    return load_area(config_file).map.memory if config_file.exists() and not is_pairs(config_file) else "auto"
 
 
 def _refined_as_asked(
@@ -446,7 +456,9 @@ def _refined_as_asked(
     )
 
 
-def _with_zoom(locator: Locator, zoom: Path, retriever: Path, fusion: str | Path | None, device: str | None) -> Locator:
+def _with_zoom(
+    locator: Locator, zoom: Path, retriever: Path, fusion: str | Path | None, device: str | None, memory: str
+) -> Locator:
     """A region's locator that searches the probable tiles of a zoom model only, or is fused with it; see `load`."""
     from jzi.workspace.region_index import ZoomedLocator
     from jzi.workspace.zoom_weights import ZoomFusion
@@ -456,10 +468,10 @@ def _with_zoom(locator: Locator, zoom: Path, retriever: Path, fusion: str | Path
     if isinstance(read_config(zoom), StatewideModelConfig):
         raise ConfigError(f"{zoom} is a state-wide retriever: give a zoom model")
     if fusion is None:
-        return ZoomedLocator.bounded(locator, load(zoom, device))
+        return ZoomedLocator.bounded(locator, load(zoom, device, memory=memory))
     fitted = ZoomFusion.read(Path(fusion))
     fitted.check(Path(fusion), retriever, zoom)
-    return ZoomedLocator.fused(locator, load(zoom, device, experts=fitted.experts), fitted.weights)
+    return ZoomedLocator.fused(locator, load(zoom, device, experts=fitted.experts, memory=memory), fitted.weights)
 
 
 def _retrieval_locator(folder: Path, device: str | None, approximate: bool) -> Locator:
@@ -472,14 +484,14 @@ def _retrieval_locator(folder: Path, device: str | None, approximate: bool) -> L
 
 
 def _transferred_locator(
-    folder: Path, config: TransferModelConfig, device: str | None, experts: Sequence[str]
+    folder: Path, config: TransferModelConfig, device: str | None, experts: Sequence[str], memory: str
 ) -> Locator:
     from jzi.encode.device import best_device
     from jzi.encode.model_encoder import load_model_encoder
     from jzi.locate.locator import Locator
 
     device = device or best_device()
-    expert = load_transferred(folder, config, device, experts).fused(experts)
+    expert = load_transferred(folder, config, device, experts, memory_bytes(memory)).fused(experts)
     return Locator(expert, lambda: load_model_encoder(folder, config, device), name=folder.name)
 
 
@@ -519,13 +531,18 @@ def open_experts(settings: Settings, names: Sequence[str] = ()) -> tuple[ModelEx
     if isinstance(config, TransferModelConfig):
         cache = FeatureCache.open(settings.cache_path)
         cache.check(area=config.pyramid, encoder=config.encoder, imagery=config.imagery)
-        return load_transferred(folder, config, best_device(), names), cache
-    zoom, cache = open_zoom(folder, settings.cache_path)
+        return load_transferred(folder, config, best_device(), names, memory_bytes(settings.map.memory)), cache
+    zoom, cache = open_zoom(folder, settings.cache_path, settings.map.memory)
     return load_experts(folder, zoom, names), cache
 
 
-def open_zoom(folder: Path, cache_path: str) -> tuple[ZoomExpert, FeatureCache]:
+def open_zoom(folder: Path, cache_path: str, memory: str = "auto") -> tuple[ZoomExpert, FeatureCache]:
     """Load a zoom model with the map of its folder, else with that of the cache, and open the cache.
+
+    Args:
+        folder: the model folder.
+        cache_path: path or URL of the cache.
+        memory: memory that the map may take; see `load`.
 
     Raises:
         ModelError: there is no model, or it is damaged.
@@ -534,5 +551,5 @@ def open_zoom(folder: Path, cache_path: str) -> tuple[ZoomExpert, FeatureCache]:
     from jzi.decode.expert import ZoomExpert
     from jzi.store.cache import FeatureCache
 
-    expert = ZoomExpert.load(folder, cache=cache_path, own_map=True)
+    expert = ZoomExpert.load(folder, cache=cache_path, own_map=True, memory=memory_bytes(memory))
     return expert, FeatureCache.open(cache_path)

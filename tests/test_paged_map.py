@@ -1,0 +1,171 @@
+"""Maps that are read where they are needed: the same answers as in memory, within bounds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from jzi.decode.config import DecoderConfig
+from jzi.decode.decoder import ZoomDecoder
+from jzi.decode.expert import ZoomExpert
+from jzi.decode.model import ZoomModel
+from jzi.decode.search import zoom
+from jzi.decode.tile_table import TileTable
+from jzi.errors import CacheError, ModelError
+from jzi.locate.location import LocateOptions
+from jzi.store.cache import FeatureCache
+from jzi.store.info import EncoderInfo
+from jzi.store.map_embeddings import ENCODED, NODATA, MapEmbeddings
+from jzi.store.map_pages import ChunkedGrid, PagedMap
+from jzi.store.pyramid import Pyramid
+
+WIDTH = 8
+ENCODER = EncoderInfo("made", False, "1" * 64, WIDTH, 14, "whole")
+PYRAMID = Pyramid.around(48.2, 16.37, 2560.0, levels=4)  # chunks of 1, 4, 16 and 16 tiles to a side
+
+
+@pytest.fixture(scope="module")
+def features() -> MapEmbeddings:
+    """A random map, a seventh of whose tiles have no imagery."""
+    rng = np.random.default_rng(0)
+    status, embedding = [], []
+    for level in range(PYRAMID.levels + 1):
+        side = PYRAMID.tiles_per_side(level)
+        status.append(np.where(rng.random((side, side)) < 1 / 7 if level else [[False]], NODATA, ENCODED).astype(np.uint8))
+        values = rng.normal(size=(side, side, WIDTH)).astype(np.float16)
+        values[status[-1] == NODATA] = np.nan
+        embedding.append(values)
+    return MapEmbeddings(PYRAMID, tuple(embedding[:-1]), tuple(status))
+
+
+@pytest.fixture(scope="module")
+def cache(features: MapEmbeddings, tmp_path_factory: pytest.TempPathFactory) -> FeatureCache:
+    """`features` in a cache."""
+    path = tmp_path_factory.mktemp("cache") / "features.zarr"
+    cache = FeatureCache.create(path, PYRAMID, ENCODER)
+    for level in range(PYRAMID.levels + 1):
+        side = cache.chunk_side(level)
+        for row in range(0, len(features.status[level]), side):
+            for col in range(0, len(features.status[level]), side):
+                window = slice(row, row + side), slice(col, col + side)
+                values = features.embedding[level][window] if level < PYRAMID.levels else None
+                cache.write_chunk(level, row, col, features.status[level][window], values)
+    cache.close()
+    return FeatureCache.open(path)
+
+
+@pytest.fixture(scope="module")
+def file(features: MapEmbeddings, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`features` as the file of a model folder."""
+    path = tmp_path_factory.mktemp("model") / "map.safetensors"
+    features.save(path)
+    return path
+
+
+@pytest.fixture(params=["cache", "file"])
+def paged(request: pytest.FixtureRequest, cache: FeatureCache, file: Path) -> PagedMap:
+    """The map of the cache, and of the file, within a tenth of its size."""
+    if request.param == "cache":
+        return PagedMap.of_cache(cache, 1500)
+    return PagedMap.of_file(file, PYRAMID, WIDTH, 1500)
+
+
+def expert(table: TileTable) -> ZoomExpert:
+    torch.manual_seed(0)
+    decoder = ZoomDecoder(DecoderConfig(width=WIDTH, layers=2, heads=2, actions=PYRAMID.actions)).eval()
+    return ZoomExpert(ZoomModel(decoder, PYRAMID, ENCODER, None, Path()), table)
+
+
+def test_a_paged_table_holds_what_the_table_in_memory_holds(features: MapEmbeddings, paged: PagedMap) -> None:
+    table, other = TileTable(features), TileTable(paged)
+    tiles = torch.randint(PYRAMID.tile_count, (50, 7), generator=torch.Generator().manual_seed(1))
+    assert torch.equal(table.embedding[tiles], other.embedding[tiles])
+    assert torch.equal(table.child_mask[tiles], other.child_mask[tiles])
+    assert torch.equal(table.embedding[5:], other.embedding[5:])
+    assert len(other.embedding) == PYRAMID.tile_count
+
+
+@pytest.mark.parametrize("beams", [1, 5, 64])
+def test_search_finds_the_same_paths_with_the_same_probabilities(
+    features: MapEmbeddings, paged: PagedMap, beams: int
+) -> None:
+    query = torch.randn(9, WIDTH, generator=torch.Generator().manual_seed(2))
+    decoder = expert(TileTable(features)).model.decoder
+    mine, theirs = (zoom(decoder, TileTable(each), query, beams) for each in (paged, features))
+    assert torch.equal(mine.paths, theirs.paths)
+    assert torch.equal(mine.log_probability, theirs.log_probability)
+    assert torch.equal(mine.dropped, theirs.dropped)
+
+
+def test_a_search_of_a_district_is_the_same(features: MapEmbeddings, paged: PagedMap) -> None:
+    district = np.zeros(PYRAMID.shape, bool)
+    district[30:61, 17:90] = True
+    query = torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(3))
+    mine, theirs = (expert(TileTable(each)).restricted(district) for each in (paged, features))
+    assert np.array_equal(mine.cell_mask, theirs.cell_mask)
+    assert mine._restricted_beams == theirs._restricted_beams
+    one, other = (each.posterior(query, LocateOptions("map")) for each in (mine, theirs))
+    assert np.array_equal(one.row, other.row)
+    assert np.array_equal(one.probability, other.probability)
+    assert np.array_equal(one.residual, other.residual)
+
+
+def test_the_cell_mask_is_read_where_it_is_asked_for(features: MapEmbeddings, paged: PagedMap) -> None:
+    mask, whole = paged.cell_mask, features.status[-1] != NODATA
+    row, col = np.array([[3, 200], [-1, 5]]), np.array([[9, 255], [4, -2]])
+    assert np.array_equal(mask[row, col], whole[row, col])
+    assert np.array_equal(mask[100:133], whole[100:133])
+    assert mask.sum() == whole.sum()
+    assert np.array_equal(mask & whole, whole)
+    assert np.array_equal(np.asarray(mask), whole)
+    assert np.array_equal(~mask, ~whole)
+
+
+def test_a_map_is_written_by_strips_as_in_memory(
+    features: MapEmbeddings, paged: PagedMap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jzi.store.map_pages.STRIP_BYTES", 3000)
+    paged.save(tmp_path / "map.safetensors")
+    written = MapEmbeddings.load(tmp_path / "map.safetensors", PYRAMID, WIDTH)
+    for mine, theirs in zip((*written.embedding, *written.status), (*features.embedding, *features.status), strict=True):
+        assert np.array_equal(mine, theirs, equal_nan=mine.dtype.kind == "f")
+
+
+def test_chunks_are_read_once_while_they_fit(cache: FeatureCache) -> None:
+    array = cache.array("map/3/embedding")  # 16 chunks of 4 kB
+    grid = ChunkedGrid(array, 16 * 16 * 16 * WIDTH * 2, cache.path, "map/3/embedding")
+    row, col = np.divmod(np.arange(64 * 64), 64)
+    for _ in range(3):
+        assert np.array_equal(grid.gather(row, col), np.asarray(array[:]).reshape(-1, WIDTH), equal_nan=True)
+    assert grid.reads == 16
+
+
+def test_the_chunks_used_last_are_kept(cache: FeatureCache) -> None:
+    grid = ChunkedGrid(cache.array("map/3/embedding"), 2 * 16 * 16 * WIDTH * 2, cache.path, "map/3/embedding")
+    for chunk in (0, 1, 0, 2, 0):  # 2 takes the place of 1
+        grid.gather(np.array([0]), np.array([16 * chunk]))
+    assert grid.reads == 3
+    grid.gather(np.array([0]), np.array([16]))
+    assert grid.reads == 4
+
+
+def test_a_missing_tile_is_a_sentence(tmp_path: Path, features: MapEmbeddings) -> None:
+    path = tmp_path / "features.zarr"
+    FeatureCache.create(path, PYRAMID, ENCODER).close()
+    table = TileTable(PagedMap.of_cache(FeatureCache.open(path), 10**6))
+    with pytest.raises(CacheError, match="lacks tiles, such as level 2, row 0, column 7"):
+        table.embedding[torch.tensor([8 + 16])]
+
+
+def test_a_value_that_is_not_finite_is_a_sentence(tmp_path: Path, features: MapEmbeddings) -> None:
+    embedding = [each.copy() for each in features.embedding]
+    embedding[2][5, 6] = np.inf
+    status = [each.copy() for each in features.status]
+    status[2][5, 6] = ENCODED
+    MapEmbeddings(PYRAMID, tuple(embedding), tuple(status)).save(tmp_path / "map.safetensors")
+    paged = PagedMap.of_file(tmp_path / "map.safetensors", PYRAMID, WIDTH, 1000)
+    with pytest.raises(ModelError, match="level 2, row 5, column 6 that are not finite"):
+        paged.tiles(2, np.array([1, 5]), np.array([1, 6]))
