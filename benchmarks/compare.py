@@ -39,7 +39,7 @@ from jzi.retrieve.expert import RetrievalExpert
 from jzi.store.cache import FeatureCache
 from jzi.workspace.settings_file import load_settings
 
-from .scaling import median_ms
+from .zoom_and_retrieval import median_ms
 
 #: Repeats of a measurement; the median is reported.
 REPEATS = 50

@@ -36,7 +36,7 @@ from jzi.workspace.open import open_zoom
 from jzi.workspace.settings import Settings
 from jzi.workspace.settings_file import load_settings
 
-from .scaling import median_ms
+from .zoom_and_retrieval import median_ms
 
 RADII = (20.0, 40.0, 50.0, 100.0)
 

@@ -43,10 +43,18 @@ def train_decoder_command(
     from jzi.encode.device import best_device, processes
     from jzi.encode.fingerprint import is_stored_encoder
     from jzi.store.cache import FeatureCache
+    from jzi.store.memory import memory_bytes
     from jzi.store.plain import plain
     from jzi.train.data import TrainingData
     from jzi.train.decoder import train_decoder
-    from jzi.train.experts import NEED_CELLS, check_experts, default_experts, load_others, train_experts
+    from jzi.train.experts import (
+        NEED_CELLS,
+        check_experts,
+        default_experts,
+        fitting_experts,
+        load_others,
+        train_experts,
+    )
     from jzi.train.run import lock_folder
     from jzi.train.zoom import check_overrides
     from jzi.workspace.data_checks import photo_warnings
@@ -71,10 +79,20 @@ def train_decoder_command(
         raise UsageError(f"--set {ineffective[0]} has no effect without the experts cells and levels: leave it out")
     if unused and others:
         raise UsageError("--also trains the experts cells and levels, which this model does not have: leave it out")
-    warnings = photo_warnings(len(cache.queries.encoded()))
+    warnings = photo_warnings(cache.queries.encoded_count())
     if processes().is_main_process:
         print_warnings(warnings)
-    data = TrainingData.load(cache, best_device(), settings.train.views, cells=not unused)
+    data = TrainingData.load(
+        cache,
+        best_device(),
+        settings.train.views,
+        cells=not unused,
+        map_memory=memory_bytes(settings.map.memory),
+        photo_memory=memory_bytes(settings.queries.memory),
+    )
+    names, left_out = fitting_experts(data, names, bool(experts))
+    if left_out and processes().is_main_process:
+        click.echo(left_out, err=True)
     more = load_others(cache, others, settings.heads, best_device(), settings.train.views)
     heads_init = settings.heads.init
     folder = settings.path(settings.model.path)

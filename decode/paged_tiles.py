@@ -1,4 +1,4 @@
-"""What `TileTable` indexes of a map that is not in memory: embeddings and masks of tiles, read where they are asked for.
+"""What `TileTable` indexes of a map that is not in memory: embeddings and masks of tiles, read where they are needed.
 
 Both are indexed by tensors of tile indices, as the tensors of a map in memory are, and give the same values.
 """

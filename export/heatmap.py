@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rasterio
 import rasterio.shutil
 from affine import Affine
 from numpy.typing import NDArray
@@ -26,8 +27,15 @@ from jzi.store.bands import RADIUS, BandGrid
 from jzi.store.cell_grid import CellGrid
 from jzi.store.pyramid import Pyramid
 
-#: Rows of cells that are in memory at once.
+#: Rows of cells that are in memory at once, and side of a block of the raster, pixels.
 STRIP = 256
+
+#: Cells along a side above which blocks that search did not reach are nodata, which takes no space: zeros of all cells
+#: of 320 km are written in half a minute.
+LARGE = 4096
+
+#: Memory of GDAL's cache of blocks, MB; by default it takes 5 % of all memory.
+GDAL_MB = 64
 
 _Strip = NDArray[np.float32]
 
@@ -123,7 +131,8 @@ def write_heatmap(path: Path | str, locations: Sequence[Location], cell_mask: ND
         path: file to write.
         locations: located photos, all on the same cells.
         cell_mask: (row, col) the cells that were searched; the others become nodata. Without it, cells that search did
-            not reach are 0 everywhere. Of answers that are not sure, all cells are nodata.
+            not reach are 0 everywhere. Of answers that are not sure, all cells are nodata, and so are, on maps of more
+            than `LARGE` cells to a side, blocks of `STRIP` cells that search did not reach.
 
     Raises:
         ExportError: the file cannot be written.
@@ -140,18 +149,30 @@ def heatmap_bytes(location: Location) -> bytes:
 
 def _heatmap(locations: Sequence[Location], cell_mask: NDArray[np.bool_] | None) -> bytes:
     area = locations[0].posterior.area
+    large = isinstance(area, Pyramid) and max(area.shape) > LARGE
 
-    def strip(band: int, start: int, stop: int) -> _Strip:
-        values = _probabilities(locations[band].posterior, start, stop)
+    def strip(band: int, start: int, stop: int) -> _Strip | None:
         if not locations[band].sure:
-            values[:] = np.nan
-        elif cell_mask is not None:
+            return None
+        values = _probabilities(locations[band].posterior, start, stop)
+        if large:
+            if not values.any():
+                return None
+            values[:, ~_reached_blocks(values)] = np.nan
+        if cell_mask is not None:
             values[~cell_mask[start:stop]] = np.nan
         return values
 
-    nodata = cell_mask is not None or not isinstance(area, Pyramid) or not all(each.sure for each in locations)
+    nodata = large or cell_mask is not None or not isinstance(area, Pyramid)
+    nodata = nodata or not all(each.sure for each in locations)
     names = [Path(each.photo).name + ("" if each.sure else " (not sure)") for each in locations]
     return _encode(Frame(area), names, strip, nodata)
+
+
+def _reached_blocks(values: _Strip) -> NDArray[np.bool_]:
+    """(col,) whether the block that a column lies in has a value other than 0."""
+    blocks = np.add.reduceat(values.any(0), np.arange(0, values.shape[1], STRIP)) > 0
+    return np.repeat(blocks, STRIP)[: values.shape[1]]
 
 
 def _probabilities(posterior: Posterior, start: int, stop: int) -> _Strip:
@@ -200,29 +221,41 @@ def write_score_map(
     write_file(path, lambda file: file.write_bytes(content))
 
 
-def _encode(frame: Frame, names: Sequence[str], strip: Callable[[int, int, int], _Strip], nodata: bool) -> bytes:
-    """Return a Cloud-Optimized GeoTIFF of bands from strips of rows.
+def _encode(frame: Frame, names: Sequence[str], strip: Callable[[int, int, int], _Strip | None], nodata: bool) -> bytes:
+    """Return a Cloud-Optimized GeoTIFF of bands from strips of rows; blocks without a value are not stored.
 
     Args:
         frame: the raster.
         names: (band,) descriptions.
-        strip: called with band, first row and row after the last; (row, col) values, nan where there is none.
+        strip: called with band, first row and row after the last; (row, col) values, nan where there is none, or None
+            if there are only such.
         nodata: whether there are any such.
     """
     profile = {"width": frame.width, "height": frame.height, "count": len(names), "dtype": "float32"}
     profile |= {"crs": frame.crs, "transform": frame.transform, "interleave": "band", "compress": "deflate"}
+    profile["SPARSE_OK"] = True
     if nodata:
         profile["nodata"] = math.nan
     if frame.width >= STRIP and frame.height >= STRIP:
         profile |= {"tiled": True, "blockxsize": STRIP, "blockysize": STRIP}
-    with MemoryFile() as memory, MemoryFile() as optimized:  # most cells are 0, so both are small
+    with (
+        rasterio.Env(GDAL_CACHEMAX=GDAL_MB),
+        MemoryFile() as memory,
+        MemoryFile() as optimized,  # most cells are 0, so both are small
+    ):
         with memory.open(driver="GTiff", **profile) as raster:
             for band, name in enumerate(names):
                 for start in range(0, frame.height, STRIP):
-                    stop = min(start + STRIP, frame.height)
-                    drawn = frame.draw(strip(band, start, stop), start)
-                    raster.write(drawn, band + 1, window=Window(0, start, frame.width, stop - start))
+                    values = strip(band, start, min(start + STRIP, frame.height))
+                    if values is None:
+                        continue
+                    drawn = frame.draw(values, start)
+                    for left in range(0, frame.width, STRIP):
+                        block = drawn[:, left : left + STRIP]
+                        if not (np.isnan(block).all() if nodata else (block == 0).all()):
+                            window = Window(left, start, block.shape[1], block.shape[0])
+                            raster.write(block, band + 1, window=window)
                 raster.set_band_description(band + 1, name)
-        options = {"driver": "COG", "compress": "deflate", "overview_resampling": "average"}
+        options = {"driver": "COG", "compress": "deflate", "overview_resampling": "average", "sparse_ok": True}
         rasterio.shutil.copy(memory.name, optimized.name, **options)
         return bytes(optimized.getbuffer())

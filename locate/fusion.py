@@ -188,7 +188,7 @@ class Stacked:
         np.put_along_axis(column, order, rank, 1)
         valid = key < padding
         key[~valid] = 0
-        valid &= cell_mask.ravel()[key]
+        valid &= cell_mask[key // cols, key % cols]
 
         log, outside = np.empty((len(posteriors), photos, width)), np.empty((len(posteriors), photos))
         first = 0

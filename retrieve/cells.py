@@ -7,6 +7,7 @@ of one position (Fervers et al. 2024), and optionally by a learned prototype.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from jzi.errors import ConfigError, ModelError, first_line
@@ -132,6 +133,7 @@ def load_heads(
     encoder: EncoderInfo,
     others: dict[str, tuple[int, ...]] | None = None,
     types: dict[str, tuple[str, ...]] | None = None,
+    unread: Collection[str] = (),
     **changes: int,
 ) -> tuple[dict[str, Tensor], SimilarityHeads]:
     """Read heads, in eval mode, and the other tensors of their file.
@@ -142,6 +144,7 @@ def load_heads(
         encoder: the encoder, whose width the heads must have.
         others: shapes of the other tensors; not checked by default.
         types: types of those that are not floating-point (`jzi.store.tensors.check_header`).
+        unread: names of tensors to check, but not to read.
         changes: entries to replace.
 
     Raises:
@@ -156,7 +159,8 @@ def load_heads(
         names = heads.state_dict()
         if others is not None:
             check_header(path, {**{name: tuple(each.shape) for name, each in names.items()}, **others}, types)
-        tensors = load_file(path)
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys() if name not in unread}  # noqa: SIM118
         check_finite(path, tensors)
         heads.load_state_dict({name: tensors.pop(name).float() for name in names}, assign=True)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError, ConfigError) as error:

@@ -99,6 +99,4 @@ def map_tensors(path: Path, pyramid: Pyramid, width: int) -> dict[str, str]:
             "model again"
         )
     types = dict.fromkeys(status_shapes, ("U8",))
-    return check_header(
-        path, {**shapes, **status_shapes}, types, optional={"cells": (sides[-1], sides[-1], width)}
-    )
+    return check_header(path, {**shapes, **status_shapes}, types, optional={"cells": (sides[-1], sides[-1], width)})

@@ -10,7 +10,7 @@ import json
 import math
 import mmap
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -40,7 +40,12 @@ STRIP_BYTES = 2**24
 
 
 #: Types of the tensors, by the names of safetensors.
-DTYPES = {"F16": np.dtype(np.float16), "F32": np.dtype(np.float32), "U8": np.dtype(np.uint8)}
+DTYPES = {
+    "F16": np.dtype(np.float16),
+    "F32": np.dtype(np.float32),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(bool),
+}
 
 
 class Grid(Protocol):
@@ -190,6 +195,7 @@ class PagedMap:
         embedding: (row, col, feature) float16 of each level 0..L-1.
         status: (row, col) uint8 of each level 0..L: 1 encoded, 2 no imagery.
         damaged: the error of a tile that is missing, given its level, row, column and status.
+        limit: bytes of it that may be in memory.
     """
 
     def __init__(
@@ -199,7 +205,9 @@ class PagedMap:
         embedding: tuple[Grid, ...],
         status: tuple[Grid, ...],
         damaged: Callable[[int, int, int, int], Exception],
+        limit: int,
     ) -> None:
+        self.limit = limit
         self.pyramid, self.width, self.embedding, self.status = pyramid, width, embedding, status
         self._damaged = damaged
         g = pyramid.grid
@@ -230,7 +238,7 @@ class PagedMap:
                                   "`jzi encode-map`")  # fmt: skip
             return corrupt(cache.path, f"map/{level}/embedding", "a chunk is gone")
 
-        return cls(pyramid, cache.encoder.width, tuple(grids[:levels]), tuple(grids[levels:]), damaged)
+        return cls(pyramid, cache.encoder.width, tuple(grids[:levels]), tuple(grids[levels:]), damaged, limit)
 
     @classmethod
     def of_file(cls, path: Path, pyramid: Pyramid, width: int, limit: int) -> PagedMap:
@@ -245,23 +253,17 @@ class PagedMap:
         Raises:
             ModelError: the file has tensors of other shapes or types.
         """
-        tensors = map_tensors(path, pyramid, width)
-        with path.open("rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            entries = json.loads(file.read(size))
-
+        map_tensors(path, pyramid, width)
         names = [f"embedding.{level}" for level in range(pyramid.levels)]
         names += [f"status.{level}" for level in range(pyramid.levels + 1)]
-        spans = [entries[name]["data_offsets"] for name in names]
-        grids = [
-            MappedGrid(path, DTYPES[tensors[name]], 8 + size + span[0], tuple(entries[name]["shape"]), share)
-            for name, span, share in zip(names, spans, shares([b - a for a, b in spans], limit), strict=True)
-        ]
+        grids = mapped_tensors(path, names, limit)
 
         def damaged(level: int, row: int, col: int, status: int) -> Exception:
-            return ModelError(f"{path} has values of level {level}, row {row}, column {col} that are not finite: {HINT}")
+            return ModelError(
+                f"{path} has values of level {level}, row {row}, column {col} that are not finite: {HINT}"
+            )
 
-        return cls(pyramid, width, tuple(grids[: pyramid.levels]), tuple(grids[pyramid.levels :]), damaged)
+        return cls(pyramid, width, tuple(grids[: pyramid.levels]), tuple(grids[pyramid.levels :]), damaged, limit)
 
     def save(self, path: Path) -> None:
         """Write the file that `MapEmbeddings.save` writes, without its cells, a strip at a time.
@@ -415,6 +417,25 @@ class CellMask:
 
     def __invert__(self) -> NDArray[np.bool_]:
         return ~np.asarray(self)
+
+
+def mapped_tensors(path: Path, names: Sequence[str], limit: int) -> list[MappedGrid]:
+    """Map tensors of a safetensors file, whose header is checked already, into memory.
+
+    Args:
+        path: the file.
+        names: names of tensors of at least one dimension.
+        limit: bytes of all of them that may be resident.
+    """
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        entries = json.loads(file.read(size))
+    spans = [entries[name]["data_offsets"] for name in names]
+    limits = shares([last - first for first, last in spans], limit)
+    return [
+        MappedGrid(path, DTYPES[entries[name]["dtype"]], 8 + size + first, tuple(entries[name]["shape"]), share)
+        for name, (first, _), share in zip(names, spans, limits, strict=True)
+    ]
 
 
 def shares(sizes: list[int], limit: int) -> list[int]:

@@ -8,7 +8,7 @@ embedding is reused if it is added again. Training and evaluation read rows that
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from statistics import mode
 from typing import Any
@@ -23,6 +23,7 @@ from jzi.store.cache_header import RESERVED_COLUMNS, PhotosHeader, check_photos_
 from jzi.store.detail_features import PROJECTION, write_projection
 from jzi.store.documents import Documents
 from jzi.store.layout import (
+    COLUMN_CHUNK,
     COLUMNS,
     PHOTO_CHUNK,
     WRITTEN_WITH_EMBEDDING,
@@ -113,12 +114,62 @@ class PhotoFeatures:
             CacheCorruptError: a chunk does not match its checksum, or its file is gone.
         """
         rows, array = np.asarray(rows), self._array("embedding")
+        count = min(1 + views, array.shape[1])
+        embedding = np.empty((len(rows), count, self.width), np.float16)
+        block = rows // COLUMN_CHUNK
         with storage_errors(self.path, "queries/embedding"):
-            embedding: NDArray[np.float16] = np.asarray(array[:, : 1 + views])[rows]
-        encoded = np.arange(embedding.shape[1]) <= self.column("views")[rows, None]
-        if np.isnan(embedding[..., 0][encoded]).any():  # a missing chunk is nan in every feature
-            raise corrupt(self.path, "queries/embedding", "a chunk is gone")
+            for each in np.unique(block).tolist():  # what is read beside the result is one block
+                inside = np.flatnonzero(block == each)
+                start, stop = int(rows[inside].min()), int(rows[inside].max()) + 1
+                embedding[inside] = np.asarray(array[start:stop, :count])[rows[inside] - start]
+                views_of = self.block(start, stop, ["views"])["views"][rows[inside] - start]
+                encoded = np.arange(count) <= views_of[:, None]
+                if np.isnan(embedding[inside][..., 0][encoded]).any():  # a missing chunk is nan in every feature
+                    raise corrupt(self.path, "queries/embedding", "a chunk is gone")
         return embedding
+
+    def block(self, start: int, stop: int, columns: Iterable[str]) -> dict[str, NDArray[Any]]:
+        """Read columns of some rows.
+
+        Args:
+            start: first row.
+            stop: row after the last one.
+            columns: names of columns.
+
+        Returns:
+            (row,) values by name.
+
+        Raises:
+            CacheCorruptError: a chunk does not match its checksum.
+        """
+        header, values = self.header(), {}
+        for name in columns:
+            with storage_errors(self.path, f"queries/{name}"):
+                values[name] = np.asarray(self._array(name, header)[start:stop])
+        return values
+
+    def encoded_blocks(self, columns: Sequence[str]) -> Iterator[pd.DataFrame]:
+        """Columns of `encoded`, some thousand rows at a time, for tables that do not fit into memory.
+
+        Args:
+            columns: names of columns.
+        """
+        for start in range(0, len(self), COLUMN_CHUNK):
+            stop = min(start + COLUMN_CHUNK, len(self))
+            values = self.block(start, stop, dict.fromkeys([*columns, "listed", "status"]))
+            kept = values["listed"].astype(bool) & (values["status"] == ENCODED)
+            yield pd.DataFrame({name: values[name] for name in columns}, index=np.arange(start, stop))[kept]
+
+    def encoded_count(self) -> int:
+        """Number of listed photos that have an embedding.
+
+        Raises:
+            CacheError: there are none.
+        """
+        count = int(((self.column("status") == ENCODED) & self.column("listed")).sum())
+        if not count:
+            raise CacheError(f"{self.path} holds no photo: run `jzi encode-queries`")
+        return count
 
     @property
     def view_capacity(self) -> int:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 import torch
+from safetensors.torch import load_file, save_file
 
 from jzi.decode.config import DecoderConfig
 from jzi.decode.decoder import ZoomDecoder
@@ -15,7 +17,16 @@ from jzi.decode.model import ZoomModel
 from jzi.decode.search import zoom
 from jzi.decode.tile_table import TileTable
 from jzi.errors import CacheError, ModelError
-from jzi.locate.location import LocateOptions
+from jzi.export.heatmap import write_heatmap
+from jzi.locate.inside import Hidden
+from jzi.locate.location import LocateOptions, to_locations
+from jzi.locate.posterior import Posterior
+from jzi.locate.sparse import fuse_sparse, smooth_sparse
+from jzi.retrieve.cells import CellsExpert
+from jzi.retrieve.dense import DenseExpert
+from jzi.retrieve.heads import HeadsConfig, SimilarityHeads
+from jzi.retrieve.levels import LevelsExpert
+from jzi.retrieve.paged import PagedCellsExpert, PagedDenseExpert, PagedLevelsExpert
 from jzi.store.cache import FeatureCache
 from jzi.store.info import EncoderInfo
 from jzi.store.map_embeddings import ENCODED, NODATA, MapEmbeddings
@@ -34,7 +45,9 @@ def features() -> MapEmbeddings:
     status, embedding = [], []
     for level in range(PYRAMID.levels + 1):
         side = PYRAMID.tiles_per_side(level)
-        status.append(np.where(rng.random((side, side)) < 1 / 7 if level else [[False]], NODATA, ENCODED).astype(np.uint8))
+        status.append(
+            np.where(rng.random((side, side)) < 1 / 7 if level else [[False]], NODATA, ENCODED).astype(np.uint8)
+        )
         values = rng.normal(size=(side, side, WIDTH)).astype(np.float16)
         values[status[-1] == NODATA] = np.nan
         embedding.append(values)
@@ -130,7 +143,9 @@ def test_a_map_is_written_by_strips_as_in_memory(
     monkeypatch.setattr("jzi.store.map_pages.STRIP_BYTES", 3000)
     paged.save(tmp_path / "map.safetensors")
     written = MapEmbeddings.load(tmp_path / "map.safetensors", PYRAMID, WIDTH)
-    for mine, theirs in zip((*written.embedding, *written.status), (*features.embedding, *features.status), strict=True):
+    for mine, theirs in zip(
+        (*written.embedding, *written.status), (*features.embedding, *features.status), strict=True
+    ):
         assert np.array_equal(mine, theirs, equal_nan=mine.dtype.kind == "f")
 
 
@@ -169,3 +184,112 @@ def test_a_value_that_is_not_finite_is_a_sentence(tmp_path: Path, features: MapE
     paged = PagedMap.of_file(tmp_path / "map.safetensors", PYRAMID, WIDTH, 1000)
     with pytest.raises(ModelError, match="level 2, row 5, column 6 that are not finite"):
         paged.tiles(2, np.array([1, 5]), np.array([1, 6]))
+
+
+def dense_expert(kind: str, features: MapEmbeddings, path: Path) -> tuple[DenseExpert, PagedDenseExpert]:
+    """An expert with random codes in memory, and the one that reads its file."""
+    torch.manual_seed(4)
+    mask = features.status[-1] != NODATA
+    if kind == "cells":
+        heads = SimilarityHeads(HeadsConfig(WIDTH, scales=PYRAMID.levels, hidden=8, features=4)).eval()
+        codes = torch.nn.functional.normalize(torch.randn(int(mask.sum()), 4), dim=-1).half()
+        expert: DenseExpert = CellsExpert(PYRAMID, ENCODER, mask, heads, codes)
+    else:
+        heads = SimilarityHeads(HeadsConfig(WIDTH, hidden=8, features=4, spaces=PYRAMID.levels)).eval()
+        sides = [PYRAMID.tiles_per_side(level) for level in range(1, PYRAMID.levels + 1)]
+        codes = [torch.nn.functional.normalize(torch.randn(side**2, 4), dim=-1).half() for side in sides]
+        expert = LevelsExpert(PYRAMID, ENCODER, [each != NODATA for each in features.status[1:]], heads, codes)
+    expert.save(path)
+    paged = PagedCellsExpert if kind == "cells" else PagedLevelsExpert
+    return expert, paged.load(path, expert.entries(), PYRAMID, ENCODER, mask, "cpu")
+
+
+@pytest.fixture(params=["cells", "levels"])
+def experts(
+    request: pytest.FixtureRequest, features: MapEmbeddings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[DenseExpert, PagedDenseExpert]:
+    """An expert in memory, and one that reads strips of 2048 cells, 8 rows."""
+    monkeypatch.setattr("jzi.retrieve.paged.STRIP_CELLS", 2048)
+    return dense_expert(request.param, features, tmp_path / "expert.safetensors")
+
+
+def check_same(one: Posterior, other: Posterior) -> None:
+    """Check that two posteriors are the same but for the rounding of sums."""
+    assert one.probability.shape == other.probability.shape
+    np.testing.assert_allclose(one.probability, other.probability, rtol=1e-5)
+    np.testing.assert_allclose(one.residual, other.residual, atol=1e-6)
+    for photo in range(len(one)):
+        np.testing.assert_allclose(one.grid(photo), other.grid(photo), rtol=1e-5, atol=1e-5 * one.probability.max())
+
+
+def test_an_expert_that_reads_its_codes_gives_the_same_probabilities(
+    experts: tuple[DenseExpert, PagedDenseExpert],
+) -> None:
+    expert, paged = experts
+    query = torch.randn(3, WIDTH, generator=torch.Generator().manual_seed(5))
+    for estimate in ("map", "greedy"):
+        check_same(paged.posterior(query, LocateOptions(estimate)), expert.posterior(query, LocateOptions(estimate)))
+
+
+def test_a_restricted_expert_that_reads_its_codes_does_so_too(experts: tuple[DenseExpert, PagedDenseExpert]) -> None:
+    expert, paged = experts
+    district = np.zeros(PYRAMID.shape, bool)
+    district[40:81, 100:151] = True
+    query = torch.randn(3, WIDTH, generator=torch.Generator().manual_seed(6))
+    one, other = (each.restricted(district).posterior(query, LocateOptions("map")) for each in (paged, expert))
+    check_same(one, other)
+
+
+def test_evidence_of_cells_that_are_read_is_the_same(
+    features: MapEmbeddings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jzi.retrieve.paged.STRIP_CELLS", 2048)
+    expert, paged = dense_expert("cells", features, tmp_path / "cells.safetensors")
+    assert isinstance(expert, CellsExpert)
+    assert isinstance(paged, PagedCellsExpert)
+    query = torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(7))
+    hidden = Hidden(np.full(4, 20.0), np.full(4, -30.0))
+    for each in (None, hidden):
+        np.testing.assert_allclose(paged.evidence(query, each), expert.evidence(query, each), rtol=1e-5)
+
+
+def test_codes_that_are_not_finite_are_a_sentence(experts: tuple[DenseExpert, PagedDenseExpert]) -> None:
+    expert, paged = experts
+    tensors = load_file(paged.path)
+    name = "codes" if "codes" in tensors else f"codes.{PYRAMID.levels}"
+    tensors[name][-1] = torch.nan
+    save_file(tensors, paged.path)
+    again = type(paged).load(paged.path, expert.entries(), PYRAMID, ENCODER, expert.cell_mask, "cpu")
+    with pytest.raises(ModelError, match="codes that are not finite"):
+        again.posterior(torch.randn(1, WIDTH), LocateOptions("map"))
+
+
+def test_photos_are_fused_with_a_mask_that_is_not_in_memory(features: MapEmbeddings, paged: PagedMap) -> None:
+    query = torch.randn(3, WIDTH, generator=torch.Generator().manual_seed(8))
+    posterior = expert(TileTable(features)).posterior(query, LocateOptions("map"))
+    whole = features.status[-1] != NODATA
+    one, other = (fuse_sparse(posterior, mask, 0.02) for mask in (paged.cell_mask, whole))
+    assert np.array_equal(one.probability, other.probability)
+    for mine, theirs in zip(*(smooth_sparse(posterior, mask, [50, 90], 0.02) for mask in (paged.cell_mask, whole)),
+                            strict=True):  # fmt: skip
+        assert np.array_equal(mine.probability, theirs.probability)
+
+
+def test_a_heat_map_of_a_large_map_stores_what_search_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    area = Pyramid.around(48.2, 16.37, 40_960.0, levels=5)  # 1024 cells to a side
+    row, col = np.array([3, 700]), np.array([900, 5])
+    posterior = Posterior.from_cells(area, row, col, np.array([0.75, 0.2]))
+    location = to_locations(posterior, LocateOptions("map"), ["photo.jpg"])
+    mask = np.ones(area.shape, bool)
+    mask[0, 800] = False
+    write_heatmap(tmp_path / "all.tif", location, mask)
+    monkeypatch.setattr("jzi.export.heatmap.LARGE", 512)
+    write_heatmap(tmp_path / "reached.tif", location, mask)
+    with rasterio.open(tmp_path / "all.tif") as one, rasterio.open(tmp_path / "reached.tif") as other:
+        whole, reached = one.read(1), other.read(1)
+        assert np.isnan(other.nodata)
+    assert np.array_equal(np.isnan(whole), ~mask)
+    assert whole[row, col] == pytest.approx([0.75, 0.2])
+    stored = np.isfinite(reached)
+    assert np.array_equal(whole[stored], reached[stored])
+    assert stored.sum() == 2 * 256**2 - 1

@@ -7,6 +7,7 @@ copy from the host between two steps.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,15 +23,22 @@ from jzi.decode.decoder import ZoomDecoder
 from jzi.decode.model import ZoomModel, create_folder, read_zoom_config, save_tensors
 from jzi.decode.temperature import fit_temperature
 from jzi.decode.tile_table import TileTable
-from jzi.errors import TrainingError
+from jzi.errors import ModelError, TrainingError
 from jzi.store.cache import FeatureCache
+from jzi.store.map_embeddings import MapEmbeddings
+from jzi.store.map_pages import PagedMap
 from jzi.store.model_folder import MAP, update_config, write_file
 from jzi.train.cache_task import CacheTask
 from jzi.train.config import TrainConfig
 from jzi.train.data import DataInfo, TrainingData
 from jzi.train.loop import TrainingLoop, make_accelerator
+from jzi.train.photo_shards import PhotoShards, ZoomBatch
 from jzi.train.run import Metrics, TrainingRun, TrainReport
+from jzi.train.task import Batch
 from jzi.train.zoom import init_digest, make_decoder, validate
+
+#: Entry of a saved state: the number of shards of photos in a buffer.
+TOGETHER = "shards_together"
 
 
 def train_decoder(
@@ -91,7 +99,10 @@ def train_decoder(
                 _create_model(folder, decoder_config, data, encoder_folder, keep_map)
             run.start(settings)
         accelerator.wait_for_everyone()
-        loop = TrainingLoop(DecoderTask(accelerator, decoder, table, train, val, config, run), run, progress=progress)
+        if keep_map and isinstance(data.map_embeddings, PagedMap) and not decoder_config.patch_tokens:
+            table = _mapped_table(folder, data)  # tiles of a file in no compressed chunks are read in any order
+        kind = ShardedDecoderTask if isinstance(train, PhotoShards) else DecoderTask
+        loop = TrainingLoop(kind(accelerator, decoder, table, train, val, config, run), run, progress=progress)
         began = time.monotonic()
         loop.train(state)
         seconds = time.monotonic() - began
@@ -117,7 +128,18 @@ def _create_model(
     info = data.info
     create_folder(folder, decoder_config, info.pyramid, info.encoder, encoder_folder, info.imagery)
     if keep_map:
-        write_file(folder, MAP, replace(data.map_embeddings, cells=None).save)
+        features = data.map_embeddings
+        features = replace(features, cells=None) if isinstance(features, MapEmbeddings) else features
+        write_file(folder, MAP, features.save)
+
+
+def _mapped_table(folder: Path, data: TrainingData) -> TileTable:
+    """The map of the model folder, which holds that of the cache."""
+    features = data.map_embeddings
+    assert isinstance(features, PagedMap)
+    return TileTable(
+        PagedMap.of_file(folder / MAP, features.pyramid, features.width, features.limit), data.table.device
+    )
 
 
 class DecoderTask(CacheTask):
@@ -141,7 +163,7 @@ class DecoderTask(CacheTask):
         accelerator: Accelerator,
         decoder: ZoomDecoder,
         table: TileTable,
-        train: ZoomDataset,
+        train: Any,
         val: ZoomDataset,
         config: TrainConfig,
         run: TrainingRun,
@@ -150,18 +172,34 @@ class DecoderTask(CacheTask):
         self.table, self.train, self.val = table, train, val
         self.device, self.photos = table.device, len(train)
 
+    def inputs(self, part: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """(photo, feature) float32 queries, (photo, L) tiles and (photo, L) actions of a part of a batch."""
+        return self.train.query[part, self.view[part]].float(), self.train.tiles[part], self.train.actions[part]
+
     def begin_epoch(self, seed: int) -> None:
         """Draw the views of the photos."""
         self.view = self.train.draw_views(seed)
 
-    def loss(self, model: nn.Module, part: Tensor) -> Tensor:
+    def loss(self, model: nn.Module, part: Any) -> Tensor:
         """Cross-entropy of the next action, with teacher forcing."""
-        tiles, actions = self.train.tiles[part], self.train.actions[part]  # (batch, step)
-        query = self.train.query[part, self.view[part]].float()
+        query, tiles, actions = self.inputs(part)
         with self.accelerator.autocast():
             logits = model(query, self.table.tokens(tiles, query, self.network.config.patch_tokens), actions)
         smoothing = self.config.label_smoothing
         return F.cross_entropy(logits.float().flatten(0, 1), actions.flatten(), label_smoothing=smoothing)
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Restore what `extra_state` returned.
+
+        Raises:
+            ModelError: the run began with photos that were read in shards.
+        """
+        if TOGETHER in state:
+            raise ModelError(
+                f"{self.run.folder} was trained with photos read in shards, in another order than in memory: go on so "
+                "with `--set queries.memory=1MB`, or delete the folder to train from scratch"
+            )
+        super().load_extra_state(state)
 
     def validate(self) -> Metrics:
         """Recall and median error of greedy search, and the teacher-forced loss."""
@@ -170,6 +208,54 @@ class DecoderTask(CacheTask):
     def save(self, weights: dict[str, Tensor]) -> None:
         """Write decoder.safetensors."""
         save_tensors(self.run.folder, weights)
+
+
+class ShardedDecoderTask(DecoderTask):
+    """Training of the decoder on photos that do not fit into memory; a part of a batch is a `ZoomBatch`."""
+
+    train: PhotoShards
+
+    def plan_epoch(self, seed: int) -> Sequence[Tensor]:
+        """Nothing: `batches` plans an epoch while its photos are read."""
+        return ()
+
+    def begin_epoch(self, seed: int) -> None:
+        """Nothing: views are drawn where the photos are read."""
+
+    def batches(self, epoch: int, first: int) -> Iterator[Batch]:
+        """Photos read from the cache in shuffled shards; the epoch seeds their order, their views and dropout."""
+        world, process = self.accelerator.num_processes, self.accelerator.process_index
+        super().batches(epoch, first)  # seeds dropout
+
+        def read() -> Iterator[Batch]:
+            seed = self.config.seed * 1_000_003 + epoch
+            for photos in self.train.batches(seed, self.config.batch_size, first, world):
+                own = photos.of(torch.arange(process, len(photos), world)).to(self.device)
+                yield Batch([own], [len(own)], len(photos))
+
+        return read()
+
+    def inputs(self, part: ZoomBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """See `DecoderTask.inputs`."""
+        return part.query.float(), part.tiles, part.actions
+
+    def extra_state(self) -> dict[str, Any]:
+        """The state of `CacheTask`, and the number of shards in a buffer, on which the order of the photos depends."""
+        return {**super().extra_state(), TOGETHER: self.train.together}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Restore what `extra_state` returned; a run that began with other buffers keeps theirs.
+
+        Raises:
+            ModelError: the run began with its photos in memory.
+        """
+        if TOGETHER not in state:
+            raise ModelError(
+                f"{self.run.folder} was trained with all photos in memory, which they do not fit into now: give "
+                "queries.memory (`--set queries.memory=40GB`), or delete the folder to train from scratch"
+            )
+        CacheTask.load_extra_state(self, state)
+        self.train = replace(self.train, together=state[TOGETHER])
 
 
 def _calibrate(folder: Path, table: TileTable, val: ZoomDataset) -> None:

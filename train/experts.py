@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from jzi.decode.dataset import ZoomDataset
 from jzi.decode.expert import ZoomExpert
 from jzi.errors import CacheError, CacheMismatchError, ConfigError, ModelError, first_line
 from jzi.evaluate.photos import LabelledPhotos
@@ -28,6 +29,7 @@ from jzi.retrieve.dense import DenseExpert
 from jzi.retrieve.vpr import DEFAULT_WIDTH, VprConfig, VprExpert
 from jzi.store.cache import FeatureCache
 from jzi.store.files import file_sha256
+from jzi.store.map_embeddings import MapEmbeddings
 from jzi.store.model_folder import (
     DECODER,
     EXPERT_FILES,
@@ -97,6 +99,34 @@ def check_experts(names: Sequence[str], has_cells: bool, path: str) -> tuple[str
     if not has_cells and (needing := [name for name in names if name in NEED_CELLS]):
         raise CacheError(f"{path} has no cells, which the expert {needing[0]} reads: run `jzi encode-map --cells`")
     return tuple(name for name in EXPERTS if name in names)
+
+
+def fitting_experts(data: TrainingData, names: Sequence[str], named: bool) -> tuple[tuple[str, ...], str]:
+    """The experts that can be trained on data that are not all in memory, and a sentence about the others.
+
+    The heads of cells and levels are trained on all cells and photos at once, and vpr is all photos.
+
+    Args:
+        data: the map and the photos.
+        names: as returned by `check_experts`.
+        named: whether the user has named them.
+
+    Raises:
+        ConfigError: one that the user has named is left out.
+    """
+    reasons = {}
+    if not isinstance(data.train, ZoomDataset):
+        reasons = dict.fromkeys(EXPERT_FILES, ("photos", "queries.memory"))
+    elif not isinstance(data.map_embeddings, MapEmbeddings):
+        reasons = dict.fromkeys(NEED_CELLS, ("map", "map.memory"))
+    left_out = [name for name in names if name in reasons]
+    if not left_out:
+        return tuple(names), ""
+    what, setting = reasons[left_out[0]]
+    sentence = f"{', '.join(left_out)}: the {what} must be in memory to train them, and there are more than fit; "
+    if named:
+        raise ConfigError(f"{sentence}leave them out of --experts, or raise {setting}")
+    return tuple(name for name in names if name not in left_out), f"left out {sentence}raise {setting} to train them"
 
 
 def load_others(

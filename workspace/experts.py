@@ -140,20 +140,21 @@ class ModelExperts:
         return {**fusions, "fused": self.weights_of(names)}
 
 
-def load_experts(folder: Path, zoom: ZoomExpert, names: Sequence[str] = ()) -> ModelExperts:
+def load_experts(folder: Path, zoom: ZoomExpert, names: Sequence[str] = (), memory: int | None = None) -> ModelExperts:
     """Load the experts of a model folder beside its zoom.
 
     Args:
         folder: the model folder.
         zoom: its zoom.
         names: experts that the user names; those that the model lacks and an installed package offers are added.
+        memory: bytes that the codes of an expert may take; by default a share of what is free.
 
     Raises:
         ModelError: a file is missing or damaged, or such a package is broken.
     """
     config = read_config(folder)
     assert isinstance(config, ZoomModelConfig)
-    experts = {"zoom": zoom, **_load_files(folder, config, zoom.cell_mask, zoom.table.device)}
+    experts = {"zoom": zoom, **_load_files(folder, config, zoom.cell_mask, zoom.table.device, memory)}
     context = ExpertContext(folder, config.pyramid, zoom.encoder, zoom.cell_mask, zoom.table)
     members = _with_added(experts, config.fusion.weights if config.fusion else {}, names, context)
     return replace(members, inside=config.inside)
@@ -181,7 +182,7 @@ def load_transferred(
     table = TileTable(open_map_file(path, config.pyramid, config.encoder.width, memory, device), device)
     mask = table.cell_mask()
     context = ExpertContext(folder, config.pyramid, config.encoder, mask, table)
-    return _with_added(_load_files(folder, config, mask, device), config.fusion.weights, names, context)
+    return _with_added(_load_files(folder, config, mask, device, memory), config.fusion.weights, names, context)
 
 
 def _with_added(
@@ -197,10 +198,16 @@ def _load_files(
     config: ZoomModelConfig | TransferModelConfig,
     cell_mask: NDArray[np.bool_],
     device: str | torch.device,
+    memory: int | None,
 ) -> dict[str, Expert]:
     """Load the experts that have a file of their own, by name."""
+    import numpy as np
+    import torch
+
+    from jzi.encode.device import buffer_bytes
     from jzi.retrieve.cells import CellsExpert
     from jzi.retrieve.levels import LevelsExpert
+    from jzi.retrieve.paged import PagedCellsExpert, PagedLevelsExpert
     from jzi.retrieve.vpr import VprExpert
 
     classes: dict[str, Callable[..., Expert]] = {
@@ -208,11 +215,17 @@ def _load_files(
         "levels": LevelsExpert.load,
         "vpr": VprExpert.load,
     }
+    paged: dict[str, Callable[..., Expert]] = {"cells": PagedCellsExpert.load, "levels": PagedLevelsExpert.load}
     experts: dict[str, Expert] = {}
     for name in (name for name in EXPERT_FILES if name in config.experts):
         path = verify_file(folder, config, EXPERT_FILES[name])
         entries: dict[str, Any] = config.experts[name]
-        experts[name] = classes[name](path, entries, config.pyramid, config.encoder, cell_mask, device)
+        whole = 2 * path.stat().st_size  # codes are float16 in the file, and float32 in memory
+        if name in paged and buffer_bytes(memory, whole, torch.device(device)) is not None:
+            experts[name] = paged[name](path, entries, config.pyramid, config.encoder, cell_mask, device)
+        else:
+            mask = np.asarray(cell_mask)
+            experts[name] = classes[name](path, entries, config.pyramid, config.encoder, mask, device)
     if unknown := sorted(config.experts.keys() - EXPERT_FILES.keys()):
         raise ModelError(f"{folder} has an expert {unknown[0]!r:.40}, which this version of jzi does not know")
     return experts

@@ -325,7 +325,7 @@ def load(
     from jzi.locate.locator import Locator
 
     own = ZoomExpert.load(folder, device, cache, memory=memory_bytes(memory))
-    members = load_experts(Path(folder), own, experts)
+    members = load_experts(Path(folder), own, experts, memory_bytes(memory))
     return Locator(
         members.fused(experts),
         lambda: own.model.load_encoder(str(own.table.device)),
@@ -533,7 +533,7 @@ def open_experts(settings: Settings, names: Sequence[str] = ()) -> tuple[ModelEx
         cache.check(area=config.pyramid, encoder=config.encoder, imagery=config.imagery)
         return load_transferred(folder, config, best_device(), names, memory_bytes(settings.map.memory)), cache
     zoom, cache = open_zoom(folder, settings.cache_path, settings.map.memory)
-    return load_experts(folder, zoom, names), cache
+    return load_experts(folder, zoom, names, memory_bytes(settings.map.memory)), cache
 
 
 def open_zoom(folder: Path, cache_path: str, memory: str = "auto") -> tuple[ZoomExpert, FeatureCache]:
