@@ -40,8 +40,11 @@ _file = click.Path(path_type=Path, dir_okay=False)
 @click.argument("photos", nargs=-1, required=True, type=click.Path(path_type=str, readable=False, allow_dash=True))
 @click.option(
     "--model",
+    "models",
+    multiple=True,
     type=click.Path(path_type=Path),
-    help="A model folder, or USER/NAME[@REVISION] of the Hugging Face hub.  [default: that of jzi.toml, else model]",
+    help="A model folder, or USER/NAME[@REVISION] of the Hugging Face hub; several are searched as one area.  "
+    "[default: that of jzi.toml, else model]",
 )
 @click.option("--config", "config_file", type=click.Path(path_type=Path), default="jzi.toml", show_default=True)
 @experts_option("Experts of the model to fuse.  [default: all]")
@@ -126,7 +129,7 @@ _file = click.Path(path_type=Path, dir_okay=False)
 @json_option
 def locate(
     photos: tuple[str, ...],
-    model: Path | None,
+    models: tuple[Path, ...],
     experts: tuple[str, ...],
     retriever: Path | None,
     approximate: bool,
@@ -171,7 +174,7 @@ def locate(
     PHOTOS are files, folders, which stand for the photos in them, https URLs, or - for a photo on standard input.
     Several priors are multiplied.
     """
-    from jzi.workspace.open import imagery_of, open_locator
+    from jzi.workspace.open import imagery_of, open_forest, open_locator
     from jzi.workspace.photo_sources import PhotoSources
 
     sources = click.get_current_context().with_resource(PhotoSources(config_file))
@@ -203,6 +206,12 @@ def locate(
         raise UsageError("--refine and --rerank look at single photos: leave --together and --track out")
     if rerank and top < 2:
         raise UsageError("--rerank compares candidates: give --top 2 or more")
+    if len(models) > 1:
+        one_area = {"--heatmap": heatmap, "--picture": picture, "--map": page, "--refine": request, "--rerank": rerank,
+                    "--near": near, "--region": region, "--prior": raster, "--together": as_one, "--track": track,
+                    "--retriever": retriever, "--cache": cache}  # fmt: skip
+        if needing := [name for name, value in one_area.items() if value]:
+            raise UsageError(f"{needing[0]} is for one area, but {len(models)} models are named: leave it out")
     outputs = Outputs(geojson, heatmap, picture, page, table, write_exif, score_map, exif_heading, overwrite_gps)
     outputs.check()
     if len(errors) == len(found) and not outputs:  # nothing to load a model for
@@ -219,17 +228,22 @@ def locate(
     if camera and not request:
         raise UsageError("--heading, --heading-sd and --panorama go with --refine: add it")
     prior = Prior(near, within, read_polygons(region) if region else (), str(region), raster)
-    locator = open_locator(
-        model,
-        config_file,
-        cache=cache,
-        retriever=retriever,
-        approximate=approximate,
-        experts=experts,
-        zoom=zoom,
-        fuse=fuse,
-        refine=request,
-        imagery=imagery,
+    model = models[0] if models else None
+    locator = (
+        open_forest(models, config_file, experts)
+        if len(models) > 1
+        else open_locator(
+            model,
+            config_file,
+            cache=cache,
+            retriever=retriever,
+            approximate=approximate,
+            experts=experts,
+            zoom=zoom,
+            fuse=fuse,
+            refine=request,
+            imagery=imagery,
+        )
     )
     stage = None
     if rerank:
@@ -269,7 +283,7 @@ def locate(
             if not outputs:
                 raise
             closed = error
-    outputs.write(rasters, locator.expert.cell_mask, locator)
+    outputs.write(rasters, locator.expert.cell_mask if heatmap else None, locator)
     if stage:
         click.echo(rerank_summary(stage), err=True)
     for written in outputs.written:

@@ -250,7 +250,7 @@ def model_folder(model: Path | None, config_file: Path) -> Path:
 
 
 def load(
-    folder: str | Path,
+    folder: str | Path | Sequence[str | Path],
     device: str | None = None,
     cache: str | Path | None = None,
     *,
@@ -266,7 +266,7 @@ def load(
 
     Args:
         folder: the model folder, or a repository of the Hugging Face hub, "user/name" or "user/name@revision", which is
-            downloaded once and verified.
+            downloaded once and verified; or several, whose areas are searched as one (`jzi.locate.forest`).
         device: device to compute on, such as "cpu" or "cuda:0"; by default the best available.
         cache: read the map of a zoom model from this cache rather than from the folder; of a state-wide retriever, the
             index of the region to search, which it needs.
@@ -289,6 +289,11 @@ def load(
         ConfigError: an option does not apply to this kind of model.
         HubError: the hub has no such repository, or it holds something else than a model.
     """
+    if not isinstance(folder, str | Path):
+        if cache or approximate or index or zoom or fusion or refine:
+            raise ConfigError("several models are searched with their own maps: leave cache, index, zoom, fusion and "
+                              "refine out")  # fmt: skip
+        return _forest(folder, device, experts, memory)
     name, folder = str(folder), local_folder(folder)
     if str(folder) != name and not Path(name).exists():  # of the hub
         locator = load(folder, device, cache, approximate=approximate, experts=experts, index=index, zoom=zoom,
@@ -332,6 +337,34 @@ def load(
         name=Path(folder).name,
         detector=members.inside_detector(experts),
     )
+
+
+def _forest(folders: Sequence[str | Path], device: str | None, experts: Sequence[str], memory: str) -> Locator:
+    """Several models as one; see `load`. A memory that is given is divided among their maps."""
+    from jzi.locate.forest import ForestLocator
+
+    if not folders:
+        raise ConfigError("no model is named: give a folder, or several")
+    limit = memory_bytes(memory)
+    each = memory if limit is None else f"{limit // len(folders) / 1e6:.6f}MB"
+    trees = [load(folder, device, experts=experts, memory=each) for folder in folders]
+    for tree, folder in zip(trees, folders, strict=True):
+        tree.name = str(folder)
+    return trees[0] if len(trees) == 1 else ForestLocator(trees)
+
+
+def open_forest(models: Sequence[Path], config_file: Path, experts: Sequence[str] = ()) -> Locator:
+    """Load the locator of several models, as `open_locator` does that of one.
+
+    Args:
+        models: the model folders.
+        config_file: a jzi.toml with the setting map.memory, which need not exist.
+        experts: names of the models' experts to fuse; all by default.
+
+    Raises:
+        JziError: as `load`.
+    """
+    return load(models, experts=experts, memory=memory_of(config_file))
 
 
 def _region_locator(
