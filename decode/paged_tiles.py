@@ -103,7 +103,10 @@ class PagedMask:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, index: Tensor | slice | int) -> Tensor:
+    def __getitem__(self, index: Tensor | slice | int | tuple[Tensor, Tensor]) -> Tensor:
+        if isinstance(index, tuple):
+            tile, action = index
+            return self[tile].gather(-1, action[..., None])[..., 0]
         return self._index.look_up(index, self.shape[1], bool, self._read)
 
     def _read(self, level: int, row: NDArray[np.int64], col: NDArray[np.int64]) -> NDArray[np.bool_]:

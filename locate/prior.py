@@ -45,15 +45,19 @@ class PriorExpert:
             weight = weight.astype(np.float64)
         if weight.shape != expert.cell_mask.shape:
             raise ConfigError(f"a prior needs a weight for each of {expert.cell_mask.shape} cells, not {weight.shape}")
-        if not (np.isfinite(weight).all() and (weight >= 0).all()):
+        rows, cols = window = _window(weight)
+        inside = weight[window]
+        if not (np.isfinite(inside).all() and (inside >= 0).all()):
             raise ConfigError("the weights of a prior must be finite, and 0 or more")
-        weight = np.where(expert.cell_mask, weight, 0.0)
-        if not weight.any():
+        inside = np.where(np.asarray(expert.cell_mask[rows])[:, cols], inside, 0.0)
+        if not inside.any():
             raise ConfigError("the prior leaves no cell with imagery: give a larger one, or none")
-        weight /= weight.max()  # so that the sum is finite
-        weight /= weight.sum(dtype=np.float64)
-        self.expert, self.name, self.weight = expert, expert.name, weight
-        self.cell_mask = self.weight > 0
+        inside /= inside.max()  # so that the sum is finite
+        inside /= inside.sum(dtype=np.float64)
+        self.expert, self.name = expert, expert.name
+        # Of a district of a large map, only pages of the district take memory
+        self.weight, self.cell_mask = np.zeros(weight.shape, inside.dtype), np.zeros(weight.shape, bool)
+        self.weight[window], self.cell_mask[window] = inside, inside > 0
         self.likelihood = restrict(expert, self.cell_mask)
         self._count = int(self.cell_mask.sum())
         self._key = np.flatnonzero(self.cell_mask) if self._count <= MAX_CELLS else np.empty(0, np.int64)
@@ -124,3 +128,13 @@ class PriorExpert:
         """The product with the uncalibrated expert; None if there is none."""
         expert = self.expert.uncalibrated()
         return None if expert is None else PriorExpert(expert, self.weight)
+
+
+def _window(weight: NDArray[np.floating[Any]]) -> tuple[slice, slice]:
+    """The smallest window that contains all weights other than 0; nan is one."""
+    rows = np.flatnonzero(weight.any(1))
+    if not len(rows):
+        return slice(0, 0), slice(0, 0)
+    inside = slice(int(rows[0]), int(rows[-1]) + 1)
+    cols = np.flatnonzero(weight[inside].any(0))
+    return inside, slice(int(cols[0]), int(cols[-1]) + 1)

@@ -30,9 +30,9 @@ from jzi.store.info import EncoderInfo
 from jzi.store.map_pages import MappedGrid, mapped_tensors
 from jzi.store.pyramid import Pyramid
 
-#: Cells of a strip, and photos that are compared at once: codes of 128 features take 67 MB in float32, similarities
-#: 33 MB in float64.
-STRIP_CELLS, PHOTOS = 2**17, 32
+#: Cells of a strip, and photos that are compared at once: codes of 128 features take 34 MB in float32, similarities
+#: 17 MB in float64.
+STRIP_CELLS, PHOTOS = 2**16, 32
 
 Strip = tuple[NDArray[np.int64], NDArray[np.int64], Tensor]
 
@@ -110,11 +110,14 @@ class PagedDenseExpert(ABC):
             best, index = best.topk(min(count, best.shape[1]), dim=1)
             cell = cell.gather(1, index)
         if not torch.isfinite(total).all():
-            raise ModelError(f"{self.path} has codes that are not finite: copy the model again")
+            raise self._not_finite()
         probability = (best - total[:, None]).exp().cpu().numpy()
         shared = (inside - total).exp().cpu().numpy() if restricted else np.ones(len(query))
         residual = np.maximum(0.0, shared - probability.sum(1)) if seen > probability.shape[1] else np.zeros(len(query))
         return Posterior(self.area, *np.divmod(cell.cpu().numpy(), cols), probability, residual)
+
+    def _not_finite(self) -> ModelError:
+        return ModelError(f"{self.path} has codes that are not finite: copy the model again")
 
     def restricted(self, cell_mask: NDArray[np.bool_]) -> Self:
         """The same expert for some of its cells; see `jzi.locate.expert.Restrictable`.
@@ -274,6 +277,8 @@ class PagedLevelsExpert(PagedDenseExpert):
                 codes = self.codes[level - 1].rows(start * side, stop * side)
                 mask = torch.from_numpy(self._mask(level, start, stop).reshape(-1)).to(self.device)
                 similarity = photo_codes[:, level - 1] @ torch.from_numpy(codes).to(self.device).float().T
+                if not torch.isfinite(similarity).all():
+                    raise self._not_finite()
                 similarity = similarity.masked_fill(~mask, -torch.inf)
                 siblings = similarity.view(-1, above.shape[1], g, parents, g).transpose(2, 3).flatten(3)
                 siblings = siblings.log_softmax(-1).nan_to_num(-torch.inf)  # nan where no child has imagery
