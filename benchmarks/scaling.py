@@ -342,7 +342,7 @@ def measure_objects(folder: Path, size: float, width: int) -> None:
         "| search | open | first photo | 20th photo | chunks read | requests | peak |\n|---|---|---|---|---|---|---|"
     )
     made_cache(folder / "objects.zarr", pyramid_of(size), width).close()
-    whole = map_bytes(pyramid_of(size), width)
+    memory = min(10**8, map_bytes(pyramid_of(size), width) // 4)
     with slow_server(folder) as (url, requests):
         for name, radius in (("district of 3 km around a place", 3000.0), ("whole map", 0.0)):
             before = len(requests)

@@ -57,7 +57,8 @@ class PatchTokens:
         )
         self.count = self.features.count
         sides = [cache.pyramid.tiles_per_side(level) for level in range(cache.pyramid.levels)]
-        self.keys = [TileKey(level, *at) for level, side in enumerate(sides) for at in np.ndindex(side, side)]
+        self._ends = np.cumsum([side**2 for side in sides])  # index after the last tile of each level
+        self.tiles = int(self._ends[-1])
         self._slots: OrderedDict[int, int] = OrderedDict()  # tile to slot, least recently used first
         self._complete = False  # all tiles are in the buffer
         self._verified = False  # all tiles were read once
@@ -68,15 +69,21 @@ class PatchTokens:
         """Return the patch tokens of a cache, or None if it has none."""
         return cls(cache, device) if cache.has_tokens else None
 
+    def key(self, tile: int) -> TileKey:
+        """The key of a tile by its index, as in `TileTable`."""
+        level = int(np.searchsorted(self._ends, tile, "right"))
+        side = self.cache.pyramid.tiles_per_side(level)
+        return TileKey(level, *divmod(tile - int(self._ends[level]) + side**2, side))
+
     @cached_property
     def _buffer(self) -> Tensor:
         """(slot, token, feature) float16."""
         tile_bytes = self.count * self.features.width * torch.float16.itemsize
         devices = dict.fromkeys((self.device, torch.device("cpu")))
         tiles_that_fit = {device: int(SHARE * free_bytes(device)) // tile_bytes for device in devices}
-        device = next((each for each, n in tiles_that_fit.items() if n >= len(self.keys)), torch.device("cpu"))
+        device = next((each for each, n in tiles_that_fit.items() if n >= self.tiles), torch.device("cpu"))
         capacity = tiles_that_fit[device] if self.capacity is None else self.capacity
-        slots = min(len(self.keys), max(capacity, MAX_PAIRS))
+        slots = min(self.tiles, max(capacity, MAX_PAIRS))
         with torch.inference_mode(False):  # later writes may happen outside of inference mode
             return torch.empty(slots, self.count, self.features.width, dtype=torch.float16, device=device)
 
@@ -84,7 +91,7 @@ class PatchTokens:
     def _slot_of_tile(self) -> Tensor:
         """(tile,) slot of each tile in the buffer."""
         with torch.inference_mode(False):
-            return torch.full((len(self.keys),), -1, dtype=torch.int64, device=self._buffer.device)
+            return torch.full((self.tiles,), -1, dtype=torch.int64, device=self._buffer.device)
 
     @cached_property
     def _encoded(self) -> NDArray[np.bool_]:
@@ -114,11 +121,11 @@ class PatchTokens:
         """
         if self._verified:
             return
-        with tqdm(total=len(self.keys), unit="tile", desc="patch tokens", disable=not progress) as bar:
-            for tiles in torch.arange(len(self.keys)).split(MAX_PAIRS):
+        with tqdm(total=self.tiles, unit="tile", desc="patch tokens", disable=not progress) as bar:
+            for tiles in torch.arange(self.tiles).split(MAX_PAIRS):
                 self._require(tiles.tolist())
                 bar.update(len(tiles))
-        self._complete, self._verified = len(self._slots) == len(self.keys), True
+        self._complete, self._verified = len(self._slots) == self.tiles, True
 
     def nearest(self, tile: Tensor, query: Tensor, k: int) -> Tensor:
         """Select the k patch tokens of each tile that are most similar to a photo, in descending order.
@@ -188,8 +195,8 @@ class PatchTokens:
 
     def _read(self, tiles: list[int]) -> list[NDArray[np.float16]]:
         encoded = [tile for tile in tiles if self._encoded[tile]]
-        tokens = dict(zip(encoded, self.features.read_many([self.keys[tile] for tile in encoded]), strict=True))
-        if missing := [self.keys[tile] for tile, values in tokens.items() if np.isnan(values[0, 0])]:
+        tokens = dict(zip(encoded, self.features.read_many([self.key(tile) for tile in encoded]), strict=True))
+        if missing := [self.key(tile) for tile, values in tokens.items() if np.isnan(values[0, 0])]:
             level, row, col = missing[0]
             raise CacheError(
                 f"{self.cache.path} lacks the patch tokens of tiles, such as level {level}, row {row}, col {col}: run "
