@@ -346,9 +346,7 @@ def measure_objects(folder: Path, size: float, width: int) -> None:
     with slow_server(folder) as (url, requests):
         for name, radius in (("district of 3 km around a place", 3000.0), ("whole map", 0.0)):
             before = len(requests)
-            result = in_a_process(
-                "district", url=f"{url}/objects.zarr", radius=radius, memory=min(10**8, whole // 4), photos=20
-            )
+            result = in_a_process("district", url=f"{url}/objects.zarr", radius=radius, memory=memory, photos=20)
             click.echo(
                 f"| {name} | {result['open_s']:.1f} s | {result['first_s']:.2f} s | {result['last_s']:.2f} s | "
                 f"{result['chunks']:.0f} | {len(requests) - before} | {result['peak_mb']:.0f} MB |"
