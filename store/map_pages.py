@@ -38,6 +38,9 @@ FAULT = 16 * mmap.PAGESIZE
 #: Bytes of a strip of rows, where a level is read from end to end.
 STRIP_BYTES = 2**24
 
+#: Rows of the status of tiles that are read at once: 2 MB of 8192 tiles.
+STRIP_ROWS = 256
+
 
 #: Types of the tensors, by the names of safetensors.
 DTYPES = {
@@ -350,6 +353,15 @@ class PagedMap:
                 row, col = (int(each[0]) for each in np.nonzero(lost))
                 raise self._damaged(level, start + row, col, int(status[row, col]))
             yield status, values
+
+    def encoded_count(self) -> int:
+        """Number of tiles with imagery; reads the status of all."""
+        sides = [self.pyramid.tiles_per_side(level) for level in range(self.pyramid.levels)]
+        return sum(
+            int((self.status[level].rows(start, min(start + STRIP_ROWS, side)) == ENCODED).sum())
+            for level, side in enumerate(sides)
+            for start in range(0, side, STRIP_ROWS)
+        )
 
     @property
     def cell_mask(self) -> CellMask:

@@ -17,6 +17,7 @@ from jzi.refine.config import CachedRefinerConfig
 from jzi.refine.info import INFO, RefinerInfo, read_refiner_info
 from jzi.store.cache import ENCODED
 from jzi.store.info import EncoderInfo, ImageryInfo
+from jzi.store.map_pages import PagedMap
 from jzi.store.model_folder import (
     CONFIG,
     ENCODER,
@@ -277,7 +278,10 @@ def _imagery(info: ImageryInfo | None) -> tuple[frozenset[str], str | None]:
 
 
 def _tile_count(model: ZoomModel) -> int:
-    return sum(int((level == ENCODED).sum()) for level in model.read_map().status[:-1])
+    features = model.open_map()
+    if isinstance(features, PagedMap):
+        return features.encoded_count()
+    return sum(int((level == ENCODED).sum()) for level in features.status[:-1])
 
 
 def _raster(path: str) -> Info:

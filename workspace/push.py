@@ -128,13 +128,16 @@ def _model(request: PushRequest) -> Prepared:
 
 
 def _draw_area(folder: Path, config: AreaModelConfig, output: Path) -> None:
+    import numpy as np
+
+    from jzi.decode.model import open_map_file
+    from jzi.decode.tile_table import TileTable
     from jzi.publish.model_picture import draw_area
-    from jzi.store.map_embeddings import NODATA, MapEmbeddings
 
     mask = None
     if MAP in config.files:
-        features = MapEmbeddings.load(folder / MAP, config.pyramid, config.encoder.width)
-        mask = features.status[-1] != NODATA
+        table = TileTable(open_map_file(folder / MAP, config.pyramid, config.encoder.width))
+        mask = np.asarray(table.cell_mask())
     draw_area(config.pyramid, mask, output)
 
 
