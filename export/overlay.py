@@ -29,6 +29,9 @@ BACKGROUND, HEAT = 2048, 1536
 #: Share of the greatest probability from which a cell is drawn, of its square root.
 LEAST = 0.03
 
+#: Cells along a side of a map up to which all of it is drawn; of larger ones the window that search reached.
+WHOLE = 1024
+
 #: Greatest side of an image, pixels, and pixels along a side of a cell where there is room for them.
 PIXELS, CELL_PIXELS = 1024, 4
 
@@ -98,7 +101,8 @@ def background_overlay(imagery: Imagery | None) -> dict[str, Any] | None:
 
 def heat_overlay(location: Location) -> dict[str, Any]:
     """Return the posterior as a coloured Leaflet image overlay; improbable cells are transparent."""
-    if not isinstance(location.posterior.area, Pyramid):
+    area = location.posterior.area
+    if not isinstance(area, Pyramid) or max(area.shape) > WHOLE:
         drawn = draw_cells(location.posterior, "EPSG:3857")
         bounds = drawn.west, drawn.south, drawn.east, drawn.north
         return placed_overlay(colours(drawn.share), bounds, lossless=True)

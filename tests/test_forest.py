@@ -8,7 +8,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
+from PIL import Image
 
+from jzi.cli import main
 from jzi.errors import ConfigError
 from jzi.locate.forest import ForestLocator
 from jzi.locate.location import LocateOptions
@@ -107,3 +110,11 @@ def test_what_needs_one_area_is_refused() -> None:
         forest().locate_together([Path("a.jpg")])
     with pytest.raises(ConfigError, match="name one model"):
         forest().with_prior(np.ones((16, 16)))
+
+
+def test_a_heat_map_of_several_areas_is_refused(tmp_path: Path) -> None:
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.jpg")
+    options = ["--model", "west", "--model", "east", "--heatmap", str(tmp_path / "heat.tif")]
+    result = CliRunner().invoke(main, ["locate", str(tmp_path / "a.jpg"), *options])
+    assert result.exit_code == 2
+    assert "--heatmap is for one area, but 2 models are named" in result.output

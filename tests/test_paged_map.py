@@ -16,8 +16,10 @@ from jzi.decode.expert import ZoomExpert
 from jzi.decode.model import ZoomModel
 from jzi.decode.search import zoom
 from jzi.decode.tile_table import TileTable
-from jzi.errors import CacheError, ModelError
+from jzi.encode.device import _container_bytes, buffer_bytes
+from jzi.errors import CacheError, ConfigError, ModelError
 from jzi.export.heatmap import write_heatmap
+from jzi.export.overlay import heat_overlay
 from jzi.locate.inside import Hidden
 from jzi.locate.location import LocateOptions, to_locations
 from jzi.locate.posterior import Posterior
@@ -31,6 +33,7 @@ from jzi.store.cache import FeatureCache
 from jzi.store.info import EncoderInfo
 from jzi.store.map_embeddings import ENCODED, NODATA, MapEmbeddings
 from jzi.store.map_pages import ChunkedGrid, PagedMap
+from jzi.store.memory import memory_bytes
 from jzi.store.pyramid import Pyramid
 
 WIDTH = 8
@@ -293,3 +296,33 @@ def test_a_heat_map_of_a_large_map_stores_what_search_reached(tmp_path: Path, mo
     stored = np.isfinite(reached)
     assert np.array_equal(whole[stored], reached[stored])
     assert stored.sum() == 2 * 256**2 - 1
+
+
+def test_a_map_is_held_in_memory_if_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jzi.encode.device.free_bytes", lambda device: 4000)
+    cpu = torch.device("cpu")
+    assert [buffer_bytes(None, size, cpu) for size in (1000, 1001)] == [None, 1000]
+    assert [buffer_bytes(memory_bytes("3kB"), size, cpu) for size in (3000, 3001)] == [None, 3000]
+    with pytest.raises(ConfigError, match=r'map\.memory is \'4 apples\': give "auto", or a number with a unit'):
+        memory_bytes("4 apples", "map.memory")
+
+
+def test_free_memory_is_that_of_the_container(tmp_path: Path) -> None:
+    assert _container_bytes(tmp_path) > 1e15
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("700\n")
+    (tmp_path / "memory.stat").write_text("anon 500\ninactive_file 150\n")
+    assert _container_bytes(tmp_path) == 450
+    (tmp_path / "memory.max").write_text("max\n")
+    assert _container_bytes(tmp_path) > 1e15
+
+
+def test_the_overlay_of_a_large_map_is_of_what_search_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    area = Pyramid.around(48.2, 16.37, 320_000.0)
+    assert area.shape == (16_384, 16_384)
+    posterior = Posterior.from_cells(area, np.array([8000, 8004]), np.array([3000, 3001]), np.array([0.7, 0.2]))
+    monkeypatch.setattr(Posterior, "grid", lambda *_: pytest.fail("an array of all cells"))
+    (south, west), (north, east) = heat_overlay(to_locations(posterior, LocateOptions("map"), ["a.jpg"])[0])["bounds"]
+    latitude, longitude = area.unproject(*area.cell_centers(8000, 3000))
+    assert south < latitude < north < south + 0.01
+    assert west < longitude < east < west + 0.01
