@@ -96,13 +96,12 @@ class ForestLocator(Locator):
         """The location of one photo, of those in each area."""
         best = max(range(len(locations)), key=lambda number: locations[number].best.probability)
         answer, area = locations[best], locations[best].posterior.area
-        others = [
+        moved = [
             _in_area(each, area)
             for number, other in enumerate(locations)
             if number != best
             for each in other.candidates
         ]
-        moved = [_in_area(each, area) for other in others for each in other.candidates]
         chosen: list[Candidate] = []
         for each in sorted([*answer.candidates, *moved], key=lambda each: -each.probability):
             apart = (np.hypot(each.x - one.x, each.y - one.y) > options.radius for one in chosen)

@@ -231,7 +231,7 @@ def test_the_tokens_looked_at_are_the_most_similar_ones_in_order(cache, query, m
         seen = table.tokens(tile, query, k)
         assert seen.shape == (5, 3, 1 + k, WIDTH)
         for (photo, step), index in np.ndenumerate(tile.numpy()):
-            tokens = torch.from_numpy(np.nan_to_num(cache.tokens(table.patches.keys[index]))).float()
+            tokens = torch.from_numpy(np.nan_to_num(cache.tokens(table.patches.key(index)))).float()
             order = F.cosine_similarity(tokens, query[photo], dim=-1).argsort(descending=True)[:k]
             torch.testing.assert_close(seen[photo, step, 0], table.embedding[index].float())
             torch.testing.assert_close(seen[photo, step, 1:], tokens[order])
@@ -254,7 +254,7 @@ def test_tiles_that_were_not_looked_at_for_longest_make_place(cache, query, monk
     monkeypatch.setattr(table.patches.features, "read_many", lambda keys: read.extend(keys) or found(keys))
     for index in (0, 1, 2, 0, 3, 0, 1):  # 3 replaces 1, and 1 replaces 2
         table.tokens(torch.tensor([[index]]), query[:1], 1)
-    assert [table.patches.keys.index(key) for key in read] == [0, 1, 2, 3, 1]
+    assert read == [table.patches.key(index) for index in (0, 1, 2, 3, 1)]
 
 
 def test_more_than_there_are_and_a_map_without_are_refused(cache, query) -> None:
