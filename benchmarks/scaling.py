@@ -289,7 +289,7 @@ def measure_train(folder: Path, photos: int, width: int) -> None:
     shard = 16_384 * (2 * width + 64)
     rates: dict[str, list[float]] = {"in memory": [], "in shards": []}
     for name in ("in memory", "in shards", "in shards", "in memory"):
-        memory = 10**12 if name == "in memory" else 12 * shard
+        memory = 10**12 if name == "in memory" else 6 * shard
         result = in_a_process("train", path=path, memory=memory, map_memory=10**12, epochs=3)
         rates[name].append(result["us"])
         click.echo(f"| {name} | {result['open_s']:.1f} s | {result['us']:.0f} | {result['peak_mb']:.0f} MB |")
@@ -423,7 +423,7 @@ def arithmetic() -> None:
 
 
 @click.command()
-@click.option("--full", is_flag=True, help="Maps of 320 km and 2 million photos too: 6 GB on disk.")
+@click.option("--full", is_flag=True, help="Maps of 320 km and 500 000 photos too: 5 GB on disk.")
 @click.option("--width", default=128, show_default=True, help="Features of an embedding.")
 @click.option("--memory", default=200, show_default=True, help="Memory of a map that is read, MB.")
 @click.option("--photos", default=20, show_default=True, help="Photos to locate.")
@@ -447,7 +447,7 @@ def main(
         if not only or "command" in only:
             measure_command(place)
         if not only or "train" in only:
-            measure_train(place, 2_000_000 if full else 200_000, width)
+            measure_train(place, 500_000 if full else 50_000, width)
         if not only or "objects" in only:
             measure_objects(place, 160.0 if full else 40.0, width)
     if not only or "arithmetic" in only:

@@ -88,7 +88,7 @@ def train_decoder_command(
         settings.train.views,
         cells=not unused,
         map_memory=memory_bytes(settings.map.memory),
-        photo_memory=memory_bytes(settings.queries.memory),
+        photo_memory=memory_bytes(settings.train.memory),
     )
     names, left_out = fitting_experts(data, names, bool(experts))
     if left_out and processes().is_main_process:

@@ -6,9 +6,6 @@ import re
 
 from jzi.errors import ConfigError
 
-#: What `memory_bytes` reads.
-PATTERN = r"^(auto|\d{1,9}(\.\d{1,6})?\s*([kMGT]i?B))$"
-
 _FACTORS = {"k": 1, "M": 2, "G": 3, "T": 4}
 
 
@@ -28,7 +25,8 @@ def memory_bytes(value: str, name: str = "memory") -> int | None:
     """
     if value == "auto":
         return None
-    if not re.match(PATTERN, value):
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,6})?) ?([kMGT])(i?)B", value)
+    if match is None:
         raise ConfigError(f'{name} is {value!r:.40}: give "auto", or a number with a unit, such as "500MB" or "4GB"')
-    number, factor, binary = re.match(r"([\d.]+)\s*([kMGT])(i?)B", value).groups()  # type: ignore[union-attr]
+    number, factor, binary = match.groups()
     return int(float(number) * (1024 if binary else 1000) ** _FACTORS[factor])

@@ -72,7 +72,7 @@ def test_areas_count_by_how_well_a_photo_fits_them() -> None:
     assert located.roots(torch.zeros(1, 4)) == pytest.approx(np.array([[0.75, 0.25]]))
     answer = locate(located)[0]
     assert answer.best.probability == pytest.approx(0.75 * 0.6)
-    assert (answer.latitude, answer.longitude) == pytest.approx(WEST.unproject(*WEST.cell_centers(3, 4)))
+    assert (answer.latitude, answer.longitude) == pytest.approx(np.ravel(WEST.unproject(*WEST.cell_centers(3, 4))))
     assert "in the area of west; probabilities of the areas, by how well the photo fits each" in answer.notes[0]
 
 
@@ -88,8 +88,8 @@ def test_candidates_of_all_areas_are_ranked_together() -> None:
     candidates = locate(forest(np.log(12.0), np.log(1.0)), top=3)[1].candidates
     assert [each.probability for each in candidates] == pytest.approx([0.45, 0.225, 0.2])
     other = candidates[2]
-    assert (other.latitude, other.longitude) == pytest.approx(EAST.unproject(*EAST.cell_centers(0, 0)))
-    assert (other.x, other.y) == pytest.approx(WEST.project(other.latitude, other.longitude))
+    assert (other.latitude, other.longitude) == pytest.approx(np.ravel(EAST.unproject(*EAST.cell_centers(0, 0))))
+    assert (other.x, other.y) == pytest.approx(np.ravel(WEST.project(other.latitude, other.longitude)))
     assert other.path == ()
 
 

@@ -177,7 +177,7 @@ def test_a_run_that_began_in_memory_does_not_go_on_in_another_order(cache: Featu
     for kind, state in ((ShardedDecoderTask, {"random": {}}), (DecoderTask, {"shards_together": 3})):
         task = kind.__new__(kind)
         task.run, task.train = run, data.train
-        with pytest.raises(ModelError, match=r"queries\.memory"):
+        with pytest.raises(ModelError, match=r"train\.memory"):
             task.load_extra_state(state)
 
 
@@ -189,6 +189,6 @@ def test_experts_that_need_everything_in_memory_are_left_out(cache: FeatureCache
     data = TrainingData.load(cache, views=0, photo_memory=300_000)
     names, sentence = fitting_experts(data, ("zoom", "vpr"), named=False)
     assert names == ("zoom",)
-    assert "raise queries.memory" in sentence
-    with pytest.raises(ConfigError, match=r"leave them out of --experts, or raise queries\.memory"):
+    assert "raise train.memory" in sentence
+    with pytest.raises(ConfigError, match=r"leave them out of --experts, or raise train\.memory"):
         fitting_experts(data, ("zoom", "vpr"), named=True)

@@ -13,6 +13,7 @@ from jzi.encode.towers_config import CONVNEXT, DEIT
 from jzi.errors import ConfigError
 from jzi.locate.ranges import MAX_SEED
 from jzi.store.info import MAX_IMAGE_SIZE, MAX_WIDTH
+from jzi.store.memory import memory_bytes
 from jzi.store.setting_checks import first_invalid, setting_error
 
 #: Largest number of photos, epochs and so on, and learning rate, width and so on.
@@ -101,7 +102,7 @@ class RunConfig:
     def fingerprint(self) -> dict[str, Any]:
         """The settings that the outcome of a run depends on, by their names in jzi.toml."""
         settings = asdict(self)
-        no_effect = ("trackers", "save_every_s")
+        no_effect = ("trackers", "save_every_s", "memory")
         return {f"{self.section}.{name}": value for name, value in settings.items() if name not in no_effect}
 
 
@@ -133,13 +134,19 @@ class TrainConfig(TrainingConfig):
         views: maximum number of augmented views to draw from beside the plain photo, of those in the cache.
         save_every_s: seconds between two saved states, each after a whole epoch. Writing one for the paper's decoder
             takes half a second (`python -m benchmarks.train_decoder`).
+        memory: memory that the embeddings of the training photos may take, such as "4GB"; "auto" is a quarter of what
+            is free. More photos are read from the cache in shuffled shards.
     """
 
     init: str = ""
     views: Annotated[int, Field(ge=0, le=255)] = 255
     save_every_s: Positive = 10.0
+    memory: str = "auto"
 
     section: ClassVar[str] = "train"
+
+    def __post_init__(self) -> None:
+        memory_bytes(self.memory, "train.memory")
 
 
 @_raises_config_error

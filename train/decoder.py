@@ -197,7 +197,7 @@ class DecoderTask(CacheTask):
         if TOGETHER in state:
             raise ModelError(
                 f"{self.run.folder} was trained with photos read in shards, in another order than in memory: go on so "
-                "with `--set queries.memory=1MB`, or delete the folder to train from scratch"
+                "with `--set train.memory=1MB`, or delete the folder to train from scratch"
             )
         super().load_extra_state(state)
 
@@ -252,7 +252,7 @@ class ShardedDecoderTask(DecoderTask):
         if TOGETHER not in state:
             raise ModelError(
                 f"{self.run.folder} was trained with all photos in memory, which they do not fit into now: give "
-                "queries.memory (`--set queries.memory=40GB`), or delete the folder to train from scratch"
+                "train.memory (`--set train.memory=40GB`), or delete the folder to train from scratch"
             )
         CacheTask.load_extra_state(self, state)
         self.train = replace(self.train, together=state[TOGETHER])

@@ -116,7 +116,7 @@ def fitting_experts(data: TrainingData, names: Sequence[str], named: bool) -> tu
     """
     reasons = {}
     if not isinstance(data.train, ZoomDataset):
-        reasons = dict.fromkeys(EXPERT_FILES, ("photos", "queries.memory"))
+        reasons = dict.fromkeys(EXPERT_FILES, ("photos", "train.memory"))
     elif not isinstance(data.map_embeddings, MapEmbeddings):
         reasons = dict.fromkeys(NEED_CELLS, ("map", "map.memory"))
     left_out = [name for name in names if name in reasons]

@@ -22,7 +22,7 @@ from jzi.refine.config import RefineConfig
 from jzi.rerank.config import RerankConfig
 from jzi.store.bands import MAX_CELL, MIN_CELL
 from jzi.store.info import MAX_ATTRIBUTION, MAX_IMAGE_SIZE
-from jzi.store.memory import PATTERN
+from jzi.store.memory import memory_bytes
 from jzi.store.pyramid import Pyramid
 from jzi.store.region import Rule
 from jzi.train.config import (
@@ -66,9 +66,10 @@ class MapSettings:
     detail_px: int | None = Bounds(default=None, ge=1, le=MAX_IMAGE_SIZE)
     remote: bool = False
     attribution: str = Bounds(default="", max_length=MAX_ATTRIBUTION)
-    memory: str = Bounds(default="auto", pattern=PATTERN)
+    memory: str = "auto"
 
     def __post_init__(self) -> None:
+        memory_bytes(self.memory, "map.memory")
         try:
             CRS.from_user_input(self.crs or "EPSG:4326")
         except CRSError as error:
@@ -88,8 +89,6 @@ class QuerySettings:
         split_by: what photos of a split have in common where the table has no splits: a drive (sequence), a block of
             the map, or nothing (photo); auto is the first of these that gives three groups or more.
         allow_outside: whether paths of the table and symbolic links may lead out of the folder of photos.
-        memory: memory that the embeddings of the training photos may take, such as "4GB"; "auto" is a quarter of what
-            is free. More photos are read from the cache in shuffled shards.
     """
 
     table: str | dict[str, str] | None = None
@@ -98,7 +97,6 @@ class QuerySettings:
     seed: int = Bounds(default=0, ge=0, le=MAX_SEED)
     split_by: Literal["auto", "sequence", "block", "photo"] = "auto"
     allow_outside: bool = False
-    memory: str = Bounds(default="auto", pattern=PATTERN)
 
 
 @dataclass(config=_strict)
