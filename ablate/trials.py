@@ -108,7 +108,7 @@ def run_trial(trial: Trial, data: TrainingData) -> None:
         TrainingError: there is no photo to evaluate on.
         ModelError: the folder holds another run, or cannot be written.
     """
-    datasets = {"train": data.train, "val": data.val, "test": data.test}
+    datasets = {"train": data.dataset, "val": data.val, "test": data.test}
     split = trial.split or ("test" if len(data.test) else "val")
     dataset = datasets[split]
     if not len(dataset):
@@ -131,7 +131,7 @@ def run_trial(trial: Trial, data: TrainingData) -> None:
         values["error"] = str(error)
     else:
         expert = ZoomExpert(ZoomModel.load(trial.folder, data.table.device), data.table)
-        evaluation = evaluate(expert, LabelledPhotos.from_dataset(expert.area, dataset, split, data.train))
+        evaluation = evaluate(expert, LabelledPhotos.from_dataset(expert.area, dataset, split, data.dataset))
         run = trial.run
         run.load()
         values |= {"seconds": sum(epoch["seconds"] for epoch in run.metrics), "epochs": len(run.metrics)}

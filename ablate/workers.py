@@ -32,7 +32,7 @@ from jzi.encode.device import best_device
 from jzi.encode.threads import sleep_at_once
 from jzi.errors import JziError, TrainingError
 from jzi.store.cache import FeatureCache
-from jzi.train.data import TrainingData
+from jzi.train.data import UNLIMITED, TrainingData
 
 #: Variables that mark a process as one of several of a launcher; workers must not inherit them.
 _LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -179,7 +179,9 @@ def run_free(trials: Sequence[Trial]) -> None:
     for trial in trials:
         with trial.claim() as free:
             if free and trial.result is None:
-                data = data or TrainingData.load(FeatureCache.open(trial.cache), best_device())
+                data = data or TrainingData.load(
+                    FeatureCache.open(trial.cache), best_device(), map_memory=UNLIMITED, photo_memory=UNLIMITED
+                )
                 run_trial(trial, data)
 
 

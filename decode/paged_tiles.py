@@ -125,7 +125,7 @@ class PagedMask:
         grids, g = [np.asarray(cell_mask)], self._index.features.pyramid.grid
         for _ in range(self._index.features.pyramid.levels - 1):
             side = len(grids[0]) // g
-            grids.insert(0, grids[0].reshape(side, g, side, g).any((1, 3)))
+            grids.insert(0, np.asarray(grids[0].reshape(side, g, side, g).any((1, 3))))
         if self._within is not None:
             grids = [one & other for one, other in zip(grids, self._within, strict=True)]
         return PagedMask(self._index, grids)

@@ -119,7 +119,7 @@ class ForestLocator(Locator):
             "several areas are searched for single photos, without a prior or stages: name one model for the others"
         )
 
-    with_prior = with_stage = posterior = locate_together = locate_track = _refuse  # type: ignore[assignment]
+    with_prior = with_stage = posterior = locate_together = locate_track = _refuse
 
 
 def _in_area(candidate: Candidate, area: Any) -> Candidate:

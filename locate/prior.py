@@ -56,7 +56,8 @@ class PriorExpert:
         inside /= inside.sum(dtype=np.float64)
         self.expert, self.name = expert, expert.name
         # Of a district of a large map, only pages of the district take memory
-        self.weight, self.cell_mask = np.zeros(weight.shape, inside.dtype), np.zeros(weight.shape, bool)
+        self.weight: NDArray[np.floating[Any]] = np.zeros(weight.shape, inside.dtype)
+        self.cell_mask: NDArray[np.bool_] = np.zeros(weight.shape, bool)
         self.weight[window], self.cell_mask[window] = inside, inside > 0
         self.likelihood = restrict(expert, self.cell_mask)
         self._count = int(self.cell_mask.sum())

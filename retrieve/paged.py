@@ -64,6 +64,19 @@ class PagedDenseExpert(ABC):
         if not self.cells:
             raise ModelError(f"the map has no imagery, which the expert {self.name} needs: encode rasters of the area")
 
+    @classmethod
+    @abstractmethod
+    def load(
+        cls,
+        path: Path,
+        entries: dict[str, Any],
+        area: Pyramid,
+        encoder: EncoderInfo,
+        cell_mask: NDArray[np.bool_],
+        device: str | torch.device,
+    ) -> Self:
+        """Open the file of the expert in memory; arguments and errors as of its `load`."""
+
     @abstractmethod
     def strips(self, query: Tensor) -> Iterator[Strip]:
         """Rows (cell,), columns (cell,) and log-probabilities (photo, cell) of cells with imagery, strip by strip.
@@ -201,9 +214,9 @@ class PagedCellsExpert(PagedDenseExpert):
         encoder: EncoderInfo,
         cell_mask: NDArray[np.bool_],
         device: str | torch.device,
-    ) -> PagedCellsExpert:
+    ) -> Self:
         """Open what `CellsExpert.save` wrote; arguments and errors as of `CellsExpert.load`."""
-        codes = {"codes": (int(cell_mask.sum()), entries.get("features", 0))}
+        codes: dict[str, tuple[int, ...]] = {"codes": (int(cell_mask.sum()), entries.get("features", 0))}
         _, heads = load_heads(path, entries, encoder, codes, unread=codes, prototypes=0)
         if (heads.config.scales, heads.config.spaces) != (area.levels, 1):
             raise ModelError(f"{path} is of another number of levels than {area.levels}: copy the model again")
@@ -294,13 +307,13 @@ class PagedLevelsExpert(PagedDenseExpert):
         encoder: EncoderInfo,
         cell_mask: NDArray[np.bool_],
         device: str | torch.device,
-    ) -> PagedLevelsExpert:
+    ) -> Self:
         """Open what `LevelsExpert.save` wrote; arguments and errors as of `CellsExpert.load`."""
         names, features = range(1, area.levels + 1), entries.get("features", 0)
         sides = {level: area.tiles_per_side(level) for level in names}
         masks = {f"imagery.{level}": (side, side) for level, side in sides.items()}
         codes = {f"codes.{level}": (side**2, features) for level, side in sides.items()}
-        unread = {**codes, **masks}
+        unread: dict[str, tuple[int, ...]] = {**codes, **masks}
         _, heads = load_heads(path, entries, encoder, unread, dict.fromkeys(masks, ("BOOL",)), unread)
         grids = mapped_tensors(path, list(masks), 0)
         height = max(1, STRIP_CELLS // sides[area.levels])

@@ -276,7 +276,7 @@ class PagedMap:
         """
         sides = [self.pyramid.tiles_per_side(level) for level in range(self.pyramid.levels + 1)]
         shapes = {f"embedding.{level}": ("F16", [side, side, self.width]) for level, side in enumerate(sides[:-1])}
-        shapes |= {f"status.{level}": ("U8", [side, side]) for level, side in enumerate(sides)}
+        shapes.update({f"status.{level}": ("U8", [side, side]) for level, side in enumerate(sides)})
         entries: dict[str, Any] = {}
         end = 0
         for name, (kind, shape) in shapes.items():
@@ -295,7 +295,7 @@ class PagedMap:
                     for name, strip in (("status", status), ("embedding", values)):
                         if strip is not None:
                             file.seek(at[name])
-                            at[name] += file.write(np.ascontiguousarray(strip, DTYPES[shapes[f"{name}.{level}"][0]]))
+                            at[name] += file.write(strip.astype(np.uint8 if name == "status" else np.float16).tobytes())
 
     def tiles(self, level: int, row: NDArray[np.int64], col: NDArray[np.int64]) -> NDArray[np.float16]:
         """(n, feature) embeddings of tiles of one level; zeros where there is no imagery.
@@ -331,7 +331,8 @@ class PagedMap:
     def child_mask(self, level: int, row: NDArray[np.int64], col: NDArray[np.int64]) -> NDArray[np.bool_]:
         """(n, action) whether each child of tiles of one level has imagery; arguments as of `tiles`."""
         rows, cols = self.children(row, col)
-        return self.status[level + 1].gather(rows.ravel(), cols.ravel()).reshape(rows.shape) != NODATA
+        status: NDArray[np.uint8] = self.status[level + 1].gather(rows.ravel(), cols.ravel())
+        return np.asarray(status.reshape(rows.shape) != NODATA)
 
     def strips(self, level: int) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.float16] | None]]:
         """(row, col) status and (row, col, feature) embedding of a level, from north to south; None at level L.
@@ -394,12 +395,13 @@ class CellMask:
     def __getitem__(self, index: Any) -> NDArray[np.bool_]:
         if isinstance(index, slice):
             start, stop, step = index.indices(self.shape[0])
-            return (self._status.rows(start, max(start, stop)) != NODATA)[::step]
+            return np.asarray(self._status.rows(start, max(start, stop)) != NODATA)[::step]
         if isinstance(index, tuple) and len(index) == 2 and not any(isinstance(each, slice) for each in index):
             row, col = np.broadcast_arrays(*(np.asarray(each, np.int64) for each in index))
             row, col = (np.where(each < 0, each + n, each) for each, n in zip((row, col), self.shape, strict=True))
             return np.asarray(self._status.gather(row.ravel(), col.ravel()) != NODATA).reshape(row.shape)
-        return np.asarray(self)[index]
+        mask: NDArray[np.bool_] = np.asarray(self)[index]
+        return mask
 
     def sum(self) -> int:
         """Number of cells with imagery, counted once."""
@@ -425,10 +427,12 @@ class CellMask:
         return mask if dtype is None else mask.astype(dtype)
 
     def __and__(self, other: Any) -> NDArray[np.bool_]:
-        return np.asarray(self) & np.asarray(other)
+        both: NDArray[np.bool_] = np.asarray(self) & np.asarray(other)
+        return both
 
     def __invert__(self) -> NDArray[np.bool_]:
-        return ~np.asarray(self)
+        others: NDArray[np.bool_] = ~np.asarray(self)
+        return others
 
 
 def mapped_tensors(path: Path, names: Sequence[str], limit: int) -> list[MappedGrid]:

@@ -13,7 +13,7 @@ from jzi.decode.model import open_map
 from jzi.decode.patch_tokens import PatchTokens
 from jzi.decode.tile_table import TileTable
 from jzi.encode.device import buffer_bytes
-from jzi.errors import CacheError
+from jzi.errors import CacheError, TrainingError
 from jzi.store.cache import FeatureCache
 from jzi.store.info import EncoderInfo, ImageryInfo
 from jzi.store.map_embeddings import MapEmbeddings
@@ -27,6 +27,9 @@ HASHED = ["id", "latitude", "longitude", "split", "photo_sha256", "views"]
 #: Maximum number of validation photos, and of test photos, of a cache whose photos do not fit into memory: 200 MB with
 #: 768 features, and recall within 0.3 percentage points.
 HELD_OUT = 2**17
+
+#: Memory of data that are needed as a whole.
+UNLIMITED = 2**62
 
 #: Bytes of a photo beside its embeddings while the table of photos is read: ids, paths and digests are text.
 ROW_BYTES = 512
@@ -137,6 +140,28 @@ class TrainingData:
         frame = cache.queries.encoded()
         train, val, test = load_splits(cache, table, frame, {"train": views, "val": 0, "test": 0})
         return cls(cache.path, DataInfo.from_cache(cache, frame), map_embeddings, table, train, val, test)
+
+    @property
+    def whole_map(self) -> MapEmbeddings:
+        """The map in memory.
+
+        Raises:
+            TrainingError: it does not fit.
+        """
+        if isinstance(self.map_embeddings, MapEmbeddings):
+            return self.map_embeddings
+        raise TrainingError(f"the map of {self.path} must be in memory for this: raise map.memory")
+
+    @property
+    def dataset(self) -> ZoomDataset:
+        """The training photos in memory.
+
+        Raises:
+            TrainingError: they do not fit.
+        """
+        if isinstance(self.train, ZoomDataset):
+            return self.train
+        raise TrainingError(f"the photos of {self.path} must be in memory for this: raise train.memory")
 
 
 def _held_out(cache: FeatureCache) -> pd.DataFrame:

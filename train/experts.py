@@ -43,7 +43,7 @@ from jzi.store.model_folder import (
 )
 from jzi.store.tensors import check_finite
 from jzi.train.config import HeadsTrainingConfig
-from jzi.train.data import TrainingData
+from jzi.train.data import UNLIMITED, TrainingData
 from jzi.train.heads import HEADS_TASKS, heads_file
 from jzi.train.loop import TrainingLoop, make_accelerator
 from jzi.train.run import TrainingRun
@@ -161,7 +161,8 @@ def load_others(
             raise CacheError(
                 f"{path} has no cells, which the experts cells and levels read: run `jzi encode-map --cells`"
             )
-        others.append(TrainingData.load(other, device, views, cells=True))
+        whole = TrainingData.load(other, device, views, True, map_memory=UNLIMITED, photo_memory=UNLIMITED)
+        others.append(whole)
     return others
 
 
@@ -309,7 +310,7 @@ def _load_weights(network: torch.nn.Module, path: Path, hint: str, without: Sequ
 
 def _vpr(data: TrainingData, zoom: ZoomExpert, folder: Path) -> VprExpert:
     """The expert vpr, fitted on the validation photos; read from the folder if it is there."""
-    train, pyramid = data.train, data.info.pyramid
+    train, pyramid = data.dataset, data.info.pyramid
     entries = _recorded(folder).get("vpr")
     config = VprConfig(**entries) if entries else VprConfig(DEFAULT_WIDTH * pyramid.cell_size)
     position = pyramid.project(train.latitude, train.longitude)

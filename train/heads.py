@@ -72,7 +72,7 @@ class HeadsTask(CacheTask):
     ) -> None:
         self.accelerator, self.data, self.config, self.run = accelerator, data, config, run
         self.pyramid, self.device = data.info.pyramid, accelerator.device
-        self.train, self.val = data.train.with_views(views), data.val
+        self.train, self.val = data.dataset.with_views(views), data.val
         self.photos = len(self.train)
         self.network = network or SimilarityHeads(self.architecture()).to(self.device)
         tasks = (type(self)(accelerator, other, config, run, views, network=self.network) for other in others)
@@ -183,7 +183,7 @@ class CellsTask(HeadsTask):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        features = self.data.map_embeddings
+        features = self.data.whole_map
         self.cell_mask = cell_mask_of(self.data)
         self.row, self.col = np.nonzero(self.cell_mask)
         self.scales = cell_scales(features, self.row, self.col).half().to(self.device)
@@ -272,7 +272,7 @@ class LevelsTask(HeadsTask):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        embeddings, self.has_imagery = level_embeddings(self.data.map_embeddings)
+        embeddings, self.has_imagery = level_embeddings(self.data.whole_map)
         self.embeddings = [each.half().to(self.device) for each in embeddings]
 
     def architecture(self) -> HeadsConfig:
@@ -318,4 +318,4 @@ def _distance(positions: Tensor, centers: Tensor) -> Tensor:
 
 def cell_mask_of(data: TrainingData) -> NDArray[np.bool_]:
     """(row, col) whether each cell of a map has imagery."""
-    return data.map_embeddings.status[-1] != NODATA
+    return np.asarray(data.whole_map.status[-1] != NODATA)
