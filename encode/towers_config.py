@@ -9,15 +9,13 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from jzi.errors import EncoderError, JziError, first_line
+from jzi.errors import EncoderError, JziError
 from jzi.store.info import MAX_IMAGE_SIZE, MAX_WIDTH
+from jzi.store.json_file import read_json
 from jzi.store.setting_checks import check_settings, first_invalid
 
 #: Format of a folder of towers, and the file that describes them.
 FORMAT, CONFIG = 1, "config.json"
-
-#: Largest size of a config.json, bytes.
-_MAX_CONFIG = 2**20
 
 #: Published weights of the paper's encoder: ImageNet-22k, then ImageNet-1k at 384 pixels.
 CONVNEXT = "facebook/convnext-base-384-22k-1k"
@@ -96,12 +94,9 @@ def read_towers_config(folder: Path) -> TowersConfig:
     """
     path = folder / CONFIG
     try:
-        with path.open("rb") as file:
-            entries = json.loads(file.read(_MAX_CONFIG))
-    except FileNotFoundError:
+        entries = read_json(path, EncoderError, "copy the towers again")
+    except (FileNotFoundError, NotADirectoryError):
         raise EncoderError(f"{folder} has no towers: there is no {path}") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise EncoderError(f"{path} cannot be read ({first_line(error)}): copy the towers again") from error
     if not isinstance(entries, dict) or entries.pop("jzi_towers", None) != FORMAT:
         raise EncoderError(f"{folder} has no towers of format {FORMAT}: its {CONFIG} describes something else")
     try:

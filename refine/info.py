@@ -15,6 +15,7 @@ from jzi.errors import ConfigError, JziError, ModelError, first_line
 from jzi.refine.config import CachedRefinerConfig, Kind, UnifyGeoConfig
 from jzi.refine.ray_config import RayConfig
 from jzi.store.digest_memory import remembered_sha256
+from jzi.store.json_file import read_json
 from jzi.store.model_folder import HINT, replace_file
 from jzi.store.plain import plain
 from jzi.store.setting_checks import check_settings, first_invalid
@@ -23,9 +24,6 @@ from jzi.version import __version__
 FORMAT = 1
 
 INFO, WEIGHTS = "refiner.json", "refiner.safetensors"
-
-#: Largest refiner.json, bytes; those that are written have 2 kB.
-_MAX_BYTES = 2**20
 
 Fingerprint = Annotated[str, Field(max_length=200)]
 Digests = dict[str, Annotated[str, Field(pattern="^[0-9a-f]{64}$")]]
@@ -83,15 +81,9 @@ def read_refiner_info(folder: str | Path) -> RefinerInfo:
     """
     path = Path(folder) / INFO
     try:
-        with path.open("rb") as file:
-            text = file.read(_MAX_BYTES + 1)
-        if len(text) > _MAX_BYTES:
-            raise ModelError(f"{path} has more than {_MAX_BYTES} bytes, it was edited or damaged: {HINT}")
-        entries = json.loads(text)
+        entries = read_json(path, ModelError, HINT)
     except (FileNotFoundError, NotADirectoryError):
         raise ModelError(f"there is no refiner in {folder}: `jzi train-refiner` creates it") from None
-    except (OSError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, no JSON, or a null byte in the path
-        raise ModelError(f"{path} cannot be read ({first_line(error)}): {HINT}") from error
     if not isinstance(entries, dict) or "jzi_refiner" not in entries:
         raise ModelError(f"{folder} is not a refiner of jzi: its {INFO} has no entry jzi_refiner")
     if entries["jzi_refiner"] != FORMAT:

@@ -6,14 +6,15 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from jzi.errors import RerankError, first_line
+from jzi.errors import RerankError
 from jzi.rerank.config import Orders, RerankConfig
 from jzi.rerank.fuse import Weights
 from jzi.store.files import write_whole
+from jzi.store.json_file import read_json
 from jzi.store.plain import plain
 from jzi.store.setting_checks import first_invalid
 from jzi.version import __version__
@@ -85,16 +86,7 @@ def read_weights(path: Path) -> WeightsFile:
         FileNotFoundError: there is none.
         RerankError: it cannot be read, was edited or damaged, or has another format.
     """
-    try:
-        with path.open("rb") as file:
-            text = file.read(_MAX_BYTES + 1)
-        if len(text) > _MAX_BYTES:
-            raise RerankError(f"{path} has more than {_MAX_BYTES} bytes, it was edited or damaged: {_HINT}")
-        entries: Any = json.loads(text)
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError, RecursionError) as error:
-        raise RerankError(f"{path} cannot be read ({first_line(error)}): {_HINT}") from error
+    entries = read_json(path, RerankError, _HINT, most=_MAX_BYTES)
     if not isinstance(entries, dict) or "jzi_rerank" not in entries:
         raise RerankError(f"{path} has no weights of jzi, its entry jzi_rerank is missing: {_HINT}")
     if entries.pop("jzi_rerank") != FORMAT:

@@ -37,6 +37,7 @@ from jzi.errors import JziError, ModelError, first_line
 from jzi.store.digest_memory import remembered_sha256
 from jzi.store.files import file_sha256, remove_leftovers, write_whole
 from jzi.store.info import EncoderInfo, ImageryInfo
+from jzi.store.json_file import read_json
 from jzi.store.lock import LockMode, WriterLock
 from jzi.store.plain import plain
 from jzi.store.pyramid import Pyramid
@@ -225,14 +226,12 @@ def read_config(folder: Path) -> AnyModelConfig:
     """
     path = folder / CONFIG
     try:
-        entries = json.loads(path.read_bytes())
+        entries = read_json(path, ModelError, HINT)
     except (FileNotFoundError, NotADirectoryError):
         there = "" if folder.exists() else ", which does not exist"
         raise ModelError(
             f"there is no model in {folder}{there}: `jzi train-decoder` creates one, and USER/NAME is one of the hub"
         ) from None
-    except (OSError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, no JSON, or a null byte in the path
-        raise ModelError(f"{path} cannot be read ({first_line(error)}): {HINT}") from error
     if not isinstance(entries, dict) or "jzi_format" not in entries:
         raise ModelError(f"{folder} is not a model folder of jzi: its config.json has no entry jzi_format")
     if entries["jzi_format"] != FORMAT:

@@ -184,14 +184,14 @@ def test_hostile_entries_are_refused(store, copied, entry, value) -> None:
     folder, _ = copied("ivf-pq")
     info = json.loads((folder / INFO).read_text())
     (folder / INFO).write_text(json.dumps({**info, entry: value}))
-    with pytest.raises(ModelError, match=r"index.json has an invalid"):
+    with pytest.raises(ModelError, match=r"index.json (has an invalid|cannot be read)"):
         VectorIndex.open(store, folder)
 
 
 @pytest.mark.parametrize("text", [b"", b"[]", b"{", b"\xff" * 9, b"[" * 100_000])
 def test_what_is_no_index_json_is_refused(store, tmp_path, text) -> None:
     (tmp_path / INFO).write_bytes(text)
-    with pytest.raises(ModelError, match=r"index.json has an invalid"):
+    with pytest.raises(ModelError, match=r"index.json (has an invalid|cannot be read)"):
         VectorIndex.open(store, tmp_path)
 
 

@@ -7,6 +7,7 @@ Faiss follows without checking it.
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from jzi.errors import ConfigError, ModelError, first_line
 from jzi.store.digest_memory import remembered_sha256
 from jzi.store.files import write_whole
+from jzi.store.json_file import read_json
 from jzi.store.setting_checks import first_invalid
 
 INFO, INDEX, IDS, SAMPLE, VECTORS = "index.json", "index.faiss", "ids.npy", "sample.npy", "vectors.npy"
@@ -97,11 +99,9 @@ def read_info(folder: Path) -> IndexInfo:
     """
     path = folder / INFO
     try:
-        return TypeAdapter(IndexInfo).validate_json(path.read_bytes())
+        return TypeAdapter(IndexInfo).validate_json(json.dumps(read_json(path, ModelError, HINT)))
     except (FileNotFoundError, NotADirectoryError):
         raise ModelError(f"there is no index in {folder}: build it, or search without one") from None
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read ({error.strerror})") from error
     except ValidationError as error:
         invalid = first_invalid(error)
         raise ModelError(f"{path} has an invalid {invalid.name or 'content':.80} ({invalid.reason}): {HINT}") from error

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from jzi.errors import ModelError, first_line
+from jzi.errors import ModelError
 from jzi.store.digest_memory import remembered_sha256
+from jzi.store.json_file import read_json
 from jzi.store.model_folder import CONFIG, Gain
 from jzi.store.setting_checks import first_invalid
 
@@ -55,14 +57,11 @@ class ZoomFusion:
         """
         hint = "fit the weights with `jzi train-fusion`"
         try:
-            with file.open("rb") as opened:
-                text = opened.read(_MAX_BYTES)
-        except FileNotFoundError:
+            entries = read_json(file, ModelError, hint, most=_MAX_BYTES)
+        except (FileNotFoundError, NotADirectoryError):
             raise ModelError(f"there is no {file}, with the weights of a zoom and a retriever: {hint}") from None
-        except OSError as error:
-            raise ModelError(f"{file} cannot be read ({first_line(error)}): {hint}") from error
         try:
-            return TypeAdapter(cls).validate_json(text)
+            return TypeAdapter(cls).validate_json(json.dumps(entries))
         except ValidationError as error:
             raise ModelError(f"{file} has an {first_invalid(error)}: {hint} again") from error
 
