@@ -11,7 +11,7 @@ from jzi.commands.common import UsageError, json_option, print_result, settings_
 from jzi.commands.pairs import ablate_pairs_command
 
 
-@click.command()
+@click.command(short_help="Compare variants of the settings.")
 @click.argument("what", nargs=-1, metavar="[SECTION.NAME=VALUE,VALUE... | VARIANTS.toml]")
 @settings_options
 @click.option("--seeds", type=click.IntRange(1, 1000), default=1, show_default=True, help="Runs of each variant.")

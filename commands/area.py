@@ -217,7 +217,7 @@ def tile(latitude: float, longitude: float, preset: str | None, config_file: Pat
     print_result(as_json, values, text)
 
 
-@click.command()
+@click.command(short_help="Describe caches, models, encoders and rasters.")
 @click.argument("paths", nargs=-1, required=True)
 @json_option
 def info(paths: tuple[str, ...], as_json: bool) -> None:

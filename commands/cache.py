@@ -19,7 +19,7 @@ def cache() -> None:
     """Inspect, merge, verify and delete feature caches."""
 
 
-@cache.command("ls")
+@cache.command("ls", short_help="List the caches in a folder.")
 @click.argument("folder", type=click.Path(path_type=Path), default=".")
 @json_option
 def list_caches(folder: Path, as_json: bool) -> None:
@@ -72,7 +72,7 @@ def remove(paths: tuple[str, ...], among: Path, force: bool, yes: bool) -> None:
         click.echo(f"deleted {info.path}")
 
 
-@cache.command()
+@cache.command(short_help="Copy what TARGET lacks from SOURCES.")
 @click.argument("sources", nargs=-1, required=True)
 @click.argument("target")
 @json_option

@@ -12,7 +12,7 @@ from jzi.commands.common import UsageError, number
 from jzi.locate.ranges import PIXELS
 
 
-@click.command("import-checkpoint")
+@click.command("import-checkpoint", short_help="Import a checkpoint of published code.")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The model folder to write.")
 @click.option(

@@ -12,7 +12,7 @@ from jzi.commands.dataset_mapillary import mapillary_command
 from jzi.commands.dataset_publish import card_command, publish_command, split_command
 
 
-@click.group("dataset", cls=Suggesting)
+@click.group("dataset", cls=Suggesting, short_help="Build a data set of an area.")
 def dataset_group() -> None:
     """Build a data set of an area: photos, filters, imagery, splits, data card.
 

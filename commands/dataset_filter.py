@@ -23,7 +23,7 @@ THREADS = Range(1, 256, whole=True)
 _OF_COPIES = ("size", "crops", "crop_fov", "crop_seed", "undistort")
 
 
-@click.command("filter")
+@click.command("filter", short_help="Make a data set of your own photos.")
 @click.argument("source", type=click.Path(path_type=Path), metavar="FOLDER|TABLE")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The folder of the data set.")
 @click.option("--photos", type=click.Path(path_type=Path), metavar="FOLDER",

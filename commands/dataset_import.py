@@ -82,7 +82,7 @@ _max_gap_option = click.option(
 )  # fmt: skip
 
 
-@import_command.command("opensfm")
+@import_command.command("opensfm", short_help="Import a reconstruction of OpenSfM.")
 @click.argument("folder", type=_FOLDER)
 @click.option("--images", type=_FOLDER, help="The folder of the photos.  [default: images/ in FOLDER]")
 @_output_options
@@ -93,7 +93,7 @@ def opensfm_command(folder: Path, images: Path | None, output: Path, licence: st
     _report(import_opensfm(folder, output, images=images, licence=licence), as_json)
 
 
-@import_command.command("kitti")
+@import_command.command("kitti", short_help="Import KITTI raw data.")
 @click.argument("folder", type=_FOLDER)
 @click.option("--camera", type=click.Choice(["image_00", "image_01", "image_02", "image_03"]), default="image_02",
               show_default=True, help="Whose photos; 02 and 03 see colours.")  # fmt: skip
@@ -105,7 +105,7 @@ def kitti_command(folder: Path, camera: str, output: Path, licence: str, as_json
     _report(import_kitti(folder, output, camera=camera, licence=licence), as_json)
 
 
-@import_command.command("trajectory")
+@import_command.command("trajectory", short_help="Import photos with a trajectory: GPX, CSV, poses.")
 @click.argument("file", type=_FILE)
 @click.option("--images", required=True, type=_FOLDER, help="The folder of the photos.")
 @click.option("--times", type=_FILE, help="The photos' times: one a line in the order of the names, or 'time name'.  "
@@ -147,7 +147,7 @@ def trajectory_command(
     _report(import_trajectory(file, images, output, options, licence=licence), as_json)
 
 
-@import_command.command("video")
+@import_command.command("video", short_help="Import frames of a video.")
 @click.argument("file", type=_FILE)
 @click.option("--gpx", required=True, type=_FILE, help="The track of the recording.")
 @click.option("--every", type=number(DISTANCE), default=5.0, show_default=True,

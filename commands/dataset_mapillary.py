@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _PHOTOS = Range(1, 10**9, whole=True)
 
 
-@click.command("mapillary")
+@click.command("mapillary", short_help="Collect photos of an area from Mapillary.")
 @click.option("--area", type=click.Path(path_type=Path), metavar="JZI.TOML", help="The area of a jzi.toml.")
 @click.option("--bbox", nargs=4, type=(number(LONGITUDE), number(LATITUDE), number(LONGITUDE), number(LATITUDE)),
               metavar="WEST SOUTH EAST NORTH", help="A box, in degrees.")  # fmt: skip

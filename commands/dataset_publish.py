@@ -85,7 +85,7 @@ remote_option = click.option(
 )
 
 
-@click.command("card")
+@click.command("card", short_help="Write the data card of a data set.")
 @folder_argument
 @imagery_option
 @remote_option
@@ -119,7 +119,7 @@ def _warn_of_unknown(rasters: Sequence[str], described: bool) -> None:
                    "writes", err=True)  # fmt: skip
 
 
-@click.command("publish")
+@click.command("publish", short_help="Write a data set in a layout that others read.")
 @folder_argument
 @click.option("--layout", type=click.Choice(["huggingface", "just-zoom-in", "vigor"]), required=True,
               help="Parquet with the photos in it; that of the paper's data set; that of VIGOR.")  # fmt: skip

@@ -12,7 +12,7 @@ from jzi.errors import JziError
 from jzi.locate.ranges import SEED, Range
 
 
-@click.command()
+@click.command(short_help="Try every command on a small synthetic town.")
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False), default="jzi-demo")
 @click.option("--photos", type=click.IntRange(20, 1_000_000), default=4096, show_default=True,
               help="Number of photos to render.")  # fmt: skip

@@ -9,7 +9,7 @@ import click
 from jzi.commands.common import experts_option, json_option, print_result, settings_options
 
 
-@click.command("train-fusion")
+@click.command("train-fusion", short_help="Fit how a retriever and a zoom are fused.")
 @settings_options
 @click.option("--retriever", type=click.Path(path_type=Path), default="retriever", show_default=True,
               help="The retriever that has filled the region's index.")  # fmt: skip

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from jzi.workspace.settings import Settings
 
 
-@click.command("train-refiner")
+@click.command("train-refiner", short_help="Train the network that locates to metres.")
 @settings_options
 @click.option("-o", "--output", metavar="FOLDER", help="Folder of the refiner.  [default: refiner/ in the model's]")
 @click.option(

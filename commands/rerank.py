@@ -146,7 +146,7 @@ def plan_text(plan: Plan, photos: int) -> str:
 # The group
 
 
-@click.group("rerank", cls=Suggesting)
+@click.group("rerank", cls=Suggesting, short_help="Compare candidates by a vision-language model.")
 def rerank_group() -> None:
     """Compare candidates by a vision-language model: measure it, calibrate it, and keep what it said."""
 
@@ -205,7 +205,7 @@ def _front_options(command: Callable) -> Callable:
     )  # fmt: skip
 
 
-@rerank_group.command("evaluate")
+@rerank_group.command("evaluate", short_help="Measure what comparing changes.")
 @settings_options
 @_front_options
 @click.option("--methods", default=COMPARED, show_default=True, metavar="NAME,...",
@@ -261,7 +261,7 @@ def evaluate_command(
         click.echo(note, err=True)
 
 
-@rerank_group.command("calibrate")
+@rerank_group.command("calibrate", short_help="Fit how much a judge counts.")
 @settings_options
 @_front_options
 @click.option("--design", type=click.Choice(_METHODS), help="How candidates are compared.  [default: rerank.method]")
@@ -409,7 +409,7 @@ def method_text(figures: MethodFigures, note: str = "") -> str:
 # What was said
 
 
-@rerank_group.command("ls")
+@rerank_group.command("ls", short_help="List the judges whose answers are kept.")
 @settings_options
 @json_option
 def list_command(config_file: Path, overrides: tuple[str, ...], as_json: bool) -> None:

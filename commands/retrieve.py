@@ -83,7 +83,7 @@ def train_retriever_command(
         click.echo(f"next: jzi index --retriever {output}; jzi encode-queries --retriever {output}")
 
 
-@click.command()
+@click.command(short_help="Encode the cells that a retriever searches.")
 @settings_options
 @click.option("--retriever", type=click.Path(path_type=Path), default="retriever", show_default=True,
               help="A folder that train-retriever wrote.")  # fmt: skip

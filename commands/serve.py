@@ -21,7 +21,7 @@ from jzi.commands.common import (
 from jzi.locate.ranges import SHARE, Range
 
 
-@click.command()
+@click.command(short_help="Locate photos over HTTP, with a web page.")
 @click.option(
     "--model",
     type=click.Path(path_type=Path),

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from jzi.workspace.settings_info import SectionInfo
 
 
-@click.command("settings")
+@click.command("settings", short_help="List the settings of jzi.toml.")
 @click.argument("section", required=False)
 @settings_options
 @json_option

@@ -17,7 +17,7 @@ from jzi.commands.common import (
 )
 
 
-@click.command("train-decoder")
+@click.command("train-decoder", short_help="Train the decoder and the other experts.")
 @settings_options
 @click.option("--also", "others", multiple=True, metavar="CACHE",
               help="Also train the experts cells and levels on another area: a cache with cells and photos; may be "

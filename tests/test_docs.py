@@ -111,3 +111,13 @@ def test_every_page_is_once_in_the_navigation() -> None:
     pages = {page.removeprefix("docs/") for page in PAGES if page.startswith("docs/")}
     assert pages <= set(listed), f"not in nav of mkdocs.yml: {sorted(pages - set(listed))}"
     assert len(set(listed)) == len(listed)
+
+
+def test_no_summary_of_a_command_is_cut_in_a_terminal_of_80_columns() -> None:
+    def listed(group: click.Command, path: str) -> Iterator[str]:
+        context = click.Context(group, info_name=path, terminal_width=80, max_content_width=80)
+        yield from (line for line in group.get_help(context).splitlines() if re.match(r"  \S+ .*\.\.\.$", line))
+        for name, command in getattr(group, "commands", {}).items():
+            yield from listed(command, f"{path} {name}")
+
+    assert list(listed(main, "jzi")) == []
