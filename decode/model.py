@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from jzi.decode.config import DecoderConfig
 from jzi.decode.decoder import ZoomDecoder, check_heads
-from jzi.encode.device import buffer_bytes
+from jzi.encode.device import buffer_bytes, shapes_only
 from jzi.errors import ConfigError, ModelError, first_line
 from jzi.store.info import EncoderInfo, ImageryInfo
 from jzi.store.map_embeddings import MapEmbeddings
@@ -74,14 +74,13 @@ class ZoomModel:
         config = read_zoom_config(folder)
         file = verify_file(folder, config, DECODER)
         architecture = _architecture(folder, config)
-        with torch.device("meta"):  # allocates nothing, whatever the sizes in config.json
-            shapes = {name: tuple(tensor.shape) for name, tensor in ZoomDecoder(architecture).state_dict().items()}
-        check_header(file, shapes)
-        decoder = ZoomDecoder(architecture)
+        with shapes_only():  # allocates nothing, whatever the sizes in config.json
+            decoder = ZoomDecoder(architecture)
+        check_header(file, {name: tuple(tensor.shape) for name, tensor in decoder.state_dict().items()})
         try:
             weights = load_file(file)
             check_finite(file, weights)
-            decoder.load_state_dict(weights)
+            decoder.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
         except (OSError, SafetensorError, RuntimeError) as error:
             raise ModelError(f"{file} cannot be loaded: {first_line(error)}") from error
         temperature = torch.tensor(config.temperature, device=device) if config.temperature else None

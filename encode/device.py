@@ -6,12 +6,14 @@ import contextlib
 import math
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -107,3 +109,22 @@ def allocate(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, f
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".jzi-room") as file:
         file.truncate(count * dtype.itemsize)
         return torch.from_file(file.name, shared=True, size=count, dtype=dtype).view(shape)
+
+
+@contextlib.contextmanager
+def shapes_only() -> Iterator[None]:
+    """Create modules on the meta device in this context, without memory and without initial values.
+
+    Random values of the meta device would import torch's compiler, which takes as long as torch itself.
+    """
+    with torch.device("meta"), _NoInitialisation():
+        yield
+
+
+class _NoInitialisation(TorchFunctionMode):
+    """Skips what initialises tensors in place, the functions of `torch.nn.init`."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from jzi.encode.device import best_device
+from jzi.encode.device import best_device, shapes_only
 from jzi.encode.families import IMAGENET, find_family
 from jzi.encode.fingerprint import config_entries, weights_digest
 from jzi.encode.hf_model import LoadedModel, load_model, save_model, to_float16
@@ -235,7 +235,7 @@ class Towers(nn.Module):
             if not (folder / name).is_dir():
                 raise EncoderError(f"{folder} lacks the encoder {folder / name}: copy the towers again")
         loaded = [load_model(folder / name, global_embedding=False) for name in names]
-        with torch.device("meta"):  # no memory before the file of the poolings was checked
+        with shapes_only():  # no memory before the file of the poolings was checked
             shapes = {
                 f"{name}.{key}": tuple(tensor.shape)
                 for name, pooling in _expected_poolings(loaded, config)

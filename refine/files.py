@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from jzi.encode.device import shapes_only
 from jzi.errors import ModelError, first_line
 from jzi.refine.cached import CachedRefiner
 from jzi.refine.config import UnifyGeoConfig
@@ -88,7 +89,7 @@ def load_refiner(folder: str | Path, device: torch.device | str = "cpu") -> tupl
     folder = Path(folder)
     info = read_refiner_info(folder)
     file = verify_weights(folder, info)
-    with torch.device("meta"):
+    with shapes_only():
         shapes = {name: tuple(tensor.shape) for name, tensor in make_refiner(info).state_dict().items()}
     check_header(file, shapes)
     try:

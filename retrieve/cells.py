@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from jzi.encode.device import shapes_only
 from jzi.errors import ConfigError, ModelError, first_line
 from jzi.locate.inside import Hidden
 from jzi.retrieve.dense import ENTRIES, DenseExpert
@@ -154,7 +155,7 @@ def load_heads(
         config = HeadsConfig(**{**entries, **changes})
         if config.width != encoder.width:
             raise ModelError(f"{path} is for embeddings of {config.width} features, not {encoder.width}")
-        with torch.device("meta"):  # allocates nothing, whatever the sizes in config.json
+        with shapes_only():  # allocates nothing, whatever the sizes in config.json
             heads = SimilarityHeads(config)
         names = heads.state_dict()
         if others is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -66,7 +67,7 @@ class SimilarityHeads(nn.Module):
         self.config = config
         self.photo_head = _head(config.width, config.features * config.spaces, config)
         self.place_head = _head(config.width * config.scales, config.features, config)
-        self.log_scale = nn.Parameter(torch.full((config.spaces,), INITIAL_SCALE).log())
+        self.log_scale = nn.Parameter(torch.full((config.spaces,), math.log(INITIAL_SCALE)))
         if config.prototypes:
             self.prototypes = nn.Parameter(torch.zeros(config.prototypes, config.features))
 
