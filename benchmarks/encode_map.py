@@ -27,8 +27,8 @@ import torch
 from rasterio.enums import Resampling
 from rasterio.transform import from_bounds
 from rasterio.windows import Window
-from transformers import Dinov2Config, Dinov2Model
 
+from jzi.encode.dinov2 import Dinov2, Dinov2Config
 from jzi.encode.encode_map import encode_map
 from jzi.encode.encoder import Encoder
 from jzi.encode.imagery import Imagery
@@ -126,8 +126,8 @@ def main(model: str, image_size: int, levels: int, side: int, batch: int, repeat
     """Measure and print the table."""
     width, layers, heads = MODELS[model]
     torch.manual_seed(0)
-    shape = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads, "image_size": 518}
-    encoder = Encoder(Dinov2Model(Dinov2Config(**shape)), name=model, image_size=image_size)
+    config = Dinov2Config(hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, image_size=518)
+    encoder = Encoder(Dinov2(config), name=model, image_size=image_size)
     pyramid = Pyramid.around(38.8936, -77.0116, 10_000.0, levels=levels)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
     click.echo(

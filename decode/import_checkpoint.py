@@ -19,7 +19,7 @@ from jzi.decode.decoder import ZoomDecoder
 from jzi.decode.model import create_folder, save_weights
 from jzi.encode.encoder import Encoder
 from jzi.encode.families import find_family
-from jzi.encode.hf_config import read_encoder_config
+from jzi.encode.hf_config import read_transformers_config
 from jzi.encode.hf_model import check_size, quiet_transformers
 from jzi.errors import EncoderError, ModelError, first_line
 from jzi.store.archive import check_archive
@@ -172,7 +172,7 @@ def _decoder_config(weights: dict[str, Tensor], heads: int | None) -> DecoderCon
 def _encoder_config(encoder: str) -> Any:
     quiet_transformers()
     try:
-        return read_encoder_config(encoder)
+        return read_transformers_config(encoder)
     except (EncoderError, MemoryError):
         raise
     except Exception as error:  # transformers' own errors are of many kinds

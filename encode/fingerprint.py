@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download
 from safetensors import safe_open
 from torch import Tensor
 
@@ -104,6 +103,8 @@ def is_stored_encoder(
         mean, std = normalisation(str(name), from_hub, family, local_files_only=True)
         file = Path(name) / "model.safetensors"
         if from_hub:
+            from huggingface_hub import hf_hub_download
+
             file = Path(hf_hub_download(str(name), file.name, local_files_only=True))
         with safe_open(file, "pt") as stored, torch.no_grad():
             weights = (stored.get_tensor(key) for key in stored.keys())  # noqa: SIM118 - not a dict

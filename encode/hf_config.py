@@ -7,9 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
-
+from jzi.encode.dinov2 import Dinov2Config
 from jzi.encode.families import Family, find_family
 from jzi.errors import EncoderError
 from jzi.store.info import MAX_WIDTH
@@ -37,6 +35,58 @@ _REFUSED = ("quantization_config", "kernel_config", "compression_config")
 
 def read_encoder_config(name: str, **options: Any) -> Any:
     """Read the config of an encoder, without running code that the folder or the repository contains.
+
+    Args:
+        name: Hugging Face id or folder.
+        options: keyword arguments of `from_pretrained`, such as `local_files_only`.
+
+    Returns:
+        A `Dinov2Config` if `jzi.encode.dinov2` supports it and it is on this machine; else transformers' config.
+
+    Raises:
+        EncoderError: the model type is not supported, or a number is out of range.
+        OSError: the config cannot be found.
+        Exception: whatever transformers raises for a config that is damaged.
+    """
+    return _read_dinov2(name) or read_transformers_config(name, **options)
+
+
+def find_file(name: str, file: str) -> Path | None:
+    """Return the path of an encoder's file in its folder or in the hub's local cache; None if there is none.
+
+    Args:
+        name: Hugging Face id or folder.
+        file: name of the file.
+    """
+    if Path(name).is_dir():
+        path = Path(name) / file
+        return path if path.is_file() else None
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        found = try_to_load_from_cache(name, file)
+    except ValueError:  # not a name of the hub
+        return None
+    return Path(found) if isinstance(found, str) else None
+
+
+def _read_dinov2(name: str) -> Dinov2Config | None:
+    file = find_file(name, "config.json")
+    try:
+        entries = json.loads(file.read_text()) if file else None
+    except (OSError, ValueError, RecursionError):
+        return None  # transformers reports what is wrong
+    if not isinstance(entries, dict) or entries.get("model_type") not in ("dinov2", "dinov2_with_registers"):
+        return None
+    _check_entries(name, entries)
+    config = Dinov2Config.from_entries(entries)
+    if config is not None:
+        _check_numbers(name, config)
+    return config
+
+
+def read_transformers_config(name: str, **options: Any) -> Any:
+    """Read the config of an encoder as transformers' class, without running code of the folder or the repository.
 
     Args:
         name: Hugging Face id or folder.
@@ -84,6 +134,9 @@ def normalisation(
     # Not transformers' image processors, which take 1.5 s to import
     file = Path(name) / "preprocessor_config.json"
     if from_hub:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError
+
         try:
             file = Path(hf_hub_download(name, file.name, **options))
         except EntryNotFoundError:  # not on the hub, or offline and not in the local cache

@@ -1,4 +1,4 @@
-"""Load vision models of transformers with their preprocessing; no code of a model folder is ever run."""
+"""Load vision models, ours and those of transformers, with their preprocessing; no code of a folder is ever run."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from jzi.encode.families import find_family
-from jzi.encode.hf_config import normalisation, read_encoder_config
+from jzi.encode.device import shapes_only
+from jzi.encode.dinov2 import WEIGHTS, Dinov2, Dinov2Config, load_dinov2
+from jzi.encode.families import Family, find_family
+from jzi.encode.hf_config import find_file, normalisation, read_encoder_config, read_transformers_config
 from jzi.errors import EncoderError, first_line
 
 #: Suffixes of files with weights.
@@ -28,7 +30,7 @@ class LoadedModel:
     """A vision model, with the preprocessing that was saved with its weights.
 
     Attributes:
-        model: of transformers, in float32, on the CPU; its weights are finite.
+        model: a `Dinov2`, or of transformers; in float32, on the CPU; its weights are finite.
         from_hub: whether its name is a Hugging Face id.
         mean: mean of red, green and blue, 0..1; the family's if none was saved.
         std: standard deviation of red, green and blue, 0..1; the family's if none was saved.
@@ -51,7 +53,6 @@ def load_model(name: str | Path, *, global_embedding: bool = True) -> LoadedMode
     Raises:
         EncoderError: the model cannot be found or loaded, or its model type is not supported.
     """
-    quiet_transformers()
     is_folder = Path(name).is_dir()
     if is_folder and not (Path(name) / "config.json").is_file():
         raise EncoderError(f"{name} is not an encoder: it has no config.json (as written by `save_pretrained`)")
@@ -78,6 +79,23 @@ def load_model(name: str | Path, *, global_embedding: bool = True) -> LoadedMode
 def _load(name: str, from_hub: bool, global_embedding: bool, **options: Any) -> LoadedModel:
     config = read_encoder_config(name, **options)
     family = find_family(name, config.model_type)
+    removed = () if global_embedding else family.global_only
+    weights = find_file(name, WEIGHTS) if isinstance(config, Dinov2Config) else None
+    model: nn.Module | None = load_dinov2(config, weights) if weights else None
+    if model is None:
+        model = _load_with_transformers(name, from_hub, family, removed, **options)
+    for module in removed:
+        setattr(model, module, nn.Identity())
+    if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
+        raise EncoderError(f"the encoder {name} has weights that are not finite: download or copy it again")
+    return LoadedModel(model, from_hub, *normalisation(name, from_hub, family, **options))
+
+
+def _load_with_transformers(
+    name: str, from_hub: bool, family: Family, removed: tuple[str, ...], **options: Any
+) -> nn.Module:
+    quiet_transformers()
+    config = read_transformers_config(name, **options)
     model_class = family.load_class()
     if not from_hub and (files := [file for file in Path(name).iterdir() if file.suffix in _WEIGHTS]):
         size = sum(file.stat().st_size for file in files)
@@ -85,7 +103,6 @@ def _load(name: str, from_hub: bool, global_embedding: bool, **options: Any) -> 
     model, report = model_class.from_pretrained(
         name, dtype=torch.float32, output_loading_info=True, trust_remote_code=False, **family.options, **options
     )
-    removed = () if global_embedding else family.global_only
     missing = sorted(
         key
         for key in report["missing_keys"]
@@ -95,16 +112,14 @@ def _load(name: str, from_hub: bool, global_embedding: bool, **options: Any) -> 
         raise EncoderError(
             f"the encoder {name} lacks {len(missing)} weights ({missing[0]}, ...): download or copy it again"
         )
-    for module in removed:
-        setattr(model, module, nn.Identity())
-    if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
-        raise EncoderError(f"the encoder {name} has weights that are not finite: download or copy it again")
-    return LoadedModel(model, from_hub, *normalisation(name, from_hub, family, **options))
+    loaded: nn.Module = model
+    return loaded
 
 
 def save_model(model: nn.Module, folder: Path, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
     """Write a model as `load_model` reads it: by `save_pretrained`, and mean and std in preprocessor_config.json."""
-    quiet_transformers()
+    if not isinstance(model, Dinov2):
+        quiet_transformers()
     model.save_pretrained(folder)  # type: ignore[operator]
     preprocessor = folder / "preprocessor_config.json"
     preprocessor.write_text(json.dumps({"image_mean": list(mean), "image_std": list(std)}, indent=2) + "\n")
@@ -149,7 +164,7 @@ def check_size(name: str, model_class: Any, config: Any, size: int) -> None:
     Raises:
         EncoderError: it does.
     """
-    with torch.device("meta"):
+    with shapes_only():
         weights = sum(parameter.numel() for parameter in model_class(config).parameters())
     if weights > size:
         raise EncoderError(
