@@ -220,14 +220,17 @@ def locate(
         sys.exit(2)
     from jzi.locate.discs import check_radius
     from jzi.locate.location import Camera, LocateOptions, NotLocated
-    from jzi.locate.prior_weights import Prior
-    from jzi.store.geojson import read_polygons
     from jzi.store.pyramid import Pyramid
 
     camera = Camera(heading, heading_sd, panorama)
     if camera and not request:
         raise UsageError("--heading, --heading-sd and --panorama go with --refine: add it")
-    prior = Prior(near, within, read_polygons(region) if region else (), str(region), raster)
+    prior = None
+    if near or within is not None or region or raster:  # which load GDAL
+        from jzi.locate.prior_weights import Prior
+        from jzi.store.geojson import read_polygons
+
+        prior = Prior(near, within, read_polygons(region) if region else (), str(region), raster)
     model = models[0] if models else None
     locator = (
         open_forest(models, config_file, experts)
@@ -278,7 +281,7 @@ def locate(
         outputs.add(file, answer)
         try:
             if not closed:
-                _print_answer(answer, as_json, prior.to_dict())
+                _print_answer(answer, as_json, prior.to_dict() if prior else {})
         except BrokenPipeError as error:  # `jzi locate ... | head`
             if not outputs:
                 raise

@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jzi.evaluate.calibration import COVERAGES, Calibration
-from jzi.evaluate.experts import ExpertFigures
-from jzi.evaluate.metrics import Evaluation, Interval
-from jzi.evaluate.nearest import RecallByDistance
-from jzi.evaluate.published import RADII as PUBLISHED_RADII
-from jzi.evaluate.published import Published, PublishedRetrieval
-from jzi.evaluate.retrieval import RetrievalEvaluation
 from jzi.locate.location import DEFAULT, Candidate, Location
 from jzi.locate.wording import known_radii, unsearched
 from jzi.store.plain import percent
+
+if TYPE_CHECKING:
+    from jzi.evaluate.calibration import Calibration
+    from jzi.evaluate.experts import ExpertFigures
+    from jzi.evaluate.metrics import Evaluation, Interval
+    from jzi.evaluate.nearest import RecallByDistance
+    from jzi.evaluate.published import Published, PublishedRetrieval
+    from jzi.evaluate.retrieval import RetrievalEvaluation
 
 
 def location_text(location: Location) -> str:
@@ -71,6 +72,7 @@ def evaluation_table(evaluation: Evaluation, title: str) -> str:
 
     Published results of another gallery or map are in blocks of their own.
     """
+    from jzi.evaluate.published import RADII as PUBLISHED_RADII
 
     def percent(interval: Interval) -> str:
         return f"{interval.value:7.2%}   ({interval.low:.2%} .. {interval.high:.2%})"
@@ -112,6 +114,8 @@ def _short_interval(metres: Interval) -> str:
 
 
 def _published_lines(title: str, results: Sequence[Published], radii: list[float]) -> list[str]:
+    from jzi.evaluate.published import RADII as PUBLISHED_RADII
+
     header = "".join(f"{f'{radius:g} m':>9}" for radius in radii)
     rows = [_row(each.method, [each.recall[PUBLISHED_RADII.index(radius)] for radius in radii]) for each in results]
     return [f"  {title:<36}{header}", *rows]
@@ -199,6 +203,8 @@ def experts_values(figures: dict[str, ExpertFigures]) -> dict[str, Any]:
 
 def calibration_table(calibration: Calibration, radii: tuple[float, ...]) -> str:
     """Recall and median error of each estimate with intervals, calibration error, and recall by coverage."""
+    from jzi.evaluate.calibration import COVERAGES
+
     names = {
         "greedy": "greedy search's cell",
         "map": "the most probable cell",

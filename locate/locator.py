@@ -18,7 +18,6 @@ from torch import Tensor
 from jzi.encode.encoder import Encoder
 from jzi.encode.photo_inputs import PhotoInput, as_photo, is_several
 from jzi.encode.photo_reader import Photo, PhotoReader, ReadPhoto
-from jzi.encode.photo_tokens import encode_photos_and_tokens
 from jzi.errors import ConfigError, PhotoError
 from jzi.locate.discs import check_radius
 from jzi.locate.expert import Expert, Query, Stage
@@ -284,6 +283,8 @@ class Locator:
         encoder = self.encoder
         if not isinstance(encoder, Encoder):
             raise ConfigError(f"{encoder.info.name} has no patch tokens, which refining photos needs: leave it out")
+        from jzi.encode.photo_tokens import encode_photos_and_tokens  # loads zarr and pandas
+
         return encode_photos_and_tokens(encoder, pixels)
 
     def posterior(self, query: Tensor, options: LocateOptions = DEFAULT) -> Posterior:

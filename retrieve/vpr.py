@@ -25,7 +25,6 @@ from jzi.errors import ConfigError, ModelError, first_line
 from jzi.locate.inside import Hidden
 from jzi.locate.location import LocateOptions
 from jzi.locate.posterior import Posterior
-from jzi.retrieve.search import build_graph
 from jzi.store.info import EncoderInfo
 from jzi.store.pyramid import Pyramid
 from jzi.store.setting_checks import check_settings
@@ -274,6 +273,8 @@ class VprExpert:
 
     @cached_property
     def _graph(self) -> Any:
+        from jzi.retrieve.search import build_graph  # loads zarr and pandas
+
         return build_graph(self.embedding.cpu().numpy())
 
     def _kernel(self, photos: NDArray[np.int64], width: float) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

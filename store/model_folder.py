@@ -28,7 +28,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError
@@ -38,11 +38,13 @@ from jzi.store.digest_memory import remembered_sha256
 from jzi.store.files import file_sha256, remove_leftovers, write_whole
 from jzi.store.info import EncoderInfo, ImageryInfo
 from jzi.store.json_file import read_json
-from jzi.store.lock import LockMode, WriterLock
 from jzi.store.plain import plain
 from jzi.store.pyramid import Pyramid
 from jzi.store.setting_checks import first_invalid
 from jzi.version import __version__
+
+if TYPE_CHECKING:
+    from jzi.store.lock import LockMode, WriterLock
 
 FORMAT = 2
 
@@ -331,6 +333,8 @@ def lock_model(folder: Path, mode: LockMode = "wait") -> WriterLock:
     Raises:
         ModelError: another process writes to it and mode is "refuse", or it cannot be locked.
     """
+    from jzi.store.lock import WriterLock  # loads zarr
+
     lock = WriterLock(folder, mode, ModelError)
     if mode != "shared":
         with lock.released_on_error():

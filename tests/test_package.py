@@ -33,6 +33,24 @@ def test_help_imports_nothing_heavy() -> None:
     assert fresh(code).strip().endswith("HEAVY []")
 
 
+#: What the answer to one photo does without: each takes a tenth of torch's own import or more.
+NOT_TO_LOCATE = ("accelerate", "huggingface_hub", "pandas", "rasterio", "torch._dynamo", "transformers", "zarr")
+
+
+@pytest.mark.parametrize("how", ["the command", "Python"])
+def test_locating_a_photo_imports_no_library_that_it_does_not_use(
+    how: str, trained_folder: Path, town_folder: Path
+) -> None:
+    model, photo = trained_folder / "model", next((town_folder / "photos").rglob("*.jpg"))
+    calls = {
+        "the command": f"from jzi.cli import main\ntry: main(['locate', {str(photo)!r}, '--model', {str(model)!r}])\n"
+        "except SystemExit as error: assert not error.code",
+        "Python": f"import jzi\nprint(jzi.load({str(model)!r}).locate({str(photo)!r}))",
+    }
+    code = f"import sys\n{calls[how]}\nprint('LOADED', sorted(set({NOT_TO_LOCATE!r}) & set(sys.modules)))"
+    assert fresh(code).strip().endswith("LOADED []")
+
+
 def test_the_store_needs_no_torch() -> None:
     modules = [f"jzi.store.{module.name}" for module in pkgutil.iter_modules([str(ROOT / "store")])]
     code = f"import sys, {', '.join(modules)}; print(sorted({{'torch', 'transformers'}} & set(sys.modules)))"

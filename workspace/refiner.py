@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from jzi.errors import CacheMismatchError, ConfigError, ModelError
 from jzi.refine.config import CachedRefinerConfig, RefineConfig
 from jzi.refine.info import INFO, RefinerInfo
-from jzi.store.cache import FeatureCache
 from jzi.store.cell_grid import CellGrid
 from jzi.store.pyramid import as_pyramid
 
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from jzi.encode.photo_encoder import PhotoEncoder
     from jzi.locate.locator import Locator
     from jzi.refine.stage import RefineStage
+    from jzi.store.cache import FeatureCache
     from jzi.workspace.settings import Settings
 
 #: Folder of the refiner in a model folder.
@@ -103,6 +103,8 @@ def open_stage(
         raise ConfigError(
             f"{path} reads tokens of the map from a cache: name it with --cache, or run in the folder of its jzi.toml"
         )
+    from jzi.store.cache import FeatureCache  # loads zarr and pandas
+
     tokens = FeatureCache.open(cache)
     check_refiner_cache(path, info, tokens, area, encoder)
     windows = WindowTokens(tokens)
