@@ -156,9 +156,13 @@ class Imagery:
         color = np.zeros((3, *shape), np.float32)  # premultiplied by the weight
         weight = np.zeros(shape, np.float32)  # 0..255
         around = self._in_area_crs(bounds, crs)
+        first = True
         for raster, extent in zip(self.rasters, self.extents, strict=True):
             if (around is None or _overlap(extent, around)) and (weight < 255).any():
                 rgba = raster.warp(crs or self.area.crs, bounds, pixels)
+                if first and rgba[3].min() == 255:  # most: what follows would return the same
+                    return np.moveaxis(rgba[:3], 0, -1), rgba[3] > 0
+                first = False
                 share = np.minimum(rgba[3], 255 - weight)  # adjacent rasters share the pixels along their seam
                 color += rgba[:3] * share
                 weight += share
