@@ -215,8 +215,12 @@ def photo_notes(pixels: NDArray[np.uint8], width: int, height: int) -> tuple[str
         height: pixels.
     """
     notes = (PANORAMA,) if looks_like_panorama(width, height) else ()
-    every = pixels.reshape(-1, 3).astype(np.int16)
-    near = (abs(every - np.median(every, axis=0)) <= UNIFORM_LEVELS).all(1)
+    near = np.ones(pixels.shape[:2], bool)
+    for band in range(3):
+        values = pixels[..., band]
+        counts = np.bincount(values.ravel(), minlength=256)
+        middle = np.searchsorted(counts.cumsum(), [(values.size + 1) // 2, values.size // 2 + 1]).mean()  # the median
+        near &= (abs(np.arange(256) - middle) <= UNIFORM_LEVELS)[values]
     return (*notes, UNIFORM) if near.mean() >= UNIFORM_SHARE else notes
 
 
