@@ -2,6 +2,7 @@
 
     python -m benchmarks.encode_map                 # DINOv2-base, 384 px, 4369 tiles of a 24 576 px raster, on a GPU
     python -m benchmarks.encode_map --image-size 84 --levels 3 --side 4096 --repeats 3           # on two cores
+    python -m benchmarks.encode_map --model small --image-size 224 --photos 64 --levels 2 --side 2048       # photos too
 
 The bare forward pass, a tiled GeoTIFF with overviews and the same raster in strips without overviews are measured in
 alternation, so changes in machine load affect all alike; medians over the rounds are printed. The bare pass encodes the
@@ -9,6 +10,9 @@ same number of tiles from memory. "Cut only" renders the tiles without encoding 
 bare pass, rendering limits `encode-map`. Without a GPU the same cores render and encode, and tiles per second of CPU
 time show the cost of rendering. Bytes are those requested from the system (Linux only); the file is in the page cache,
 as it is after `encode-map` has fingerprinted it. The rasters are not compressed.
+
+With `--photos`, that many JPEGs of `PHOTO_SIZE` are encoded into a cache too, against the bare pass of their squares;
+a rate is of squares per second then.
 """
 
 from __future__ import annotations
@@ -24,17 +28,20 @@ import click
 import numpy as np
 import rasterio
 import torch
+from PIL import Image
 from rasterio.enums import Resampling
 from rasterio.transform import from_bounds
 from rasterio.windows import Window
 
 from jzi.encode.dinov2 import Dinov2, Dinov2Config
 from jzi.encode.encode_map import encode_map
+from jzi.encode.encode_queries import encode_queries
 from jzi.encode.encoder import Encoder
 from jzi.encode.imagery import Imagery
 from jzi.encode.prefetch import reader_threads
 from jzi.encode.tiles import TileRenderer
 from jzi.store.cache import FeatureCache
+from jzi.store.photo_table import PhotoTable, read_photo_table
 from jzi.store.pyramid import Pyramid, TileKey
 
 MODELS = {"tiny": (192, 6, 3), "small": (384, 12, 6), "base": (768, 12, 12)}  # width, layers, heads
@@ -44,6 +51,12 @@ LAYOUTS = {
 }
 #: Rows written per call.
 BAND = 512
+
+#: Latitude and longitude of the centre of the area, degrees.
+CENTRE = (38.8936, -77.0116)
+
+#: Width and height of photos, pixels: what street-level photos are often published at.
+PHOTO_SIZE = (2048, 1536)
 
 
 def write_raster(path: Path, pyramid: Pyramid, side: int, profile: dict[str, Any], overviews: bool) -> Path:
@@ -115,6 +128,33 @@ def full_encoding(
     return run
 
 
+def write_photos(folder: Path, count: int) -> PhotoTable:
+    """Write JPEGs of smooth random colours, and a table with positions in the area."""
+    folder.mkdir()
+    rng, (latitude, longitude) = np.random.default_rng(0), CENTRE
+    rows = ["photo,latitude,longitude"]
+    for number in range(count):
+        image = Image.fromarray(rng.integers(0, 256, (48, 64, 3), np.uint8)).resize(PHOTO_SIZE)
+        image.save(folder / f"{number}.jpg", quality=90)
+        rows.append(f"{number}.jpg,{latitude},{longitude + 1e-5 * number}")
+    (folder / "photos.csv").write_text("\n".join(rows) + "\n")
+    return read_photo_table(folder / "photos.csv")
+
+
+def photo_encoding(
+    table: PhotoTable, pyramid: Pyramid, encoder: Encoder, batch: int, folder: Path
+) -> Callable[[], dict[str, float]]:
+    """Return a function that encodes the photos into a new cache, as `jzi encode-queries` does."""
+
+    def run() -> dict[str, float]:
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            cache = FeatureCache.create(Path(temporary) / "features.zarr", pyramid, encoder.info)
+            encode_queries(cache, encoder, table, batch_size=batch)
+            return {}
+
+    return run
+
+
 @click.command()
 @click.option("--model", type=click.Choice(list(MODELS)), default="base", show_default=True)
 @click.option("--image-size", default=384, show_default=True)
@@ -122,13 +162,14 @@ def full_encoding(
 @click.option("--side", default=24_576, show_default=True, help="Side of the raster, pixels.")
 @click.option("--batch", default=32, show_default=True, help="Tiles per forward pass.")
 @click.option("--repeats", default=3, show_default=True, help="Rounds.")
-def main(model: str, image_size: int, levels: int, side: int, batch: int, repeats: int) -> None:
+@click.option("--photos", default=0, show_default=True, help="Photos to encode too.")
+def main(model: str, image_size: int, levels: int, side: int, batch: int, repeats: int, photos: int) -> None:
     """Measure and print the table."""
     width, layers, heads = MODELS[model]
     torch.manual_seed(0)
     config = Dinov2Config(hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, image_size=518)
     encoder = Encoder(Dinov2(config), name=model, image_size=image_size)
-    pyramid = Pyramid.around(38.8936, -77.0116, 10_000.0, levels=levels)
+    pyramid = Pyramid.around(*CENTRE, 10_000.0, levels=levels)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
     click.echo(
         f"DINOv2-{model}, {image_size} px, {pyramid.tile_count} tiles, batch {batch}, raster of {side} px; {device}, "
@@ -142,6 +183,12 @@ def main(model: str, image_size: int, levels: int, side: int, batch: int, repeat
             click.echo(f"{layout}: {path.stat().st_size / 1e6:.0f} MB")
             runs[f"{layout}: cut only"] = render_only(path, pyramid, encoder)
             runs[layout] = full_encoding(path, pyramid, encoder, batch, folder)
+        images = dict.fromkeys(runs, pyramid.tile_count)
+        if photos:
+            table, bare = write_photos(folder / "photos", photos), "bare pass of photos"
+            runs[bare] = forward_pass(encoder, 2 * photos, 2 * batch)
+            runs["encode-queries"] = photo_encoding(table, pyramid, encoder, batch, folder)
+            images |= {bare: 2 * photos, "encode-queries": 2 * photos}
         results: dict[str, list[tuple[float, float, float]]] = {name: [] for name in runs}
         for round_number in range(repeats + 1):  # the first is a warm-up
             for name, run in runs.items():
@@ -149,10 +196,11 @@ def main(model: str, image_size: int, levels: int, side: int, batch: int, repeat
                 read = run().get("read", 0.0)
                 seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
                 if round_number:
-                    results[name].append((pyramid.tile_count / seconds, pyramid.tile_count / cpu_seconds, read))
+                    results[name].append((images[name] / seconds, images[name] / cpu_seconds, read))
     click.echo(f"\n{'':<28}{'tiles/s':>10}{'of bare':>9}{'tiles/CPU s':>13}{'of bare':>9}{'bytes read / file':>19}")
-    reference = [median(values) for values in zip(*results["bare forward pass"], strict=True)]
     for name, rounds in results.items():
+        if name.startswith("bare"):
+            reference = [median(values) for values in zip(*rounds, strict=True)]
         rate, per_cpu, read = (median(values) for values in zip(*rounds, strict=True))
         row = f"{name:<28}{rate:>10.1f}{rate / reference[0]:>9.3f}{per_cpu:>13.1f}{per_cpu / reference[1]:>9.3f}"
         click.echo(row + (f"{read:>19.2f}" if read else ""))

@@ -16,7 +16,7 @@ from typing import Any, Self
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - its name everywhere
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -27,7 +27,10 @@ from jzi.store.files import write_whole
 WEIGHTS = "model.safetensors"
 
 #: Entries of config.json that say where it came from, without effect on the model.
-_ORIGIN = {"architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path"}
+_ORIGIN = {"architectures", "transformers_version", "_name_or_path"}
+
+#: Entries that name the type of the stored weights, and those types.
+_DTYPES, _DTYPE_NAMES = {"dtype", "torch_dtype"}, ("float32", "float16", "bfloat16")
 
 #: Entries that must have these values, those of all published checkpoints.
 _FIXED = {
@@ -101,7 +104,11 @@ class Dinov2Config:
             return None
         stages = config._stages()
         others = {name: value for name, value in entries.items() if name not in types and name not in _ORIGIN}
-        return config if all(name in stages and value == stages[name] for name, value in others.items()) else None
+        usual = all(
+            value in _DTYPE_NAMES if name in _DTYPES else name in stages and value == stages[name]
+            for name, value in others.items()
+        )
+        return config if usual else None
 
     def to_diff_dict(self) -> dict[str, Any]:
         """Return what transformers' method of this name does, which fingerprints are made of."""
@@ -177,33 +184,34 @@ def load_dinov2(config: Dinov2Config, file: Path) -> Dinov2 | None:
         file: its weights, named as in published checkpoints.
 
     Returns:
-        The model; None if the file holds other weights than the config describes, which transformers may know.
+        The model; None if the file is damaged or holds other weights than the config describes: transformers may know
+        them, or reports what is wrong.
 
     Raises:
         OSError: the file cannot be read.
-        safetensors.SafetensorError: it is damaged.
     """
-    if not file.is_file():
-        return None
     with shapes_only():
         model = Dinov2(config)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     weights: dict[str, Tensor] = {}
-    with safe_open(file, "pt") as stored:
-        names = set(stored.keys())
-        for name, parts in model._file_names():
-            rows = sum(shapes[part][0] for part in parts)
-            if name not in names:
-                if not name.endswith("mask_token"):
+    try:
+        with safe_open(file, "pt") as stored:
+            names = set(stored.keys())
+            for name, parts in model._file_names():
+                rows = sum(shapes[part][0] for part in parts)
+                if name not in names:
+                    if not name.endswith("mask_token"):
+                        return None
+                    weights[name] = torch.zeros(shapes[name])  # for training only, and absent in some files
+                    continue
+                names.remove(name)
+                piece = stored.get_slice(name)
+                if tuple(piece.get_shape()) != (rows, *shapes[parts[0]][1:]) or piece.get_dtype() not in _STORED:
                     return None
-                weights[name] = torch.zeros(shapes[name])  # for training only, and absent in some files
-                continue
-            names.remove(name)
-            piece = stored.get_slice(name)
-            if tuple(piece.get_shape()) != (rows, *shapes[parts[0]][1:]) or piece.get_dtype() not in _STORED:
-                return None
-            for part, tensor in zip(parts, stored.get_tensor(name).float().chunk(len(parts)), strict=True):
-                weights[part] = tensor
+                for part, tensor in zip(parts, stored.get_tensor(name).float().chunk(len(parts)), strict=True):
+                    weights[part] = tensor
+    except SafetensorError:
+        return None
     if names:
         return None
     model.load_state_dict(weights, assign=True)
