@@ -1,17 +1,13 @@
-"""Measure locating: from the cache against encoding tiles at every step, and the start-up of `jzi locate`.
+"""Measure locating: from the cache against encoding tiles at every step.
 
     python -m benchmarks.locate                   # DINOv2-base at 384 px and the paper's decoder, random weights
-    python -m benchmarks.locate --start MODEL PHOTO
 
 With the cache, a zoom is four look-ups and four decoder steps; the reference implementation also reads and encodes a
-tile at every step. Both start from the embedding of the photo. The parts of the start-up are measured in a separate
-process.
+tile at every step. Both start from the embedding of the photo. `benchmarks.startup` measures the start of `jzi locate`.
 """
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -35,21 +31,6 @@ from jzi.store.pyramid import preset
 
 SIZES = {"base": (768, 12, 12), "small": (384, 12, 6)}  # width, layers, heads
 
-START = """
-import time
-began = time.perf_counter()
-def lap(name):
-    global began
-    now = time.perf_counter(); print(f"{name:<28}{now - began:8.2f} s"); began = now
-import torch; lap("import torch")
-import jzi; from jzi.workspace.open import load; lap("import jzi")
-locator = load(__import__("sys").argv[1]); lap("model and map")
-import transformers; lap("import transformers")
-locator.encoder; lap("encoder")
-names, query = locator.encode([__import__("sys").argv[2]]); lap("photo: read, encode")
-locator.locate_embeddings(query); lap("zoom and answer")
-"""
-
 
 def best_of(function: Callable[[], object], times: int) -> float:
     """Return the seconds of the fastest of `times` calls, after one warm-up call."""
@@ -67,14 +48,8 @@ def best_of(function: Callable[[], object], times: int) -> float:
 @click.option("--size", type=click.Choice(list(SIZES)), default="base", show_default=True)
 @click.option("--image-size", default=384, show_default=True)
 @click.option("--times", default=3, show_default=True)
-@click.option(
-    "--start", nargs=2, type=click.Path(exists=True), help="Model folder and photo: measure the start-up only."
-)
-def main(size: str, image_size: int, times: int, start: tuple[str, str] | None) -> None:
+def main(size: str, image_size: int, times: int) -> None:
     """Measure and print the table."""
-    if start:
-        subprocess.run([sys.executable, "-c", START, *start], check=True)
-        return
     width, layers, heads = SIZES[size]
     device = best_device()
     torch.manual_seed(0)
