@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
 from jzi.errors import CacheError, ModelError
 from jzi.store.map_embeddings import ENCODED, MISSING, NODATA, map_tensors
 from jzi.store.model_folder import HINT
 from jzi.store.pyramid import Pyramid
-from jzi.store.storage import corrupt, storage_errors
 
 if TYPE_CHECKING:
+    import zarr
+
     from jzi.store.cache import FeatureCache
 
 #: Chunks that are read at once. A request of an object store takes about 20 ms, whatever its size, and stores serve
@@ -156,6 +156,8 @@ class ChunkedGrid:
 
     def rows(self, start: int, stop: int) -> NDArray[Any]:
         """See `Grid.rows`; errors as of `gather`."""
+        from jzi.store.storage import storage_errors  # loads zarr
+
         with storage_errors(self.path, self.name):
             return np.asarray(self._array[start:stop])
 
@@ -183,6 +185,8 @@ class ChunkedGrid:
         return None
 
     def _read(self, chunk: int, slot: int) -> None:
+        from jzi.store.storage import storage_errors  # loads zarr
+
         top, left = chunk // self._cols * self._height, chunk % self._cols * self._width
         with storage_errors(self.path, self.name):
             values = np.asarray(self._array[top : top + self._height, left : left + self._width])
@@ -239,6 +243,8 @@ class PagedMap:
             if status == MISSING:
                 return CacheError(f"{cache.path} lacks tiles, such as level {level}, row {row}, column {col}: run "
                                   "`jzi encode-map`")  # fmt: skip
+            from jzi.store.storage import corrupt  # loads zarr
+
             return corrupt(cache.path, f"map/{level}/embedding", "a chunk is gone")
 
         return cls(pyramid, cache.encoder.width, tuple(grids[:levels]), tuple(grids[levels:]), damaged, limit)
