@@ -1,9 +1,11 @@
 """Measure locating: from the cache against encoding tiles at every step.
 
     python -m benchmarks.locate                   # DINOv2-base at 384 px and the paper's decoder, random weights
+    python -m benchmarks.locate --search          # the searches alone
 
 With the cache, a zoom is four look-ups and four decoder steps; the reference implementation also reads and encodes a
-tile at every step. Both start from the embedding of the photo. `benchmarks.startup` measures the start of `jzi locate`.
+tile at every step. Both start from the embedding of the photo. `as trained` is the same search with the decoder that
+training uses, whose weights are not packed; the two take turns. `benchmarks.startup` measures the start of `jzi locate`.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from transformers import Dinov2Config, Dinov2Model
 
 from jzi.decode.config import DecoderConfig
 from jzi.decode.decoder import ZoomDecoder
+from jzi.decode.packed import PackedDecoder
 from jzi.decode.search import zoom
 from jzi.decode.tile_table import TileTable
 from jzi.encode.device import best_device
@@ -33,7 +36,7 @@ SIZES = {"base": (768, 12, 12), "small": (384, 12, 6)}  # width, layers, heads
 
 
 def best_of(function: Callable[[], object], times: int) -> float:
-    """Return the seconds of the fastest of `times` calls, after one warm-up call."""
+    """Return the seconds of the fastest of `times` calls, after one warm-up call; of that one if `times` is 0."""
     seconds = []
     for _ in range(times + 1):
         start = time.perf_counter()
@@ -41,14 +44,21 @@ def best_of(function: Callable[[], object], times: int) -> float:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
-    return min(seconds[1:])
+    return min(seconds[1:] or seconds)
+
+
+def by_turns(*functions: Callable[[], object], times: int) -> list[float]:
+    """Return the median seconds of functions that are called by turns, after one warm-up call of each."""
+    seconds = [[best_of(function, 0) for function in functions] for _ in range(times + 1)]
+    return np.median(seconds[1:], axis=0).tolist()
 
 
 @click.command()
 @click.option("--size", type=click.Choice(list(SIZES)), default="base", show_default=True)
 @click.option("--image-size", default=384, show_default=True)
-@click.option("--times", default=3, show_default=True)
-def main(size: str, image_size: int, times: int) -> None:
+@click.option("--times", default=9, show_default=True)
+@click.option("--search", is_flag=True, help="Measure the searches only, without the reference.")
+def main(size: str, image_size: int, times: int, search: bool) -> None:
     """Measure and print the table."""
     width, layers, heads = SIZES[size]
     device = best_device()
@@ -76,16 +86,22 @@ def main(size: str, image_size: int, times: int) -> None:
                 images = [resize_photo(open_photo(tile), image_size, image_size) for _ in range(batch)]
                 encoder.encode_tiles(np.stack(images))
 
-        click.echo(f"{'':<10}{'batch':>6}{'from the cache':>16}{'tiles read and encoded':>26}{'ratio':>9}")
+        packed = PackedDecoder(decoder, pyramid.levels)
+        columns = "from the cache", "as trained", "ratio", "tiles read and encoded", "ratio"
+        click.echo(f"{'':<10}{'batch':>6}" + "".join(f"{column:>{len(column) + 4}}" for column in columns))
         for batch in (1, 64):
             query = torch.randn(batch, width, device=device)
-            reference = best_of(lambda: encode_tiles(batch), 1 if batch > 1 else times)  # noqa: B023
-            for beams in (1, 32):
-                ours = best_of(lambda: zoom(decoder, table, query, beams), times)  # noqa: B023
-                theirs = reference * (1 if beams == 1 else np.nan) + ours
-                row = f"{'greedy' if beams == 1 else f'beam {beams}':<10}{batch:>6}{1000 * ours / batch:>16.2f}"
-                if beams == 1:
-                    row += f"{1000 * theirs / batch:>26.1f}{theirs / ours:>8.0f}x"
+            reference = np.nan if search else best_of(lambda: encode_tiles(batch), 1 if batch > 1 else 3)  # noqa: B023
+            for beams in (1, 64):
+                ours, plain = by_turns(
+                    lambda: zoom(packed, table, query, beams, cells=beams * pyramid.actions),  # noqa: B023
+                    lambda: zoom(decoder, table, query, beams, cells=beams * pyramid.actions),  # noqa: B023
+                    times=times,
+                )
+                row = f"{'greedy' if beams == 1 else f'beam {beams}':<10}{batch:>6}{1000 * ours / batch:>18.2f}"
+                row += f"{1000 * plain / batch:>14.2f}{plain / ours:>8.2f}x"
+                if beams == 1 and not search:
+                    row += f"{1000 * (reference + ours) / batch:>26.1f}{(reference + ours) / ours:>8.0f}x"
                 click.echo(row)
 
 

@@ -139,7 +139,7 @@ class ZoomExpert:
         Returns:
             The posterior of each photo.
         """
-        decoder, temperature, pyramid = self.model.decoder, self.model.temperature, self.area
+        decoder, temperature, pyramid = self.model.packed, self.model.temperature, self.area
         query = query.to(self.table.device)
         if options.estimate == "greedy":
             result = zoom(decoder, self.table, query, temperature=temperature)

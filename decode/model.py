@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from jzi.decode.config import DecoderConfig
 from jzi.decode.decoder import ZoomDecoder, check_heads
+from jzi.decode.packed import PackedDecoder
 from jzi.encode.device import buffer_bytes, shapes_only
 from jzi.errors import ConfigError, ModelError, first_line
 from jzi.store.info import EncoderInfo, ImageryInfo
@@ -87,6 +89,11 @@ class ZoomModel:
         return cls(
             decoder.eval().to(device), config.pyramid, config.encoder, config.imagery, folder, temperature, config
         )
+
+    @cached_property
+    def packed(self) -> PackedDecoder:
+        """The decoder prepared for search, on first use; later changes to `decoder` have no effect on it."""
+        return PackedDecoder(self.decoder, self.pyramid.levels)
 
     @property
     def has_map(self) -> bool:

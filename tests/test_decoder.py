@@ -10,10 +10,17 @@ from safetensors.torch import load_file
 
 from jzi.decode.config import DecoderConfig
 from jzi.decode.decoder import ZoomDecoder
+from jzi.decode.packed import PackedDecoder
 from jzi.errors import ConfigError
 
 
-def step_by_step(decoder: ZoomDecoder, query: torch.Tensor, tiles: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+def packed(decoder: ZoomDecoder, query: torch.Tensor, tiles: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+    return step_by_step(PackedDecoder(decoder, tiles.shape[1]), query, tiles, actions)
+
+
+def step_by_step(
+    decoder: ZoomDecoder | PackedDecoder, query: torch.Tensor, tiles: torch.Tensor, actions: torch.Tensor
+) -> torch.Tensor:
     logits, past = decoder.prefill(query, tiles[:, 0])
     steps = [logits]
     for step in range(1, tiles.shape[1]):
@@ -29,7 +36,9 @@ def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return query, tiles, torch.randint(16, (5, 4), generator=generator)
 
 
-@pytest.mark.parametrize("run", [ZoomDecoder.__call__, step_by_step], ids=["one pass", "step by step"])
+@pytest.mark.parametrize(
+    "run", [ZoomDecoder.__call__, step_by_step, packed], ids=["one pass", "step by step", "packed"]
+)
 def test_logits_are_those_of_the_reference(shared: Path, run) -> None:
     checkpoint = torch.load(shared / "reference-model" / "checkpoint.pth", weights_only=True)["model_state_dict"]
     case = load_file(shared / "reference-model" / "case.safetensors")
@@ -45,6 +54,21 @@ def test_logits_are_those_of_the_reference(shared: Path, run) -> None:
 def test_stepping_with_the_cache_equals_one_pass(batch) -> None:
     decoder = ZoomDecoder(DecoderConfig(width=32, layers=2, heads=4)).eval()
     torch.testing.assert_close(step_by_step(decoder, *batch), decoder(*batch), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("patch_tokens", [0, 3])
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_the_packed_decoder_equals_the_one_it_is_made_from(batch, patch_tokens, blocks) -> None:
+    config = DecoderConfig(width=32, layers=blocks, heads=4, patch_tokens=patch_tokens)
+    decoder = ZoomDecoder(config).eval()
+    for name, weight in decoder.named_parameters():
+        if "norm" in name:
+            torch.nn.init.uniform_(weight, 0.5, 2.0)
+    query, tiles, actions = batch
+    if patch_tokens:
+        tiles = torch.randn(5, 4, 1 + patch_tokens, 32, generator=torch.Generator().manual_seed(1))
+    expected = decoder(query, tiles, actions)
+    torch.testing.assert_close(packed(decoder, query, tiles, actions), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_step_does_not_see_what_comes_after_it(batch) -> None:
