@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - its name everywhere
 from torch import Tensor
 
-from jzi.decode.decoder import Block, ZoomDecoder
+from jzi.decode.decoder import Block, ZoomDecoder, rotary
 
 Linear = Callable[[Tensor], Tensor]
 
@@ -69,9 +69,9 @@ class PackedDecoder:
         half = config.width // config.heads // 2
         self.shape = config.heads, 2 * half
         self.capacity = steps * (2 + config.patch_tokens)
-        frequency = 10_000.0 ** (-torch.arange(half, device=self.device, dtype=torch.float32) / half)
-        angle = torch.arange(self.capacity, device=self.device)[:, None] * frequency
-        self.rotary = torch.polar(torch.ones_like(angle), angle)[:, None, None]  # (token, 1, 1, half) complex
+        cos, sin = rotary(self.capacity, 0, 2 * half, torch.device("cpu"))
+        turns = torch.complex(cos[:, :half], sin[:, half:])[:, None, None]
+        self.rotary = turns.to(self.device)  # (token, 1, 1, half)
         self.action_embed = decoder.action_embed.weight.detach().float().clone()
         last = len(decoder.blocks) - 1
         self.blocks = [

@@ -38,13 +38,15 @@ def disc_share(posterior: Posterior, photo: int, x: float, y: float, radius: flo
                 share[within] += np.clip(np.minimum(right, col[within] + 1) - np.maximum(left, col[within]), 0, 1)
         return np.minimum(share / len(lines), 1.0)
     centre_x, centre_y = (values[photo] for values in posterior.centers)
-    within = np.flatnonzero(np.hypot(centre_x - x, centre_y - y) <= radius + area.cell_size)
-    right, up = centre_x[within] - x, centre_y[within] - y
-    for line in lines:  # as chords of the disc along lines of the cell
-        half = np.sqrt(np.maximum(radius**2 - (up + (0.5 - line) * area.cell_size) ** 2, 0.0))
-        left = np.maximum(-half, right - area.cell_size / 2)
-        share[within] += np.clip(np.minimum(half, right + area.cell_size / 2) - left, 0, None) / area.cell_size
-    return np.minimum(share / len(lines), 1.0)
+    right, up = centre_x - x, centre_y - y
+    within = np.flatnonzero(right**2 + up**2 <= (radius + area.cell_size) ** 2)
+    right, up = right[within], up[within]
+    along = (0.5 - np.array(lines)[:, None]) * area.cell_size
+    half = np.sqrt(np.maximum(radius**2 - (up + along) ** 2, 0.0))  # (line, cell): chords along lines of each cell
+    left = np.maximum(-half, right - area.cell_size / 2)
+    covered = np.maximum(np.minimum(half, right + area.cell_size / 2) - left, 0.0).sum(0)
+    share[within] = np.minimum(covered / (len(lines) * area.cell_size), 1.0)
+    return share
 
 
 def disc_mean(posterior: Posterior, photo: int, x: float, y: float, weight: _Floats) -> tuple[float, float]:

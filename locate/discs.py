@@ -135,13 +135,13 @@ def _choose(
             cover.remove(probability, cell, int(best[1]))
         points.x[photo, rank], points.y[photo, rank] = at
         points.cell[photo, rank] = cell
-        possible &= np.hypot(x - at[0], y - at[1]) > radius
+        possible &= (x - at[0]) ** 2 + (y - at[1]) ** 2 > radius**2
 
 
 def _nearest(posterior: Posterior, photo: int, x: float, y: float) -> int:
     """Index of the cell with some probability that lies nearest to a point: as a rule the one that contains it."""
     centre_x, centre_y = (values[photo] for values in posterior.centers)
-    distance = np.where(posterior.probability[photo] > 0, np.hypot(centre_x - x, centre_y - y), np.inf)
+    distance = np.where(posterior.probability[photo] > 0, (centre_x - x) ** 2 + (centre_y - y) ** 2, np.inf)
     return int(distance.argmin())
 
 

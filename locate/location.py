@@ -383,8 +383,9 @@ def path_to(posterior: Posterior, photo: int, row: int, col: int) -> tuple[tuple
     reached = np.flatnonzero((posterior.row[photo] == row) & (posterior.col[photo] == col))
     if posterior.steps is not None and len(reached):
         return tuple(path.tolist()), tuple(posterior.steps[photo, reached[0]].tolist())
-    paths = area.cell_to_path(posterior.row[photo], posterior.col[photo])  # (cell, L)
-    tile = posterior.probability[photo] @ np.logical_and.accumulate(paths == path, axis=1)  # (L,)
+    cells = area.grid ** np.arange(area.levels - 1, -1, -1)[:, None]  # along the side of a tile of each step
+    match = (posterior.row[photo] // cells == row // cells) & (posterior.col[photo] // cells == col // cells)
+    tile = match @ posterior.probability[photo]  # (L,)
     parent = np.concatenate([[1.0], tile[:-1]])
     steps = np.divide(tile, parent, out=np.zeros_like(tile), where=parent > 0)
     return tuple(path.tolist()), tuple(steps.tolist())

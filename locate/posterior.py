@@ -195,14 +195,37 @@ def credible_radius(
     dx, dy = np.meshgrid(within, within)
     radii = np.full((len(shares), len(posterior)), np.inf)
     for photo in range(len(posterior)):  # one at a time, which bounds memory
-        distance = np.hypot(
-            posterior.centers[0][photo, :, None] + dx.ravel() - x[photo],
-            posterior.centers[1][photo, :, None] + dy.ravel() - y[photo],
-        ).ravel()
-        order = distance.argsort()
-        cumulated = np.repeat(posterior.probability[photo] / dx.size, dx.size)[order].cumsum()
+        right, up = (centers[photo] - at[photo] for centers, at in zip(posterior.centers, (x, y), strict=True))
+        order = (distance := np.hypot(right, up)).argsort()
+        ordered, probability = distance[order], posterior.probability[photo][order]
+        cumulated = probability.cumsum()
         for number, share in enumerate(shares):
-            enough = cumulated >= share - 1e-9
-            if enough.any():
-                radii[number, photo] = distance[order[enough.argmax()]]
+            if cumulated[-1] < share - 1e-9:
+                continue
+            ring = _ring(ordered, cumulated, share - 1e-9, float(np.hypot(dx, dy).max()))
+            points = order[ring]
+            inside = cumulated[ring.start - 1] if ring.start else 0.0
+            radii[number, photo] = _radius(
+                np.hypot(right[points, None] + dx.ravel(), up[points, None] + dy.ravel()).ravel(),
+                np.repeat(probability[ring] / dx.size, dx.size),
+                share - 1e-9 - inside,
+            )
     return radii
+
+
+def _ring(distance: NDArray[np.float64], cumulated: NDArray[np.float64], share: float, reach: float) -> slice:
+    """The cells, in ascending order of distance, that a circle which holds a share of the probability can cut.
+
+    The radius is that of the cell where the share is reached, within `reach`, the distance of a cell's points from its
+    centre; so nearer cells are inside, and farther ones outside.
+    """
+    at = distance[np.searchsorted(cumulated, share)]
+    first, last = np.searchsorted(distance, [at - 2.1 * reach, at + 2.1 * reach])  # a margin for rounding
+    return slice(int(first), int(last))
+
+
+def _radius(distance: NDArray[np.float64], probability: NDArray[np.float64], share: float) -> float:
+    """The least distance within which points have a share of the probability, or the greatest."""
+    order = distance.argsort()
+    enough = np.searchsorted(probability[order].cumsum(), share)
+    return float(distance[order[min(enough, len(order) - 1)]])
