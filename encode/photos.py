@@ -74,7 +74,14 @@ def open_photo(photo: Photo, name: str = "", *, max_pixels: int | None = None) -
 
 
 def read_photo(
-    photo: Photo, width: int, height: int, resampling: str = "antialias", name: str = "", *, fit: bool = False
+    photo: Photo,
+    width: int,
+    height: int,
+    resampling: str = "antialias",
+    name: str = "",
+    *,
+    fit: bool = False,
+    max_pixels: int | None = None,
 ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     """Open a photo and resize it, as `open_photo` and `resize_photo`, within the memory budget.
 
@@ -87,6 +94,7 @@ def read_photo(
         resampling: one of `RESAMPLINGS`.
         name: name of the photo in error messages; its path or "the photo" by default.
         fit: whether to keep the aspect ratio, on black.
+        max_pixels: maximum number of pixels; `MAX_PIXELS` by default.
 
     Returns:
         (height, width, 3) uint8, and the width and height of the upright photo in pixels.
@@ -96,7 +104,7 @@ def read_photo(
         ConfigError: resampling is "reference", and OpenCV is not installed.
     """
     least_size = (2 * width, 2 * height) if resampling != "reference" else None
-    with _decoded(photo, name, None, least_size, to_array=resampling == "reference") as (image, size):
+    with _decoded(photo, name, max_pixels, least_size, to_array=resampling == "reference") as (image, size):
         return resize_photo(image, width, height, resampling, fit=fit), size
 
 

@@ -1,18 +1,20 @@
-"""Locate the photos of a batch: decoded in threads, encoded together, located one after the other."""
+"""Locate the photos of a batch: decoded in threads, encoded together, and located together if they are asked alike."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from jzi.encode.imagery import Imagery
 from jzi.errors import JziError
 from jzi.export.page_data import photo_data
+from jzi.locate.location import LocateOptions, Location
 from jzi.locate.locator import Locator
 from jzi.locate.photo_notes import with_notes
 from jzi.locate.prior_weights import Prior
@@ -54,13 +56,12 @@ class BatchLocator:
         if not photos:
             return
         embeddings, tokens = self.locator.embed(np.stack([photo.pixels for photo in photos.values()]))
-        for index, (job, photo) in enumerate(photos.items()):
-            if not job.abandoned:
-                try:
-                    one = slice(index, index + 1)
-                    job.finish(self._answer(job, photo, embeddings[one], None if tokens is None else tokens[one]))
-                except Exception as error:  # of one photo alone
-                    job.finish(error)
+        embedded = {
+            job: (embeddings[row : row + 1], None if tokens is None else tokens[row : row + 1])
+            for row, job in enumerate(photos)
+        }
+        for group in self._alike(list(photos)):
+            self._finish([job for job in group if not job.abandoned], photos, embedded)
 
     def close(self) -> None:
         """End the threads that decode."""
@@ -70,21 +71,54 @@ class BatchLocator:
         if job.abandoned:
             return None
         try:
-            return self._decoder.decode(job.photo, job.name)
+            return self._decoder.decode(job.photo, job.name, preview=job.details)
         except JziError as error:
             return error
 
-    def _answer(self, job: Job, photo: DecodedPhoto, embedding: Tensor, tokens: Tensor | None) -> dict[str, Any]:
-        polygons = () if job.region is None else parse_polygons(job.region, "region")
-        prior = Prior(job.near, job.within, polygons)
-        locator = self.locator
-        if prior:
-            locator = locator.with_prior(prior.weight(locator.expert.area))
-        (location,) = locator.locate_embeddings(embedding, job.options, [job.name], [job.photo], tokens)
+    def _alike(self, jobs: list[Job]) -> Iterator[list[Job]]:
+        """Jobs to locate together: those with the same options and no prior, unless stages take long for each."""
+        groups: dict[LocateOptions, list[Job]] = {}
+        for job in jobs:
+            if self.locator.stages or (job.near, job.within, job.region) != (None, None, None):
+                yield [job]
+            else:
+                groups.setdefault(job.options, []).append(job)
+        yield from groups.values()
+
+    def _finish(
+        self, jobs: list[Job], photos: dict[Job, DecodedPhoto], embedded: dict[Job, tuple[Tensor, Tensor | None]]
+    ) -> None:
+        """Finish jobs that are located together; if that fails, each by itself, as the error may be of one alone."""
+        if not jobs:
+            return
+        try:
+            prior = Prior(jobs[0].near, jobs[0].within, _polygons(jobs[0]))
+            locator = self.locator.with_prior(prior.weight(self.locator.expert.area)) if prior else self.locator
+            query = torch.cat([embedded[job][0] for job in jobs])
+            names, data, tokens = [job.name for job in jobs], [job.photo for job in jobs], embedded[jobs[0]][1]
+            locations = locator.locate_embeddings(query, jobs[0].options, names, data, tokens)
+        except Exception as error:
+            if len(jobs) == 1:
+                jobs[0].finish(error)
+            else:
+                for job in jobs:
+                    self._finish([job], photos, embedded)
+            return
+        for job, location in zip(jobs, locations, strict=True):
+            try:
+                job.finish(self._answer(job, photos[job], location, prior))
+            except Exception as error:  # of one photo alone
+                job.finish(error)
+
+    def _answer(self, job: Job, photo: DecodedPhoto, location: Location, prior: Prior) -> dict[str, Any]:
         location = with_notes(location, photo.notes, job.photo)
         values = location.to_dict()
         if prior:
             values["prior"] = prior.to_dict()
-        if job.details:
+        if photo.preview is not None:
             values["page"] = photo_data(photo.preview, location, None, self.imagery)
         return values
+
+
+def _polygons(job: Job) -> tuple[dict[str, Any], ...]:
+    return () if job.region is None else parse_polygons(job.region, "region")

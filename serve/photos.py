@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from jzi.encode.photo_memory import MemoryBudget
-from jzi.encode.photos import open_photo, photo_notes, resize_photo
+from jzi.encode.photos import open_photo, photo_notes, read_photo, resize_photo
 from jzi.export.page_data import PHOTO
 from jzi.store.photo_file import open_image
 
@@ -20,12 +20,12 @@ class DecodedPhoto:
 
     Attributes:
         pixels: (height, width, 3) uint8 at the encoder's size.
-        preview: the photo at the page's size.
+        preview: the photo at the page's size; None if it is not asked for.
         notes: remarks for the user.
     """
 
     pixels: NDArray[np.uint8]
-    preview: Image.Image
+    preview: Image.Image | None
     notes: tuple[str, ...]
 
 
@@ -44,12 +44,13 @@ class PhotoDecoder:
         self.max_pixels = max_pixels
         self._pixels = MemoryBudget(max_pixels)
 
-    def decode(self, data: bytes, name: str) -> DecodedPhoto:
+    def decode(self, data: bytes, name: str, *, preview: bool) -> DecodedPhoto:
         """Decode a photo; waits until its pixels are within the bound.
 
         Args:
             data: bytes of the file.
             name: name of the photo in errors.
+            preview: whether to return a preview. Without one, large JPEGs are decoded at a fraction of their size.
 
         Raises:
             PhotoError: as `jzi.encode.photos.open_photo`.
@@ -57,6 +58,12 @@ class PhotoDecoder:
         with open_image(data, name) as image:
             size = min(image.width * image.height, self.max_pixels)  # a larger photo is refused by `open_photo`
             with self._pixels.reserve(size):
+                if not preview:
+                    size_px = self.width, self.height
+                    pixels, shape = read_photo(
+                        image, *size_px, self.resampling, name, fit=self.fit, max_pixels=self.max_pixels
+                    )
+                    return DecodedPhoto(pixels, None, photo_notes(pixels, *shape))
                 photo = open_photo(image, name, max_pixels=self.max_pixels)
                 pixels = resize_photo(photo, self.width, self.height, self.resampling, fit=self.fit)
                 notes = photo_notes(pixels, *photo.size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import math
@@ -16,10 +17,13 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from jzi.encode.imagery import Imagery
+from jzi.errors import ConfigError, PhotoError
 from jzi.locate.fix import FineGrid, Fix
 from jzi.locate.location import Candidate, LocateOptions
 from jzi.locate.locator import Locator
 from jzi.serve.app import Limits, make_app
+from jzi.serve.batch import BatchLocator
+from jzi.serve.queue import Job
 from jzi.store.pyramid import Pyramid
 
 LOCAL = "http://localhost"
@@ -59,6 +63,58 @@ def test_a_service_withholds_answers_that_are_not_sure(locator, photo) -> None:
     assert (answer["sure"], answer["latitude"], answer["candidates"]) == (False, None, [])
     page = answer["page"]
     assert (page["answer"], page["heat"], page["zoom"], page["features"]) == ("not sure", None, [], [])
+
+
+def test_photos_that_are_asked_alike_are_located_together(locator, photo, monkeypatch) -> None:
+    sizes: list[int] = []
+    locate = Locator.locate_embeddings
+
+    def locate_embeddings(self, query, *arguments):
+        sizes.append(len(query))
+        return locate(self, query, *arguments)
+
+    monkeypatch.setattr(Locator, "locate_embeddings", locate_embeddings)
+    data, finished = photo.read_bytes(), dict[str, object]()
+
+    class Request(Job):
+        def finish(self, result) -> None:
+            finished[self.name] = result
+
+    async def answer() -> None:
+        circle = (float(locator.pyramid.unproject(0.0, 0.0)[0]), float(locator.pyramid.unproject(0.0, 0.0)[1]))
+        options, other = LocateOptions(top=3), LocateOptions(top=2)
+        jobs = [Request(data, f"{number}", options) for number in range(3)]
+        jobs += [Request(data, "other", other), Request(b"broken", "broken", options)]
+        jobs += [Request(data, "prior", options, circle, 100.0), Request(data, "refused", options, circle[::-1], 100.0)]
+        BatchLocator(locator, None, Limits())(jobs)
+
+    asyncio.run(answer())
+    assert sorted(sizes) == [1, 1, 3]
+    assert isinstance(finished.pop("broken"), PhotoError) and isinstance(finished.pop("refused"), ConfigError)
+    alone = locator.locate(photo, LocateOptions(top=3), name="1").to_dict()
+    assert json.loads(json.dumps(finished["1"])) == json.loads(json.dumps(alone)) and len(finished) == 5
+
+
+def test_a_photo_that_cannot_be_located_does_not_affect_the_others(locator, photo, monkeypatch) -> None:
+    locate = Locator.locate_embeddings
+
+    def locate_embeddings(self, query, options, names, *arguments):
+        if "1" in names:
+            raise ConfigError("this one not")
+        return locate(self, query, options, names, *arguments)
+
+    monkeypatch.setattr(Locator, "locate_embeddings", locate_embeddings)
+    finished = dict[str, object]()
+
+    class Request(Job):
+        def finish(self, result) -> None:
+            finished[self.name] = result
+
+    async def answer() -> None:
+        BatchLocator(locator, None, Limits())([Request(photo.read_bytes(), f"{n}", LocateOptions()) for n in range(3)])
+
+    asyncio.run(answer())
+    assert {name: isinstance(result, dict) for name, result in finished.items()} == {"0": True, "1": False, "2": True}
 
 
 class ToMetres:
