@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 import jzi
+from jzi.cli import main
 
 ROOT = Path(jzi.__file__).parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -53,6 +54,21 @@ def test_every_requirement_is_pinned(extra: str) -> None:
 def test_the_container_is_not_run_by_root() -> None:
     users = [line for line in lines("Dockerfile") if line.startswith("USER")]
     assert users == ["USER 1000:1000"]
+
+
+def test_the_composed_service_has_few_rights_and_bounds() -> None:
+    service = yaml.safe_load((ROOT / "packaging" / "compose.yaml").read_text())["services"]["serve"]
+    assert (service["user"], service["read_only"], service["cap_drop"]) == ("1000:1000", True, ["ALL"])
+    assert all(volume["read_only"] for volume in service["volumes"])
+    assert service["ports"] == ["127.0.0.1:8000:8000"] and service["environment"]["JZI_TOKEN"].startswith(
+        "${JZI_TOKEN:?"
+    )
+    limits = service["deploy"]["resources"]["limits"]
+    assert limits.keys() == {"cpus", "memory", "pids"} and limits["cpus"] == service["environment"]["OMP_NUM_THREADS"]
+    command, *arguments = service["command"]
+    options = {option for parameter in main.commands[command].params for option in parameter.opts}
+    assert {argument for argument in arguments if argument.startswith("--")} <= options
+    assert "http://127.0.0.1:8000/health" in service["healthcheck"]["test"][-1]
 
 
 @pytest.mark.parametrize("name", ["ci", "docs", "release"])
