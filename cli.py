@@ -14,6 +14,7 @@ from jzi.commands.common import Suggesting
 from jzi.commands.dataset import dataset_group
 from jzi.commands.demo import demo
 from jzi.commands.encode import encode_map_command, encode_queries_command
+from jzi.commands.estimate import estimate
 from jzi.commands.evaluate import evaluate_command
 from jzi.commands.failures import usage_error
 from jzi.commands.finetune import finetune
@@ -99,6 +100,7 @@ for command in (
     info,
     settings_command,
     finetune,
+    estimate,
     encode_map_command,
     encode_queries_command,
     train_decoder_command,

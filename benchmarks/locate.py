@@ -5,7 +5,8 @@
 
 With the cache, a zoom is four look-ups and four decoder steps; the reference implementation also reads and encodes a
 tile at every step. Both start from the embedding of the photo. `as trained` is the same search with the decoder that
-training uses, whose weights are not packed; the two take turns. `benchmarks.startup` measures the start of `jzi locate`.
+training uses, whose weights are not packed; the two take turns. `benchmarks.startup` measures the start of `jzi
+locate`.
 """
 
 from __future__ import annotations
