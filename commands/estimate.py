@@ -43,7 +43,7 @@ def _text(expected: AreaEstimate) -> str:
     rows = [("", "count", "time", "disk", "memory")]
     for step in expected.steps:
         rows.append(
-            (step.name, f"{step.count:,} {step.unit}", _time(step.seconds), size_text(step.disk_bytes),
+            (step.name, f"{step.count:,} {step.unit}", _time(step.seconds), size_text(step.disk_bytes) if step.disk_bytes else "-",
              size_text(step.memory_bytes + expected.program_bytes))
         )  # fmt: skip
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]

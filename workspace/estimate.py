@@ -295,7 +295,7 @@ def _training_and_search(settings: Settings, encoder: Encoder, photos: _Photos) 
     pixels = next((photo.pixels for photo in reader.read(photos.files[:8]) if photo.pixels is not None), None)
     if pixels is None:
         pixels = np.zeros((*encoder.photo_shape, 3), np.uint8)
-    encoded, _ = _rate((pixels[None] for _ in range(100)), encoder.encode_photos)
+    encoded, _ = _rate((pixels[None].copy() for _ in range(100)), encoder.encode_photos)
 
     parameters = sum(parameter.numel() for parameter in decoder.parameters())
     table = 2 * encoder.info.width * (_tiles(pyramid) + _cells(pyramid))
