@@ -90,7 +90,7 @@ def main(size: str, image_size: int, times: int, search: bool) -> None:
         packed = PackedDecoder(decoder, pyramid.levels)
         columns = "from the cache", "as trained", "ratio", "tiles read and encoded", "ratio"
         click.echo(f"{'':<10}{'batch':>6}" + "".join(f"{column:>{len(column) + 4}}" for column in columns))
-        for batch in (1, 64):
+        for batch in (1, 16):
             query = torch.randn(batch, width, device=device)
             reference = np.nan if search else best_of(lambda: encode_tiles(batch), 1 if batch > 1 else 3)  # noqa: B023
             for beams in (1, 64):

@@ -42,10 +42,9 @@ def _text(expected: AreaEstimate) -> str:
 
     rows = [("", "count", "time", "disk", "memory")]
     for step in expected.steps:
-        rows.append(
-            (step.name, f"{step.count:,} {step.unit}", _time(step.seconds), size_text(step.disk_bytes) if step.disk_bytes else "-",
-             size_text(step.memory_bytes + expected.program_bytes))
-        )  # fmt: skip
+        disk = size_text(step.disk_bytes) if step.disk_bytes else "-"
+        memory = size_text(step.memory_bytes + expected.program_bytes)
+        rows.append((step.name, f"{step.count:,} {step.unit}", _time(step.seconds), disk, memory))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "  ".join(cell.ljust(width) if not column else cell.rjust(width)
