@@ -133,7 +133,7 @@ def encode_map(
     tokens_reused = reused - sum(int(array.sum()) for array in work.missing_tokens)
     state.wait_for_everyone()  # nobody writes before all have read the status
     if any(array.any() for array in work.any_missing):
-        renderer = TileRenderer(imagery, encoder.image_size, yielding=encoder.device.type == "cpu")
+        renderer = TileRenderer(imagery, encoder.image_size)
         _fill(cache, encoder, renderer, work, batch_size, state, run_blocks)
         state.wait_for_everyone()
     if state.is_main_process:

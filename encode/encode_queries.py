@@ -297,10 +297,7 @@ def _encode(
     """Encode and write rows; yield each row whose photo could not be read, with the error."""
     writer = PhotoWriter(queries)
     projection = queries.tokens.projection if with_tokens else None
-    on_cpu = encoder.device.type == "cpu"
-    reader = PhotoReader(
-        encoder.photo_shape, encoder.resampling, fit=encoder.fit, stamps=True, subject="it", yielding=on_cpu
-    )
+    reader = PhotoReader(encoder.photo_shape, encoder.resampling, fit=encoder.fit, stamps=True, subject="it")
     batch: dict[int, ReadPhoto] = {}
 
     def flush() -> None:

@@ -75,7 +75,6 @@ class PhotoReader:
         stamps: whether to return the checksum of each file; photos must be paths.
         keep: number of decoded photos to keep in memory for repeated reading; photos must be paths.
         subject: name of a photo in error messages; `photo_name` by default.
-        yielding: whether the threads run only where the consumer leaves a core free.
 
     Raises:
         ConfigError: resampling is "reference", and OpenCV is not installed.
@@ -90,13 +89,12 @@ class PhotoReader:
         stamps: bool = False,
         keep: int = 0,
         subject: str = "",
-        yielding: bool = False,
     ) -> None:
         if resampling == "reference":
             import_opencv()
         self.height, self.width = shape
         self.resampling, self.fit = resampling, fit
-        self.stamps, self.keep, self.subject, self.yielding = stamps, keep, subject, yielding
+        self.stamps, self.keep, self.subject = stamps, keep, subject
         self._kept: dict[str, ReadPhoto] = {}
 
     def read(self, photos: Iterable[Photo | PhotoError], ahead: int | None = None) -> Iterator[ReadPhoto]:
@@ -106,7 +104,7 @@ class PhotoReader:
             photos: the photos.
             ahead: number of photos to read ahead; twice the number of threads by default.
         """
-        return prefetch(self.read_one, photos, reader_threads(), ahead, yielding=self.yielding)
+        return prefetch(self.read_one, photos, reader_threads(), ahead)
 
     def batches(
         self, photos: Iterable[Photo | PhotoError], size: int, ahead: int | None = None

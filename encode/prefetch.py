@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -29,36 +27,17 @@ class GeneratorPool(ThreadPoolExecutor):
     Args:
         threads: number of threads.
         name: start of their names.
-        yielding: whether they run where others leave a core free (`yield_cores`).
     """
 
-    def __init__(self, threads: int, name: str, *, yielding: bool = False) -> None:
-        super().__init__(threads, thread_name_prefix=name, initializer=yield_cores if yielding else None)
+    def __init__(self, threads: int, name: str) -> None:
+        super().__init__(threads, thread_name_prefix=name)
         self._owner = threading.get_ident()
 
     def __exit__(self, *_: object) -> None:
         self.shutdown(wait=threading.get_ident() == self._owner, cancel_futures=True)
 
 
-def yield_cores() -> None:
-    """Give the calling thread the lowest priority on Linux, where threads have one each.
-
-    Beside an encoder on the same cores, a reader of the same priority takes one of them in the middle of a matrix
-    product, and the other one waits for it.
-    """
-    if sys.platform == "linux":
-        with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
-
-
-def prefetch(
-    function: Callable[[T], R],
-    items: Iterable[T],
-    threads: int,
-    ahead: int | None = None,
-    *,
-    yielding: bool = False,
-) -> Iterator[R]:
+def prefetch(function: Callable[[T], R], items: Iterable[T], threads: int, ahead: int | None = None) -> Iterator[R]:
     """Yield `function(item)` of each item in order, like `map`, computed ahead in threads.
 
     Args:
@@ -66,13 +45,12 @@ def prefetch(
         items: consumed as results are taken.
         threads: number of threads.
         ahead: maximum number of results computed before they are taken; twice the threads by default.
-        yielding: whether the threads run only where the consumer leaves a core free.
 
     Raises:
         Exception: an error of `function`, when its result is taken; pending items are cancelled.
     """
     ahead = ahead or 2 * threads
-    with GeneratorPool(threads, "jzi-read", yielding=yielding) as pool:
+    with GeneratorPool(threads, "jzi-read") as pool:
         pending: deque[Future[R]] = deque()
         for item in items:
             pending.append(pool.submit(function, item))

@@ -53,13 +53,11 @@ class TileRenderer:
         imagery: the map.
         image_size: side of a tile, pixels.
         threads: number of reader threads.
-        yielding: whether they run only where the consumer leaves a core free.
     """
 
     imagery: Imagery
     image_size: int
     threads: int = field(default_factory=reader_threads)
-    yielding: bool = False
 
     def __post_init__(self) -> None:
         self.pyramid = self.imagery.pyramid
@@ -87,7 +85,7 @@ class TileRenderer:
             for col in range(side)
         )
         canvases: dict[TileKey, _Canvas] = {}
-        for tiles in prefetch(self._render_unit, units, self.threads, yielding=self.yielding):
+        for tiles in prefetch(self._render_unit, units, self.threads):
             yield from tiles
             yield from self.parents(tiles[-1], canvases, top)
 
