@@ -283,12 +283,12 @@ def _training_and_search(settings: Settings, encoder: Encoder, photos: _Photos) 
             each, number = _step_rate(TrainingLoop(each_task, run, progress=False), heads.batch_size)
             head, head_steps = head + each, head_steps + number
     decoder.eval()
-    greedy, _ = _rate((data.train.query[:256, 0].float() for _ in range(100)),
+    greedy, _ = _rate((data.dataset.query[:256, 0].float() for _ in range(100)),
                       lambda query: greedy_paths(decoder, data.table, query))  # fmt: skip
     model = ZoomModel(decoder, pyramid, encoder.info, None, Path())
     expert, options = ZoomExpert(model, data.table), LocateOptions()
     located, _ = _rate(
-        (data.train.query[row : row + 1, 0].float() for row in range(MADE)),
+        (data.dataset.query[row : row + 1, 0].float() for row in range(MADE)),
         lambda query: to_locations(expert.posterior(query, options), options, [""]),
     )
     reader = PhotoReader(encoder.photo_shape, encoder.resampling, fit=encoder.fit)
