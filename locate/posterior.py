@@ -227,5 +227,5 @@ def _ring(distance: NDArray[np.float64], cumulated: NDArray[np.float64], share: 
 def _radius(distance: NDArray[np.float64], probability: NDArray[np.float64], share: float) -> float:
     """The least distance within which points have a share of the probability, or the greatest."""
     order = distance.argsort()
-    enough = np.searchsorted(probability[order].cumsum(), share)
+    enough = int(np.searchsorted(probability[order].cumsum(), share))
     return float(distance[order[min(enough, len(order) - 1)]])
