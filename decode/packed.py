@@ -8,6 +8,7 @@ the last block computes only what the logits need.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - its name everywhere
@@ -75,7 +76,8 @@ class PackedDecoder:
         self.action_embed = decoder.action_embed.weight.detach().float().clone()
         last = len(decoder.blocks) - 1
         self.blocks = [
-            _PackedBlock(block, config.heads, pack, index == last) for index, block in enumerate(decoder.blocks)
+            _PackedBlock(cast(Block, block), config.heads, pack, index == last)
+            for index, block in enumerate(decoder.blocks)
         ]
         self.head = _plain(_float(weight) * _float(decoder.final_norm.weight))
 
