@@ -177,7 +177,7 @@ class _Photos:
         total = len(frame) if count is None else count
         scale = total / max(1, len(frame))
         splits = frame["split"].value_counts()
-        spread = np.unique(np.linspace(0, len(frame) - 1, min(len(frame), MADE)).astype(int)) if len(frame) else []
+        spread = np.linspace(0, max(0, len(frame) - 1), min(len(frame), MADE)).astype(np.int64)
         files = tuple(Path(file) for file in frame["photo"].iloc[spread])
         return cls(round(scale * splits.get("train", 0)), round(scale * splits.get("val", 0)), total, files)
 
