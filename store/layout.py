@@ -35,7 +35,7 @@ SHARD_CHUNKS, MAX_UNSHARDED = 4, 2**20
 
 #: Bytes of the embeddings in a shard of tiles, of which there are at least so many, or at most so many if the grid is
 #: that wide: 256 x 256 tiles with 768 features have 101 MB, and a billion tiles 15 000 shards. Whoever writes a shard
-#: holds it in memory, three times while it is compressed.
+#: holds it in memory, and its compressed chunks while they are joined.
 MIN_SHARD, MAX_SHARD = 48 * 10**6, 10**9
 
 #: Coordinates of the bands of a region: type and attributes. The centre of column c of a row lies at longitude
