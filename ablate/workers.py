@@ -12,6 +12,7 @@ and the bound on spinning that suits one process does not help (`benchmarks/RESU
 
 from __future__ import annotations
 
+import gc
 import itertools
 import multiprocessing
 import os
@@ -54,6 +55,7 @@ def run_trials(variants: Sequence[Sequence[Trial]], jobs: int, *, device: int = 
     Raises:
         JziError: a trial failed for another reason than its loss.
     """
+    _release_memory()
     trials = _in_order(variants)
     with tqdm(
         total=sum(trial.train.epochs for trial in trials), unit="epoch", desc="ablation", disable=not first
@@ -70,6 +72,13 @@ def run_trials(variants: Sequence[Sequence[Trial]], jobs: int, *, device: int = 
                 _show(bar, trials)
 
 
+def _release_memory() -> None:
+    """Return the memory of a GPU that torch has kept since encoding and fine-tuning, for the workers to use."""
+    if torch.cuda.is_initialized():
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
 def _process_key(trial: Trial) -> tuple[str, str]:
     """What is fixed for the lifetime of a process: the loaded data, and Accelerate's precision."""
     return trial.cache, trial.train.precision
@@ -83,7 +92,7 @@ def _in_order(variants: Sequence[Sequence[Trial]]) -> list[Trial]:
 
 
 def _run_group(group: list[Trial], jobs: int, device: int, bar: tqdm, trials: Sequence[Trial]) -> None:
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("spawn")  # CUDA cannot be used in a fork of a process that has used it
     workers: dict[BaseProcess, Connection] = {}
     try:
         for _ in range(min(jobs, len(group))):

@@ -33,6 +33,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from jzi.benchmarks.device import device_option
 from jzi.decode.expert import ZoomExpert
 from jzi.locate.location import LocateOptions
 from jzi.retrieve.expert import RetrievalExpert
@@ -194,6 +195,7 @@ def encoder_flops(city: Path) -> int:
 @click.option("--set", "common", multiple=True, metavar="SECTION.NAME=VALUE",
               help="Settings of the training; those of finetune apply to the retrievers too.")  # fmt: skip
 @click.option("--only", help="Comma-separated prefixes of the names of the methods to run.")
+@device_option
 def main(
     city: Path,
     passes: int,

@@ -16,6 +16,7 @@ from pathlib import Path
 import click
 
 from jzi import cli
+from jzi.benchmarks.device import device_option
 from jzi.evaluate.calibration import calibrate
 from jzi.evaluate.photos import LabelledPhotos
 from jzi.workspace.open import open_zoom
@@ -27,6 +28,7 @@ RADII = (20.0, 50.0, 100.0)
 @click.argument("folder", type=click.Path(path_type=Path), default="demo-encoder")
 @click.option("--photos", default=4096, show_default=True, help="Photos of each town.")
 @click.option("--seeds", default="0,1", show_default=True, help="Seeds of the towns.")
+@device_option
 def main(folder: Path, photos: int, seeds: str) -> None:
     """Run the demo for every town and encoder, and print the table."""
     click.echo(f"{'town':>5}  {'encoder':<8}{'answer':<22}{'photos':>7}" + "".join(f"{f'{r:g} m':>10}" for r in RADII))

@@ -33,6 +33,7 @@ from rasterio.enums import Resampling
 from rasterio.transform import from_bounds
 from rasterio.windows import Window
 
+from jzi.benchmarks.device import device_option
 from jzi.encode.dinov2 import Dinov2, Dinov2Config
 from jzi.encode.encode_map import encode_map
 from jzi.encode.encode_queries import encode_queries
@@ -163,6 +164,7 @@ def photo_encoding(
 @click.option("--batch", default=32, show_default=True, help="Tiles per forward pass.")
 @click.option("--repeats", default=3, show_default=True, help="Rounds.")
 @click.option("--photos", default=0, show_default=True, help="Photos to encode too.")
+@device_option
 def main(model: str, image_size: int, levels: int, side: int, batch: int, repeats: int, photos: int) -> None:
     """Measure and print the table."""
     width, layers, heads = MODELS[model]

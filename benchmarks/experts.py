@@ -21,6 +21,7 @@ from pathlib import Path
 import click
 import torch
 
+from jzi.benchmarks.device import device_option
 from jzi.encode.device import best_device
 from jzi.evaluate.experts import ExpertFigures, evaluate_experts
 from jzi.evaluate.photos import LabelledPhotos
@@ -96,6 +97,7 @@ def measure(folder: Path, cache_path: str) -> tuple[dict[str, ExpertFigures], di
 @click.option("--seeds", default=3, show_default=True, help="Number of seeds.")
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.NAME=VALUE", help="Settings of the training.")
 @click.option("--models", default="experts", show_default=True, help="Folder of the models in each of FOLDERS.")
+@device_option
 def main(folders: tuple[Path, ...], seeds: int, overrides: tuple[str, ...], models: str) -> None:
     """Train and evaluate; print a table for each folder."""
     for town in folders:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from transformers import Dinov2Config, Dinov2Model
 
+from jzi.benchmarks.device import device_option
 from jzi.decode.config import DecoderConfig
 from jzi.decode.decoder import ZoomDecoder
 from jzi.decode.tile_table import TileTable
@@ -137,6 +138,7 @@ def measure(task: type[FinetuneTask], model: str, config: FinetuneConfig, image_
 @click.option("--blocks", default=4, show_default=True)
 @click.option("--augment/--no-augment", default=True, show_default=True)
 @click.option("--checkpointing", is_flag=True)
+@device_option
 def main(model: str, image_size: int, batch: int, steps: int, blocks: int, augment: bool, checkpointing: bool) -> None:
     """Measure both and print the table."""
     config = FinetuneConfig(

@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 from transformers import Dinov2Config, Dinov2Model
 
+from jzi.benchmarks.device import device_option
 from jzi.decode.config import DecoderConfig
 from jzi.decode.decoder import ZoomDecoder
 from jzi.decode.packed import PackedDecoder
@@ -59,6 +60,7 @@ def by_turns(*functions: Callable[[], object], times: int) -> list[float]:
 @click.option("--image-size", default=384, show_default=True)
 @click.option("--times", default=9, show_default=True)
 @click.option("--search", is_flag=True, help="Measure the searches only, without the reference.")
+@device_option
 def main(size: str, image_size: int, times: int, search: bool) -> None:
     """Measure and print the table."""
     width, layers, heads = SIZES[size]

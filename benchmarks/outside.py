@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 import jzi
+from jzi.benchmarks.device import device_option
 from jzi.errors import ModelError
 from jzi.locate.inside import auroc
 from jzi.locate.location import Location
@@ -49,6 +50,7 @@ class Answers:
 @click.option(
     "--seed", "seeds", multiple=True, type=int, default=(101, 102, 103), show_default=True, help="Other towns."
 )
+@device_option
 def main(folder: Path, photos: int, seeds: tuple[int, ...]) -> None:
     """Measure and print the tables."""
     locator = jzi.load(folder / "model")

@@ -27,6 +27,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from jzi.benchmarks.device import device_option
 from jzi.benchmarks.vigor_tree import CITIES, side_m, write_city
 from jzi.commands.pairs import evaluation_text, training_text
 from jzi.encode.pair_images import PairImages, cut_view
@@ -98,6 +99,7 @@ def aerial_images(town: Town, centers: NDArray[np.float64], side: float, pixels:
 
 
 @click.group()
+@device_option
 def main() -> None:
     """Make a data set of pairs of rendered towns, or measure UnifyGeo on any."""
 

@@ -28,6 +28,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from jzi.benchmarks.device import device_option
 from jzi.benchmarks.pairs import SMALL, panoramas
 from jzi.encode.imagery import Imagery
 from jzi.evaluate.metres import MetreFigures, constant_error, gain_over
@@ -59,6 +60,7 @@ REPEATS = 30
 
 
 @click.group()
+@device_option
 def main() -> None:
     """Measure refiners in made towns."""
 

@@ -35,6 +35,7 @@ import torch
 from numpy.typing import NDArray
 
 from jzi.ablate.variants import Variant, folder_name, read_variants
+from jzi.benchmarks.device import device_option
 from jzi.encode.encode_queries import encode_queries
 from jzi.encode.hf_model import quiet_transformers
 from jzi.errors import ConfigError, JziError
@@ -344,6 +345,7 @@ def plan(
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.NAME=VALUE", help="A setting of all variants.")
 @click.option("--keep", is_flag=True, help="Keep retrievers and indexes of complete runs.")
 @click.option("-o", "--output", default="statewide-runs", show_default=True, type=click.Path(path_type=Path))
+@device_option
 def main(
     training: tuple[Path, ...],
     towns: tuple[Path, ...],

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 import jzi
+from jzi.benchmarks.device import device_option
 from jzi.store.pyramid import geodesic_distance
 from jzi.synth.photos import camera_places, place_cameras
 from jzi.synth.render import render
@@ -79,6 +80,7 @@ def drives(town: Town, count: int, photos: int, seed: int) -> list[Cameras]:
 @click.option("--drives", "drive_count", default=12, show_default=True, help="Number of drives.")
 @click.option("--photos", default=20, show_default=True, help="Photos of a drive.")
 @click.option("--seed", default=1000, show_default=True)
+@device_option
 def main(folder: Path, spots: int, drive_count: int, photos: int, seed: int) -> None:
     """Measure both and print the table."""
     parameters = json.loads((folder / "town.json").read_text())

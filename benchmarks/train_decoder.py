@@ -2,12 +2,14 @@
 
     python -m benchmarks.train_decoder                      # 300 000 photos x 30 epochs, a whole run, on a GPU
     python -m benchmarks.train_decoder --estimate 512 --steps 2 --repeats 3 --reference-batch 2      # on two cores
+    python -m benchmarks.train_decoder --steps 2 --repeats 5 --reference-batch 0 --compile --only-steps
 
-The three kinds of step are measured in alternation, so changes in machine load affect all alike; medians over the
-rounds are printed. The bare step is forward, backward, clipping and AdamW on constant tensors; jzi's is the inner loop
-of `train_decoder`; the reference's encodes two squares of the photo and four tiles per sample, with gradients for the
-last four blocks. Reading images from disk, which the reference does too, is left out. The whole run is `train_decoder`
-on a cache of random numbers on disk: start, training, validation, saving and calibration.
+The kinds of step are measured in alternation, so changes in machine load affect all alike; medians over the rounds are
+printed. The bare step is forward, backward, clipping and AdamW on constant tensors; jzi's is the inner loop of
+`train_decoder`, without and with `train.compile`; the reference's encodes two squares of the photo and four tiles per
+sample, with gradients for the last four blocks. Reading images from disk, which the reference does too, is left out.
+The whole run is `train_decoder` on random embeddings, made on the device, or with --on-disk read from a cache: start,
+training (the first epoch of a compiled run compiles), validation, saving and calibration.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -32,6 +35,7 @@ from tqdm import tqdm
 from transformers import Dinov2Config, Dinov2Model
 
 import jzi.train.decoder as training
+from jzi.benchmarks.device import device_name, device_option
 from jzi.decode.config import DecoderConfig
 from jzi.decode.dataset import ZoomDataset
 from jzi.decode.decoder import ZoomDecoder
@@ -41,7 +45,9 @@ from jzi.store.info import EncoderInfo
 from jzi.store.map_embeddings import MapEmbeddings
 from jzi.store.photo_features import CHUNK
 from jzi.store.pyramid import Pyramid, preset
+from jzi.train.compiled import CompiledStep
 from jzi.train.config import TrainConfig
+from jzi.train.data import DataInfo, TrainingData
 from jzi.train.decoder import DecoderTask
 from jzi.train.loop import TrainingLoop, make_accelerator
 from jzi.train.run import TrainingRun
@@ -82,8 +88,30 @@ def make_cache(folder: Path, pyramid: Pyramid, width: int, train: int, val: int)
     return cache
 
 
+def make_data(features: MapEmbeddings, train: int, val: int, device: torch.device) -> TrainingData:
+    """Random embeddings of photos at random cells, on the device."""
+    pyramid, table = features.pyramid, TileTable(features, device)
+    rng = np.random.default_rng(2)
+
+    def photos(count: int) -> ZoomDataset:
+        paths = rng.integers(0, pyramid.actions, (count, pyramid.levels))
+        latitude, longitude = pyramid.unproject(*pyramid.cell_centers(*pyramid.path_to_tile(paths)))
+        return ZoomDataset(
+            query=torch.randn(count, 1, features.width, device=device, dtype=torch.float16),
+            tiles=table.tiles_along(paths),
+            actions=torch.from_numpy(paths).to(device),
+            latitude=latitude,
+            longitude=longitude,
+            unreachable=0,
+        )
+
+    encoder = EncoderInfo("random", True, "0" * 64, features.width, 384, "halves")
+    info = DataInfo(pyramid, encoder, None, f"{train} random", {})
+    return TrainingData("random", info, features, table, photos(train), photos(val), photos(0))
+
+
 class Steps:
-    """The three kinds of step, each with its own decoder and optimizer; a call runs some steps and synchronizes."""
+    """The kinds of step, each with its own decoder and optimizer; a call runs some steps and synchronizes."""
 
     def __init__(self, config: TrainConfig, decoder: DecoderConfig, steps: int, folder: Path) -> None:
         self.config, self.decoder, self.steps = config, decoder, steps
@@ -106,7 +134,7 @@ class Steps:
 
         return run
 
-    def ours(self, table: TileTable) -> Callable[[], int]:
+    def ours(self, table: TileTable, *, compiled: bool) -> Callable[[], int]:
         """Return a function that runs the training loop for one epoch of `steps` batches."""
         count = self.steps * self.config.batch_size
         rng = np.random.default_rng(1)
@@ -119,10 +147,8 @@ class Steps:
             longitude=np.zeros(count),
             unreachable=0,
         )
-        training_run = TrainingRun(self.folder, {})
-        task = DecoderTask(
-            self.accelerator, ZoomDecoder(self.decoder), table, samples, samples, self.config, training_run
-        )
+        training_run, config = TrainingRun(self.folder, {}), replace(self.config, compile=compiled)
+        task = DecoderTask(self.accelerator, ZoomDecoder(self.decoder), table, samples, samples, config, training_run)
         loop = TrainingLoop(task, training_run, progress=False)
 
         def run() -> int:
@@ -203,6 +229,7 @@ def stopwatch() -> Iterator[dict[str, list[float]]]:
     with ExitStack() as patches:
         for part, owner, name in (
             ("training", TrainingLoop, "_epoch"),
+            ("of which compiling", CompiledStep, "_first"),
             ("validation", training, "validate"),
             ("saving", TrainingLoop, "_save"),
             ("calibration", training, "_calibrate"),
@@ -211,11 +238,18 @@ def stopwatch() -> Iterator[dict[str, list[float]]]:
         yield seconds
 
 
-def run_whole(cache: FeatureCache, folder: Path, decoder: DecoderConfig, config: TrainConfig) -> dict[str, list[float]]:
-    """Return the seconds of the parts of `train_decoder`, one value per call."""
+def run_whole(
+    cache: FeatureCache | None,
+    folder: Path,
+    decoder: DecoderConfig,
+    config: TrainConfig,
+    make: Callable[[], TrainingData] | None = None,
+) -> dict[str, list[float]]:
+    """Return the seconds of the parts of `train_decoder` on a cache, or on made data, one value per call."""
     with stopwatch() as seconds:
+        data = make() if make else None
         start = time.perf_counter()
-        training.train_decoder(cache, folder, decoder, config)
+        training.train_decoder(cache, folder, decoder, config, data=data)  # type: ignore[arg-type]
         total = time.perf_counter() - start
     return {"start": [seconds.pop("started")[0] - start], **seconds, "total": [total]}
 
@@ -238,54 +272,66 @@ def time_start(cache: FeatureCache, folder: Path, decoder: DecoderConfig, config
 @click.option("--image-size", default=384, show_default=True)
 @click.option("--steps", default=50, show_default=True, help="Bare and jzi steps per round.")
 @click.option("--repeats", default=7, show_default=True, help="Rounds.")
-@click.option("--reference-batch", default=32, show_default=True, help="Batch size of the reference's step.")
+@click.option(
+    "--reference-batch", default=32, show_default=True, help="Batch size of the reference's step; 0: without it."
+)
 @click.option("--estimate", metavar="N", type=click.IntRange(64), help="Train on N photos for 2 epochs; extrapolate.")
+@click.option("--on-disk", is_flag=True, help="Write a cache of random embeddings first, and train from it.")
+@click.option("--only-steps", is_flag=True, help="Leave out the whole run.")
+@click.option("--compile/--no-compile", "compiled", default=None, help="train.compile.  [default: auto]")
+@device_option
 def main(
     photos: int, val: int, epochs: int, batch: int, layers: int, model: str, image_size: int, steps: int, repeats: int,
-    reference_batch: int, estimate: int | None,
+    reference_batch: int, estimate: int | None, on_disk: bool, only_steps: bool, compiled: bool | None,
 ) -> None:  # fmt: skip
     """Measure steps and a whole run."""
     width, heads = ENCODERS[model]
     decoder = DecoderConfig(width=width, layers=layers)
-    config = TrainConfig(epochs=epochs, batch_size=batch)
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+    config = TrainConfig(epochs=epochs, batch_size=batch, compile="auto" if compiled is None else compiled)
     with tempfile.TemporaryDirectory() as temporary:
         folder, pyramid = Path(temporary), preset("just-zoom-in-dc")
         kinds = Steps(config, decoder, steps, folder)
         click.echo(
-            f"decoder of {layers} blocks, {width} features, batch {batch}; DINOv2-{model} at {image_size} px; {name}, "
-            f"precision {kinds.accelerator.mixed_precision}, torch {torch.__version__}"
+            f"decoder of {layers} blocks, {width} features, batch {batch}; DINOv2-{model} at {image_size} px; "
+            f"{device_name()}, precision {kinds.accelerator.mixed_precision}, torch {torch.__version__}"
         )
         sides = [pyramid.tiles_per_side(level) for level in range(pyramid.levels + 1)]
         random = tuple(np.random.default_rng(0).normal(size=(n, n, width)).astype(np.float16) for n in sides[:-1])
         features = MapEmbeddings(pyramid, random, tuple(np.full((n, n), ENCODED, np.uint8) for n in sides))
-        shape = Dinov2Config(hidden_size=width, num_attention_heads=heads, image_size=518)
-        rates = alternate(
-            {
-                "bare step, constants": kinds.bare(),
-                "jzi, from the cache": kinds.ours(TileTable(features, kinds.device)),
-                "reference's step": kinds.reference(Dinov2Model(shape), image_size, reference_batch),
-            },
-            repeats,
-        )
-        bare, ours, reference = rates.values()
-        click.echo(f"\n{'samples/s':<24}{'median':>10}{'min':>10}{'max':>10}")
-        for kind, rate in rates.items():
-            click.echo(f"{kind:<24}{median(rate):>10.2f}{min(rate):>10.2f}{max(rate):>10.2f}")
-        click.echo(f"jzi / bare step: {median(ours) / median(bare):.3f}")
-        click.echo(f"jzi / reference: {median(ours) / median(reference):.0f}")
-
+        table = TileTable(features, kinds.device)
+        functions = {"bare step, constants": kinds.bare(), "jzi, from the cache": kinds.ours(table, compiled=False)}
+        if compiled or (compiled is None and kinds.device.type == "cuda"):
+            functions["jzi, compiled"] = kinds.ours(table, compiled=True)
+        if reference_batch:
+            shape = Dinov2Config(hidden_size=width, num_attention_heads=heads, image_size=518)
+            functions["reference's step"] = kinds.reference(Dinov2Model(shape), image_size, reference_batch)
+        report_steps(alternate(functions, repeats))
+        if only_steps:
+            return
+        if estimate is None and not on_disk:
+            seconds = run_whole(
+                None, folder / "model", decoder, config, lambda: make_data(features, photos, val, kinds.device)
+            )
+            report_whole(seconds, photos * epochs)
+            return
         cache = make_cache(folder, pyramid, width, photos, val)
         if estimate is None:
             report_whole(run_whole(cache, folder / "model", decoder, config), photos * epochs)
         else:
             start = time_start(cache, folder / "started", decoder, config)
             small = make_cache(folder, pyramid, width, estimate, max(1, estimate // 10))
-            seconds = run_whole(
-                small, folder / "model", decoder, TrainConfig(epochs=2, batch_size=batch, save_every_s=1e-9)
-            )
+            seconds = run_whole(small, folder / "model", decoder, replace(config, epochs=2, save_every_s=1e-9))
             report_whole(seconds, 2 * estimate)
             report_estimate(seconds, start, estimate, photos, val, config)
+
+
+def report_steps(rates: dict[str, list[float]]) -> None:
+    """Print a line for every kind of step, and its ratio to the bare step; medians of the ratios within a round."""
+    bare = rates["bare step, constants"]
+    click.echo(f"\n{'samples/s':<24}{'median':>10}{'min':>10}{'max':>10}{'of bare':>10}")
+    for kind, rate in rates.items():
+        ratio = median(one / other for one, other in zip(rate, bare, strict=True))
+        click.echo(f"{kind:<24}{median(rate):>10.2f}{min(rate):>10.2f}{max(rate):>10.2f}{ratio:>10.3f}")
 
 
 def report_whole(seconds: dict[str, list[float]], samples: int) -> None:

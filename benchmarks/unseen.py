@@ -19,6 +19,7 @@ import click
 import numpy as np
 import torch
 
+from jzi.benchmarks.device import device_option
 from jzi.decode.config import DecoderConfig
 from jzi.encode.device import best_device
 from jzi.encode.encode_cells import index_cells
@@ -94,6 +95,7 @@ def photos_of(cache: FeatureCache, expert: Expert, count: int) -> LabelledPhotos
 @click.option("--model", help="Name of the models, if several are trained from the same caches.  [default: --name]")
 @click.option("--photos", default=1024, show_default=True, help="Number of photos to locate in each town.")
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.NAME=VALUE", help="Settings of the training.")
+@device_option
 def main(
     training: tuple[Path, ...],
     towns: tuple[Path, ...],

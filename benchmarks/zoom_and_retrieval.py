@@ -18,6 +18,7 @@ import click
 import numpy as np
 import torch
 
+from jzi.benchmarks.device import device_option
 from jzi.decode.config import DecoderConfig
 from jzi.decode.decoder import ZoomDecoder
 from jzi.decode.expert import default_beams
@@ -118,6 +119,7 @@ def draw(results: dict[float, dict[str, dict[str, float]]], path: Path) -> None:
 @click.option("--repeats", default=30, show_default=True)
 @click.option("--graph-to", default=10_000.0, show_default=True, help="Largest map with an HNSW graph, metres.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Write a plot to this file.")
+@device_option
 def main(sizes: str, repeats: int, graph_to: float, plot: Path | None) -> None:
     """Measure and print the table."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"

@@ -63,7 +63,7 @@ def rotary(tokens: int, first: int, head: int, device: torch.device, theta: floa
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate (batch, head, token, feature) queries or keys by the result of `rotary`."""
+    """Rotate (..., token, feature) queries or keys by the result of `rotary`."""
     return x * cos.to(x.dtype) + x.roll(x.shape[-1] // 2, dims=-1) * sin.to(x.dtype)
 
 
@@ -95,7 +95,7 @@ class SelfAttention(nn.Module):
         q, k, v = (
             part(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (self.q_proj, self.k_proj, self.v_proj)
         )
-        q, k = rotate(q, *cos_sin), rotate(k, *cos_sin)
+        q, k = rotate(torch.stack([q, k]), *cos_sin)  # both at once: fewer operations to launch
         if past:
             k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
         new, total = q.shape[2], k.shape[2]

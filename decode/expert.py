@@ -20,7 +20,7 @@ from jzi.decode.model import ZoomModel
 from jzi.decode.patch_tokens import PatchTokens
 from jzi.decode.search import BATCH, BeamSearchResult, zoom
 from jzi.decode.tile_table import TileTable
-from jzi.encode.device import best_device
+from jzi.encode.device import best_device, to_host
 from jzi.errors import ModelError
 from jzi.locate.inside import Hidden
 from jzi.locate.location import LocateOptions
@@ -147,10 +147,8 @@ class ZoomExpert:
             beams = options.beams or self._restricted_beams or default_beams(pyramid)
             cells = beams * pyramid.actions
             result = zoom(decoder, self.table, query, beams, cells=cells, temperature=temperature)
-        posterior = to_posterior(pyramid, result)
-        if self._is_restricted:
-            return replace(posterior, residual=result.dropped.cpu().numpy())
-        return posterior
+        posterior, dropped = _to_posterior(pyramid, result)
+        return replace(posterior, residual=dropped) if self._is_restricted else posterior
 
     def evidence(self, query: Tensor, hidden: Hidden | None = None) -> NDArray[np.float64]:
         """(photo,) log-probability of the cell that a search with few beams finds; see `jzi.locate.inside.Evidence`.
@@ -224,13 +222,13 @@ class ZoomExpert:
         return tuple((correct / len(truth)).tolist())
 
 
-def to_posterior(pyramid: Pyramid, result: BeamSearchResult) -> Posterior:
-    """Convert the result of a search to a posterior over its cells, with the probabilities of the steps."""
-    steps = result.log_probability.double().exp().cpu().numpy()
+def _to_posterior(pyramid: Pyramid, result: BeamSearchResult) -> tuple[Posterior, NDArray[np.float64]]:
+    """The posterior over the cells of a search, with the probabilities of the steps; and (photo,) what it dropped."""
+    steps, paths, dropped = to_host(result.log_probability.double().exp(), result.paths, result.dropped)
     probability = steps.prod(-1)
     residual = np.maximum(0.0, 1 - probability.sum(-1))
-    row, col = pyramid.path_to_tile(result.paths.cpu().numpy())
-    return Posterior(pyramid, row, col, probability, np.where(residual < 1e-6, 0.0, residual), steps)
+    row, col = pyramid.path_to_tile(paths)
+    return Posterior(pyramid, row, col, probability, np.where(residual < 1e-6, 0.0, residual), steps), dropped
 
 
 def default_beams(pyramid: Pyramid) -> int:

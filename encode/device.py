@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -53,6 +54,11 @@ def writer_lock_mode() -> LockMode:
     if state.num_processes == 1:
         return "wait"
     return "refuse" if state.is_main_process else "shared"
+
+
+def to_host(*values: Tensor) -> tuple[NDArray[Any], ...]:
+    """Copy results to main memory, where locating waits for the device; nothing before it does."""
+    return tuple(each.cpu().numpy() for each in values)
 
 
 def free_bytes(device: torch.device) -> int:

@@ -152,7 +152,9 @@ class RefineStage:
             pixels=batch(photo.pixels),
             fill=torch.tensor([photo.fill], dtype=torch.float32),
         )
-        ground = self.refiner.ground(one.to(self.device)).select(torch.zeros(count, dtype=torch.long))
+        ground = self.refiner.ground(one.to(self.device)).select(
+            torch.zeros(count, dtype=torch.long, device=self.device)
+        )
         ground = replace(ground, log_heading=self._prior(view, windows))
         aerial = self.refiner.aerial(torch.as_tensor(tokens).to(self.device))
         return self.refiner.match(ground, aerial, torch.from_numpy(mask).to(self.device))

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from jzi.encode.device import to_host
 from jzi.errors import ModelError
 from jzi.locate.expert import Expert
 from jzi.locate.location import LocateOptions
@@ -67,21 +68,18 @@ class DenseExpert(ABC):
             options: only the estimate is used.
         """
         count = 1 if options.estimate == "greedy" else min(MAX_CELLS, len(self.row))
-        cells, probabilities, residuals = [], [], []
+        parts = []
         for part in query.to(self.device).float().split(max(1, ENTRIES // self.cells)):
-            probability, total = self.log_probabilities(part).double().softmax(-1), np.ones(len(part))
-            if self.columns is not None:
+            probability = self.log_probabilities(part).double().softmax(-1)
+            if self.columns is None:
+                total = torch.ones(len(part), dtype=probability.dtype, device=self.device)
+            else:
                 probability = probability[:, self.columns]
-                total = probability.sum(1).cpu().numpy()
-            best, index = probability.topk(count, dim=1)
-            cells.append(index.cpu().numpy())
-            probabilities.append(best.cpu().numpy())
-            residual = np.maximum(0.0, total - probabilities[-1].sum(1))
-            residuals.append(residual if count < len(self.row) else np.zeros(len(part)))
-        cell = np.concatenate(cells)
-        return Posterior(
-            self.area, self.row[cell], self.col[cell], np.concatenate(probabilities), np.concatenate(residuals)
-        )
+                total = probability.sum(1)
+            parts.append((*probability.topk(count, dim=1), total))
+        probability, cell, total = to_host(*(torch.cat(each) for each in zip(*parts, strict=True)))
+        residual = np.maximum(0.0, total - probability.sum(1)) if count < len(self.row) else np.zeros(len(cell))
+        return Posterior(self.area, self.row[cell], self.col[cell], probability, residual)
 
     def restricted(self, cell_mask: NDArray[np.bool_]) -> Self:
         """The same expert for some of its cells; see `jzi.locate.expert.Restrictable`.

@@ -259,6 +259,21 @@ def test_a_worker_of_process_1_computes_on_gpu_1(town, monkeypatch) -> None:
     assert devices == ["cuda:1", "cuda:3"]
 
 
+def test_workers_are_new_processes_that_find_the_memory_of_the_gpu_free(town, monkeypatch) -> None:
+    calls = []
+
+    def start(process: object) -> None:
+        calls.append(type(process).__name__)
+        raise TrainingError("far enough")
+
+    monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.cuda.empty_cache", lambda: calls.append("freed"))
+    monkeypatch.setattr(workers, "_start", start)
+    with pytest.raises(TrainingError, match="far enough"):
+        run_trials(list(plan(town, []).values()), jobs=2)
+    assert calls == ["freed", "SpawnProcess"]
+
+
 @pytest.mark.parametrize(
     ("environment", "expected"),
     [

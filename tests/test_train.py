@@ -37,8 +37,9 @@ from jzi.tests.children import run_python
 from jzi.train.config import TrainConfig
 from jzi.train.data import TrainingData
 from jzi.train.decoder import DecoderTask, train_decoder
-from jzi.train.loop import defer_interrupt, learning_rate_factor
+from jzi.train.loop import defer_interrupt
 from jzi.train.run import Checkpointer, TrainingRun
+from jzi.train.schedule import learning_rate_factor
 from jzi.train.zoom import check_overrides, make_decoder
 from jzi.workspace.open import open_zoom
 

@@ -31,8 +31,9 @@ from jzi.store.region import Region
 from jzi.tests.conftest import write_geotiff
 from jzi.train import statewide_data
 from jzi.train.config import StatewideConfig
-from jzi.train.loop import TrainingLoop, learning_rate_factor
+from jzi.train.loop import TrainingLoop
 from jzi.train.networks import TrainedTowers
+from jzi.train.schedule import learning_rate_factor
 from jzi.train.statewide import train_statewide
 from jzi.train.statewide_data import AreaPhotos, Gallery, SampleReader, StatewideArea, content_box
 from jzi.train.statewide_validation import encode_gallery, validate

@@ -132,6 +132,9 @@ class TrainConfig(TrainingConfig):
     Attributes:
         init: model folder whose decoder to start from, such as a fine-tuned one; empty to start from scratch.
         views: maximum number of augmented views to draw from beside the plain photo, of those in the cache.
+        compile: whether to compile a step of training with torch.compile, which needs a C++ compiler: true, false, or
+            "auto": on a CUDA GPU, if there are at least 10 000 steps. It changes the last digits of a loss.
+        validate_every: epochs between two validations; the last epoch is validated too.
         save_every_s: seconds between two saved states, each after a whole epoch. Writing one for the paper's decoder
             takes half a second (`python -m benchmarks.train_decoder`).
         memory: memory that the embeddings of the training photos may take, such as "4GB"; "auto" is a quarter of what
@@ -140,6 +143,8 @@ class TrainConfig(TrainingConfig):
 
     init: str = ""
     views: Annotated[int, Field(ge=0, le=255)] = 255
+    compile: bool | Literal["auto"] = "auto"
+    validate_every: Count = 1
     save_every_s: Positive = 10.0
     memory: str = "auto"
 
@@ -147,6 +152,14 @@ class TrainConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         memory_bytes(self.memory, "train.memory")
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The settings that the outcome of a run depends on, but for the last digits."""
+        fingerprint = super().fingerprint()
+        del fingerprint["train.compile"]
+        if self.validate_every == 1:  # as in runs from before there was a choice
+            del fingerprint["train.validate_every"]
+        return fingerprint
 
 
 @_raises_config_error

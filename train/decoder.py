@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - its name everywhere
@@ -157,6 +157,8 @@ class DecoderTask(CacheTask):
 
     label = "decoder"
     network: ZoomDecoder
+    config: TrainConfig
+    view: Tensor | None = None  # (photo,) view of each photo in an epoch
 
     def __init__(
         self,
@@ -172,13 +174,41 @@ class DecoderTask(CacheTask):
         self.table, self.train, self.val = table, train, val
         self.device, self.photos = table.device, len(train)
 
+    @property
+    def compile(self) -> bool | Literal["auto"]:  # type: ignore[override]
+        """`train.compile`."""
+        return self.config.compile
+
+    def full_batches(self) -> int:
+        """Number of optimizer steps in the run whose batch is full."""
+        return self.config.epochs * (self.photos // self.config.batch_size)
+
+    def obstacle(self) -> str:
+        """What is read from disk within a step."""
+        if self.network.config.patch_tokens:
+            return "patch tokens may be read from the cache within a step"
+        if not isinstance(self.table.embedding, Tensor):
+            return "the map is larger than memory, and read within a step"
+        return ""
+
+    def fixed_tensors(self) -> list[Tensor]:
+        """The map, the photos and their views."""
+        tensors = self.train.query, self.train.tiles, self.train.actions, self.view, self.table.embedding
+        return [tensor for tensor in tensors if isinstance(tensor, Tensor)]
+
+    def validates(self, epoch: int) -> bool:
+        """Whether `train.validate_every` epochs have passed, or all."""
+        return (epoch + 1) % self.config.validate_every == 0 or epoch + 1 == self.config.epochs
+
     def inputs(self, part: Any) -> tuple[Tensor, Tensor, Tensor]:
         """(photo, feature) float32 queries, (photo, L) tiles and (photo, L) actions of a part of a batch."""
+        assert self.view is not None  # drawn by `begin_epoch`
         return self.train.query[part, self.view[part]].float(), self.train.tiles[part], self.train.actions[part]
 
     def begin_epoch(self, seed: int) -> None:
-        """Draw the views of the photos."""
-        self.view = self.train.draw_views(seed)
+        """Draw the views of the photos, into the same tensor in every epoch (`fixed_tensors`)."""
+        view = self.train.draw_views(seed)
+        self.view = view if self.view is None else self.view.copy_(view)
 
     def loss(self, model: nn.Module, part: Any) -> Tensor:
         """Cross-entropy of the next action, with teacher forcing."""
@@ -214,6 +244,10 @@ class ShardedDecoderTask(DecoderTask):
     """Training of the decoder on photos that do not fit into memory; a part of a batch is a `ZoomBatch`."""
 
     train: PhotoShards
+
+    def obstacle(self) -> str:
+        """Photos are no indices of tensors on the device."""
+        return "the photos are larger than train.memory, and read from the cache in shards"
 
     def plan_epoch(self, seed: int) -> Sequence[Tensor]:
         """Nothing: `batches` plans an epoch while its photos are read."""

@@ -289,7 +289,7 @@ class LevelsTask(HeadsTask):
         for level in range(1, self.pyramid.levels + 1):
             rows, cols = row[:, None] * g + child // g, col[:, None] * g + child % g  # (photo, child)
             index = rows * g**level + cols
-            distinct, place = index.unique(return_inverse=True)
+            distinct, place = distinct_tiles(index, len(self.embeddings[level - 1]))
             tiles.append(self.embeddings[level - 1][distinct])
             siblings.append(place + total)
             total += len(distinct)
@@ -309,6 +309,26 @@ class LevelsTask(HeadsTask):
 
 #: The experts that are trained by gradient descent beside the zoom.
 HEADS_TASKS: dict[str, type[HeadsTask]] = {"cells": CellsTask, "levels": LevelsTask}
+
+
+def distinct_tiles(index: Tensor, tiles: int) -> tuple[Tensor, Tensor]:
+    """Tiles to encode for some indices, and the position of each index among them.
+
+    On a CPU these are the distinct ones. A GPU would have to be waited for to know their number, so there they are all
+    tiles if that is no more than there are indices, else one tile per index.
+
+    Args:
+        index: of any shape, less than `tiles`.
+        tiles: number of tiles.
+
+    Returns:
+        (n,) indices of tiles, and positions among them of the shape of `index`.
+    """
+    if index.device.type == "cpu":
+        return index.unique(return_inverse=True)
+    if tiles <= index.numel():
+        return torch.arange(tiles, device=index.device), index
+    return index.flatten(), torch.arange(index.numel(), device=index.device).view_as(index)
 
 
 def _distance(positions: Tensor, centers: Tensor) -> Tensor:

@@ -18,13 +18,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from jzi.encode.device import best_device
 from jzi.errors import ConfigError, ModelError, TrainingError, first_line
+from jzi.train.compiled import CompiledStep, NotCompiledError, wants_compiled
 from jzi.train.config import RunConfig
 from jzi.train.run import Checkpointer, Metrics, TrainingRun
+from jzi.train.schedule import Schedule, learning_rate_factor
 from jzi.train.task import Batch, Task
 
 
@@ -50,7 +51,13 @@ class TrainingLoop:
         self.total = task.total_steps()
         total = max(1, self.total)
         warm, final = config.schedule(total)
-        self.schedule = LambdaLR(optimizer, lambda step: learning_rate_factor(step, total, warm, final))
+        compiled = self._wants_compiled()
+        self.schedule = Schedule(
+            optimizer,
+            lambda step: learning_rate_factor(step, total, warm, final),
+            self.accelerator.device if compiled else None,
+        )
+        self.compiled = CompiledStep(task, optimizer, config.clip) if compiled else None
         self.model, self.optimizer = self.accelerator.prepare(task.network, optimizer)
         self.checkpointer = Checkpointer(run, config.save_every_s, due=task.check_every is None)
         self.show = progress and self.accelerator.is_main_process
@@ -101,7 +108,7 @@ class TrainingLoop:
                 metrics: Metrics = {
                     "epoch": epoch + 1,
                     "loss": self.task.mean_loss(losses),
-                    "learning_rate": float(self.schedule.get_last_lr()[0]),
+                    "learning_rate": self.schedule.rates[0],
                     "seconds": seconds,
                     "samples_per_s": photos / seconds,
                 }
@@ -120,7 +127,7 @@ class TrainingLoop:
         Args:
             leave: whether to leave the process group; False if another loop follows.
         """
-        del self.model, self.optimizer
+        del self.model, self.optimizer, self.compiled
         self.accelerator.free_memory()  # wrapped models must be freed before their process group
         self.accelerator.wait_for_everyone()
         if leave:
@@ -156,6 +163,23 @@ class TrainingLoop:
 
     def step(self, batch: Batch) -> Tensor:
         """Run one step of the optimizer, and return the mean loss, a scalar on the device."""
+        loss = self._compiled_step(batch)
+        loss = self._plain_step(batch) if loss is None else loss
+        self.schedule.step()
+        return loss
+
+    def _compiled_step(self, batch: Batch) -> Tensor | None:
+        """`step` as a compiled function; None if it is not compiled, or not for this batch."""
+        if self.compiled is None or not self.compiled.is_ready or batch.sizes != [self.config.batch_size]:
+            return None
+        try:
+            return self.compiled(batch.parts[0])
+        except NotCompiledError as error:
+            self._report_not_compiled(error)
+            self.compiled = None
+            return None
+
+    def _plain_step(self, batch: Batch) -> Tensor:
         count = sum(batch.sizes)
         losses = []
         for number, (part, size) in enumerate(zip(batch.parts, batch.sizes, strict=True), 1):
@@ -168,9 +192,20 @@ class TrainingLoop:
             losses.append(loss.detach())
         self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip)
         self.optimizer.step()
-        self.schedule.step()
         self.optimizer.zero_grad()
         return sum(losses[1:], losses[0])
+
+    def _wants_compiled(self) -> bool:
+        try:
+            return wants_compiled(self.task)
+        except NotCompiledError as error:
+            self._report_not_compiled(error)
+            return False
+
+    def _report_not_compiled(self, error: NotCompiledError) -> None:
+        if self.accelerator.is_main_process:
+            name = f"{self.config.section}.compile"
+            tqdm.write(f"jzi: {name} has no effect, training continues without it: {error}", file=sys.stderr)
 
     def _any_process(self, condition: bool) -> bool:
         """Whether the condition holds in any process; a collective operation, which all processes must call."""
@@ -193,12 +228,13 @@ class TrainingLoop:
         losses += mean
 
     def _finish_epoch(self, epoch: int, metrics: Metrics, bar: tqdm) -> None:
-        """Validate, keep the weights if they are the best so far, and save the state if it is due."""
-        self.task.network.eval()
-        with torch.inference_mode():
-            metrics |= self.task.validate()
-        if self.run.is_best(metrics):
-            self.task.keep_best()
+        """Validate if it is due, keep the weights if they are the best so far, and save the state if it is due."""
+        if self.task.validates(epoch):
+            self.task.network.eval()
+            with torch.inference_mode():
+                metrics |= self.task.validate()
+            if self.run.is_best(metrics):
+                self.task.keep_best()
         self.run.log(metrics)
         if self.task.check_every or epoch + 1 == self.config.epochs or self.checkpointer.is_due():
             self._save(epoch + 1, 0, [])
@@ -286,20 +322,6 @@ def start_trackers(accelerator: Accelerator, config: RunConfig) -> None:
             if name != "trackers"
         }
         accelerator.init_trackers("jzi", config=simple)
-
-
-def learning_rate_factor(step: int, steps: int, warm: int, final: float = 0.0) -> float:
-    """Factor of the learning rate at a step: linear warm-up, then a cosine.
-
-    Args:
-        step: from 0.
-        steps: total number of steps.
-        warm: number of steps over which the factor rises to 1.
-        final: factor at the end.
-    """
-    if step < warm:
-        return (step + 1) / warm
-    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
 @contextlib.contextmanager

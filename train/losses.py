@@ -144,14 +144,18 @@ def level_contrast(photo_codes: Tensor, place_codes: Tensor, places: Tensor) -> 
     Returns:
         Mean over the levels, a scalar.
     """
-    losses = []
+    photos, losses = torch.arange(len(places), device=places.device), []
     for codes, index in zip(photo_codes.unbind(1), places.unbind(1), strict=True):
-        distinct, target = index.unique(return_inverse=True)
-        logits = (codes @ place_codes[distinct].T).float()  # (photo, place)
-        share = F.one_hot(target, len(distinct)).to(logits.dtype)
-        share = share / share.sum(0)  # of each photo in its place
-        to_photo = -(share * logits.log_softmax(0)).sum(0).mean()
-        losses.append((F.cross_entropy(logits, target) + to_photo) / 2)
+        # The places of all photos, of which those that repeat an earlier one are left out: to select the distinct ones
+        # would read their number from the device
+        logits = (codes @ place_codes[index].T).float()  # (photo, place)
+        same = index[:, None] == index
+        repeats = same.tril(-1).any(1)
+        target = torch.where(same, photos, len(photos)).amin(1)  # the first photo of the same place
+        to_place = F.cross_entropy(logits.masked_fill(repeats, -torch.inf), target)
+        share = same / same.sum(0)  # of each photo in its place
+        to_photo = -(share * logits.log_softmax(0)).sum(0).masked_fill(repeats, 0.0).sum() / (~repeats).sum()
+        losses.append((to_place + to_photo) / 2)
     return torch.stack(losses).mean()
 
 

@@ -49,6 +49,8 @@ class TrainedEncoder(nn.Module):
         self.model: Any = encoder.model
         self.family, self.size, self.device = encoder.family, encoder.image_size, encoder.device
         self.checkpointing, self.trunk_dtype = checkpointing, trunk_dtype
+        photo = torch.empty(1, 3, *encoder.photo_shape, device="meta")
+        self._squares = encoder.squares(photo).shape[1]  # of a photo
         layers = blocks_of(self.model)
         if isinstance(blocks, int) and blocks > len(layers):
             raise ConfigError(
@@ -96,8 +98,7 @@ class TrainedEncoder(nn.Module):
             pixels: (square + tile, 3, S, S) normalised: the photos' squares, photo by photo, then the distinct tiles.
             tiles: (photo, ...) indices of each photo's tiles among the distinct tiles.
         """
-        squares = len(pixels) - int(tiles.max()) - 1
-        embedding = self.embed(pixels)
+        squares, embedding = len(tiles) * self._squares, self.embed(pixels)
         return embedding[:squares].unflatten(0, (len(tiles), -1)).mean(1), embedding[squares:]
 
     def _trunk(self, pixels: Tensor) -> Tensor:

@@ -147,13 +147,14 @@ class TrainingRun:
     def best(self) -> Metrics:
         """Metrics of the best epoch: the highest recall (`selects`), then the lowest validation loss.
 
-        Without validation photos, the last epoch.
+        Without validation photos, the last epoch. Epochs that were not validated count only if none was.
         """
-        return max(self.metrics, key=self._rank)
+        return max(_validated(self.metrics) or self.metrics, key=self._rank)
 
     def is_best(self, metrics: Metrics) -> bool:
         """Whether an epoch's metrics are better than those of all epochs so far."""
-        return not self.metrics or self._rank(metrics) > max(map(self._rank, self.metrics))
+        rivals = _validated(self.metrics) if _validated([metrics]) else self.metrics
+        return not rivals or self._rank(metrics) > max(map(self._rank, rivals))
 
     def _rank(self, metrics: Metrics) -> tuple[float, float, float]:
         """Sort key of epochs, ascending."""
@@ -213,6 +214,11 @@ class TrainReport:
     val: int
     unreachable: int
     seconds: float
+
+
+def _validated(metrics: list[Metrics]) -> list[Metrics]:
+    """The epochs with a validation loss."""
+    return [epoch for epoch in metrics if "val_loss" in epoch]
 
 
 def _initial_state() -> dict[str, Any]:

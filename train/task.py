@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -50,6 +50,8 @@ class Task(ABC):
     check_every: int | None = None
     #: Whether to use torch's fused AdamW.
     fused = True
+    #: Whether to compile the steps of full batches; "auto" where it is worth it (`jzi.train.compiled`).
+    compile: bool | Literal["auto"] = False
 
     accelerator: Accelerator
     network: nn.Module
@@ -66,6 +68,22 @@ class Task(ABC):
     def total_steps(self) -> int:
         """Number of optimizer steps in the run; the last epoch may have fewer than the others."""
         return self.config.epochs * self.steps_per_epoch()
+
+    def full_batches(self) -> int:
+        """Number of optimizer steps in the run whose batch has `batch_size` photos."""
+        return self.total_steps()
+
+    def obstacle(self) -> str:
+        """Why `loss` cannot be compiled; empty if it can."""
+        return ""
+
+    def fixed_tensors(self) -> list[Tensor]:
+        """Tensors that `loss` reads beside the network, which a task that is compiled leaves where they are."""
+        return []
+
+    def validates(self, epoch: int) -> bool:
+        """Whether to validate after an epoch; the best is kept of those that are."""
+        return True
 
     def milestone(self, epoch: int) -> str:
         """The end of an epoch, for users."""
