@@ -11,6 +11,7 @@ import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -409,6 +410,21 @@ def test_the_learning_rate_warms_up_and_falls_as_a_cosine() -> None:
     assert factors[:5] == [0.2, 0.4, 0.6, 0.8, 1.0]
     assert factors[5] == 1.0 and factors[-1] < 0.001
     assert all(later <= earlier for earlier, later in itertools.pairwise(factors[5:]))
+
+
+def test_epochs_that_are_not_validated_are_never_the_best(tmp_path: Path) -> None:
+    run, validated = TrainingRun(tmp_path, {}, [{"epoch": 1.0}]), {"epoch": 2.0, "val_loss": 5.0, "recall@40m": 0.0}
+    assert run.is_best(validated) and not replace(run, metrics=[validated]).is_best({**validated, "val_loss": 6.0})
+    assert replace(run, metrics=[*run.metrics, validated, {"epoch": 3.0}]).best() is validated
+    assert replace(run, metrics=[{"epoch": 1.0}, {"epoch": 2.0}]).best() == {"epoch": 2.0}  # no validation photos
+    task = SimpleNamespace(config=replace(QUICK, epochs=5, validate_every=2))
+    assert [DecoderTask.validates(task, epoch) for epoch in range(5)] == [False, True, False, True, True]
+
+
+def test_a_run_may_be_resumed_compiled_or_not_and_with_states_from_before_there_was_a_choice() -> None:
+    every = set(QUICK.fingerprint())
+    assert not every & {"train.compile", "train.validate_every"}
+    assert set(replace(QUICK, validate_every=2, compile=True).fingerprint()) - every == {"train.validate_every"}
 
 
 @pytest.mark.parametrize(

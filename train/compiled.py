@@ -32,14 +32,12 @@ def wants_compiled(task: Task) -> bool:
     Raises:
         NotCompiledError: the settings want it, but this run cannot; the message is the reason.
     """
-    if task.compile is False:
-        return False
-    obstacle = _obstacle(task)
     if task.compile == "auto":
-        return not obstacle and task.accelerator.device.type == "cuda" and task.full_batches() >= WORTHWHILE
-    if obstacle:
+        wanted = task.accelerator.device.type == "cuda" and task.full_batches() >= WORTHWHILE
+        return wanted and not _obstacle(task)
+    if task.compile and (obstacle := _obstacle(task)):
         raise NotCompiledError(obstacle)
-    return True
+    return task.compile
 
 
 def _obstacle(task: Task) -> str:
@@ -132,9 +130,8 @@ class CompiledStep:
                 parameter.grad = None
             return loss.detach()
 
-        step.__code__ = (
-            step.__code__.replace()
-        )  # torch compiles a code object 8 times at most; several runs have one each
+        # torch compiles a code object 8 times at most; a process may train more often
+        step.__code__ = step.__code__.replace()
         return step
 
     @property
