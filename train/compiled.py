@@ -74,6 +74,11 @@ class CompiledStep:
         """Whether the optimizer has its moments, which its first step creates."""
         return bool(self.optimizer.state)
 
+    @property
+    def is_compiled(self) -> bool:
+        """Whether a step has been compiled; the first takes long."""
+        return self._step is not None
+
     def __call__(self, part: Tensor) -> Tensor:
         """Run one step of the optimizer.
 

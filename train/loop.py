@@ -172,6 +172,8 @@ class TrainingLoop:
         """`step` as a compiled function; None if it is not compiled, or not for this batch."""
         if self.compiled is None or not self.compiled.is_ready or batch.sizes != [self.config.batch_size]:
             return None
+        if not self.compiled.is_compiled and self.accelerator.is_main_process:
+            tqdm.write("compiling the training step, which takes a minute or more", file=sys.stderr)
         try:
             return self.compiled(batch.parts[0])
         except NotCompiledError as error:
