@@ -133,7 +133,8 @@ class TrainConfig(TrainingConfig):
         init: model folder whose decoder to start from, such as a fine-tuned one; empty to start from scratch.
         views: maximum number of augmented views to draw from beside the plain photo, of those in the cache.
         compile: whether to compile a step of training with torch.compile, which needs a C++ compiler: true, false, or
-            "auto": on a CUDA GPU, if there are at least 10 000 steps. It changes the last digits of a loss.
+            "auto": on a CUDA GPU, if there are at least 10 000 steps. It changes the last digits of a loss, and what
+            dropout drops.
         validate_every: epochs between two validations; the last epoch is validated too.
         save_every_s: seconds between two saved states, each after a whole epoch. Writing one for the paper's decoder
             takes half a second (`python -m benchmarks.train_decoder`).
