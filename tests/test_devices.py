@@ -7,6 +7,7 @@ would not. What is read in the end is read by `to_host`. Fusion is computed on t
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
 from contextlib import nullcontext
@@ -15,12 +16,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from jzi.benchmarks.device import choose_device
 from jzi.decode.config import DecoderConfig
 from jzi.decode.dataset import ZoomDataset
 from jzi.decode.decoder import ZoomDecoder
@@ -337,3 +340,19 @@ def test_candidates_are_refined_on_the_device_of_the_refiner() -> None:
     with OneDevice():
         output = stage.match(photo, view, Windows(AREA, [0.0, 10.0], [0.0, 10.0], 20.0, 64))
     assert output.logits.device == META and output.logits.shape == (2, 64, 64)
+
+
+def test_benchmarks_compute_on_the_device_that_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for visible, value, expected in (
+        ("2,5", "cuda:1", "5"),
+        ("2,5", "cuda", "2"),
+        ("2,5", "cpu", ""),
+        ("2", None, "2"),
+    ):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        choose_device(click.Context(click.Command("any")), click.Option(["--device"]), value)
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == expected
+    for value in ("cuda:7", "gpu"):
+        with pytest.raises(click.BadParameter, match=value):
+            choose_device(click.Context(click.Command("any")), click.Option(["--device"]), value)
