@@ -2,7 +2,8 @@
 
 A hidden synchronisation (`.item()`, `.tolist()`, `.numpy()`, `.cpu()`, a boolean index) raises there. The mode below
 raises where an operation mixes devices, those of indices and embeddings included, which a CPU would accept and a GPU
-would not. What is read in the end is read by `to_host`. Fusion is computed on the host, from what was read.
+would not. What is read in the end is read by `to_host`. Fusion is computed on the host, from what was read. Not covered:
+augmentation and maps with more cells than `heads.sampled`, which read on the device how many images or cells they select.
 """
 
 from __future__ import annotations
@@ -242,7 +243,7 @@ def test_a_step_of_fine_tuning_reads_no_value(contrast: float, encoder_folder: P
     images = torch.empty(17, 28, 28, 3, dtype=torch.uint8, device=META)
     cells = OnDevice() if contrast else None
     area = SimpleNamespace(pyramid=AREA, images=images, cells=cells, train=train)
-    task = FinetuneTask(accelerator(), network, encoder, [area], FinetuneConfig(contrast=contrast), None)
+    task = FinetuneTask(accelerator(), network, encoder, [area], FinetuneConfig(contrast=contrast, augment=False), None)
     pixels = [np.zeros((28, 56, 3), np.uint8)] * 3
     with OneDevice():
         task.part_loss(network.train(), Part(0, torch.arange(3), pixels, (0, 0, 0)), generator).backward()
@@ -262,7 +263,7 @@ def test_a_step_of_training_a_retriever_reads_no_value(encoder_folder: Path) -> 
         images=torch.empty(17, 28, 28, 3, dtype=torch.uint8, device=META),
         train=SimpleNamespace(tiles=torch.tensor([[3], [5], [3]])),
     )
-    task = RetrieverTask(accelerator(), network, encoder, [area], RetrieverConfig(), None)
+    task = RetrieverTask(accelerator(), network, encoder, [area], RetrieverConfig(augment=False), None)
     pixels = [np.zeros((28, 56, 3), np.uint8)] * 3
     with OneDevice():
         part = Part(0, torch.arange(3), pixels, (0, 0, 0))
@@ -329,7 +330,8 @@ def test_a_step_of_the_published_refiner_reads_no_value(monkeypatch: pytest.Monk
         losses.total(LossWeights()).backward()
 
 
-def test_candidates_are_refined_on_the_device_of_the_refiner() -> None:
+def test_candidates_are_refined_on_the_device_of_the_refiner(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # torch has none for `meta`
     with META:
         model = UnifyGeo(replace(SMALL, bins=8))
     windows = SimpleNamespace(read=lambda *_: (np.zeros((2, 3, 64, 64), np.float32), np.ones((2, 64, 64), bool)))
