@@ -2,8 +2,8 @@
 
 A hidden synchronisation (`.item()`, `.tolist()`, `.numpy()`, `.cpu()`, a boolean index) raises there. The mode below
 raises where an operation mixes devices, those of indices and embeddings included, which a CPU would accept and a GPU
-would not. What is read in the end is read by `to_host`. Fusion is computed on the host, from what was read. Augmentation,
-and training on maps with more cells than `heads.sampled`, wait for the device and are not covered.
+would not. What is read in the end is read by `to_host`. Fusion is computed on the host, from what was read.
+Augmentation, and training on maps with more cells than `heads.sampled`, wait for the device and are not covered.
 """
 
 from __future__ import annotations
