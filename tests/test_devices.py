@@ -29,6 +29,7 @@ from jzi.decode.config import DecoderConfig
 from jzi.decode.dataset import ZoomDataset
 from jzi.decode.decoder import ZoomDecoder
 from jzi.decode.expert import ZoomExpert
+from jzi.decode.packed import PackedDecoder
 from jzi.decode.search import zoom
 from jzi.decode.tile_table import TileTable
 from jzi.encode.encoder import Encoder
@@ -197,7 +198,9 @@ def test_search_reads_no_value_before_its_result(beams: int, cells: int | None) 
 
 @pytest.mark.parametrize("estimate", ["greedy", "map"])
 def test_the_posterior_of_the_zoom_is_read_once(estimate: str, transfers: list[int]) -> None:
-    model = SimpleNamespace(decoder=decoder().eval(), temperature=torch.ones(2, device=META), pyramid=AREA)
+    network = decoder().eval()
+    packed = PackedDecoder(network, AREA.levels)
+    model = SimpleNamespace(decoder=network, packed=packed, temperature=torch.ones(2, device=META), pyramid=AREA)
     with OneDevice():
         posterior = ZoomExpert(model, TileTable(MAP, META)).posterior(
             torch.empty(3, WIDTH, device=META), LocateOptions(estimate)
