@@ -67,7 +67,7 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     compile_ = torch.compile
 
     def compile_with(function: Any, **options: Any) -> Any:
-        return compile_(function, **{**options, "backend": request.param})
+        return compile_(function, **{"backend": request.param, **options})
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "compile", compile_with)
