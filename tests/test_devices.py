@@ -211,7 +211,7 @@ def test_the_posterior_of_the_zoom_is_read_once(estimate: str, transfers: list[i
 @pytest.mark.parametrize("kind", [CellsTask, LevelsTask])
 def test_steps_of_the_heads_read_no_value(kind: Any) -> None:
     info = SimpleNamespace(pyramid=AREA, encoder=ENCODER)
-    data = SimpleNamespace(info=info, map_embeddings=MAP, dataset=meta_data(), val=meta_data())
+    data = SimpleNamespace(info=info, map_embeddings=MAP, whole_map=MAP, dataset=meta_data(), val=meta_data())
     shape = {"scales": AREA.levels} if kind is CellsTask else {"spaces": AREA.levels}
     heads = SimilarityHeads(HeadsConfig(WIDTH, hidden=16, **shape)).to(META)
     task = kind(accelerator(), data, HeadsTrainingConfig(), None, 2, network=heads)

@@ -64,7 +64,8 @@ def make_data(features: MapEmbeddings = MAP, photos: int = 12, seed: int = 1) ->
     query = torch.from_numpy(rng.normal(size=(photos, 1, WIDTH))).half()
     photo_set = ZoomDataset(query, torch.zeros_like(actions), actions, latitude, longitude, 0)
     info = SimpleNamespace(pyramid=AREA, encoder=ENCODER)
-    return SimpleNamespace(info=info, map_embeddings=features, train=photo_set, val=photo_set)
+    whole = {"map_embeddings": features, "whole_map": features, "train": photo_set, "dataset": photo_set}
+    return SimpleNamespace(info=info, val=photo_set, **whole)
 
 
 def make_task(kind: type, data: SimpleNamespace | None = None, **settings):
