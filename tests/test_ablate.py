@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -46,16 +47,16 @@ from jzi.workspace.settings_file import load_settings, write_settings
 SMOOTHING = [Variant("plain loss", ("train.label_smoothing=0",))]
 
 
-@pytest.fixture
-def town(tmp_path: Path, encoder_folder: Path) -> Path:
-    """The jzi.toml of a working directory whose cache holds synthetic features; there is no image."""
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory, encoder_folder: Path) -> Path:
+    """A working directory to copy, whose cache holds synthetic features; there is no image."""
     settings = Settings(
         pyramid=Pyramid.around(48.2, 16.37, 640.0, levels=2),
         encoder=EncoderSettings(name=str(encoder_folder), image_size=28),
         decoder=DecoderConfig(layers=1, heads=2),
         train=TrainConfig(epochs=3, batch_size=32, learning_rate=1e-3, precision="no"),
     )
-    settings.folder = tmp_path / "town"
+    settings.folder = tmp_path_factory.mktemp("template") / "town"
     write_settings(settings)
     cache = FeatureCache.create(settings.cache_path, settings.pyramid, load_encoder(settings).info)
     rng = np.random.default_rng(0)
@@ -70,7 +71,28 @@ def town(tmp_path: Path, encoder_folder: Path) -> Path:
     rows = cache.queries.list_photos(frame)
     values = {"status": np.full(100, ENCODED), "photo_sha256": frame["id"].to_numpy(object)}
     cache.queries.write(rows, values, rng.normal(size=(100, 32)))
-    return settings.folder / "jzi.toml"
+    cache.close()
+    return settings.folder
+
+
+@pytest.fixture
+def town(template: Path, tmp_path: Path) -> Path:
+    """The jzi.toml of a copy in which nothing has been run."""
+    return Path(shutil.copytree(template, tmp_path / "town")) / "jzi.toml"
+
+
+@pytest.fixture(scope="module")
+def ablated(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The jzi.toml of a copy with two finished runs of the reference and of `SMOOTHING`. Do not modify."""
+    path = Path(shutil.copytree(template, tmp_path_factory.mktemp("ablated") / "town")) / "jzi.toml"
+    run(plan(path, SMOOTHING, seeds=2))
+    return path
+
+
+@pytest.fixture
+def finished(ablated: Path, tmp_path: Path) -> Path:
+    """The jzi.toml of a copy of that."""
+    return Path(shutil.copytree(ablated.parent, tmp_path / "finished")) / "jzi.toml"
 
 
 def plan(town: Path, variants: list[Variant], *overrides: str, seeds: int = 1, split: str | None = None, **how):
@@ -165,11 +187,10 @@ def test_a_variant_that_cannot_be_is_found_before_anything_is_run(town, override
     assert not (town.parent / "ablations").exists()
 
 
-def test_runs_of_other_settings_are_refused_rather_than_mixed(town) -> None:
-    run(plan(town, []))
+def test_runs_of_other_settings_are_refused_rather_than_mixed(finished) -> None:
     with pytest.raises(ModelError, match=r"train.epochs 3 not 4.*--name"):
-        plan(town, [], "train.epochs=4")
-    assert plan(town, [], "train.epochs=4", name="other")
+        plan(finished, [], "train.epochs=4")
+    assert plan(finished, [], "train.epochs=4", name="other")
 
 
 def test_an_architecture_is_not_varied_where_the_decoder_is_given(town) -> None:
@@ -189,14 +210,14 @@ def test_an_architecture_is_not_varied_where_the_decoder_is_given(town) -> None:
 # The runs
 
 
-def test_the_reference_is_what_train_decoder_and_evaluate_give(town) -> None:
-    settings = load_settings(town, ["train.seed=1"])
-    model = town.parent / "model"
+def test_the_reference_is_what_train_decoder_and_evaluate_give(finished) -> None:
+    settings = load_settings(finished, ["train.seed=1"])
+    model = finished.parent / "model"
     training.train_decoder(FeatureCache.open(settings.cache_path), model, settings.decoder, settings.train)
     expert, cache = open_zoom(model, settings.cache_path)
     photos = LabelledPhotos.load(cache, expert)
     alone, split = evaluate(expert, photos), photos.split
-    rows = run(plan(town, SMOOTHING, seeds=2))
+    rows = plan(finished, SMOOTHING, seeds=2)
     trial = rows["reference"][1]
     assert trial.folder.name == "reference-seed1"
     assert (trial.folder / "decoder.safetensors").read_bytes() == (model / "decoder.safetensors").read_bytes()
@@ -206,12 +227,11 @@ def test_the_reference_is_what_train_decoder_and_evaluate_give(town) -> None:
     assert rows["plain loss"][1].result["evaluation"] != result["evaluation"]
 
 
-def test_runs_that_are_done_are_not_run_again(town, monkeypatch) -> None:
-    run(plan(town, SMOOTHING))
+def test_runs_that_are_done_are_not_run_again(finished, monkeypatch) -> None:
     monkeypatch.setattr(DecoderTask, "batches", lambda *_: pytest.fail("trained again"))
-    rows = run(plan(town, SMOOTHING))
+    rows = run(plan(finished, SMOOTHING))
     assert rows["reference"][0].result["split"] == "test"
-    rows = run(plan(town, SMOOTHING, split="val"))  # evaluated again, not trained
+    rows = run(plan(finished, SMOOTHING, split="val"))  # evaluated again, not trained
     assert rows["reference"][0].result["split"] == "val"
 
 
@@ -219,8 +239,8 @@ class Killed(BaseException):
     """Stands for a kill signal: the code under test must not catch it."""
 
 
-def test_a_killed_ablation_goes_on_in_the_epoch_where_it_was(town, monkeypatch) -> None:
-    run(plan(town, SMOOTHING, name="whole"))
+@pytest.mark.slow
+def test_a_killed_ablation_goes_on_in_the_epoch_where_it_was(town, ablated, monkeypatch) -> None:
     batches, trained = DecoderTask.batches, []
 
     def killed_once(self, epoch, first):
@@ -235,7 +255,7 @@ def test_a_killed_ablation_goes_on_in_the_epoch_where_it_was(town, monkeypatch) 
     run(plan(town, SMOOTHING))
     assert trained == [0, 1, 2, 0, 1, 1, 2]
     for variant in ("reference", "plain loss"):
-        parts, whole = (town.parent / "ablations" / name / f"{variant}-seed0" for name in ("test", "whole"))
+        parts, whole = (path.parent / "ablations" / "test" / f"{variant}-seed0" for path in (town, ablated))
         assert (parts / "decoder.safetensors").read_bytes() == (whole / "decoder.safetensors").read_bytes()
 
 
@@ -352,8 +372,8 @@ def test_two_processes_never_take_the_same_run(town) -> None:
         assert free
 
 
-def test_model_folders_share_one_map_and_one_encoder_and_can_be_used_alone(town) -> None:
-    rows = run(plan(town, SMOOTHING))
+def test_model_folders_share_one_map_and_one_encoder_and_can_be_used_alone(ablated) -> None:
+    rows = plan(ablated, SMOOTHING)
     one, other = (trials[0].folder for trials in rows.values())
     for name in ("map.safetensors", "encoder/model.safetensors"):
         assert (one / name).samefile(other / name)
@@ -378,8 +398,8 @@ def test_a_run_that_breaks_down_is_a_row_and_the_others_go_on(town, monkeypatch)
 # The table
 
 
-def test_the_table_has_mean_deviation_and_difference_to_the_reference(town) -> None:
-    trials = run(plan(town, SMOOTHING, seeds=2))
+def test_the_table_has_mean_deviation_and_difference_to_the_reference(finished) -> None:
+    trials = plan(finished, SMOOTHING, seeds=2)
     rows = gather_rows(trials)
     values = [[trial.result["evaluation"]["median_error_m"]["value"] for trial in each] for each in trials.values()]
     figure = rows[1].figures["median_error_m"]

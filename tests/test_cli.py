@@ -75,6 +75,7 @@ def test_from_fine_tuning_to_a_decoder_that_goes_on_from_it(area, tmp_path) -> N
     area("encode-map", 0)  # the first encoder's cache is another
 
 
+@pytest.mark.slow
 def test_several_areas_are_fine_tuned_on_together(area, tmp_path) -> None:
     other = tmp_path / "other"
     area(f"init {other} --map map.tif --queries photos --encoder encoder --image-size 56")

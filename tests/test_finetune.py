@@ -264,6 +264,7 @@ def test_only_the_last_blocks_and_the_final_layernorm_change(city, blocks) -> No
     assert (report.train, report.val, report.epochs) == (splits["train"], splits["val"], 1)
 
 
+@pytest.mark.slow
 def test_encoder_and_decoder_of_the_best_epoch_make_a_model(city, monkeypatch) -> None:
     recalls = iter([0.1, 0.5, 0.2])
     monkeypatch.setattr(module, "validate", lambda *_: {"recall@40m": next(recalls), "val_loss": 1.0})
@@ -440,6 +441,7 @@ def test_more_blocks_than_there_are_is_refused(city) -> None:
     assert not (city.folder / "finetuned").exists()
 
 
+@pytest.mark.slow
 def test_commands_refuse_an_architecture_that_the_start_contradicts(area) -> None:
     quick = "--set finetune.epochs=1 --set finetune.batch_size=16 --blocks 1"
     area(f"finetune {quick} --set decoder.layers=1 --set decoder.heads=2 -o first")
