@@ -102,7 +102,11 @@ class Pool:
                         process.task, process.done = state.pending.popleft(), 0
                         process.waits_for = process.actor.run.remote(tasks[process.task])
                 waiting = [process.waits_for for process in self._processes if process.waits_for is not None]
-                ready, _ = ray.wait(waiting, timeout=POLL_S) if waiting else ([], time.sleep(POLL_S))
+                ready: list[Any] = []
+                if waiting:
+                    ready, _ = ray.wait(waiting, timeout=POLL_S)
+                else:
+                    time.sleep(POLL_S)
                 for process in [each for each in self._processes if each.waits_for in ready]:
                     self._take(process, state, tasks)
                 if any(process.task is not None for process in self._processes):

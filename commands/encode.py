@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -82,7 +82,7 @@ def encode_map_command(
         warnings = map_warnings(imagery, settings.pyramid, settings.encoder.image_size)
         if processes().is_main_process:
             print_warnings(warnings)
-        options = {"batch_size": settings.encoder.batch_size, "tokens": settings.map.tokens}
+        options: dict[str, Any] = {"batch_size": settings.encoder.batch_size, "tokens": settings.map.tokens}
         run_blocks = None
         if ray is not None:
             from jzi.cluster.encoding import block_runner
@@ -184,7 +184,7 @@ def encode_queries_command(
         cache, encoder = open_photo_cache(settings, retriever)
         batch_size = settings.encoder.batch_size
     with ray_cluster(ray):
-        options = {"batch_size": batch_size, "seed": settings.queries.seed, "tokens": tokens}
+        options: dict[str, Any] = {"batch_size": batch_size, "seed": settings.queries.seed, "tokens": tokens}
         run_batches = None
         if ray is not None:
             from jzi.cluster.encoding import photo_runner

@@ -77,9 +77,9 @@ class DenseExpert(ABC):
                 probability = probability[:, self.columns]
                 total = probability.sum(1)
             parts.append((*probability.topk(count, dim=1), total))
-        probability, cell, total = to_host(*(torch.cat(each) for each in zip(*parts, strict=True)))
-        residual = np.maximum(0.0, total - probability.sum(1)) if count < len(self.row) else np.zeros(len(cell))
-        return Posterior(self.area, self.row[cell], self.col[cell], probability, residual)
+        share, cell, whole = to_host(*(torch.cat(each) for each in zip(*parts, strict=True)))
+        residual = np.maximum(0.0, whole - share.sum(1)) if count < len(self.row) else np.zeros(len(cell))
+        return Posterior(self.area, self.row[cell], self.col[cell], share, residual)
 
     def restricted(self, cell_mask: NDArray[np.bool_]) -> Self:
         """The same expert for some of its cells; see `jzi.locate.expert.Restrictable`.

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
 import jzi.retrieve.dense as dense
+import jzi.retrieve.search as search
 import jzi.retrieve.vpr as vpr
 from jzi.decode.dataset import ZoomDataset
 from jzi.errors import ModelError
@@ -453,8 +454,8 @@ def test_a_graph_is_searched_above_the_number_for_exact_search(monkeypatch) -> N
     exact = expert.posterior(queries(), OPTIONS)
     monkeypatch.setattr(vpr, "EXACT_PHOTOS", 199)
     built = []
-    build = vpr.build_graph
-    monkeypatch.setattr(vpr, "build_graph", lambda embedding: built.append(len(embedding)) or build(embedding))
+    build = search.build_graph
+    monkeypatch.setattr(search, "build_graph", lambda embedding: built.append(len(embedding)) or build(embedding))
     graph = make_vpr(200).posterior(queries(), OPTIONS)
     assert built == [200]
     check_grid(graph, np.stack([exact.grid(photo) for photo in range(5)]), rtol=1e-3)

@@ -142,7 +142,7 @@ def plain_way(city: City, run: FinetuneTask, index: torch.Tensor, seed: int) -> 
 
     def embed(images: torch.Tensor) -> torch.Tensor:
         mean, std = (torch.tensor(values)[:, None, None] for values in (encoder.mean, encoder.std))
-        return encoder.model(pixel_values=(images - mean) / std).last_hidden_state[:, 0]
+        return encoder.model((images - mean) / std)[:, 0]
 
     query = torch.stack([embed(half) for half in pixels.chunk(2, dim=3)]).mean(0)
     seen = torch.stack([images[(distinct == tile).nonzero()[0, 0]] for tile in tiles.flatten()])

@@ -327,11 +327,13 @@ def test_pixels_that_are_decoded_at_once_are_bounded(monkeypatch) -> None:
     Image.new("RGB", (100, 40)).save(buffer, "PNG")
     decoder = PhotoDecoder((28, 56), "antialias", 9999)
     with ThreadPoolExecutor(6) as pool:
-        photos = list(pool.map(lambda _: decoder.decode(buffer.getvalue(), "a"), range(6)))
+        photos = list(pool.map(lambda _: decoder.decode(buffer.getvalue(), "a", preview=True), range(6)))
     assert most == 2 and all(photo.pixels.shape == (28, 56, 3) for photo in photos)
 
 
 def test_formats_whose_readers_run_programs_are_not_read() -> None:
     decoder = PhotoDecoder((28, 56), "antialias", 10**6)
     with pytest.raises(PhotoError, match="convert it to JPEG"):
-        decoder.decode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n%%EOF\n", "a.eps")
+        decoder.decode(
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n%%EOF\n", "a.eps", preview=True
+        )

@@ -126,7 +126,7 @@ class CompiledStep:
 
         def step(part: Tensor) -> Tensor:
             loss = task.loss(task.network, part)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             nn.utils.clip_grad_norm_(parameters, clip)
             with torch.no_grad():
                 for weights, options, (mean, square, count) in groups:
@@ -188,9 +188,10 @@ def _fused_adamw() -> Callable[..., None]:
         eps: float,
     ) -> None:
         torch._foreach_add_(counts, 1)
-        options = {"beta1": beta1, "beta2": beta2, "weight_decay": weight_decay, "eps": eps}
+        largest: list[Tensor] = []  # of AMSGrad, which is not used
         torch._fused_adamw_(
-            weights, gradients, means, squares, [], counts, lr=lr, amsgrad=False, maximize=False, **options
-        )
+            weights, gradients, means, squares, largest, counts, lr=lr, beta1=beta1, beta2=beta2,
+            weight_decay=weight_decay, eps=eps, amsgrad=False, maximize=False,
+        )  # fmt: skip
 
     return fused_adamw

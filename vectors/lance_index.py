@@ -201,10 +201,11 @@ class LanceIndex:
         RANKS.check("probes", probes)
         size = len(self)
         if not self.whole and size <= EXACT_CELLS:
-            return scan(self.store, query, count, cells=np.nonzero(self.allowed)).neighbors
+            row, col = np.nonzero(self.allowed)
+            return scan(self.store, query, count, cells=(row, col)).neighbors
         queries = prepare(self.store, query, "cpu").numpy()
         count = min(count, size)
-        row, col = (np.full((len(queries), count), -1, np.int64) for _ in range(2))
+        row, col = np.full((2, len(queries), count), -1, np.int64)
         similarity = np.full((len(queries), count), -np.inf, np.float32)
         for number, vector in enumerate(queries):
             cells, similar = self._nearest(vector, count, probes)
