@@ -19,39 +19,39 @@ if TYPE_CHECKING:
     from jzi.decode.decoder import ZoomDecoder as ZoomDecoder
     from jzi.decode.model import ZoomModel as ZoomModel
     from jzi.decode.tile_table import TileTable as TileTable
-    from jzi.encode.encoder import Encoder as Encoder
-    from jzi.encode.families import Family as Family
-    from jzi.encode.imagery import Imagery as Imagery
+    from jzi.encode.encoders.encoder import Encoder as Encoder
+    from jzi.encode.encoders.families import Family as Family
+    from jzi.encode.rasters.imagery import Imagery as Imagery
+    from jzi.locate.answer.location import Candidate as Candidate
+    from jzi.locate.answer.location import LocateOptions as LocateOptions
+    from jzi.locate.answer.location import Location as Location
     from jzi.locate.expert import Expert as Expert
     from jzi.locate.expert import Stage as Stage
-    from jzi.locate.location import Candidate as Candidate
-    from jzi.locate.location import LocateOptions as LocateOptions
-    from jzi.locate.location import Location as Location
     from jzi.locate.locator import Locator as Locator
     from jzi.locate.posterior import Posterior as Posterior
-    from jzi.store.cache import FeatureCache as FeatureCache
-    from jzi.store.pyramid import Pyramid as Pyramid
-    from jzi.store.pyramid import TileKey as TileKey
+    from jzi.store.cache.feature_cache import FeatureCache as FeatureCache
+    from jzi.store.geometry.pyramid import Pyramid as Pyramid
+    from jzi.store.geometry.pyramid import TileKey as TileKey
     from jzi.workspace.expert_plugins import ExpertContext as ExpertContext
     from jzi.workspace.open import load as load
 
 #: Public names and their modules, which are imported on first use: `import jzi` loads nothing heavy.
 _EXPORTS = {
-    "Candidate": "jzi.locate.location",
+    "Candidate": "jzi.locate.answer.location",
     "DecoderConfig": "jzi.decode.config",
-    "Encoder": "jzi.encode.encoder",
+    "Encoder": "jzi.encode.encoders.encoder",
     "Expert": "jzi.locate.expert",
     "ExpertContext": "jzi.workspace.expert_plugins",
-    "Family": "jzi.encode.families",
-    "FeatureCache": "jzi.store.cache",
-    "Imagery": "jzi.encode.imagery",
-    "LocateOptions": "jzi.locate.location",
-    "Location": "jzi.locate.location",
+    "Family": "jzi.encode.encoders.families",
+    "FeatureCache": "jzi.store.cache.feature_cache",
+    "Imagery": "jzi.encode.rasters.imagery",
+    "LocateOptions": "jzi.locate.answer.location",
+    "Location": "jzi.locate.answer.location",
     "Locator": "jzi.locate.locator",
     "Posterior": "jzi.locate.posterior",
-    "Pyramid": "jzi.store.pyramid",
+    "Pyramid": "jzi.store.geometry.pyramid",
     "Stage": "jzi.locate.expert",
-    "TileKey": "jzi.store.pyramid",
+    "TileKey": "jzi.store.geometry.pyramid",
     "TileTable": "jzi.decode.tile_table",
     "ZoomDecoder": "jzi.decode.decoder",
     "ZoomDataset": "jzi.decode.dataset",

@@ -6,29 +6,29 @@ from typing import Any
 
 import click
 
-from jzi.commands.ablate import ablate
 from jzi.commands.area import info, init, tile
 from jzi.commands.cache import cache
-from jzi.commands.checkpoint import import_checkpoint_command
-from jzi.commands.common import Suggesting
-from jzi.commands.dataset import dataset_group
+from jzi.commands.datasets.dataset import dataset_group
+from jzi.commands.datasets.push import push_command
 from jzi.commands.demo import demo
 from jzi.commands.encode import encode_map_command, encode_queries_command
 from jzi.commands.estimate import estimate
 from jzi.commands.evaluate import evaluate_command
-from jzi.commands.failures import usage_error
-from jzi.commands.finetune import finetune
-from jzi.commands.fusion import train_fusion
 from jzi.commands.locate import locate
-from jzi.commands.process import Termination, handled_warnings_ignored, log_progress_seldom
-from jzi.commands.push import push_command
-from jzi.commands.refiner import train_refiner_command
 from jzi.commands.rerank import rerank_group
-from jzi.commands.retrieve import index, train_retriever_command
 from jzi.commands.serve import serve
 from jzi.commands.settings import settings_command
-from jzi.commands.train import train_decoder_command
-from jzi.commands.transfer import transfer
+from jzi.commands.shared.common import Suggesting
+from jzi.commands.shared.failures import usage_error
+from jzi.commands.shared.process import Termination, handled_warnings_ignored, log_progress_seldom
+from jzi.commands.training.ablate import ablate
+from jzi.commands.training.checkpoint import import_checkpoint_command
+from jzi.commands.training.finetune import finetune
+from jzi.commands.training.fusion import train_fusion
+from jzi.commands.training.refiner import train_refiner_command
+from jzi.commands.training.retrieve import index, train_retriever_command
+from jzi.commands.training.train import train_decoder_command
+from jzi.commands.training.transfer import transfer
 from jzi.encode.threads import bound_spinning
 from jzi.version import __version__
 
@@ -50,7 +50,9 @@ RESUMABLE = (
 
 
 class Commands(Suggesting):
-    """Group of commands that prints every error as one sentence, without a traceback (`jzi.commands.failures`)."""
+    """Group of commands that prints every error as one sentence, without a traceback
+    (`jzi.commands.shared.failures`).
+    """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the commands in the order of their use."""

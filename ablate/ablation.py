@@ -25,21 +25,21 @@ from jzi.decode.model import ZoomModel
 from jzi.encode.device import processes
 from jzi.encode.encode_map import MapReport, encode_map
 from jzi.encode.encode_queries import PhotoReport, encode_queries
-from jzi.encode.families import blocks_of
+from jzi.encode.encoders.families import blocks_of
 from jzi.errors import ConfigError, JziError, TrainingError
-from jzi.store.cache import FeatureCache
+from jzi.store.cache.feature_cache import FeatureCache
+from jzi.store.cache.maintenance import most_views, same_photos
+from jzi.store.disk.storage import exists
 from jzi.store.info import EncoderInfo
-from jzi.store.maintenance import most_views, same_photos
 from jzi.store.plain import plain
-from jzi.store.storage import exists
 from jzi.train.data import DataInfo
 from jzi.train.decoder import run_fingerprint
-from jzi.train.encoder import EncoderTrainingReport
+from jzi.train.encoders.encoder import EncoderTrainingReport
 from jzi.train.zoom import check_overrides, make_decoder, start_config
 from jzi.workspace.caches import scan_folder
 from jzi.workspace.open import finetune_areas, load_encoder, open_cache, open_imagery, open_photo_table
-from jzi.workspace.settings import EncoderSettings, PathSettings, Settings
-from jzi.workspace.settings_file import load_settings
+from jzi.workspace.setup.settings import EncoderSettings, PathSettings, Settings
+from jzi.workspace.setup.settings_file import load_settings
 
 #: The sections about training that a variant may override.
 _SECTIONS = ("finetune", "decoder", "train")

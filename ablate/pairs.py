@@ -21,7 +21,7 @@ from jzi.ablate.table import Figure
 from jzi.ablate.variants import REFERENCE, Variant, folder_name
 from jzi.errors import ConfigError, TrainingError
 from jzi.evaluate.published import PublishedPairs, published_pairs
-from jzi.store.files import write_whole
+from jzi.store.disk.files import write_whole
 from jzi.store.plain import plain
 from jzi.store.printable import quote_formula
 from jzi.workspace.pair_runs import evaluate_on_pairs, train_on_pairs

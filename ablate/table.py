@@ -16,7 +16,7 @@ import numpy as np
 from jzi.ablate.trials import Trial
 from jzi.ablate.variants import REFERENCE
 from jzi.evaluate.metrics import RADII
-from jzi.store.files import write_whole
+from jzi.store.disk.files import write_whole
 from jzi.store.printable import quote_formula
 
 #: Names of the figures that are averaged over seeds.

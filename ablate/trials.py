@@ -17,8 +17,8 @@ from jzi.decode.model import ZoomModel
 from jzi.errors import TrainingError
 from jzi.evaluate.photos import LabelledPhotos
 from jzi.evaluate.protocol import evaluate
-from jzi.store.cache import FeatureCache
-from jzi.store.map_embeddings import MapEmbeddings
+from jzi.store.cache.feature_cache import FeatureCache
+from jzi.store.features.map_embeddings import MapEmbeddings
 from jzi.store.model_folder import ENCODER, MAP, copy_encoder, record_files, replace_file
 from jzi.train.config import TrainConfig
 from jzi.train.data import TrainingData

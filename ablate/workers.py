@@ -32,7 +32,7 @@ from jzi.ablate.trials import Trial, run_trial
 from jzi.encode.device import best_device
 from jzi.encode.threads import sleep_at_once
 from jzi.errors import JziError, TrainingError
-from jzi.store.cache import FeatureCache
+from jzi.store.cache.feature_cache import FeatureCache
 from jzi.train.data import UNLIMITED, TrainingData
 
 #: Variables that mark a process as one of several of a launcher; workers must not inherit them.

@@ -16,7 +16,7 @@ import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
-from jzi.store.cache import FeatureCache
+from jzi.store.cache.feature_cache import FeatureCache
 
 CODECS = {
     "none": [],

@@ -35,10 +35,10 @@ from rasterio.windows import Window
 from tqdm import tqdm
 
 from jzi.errors import ConfigError, JziError
-from jzi.store.files import write_whole
-from jzi.store.pyramid import Pyramid
-from jzi.workspace.settings import EncoderSettings, MapSettings, QuerySettings, Settings
-from jzi.workspace.settings_file import write_settings
+from jzi.store.disk.files import write_whole
+from jzi.store.geometry.pyramid import Pyramid
+from jzi.workspace.setup.settings import EncoderSettings, MapSettings, QuerySettings, Settings
+from jzi.workspace.setup.settings_file import write_settings
 
 from .cityscape.block import SEASONS, CityBlock, blocks
 from .cityscape.chance import Area

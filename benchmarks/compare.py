@@ -35,10 +35,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from jzi.benchmarks.device import device_option
 from jzi.decode.expert import ZoomExpert
-from jzi.locate.location import LocateOptions
+from jzi.locate.answer.location import LocateOptions
 from jzi.retrieve.expert import RetrievalExpert
-from jzi.store.cache import FeatureCache
-from jzi.workspace.settings_file import load_settings
+from jzi.store.cache.feature_cache import FeatureCache
+from jzi.workspace.setup.settings_file import load_settings
 
 from .zoom_and_retrieval import median_ms
 

@@ -34,16 +34,16 @@ from rasterio.transform import from_bounds
 from rasterio.windows import Window
 
 from jzi.benchmarks.device import device_option
-from jzi.encode.dinov2 import Dinov2, Dinov2Config
 from jzi.encode.encode_map import encode_map
 from jzi.encode.encode_queries import encode_queries
-from jzi.encode.encoder import Encoder
-from jzi.encode.imagery import Imagery
+from jzi.encode.encoders.dinov2 import Dinov2, Dinov2Config
+from jzi.encode.encoders.encoder import Encoder
 from jzi.encode.prefetch import reader_threads
-from jzi.encode.tiles import TileRenderer
-from jzi.store.cache import FeatureCache
-from jzi.store.photo_table import PhotoTable, read_photo_table
-from jzi.store.pyramid import Pyramid, TileKey
+from jzi.encode.rasters.imagery import Imagery
+from jzi.encode.rasters.tiles import TileRenderer
+from jzi.store.cache.feature_cache import FeatureCache
+from jzi.store.geometry.pyramid import Pyramid, TileKey
+from jzi.store.photos.photo_table import PhotoTable, read_photo_table
 
 MODELS = {"tiny": (192, 6, 3), "small": (384, 12, 6), "base": (768, 12, 12)}  # width, layers, heads
 LAYOUTS = {

@@ -22,7 +22,7 @@ import click
 import torch
 from torch import Tensor, nn
 
-from jzi.encode.dinov2 import Dinov2, Dinov2Config
+from jzi.encode.encoders.dinov2 import Dinov2, Dinov2Config
 
 SIZES = {"small": (384, 12, 6), "base": (768, 12, 12)}  # width, layers, heads
 

@@ -25,17 +25,17 @@ from jzi.benchmarks.device import device_option
 from jzi.encode.device import best_device
 from jzi.evaluate.experts import ExpertFigures, evaluate_experts
 from jzi.evaluate.photos import LabelledPhotos
+from jzi.locate.answer.location import LocateOptions
 from jzi.locate.expert import Expert
-from jzi.locate.location import LocateOptions
-from jzi.store.cache import FeatureCache
+from jzi.store.cache.feature_cache import FeatureCache
 from jzi.store.model_folder import DECODER, EXPERT_FILES, MAP
 from jzi.train.data import TrainingData
 from jzi.train.decoder import train_decoder
 from jzi.train.experts import default_experts, train_experts
 from jzi.workspace.experts import load_experts
 from jzi.workspace.open import open_zoom
-from jzi.workspace.settings import Settings
-from jzi.workspace.settings_file import load_settings
+from jzi.workspace.setup.settings import Settings
+from jzi.workspace.setup.settings_file import load_settings
 
 from .zoom_and_retrieval import median_ms
 

@@ -24,18 +24,18 @@ from jzi.benchmarks.device import device_option
 from jzi.decode.config import DecoderConfig
 from jzi.decode.decoder import ZoomDecoder
 from jzi.decode.tile_table import TileTable
-from jzi.encode.augment import DRAWS, augment_photos, augment_tiles, drop_parts
-from jzi.encode.encoder import Encoder
+from jzi.encode.encoders.encoder import Encoder
+from jzi.encode.photo.augment import DRAWS, augment_photos, augment_tiles, drop_parts
+from jzi.store.features.map_embeddings import ENCODED, MapEmbeddings
+from jzi.store.geometry.pyramid import preset
 from jzi.store.info import ImageryInfo
-from jzi.store.map_embeddings import ENCODED, MapEmbeddings
-from jzi.store.pyramid import preset
-from jzi.train.area import TrainingArea
 from jzi.train.config import FinetuneConfig
-from jzi.train.encoder import Part
-from jzi.train.finetune import FinetuneTask
+from jzi.train.encoders.area import TrainingArea
+from jzi.train.encoders.encoder import Part
+from jzi.train.encoders.finetune import FinetuneTask
+from jzi.train.encoders.networks import JointModel
+from jzi.train.encoders.photos import PhotoDataset
 from jzi.train.loop import TrainingLoop, make_accelerator
-from jzi.train.networks import JointModel
-from jzi.train.photos import PhotoDataset
 from jzi.train.run import TrainingRun
 from jzi.train.task import Batch
 

@@ -29,10 +29,10 @@ from jzi.decode.packed import PackedDecoder
 from jzi.decode.search import zoom
 from jzi.decode.tile_table import TileTable
 from jzi.encode.device import best_device
-from jzi.encode.encoder import Encoder
-from jzi.encode.photos import open_photo, resize_photo
-from jzi.store.map_embeddings import ENCODED, MapEmbeddings
-from jzi.store.pyramid import preset
+from jzi.encode.encoders.encoder import Encoder
+from jzi.encode.photo.photos import open_photo, resize_photo
+from jzi.store.features.map_embeddings import ENCODED, MapEmbeddings
+from jzi.store.geometry.pyramid import preset
 
 SIZES = {"base": (768, 12, 12), "small": (384, 12, 6)}  # width, layers, heads
 

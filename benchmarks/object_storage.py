@@ -3,11 +3,11 @@
     python -m benchmarks.object_storage                            # against moto's server, started here
     python -m benchmarks.object_storage --endpoint http://host:9000 --bucket name       # against another, such as MinIO
 
-jzi is `jzi.store.object_store`, obstore with what jzi adds to it; s3fs is measured if it is installed (`pip install -c
-constraints.txt s3fs`). Each round writes an array chunk by chunk, as `encode-map` does, reads it whole, as training
-does, and reads single chunks; the clients take turns, so changes in machine load affect all. CPU seconds are those of
-the client's process. A round that raises is counted as failed: `python -m jzi.tests.fault_proxy URL` starts a proxy
-that fails at random, and prints the URL to give as `--endpoint`.
+jzi is `jzi.store.disk.object_store`, obstore with what jzi adds to it; s3fs is measured if it is installed (`pip
+install -c constraints.txt s3fs`). Each round writes an array chunk by chunk, as `encode-map` does, reads it whole, as
+training does, and reads single chunks; the clients take turns, so changes in machine load affect all. CPU seconds are
+those of the client's process. A round that raises is counted as failed: `python -m jzi.tests.fault_proxy URL` starts a
+proxy that fails at random, and prints the URL to give as `--endpoint`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
-from jzi.store.object_store import open_store
+from jzi.store.disk.object_store import open_store
 
 #: jzi's own time-outs are longer.
 RETRY = {"max_retries": 20, "retry_timeout": timedelta(seconds=20)}

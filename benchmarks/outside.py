@@ -22,11 +22,11 @@ from PIL import Image, ImageOps
 import jzi
 from jzi.benchmarks.device import device_option
 from jzi.errors import ModelError
+from jzi.locate.answer.location import Location
 from jzi.locate.inside import auroc
-from jzi.locate.location import Location
 from jzi.locate.locator import Locator
 from jzi.locate.ranges import ELSEWHERE
-from jzi.store.cache import FeatureCache
+from jzi.store.cache.feature_cache import FeatureCache
 from jzi.synth.photos import place_cameras
 from jzi.synth.render import render
 from jzi.synth.town import make_town

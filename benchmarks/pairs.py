@@ -29,11 +29,11 @@ from PIL import Image
 
 from jzi.benchmarks.device import device_option
 from jzi.benchmarks.vigor_tree import CITIES, side_m, write_city
-from jzi.commands.pairs import evaluation_text, training_text
-from jzi.encode.pair_images import PairImages, cut_view
+from jzi.commands.datasets.pairs import evaluation_text, training_text
+from jzi.encode.photo.pair_images import PairImages, cut_view
 from jzi.errors import JziError
 from jzi.evaluate.cross_view import RADII, Errors
-from jzi.store.pairs import PairDataset
+from jzi.store.photos.pairs import PairDataset
 from jzi.synth.overhead import orthophoto
 from jzi.synth.photos import place_cameras
 from jzi.synth.render import render

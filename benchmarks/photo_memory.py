@@ -54,7 +54,7 @@ def write(path: Path, mode: str, size: tuple[int, int], options: dict) -> None:
 
 def measure(paths: list[Path], resampling: str) -> tuple[float, float]:
     """Peak memory of reading the photos, in bytes, and the time, in seconds; run in a new process."""
-    from jzi.encode.photo_reader import PhotoReader
+    from jzi.encode.photo.photo_reader import PhotoReader
     from jzi.encode.prefetch import prefetch
 
     reader = PhotoReader(SHAPE, resampling, stamps=True)
@@ -102,8 +102,8 @@ def main() -> None:
 
 
 def _reserved(path: Path, resampling: str) -> int:
-    from jzi.encode.photo_memory import decoding_bytes
-    from jzi.store.photo_file import open_image
+    from jzi.encode.photo.photo_memory import decoding_bytes
+    from jzi.store.photos.photo_file import open_image
 
     with open_image(path, "it") as image:
         return decoding_bytes(image, image.width * image.height, to_array=resampling == "reference")

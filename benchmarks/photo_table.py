@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import psutil
 
-from jzi.store.photo_table import read_photo_table
+from jzi.store.photos.photo_table import read_photo_table
 
 
 def write(folder: Path, rows: int) -> Path:

@@ -30,30 +30,30 @@ from PIL import Image
 
 from jzi.benchmarks.device import device_option
 from jzi.benchmarks.pairs import SMALL, panoramas
-from jzi.encode.imagery import Imagery
-from jzi.evaluate.metres import MetreFigures, constant_error, gain_over
-from jzi.evaluate.refinement import Control
-from jzi.refine.cached import CachedRefiner
+from jzi.encode.rasters.imagery import Imagery
+from jzi.evaluate.stages.metres import MetreFigures, constant_error, gain_over
+from jzi.evaluate.stages.refinement import Control
 from jzi.refine.config import RefineConfig, UnifyGeoConfig
-from jzi.refine.files import Refiner, load_refiner
 from jzi.refine.info import RefinerInfo
-from jzi.refine.model import UnifyGeo
+from jzi.refine.networks.cached import CachedRefiner
+from jzi.refine.networks.files import Refiner, load_refiner
+from jzi.refine.networks.model import UnifyGeo
 from jzi.refine.photos import read_pixels
-from jzi.refine.window import Windows
-from jzi.store.cache import FeatureCache
-from jzi.store.cell_grid import Bounds
-from jzi.store.pyramid import Pyramid
+from jzi.refine.windows.window import Windows
+from jzi.store.cache.feature_cache import FeatureCache
+from jzi.store.geometry.cell_grid import Bounds
+from jzi.store.geometry.pyramid import Pyramid
 from jzi.synth.town import make_town
 from jzi.train.config import RefinerTrainingConfig
-from jzi.train.refine_data import Pairs, PairSource, Read, prepare, window_tokens
-from jzi.train.refine_pairs import PairPhotos, draw_windows, own_places
-from jzi.train.refine_tokens import PairSplits, TokenSource
-from jzi.train.refiner import train_refiner
+from jzi.train.refine.refine_data import Pairs, PairSource, Read, prepare, window_tokens
+from jzi.train.refine.refine_pairs import PairPhotos, draw_windows, own_places
+from jzi.train.refine.refine_tokens import PairSplits, TokenSource
+from jzi.train.refine.refiner import train_refiner
 from jzi.workspace.open import open_imagery, open_photo_table
-from jzi.workspace.refiner import refiner_folder
-from jzi.workspace.refiner_training import evaluate_area_refiner
-from jzi.workspace.settings import FILE, Settings
-from jzi.workspace.settings_file import load_settings
+from jzi.workspace.setup.settings import FILE, Settings
+from jzi.workspace.setup.settings_file import load_settings
+from jzi.workspace.stages.refiner import refiner_folder
+from jzi.workspace.stages.refiner_training import evaluate_area_refiner
 
 #: Photos timed.
 REPEATS = 30

@@ -20,10 +20,10 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from jzi.rerank.aggregate import answers, consistent, debiased, prp_wins, scores
 from jzi.rerank.config import Orders
+from jzi.rerank.designs.aggregate import answers, consistent, debiased, prp_wins, scores
+from jzi.rerank.designs.schedule import rounds
 from jzi.rerank.fuse import Weights
-from jzi.rerank.schedule import rounds
 
 #: Share of photos whose true candidate is the front end's first, among its first five, and among all k > 5.
 FIRST, FIVE, ALL = 0.6, 0.9, 0.9

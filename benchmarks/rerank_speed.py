@@ -25,12 +25,12 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from jzi.encode.device import best_device
-from jzi.encode.hf_model import quiet_transformers
+from jzi.encode.encoders.hf_model import quiet_transformers
 from jzi.rerank.config import RerankConfig
-from jzi.rerank.families import family_of
-from jzi.rerank.local import LocalJudge
-from jzi.rerank.network import Network
-from jzi.rerank.prompter import Prompter
+from jzi.rerank.judges.families import family_of
+from jzi.rerank.judges.local import LocalJudge
+from jzi.rerank.judges.network import Network
+from jzi.rerank.judges.prompter import Prompter
 from jzi.rerank.question import Composition, Picture, Question
 
 #: Side of LLaVA-1.5's images and patches, pixels: 576 tokens an image.

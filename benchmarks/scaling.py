@@ -36,10 +36,10 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from jzi.store.features.map_embeddings import ENCODED
+from jzi.store.features.map_pages import Grid, PagedMap, map_bytes
+from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.info import EncoderInfo
-from jzi.store.map_embeddings import ENCODED
-from jzi.store.map_pages import Grid, PagedMap, map_bytes
-from jzi.store.pyramid import Pyramid
 
 #: Sides of the maps in km, those of --full, and the largest one that is also measured in memory.
 SIZES, LARGEST, IN_MEMORY = (2.5, 10.0, 40.0, 160.0), 320.0, 160.0
@@ -90,7 +90,7 @@ def locate(path: str, kilometres: float, width: int, memory: int, photos: int) -
 
     from jzi.decode.model import open_map_file
     from jzi.decode.tile_table import TileTable
-    from jzi.locate.location import LocateOptions, to_locations
+    from jzi.locate.answer.location import LocateOptions, to_locations
 
     pyramid = pyramid_of(kilometres)
     began = time.perf_counter()
@@ -126,7 +126,7 @@ def encoder_info(width: int) -> EncoderInfo:
 def train(path: str, memory: int, map_memory: int, epochs: int) -> dict[str, float]:
     """Microseconds for a photo of the last epochs, and seconds until the first step."""
     from jzi.decode.config import DecoderConfig
-    from jzi.store.cache import FeatureCache
+    from jzi.store.cache.feature_cache import FeatureCache
     from jzi.train.config import TrainConfig
     from jzi.train.data import TrainingData
     from jzi.train.decoder import train_decoder
@@ -150,8 +150,8 @@ def district(url: str, radius: float, memory: int, photos: int) -> dict[str, flo
 
     from jzi.decode.model import open_map
     from jzi.decode.tile_table import TileTable
-    from jzi.locate.location import LocateOptions
-    from jzi.store.cache import FeatureCache
+    from jzi.locate.answer.location import LocateOptions
+    from jzi.store.cache.feature_cache import FeatureCache
 
     began = time.perf_counter()
     cache = FeatureCache.open(url)
@@ -255,7 +255,7 @@ def make_model(folder: Path, pyramid: Pyramid) -> Path:
     from jzi.decode.config import DecoderConfig
     from jzi.decode.decoder import ZoomDecoder
     from jzi.decode.model import create_folder, save_weights
-    from jzi.encode.encoder import Encoder
+    from jzi.encode.encoders.encoder import Encoder
     from jzi.retrieve.heads import HeadsConfig, SimilarityHeads
     from jzi.store.model_folder import EXPERT_FILES, MAP, FusionConfig, update_config, write_file
 
@@ -308,7 +308,7 @@ def make_photos(path: Path, photos: int, width: int) -> Path:
     """A cache of 10 km with photos at random places, a hundredth of which are for validation."""
     import pandas as pd
 
-    from jzi.store.cache import FeatureCache
+    from jzi.store.cache.feature_cache import FeatureCache
 
     pyramid, rng = pyramid_of(10.0), np.random.default_rng(0)
     cache = made_cache(path, pyramid, width)
@@ -328,7 +328,7 @@ def make_photos(path: Path, photos: int, width: int) -> Path:
 
 def made_cache(path: Path, pyramid: Pyramid, width: int) -> Any:
     """A cache with the tiles of a made map."""
-    from jzi.store.cache import FeatureCache
+    from jzi.store.cache.feature_cache import FeatureCache
 
     cache = FeatureCache.create(path, pyramid, encoder_info(width))
     for level in range(pyramid.levels + 1):

@@ -19,12 +19,12 @@ from pathlib import Path
 
 import numpy as np
 
-from jzi.store.cache import ENCODED, FeatureCache
-from jzi.store.cache_header import PhotosHeader, new_header
-from jzi.store.documents import Documents
+from jzi.store.cache.cache_header import PhotosHeader, new_header
+from jzi.store.cache.documents import Documents
+from jzi.store.cache.feature_cache import ENCODED, FeatureCache
+from jzi.store.cache.layout import root_document
+from jzi.store.geometry.pyramid import Pyramid, TileKey
 from jzi.store.info import EncoderInfo
-from jzi.store.layout import root_document
-from jzi.store.pyramid import Pyramid, TileKey
 
 SIDE, WIDTH, LEVEL, TILES = 256, 768, 4, 200
 INFO = EncoderInfo("random", False, "0" * 64, WIDTH, 224, "halves")

@@ -37,19 +37,19 @@ from numpy.typing import NDArray
 from jzi.ablate.variants import Variant, folder_name, read_variants
 from jzi.benchmarks.device import device_option
 from jzi.encode.encode_queries import encode_queries
-from jzi.encode.hf_model import quiet_transformers
+from jzi.encode.encoders.hf_model import quiet_transformers
 from jzi.errors import ConfigError, JziError
 from jzi.evaluate.experts import BATCH, negative_log_likelihood
 from jzi.evaluate.retrieval import TOP, check_radii, evaluate_retrieval, matches, reachable
-from jzi.locate.location import LocateOptions
+from jzi.locate.answer.location import LocateOptions
 from jzi.retrieve.statewide import StatewideRetriever
-from jzi.store.files import file_sha256, write_whole
+from jzi.store.disk.files import file_sha256, write_whole
 from jzi.workspace.open import open_photo_table
-from jzi.workspace.region import region_settings, write_footprint
-from jzi.workspace.region_index import open_region_expert
-from jzi.workspace.settings import FILE, PathSettings, RegionSettings
-from jzi.workspace.settings_file import load_region, write_settings
-from jzi.workspace.statewide import new_towers, open_index, train_region
+from jzi.workspace.regions.region import region_settings, write_footprint
+from jzi.workspace.regions.region_index import open_region_expert
+from jzi.workspace.regions.statewide import new_towers, open_index, train_region
+from jzi.workspace.setup.settings import FILE, PathSettings, RegionSettings
+from jzi.workspace.setup.settings_file import load_region, write_settings
 
 #: Radius of recall, metres.
 RADIUS = 50.0

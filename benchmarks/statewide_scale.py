@@ -28,13 +28,13 @@ import psutil
 import torch
 
 from jzi.locate.posterior import Posterior
-from jzi.store.bands import BandGrid
-from jzi.store.cache import FeatureCache
-from jzi.store.cell_features import CellFeatures
+from jzi.store.cache.feature_cache import FeatureCache
+from jzi.store.features.cell_features import CellFeatures
+from jzi.store.features.map_embeddings import ENCODED, MISSING
+from jzi.store.geometry.bands import BandGrid
+from jzi.store.geometry.pyramid import Pyramid
+from jzi.store.geometry.region import RegionInfo
 from jzi.store.info import EncoderInfo
-from jzi.store.map_embeddings import ENCODED, MISSING
-from jzi.store.pyramid import Pyramid
-from jzi.store.region import RegionInfo
 from jzi.vectors.district import districts
 from jzi.vectors.exact import Neighbors, scan
 from jzi.vectors.faiss_index import VectorIndex

@@ -4,8 +4,8 @@
 
 It learns from made pictures, whose colour says which crop belongs to a photo, and from photos and crops of synthetic
 towns (`jzi demo DEMO --seed 1 --photos 6000 --only-town`). It answers the question about a pair of crops, and the one
-about a single crop with yes or no, in the words of `jzi.rerank.prompts`; a change of those needs another training.
-Its purpose is to show that re-ranking works from pictures to answers; it knows nothing of real cities.
+about a single crop with yes or no, in the words of `jzi.rerank.judges.prompts`; a change of those needs another
+training. Its purpose is to show that re-ranking works from pictures to answers; it knows nothing of real cities.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from jzi.rerank import prompts
-from jzi.rerank.compose import CANVAS, GRAY, canvas
 from jzi.rerank.config import RerankConfig
-from jzi.rerank.families import FAMILIES
-from jzi.rerank.labels import LabelTokens
-from jzi.rerank.local import LocalJudge
-from jzi.rerank.prompter import Prompter
+from jzi.rerank.judges import prompts
+from jzi.rerank.judges.compose import CANVAS, GRAY, canvas
+from jzi.rerank.judges.families import FAMILIES
+from jzi.rerank.judges.labels import LabelTokens
+from jzi.rerank.judges.local import LocalJudge
+from jzi.rerank.judges.prompter import Prompter
 from jzi.rerank.question import LABELS, Judge, Kind, Picture, Question
 
 #: Side of a canvas as the judge sees it, and of a patch, pixels; a crop is half as wide.
@@ -188,11 +188,11 @@ class Town:
             count: number of photos.
             pixels: side of the crops.
         """
-        from jzi.encode.imagery import Imagery
-        from jzi.store.cell_grid import Bounds
-        from jzi.store.exif import read_position
-        from jzi.workspace.settings import FILE
-        from jzi.workspace.settings_file import load_settings
+        from jzi.encode.rasters.imagery import Imagery
+        from jzi.store.geometry.cell_grid import Bounds
+        from jzi.store.photos.exif import read_position
+        from jzi.workspace.setup.settings import FILE
+        from jzi.workspace.setup.settings_file import load_settings
 
         pyramid, paths = load_settings(folder / FILE).pyramid, sorted((folder / "photos").glob("*.jpg"))[:count]
         positions = [read_position(path) for path in paths]

@@ -19,7 +19,7 @@ from PIL import Image
 
 import jzi
 from jzi.benchmarks.device import device_option
-from jzi.store.pyramid import geodesic_distance
+from jzi.store.geometry.pyramid import geodesic_distance
 from jzi.synth.photos import camera_places, place_cameras
 from jzi.synth.render import render
 from jzi.synth.scene import Cameras, Town

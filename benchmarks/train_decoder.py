@@ -40,11 +40,11 @@ from jzi.decode.config import DecoderConfig
 from jzi.decode.dataset import ZoomDataset
 from jzi.decode.decoder import ZoomDecoder
 from jzi.decode.tile_table import TileTable
-from jzi.store.cache import ENCODED, FeatureCache
+from jzi.store.cache.feature_cache import ENCODED, FeatureCache
+from jzi.store.features.map_embeddings import MapEmbeddings
+from jzi.store.features.photo_features import CHUNK
+from jzi.store.geometry.pyramid import Pyramid, preset
 from jzi.store.info import EncoderInfo
-from jzi.store.map_embeddings import MapEmbeddings
-from jzi.store.photo_features import CHUNK
-from jzi.store.pyramid import Pyramid, preset
 from jzi.train.compiled import CompiledStep
 from jzi.train.config import TrainConfig
 from jzi.train.data import DataInfo, TrainingData

@@ -30,7 +30,7 @@ from jzi.evaluate.experts import evaluate_experts
 from jzi.evaluate.photos import LabelledPhotos
 from jzi.locate.expert import Expert
 from jzi.retrieve.transfer import transfer
-from jzi.store.cache import FeatureCache
+from jzi.store.cache.feature_cache import FeatureCache
 from jzi.store.model_folder import TransferModelConfig, read_config
 from jzi.train.config import TrainConfig
 from jzi.train.data import TrainingData
@@ -38,8 +38,8 @@ from jzi.train.decoder import train_decoder
 from jzi.train.experts import load_others, train_experts
 from jzi.workspace.experts import load_transferred
 from jzi.workspace.open import load_encoder, open_cache, open_imagery, open_photo_table
-from jzi.workspace.settings import FILE, Settings
-from jzi.workspace.settings_file import load_settings
+from jzi.workspace.setup.settings import FILE, Settings
+from jzi.workspace.setup.settings_file import load_settings
 
 RADII = (20.0, 50.0, 100.0)
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from jzi.datasets.vigor import RESOLUTION, SIDE
-from jzi.store.pyramid import WGS84
+from jzi.store.geometry.pyramid import WGS84
 
 #: Latitude and longitude of the south-west corners of the made cities, which have VIGOR's names.
 CITIES = {

@@ -26,8 +26,8 @@ from jzi.decode.search import zoom
 from jzi.decode.tile_table import TileTable
 from jzi.encode.device import best_device
 from jzi.retrieve.search import CellIndex, build_graph
-from jzi.store.map_embeddings import ENCODED, MapEmbeddings
-from jzi.store.pyramid import Pyramid
+from jzi.store.features.map_embeddings import ENCODED, MapEmbeddings
+from jzi.store.geometry.pyramid import Pyramid
 
 WIDTH, CELL, INTRINSIC = 768, 40.0, 32
 

@@ -11,22 +11,22 @@ from typing import Any
 from tqdm import tqdm
 
 from jzi.cluster.pool import Pool
-from jzi.encode.cell_crops import CellCrops
 from jzi.encode.device import best_device
 from jzi.encode.encode_bands import CellUnit, encode_unit
 from jzi.encode.encode_map import Block, encode_block
 from jzi.encode.encode_queries import PhotoBatch, encode_batch
-from jzi.encode.encoder import Encoder
-from jzi.encode.imagery import Imagery
-from jzi.encode.photo_encoder import PhotoEncoder
+from jzi.encode.encoders.encoder import Encoder
+from jzi.encode.encoders.photo_encoder import PhotoEncoder
+from jzi.encode.encoders.towers import Towers
 from jzi.encode.progress import Progress
-from jzi.encode.tiles import Tile, TileRenderer
-from jzi.encode.towers import Towers
+from jzi.encode.rasters.cell_crops import CellCrops
+from jzi.encode.rasters.imagery import Imagery
+from jzi.encode.rasters.tiles import Tile, TileRenderer
 from jzi.errors import CacheError, ClusterError, ImageryError
-from jzi.store.cache import FeatureCache
-from jzi.store.lock import FollowedLock
-from jzi.store.region import CellRuns
-from jzi.store.storage import is_url
+from jzi.store.cache.feature_cache import FeatureCache
+from jzi.store.disk.lock import FollowedLock
+from jzi.store.disk.storage import is_url
+from jzi.store.geometry.region import CellRuns
 
 #: What to do about a file that a node does not see.
 SHARE = "put it on storage that all nodes see under the same path, or on object storage"

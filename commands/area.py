@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import click
 
-from jzi.commands.common import (
+from jzi.commands.datasets.init_datasets import init_vigor_m_command, statewide_sources
+from jzi.commands.datasets.pairs import init_pairs_command
+from jzi.commands.shared.common import (
     UsageError,
     allow_outside_option,
     json_option,
@@ -18,15 +20,13 @@ from jzi.commands.common import (
     print_warnings,
     split_by_option,
 )
-from jzi.commands.init_datasets import init_vigor_m_command, statewide_sources
-from jzi.commands.pairs import init_pairs_command
 from jzi.locate.ranges import CELL, DISTANCE, LATITUDE, LONGITUDE, PIXELS
 
 if TYPE_CHECKING:
-    from jzi.store.photo_table import PhotoTable
-    from jzi.store.region import Rule
+    from jzi.store.geometry.region import Rule
+    from jzi.store.photos.photo_table import PhotoTable
     from jzi.workspace.pairs import Dataset
-    from jzi.workspace.settings import Settings
+    from jzi.workspace.setup.settings import Settings
 
 
 @click.command()
@@ -103,11 +103,11 @@ def init(
         _init_region(folder, rasters, region, cell, rule, force, as_json, dataset=dataset, data=data, download=download,
                      **options)  # fmt: skip
         return
-    from jzi.commands.reports import split_text
+    from jzi.commands.shared.reports import split_text
     from jzi.store.plain import plain
-    from jzi.workspace.init import dataset_settings, new_settings
-    from jzi.workspace.settings import FILE
-    from jzi.workspace.settings_file import with_settings, write_settings
+    from jzi.workspace.setup.init import dataset_settings, new_settings
+    from jzi.workspace.setup.settings import FILE
+    from jzi.workspace.setup.settings_file import with_settings, write_settings
     from jzi.workspace.zoom import describe_area
 
     if (folder / FILE).exists() and not force:
@@ -142,8 +142,8 @@ def init(
 
 def _data_warnings(settings: Settings, photos: int | None) -> tuple[str, ...]:
     """Warnings about the map and the photos of a new area."""
-    from jzi.workspace.data_checks import map_warnings, photo_warnings
     from jzi.workspace.open import open_imagery
+    from jzi.workspace.setup.data_checks import map_warnings, photo_warnings
 
     found: tuple[str, ...] = ()
     if settings.map.rasters:
@@ -167,10 +167,10 @@ def _init_region(
 
     With `statewide`, its photos are those of the state-wide data set in the folder `data`.
     """
-    from jzi.commands.reports import split_text
-    from jzi.workspace.region import describe_region, region_settings, write_footprint
-    from jzi.workspace.settings import FILE
-    from jzi.workspace.settings_file import with_settings, write_settings
+    from jzi.commands.shared.reports import split_text
+    from jzi.workspace.regions.region import describe_region, region_settings, write_footprint
+    from jzi.workspace.setup.settings import FILE
+    from jzi.workspace.setup.settings_file import with_settings, write_settings
 
     data, more = options.pop("data") if statewide else None, options.pop("set")
     names = ("dataset", "data", "download", "encoder", "image_size", "preset", "center", "size", "grid", "levels")
@@ -225,7 +225,7 @@ def info(paths: tuple[str, ...], as_json: bool) -> None:
 
     For several paths, also check whether they belong together; the exit code is 1 if they do not.
     """
-    from jzi.commands.reports import info_text
+    from jzi.commands.shared.reports import info_text
     from jzi.workspace.describe import describe, disagreements
 
     descriptions = [describe(path) for path in paths]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jzi.commands.common import Suggesting, UsageError, json_option, print_result
+from jzi.commands.shared.common import Suggesting, UsageError, json_option, print_result
 
 if TYPE_CHECKING:
     from jzi.workspace.caches import CacheInfo, ModelInfo
@@ -24,7 +24,7 @@ def cache() -> None:
 @json_option
 def list_caches(folder: Path, as_json: bool) -> None:
     """List the caches in a folder and its subfolders, with the models there that belong to them."""
-    from jzi.commands.reports import cache_text
+    from jzi.commands.shared.reports import cache_text
     from jzi.workspace.caches import scan_folder
 
     caches, models = scan_folder(folder)
@@ -46,7 +46,7 @@ def remove(paths: tuple[str, ...], among: Path, force: bool, yes: bool) -> None:
     A cache is kept if a model needs it: the model folder has no map, or has a refiner that reads tokens of the map, and
     no other cache has them either.
     """
-    from jzi.commands.reports import cache_text
+    from jzi.commands.shared.reports import cache_text
     from jzi.workspace.caches import inspect_cache, models_needing, remove_cache, scan_folder
 
     selected = [inspect_cache(path) for path in paths]
@@ -82,9 +82,9 @@ def merge(sources: tuple[str, ...], target: str, as_json: bool) -> None:
     All must have the same encoder, pyramid and imagery. Entries of TARGET are not changed. Tokens for refiners are
     copied if TARGET has none of its own, or those of the same projection.
     """
-    from jzi.commands.reports import merge_text
-    from jzi.store.cache import FeatureCache
-    from jzi.store.maintenance import merge_caches
+    from jzi.commands.shared.reports import merge_text
+    from jzi.store.cache.feature_cache import FeatureCache
+    from jzi.store.cache.maintenance import merge_caches
     from jzi.store.plain import plain
 
     opened = [FeatureCache.open(source) for source in sources]
@@ -105,10 +105,10 @@ def verify(paths: tuple[str, ...], repair: bool, as_json: bool) -> None:
     """
     from dataclasses import replace
 
-    from jzi.commands.reports import verify_text
-    from jzi.store.cache import FeatureCache
+    from jzi.commands.shared.reports import verify_text
+    from jzi.store.cache.feature_cache import FeatureCache
+    from jzi.store.cache.verify import repair_cache, verify_cache
     from jzi.store.plain import plain
-    from jzi.store.verify import repair_cache, verify_cache
 
     reports = []
     for path in paths:

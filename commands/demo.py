@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from jzi.commands.common import number
+from jzi.commands.shared.common import number
 from jzi.errors import JziError
 from jzi.locate.ranges import SEED, Range
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jzi.commands.common import (
+from jzi.commands.shared.common import (
     UsageError,
     allow_outside_option,
     json_option,
@@ -25,8 +25,8 @@ from jzi.locate.ranges import SEED
 
 if TYPE_CHECKING:
     from jzi.encode.detail import DetailEstimate
-    from jzi.encode.detail_tiles import TokenProducer
-    from jzi.store.cache import FeatureCache
+    from jzi.encode.rasters.detail_tiles import TokenProducer
+    from jzi.store.cache.feature_cache import FeatureCache
 
 
 @click.command("encode-map")
@@ -56,17 +56,17 @@ def encode_map_command(
                          "`accelerate launch`")  # fmt: skip
     if (refiner or dry_run) and not detail:
         raise UsageError("--refiner and --dry-run go with --detail: add it")
-    from jzi.workspace.settings_file import load_settings
+    from jzi.workspace.setup.settings_file import load_settings
 
     overrides = (*overrides, "map.tokens=true") if tokens else overrides
     settings = load_settings(config_file, overrides, training=())
-    from jzi.commands.reports import cells_text, detail_text, map_text
+    from jzi.commands.shared.reports import cells_text, detail_text, map_text
     from jzi.encode.device import processes
     from jzi.encode.encode_map import encode_map
     from jzi.store.plain import plain
-    from jzi.workspace.data_checks import map_warnings
     from jzi.workspace.open import load_encoder, open_cache, open_imagery
-    from jzi.workspace.refiner import open_producer
+    from jzi.workspace.setup.data_checks import map_warnings
+    from jzi.workspace.stages.refiner import open_producer
 
     with ray_cluster(ray), open_imagery(settings) as imagery:
         encoder = load_encoder(settings)
@@ -108,7 +108,7 @@ def encode_map_command(
 
 def _estimate(cache: FeatureCache, producer: TokenProducer, pixels: int, batch_size: int) -> DetailEstimate:
     """Estimate what encoding the tokens takes, and print it if there is something to encode."""
-    from jzi.commands.reports import size_text, time_text
+    from jzi.commands.shared.reports import size_text, time_text
     from jzi.encode.detail import estimate_detail
     from jzi.encode.device import processes
 
@@ -155,22 +155,22 @@ def encode_queries_command(
 ) -> None:
     """Encode the photos that are new or have changed."""
     from jzi.workspace.open import open_photo_table
-    from jzi.workspace.settings import RegionSettings
-    from jzi.workspace.settings_file import load_area
+    from jzi.workspace.setup.settings import RegionSettings
+    from jzi.workspace.setup.settings_file import load_area
 
     options = {"queries.views": views, "queries.seed": seed, "queries.split_by": split_by}
     overrides = (*overrides, *(f"{name}={value}" for name, value in options.items() if value is not None))
     overrides = (*overrides, "queries.allow_outside=true") if allow_outside else overrides
     settings = load_area(config_file, overrides, training=("queries",))
     magnetic_sd_deg = 20.0 if isinstance(settings, RegionSettings) else settings.refine.magnetic_sd_deg
-    from jzi.commands.reports import photos_text, split_text
+    from jzi.commands.shared.reports import photos_text, split_text
     from jzi.encode.device import processes
     from jzi.encode.encode_queries import encode_queries
-    from jzi.store.cache import ENCODED
+    from jzi.store.cache.feature_cache import ENCODED
+    from jzi.store.photos.splits import SPLITS
     from jzi.store.plain import plain
-    from jzi.store.splits import SPLITS
     from jzi.workspace.open import open_photo_cache
-    from jzi.workspace.region import open_region
+    from jzi.workspace.regions.region import open_region
 
     if isinstance(settings, RegionSettings):
         if not retriever:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from jzi.commands.common import json_option, print_result, print_warnings, settings_options
+from jzi.commands.shared.common import json_option, print_result, print_warnings, settings_options
 
 if TYPE_CHECKING:
     from jzi.workspace.estimate import AreaEstimate
@@ -26,7 +26,7 @@ def estimate(config_file: Path, overrides: tuple[str, ...], photos: int | None, 
     in all), and scales the rates to the whole area. Other maps, encoders and settings are tried with --set, such as
     --set encoder.name=facebook/dinov2-base. Writes nothing.
     """
-    from jzi.workspace.settings_file import load_settings
+    from jzi.workspace.setup.settings_file import load_settings
 
     settings = load_settings(config_file, overrides, training=("train", "decoder", "heads", "queries"))
     from jzi.workspace.estimate import estimate_area
@@ -38,7 +38,7 @@ def estimate(config_file: Path, overrides: tuple[str, ...], photos: int | None, 
 
 
 def _text(expected: AreaEstimate) -> str:
-    from jzi.commands.reports import size_text
+    from jzi.commands.shared.reports import size_text
 
     rows = [("", "count", "time", "disk", "memory")]
     for step in expected.steps:

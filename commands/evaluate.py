@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 from click.core import ParameterSource
 
-from jzi.commands.common import (
+from jzi.commands.datasets.pairs import evaluate_pairs_command
+from jzi.commands.shared.common import (
     UsageError,
     approximate_option,
     beams_option,
@@ -21,9 +22,8 @@ from jzi.commands.common import (
     report_unreachable,
     settings_options,
 )
-from jzi.commands.pairs import evaluate_pairs_command
-from jzi.commands.refiner import check_refine_options, evaluate_refined
-from jzi.commands.statewide import evaluate_region_command
+from jzi.commands.training.refiner import check_refine_options, evaluate_refined
+from jzi.commands.training.statewide import evaluate_region_command
 from jzi.locate.ranges import CASES, DISTANCE, RANKS, SHARE
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def evaluate_command(
     --refine reports metres before and after the candidates are refined. Photos taken within 5 m of a training photo are
     left out and counted.
     """
-    from jzi.workspace.settings_file import is_pairs, is_region, load_settings
+    from jzi.workspace.setup.settings_file import is_pairs, is_region, load_settings
 
     if is_pairs(config_file):
         context = click.get_current_context()
@@ -160,14 +160,14 @@ def evaluate_command(
         raise UsageError("--beams and --experts do not apply to --retriever: leave them out")
     if approximate and not retriever:
         raise UsageError("--approximate requires --retriever")
-    from jzi.commands.tables import calibration_table, evaluation_table, experts_table, experts_values
+    from jzi.commands.shared.tables import calibration_table, evaluation_table, experts_table, experts_values
     from jzi.evaluate.calibration import calibrate
     from jzi.evaluate.experts import evaluate_experts
     from jzi.evaluate.gallery import restrict_to_occupied
     from jzi.evaluate.metrics import RADII
     from jzi.evaluate.photos import LabelledPhotos
     from jzi.evaluate.protocol import evaluate
-    from jzi.locate.discs import check_radius
+    from jzi.locate.points.discs import check_radius
     from jzi.workspace.open import open_experts, open_retriever
 
     expert: Expert

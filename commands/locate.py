@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jzi.commands.common import (
+from jzi.commands.rerank import rerank_options, rerank_summary
+from jzi.commands.shared.common import (
     UsageError,
     approximate_option,
     beams_option,
@@ -24,14 +25,13 @@ from jzi.commands.common import (
     retriever_option,
     zoom_option,
 )
-from jzi.commands.outputs import Outputs
-from jzi.commands.rerank import rerank_options, rerank_summary
+from jzi.commands.shared.outputs import Outputs
 from jzi.locate.ranges import CANDIDATES, DISTANCE, ELSEWHERE, HEADING, HEADING_SD, SECONDS, SHARE, SPEED_KMH
 
 if TYPE_CHECKING:
-    from jzi.locate.location import Location, NotLocated
+    from jzi.locate.answer.location import Location, NotLocated
     from jzi.workspace.photo_sources import PhotoSource, PhotoSources
-    from jzi.workspace.reranker import RerankRequest
+    from jzi.workspace.stages.reranker import RerankRequest
 
 _file = click.Path(path_type=Path, dir_okay=False)
 
@@ -218,17 +218,17 @@ def locate(
         for each in found:
             _print_answer(_not_located(each), as_json, {})
         sys.exit(2)
-    from jzi.locate.discs import check_radius
-    from jzi.locate.location import Camera, LocateOptions, NotLocated
-    from jzi.store.pyramid import Pyramid
+    from jzi.locate.answer.location import Camera, LocateOptions, NotLocated
+    from jzi.locate.points.discs import check_radius
+    from jzi.store.geometry.pyramid import Pyramid
 
     camera = Camera(heading, heading_sd, panorama)
     if camera and not request:
         raise UsageError("--heading, --heading-sd and --panorama go with --refine: add it")
     prior = None
     if near or within is not None or region or raster:  # which load GDAL
-        from jzi.locate.prior_weights import Prior
-        from jzi.store.geojson import read_polygons
+        from jzi.locate.priors.prior_weights import Prior
+        from jzi.store.geometry.geojson import read_polygons
 
         prior = Prior(near, within, read_polygons(region) if region else (), str(region), raster)
     model = models[0] if models else None
@@ -250,11 +250,11 @@ def locate(
     )
     stage = None
     if rerank:
-        from jzi.workspace.reranker import reranked
+        from jzi.workspace.stages.reranker import reranked
 
         locator, stage = reranked(locator, rerank, config_file, imagery)
     if score_map:
-        from jzi.workspace.region_index import check_score_map
+        from jzi.workspace.regions.region_index import check_score_map
 
         check_score_map(locator.expert)
     if prior:
@@ -300,8 +300,8 @@ def locate(
 
 
 def _print_answer(answer: Location | NotLocated, as_json: bool, prior: dict[str, Any]) -> None:
-    from jzi.commands.tables import location_text
-    from jzi.locate.location import NotLocated
+    from jzi.commands.shared.tables import location_text
+    from jzi.locate.answer.location import NotLocated
 
     if isinstance(answer, NotLocated):
         if as_json:
@@ -312,14 +312,14 @@ def _print_answer(answer: Location | NotLocated, as_json: bool, prior: dict[str,
 
 
 def _not_located(source: PhotoSource) -> NotLocated:
-    from jzi.locate.location import NotLocated
+    from jzi.locate.answer.location import NotLocated
 
     return NotLocated(source.name, source.error)
 
 
 def _named(answer: Location | NotLocated, sources: PhotoSources, error: str) -> Location | NotLocated:
     """An answer with the name that the user gave the photo, and the reason if it could not be fetched."""
-    from jzi.locate.location import NotLocated
+    from jzi.locate.answer.location import NotLocated
 
     name = sources.named(answer.photo)
     if isinstance(answer, NotLocated):
@@ -336,7 +336,7 @@ def _in_time(files: list[Path], interval: float | None) -> tuple[list[Path], lis
     """Photos of a drive in order of time, and the seconds since the first."""
     if interval is not None:
         return files, [interval * index for index in range(len(files))]
-    from jzi.store.exif import read_time
+    from jzi.store.photos.exif import read_time
 
     times = {file: read_time(file) for file in files}
     if missing := [file for file, moment in times.items() if moment is None]:

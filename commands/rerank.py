@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 
 import click
 
-from jzi.commands.common import (
+from jzi.commands.shared.common import (
     Suggesting,
     UsageError,
     experts_option,
@@ -25,12 +25,12 @@ from jzi.locate.ranges import RANKS
 from jzi.rerank.methods import MAX_TOP, Method
 
 if TYPE_CHECKING:
-    from jzi.evaluate.reranking import MethodFigures, RerankCase
+    from jzi.evaluate.stages.reranking import MethodFigures, RerankCase
     from jzi.rerank.config import RerankConfig
     from jzi.rerank.cost import Cost
-    from jzi.rerank.plan import Plan
+    from jzi.rerank.designs.plan import Plan
     from jzi.rerank.stage import RerankStage
-    from jzi.workspace.reranker import RerankRequest
+    from jzi.workspace.stages.reranker import RerankRequest
 
 #: Methods that `evaluate` compares by default.
 COMPARED = "yesno,score,words,pairs,sliding,list"
@@ -73,7 +73,7 @@ def rerank_options(command: Callable) -> Callable:
             if names := [name for name, value in given.items() if value not in (None, False)]:
                 raise UsageError(f"{', '.join(names)} goes with --rerank: add it")
             return command(rerank=None, **others)
-        from jzi.workspace.reranker import RerankRequest
+        from jzi.workspace.stages.reranker import RerankRequest
 
         settings = {"method": design, "top": rerank_top, "orders": orders}
         request = RerankRequest(rerank, settings, send_photos, pure, budget, crops_only, dry_run)
@@ -181,7 +181,7 @@ def _front_options(command: Callable) -> Callable:
         dry_run: bool,
         **others: Any,
     ) -> Any:
-        from jzi.workspace.reranker import RerankRequest
+        from jzi.workspace.stages.reranker import RerankRequest
 
         settings = {"top": rerank_top, "orders": orders}
         request = RerankRequest(judge, settings, send_photos, False, budget, crops_only, dry_run)
@@ -229,9 +229,9 @@ def evaluate_command(
     after, the gain with a paired 95 % bootstrap interval, McNemar's p, photos put right and put wrong, and the bound
     that no order of these candidates exceeds. Weights that `jzi rerank calibrate` fitted are used where they fit.
     """
-    from jzi.evaluate.reranking import evaluate_method, plan_cases
+    from jzi.evaluate.stages.reranking import evaluate_method, plan_cases
     from jzi.rerank.fuse import PURE, Weights
-    from jzi.workspace.reranker import open_asker, open_weights
+    from jzi.workspace.stages.reranker import open_asker, open_weights
 
     names = [name.strip() for name in methods.split(",")]
     if unknown := [name for name in names if name not in _METHODS]:
@@ -281,14 +281,14 @@ def calibrate_command(
     no weight: `locate --rerank` then asks nothing and leaves the order as it is. With --orders one, its preference for
     the first crop is measured on pairs of equal crops.
     """
-    from jzi.evaluate.reranking import fit_weights, plan_cases
-    from jzi.rerank.compare import CONTENT_FREE_PAIRS, content_free_bias
+    from jzi.evaluate.stages.reranking import fit_weights, plan_cases
+    from jzi.rerank.designs.compare import CONTENT_FREE_PAIRS, content_free_bias
+    from jzi.rerank.designs.plan import Plan
+    from jzi.rerank.designs.schedule import PAIR_DESIGNS
     from jzi.rerank.fuse import Weights
-    from jzi.rerank.plan import Plan
     from jzi.rerank.question import Question
-    from jzi.rerank.schedule import PAIR_DESIGNS
     from jzi.rerank.weights_file import write_weights
-    from jzi.workspace.reranker import WEIGHTS, kept, new_weights, open_asker
+    from jzi.workspace.stages.reranker import WEIGHTS, kept, new_weights, open_asker
 
     request = replace(front.request, settings={**(front.request.settings or {}), "method": design})
     folder, name_of_front, config, cases = _cases(config_file, overrides, request, front, split)
@@ -337,9 +337,9 @@ def _cases(
     """Folder of the jzi.toml, name of the front end, the section [rerank], and the photos with their candidates."""
     from functools import partial
 
-    from jzi.workspace.rerank_cases import area_cases, open_front, pair_cases
-    from jzi.workspace.reranker import front_name, imagery_around, open_crops
-    from jzi.workspace.settings_file import is_pairs, load_area
+    from jzi.workspace.setup.settings_file import is_pairs, load_area
+    from jzi.workspace.stages.rerank_cases import area_cases, open_front, pair_cases
+    from jzi.workspace.stages.reranker import front_name, imagery_around, open_crops
 
     if is_pairs(config_file):
         from jzi.workspace.pairs import load_pairs
@@ -455,8 +455,8 @@ def prune_command(
 
 def _judgments(config_file: Path, overrides: tuple[str, ...]) -> Any:
     from jzi.rerank.judgments import Judgments
-    from jzi.workspace.reranker import JUDGMENTS, kept
-    from jzi.workspace.settings_file import is_pairs, load_area
+    from jzi.workspace.setup.settings_file import is_pairs, load_area
+    from jzi.workspace.stages.reranker import JUDGMENTS, kept
 
     if is_pairs(config_file):
         from jzi.workspace.pairs import load_pairs

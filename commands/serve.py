@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from jzi.commands.common import (
+from jzi.commands.shared.common import (
     UsageError,
     approximate_option,
     experts_option,
@@ -117,7 +117,7 @@ def serve(
     except ImportError as error:
         raise UsageError(f"jzi serve needs {error.name}: pip install 'jzi[serve]'") from error
     from jzi.errors import ConfigError, ImageryError
-    from jzi.store.pyramid import Pyramid
+    from jzi.store.geometry.pyramid import Pyramid
     from jzi.workspace.open import imagery_of, open_locator
 
     limits = Limits(max_mb, max_megapixels, abstain, queue, queue_mb)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from jzi.commands.common import json_option, print_result, settings_options
+from jzi.commands.shared.common import json_option, print_result, settings_options
 
 if TYPE_CHECKING:
-    from jzi.workspace.settings_info import SectionInfo
+    from jzi.workspace.setup.settings_info import SectionInfo
 
 
 @click.command("settings", short_help="List the settings of jzi.toml.")
@@ -25,7 +25,7 @@ def settings_command(section: str | None, config_file: Path, overrides: tuple[st
     --set. Without a jzi.toml, the defaults are listed.
     """
     from jzi.store.plain import plain
-    from jzi.workspace.settings_info import describe_settings, select
+    from jzi.workspace.setup.settings_info import describe_settings, select
 
     sections = describe_settings(config_file, overrides)
     for each in select(sections, section) if section else sections.values():
@@ -38,7 +38,7 @@ def settings_command(section: str | None, config_file: Path, overrides: tuple[st
 
 def _section_text(section: SectionInfo) -> str:
     """The name of a section, and two lines or more for each of its settings."""
-    from jzi.workspace.settings_info import toml_text
+    from jzi.workspace.setup.settings_info import toml_text
 
     width = _width()
     lines = [click.style(f"[{section.name}]", bold=True) + f"  {section.description}"]

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from jzi.store.splits import capture_seconds, text
+from jzi.store.photos.splits import capture_seconds, text
 
 
 def by_time(frame: pd.DataFrame, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:

@@ -24,8 +24,8 @@ from jzi.curate.duplicates import duplicates_of
 from jzi.curate.folder import FilterCount, Rejection
 from jzi.curate.options import CAMERAS
 from jzi.curate.options import FilterOptions as FilterOptions
-from jzi.store.pyramid import geodesic_distance
-from jzi.store.splits import map_blocks
+from jzi.store.geometry.pyramid import geodesic_distance
+from jzi.store.photos.splits import map_blocks
 
 #: Clocks without a time zone are up to 14 hours ahead of UTC.
 AHEAD = timedelta(days=1)
@@ -66,8 +66,8 @@ def filter_records(frame: pd.DataFrame, options: FilterOptions, now: datetime | 
     Args:
         frame: columns id, latitude and longitude; optionally gps_latitude, gps_longitude, computed_latitude,
             computed_longitude, position_error_m, captured_at (ISO 8601 or a number, as
-            `jzi.store.splits.capture_seconds`), drive, device (or make and model), camera, panorama, width, height,
-            quality_score. Ids are distinct texts.
+            `jzi.store.photos.splits.capture_seconds`), drive, device (or make and model), camera, panorama, width,
+            height, quality_score. Ids are distinct texts.
         options: thresholds.
         now: the time beyond which clocks are wrong; that of the machine by default.
 

@@ -1,6 +1,6 @@
 """The folder of a data set: photos, their table, the rejected photos with the reasons, and what the data card needs.
 
-photos.csv       the photo table (`jzi.store.photo_table`), which `jzi init --queries` reads
+photos.csv       the photo table (`jzi.store.photos.photo_table`), which `jzi init --queries` reads
 images/          the photos, by the paths of the table
 rejected.csv     id, filter and reason of every photo that was found but is not in the table
 dataset.json     sources with licences, filters with counts, imagery, split (`DatasetInfo`)
@@ -25,10 +25,10 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from jzi.errors import DatasetError, first_line
-from jzi.store.files import write_whole
-from jzi.store.photo_file import open_regular_file
+from jzi.store.disk.files import write_whole
+from jzi.store.disk.table_file import MAX_COLUMNS, MAX_HEADER
+from jzi.store.photos.photo_file import open_regular_file
 from jzi.store.printable import printable, quote_formula, unquote_formula
-from jzi.store.table_file import MAX_COLUMNS, MAX_HEADER
 
 TABLE, IMAGES, REJECTED, INFO, CARD = "photos.csv", "images", "rejected.csv", "dataset.json", "DATASET.md"
 

@@ -25,11 +25,11 @@ from jzi.curate.prepare import VERSION as PREPARE_VERSION
 from jzi.curate.prepare import PrepareOptions, image_path, prepare, write_prepared
 from jzi.curate.quality import QUALITY_COLUMNS
 from jzi.curate.quality import VERSION as QUALITY_VERSION
-from jzi.encode.photo_view import view_of
+from jzi.encode.photo.photo_view import view_of
 from jzi.encode.prefetch import prefetch, reader_threads
 from jzi.errors import DatasetError, PhotoError
-from jzi.store.photo_file import open_image
-from jzi.store.photo_table import PhotoTable, read_photo_table
+from jzi.store.photos.photo_file import open_image
+from jzi.store.photos.photo_table import PhotoTable, read_photo_table
 
 #: The journal's name in the folder of the data set.
 JOURNAL = "measurements.sqlite"

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from jzi.curate.quality import import_opencv
-from jzi.encode.photo_view import CLOSED
+from jzi.encode.photo.photo_view import CLOSED
 from jzi.errors import PhotoError
 
 #: Height over width of crops: that of most cameras.

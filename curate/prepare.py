@@ -18,12 +18,12 @@ from jzi.curate.folder import IMAGES
 from jzi.curate.options import PrepareOptions as PrepareOptions
 from jzi.curate.panorama import Coverage, crop_panorama
 from jzi.curate.quality import measure
-from jzi.encode.photo_view import PhotoView, gpano_entries, photo_view
-from jzi.encode.photos import open_photo
+from jzi.encode.photo.photo_view import PhotoView, gpano_entries, photo_view
+from jzi.encode.photo.photos import open_photo
 from jzi.errors import PhotoError
-from jzi.store.exif import SUFFIXES
-from jzi.store.files import write_whole
-from jzi.store.photo_file import open_image
+from jzi.store.disk.files import write_whole
+from jzi.store.photos.exif import SUFFIXES
+from jzi.store.photos.photo_file import open_image
 
 #: Increases when the same photo is prepared in another way.
 VERSION = 1

@@ -1,7 +1,7 @@
 """Splits of a data set into train, val and test, and how far each photo is from the nearest one of training.
 
-The splits are those of `jzi.store.splits`: photos of one drive, of a square of ground or of a day stay together. Where
-they leak all the same, the distances to the nearest training photos show it.
+The splits are those of `jzi.store.photos.splits`: photos of one drive, of a square of ground or of a day stay together.
+Where they leak all the same, the distances to the nearest training photos show it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pandas as pd
 from jzi.curate.folder import DatasetFolder
 from jzi.errors import DatasetError, PhotoTableError
 from jzi.evaluate.nearest import LIMITS, nearest_distance
-from jzi.store.splits import BLOCK_M, SHARES, SPLITS, SplitInfo, capture_seconds, solar_time, split_photos
+from jzi.store.photos.splits import BLOCK_M, SHARES, SPLITS, SplitInfo, capture_seconds, solar_time, split_photos
 
 SplitBy = Literal["auto", "sequence", "block", "date"]
 

@@ -17,8 +17,8 @@ from pyproj import Transformer
 from jzi.datasets.matlab import read_matlab
 from jzi.datasets.pairs import files_in, is_file_name, one_to_one
 from jzi.errors import PairsError
-from jzi.store.pairs import PairDataset
-from jzi.store.photo_table import Rejected
+from jzi.store.photos.pairs import PairDataset
+from jzi.store.photos.photo_table import Rejected
 
 #: Ends of the names of panoramas and of aerial images.
 PHOTO, REFERENCE = "_grdView.jpg", "_satView_polish.jpg"

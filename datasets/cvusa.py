@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from jzi.datasets.pairs import is_inside, one_to_one, read_lines
 from jzi.errors import PairsError, first_line
-from jzi.store.pairs import PairDataset
-from jzi.store.photo_table import Rejected
+from jzi.store.photos.pairs import PairDataset
+from jzi.store.photos.photo_table import Rejected
 
 #: The published evaluation is on the split that the data set calls val.
 FILES = {"train": "train-19zl.csv", "test": "val-19zl.csv"}

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from jzi.datasets.tiled_layout import TiledLayout
 from jzi.errors import ConfigError, first_line
-from jzi.store.area_file import AREA, read_area
-from jzi.store.pyramid import Pyramid, preset
+from jzi.store.geometry.pyramid import Pyramid, preset
+from jzi.store.photos.area_file import AREA, read_area
 
 REPOSITORY = "pcvlab/justzoomin"
-#: The preset of `jzi.store.pyramid` that is the data set's area.
+#: The preset of `jzi.store.geometry.pyramid` that is the data set's area.
 PRESET = "just-zoom-in-dc"
 
 

@@ -20,8 +20,8 @@ import numpy as np
 
 from jzi.datasets.pairs import is_inside, number, objects, read_lines
 from jzi.errors import PairsError
-from jzi.store.pairs import PairDataset
-from jzi.store.photo_table import Rejected
+from jzi.store.photos.pairs import PairDataset
+from jzi.store.photos.photo_table import Rejected
 
 Split = Literal["train", "test1", "test2"]
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jzi.errors import PairsError, first_line
-from jzi.store.photo_file import open_regular_file
+from jzi.store.photos.photo_file import open_regular_file
 
 #: Most bytes of a file and of a decompressed variable. That of CVACT takes 8 MB.
 MAX_BYTES = 256 * 2**20

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from jzi.datasets.pairs import MAX_BYTES, number, read_lines
 from jzi.errors import PairsError, first_line
-from jzi.store.photo_file import open_regular_file
+from jzi.store.photos.photo_file import open_regular_file
 
 
 def read_orientations(file: Path, photos: Sequence[str], order: Sequence[str]) -> NDArray[np.float64]:

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jzi.errors import PairsError, first_line
-from jzi.store.pairs import PairDataset
-from jzi.store.photo_file import open_image, open_regular_file
-from jzi.store.photo_table import Rejected
+from jzi.store.photos.pairs import PairDataset
+from jzi.store.photos.photo_file import open_image, open_regular_file
+from jzi.store.photos.photo_table import Rejected
 
 #: Most bytes of a list; that of all panoramas of VIGOR takes 20 MB.
 MAX_BYTES = 256 * 2**20

@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from jzi.errors import DatasetError, first_line
-from jzi.store.files import write_whole
-from jzi.store.photo_file import open_regular_file
-from jzi.store.photo_table import Rejected
+from jzi.store.disk.files import write_whole
+from jzi.store.photos.photo_file import open_regular_file
+from jzi.store.photos.photo_table import Rejected
 
 #: Most photos: those of the data set's largest state are about 5 million.
 MAX_PHOTOS = 10**8

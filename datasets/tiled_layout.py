@@ -20,8 +20,8 @@ from pyproj import CRS
 from pyproj.exceptions import CRSError
 
 from jzi.errors import ImageryError, PhotoError, first_line
-from jzi.store.files import write_whole
-from jzi.store.photo_file import open_image, open_regular_file
+from jzi.store.disk.files import write_whole
+from jzi.store.photos.photo_file import open_image, open_regular_file
 
 #: Most bytes of a layout.yaml.
 MAX_BYTES = 2**20

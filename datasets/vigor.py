@@ -29,10 +29,10 @@ from numpy.typing import NDArray
 
 from jzi.datasets.pairs import files_in, is_file_name, number, objects, read_lines
 from jzi.errors import PairsError
-from jzi.store.pairs import PairDataset
-from jzi.store.photo_table import Rejected
-from jzi.store.pyramid import WGS84
-from jzi.store.vigor_files import CITIES, SIDE, VIEWS, read_cities
+from jzi.store.geometry.pyramid import WGS84
+from jzi.store.photos.pairs import PairDataset
+from jzi.store.photos.photo_table import Rejected
+from jzi.store.photos.vigor_files import CITIES, SIDE, VIEWS, read_cities
 
 Area = Literal["same", "cross"]
 

@@ -26,9 +26,9 @@ from pyproj import CRS
 
 from jzi.datasets.tiled_layout import TiledLayout
 from jzi.errors import DatasetError, PhotoError, first_line
-from jzi.store.files import write_whole
-from jzi.store.photo_file import open_image, open_regular_file
-from jzi.store.pyramid import Pyramid, geodesic_distance
+from jzi.store.disk.files import write_whole
+from jzi.store.geometry.pyramid import Pyramid, geodesic_distance
+from jzi.store.photos.photo_file import open_image, open_regular_file
 
 Area = Literal["same", "cross"]
 

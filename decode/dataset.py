@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from jzi.decode.tile_table import TileTable
-from jzi.store.cache import FeatureCache
+from jzi.store.cache.feature_cache import FeatureCache
 
 
 @dataclass(frozen=True)

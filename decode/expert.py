@@ -22,14 +22,14 @@ from jzi.decode.search import BATCH, BeamSearchResult, zoom
 from jzi.decode.tile_table import TileTable
 from jzi.encode.device import best_device, to_host
 from jzi.errors import ModelError
+from jzi.locate.answer.location import LocateOptions
 from jzi.locate.inside import Hidden
-from jzi.locate.location import LocateOptions
 from jzi.locate.posterior import Posterior
+from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.info import EncoderInfo
-from jzi.store.pyramid import Pyramid
 
 if TYPE_CHECKING:
-    from jzi.store.cache import FeatureCache
+    from jzi.store.cache.feature_cache import FeatureCache
 
 #: Maximum number of cells of a pyramid that is searched exhaustively.
 EXACT_CELLS = 4096
@@ -92,7 +92,9 @@ class ZoomExpert:
                     "the cache that holds them (`--cache features.zarr`)"
                 )
             return cls(model, TileTable(model.open_map(None, memory, device), device))
-        from jzi.store.cache import FeatureCache  # imports zarr, which is not needed with the map of the folder
+        from jzi.store.cache.feature_cache import (
+            FeatureCache,  # imports zarr, which is not needed with the map of the folder
+        )
 
         opened = cache if isinstance(cache, FeatureCache) else FeatureCache.open(cache)
         model.check(opened)

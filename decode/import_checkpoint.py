@@ -17,14 +17,14 @@ from torch import Tensor
 from jzi.decode.config import DecoderConfig
 from jzi.decode.decoder import ZoomDecoder
 from jzi.decode.model import create_folder, save_weights
-from jzi.encode.encoder import Encoder
-from jzi.encode.families import find_family
-from jzi.encode.hf_config import read_transformers_config
-from jzi.encode.hf_model import check_size, quiet_transformers
+from jzi.encode.encoders.encoder import Encoder
+from jzi.encode.encoders.families import find_family
+from jzi.encode.encoders.hf_config import read_transformers_config
+from jzi.encode.encoders.hf_model import check_size, quiet_transformers
 from jzi.errors import EncoderError, ModelError, first_line
-from jzi.store.archive import check_archive
+from jzi.store.disk.archive import check_archive
+from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.model_folder import CONFIG
-from jzi.store.pyramid import Pyramid
 from jzi.store.tensors import check_entries, check_finite
 
 _ENCODER, _DECODER = "encoder.backbone.", "decoder."

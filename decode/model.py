@@ -16,9 +16,10 @@ from jzi.decode.decoder import ZoomDecoder, check_heads
 from jzi.decode.packed import PackedDecoder
 from jzi.encode.device import buffer_bytes, shapes_only
 from jzi.errors import ConfigError, ModelError, first_line
+from jzi.store.features.map_embeddings import MapEmbeddings
+from jzi.store.features.map_pages import PagedMap, map_bytes
+from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.info import EncoderInfo, ImageryInfo
-from jzi.store.map_embeddings import MapEmbeddings
-from jzi.store.map_pages import PagedMap, map_bytes
 from jzi.store.model_folder import (
     CONFIG,
     DECODER,
@@ -31,12 +32,11 @@ from jzi.store.model_folder import (
     verify_file,
     write_file,
 )
-from jzi.store.pyramid import Pyramid
 from jzi.store.tensors import check_finite, check_header
 
 if TYPE_CHECKING:
-    from jzi.encode.encoder import Encoder
-    from jzi.store.cache import FeatureCache
+    from jzi.encode.encoders.encoder import Encoder
+    from jzi.store.cache.feature_cache import FeatureCache
 
 
 @dataclass
@@ -150,7 +150,7 @@ class ZoomModel:
 
     def load_encoder(self, device: str | None = None) -> Encoder:
         """Load the encoder that the model was trained with; see `load_model_encoder`."""
-        from jzi.encode.model_encoder import load_model_encoder
+        from jzi.encode.encoders.model_encoder import load_model_encoder
 
         return load_model_encoder(self.folder, self._config, device)
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jzi.store.map_pages import PagedMap
+from jzi.store.features.map_pages import PagedMap
 
 #: Tiles whose masks are looked up at once.
 BLOCK = 4096

@@ -23,11 +23,11 @@ from tqdm import tqdm
 
 from jzi.encode.device import SHARE, free_bytes
 from jzi.errors import CacheError, ConfigError
-from jzi.store.map_embeddings import ENCODED
-from jzi.store.pyramid import TileKey
+from jzi.store.features.map_embeddings import ENCODED
+from jzi.store.geometry.pyramid import TileKey
 
 if TYPE_CHECKING:
-    from jzi.store.cache import FeatureCache
+    from jzi.store.cache.feature_cache import FeatureCache
 
 #: Maximum pairs of photo and tile that are compared at once: 143 MB in float32 with 729 tokens of 768 features.
 MAX_PAIRS = 64

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from jzi.decode.paged_tiles import PagedMask, PagedTiles, TileIndex
 from jzi.errors import CacheError
-from jzi.store.map_embeddings import NODATA, MapEmbeddings
-from jzi.store.map_pages import PagedMap
+from jzi.store.features.map_embeddings import NODATA, MapEmbeddings
+from jzi.store.features.map_pages import PagedMap
 
 if TYPE_CHECKING:
     from jzi.decode.patch_tokens import PatchTokens

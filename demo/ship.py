@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from jzi.decode.model import ZoomModel, create_folder
 from jzi.demo.tour import FINETUNED, IMAGE_SIZE
-from jzi.encode.encoder import Encoder
+from jzi.encode.encoders.encoder import Encoder
 from jzi.store.model_folder import EXPERT_FILES
 
 

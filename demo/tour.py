@@ -118,7 +118,7 @@ def _training_note(same_town: bool) -> str:
 
 
 def _check_encoder(name: str, folder: Path) -> None:
-    from jzi.workspace.settings_file import load_settings
+    from jzi.workspace.setup.settings_file import load_settings
 
     existing = load_settings(Path("jzi.toml")).encoder.name
     if Path(existing).name != Path(name).name:
@@ -138,7 +138,7 @@ def _write_random_encoder(folder: Path) -> None:
     import torch
     from transformers import Dinov2Config, Dinov2Model
 
-    from jzi.encode.hf_model import quiet_transformers
+    from jzi.encode.encoders.hf_model import quiet_transformers
 
     quiet_transformers()
     torch.manual_seed(0)
@@ -150,8 +150,8 @@ def _write_random_encoder(folder: Path) -> None:
 
 def _held_out_photo() -> str:
     """The first photo of the test split."""
-    from jzi.store.cache import FeatureCache
-    from jzi.workspace.settings_file import load_settings
+    from jzi.store.cache.feature_cache import FeatureCache
+    from jzi.workspace.setup.settings_file import load_settings
 
     frame = FeatureCache.open(load_settings(Path("jzi.toml")).cache_path).queries.encoded()
     held_out = frame[frame["split"] == "test"]

@@ -14,17 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from jzi.encode.detail_tiles import DetailTile, DetailTiles, TokenProducer
 from jzi.encode.device import processes
-from jzi.encode.imagery import Imagery
 from jzi.encode.prefetch import prefetch, reader_threads
+from jzi.encode.rasters.detail_tiles import DetailTile, DetailTiles, TokenProducer
+from jzi.encode.rasters.imagery import Imagery
 from jzi.errors import CacheCorruptError, CacheError
-from jzi.store.cache import FeatureCache
-from jzi.store.detail_features import DetailFeatures, Unit
-from jzi.store.layout import detail_unit
-from jzi.store.map_embeddings import ENCODED, MISSING, NODATA
-from jzi.store.projection import ABSENT, MAX_FEATURES, Projection
-from jzi.store.token_info import DetailInfo
+from jzi.store.cache.feature_cache import FeatureCache
+from jzi.store.cache.layout import detail_unit
+from jzi.store.features.detail_features import DetailFeatures, Unit
+from jzi.store.features.map_embeddings import ENCODED, MISSING, NODATA
+from jzi.store.features.projection import ABSENT, MAX_FEATURES, Projection
+from jzi.store.features.token_info import DetailInfo
 
 #: Tokens that the projection is fitted to, and tiles that they are taken from.
 SAMPLE_TOKENS, SAMPLE_TILES = 20_000, 64

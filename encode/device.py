@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 if TYPE_CHECKING:
     from accelerate import PartialState
 
-    from jzi.store.lock import LockMode
+    from jzi.store.disk.lock import LockMode
 
 #: Fraction of the free memory that one tensor may take; the rest is for the computation itself.
 SHARE = 0.25
@@ -44,7 +44,7 @@ def processes() -> PartialState:
 
 
 def writer_lock_mode() -> LockMode:
-    """Return how this process takes a writer's lock (`jzi.store.lock`): processes of one launch are one writer.
+    """Return how this process takes a writer's lock (`jzi.store.disk.lock`): processes of one launch are one writer.
 
     Returns:
         "wait" for a single process, "refuse" for the main process of several, because the others would wait at a

@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from jzi.encode.cell_crops import CellBlock, CellCrops
 from jzi.encode.device import processes
 from jzi.encode.progress import Progress
+from jzi.encode.rasters.cell_crops import CellBlock, CellCrops
 from jzi.errors import CacheCorruptError
-from jzi.store.cache import FeatureCache
-from jzi.store.cell_features import OUTSIDE, CellFeatures, Unit
-from jzi.store.map_embeddings import ENCODED, MISSING, NODATA
-from jzi.store.region import CellRuns
+from jzi.store.cache.feature_cache import FeatureCache
+from jzi.store.features.cell_features import OUTSIDE, CellFeatures, Unit
+from jzi.store.features.map_embeddings import ENCODED, MISSING, NODATA
+from jzi.store.geometry.region import CellRuns
 
 
 class CellEncoder(Protocol):

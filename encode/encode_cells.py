@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from jzi.encode.cells import CellImages
 from jzi.encode.device import processes
-from jzi.encode.encoder import Encoder
-from jzi.encode.imagery import Imagery
-from jzi.store.cache import FeatureCache
-from jzi.store.map_embeddings import ENCODED, NODATA
-from jzi.store.storage import is_url
+from jzi.encode.encoders.encoder import Encoder
+from jzi.encode.rasters.cells import CellImages
+from jzi.encode.rasters.imagery import Imagery
+from jzi.store.cache.feature_cache import FeatureCache
+from jzi.store.disk.storage import is_url
+from jzi.store.features.map_embeddings import ENCODED, NODATA
 
 
 @dataclass(frozen=True)

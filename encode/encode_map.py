@@ -13,14 +13,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from jzi.encode.device import processes
-from jzi.encode.encoder import Encoder
-from jzi.encode.imagery import Imagery
+from jzi.encode.encoders.encoder import Encoder
 from jzi.encode.progress import Progress
-from jzi.encode.tiles import Tile, TileRenderer
-from jzi.store.cache import ENCODED, MISSING, NODATA, FeatureCache
-from jzi.store.chunk_writer import TileWriter
-from jzi.store.pyramid import Pyramid, TileKey
-from jzi.store.token_features import TokenFeatures
+from jzi.encode.rasters.imagery import Imagery
+from jzi.encode.rasters.tiles import Tile, TileRenderer
+from jzi.store.cache.chunk_writer import TileWriter
+from jzi.store.cache.feature_cache import ENCODED, MISSING, NODATA, FeatureCache
+from jzi.store.features.token_features import TokenFeatures
+from jzi.store.geometry.pyramid import Pyramid, TileKey
 
 
 @dataclass(frozen=True)

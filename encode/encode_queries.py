@@ -15,22 +15,22 @@ from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from jzi.encode.augment import AUGMENTATION_VERSION, augment_photos, drop_parts, view_draws
 from jzi.encode.device import processes
-from jzi.encode.encoder import Encoder
-from jzi.encode.photo_encoder import PhotoEncoder
-from jzi.encode.photo_reader import PhotoReader, ReadPhoto
-from jzi.encode.photo_tokens import encode_photos_and_tokens, prepare_photo_tokens
-from jzi.encode.photo_view import with_view_columns
+from jzi.encode.encoders.encoder import Encoder
+from jzi.encode.encoders.photo_encoder import PhotoEncoder
+from jzi.encode.photo.augment import AUGMENTATION_VERSION, augment_photos, drop_parts, view_draws
+from jzi.encode.photo.photo_reader import PhotoReader, ReadPhoto
+from jzi.encode.photo.photo_tokens import encode_photos_and_tokens, prepare_photo_tokens
+from jzi.encode.photo.photo_view import with_view_columns
 from jzi.encode.prefetch import prefetch, reader_threads
 from jzi.encode.progress import Progress
 from jzi.errors import ConfigError
-from jzi.store.cache import NODATA, FeatureCache
-from jzi.store.chunk_writer import PhotoWriter, rows_by_chunk
-from jzi.store.photo_features import CHUNK, ENCODED, MISSING, UNREADABLE, PhotoFeatures
-from jzi.store.photo_file import open_regular_file
-from jzi.store.photo_table import PhotoTable, Rejected
-from jzi.store.projection import Projection
+from jzi.store.cache.chunk_writer import PhotoWriter, rows_by_chunk
+from jzi.store.cache.feature_cache import NODATA, FeatureCache
+from jzi.store.features.photo_features import CHUNK, ENCODED, MISSING, UNREADABLE, PhotoFeatures
+from jzi.store.features.projection import Projection
+from jzi.store.photos.photo_file import open_regular_file
+from jzi.store.photos.photo_table import PhotoTable, Rejected
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def encode_queries(
             cache already holds are kept.
         seed: of the views.
         tokens: also store the photos' tokens, which refiners read, and columns with what is known of their view
-            (`jzi.encode.photo_view`); embeddings that the cache already holds are kept.
+            (`jzi.encode.photo.photo_view`); embeddings that the cache already holds are kept.
         magnetic_sd_deg: standard deviation of headings that refer to magnetic north.
         run_batches: encodes the photos elsewhere (`jzi.cluster`); by default this process does.
 

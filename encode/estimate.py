@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from jzi.encode.cell_crops import BlockKey, CellCrops
 from jzi.encode.encode_bands import CellEncoder, missing_units
-from jzi.encode.overviews import ReadingCost, reading_cost
 from jzi.encode.prefetch import reader_threads
-from jzi.store.cell_features import CellFeatures, Unit
-from jzi.store.region import CellRuns
+from jzi.encode.rasters.cell_crops import BlockKey, CellCrops
+from jzi.encode.rasters.overviews import ReadingCost, reading_cost
+from jzi.store.features.cell_features import CellFeatures, Unit
+from jzi.store.geometry.region import CellRuns
 
 #: Most batches that are encoded to measure the time, after one that is not measured.
 BATCHES = 3

@@ -14,12 +14,12 @@ from jzi.evaluate.gallery import GalleryExpert
 from jzi.evaluate.intervals import Interval
 from jzi.evaluate.metrics import error_intervals
 from jzi.evaluate.photos import LabelledPhotos
-from jzi.locate.discs import check_radius, most_probable_discs
+from jzi.locate.answer.location import DEFAULT, ESTIMATES, LocateOptions
 from jzi.locate.expert import Expert
-from jzi.locate.location import DEFAULT, ESTIMATES, LocateOptions
+from jzi.locate.points.discs import check_radius, most_probable_discs
 from jzi.locate.posterior import Points, Posterior, most_probable_cells
 from jzi.locate.ranges import DISTANCE, SHARE
-from jzi.store.pyramid import geodesic_distance
+from jzi.store.geometry.pyramid import geodesic_distance
 
 #: Photos whose posteriors are computed at once.
 BATCH = 32

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from jzi.evaluate.photos import LabelledPhotos
-from jzi.locate.discs import check_radius, most_probable_discs
+from jzi.locate.answer.location import DEFAULT, LocateOptions, Location, to_locations
 from jzi.locate.expert import Expert
-from jzi.locate.location import DEFAULT, LocateOptions, Location, to_locations
+from jzi.locate.points.discs import check_radius, most_probable_discs
 from jzi.locate.ranges import CASES
-from jzi.store.pyramid import geodesic_distance
+from jzi.store.geometry.pyramid import geodesic_distance
 
 #: Photos whose posteriors are computed at once.
 BATCH = 32

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from jzi.evaluate.intervals import Interval, share_interval
 from jzi.evaluate.published import CROSS, CVACT_TEST, CVACT_VAL, CVUSA, SAME, PublishedPairs, published_pairs
-from jzi.store.pairs import PairDataset, moved
-from jzi.store.pyramid import geodesic_distance
+from jzi.store.geometry.pyramid import geodesic_distance
+from jzi.store.photos.pairs import PairDataset, moved
 
 #: Ranks of recall.
 RANKS = (1, 5, 10)

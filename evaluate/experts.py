@@ -13,13 +13,13 @@ from tqdm import tqdm
 from jzi.evaluate.calibration import calibration_error
 from jzi.evaluate.metrics import RADII, Interval, error_intervals
 from jzi.evaluate.photos import LabelledPhotos
-from jzi.locate.discs import most_probable_discs
+from jzi.locate.answer.location import DEFAULT, LocateOptions
 from jzi.locate.expert import Expert
-from jzi.locate.fusion import combine, positive
-from jzi.locate.location import DEFAULT, LocateOptions
+from jzi.locate.joint.fusion import combine, positive
+from jzi.locate.points.discs import most_probable_discs
 from jzi.locate.posterior import Posterior
 from jzi.locate.ranges import DISTANCE
-from jzi.store.pyramid import geodesic_distance
+from jzi.store.geometry.pyramid import geodesic_distance
 
 #: Photos whose posteriors are computed at once.
 BATCH = 64

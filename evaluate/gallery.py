@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jzi.evaluate.photos import LabelledPhotos
+from jzi.locate.answer.location import LocateOptions
 from jzi.locate.expert import CellRanks, Expert
-from jzi.locate.location import LocateOptions
 from jzi.locate.posterior import Posterior
 from jzi.locate.ranges import RANKS
-from jzi.store.cell_grid import CellGrid
+from jzi.store.geometry.cell_grid import CellGrid
 from jzi.store.info import EncoderInfo
 
 #: Names of the galleries.

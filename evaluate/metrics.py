@@ -13,8 +13,8 @@ from jzi.evaluate.intervals import Interval, median_interval, share_interval
 from jzi.evaluate.nearest import RecallByDistance, recall_by_distance
 from jzi.evaluate.published import Published, published_apart, published_for
 from jzi.locate.ranges import DISTANCE, RESAMPLES, SEED
-from jzi.store.cell_grid import CellGrid
-from jzi.store.pyramid import Pyramid, geodesic_distance
+from jzi.store.geometry.cell_grid import CellGrid
+from jzi.store.geometry.pyramid import Pyramid, geodesic_distance
 
 #: Radii of the paper's tables, metres.
 RADII = (40.0, 50.0, 100.0)

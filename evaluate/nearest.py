@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from jzi.locate.ranges import DISTANCE
-from jzi.store.pyramid import geodesic_distance
+from jzi.store.geometry.pyramid import geodesic_distance
 
 #: Limits of the bins, metres.
 LIMITS = (0.0, 10.0, 25.0, 50.0, 100.0, math.inf)

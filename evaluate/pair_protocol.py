@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from jzi.encode.pair_images import PairImages, Pixels
+from jzi.encode.photo.pair_images import PairImages, Pixels
 from jzi.errors import PairsError
 from jzi.evaluate.cross_view import (
     LIMITS_DEG,
@@ -32,10 +32,10 @@ from jzi.evaluate.cross_view import (
     rank_references,
 )
 from jzi.refine.azimuth import log_heading_prior
-from jzi.refine.model import UnifyGeo
+from jzi.refine.networks.model import UnifyGeo
 from jzi.refine.outputs import AerialFeatures, GroundFeatures, PhotoInput, RefinerOutput, level0_max
 from jzi.refine.rerank import rerank_scores
-from jzi.store.pairs import PairDataset
+from jzi.store.photos.pairs import PairDataset
 
 #: Mean and standard deviation of ImageNet's pixels, 0..1.
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

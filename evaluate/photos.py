@@ -16,8 +16,8 @@ from jzi.errors import TrainingError
 from jzi.evaluate.nearest import nearest_distance
 from jzi.locate.expert import Expert
 from jzi.locate.ranges import RANKS
-from jzi.store.cache import FeatureCache
-from jzi.store.pyramid import Pyramid
+from jzi.store.cache.feature_cache import FeatureCache
+from jzi.store.geometry.pyramid import Pyramid
 
 
 @dataclass(frozen=True)

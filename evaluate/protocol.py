@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from jzi.evaluate.gallery import GalleryExpert
 from jzi.evaluate.metrics import RADII, RANKS, Evaluation, check_bootstrap, score
 from jzi.evaluate.photos import LabelledPhotos
+from jzi.locate.answer.location import LocateOptions
 from jzi.locate.expert import CellRanks, Expert, StepAccuracy
-from jzi.locate.location import LocateOptions
 
 #: Photos whose greedy answers are computed at once.
 BATCH = 4096

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from jzi.store.pyramid import PRESETS, Pyramid
+from jzi.store.geometry.pyramid import PRESETS, Pyramid
 
 
 @dataclass(frozen=True)

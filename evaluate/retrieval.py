@@ -20,9 +20,9 @@ from jzi.errors import ConfigError
 from jzi.evaluate.intervals import Interval, share_interval
 from jzi.evaluate.moments import groups_by_time
 from jzi.locate.ranges import DISTANCE, RANKS
-from jzi.store.bands import BandGrid, haversine, move
-from jzi.store.cell_grid import CellGrid
-from jzi.store.pyramid import geodesic_distance
+from jzi.store.geometry.bands import BandGrid, haversine, move
+from jzi.store.geometry.cell_grid import CellGrid
+from jzi.store.geometry.pyramid import geodesic_distance
 
 #: Radii, metres, and ranks of the paper's tables; radius 0 stands for the photo's own cell.
 RADII, TOP = (0.0, 25.0, 50.0, 100.0), (1, 10, 100)

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 import jzi
 from jzi.errors import JziError
-from jzi.store.pyramid import geodesic_distance
+from jzi.store.geometry.pyramid import geodesic_distance
 
 
 class StepModel(nn.Module):

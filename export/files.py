@@ -11,12 +11,12 @@ from typing import Any
 import pandas as pd
 
 from jzi.errors import ExportError, first_line
-from jzi.locate.geojson import circle as circle
-from jzi.locate.geojson import feature_collection
-from jzi.locate.geojson import to_features as to_features
-from jzi.locate.location import Location
-from jzi.store.exif import ExifPosition
-from jzi.store.files import write_whole
+from jzi.locate.answer.geojson import circle as circle
+from jzi.locate.answer.geojson import feature_collection
+from jzi.locate.answer.geojson import to_features as to_features
+from jzi.locate.answer.location import Location
+from jzi.store.disk.files import write_whole
+from jzi.store.photos.exif import ExifPosition
 from jzi.store.printable import quote_formula
 
 #: Columns of answers to metres.

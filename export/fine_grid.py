@@ -14,9 +14,9 @@ from rasterio.transform import from_origin
 from rasterio.windows import Window
 
 from jzi.export.files import write_file
-from jzi.locate.fix import FineGrid
-from jzi.locate.location import Location
-from jzi.store.cell_grid import Bounds
+from jzi.locate.answer.fix import FineGrid
+from jzi.locate.answer.location import Location
+from jzi.store.geometry.cell_grid import Bounds
 
 #: Longest side of the GeoTIFF, pixels; where windows are further apart, its pixels are coarser than theirs.
 MAX_PIXELS = 8192

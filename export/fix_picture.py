@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from jzi.export.fine_grid import fine_shares
 from jzi.export.marks import Marks
 from jzi.export.posterior_picture import coloured
-from jzi.locate.fix import Fix
-from jzi.locate.fix_shapes import ellipse, wedge, wedge_length
-from jzi.locate.location import Location
-from jzi.store.cell_grid import Bounds
+from jzi.locate.answer.fix import Fix
+from jzi.locate.answer.fix_shapes import ellipse, wedge, wedge_length
+from jzi.locate.answer.location import Location
+from jzi.store.geometry.cell_grid import Bounds
 
 #: Least and greatest distance, metres, from the answer to the panel's edge.
 NEAR_M, FAR_M = 20.0, 60.0

@@ -21,11 +21,11 @@ from rasterio.windows import Window
 
 from jzi.errors import ExportError
 from jzi.export.files import write_file
-from jzi.locate.location import Location
+from jzi.locate.answer.location import Location
 from jzi.locate.posterior import Posterior
-from jzi.store.bands import RADIUS, BandGrid
-from jzi.store.cell_grid import CellGrid
-from jzi.store.pyramid import Pyramid
+from jzi.store.geometry.bands import RADIUS, BandGrid
+from jzi.store.geometry.cell_grid import CellGrid
+from jzi.store.geometry.pyramid import Pyramid
 
 #: Rows of cells that are in memory at once, and side of a block of the raster, pixels.
 STRIP = 256

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from rasterio.warp import transform_bounds
 
-from jzi.encode.imagery import Imagery
+from jzi.encode.rasters.imagery import Imagery
 from jzi.errors import ImageryError
 from jzi.export.overlay import BACKGROUND
-from jzi.store.cell_grid import Bounds
+from jzi.store.geometry.cell_grid import Bounds
 
 #: Side of a tile, pixels.
 TILE = 256

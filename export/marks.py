@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from jzi.locate.location import Candidate, Location
-from jzi.store.cell_grid import Bounds
+from jzi.locate.answer.location import Candidate, Location
+from jzi.store.geometry.cell_grid import Bounds
 
 #: Colours of the answer and what search chose, of the true position, of headings, and of other places. They differ in
 #: lightness and are drawn with different shapes, for colour-blind people.

@@ -17,11 +17,11 @@ from rasterio.enums import Resampling
 from rasterio.transform import array_bounds, from_origin
 from rasterio.warp import calculate_default_transform, reproject, transform_bounds
 
-from jzi.encode.imagery import Imagery
-from jzi.locate.location import Location
+from jzi.encode.rasters.imagery import Imagery
+from jzi.locate.answer.location import Location
 from jzi.locate.posterior import Posterior
-from jzi.store.cell_grid import Bounds, CellGrid
-from jzi.store.pyramid import Pyramid
+from jzi.store.geometry.cell_grid import Bounds, CellGrid
+from jzi.store.geometry.pyramid import Pyramid
 
 #: Sides of the picture of the whole area and of a heat map, pixels.
 BACKGROUND, HEAT = 2048, 1536

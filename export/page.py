@@ -16,15 +16,15 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
-from jzi.encode.imagery import Imagery
-from jzi.encode.photos import open_photo
+from jzi.encode.photo.photos import open_photo
+from jzi.encode.rasters.imagery import Imagery
 from jzi.export.files import write_file
 from jzi.export.map_tiles import MapTiles, embedded_tiles, tile_data
 from jzi.export.overlay import background_overlay, lat_lon_bounds
 from jzi.export.page_data import photo_data, short_names
-from jzi.locate.location import Location
-from jzi.store.exif import ExifPosition
-from jzi.store.pyramid import Pyramid
+from jzi.locate.answer.location import Location
+from jzi.store.geometry.pyramid import Pyramid
+from jzi.store.photos.exif import ExifPosition
 from jzi.version import __version__
 
 WEB = Path(__file__).parent / "web"

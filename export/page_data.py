@@ -13,19 +13,19 @@ from PIL import Image
 from rasterio.enums import Resampling
 from rasterio.warp import transform_bounds
 
-from jzi.encode.imagery import Imagery
+from jzi.encode.rasters.imagery import Imagery
 from jzi.export.fine_grid import fine_shares
 from jzi.export.heatmap import heatmap_bytes
 from jzi.export.overlay import colours, heat_overlay, jpeg_url, warped_overlay
-from jzi.locate.fix import Fix
-from jzi.locate.fix_shapes import wedge_length
-from jzi.locate.geojson import to_features
-from jzi.locate.location import Candidate, Location
-from jzi.locate.wording import known_radii, unsearched
-from jzi.store.cell_grid import Bounds
-from jzi.store.exif import ExifPosition
+from jzi.locate.answer.fix import Fix
+from jzi.locate.answer.fix_shapes import wedge_length
+from jzi.locate.answer.geojson import to_features
+from jzi.locate.answer.location import Candidate, Location
+from jzi.locate.answer.wording import known_radii, unsearched
+from jzi.store.geometry.cell_grid import Bounds
+from jzi.store.geometry.pyramid import Pyramid, geodesic_distance
+from jzi.store.photos.exif import ExifPosition
 from jzi.store.plain import percent
-from jzi.store.pyramid import Pyramid, geodesic_distance
 
 #: Sides in pixels of a photo, of a zoom tile, and of the surroundings of a compared candidate.
 PHOTO, TILE, CROP = 640, 192, 128

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from jzi.encode.imagery import Imagery
-from jzi.encode.photos import open_photo
+from jzi.encode.photo.photos import open_photo
+from jzi.encode.rasters.imagery import Imagery
 from jzi.evaluate.calibration import Calibration, reliability
 from jzi.export.files import write_file
 from jzi.export.fix_picture import draw_fix, fix_bounds
@@ -27,11 +27,11 @@ from jzi.export.posterior_picture import (
     percent_text,
 )
 from jzi.export.scale_bar import draw_scale_bar, ground_metres
-from jzi.locate.location import Location
+from jzi.locate.answer.location import Location
 from jzi.locate.ranges import PIXELS
-from jzi.store.cell_grid import Bounds
+from jzi.store.geometry.cell_grid import Bounds
+from jzi.store.geometry.pyramid import Pyramid, geodesic_distance
 from jzi.store.printable import printable
-from jzi.store.pyramid import Pyramid, geodesic_distance
 
 #: Inches: side of the panels of the first row and of the second one at most, space between panels, above a panel for
 #: its title, and below one for its colour bar; width of the legend.

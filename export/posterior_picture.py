@@ -11,9 +11,9 @@ from matplotlib.colors import LogNorm
 from numpy.typing import NDArray
 
 from jzi.export.overlay import draw_cells
-from jzi.locate.location import Location
-from jzi.store.cell_grid import Bounds
-from jzi.store.pyramid import Pyramid
+from jzi.locate.answer.location import Location
+from jzi.store.geometry.cell_grid import Bounds
+from jzi.store.geometry.pyramid import Pyramid
 
 #: Most squares along a side of the panel: each then has at least 4 pixels of a PNG.
 SQUARES = 96

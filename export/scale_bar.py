@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from jzi.store.cell_grid import Bounds, CellGrid
-from jzi.store.lengths import length_text, round_length
-from jzi.store.pyramid import geodesic_distance
+from jzi.store.geometry.cell_grid import Bounds, CellGrid
+from jzi.store.geometry.lengths import length_text, round_length
+from jzi.store.geometry.pyramid import geodesic_distance
 
 #: Longest bar, as a share of the panel's width.
 LONGEST = 0.4

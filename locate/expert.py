@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jzi.locate.location import Camera, Candidate, LocateOptions
+from jzi.locate.answer.location import Camera, Candidate, LocateOptions
 from jzi.locate.posterior import Posterior
-from jzi.store.cell_grid import CellGrid
+from jzi.store.geometry.cell_grid import CellGrid
 from jzi.store.info import EncoderInfo
 
 
@@ -121,7 +121,7 @@ class Query:
         name: name of the photo in the answer.
         embedding: (feature,) its embedding.
         photo: its source (a path, bytes, an open file or an image); None if only the embedding is available.
-        tokens: (row, col, feature) its tokens, as `jzi.encode.photo_tokens` makes them in the forward pass of the
+        tokens: (row, col, feature) its tokens, as `jzi.encode.photo.photo_tokens` makes them in the forward pass of the
             embedding, if a stage reads them.
         camera: what the user knows of how it was taken.
     """

@@ -15,23 +15,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jzi.encode.encoder import Encoder
-from jzi.encode.photo_inputs import PhotoInput, as_photo, is_several
-from jzi.encode.photo_reader import Photo, PhotoReader, ReadPhoto
+from jzi.encode.encoders.encoder import Encoder
+from jzi.encode.photo.photo_inputs import PhotoInput, as_photo, is_several
+from jzi.encode.photo.photo_reader import Photo, PhotoReader, ReadPhoto
 from jzi.errors import ConfigError, PhotoError
-from jzi.locate.discs import check_radius
+from jzi.locate.answer.location import DEFAULT, Candidate, LocateOptions, Location, NotLocated, to_locations
+from jzi.locate.answer.photo_notes import with_notes
 from jzi.locate.expert import Expert, Query, Stage
 from jzi.locate.inside import InsideDetector, probability_inside
-from jzi.locate.location import DEFAULT, Candidate, LocateOptions, Location, NotLocated, to_locations
-from jzi.locate.photo_notes import with_notes
+from jzi.locate.joint.sequential import check_track, fuse, smooth_track
+from jzi.locate.points.discs import check_radius
 from jzi.locate.posterior import Posterior
-from jzi.locate.prior import PriorExpert
+from jzi.locate.priors.prior import PriorExpert
 from jzi.locate.ranges import BATCH
-from jzi.locate.sequential import check_track, fuse, smooth_track
-from jzi.store.pyramid import Pyramid, as_pyramid
+from jzi.store.geometry.pyramid import Pyramid, as_pyramid
 
 if TYPE_CHECKING:
-    from jzi.encode.photo_encoder import PhotoEncoder
+    from jzi.encode.encoders.photo_encoder import PhotoEncoder
 
 
 class Locator:
@@ -96,7 +96,7 @@ class Locator:
     def with_prior(self, weight: NDArray[np.floating[Any]]) -> Locator:
         """The same locator with a prior; it shares the encoder.
 
-        `jzi.locate.prior_weights` computes weights from a circle, a region or a raster.
+        `jzi.locate.priors.prior_weights` computes weights from a circle, a region or a raster.
 
         Args:
             weight: (row, col) relative weight of each cell, 0 or more; cells of weight 0 are excluded.
@@ -283,7 +283,7 @@ class Locator:
         encoder = self.encoder
         if not isinstance(encoder, Encoder):
             raise ConfigError(f"{encoder.info.name} has no patch tokens, which refining photos needs: leave it out")
-        from jzi.encode.photo_tokens import encode_photos_and_tokens  # loads zarr and pandas
+        from jzi.encode.photo.photo_tokens import encode_photos_and_tokens  # loads zarr and pandas
 
         return encode_photos_and_tokens(encoder, pixels)
 

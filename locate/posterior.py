@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jzi.locate.ranges import CANDIDATES, DISTANCE, RANKS, SHARE
-from jzi.store.cell_grid import CellGrid
+from jzi.store.geometry.cell_grid import CellGrid
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Posterior:
         steps: (photo, cell, L) probability of each action of a zoom given those before it; None for other experts.
 
     Example:
-        >>> from jzi.store.pyramid import Pyramid
+        >>> from jzi.store.geometry.pyramid import Pyramid
         >>> pyramid = Pyramid.around(48.2, 16.37, 160.0, levels=2)  # 16 x 16 cells of 10 m
         >>> row, col = np.array([3, 3, 9]), np.array([5, 6, 2])
         >>> posterior = Posterior.from_cells(pyramid, row, col, np.array([0.4, 0.3, 0.2]))

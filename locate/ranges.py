@@ -68,7 +68,7 @@ class Range:
 #: Distances in metres; no two places on the Earth are further apart than half of its circumference.
 DISTANCE = Range(0, 20_037_508, above=True, unit="metres")
 
-#: Side of a region's cells, metres (`jzi.store.bands`).
+#: Side of a region's cells, metres (`jzi.store.geometry.bands`).
 CELL = Range(1, 100_000, unit="metres")
 
 #: Number of candidates of a photo.

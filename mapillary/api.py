@@ -15,7 +15,7 @@ from typing import Literal, Self
 
 from jzi.errors import ConfigError, JziError
 from jzi.mapillary.records import ESSENTIAL, FIELDS, LIMIT, Page, changed, clean, parse_page
-from jzi.store.photo_file import WHOLE_BYTES
+from jzi.store.photos.photo_file import WHOLE_BYTES
 from jzi.web.client import Client, HttpOptions
 from jzi.web.rules import TRANSIENT, HttpError
 

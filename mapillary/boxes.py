@@ -9,7 +9,7 @@ import numpy as np
 import shapely
 
 from jzi.errors import DatasetError
-from jzi.store.region import Region
+from jzi.store.geometry.region import Region
 
 #: Side of a box, degrees: 1.1 km from south to north. The service allows 0.1; from a city it answers boxes of that size
 #: with its limit of 2000 photos, or with an error.

@@ -27,7 +27,7 @@ from jzi.mapillary.journal import Journal
 from jzi.mapillary.listing import ListingReport, list_photos
 from jzi.mapillary.request import MapillaryRequest
 from jzi.mapillary.table import INTERNAL, Selection, record_table
-from jzi.store.lock import WriterLock
+from jzi.store.disk.lock import WriterLock
 
 LICENCE, ATTRIBUTION, HOME = "CC BY-SA 4.0", "© Mapillary contributors", "https://www.mapillary.com"
 

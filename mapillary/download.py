@@ -19,7 +19,7 @@ from jzi.curate.prepare import prepare, write_prepared
 from jzi.errors import DatasetError, PhotoError
 from jzi.mapillary.api import GoneError, Mapillary, is_about_all
 from jzi.mapillary.journal import Journal, PhotoOutcome
-from jzi.store.files import write_whole
+from jzi.store.disk.files import write_whole
 from jzi.store.plain import plain
 from jzi.web.rules import HttpError
 

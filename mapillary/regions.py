@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from jzi.errors import ConfigError
-from jzi.store.pyramid import Pyramid
-from jzi.store.region import Region
+from jzi.store.geometry.pyramid import Pyramid
+from jzi.store.geometry.region import Region
 
 #: Points along each side of a square, which is curved in longitude and latitude.
 _POINTS = 16

@@ -13,7 +13,7 @@ from jzi.curate.options import FilterOptions, PrepareOptions
 from jzi.errors import DatasetError
 from jzi.mapillary.api import Thumbnail
 from jzi.mapillary.journal import Journal
-from jzi.store.region import Region
+from jzi.store.geometry.region import Region
 
 
 @dataclass(frozen=True)

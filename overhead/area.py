@@ -11,12 +11,12 @@ from typing import Any, Self
 import numpy as np
 import rasterio.warp
 
-from jzi.encode.raster import GDAL_ERRORS
+from jzi.encode.rasters.raster import GDAL_ERRORS
 from jzi.errors import ConfigError, ImageryError
 from jzi.overhead.grid import DEGREE_M, Grid
-from jzi.store.cell_grid import Bounds
-from jzi.store.pyramid import Pyramid
-from jzi.store.region import Region
+from jzi.store.geometry.cell_grid import Bounds
+from jzi.store.geometry.pyramid import Pyramid
+from jzi.store.geometry.region import Region
 
 #: Northernmost latitude of web map tiles, degrees.
 MERCATOR_MAX = 85.0511

@@ -21,7 +21,7 @@ from jzi.errors import ImageryError, first_line
 from jzi.overhead.area import Area
 from jzi.overhead.grid import Grid
 from jzi.overhead.layer import Layer, VrtSource
-from jzi.store.files import remove_leftovers, write_whole
+from jzi.store.disk.files import remove_leftovers, write_whole
 
 #: Requests along a side of a block, and the side of blocks of files. Up to 16 requests are lost to a kill; more would
 #: keep more connections busy, which services do not want.

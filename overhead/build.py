@@ -17,7 +17,7 @@ from jzi.overhead.cog import Compression, block_options, check_compression, writ
 from jzi.overhead.download import Estimate, Pacer, check_space, download, sample
 from jzi.overhead.layer import Layer
 from jzi.overhead.vrt import leads_elsewhere, write_vrt
-from jzi.store.files import write_whole
+from jzi.store.disk.files import write_whole
 from jzi.version import __version__
 
 #: Metres per pixel from which imagery is called too coarse: markings of roads and cars, which photos show, need finer.

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from jzi.encode.raster_sources import OFFLINE
+from jzi.encode.rasters.raster_sources import OFFLINE
 from jzi.errors import ImageryError
 
 Compression = Literal["jpeg", "webp", "deflate"]

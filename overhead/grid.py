@@ -10,9 +10,9 @@ from rasterio import Affine
 from rasterio.crs import CRS
 from rasterio.windows import Window
 
-from jzi.encode.raster import GDAL_ERRORS
+from jzi.encode.rasters.raster import GDAL_ERRORS
 from jzi.errors import ImageryError
-from jzi.store.cell_grid import Bounds
+from jzi.store.geometry.cell_grid import Bounds
 
 #: Metres of a degree of latitude.
 DEGREE_M = 111_195.0

@@ -16,13 +16,13 @@ import rasterio
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
-from jzi.encode.raster import GDAL_ERRORS
-from jzi.encode.raster_sources import OFFLINE, REMOTE
+from jzi.encode.rasters.raster import GDAL_ERRORS
+from jzi.encode.rasters.raster_sources import OFFLINE, REMOTE
 from jzi.errors import ImageryError, first_line
 from jzi.overhead.area import Area
 from jzi.overhead.grid import Grid
 from jzi.overhead.urls import ServiceUrl
-from jzi.store.cell_grid import Bounds
+from jzi.store.geometry.cell_grid import Bounds
 
 #: Options of GDAL for requests: a file that is opened over HTTP is not looked for beside itself, and errors that may
 #: pass are repeated by GDAL for files; for services, by `jzi.overhead.download`.

@@ -19,14 +19,14 @@ from rasterio.enums import MaskFlags
 from rasterio.windows import Window
 from tqdm import tqdm
 
-from jzi.encode.raster import GDAL_ERRORS, Raster, RasterOptions
+from jzi.encode.rasters.raster import GDAL_ERRORS, Raster, RasterOptions
 from jzi.errors import ConfigError, ImageryError, first_line
 from jzi.overhead.area import Area
 from jzi.overhead.grid import Grid
 from jzi.overhead.layer import ReadError, VrtSource, environment
 from jzi.overhead.urls import ServiceUrl, holds_secret
-from jzi.store.cell_grid import Bounds
-from jzi.store.photo_file import open_regular_file
+from jzi.store.geometry.cell_grid import Bounds
+from jzi.store.photos.photo_file import open_regular_file
 
 #: Most rasters of a mosaic, and the largest text file that lists them, bytes.
 MAX_RASTERS, MAX_LIST = 50_000, 2**24

@@ -12,7 +12,7 @@ import pyproj
 from rasterio.crs import CRS
 from rasterio.io import MemoryFile
 
-from jzi.encode.raster import GDAL_ERRORS
+from jzi.encode.rasters.raster import GDAL_ERRORS
 from jzi.errors import ImageryError
 from jzi.overhead.area import Area
 from jzi.overhead.capabilities import TileMatrix, add_parameters, fetch_capabilities, wms_layer, wmts_layer

@@ -11,7 +11,7 @@ from jzi.errors import ImageryError, first_line
 from jzi.overhead.area import Area
 from jzi.overhead.capabilities import Terms
 from jzi.overhead.layer import ServiceLayer
-from jzi.store.photo_file import open_regular_file
+from jzi.store.photos.photo_file import open_regular_file
 from jzi.version import __version__
 
 #: Statuses of tiles that a service does not have: no data.

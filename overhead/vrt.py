@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
-from jzi.encode.raster_sources import MAX_VRT
+from jzi.encode.rasters.raster_sources import MAX_VRT
 from jzi.errors import ImageryError
 from jzi.overhead.grid import Grid
 from jzi.overhead.layer import VrtSource
-from jzi.store.files import write_whole
+from jzi.store.disk.files import write_whole
 
 _COLORS = ("Red", "Green", "Blue")
 

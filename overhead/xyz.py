@@ -12,7 +12,7 @@ from jzi.overhead.capabilities import Terms
 from jzi.overhead.layer import ServiceLayer
 from jzi.overhead.services import NO_DATA, Access, Service, add_elements, finish_xml
 from jzi.overhead.urls import ServiceUrl
-from jzi.store.photo_file import open_image
+from jzi.store.photos.photo_file import open_image
 from jzi.web.rules import HttpError
 
 #: Half of the circumference of the earth in Web Mercator, metres.

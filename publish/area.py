@@ -10,7 +10,7 @@ import pandas as pd
 
 from jzi.errors import DatasetError
 from jzi.publish.facts import unwrapped
-from jzi.store.pyramid import Pyramid
+from jzi.store.geometry.pyramid import Pyramid
 
 #: Margin around photos, metres, since photos at the rim see beyond it; and what the side is rounded up to.
 MARGIN_M, ROUND_M = 100.0, 100.0

@@ -16,7 +16,7 @@ from jzi.publish.card_text import COLUMNS, card_body
 from jzi.publish.facts import CardFacts, card_facts
 from jzi.publish.licences import licence_ids
 from jzi.publish.pictures import draw_histograms, draw_map
-from jzi.store.files import write_whole
+from jzi.store.disk.files import write_whole
 from jzi.store.plain import plain
 from jzi.store.printable import printable
 

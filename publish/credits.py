@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from jzi.curate.folder import MAX_INFO, Source
 from jzi.errors import DatasetError, first_line
-from jzi.store.photo_file import open_regular_file
+from jzi.store.photos.photo_file import open_regular_file
 
 #: Rasters that a JSON file of the same name may describe, in order of preference.
 SUFFIXES = (".vrt", ".tif", ".tiff", ".jp2")

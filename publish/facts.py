@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from jzi.curate.folder import DatasetFolder, FilterCount, Source
 from jzi.curate.splits import SplitReport, split_report
-from jzi.store.pyramid import WGS84
-from jzi.store.splits import SPLITS, capture_seconds, map_blocks, solar_time
+from jzi.store.geometry.pyramid import WGS84
+from jzi.store.photos.splits import SPLITS, capture_seconds, map_blocks, solar_time
 from jzi.version import __version__
 
 #: Side of the squares whose number is the ground that photos cover, metres: a block of houses.

@@ -19,9 +19,9 @@ from jzi.errors import DatasetError
 from jzi.publish.card import write_card
 from jzi.publish.card_text import columns_without
 from jzi.publish.publication import Photos, Publication, Request, begin, find_photos, fingerprint, finish, published
-from jzi.store.files import write_whole
-from jzi.store.photo_file import open_regular_file
-from jzi.store.splits import SPLITS
+from jzi.store.disk.files import write_whole
+from jzi.store.photos.photo_file import open_regular_file
+from jzi.store.photos.splits import SPLITS
 
 #: What Hugging Face calls the splits.
 NAMES = {"train": "train", "val": "validation", "test": "test"}

@@ -11,8 +11,8 @@ import pandas as pd
 from tqdm import tqdm
 
 from jzi.curate.folder import cannot_write, quoted
-from jzi.encode.imagery import Imagery
-from jzi.encode.raster import RasterOptions
+from jzi.encode.rasters.imagery import Imagery
+from jzi.encode.rasters.raster import RasterOptions
 from jzi.errors import DatasetError
 from jzi.publish.area import area_of, imagery_needed
 from jzi.publish.card import write_card
@@ -31,10 +31,10 @@ from jzi.publish.publication import (
     published,
 )
 from jzi.publish.tiles import TileGrid, has_imagery, write_tiles
-from jzi.store.area_file import AREA, write_area
-from jzi.store.files import write_whole
-from jzi.store.pyramid import Pyramid
-from jzi.store.splits import SPLITS
+from jzi.store.disk.files import write_whole
+from jzi.store.geometry.pyramid import Pyramid
+from jzi.store.photos.area_file import AREA, write_area
+from jzi.store.photos.splits import SPLITS
 
 _COLUMNS = columns_without(
     "id", "path", "split", image_id="name of the photo's file", sequence="the zoom: an action of each level"

@@ -10,16 +10,16 @@ import numpy as np
 import pandas as pd
 
 from jzi.curate.folder import cannot_write
-from jzi.encode.imagery import Imagery
-from jzi.encode.raster import RasterOptions
+from jzi.encode.rasters.imagery import Imagery
+from jzi.encode.rasters.raster import RasterOptions
 from jzi.errors import DatasetError
 from jzi.publish.facts import HEADING_DEG, HFOV_DEG, OTHERS, CardFacts, unwrapped
-from jzi.store.cell_grid import Bounds
-from jzi.store.files import write_whole
-from jzi.store.lengths import length_text, round_length
+from jzi.store.disk.files import write_whole
+from jzi.store.geometry.cell_grid import Bounds
+from jzi.store.geometry.lengths import length_text, round_length
+from jzi.store.geometry.pyramid import Pyramid
+from jzi.store.photos.splits import SPLITS
 from jzi.store.printable import printable
-from jzi.store.pyramid import Pyramid
-from jzi.store.splits import SPLITS
 
 #: Colours of the splits, which people who are colour-blind can tell apart (Okabe and Ito), over imagery too.
 COLOURS = {"train": "#56b4e9", "val": "#f0e442", "test": "#d55e00", "": "#56b4e9"}

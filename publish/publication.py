@@ -19,13 +19,13 @@ from tqdm import tqdm
 
 from jzi.curate.folder import TABLE, DatasetFolder, Source, cannot_write
 from jzi.curate.splits import check_split
-from jzi.encode.imagery import Imagery
+from jzi.encode.rasters.imagery import Imagery
 from jzi.errors import DatasetError, PhotoError, first_line
-from jzi.store.files import file_sha256, write_whole
-from jzi.store.photo_file import open_image, open_regular_file
+from jzi.store.disk.files import file_sha256, write_whole
+from jzi.store.geometry.pyramid import Pyramid
+from jzi.store.photos.photo_file import open_image, open_regular_file
+from jzi.store.photos.splits import SPLITS
 from jzi.store.plain import plain
-from jzi.store.pyramid import Pyramid
-from jzi.store.splits import SPLITS
 
 Layout = Literal["huggingface", "just-zoom-in", "vigor"]
 

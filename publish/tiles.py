@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from jzi.encode.imagery import BACKGROUND, Imagery
-from jzi.store.cell_grid import Bounds
-from jzi.store.files import write_whole
-from jzi.store.pyramid import Pyramid
+from jzi.encode.rasters.imagery import BACKGROUND, Imagery
+from jzi.store.disk.files import write_whole
+from jzi.store.geometry.cell_grid import Bounds
+from jzi.store.geometry.pyramid import Pyramid
 
 #: Side of a tile, pixels: a thousand tiles for 10 km at the resolution below, and few wasted where one is read in part.
 PIXELS = 512

@@ -16,9 +16,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from jzi.curate.folder import cannot_write
-from jzi.encode.imagery import Imagery
-from jzi.encode.photos import open_photo
-from jzi.encode.raster import RasterOptions
+from jzi.encode.photo.photos import open_photo
+from jzi.encode.rasters.imagery import Imagery
+from jzi.encode.rasters.raster import RasterOptions
 from jzi.errors import DatasetError
 from jzi.publish.area import area_of, imagery_needed
 from jzi.publish.card import write_card
@@ -36,11 +36,11 @@ from jzi.publish.publication import (
     published,
 )
 from jzi.publish.tiles import save_jpeg
-from jzi.store.cell_grid import Bounds
-from jzi.store.files import write_whole
-from jzi.store.pyramid import WGS84, Pyramid
-from jzi.store.splits import SPLITS
-from jzi.store.vigor_files import CITIES, CITY, SIDE, VIEWS, write_cities
+from jzi.store.disk.files import write_whole
+from jzi.store.geometry.cell_grid import Bounds
+from jzi.store.geometry.pyramid import WGS84, Pyramid
+from jzi.store.photos.splits import SPLITS
+from jzi.store.photos.vigor_files import CITIES, CITY, SIDE, VIEWS, write_cities
 
 #: Metres per pixel of the aerial images: about the mean of VIGOR's cities, so that an image is 72 m wide.
 RESOLUTION = 0.1125

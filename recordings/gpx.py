@@ -12,7 +12,7 @@ from xml.parsers import expat
 
 from jzi.errors import DatasetError, first_line
 from jzi.recordings.track import Track, parse_time
-from jzi.store.photo_file import open_regular_file
+from jzi.store.photos.photo_file import open_regular_file
 
 #: Largest file, bytes: a month at one point a second.
 MAX_BYTES = 2**29

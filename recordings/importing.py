@@ -20,9 +20,9 @@ from tqdm import tqdm
 
 from jzi.curate.folder import IMAGES, INFO, DatasetFolder, DatasetInfo, FilterCount, Rejection, Source, read_info
 from jzi.errors import DatasetError, PhotoError, first_line
-from jzi.store.exif import SUFFIXES
-from jzi.store.files import remove_leftovers, write_whole
-from jzi.store.photo_file import open_image
+from jzi.store.disk.files import remove_leftovers, write_whole
+from jzi.store.photos.exif import SUFFIXES
+from jzi.store.photos.photo_file import open_image
 
 #: What is being imported, until it is done.
 CLAIM = ".import.json"

@@ -20,7 +20,7 @@ from jzi.curate.folder import DatasetFolder, Rejection
 from jzi.errors import DatasetError
 from jzi.recordings.importing import POSITION, PhotoFolder, Recording, clean, place_photos
 from jzi.recordings.text import read_numbers, read_text
-from jzi.store.pyramid import WGS84
+from jzi.store.geometry.pyramid import WGS84
 
 #: Cameras, and metres by which each is right of the GPS/IMU unit; all are `AHEAD_M` ahead of it (KITTI's calibrations).
 CAMERAS = {"image_00": 0.32, "image_01": 0.86, "image_02": 0.26, "image_03": 0.79}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jzi.errors import DatasetError, first_line
-from jzi.store.photo_file import open_regular_file
+from jzi.store.photos.photo_file import open_regular_file
 
 #: Largest member that is built, bytes, and deepest nesting of what is skipped.
 MAX_MEMBER, MAX_DEPTH = 2**29, 1000

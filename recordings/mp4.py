@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from jzi.errors import DatasetError
-from jzi.store.photo_file import open_regular_file
+from jzi.store.photos.photo_file import open_regular_file
 
 #: Seconds from the start of 1904, from which MP4 counts, to that of 1970.
 EPOCH_1904_S = 2_082_844_800

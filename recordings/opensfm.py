@@ -23,7 +23,7 @@ from jzi.recordings.frames import headings, rotation_matrices, topocentric_posit
 from jzi.recordings.importing import POSITION, PhotoFolder, Recording, clean, photo_ids, place_photos
 from jzi.recordings.members import read_json, read_members
 from jzi.recordings.track import iso_time
-from jzi.store.pyramid import geodesic_distance
+from jzi.store.geometry.pyramid import geodesic_distance
 
 #: Largest file of one photo's EXIF, and of cameras, bytes.
 MAX_EXIF, MAX_CAMERAS = 2**20, 2**26

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jzi.errors import DatasetError, first_line
-from jzi.store.photo_file import open_regular_file
+from jzi.store.photos.photo_file import open_regular_file
 
 
 def read_text(file: Path, limit: int, what: str) -> str:

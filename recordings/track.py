@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from jzi.errors import DatasetError
-from jzi.store.pyramid import WGS84, geodesic_distance
+from jzi.store.geometry.pyramid import WGS84, geodesic_distance
 
 #: Half of the way, metres, over which the direction of travel is measured. Neighbouring fixes of a receiver are off by
 #: a few decimetres against one another, which over 10 m is about 3 degrees.

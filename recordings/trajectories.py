@@ -30,10 +30,10 @@ from jzi.recordings.gpx import read_gpx
 from jzi.recordings.importing import POSITION, PhotoFolder, Recording, clean, photo_ids, place_photos
 from jzi.recordings.text import read_numbers, read_text
 from jzi.recordings.track import Track, iso_time
-from jzi.store.exif import SUFFIXES, read_time
-from jzi.store.photo_file import open_regular_file
-from jzi.store.photo_table import COLUMNS
-from jzi.store.splits import capture_seconds
+from jzi.store.photos.exif import SUFFIXES, read_time
+from jzi.store.photos.photo_file import open_regular_file
+from jzi.store.photos.photo_table import COLUMNS
+from jzi.store.photos.splits import capture_seconds
 
 #: Largest trajectory or list of times, bytes: days at 100 poses a second.
 MAX_BYTES, MAX_CSV = 2**30, 2**28

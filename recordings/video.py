@@ -24,7 +24,7 @@ from jzi.recordings.importing import POSITION, Recording, clean
 from jzi.recordings.mp4 import check_video, recording_time
 from jzi.recordings.track import Track, iso_time
 from jzi.recordings.trajectories import MAX_GAP_S
-from jzi.store.files import write_whole
+from jzi.store.disk.files import write_whole
 
 #: Largest side of a frame, pixels: 16K video.
 MAX_SIDE = 16_384
@@ -292,7 +292,7 @@ def _take(
 
 def _size(file: Path) -> tuple[int, int] | None:
     from jzi.errors import PhotoError
-    from jzi.store.photo_file import open_image
+    from jzi.store.photos.photo_file import open_image
 
     try:
         with open_image(file, file.name) as image:

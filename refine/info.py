@@ -14,8 +14,8 @@ from pydantic import Field, TypeAdapter, ValidationError
 from jzi.errors import ConfigError, JziError, ModelError, first_line
 from jzi.refine.config import CachedRefinerConfig, Kind, UnifyGeoConfig
 from jzi.refine.ray_config import RayConfig
-from jzi.store.digest_memory import remembered_sha256
-from jzi.store.json_file import read_json
+from jzi.store.disk.digest_memory import remembered_sha256
+from jzi.store.disk.json_file import read_json
 from jzi.store.model_folder import HINT, replace_file
 from jzi.store.plain import plain
 from jzi.store.setting_checks import check_settings, first_invalid

@@ -10,18 +10,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jzi.encode.encoder import Encoder
-from jzi.encode.families import IMAGENET
-from jzi.encode.photo_encoder import PhotoEncoder
-from jzi.encode.photo_reader import PhotoReader
-from jzi.encode.photo_tokens import encode_photos_and_tokens
-from jzi.encode.photo_view import PhotoView, read_view
-from jzi.encode.photos import Photo, fit_size, read_photo
+from jzi.encode.encoders.encoder import Encoder
+from jzi.encode.encoders.families import IMAGENET
+from jzi.encode.encoders.photo_encoder import PhotoEncoder
+from jzi.encode.photo.photo_reader import PhotoReader
+from jzi.encode.photo.photo_tokens import encode_photos_and_tokens
+from jzi.encode.photo.photo_view import PhotoView, read_view
+from jzi.encode.photo.photos import Photo, fit_size, read_photo
 from jzi.errors import ConfigError, PhotoError
 from jzi.locate.expert import Query
 from jzi.refine.config import CachedRefinerConfig, UnifyGeoConfig
 from jzi.refine.ray_config import RayConfig
-from jzi.store.projection import Projection
+from jzi.store.features.projection import Projection
 
 
 class PhotoData(NamedTuple):

@@ -10,26 +10,26 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from jzi.encode.photo_view import PhotoView
+from jzi.encode.photo.photo_view import PhotoView
+from jzi.locate.answer.location import Candidate
 from jzi.locate.expert import Query
-from jzi.locate.location import Candidate
 from jzi.locate.posterior import Posterior
 from jzi.locate.ranges import CANDIDATES
-from jzi.refine.answer import FixOptions, RefineCalibration, refine_candidates
 from jzi.refine.azimuth import log_heading_prior
 from jzi.refine.config import RefineConfig, UnifyGeoConfig
-from jzi.refine.files import Refiner
-from jzi.refine.fuse import RankWeights
 from jzi.refine.info import RefinerInfo
+from jzi.refine.networks.files import Refiner
 from jzi.refine.outputs import PhotoInput, RefinerOutput
 from jzi.refine.photos import PhotoData, PhotoSource, view_of_query
-from jzi.refine.proposals import propose
 from jzi.refine.ray_config import RayConfig
-from jzi.refine.window import Windows
+from jzi.refine.windows.answer import FixOptions, RefineCalibration, refine_candidates
+from jzi.refine.windows.fuse import RankWeights
+from jzi.refine.windows.proposals import propose
+from jzi.refine.windows.window import Windows
 
 
 class WindowSource(Protocol):
-    """Where a refiner gets windows of the map from: `jzi.refine.tokens` or `jzi.refine.images`."""
+    """Where a refiner gets windows of the map from: `jzi.refine.windows.tokens` or `jzi.refine.windows.images`."""
 
     def read(self, windows: Windows, side: int) -> tuple[Any, NDArray[np.bool_]]:
         """What the refiner takes of each window, `side` points wide, and (window, side, side) where it has imagery."""

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from jzi.refine.heading import to_headings
 from jzi.refine.outputs import RefinerOutput
+from jzi.refine.windows.heading import to_headings
 
 #: Ranges of the temperatures of pixels and of headings.
 PIXELS, HEADINGS = (0.05, 20.0), (0.001, 10.0)

@@ -16,12 +16,12 @@ from pyproj import Transformer
 from jzi.errors import RerankError
 from jzi.rerank.config import RerankConfig
 from jzi.rerank.question import Picture
-from jzi.store.cell_grid import Bounds, CellGrid
-from jzi.store.files import write_whole
+from jzi.store.disk.files import write_whole
+from jzi.store.geometry.cell_grid import Bounds, CellGrid
 from jzi.store.plain import plain
 
 if TYPE_CHECKING:
-    from jzi.encode.imagery import Imagery
+    from jzi.encode.rasters.imagery import Imagery
 
 #: Colour and width in pixels of a cell's outline.
 OUTLINE, OUTLINE_PX = (255, 255, 0), 2

@@ -16,7 +16,7 @@ from typing import Any, Self
 from jzi.errors import RerankError, first_line
 from jzi.rerank.judgment_rows import COLUMNS, MAX_ROW, Judgment, check, from_row, is_time, judgment_key, to_row
 from jzi.rerank.question import Judge, Kind, Question, Reading
-from jzi.store.files import write_whole
+from jzi.store.disk.files import write_whole
 from jzi.store.printable import FORMULA, printable
 
 #: "jzij", and the version of the table: they distinguish a file of judgments from other SQLite files.

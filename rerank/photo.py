@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jzi.encode.photos import Photo, fit_size, open_photo, resize_photo
+from jzi.encode.photo.photos import Photo, fit_size, open_photo, resize_photo
 from jzi.rerank.question import Picture
 
 #: Width of a panorama over its height, from which a photo counts as one, and how much wider than others it is shown.

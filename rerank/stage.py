@@ -8,17 +8,17 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from jzi.locate.answer.judged import Against, Judged
+from jzi.locate.answer.location import Candidate
 from jzi.locate.expert import Query
-from jzi.locate.judged import Against, Judged
-from jzi.locate.location import Candidate
 from jzi.locate.posterior import Posterior, credible_radius
 from jzi.rerank.ask import Asker
-from jzi.rerank.compare import Verdict, compare
 from jzi.rerank.config import RerankConfig
 from jzi.rerank.crops import Crops
+from jzi.rerank.designs.compare import Verdict, compare
+from jzi.rerank.designs.plan import Plan, plan
 from jzi.rerank.fuse import Weights, reorder
 from jzi.rerank.photo import picture
-from jzi.rerank.plan import Plan, plan
 
 #: Probability of the second candidate below which nothing is asked.
 SECOND = 0.01

@@ -13,8 +13,8 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from jzi.errors import RerankError
 from jzi.rerank.config import Orders, RerankConfig
 from jzi.rerank.fuse import Weights
-from jzi.store.files import write_whole
-from jzi.store.json_file import read_json
+from jzi.store.disk.files import write_whole
+from jzi.store.disk.json_file import read_json
 from jzi.store.plain import plain
 from jzi.store.setting_checks import first_invalid
 from jzi.version import __version__

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jzi.errors import ConfigError, ModelError
-from jzi.locate.location import LocateOptions
+from jzi.locate.answer.location import LocateOptions
 from jzi.locate.posterior import Posterior
 from jzi.locate.ranges import RANKS, TEMPERATURE
-from jzi.store.cell_grid import CellGrid
+from jzi.store.features.map_embeddings import ENCODED
+from jzi.store.geometry.cell_grid import CellGrid
 from jzi.store.info import EncoderInfo
-from jzi.store.map_embeddings import ENCODED
 from jzi.vectors.approximate import ApproximateIndex
 from jzi.vectors.district import KEPT, MARGIN_M, TILES, districts
 from jzi.vectors.exact import Matches, Neighbors, prepare, scan

@@ -24,9 +24,9 @@ from jzi.errors import ConfigError, ModelError, first_line
 from jzi.locate.inside import Hidden
 from jzi.retrieve.dense import ENTRIES, DenseExpert
 from jzi.retrieve.heads import HeadsConfig, SimilarityHeads, cell_scales
+from jzi.store.features.map_embeddings import NODATA, MapEmbeddings
+from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.info import EncoderInfo
-from jzi.store.map_embeddings import NODATA, MapEmbeddings
-from jzi.store.pyramid import Pyramid
 from jzi.store.tensors import check_finite, check_header
 
 #: Similarities are cosines times a factor below this; a cell with its negative is as good as left out.

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from jzi.encode.device import to_host
 from jzi.errors import ModelError
+from jzi.locate.answer.location import LocateOptions
 from jzi.locate.expert import Expert
-from jzi.locate.location import LocateOptions
 from jzi.locate.posterior import Posterior
+from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.info import EncoderInfo
-from jzi.store.pyramid import Pyramid
 
 #: Maximum number of a photo's cells in its posterior; the probability of the others is its residual.
 MAX_CELLS = 8192

@@ -6,11 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from jzi.locate.answer.location import LocateOptions
 from jzi.locate.expert import Expert
-from jzi.locate.location import LocateOptions
+from jzi.locate.joint.zoomed import ZoomedExpert
 from jzi.locate.posterior import Posterior
-from jzi.locate.prior import PriorExpert
-from jzi.locate.zoomed import ZoomedExpert
+from jzi.locate.priors.prior import PriorExpert
 from jzi.retrieve.bands_expert import BandsExpert
 
 

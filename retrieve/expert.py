@@ -10,15 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from jzi.locate.answer.location import LocateOptions
 from jzi.locate.expert import Expert
-from jzi.locate.location import LocateOptions
 from jzi.locate.posterior import Posterior
+from jzi.locate.priors.restricted import RestrictedExpert
 from jzi.locate.ranges import RANKS
-from jzi.locate.restricted import RestrictedExpert
 from jzi.retrieve.retriever import Retriever
 from jzi.retrieve.search import CellIndex, probabilities
+from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.info import EncoderInfo
-from jzi.store.pyramid import Pyramid
 
 #: Number of most similar cells in the softmax; the probability of the others is negligible.
 CELLS = 4096

@@ -12,9 +12,9 @@ import torch.nn.functional as F  # noqa: N812 - its name everywhere
 from pydantic import Field
 from torch import Tensor, nn
 
+from jzi.store.features.map_embeddings import MapEmbeddings
+from jzi.store.geometry.pyramid import MAX_SIDE
 from jzi.store.info import MAX_WIDTH
-from jzi.store.map_embeddings import MapEmbeddings
-from jzi.store.pyramid import MAX_SIDE
 from jzi.store.setting_checks import check_settings
 
 #: Upper bound of the factor of cosine similarities (Radford et al. 2021, section 2.5), and its initial value.

@@ -17,9 +17,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from jzi.encode.families import IMAGENET
-from jzi.encode.hf_model import LoadedModel, quiet_transformers
-from jzi.encode.towers import Tower, Towers, TowersConfig
+from jzi.encode.encoders.families import IMAGENET
+from jzi.encode.encoders.hf_model import LoadedModel, quiet_transformers
+from jzi.encode.encoders.towers import Tower, Towers, TowersConfig
 from jzi.errors import ConfigError, ModelError, first_line
 from jzi.retrieve.statewide import StatewideRetriever
 from jzi.store.info import MAX_WIDTH

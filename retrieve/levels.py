@@ -21,9 +21,9 @@ from jzi.errors import ModelError
 from jzi.retrieve.cells import load_heads
 from jzi.retrieve.dense import DenseExpert
 from jzi.retrieve.heads import SimilarityHeads
+from jzi.store.features.map_embeddings import NODATA, MapEmbeddings
+from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.info import EncoderInfo
-from jzi.store.map_embeddings import NODATA, MapEmbeddings
-from jzi.store.pyramid import Pyramid
 
 
 class LevelsExpert(DenseExpert):

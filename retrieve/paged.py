@@ -19,16 +19,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jzi.errors import ModelError
+from jzi.locate.answer.location import LocateOptions
 from jzi.locate.expert import Expert
 from jzi.locate.inside import Hidden
-from jzi.locate.location import LocateOptions
 from jzi.locate.posterior import Posterior
 from jzi.retrieve.cells import MAX_SIMILARITY, load_heads
 from jzi.retrieve.dense import MAX_CELLS
 from jzi.retrieve.heads import SimilarityHeads
+from jzi.store.features.map_pages import MappedGrid, mapped_tensors
+from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.info import EncoderInfo
-from jzi.store.map_pages import MappedGrid, mapped_tensors
-from jzi.store.pyramid import Pyramid
 
 #: Cells of a strip, and photos that are compared at once: codes of 128 features take 34 MB in float32, similarities
 #: 17 MB in float64.

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 from jzi.errors import ModelError
 from jzi.locate.ranges import CONTEXT, TEMPERATURE
-from jzi.store.cache import FeatureCache
+from jzi.store.cache.feature_cache import FeatureCache
+from jzi.store.disk.storage import exists
+from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.info import EncoderInfo, ImageryInfo
 from jzi.store.model_folder import CONFIG, ENCODER, GRAPH, RetrieverModelConfig, create_model, read_config
-from jzi.store.pyramid import Pyramid
-from jzi.store.storage import exists
 
 if TYPE_CHECKING:
-    from jzi.encode.encoder import Encoder
+    from jzi.encode.encoders.encoder import Encoder
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Retriever:
             EncoderError: it cannot be loaded.
             ModelError: its files are damaged, or it is another one than the retriever was trained with.
         """
-        from jzi.encode.model_encoder import load_model_encoder
+        from jzi.encode.encoders.model_encoder import load_model_encoder
 
         return load_model_encoder(self.folder, self.config, device)
 

@@ -24,7 +24,7 @@ from jzi.store.model_folder import (
 )
 
 if TYPE_CHECKING:
-    from jzi.encode.towers import Towers
+    from jzi.encode.encoders.towers import Towers
 
 #: The towers while they are written, beside those of before.
 _PARTIAL = f"{ENCODER}.partial"
@@ -140,7 +140,7 @@ class StatewideRetriever:
             EncoderError: they cannot be loaded.
             ModelError: their files are damaged, or they do not have the width that config.json records.
         """
-        from jzi.encode.towers import Towers
+        from jzi.encode.encoders.towers import Towers
 
         folder = verify_encoder(self.folder, self.config)
         if folder is None:  # recorded as on the hub, which towers are not

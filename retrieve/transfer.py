@@ -16,7 +16,7 @@ from jzi.retrieve.cells import CellsExpert, load_heads
 from jzi.retrieve.dense import DenseExpert
 from jzi.retrieve.heads import HeadsConfig
 from jzi.retrieve.levels import LevelsExpert
-from jzi.store.cache import FeatureCache
+from jzi.store.cache.feature_cache import FeatureCache
 from jzi.store.model_folder import (
     CONFIG,
     EXPERT_FILES,

@@ -22,11 +22,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from jzi.errors import ConfigError, ModelError, first_line
+from jzi.locate.answer.location import LocateOptions
 from jzi.locate.inside import Hidden
-from jzi.locate.location import LocateOptions
 from jzi.locate.posterior import Posterior
+from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.info import EncoderInfo
-from jzi.store.pyramid import Pyramid
 from jzi.store.setting_checks import check_settings
 from jzi.store.tensors import check_finite, check_header
 

@@ -16,9 +16,9 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 
-from jzi.encode.imagery import Imagery
+from jzi.encode.rasters.imagery import Imagery
 from jzi.errors import ConfigError, JziError
-from jzi.locate.location import DEFAULT, Camera, LocateOptions
+from jzi.locate.answer.location import DEFAULT, Camera, LocateOptions
 from jzi.locate.locator import Locator
 from jzi.locate.ranges import DISTANCE, HEADING, HEADING_SD, SHARE
 from jzi.serve.batch import BatchLocator
@@ -29,7 +29,7 @@ from jzi.serve.parameters import BODY, check_names, parse_position, sentence
 from jzi.serve.queue import Job, PhotoQueue
 from jzi.serve.site import Site
 from jzi.serve.uploads import Reservation, Upload, Uploads
-from jzi.store.cell_grid import longer_side
+from jzi.store.geometry.cell_grid import longer_side
 from jzi.version import __version__
 
 PARAMETERS = {

@@ -11,17 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jzi.encode.imagery import Imagery
+from jzi.encode.rasters.imagery import Imagery
 from jzi.errors import JziError
 from jzi.export.page_data import photo_data
-from jzi.locate.location import LocateOptions, Location
+from jzi.locate.answer.location import LocateOptions, Location
+from jzi.locate.answer.photo_notes import with_notes
 from jzi.locate.locator import Locator
-from jzi.locate.photo_notes import with_notes
-from jzi.locate.prior_weights import Prior
+from jzi.locate.priors.prior_weights import Prior
 from jzi.serve.limits import Limits
 from jzi.serve.photos import DecodedPhoto, PhotoDecoder
 from jzi.serve.queue import Job
-from jzi.store.geojson import parse_polygons
+from jzi.store.geometry.geojson import parse_polygons
 
 #: Photos that are encoded together: on a CPU more do not make the encoder faster, but delay the first answer.
 CPU_BATCH, GPU_BATCH = 8, 32

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi.exceptions import RequestValidationError
 
 from jzi.errors import ConfigError
-from jzi.locate.prior_weights import check_circle
+from jzi.locate.priors.prior_weights import check_circle
 from jzi.serve.limits import REGION_BYTES
 from jzi.store.setting_checks import first_invalid
 

@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from jzi.encode.photo_memory import MemoryBudget
-from jzi.encode.photos import open_photo, photo_notes, read_photo, resize_photo
+from jzi.encode.photo.photo_memory import MemoryBudget
+from jzi.encode.photo.photos import open_photo, photo_notes, read_photo, resize_photo
 from jzi.export.page_data import PHOTO
-from jzi.store.photo_file import open_image
+from jzi.store.photos.photo_file import open_image
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class PhotoDecoder:
             preview: whether to return a preview. Without one, large JPEGs are decoded at a fraction of their size.
 
         Raises:
-            PhotoError: as `jzi.encode.photos.open_photo`.
+            PhotoError: as `jzi.encode.photo.photos.open_photo`.
         """
         with open_image(data, name) as image:
             size = min(image.width * image.height, self.max_pixels)  # a larger photo is refused by `open_photo`

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from jzi.locate.location import LocateOptions
+from jzi.locate.answer.location import LocateOptions
 from jzi.serve.limits import RefusedError, StoppingError
 
 #: Longest time that `Retry-After` asks for, seconds.

@@ -10,15 +10,15 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from jinja2 import Environment, FileSystemLoader
 from starlette.exceptions import HTTPException
 
-from jzi.encode.imagery import Imagery
+from jzi.encode.rasters.imagery import Imagery
 from jzi.export.map_tiles import MapTiles
 from jzi.export.overlay import lat_lon_bounds
 from jzi.export.page import SCRIPTS, STYLES, area_data
 from jzi.export.page import WEB as MAP_WEB
 from jzi.serve.limits import RefusedError
 from jzi.serve.tiles import TileService, tile_response
-from jzi.store.cell_grid import CellGrid
-from jzi.store.pyramid import Pyramid
+from jzi.store.geometry.cell_grid import CellGrid
+from jzi.store.geometry.pyramid import Pyramid
 from jzi.version import __version__
 
 WEB = Path(__file__).parent / "web"

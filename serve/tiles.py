@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from fastapi.responses import Response
 
-from jzi.encode.raster import GDAL_ERRORS
+from jzi.encode.rasters.raster import GDAL_ERRORS
 from jzi.errors import ImageryError
 from jzi.export.map_tiles import MapTiles
 from jzi.serve.limits import RefusedError, StoppingError

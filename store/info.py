@@ -23,9 +23,9 @@ class EncoderInfo:
         fingerprint: SHA-256 of weights, config and preprocessing.
         width: number of features.
         image_size: side of the encoder's input, pixels.
-        layout: how photos are cut into squares (`jzi.encode.encoder.LAYOUTS`), or "fit" if they keep their aspect ratio
-            (`jzi.encode.towers.Towers`).
-        resampling: how photos are resized (`jzi.encode.photos.RESAMPLINGS`).
+        layout: how photos are cut into squares (`jzi.encode.encoders.encoder.LAYOUTS`), or "fit" if they keep their
+            aspect ratio (`jzi.encode.encoders.towers.Towers`).
+        resampling: how photos are resized (`jzi.encode.photo.photos.RESAMPLINGS`).
 
     Raises:
         ConfigError: a number is out of range.

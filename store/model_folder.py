@@ -9,7 +9,7 @@ levels.safetensors    the expert levels: two heads, and the codes of all tiles
 vpr.safetensors       the expert vpr: embeddings and positions of the training photos
 hnsw.faiss            a retriever's graph for approximate search
 encoder/              the encoder as `save_pretrained` writes it; absent if it is loaded from the hub by its id. Of a
-                      state-wide retriever, its towers as `jzi.encode.towers` writes them
+                      state-wide retriever, its towers as `jzi.encode.encoders.towers` writes them
 
 Of train/ the best heads have a digest, train/*/heads.safetensors; states to resume from are archives with checksums.
 Other entries of the folder (records of training, result.json, index.zarr) have none; Zarr chunks have checksums.
@@ -34,17 +34,17 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
 from jzi.errors import JziError, ModelError, first_line
-from jzi.store.digest_memory import remembered_sha256
-from jzi.store.files import file_sha256, remove_leftovers, write_whole
+from jzi.store.disk.digest_memory import remembered_sha256
+from jzi.store.disk.files import file_sha256, remove_leftovers, write_whole
+from jzi.store.disk.json_file import read_json
+from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.info import EncoderInfo, ImageryInfo
-from jzi.store.json_file import read_json
 from jzi.store.plain import plain
-from jzi.store.pyramid import Pyramid
 from jzi.store.setting_checks import first_invalid
 from jzi.version import __version__
 
 if TYPE_CHECKING:
-    from jzi.store.lock import LockMode, WriterLock
+    from jzi.store.disk.lock import LockMode, WriterLock
 
 FORMAT = 2
 
@@ -333,7 +333,7 @@ def lock_model(folder: Path, mode: LockMode = "wait") -> WriterLock:
     Raises:
         ModelError: another process writes to it and mode is "refuse", or it cannot be locked.
     """
-    from jzi.store.lock import WriterLock  # loads zarr
+    from jzi.store.disk.lock import WriterLock  # loads zarr
 
     lock = WriterLock(folder, mode, ModelError)
     if mode != "shared":

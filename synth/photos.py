@@ -11,7 +11,7 @@ from PIL.TiffImagePlugin import IFDRational
 from pyproj import Geod
 from torch.nn import functional
 
-from jzi.store.exif import sexagesimal
+from jzi.store.photos.exif import sexagesimal
 from jzi.synth.render import RENDERED_AT_ONCE, render
 from jzi.synth.scene import Cameras, Town
 

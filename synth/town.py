@@ -11,7 +11,7 @@ import rasterio
 from rasterio.transform import from_origin
 
 from jzi.errors import ConfigError
-from jzi.store.files import write_whole
+from jzi.store.disk.files import write_whole
 from jzi.synth.buildings import build, cut_lots
 from jzi.synth.canvas import Canvas
 from jzi.synth.greenery import park_cars, plant

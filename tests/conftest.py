@@ -26,7 +26,7 @@ import rasterio
 from PIL import ExifTags, Image
 from rasterio.transform import from_bounds
 
-from jzi.store.pyramid import Pyramid
+from jzi.store.geometry.pyramid import Pyramid
 from jzi.tests.children import Child
 from jzi.tests.fault_proxy import FaultProxy
 
@@ -167,7 +167,7 @@ def photo_folder(town_folder: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def encoder(encoder_folder: Path):
     """That tiny encoder, seeing 28 x 28 pixels."""
-    from jzi.encode.encoder import Encoder
+    from jzi.encode.encoders.encoder import Encoder
 
     return Encoder.load(encoder_folder, image_size=28, device="cpu")
 
@@ -330,7 +330,7 @@ CREDENTIALS = "AKIDEXAMPLE", "wJalrXUtnFEMI"
 @pytest.fixture
 def proxy(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
     """A proxy in front of that server, without faults yet, which the environment names as the endpoint."""
-    from jzi.store import object_store
+    from jzi.store.disk import object_store
 
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
@@ -379,8 +379,8 @@ def save_zoom(folder: Path, pyramid: Pyramid, encoder_folder: Path) -> None:
     from jzi.decode.config import DecoderConfig
     from jzi.decode.decoder import ZoomDecoder
     from jzi.decode.model import create_folder, save_weights
-    from jzi.encode.encoder import Encoder
-    from jzi.store.map_embeddings import ENCODED, MapEmbeddings
+    from jzi.encode.encoders.encoder import Encoder
+    from jzi.store.features.map_embeddings import ENCODED, MapEmbeddings
     from jzi.store.model_folder import MAP, write_file
 
     rng = np.random.default_rng(0)

@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 
 from jzi.refine.config import CachedRefinerConfig, RefineConfig
-from jzi.refine.window import Windows
-from jzi.store.pyramid import Pyramid
-from jzi.train.refine_data import Read
-from jzi.train.refine_pairs import PairPhotos
+from jzi.refine.windows.window import Windows
+from jzi.store.geometry.pyramid import Pyramid
+from jzi.train.refine.refine_data import Read
+from jzi.train.refine.refine_pairs import PairPhotos
 
 AREA = Pyramid.around(48.2, 16.37, 1024.0, levels=3)  # cells of 16 m
 FEATURES, ROWS, COLS, SIDE = 6, 2, 16, 8

@@ -35,14 +35,14 @@ from jzi.encode.threads import SPIN_COUNT, WAITING_VARIABLES
 from jzi.errors import ConfigError, ModelError, TrainingError
 from jzi.evaluate.photos import LabelledPhotos
 from jzi.evaluate.protocol import evaluate
-from jzi.store.cache import ENCODED, FeatureCache
-from jzi.store.pyramid import Pyramid
+from jzi.store.cache.feature_cache import ENCODED, FeatureCache
+from jzi.store.geometry.pyramid import Pyramid
 from jzi.train.config import TrainConfig
 from jzi.train.data import TrainingData
 from jzi.train.decoder import DecoderTask
 from jzi.workspace.open import load_encoder, open_zoom
-from jzi.workspace.settings import EncoderSettings, MapSettings, QuerySettings, Settings
-from jzi.workspace.settings_file import load_settings, write_settings
+from jzi.workspace.setup.settings import EncoderSettings, MapSettings, QuerySettings, Settings
+from jzi.workspace.setup.settings_file import load_settings, write_settings
 
 SMOOTHING = [Variant("plain loss", ("train.label_smoothing=0",))]
 

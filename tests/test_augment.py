@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from jzi.encode import augment
-from jzi.encode.augment import (
+from jzi.encode.photo import augment
+from jzi.encode.photo.augment import (
     DRAWS,
     GRAY,
     PHOTO_HOLE,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jzi.errors import BandsError
-from jzi.store.bands import MAX_LATITUDE, RADIUS, BandGrid, band_at, haversine, last_of, move, step_of
+from jzi.store.geometry.bands import MAX_LATITUDE, RADIUS, BandGrid, band_at, haversine, last_of, move, step_of
 
 
 @pytest.fixture(scope="module")

@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from jzi.errors import ConfigError, ModelError
+from jzi.locate.answer.location import LocateOptions
 from jzi.locate.expert import CellRanks, Restrictable
-from jzi.locate.location import LocateOptions
 from jzi.locate.posterior import Posterior
 from jzi.retrieve import bands_expert
 from jzi.retrieve.bands_expert import BandsExpert
-from jzi.store.bands import BandGrid
+from jzi.store.geometry.bands import BandGrid
+from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.info import EncoderInfo
-from jzi.store.pyramid import Pyramid
 from jzi.vectors.district import districts
 from jzi.vectors.faiss_index import VectorIndex
 

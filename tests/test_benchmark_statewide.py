@@ -13,11 +13,11 @@ from click.testing import CliRunner, Result
 
 from jzi.ablate.variants import read_variants
 from jzi.benchmarks import statewide
-from jzi.encode.towers_config import TowersConfig
+from jzi.encode.encoders.towers_config import TowersConfig
 from jzi.errors import ConfigError
-from jzi.workspace.region import region_settings, write_footprint
-from jzi.workspace.settings import FILE
-from jzi.workspace.settings_file import load_region, write_settings
+from jzi.workspace.regions.region import region_settings, write_footprint
+from jzi.workspace.setup.settings import FILE
+from jzi.workspace.setup.settings_file import load_region, write_settings
 
 ABLATIONS = sorted((Path(statewide.__file__).parent / "ablations").glob("statewide-*.toml"))
 TINY = (

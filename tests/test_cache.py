@@ -22,12 +22,12 @@ import zarr
 from pyproj import CRS
 
 from jzi.errors import CacheCorruptError, CacheError, CacheMismatchError
-from jzi.store import object_store
-from jzi.store.cache import ENCODED, MISSING, NODATA, FeatureCache
+from jzi.store.cache.feature_cache import ENCODED, MISSING, NODATA, FeatureCache
+from jzi.store.disk import object_store
+from jzi.store.features.map_embeddings import MapEmbeddings
+from jzi.store.features.photo_features import PhotoFeatures
+from jzi.store.geometry.pyramid import Pyramid, TileKey
 from jzi.store.info import EncoderInfo, ImageryInfo
-from jzi.store.map_embeddings import MapEmbeddings
-from jzi.store.photo_features import PhotoFeatures
-from jzi.store.pyramid import Pyramid, TileKey
 
 IMAGERY = ImageryInfo("f" * 64, (("map.tif", 10, 20, "a" * 64),), "bands [1, 2, 3] as RGB")
 HOLE = TileKey(2, 5, 6)  # the one tile without imagery

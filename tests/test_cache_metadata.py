@@ -17,14 +17,14 @@ from click.testing import CliRunner
 
 from jzi.cli import main
 from jzi.errors import CacheError, JziError
-from jzi.store.cache import ENCODED, FeatureCache
-from jzi.store.cache_header import MAX_ROWS
-from jzi.store.documents import MAX_DOCUMENT
+from jzi.store.cache.cache_header import MAX_ROWS
+from jzi.store.cache.documents import MAX_DOCUMENT
+from jzi.store.cache.feature_cache import ENCODED, FeatureCache
+from jzi.store.cache.verify import repair_cache, verify_cache
+from jzi.store.features.projection import Projection
+from jzi.store.features.token_info import DetailInfo, PhotoTokensInfo
+from jzi.store.geometry.pyramid import Pyramid, TileKey
 from jzi.store.info import EncoderInfo, ImageryInfo
-from jzi.store.projection import Projection
-from jzi.store.pyramid import Pyramid, TileKey
-from jzi.store.token_info import DetailInfo, PhotoTokensInfo
-from jzi.store.verify import repair_cache, verify_cache
 from tests import hostile
 
 IMAGERY = ImageryInfo("a" * 64, (("ortho.tif", 1, 1, "b" * 64),), "bands as RGB")
@@ -217,7 +217,7 @@ def test_hostile_json_is_one_sentence(path: Path, name: str, text: str) -> None:
 
 
 def test_a_hostile_header_with_a_right_digest_is_still_bounded(path: Path) -> None:
-    from jzi.store import cache_header
+    from jzi.store.cache import cache_header
 
     file = path / "queries/zarr.json"
     document = json.loads(file.read_text())
@@ -257,7 +257,7 @@ def test_a_hostile_header_with_a_right_digest_is_still_bounded(path: Path) -> No
     ],
 )
 def test_a_hostile_record_of_tokens_is_refused(path: Path, change: dict) -> None:
-    from jzi.store import cache_header
+    from jzi.store.cache import cache_header
 
     document = json.loads((path / "zarr.json").read_text())
     entries = document["attributes"]["jzi"]

@@ -12,14 +12,14 @@ import pytest
 from click.testing import CliRunner
 
 from jzi.cli import main
-from jzi.commands.reports import cache_text
+from jzi.commands.shared.reports import cache_text
 from jzi.errors import CacheMismatchError
-from jzi.store.cache import ENCODED, MISSING, FeatureCache
+from jzi.store.cache.feature_cache import ENCODED, MISSING, FeatureCache
+from jzi.store.cache.maintenance import merge_caches, same_photos
+from jzi.store.cache.verify import verify_cache
+from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.info import EncoderInfo, ImageryInfo
-from jzi.store.maintenance import merge_caches, same_photos
 from jzi.store.model_folder import ZoomModelConfig, create_model
-from jzi.store.pyramid import Pyramid
-from jzi.store.verify import verify_cache
 from jzi.workspace.caches import inspect_cache, models_needing, scan_folder
 from jzi.workspace.describe import describe
 

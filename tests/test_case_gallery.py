@@ -21,10 +21,10 @@ from jzi.evaluate.photos import LabelledPhotos
 from jzi.export.gallery.page import write_gallery
 from jzi.export.gallery.pool import ImagePool
 from jzi.export.gallery.sources import Sources
-from jzi.locate.location import LocateOptions, to_locations
+from jzi.locate.answer.location import LocateOptions, to_locations
 from jzi.locate.posterior import Posterior
-from jzi.store.map_embeddings import ENCODED, MapEmbeddings
-from jzi.store.pyramid import Pyramid
+from jzi.store.features.map_embeddings import ENCODED, MapEmbeddings
+from jzi.store.geometry.pyramid import Pyramid
 from jzi.workspace.gallery import _photo_files
 
 PYRAMID = Pyramid.around(48.2, 16.37, 640.0, levels=2)
@@ -196,7 +196,7 @@ def test_photos_outside_of_the_folder_are_not_opened(tmp_path) -> None:
 def test_cases_are_located_as_evaluation_does(trained, tmp_path, monkeypatch) -> None:
     from jzi.evaluate.experts import evaluate_experts
     from jzi.workspace.open import open_experts
-    from jzi.workspace.settings_file import load_settings
+    from jzi.workspace.setup.settings_file import load_settings
 
     model, cache = open_experts(load_settings(tmp_path / "jzi.toml", (), training=()))
     expert = model.fused(())

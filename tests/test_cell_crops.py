@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from pyproj import Transformer
 
-from jzi.encode import cell_crops, raster
-from jzi.encode.cell_crops import LODS_M, BlockKey, CellCrops
-from jzi.encode.imagery import BACKGROUND, Imagery
-from jzi.encode.raster import close_rasters
+from jzi.encode.rasters import cell_crops, raster
+from jzi.encode.rasters.cell_crops import LODS_M, BlockKey, CellCrops
+from jzi.encode.rasters.imagery import BACKGROUND, Imagery
+from jzi.encode.rasters.raster import close_rasters
 from jzi.errors import ConfigError
-from jzi.store.bands import RADIUS, BandGrid
-from jzi.store.cell_grid import CellGrid
-from jzi.store.mercator import MercatorGrid
-from jzi.store.pyramid import Pyramid
+from jzi.store.geometry.bands import RADIUS, BandGrid
+from jzi.store.geometry.cell_grid import CellGrid
+from jzi.store.geometry.mercator import MercatorGrid
+from jzi.store.geometry.pyramid import Pyramid
 
 #: A grid of the state of Massachusetts, far from its west edge, so that rows are shifted by parts of cells.
 STATE = BandGrid.covering(-73.5, 41.2, -69.9, 42.9)

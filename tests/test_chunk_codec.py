@@ -11,10 +11,10 @@ import pytest
 from numcodecs.zstd import Zstd  # type: ignore[import-untyped]
 
 from jzi.errors import CacheCorruptError
-from jzi.store.cache import ENCODED, FeatureCache
-from jzi.store.chunk_codec import content_size
+from jzi.store.cache.chunk_codec import content_size
+from jzi.store.cache.feature_cache import ENCODED, FeatureCache
+from jzi.store.geometry.pyramid import Pyramid, TileKey
 from jzi.store.info import EncoderInfo, ImageryInfo
-from jzi.store.pyramid import Pyramid, TileKey
 
 IMAGERY = ImageryInfo("f" * 64, (("map.tif", 10, 20, "a" * 64),), "bands [1, 2, 3] as RGB")
 

@@ -17,8 +17,8 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from jzi.cli import main
-from jzi.store.cache import FeatureCache
-from jzi.store.exif import read_position
+from jzi.store.cache.feature_cache import FeatureCache
+from jzi.store.photos.exif import read_position
 
 TINY = "--set decoder.layers=1 --set decoder.heads=2"
 FAST = f"--set train.epochs=2 {TINY}"

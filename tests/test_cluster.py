@@ -17,14 +17,14 @@ import pytest
 
 from jzi.encode.encode_map import Block, MapReport, encode_block, encode_map
 from jzi.encode.encode_queries import PhotoReport, encode_batch, encode_queries
-from jzi.encode.encoder import Encoder
-from jzi.encode.imagery import Imagery
-from jzi.encode.tiles import TileRenderer
+from jzi.encode.encoders.encoder import Encoder
+from jzi.encode.rasters.imagery import Imagery
+from jzi.encode.rasters.tiles import TileRenderer
 from jzi.errors import CacheError, ClusterError
-from jzi.store.cache import FeatureCache
-from jzi.store.lock import FollowedLock
-from jzi.store.photo_table import PhotoTable
-from jzi.store.pyramid import Pyramid
+from jzi.store.cache.feature_cache import FeatureCache
+from jzi.store.disk.lock import FollowedLock
+from jzi.store.geometry.pyramid import Pyramid
+from jzi.store.photos.photo_table import PhotoTable
 from jzi.tests.conftest import checkerboard, write_geotiff, write_photo
 
 pytest.importorskip("ray")

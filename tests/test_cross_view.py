@@ -22,7 +22,7 @@ from jzi.evaluate.cross_view import (
 )
 from jzi.evaluate.published import CROSS, CVACT_TEST, PAIRS, SAME, published_pairs
 from jzi.refine.rerank import rerank_scores
-from jzi.store.pairs import moved
+from jzi.store.photos.pairs import moved
 from tests import pair_trees as trees
 
 

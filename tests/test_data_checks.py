@@ -10,12 +10,12 @@ import pytest
 import rasterio
 from rasterio.transform import from_origin
 
-from jzi.encode.imagery import Imagery
-from jzi.encode.raster import RasterOptions
+from jzi.encode.rasters.imagery import Imagery
+from jzi.encode.rasters.raster import RasterOptions
 from jzi.evaluate.intervals import median_interval, share_interval
-from jzi.store.pyramid import Pyramid
+from jzi.store.geometry.pyramid import Pyramid
 from jzi.workspace.area import square_around
-from jzi.workspace.data_checks import map_warnings, photo_warnings
+from jzi.workspace.setup.data_checks import map_warnings, photo_warnings
 
 
 @pytest.fixture

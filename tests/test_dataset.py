@@ -15,8 +15,8 @@ from pyproj import Transformer
 
 from jzi.cli import main
 from jzi.errors import PhotoTableError
-from jzi.store.photo_table import read_photo_table
-from jzi.store.pyramid import preset
+from jzi.store.geometry.pyramid import preset
+from jzi.store.photos.photo_table import read_photo_table
 
 # Positions and zoom sequences as they were published (rows of pcvlab/justzoomin, CC BY-SA 4.0)
 ROWS = [

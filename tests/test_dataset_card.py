@@ -25,7 +25,7 @@ from jzi.publish.facts import card_facts, extent
 from jzi.publish.licences import is_non_commercial, is_share_alike, licence_id, licence_ids
 from jzi.publish.markdown import escape, link, table
 from jzi.publish.pictures import COLOURS, draw_map
-from jzi.store.pyramid import Pyramid
+from jzi.store.geometry.pyramid import Pyramid
 
 MAPILLARY = Source(
     kind="photos", name="Mapillary", licence="CC BY-SA 4.0", attribution="Mapillary contributors",

@@ -18,8 +18,8 @@ from PIL import ExifTags, Image, ImageFilter
 from jzi.curate import own_photos
 from jzi.curate.folder import DatasetFolder
 from jzi.curate.own_photos import JOURNAL
-from jzi.store.exif import write_position
-from jzi.store.photo_table import read_photo_table
+from jzi.store.photos.exif import write_position
+from jzi.store.photos.photo_table import read_photo_table
 from jzi.tests.test_prepare import panorama
 from jzi.tests.test_quality import street
 

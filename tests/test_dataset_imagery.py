@@ -34,7 +34,7 @@ from jzi.overhead.services import Access
 from jzi.overhead.stac import find_imagery
 from jzi.overhead.urls import ServiceUrl
 from jzi.overhead.xyz import xyz_service
-from jzi.store.cell_grid import Bounds
+from jzi.store.geometry.cell_grid import Bounds
 from jzi.tests.children import Child
 from jzi.tests.mock_imagery import HALF_M, MockImagery, colors, picture
 from jzi.web.client import HttpOptions

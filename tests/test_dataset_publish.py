@@ -23,7 +23,7 @@ from PIL import Image
 from jzi.curate.folder import DatasetFolder, DatasetInfo
 from jzi.datasets import vigor
 from jzi.datasets.just_zoom_in import JustZoomIn
-from jzi.encode.imagery import Imagery
+from jzi.encode.rasters.imagery import Imagery
 from jzi.errors import DatasetError, ImageryError, JziError, PairsError, PyramidError
 from jzi.publish import card, huggingface, tiles
 from jzi.publish import publication as publication_module
@@ -32,10 +32,10 @@ from jzi.publish.huggingface import publish_huggingface
 from jzi.publish.just_zoom_in import publish_just_zoom_in
 from jzi.publish.publication import Request, file_names
 from jzi.publish.vigor import RESOLUTION, city_name, publish_vigor
-from jzi.store.area_file import read_area, write_area
-from jzi.store.photo_table import read_photo_table
-from jzi.store.pyramid import Pyramid, geodesic_distance
-from jzi.store.vigor_files import SIDE, read_cities
+from jzi.store.geometry.pyramid import Pyramid, geodesic_distance
+from jzi.store.photos.area_file import read_area, write_area
+from jzi.store.photos.photo_table import read_photo_table
+from jzi.store.photos.vigor_files import SIDE, read_cities
 from jzi.workspace.pairs import load_pairs, training_pairs
 
 #: A part of the town, so that few aerial images are cut.

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from jzi.curate.folder import DatasetFolder, DatasetInfo
 from jzi.curate.splits import SplitOptions, nearest_training, split_dataset, split_report
 from jzi.errors import DatasetError
-from jzi.store.splits import SHARES, solar_time, split_by_hash, split_photos
+from jzi.store.photos.splits import SHARES, solar_time, split_by_hash, split_photos
 
 
 def dataset(photos: int = 400, folder: Path = Path("set"), **columns: Any) -> DatasetFolder:

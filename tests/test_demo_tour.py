@@ -16,7 +16,7 @@ from jzi.cli import main
 from jzi.decode.model import ZoomModel
 from jzi.demo.tour import _training_note
 from jzi.store.model_folder import read_config
-from jzi.workspace.settings_file import load_settings
+from jzi.workspace.setup.settings_file import load_settings
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_a_demo_that_is_interrupted_in_one_of_its_commands_stops_and_can_be_resu
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("jzi.encode.encoder.Encoder.encode_tiles", interrupted)
+        patch.setattr("jzi.encode.encoders.encoder.Encoder.encode_tiles", interrupted)
         result = CliRunner().invoke(main, how)
     assert result.exit_code == 130 and result.stdout.rstrip().endswith("$ jzi encode-map --cells")
     assert result.stderr.count("jzi: interrupted; finished work is kept, run the same command again to resume") == 1

@@ -13,7 +13,7 @@ import torch
 from PIL import ExifTags, Image
 from pyproj import Proj
 
-from jzi.encode.photo_view import read_view
+from jzi.encode.photo.photo_view import read_view
 from jzi.errors import ConfigError
 from jzi.synth.photos import CLEARANCE, place_cameras
 from jzi.synth.render import Cameras, Scene, orthophoto, render

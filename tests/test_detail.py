@@ -16,22 +16,22 @@ from torch import Tensor
 
 from jzi.encode import detail as module
 from jzi.encode.detail import DetailReport, encode_detail, estimate_detail
-from jzi.encode.detail_tiles import DetailTiles, EncoderTokens, detail_pixels
 from jzi.encode.encode_map import encode_map
-from jzi.encode.encoder import Encoder
-from jzi.encode.imagery import Imagery
+from jzi.encode.encoders.encoder import Encoder
+from jzi.encode.rasters.detail_tiles import DetailTiles, EncoderTokens, detail_pixels
+from jzi.encode.rasters.imagery import Imagery
 from jzi.errors import CacheCorruptError, CacheError, CacheMismatchError, ConfigError
 from jzi.refine.config import TrunkConfig
-from jzi.refine.tokens import WindowTokens, tokens_fingerprint
-from jzi.refine.trunks import AerialTrunk
-from jzi.refine.window import Windows
-from jzi.store.cache import ENCODED, FeatureCache
-from jzi.store.detail_features import DetailFeatures
+from jzi.refine.networks.trunks import AerialTrunk
+from jzi.refine.windows.tokens import WindowTokens, tokens_fingerprint
+from jzi.refine.windows.window import Windows
+from jzi.store.cache.feature_cache import ENCODED, FeatureCache
+from jzi.store.cache.verify import verify_cache
+from jzi.store.features.detail_features import DetailFeatures
+from jzi.store.features.map_embeddings import MISSING, NODATA
+from jzi.store.features.projection import ABSENT, Projection
+from jzi.store.geometry.pyramid import Pyramid, TileKey
 from jzi.store.info import EncoderInfo
-from jzi.store.map_embeddings import MISSING, NODATA
-from jzi.store.projection import ABSENT, Projection
-from jzi.store.pyramid import Pyramid, TileKey
-from jzi.store.verify import verify_cache
 from jzi.tests.children import run_python
 from jzi.tests.conftest import write_geotiff
 
@@ -188,11 +188,11 @@ def test_a_killed_run_resumes_to_the_same_bytes(tmp_path, fill, files_of, monkey
 KILLED = """
 import os, signal, sys
 from jzi.encode.detail import encode_detail
-from jzi.encode.detail_tiles import EncoderTokens
-from jzi.encode.encoder import Encoder
-from jzi.encode.imagery import Imagery
-from jzi.store.cache import FeatureCache
-from jzi.store.detail_features import DetailFeatures
+from jzi.encode.rasters.detail_tiles import EncoderTokens
+from jzi.encode.encoders.encoder import Encoder
+from jzi.encode.rasters.imagery import Imagery
+from jzi.store.cache.feature_cache import FeatureCache
+from jzi.store.features.detail_features import DetailFeatures
 cache = FeatureCache.open(sys.argv[1], "r+")
 encoder = Encoder.load(sys.argv[2], image_size=28, device="cpu")
 write, writes = DetailFeatures.write, iter(range(6))

@@ -32,14 +32,14 @@ from jzi.decode.expert import ZoomExpert
 from jzi.decode.packed import PackedDecoder
 from jzi.decode.search import zoom
 from jzi.decode.tile_table import TileTable
-from jzi.encode.encoder import Encoder
-from jzi.encode.photo_view import PhotoView
-from jzi.locate.location import LocateOptions
-from jzi.refine.model import UnifyGeo
+from jzi.encode.encoders.encoder import Encoder
+from jzi.encode.photo.photo_view import PhotoView
+from jzi.locate.answer.location import LocateOptions
+from jzi.refine.networks.model import UnifyGeo
 from jzi.refine.outputs import RefinerOutput
 from jzi.refine.photos import PhotoData
 from jzi.refine.stage import RefineStage
-from jzi.refine.window import Windows
+from jzi.refine.windows.window import Windows
 from jzi.retrieve.cells import CellsExpert
 from jzi.retrieve.heads import HeadsConfig, SimilarityHeads
 from jzi.retrieve.vpr import VprConfig, VprExpert
@@ -47,14 +47,14 @@ from jzi.tests.test_experts import AREA, ENCODER, MAP, MASK, WIDTH
 from jzi.tests.test_refine_model import SMALL, photos
 from jzi.train.config import FinetuneConfig, HeadsTrainingConfig, RetrieverConfig, TrainConfig
 from jzi.train.decoder import DecoderTask
-from jzi.train.encoder import Part
-from jzi.train.finetune import FinetuneTask
+from jzi.train.encoders.encoder import Part
+from jzi.train.encoders.finetune import FinetuneTask
+from jzi.train.encoders.networks import ContrastiveEncoder, JointModel
+from jzi.train.encoders.retriever import RetrieverTask
 from jzi.train.heads import CellsTask, LevelsTask, distinct_tiles
 from jzi.train.loop import TrainingLoop
 from jzi.train.losses import decoupled_contrast, level_contrast, soft_margin_triplet, symmetric_infonce
-from jzi.train.networks import ContrastiveEncoder, JointModel
-from jzi.train.refine_losses import LossWeights, PairTruth, refiner_losses
-from jzi.train.retriever import RetrieverTask
+from jzi.train.refine.refine_losses import LossWeights, PairTruth, refiner_losses
 from jzi.train.run import TrainingRun
 from jzi.train.schedule import Schedule
 

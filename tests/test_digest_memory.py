@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-import jzi.store.digest_memory as memory
-from jzi.store.digest_memory import remembered_sha256
-from jzi.store.files import file_sha256
+import jzi.store.disk.digest_memory as memory
+from jzi.store.disk.digest_memory import remembered_sha256
+from jzi.store.disk.files import file_sha256
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
-from jzi.encode.dinov2 import Dinov2
-from jzi.encode.encoder import Encoder
-from jzi.encode.families import blocks_of
-from jzi.encode.fingerprint import config_entries, is_stored_encoder
-from jzi.encode.hf_model import load_model
+from jzi.encode.encoders.dinov2 import Dinov2
+from jzi.encode.encoders.encoder import Encoder
+from jzi.encode.encoders.families import blocks_of
+from jzi.encode.encoders.fingerprint import config_entries, is_stored_encoder
+from jzi.encode.encoders.hf_model import load_model
 from jzi.errors import EncoderError
 
 SHAPE: dict[str, Any] = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 70}

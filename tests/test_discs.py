@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from jzi.errors import ConfigError
-from jzi.locate import discs
-from jzi.locate.disc_share import disc_share
-from jzi.locate.discs import most_probable_discs
-from jzi.locate.location import LocateOptions, to_locations
+from jzi.locate.answer.location import LocateOptions, to_locations
+from jzi.locate.points import discs
+from jzi.locate.points.disc_share import disc_share
+from jzi.locate.points.discs import most_probable_discs
 from jzi.locate.posterior import Posterior, credible_radius, most_probable_cells
 from jzi.locate.ranges import Range
-from jzi.store.bands import BandGrid
-from jzi.store.pyramid import PRESETS, Pyramid
+from jzi.store.geometry.bands import BandGrid
+from jzi.store.geometry.pyramid import PRESETS, Pyramid
 
 AREA = PRESETS["just-zoom-in-dc"]
 

@@ -12,7 +12,7 @@ import pytest
 
 import jzi
 from jzi.cli import main
-from jzi.workspace.settings_info import describe_settings
+from jzi.workspace.setup.settings_info import describe_settings
 
 ROOT = Path(jzi.__file__).parent
 PAGES = sorted(

@@ -17,18 +17,18 @@ from pyproj import Transformer
 from torch import Tensor
 
 from jzi.encode import encode_bands
-from jzi.encode.cell_crops import CellCrops
 from jzi.encode.encode_bands import encode_unit, index_bands
 from jzi.encode.estimate import estimate
-from jzi.encode.imagery import Imagery
-from jzi.encode.raster import Raster, close_rasters
+from jzi.encode.rasters.cell_crops import CellCrops
+from jzi.encode.rasters.imagery import Imagery
+from jzi.encode.rasters.raster import Raster, close_rasters
 from jzi.errors import CacheError
-from jzi.store import layout
-from jzi.store.bands import BandGrid
-from jzi.store.cache import ENCODED, NODATA, FeatureCache
-from jzi.store.cell_features import OUTSIDE, CellFeatures
+from jzi.store.cache import layout
+from jzi.store.cache.feature_cache import ENCODED, NODATA, FeatureCache
+from jzi.store.features.cell_features import OUTSIDE, CellFeatures
+from jzi.store.geometry.bands import BandGrid
+from jzi.store.geometry.region import CellRuns, Region, RegionCells
 from jzi.store.info import EncoderInfo
-from jzi.store.region import CellRuns, Region, RegionCells
 from jzi.tests.conftest import checkerboard, write_geotiff
 
 SIZE, LODS = 16, (1.0, 4.0)
@@ -198,7 +198,7 @@ def test_the_estimate_is_of_the_cells_that_are_missing(place: Place) -> None:
 
 def test_as_many_pixels_are_read_as_estimated(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     crops = CellCrops(place.crops.imagery, place.grid, (1.0, 4.0), 64)
-    monkeypatch.setattr("jzi.encode.cell_crops.BLOCK", 8)
+    monkeypatch.setattr("jzi.encode.rasters.cell_crops.BLOCK", 8)
     runs = CellRuns.merged(*(np.array([*each]) for each in zip(*[(row, 3, 19) for row in range(8, 24)], strict=True)))
     with closing(place.cache("a.zarr")) as cache:
         expected = estimate(cache.cells, MeanColors(), crops, runs, batch_size=8, sample=1).source_pixels

@@ -16,13 +16,13 @@ from rasterio.transform import from_bounds
 
 from jzi.encode import encode_map as module
 from jzi.encode.encode_map import MapReport, encode_map
-from jzi.encode.encoder import Encoder
-from jzi.encode.imagery import Imagery
-from jzi.encode.tiles import TileRenderer
+from jzi.encode.encoders.encoder import Encoder
+from jzi.encode.rasters.imagery import Imagery
+from jzi.encode.rasters.tiles import TileRenderer
 from jzi.errors import CacheCorruptError, EncoderError, ImageryError
-from jzi.store import chunk_writer
-from jzi.store.cache import ENCODED, MISSING, NODATA, FeatureCache
-from jzi.store.pyramid import Pyramid, TileKey
+from jzi.store.cache import chunk_writer
+from jzi.store.cache.feature_cache import ENCODED, MISSING, NODATA, FeatureCache
+from jzi.store.geometry.pyramid import Pyramid, TileKey
 from jzi.tests.children import run_python
 
 # from rasterio itself
@@ -238,10 +238,10 @@ def test_an_encode_killed_between_two_writes_of_a_chunk_resumes_to_the_same_cach
 KILLED = """
 import os, signal, sys
 from jzi.encode import encode_map as module
-from jzi.encode.encoder import Encoder
-from jzi.encode.imagery import Imagery
-from jzi.store import chunk_writer
-from jzi.store.cache import FeatureCache
+from jzi.encode.encoders.encoder import Encoder
+from jzi.encode.rasters.imagery import Imagery
+from jzi.store.cache import chunk_writer
+from jzi.store.cache.feature_cache import FeatureCache
 chunk_writer.WRITE_EVERY_S = 0.0
 cache = FeatureCache.open(sys.argv[1], "r+")
 encoder = Encoder.load(sys.argv[2], image_size=14, device="cpu")

@@ -15,15 +15,15 @@ import xarray
 
 from jzi.encode import encode_queries as module
 from jzi.encode.encode_queries import PhotoReport, encode_queries
-from jzi.encode.encoder import Encoder
-from jzi.encode.photos import open_photo, resize_photo
+from jzi.encode.encoders.encoder import Encoder
+from jzi.encode.photo.photos import open_photo, resize_photo
 from jzi.errors import CacheCorruptError, CacheError, EncoderError
-from jzi.store import chunk_writer, layout
-from jzi.store import photo_features as query_features
-from jzi.store.cache import FeatureCache
-from jzi.store.photo_table import PhotoTable, read_photo_table
-from jzi.store.pyramid import Pyramid
-from jzi.store.verify import verify_cache
+from jzi.store.cache import chunk_writer, layout
+from jzi.store.cache.feature_cache import FeatureCache
+from jzi.store.cache.verify import verify_cache
+from jzi.store.features import photo_features as query_features
+from jzi.store.geometry.pyramid import Pyramid
+from jzi.store.photos.photo_table import PhotoTable, read_photo_table
 
 PHOTOS, CHUNK = 20, 8  # three chunks
 

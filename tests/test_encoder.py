@@ -13,12 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from jzi.encode.encoder import Encoder
-from jzi.encode.fingerprint import is_stored_encoder
-from jzi.encode.photos import open_photo, resize_photo
+from jzi.encode.encoders.encoder import Encoder
+from jzi.encode.encoders.fingerprint import is_stored_encoder
+from jzi.encode.photo.photos import open_photo, resize_photo
 from jzi.errors import EncoderError
 from jzi.store.info import EncoderInfo
-from jzi.store.photo_table import read_photo_table
+from jzi.store.photos.photo_table import read_photo_table
 
 
 @pytest.fixture

@@ -8,14 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from jzi.commands.tables import retrieval_table
+from jzi.commands.shared.tables import retrieval_table
 from jzi.errors import ConfigError
 from jzi.evaluate.moments import UNKNOWN, groups_by_time, moments_of
 from jzi.evaluate.published import STATEWIDE
 from jzi.evaluate.retrieval import equivalent_ranks, evaluate_retrieval, matches, reachable, summarise
-from jzi.store.bands import BandGrid, haversine
+from jzi.store.geometry.bands import BandGrid, haversine
+from jzi.store.geometry.pyramid import Pyramid, geodesic_distance
 from jzi.store.plain import plain
-from jzi.store.pyramid import Pyramid, geodesic_distance
 
 GRID = BandGrid.covering(-71.10, 42.35, -71.06, 42.37, 30.0)
 RADII = (0.0, 25.0, 50.0, 100.0)

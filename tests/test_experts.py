@@ -18,16 +18,16 @@ import jzi.retrieve.search as search
 import jzi.retrieve.vpr as vpr
 from jzi.decode.dataset import ZoomDataset
 from jzi.errors import ModelError
-from jzi.locate.location import LocateOptions
+from jzi.locate.answer.location import LocateOptions
 from jzi.locate.posterior import Posterior
 from jzi.retrieve.cells import CellsExpert
 from jzi.retrieve.dense import DenseExpert
 from jzi.retrieve.heads import HeadsConfig, SimilarityHeads, cell_scales
 from jzi.retrieve.levels import LevelsExpert, level_embeddings
 from jzi.retrieve.vpr import REACH, VprConfig, VprExpert
+from jzi.store.features.map_embeddings import ENCODED, NODATA, MapEmbeddings
+from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.info import EncoderInfo
-from jzi.store.map_embeddings import ENCODED, NODATA, MapEmbeddings
-from jzi.store.pyramid import Pyramid
 from jzi.train.config import HeadsTrainingConfig
 from jzi.train.heads import CellsTask, LevelsTask
 

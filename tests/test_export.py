@@ -13,14 +13,14 @@ from PIL import Image
 from pyproj import Geod
 from rasterio.warp import transform
 
-from jzi.encode.imagery import Imagery
+from jzi.encode.rasters.imagery import Imagery
 from jzi.errors import ExportError, PhotoError
 from jzi.export.files import circle, to_features, write_geojson
 from jzi.export.heatmap import write_heatmap
 from jzi.export.page import write_page
-from jzi.locate.location import LocateOptions, to_locations
+from jzi.locate.answer.location import LocateOptions, to_locations
 from jzi.locate.posterior import Posterior
-from jzi.store.exif import ExifPosition, read_position, write_position
+from jzi.store.photos.exif import ExifPosition, read_position, write_position
 
 
 @pytest.fixture

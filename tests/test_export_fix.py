@@ -17,19 +17,19 @@ from pyproj import Geod
 from rasterio.warp import transform
 
 from jzi.cli import main
-from jzi.commands.outputs import Outputs
-from jzi.commands.tables import location_text
-from jzi.encode.imagery import Imagery
+from jzi.commands.shared.outputs import Outputs
+from jzi.commands.shared.tables import location_text
+from jzi.encode.rasters.imagery import Imagery
 from jzi.export.files import FIX_COLUMNS, to_features, write_csv
 from jzi.export.fine_grid import MAX_PIXELS, refined_name, write_fine_heatmap
 from jzi.export.page import write_page
 from jzi.export.picture import draw_zoom
-from jzi.locate.fix import FineGrid, Fix, HeadingPeak, Mode
-from jzi.locate.fix_shapes import ellipse, wedge, wedge_length
-from jzi.locate.location import Candidate, LocateOptions, Location, to_locations
+from jzi.locate.answer.fix import FineGrid, Fix, HeadingPeak, Mode
+from jzi.locate.answer.fix_shapes import ellipse, wedge, wedge_length
+from jzi.locate.answer.location import Candidate, LocateOptions, Location, to_locations
 from jzi.locate.posterior import Posterior
-from jzi.store.exif import ExifPosition, read_position, write_position
-from jzi.store.pyramid import Pyramid, geodesic_distance
+from jzi.store.geometry.pyramid import Pyramid, geodesic_distance
+from jzi.store.photos.exif import ExifPosition, read_position, write_position
 
 
 def refined(pyramid, x: float, y: float, mass: float, name: str = "photo.jpg", **changes) -> Location:

@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from jzi.errors import CacheCorruptError, ExportError
-from jzi.store.bands import BandGrid
-from jzi.store.pyramid import Pyramid
+from jzi.store.geometry.bands import BandGrid
+from jzi.store.geometry.pyramid import Pyramid
 from jzi.vectors.export import export_vectors
 
 from .vector_store import MemoryStore, clustered

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jzi.errors import ConfigError, ModelError
-from jzi.store.files import file_sha256
+from jzi.store.disk.files import file_sha256
 from jzi.vectors import faiss_index
 from jzi.vectors.exact import scan
 from jzi.vectors.faiss_index import VectorIndex, resolve_kind

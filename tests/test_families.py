@@ -20,8 +20,8 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from jzi.encode.encoder import Encoder
-from jzi.encode.families import FAMILIES
+from jzi.encode.encoders.encoder import Encoder
+from jzi.encode.encoders.families import FAMILIES
 
 COMMON = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 TEXT = {**COMMON, "num_hidden_layers": 1, "intermediate_size": 64, "vocab_size": 100}

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from jzi.store.files import remove_leftovers, write_whole
+from jzi.store.disk.files import remove_leftovers, write_whole
 from jzi.tests.children import run_python
 
 #: Writes a file as safetensors does, by way of another temporary file, and is killed meanwhile.
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from jzi.store.files import write_whole
+from jzi.store.disk.files import write_whole
 
 def write(path):
     path.write_bytes(b"half")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from jzi.curate.filters import FilterOptions, FilterResult, filter_images, filter_records
 from jzi.curate.options import PrepareOptions
 from jzi.errors import DatasetError
-from jzi.store.pyramid import geodesic_distance
+from jzi.store.geometry.pyramid import geodesic_distance
 
 NOW = datetime(2025, 6, 1, tzinfo=UTC)
 OFF = FilterOptions(

@@ -15,25 +15,25 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from safetensors.torch import load_file
 
-import jzi.train.finetune as module
+import jzi.train.encoders.finetune as module
 from jzi.decode.config import DecoderConfig
 from jzi.decode.decoder import ZoomDecoder
 from jzi.decode.model import ZoomModel
 from jzi.encode import device as device_module
-from jzi.encode.augment import DRAWS, augment_photos, augment_tiles, drop_parts
-from jzi.encode.encoder import Encoder
-from jzi.encode.imagery import Imagery
+from jzi.encode.encoders.encoder import Encoder
+from jzi.encode.photo.augment import DRAWS, augment_photos, augment_tiles, drop_parts
+from jzi.encode.rasters.imagery import Imagery
 from jzi.errors import ConfigError, ImageryError, ModelError, TrainingError
 from jzi.retrieve.heads import HeadsConfig, SimilarityHeads
-from jzi.store.photo_table import PhotoTable, read_photo_table
-from jzi.store.pyramid import Pyramid
-from jzi.train.area import TrainingArea
+from jzi.store.geometry.pyramid import Pyramid
+from jzi.store.photos.photo_table import PhotoTable, read_photo_table
 from jzi.train.config import FinetuneConfig
-from jzi.train.encoder import Part
-from jzi.train.finetune import FinetuneTask, finetune
+from jzi.train.encoders.area import TrainingArea
+from jzi.train.encoders.encoder import Part
+from jzi.train.encoders.finetune import FinetuneTask, finetune
+from jzi.train.encoders.networks import JointModel
+from jzi.train.encoders.photos import PhotoReader
 from jzi.train.loop import TrainingLoop
-from jzi.train.networks import JointModel
-from jzi.train.photos import PhotoReader
 from jzi.train.run import TrainingRun
 
 SIZE = 28

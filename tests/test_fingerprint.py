@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Dinov2Model
 
-import jzi.encode.encoder as encoding
-import jzi.encode.fingerprint as module
-from jzi.encode.encoder import Encoder
-from jzi.encode.fingerprint import is_stored_encoder
-from jzi.store.cache import FeatureCache
+import jzi.encode.encoders.encoder as encoding
+import jzi.encode.encoders.fingerprint as module
+from jzi.encode.encoders.encoder import Encoder
+from jzi.encode.encoders.fingerprint import is_stored_encoder
+from jzi.store.cache.feature_cache import FeatureCache
 
 FAST = "--set train.epochs=1 --set decoder.layers=1 --set decoder.heads=2"
 

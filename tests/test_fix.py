@@ -11,19 +11,19 @@ import torch
 
 from jzi.errors import ConfigError
 from jzi.locate.posterior import Posterior
-from jzi.refine.answer import (
+from jzi.refine.outputs import RefinerOutput
+from jzi.refine.temperature import fit_heading_temperature, fit_temperature, negative_log_likelihood
+from jzi.refine.windows.answer import (
     FixOptions,
     RefineCalibration,
     refine_candidates,
     to_density,
     to_fixes,
 )
-from jzi.refine.fuse import RankWeights
-from jzi.refine.outputs import RefinerOutput
-from jzi.refine.proposals import Proposals
-from jzi.refine.temperature import fit_heading_temperature, fit_temperature, negative_log_likelihood
-from jzi.refine.window import Windows
-from jzi.store.pyramid import Pyramid, geodesic_distance
+from jzi.refine.windows.fuse import RankWeights
+from jzi.refine.windows.proposals import Proposals
+from jzi.refine.windows.window import Windows
+from jzi.store.geometry.pyramid import Pyramid, geodesic_distance
 
 AREA = Pyramid.around(48.2, 16.37, 2_500.0, levels=3)  # 64 x 64 cells of 39 m
 SIDE = 128

@@ -13,12 +13,12 @@ from PIL import Image
 
 from jzi.cli import main
 from jzi.errors import ConfigError
-from jzi.locate.forest import ForestLocator
-from jzi.locate.location import LocateOptions
+from jzi.locate.answer.location import LocateOptions
+from jzi.locate.joint.forest import ForestLocator
 from jzi.locate.locator import Locator
 from jzi.locate.posterior import Posterior
+from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.info import EncoderInfo
-from jzi.store.pyramid import Pyramid
 
 ENCODER = EncoderInfo("made", False, "1" * 64, 4, 14, "whole")
 #: Two areas in different UTM zones, the second one of four times as many cells.

@@ -11,13 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import jzi.locate.fusion as fusion
+import jzi.locate.joint.fusion as fusion
 from jzi.errors import ConfigError
-from jzi.locate.fusion import FLOOR, FusedExpert, Stacked, combine, fit_weights
-from jzi.locate.location import LocateOptions
+from jzi.locate.answer.location import LocateOptions
+from jzi.locate.joint.fusion import FLOOR, FusedExpert, Stacked, combine, fit_weights
 from jzi.locate.posterior import Posterior
-from jzi.locate.prior import PriorExpert
-from jzi.store.pyramid import Pyramid
+from jzi.locate.priors.prior import PriorExpert
+from jzi.store.geometry.pyramid import Pyramid
 
 AREA = Pyramid.around(48.2, 16.37, 160.0, levels=2)  # 16 x 16 cells of 10 m
 CELLS = 256

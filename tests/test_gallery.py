@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from jzi.commands.tables import evaluation_table
+from jzi.commands.shared.tables import evaluation_table
 from jzi.evaluate.calibration import calibrate
 from jzi.evaluate.gallery import GalleryExpert, RankedGalleryExpert, restrict_to_occupied
 from jzi.evaluate.metrics import Evaluation, score
@@ -20,10 +20,10 @@ from jzi.evaluate.nearest import nearest_distance, recall_by_distance
 from jzi.evaluate.photos import LabelledPhotos
 from jzi.evaluate.protocol import evaluate
 from jzi.evaluate.published import published_apart, published_for
-from jzi.locate.location import LocateOptions
+from jzi.locate.answer.location import LocateOptions
 from jzi.locate.posterior import Posterior
+from jzi.store.geometry.pyramid import Pyramid, geodesic_distance, preset
 from jzi.store.info import EncoderInfo
-from jzi.store.pyramid import Pyramid, geodesic_distance, preset
 
 PYRAMID = Pyramid.around(48.2, 16.37, 160.0, levels=2)  # 16 x 16 cells of 10 m
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jzi.datasets.geomoe import PROTOCOLS, compare, protocol_of
 from jzi.evaluate.published import published_for
-from jzi.store.pyramid import preset
+from jzi.store.geometry.pyramid import preset
 
 
 def test_a_copy_compares_only_with_all_photos_of_the_protocol() -> None:

@@ -13,9 +13,9 @@ import yaml
 
 import jzi as package
 from jzi.errors import HubError, JziError, ModelError
-from jzi.publish.hub import RepoName
-from jzi.publish.hub_download import fetch_model
-from jzi.publish.hub_upload import HubTarget
+from jzi.publish.hub.hub import RepoName
+from jzi.publish.hub.hub_download import fetch_model
+from jzi.publish.hub.hub_upload import HubTarget
 from jzi.tests.conftest import write_photo
 from jzi.tests.mock_hub import TOKEN, Hub, mock_hub
 from jzi.workspace.hub import local_folder

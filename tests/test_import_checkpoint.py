@@ -21,10 +21,10 @@ from jzi.cli import main
 from jzi.decode.import_checkpoint import import_checkpoint
 from jzi.decode.model import ZoomModel
 from jzi.encode.encode_map import encode_map
-from jzi.encode.imagery import Imagery
+from jzi.encode.rasters.imagery import Imagery
 from jzi.errors import ConfigError, EncoderError, JziError, ModelError
-from jzi.store.cache import FeatureCache
-from jzi.store.pyramid import Pyramid, preset
+from jzi.store.cache.feature_cache import FeatureCache
+from jzi.store.geometry.pyramid import Pyramid, preset
 from tests import hostile
 
 

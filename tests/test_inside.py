@@ -12,16 +12,16 @@ from click.testing import CliRunner
 from PIL import ExifTags, Image
 
 from jzi.cli import main
-from jzi.encode.photo_reader import PhotoReader
-from jzi.encode.photos import UNIFORM
+from jzi.encode.photo.photo_reader import PhotoReader
+from jzi.encode.photo.photos import UNIFORM
 from jzi.errors import ConfigError, ModelError, PhotoError
+from jzi.locate.answer.location import LocateOptions
 from jzi.locate.inside import MIN_PHOTOS, Evidence, Hidden, InsideDetector, auroc, fit_inside, probability_inside
-from jzi.locate.location import LocateOptions
 from jzi.retrieve.cells import CellsExpert
 from jzi.retrieve.heads import HeadsConfig, SimilarityHeads
 from jzi.retrieve.vpr import VprConfig, VprExpert
-from jzi.store.exif import read_position, write_position
 from jzi.store.model_folder import InsideConfig, read_config, update_config
+from jzi.store.photos.exif import read_position, write_position
 from jzi.store.plain import percent
 from jzi.tests.test_experts import AREA, ENCODER, MAP, MASK, WIDTH, queries
 
@@ -213,7 +213,7 @@ def test_a_position_in_the_metadata_outside_of_the_area_is_noted(locator, tmp_pa
 
 
 def test_a_position_in_the_metadata_far_from_the_answer_is_noted(locator, tmp_path, take_photo, monkeypatch) -> None:
-    monkeypatch.setattr("jzi.locate.location.credible_radius", lambda *_: [np.full(1, 20.0), np.full(1, 60.0)])
+    monkeypatch.setattr("jzi.locate.answer.location.credible_radius", lambda *_: [np.full(1, 20.0), np.full(1, 60.0)])
     answer = locator.locate(take_photo(tmp_path / "a.jpg"))
     near, far = (
         locator.locate(take_photo(tmp_path / f"{north}.jpg", answer.latitude + north / 111_195, answer.longitude))

@@ -12,22 +12,22 @@ import torch
 from PIL import Image
 
 import jzi
-from jzi.commands.tables import location_text
+from jzi.commands.shared.tables import location_text
 from jzi.decode.config import DecoderConfig
 from jzi.decode.decoder import ZoomDecoder
 from jzi.decode.model import ZoomModel, create_folder, save_weights
-from jzi.encode.encoder import Encoder
+from jzi.encode.encoders.encoder import Encoder
 from jzi.errors import ConfigError, ModelError, PhotoError, PyramidError
 from jzi.evaluate.calibration import calibrate
 from jzi.evaluate.photos import LabelledPhotos
 from jzi.evaluate.protocol import evaluate
+from jzi.locate.answer.location import Candidate, LocateOptions, Location, NotLocated
 from jzi.locate.expert import Query
-from jzi.locate.location import Candidate, LocateOptions, Location, NotLocated
 from jzi.locate.locator import Locator
 from jzi.locate.posterior import Posterior
-from jzi.store.map_embeddings import ENCODED, MapEmbeddings
+from jzi.store.features.map_embeddings import ENCODED, MapEmbeddings
+from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.model_folder import MAP, write_file
-from jzi.store.pyramid import Pyramid
 
 
 @pytest.fixture

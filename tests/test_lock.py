@@ -14,20 +14,20 @@ from pathlib import Path
 import pytest
 
 from jzi.errors import CacheError, ModelError
-from jzi.store import lock as module
-from jzi.store import lock_files
-from jzi.store.cache import FeatureCache
+from jzi.store.cache.feature_cache import FeatureCache
+from jzi.store.disk import lock as module
+from jzi.store.disk import lock_files
+from jzi.store.disk.lock import WriterLock
+from jzi.store.disk.lock_files import LocalLockFile, StoreLockFile
+from jzi.store.disk.lock_owner import LockOwner
+from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.info import EncoderInfo
-from jzi.store.lock import WriterLock
-from jzi.store.lock_files import LocalLockFile, StoreLockFile
-from jzi.store.lock_owner import LockOwner
-from jzi.store.pyramid import Pyramid
 from jzi.tests.children import Child, run_python
 from jzi.workspace.caches import remove_cache
 
 HOLD = """
 import sys, time
-from jzi.store.lock import WriterLock
+from jzi.store.disk.lock import WriterLock
 lock = WriterLock(sys.argv[1])
 print("held", flush=True)
 time.sleep(float([*sys.argv, 600][2]))
@@ -120,7 +120,7 @@ def test_a_lock_of_another_machine_that_shows_signs_of_life_is_refused(path: Pat
         sleep(seconds)
         os.utime(lock_file(path))
 
-    monkeypatch.setattr("jzi.store.lock.time.sleep", beat)
+    monkeypatch.setattr("jzi.store.disk.lock.time.sleep", beat)
     with pytest.raises(CacheError, match="process 12 on node7"):
         WriterLock(path, "refuse")
 
@@ -166,7 +166,7 @@ def test_of_many_processes_that_take_over_one_stale_lock_one_at_a_time_holds_it(
     script = """
 import os, sys
 from pathlib import Path
-from jzi.store.lock import WriterLock
+from jzi.store.disk.lock import WriterLock
 mark = Path(sys.argv[1] + ".mark")
 for _ in range(5):
     with WriterLock(sys.argv[1]):
@@ -174,7 +174,7 @@ for _ in range(5):
         mark.unlink()
 """
     write_lock(path, age=0, pid=2**22 + 1, started=1.0)
-    script = f"import jzi.store.lock as lock; lock.POLL_S = 0.01\n{script}"
+    script = f"import jzi.store.disk.lock as lock; lock.POLL_S = 0.01\n{script}"
     for child in [start([sys.executable, "-c", script, path]) for _ in range(4)]:
         child.wait(0)
     assert not lock_file(path).exists()
@@ -193,7 +193,7 @@ def test_the_lock_is_held_as_long_as_anything_can_write(path: Path, pyramid: Pyr
 #: Holders of locks are collected in a new thread; the thread that takes the next lock waits until it has started.
 GARBAGE_IN_A_NEW_THREAD = """
 import gc, sys, threading
-from jzi.store.lock import WriterLock
+from jzi.store.disk.lock import WriterLock
 class Holder: ...
 set_event = threading.Event.set
 threading.Event.set = lambda event: (gc.collect(), set_event(event))
@@ -208,8 +208,8 @@ for number in range(3):
 GARBAGE_IN_THE_LOOP = """
 import collections, gc, sys
 from zarr.storage import MemoryStore
-from jzi.store import lock_files
-from jzi.store.lock import WriterLock
+from jzi.store.disk import lock_files
+from jzi.store.disk.lock import WriterLock
 class Holder: ...
 class Store(MemoryStore):
     async def get(self, *given, **options):
@@ -337,7 +337,7 @@ def test_of_two_that_take_over_a_lock_at_once_the_last_owns_it(url: str, monkeyp
     first, second = StoreLockFile(url), StoreLockFile(url)
     assert first.create(b"stale")
     assert not second.create(b"new"), "there is one"
-    monkeypatch.setattr("jzi.store.lock_files.time.sleep", lambda _: set_object(second, b"second"))
+    monkeypatch.setattr("jzi.store.disk.lock_files.time.sleep", lambda _: set_object(second, b"second"))
     first.replace(b"stale", b"first")
     assert first.read() == b"second"
 

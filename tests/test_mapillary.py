@@ -30,8 +30,8 @@ from jzi.mapillary.journal import FILE, Journal
 from jzi.mapillary.records import FIELDS, parse_page
 from jzi.mapillary.regions import box_region, outline
 from jzi.mapillary.request import MapillaryRequest
-from jzi.store.pyramid import Pyramid
-from jzi.store.region import Region
+from jzi.store.geometry.pyramid import Pyramid
+from jzi.store.geometry.region import Region
 from jzi.tests.children import Child
 from jzi.tests.mock_mapillary import LATITUDE, LONGITUDE, TOKEN, Answer, MockMapillary, graph_error, record
 from jzi.web.client import HttpOptions
@@ -601,8 +601,8 @@ def test_the_command_reports_what_it_did(environment: MockMapillary, tmp_path: P
 def test_an_area_may_come_from_a_working_directory(environment: MockMapillary, tmp_path: Path) -> None:
     file = tmp_path / "jzi.toml"
     pyramid = Pyramid.around(LATITUDE, LONGITUDE, 800.0, levels=3)
-    from jzi.workspace.settings import Settings
-    from jzi.workspace.settings_file import write_settings
+    from jzi.workspace.setup.settings import Settings
+    from jzi.workspace.setup.settings_file import write_settings
 
     settings = Settings(pyramid)
     settings.folder = tmp_path

@@ -9,8 +9,8 @@ import pytest
 from pyproj import Transformer
 
 from jzi.errors import BandsError
-from jzi.store.bands import haversine
-from jzi.store.mercator import MercatorGrid
+from jzi.store.geometry.bands import haversine
+from jzi.store.geometry.mercator import MercatorGrid
 
 GRID = MercatorGrid.covering(-71.2, 42.3, -71.0, 42.4)
 

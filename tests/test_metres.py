@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from jzi.evaluate.metres import Metres, constant_error, covered, gain_over, heading_difference, median_interval
-from jzi.evaluate.refined_photos import without_duplicates
+from jzi.evaluate.stages.metres import Metres, constant_error, covered, gain_over, heading_difference, median_interval
+from jzi.evaluate.stages.refined_photos import without_duplicates
 
 
 def test_recall_mean_and_median_are_those_of_the_distances() -> None:

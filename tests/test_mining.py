@@ -9,10 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from jzi.store.bands import haversine, move
-from jzi.train import mining
+from jzi.store.geometry.bands import haversine, move
 from jzi.train.losses import decoupled_contrast
-from jzi.train.mining import MiningSchedule, cluster
+from jzi.train.statewide import mining
+from jzi.train.statewide.mining import MiningSchedule, cluster
 
 B = 30
 

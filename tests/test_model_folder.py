@@ -23,14 +23,15 @@ from jzi.decode.config import DecoderConfig
 from jzi.decode.decoder import ZoomDecoder
 from jzi.decode.model import ZoomModel, create_folder, save_weights
 from jzi.demo.tour import FINETUNED
-from jzi.encode.encoder import Encoder
+from jzi.encode.encoders.encoder import Encoder
 from jzi.errors import JziError, ModelError
 from jzi.retrieve.retriever import Retriever, save_retriever
 from jzi.retrieve.search import CellIndex, build_graph, save_graph
-from jzi.store.cache import FeatureCache
-from jzi.store.files import write_whole
+from jzi.store.cache.feature_cache import FeatureCache
+from jzi.store.disk.files import write_whole
+from jzi.store.features.map_embeddings import ENCODED, MapEmbeddings
+from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.info import ImageryInfo
-from jzi.store.map_embeddings import ENCODED, MapEmbeddings
 from jzi.store.model_folder import (
     CONFIG,
     DECODER,
@@ -45,7 +46,6 @@ from jzi.store.model_folder import (
     update_config,
     write_file,
 )
-from jzi.store.pyramid import Pyramid
 from jzi.tests.children import run_python
 from tests import hostile
 

@@ -22,8 +22,8 @@ from jzi.recordings import members
 from jzi.recordings.frames import headings, quaternion_matrices, rotation_matrices, topocentric_positions
 from jzi.recordings.members import read_members
 from jzi.recordings.opensfm import camera_columns
-from jzi.store.photo_table import read_photo_table
-from jzi.store.pyramid import WGS84
+from jzi.store.geometry.pyramid import WGS84
+from jzi.store.photos.photo_table import read_photo_table
 
 REFERENCE = {"latitude": 48.2, "longitude": 16.37, "altitude": 180.0}
 PERSPECTIVE = {"projection_type": "perspective", "width": 80, "height": 60, "focal": 0.5, "k1": 0.0, "k2": 0.0}

@@ -20,16 +20,16 @@ from click.testing import CliRunner, Result
 from PIL import ExifTags, Image
 
 from jzi.cli import main
-from jzi.commands.outputs import Outputs
+from jzi.commands.shared.outputs import Outputs
 from jzi.errors import ExportError
 from jzi.export.files import write_csv, write_geojson
 from jzi.export.heatmap import write_heatmap
 from jzi.export.page import write_page
 from jzi.export.picture import draw_zoom
-from jzi.locate.location import LocateOptions, Location, NotLocated, to_locations
+from jzi.locate.answer.location import LocateOptions, Location, NotLocated, to_locations
 from jzi.locate.posterior import Posterior
+from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.printable import quote_formula
-from jzi.store.pyramid import Pyramid
 from jzi.tests.children import run
 
 FORMATS = ["geojson", "tif", "png", "html", "csv"]
@@ -110,7 +110,7 @@ def test_an_output_that_fails_costs_no_other(suffix, location, outputs, tmp_path
         "png": "jzi.export.picture.draw_zoom",
         "html": "jzi.export.page.write_page",
         "csv": "jzi.export.files.write_csv",
-        "jpg": "jzi.store.exif.write_position",
+        "jpg": "jzi.store.photos.exif.write_position",
     }
     monkeypatch.setattr(function[suffix], fail)
     outputs.add(take_photo(tmp_path / "photo.jpg"), location)

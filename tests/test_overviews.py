@@ -12,13 +12,13 @@ import rasterio
 from click.testing import CliRunner
 from rasterio.rio.main import main_group
 
-from jzi.encode import overviews
-from jzi.encode.cell_crops import CellCrops
-from jzi.encode.imagery import Imagery
-from jzi.encode.overviews import check_training_reads, reading_cost
-from jzi.encode.raster import close_rasters
+from jzi.encode.rasters import overviews
+from jzi.encode.rasters.cell_crops import CellCrops
+from jzi.encode.rasters.imagery import Imagery
+from jzi.encode.rasters.overviews import check_training_reads, reading_cost
+from jzi.encode.rasters.raster import close_rasters
 from jzi.errors import ImageryError
-from jzi.store.pyramid import Pyramid
+from jzi.store.geometry.pyramid import Pyramid
 
 LODS = (0.5, 2.0, 8.0)
 

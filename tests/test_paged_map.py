@@ -20,21 +20,21 @@ from jzi.encode.device import _container_bytes, buffer_bytes
 from jzi.errors import CacheError, ConfigError, ModelError
 from jzi.export.heatmap import write_heatmap
 from jzi.export.overlay import heat_overlay
+from jzi.locate.answer.location import LocateOptions, to_locations
 from jzi.locate.inside import Hidden
-from jzi.locate.location import LocateOptions, to_locations
+from jzi.locate.joint.sparse import fuse_sparse, smooth_sparse
 from jzi.locate.posterior import Posterior
-from jzi.locate.sparse import fuse_sparse, smooth_sparse
 from jzi.retrieve.cells import CellsExpert
 from jzi.retrieve.dense import DenseExpert
 from jzi.retrieve.heads import HeadsConfig, SimilarityHeads
 from jzi.retrieve.levels import LevelsExpert
 from jzi.retrieve.paged import PagedCellsExpert, PagedDenseExpert, PagedLevelsExpert
-from jzi.store.cache import FeatureCache
+from jzi.store.cache.feature_cache import FeatureCache
+from jzi.store.disk.memory import memory_bytes
+from jzi.store.features.map_embeddings import ENCODED, NODATA, MapEmbeddings
+from jzi.store.features.map_pages import ChunkedGrid, PagedMap
+from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.info import EncoderInfo
-from jzi.store.map_embeddings import ENCODED, NODATA, MapEmbeddings
-from jzi.store.map_pages import ChunkedGrid, PagedMap
-from jzi.store.memory import memory_bytes
-from jzi.store.pyramid import Pyramid
 
 WIDTH = 8
 ENCODER = EncoderInfo("made", False, "1" * 64, WIDTH, 14, "whole")
@@ -143,7 +143,7 @@ def test_the_cell_mask_is_read_where_it_is_asked_for(features: MapEmbeddings, pa
 def test_a_map_is_written_by_strips_as_in_memory(
     features: MapEmbeddings, paged: PagedMap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jzi.store.map_pages.STRIP_BYTES", 3000)
+    monkeypatch.setattr("jzi.store.features.map_pages.STRIP_BYTES", 3000)
     paged.save(tmp_path / "map.safetensors")
     written = MapEmbeddings.load(tmp_path / "map.safetensors", PYRAMID, WIDTH)
     for mine, theirs in zip(

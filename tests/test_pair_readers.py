@@ -13,10 +13,10 @@ from jzi.datasets.kitti import RESOLUTION as KITTI_RESOLUTION
 from jzi.datasets.matlab import read_matlab
 from jzi.datasets.orientations import read_orientations
 from jzi.datasets.pairs import check_panoramas
-from jzi.encode.pair_images import PairImages
+from jzi.encode.photo.pair_images import PairImages
 from jzi.errors import PairsError
-from jzi.store.pairs import from_view, to_view
-from jzi.store.pyramid import WGS84
+from jzi.store.geometry.pyramid import WGS84
+from jzi.store.photos.pairs import from_view, to_view
 from tests import pair_trees as trees
 
 #: A corrected label of Chicago: panorama, positive, row and column, pixels of 640.

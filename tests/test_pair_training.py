@@ -12,16 +12,16 @@ import torch
 from accelerate import Accelerator
 
 from jzi.datasets import cvusa, kitti, vigor
-from jzi.encode.pair_images import PairImages
+from jzi.encode.photo.pair_images import PairImages
 from jzi.errors import ConfigError, PairsError
 from jzi.evaluate.pair_protocol import PairOptions, evaluate_pairs, most_probable
 from jzi.refine.config import UnifyGeoConfig
-from jzi.refine.files import RefinerInfo, load_refiner
-from jzi.refine.model import UnifyGeo
+from jzi.refine.networks.files import RefinerInfo, load_refiner
+from jzi.refine.networks.model import UnifyGeo
 from jzi.refine.outputs import RefinerOutput
-from jzi.store.pairs import PairDataset
-from jzi.train.pair_config import PairTrainingConfig
-from jzi.train.pair_data import (
+from jzi.store.photos.pairs import PairDataset
+from jzi.train.pairs.pair_config import PairTrainingConfig
+from jzi.train.pairs.pair_data import (
     distinct_batches,
     draw_views,
     neighbours_by_position,
@@ -31,7 +31,7 @@ from jzi.train.pair_data import (
     prepare,
     read_ahead,
 )
-from jzi.train.pair_task import PairTask, check_metric, train_pairs
+from jzi.train.pairs.pair_task import PairTask, check_metric, train_pairs
 from jzi.train.run import TrainingRun
 from tests import pair_trees as trees
 
@@ -144,7 +144,7 @@ def test_a_flipped_and_turned_pair_shows_the_same_place_and_stays_aligned(tmp_pa
     for seed in range(3):
         generator.manual_seed(seed)
         with pytest.MonkeyPatch.context() as patch:  # colours stay as they are
-            patch.setattr("jzi.train.pair_data.jitter_images", lambda images, *_: images)
+            patch.setattr("jzi.train.pairs.pair_data.jitter_images", lambda images, *_: images)
             moved = prepare(batch, dataset, 1, generator, torch.device("cpu"), augment=True, aligned=True)
         assert not torch.equal(moved.windows, plain.windows)
         assert torch.equal(moved.truth.heading_deg % 360, torch.zeros(16))

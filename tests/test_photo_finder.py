@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from jzi.store.photo_finder import PhotoFinder
+from jzi.store.photos.photo_finder import PhotoFinder
 
 FILES = (
     "photos/a.jpg", "photos/a.JPG", "photos/a.png", "photos/b_undistorted.jpeg", "photos/b.tif", "photos/.jpg",

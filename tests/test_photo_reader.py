@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-import jzi.encode.photo_reader as module
-from jzi.encode.photo_reader import PhotoReader, PhotoStamp
-from jzi.encode.photos import PANORAMA, open_photo, resize_photo
+import jzi.encode.photo.photo_reader as module
+from jzi.encode.photo.photo_reader import PhotoReader, PhotoStamp
+from jzi.encode.photo.photos import PANORAMA, open_photo, resize_photo
 
 SHAPE = (14, 28)
 

@@ -15,11 +15,11 @@ from jzi.decode.config import DecoderConfig
 from jzi.decode.dataset import ZoomDataset
 from jzi.decode.tile_table import TileTable
 from jzi.errors import ConfigError, ModelError
-from jzi.store.cache import FeatureCache
+from jzi.store.cache.feature_cache import FeatureCache
+from jzi.store.features.map_embeddings import ENCODED, NODATA
+from jzi.store.features.map_pages import PagedMap
+from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.info import EncoderInfo
-from jzi.store.map_embeddings import ENCODED, NODATA
-from jzi.store.map_pages import PagedMap
-from jzi.store.pyramid import Pyramid
 from jzi.train.config import TrainConfig
 from jzi.train.data import DataInfo, TrainingData
 from jzi.train.decoder import train_decoder

@@ -20,11 +20,11 @@ from rasterio.transform import from_origin
 
 from jzi.cli import main
 from jzi.errors import ConfigError, PhotoError
-from jzi.store.photo_file import WHOLE_BYTES
-from jzi.store.pyramid import Pyramid
+from jzi.store.geometry.pyramid import Pyramid
+from jzi.store.photos.photo_file import WHOLE_BYTES
 from jzi.workspace.photo_sources import PhotoSources
-from jzi.workspace.settings import FILE, MapSettings, Settings
-from jzi.workspace.settings_file import write_settings
+from jzi.workspace.setup.settings import FILE, MapSettings, Settings
+from jzi.workspace.setup.settings_file import write_settings
 
 
 def jpeg() -> bytes:

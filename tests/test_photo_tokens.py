@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from jzi.encode.encode_queries import encode_queries
-from jzi.encode.encoder import Encoder
-from jzi.encode.photo_tokens import column_weights, encode_photos_and_tokens
+from jzi.encode.encoders.encoder import Encoder
+from jzi.encode.photo.photo_tokens import column_weights, encode_photos_and_tokens
 from jzi.errors import CacheCorruptError, CacheError, ConfigError
-from jzi.store.cache import FeatureCache
-from jzi.store.maintenance import merge_caches
-from jzi.store.photo_table import read_photo_table
-from jzi.store.pyramid import Pyramid
-from jzi.store.verify import verify_cache
+from jzi.store.cache.feature_cache import FeatureCache
+from jzi.store.cache.maintenance import merge_caches
+from jzi.store.cache.verify import verify_cache
+from jzi.store.geometry.pyramid import Pyramid
+from jzi.store.photos.photo_table import read_photo_table
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +178,7 @@ def test_tokens_are_made_anew_where_a_damaged_projection_cannot_be(cache, fill, 
 
 
 def test_a_killed_run_resumes_to_the_same_bytes(cache, fill, tmp_path, files_of, monkeypatch) -> None:
-    from jzi.store.photo_tokens import PhotoTokens
+    from jzi.store.features.photo_tokens import PhotoTokens
 
     path, write = tmp_path / "killed.zarr", PhotoTokens.write
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import ExifTags, Image
 from PIL.TiffImagePlugin import IFDRational
 
-from jzi.encode.photo_view import COLUMNS, MAX_HFOV_DEG, PhotoView, read_view, with_view_columns
+from jzi.encode.photo.photo_view import COLUMNS, MAX_HFOV_DEG, PhotoView, read_view, with_view_columns
 from jzi.errors import PhotoError
 
 GPANO = (

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from jzi.encode import photos
-from jzi.encode.photo_memory import MemoryBudget
-from jzi.encode.photo_reader import PhotoReader
-from jzi.encode.photos import fit_size, open_photo, read_photo, resize_photo
+from jzi.encode.photo import photos
+from jzi.encode.photo.photo_memory import MemoryBudget
+from jzi.encode.photo.photo_reader import PhotoReader
+from jzi.encode.photo.photos import fit_size, open_photo, read_photo, resize_photo
 from jzi.errors import PhotoError
-from jzi.store.exif import read_position
+from jzi.store.photos.exif import read_position
 from tests import hostile
 
 RED, GREEN = (255, 0, 0), (0, 255, 0)

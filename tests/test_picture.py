@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from jzi.encode.imagery import Imagery
+from jzi.encode.rasters.imagery import Imagery
 from jzi.export import picture
 from jzi.export.picture import draw_zoom
 from jzi.export.posterior_picture import all_squares, coloured, posterior_view, squares_of
 from jzi.export.scale_bar import draw_scale_bar, ground_metres
-from jzi.locate.location import LocateOptions, Location, to_locations
+from jzi.locate.answer.location import LocateOptions, Location, to_locations
 from jzi.locate.posterior import Posterior
-from jzi.store.cell_grid import Bounds
-from jzi.store.lengths import length_text, round_length
-from jzi.store.pyramid import Pyramid, geodesic_distance
+from jzi.store.geometry.cell_grid import Bounds
+from jzi.store.geometry.lengths import length_text, round_length
+from jzi.store.geometry.pyramid import Pyramid, geodesic_distance
 
 CITY = Pyramid.around(48.2, 16.37, 10_240.0)  # 256 x 256 cells of 40 m
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jzi.store.geometry.pyramid import Pyramid, TileKey
 from jzi.store.info import EncoderInfo, ImageryInfo
 from jzi.store.plain import plain, rounded
-from jzi.store.pyramid import Pyramid, TileKey
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import jzi as package
-from jzi.encode.encoder import Encoder
+from jzi.encode.encoders.encoder import Encoder
 from jzi.errors import ConfigError, EncoderError, ModelError
 from jzi.tests.conftest import write_photo
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from jzi.encode.pooling import POOLINGS, AttentionPooling, SafaPooling, SmdPooling, make_pooling
+from jzi.encode.encoders.pooling import POOLINGS, AttentionPooling, SafaPooling, SmdPooling, make_pooling
 from jzi.errors import ConfigError
 
 SHAPE = (3, 5, 4)

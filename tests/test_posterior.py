@@ -15,12 +15,12 @@ from jzi.decode.expert import ZoomExpert
 from jzi.decode.model import ZoomModel
 from jzi.decode.search import zoom
 from jzi.decode.tile_table import TileTable
-from jzi.locate.discs import most_probable_discs
-from jzi.locate.location import LocateOptions
+from jzi.locate.answer.location import LocateOptions
+from jzi.locate.points.discs import most_probable_discs
 from jzi.locate.posterior import Posterior, credible_radius, most_probable_cells
+from jzi.store.features.map_embeddings import ENCODED, MapEmbeddings
+from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.info import EncoderInfo
-from jzi.store.map_embeddings import ENCODED, MapEmbeddings
-from jzi.store.pyramid import Pyramid
 
 
 @pytest.fixture

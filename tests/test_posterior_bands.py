@@ -7,10 +7,10 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from jzi.locate.discs import most_probable_discs
-from jzi.locate.location import LocateOptions, to_locations
+from jzi.locate.answer.location import LocateOptions, to_locations
+from jzi.locate.points.discs import most_probable_discs
 from jzi.locate.posterior import Posterior, credible_radius, most_probable_cells
-from jzi.store.bands import RADIUS, BandGrid, haversine
+from jzi.store.geometry.bands import RADIUS, BandGrid, haversine
 
 STATE = BandGrid.covering(-73.55, 41.2, -69.9, 42.9, 30.0)
 GRIDS = {

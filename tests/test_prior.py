@@ -19,26 +19,26 @@ from jzi.decode.decoder import ZoomDecoder
 from jzi.decode.expert import ZoomExpert
 from jzi.decode.model import ZoomModel, create_folder, save_weights
 from jzi.decode.tile_table import TileTable
-from jzi.encode.encoder import Encoder
+from jzi.encode.encoders.encoder import Encoder
 from jzi.errors import ConfigError
+from jzi.locate.answer.location import LocateOptions
 from jzi.locate.expert import Expert, Restrictable
-from jzi.locate.fusion import FusedExpert
-from jzi.locate.location import LocateOptions
+from jzi.locate.joint.fusion import FusedExpert
 from jzi.locate.posterior import Posterior
-from jzi.locate.prior import PriorExpert
-from jzi.locate.prior_weights import Prior, near, raster, region
-from jzi.locate.restricted import RestrictedExpert, restrict
+from jzi.locate.priors.prior import PriorExpert
+from jzi.locate.priors.prior_weights import Prior, near, raster, region
+from jzi.locate.priors.restricted import RestrictedExpert, restrict
 from jzi.retrieve import vpr as vpr_module
 from jzi.retrieve.cells import CellsExpert
 from jzi.retrieve.expert import RetrievalExpert
 from jzi.retrieve.heads import HeadsConfig, SimilarityHeads
 from jzi.retrieve.search import CellIndex
 from jzi.retrieve.vpr import VprConfig, VprExpert
-from jzi.store.geojson import MAX_MB, parse_polygons
+from jzi.store.features.map_embeddings import ENCODED, NODATA, MapEmbeddings
+from jzi.store.geometry.geojson import MAX_MB, parse_polygons
+from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.info import EncoderInfo
-from jzi.store.map_embeddings import ENCODED, NODATA, MapEmbeddings
 from jzi.store.model_folder import MAP, write_file
-from jzi.store.pyramid import Pyramid
 
 WIDTH = 16
 INFO = EncoderInfo("none", False, "0" * 64, WIDTH, 28, "halves")
@@ -407,7 +407,7 @@ def test_a_prior_of_many_cells_keeps_a_residual(monkeypatch: pytest.MonkeyPatch)
     weight[:, 8:] = 0.0
     options = LocateOptions("map", beams=4)
     dense = PriorExpert(expert, weight).posterior(QUERY, options)
-    monkeypatch.setattr("jzi.locate.prior.MAX_CELLS", 10)
+    monkeypatch.setattr("jzi.locate.priors.prior.MAX_CELLS", 10)
     sparse = PriorExpert(expert, weight).posterior(QUERY, options)
     assert (sparse.residual > 0).any() and (grids(sparse)[:, :, 8:] == 0).all()
     np.testing.assert_allclose(sparse.probability.sum(1) + sparse.residual, 1)

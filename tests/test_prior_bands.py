@@ -14,13 +14,13 @@ import shapely
 import torch
 
 from jzi.errors import ConfigError
-from jzi.locate.location import LocateOptions
+from jzi.locate.answer.location import LocateOptions
+from jzi.locate.joint.sequential import fuse
 from jzi.locate.posterior import Posterior
-from jzi.locate.prior import PriorExpert
-from jzi.locate.prior_weights import Prior
-from jzi.locate.sequential import fuse
-from jzi.store.bands import RADIUS, BandGrid
-from jzi.store.pyramid import geodesic_distance
+from jzi.locate.priors.prior import PriorExpert
+from jzi.locate.priors.prior_weights import Prior
+from jzi.store.geometry.bands import RADIUS, BandGrid
+from jzi.store.geometry.pyramid import geodesic_distance
 
 GRID = BandGrid.covering(-71.10, 42.35, -71.06, 42.37, 30.0)
 SEAM = BandGrid.covering(179.98, 65.0, 180.02, 65.02, 30.0)

@@ -21,13 +21,13 @@ from PIL import Image
 
 import jzi
 from jzi.cli import main
-from jzi.commands.process import Termination, handled_warnings_ignored
+from jzi.commands.shared.process import Termination, handled_warnings_ignored
 from jzi.datasets.tiled_layout import TiledLayout
-from jzi.encode.photos import open_photo
-from jzi.encode.raster import Raster
+from jzi.encode.photo.photos import open_photo
+from jzi.encode.rasters.raster import Raster
 from jzi.errors import ImageryError
-from jzi.store.cache import FeatureCache
-from jzi.store.photo_table import read_photo_table
+from jzi.store.cache.feature_cache import FeatureCache
+from jzi.store.photos.photo_table import read_photo_table
 from jzi.tests.children import Child, run
 
 ROOT = Path(jzi.__file__).parent
@@ -41,7 +41,7 @@ def test_only_the_entry_point_changes_warning_filters() -> None:
     files = [*ROOT.glob("*.py"), *(file for package in installed for file in package.rglob("*.py"))]
     changing = re.compile(r"simplefilter|filterwarnings|catch_warnings|resetwarnings|warnings\.filters")
     assert {path.relative_to(ROOT).as_posix() for path in files if changing.search(path.read_text())} == {
-        "commands/process.py",
+        "commands/shared/process.py",
         "curate/folder.py",  # while it reads a table
     }
 
@@ -122,7 +122,7 @@ def test_every_command_bounds_the_spinning_of_threads_before_torch_is_loaded(tmp
     serve = ("serve",)  # loads torch, then fails because the folder has no model
     assert openmp_spins(tmp_path, *module, *serve) == ["200000"]
     assert openmp_spins(tmp_path, *script, *serve, OMP_WAIT_POLICY="passive") == ["0"]
-    library = "import os, jzi, jzi.cli, torch, jzi.encode.encoder; assert 'GOMP_SPINCOUNT' not in os.environ"
+    library = "import os, jzi, jzi.cli, torch, jzi.encode.encoders.encoder; assert 'GOMP_SPINCOUNT' not in os.environ"
     spins = openmp_spins(tmp_path, "-c", library)
     assert spins and "200000" not in spins
 
@@ -171,7 +171,7 @@ SLOW = """
 import sys
 import time
 import jzi.encode.encode_map, jzi.encode.encode_queries
-from jzi.encode.encoder import Encoder
+from jzi.encode.encoders.encoder import Encoder
 def slowly(encode):
     return lambda *given: (print("a batch", flush=True), time.sleep(0.2), encode(*given))[-1]
 for module in (jzi.encode.encode_map, jzi.encode.encode_queries):

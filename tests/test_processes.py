@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from jzi.store.cache import FeatureCache
+from jzi.store.cache.feature_cache import FeatureCache
 from jzi.tests.children import run_distributed
 
 pytestmark = pytest.mark.slow

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from jzi.locate.joint.projection import NAMES, ProjectedFusion, Projection
 from jzi.locate.posterior import Posterior
-from jzi.locate.projection import NAMES, ProjectedFusion, Projection
-from jzi.store.bands import BandGrid
-from jzi.store.pyramid import Pyramid
+from jzi.store.geometry.bands import BandGrid
+from jzi.store.geometry.pyramid import Pyramid
 
 GRID = BandGrid.covering(-71.10, 42.35, -71.06, 42.37, 30.0)
 TILES = Pyramid.around(42.36, -71.08, 4000.0, grid=4, levels=2)  # 16 x 16 tiles of 250 m, a part of them outside

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from jzi.errors import PyramidError
+from jzi.store.geometry.pyramid import Pyramid, TileKey, geodesic_distance, levels_for, preset
 from jzi.store.plain import plain
-from jzi.store.pyramid import Pyramid, TileKey, geodesic_distance, levels_for, preset
 
 SHAPES = [(2, 1), (2, 5), (3, 1), (3, 4), (4, 1), (4, 4), (5, 2), (5, 5)]
 

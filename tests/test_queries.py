@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 
 from jzi.errors import PhotoTableError
-from jzi.store.cache import FeatureCache
+from jzi.store.cache.feature_cache import FeatureCache
+from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.info import EncoderInfo
-from jzi.store.photo_table import PhotoTable, read_photo_table
-from jzi.store.pyramid import Pyramid
+from jzi.store.photos.photo_table import PhotoTable, read_photo_table
 
 LONG_ID = "4449826985073821"  # 16 digits; ...819 and ...823 are other photos, so it must never be rounded
 

@@ -15,7 +15,7 @@ from jzi.evaluate.calibration import Answers, Calibration
 from jzi.evaluate.metrics import error_intervals
 from jzi.evaluate.nearest import recall_by_distance
 from jzi.export.picture import draw_zoom
-from jzi.locate.prior_weights import Prior
+from jzi.locate.priors.prior_weights import Prior
 from jzi.retrieve.heads import HeadsConfig
 from jzi.retrieve.search import probabilities
 from jzi.retrieve.similarity import nearest

@@ -7,12 +7,12 @@ import math
 import numpy as np
 import pytest
 
-from jzi.locate.location import LocateOptions, to_locations
+from jzi.locate.answer.location import LocateOptions, to_locations
 from jzi.locate.posterior import Posterior
-from jzi.refine.fuse import PAPER, RankWeights, combine, fit, owned, rank
-from jzi.refine.proposals import Proposals, propose, share_ground
-from jzi.refine.window import Windows
-from jzi.store.pyramid import Pyramid
+from jzi.refine.windows.fuse import PAPER, RankWeights, combine, fit, owned, rank
+from jzi.refine.windows.proposals import Proposals, propose, share_ground
+from jzi.refine.windows.window import Windows
+from jzi.store.geometry.pyramid import Pyramid
 
 AREA = Pyramid.around(48.2, 16.37, 2_500.0, levels=3)
 

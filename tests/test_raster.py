@@ -22,13 +22,13 @@ from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
 
-from jzi.encode.imagery import BACKGROUND, Imagery
-from jzi.encode.raster import Raster, RasterOptions, close_rasters
-from jzi.encode.raster_sources import REMOTE
+from jzi.encode.rasters.imagery import BACKGROUND, Imagery
+from jzi.encode.rasters.raster import Raster, RasterOptions, close_rasters
+from jzi.encode.rasters.raster_sources import REMOTE
 from jzi.errors import ImageryError
-from jzi.store.cell_grid import Bounds
+from jzi.store.geometry.cell_grid import Bounds
+from jzi.store.geometry.pyramid import Pyramid, TileKey
 from jzi.store.info import MAX_ATTRIBUTION
-from jzi.store.pyramid import Pyramid, TileKey
 from jzi.workspace.area import square_around
 from tests import hostile
 
@@ -494,7 +494,7 @@ def test_an_unchanged_file_is_not_read_again_for_its_fingerprint(
     def read(path: Path) -> str:
         raise AssertionError(f"{path} is read again")
 
-    monkeypatch.setattr("jzi.encode.imagery.file_sha256", read)
+    monkeypatch.setattr("jzi.encode.rasters.imagery.file_sha256", read)
     assert imagery.info(info) == info
     town_raster.touch()
     with pytest.raises(AssertionError, match="is read again"):

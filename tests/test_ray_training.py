@@ -13,20 +13,20 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from jzi.refine.files import load_refiner
 from jzi.refine.info import RefinerInfo
+from jzi.refine.networks.files import load_refiner
+from jzi.refine.networks.rays import RayRefiner
 from jzi.refine.outputs import PhotoInput
-from jzi.refine.rays import RayRefiner
-from jzi.store.pyramid import Pyramid
+from jzi.store.geometry.pyramid import Pyramid
 from jzi.tests.ray_scene import REFINE, SMALL, RayScene
 from jzi.train.config import RefinerTrainingConfig
 from jzi.train.loop import TrainingLoop
-from jzi.train.ray_images import Mosaic
-from jzi.train.ray_losses import WRONG, RayPairs, place_weights, ray_losses
-from jzi.train.rays import RayTask
-from jzi.train.refine_data import Pairs, prepare
-from jzi.train.refine_pairs import draw_windows
-from jzi.train.refiner import RefinerReport, train_refiner
+from jzi.train.refine.ray_images import Mosaic
+from jzi.train.refine.ray_losses import WRONG, RayPairs, place_weights, ray_losses
+from jzi.train.refine.rays import RayTask
+from jzi.train.refine.refine_data import Pairs, prepare
+from jzi.train.refine.refine_pairs import draw_windows
+from jzi.train.refine.refiner import RefinerReport, train_refiner
 
 QUICK = RefinerTrainingConfig(epochs=2, batch_size=6, learning_rate=1e-3, sigma_m=2.0, offsets="uniform")
 

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from jzi.errors import ConfigError
 from jzi.refine.azimuth import log_heading_prior
 from jzi.refine.config import RefineConfig
-from jzi.refine.files import load_refiner, save_refiner
 from jzi.refine.info import RefinerInfo
+from jzi.refine.networks.files import load_refiner, save_refiner
+from jzi.refine.networks.producer import TrunkTokens
+from jzi.refine.networks.ray_shifts import Places, along_rays, between_tokens, ray_shifts
+from jzi.refine.networks.rays import RayRefiner
 from jzi.refine.outputs import LEAST_MATCH, AerialFeatures, GroundFeatures, PhotoInput
-from jzi.refine.producer import TrunkTokens
 from jzi.refine.ray_config import RayConfig
-from jzi.refine.ray_shifts import Places, along_rays, between_tokens, ray_shifts
-from jzi.refine.rays import RayRefiner
 from jzi.tests.ray_scene import SMALL
 
 

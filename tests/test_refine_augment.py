@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from jzi.train.refine_augment import PairLabels, Symmetry, drop_tokens, jitter_images, roll_panoramas
+from jzi.train.refine.refine_augment import PairLabels, Symmetry, drop_tokens, jitter_images, roll_panoramas
 
 SIDE, WIDTH, RADII = 96, 72, (6.0, 10.0, 15.0)
 

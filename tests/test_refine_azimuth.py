@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from jzi.refine.azimuth import log_heading_prior, sector_sampling
-from jzi.refine.matching import WindowNorm, roll_cosines
+from jzi.refine.networks.matching import WindowNorm, roll_cosines
 
 
 def sampling(hfov: float, panorama: bool, columns: int, bins: int = 24, fill: float | None = None):

@@ -11,7 +11,7 @@ from transformers import ConvNextConfig, ConvNextModel
 
 from jzi.errors import EncoderError
 from jzi.refine import UnifyGeo, UnifyGeoConfig
-from jzi.refine.backbone import ConvNextBlock
+from jzi.refine.networks.backbone import ConvNextBlock
 
 CONFIG = UnifyGeoConfig(
     ground_height=64, ground_width=128, photo_width=64, aerial=64, widths=(8, 16, 24, 32), depths=(1, 2, 1), bins=8

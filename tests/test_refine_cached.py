@@ -10,7 +10,7 @@ import torch
 from jzi.errors import ConfigError
 from jzi.refine import CachedRefiner, CachedRefinerConfig, PhotoInput, RefineConfig
 from jzi.refine.config import TrunkConfig
-from jzi.refine.trunks import AerialTrunk, PhotoTrunk
+from jzi.refine.networks.trunks import AerialTrunk, PhotoTrunk
 
 SMALL = CachedRefinerConfig(
     features=12, photo_features=10, rows=5, side=4, width=24, blocks=1, channels=(48, 24, 24, 24), bins=12

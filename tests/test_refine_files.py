@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 
 from jzi.errors import ConfigError, ModelError
 from jzi.refine import CachedRefiner, CachedRefinerConfig, UnifyGeo, UnifyGeoConfig
-from jzi.refine import files as module
 from jzi.refine.config import TrunkConfig
-from jzi.refine.files import load_refiner, save_refiner, update_refiner
 from jzi.refine.info import INFO, WEIGHTS, RefinerInfo, read_refiner_info
+from jzi.refine.networks import files as module
+from jzi.refine.networks.files import load_refiner, save_refiner, update_refiner
 from jzi.tests.children import run_python
 
 TRUNK = TrunkConfig(widths=(4, 6), depths=(1, 1), kernel=3, features=8)

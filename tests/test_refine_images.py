@@ -12,24 +12,24 @@ import torch
 
 from jzi.encode.detail import encode_detail
 from jzi.encode.encode_map import encode_map
-from jzi.encode.encoder import Encoder
-from jzi.encode.imagery import Imagery
-from jzi.refine.cached import CachedRefiner
+from jzi.encode.encoders.encoder import Encoder
+from jzi.encode.rasters.imagery import Imagery
 from jzi.refine.config import RefineConfig, TrunkConfig
-from jzi.refine.files import load_refiner
 from jzi.refine.info import RefinerInfo
+from jzi.refine.networks.cached import CachedRefiner
+from jzi.refine.networks.files import load_refiner
+from jzi.refine.networks.producer import TrunkTokens, trunk_pixels
 from jzi.refine.photos import normalised
-from jzi.refine.producer import TrunkTokens, trunk_pixels
-from jzi.refine.tokens import WindowTokens
-from jzi.store.cache import FeatureCache
-from jzi.store.photo_table import read_photo_table
-from jzi.store.pyramid import Pyramid
+from jzi.refine.windows.tokens import WindowTokens
+from jzi.store.cache.feature_cache import FeatureCache
+from jzi.store.geometry.pyramid import Pyramid
+from jzi.store.photos.photo_table import read_photo_table
 from jzi.train.config import RefinerTrainingConfig
-from jzi.train.refine_augment import Symmetry
-from jzi.train.refine_data import Pairs, prepare, window_tokens
-from jzi.train.refine_images import ImageSource, TokenGrid
-from jzi.train.refine_pairs import draw_windows
-from jzi.train.refiner import train_refiner
+from jzi.train.refine.refine_augment import Symmetry
+from jzi.train.refine.refine_data import Pairs, prepare, window_tokens
+from jzi.train.refine.refine_images import ImageSource, TokenGrid
+from jzi.train.refine.refine_pairs import draw_windows
+from jzi.train.refine.refiner import train_refiner
 
 TRUNK = TrunkConfig(widths=(8, 12), depths=(1, 1), kernel=3, features=6)
 REFINE = RefineConfig(
@@ -82,7 +82,7 @@ def test_a_flipped_and_turned_window_is_sampled_at_the_same_places(
     pairs = Pairs.read(source, photos, windows)
     symmetry = Symmetry(torch.tensor([flipped] * 3), torch.tensor([turns] * 3))
     monkeypatch.setattr(Symmetry, "draw", lambda *_, **__: symmetry)
-    monkeypatch.setattr("jzi.train.refine_data.jitter_images", lambda images, *_: images)
+    monkeypatch.setattr("jzi.train.refine.refine_data.jitter_images", lambda images, *_: images)
     known = torch.ones(3, dtype=torch.bool)
     plain, moved = (
         prepare(pairs, 8, known, torch.Generator(), images=True, augment=augment) for augment in (False, True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from jzi.refine.outputs import pool_mask
-from jzi.train.refine_losses import (
+from jzi.train.refine.refine_losses import (
     TAU,
     LossWeights,
     RefinerLosses,
@@ -20,7 +20,7 @@ from jzi.train.refine_losses import (
     rerank_loss,
     retrieval_loss,
 )
-from jzi.train.refine_targets import false_negatives, heading_target, level_weights, place_target
+from jzi.train.refine.refine_targets import false_negatives, heading_target, level_weights, place_target
 
 N, P, SIDES, ROLLS, SIGMA = 3, 16, (4, 8), 4, 1.3
 

@@ -12,9 +12,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from jzi.errors import ConfigError
 from jzi.refine import PhotoInput, RefinerOutput, UnifyGeo, UnifyGeoConfig
-from jzi.refine.aggregate import AttentionGem, generalised_mean
 from jzi.refine.azimuth import log_heading_prior
-from jzi.refine.backbone import ConvNextBlock
+from jzi.refine.networks.aggregate import AttentionGem, generalised_mean
+from jzi.refine.networks.backbone import ConvNextBlock
 
 #: Small, and with blocks that do something although their weights are random.
 SMALL = UnifyGeoConfig(

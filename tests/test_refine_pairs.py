@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from jzi.refine.window import Windows
-from jzi.store.pyramid import Pyramid
-from jzi.train.refine_pairs import PairPhotos, draw_windows, own_places, places_in
+from jzi.refine.windows.window import Windows
+from jzi.store.geometry.pyramid import Pyramid
+from jzi.train.refine.refine_pairs import PairPhotos, draw_windows, own_places, places_in
 
 AREA = Pyramid.around(48.2, 16.37, 1280.0, levels=3)  # cells of 20 m
 MERCATOR = Pyramid("EPSG:3857", 2_782_000.0, 8_400_000.0, 2560.0, levels=3)  # cells of 20 m on the ground at 60 degrees

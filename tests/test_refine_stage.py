@@ -16,16 +16,16 @@ import torch
 from PIL import Image
 
 import jzi
-from jzi.encode.photo_reader import PhotoReader
+from jzi.encode.photo.photo_reader import PhotoReader
 from jzi.errors import ConfigError, ModelError
-from jzi.locate.location import Camera, LocateOptions
-from jzi.refine.cached import CachedRefiner
+from jzi.locate.answer.location import Camera, LocateOptions
 from jzi.refine.config import CachedRefinerConfig, TrunkConfig, UnifyGeoConfig
-from jzi.refine.files import save_refiner
 from jzi.refine.info import RefinerInfo
-from jzi.refine.model import UnifyGeo
-from jzi.refine.tokens import tokens_fingerprint
-from jzi.store.cache import FeatureCache
+from jzi.refine.networks.cached import CachedRefiner
+from jzi.refine.networks.files import save_refiner
+from jzi.refine.networks.model import UnifyGeo
+from jzi.refine.windows.tokens import tokens_fingerprint
+from jzi.store.cache.feature_cache import FeatureCache
 
 # from rasterio itself
 pytestmark = pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")

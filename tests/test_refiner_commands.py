@@ -14,7 +14,7 @@ import rasterio
 from PIL import Image
 
 from jzi.refine.info import read_refiner_info
-from jzi.store.cache import FeatureCache
+from jzi.store.cache.feature_cache import FeatureCache
 
 # from rasterio itself
 pytestmark = pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")

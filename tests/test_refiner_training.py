@@ -15,20 +15,20 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from jzi.errors import ModelError, TrainingError
-from jzi.evaluate.metres import constant_error, gain_over
-from jzi.refine.answer import to_fixes
-from jzi.refine.cached import CachedRefiner
-from jzi.refine.files import load_refiner
+from jzi.evaluate.stages.metres import constant_error, gain_over
 from jzi.refine.info import RefinerInfo, read_refiner_info
+from jzi.refine.networks.cached import CachedRefiner
+from jzi.refine.networks.files import load_refiner
 from jzi.refine.outputs import RefinerOutput
-from jzi.refine.window import Windows
-from jzi.store.pyramid import geodesic_distance
+from jzi.refine.windows.answer import to_fixes
+from jzi.refine.windows.window import Windows
+from jzi.store.geometry.pyramid import geodesic_distance
 from jzi.tests.refine_scene import Scene, network_config, refine_config
 from jzi.train.config import RefinerTrainingConfig
 from jzi.train.loop import TrainingLoop
-from jzi.train.refine_data import Pairs, prepare
-from jzi.train.refine_pairs import draw_windows, own_places
-from jzi.train.refiner import RefinerReport, RefinerTask, train_refiner
+from jzi.train.refine.refine_data import Pairs, prepare
+from jzi.train.refine.refine_pairs import draw_windows, own_places
+from jzi.train.refine.refiner import RefinerReport, RefinerTask, train_refiner
 
 QUICK = RefinerTrainingConfig(epochs=2, batch_size=8, learning_rate=1e-3, offsets="uniform")
 

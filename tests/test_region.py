@@ -8,8 +8,8 @@ import pytest
 import shapely
 
 from jzi.errors import BandsError, ConfigError
-from jzi.store.bands import RADIUS, BandGrid
-from jzi.store.region import RULES, CellRuns, Region
+from jzi.store.geometry.bands import RADIUS, BandGrid
+from jzi.store.geometry.region import RULES, CellRuns, Region
 
 #: The test area of 100 km2 that the authors publish.
 BOSTON = [

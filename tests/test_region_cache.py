@@ -8,15 +8,15 @@ import pytest
 import zarr
 
 from jzi.errors import CacheCorruptError, CacheError, CacheMismatchError
-from jzi.store import layout
-from jzi.store.bands import BandGrid
-from jzi.store.cache import ENCODED, NODATA, FeatureCache
-from jzi.store.cell_features import OUTSIDE, CellFeatures
+from jzi.store.cache import layout
+from jzi.store.cache.feature_cache import ENCODED, NODATA, FeatureCache
+from jzi.store.cache.verify import repair_cache, verify_cache
+from jzi.store.features.cell_features import OUTSIDE, CellFeatures
+from jzi.store.features.map_embeddings import MISSING
+from jzi.store.geometry.bands import BandGrid
+from jzi.store.geometry.pyramid import Pyramid
+from jzi.store.geometry.region import CellRuns, Region, RegionCells, RegionInfo
 from jzi.store.info import EncoderInfo
-from jzi.store.map_embeddings import MISSING
-from jzi.store.pyramid import Pyramid
-from jzi.store.region import CellRuns, Region, RegionCells, RegionInfo
-from jzi.store.verify import repair_cache, verify_cache
 
 WIDTH = 4
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jzi.benchmarks.rerank import fused, make, play
-from jzi.rerank.aggregate import (
+from jzi.rerank.designs.aggregate import (
     PRIOR,
     Scores,
     answers,
@@ -20,8 +20,8 @@ from jzi.rerank.aggregate import (
     scores,
     top_probability,
 )
+from jzi.rerank.designs.single import LIMIT, list_scores, pair_logit, point_score
 from jzi.rerank.question import Reading
-from jzi.rerank.single import LIMIT, list_scores, pair_logit, point_score
 
 
 def logistic(values: np.ndarray) -> np.ndarray:

@@ -16,9 +16,9 @@ from jzi.errors import ConfigError, RerankError
 from jzi.rerank.ask import Asker
 from jzi.rerank.config import RerankConfig
 from jzi.rerank.cost import Budget, Cost
+from jzi.rerank.judges.scripted import ScriptedJudge, ScriptKind
 from jzi.rerank.judgments import Judgments
 from jzi.rerank.question import Kind, Picture, Question, Reading
-from jzi.rerank.scripted import ScriptedJudge, ScriptKind
 from jzi.tests.children import Child
 
 

@@ -14,10 +14,10 @@ import pytest
 import jzi as jzi_package
 from jzi.rerank.config import RerankConfig
 from jzi.rerank.fuse import Weights
-from jzi.rerank.scripted import ScriptedJudge
+from jzi.rerank.judges.scripted import ScriptedJudge
 from jzi.rerank.weights_file import write_weights
 from jzi.tests.mock_endpoint import MockEndpoint
-from jzi.workspace.reranker import front_name, new_weights
+from jzi.workspace.stages.reranker import front_name, new_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")  # from rasterio itself
 
@@ -36,7 +36,7 @@ def town(trained_folder: Path, jzi: Callable[..., Any], tmp_path: Path) -> Calla
 def judge(monkeypatch: pytest.MonkeyPatch) -> ScriptedJudge:
     """A judge at random, whatever model is named."""
     made = ScriptedJudge({}, kind="random")
-    monkeypatch.setattr("jzi.workspace.reranker.open_judge", lambda *_: made)
+    monkeypatch.setattr("jzi.workspace.stages.reranker.open_judge", lambda *_: made)
     return made
 
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from jzi.rerank.ask import Asker
-from jzi.rerank.compare import CONTENT_FREE_PAIRS, Verdict, compare, content_free_bias, first_questions
 from jzi.rerank.config import Method, RerankConfig
 from jzi.rerank.cost import Budget
+from jzi.rerank.designs.compare import CONTENT_FREE_PAIRS, Verdict, compare, content_free_bias, first_questions
+from jzi.rerank.designs.schedule import PAIR_DESIGNS, method_calls
 from jzi.rerank.fuse import Weights, fuse
+from jzi.rerank.judges.scripted import ScriptedJudge
 from jzi.rerank.question import Picture, Question, Reading
-from jzi.rerank.schedule import PAIR_DESIGNS, method_calls
-from jzi.rerank.scripted import ScriptedJudge
 
 METHODS = [method for method in get_args(Method) if method != "auto"]
 

@@ -23,12 +23,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jzi.errors import ConfigError, JziError, RerankError
-from jzi.rerank import chat
 from jzi.rerank.config import RerankConfig
-from jzi.rerank.endpoint import EndpointJudge
+from jzi.rerank.judges import chat
+from jzi.rerank.judges.endpoint import EndpointJudge
+from jzi.rerank.judges.replies import label_log_probabilities, parse_reply, read
 from jzi.rerank.judgments import Judgments
 from jzi.rerank.question import LABELS, Kind, Picture, Question, Reading
-from jzi.rerank.replies import label_log_probabilities, parse_reply, read
 from jzi.tests.mock_endpoint import PREFERS_A, MockEndpoint, Response, completion, error, images
 from jzi.web.rules import retry_after
 

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jzi.evaluate.reranking import RerankCase, TopOne, evaluate_method, fit_weights, mcnemar, plan_cases
+from jzi.evaluate.stages.reranking import RerankCase, TopOne, evaluate_method, fit_weights, mcnemar, plan_cases
 from jzi.rerank.ask import Asker
 from jzi.rerank.config import RerankConfig
 from jzi.rerank.fuse import PURE, Weights
+from jzi.rerank.judges.scripted import ScriptedJudge
 from jzi.rerank.question import Picture
-from jzi.rerank.scripted import ScriptedJudge
 from jzi.tests.children import Child
 from jzi.tests.mock_endpoint import MockEndpoint, completion
 from jzi.tests.pair_trees import write_vigor
@@ -131,7 +131,7 @@ def write_list(file: Path, wrong_first: bool) -> int:
 
 
 def test_a_published_list_of_vigor_is_re_ranked(vigor, monkeypatch: pytest.MonkeyPatch) -> None:
-    from jzi.workspace import rerank_cases
+    from jzi.workspace.stages import rerank_cases
 
     count = write_list(Path("list.csv"), wrong_first=True)
     truth: dict[str, str] = {}
@@ -144,7 +144,7 @@ def test_a_published_list_of_vigor_is_re_ranked(vigor, monkeypatch: pytest.Monke
         assert crop.pixels.shape == (32, 32, 3)
         truth[case.photo().digest] = crop.digest
     judge = ScriptedJudge(truth, gap=8.0, noise=0.0)
-    monkeypatch.setattr("jzi.workspace.reranker.open_judge", lambda *_: judge)
+    monkeypatch.setattr("jzi.workspace.stages.reranker.open_judge", lambda *_: judge)
     row = json.loads(vigor("rerank evaluate --judge x --candidates list.csv --methods pairs --pure --json").stdout)
     assert row["photos"] == count
     assert row["cost"]["asked"] == 6 * count
@@ -164,7 +164,7 @@ def test_without_a_list_candidates_are_those_of_the_trained_network(vigor, monke
     )
     vigor(" ".join(["train-refiner", *(f"--set {each}" for each in settings.split())]))
     judge = ScriptedJudge({}, kind="random")
-    monkeypatch.setattr("jzi.workspace.reranker.open_judge", lambda *_: judge)
+    monkeypatch.setattr("jzi.workspace.stages.reranker.open_judge", lambda *_: judge)
     row = json.loads(vigor("rerank evaluate --judge x --methods pairs --rerank-top 3 --json").stdout)
     before = json.loads(vigor("evaluate --json --set pairs.rerank=false").stdout)["retrieval"]
     assert row["cost"]["asked"] == row["photos"] * 6

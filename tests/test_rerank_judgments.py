@@ -19,10 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jzi.errors import RerankError
+from jzi.rerank.judges.scripted import ScriptedJudge
 from jzi.rerank.judgment_rows import COLUMNS, check, from_row, to_row
 from jzi.rerank.judgments import Judgments, judgment_key
 from jzi.rerank.question import LABELS, Kind, Picture, Question, Reading
-from jzi.rerank.scripted import ScriptedJudge
 from jzi.tests.children import Child, run_python
 
 JUDGE = ScriptedJudge({})
@@ -380,7 +380,7 @@ from pathlib import Path
 import numpy as np
 from jzi.rerank.judgments import Judgments
 from jzi.rerank.question import Picture, Question
-from jzi.rerank.scripted import ScriptedJudge
+from jzi.rerank.judges.scripted import ScriptedJudge
 path, first, count = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 judge = ScriptedJudge({})
 photo = Picture(np.zeros((1, 1, 3), np.uint8))

@@ -15,13 +15,13 @@ import torch
 from PIL import Image
 
 from jzi.errors import RerankError
-from jzi.rerank import local, prompts
 from jzi.rerank.ask import Asker
 from jzi.rerank.config import RerankConfig
 from jzi.rerank.cost import Budget
+from jzi.rerank.judges import local, prompts
+from jzi.rerank.judges.labels import contexts, label_log_probabilities
+from jzi.rerank.judges.local import LocalJudge
 from jzi.rerank.judgments import Judgments
-from jzi.rerank.labels import contexts, label_log_probabilities
-from jzi.rerank.local import LocalJudge
 from jzi.rerank.question import Kind, Picture, Question, Reading
 from jzi.tests.tiny_vlm import build
 
@@ -476,7 +476,7 @@ def test_what_is_downloaded_is_announced_with_its_size(
 
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    from jzi.rerank import model_files
+    from jzi.rerank.judges import model_files
 
     folder, asked = folder_of("llava"), []
 

@@ -7,8 +7,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from jzi.rerank import prompts
-from jzi.rerank.compose import CANVAS, GRAY, canvas, squared
+from jzi.rerank.judges import prompts
+from jzi.rerank.judges.compose import CANVAS, GRAY, canvas, squared
 from jzi.rerank.question import LABELS, Kind, Picture, Question
 
 

@@ -8,9 +8,9 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from jzi.rerank.aggregate import answers, debiased, scores
 from jzi.rerank.config import RerankConfig
-from jzi.rerank.schedule import PAIR_DESIGNS, method_calls, rounds
+from jzi.rerank.designs.aggregate import answers, debiased, scores
+from jzi.rerank.designs.schedule import PAIR_DESIGNS, method_calls, rounds
 
 SIZES = (2, 3, 5, 10)
 CALLS = {

@@ -12,21 +12,21 @@ import pytest
 import torch
 from PIL import Image
 
-from jzi.encode.imagery import Imagery
+from jzi.encode.rasters.imagery import Imagery
 from jzi.errors import RerankError
+from jzi.locate.answer.location import Candidate, LocateOptions, to_locations
 from jzi.locate.expert import Query
-from jzi.locate.location import Candidate, LocateOptions, to_locations
 from jzi.locate.posterior import Posterior
 from jzi.rerank.ask import Asker
 from jzi.rerank.config import RerankConfig
 from jzi.rerank.cost import Budget
 from jzi.rerank.crops import OUTLINE, Crops
 from jzi.rerank.fuse import PURE, Weights
+from jzi.rerank.judges.scripted import ScriptedJudge
 from jzi.rerank.photo import picture
-from jzi.rerank.scripted import ScriptedJudge
 from jzi.rerank.stage import RerankStage, distinct, reweighted
-from jzi.store.mercator import MercatorGrid
-from jzi.store.pyramid import Pyramid
+from jzi.store.geometry.mercator import MercatorGrid
+from jzi.store.geometry.pyramid import Pyramid
 
 CONFIG = RerankConfig(crop_pixels=64, photo_pixels=64)
 CELLS = [(10, 10), (10, 40), (40, 10), (40, 40), (30, 25)]

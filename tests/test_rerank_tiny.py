@@ -20,9 +20,9 @@ from jzi.benchmarks.tiny_judge import (
     measure,
     shrunk,
 )
-from jzi.rerank.compose import canvas
 from jzi.rerank.config import RerankConfig
-from jzi.rerank.local import LocalJudge
+from jzi.rerank.judges.compose import canvas
+from jzi.rerank.judges.local import LocalJudge
 from jzi.rerank.question import Question
 
 FOLDER = Path(jzi.__file__).parent / "demo" / "judge"

@@ -16,16 +16,16 @@ from PIL import Image
 import jzi.store.model_folder as model_folder
 from jzi.decode.import_checkpoint import import_checkpoint
 from jzi.decode.model import ZoomModel
-from jzi.encode.encoder import Encoder
-from jzi.encode.photos import open_photo, resize_photo
+from jzi.encode.encoders.encoder import Encoder
+from jzi.encode.photo.photos import open_photo, resize_photo
 from jzi.errors import ConfigError
 from jzi.locate.locator import Locator
-from jzi.store.cache import FeatureCache
+from jzi.store.cache.feature_cache import FeatureCache
+from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.info import EncoderInfo
 from jzi.store.model_folder import read_config
-from jzi.store.pyramid import Pyramid
-from jzi.train.photos import PhotoReader as TrainingReader
-from jzi.workspace.settings_file import load_settings
+from jzi.train.encoders.photos import PhotoReader as TrainingReader
+from jzi.workspace.setup.settings_file import load_settings
 
 REFERENCE = "--set encoder.resampling=reference"
 

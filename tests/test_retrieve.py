@@ -13,24 +13,24 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from safetensors.torch import load_file
 
-from jzi.encode.cells import CellImages
-from jzi.encode.encoder import Encoder
-from jzi.encode.imagery import Imagery
+from jzi.encode.encoders.encoder import Encoder
+from jzi.encode.rasters.cells import CellImages
+from jzi.encode.rasters.imagery import Imagery
 from jzi.errors import ConfigError, ModelError
 from jzi.locate.posterior import Posterior
-from jzi.rerank.scripted import ScriptedJudge
+from jzi.rerank.judges.scripted import ScriptedJudge
 from jzi.retrieve.expert import RetrievalExpert
 from jzi.retrieve.retriever import Retriever
 from jzi.retrieve.search import CellIndex, build_graph, normalise_rows
 from jzi.retrieve.similarity import fit_temperature, ranks
+from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.model_folder import ZoomModelConfig, create_model
-from jzi.store.photo_table import read_photo_table
-from jzi.store.pyramid import Pyramid
+from jzi.store.photos.photo_table import read_photo_table
 from jzi.train.config import RetrieverConfig
+from jzi.train.encoders.retriever import train_retriever
+from jzi.train.encoders.sampling import nearest_on_map, neighbour_batches
 from jzi.train.loop import TrainingLoop
 from jzi.train.losses import soft_margin_triplet, symmetric_infonce
-from jzi.train.retriever import train_retriever
-from jzi.train.sampling import nearest_on_map, neighbour_batches
 from jzi.workspace.open import load
 
 QUICK = RetrieverConfig(epochs=4, batch_size=8, blocks=1, learning_rate=1e-3, mine_every=2, precision="no")
@@ -338,7 +338,7 @@ def test_probabilities_of_retrieval_are_those_of_its_similarities(retrieved, tmp
 
 def test_candidates_of_a_retriever_are_compared(retrieved, monkeypatch: pytest.MonkeyPatch) -> None:
     judge = ScriptedJudge({}, kind="random")
-    monkeypatch.setattr("jzi.workspace.reranker.open_judge", lambda *_: judge)
+    monkeypatch.setattr("jzi.workspace.stages.reranker.open_judge", lambda *_: judge)
     line = "rerank evaluate --judge x --retriever retriever --split train --photos 3 --methods pairs --json"
     row = json.loads(retrieved(line).stdout)
     assert row["photos"] == 3

@@ -20,10 +20,10 @@ from jzi.export.heatmap import Frame, write_heatmap, write_score_map
 from jzi.export.overlay import draw_cells
 from jzi.export.page import write_page
 from jzi.export.picture import draw_zoom
-from jzi.locate.location import LocateOptions, to_locations
+from jzi.locate.answer.location import LocateOptions, to_locations
 from jzi.locate.posterior import Posterior
-from jzi.store.bands import BandGrid, haversine
-from jzi.store.exif import ExifPosition
+from jzi.store.geometry.bands import BandGrid, haversine
+from jzi.store.photos.exif import ExifPosition
 
 GRIDS = {
     "a town": BandGrid.covering(-71.17, 42.31, -71.04, 42.40, 30.0),

@@ -12,8 +12,8 @@ from jzi.decode.config import DecoderConfig
 from jzi.decode.decoder import ZoomDecoder
 from jzi.decode.search import zoom
 from jzi.decode.tile_table import TileTable
-from jzi.store.map_embeddings import ENCODED, NODATA, MapEmbeddings
-from jzi.store.pyramid import Pyramid
+from jzi.store.features.map_embeddings import ENCODED, NODATA, MapEmbeddings
+from jzi.store.geometry.pyramid import Pyramid
 
 
 def random_map(pyramid: Pyramid, width: int = 16, seed: int = 0) -> MapEmbeddings:

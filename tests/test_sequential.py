@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from jzi.errors import ConfigError
-from jzi.locate.location import LocateOptions, to_locations
+from jzi.locate.answer.location import LocateOptions, to_locations
+from jzi.locate.joint.sequential import OUTLIER, fuse, likelihoods, smooth_track
 from jzi.locate.posterior import Posterior
-from jzi.locate.sequential import OUTLIER, fuse, likelihoods, smooth_track
-from jzi.store.pyramid import Pyramid
+from jzi.store.geometry.pyramid import Pyramid
 
 SIDE = 16
 
@@ -120,7 +120,7 @@ def test_a_track_against_time_or_with_no_finite_speed_is_refused(pyramid, second
 
 
 def test_a_track_that_would_not_fit_into_memory_is_refused(pyramid, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jzi.locate.sequential.MAX_TRACK", 2 * SIDE * SIDE)
+    monkeypatch.setattr("jzi.locate.joint.sequential.MAX_TRACK", 2 * SIDE * SIDE)
     posterior = saying(pyramid, *[peaks((1, 1, 1.0))] * 3)
     assert len(smooth_track(posterior.of(0), EVERYWHERE, [0.0], 10.0)) == 1
     with pytest.raises(ConfigError, match="a track of 3 photos is too long for a map of 256 cells: pass at most 2"):

@@ -16,15 +16,15 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from jzi.encode.imagery import Imagery
+from jzi.encode.rasters.imagery import Imagery
 from jzi.errors import ConfigError, PhotoError
-from jzi.locate.fix import FineGrid, Fix
-from jzi.locate.location import Candidate, LocateOptions
+from jzi.locate.answer.fix import FineGrid, Fix
+from jzi.locate.answer.location import Candidate, LocateOptions
 from jzi.locate.locator import Locator
 from jzi.serve.app import Limits, make_app
 from jzi.serve.batch import BatchLocator
 from jzi.serve.queue import Job
-from jzi.store.pyramid import Pyramid
+from jzi.store.geometry.pyramid import Pyramid
 
 LOCAL = "http://localhost"
 

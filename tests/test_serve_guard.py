@@ -21,7 +21,7 @@ from PIL import Image
 
 from jzi.cli import main
 from jzi.errors import ConfigError, PhotoError
-from jzi.locate.location import LocateOptions
+from jzi.locate.answer.location import LocateOptions
 from jzi.serve.app import make_app
 from jzi.serve.batch import BatchLocator
 from jzi.serve.guard import Access, JsonFormatter
@@ -222,7 +222,7 @@ def test_a_large_region_and_other_forms_are_refused(client, photo) -> None:
 
 def test_an_unknown_radius_is_null(client, photo, monkeypatch) -> None:
     monkeypatch.setattr(
-        "jzi.locate.location.credible_radius", lambda posterior, *_: np.full((2, len(posterior)), np.inf)
+        "jzi.locate.answer.location.credible_radius", lambda posterior, *_: np.full((2, len(posterior)), np.inf)
     )
     answer = post(client, photo, {"details": True})
     assert answer.status_code == 200

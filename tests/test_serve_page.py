@@ -15,9 +15,9 @@ import pytest
 import rasterio
 from fastapi.testclient import TestClient
 
-from jzi.encode.imagery import Imagery
+from jzi.encode.rasters.imagery import Imagery
 from jzi.export.page import write_page
-from jzi.locate.location import LocateOptions, to_locations
+from jzi.locate.answer.location import LocateOptions, to_locations
 from jzi.locate.posterior import Posterior
 from jzi.serve.app import make_app
 from jzi.tests.children import wait_until

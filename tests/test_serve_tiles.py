@@ -13,7 +13,7 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from jzi.encode.imagery import Imagery
+from jzi.encode.rasters.imagery import Imagery
 from jzi.export.map_tiles import TILE, MapTiles, embedded_tiles, tile_bounds
 from jzi.serve.app import make_app
 from jzi.serve.guard import Access
@@ -132,7 +132,7 @@ def test_what_is_no_tile_of_the_area_is_refused_without_reading(client, path, mo
 
 
 def test_imagery_that_disappears_leaves_the_picture_of_the_area(client, town_raster) -> None:
-    from jzi.encode.raster import close_rasters
+    from jzi.encode.rasters.raster import close_rasters
 
     high = url(client)
     town_raster.unlink()

@@ -10,12 +10,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 from jzi.cli import main
-from jzi.store.pyramid import Pyramid
-from jzi.workspace.init import new_encoder_settings
+from jzi.store.geometry.pyramid import Pyramid
 from jzi.workspace.pairs import load_pairs, new_pair_settings, write_pair_settings
-from jzi.workspace.settings import FILE, Settings
-from jzi.workspace.settings_file import load_settings, with_settings, write_settings
-from jzi.workspace.settings_info import SettingInfo, describe_settings
+from jzi.workspace.setup.init import new_encoder_settings
+from jzi.workspace.setup.settings import FILE, Settings
+from jzi.workspace.setup.settings_file import load_settings, with_settings, write_settings
+from jzi.workspace.setup.settings_info import SettingInfo, describe_settings
 
 
 @pytest.fixture

@@ -13,19 +13,19 @@ import numpy as np
 import pytest
 
 from jzi.encode.detail import encode_detail
-from jzi.encode.detail_tiles import EncoderTokens
 from jzi.encode.encode_cells import index_cells
 from jzi.encode.encode_map import MapReport, encode_map
-from jzi.encode.encoder import Encoder
-from jzi.encode.imagery import Imagery
+from jzi.encode.encoders.encoder import Encoder
+from jzi.encode.rasters.detail_tiles import EncoderTokens
+from jzi.encode.rasters.imagery import Imagery
 from jzi.errors import CacheError
-from jzi.store import chunk_writer, layout
-from jzi.store.cache import ENCODED, FeatureCache
-from jzi.store.cache_header import entries_of
-from jzi.store.chunk_writer import TileWriter
-from jzi.store.maintenance import merge_caches
-from jzi.store.pyramid import Pyramid, TileKey
-from jzi.store.verify import verify_cache
+from jzi.store.cache import chunk_writer, layout
+from jzi.store.cache.cache_header import entries_of
+from jzi.store.cache.chunk_writer import TileWriter
+from jzi.store.cache.feature_cache import ENCODED, FeatureCache
+from jzi.store.cache.maintenance import merge_caches
+from jzi.store.cache.verify import verify_cache
+from jzi.store.geometry.pyramid import Pyramid, TileKey
 from jzi.tests.conftest import checkerboard, write_geotiff
 
 pytestmark = pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from jzi.errors import ConfigError
-from jzi.locate import sequential
+from jzi.locate.joint import sequential
+from jzi.locate.joint.sequential import fuse, smooth_track
 from jzi.locate.posterior import Posterior
-from jzi.locate.sequential import fuse, smooth_track
-from jzi.store.bands import BandGrid
-from jzi.store.pyramid import Pyramid
+from jzi.store.geometry.bands import BandGrid
+from jzi.store.geometry.pyramid import Pyramid
 
 SIDE = 16
 PYRAMID = Pyramid("EPSG:32631", 0.0, 480.0, 480.0, grid=2, levels=4)  # 16 x 16 cells of 30 m

@@ -13,9 +13,9 @@ import pytest
 from PIL import ExifTags, Image
 
 from jzi.errors import PhotoTableError
-from jzi.store.photo_table import read_photo_table
-from jzi.store.pyramid import Pyramid
-from jzi.store.splits import (
+from jzi.store.geometry.pyramid import Pyramid
+from jzi.store.photos.photo_table import read_photo_table
+from jzi.store.photos.splits import (
     GAP_S,
     block_side,
     capture_seconds,

@@ -16,19 +16,19 @@ import torch
 from transformers import ConvNextConfig, ConvNextModel
 
 import jzi as jzi_package
-from jzi.locate.location import LocateOptions
-from jzi.locate.prior_weights import Prior
-from jzi.locate.projected_expert import ProjectedExpert
-from jzi.locate.zoomed import tiles_of
-from jzi.rerank.scripted import ScriptedJudge
+from jzi.locate.answer.location import LocateOptions
+from jzi.locate.joint.projected_expert import ProjectedExpert
+from jzi.locate.joint.zoomed import tiles_of
+from jzi.locate.priors.prior_weights import Prior
+from jzi.rerank.judges.scripted import ScriptedJudge
 from jzi.retrieve.bands_expert import BandsExpert
 from jzi.retrieve.statewide import StatewideRetriever
-from jzi.store.cache import FeatureCache
-from jzi.store.cell_features import OUTSIDE, CellFeatures
-from jzi.store.map_embeddings import ENCODED
-from jzi.store.pyramid import Pyramid, geodesic_distance
-from jzi.store.region import Region, RegionCells
-from jzi.workspace.region_index import ZoomedLocator, region_locator
+from jzi.store.cache.feature_cache import FeatureCache
+from jzi.store.features.cell_features import OUTSIDE, CellFeatures
+from jzi.store.features.map_embeddings import ENCODED
+from jzi.store.geometry.pyramid import Pyramid, geodesic_distance
+from jzi.store.geometry.region import Region, RegionCells
+from jzi.workspace.regions.region_index import ZoomedLocator, region_locator
 
 from .conftest import run_command, save_zoom
 
@@ -445,7 +445,7 @@ def test_photos_that_either_was_trained_on_are_not_fitted_on(
 
 def test_candidates_of_a_region_are_compared(indexed: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     judge = ScriptedJudge({}, kind="random")
-    monkeypatch.setattr("jzi.workspace.reranker.open_judge", lambda *_: judge)
+    monkeypatch.setattr("jzi.workspace.stages.reranker.open_judge", lambda *_: judge)
     answer = json.loads(indexed("locate photos/day0/000.jpg --retriever retriever --rerank x --json").stdout)
     assert answer["estimate"] == "rerank"
     shown = sum(each["judged"] is not None for each in answer["candidates"])

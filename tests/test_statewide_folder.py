@@ -15,7 +15,7 @@ import torch
 from transformers import ConvNextConfig, ConvNextModel
 
 import jzi
-from jzi.encode.towers import Towers, TowersConfig
+from jzi.encode.encoders.towers import Towers, TowersConfig
 from jzi.errors import ConfigError, JziError, ModelError
 from jzi.retrieve import statewide as module
 from jzi.retrieve.retriever import Retriever
@@ -90,7 +90,7 @@ def test_towers_that_cannot_be_written_leave_the_retriever_of_before(retriever, 
 
     before = retriever.load_encoder("cpu").fingerprint
     with monkeypatch.context() as patch:
-        patch.setattr("jzi.encode.towers.save_model", fail)
+        patch.setattr("jzi.encode.encoders.towers.save_model", fail)
         with pytest.raises(ModelError, match="No space left"):
             StatewideRetriever.save(retriever.folder, towers, method="statewide")
     assert StatewideRetriever.load(retriever.folder).load_encoder("cpu").fingerprint == before

@@ -15,12 +15,12 @@ import pandas as pd
 import pytest
 
 from jzi.errors import CacheCorruptError, CacheError, CacheMismatchError
-from jzi.store import lock, object_store
-from jzi.store.cache import ENCODED, FeatureCache
+from jzi.store.cache.feature_cache import ENCODED, FeatureCache
+from jzi.store.cache.verify import verify_cache
+from jzi.store.disk import lock, object_store
+from jzi.store.disk.object_store import delete_all, open_store
+from jzi.store.geometry.pyramid import Pyramid, TileKey
 from jzi.store.info import EncoderInfo, ImageryInfo
-from jzi.store.object_store import delete_all, open_store
-from jzi.store.pyramid import Pyramid, TileKey
-from jzi.store.verify import verify_cache
 from jzi.tests.conftest import CREDENTIALS
 from jzi.tests.fault_proxy import FAULTS, FaultProxy
 

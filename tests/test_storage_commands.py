@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from jzi.store import lock, object_store
+from jzi.store.disk import lock, object_store
 from jzi.tests.children import Child
 from jzi.tests.conftest import CREDENTIALS
 from jzi.tests.fault_proxy import FaultProxy

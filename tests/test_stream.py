@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from jzi.encode import augment
-from jzi.encode.augment import COLOR_JITTER, JITTER_DRAWS, jitter_colors
-from jzi.store.bands import RADIUS, haversine, move
-from jzi.train.stream import SampleStream, buckets
+from jzi.encode.photo import augment
+from jzi.encode.photo.augment import COLOR_JITTER, JITTER_DRAWS, jitter_colors
+from jzi.store.geometry.bands import RADIUS, haversine, move
+from jzi.train.statewide.stream import SampleStream, buckets
 
 LATITUDE, LONGITUDE = 42.36, -71.06
 

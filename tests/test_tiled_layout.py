@@ -13,9 +13,9 @@ import yaml
 from PIL import Image
 
 from jzi.datasets.tiled_layout import TiledLayout
-from jzi.encode.imagery import Imagery
+from jzi.encode.rasters.imagery import Imagery
 from jzi.errors import ImageryError
-from jzi.store.pyramid import Pyramid
+from jzi.store.geometry.pyramid import Pyramid
 from jzi.tests.children import run_python
 
 SIZE = [40_000.0, 30_000.0]  # which the package needs where an axis runs south or west

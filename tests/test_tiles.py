@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from rasterio.errors import NotGeoreferencedWarning
 
-from jzi.commands.process import handled_warnings_ignored
-from jzi.encode.imagery import BACKGROUND, Imagery
-from jzi.encode.raster import Raster
-from jzi.encode.tiles import Tile, TileRenderer
-from jzi.store.pyramid import Pyramid, TileKey
+from jzi.commands.shared.process import handled_warnings_ignored
+from jzi.encode.rasters.imagery import BACKGROUND, Imagery
+from jzi.encode.rasters.raster import Raster
+from jzi.encode.rasters.tiles import Tile, TileRenderer
+from jzi.store.geometry.pyramid import Pyramid, TileKey
 
 pytestmark = pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
 

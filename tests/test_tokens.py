@@ -23,13 +23,13 @@ from jzi.decode.temperature import fit_temperature
 from jzi.decode.tile_table import TileTable
 from jzi.encode import encode_map as module
 from jzi.encode.encode_map import MapReport, encode_map
-from jzi.encode.encoder import Encoder
-from jzi.encode.imagery import Imagery
-from jzi.encode.tiles import TileRenderer
+from jzi.encode.encoders.encoder import Encoder
+from jzi.encode.rasters.imagery import Imagery
+from jzi.encode.rasters.tiles import TileRenderer
 from jzi.errors import CacheCorruptError, CacheError, ConfigError
-from jzi.store import chunk_writer
-from jzi.store.cache import NODATA, FeatureCache
-from jzi.store.pyramid import Pyramid, TileKey
+from jzi.store.cache import chunk_writer
+from jzi.store.cache.feature_cache import NODATA, FeatureCache
+from jzi.store.geometry.pyramid import Pyramid, TileKey
 from jzi.tests.conftest import write_geotiff
 
 # from rasterio itself

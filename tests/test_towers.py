@@ -26,13 +26,13 @@ from transformers import (
 )
 
 from jzi.encode.encode_queries import encode_queries
-from jzi.encode.hf_model import LoadedModel
-from jzi.encode.photo_reader import PhotoReader
-from jzi.encode.towers import MAP, PHOTO, POOLING, Towers, TowersConfig
-from jzi.encode.towers_config import CONFIG
+from jzi.encode.encoders.hf_model import LoadedModel
+from jzi.encode.encoders.towers import MAP, PHOTO, POOLING, Towers, TowersConfig
+from jzi.encode.encoders.towers_config import CONFIG
+from jzi.encode.photo.photo_reader import PhotoReader
 from jzi.errors import ConfigError, EncoderError, JziError, ModelError
-from jzi.store.cache import FeatureCache
-from jzi.store.photo_table import read_photo_table
+from jzi.store.cache.feature_cache import FeatureCache
+from jzi.store.photos.photo_table import read_photo_table
 
 TINY = {"depths": [1, 1, 2, 1], "hidden_sizes": [16, 32, 64, 128], "layer_scale_init_value": 0.5}
 SMALL = TowersConfig(width=64, heads=8, photo_size=(96, 64), image_size=64, lods_m=(0.2, 0.4, 0.8))

@@ -30,10 +30,10 @@ from jzi.errors import CacheMismatchError, ConfigError, ModelError, TrainingErro
 from jzi.evaluate.metrics import RADII, Evaluation, cell_error
 from jzi.evaluate.photos import LabelledPhotos
 from jzi.evaluate.protocol import evaluate
-from jzi.store.cache import ENCODED, NODATA, FeatureCache
+from jzi.store.cache.feature_cache import ENCODED, NODATA, FeatureCache
+from jzi.store.features.photo_features import PhotoFeatures
+from jzi.store.geometry.pyramid import Pyramid, geodesic_distance
 from jzi.store.info import EncoderInfo
-from jzi.store.photo_features import PhotoFeatures
-from jzi.store.pyramid import Pyramid, geodesic_distance
 from jzi.tests.children import run_python
 from jzi.train.config import TrainConfig
 from jzi.train.data import TrainingData

@@ -16,14 +16,14 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from jzi.retrieve.vpr import VprExpert
-from jzi.store.cache import ENCODED, FeatureCache
-from jzi.store.files import file_sha256
+from jzi.store.cache.feature_cache import ENCODED, FeatureCache
+from jzi.store.disk.files import file_sha256
+from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.info import EncoderInfo
 from jzi.store.model_folder import EXPERT_FILES, read_config
-from jzi.store.pyramid import Pyramid
 from jzi.train.cache_task import CacheTask
 from jzi.train.heads import HeadsTask
-from jzi.workspace.settings import EncoderSettings, Settings
+from jzi.workspace.setup.settings import EncoderSettings, Settings
 
 WIDTH = 16
 SETTINGS = {
@@ -63,7 +63,7 @@ def cache(jzi: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fea
     frame["split"] = np.where(np.arange(200) < 120, "train", np.where(np.arange(200) < 170, "val", "test"))
     columns = {"status": np.full(200, ENCODED), "photo_sha256": frame["id"].to_numpy(object)}
     cache.queries.write(cache.queries.list_photos(frame), columns, embed(x, y))
-    monkeypatch.setattr("jzi.encode.fingerprint.is_stored_encoder", lambda *_: True)  # it does not exist
+    monkeypatch.setattr("jzi.encode.encoders.fingerprint.is_stored_encoder", lambda *_: True)  # it does not exist
     settings = Settings(pyramid, encoder=EncoderSettings("somewhere/encoder", image_size=56))
     (tmp_path / "jzi.toml").write_text(settings.to_toml())
     return cache

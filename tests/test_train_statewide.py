@@ -16,27 +16,27 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from jzi.encode import cell_crops
-from jzi.encode.augment import JITTER_DRAWS, jitter_colors, jitter_padded
-from jzi.encode.cell_crops import CellCrops
-from jzi.encode.imagery import Imagery
-from jzi.encode.raster import close_rasters
-from jzi.encode.towers import Towers, TowersConfig
+from jzi.encode.encoders.towers import Towers, TowersConfig
+from jzi.encode.photo.augment import JITTER_DRAWS, jitter_colors, jitter_padded
+from jzi.encode.rasters import cell_crops
+from jzi.encode.rasters.cell_crops import CellCrops
+from jzi.encode.rasters.imagery import Imagery
+from jzi.encode.rasters.raster import close_rasters
 from jzi.errors import ConfigError, ModelError, TrainingError
 from jzi.retrieve.statewide import StatewideRetriever
-from jzi.store.bands import BandGrid
-from jzi.store.photo_table import PhotoTable
-from jzi.store.pyramid import geodesic_distance
-from jzi.store.region import Region
+from jzi.store.geometry.bands import BandGrid
+from jzi.store.geometry.pyramid import geodesic_distance
+from jzi.store.geometry.region import Region
+from jzi.store.photos.photo_table import PhotoTable
 from jzi.tests.conftest import write_geotiff
-from jzi.train import statewide_data
 from jzi.train.config import StatewideConfig
+from jzi.train.encoders.networks import TrainedTowers
 from jzi.train.loop import TrainingLoop
-from jzi.train.networks import TrainedTowers
 from jzi.train.schedule import learning_rate_factor
-from jzi.train.statewide import train_statewide
-from jzi.train.statewide_data import AreaPhotos, Gallery, SampleReader, StatewideArea, content_box
-from jzi.train.statewide_validation import encode_gallery, validate
+from jzi.train.statewide import statewide_data
+from jzi.train.statewide.statewide import train_statewide
+from jzi.train.statewide.statewide_data import AreaPhotos, Gallery, SampleReader, StatewideArea, content_box
+from jzi.train.statewide.statewide_validation import encode_gallery, validate
 
 # Settings
 

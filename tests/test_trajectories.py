@@ -19,8 +19,8 @@ from jzi.errors import DatasetError
 from jzi.recordings import gpx
 from jzi.recordings.gpx import read_gpx
 from jzi.recordings.track import Track, iso_time, parse_time
-from jzi.store.photo_table import read_photo_table
-from jzi.store.pyramid import WGS84, geodesic_distance
+from jzi.store.geometry.pyramid import WGS84, geodesic_distance
+from jzi.store.photos.photo_table import read_photo_table
 
 START = 1_714_564_800.0  # 2024-05-01T12:00:00Z
 METRE = 1 / 111_200  # degrees of latitude, nearly

@@ -18,11 +18,11 @@ from jzi.errors import CacheError, CacheMismatchError, ConfigError, ModelError
 from jzi.evaluate.photos import LabelledPhotos
 from jzi.evaluate.protocol import evaluate
 from jzi.retrieve.transfer import transfer
-from jzi.store.cache import ENCODED, FeatureCache
+from jzi.store.cache.feature_cache import ENCODED, FeatureCache
+from jzi.store.features.map_embeddings import NODATA
+from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.info import EncoderInfo
-from jzi.store.map_embeddings import NODATA
 from jzi.store.model_folder import TransferModelConfig, read_config
-from jzi.store.pyramid import Pyramid
 from jzi.train.config import HeadsTrainingConfig, TrainConfig
 from jzi.train.data import TrainingData
 from jzi.train.decoder import train_decoder

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from jzi.errors import CacheCorruptError, ConfigError
-from jzi.store.bands import BandGrid
-from jzi.store.cache import FeatureCache
+from jzi.store.cache.feature_cache import FeatureCache
+from jzi.store.geometry.bands import BandGrid
+from jzi.store.geometry.region import RegionInfo
 from jzi.store.info import EncoderInfo
-from jzi.store.region import RegionInfo
 from jzi.vectors import exact
 from jzi.vectors.exact import Matches, scan, similarities
 from jzi.vectors.faiss_index import cell_ids

@@ -14,8 +14,8 @@ from jzi.curate.folder import DatasetFolder
 from jzi.errors import DatasetError
 from jzi.recordings.mp4 import EPOCH_1904_S, check_video, recording_time
 from jzi.recordings.track import iso_time
-from jzi.store.photo_table import read_photo_table
-from jzi.store.pyramid import geodesic_distance
+from jzi.store.geometry.pyramid import geodesic_distance
+from jzi.store.photos.photo_table import read_photo_table
 from jzi.tests.test_trajectories import METRE, START, run, write_gpx
 
 cv2 = pytest.importorskip("cv2")

@@ -7,11 +7,11 @@ import pytest
 from pyproj import Geod
 
 from jzi.errors import ConfigError
-from jzi.refine.window import Window, Windows
-from jzi.store.bands import BandGrid
-from jzi.store.cell_grid import CellGrid
-from jzi.store.mercator import MercatorGrid
-from jzi.store.pyramid import Pyramid
+from jzi.refine.windows.window import Window, Windows
+from jzi.store.geometry.bands import BandGrid
+from jzi.store.geometry.cell_grid import CellGrid
+from jzi.store.geometry.mercator import MercatorGrid
+from jzi.store.geometry.pyramid import Pyramid
 
 
 def utm() -> Pyramid:

@@ -9,11 +9,11 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
-from jzi.encode.towers_config import CONVNEXT, DEIT
+from jzi.encode.encoders.towers_config import CONVNEXT, DEIT
 from jzi.errors import ConfigError
 from jzi.locate.ranges import MAX_SEED
+from jzi.store.disk.memory import memory_bytes
 from jzi.store.info import MAX_IMAGE_SIZE, MAX_WIDTH
-from jzi.store.memory import memory_bytes
 from jzi.store.setting_checks import first_invalid, setting_error
 
 #: Largest number of photos, epochs and so on, and learning rate, width and so on.

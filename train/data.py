@@ -14,11 +14,11 @@ from jzi.decode.patch_tokens import PatchTokens
 from jzi.decode.tile_table import TileTable
 from jzi.encode.device import buffer_bytes
 from jzi.errors import CacheError, TrainingError
-from jzi.store.cache import FeatureCache
+from jzi.store.cache.feature_cache import FeatureCache
+from jzi.store.features.map_embeddings import MapEmbeddings
+from jzi.store.features.map_pages import PagedMap
+from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.info import EncoderInfo, ImageryInfo
-from jzi.store.map_embeddings import MapEmbeddings
-from jzi.store.map_pages import PagedMap
-from jzi.store.pyramid import Pyramid
 from jzi.train.photo_shards import PhotoShards
 
 #: Columns of the photos that the outcome of a run depends on.

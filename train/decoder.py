@@ -24,9 +24,9 @@ from jzi.decode.model import ZoomModel, create_folder, read_zoom_config, save_te
 from jzi.decode.temperature import fit_temperature
 from jzi.decode.tile_table import TileTable
 from jzi.errors import ModelError, TrainingError
-from jzi.store.cache import FeatureCache
-from jzi.store.map_embeddings import MapEmbeddings
-from jzi.store.map_pages import PagedMap
+from jzi.store.cache.feature_cache import FeatureCache
+from jzi.store.features.map_embeddings import MapEmbeddings
+from jzi.store.features.map_pages import PagedMap
 from jzi.store.model_folder import MAP, update_config, write_file
 from jzi.train.cache_task import CacheTask
 from jzi.train.config import TrainConfig

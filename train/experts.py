@@ -20,16 +20,16 @@ from jzi.decode.dataset import ZoomDataset
 from jzi.decode.expert import ZoomExpert
 from jzi.errors import CacheError, CacheMismatchError, ConfigError, ModelError, first_line
 from jzi.evaluate.photos import LabelledPhotos
+from jzi.locate.answer.location import LocateOptions
 from jzi.locate.expert import Expert
-from jzi.locate.fusion import FIT_CELLS, FusionFit, FusionWeights
 from jzi.locate.inside import HIDDEN_M, Evidence, Hidden, fit_inside
-from jzi.locate.location import LocateOptions
+from jzi.locate.joint.fusion import FIT_CELLS, FusionFit, FusionWeights
 from jzi.locate.posterior import Posterior
 from jzi.retrieve.dense import DenseExpert
 from jzi.retrieve.vpr import DEFAULT_WIDTH, VprConfig, VprExpert
-from jzi.store.cache import FeatureCache
-from jzi.store.files import file_sha256
-from jzi.store.map_embeddings import MapEmbeddings
+from jzi.store.cache.feature_cache import FeatureCache
+from jzi.store.disk.files import file_sha256
+from jzi.store.features.map_embeddings import MapEmbeddings
 from jzi.store.model_folder import (
     DECODER,
     EXPERT_FILES,

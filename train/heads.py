@@ -20,7 +20,7 @@ from jzi.retrieve.cells import CellsExpert
 from jzi.retrieve.dense import DenseExpert
 from jzi.retrieve.heads import HeadsConfig, SimilarityHeads, cell_scales
 from jzi.retrieve.levels import LevelsExpert, level_embeddings
-from jzi.store.map_embeddings import NODATA
+from jzi.store.features.map_embeddings import NODATA
 from jzi.store.model_folder import write_file
 from jzi.train.cache_task import CacheTask
 from jzi.train.config import HeadsTrainingConfig

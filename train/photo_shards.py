@@ -17,9 +17,9 @@ from torch import Tensor
 
 from jzi.decode.tile_table import TileTable
 from jzi.encode.prefetch import prefetch
-from jzi.store.cache import FeatureCache
-from jzi.store.layout import COLUMN_CHUNK
-from jzi.store.photo_features import ENCODED
+from jzi.store.cache.feature_cache import FeatureCache
+from jzi.store.cache.layout import COLUMN_CHUNK
+from jzi.store.features.photo_features import ENCODED
 
 #: Buffers in memory at once: one in use, one that has been read, and one being read.
 BUFFERS = 3

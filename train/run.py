@@ -13,8 +13,8 @@ import torch
 
 from jzi.encode.device import writer_lock_mode
 from jzi.errors import ModelError
-from jzi.store.archive import check_archive
-from jzi.store.lock import WriterLock
+from jzi.store.disk.archive import check_archive
+from jzi.store.disk.lock import WriterLock
 from jzi.store.model_folder import CONFIG, DECODER, lock_model, read_config, replace_file
 
 Metrics = dict[str, float]

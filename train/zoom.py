@@ -17,7 +17,7 @@ from jzi.decode.search import BATCH, greedy_paths
 from jzi.decode.tile_table import TileTable
 from jzi.errors import ConfigError, ModelError
 from jzi.evaluate.metrics import RADII, cell_error
-from jzi.store.files import file_sha256
+from jzi.store.disk.files import file_sha256
 from jzi.train.run import Metrics
 
 

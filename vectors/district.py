@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from jzi.locate.posterior import Posterior
 from jzi.locate.ranges import DISTANCE, RANKS, SHARE
-from jzi.store.cell_grid import CellGrid
+from jzi.store.geometry.cell_grid import CellGrid
 
 #: Share of the probability whose tiles are kept, their greatest number, and by how much they are dilated, metres.
 KEPT, TILES, MARGIN_M = 0.99, 64, 50.0

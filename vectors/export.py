@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jzi.errors import ExportError, first_line
-from jzi.store.bands import BandGrid
-from jzi.store.cell_grid import CellGrid
-from jzi.store.files import write_whole
+from jzi.store.disk.files import write_whole
+from jzi.store.geometry.bands import BandGrid
+from jzi.store.geometry.cell_grid import CellGrid
 from jzi.vectors.store import VectorStore, read_blocks
 
 #: Rows of a row group: 64 MB with 1024 features in float32.

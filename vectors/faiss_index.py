@@ -24,8 +24,8 @@ from torch import Tensor
 
 from jzi.errors import ConfigError, ModelError
 from jzi.locate.ranges import RANKS, TEMPERATURE
-from jzi.store.files import file_sha256
-from jzi.store.map_embeddings import ENCODED
+from jzi.store.disk.files import file_sha256
+from jzi.store.features.map_embeddings import ENCODED
 from jzi.store.plain import plain
 from jzi.vectors.approximate import EXACT_CELLS, SAMPLED, sampled_log_sum
 from jzi.vectors.exact import Matches, Neighbors, prepare, scan, similarities

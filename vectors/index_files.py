@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from jzi.errors import ConfigError, ModelError, first_line
-from jzi.store.digest_memory import remembered_sha256
-from jzi.store.files import write_whole
-from jzi.store.json_file import read_json
+from jzi.store.disk.digest_memory import remembered_sha256
+from jzi.store.disk.files import write_whole
+from jzi.store.disk.json_file import read_json
 from jzi.store.setting_checks import first_invalid
 
 INFO, INDEX, IDS, SAMPLE, VECTORS = "index.json", "index.faiss", "ids.npy", "sample.npy", "vectors.npy"

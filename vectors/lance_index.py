@@ -26,10 +26,10 @@ from torch import Tensor
 
 from jzi.errors import ConfigError, ModelError, first_line
 from jzi.locate.ranges import RANKS, TEMPERATURE
-from jzi.store.map_embeddings import ENCODED
+from jzi.store.disk.storage import is_url
+from jzi.store.features.map_embeddings import ENCODED
 from jzi.store.plain import plain
 from jzi.store.setting_checks import first_invalid
-from jzi.store.storage import is_url
 from jzi.vectors.approximate import EXACT_CELLS, SAMPLED, sampled_log_sum
 from jzi.vectors.exact import Neighbors, prepare, scan
 from jzi.vectors.faiss_index import cell_ids
@@ -278,7 +278,7 @@ def lance_errors(what: str) -> Iterator[None]:
 
 def _connect(lance: Any, uri: str) -> Any:
     """The database of a table; the endpoint of object storage is the one that the cache uses."""
-    from jzi.store.object_store import s3_endpoint
+    from jzi.store.disk.object_store import s3_endpoint
 
     options, endpoint = {}, s3_endpoint() if uri.startswith("s3://") else ""
     if endpoint:

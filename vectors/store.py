@@ -34,7 +34,7 @@ class Block(NamedTuple):
 
 
 class VectorStore(Protocol):
-    """Vectors of cells, read in units that are written whole; `jzi.store.cell_features.CellFeatures` is one.
+    """Vectors of cells, read in units that are written whole; `jzi.store.features.cell_features.CellFeatures` is one.
 
     Attributes:
         path: path or URL, for error messages.

@@ -20,7 +20,7 @@ from urllib.parse import urlencode, urljoin
 from tqdm import tqdm
 
 from jzi.errors import ConfigError, DatasetError, first_line
-from jzi.store.files import write_whole
+from jzi.store.disk.files import write_whole
 from jzi.version import __version__
 from jzi.web.line import Line
 from jzi.web.rules import TRANSIENT, Address, HttpError, may_follow, retry_after

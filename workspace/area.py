@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jzi.encode.raster import Raster, RasterOptions
-from jzi.store.pyramid import Pyramid
+from jzi.encode.rasters.raster import Raster, RasterOptions
+from jzi.store.geometry.pyramid import Pyramid
 
 
 def square_around(

@@ -15,17 +15,17 @@ from numpy.typing import NDArray
 
 from jzi.errors import CacheError, JziError, ModelError
 from jzi.refine.info import INFO, read_refiner_info
-from jzi.store.cache import ENCODED, MISSING, NODATA, FeatureCache
-from jzi.store.cell_features import CellFeatures
+from jzi.store.cache.feature_cache import ENCODED, MISSING, NODATA, FeatureCache
+from jzi.store.disk.lock import WriterLock
+from jzi.store.disk.object_store import delete_all
+from jzi.store.disk.storage import is_url
+from jzi.store.features.cell_features import CellFeatures
+from jzi.store.features.photo_features import UNREADABLE
+from jzi.store.geometry.pyramid import Pyramid
+from jzi.store.geometry.region import RegionInfo
 from jzi.store.info import EncoderInfo, ImageryInfo
-from jzi.store.lock import WriterLock
 from jzi.store.model_folder import CONFIG, MAP, AnyModelConfig, StatewideModelConfig, read_config
-from jzi.store.object_store import delete_all
-from jzi.store.photo_features import UNREADABLE
-from jzi.store.pyramid import Pyramid
-from jzi.store.region import RegionInfo
-from jzi.store.storage import is_url
-from jzi.workspace.refiner import REFINER
+from jzi.workspace.stages.refiner import REFINER
 
 #: Names of the status of tiles and cells.
 _STATUS = {"encoded": ENCODED, "without_imagery": NODATA, "missing": MISSING}

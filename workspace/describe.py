@@ -15,9 +15,12 @@ from jzi.decode.model import ZoomModel
 from jzi.errors import JziError
 from jzi.refine.config import CachedRefinerConfig
 from jzi.refine.info import INFO, RefinerInfo, read_refiner_info
-from jzi.store.cache import ENCODED
+from jzi.store.cache.feature_cache import ENCODED
+from jzi.store.disk.storage import exists, is_url
+from jzi.store.features.map_pages import PagedMap
+from jzi.store.geometry.pyramid import Pyramid
+from jzi.store.geometry.region import RegionInfo
 from jzi.store.info import EncoderInfo, ImageryInfo
-from jzi.store.map_pages import PagedMap
 from jzi.store.model_folder import (
     CONFIG,
     ENCODER,
@@ -27,11 +30,8 @@ from jzi.store.model_folder import (
     TransferModelConfig,
     ZoomModelConfig,
 )
-from jzi.store.pyramid import Pyramid
-from jzi.store.region import RegionInfo
-from jzi.store.storage import exists, is_url
 from jzi.workspace.caches import inspect_cache, inspect_model
-from jzi.workspace.refiner import REFINER
+from jzi.workspace.stages.refiner import REFINER
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def _at_url(url: str) -> Info:
 
 def _encoder(name: str) -> Info:
     """An encoder: a folder as `save_pretrained` writes it."""
-    from jzi.encode.hf_config import read_encoder_config
+    from jzi.encode.encoders.hf_config import read_encoder_config
 
     config = read_encoder_config(name)
     facts = {"family": config.model_type}
@@ -225,7 +225,7 @@ def _refiner_text(info: RefinerInfo) -> str:
 
 
 def _statewide_facts(folder: Path, config: StatewideModelConfig) -> dict[str, Any]:
-    from jzi.encode.towers_config import read_towers_config
+    from jzi.encode.encoders.towers_config import read_towers_config
 
     towers = read_towers_config(folder / ENCODER)
     return {
@@ -285,10 +285,10 @@ def _tile_count(model: ZoomModel) -> int:
 
 
 def _raster(path: str) -> Info:
-    from jzi.encode.imagery import Imagery
-    from jzi.encode.raster import Raster, RasterOptions
+    from jzi.encode.rasters.imagery import Imagery
+    from jzi.encode.rasters.raster import Raster, RasterOptions
     from jzi.workspace.area import square_around
-    from jzi.workspace.settings import names_url
+    from jzi.workspace.setup.settings import names_url
 
     options = RasterOptions(remote=names_url([path]))
     raster = Raster(path, options)
@@ -336,10 +336,10 @@ def disagreements(descriptions: list[Info]) -> list[str]:
 
 
 def _outside(raster: Info, pyramid: Pyramid) -> list[str]:
-    from jzi.encode.imagery import Imagery
-    from jzi.encode.raster import RasterOptions
+    from jzi.encode.rasters.imagery import Imagery
+    from jzi.encode.rasters.raster import RasterOptions
     from jzi.errors import ImageryError
-    from jzi.workspace.settings import names_url
+    from jzi.workspace.setup.settings import names_url
 
     try:
         with Imagery([raster.path], pyramid, RasterOptions(remote=names_url([raster.path]))):

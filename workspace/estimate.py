@@ -27,13 +27,13 @@ from jzi.decode.search import greedy_paths
 from jzi.decode.tile_table import TileTable
 from jzi.encode.detail import MAX_FEATURES
 from jzi.encode.device import best_device, free_bytes
-from jzi.encode.photo_reader import PhotoReader
-from jzi.encode.tiles import TileRenderer
+from jzi.encode.photo.photo_reader import PhotoReader
+from jzi.encode.rasters.tiles import TileRenderer
 from jzi.errors import ConfigError, JziError
-from jzi.locate.location import LocateOptions, to_locations
-from jzi.store.map_embeddings import ENCODED, MapEmbeddings
-from jzi.store.pyramid import Pyramid, TileKey
-from jzi.store.storage import is_url
+from jzi.locate.answer.location import LocateOptions, to_locations
+from jzi.store.disk.storage import is_url
+from jzi.store.features.map_embeddings import ENCODED, MapEmbeddings
+from jzi.store.geometry.pyramid import Pyramid, TileKey
 from jzi.train.data import DataInfo, TrainingData
 from jzi.train.decoder import DecoderTask
 from jzi.train.heads import CellsTask, HeadsTask, LevelsTask
@@ -41,11 +41,11 @@ from jzi.train.loop import TrainingLoop, make_accelerator
 from jzi.train.run import TrainingRun
 from jzi.train.task import Batch
 from jzi.workspace.open import load_encoder, open_imagery, open_photo_table
-from jzi.workspace.refiner import open_producer
+from jzi.workspace.stages.refiner import open_producer
 
 if TYPE_CHECKING:
-    from jzi.encode.encoder import Encoder
-    from jzi.workspace.settings import Settings
+    from jzi.encode.encoders.encoder import Encoder
+    from jzi.workspace.setup.settings import Settings
 
 #: Seconds for which each kind of work is measured, after one unit that is not: six kinds and loading the encoder take
 #: about 20 s.

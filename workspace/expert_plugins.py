@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jzi.encode.plugins import EXPERTS, installed, load_plugin
+from jzi.encode.encoders.plugins import EXPERTS, installed, load_plugin
 from jzi.errors import ModelError, first_line
+from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.info import EncoderInfo
-from jzi.store.pyramid import Pyramid
 
 if TYPE_CHECKING:
     import numpy as np

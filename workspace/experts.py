@@ -57,7 +57,7 @@ class ModelExperts:
         Raises:
             ConfigError: the model has no such expert, or no weights for them.
         """
-        from jzi.locate.fusion import FusedExpert, positive
+        from jzi.locate.joint.fusion import FusedExpert, positive
 
         weights = positive(self.weights_of(names))
         if list(weights) == ["zoom"]:

@@ -12,7 +12,7 @@ from jzi.errors import JziError
 from jzi.evaluate.cases import find_cases
 from jzi.export.gallery.page import write_gallery
 from jzi.export.gallery.sources import Sources
-from jzi.store.pyramid import Pyramid
+from jzi.store.geometry.pyramid import Pyramid
 from jzi.workspace.open import open_imagery, open_photo_table
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from jzi.evaluate.photos import LabelledPhotos
     from jzi.locate.expert import Expert
-    from jzi.store.cache import FeatureCache
-    from jzi.workspace.settings import Settings
+    from jzi.store.cache.feature_cache import FeatureCache
+    from jzi.workspace.setup.settings import Settings
 
 
 def write_failures(
@@ -64,7 +64,7 @@ def write_failures(
         ExportError: the file cannot be written.
     """
     from jzi.decode.expert import ZoomExpert
-    from jzi.locate.fusion import FusedExpert
+    from jzi.locate.joint.fusion import FusedExpert
     from jzi.retrieve.vpr import VprExpert
 
     cases = find_cases(expert, photos, count, radius=radius, beams=beams)

@@ -19,8 +19,8 @@ def local_folder(name: str | Path) -> Path:
     """
     if Path(name).exists() or "/" not in str(name):  # the usual case, without huggingface_hub
         return Path(name)
-    from jzi.publish.hub import RepoName
-    from jzi.publish.hub_download import fetch_model
+    from jzi.publish.hub.hub import RepoName
+    from jzi.publish.hub.hub_download import fetch_model
 
     repo = RepoName.parse(name)
     if repo is None:

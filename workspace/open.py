@@ -8,27 +8,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jzi.errors import ConfigError
-from jzi.store.memory import memory_bytes
+from jzi.store.disk.memory import memory_bytes
+from jzi.store.geometry.pyramid import Pyramid
+from jzi.store.geometry.region import RegionCells, RegionInfo
 from jzi.store.model_folder import RetrieverModelConfig, StatewideModelConfig, TransferModelConfig, read_config
-from jzi.store.pyramid import Pyramid
-from jzi.store.region import RegionCells, RegionInfo
 from jzi.workspace.experts import ModelExperts, load_experts, load_transferred
 from jzi.workspace.hub import local_folder
-from jzi.workspace.refiner import RefineRequest, refined
-from jzi.workspace.settings import FILE, AreaSettings, RegionSettings, Settings, find_rasters, names_url
-from jzi.workspace.settings_file import is_pairs, load_area, load_region, load_settings
+from jzi.workspace.setup.settings import FILE, AreaSettings, RegionSettings, Settings, find_rasters, names_url
+from jzi.workspace.setup.settings_file import is_pairs, load_area, load_region, load_settings
+from jzi.workspace.stages.refiner import RefineRequest, refined
 
 if TYPE_CHECKING:
     from jzi.decode.expert import ZoomExpert
-    from jzi.encode.encoder import Encoder
-    from jzi.encode.imagery import Imagery
-    from jzi.encode.towers import Towers
+    from jzi.encode.encoders.encoder import Encoder
+    from jzi.encode.encoders.towers import Towers
+    from jzi.encode.rasters.imagery import Imagery
     from jzi.locate.locator import Locator
     from jzi.retrieve.expert import RetrievalExpert
-    from jzi.store.cache import FeatureCache
-    from jzi.store.cell_grid import CellGrid
-    from jzi.store.photo_table import PhotoTable, Rejected
-    from jzi.train.encoder import EncoderTrainingReport
+    from jzi.store.cache.feature_cache import FeatureCache
+    from jzi.store.geometry.cell_grid import CellGrid
+    from jzi.store.photos.photo_table import PhotoTable, Rejected
+    from jzi.train.encoders.encoder import EncoderTrainingReport
 
 
 def open_imagery(settings: Settings) -> Imagery:
@@ -52,8 +52,8 @@ def open_map(settings: AreaSettings, area: CellGrid, background: tuple[int, int,
         ConfigError: there is no such raster.
         ImageryError: a raster cannot be used, or none touches the area.
     """
-    from jzi.encode.imagery import BACKGROUND, Imagery
-    from jzi.encode.raster import RasterOptions
+    from jzi.encode.rasters.imagery import BACKGROUND, Imagery
+    from jzi.encode.rasters.raster import RasterOptions
 
     options = RasterOptions(settings.map.crs, settings.map.nodata, settings.map.stretch, settings.map.remote)
     return Imagery(settings.rasters, area, options, background or BACKGROUND, settings.map.attribution)
@@ -61,8 +61,8 @@ def open_map(settings: AreaSettings, area: CellGrid, background: tuple[int, int,
 
 def open_rasters(rasters: Sequence[str], area: CellGrid) -> Imagery:
     """Open rasters that an option names; errors as of `open_map`."""
-    from jzi.encode.imagery import Imagery
-    from jzi.encode.raster import RasterOptions
+    from jzi.encode.rasters.imagery import Imagery
+    from jzi.encode.rasters.raster import RasterOptions
 
     return Imagery(find_rasters(rasters), area, RasterOptions(remote=names_url(rasters)))
 
@@ -94,7 +94,7 @@ def load_encoder(settings: Settings) -> Encoder:
     Raises:
         EncoderError: it cannot be loaded.
     """
-    from jzi.encode.encoder import Encoder
+    from jzi.encode.encoders.encoder import Encoder
 
     options = settings.encoder
     name = settings.encoder_folder or options.name
@@ -126,9 +126,9 @@ def open_cache_of(
         CacheError: several processes were launched, and a process of no launch of theirs writes to it.
     """
     from jzi.encode.device import processes, writer_lock_mode
-    from jzi.store.cache import FeatureCache
-    from jzi.store.lock import WriterLock
-    from jzi.store.storage import exists
+    from jzi.store.cache.feature_cache import FeatureCache
+    from jzi.store.disk.lock import WriterLock
+    from jzi.store.disk.storage import exists
 
     lock = writer_lock_mode()
     with processes().main_process_first(), WriterLock(path, lock):
@@ -181,7 +181,7 @@ def finetune_areas(areas: Sequence[Settings], output: Path) -> tuple[EncoderTrai
 
     Raises:
         ConfigError: the areas differ in grid or levels, or an override of decoder.* contradicts finetune.init.
-        JziError: as `jzi.train.finetune.finetune`.
+        JziError: as `jzi.train.encoders.finetune.finetune`.
     """
     settings = areas[0]
     grids = {(each.pyramid.grid, each.pyramid.levels) for each in areas}
@@ -192,7 +192,7 @@ def finetune_areas(areas: Sequence[Settings], output: Path) -> tuple[EncoderTrai
         )
     tables = [open_photo_table(each).inside(each.pyramid) for each in areas]
     from jzi.decode.model import ZoomModel
-    from jzi.train.finetune import finetune
+    from jzi.train.encoders.finetune import finetune
     from jzi.train.zoom import check_overrides
 
     init = settings.finetune.init
@@ -219,7 +219,7 @@ def open_photo_table(settings: AreaSettings) -> PhotoTable:
         ConfigError: the settings name none, or `queries.split_by` is set for a table that has its own splits.
         PhotoTableError: the table cannot be used.
     """
-    from jzi.store.photo_table import read_photo_table
+    from jzi.store.photos.photo_table import read_photo_table
 
     if not settings.queries.table:
         raise ConfigError("no photos are named: set queries.table in jzi.toml to a folder, a CSV or a Parquet file")
@@ -266,7 +266,7 @@ def load(
 
     Args:
         folder: the model folder, or a repository of the Hugging Face hub, "user/name" or "user/name@revision", which is
-            downloaded once and verified; or several, whose areas are searched as one (`jzi.locate.forest`).
+            downloaded once and verified; or several, whose areas are searched as one (`jzi.locate.joint.forest`).
         device: device to compute on, such as "cpu" or "cuda:0"; by default the best available.
         cache: read the map of a zoom model from this cache rather than from the folder; of a state-wide retriever, the
             index of the region to search, which it needs.
@@ -341,7 +341,7 @@ def load(
 
 def _forest(folders: Sequence[str | Path], device: str | None, experts: Sequence[str], memory: str) -> Locator:
     """Several models as one; see `load`. A memory that is given is divided among their maps."""
-    from jzi.locate.forest import ForestLocator
+    from jzi.locate.joint.forest import ForestLocator
 
     if not folders:
         raise ConfigError("no model is named: give a folder, or several")
@@ -376,7 +376,7 @@ def _region_locator(
     approximate: bool,
 ) -> Locator:
     from jzi.retrieve.statewide import StatewideRetriever
-    from jzi.workspace.region_index import region_locator
+    from jzi.workspace.regions.region_index import region_locator
 
     if experts:
         raise ConfigError(f"{folder} is a retriever, which is a single expert: leave --experts out")
@@ -437,7 +437,7 @@ def open_locator(
             raise ConfigError("--fuse reads the weights beside the index that jzi.toml names: leave --cache out")
         index = fusion = None
         if statewide and not cache:
-            from jzi.workspace.region_index import approximate_index, fusion_file
+            from jzi.workspace.regions.region_index import approximate_index, fusion_file
 
             settings = load_region(config_file)
             cache, index = settings.cache_path, approximate_index(settings) if approximate else None
@@ -452,7 +452,7 @@ def open_locator(
         locator = _refined_as_asked(locator, refine, retriever or model_folder(model, config_file), config_file, cache,
                                     imagery)  # fmt: skip
     if locator.expert.encoder.resampling == "reference":
-        from jzi.encode.photos import import_opencv
+        from jzi.encode.photo.photos import import_opencv
 
         import_opencv()  # a service fails when it starts, not at its first photo
     return locator
@@ -493,8 +493,8 @@ def _with_zoom(
     locator: Locator, zoom: Path, retriever: Path, fusion: str | Path | None, device: str | None, memory: str
 ) -> Locator:
     """A region's locator that searches the probable tiles of a zoom model only, or is fused with it; see `load`."""
-    from jzi.workspace.region_index import ZoomedLocator
-    from jzi.workspace.zoom_weights import ZoomFusion
+    from jzi.workspace.regions.region_index import ZoomedLocator
+    from jzi.workspace.regions.zoom_weights import ZoomFusion
 
     if (zoom / FILE).exists():
         zoom = model_folder(None, zoom / FILE)
@@ -520,7 +520,7 @@ def _transferred_locator(
     folder: Path, config: TransferModelConfig, device: str | None, experts: Sequence[str], memory: str
 ) -> Locator:
     from jzi.encode.device import best_device
-    from jzi.encode.model_encoder import load_model_encoder
+    from jzi.encode.encoders.model_encoder import load_model_encoder
     from jzi.locate.locator import Locator
 
     device = device or best_device()
@@ -557,7 +557,7 @@ def open_experts(settings: Settings, names: Sequence[str] = ()) -> tuple[ModelEx
         CacheError: there is no cache, or it belongs to another encoder or pyramid.
     """
     from jzi.encode.device import best_device
-    from jzi.store.cache import FeatureCache
+    from jzi.store.cache.feature_cache import FeatureCache
 
     folder = settings.path(settings.model.path)
     config = read_config(folder)
@@ -582,7 +582,7 @@ def open_zoom(folder: Path, cache_path: str, memory: str = "auto") -> tuple[Zoom
         CacheError: there is no cache, or it belongs to another encoder or pyramid.
     """
     from jzi.decode.expert import ZoomExpert
-    from jzi.store.cache import FeatureCache
+    from jzi.store.cache.feature_cache import FeatureCache
 
     expert = ZoomExpert.load(folder, cache=cache_path, own_map=True, memory=memory_bytes(memory))
     return expert, FeatureCache.open(cache_path)

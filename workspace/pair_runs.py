@@ -13,11 +13,11 @@ from jzi.encode.device import best_device
 from jzi.errors import ConfigError, ModelError
 from jzi.evaluate.cross_view import CrossViewEvaluation
 from jzi.evaluate.pair_protocol import PairEvaluator, evaluate_pairs
-from jzi.refine.files import load_refiner
-from jzi.refine.model import UnifyGeo
-from jzi.store.pairs import PairDataset
+from jzi.refine.networks.files import load_refiner
+from jzi.refine.networks.model import UnifyGeo
+from jzi.store.photos.pairs import PairDataset
 from jzi.store.plain import plain
-from jzi.train.pair_task import pair_options, train_pairs
+from jzi.train.pairs.pair_task import pair_options, train_pairs
 from jzi.train.run import TrainReport
 from jzi.workspace.pairs import (
     PairSettings,

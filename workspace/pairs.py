@@ -17,10 +17,10 @@ from jzi.datasets import cvact, cvusa, kitti, orientations, vigor
 from jzi.errors import ConfigError, PairsError
 from jzi.refine.config import UnifyGeoConfig
 from jzi.rerank.config import RerankConfig
-from jzi.store.pairs import PairDataset
-from jzi.train.pair_config import PairTrainingConfig
-from jzi.workspace.settings import PathSettings, _strict, resolve_path
-from jzi.workspace.settings_file import (
+from jzi.store.photos.pairs import PairDataset
+from jzi.train.pairs.pair_config import PairTrainingConfig
+from jzi.workspace.setup.settings import PathSettings, _strict, resolve_path
+from jzi.workspace.setup.settings_file import (
     changed_values,
     read_values,
     settings_error,
@@ -123,7 +123,7 @@ def load_pairs(file: Path, overrides: Iterable[str] = ()) -> PairSettings:
 
     Args:
         file: path of the jzi.toml.
-        overrides: as of `jzi.workspace.settings_file.load_settings`.
+        overrides: as of `jzi.workspace.setup.settings_file.load_settings`.
 
     Raises:
         ConfigError: the file does not exist, is that of an area, or a setting is unknown or invalid.
@@ -164,7 +164,7 @@ def new_pair_settings(
     Raises:
         ConfigError: an area is given for another data set than VIGOR.
     """
-    from jzi.workspace.init import relative_path
+    from jzi.workspace.setup.init import relative_path
 
     if area and name != "vigor":
         raise ConfigError(f"--area is VIGOR's protocol: leave it out for {name}")

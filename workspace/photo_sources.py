@@ -12,13 +12,13 @@ from typing import BinaryIO, Self
 from urllib.parse import unquote, urlsplit
 
 from jzi.errors import ConfigError, JziError, PhotoError
-from jzi.store.exif import SUFFIXES
-from jzi.store.photo_file import WHOLE_BYTES, open_image
+from jzi.store.photos.exif import SUFFIXES
+from jzi.store.photos.photo_file import WHOLE_BYTES, open_image
 from jzi.store.printable import printable
 from jzi.web.client import Client, HttpOptions
 from jzi.web.rules import Address
-from jzi.workspace.settings import FILE
-from jzi.workspace.settings_file import load_area
+from jzi.workspace.setup.settings import FILE
+from jzi.workspace.setup.settings_file import load_area
 
 #: Tags of a TIFF that say where it lies: ModelPixelScale, ModelTiepoint, ModelTransformation (GeoTIFF 1.1, section 7).
 _GEO_TAGS = (33550, 33922, 34264)

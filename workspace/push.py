@@ -14,7 +14,7 @@ from jzi.errors import ConfigError, HubError, JziError, first_line
 from jzi.store.model_folder import CONFIG, EXPERT_FILES, MAP, AnyModelConfig, AreaModelConfig, read_config
 
 if TYPE_CHECKING:
-    from jzi.publish.hub_upload import HubFile, HubTarget
+    from jzi.publish.hub.hub_upload import HubFile, HubTarget
 
 #: Largest file with an evaluation, bytes.
 _MAX_EVALUATION = 2**22
@@ -82,7 +82,7 @@ def prepare(request: PushRequest) -> Prepared:
         HubError: there is neither a model, nor a cache, nor a published data set, or no licence was given.
         JziError: it is damaged, or cannot be evaluated.
     """
-    from jzi.publish.model_card import check_licence
+    from jzi.publish.hub.model_card import check_licence
     from jzi.publish.publication import MANIFEST
 
     check_licence(request.licence)
@@ -102,10 +102,10 @@ def prepare(request: PushRequest) -> Prepared:
 
 
 def _model(request: PushRequest) -> Prepared:
-    from jzi.publish.hub import MODEL_FILES
-    from jzi.publish.hub_upload import HubFile
-    from jzi.publish.model_card import ModelCard, card_text
-    from jzi.publish.model_files import files_of_model
+    from jzi.publish.hub.hub import MODEL_FILES
+    from jzi.publish.hub.hub_upload import HubFile
+    from jzi.publish.hub.model_card import ModelCard, card_text
+    from jzi.publish.hub.model_files import files_of_model
 
     folder, config = request.path, read_config(request.path)
     files = files_of_model(folder, config)
@@ -132,7 +132,7 @@ def _draw_area(folder: Path, config: AreaModelConfig, output: Path) -> None:
 
     from jzi.decode.model import open_map_file
     from jzi.decode.tile_table import TileTable
-    from jzi.publish.model_picture import draw_area
+    from jzi.publish.hub.model_picture import draw_area
 
     mask = None
     if MAP in config.files:
@@ -151,7 +151,7 @@ def _evaluated(
     request: PushRequest, config: AnyModelConfig, plot: Path, notes: list[str]
 ) -> tuple[Mapping[str, Any] | None, dict[str, int]]:
     """Figures for the card, and number of photos by split: of a file, or measured on the cache, with a plot."""
-    from jzi.workspace.settings_file import is_pairs, is_region, load_settings
+    from jzi.workspace.setup.settings_file import is_pairs, is_region, load_settings
 
     stored = _read_evaluation(request.evaluation) if request.evaluation else None
     file = request.config_file
@@ -202,7 +202,7 @@ def _measure(settings: Any, plot: Path | None) -> tuple[dict[str, Any], dict[str
 
 
 def _read_evaluation(file: Path) -> dict[str, Any]:
-    from jzi.store.photo_file import open_regular_file
+    from jzi.store.photos.photo_file import open_regular_file
 
     try:
         with open_regular_file(file) as opened:
@@ -215,11 +215,11 @@ def _read_evaluation(file: Path) -> dict[str, Any]:
 
 
 def _cache(request: PushRequest) -> Prepared:
-    from jzi.publish.hub_upload import HubFile
-    from jzi.publish.model_files import CACHE_FILES, files_of_cache
-    from jzi.publish.other_cards import cache_card
-    from jzi.store.cache import FeatureCache
-    from jzi.store.verify import verify_cache
+    from jzi.publish.hub.hub_upload import HubFile
+    from jzi.publish.hub.model_files import CACHE_FILES, files_of_cache
+    from jzi.publish.hub.other_cards import cache_card
+    from jzi.store.cache.feature_cache import FeatureCache
+    from jzi.store.cache.verify import verify_cache
 
     cache = FeatureCache.open(str(request.path))
     if not verify_cache(cache).sound:
@@ -231,9 +231,9 @@ def _cache(request: PushRequest) -> Prepared:
 
 
 def _dataset(request: PushRequest) -> Prepared:
-    from jzi.publish.hub_upload import HubFile
-    from jzi.publish.model_files import DATASET_FILES, files_of_dataset
-    from jzi.publish.other_cards import licensed_card
+    from jzi.publish.hub.hub_upload import HubFile
+    from jzi.publish.hub.model_files import DATASET_FILES, files_of_dataset
+    from jzi.publish.hub.other_cards import licensed_card
 
     files = files_of_dataset(request.path)
     text = licensed_card(request.path, request.licence)
@@ -246,7 +246,7 @@ def push(request: PushRequest, prepared: Prepared) -> str:
     Raises:
         HubError: there is no right to, or the hub cannot be reached; nothing is visible then.
     """
-    from jzi.publish.hub_upload import publish_files
+    from jzi.publish.hub.hub_upload import publish_files
 
     kind: Literal["model", "dataset"] = "model" if prepared.kind == "model" else "dataset"
     return publish_files(replace(request.target, kind=kind), prepared.files, prepared.own)

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from jzi.errors import ConfigError
-from jzi.store.pyramid import Pyramid, preset
-from jzi.workspace.settings_file import load_settings
+from jzi.store.geometry.pyramid import Pyramid, preset
+from jzi.workspace.setup.settings_file import load_settings
 
 
 def describe_area(pyramid: Pyramid) -> str:

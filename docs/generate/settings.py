@@ -1,11 +1,11 @@
-"""The reference of the settings of jzi.toml, which describe themselves: `jzi.workspace.settings_info`."""
+"""The reference of the settings of jzi.toml, which describe themselves: `jzi.workspace.setup.settings_info`."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from jzi.docs.generate.commands import escape
-from jzi.workspace.settings_info import SettingInfo, describe_settings, toml_text
+from jzi.workspace.setup.settings_info import SettingInfo, describe_settings, toml_text
 
 HEAD = """# Settings
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from jzi.encode.photos import open_photo
+from jzi.encode.photo.photos import open_photo
 from jzi.errors import JziError
 from jzi.evaluate.cases import Case, Cases
 from jzi.export.gallery.pool import ImagePool
@@ -17,9 +17,9 @@ from jzi.export.gallery.sources import Sources
 from jzi.export.gallery.steps import Steps, step_cards, tile_image
 from jzi.export.posterior_picture import all_squares, coloured, dimmed, percent_text
 from jzi.export.scale_bar import LONGEST, ground_metres
-from jzi.store.cell_grid import Bounds
-from jzi.store.lengths import length_text, round_length
-from jzi.store.pyramid import geodesic_distance
+from jzi.store.geometry.cell_grid import Bounds
+from jzi.store.geometry.lengths import length_text, round_length
+from jzi.store.geometry.pyramid import geodesic_distance
 
 #: Longest side of a photo, of a training photo, and side of the map of the posterior, pixels.
 PHOTO, NEIGHBOUR, MAP = 480, 180, 360

@@ -12,14 +12,14 @@ import torch.nn.functional as F  # noqa: N812 - the usual name
 from numpy.typing import NDArray
 
 from jzi.decode.expert import ZoomExpert
-from jzi.encode.encoder import Encoder
-from jzi.encode.imagery import Imagery
-from jzi.encode.photo_encoder import PhotoEncoder
-from jzi.encode.photo_tokens import encode_photos_and_tokens
-from jzi.encode.photos import read_photo
+from jzi.encode.encoders.encoder import Encoder
+from jzi.encode.encoders.photo_encoder import PhotoEncoder
+from jzi.encode.photo.photo_tokens import encode_photos_and_tokens
+from jzi.encode.photo.photos import read_photo
+from jzi.encode.rasters.imagery import Imagery
 from jzi.errors import JziError
 from jzi.retrieve.vpr import VprExpert
-from jzi.store.pyramid import TileKey
+from jzi.store.geometry.pyramid import TileKey
 
 _Floats = NDArray[np.float32]
 

@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from jzi.decode.trace import ZoomTrace, trace_zoom
-from jzi.encode.imagery import Imagery
+from jzi.encode.rasters.imagery import Imagery
 from jzi.errors import JziError
 from jzi.evaluate.cases import Cases
 from jzi.export.gallery.pool import ImagePool
 from jzi.export.gallery.sources import Sources
 from jzi.export.posterior_picture import percent_text
 from jzi.export.scale_bar import ground_metres
-from jzi.store.cell_grid import Bounds
+from jzi.store.geometry.cell_grid import Bounds
 
 #: Side of a tile and of a crop of the map, pixels.
 TILE = 224

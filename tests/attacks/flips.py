@@ -116,8 +116,8 @@ def files_by_kind(folder: Path, left_out: tuple[str, ...]) -> list[list[Path]]:
 
 def read_everything(path: Path) -> dict[str, bytes]:
     """Every array of a cache as jzi reads it, through its checks; raises its errors."""
-    from jzi.store.cache import FeatureCache
-    from jzi.store.pyramid import TileKey
+    from jzi.store.cache.feature_cache import FeatureCache
+    from jzi.store.geometry.pyramid import TileKey
 
     cache = FeatureCache.open(path)
     features, frame = cache.read_map(cells=True), cache.queries.encoded()

@@ -24,28 +24,28 @@ from jzi.datasets.matlab import read_matlab
 from jzi.datasets.orientations import read_orientations
 from jzi.datasets.tiled_layout import TiledLayout
 from jzi.decode.import_checkpoint import import_checkpoint
-from jzi.encode.hf_model import load_model
-from jzi.encode.photo_view import read_view
-from jzi.encode.towers_config import TowersConfig, read_towers_config
+from jzi.encode.encoders.hf_model import load_model
+from jzi.encode.encoders.towers_config import TowersConfig, read_towers_config
+from jzi.encode.photo.photo_view import read_view
 from jzi.errors import JziError
-from jzi.refine.files import load_refiner
+from jzi.refine.networks.files import load_refiner
 from jzi.rerank.fuse import Weights
+from jzi.rerank.judges.replies import parse_reply
+from jzi.rerank.judges.scripted import ScriptedJudge
 from jzi.rerank.judgments import Judgments, judgment_key
 from jzi.rerank.question import Picture, Question
-from jzi.rerank.replies import parse_reply
-from jzi.rerank.scripted import ScriptedJudge
 from jzi.rerank.weights_file import WeightsFile, read_weights, write_weights
 from jzi.retrieve.import_statewide import import_statewide
-from jzi.store.geojson import read_polygons
-from jzi.store.photo_table import read_photo_table
+from jzi.store.geometry.geojson import read_polygons
+from jzi.store.geometry.pyramid import Pyramid
+from jzi.store.geometry.region import Region, RegionCells
+from jzi.store.photos.photo_table import read_photo_table
 from jzi.store.plain import plain
-from jzi.store.pyramid import Pyramid
-from jzi.store.region import Region, RegionCells
 from jzi.tests import hostile, pair_trees
 from jzi.tests.properties import test_hostile as properties
 from jzi.workspace.pairs import load_pairs
-from jzi.workspace.rerank_cases import probabilities, read_candidates
-from jzi.workspace.settings_file import load_area
+from jzi.workspace.setup.settings_file import load_area
+from jzi.workspace.stages.rerank_cases import probabilities, read_candidates
 
 Files = dict[str, bytes]
 
@@ -263,7 +263,7 @@ def _write_towers(folder: Path) -> None:
 
 
 def _write_refiner(folder: Path) -> None:
-    from jzi.refine.files import save_refiner
+    from jzi.refine.networks.files import save_refiner
     from jzi.tests import test_refine_files as refiners
 
     save_refiner(folder, refiners.network("cached"), refiners.info_of("cached"))

@@ -114,8 +114,8 @@ def add_judge(folder: Path) -> None:
     import jzi
     from jzi.rerank.fuse import Weights
     from jzi.rerank.weights_file import write_weights
-    from jzi.workspace.reranker import RerankRequest, front_name, new_weights, open_judge
-    from jzi.workspace.settings_file import load_settings
+    from jzi.workspace.setup.settings_file import load_settings
+    from jzi.workspace.stages.reranker import RerankRequest, front_name, new_weights, open_judge
 
     shutil.copytree(Path(jzi.__file__).parent / "demo" / "judge", folder / "judge")
     settings = folder / "jzi.toml"

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from jzi.train.sampling import neighbour_batches
+from jzi.train.encoders.sampling import neighbour_batches
 
 
 @st.composite

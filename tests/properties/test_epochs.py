@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from jzi.decode.dataset import ZoomDataset
 from jzi.train.config import FinetuneConfig, RetrieverConfig, TrainConfig
 from jzi.train.decoder import DecoderTask
-from jzi.train.finetune import FinetuneTask
-from jzi.train.retriever import RetrieverTask
+from jzi.train.encoders.finetune import FinetuneTask
+from jzi.train.encoders.retriever import RetrieverTask
 
 COUNTS, SIZES, PROCESSES = st.integers(1, 100), st.integers(4, 40), st.integers(1, 4)
 SEEDS, EPOCHS = st.integers(0, 1000), st.integers(0, 50)

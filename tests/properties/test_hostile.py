@@ -12,16 +12,16 @@ import pytest
 from hypothesis import given
 
 from jzi.decode.import_checkpoint import import_checkpoint
-from jzi.encode.imagery import Imagery
-from jzi.encode.photo_reader import PhotoReader
-from jzi.encode.raster import RasterOptions, close_rasters
+from jzi.encode.photo.photo_reader import PhotoReader
+from jzi.encode.rasters.imagery import Imagery
+from jzi.encode.rasters.raster import RasterOptions, close_rasters
 from jzi.errors import JziError
-from jzi.store.exif import read_position, read_time, write_position
-from jzi.store.geojson import read_polygons
-from jzi.store.photo_table import read_photo_table
-from jzi.store.pyramid import Pyramid
+from jzi.store.geometry.geojson import read_polygons
+from jzi.store.geometry.pyramid import Pyramid
+from jzi.store.photos.exif import read_position, read_time, write_position
+from jzi.store.photos.photo_table import read_photo_table
 from jzi.workspace.area import square_around
-from jzi.workspace.settings_file import load_settings
+from jzi.workspace.setup.settings_file import load_settings
 from tests import hostile
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of Pillow and GDAL about damaged files

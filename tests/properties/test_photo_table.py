@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jzi.errors import PhotoTableError
-from jzi.store.photo_table import COLUMNS, PhotoTable, read_photo_table
-from jzi.store.pyramid import Pyramid
+from jzi.store.geometry.pyramid import Pyramid
+from jzi.store.photos.photo_table import COLUMNS, PhotoTable, read_photo_table
 
 #: The photos that exist; tables name others too.
 PHOTOS = ("a", "b", "c", "d", "4449826985073821")

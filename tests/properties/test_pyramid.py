@@ -9,9 +9,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jzi.store.cell_grid import Bounds
+from jzi.store.geometry.cell_grid import Bounds
+from jzi.store.geometry.pyramid import Pyramid, TileKey
 from jzi.store.plain import plain
-from jzi.store.pyramid import Pyramid, TileKey
 
 
 @st.composite

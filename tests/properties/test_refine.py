@@ -13,20 +13,20 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from jzi.locate.posterior import Posterior
-from jzi.refine.answer import (
+from jzi.refine.outputs import RefinerOutput
+from jzi.refine.windows.answer import (
     FixOptions,
     RefineCalibration,
     rank_features,
     refine_candidates,
     to_density,
 )
-from jzi.refine.fixes import ESTIMATES
-from jzi.refine.fuse import RankWeights, combine, owned, rank
-from jzi.refine.heading import summarize
-from jzi.refine.outputs import RefinerOutput
-from jzi.refine.proposals import Proposals
-from jzi.refine.window import Window, Windows
-from jzi.store.pyramid import Pyramid
+from jzi.refine.windows.fixes import ESTIMATES
+from jzi.refine.windows.fuse import RankWeights, combine, owned, rank
+from jzi.refine.windows.heading import summarize
+from jzi.refine.windows.proposals import Proposals
+from jzi.refine.windows.window import Window, Windows
+from jzi.store.geometry.pyramid import Pyramid
 
 AREA = Pyramid.around(60.2, 24.9, 2_500.0, levels=3)
 SIDE = 32

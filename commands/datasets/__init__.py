@@ -1,0 +1,1 @@
+"""Commands that make data sets, publish them, and set up working directories of published ones."""

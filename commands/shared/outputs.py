@@ -1,0 +1,202 @@
+"""The files that `locate` writes; one that cannot be written does not keep the others from being written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jzi.commands.shared.common import UsageError
+from jzi.errors import JziError, first_line
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from jzi.encode.rasters.imagery import Imagery
+    from jzi.locate.answer.location import Location, NotLocated
+    from jzi.locate.locator import Locator
+    from jzi.store.photos.exif import ExifPosition
+
+
+@dataclass
+class Outputs:
+    """Collects answers and writes them.
+
+    Attributes:
+        geojson: file to write; None for none, as for the other files.
+        heatmap: a GeoTIFF of cells; beside it, of refined answers, one of metres with `.refined` in its name.
+        picture: a PNG of the first photo.
+        page: an HTML page.
+        table: a CSV.
+        copies: folder for copies of the photos with their position as EXIF.
+        score_map: a GeoTIFF of the score of every cell for the first photo.
+        headings: whether copies get the heading of answers that have one, if it is known.
+        overwrite_gps: whether positions that photos have in their EXIF are replaced in their copies.
+        written: the files that were written, and the folder of copies with their number.
+        errors: a sentence for each file that could not be written.
+        notes: a sentence for each file that was left out for another reason.
+    """
+
+    geojson: Path | None
+    heatmap: Path | None
+    picture: Path | None
+    page: Path | None
+    table: Path | None
+    copies: Path | None
+    score_map: Path | None = None
+    headings: bool = False
+    overwrite_gps: bool = False
+    written: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    _copied: int = 0
+    _rows: list[dict[str, Any]] = field(default_factory=list)
+    _located: list[tuple[Path, Location]] = field(default_factory=list)
+    _with_gps: list[Path] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return any((*self._files, self.copies))
+
+    @property
+    def _files(self) -> tuple[Path | None, ...]:
+        return self.geojson, self.heatmap, self.picture, self.page, self.table, self.score_map
+
+    def check(self) -> None:
+        """Raise a UsageError if the folder of a file does not exist."""
+        for output in self._files:
+            if output and not output.parent.is_dir():
+                raise UsageError(f"there is no folder {output.parent} to write {output.name} into")
+
+    def prepare_copies(self, photos: list[Path]) -> None:
+        """Create the folder for copies; raise a UsageError if a copy would replace a photo or another copy."""
+        folder = self.copies
+        if folder is None:
+            return
+        if any(photo.resolve().parent == folder.resolve() for photo in photos):
+            raise UsageError(f"--write-exif {folder} is the folder of the photos: give another folder for the copies")
+        names = [photo.name for photo in photos]
+        if duplicates := {name for name in names if names.count(name) > 1}:
+            raise UsageError(f"two photos are called {min(duplicates)}: locate one folder at a time with --write-exif")
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def add(self, photo: Path, answer: Location | NotLocated) -> None:
+        """Add the answer to a photo, and write the photo's copy if it is sure."""
+        from jzi.locate.answer.location import Location
+        from jzi.store.plain import plain
+
+        if not isinstance(answer, Location):
+            self._rows.append(plain(answer))
+            return
+        self._rows.append(answer.to_dict())
+        if self.geojson or self.heatmap or self.picture or self.page or self.score_map:
+            self._located.append((photo, answer))
+        if self.copies and answer.sure:
+            from jzi.store.photos.exif import write_position
+
+            if not self.overwrite_gps and _position(photo):
+                self._with_gps.append(photo)
+                return
+            copy = self.copies / photo.name
+            radius = answer.radius_68 if math.isfinite(answer.radius_68) else None
+            directions = answer.fix.directions if self.headings and answer.fix else ()
+            heading = directions[0].heading_deg if directions else None
+            position = answer.latitude, answer.longitude
+            self._write(
+                copy,
+                lambda path: write_position(photo, path, *position, radius, heading, overwrite=self.overwrite_gps),
+            )
+
+    def write(
+        self,
+        imagery: Imagery | None,
+        cell_mask: NDArray[np.bool_] | None = None,
+        locator: Locator | None = None,
+    ) -> None:
+        """Write all files.
+
+        Args:
+            imagery: background of the picture and the page.
+            cell_mask: (row, col) the cells that are searched, if the others are to be nodata in the heat map.
+            locator: the locator of the answers; needed for the score map.
+        """
+        if self._copied:
+            self.written.append(f"{self._copied} {'copy' if self._copied == 1 else 'copies'} into {self.copies}")
+        if self._with_gps:
+            first, count = self._with_gps[0], len(self._with_gps)
+            photos = f"{first} and {count - 1} more photos have" if count > 1 else f"{first} has"
+            self.notes.append(
+                f"{photos} a position in the EXIF already: no copy was written; --overwrite-gps replaces the position"
+            )
+        if self.table:
+            from jzi.export.files import write_csv
+
+            self._write(self.table, write_csv, self._rows)
+        if not self._located:
+            return
+        from jzi.export.files import write_geojson
+
+        locations = [location for _, location in self._located]
+        truths = [_position(photo) for photo, _ in self._located]
+        if self.geojson:
+            self._write(self.geojson, write_geojson, locations, truths)
+        if self.heatmap:
+            from jzi.export.heatmap import write_heatmap
+
+            self._write(self.heatmap, write_heatmap, locations, cell_mask)
+            refined = [location for location in locations if location.sure]
+            if any(location.fix for location in refined):
+                from jzi.export.fine_grid import refined_name, write_fine_heatmap
+
+                self._write(refined_name(self.heatmap), write_fine_heatmap, refined)
+        if self.picture and not locations[0].sure:
+            self.notes.append(f"{self.picture} is not drawn: its answer is not sure")
+        elif self.picture:
+            self._write(self.picture, self._draw, imagery, truths[0])
+        if self.page:
+            from jzi.export.page import write_page
+
+            located = [(photo, location, truth) for (photo, location), truth in zip(self._located, truths, strict=True)]
+            self._write(self.page, write_page, located, imagery)
+
+        if self.score_map and locator:
+            self._write(self.score_map, self._draw_scores, locator)
+
+    def _draw_scores(self, path: Path, locator: Locator) -> None:
+        from jzi.export.heatmap import write_score_map
+        from jzi.workspace.regions.region_index import log_scores
+
+        photo = self._located[0][0]
+        _, query = locator.encode([photo])
+        write_score_map(path, locator.expert.area, log_scores(locator.expert, query), photo.name)
+
+    def _draw(self, path: Path, imagery: Imagery | None, truth: ExifPosition | None) -> None:
+        from jzi.export.picture import draw_zoom
+
+        photo, location = self._located[0]
+        draw_zoom(location, photo, imagery, path, truth=(truth.latitude, truth.longitude) if truth else None)
+
+    def _write(self, path: Path, write: Callable[..., Any], *arguments: Any) -> None:
+        """Call `write` with a path and arguments; whatever is raised becomes a sentence."""
+        try:
+            write(path, *arguments)
+            if path.parent == self.copies:
+                self._copied += 1
+            else:
+                self.written.append(str(path))
+        except JziError as error:
+            self.errors.append(str(error))
+        except Exception as error:
+            self.errors.append(f"{path} cannot be written: {first_line(error)}")
+
+
+def _position(photo: Path) -> ExifPosition | None:
+    """The position in the EXIF of a photo, if there is one that can be read."""
+    from jzi.store.photos.exif import read_position
+
+    try:
+        return read_position(photo)
+    except Exception:
+        return None

@@ -1,0 +1,1 @@
+"""Imagery: rasters, what is cut from them, and what reading them costs."""

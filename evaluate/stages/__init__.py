@@ -1,0 +1,1 @@
+"""Evaluation of stages: what refining and re-ranking change."""

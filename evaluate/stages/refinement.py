@@ -1,0 +1,226 @@
+"""Evaluation of a stage that refines candidates: metres before and after it, on held-out photos of a cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from jzi.evaluate.stages.metres import (
+    SHARES,
+    TINY,
+    MetreFigures,
+    Metres,
+    covered,
+    heading_difference,
+    median_interval,
+)
+from jzi.evaluate.stages.refined_photos import RefinedPhotos
+from jzi.locate.answer.location import Candidate, LocateOptions, to_locations
+from jzi.locate.expert import Expert
+from jzi.locate.posterior import Posterior
+from jzi.refine.photos import PhotoData
+from jzi.refine.stage import RefineStage
+from jzi.refine.windows.answer import RefineCalibration, rank_features, refine_candidates
+from jzi.refine.windows.fuse import RankWeights, fit
+from jzi.refine.windows.proposals import Proposals, propose
+from jzi.store.geometry.cell_grid import CellGrid
+from jzi.store.geometry.pyramid import geodesic_distance
+
+#: What photos are replaced with, to check that answers come from them.
+Control = Literal["", "black", "shuffled"]
+
+#: Photos whose posteriors are computed at once.
+BATCH = 32
+
+
+class _Answer(NamedTuple):
+    """Answers to one photo."""
+
+    before: Candidate
+    unranked: Candidate
+    after: Candidate
+    density_before: float
+    density_after: float
+
+
+def evaluate_refinement(
+    expert: Expert,
+    stage: RefineStage,
+    photos: RefinedPhotos,
+    *,
+    options: LocateOptions | None = None,
+    control: Control = "",
+    headings: bool = True,
+    resamples: int = 1000,
+    seed: int = 0,
+    progress: bool = False,
+) -> MetreFigures:
+    """Locate photos with a front end, refine its candidates, and compare with the true positions.
+
+    Args:
+        expert: the front end.
+        stage: refines its candidates.
+        photos: held-out photos.
+        options: the front end's answer.
+        control: "black": every photo is replaced with zeros; "shuffled": with another one of them.
+        headings: whether the stage is given the headings of photos that record theirs.
+        resamples: number of bootstrap resamples.
+        seed: seed of the bootstrap.
+        progress: whether to show a progress bar.
+
+    """
+    answers = [
+        _answer(stage, proposals, candidates, photos, number, control, headings)
+        for number, candidates, proposals in _proposals(expert, stage, photos, options, progress)
+    ]
+    latitude, longitude = (photos.frame[name].to_numpy(float) for name in ("latitude", "longitude"))
+
+    def error(name: str) -> NDArray[np.float64]:
+        found = [getattr(each, name) for each in answers]
+        return geodesic_distance(latitude, longitude, [c.latitude for c in found], [c.longitude for c in found])
+
+    after = error("after")
+    fixes = [each.after.fix for each in answers]
+    refined = np.array([fix is not None for fix in fixes])
+    known = photos.frame["heading_deg"] if "heading_deg" in photos.frame else pd.Series(np.nan, photos.frame.index)
+    found = np.array([np.nan if fix is None or fix.heading_deg is None else fix.heading_deg for fix in fixes])
+    turned = heading_difference(found, np.asarray(known, np.float64))
+    turned = turned[np.isfinite(turned)]
+    radii = np.array([(fix.radius_68_m, fix.radius_95_m) if fix else (np.nan, np.nan) for fix in fixes])
+    return MetreFigures(
+        photos=len(photos),
+        duplicates=photos.duplicates,
+        not_refined=int((~refined).sum()),
+        control=control,
+        before=Metres.of(error("before"), resamples, seed),
+        unranked=Metres.of(error("unranked"), resamples, seed),
+        after=Metres.of(after, resamples, seed),
+        heading_error=median_interval(turned, resamples, seed),
+        headings=len(turned),
+        coverage={
+            share: covered(after[refined], radii[refined, index]) for index, share in enumerate(SHARES) if refined.any()
+        },
+        nll_before=_nll([each.density_before for each in answers]),
+        nll_after=_nll([each.density_after for each in answers]),
+    )
+
+
+def fit_fusion(
+    expert: Expert,
+    stage: RefineStage,
+    photos: RefinedPhotos,
+    options: LocateOptions | None = None,
+    *,
+    progress: bool = False,
+) -> RankWeights:
+    """Weights of the front end's probability and of the greatest match among candidates, fitted on validation photos.
+
+    Without a clear gain over the front end alone, the match has no weight (`jzi.refine.windows.fuse.fit`).
+
+    Args:
+        expert: the front end.
+        stage: refines its candidates.
+        photos: validation photos.
+        options: the front end's answer.
+        progress: whether to show a progress bar.
+    """
+    rows: list[tuple[NDArray[np.float64], ...]] = []
+    truth = []
+    x, y = _project(expert.area, photos.frame)
+    for number, _, proposals in _proposals(expert, stage, photos, options, progress):
+        photo = photos.read(number)
+        if photo is None:
+            continue
+        output = stage.match(photo, photos.view(number, stage), proposals.windows)
+        features = rank_features(output, proposals, stage.calibration.temperature)
+        rows.append((features.score, features.match, features.kept))
+        truth.append(proposals.owner(x[number], y[number]))
+    if not rows:
+        return RankWeights()
+    width = max(len(score) for score, _, _ in rows)
+
+    def padded(index: int, value: float) -> NDArray[np.float64]:
+        return np.stack([np.pad(row[index], (0, width - len(row[index])), constant_values=value) for row in rows])
+
+    return fit(padded(0, -np.inf), padded(1, 0.0), np.array(truth, np.int64), padded(2, 1.0))
+
+
+def _proposals(
+    expert: Expert, stage: RefineStage, photos: RefinedPhotos, options: LocateOptions | None, progress: bool
+) -> Iterator[tuple[int, list[Candidate], Proposals]]:
+    """Number, candidates and windows of each photo."""
+    options = options or LocateOptions()
+    options = replace(options, top=max(options.top, stage.options.top))
+    pixels = stage.refiner.config.pixels
+    with tqdm(total=len(photos), unit="photo", desc="refine", disable=not progress) as bar:
+        for start in range(0, len(photos), BATCH):
+            posterior = expert.posterior(photos.query[start : start + BATCH], options)
+            numbers = range(start, min(start + BATCH, len(photos)))
+            for number, location in zip(numbers, to_locations(posterior, options, [""] * len(numbers)), strict=True):
+                candidates = list(location.candidates)
+                own = location.posterior
+                yield number, candidates, propose(candidates, own, stage.info.window_m, pixels, stage.options.top)
+                bar.update()
+
+
+def _answer(
+    stage: RefineStage,
+    proposals: Proposals,
+    candidates: list[Candidate],
+    photos: RefinedPhotos,
+    number: int,
+    control: Control,
+    headings: bool,
+) -> _Answer:
+    photo = photos.read((number + len(photos) // 2) % len(photos) if control == "shuffled" else number)
+    row = photos.frame.iloc[number]
+    true = proposals.posterior.area.project(row["latitude"], row["longitude"])
+    spread = _cell_density(proposals.posterior, float(row["latitude"]), float(row["longitude"]))
+    if photo is None:
+        return _Answer(candidates[0], candidates[0], candidates[0], spread, spread)
+    if control == "black":
+        tokens, pixels = (None if each is None else torch.zeros_like(each) for each in (photo.tokens, photo.pixels))
+        photo = PhotoData(tokens, pixels, photo.fill)
+    view = photos.view(number, stage)
+    if not headings:
+        view = replace(view, heading_deg=None, heading_sd_deg=None)
+    output = stage.match(photo, view, proposals.windows)
+    unchanged = RefineCalibration(stage.calibration.temperature, stage.calibration.heading_temperature)
+    unranked = refine_candidates(output, proposals, unchanged, stage.options.fix)
+    after = refine_candidates(output, proposals, stage.calibration, stage.options.fix)
+    if not any(each.fix for each in after):
+        return _Answer(candidates[0], candidates[0], candidates[0], spread, spread)
+    inside = proposals.owner(*(float(each) for each in true)) >= 0
+    density = _fine_density(after, proposals, *(float(each) for each in true)) if inside else spread
+    return _Answer(candidates[0], unranked[0], after[0], spread, density)
+
+
+def _fine_density(candidates: list[Candidate], proposals: Proposals, x: float, y: float) -> float:
+    """Probability per square metre at a point of the windows."""
+    total = 0.0
+    for grid in (grid for each in candidates if each.fix for grid in each.fix.grids):
+        col, row = int((x - grid.west) // grid.pixel), int((grid.north - y) // grid.pixel)
+        if 0 <= row < grid.probability.shape[0] and 0 <= col < grid.probability.shape[1]:
+            total += float(grid.probability[row, col])
+    return total / proposals.windows.pixel_m**2
+
+
+def _cell_density(posterior: Posterior, latitude: float, longitude: float) -> float:
+    """Probability per square metre of the cell of a position."""
+    row, col = posterior.area.cells_at(latitude, longitude)
+    return float(posterior.at(row, col)[0]) / posterior.area.cell_size**2
+
+
+def _project(area: CellGrid, frame: pd.DataFrame) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    return area.project(frame["latitude"].to_numpy(float), frame["longitude"].to_numpy(float))
+
+
+def _nll(density: list[float]) -> float:
+    return float(-np.log(np.maximum(density, TINY)).mean())

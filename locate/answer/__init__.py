@@ -1,0 +1,1 @@
+"""Answers: locations with their candidates and fixes, in words, GeoJSON and pictures for notebooks."""

@@ -1,0 +1,64 @@
+"""What a photo itself says against its answer: the position in its metadata, and pixels that show nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from jzi.encode.photo.photos import UNIFORM
+from jzi.errors import PhotoError
+from jzi.locate.answer.location import Location
+from jzi.store.geometry.pyramid import geodesic_distance
+from jzi.store.photos.exif import read_position
+
+#: Metres by which the EXIF position may miss an answer in any case: GPS among tall buildings.
+GPS_ERROR_M = 50.0
+
+#: Factor of the odds that a nearly uniform picture was taken in the area, a choice: experts say of some colours that
+#: they fit, and hardly one photo in twenty that somebody means to locate shows nothing.
+UNIFORM_ODDS = 0.05
+
+
+def with_notes(location: Location, notes: Sequence[str], photo: Any) -> Location:
+    """The answer with notes about its photo; that of a nearly uniform picture is hardly from the area.
+
+    Args:
+        location: the answer.
+        notes: those of `jzi.encode.photo.photos.photo_notes`.
+        photo: as of `exif_note`.
+    """
+    inside = location.inside
+    if inside is not None and UNIFORM in notes:
+        inside = UNIFORM_ODDS * inside / (UNIFORM_ODDS * inside + 1 - inside)
+    return replace(location, inside=inside, notes=(*location.notes, *notes, *exif_note(photo, location)))
+
+
+def exif_note(photo: Any, location: Location) -> tuple[str, ...]:
+    """A note if a photo's EXIF has a position outside of the area, or outside of the circle that holds 95 %.
+
+    Args:
+        photo: a path or the bytes of a file; of anything else there is no note.
+        location: its answer.
+
+    Returns:
+        One note or none.
+    """
+    if not isinstance(photo, str | Path | bytes):
+        return ()
+    try:
+        position = read_position(photo)
+    except (PhotoError, OSError):
+        return ()
+    latitude, longitude = position.latitude, position.longitude
+    if location.posterior.area.cells_at(latitude, longitude)[0][0] < 0:
+        return (f"its EXIF has the position {latitude:.6f}, {longitude:.6f}, which is outside of this area",)
+    distance = float(geodesic_distance(latitude, longitude, location.latitude, location.longitude))
+    if not math.isfinite(location.radius_95) or distance <= max(location.radius_95, GPS_ERROR_M) or not location.sure:
+        return ()
+    return (
+        f"its EXIF has the position {latitude:.6f}, {longitude:.6f}, {distance:,.0f} m from this answer and outside of "
+        "the circle that holds 95 % of the probability",
+    )

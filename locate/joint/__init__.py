@@ -1,0 +1,1 @@
+"""Several experts, photos or areas as one posterior."""

@@ -1,0 +1,1 @@
+"""The points of a posterior with the most probability around them."""

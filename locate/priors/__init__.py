@@ -1,0 +1,1 @@
+"""What is known of a position before the photo is seen."""

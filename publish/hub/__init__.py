@@ -1,0 +1,1 @@
+"""Models, caches and data sets on the Hugging Face hub."""

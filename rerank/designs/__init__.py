@@ -1,0 +1,1 @@
+"""Which candidates are compared with which, and what follows from the answers."""

@@ -1,0 +1,1 @@
+"""Who answers questions: models, endpoints and scripts, with their prompts and replies."""

@@ -1,0 +1,1 @@
+"""Files and object storage: whole writes, digests, locks, bounded reads."""

@@ -1,0 +1,1 @@
+"""Geometries of cells: square pyramids, bands along parallels, Web Mercator, and the regions of them."""

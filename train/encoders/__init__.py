@@ -1,0 +1,1 @@
+"""Training of encoders from images: fine-tuning and flat retrieval."""

@@ -1,0 +1,1 @@
+"""Training on data sets of pairs of photos and aerial images."""

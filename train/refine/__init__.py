@@ -1,0 +1,1 @@
+"""Training of refiners: off the cache, from images, and along rays."""

@@ -1,0 +1,1 @@
+"""Training of state-wide retrieval."""

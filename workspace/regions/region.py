@@ -1,0 +1,169 @@
+"""The region of a working directory: its cells, and the settings that `jzi init --region` writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from jzi.errors import ConfigError
+from jzi.store.disk.files import write_whole
+from jzi.store.geometry.region import Region, RegionCells, Rule
+from jzi.workspace.open import open_photo_table
+from jzi.workspace.setup.init import relative_path
+from jzi.workspace.setup.settings import (
+    MapSettings,
+    QuerySettings,
+    RegionSection,
+    RegionSettings,
+    find_rasters,
+    names_url,
+)
+
+if TYPE_CHECKING:
+    from jzi.encode.rasters.raster import RasterOptions
+    from jzi.store.photos.photo_table import PhotoTable
+
+#: File that the footprint of the rasters is written to where no region is given.
+FOOTPRINT = "region.geojson"
+
+#: Points along each side of a raster's outline, which is curved in longitude and latitude.
+_OUTLINE = 32
+
+
+def open_region(settings: RegionSettings) -> RegionCells:
+    """Read the region that the settings name, and find its cells.
+
+    Raises:
+        ConfigError: the file cannot be read or has no polygon.
+        BandsError: the region cannot be used.
+    """
+    section = settings.region
+    return RegionCells.of(Region.read(settings.path(section.file)), section.cell_m, section.rule)
+
+
+def region_settings(
+    folder: Path,
+    region: Path | None,
+    cell_m: float | None,
+    rule: Rule | None,
+    rasters: Sequence[str] = (),
+    *,
+    queries: str | None = None,
+    photos: str | None = None,
+    map_crs: str | None = None,
+    split_by: Literal["auto", "sequence", "block", "photo"] | None = None,
+    allow_outside: bool = False,
+    remote: bool = False,
+) -> tuple[RegionSettings, RegionCells, PhotoTable | None]:
+    """Create the settings of a working directory for a region, and read its photo table if one is named.
+
+    Nothing is written, except that `write_footprint` has to write a region that is the outline of the rasters.
+
+    Args:
+        folder: the working directory.
+        region: a GeoJSON file; None for the outline of the rasters.
+        cell_m: side of a cell, metres; 30 by default.
+        rule: which cells belong to the region; those that it touches by default.
+        rasters: as in `jzi.workspace.setup.init.new_settings`, and so the others.
+        queries: folder of photos, or CSV or Parquet table.
+        photos: folder of the table's photos.
+        map_crs: CRS of rasters without one.
+        split_by: what photos of a split have in common.
+        allow_outside: whether paths of the table may lead out of the folder of photos.
+        remote: whether rasters may name files outside of their folder; they may if one is a URL.
+
+    Raises:
+        JziError: the region, the rasters or the photos cannot be used.
+    """
+    from jzi.encode.rasters.raster import RasterOptions
+
+    imagery = MapSettings(rasters=[relative_path(raster, folder) for raster in rasters], crs=map_crs)
+    imagery.remote = remote or names_url(rasters)  # named by the user
+    section = RegionSection(relative_path(str(region), folder) if region else FOOTPRINT)
+    section.cell_m, section.rule = cell_m or section.cell_m, rule or section.rule
+    if region:
+        outline = Region.read(region)
+    elif rasters:
+        outline = footprint(find_rasters(rasters), RasterOptions(crs=map_crs, remote=imagery.remote))
+    else:
+        raise ConfigError("no region is given: pass --region REGION.geojson, or --map RASTER for its outline")
+    cells = RegionCells.of(outline, section.cell_m, section.rule)
+    table, lookup = (relative_path(path, folder) if path else None for path in (queries, photos))
+    settings = RegionSettings(
+        region=section,
+        map=imagery,
+        queries=QuerySettings(table, lookup, split_by=split_by or "auto", allow_outside=allow_outside),
+    )
+    settings.folder = folder
+    settings.overridden = frozenset({"queries.split_by"} if split_by else ())
+    return settings, cells, open_photo_table(settings) if queries else None
+
+
+def footprint(rasters: Sequence[str], options: RasterOptions) -> Region:
+    """The outline of rasters as a region.
+
+    Args:
+        rasters: paths of the rasters.
+        options: how they are read.
+
+    Raises:
+        ImageryError: a raster cannot be used.
+    """
+    from pyproj import Transformer
+
+    from jzi.encode.rasters.raster import Raster
+
+    polygons = []
+    share = np.linspace(0, 1, _OUTLINE, endpoint=False)
+    for path in rasters:
+        raster = Raster(path, options)
+        along = np.concatenate([share, np.ones(_OUTLINE), 1 - share, np.zeros(_OUTLINE)]) * raster.width
+        down = np.concatenate([np.zeros(_OUTLINE), share, np.ones(_OUTLINE), 1 - share]) * raster.height
+        x, y = raster.transform @ (along, down)
+        longitude, latitude = Transformer.from_crs(raster.crs.to_wkt(), "EPSG:4326", always_xy=True).transform(x, y)
+        ring = np.stack([longitude, latitude], 1).round(9).tolist()
+        polygons.append({"type": "Polygon", "coordinates": [[*ring, ring[0]]]})
+    return Region.of(polygons, FOOTPRINT)
+
+
+def write_footprint(settings: RegionSettings, cells: RegionCells) -> None:
+    """Write the outline of the rasters into the folder of the settings, if that is the region."""
+    if settings.region.file == FOOTPRINT and cells.region.name == FOOTPRINT:
+        content = {"type": "Feature", "properties": {}, "geometry": cells.region.to_geojson()}
+        settings.folder.mkdir(parents=True, exist_ok=True)
+        write_whole(settings.folder / FOOTPRINT, lambda path: path.write_text(json.dumps(content)))
+
+
+def describe_region(cells: RegionCells, features: int) -> tuple[dict[str, Any], str]:
+    """Number of cells and bands of a region, and the size of its index, as values for JSON and as text.
+
+    Args:
+        cells: the cells.
+        features: features of an embedding.
+    """
+    grid, runs = cells.grid, cells.runs
+    bands = grid.bands[runs.row]
+    square_km = runs.count * grid.cell_m**2 / 1e6
+    size = 2 * features * runs.count
+    values = {
+        "region": cells.region.name,
+        "cell_m": grid.cell_m,
+        "rule": cells.rule,
+        "cells": runs.count,
+        "bands": runs.bands,
+        "first_band": int(bands.min()),
+        "last_band": int(bands.max()),
+        "columns": grid.shape[1],
+        "area_km2": square_km,
+        "index_bytes": size,
+        "fingerprint": runs.fingerprint,
+    }
+    text = (
+        f"region: {runs.count:,} cells of {grid.cell_m:g} m in {runs.bands:,} bands, {square_km:,.1f} km2; an index of "
+        f"{features} features takes {size / 1e9:.2f} GB"
+    )
+    return values, text

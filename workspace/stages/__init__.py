@@ -1,0 +1,1 @@
+"""Refiners and re-rankers of a working directory: opened, trained and evaluated."""

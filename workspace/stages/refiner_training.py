@@ -1,0 +1,236 @@
+"""Train the refiner of an area, fit its fusion with the model there, and evaluate both."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jzi.errors import CacheError, ConfigError, ModelError
+from jzi.refine.config import CachedRefinerConfig
+from jzi.refine.info import RefinerInfo, read_refiner_info
+from jzi.store.cache.feature_cache import FeatureCache
+from jzi.store.model_folder import CONFIG
+from jzi.store.plain import plain
+from jzi.workspace.open import load_encoder, open_experts, open_imagery, open_photo_table
+from jzi.workspace.setup.settings import Settings
+from jzi.workspace.stages.refiner import open_stage
+
+if TYPE_CHECKING:
+    from jzi.evaluate.stages.metres import MetreFigures
+    from jzi.evaluate.stages.refined_photos import RefinedPhotos
+    from jzi.evaluate.stages.refinement import Control
+    from jzi.locate.expert import Expert
+    from jzi.refine.networks.cached import CachedRefiner
+    from jzi.refine.photos import PhotoData
+    from jzi.refine.stage import RefineStage
+    from jzi.refine.windows.fuse import RankWeights
+    from jzi.train.refine.refiner import RefinerReport
+
+
+@dataclass(frozen=True)
+class TrainedRefiner:
+    """Outcome of `train_area_refiner`.
+
+    Attributes:
+        report: of the training.
+        info: what the refiner's folder records.
+        weights: of the fusion with the model, if they were fitted by this call.
+        note: why they were not; empty if they were.
+    """
+
+    report: RefinerReport
+    info: RefinerInfo
+    weights: RankWeights | None
+    note: str
+
+
+def train_area_refiner(
+    settings: Settings, folder: Path, others: Sequence[Settings] = (), *, progress: bool = True
+) -> TrainedRefiner:
+    """Train a refiner on the cache or on the images of an area, and fit its fusion with the area's model, if any.
+
+    An interrupted run is resumed, a finished one not repeated.
+
+    Args:
+        settings: the settings; the section [refine] has the architecture, [refiner] the training.
+        folder: the refiner's folder to write.
+        others: further areas to train on, of a refiner of kind "rays".
+        progress: whether to show progress bars.
+
+    Raises:
+        ConfigError: the settings are of a refiner that is trained on pairs, or of one that is trained on one area.
+        CacheError: the cache lacks tokens, or is damaged.
+        JziError: as `jzi.train.refine.refiner.train_refiner`.
+    """
+    from jzi.encode.device import processes
+
+    if settings.refine.kind == "rays":
+        from jzi.workspace.stages.rays import train_ray_refiner
+
+        report = train_ray_refiner(settings, others, folder, progress=progress)
+    else:
+        report = _train_one(settings, folder, others, progress)
+    info, weights, note = read_refiner_info(folder), None, ""
+    if processes().is_main_process and (report.epochs or info.fusion == (1.0, 0.0)):
+        weights, note = _fit_fusion(settings, folder, progress)
+        info = read_refiner_info(folder)
+    return TrainedRefiner(report, info, weights, note)
+
+
+def _train_one(settings: Settings, folder: Path, others: Sequence[Settings], progress: bool) -> RefinerReport:
+    from jzi.train.encoders.area import new_folder
+    from jzi.train.refine.refine_images import ImageSource
+    from jzi.train.refine.refine_tokens import TokenSource
+    from jzi.train.refine.refiner import train_refiner
+
+    refine, config = settings.refine, settings.refiner
+    if refine.kind != "cached":
+        raise ConfigError(
+            'refine.kind is "unifygeo", which is trained on pairs of images (`jzi init --dataset`): set it to "cached"'
+        )
+    if others:
+        raise ConfigError(
+            'refine.kind is "cached", which is trained on one area: leave --also out, or set it to "rays"'
+        )
+    cache = FeatureCache.open(settings.cache_path)
+    cache.check(area=settings.pyramid)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(new_folder(folder))
+        source: TokenSource | ImageSource
+        if refine.source == "trained":
+            imagery = stack.enter_context(open_imagery(settings))
+            table = open_photo_table(settings).inside(settings.pyramid)
+            source = ImageSource.load(imagery, table, refine, config)
+        else:
+            source = TokenSource.load(cache, refine, config, folder)
+        network = source.network(refine)
+        info = RefinerInfo(
+            kind="cached",
+            config=network,
+            window_m=refine.window_m,
+            encoder=cache.encoder.fingerprint,
+            detail=source.detail,
+        )
+        return train_refiner(
+            source,
+            partial(_make, network, settings.path(config.init) if config.init else None),
+            folder,
+            refine,
+            config,
+            info,
+            fingerprint={**{f"refine.{name}": value for name, value in plain(network).items()}, **source.fingerprint},
+            settings=settings.to_toml(),
+            duplicates=source.splits.duplicates,
+            progress=progress,
+        )
+
+
+def _make(network: CachedRefinerConfig, init: Path | None) -> CachedRefiner:
+    """A new refiner, or one with the weights of another of the same architecture."""
+    from jzi.refine.networks.cached import CachedRefiner
+    from jzi.refine.networks.files import load_refiner
+
+    if init is None:
+        return CachedRefiner(network)
+    refiner, info = load_refiner(init)
+    if not isinstance(refiner, CachedRefiner) or info.config != network:
+        raise ModelError(f"refiner.init {init} has another architecture than the section [refine]: leave it out")
+    return refiner
+
+
+def _fit_fusion(settings: Settings, folder: Path, progress: bool) -> tuple[RankWeights | None, str]:
+    from jzi.evaluate.stages.refinement import fit_fusion
+    from jzi.refine.networks.files import update_refiner
+
+    if not (settings.path(settings.model.path) / CONFIG).exists():
+        return None, "there is no model to refine yet: run this again after `jzi train-decoder` to fit their fusion"
+    try:
+        expert, stage, cache = _open(settings, folder)
+        photos = _photos(settings, cache, stage, "val")
+    except CacheError as error:
+        return None, f"the fusion with the model was not fitted: {error}"
+    weights = fit_fusion(expert, stage, photos, progress=progress)
+    update_refiner(folder, fusion=(weights.prior, weights.match))
+    return weights, ""
+
+
+def evaluate_area_refiner(
+    settings: Settings,
+    folder: Path,
+    split: str | None = None,
+    *,
+    top: int | None = None,
+    control: Control = "",
+    headings: bool = True,
+    experts: tuple[str, ...] = (),
+    progress: bool = False,
+) -> MetreFigures:
+    """Metres of the area's model before and after its candidates are refined, on held-out photos of the cache.
+
+    Args:
+        settings: the settings.
+        folder: of the refiner, or of a model that has one.
+        split: "train", "val" or "test"; by default test, or val if there is no test photo.
+        top: candidates to refine; that of the section [refine] by default.
+        control: as of `jzi.evaluate.stages.refinement.evaluate_refinement`.
+        headings: whether the refiner is given the headings of photos that record theirs.
+        experts: of the model; all by default.
+        progress: whether to show a progress bar.
+
+    Raises:
+        JziError: there is no model, refiner or cache, they do not fit one another, or there is no photo.
+    """
+    from jzi.evaluate.stages.refinement import evaluate_refinement
+
+    expert, stage, cache = _open(settings, folder, experts, top)
+    photos = _photos(settings, cache, stage, split)
+    return evaluate_refinement(expert, stage, photos, control=control, headings=headings, progress=progress)
+
+
+def _open(
+    settings: Settings, folder: Path, experts: tuple[str, ...] = (), top: int | None = None
+) -> tuple[Expert, RefineStage, FeatureCache]:
+    model, cache = open_experts(settings)
+    expert = model.fused(experts)
+    stage = open_stage(
+        folder,
+        expert.area,
+        partial(load_encoder, settings),
+        encoder=expert.encoder.fingerprint,
+        cache=settings.cache_path,
+        config=settings.refine,
+        top=top,
+    )
+    return expert, stage, cache
+
+
+def _photos(settings: Settings, cache: FeatureCache, stage: RefineStage, split: str | None) -> RefinedPhotos:
+    """Photos of the cache; the files of those whose pixels the refiner reads."""
+    from jzi.evaluate.stages.refined_photos import RefinedPhotos
+
+    return RefinedPhotos.load(cache, split, pixels=None if stage.reads_tokens else _pixels(settings, stage))
+
+
+def _pixels(settings: Settings, stage: RefineStage) -> Callable[[str, bool], PhotoData | None]:
+    import torch
+
+    from jzi.encode.photo.photo_view import PhotoView
+    from jzi.errors import PhotoError
+    from jzi.locate.expert import Query
+
+    paths = open_photo_table(settings).frame.set_index("id")["photo"]
+
+    def read(name: str, panorama: bool) -> PhotoData | None:
+        if name not in paths.index:
+            return None
+        query = Query(name, torch.empty(0), str(paths[name]))
+        try:
+            return stage.photos(query, PhotoView(panorama=panorama))
+        except PhotoError:
+            return None
+
+    return read
