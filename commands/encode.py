@@ -184,17 +184,17 @@ def encode_queries_command(
         cache, encoder = open_photo_cache(settings, retriever)
         batch_size = settings.encoder.batch_size
     with ray_cluster(ray):
-        options: dict[str, Any] = {"batch_size": batch_size, "seed": settings.queries.seed, "tokens": tokens}
+        how: dict[str, Any] = {"batch_size": batch_size, "seed": settings.queries.seed, "tokens": tokens}
         run_batches = None
         if ray is not None:
             from jzi.cluster.encoding import photo_runner
 
-            run_batches = photo_runner(cache, encoder, **options)
+            run_batches = photo_runner(cache, encoder, **how)
         report = encode_queries(
             cache,
             encoder,
             table,
-            **options,
+            **how,
             views=settings.queries.views,
             magnetic_sd_deg=magnetic_sd_deg,
             run_batches=run_batches,
