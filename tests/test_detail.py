@@ -195,7 +195,7 @@ from jzi.store.cache.feature_cache import FeatureCache
 from jzi.store.features.detail_features import DetailFeatures
 cache = FeatureCache.open(sys.argv[1], "r+")
 encoder = Encoder.load(sys.argv[2], image_size=28, device="cpu")
-write, writes = DetailFeatures.write, iter(range(6))
+write, writes = DetailFeatures.write, iter(range(2))
 def killed(self, tiles, tokens):
     if next(writes, None) is None:
         write(self, tiles[:1], tokens[:1])
