@@ -125,8 +125,7 @@ MOST_MODULES = 16
 
 
 def test_no_folder_has_more_modules_than_a_reader_surveys() -> None:
-    folders = {file.parent for file in ROOT.glob("*/**/*.py") if file.relative_to(ROOT).parts[0] not in SCRIPTS}
-    folders = {folder for folder in folders if (folder / "__init__.py").exists()}
+    folders = {file.parent for package in packages(ROOT) for file in (ROOT / package).rglob("__init__.py")}
     sizes = {folder.relative_to(ROOT).as_posix(): len([*folder.glob("*.py")]) - 1 for folder in folders}
     assert len(sizes) > 30 and {name: size for name, size in sizes.items() if size > MOST_MODULES} == {}
 
