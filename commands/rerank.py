@@ -20,6 +20,7 @@ from jzi.commands.shared.common import (
     number,
     print_result,
     settings_options,
+    with_options,
 )
 from jzi.locate.ranges import RANKS
 from jzi.rerank.methods import MAX_TOP, Method
@@ -87,13 +88,7 @@ def rerank_options(command: Callable) -> Callable:
         click.option("--pure", is_flag=True, help="Order them by the model alone, as in the paper."),
         *_shared,
     )  # fmt: skip
-    return _added(run, options)
-
-
-def _added(command: Callable, options: tuple[Callable, ...]) -> Callable:
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return with_options(run, options)
 
 
 def _judge(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
@@ -187,7 +182,7 @@ def _front_options(command: Callable) -> Callable:
         request = RerankRequest(judge, settings, send_photos, False, budget, crops_only, dry_run)
         return command(front=_Front(request, retriever, experts, candidates, count), **others)
 
-    return _added(
+    return with_options(
         run,
         (
             click.option("--judge", default="", metavar="MODEL|URL", help="A Hugging Face id, a folder, or the URL of "

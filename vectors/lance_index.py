@@ -14,7 +14,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +27,6 @@ from torch import Tensor
 from jzi.errors import ConfigError, ModelError, first_line
 from jzi.locate.ranges import RANKS, TEMPERATURE
 from jzi.store.disk.storage import is_url
-from jzi.store.features.map_embeddings import ENCODED
 from jzi.store.plain import plain
 from jzi.store.setting_checks import first_invalid
 from jzi.vectors.approximate import EXACT_CELLS, SAMPLED, sampled_log_sum
@@ -71,11 +70,6 @@ class TableInfo:
     shape: tuple[int, int]
     store: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     format: Literal[1] = 1
-
-    adapter: ClassVar[TypeAdapter[TableInfo]]
-
-
-TableInfo.adapter = TypeAdapter(TableInfo)
 
 
 class LanceIndex:
@@ -165,11 +159,13 @@ class LanceIndex:
             if sampled != min(SAMPLED, info.cells) or table.count_rows() != info.cells:
                 raise ModelError(f"{uri} has another number of vectors than its schema records: {HINT}")
             columns = _columns(others.to_arrow(), uri, info)
-        encoded, (ids, digest) = store.status() == ENCODED, cell_ids(store)
+        ids, digest = cell_ids(store)
         if (info.width, info.shape) != (store.width, tuple(store.shape)):
             raise ModelError(f"{uri} is the table of another store than {store.path}: {HINT}")
         if info.store != digest or info.cells != len(ids):
             raise ModelError(f"{store.path} has changed since {uri} was written: {HINT}")
+        encoded = np.zeros(store.shape, bool)
+        encoded.ravel()[ids] = True
         index = cls(store, uri, info, table, encoded, columns[1], columns[0])
         index._check(columns[0])
         return index
@@ -207,8 +203,12 @@ class LanceIndex:
         count = min(count, size)
         row, col = np.full((2, len(queries), count), -1, np.int64)
         similarity = np.full((len(queries), count), -np.inf, np.float32)
+        where = None
+        if not self.whole:  # the rows of the selection; its columns are chosen among what is found
+            rows = np.flatnonzero(self.allowed.any(1)) * self.info.shape[1]
+            where = f"{CELL} >= {rows[0]} AND {CELL} < {rows[-1] + self.info.shape[1]}"
         for number, vector in enumerate(queries):
-            cells, similar = self._nearest(vector, count, probes)
+            cells, similar = self._nearest(vector, count, probes, where)
             row[number, : len(cells)], col[number, : len(cells)] = np.divmod(cells, self.info.shape[1])
             similarity[number, : len(cells)] = similar
         return Neighbors(row, col, similarity)
@@ -223,16 +223,14 @@ class LanceIndex:
                                cols=self.info.shape[1])  # fmt: skip
 
     def _nearest(
-        self, vector: NDArray[np.float32], count: int, probes: int
+        self, vector: NDArray[np.float32], count: int, probes: int, where: str | None
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Cells, and their similarities, of one query."""
         wanted = count if self.whole else min(FOLD * count, MOST_FOUND)
         while True:
             with lance_errors(f"{self.uri} cannot be searched"):
                 search = self.table.search(vector, vector_column_name=VECTOR).distance_type("dot").nprobes(probes)
-                if not self.whole:  # the rows of the selection; the rest follows below
-                    rows, cols = np.flatnonzero(self.allowed.any(1)), self.info.shape[1]
-                    where = f"{CELL} >= {rows[0] * cols} AND {CELL} < {(rows[-1] + 1) * cols}"
+                if where is not None:
                     search = search.where(where, prefilter=True)
                 refined = max(CANDIDATES_FOLD, -(-CANDIDATES // wanted))
                 found = search.refine_factor(refined).limit(wanted).select([CELL, "_distance"]).to_arrow()
@@ -302,7 +300,7 @@ def _info(table: Any, uri: str) -> TableInfo:
     if entry is None:
         raise ModelError(f"{uri} was not written by jzi: {HINT}")
     try:
-        info = TableInfo.adapter.validate_json(entry)
+        info = TypeAdapter(TableInfo).validate_json(entry)
     except ValidationError as error:
         raise ModelError(f"{uri} has an {first_invalid(error)}: {HINT}") from error
     if table.schema.remove_metadata() != _schema(info).remove_metadata():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,11 @@ import numpy as np
 from pyproj import CRS
 
 from jzi.decode.model import ZoomModel
-from jzi.errors import JziError
+from jzi.errors import ConfigError, JziError
 from jzi.refine.config import CachedRefinerConfig
 from jzi.refine.info import INFO, RefinerInfo, read_refiner_info
 from jzi.store.cache.feature_cache import ENCODED
+from jzi.store.disk.json_file import read_json
 from jzi.store.disk.storage import exists, is_url
 from jzi.store.features.map_pages import PagedMap
 from jzi.store.geometry.pyramid import Pyramid
@@ -106,8 +106,8 @@ def _encoder(name: str) -> Info:
 def _is_encoder(folder: Path) -> bool:
     """Whether config.json is that of an encoder, not of a model of jzi."""
     try:
-        values = json.loads((folder / CONFIG).read_text())
-    except (OSError, ValueError, RecursionError):
+        values = read_json(folder / CONFIG, ConfigError, "")
+    except (OSError, ConfigError):
         return False
     return isinstance(values, dict) and "model_type" in values and "jzi_format" not in values
 

@@ -136,10 +136,11 @@ def estimate_area(settings: Settings, photos: int | None = None) -> AreaEstimate
         steps.append(_detail(settings, encoder))
     except JziError as error:  # such as an encoder without patch tokens, of which a detail cannot be made
         warnings.append(f"encode-map --detail was not measured: {error}")
-    made = 2 * width * (_tiles(pyramid) + _cells(pyramid) + MADE)
+    places = pyramid.tile_count + _cells(pyramid)
+    made = 2 * width * (places + MADE)
     if made > LARGEST:
         warnings.append(
-            f"training and search were not measured: the embeddings of {_tiles(pyramid) + _cells(pyramid):,} tiles and "
+            f"training and search were not measured: the embeddings of {places:,} tiles and "
             f"cells take {made / 1e9:.1f} GB in memory; train and locate on a smaller area to know"
         )
     else:
@@ -202,7 +203,7 @@ def _map(settings: Settings, encoder: Encoder) -> StepEstimate:
                 yield np.stack(images)
 
         each, measured = _rate(batches(), lambda images: encoder.to_storage(encoder.encode_tiles(images)))
-    tiles, cells, width = _tiles(pyramid), _cells(pyramid), encoder.info.width
+    tiles, cells, width = pyramid.tile_count, _cells(pyramid), encoder.info.width
     tokens = 2 * tiles * encoder.patches * width if settings.map.tokens else 0
     return StepEstimate(
         "encode-map --cells",
@@ -298,7 +299,7 @@ def _training_and_search(settings: Settings, encoder: Encoder, photos: _Photos) 
     encoded, _ = _rate((pixels[None].copy() for _ in range(100)), encoder.encode_photos)
 
     parameters = sum(parameter.numel() for parameter in decoder.parameters())
-    table = 2 * encoder.info.width * (_tiles(pyramid) + _cells(pyramid))
+    table = 2 * encoder.info.width * (pyramid.tile_count + _cells(pyramid))
     queries = 2 * encoder.info.width * photos.total * (1 + settings.queries.views)
     epochs = train.epochs * (photos.train * step + photos.val * greedy) + heads.epochs * photos.train * head
     fusion = 2 * photos.val * located  # posteriors of the validation photos: the zoom's, and as much for the others
@@ -309,7 +310,7 @@ def _training_and_search(settings: Settings, encoder: Encoder, photos: _Photos) 
             photos.train,
             step,
             epochs + fusion,
-            TRAINED_BYTES * parameters + 2 * encoder.info.width * _tiles(pyramid),
+            TRAINED_BYTES * parameters + 2 * encoder.info.width * pyramid.tile_count,
             TRAINED_BYTES * parameters + table + queries,
             f"{steps} steps of {train.batch_size} photos, {head_steps} of the heads, greedy search",
             f"{train.epochs} epochs of the decoder with validation, {heads.epochs} of the heads, and the fusion",
@@ -384,10 +385,6 @@ def _rate(items: Iterator[Any], work: Callable[[Any], object]) -> tuple[float, i
     if rows <= 0:
         return (first_s / first, first) if first else (0.0, 0)
     return (time.perf_counter() - start) / rows, rows
-
-
-def _tiles(pyramid: Pyramid) -> int:
-    return sum(pyramid.tiles_per_side(level) ** 2 for level in range(pyramid.levels))
 
 
 def _cells(pyramid: Pyramid) -> int:

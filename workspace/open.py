@@ -346,7 +346,7 @@ def _forest(folders: Sequence[str | Path], device: str | None, experts: Sequence
     if not folders:
         raise ConfigError("no model is named: give a folder, or several")
     limit = memory_bytes(memory)
-    each = memory if limit is None else f"{limit // len(folders) / 1e6:.6f}MB"
+    each = memory if limit is None else f"{limit // len(folders) // 1000}kB"
     trees = [load(folder, device, experts=experts, memory=each) for folder in folders]
     for tree, folder in zip(trees, folders, strict=True):
         tree.name = str(folder)

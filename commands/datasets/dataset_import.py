@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jzi.commands.shared.common import UsageError, json_option, number, print_result
+from jzi.commands.shared.common import UsageError, json_option, number, print_result, with_options
 from jzi.locate.ranges import DISTANCE, HEADING, LATITUDE, LONGITUDE, SECONDS, Range
 
 if TYPE_CHECKING:
@@ -67,9 +67,7 @@ def _output_options(command: Callable) -> Callable:
         click.option("--licence", default="unknown", help='Of the photos, such as "CC BY 4.0", for the data card.'),
         json_option,
     )
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return with_options(command, options)
 
 
 _direction_option = click.option(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jzi.commands.shared.common import number
+from jzi.commands.shared.common import number, with_options
 from jzi.curate.options import CAMERAS, FilterOptions, PrepareOptions
 from jzi.locate.ranges import DISTANCE, PIXELS, SEED, SHARE, Range
 
@@ -111,7 +111,7 @@ def filter_options(command: Callable) -> Callable:
         own = {name: values.pop(name) for name in FIELDS}
         return command(filters=FilterOptions(**own), **values)
 
-    return _added(run, _FILTER_OPTIONS)
+    return with_options(run, _FILTER_OPTIONS)
 
 
 def prepare_options(command: Callable) -> Callable:
@@ -125,7 +125,7 @@ def prepare_options(command: Callable) -> Callable:
         preparation = PrepareOptions(size, panoramas, crops, *crop_fov, crop_seed, undistort)
         return command(preparation=preparation, **values)
 
-    return _added(run, _PREPARE_OPTIONS)
+    return with_options(run, _PREPARE_OPTIONS)
 
 
 def counts_text(found: int, counts: Sequence[FilterCount], kept: int) -> str:
@@ -141,9 +141,3 @@ def counts_text(found: int, counts: Sequence[FilterCount], kept: int) -> str:
     rows += [("kept", kept, "")]
     width = max(len(name) for name, _, _ in rows)
     return "\n".join(f"{name:<{width}}  {count:>9,}  {setting}".rstrip() for name, count, setting in rows)
-
-
-def _added(command: Callable, options: tuple[Callable, ...]) -> Callable:
-    for option in reversed(options):
-        command = option(command)
-    return command

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from difflib import get_close_matches
 from pathlib import Path
@@ -110,6 +110,11 @@ def refine_options(command: Callable) -> Callable:
                      "candidates to metres, with this refiner.  [default: that of the model's folder]"),
         click.option("--refine-top", type=number(CANDIDATES), help="Candidates to refine.  [default: refine.top]"),
     )  # fmt: skip
+    return with_options(command, options)
+
+
+def with_options(command: Callable, options: Sequence[Callable]) -> Callable:
+    """A command with further options, listed in their order."""
     for option in reversed(options):
         command = option(command)
     return command

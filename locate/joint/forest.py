@@ -1,9 +1,9 @@
 """Several areas located as one: a forest, whose trees are the maps of several models.
 
-Each area has a posterior of its own, in its own CRS. The probability of an area, the root of its tree, is its share of
-the cells that are searched, times how well the photo fits it: the odds of `jzi.locate.inside`, if every model can tell
-photos of its area from others, else the share alone. A cell's probability is that of its area times that in its area,
-so all cells of all areas, and the residuals, have a sum of 1.
+Each area has a posterior of its own, in its own CRS. The probability of an area, the root of its tree, is proportional
+to its share of the ground that is searched. If every model has a detector (`jzi.locate.inside`), it is also
+proportional to the odds that the photo was taken in the area. A cell's probability is that of its area
+times that in its area, so all cells of all areas, and the residuals, have a sum of 1.
 """
 
 from __future__ import annotations

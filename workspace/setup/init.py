@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from jzi.errors import ConfigError
+from jzi.store.disk.json_file import read_json
 from jzi.store.geometry.pyramid import Pyramid, preset
 from jzi.store.info import MAX_IMAGE_SIZE
 from jzi.store.model_folder import CONFIG
@@ -105,9 +105,8 @@ def new_encoder_settings(folder: Path, name: str | None, image_size: int | None)
 def _trained_size(name: str | None) -> int:
     """The side that config.json of an encoder's folder states, pixels; the greatest one if there is none."""
     try:
-        entries = json.loads((Path(name or "") / CONFIG).read_bytes())
-        size = entries["image_size"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # what is damaged is reported where it is loaded
+        size = read_json(Path(name or "") / CONFIG, ConfigError, "")["image_size"]
+    except (OSError, ConfigError, KeyError, TypeError):  # what is damaged is reported where it is loaded
         return MAX_IMAGE_SIZE
     return size if type(size) is int and size >= 1 else MAX_IMAGE_SIZE
 
