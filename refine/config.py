@@ -254,7 +254,7 @@ class RefineConfig:
         top: number of candidates that are refined.
         hfov: horizontal field of view of photos that do not say it, degrees.
         heading_sd_deg: standard deviation of headings in EXIF that refer to true north.
-        magnetic_sd_deg: standard deviation of those that refer to magnetic north.
+        magnetic_sd_deg: standard deviation of those that refer to magnetic north, where the declination is not known.
         radius: radius within which the estimated point has most probability, metres.
         bins: sectors of azimuth of a descriptor.
         side: tokens of a side of a window, of a cached refiner.

@@ -115,7 +115,8 @@ class RefineStage:
             CacheError: the cache lacks tokens of a window.
         """
         options = self.options
-        view = view_of_query(query, options.hfov_deg, options.heading_sd_deg, options.magnetic_sd_deg)
+        place = candidates[0].latitude, candidates[0].longitude
+        view = view_of_query(query, place, options.hfov_deg, options.heading_sd_deg, options.magnetic_sd_deg)
         photo = self.photos(query, view)
         if photo is None:
             return candidates

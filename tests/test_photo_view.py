@@ -12,6 +12,7 @@ import pytest
 from PIL import ExifTags, Image
 from PIL.TiffImagePlugin import IFDRational
 
+from jzi.encode.photo.declination import DEFAULT_YEAR, FIRST_YEAR, declination_deg
 from jzi.encode.photo.photo_view import COLUMNS, MAX_HFOV_DEG, PhotoView, read_view, with_view_columns
 from jzi.errors import PhotoError
 
@@ -79,6 +80,43 @@ def test_directions_from_true_and_from_magnetic_north_differ_in_their_deviation(
     magnetic = read_view(photo(gps=direction(123.4, "M")))
     assert magnetic.magnetic and magnetic.completed(70, 10, 20).heading_sd_deg == 20
     assert read_view(photo(gps=direction(370.0, None))).heading_deg == pytest.approx(10)
+
+
+def test_a_magnetic_heading_is_corrected_where_the_declination_is_known(photo, monkeypatch) -> None:
+    asked = []
+    monkeypatch.setattr("jzi.encode.photo.photo_view.declination_deg", lambda *place: asked.append(place) or 15.5)
+    taken = {ExifTags.Base.DateTimeOriginal: "2026:07:02 12:00:00"}
+    view = read_view(photo(exif=taken, gps=direction(350.0, "M"))).from_true_north(47.6, -122.3)
+    assert (view.heading_deg, view.magnetic, view.completed(70, 10, 20).heading_sd_deg) == (5.5, False, 10)
+    assert asked == [(47.6, -122.3, pytest.approx(2026.5, abs=0.01))]
+    given = read_view(photo(gps=direction(350.0, "M"))).with_heading(90.0)  # by a user, from true north
+    assert given.from_true_north(47.6, -122.3).heading_deg == 90
+    monkeypatch.setattr("jzi.encode.photo.photo_view.declination_deg", lambda *place: None)
+    unknown = read_view(photo(gps=direction(350.0, "M"))).from_true_north(47.6, -122.3)
+    assert unknown.magnetic and unknown.heading_deg == 350
+
+
+@pytest.mark.parametrize(
+    ("latitude", "longitude", "year", "expected"),
+    [
+        (80, 0, 2025.0, 1.28),  # test values that NOAA publishes with WMM2025, at sea level
+        (0, 120, 2025.0, -0.16),
+        (-80, 240, 2025.0, 68.78),
+        (80, 0, 2020.0, -1.28),  # and with WMM2020
+        (-80, 240, 2020.0, 69.36),
+    ],
+)
+def test_declinations_are_those_of_the_world_magnetic_model(latitude, longitude, year, expected) -> None:
+    pytest.importorskip("pygeomag")
+    assert declination_deg(latitude, longitude, year) == pytest.approx(expected, abs=0.01)
+
+
+def test_years_without_a_model_and_the_pole_itself_are_no_error() -> None:
+    pytest.importorskip("pygeomag")
+    assert declination_deg(47.6, -122.3) == declination_deg(47.6, -122.3, DEFAULT_YEAR)
+    assert declination_deg(47.6, -122.3, 1901.0) == declination_deg(47.6, -122.3, FIRST_YEAR)
+    assert declination_deg(47.6, -122.3, 2055.0) == pytest.approx(14.5, abs=0.5)
+    assert declination_deg(86.0, 139.0, 2025.0) is None  # the north magnetic pole
 
 
 def test_a_direction_that_is_no_number_is_none(photo) -> None:
@@ -191,9 +229,13 @@ def test_columns_hold_a_view(view: PhotoView) -> None:
     assert PhotoView.from_columns(*magnetic.to_columns(20.0)) == PhotoView(65.0, False, 1.0, 20.0)
 
 
-def test_a_table_gets_the_columns_of_its_photos(photo, tmp_path) -> None:
+def test_a_table_gets_the_columns_of_its_photos(photo, tmp_path, monkeypatch) -> None:
     path = photo(exif=focal(28), gps=direction(10.0, "M"))
     frame = pd.DataFrame({"photo": [str(path), str(tmp_path / "gone.jpg")], "heading": [np.nan, 7.0]})
-    columns = with_view_columns(frame, 25.0)[list(COLUMNS)]
+    columns = with_view_columns(frame, 25.0)[list(COLUMNS)]  # without positions, magnetic headings stay as they are
     np.testing.assert_allclose(columns.iloc[0], [65.47, 0, 10, 25], atol=0.01)
     np.testing.assert_allclose(columns.iloc[1], [np.nan, 0, 7, np.nan])
+    monkeypatch.setattr("jzi.encode.photo.photo_view.declination_deg", lambda latitude, longitude, year: longitude)
+    columns = with_view_columns(frame.assign(latitude=48.0, longitude=4.0), 25.0)[list(COLUMNS)]
+    np.testing.assert_allclose(columns["heading_deg"], [14, 7])
+    assert columns["heading_sd_deg"].isna().all()

@@ -15,9 +15,11 @@ from typing import Any
 import pandas as pd
 from PIL import ExifTags, Image
 
+from jzi.encode.photo.declination import declination_deg
 from jzi.encode.photo.photos import Photo, looks_like_panorama
 from jzi.encode.prefetch import prefetch, reader_threads
 from jzi.errors import PhotoError
+from jzi.store.photos.exif import capture_time
 from jzi.store.photos.photo_file import open_image, photo_errors
 
 #: Horizontal fields of view of perspective photos, degrees: those of telephoto lenses to the widest that are not
@@ -37,6 +39,9 @@ XMP_BYTES = 2**16
 COLUMNS = ("hfov_deg", "panorama", "heading_deg", "heading_sd_deg")
 GIVEN = ("hfov", "panorama", "heading", "heading_sd")
 
+#: Columns of a photo table that magnetic headings are corrected with.
+PLACE = ("latitude", "longitude")
+
 
 @dataclass(frozen=True)
 class PhotoView:
@@ -47,7 +52,8 @@ class PhotoView:
         panorama: whether the photo shows the whole horizon, in an equirectangular projection.
         heading_deg: azimuth of the centre column, degrees clockwise from true north; None if it is unknown.
         heading_sd_deg: standard deviation of the heading, degrees; None if it is not recorded.
-        magnetic: whether the heading refers to magnetic north; the declination is not corrected.
+        magnetic: whether the heading refers to magnetic north (`from_true_north` changes that).
+        year: when the photo was taken, with the fraction of the year; None if it is unknown.
     """
 
     hfov_deg: float | None = None
@@ -55,6 +61,7 @@ class PhotoView:
     heading_deg: float | None = None
     heading_sd_deg: float | None = None
     magnetic: bool = False
+    year: float | None = None
 
     def with_table(self, row: Mapping[str, Any]) -> PhotoView:
         """The view, with what a row of a photo table says of it instead; values out of range are ignored.
@@ -95,6 +102,20 @@ class PhotoView:
         if heading_deg is not None:
             view = replace(view, heading_deg=heading_deg % 360, heading_sd_deg=None, magnetic=False)
         return view if sd_deg is None else replace(view, heading_sd_deg=sd_deg)
+
+    def from_true_north(self, latitude: float, longitude: float) -> PhotoView:
+        """The view with a magnetic heading corrected by the declination; the same if that is not known.
+
+        Args:
+            latitude: of the photo, or of somewhere in the same area.
+            longitude: see above.
+        """
+        if self.heading_deg is None or not self.magnetic:
+            return self
+        declination = declination_deg(latitude, longitude, self.year)
+        if declination is None:
+            return self
+        return replace(self, heading_deg=(self.heading_deg + declination) % 360, magnetic=False)
 
     def completed(self, hfov_deg: float, heading_sd_deg: float, magnetic_sd_deg: float) -> PhotoView:
         """The view with defaults for what is unknown.
@@ -153,12 +174,13 @@ def view_of(image: Image.Image) -> PhotoView:
     width, height = image.size
     if exif.get(ExifTags.Base.Orientation) in (5, 6, 7, 8):
         width, height = height, width
-    gps = _tags(image, ExifTags.IFD.GPSInfo)
+    gps, camera = _tags(image, ExifTags.IFD.GPSInfo), _tags(image, ExifTags.IFD.Exif)
     pano, heading = gpano_entries(image), _number(gps.get(ExifTags.GPS.GPSImgDirection))
     magnetic = heading is not None and str(gps.get(ExifTags.GPS.GPSImgDirectionRef)).strip("\0 ").upper() == "M"
     heading = _number(pano.get("PoseHeadingDegrees")) if heading is None else heading
-    view = PhotoView(heading_deg=None if heading is None else heading % 360, magnetic=magnetic)
-    focal = _number(_tags(image, ExifTags.IFD.Exif).get(ExifTags.Base.FocalLengthIn35mmFilm))
+    year = _year(camera) if magnetic else None
+    view = PhotoView(heading_deg=None if heading is None else heading % 360, magnetic=magnetic, year=year)
+    focal = _number(camera.get(ExifTags.Base.FocalLengthIn35mmFilm))
     if pano.get("ProjectionType", "").lower() == "equirectangular":
         return _stitched(view, pano, width)
     if focal is not None and focal > 0:
@@ -168,12 +190,16 @@ def view_of(image: Image.Image) -> PhotoView:
 
 
 def photo_view(photo: Photo, row: Mapping[str, Any], name: str = "the photo") -> PhotoView:
-    """`read_view` with what a row of the photo table says; of a photo that cannot be read, only the latter."""
+    """`read_view` with what a row of the photo table says; of a photo that cannot be read, only the latter.
+
+    Headings are from true north, as far as the declination at the row's `latitude` and `longitude` is known.
+    """
     try:
         view = read_view(photo, name)
     except PhotoError:
         view = PhotoView()
-    return view.with_table(row)
+    view, place = view.with_table(row), (_number(row.get("latitude")), _number(row.get("longitude")))
+    return view if None in place else view.from_true_north(*place)
 
 
 def with_view_columns(frame: pd.DataFrame, magnetic_sd_deg: float) -> pd.DataFrame:
@@ -183,7 +209,7 @@ def with_view_columns(frame: pd.DataFrame, magnetic_sd_deg: float) -> pd.DataFra
         frame: of a `PhotoTable`.
         magnetic_sd_deg: standard deviation of headings that refer to magnetic north.
     """
-    rows: list[Any] = frame[["photo", *(name for name in GIVEN if name in frame)]].to_dict("records")
+    rows: list[Any] = frame[["photo", *(name for name in (*GIVEN, *PLACE) if name in frame)]].to_dict("records")
     views = prefetch(lambda row: photo_view(row["photo"], row).to_columns(magnetic_sd_deg), rows, reader_threads())
     return frame.assign(**pd.DataFrame(list(views), frame.index, list(COLUMNS), dtype=float))
 
@@ -218,6 +244,12 @@ def gpano_entries(image: Image.Image) -> dict[str, str]:
 
 
 _GPANO = re.compile(r"""(?<!/)GPano:(\w{1,40})(?:\s{0,8}=\s{0,8}["']([^"'<>]{0,60})["']|>([^<>]{0,60})<)""")
+
+
+def _year(camera: Mapping[int, Any]) -> float | None:
+    """When a photo was taken, as a year with its fraction."""
+    time = capture_time(camera)
+    return None if time is None else time.year + (time.timetuple().tm_yday - 1) / 365.25
 
 
 def _number(value: Any) -> float | None:

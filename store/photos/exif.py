@@ -78,7 +78,7 @@ def read_position(photo: str | Path | bytes) -> ExifPosition:
     except (KeyError, TypeError, ValueError, ArithmeticError):
         heading = None
     device = " ".join(str(exif.get(tag, "")).strip("\0 ") for tag in (ExifTags.Base.Make, ExifTags.Base.Model))
-    return ExifPosition(latitude, longitude, heading, _time(tags), device.strip())
+    return ExifPosition(latitude, longitude, heading, capture_time(tags), device.strip())
 
 
 def has_position(photo: str | Path | bytes) -> bool:
@@ -99,10 +99,14 @@ def read_time(photo: Path) -> datetime | None:
         PhotoError: the file is not a photo.
     """
     with open_image(photo, str(photo)) as image:
-        return _time(image.getexif().get_ifd(ExifTags.IFD.Exif))
+        return capture_time(image.getexif().get_ifd(ExifTags.IFD.Exif))
 
 
-def _time(tags: Mapping[int, Any]) -> datetime | None:
+def capture_time(tags: Mapping[int, Any]) -> datetime | None:
+    """Time of capture in the entries of EXIF's directory of the camera; in UTC if the offset is recorded, else local.
+
+    None if there is none.
+    """
     try:
         moment = datetime.strptime(str(tags[ExifTags.Base.DateTimeOriginal]).strip("\0 "), "%Y:%m:%d %H:%M:%S")
         fraction = float(f"0.{str(tags.get(ExifTags.Base.SubsecTimeOriginal, '')).strip(chr(0) + ' ') or 0}")
