@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,7 +16,7 @@ from tqdm import tqdm
 
 from jzi.encode.device import processes
 from jzi.encode.progress import Progress
-from jzi.encode.rasters.cell_crops import CellBlock, CellCrops
+from jzi.encode.rasters.cell_crops import BlockKey, CellBlock, CellCrops
 from jzi.errors import CacheCorruptError
 from jzi.store.cache.feature_cache import FeatureCache
 from jzi.store.features.cell_features import OUTSIDE, CellFeatures, Unit
@@ -64,6 +65,10 @@ class RegionReport:
     empty: float
 
 
+#: Seconds after which a unit that is not complete is written; a shard of 16 384 cells takes about one to write.
+SAVE_S = 60.0
+
+
 @dataclass(frozen=True)
 class CellUnit:
     """A chunk or shard of cells for another process to encode.
@@ -96,8 +101,9 @@ def index_bands(
 ) -> RegionReport:
     """Encode the cells of a region that are missing in its cache; no imagery is read if none is.
 
-    Only whole units (chunks or shards) are written, the status last, so an interrupted run resumes at the next unit.
-    Under `accelerate launch` the processes share the units.
+    Units (chunks or shards) are written whole, the status last: when all of their cells are encoded, and every `SAVE_S`
+    seconds. A killed run loses what it has encoded since then, and is resumed at the next cell. Under `accelerate
+    launch` the processes share the units.
 
     Args:
         cache: of the region, created for this encoder and imagery, open for writing.
@@ -118,6 +124,8 @@ def index_bands(
     state, cells = processes(), cache.cells
     if missing is None:
         missing = missing_units(cells, runs, progress=state.is_main_process)
+    begun = [part for unit in missing if (part := _Begun.read(cells, unit)) is not None]
+    kept = sum(int((part.status == ENCODED).sum()) for part in begun)
     state.wait_for_everyone()  # nobody writes before all have listed the missing units
     units = missing[state.process_index :: state.num_processes]
     tasks = [CellUnit(unit, int(runs.mask(*unit).sum())) for unit in units]
@@ -128,7 +136,7 @@ def index_bands(
             empty = run_units(tasks, bar)
     state.wait_for_everyone()
     status = cells.status()
-    encoded = sum(int((status[unit] == ENCODED).sum()) for unit in missing)
+    encoded = sum(int((status[unit] == ENCODED).sum()) for unit in missing) - kept
     total = int((status == ENCODED).sum())
     shares = gather_object(empty) if state.num_processes > 1 else empty
     if state.is_main_process:
@@ -180,11 +188,55 @@ def _fill(
 ) -> list[float]:
     """Encode and write units; returns the sum of the shares of empty pixels of the cells of each."""
     empty = []
-    for unit, status, embedding, share in _encoded(units, encoder, crops, runs, batch_size, bar):
+    for unit, status, embedding, share in _encoded(cache.cells, units, encoder, crops, runs, batch_size, bar):
         cache.documents.check_lock()
         cache.cells.write(unit, status, embedding)
-        empty.append(share)
+        if share is not None:
+            empty.append(share)
     return empty
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A unit of which a killed run has written some of the cells.
+
+    Attributes:
+        status: (row, col) status; `MISSING` where cells are not encoded.
+        embedding: (row, col, feature) embeddings; nan there.
+    """
+
+    status: NDArray[np.uint8]
+    embedding: NDArray[np.float16]
+
+    @classmethod
+    def read(cls, cells: CellFeatures, unit: Unit) -> _Begun | None:
+        """What there is of a unit; None if there is nothing, or some of it cannot be read."""
+        try:
+            if not np.isin(cells.read_status(unit), (ENCODED, NODATA)).any():
+                return None
+            status, embedding = cells.read_unit(unit)
+        except CacheCorruptError:
+            return None
+        return None if np.isnan(embedding[status == ENCODED]).any() else cls(status, embedding)
+
+
+def blocks_to_encode(cells: CellFeatures, crops: CellCrops, runs: CellRuns, unit: Unit) -> list[BlockKey]:
+    """The blocks of a unit, of those that `missing_units` lists, with a cell that is to be encoded.
+
+    All cells of the region in a block are rendered, those that are encoded too, since what is rendered depends on it.
+    """
+    begun, mask = _Begun.read(cells, unit), runs.mask(*unit)
+    todo = mask if begun is None else mask & (begun.status == MISSING)
+    return [key for key in crops.keys(*unit, mask) if todo[_part(key, unit)].any()]
+
+
+def _part(key: BlockKey, unit: Unit) -> Unit:
+    """Rows and columns of a block in its unit."""
+    rows, cols = (
+        slice(own.start - whole.start, own.stop - whole.start)
+        for own, whole in zip((key.rows, key.cols), unit, strict=True)
+    )
+    return rows, cols
 
 
 def missing_units(cells: CellFeatures, runs: CellRuns, progress: bool = False) -> list[Unit]:
@@ -205,32 +257,58 @@ def missing_units(cells: CellFeatures, runs: CellRuns, progress: bool = False) -
 
 
 def _encoded(
-    units: list[Unit], encoder: CellEncoder, crops: CellCrops, runs: CellRuns, batch_size: int, bar: Progress
-) -> Iterator[tuple[Unit, NDArray[np.uint8], NDArray[np.float16], float]]:
-    """Each unit with its status, its embeddings, and the sum of the shares of empty pixels of its cells."""
+    cells: CellFeatures,
+    units: list[Unit],
+    encoder: CellEncoder,
+    crops: CellCrops,
+    runs: CellRuns,
+    batch_size: int,
+    bar: Progress,
+) -> Iterator[tuple[Unit, NDArray[np.uint8], NDArray[np.float16], float | None]]:
+    """Each unit with its status, its embeddings, and the sum of the shares of empty pixels of its cells.
+
+    Every `SAVE_S` seconds comes the unit as far as it is encoded, with None for the sum.
+    """
     # Rendered ahead across the ends of units, so that the encoder need not wait there
-    blocks = crops.blocks(key for unit in units for key in crops.keys(*unit, runs.mask(*unit)))
+    blocks = crops.blocks(key for unit in units for key in blocks_to_encode(cells, crops, runs, unit))
+    saved = time.monotonic()
     for unit in units:
         mask, empty = runs.mask(*unit), 0.0
-        status = np.where(mask, NODATA, OUTSIDE).astype(np.uint8)
+        status = np.where(mask, MISSING, OUTSIDE).astype(np.uint8)
         embedding = np.full((*mask.shape, encoder.width), np.nan, np.float16)
-        for key in crops.keys(*unit, mask):
-            block = next(blocks)
-            part = tuple(
-                slice(own.start - whole.start, own.stop - whole.start)
-                for own, whole in zip((key.rows, key.cols), unit, strict=True)
-            )
-            if len(block):
-                status[part][block.has_imagery] = ENCODED
-                embedding[part][block.has_imagery] = encode_block(block, encoder, batch_size)
-                empty += float(block.empty.sum())
-            bar.update(int(mask[part].sum()))
+        keys = blocks_to_encode(cells, crops, runs, unit)
+        if (begun := _Begun.read(cells, unit)) is not None:
+            status, embedding = np.where(mask, begun.status, OUTSIDE).astype(np.uint8), begun.embedding.copy()
+            bar.update(int(mask.sum()) - sum(key.cells for key in keys))
+        for key in keys:
+            block, part = next(blocks), _part(key, unit)
+            todo = status[part] == MISSING
+            status[part][todo & ~block.has_imagery] = NODATA
+            first = len(block) - int((todo & block.has_imagery).sum())  # those before it are encoded
+            empty += float(block.empty[first:].sum())
+            for stop, vectors in _embedded(block, first, encoder, batch_size, saved + SAVE_S):
+                row, col = block.row[first:stop], block.col[first:stop]
+                status[part][row, col], embedding[part][row, col] = ENCODED, vectors
+                first = stop
+                if time.monotonic() > saved + SAVE_S and (status == MISSING).any():
+                    yield unit, status, embedding, None
+                    saved = time.monotonic()
+            bar.update(key.cells)
         yield unit, status, embedding, empty
+        saved = time.monotonic()
 
 
-def encode_block(block: CellBlock, encoder: CellEncoder, batch_size: int) -> NDArray[np.float16]:
-    """(n, feature) embeddings of the cells of a block that have images."""
-    block = block.to(encoder.device)
-    starts = range(0, len(block), batch_size)
-    parts = [encoder.encode_cells(block[start : start + batch_size]) for start in starts]
-    return encoder.to_storage(torch.cat(parts))
+def _embedded(
+    block: CellBlock, first: int, encoder: CellEncoder, batch_size: int, due: float
+) -> Iterator[tuple[int, NDArray[np.float16]]]:
+    """(n, feature) embeddings of the next cells of a block that have images, and the number of the cell after them.
+
+    They are fetched from the device when the block ends, or after each batch once it is due.
+    """
+    block, parts = block.to(encoder.device), []
+    for start in range(first, len(block), batch_size):
+        parts.append(encoder.encode_cells(block[start : start + batch_size]))
+        stop = min(start + batch_size, len(block))
+        if stop == len(block) or time.monotonic() > due:
+            yield stop, encoder.to_storage(torch.cat(parts))
+            parts = []

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from jzi.encode.encode_bands import CellEncoder, missing_units
+from jzi.encode.encode_bands import CellEncoder, blocks_to_encode, missing_units
 from jzi.encode.prefetch import reader_threads
 from jzi.encode.rasters.cell_crops import BlockKey, CellCrops
 from jzi.encode.rasters.overviews import ReadingCost, reading_cost
@@ -74,7 +74,7 @@ def estimate(
         ImageryError: the imagery cannot be read.
     """
     units = missing_units(cells, runs) if missing is None else missing
-    keys = [key for unit in units for key in crops.keys(*unit, runs.mask(*unit))]
+    keys = [key for unit in units for key in blocks_to_encode(cells, crops, runs, unit)]
     count = sum(key.cells for key in keys)
     reading = reading_cost(crops)
     number = min(len(keys), sample or max(4, 2 * reader_threads()))

@@ -19,6 +19,7 @@ from torch import Tensor
 from jzi.encode import encode_bands
 from jzi.encode.encode_bands import encode_unit, index_bands
 from jzi.encode.estimate import estimate
+from jzi.encode.rasters import cell_crops
 from jzi.encode.rasters.cell_crops import CellCrops
 from jzi.encode.rasters.imagery import Imagery
 from jzi.encode.rasters.raster import Raster, close_rasters
@@ -44,12 +45,14 @@ class MeanColors:
     delay: float = 0.0
     width: int = 6
     batches: int = 0
+    cells: int = 0
     device = torch.device("cpu")
 
     def encode_cells(self, images: Tensor) -> Tensor:
         if self.batches == self.fails_after:
             raise KeyboardInterrupt
         self.batches += 1
+        self.cells += len(images)
         time.sleep(self.delay * len(images))
         assert images.shape[1:3] in ((2, SIZE), (2, 64)) and 1 <= len(images) <= 8
         return images.float().mean((2, 3)).flatten(1) / 255
@@ -153,6 +156,28 @@ def test_an_interrupted_run_is_resumed_and_gives_the_same(place: Place, monkeypa
     with closing(place.cache("cut.zarr")) as cut:
         again = index_bands(cut, MeanColors(fails_after=0), place.crops, place.runs)
     assert (again.encoded, again.reused, again.nodata) == (0, total.encoded, total.nodata)
+
+
+def test_a_killed_run_loses_what_it_has_not_saved_and_nothing_else(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encode_bands, "SAVE_S", -1.0)
+    monkeypatch.setattr(cell_crops, "BLOCK", 4)
+    with closing(place.cache("whole.zarr")) as whole:
+        total = index_bands(whole, MeanColors(), place.crops, place.runs, batch_size=8)
+    encoder = MeanColors(fails_after=27)
+    with closing(place.cache("cut.zarr")) as cut, pytest.raises(KeyboardInterrupt):
+        index_bands(cut, encoder, place.crops, place.runs, batch_size=8)
+    status = FeatureCache.open(cut.path).cells.status()
+    known, done = int((status == ENCODED).sum()), int(np.isin(status, (ENCODED, NODATA)).sum())
+    assert known == encoder.cells  # saved after every batch
+    with closing(place.cache("cut.zarr")) as cut:
+        left = estimate(cut.cells, MeanColors(), place.crops, place.runs, batch_size=8)
+        report = index_bands(cut, MeanColors(), place.crops, place.runs, batch_size=8)
+    assert 0 <= left.cells - (place.runs.count - done) <= 16  # of a whole block
+    assert report.reused == known and report.encoded + report.reused == total.encoded
+    for one, other in zip(stored(cut), stored(whole), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_processes_share_the_units(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
