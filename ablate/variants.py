@@ -19,6 +19,8 @@ REFERENCE = "reference"
 #: Sections whose settings can be varied, of an area and of a data set of pairs, and the exceptions with the reason.
 SECTIONS = ("decoder", "train", "encoder", "finetune")
 PAIR_SECTIONS = ("pairs", "refine", "refiner")
+#: Sections of state-wide retrieval, whose variants have a program of their own.
+REGION_SECTIONS = ("statewide", "region")
 FIXED = {
     "decoder.width": "it follows from the encoder",
     "decoder.actions": "it follows from the area",
@@ -122,6 +124,11 @@ def _checked(name: str, where: str, sections: Sequence[str] = SECTIONS) -> str:
     section, dot, key = name.partition(".")
     if not (dot and key):
         raise ConfigError(f"an ablation varies settings such as decoder.layers=2,4,6, not {where}")
+    if section in REGION_SECTIONS and section not in sections:
+        raise ConfigError(
+            f"{name} is a setting of state-wide retrieval, of which `jzi ablate` trains no variants: `python -m "
+            "benchmarks.statewide TOWN ... --test TOWN --variants FILE.toml`, in a checkout of jzi, does"
+        )
     if section not in sections:
         raise ConfigError(f"{name} cannot be varied: choose a setting of {', '.join(sections)}")
     if name in FIXED:

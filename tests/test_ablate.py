@@ -130,6 +130,7 @@ def test_a_grid_is_every_combination_named_by_what_differs() -> None:
         (["decoder.layers"], "no value"),
         (["layers=2"], "such as decoder.layers"),
         (["map.crs=1,2"], "cannot be varied"),
+        (["statewide.width=64,128"], "python -m benchmarks.statewide"),
         (["train.seed=1,2"], "--seeds"),
         (["decoder.width=3"], "follows from the encoder"),
         (["decoder.layers=2", "decoder.layers=3"], "twice"),

@@ -42,7 +42,8 @@ def ablate(
     Runs every combination, or every variant in the file, and the unchanged settings as the reference. Finished runs are
     not repeated, interrupted ones are resumed. Variants of encoder.* get caches of their own; for variants of
     finetune.* an encoder is fine-tuned first. Under `accelerate launch` the processes share the runs. On a data set of
-    pairs, variants are of pairs.*, refine.* and refiner.*, and run one after another.
+    pairs, variants are of pairs.*, refine.* and refiner.*, and run one after another. Variants of statewide.* and
+    region.* are for `python -m benchmarks.statewide`, in a checkout of jzi.
     """
     from jzi.ablate.variants import PAIR_SECTIONS, SECTIONS, expand_grid, read_variants
     from jzi.workspace.setup.settings_file import is_pairs
