@@ -6,9 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from jzi.errors import ConfigError
 from jzi.locate.answer.location import LocateOptions
 from jzi.locate.expert import Expert
-from jzi.locate.joint.zoomed import ZoomedExpert
+from jzi.locate.joint.zoomed import ZoomedExpert, tiles_of
 from jzi.locate.posterior import Posterior
 from jzi.locate.priors.prior import PriorExpert
 from jzi.retrieve.bands_expert import BandsExpert
@@ -56,6 +57,11 @@ class DistrictExpert(ZoomedExpert):
         Raises:
             ConfigError: no tile with imagery contains any.
         """
+        if not (tiles_of(self.tiles.area, self.area, self.cell_mask & cell_mask) & self.tiles.cell_mask).any():
+            raise ConfigError(
+                "the prior lies outside of the zoom's map, which bounds the search: give a prior on that map, or leave "
+                "out --zoom"
+            )
         return DistrictExpert(self.cells.restricted(cell_mask), self.tiles)
 
     def uncalibrated(self) -> DistrictExpert | None:

@@ -6,10 +6,15 @@ import numpy as np
 import pytest
 import torch
 
+from jzi.errors import ConfigError
+from jzi.locate.answer.location import LocateOptions
+from jzi.locate.joint.projected_expert import ProjectedExpert
 from jzi.locate.joint.projection import NAMES, ProjectedFusion, Projection
 from jzi.locate.posterior import Posterior
+from jzi.locate.priors.prior import PriorExpert
 from jzi.store.geometry.bands import BandGrid
 from jzi.store.geometry.pyramid import Pyramid
+from jzi.store.info import EncoderInfo
 
 GRID = BandGrid.covering(-71.10, 42.35, -71.06, 42.37, 30.0)
 TILES = Pyramid.around(42.36, -71.08, 4000.0, grid=4, levels=2)  # 16 x 16 tiles of 250 m, a part of them outside
@@ -108,3 +113,44 @@ def test_an_expert_that_knows_nothing_gets_no_weight(projection: Projection) -> 
     _, _, _, tiles = photos(150, 4)  # of other photos
     weights = ProjectedFusion.of(projection, cells, tiles).fit(row, col).weights
     assert weights["cells"] > 0.5 and weights["zoom"] == 0
+
+
+class Known:
+    """An expert whose posterior is known."""
+
+    name, rules_out = "known", False
+    encoder = EncoderInfo("none", False, "0" * 64, 2, 14, "fit")
+
+    def __init__(self, posterior: Posterior, cell_mask: np.ndarray) -> None:
+        self.area, self.cell_mask, self.known = posterior.area, cell_mask, posterior
+
+    def posterior(self, query: torch.Tensor, options: LocateOptions) -> Posterior:
+        return self.known
+
+    def uncalibrated(self) -> None:
+        return None
+
+
+def test_a_prior_outside_of_the_zooms_map_leaves_the_answer_to_retrieval() -> None:
+    square = Pyramid.around(42.354, -71.094, 800.0, grid=4, levels=2)
+    every = np.ones(square.shape, bool)
+    zoom = Known(Posterior.from_cells(square, np.array([3, 9]), np.array([4, 8]), np.array([0.6, 0.4])), every)
+    row, col = np.nonzero(MASK)
+    outside = np.flatnonzero(Projection(square, GRID, MASK).tile_of(row, col) < 0)
+    inside = np.setdiff1d(np.arange(len(row)), outside)
+    chosen = np.concatenate([outside[:40], inside[:40]])
+    weight = np.random.default_rng(3).random(len(chosen))
+    cells = Known(Posterior.from_cells(GRID, row[chosen], col[chosen], weight / weight.sum()), MASK)
+    prior = np.zeros(GRID.shape)
+    prior[row[outside[:400]], col[outside[:400]]] = 1.0
+    query = torch.zeros(1, 4)
+
+    fused = PriorExpert(ProjectedExpert(cells, zoom, (0.5, 1.0)), prior).posterior(query, LocateOptions())
+    expected = np.zeros(GRID.shape)
+    expected[row[outside[:40]], col[outside[:40]]] = np.sqrt(weight[:40])
+    found = np.zeros(GRID.shape)
+    np.add.at(found, (fused.row[0], fused.col[0]), fused.probability[0])
+    reached = expected > 0
+    np.testing.assert_allclose(found[reached] / found[reached].sum(), expected[reached] / expected.sum(), rtol=0.02)
+    with pytest.raises(ConfigError, match="gives the retriever no weight"):
+        PriorExpert(ProjectedExpert(cells, zoom, (0.0, 1.0)), prior)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -43,10 +44,14 @@ class ProjectedExpert(ZoomedExpert):
         super().__init__(cells, tiles)
         self.weights = weights
         self._projection = Projection(tiles.area, cells.area, cells.cell_mask, total)
+        if not self._overlaps():
+            raise ConfigError(NO_OVERLAP)
+
+    def _overlaps(self) -> bool:
+        """Whether the centre of a cell lies in a tile with imagery."""
         tile = np.flatnonzero(self.inside)
         parts = np.array_split(tile, range(_COUNTED, len(tile), _COUNTED))
-        if not any(self._projection.counts(part).any() for part in parts):
-            raise ConfigError(NO_OVERLAP)
+        return any(self._projection.counts(part).any() for part in parts)
 
     def posterior(self, query: Tensor, options: LocateOptions) -> Posterior:
         """The product over the cells that the expert on cells reached; that of the others is the residual.
@@ -101,10 +106,23 @@ class ProjectedExpert(ZoomedExpert):
     def restricted(self, cell_mask: NDArray[np.bool_]) -> ProjectedExpert:
         """The same for some of the cells; see `Restrictable`.
 
+        If none of them is on the map of the tiles, that expert says nothing of them, and the other one decides.
+
         Args:
             cell_mask: (row, col) the cells.
+
+        Raises:
+            ConfigError: none of them is on the map of the tiles, whose expert has all the weight.
         """
-        return ProjectedExpert(restrict(self.cells, cell_mask), self.tiles, self.weights, total=self._projection.total)
+        expert = copy.copy(self)
+        expert.cells = restrict(self.cells, cell_mask)
+        expert._projection = Projection(self.tiles.area, self.area, expert.cell_mask, self._projection.total)
+        if self.weights[0] == 0 and not expert._overlaps():
+            raise ConfigError(
+                "the prior lies outside of the zoom's map, and the fusion gives the retriever no weight: give a prior "
+                "on that map, or leave out --fuse and --zoom"
+            )
+        return expert
 
     def uncalibrated(self) -> ProjectedExpert | None:
         """The product of the posteriors without weights."""
