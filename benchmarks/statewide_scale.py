@@ -2,23 +2,28 @@
 
     python -m benchmarks.statewide_scale --folder scale [--cells 1000000] [--dimensions 256] [--queries 200]
         [--backend exact --backend district ...]
+    python -m benchmarks.statewide_scale --folder scale --cells 25000000      # a state: hours
 
 The cells of a square region get random unit vectors: 200 cells around a center each, drawn anywhere in the region, as
 places that look alike are. Queries are cells with noise. The vectors are in a feature cache on disk, as `jzi index`
 writes it; a cache that is there is used again, so that one backend at a time can be measured. For each backend: seconds
 to build it, bytes on disk and in memory, milliseconds for one query (median and 95th percentile) and for each of a
 batch, recall of the exact ten best cells, and chunks of the store that one query reads. `district` searches 16 tiles of
-about 1 km, the right one among them, and its recall is that of the best cell.
+about 1 km, the right one among them, and its recall is that of the best cell. `lance` is a LanceDB table
+(`jzi[lance]`), and "+copy" an index with a copy of the vectors beside it.
 
-25 million cells of 256 dimensions take 13 GB on disk, and of 1024 dimensions 51 GB; memory is that of one unit of the
-store and of the index.
+Each index is deleted when it is measured, unless --keep is given. What is needed of the disk is printed first, and the
+run is refused if there is less; a graph that does not fit into memory is left out.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import shutil
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,12 +42,40 @@ from jzi.store.geometry.region import RegionInfo
 from jzi.store.info import EncoderInfo
 from jzi.vectors.district import districts
 from jzi.vectors.exact import Neighbors, scan
-from jzi.vectors.faiss_index import VectorIndex
-from jzi.vectors.index_files import KINDS
+from jzi.vectors.faiss_index import LISTS, VectorIndex
+from jzi.vectors.index_files import KINDS, IndexInfo, code_parts
+from jzi.vectors.lance_index import SUFFIX, LanceIndex
 
 LATITUDE, LONGITUDE, CELL = 42.4, -71.5, 30.0
 PER_CENTER, SPREAD, NOISE = 200, 0.6, 0.4
-BACKENDS = ("exact", "district", *KINDS, "ivf-pq+copy", "ivf-rabitq+copy")
+BACKENDS = ("exact", "district", *KINDS, "ivf-pq+copy", "ivf-rabitq+copy", "lance")
+
+
+def index_bytes(backend: str, cells: int, width: int) -> int:
+    """Bytes of an index on disk, at most about; 0 for search without one."""
+    kind, _, copy = backend.partition("+")
+    vectors, ids = 2 * width * cells, 8 * cells
+    if kind == "lance":
+        return vectors + ids + cells * (code_parts(width) + 8)
+    if kind not in KINDS:
+        return 0
+    lists = 0 if kind == "hnsw" else round(LISTS * math.sqrt(cells))
+    info = IndexInfo(kind, cells, width, (1, cells), "0" * 64, lists, bool(copy), {})
+    return info.file_bytes[1] + ids + (vectors if copy else 0)
+
+
+def check_disk(folder: Path, backends: Sequence[str], cells: int, width: int, stored: bool, keep: bool) -> None:
+    """Print how much of the disk the store and the indexes take at most, and exit if there is less."""
+    store = 0 if stored else 2 * width * cells
+    sizes = {backend: index_bytes(backend, cells, width) for backend in backends}
+    needed = store + (sum if keep else max)([0, *sizes.values()])
+    free = shutil.disk_usage(folder).free
+    parts = ", ".join(f"{backend} {size / 1e9:.2f} GB" for backend, size in sizes.items() if size)
+    print(f"disk: vectors {store / 1e9:.2f} GB{', then ' if parts else ''}{parts}; at once {needed / 1e9:.2f} of "
+          f"{free / 1e9:.1f} GB that are free", flush=True)  # fmt: skip
+    if needed > free:
+        sys.exit(f"statewide_scale: {needed / 1e9:.1f} GB are needed in {folder}, {free / 1e9:.1f} GB are free: give "
+                 "fewer cells, fewer --backend, or another --folder")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -134,6 +167,14 @@ def timed(work: Callable[[int], object], numbers: range) -> np.ndarray:
     return np.array(times)
 
 
+def index_path(folder: Path, backend: str) -> Path:
+    return folder / (f"cells{SUFFIX}" if backend == "lance" else backend)
+
+
+def folder_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
 def measure(
     backend: str, store: CellFeatures, grid: BandGrid, folder: Path, queries: int, exact: Neighbors, single: int
 ) -> Measured:
@@ -160,8 +201,14 @@ def measure(
     else:
         start = time.perf_counter()
         kind, _, copy = backend.partition("+")
-        index = VectorIndex.build(store, folder / backend, kind, copy=bool(copy))
-        build_s, disk, memory = time.perf_counter() - start, index.disk_bytes, index.memory_bytes
+        index: VectorIndex | LanceIndex
+        if kind == "lance":
+            index = LanceIndex.build(store, str(index_path(folder, backend)))
+            memory = index.sample.nbytes
+        else:
+            index = VectorIndex.build(store, index_path(folder, backend), kind, copy=bool(copy))
+            memory = index.memory_bytes
+        build_s, disk = time.perf_counter() - start, folder_bytes(index_path(folder, backend))
 
         def search(part: slice) -> Neighbors:
             return index.search(query[part], 10)
@@ -189,18 +236,27 @@ def measure(
 @click.option("--cells", default=1_000_000, show_default=True)
 @click.option("--dimensions", default=256, show_default=True)
 @click.option("--queries", default=200, show_default=True)
-@click.option("--backend", "backends", multiple=True, type=click.Choice(BACKENDS), default=BACKENDS)
+@click.option("--backend", "backends", multiple=True, type=click.Choice(BACKENDS),
+              help="May be repeated.  [default: all that are installed]")  # fmt: skip
+@click.option("--keep", is_flag=True, help="Keep the indexes.")
 @click.option("--single", default=50, show_default=True, help="Queries that are timed alone; 3 with exact search.")
-def main(folder: Path, cells: int, dimensions: int, queries: int, backends: tuple[str, ...], single: int) -> None:
+def main(
+    folder: Path, cells: int, dimensions: int, queries: int, backends: tuple[str, ...], keep: bool, single: int
+) -> None:
+    """Fill the store, and measure the backends one after another."""
+    if not backends:
+        installed = importlib.util.find_spec("lancedb") is not None
+        backends = BACKENDS if installed else tuple(each for each in BACKENDS if each != "lance")
     folder.mkdir(parents=True, exist_ok=True)
     info, path = region(cells), folder / f"{cells}-{dimensions}.zarr"
+    check_disk(folder, backends, info.cells, dimensions, path.exists(), keep)
     if path.exists():
         cache = FeatureCache.open(path, "r+")
     else:
         cache = FeatureCache.create(path, info, EncoderInfo("random", False, "0" * 64, dimensions, 384, "fit"))
     start = time.perf_counter()
     fill(cache.cells, info.grid)
-    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    size = folder_bytes(path)
     print(f"{info.cells:,} cells of {dimensions} dimensions, {size / 1e9:.2f} GB, written in", end=" ")
     print(f"{time.perf_counter() - start:.0f} s; {2 * dimensions * info.cells / 1e9:.2f} GB of float16")
     cache.close()
@@ -210,6 +266,10 @@ def main(folder: Path, cells: int, dimensions: int, queries: int, backends: tupl
     print("| backend | build | disk | memory | p50 | p95 | batch | recall@10 | chunks | peak of the process |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     for backend in backends:
+        needed, free = index_bytes(backend, info.cells, dimensions), psutil.virtual_memory().available
+        if backend == "hnsw" and needed > free:
+            print(f"| {backend} | not built: it takes {needed / 1e9:.0f} GB of memory, and {free / 1e9:.0f} are free |")
+            continue
         row = measure(backend, store, info.grid, folder, queries, exact, 3 if backend == "exact" else single)
         peak = psutil.Process().memory_info().rss / 1e9
         print(
@@ -218,6 +278,8 @@ def main(folder: Path, cells: int, dimensions: int, queries: int, backends: tupl
             f"| {row.chunks:.0f} | {peak:.1f} GB |",
             flush=True,
         )
+        if not keep:
+            shutil.rmtree(index_path(folder, backend), ignore_errors=True)
 
 
 if __name__ == "__main__":
