@@ -120,6 +120,7 @@ def test_runs_are_merged() -> None:
         (polygon([(0, 0), (1, 1), (2, 2)]), BandsError, "not valid|no area"),
         (polygon(box(0, 84, 1, 86)), BandsError, "85.06"),
         ({"type": "Nonsense"}, ConfigError, "GeoJSON"),
+        (polygon(box(-179.9, -17, 179.9, -16)), BandsError, "split a region that crosses the antimeridian"),
     ],
 )
 def test_regions_that_cannot_be_used_are_refused(

@@ -29,6 +29,7 @@ from jzi.store.features.map_embeddings import ENCODED
 from jzi.store.geometry.pyramid import Pyramid, geodesic_distance
 from jzi.store.geometry.region import Region, RegionCells
 from jzi.workspace.regions.region_index import ZoomedLocator, region_locator
+from jzi.workspace.setup.settings_file import load_region
 
 from .conftest import run_command, save_zoom
 
@@ -118,6 +119,16 @@ def test_regions_that_cannot_be_used_are_refused(
     ring = [(10.0, 50.0), (10.01, 50.0), (10.01, 50.01), (10.0, 50.0)]
     (tmp_path / "r.geojson").write_text(json.dumps({"type": "Polygon", "coordinates": [ring]}))
     assert reason in jzi(f"init {options}", 2).stderr
+
+
+def test_a_map_of_another_place_than_the_region_is_refused(
+    jzi: Callable[..., Any], trained_folder: Path, tmp_path: Path
+) -> None:
+    ring = [(20.0, 40.0), (20.01, 40.0), (20.01, 40.01), (20.0, 40.0)]
+    (tmp_path / "r.geojson").write_text(json.dumps({"type": "Polygon", "coordinates": [ring]}))
+    [raster] = load_region(trained_folder / "jzi.toml").rasters
+    assert "does not overlap" in jzi(f"init --map {raster} --region r.geojson", 2).stderr
+    assert not (tmp_path / "jzi.toml").exists()
 
 
 def test_commands_of_the_zoom_refuse_a_region(trained: Callable[..., Any]) -> None:

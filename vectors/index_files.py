@@ -35,7 +35,7 @@ KINDS: tuple[Kind, ...] = ("hnsw", "ivf-pq", "ivf-rabitq")
 LINKS = 32
 
 #: What to do about a damaged or stale index, for error messages.
-HINT = "build the index again"
+HINT = "build the index again with `jzi index --faiss` or `--lance`"
 
 
 @dataclass(frozen=True)

@@ -192,7 +192,8 @@ def cache_text(cache: CacheInfo, models: Iterable[ModelInfo]) -> str:
 def time_text(seconds: float) -> str:
     """A duration in hours, or in minutes below two hours."""
     hours = seconds / 3600
-    return f"{hours:.1f} hours" if hours >= 2 else f"{max(1, round(seconds / 60))} minutes"
+    minutes = max(1, round(seconds / 60))
+    return f"{hours:.1f} hours" if hours >= 2 else f"{minutes} minute{'s' if minutes > 1 else ''}"
 
 
 def size_text(size: int) -> str:

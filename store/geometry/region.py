@@ -144,7 +144,7 @@ class Region:
         """From GeoJSON geometries, longitude and latitude in degrees.
 
         Raises:
-            BandsError: a polygon crosses itself, or has no area.
+            BandsError: a polygon crosses itself or the antimeridian, or has no area.
         """
         parts = []
         for polygon in polygons:
@@ -155,6 +155,7 @@ class Region:
                     "in a GIS, or draw it without crossing its own outline"
                 )
             parts.append(shapely.force_2d(part))
+            _check_edges(parts[-1], name)
         geometry = shapely.union_all(parts)
         if geometry.is_empty or geometry.area == 0:
             raise BandsError(f"{name} has no area: give a GeoJSON file with a polygon")
@@ -166,7 +167,7 @@ class Region:
 
         Raises:
             ConfigError: the file cannot be read or has no polygon.
-            BandsError: a polygon crosses itself, or has no area.
+            BandsError: a polygon crosses itself or the antimeridian, or has no area.
         """
         return cls.of(read_polygons(file), str(file))
 
@@ -360,3 +361,20 @@ def _numbers(
     start = np.ceil(west / step - right / 2).astype(np.int64)
     stop = np.floor(east / step - left / 2).astype(np.int64)
     return grid.runs(row, start, stop)
+
+
+def _check_edges(polygons: Any, name: str) -> None:
+    """Raise a BandsError if an edge goes around the earth the long way, as of a polygon that crosses the antimeridian.
+
+    The edges of a band around the whole earth, from -180 to 180 degrees, do not.
+    """
+    for part in shapely.get_parts(polygons):
+        for ring in (part.exterior, *part.interiors):
+            longitude = shapely.get_coordinates(ring)[:, 0]
+            steps = np.abs(np.diff(longitude))
+            if (long := np.flatnonzero((steps > 180) & (steps < 360))).size:
+                west, east = longitude[long[0] : long[0] + 2]
+                raise BandsError(
+                    f"{name} has an edge from longitude {west:g} to {east:g}, more than half of the way around the "
+                    "earth: split a region that crosses the antimeridian there into two polygons, as RFC 7946 says"
+                )

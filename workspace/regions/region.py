@@ -12,7 +12,7 @@ import numpy as np
 from jzi.errors import ConfigError
 from jzi.store.disk.files import write_whole
 from jzi.store.geometry.region import Region, RegionCells, Rule
-from jzi.workspace.open import open_photo_table
+from jzi.workspace.open import open_map, open_photo_table
 from jzi.workspace.setup.init import relative_path
 from jzi.workspace.setup.settings import (
     MapSettings,
@@ -100,6 +100,9 @@ def region_settings(
     )
     settings.folder = folder
     settings.overridden = frozenset({"queries.split_by"} if split_by else ())
+    if region and rasters:
+        with open_map(settings, cells.grid):  # refuses one of another place
+            pass
     return settings, cells, open_photo_table(settings) if queries else None
 
 
