@@ -232,8 +232,8 @@ def read_config(folder: Path) -> AnyModelConfig:
     except (FileNotFoundError, NotADirectoryError):
         there = "" if folder.exists() else ", which does not exist"
         raise ModelError(
-            f"there is no model in {folder}{there}: `jzi train-decoder` or `train-retriever` creates one, and USER/NAME "
-            "is one of the hub"
+            f"there is no model in {folder}{there}: `jzi train-decoder` or `train-retriever` creates one, and "
+            "USER/NAME is one of the hub"
         ) from None
     if not isinstance(entries, dict) or "jzi_format" not in entries:
         raise ModelError(f"{folder} is not a model folder of jzi: its config.json has no entry jzi_format")
