@@ -153,12 +153,13 @@ class MemoryStore:
 
 def search(towers: Towers, area: StatewideArea) -> tuple[RetrievalEvaluation, list[float]]:
     """Recall of all photos of a town among all of its cells, and that of random cells for each k."""
-    whole = replace(area, table=replace(area.table, frame=area.table.frame.assign(split="val")))
-    photos = AreaPhotos.of([whole], "val")
+    frame = area.table.frame
+    latitude, longitude = (frame[name].to_numpy(float) for name in ("latitude", "longitude"))
+    photos = AreaPhotos(frame["photo"].to_numpy(object), latitude, longitude, np.zeros(len(frame), np.int64), 0)
     side_m = np.full(len(photos), CELL)
-    stream = SampleStream(photos.latitude, photos.longitude, cell_m=side_m, bucket_m=5.0, margin_m=5.0, seed=0)
-    gallery = Gallery.of(whole, photos, math.prod(area.grid.shape))
-    encoded = encode_gallery(towers, gallery, SampleReader([whole], photos, stream, towers))
+    stream = SampleStream(latitude, longitude, cell_m=side_m, bucket_m=5.0, margin_m=5.0, seed=0)  # of no sample
+    gallery = Gallery.of(area, photos, math.prod(area.grid.shape))
+    encoded = encode_gallery(towers, gallery, SampleReader([area], photos, stream, towers))
     if encoded is None:
         raise ConfigError("no photo of a town of --test lies on a cell with imagery: give another town")
     store = MemoryStore.of(encoded, area.grid.shape)
