@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
+import rasterio
 from click.testing import CliRunner, Result
+from pyproj import Transformer
 
 from jzi.ablate.variants import read_variants
-from jzi.benchmarks import statewide
+from jzi.benchmarks import statewide, statewide_layouts
 from jzi.encode.encoders.towers_config import TowersConfig
 from jzi.errors import ConfigError
+from jzi.store.photos.photo_table import read_photo_table
 from jzi.workspace.regions.region import region_settings, write_footprint
 from jzi.workspace.setup.settings import FILE
 from jzi.workspace.setup.settings_file import load_region, write_settings
@@ -161,3 +165,28 @@ def test_variants_are_trained_and_searched_once(towns: tuple[Path, Path], monkey
     assert again.stdout == first.stdout
     with pytest.raises(AssertionError, match="trained again"):
         run(towns, "--seeds", "2", "--variants", str(file), "--set", "statewide.learning_rate=1e-3")
+
+
+def test_a_moved_town_keeps_its_photos_where_they_are_in_its_map(towns: tuple[Path, Path], tmp_path: Path) -> None:
+    town = towns[0]
+    (town / "map.tif").rename(town / "ortho.tif")
+    original = read_photo_table(town / "photos", split_by="photo").frame
+    with rasterio.open(town / "ortho.tif") as raster:
+        before = pixels_of(raster, original)
+        content = raster.read()
+    path, table = statewide_layouts.move_town(town, 60.0, tmp_path / "moved")
+    with rasterio.open(path) as raster:
+        np.testing.assert_allclose(pixels_of(raster, table.frame), before, atol=0.01)
+        np.testing.assert_array_equal(raster.read(), content)
+    assert table.frame["latitude"].mean() == pytest.approx(60.0, abs=0.01)
+    for layout, cells in (("bands", 1.0), ("Web Mercator", (np.cos(np.radians(42)) / np.cos(np.radians(60))) ** 2)):
+        area = statewide_layouts.lay_out(layout, path, table, 42.0)
+        side_m = statewide_layouts.CELL
+        assert np.prod(area.grid.shape) == pytest.approx(cells * (800 / side_m) ** 2, rel=0.1)
+        assert (area.grid.cells_at(table.frame["latitude"], table.frame["longitude"])[0] >= 0).all()
+
+
+def pixels_of(raster: rasterio.DatasetReader, frame: pd.DataFrame) -> np.ndarray:
+    """Column and row (2, photo) of photos in a raster, fractional."""
+    to_map = Transformer.from_crs("EPSG:4326", raster.crs.to_wkt(), always_xy=True)
+    return np.array(~raster.transform @ to_map.transform(frame["longitude"], frame["latitude"]))
