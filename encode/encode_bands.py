@@ -124,8 +124,8 @@ def index_bands(
     state, cells = processes(), cache.cells
     if missing is None:
         missing = missing_units(cells, runs, progress=state.is_main_process)
-    begun = [part for unit in missing if (part := _Begun.read(cells, unit)) is not None]
-    kept = sum(int((part.status == ENCODED).sum()) for part in begun)
+    begun = (_Begun.read(cells, unit) for unit in missing)
+    kept = sum(int((part.status == ENCODED).sum()) for part in begun if part is not None)
     state.wait_for_everyone()  # nobody writes before all have listed the missing units
     units = missing[state.process_index :: state.num_processes]
     tasks = [CellUnit(unit, int(runs.mask(*unit).sum())) for unit in units]
@@ -305,7 +305,8 @@ def _embedded(
 
     They are fetched from the device when the block ends, or after each batch once it is due.
     """
-    block, parts = block.to(encoder.device), []
+    block = block.to(encoder.device)
+    parts: list[Tensor] = []
     for start in range(first, len(block), batch_size):
         parts.append(encoder.encode_cells(block[start : start + batch_size]))
         stop = min(start + batch_size, len(block))
