@@ -266,7 +266,8 @@ def main(
     print("| backend | build | disk | memory | p50 | p95 | batch | recall@10 | chunks | peak of the process |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     for backend in backends:
-        needed, free = index_bytes(backend, info.cells, dimensions), psutil.virtual_memory().available
+        # A graph is in memory, and is copied while it grows
+        needed, free = 2 * index_bytes(backend, info.cells, dimensions), psutil.virtual_memory().available
         if backend == "hnsw" and needed > free:
             print(f"| {backend} | not built: it takes {needed / 1e9:.0f} GB of memory, and {free / 1e9:.0f} are free |")
             continue
