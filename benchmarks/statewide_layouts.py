@@ -26,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 from pyproj import Transformer
 from rasterio.transform import from_origin
+from rasterio.warp import transform_bounds
 
 from jzi.benchmarks.device import device_option
 from jzi.benchmarks.statewide import chance, tiny_encoder
@@ -91,12 +92,13 @@ def move_town(town: Path, latitude: float, folder: Path) -> tuple[Path, PhotoTab
 def lay_out(layout: str, raster: Path, table: PhotoTable, first_latitude: float) -> StatewideArea:
     """A moved town with cells in one of `LAYOUTS`, those in Web Mercator of `CELL` metres at the first latitude."""
     with rasterio.open(raster) as image:
-        rectangle = rasterio.warp.transform_bounds(image.crs, "EPSG:4326", *image.bounds)
+        west, south, east, north = transform_bounds(image.crs, "EPSG:4326", *image.bounds)
+    grid: BandGrid | MercatorGrid
     if layout == "bands":
-        grid, scale = BandGrid.covering(*rectangle, CELL), 1.0
+        grid, scale = BandGrid.covering(west, south, east, north, CELL), 1.0
     else:
         scale = 1 / math.cos(math.radians(first_latitude))
-        grid = MercatorGrid.covering(*rectangle, CELL * scale)
+        grid = MercatorGrid.covering(west, south, east, north, CELL * scale)
     crops = CellCrops(Imagery([raster], grid), grid, [PIXEL * scale], IMAGE_SIZE)
     return StatewideArea(crops, table)
 
