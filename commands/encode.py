@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 @click.option("--detail", is_flag=True, help="Also encode the tokens at a high resolution, which refiners read.")
 @click.option("--refiner", type=click.Path(path_type=Path), metavar="FOLDER",
               help="With --detail: the tokens of this refiner's own network.")  # fmt: skip
+@click.option("--replace", is_flag=True, help="With --detail: remove the tokens of another network or resolution.")
 @click.option("--dry-run", is_flag=True, help="With --detail: only estimate what it takes.")
 @ray_option
 @json_option
@@ -46,6 +47,7 @@ def encode_map_command(
     cells: bool,
     detail: bool,
     refiner: Path | None,
+    replace: bool,
     dry_run: bool,
     ray: str | None,
     as_json: bool,
@@ -54,8 +56,8 @@ def encode_map_command(
     if ray is not None and (cells or detail):
         raise UsageError("--ray encodes tiles: run --cells and --detail afterwards, without it or on several GPUs with "
                          "`accelerate launch`")  # fmt: skip
-    if (refiner or dry_run) and not detail:
-        raise UsageError("--refiner and --dry-run go with --detail: add it")
+    if (refiner or replace or dry_run) and not detail:
+        raise UsageError("--refiner, --replace and --dry-run go with --detail: add it")
     from jzi.workspace.setup.settings_file import load_settings
 
     overrides = (*overrides, "map.tokens=true") if tokens else overrides
@@ -79,7 +81,8 @@ def encode_map_command(
                 print_result(as_json, {**plain(expected), "cache": settings.cache_path}, text)
                 return
         click.echo(f"reading {imagery.description}", err=True)
-        warnings = map_warnings(imagery, settings.pyramid, settings.encoder.image_size)
+        pixels = max(settings.encoder.image_size, producer[1] if producer else 0)
+        warnings = map_warnings(imagery, settings.pyramid, pixels)
         if processes().is_main_process:
             print_warnings(warnings)
         options: dict[str, Any] = {"batch_size": settings.encoder.batch_size, "tokens": settings.map.tokens}
@@ -100,7 +103,8 @@ def encode_map_command(
         if producer:
             from jzi.encode.detail import encode_detail
 
-            found = encode_detail(cache, producer[0], imagery, producer[1], batch_size=settings.encoder.batch_size)
+            size = settings.encoder.batch_size
+            found = encode_detail(cache, producer[0], imagery, producer[1], batch_size=size, replace=replace)
             values["detail"], text = plain(found), f"{text}; {detail_text(found)}"
     if processes().is_main_process:
         print_result(as_json, {**values, "cache": settings.cache_path}, f"{text}: {settings.cache_path}")

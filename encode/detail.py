@@ -80,7 +80,13 @@ class DetailEstimate:
 
 
 def encode_detail(
-    cache: FeatureCache, producer: TokenProducer, imagery: Imagery, pixels: int, *, batch_size: int = 32
+    cache: FeatureCache,
+    producer: TokenProducer,
+    imagery: Imagery,
+    pixels: int,
+    *,
+    batch_size: int = 32,
+    replace: bool = False,
 ) -> DetailReport:
     """Encode the tokens that are missing in the group `detail` of a cache; no imagery is read if none is.
 
@@ -93,6 +99,7 @@ def encode_detail(
         imagery: the cache's imagery.
         pixels: side of a tile's image (`detail_pixels`).
         batch_size: tiles per forward pass.
+        replace: whether tokens of another producer or resolution are removed, not refused.
 
     Returns:
         The counts.
@@ -106,8 +113,11 @@ def encode_detail(
     tiles = DetailTiles(imagery, pixels, producer)
     empty = cache.status(cache.pyramid.levels - 1) == NODATA
     if state.is_main_process:
+        if replace and not _has_tokens_of(cache, producer, pixels):
+            cache.remove_detail()
         prepare_detail(cache, producer, tiles, batch_size)
     state.wait_for_everyone()
+    cache.reload()
     detail = cache.detail
     status, damaged = detail.readable_status()
     reused = int((status == ENCODED).sum())
@@ -160,6 +170,15 @@ def prepare_detail(
     return detail
 
 
+def _has_tokens_of(cache: FeatureCache, producer: TokenProducer, pixels: int) -> bool:
+    """Whether the cache has tokens of a producer at a resolution; single tiles may lack theirs."""
+    stored = cache.header.detail if cache.has_detail else None
+    if stored is None:
+        return False
+    made = stored.producer, stored.fingerprint, stored.patch, stored.margin, stored.pixels
+    return made == (producer.kind, producer.fingerprint, producer.patch, producer.margin, pixels)
+
+
 def _projection_damage(cache: FeatureCache) -> CacheCorruptError | None:
     """Why the projection of the tokens cannot be read; None if it can."""
     try:
@@ -183,7 +202,7 @@ def estimate_detail(
     """
     pyramid, level = cache.pyramid, cache.pyramid.levels - 1
     missing = cache.status(level) != NODATA
-    if cache.has_detail:
+    if _has_tokens_of(cache, producer, pixels):
         missing &= cache.detail.status() == MISSING
     count, side = int(missing.sum()), pixels // producer.patch
     size = min(batch_size, cache.pyramid.grid**2) if producer.device.type == "cuda" else 1

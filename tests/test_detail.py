@@ -25,6 +25,7 @@ from jzi.refine.config import TrunkConfig
 from jzi.refine.networks.trunks import AerialTrunk
 from jzi.refine.windows.tokens import WindowTokens, tokens_fingerprint
 from jzi.refine.windows.window import Windows
+from jzi.store.cache.documents import Documents
 from jzi.store.cache.feature_cache import ENCODED, FeatureCache
 from jzi.store.cache.verify import verify_cache
 from jzi.store.features.detail_features import DetailFeatures
@@ -310,8 +311,30 @@ def test_tokens_of_another_network_or_resolution_are_refused(cache, tmp_path, im
     writable = FeatureCache.open(cache.path, "r+")
     with pytest.raises(CacheMismatchError, match="holds other tokens for a refiner"):
         encode_detail(writable, other, imagery, PIXELS)
-    with pytest.raises(CacheMismatchError, match=r"give another cache\.path"):
+    with pytest.raises(CacheMismatchError, match=r"encode-map --detail --replace`, or give another cache\.path"):
         encode_detail(writable, MeanColour(), imagery, 2 * PIXELS)
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_tokens_of_another_network_are_replaced_on_demand(
+    cache, tmp_path, imagery, fill, files_of, monkeypatch, killed: bool
+) -> None:
+    assert estimate_detail(cache, TrunkTokens(), PIXELS).tiles == 64  # not those that the other network has encoded
+    if killed:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(Documents, "delete", raise_interrupt)
+            fill(Path(cache.path), TrunkTokens(), replace=True)
+        assert not FeatureCache.open(cache.path).has_detail
+    report = fill(Path(cache.path), TrunkTokens(), replace=not killed)
+    assert (report.encoded, report.reused, report.width) == (60, 0, 6)
+    fill(tmp_path / "new.zarr", TrunkTokens())
+    assert files_of(Path(cache.path)) == files_of(tmp_path / "new.zarr")
+    again = fill(Path(cache.path), TrunkTokens(), replace=True)
+    assert (again.encoded, again.reused) == (0, 60)
+
+
+def raise_interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_the_estimate_counts_tiles_and_bytes(tmp_path, imagery, encoder) -> None:

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from jzi.train.refine.refine_augment import PairLabels, Symmetry, drop_tokens, jitter_images, roll_panoramas
+from jzi.train.refine.refine_augment import (
+    PairLabels,
+    Symmetry,
+    coarsen_images,
+    drop_tokens,
+    jitter_images,
+    roll_panoramas,
+)
 
 SIDE, WIDTH, RADII = 96, 72, (6.0, 10.0, 15.0)
 
@@ -117,3 +124,16 @@ def test_jitter_takes_panoramas_and_moves_nothing() -> None:
     assert views.shape == photos.shape
     assert not torch.equal(views, photos)
     assert torch.equal(views, jitter_images(photos, torch.Generator().manual_seed(2), 0.5))
+
+
+def test_coarser_pixels_keep_means_and_places_and_lose_detail() -> None:
+    rows, cols = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
+    chequered = ((rows + cols) % 2).expand(40, 3, 64, 64)
+    slope = (cols / 64).expand(40, 3, 64, 64)
+    coarse = coarsen_images(chequered, 4.0, torch.Generator().manual_seed(0))
+    changed = (coarse != chequered).flatten(1).any(1)
+    assert 10 <= int(changed.sum()) <= 30
+    assert coarse.mean((1, 2, 3)).numpy() == pytest.approx(0.5, abs=0.01)
+    assert (coarse[changed].std((1, 2, 3)) < 0.5 * chequered[0].std()).float().mean() > 0.8
+    moved = coarsen_images(slope, 4.0, torch.Generator().manual_seed(0)) - slope
+    assert moved[..., 8:-8, 8:-8].abs().max() < 0.5 / 64  # not by half a pixel

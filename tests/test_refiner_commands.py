@@ -132,10 +132,12 @@ def test_a_refiner_with_trunks_is_trained_from_images_and_locates_off_the_cache(
     trunk = "{widths=[8,12],depths=[1,1],kernel=3,features=6,layer_scale=1.0}"
     options = f"{REFINE} --set refine.source=trained --set refine.trunk={trunk} --set refine.photo_trunk={trunk}"
     line = f"train-refiner {options} --set refiner.epochs=1 --set refiner.batch_size=8 -o trained"
-    assert "encode-map --detail" in town(line).stderr  # the fusion needs the cache
-    town("encode-map --detail --refiner trained --set cache.path=trained.zarr")
-    town("encode-queries --set cache.path=trained.zarr")
-    result = town(f"{line} --set cache.path=trained.zarr --json")
+    said = town(line).stderr
+    assert "encode-map --detail" in said  # the fusion needs the cache
+    assert "warning: the imagery is coarse" in said
+    assert "--replace" in town("encode-map --detail --refiner trained", 2).stderr
+    town("encode-map --detail --refiner trained --replace")
+    result = town(f"{line} --json")
     assert json.loads(result.stdout)["epochs"] == 0
-    values = json.loads(town("evaluate --refine trained --set cache.path=trained.zarr --json").stdout)
+    values = json.loads(town("evaluate --refine trained --json").stdout)
     assert values["photos"] > 0

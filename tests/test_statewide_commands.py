@@ -340,6 +340,7 @@ def test_a_zoom_is_given_on_the_command_line(indexed: Callable[..., Any], encode
         (f"{run} --zoom retriever", "is a state-wide retriever: give a zoom model"),
         (f"{run} --zoom elsewhere", "does not overlap the cells to search"),
         (f"{run} --zoom missing", "missing"),
+        (f"{run} --refine", "refining is for square areas"),
     ):
         assert reason in indexed(line, 2).stderr
     assert not (tmp_path / "a.tif").exists()

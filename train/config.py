@@ -315,6 +315,8 @@ class RefinerTrainingConfig(TrainingConfig):
         rerank: weight of the loss of the place among all windows of a batch.
         heading_known: share of the photos with a known heading for which the refiner is given it, with noise.
         augment: whether pairs are flipped and turned, and tokens or parts of images dropped.
+        gsd_jitter: factor by which the pixels of windows are enlarged at most, at random, when it is trained on images:
+            for maps that may be coarser than that of the training; 1 for none.
         patience: epochs without a lower validation loss after which training ends.
         val_photos: maximum number of validation photos, evenly spaced.
     """
@@ -334,6 +336,7 @@ class RefinerTrainingConfig(TrainingConfig):
     rerank: NotNegative = 1.0
     heading_known: Share = 0.5
     augment: bool = True
+    gsd_jitter: Annotated[float, Field(ge=1, le=100)] = 1.0
     patience: Count = 8
     val_photos: Count = 2048
 

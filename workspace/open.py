@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from jzi.errors import ConfigError
 from jzi.store.disk.memory import memory_bytes
-from jzi.store.geometry.pyramid import Pyramid
+from jzi.store.geometry.pyramid import Pyramid, as_pyramid
 from jzi.store.geometry.region import RegionCells, RegionInfo
 from jzi.store.model_folder import RetrieverModelConfig, StatewideModelConfig, TransferModelConfig, read_config
 from jzi.workspace.experts import ModelExperts, load_experts, load_transferred
@@ -473,8 +473,6 @@ def _refined_as_asked(
 ) -> Locator:
     """A locator with the refiner that a command names; tokens and defaults are those of its jzi.toml."""
     area = locator.expert.area
-    if not isinstance(area, Pyramid):
-        raise ConfigError("--refine is for square areas, not for regions of cells in bands: leave it out")
     settings = load_settings(config_file) if config_file.exists() else None
     if cache is None and settings is not None and settings.pyramid == area:
         cache = settings.cache_path
@@ -485,7 +483,7 @@ def _refined_as_asked(
         cache,
         config=settings.refine if settings else None,
         top=refine.top,
-        imagery=lambda: imagery_of(area, imagery, config_file),
+        imagery=lambda: imagery_of(as_pyramid(area), imagery, config_file),
     )
 
 

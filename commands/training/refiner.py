@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from jzi.commands.datasets.pairs import train_pairs_command
-from jzi.commands.shared.common import UsageError, json_option, print_result, settings_options
+from jzi.commands.shared.common import UsageError, json_option, print_result, print_warnings, settings_options
 
 if TYPE_CHECKING:
     from jzi.evaluate.intervals import Interval
@@ -49,10 +50,14 @@ def train_refiner_command(
     from jzi.encode.device import processes
     from jzi.store.plain import plain
     from jzi.workspace.stages.refiner import REFINER
-    from jzi.workspace.stages.refiner_training import train_area_refiner
+    from jzi.workspace.stages.refiner_training import coarse_map_warnings, train_area_refiner
 
     folder = settings.path(output) if output else settings.path(settings.model.path) / REFINER
-    trained = train_area_refiner(settings, folder, [load_settings(other / FILE) for other in others])
+    areas = [load_settings(other / FILE) for other in others]
+    if processes().is_main_process:
+        for each in (settings, *(replace(area, refine=settings.refine) for area in areas)):
+            print_warnings(coarse_map_warnings(each))
+    trained = train_area_refiner(settings, folder, areas)
     if not processes().is_main_process:
         return
     if trained.note:

@@ -263,6 +263,11 @@ class FeatureCache:
         copy = layout.copy_of_header(header)
         self.documents.write(copy, self._layout[copy])
 
+    def reload(self) -> None:
+        """Read the header again, which another process may have changed."""
+        self.header = read_header(self.path, self.documents.attribute("", "jzi"))
+        self._layout = layout.map_documents(self.header)
+
     def consolidate(self) -> None:
         """Write the consolidated metadata, from which xarray opens the cache with one request, also over HTTP.
 
@@ -603,6 +608,7 @@ class FeatureCache:
             CacheMismatchError: the cache has tokens of another producer, resolution or projection.
         """
         if not self.has_detail and projection is not None:
+            self.documents.delete("detail")  # what a killed run or `remove_detail` has left
             self._extend(
                 replace(self.header, detail=info),
                 lambda: write_projection(self._members("detail"), self.path, "detail", projection),
@@ -610,10 +616,16 @@ class FeatureCache:
         if self.header.detail != info:
             stored = self.header.detail.label if self.header.detail else "none"
             raise CacheMismatchError(
-                f"{self.path} holds other tokens for a refiner ({stored}, not {info.label}): give another cache.path, "
-                "or the settings that they were encoded with"
+                f"{self.path} holds other tokens for a refiner ({stored}, not {info.label}): replace them with `jzi "
+                "encode-map --detail --replace`, or give another cache.path or the settings that they were encoded with"
             )
         return self.detail
+
+    def remove_detail(self) -> None:
+        """Remove the tokens of tiles at a high resolution, if there are any; first from the header."""
+        if self.has_detail:
+            self._write_header(replace(self.header, detail=None))
+            self.documents.delete("detail")
 
     def _members(self, group: str) -> dict[str, zarr.Array[Any]]:
         names = [name for name in self._layout if name.startswith(f"{group}/")]
@@ -662,8 +674,7 @@ class FeatureCache:
     def _has(self, entry: str) -> bool:
         """Whether an entry of the header is set, possibly by another process since the cache was opened."""
         if getattr(self.header, entry) is None:
-            self.header = read_header(self.path, self.documents.attribute("", "jzi"))
-            self._layout = layout.map_documents(self.header)
+            self.reload()
         return getattr(self.header, entry) is not None
 
     def _extend(self, header: CacheHeader, fill: Callable[[], None] | None = None) -> None:

@@ -250,7 +250,14 @@ class PairTask(Task):
         generator = seeded_generator(*seed)
         rolls = self.unifygeo.config.rolls
         photos, windows, truth = prepare(
-            batch, self.train, rolls, generator, self.device, augment=config.augment, aligned=self.aligned
+            batch,
+            self.train,
+            rolls,
+            generator,
+            self.device,
+            augment=config.augment,
+            aligned=self.aligned,
+            gsd_jitter=config.gsd_jitter,
         )
         with self.accelerator.autocast():
             output, cross, embeddings = model(photos, windows)

@@ -19,7 +19,7 @@ from jzi.train.config import RefinerTrainingConfig
 from jzi.train.encoders.encoder import seeded_generator
 from jzi.train.refine.ray_images import RaySource, RaySources
 from jzi.train.refine.ray_losses import RayPairs, place_weights, ray_losses
-from jzi.train.refine.refine_augment import PairLabels, Symmetry
+from jzi.train.refine.refine_augment import PairLabels, Symmetry, coarsen_images
 from jzi.train.refine.refine_data import IMAGENET, Pairs, read_ahead
 from jzi.train.refine.refine_losses import RefinerLosses, false_negatives
 from jzi.train.refine.refine_pairs import draw_windows
@@ -183,6 +183,8 @@ class RayTask(RefinerTask):
         images = []
         for pixels, deviation in ((photos, PHOTO_JITTER), (windows, MAP_JITTER)):
             image = (pixels.to(self.device).float() / 255 - mean) / sd
+            if self.config.augment and pixels is windows and self.config.gsd_jitter > 1:
+                image = coarsen_images(image, self.config.gsd_jitter, generator)
             if self.config.augment:
                 contrast, light = torch.randn(2, count, 3, 1, 1, generator=generator).to(self.device) * deviation
                 image = image * (1 + contrast) + light

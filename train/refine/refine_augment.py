@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F  # noqa: N812 - its name everywhere
 from torch import Tensor
 
 from jzi.encode.photo.augment import DRAWS, augment_tiles
@@ -18,6 +19,9 @@ FLIP, TURN = 0.5, 0.75
 
 #: Probability that tokens of a photo or window are dropped, share of them at most, and share of whole columns or rows.
 TOKEN_DROPOUT, DROPPED = 0.3, 0.4
+
+#: Probability that the pixels of a window grow, where they may.
+COARSE = 0.5
 
 
 @dataclass(frozen=True)
@@ -160,6 +164,24 @@ def jitter_images(images: Tensor, generator: torch.Generator, hole: float) -> Te
         hole: side of the dropped squares of a grid as a fraction of a grid cell's: `PHOTO_HOLE` or `TILE_HOLE`.
     """
     return augment_tiles(images, torch.rand(len(images), DRAWS, generator=generator).to(images.device), hole)
+
+
+def coarsen_images(images: Tensor, largest: float, generator: torch.Generator) -> Tensor:
+    """Give half of the images larger pixels, as those of a coarser map that is rendered at the same size.
+
+    Args:
+        images: (n, 3, rows, cols).
+        largest: factor by which the sides of pixels grow at most, from 1; smaller ones are as likely, in proportion.
+        generator: source of the random numbers, on the CPU.
+    """
+    select, share = torch.rand(2, len(images), generator=generator).tolist()
+    coarse = images.clone()
+    for index, size in enumerate(share):
+        if select[index] < COARSE:
+            side = [max(1, round(each / largest**size)) for each in images.shape[2:]]
+            small = F.interpolate(images[index : index + 1], size=side, mode="area")
+            coarse[index] = F.interpolate(small, size=images.shape[2:], mode="bilinear", align_corners=False)[0]
+    return coarse
 
 
 def drop_tokens(tokens: Tensor, generator: torch.Generator) -> Tensor:

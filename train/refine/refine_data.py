@@ -21,7 +21,7 @@ from jzi.refine.networks.files import Refiner
 from jzi.refine.outputs import PhotoInput
 from jzi.refine.windows.window import Windows
 from jzi.store.geometry.cell_grid import CellGrid
-from jzi.train.refine.refine_augment import PairLabels, Symmetry, drop_tokens, jitter_images
+from jzi.train.refine.refine_augment import PairLabels, Symmetry, coarsen_images, drop_tokens, jitter_images
 from jzi.train.refine.refine_losses import PairTruth
 from jzi.train.refine.refine_pairs import PairPhotos, places_in
 
@@ -150,7 +150,14 @@ class Prepared(NamedTuple):
 
 
 def prepare(
-    pairs: Pairs, rolls: int, known: Tensor, generator: torch.Generator | None, *, images: bool, augment: bool
+    pairs: Pairs,
+    rolls: int,
+    known: Tensor,
+    generator: torch.Generator | None,
+    *,
+    images: bool,
+    augment: bool,
+    gsd_jitter: float = 1.0,
 ) -> Prepared:
     """Augment pairs and give some photos a prior of their heading.
 
@@ -161,6 +168,7 @@ def prepare(
         generator: source of the random numbers, on the CPU; None to add no noise to headings.
         images: whether photos and windows are pixels.
         augment: whether pairs are flipped and turned, and parts dropped.
+        gsd_jitter: factor by which pixels of windows grow at most, of images that are augmented.
     """
     count, device = len(pairs), pairs.photos.device
     photos, windows = pairs.photos, pairs.windows
@@ -173,6 +181,7 @@ def prepare(
         if images:
             photos = jitter_images(photos, generator, PHOTO_HOLE)
             windows = jitter_images(windows, generator, TILE_HOLE)
+            windows = coarsen_images(windows, gsd_jitter, generator) if gsd_jitter > 1 else windows
         else:
             photos, windows = drop_tokens(photos, generator), drop_tokens(windows, generator)
         symmetry = Symmetry.draw(count, generator).to(device)

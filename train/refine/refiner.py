@@ -154,6 +154,7 @@ class RefinerTask(CacheTask):
             generator,
             images=self.source.images,
             augment=self.config.augment,
+            gsd_jitter=self.config.gsd_jitter,
         )
         with self.accelerator.autocast():
             output, cross = model(batch.photos, batch.windows, batch.mask, batch.grid)

@@ -11,7 +11,7 @@ from jzi.errors import CacheMismatchError, ConfigError, ModelError
 from jzi.refine.config import CachedRefinerConfig, RefineConfig
 from jzi.refine.info import INFO, RefinerInfo
 from jzi.store.geometry.cell_grid import CellGrid
-from jzi.store.geometry.pyramid import as_pyramid
+from jzi.store.geometry.pyramid import Pyramid, as_pyramid
 
 if TYPE_CHECKING:
     from jzi.encode.encoders.encoder import Encoder
@@ -114,8 +114,8 @@ def open_stage(
         made_by = tokens.header.detail
         if made_by is None or made_by.fingerprint != TrunkTokens(refiner).fingerprint:
             raise CacheMismatchError(
-                f"{cache} has tokens of another network than {path}: run `jzi encode-map --detail --refiner {path}` "
-                "with another cache.path"
+                f"{cache} has tokens of another network than {path}: run `jzi encode-map --detail --refiner {path} "
+                "--replace`, or give another cache.path"
             )
         return RefineStage(refiner, info, windows, PixelPhotos(refiner.config), options)
     return RefineStage(refiner, info, windows, TokenPhotos(tokens.queries.tokens.projection, load_encoder), options)
@@ -181,8 +181,11 @@ def refined(
         device: see above.
 
     Raises:
+        ConfigError: the area is a region of cells in bands, which have no tiles whose tokens a refiner could read.
         JziError: as `open_stage`.
     """
+    if not isinstance(locator.expert.area, Pyramid):
+        raise ConfigError("refining is for square areas, not for regions of cells in bands: leave it out")
     stage = open_stage(
         model if folder is None else folder,
         locator.expert.area,

@@ -16,6 +16,7 @@ from jzi.store.cache.feature_cache import FeatureCache
 from jzi.store.model_folder import CONFIG
 from jzi.store.plain import plain
 from jzi.workspace.open import load_encoder, open_experts, open_imagery, open_photo_table
+from jzi.workspace.setup.data_checks import map_warnings
 from jzi.workspace.setup.settings import Settings
 from jzi.workspace.stages.refiner import open_stage
 
@@ -79,6 +80,28 @@ def train_area_refiner(
         weights, note = _fit_fusion(settings, folder, progress)
         info = read_refiner_info(folder)
     return TrainedRefiner(report, info, weights, note)
+
+
+def coarse_map_warnings(settings: Settings) -> tuple[str, ...]:
+    """Warnings about the map of an area that a refiner is to be trained on the images of; none if it reads tokens.
+
+    Raises:
+        ConfigError: the section [refine] does not fit.
+        ImageryError: the imagery cannot be read.
+    """
+    from jzi.refine.networks.producer import trunk_pixels
+    from jzi.train.refine.refine_images import ROWS
+
+    refine, config, patch = settings.refine, None, 1
+    if refine.kind == "rays":
+        config, patch = refine.ray_config(), refine.rays.trunk.stride
+    elif refine.kind == "cached" and refine.source == "trained":
+        config, patch = refine.cached(1, 1, ROWS), refine.trunk.stride
+    if config is None:
+        return ()
+    info = RefinerInfo(kind=refine.kind, config=config, window_m=refine.window_m)
+    with open_imagery(settings) as imagery:
+        return map_warnings(imagery, settings.pyramid, trunk_pixels(info, patch, settings.pyramid))
 
 
 def _train_one(settings: Settings, folder: Path, others: Sequence[Settings], progress: bool) -> RefinerReport:
