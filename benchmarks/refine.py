@@ -7,9 +7,10 @@
     python -m benchmarks.refine published town --epochs 10     # UnifyGeo's form from images, beside the cached one
 
 `measure` prints metres before and after refinement for the zoom, the expert cells and the fusion of all, the error of
-headings that are withheld, and what is left with black photos, which may be no better than the best constant guess in
-windows that contain the photo. `published` trains both forms on the same photos and compares metres, parameters, bytes
-of a cell and milliseconds. Figures of made towns compare settings, and say nothing about real cities.
+headings that are withheld, and what is left with black photos and with those of other places, which may be no better
+than the best constant guess in windows that contain the photo. `published` trains both forms on the same photos and
+compares metres, parameters, bytes of a cell and milliseconds. Figures of made towns compare settings, and say nothing
+about real cities.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -58,6 +60,9 @@ from jzi.workspace.stages.refiner_training import evaluate_area_refiner
 #: Photos timed.
 REPEATS = 30
 
+#: What photos are replaced with, to see that answers come from them.
+CONTROLS: tuple[Control, ...] = ("", "black", "shuffled")
+
 
 @click.group()
 @device_option
@@ -71,7 +76,7 @@ def main() -> None:
 @click.option("--split", default=None, help="Photos to locate.  [default: test, or val if there is none]")
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.NAME=VALUE", help="Override a setting.")
 def measure(folder: Path, refiner: Path | None, split: str | None, overrides: tuple[str, ...]) -> None:
-    """Metres before and after refinement for each front end, headings, and black photos."""
+    """Metres before and after refinement for each front end, headings, and controls without the photos."""
     settings = load_settings(folder / FILE, overrides)
     where = refiner or settings.path(settings.model.path)
     run = partial(evaluate_area_refiner, settings, where, split, progress=True)
@@ -85,18 +90,26 @@ def measure(folder: Path, refiner: Path | None, split: str | None, overrides: tu
         click.echo(f"\nheadings withheld: median error {figures.heading_error.value:.1f}°")
     for share, interval in figures.coverage.items():
         click.echo(f"circles of {share:.0%} hold {interval.value:.1%}")
-    control: Control = "black"
-    _rows("fused, black photos", "withheld", run(control=control, headings=False))
+    for control in CONTROLS[1:]:
+        _rows(f"fused, {_photos(control)}", "withheld", run(control=control, headings=False))
     refiner_path = refiner_folder(where)
     source = TokenSource.load(FeatureCache.open(settings.cache_path), settings.refine, settings.refiner, refiner_path)
     network, info = load_refiner(refiner_path)
-    for name, black in (("photos", False), ("black photos", True)):
-        error, constant = errors_in_windows(network, info, source, settings.refiner, black=black)
-        gain = gain_over(error, constant)
-        click.echo(
-            f"{name} in windows that contain them: median {np.median(error):.1f} m, best constant guess "
-            f"{np.median(constant):.1f} m, gain {gain.value:.1f} m ({gain.low:.1f} .. {gain.high:.1f})"
-        )
+    for each in CONTROLS:
+        error, constant = errors_in_windows(network, info, source, settings.refiner, control=each)
+        click.echo(f"{_photos(each)} in windows that contain them: {_gain_text(error, constant)}")
+
+
+def _photos(control: Control) -> str:
+    return {"": "photos", "black": "black photos", "shuffled": "photos in the wrong order"}[control]
+
+
+def _gain_text(error: NDArray[np.float64], constant: NDArray[np.float64]) -> str:
+    gain = gain_over(error, constant)
+    return (
+        f"median {np.median(error):.1f} m, best constant guess {np.median(constant):.1f} m, gain of the median "
+        f"{gain.value:.1f} m ({gain.low:.1f} .. {gain.high:.1f})"
+    )
 
 
 def _rows(name: str, headings: str, figures: MetreFigures) -> None:
@@ -112,7 +125,7 @@ def _rows(name: str, headings: str, figures: MetreFigures) -> None:
 
 @torch.inference_mode()
 def errors_in_windows(
-    refiner: Refiner, info: RefinerInfo, source: PairSource, config: RefinerTrainingConfig, *, black: bool = False
+    refiner: Refiner, info: RefinerInfo, source: PairSource, config: RefinerTrainingConfig, *, control: Control = ""
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Errors of the most probable pixels in windows that contain validation photos, without headings, metres.
 
@@ -121,7 +134,7 @@ def errors_in_windows(
         info: of the refiner.
         source: the photos.
         config: offsets of windows.
-        black: whether photos are replaced with zeros.
+        control: what photos are replaced with: zeros, or another photo of the batch.
 
     Returns:
         (photo,) of the refiner and of the best constant guess.
@@ -134,11 +147,10 @@ def errors_in_windows(
         pairs = Pairs.read(source, photos[part], windows.select(part))
         batch = prepare(pairs, info.config.rolls, torch.zeros(len(part)) > 0, None, images=source.images, augment=False)
         given = batch.photos
-        if black:
-            blank = {
-                name: torch.zeros_like(v) for name in ("tokens", "pixels") if (v := getattr(given, name)) is not None
-            }
-            given = type(given)(given.hfov_deg, given.panorama, given.log_heading, **blank, fill=given.fill)
+        if control:
+            other = torch.zeros_like if control == "black" else partial(torch.roll, shifts=1, dims=0)
+            shown = {name: other(v) for name in ("tokens", "pixels") if (v := getattr(given, name)) is not None}
+            given = replace(given, **shown)
         aerial = refiner.aerial(window_tokens(refiner, batch.windows, batch.grid))
         best = refiner.match(refiner.ground(given), aerial, batch.mask).logits.flatten(1).argmax(1).numpy()
         found.append(np.stack([best % size, best // size], 1) + 0.5)
@@ -256,8 +268,10 @@ def published(folder: Path, epochs: int, full: bool, output: str, overrides: tup
         }
         click.echo("| form | parameters | training | median | best constant | bytes a cell | ms a window |")
         click.echo("|---" * 7 + "|")
+        lines = []
         for number, (name, (source, make, info)) in enumerate(makers.items()):
-            _compare(name, source, make, info, folder / output / str(number), refine, config, cache)
+            lines += _compare(name, source, make, info, folder / output / str(number), refine, config, cache)
+        click.echo("\n" + "\n".join(lines))
 
 
 def _small() -> UnifyGeoConfig:
@@ -276,7 +290,7 @@ def _compare(
     refine: RefineConfig,
     config: RefinerTrainingConfig,
     cache: FeatureCache,
-) -> None:
+) -> list[str]:
     report = train_refiner(source, make, folder, refine, config, info, fingerprint={"benchmark": name})
     refiner, trained = load_refiner(folder)
     error, constant = errors_in_windows(refiner, trained, source, config)
@@ -286,6 +300,8 @@ def _compare(
         f"| {name} | {parameters:,} | {report.seconds:.0f} s | {np.median(error):.1f} m | {np.median(constant):.1f} m "
         f"| {size:,.0f} | {ms:.0f} |"
     )
+    return [f"{name}, {_photos(each)}: {_gain_text(*errors_in_windows(refiner, trained, source, config, control=each))}"
+            for each in CONTROLS]  # fmt: skip
 
 
 def _bytes_of_a_cell(refiner: Refiner, cache: FeatureCache) -> float:

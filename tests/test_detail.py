@@ -319,7 +319,9 @@ def test_tokens_of_another_network_or_resolution_are_refused(cache, tmp_path, im
 def test_tokens_of_another_network_are_replaced_on_demand(
     cache, tmp_path, imagery, fill, files_of, monkeypatch, killed: bool
 ) -> None:
-    assert estimate_detail(cache, TrunkTokens(), PIXELS).tiles == 64  # not those that the other network has encoded
+    assert (
+        estimate_detail(cache, TrunkTokens(), PIXELS // 8 * 8).tiles == 64
+    )  # not those that the other network has encoded
     if killed:
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(Documents, "delete", raise_interrupt)

@@ -15,6 +15,8 @@ from PIL import Image
 
 from jzi.refine.info import read_refiner_info
 from jzi.store.cache.feature_cache import FeatureCache
+from jzi.workspace.setup.settings_file import load_settings
+from jzi.workspace.stages.refiner_training import coarse_map_warnings
 
 # from rasterio itself
 pytestmark = pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
@@ -127,14 +129,20 @@ def test_a_cache_without_tokens_is_refused(town) -> None:
     assert not Path("other").exists()
 
 
+def test_a_map_with_larger_pixels_than_a_refiner_sees_is_warned_about(town) -> None:
+    rays = "refine.kind=rays", "refine.window_m=40"
+    assert not coarse_map_warnings(load_settings(Path("jzi.toml"), rays))
+    (warning,) = coarse_map_warnings(load_settings(Path("jzi.toml"), (*rays, "refine.rays.token_m=0.5")))
+    assert warning.startswith("the imagery is coarse: a tile of 50 m has 100 pixels, which are enlarged to 400")
+    assert not coarse_map_warnings(load_settings(Path("jzi.toml")))  # it reads tokens
+
+
 @pytest.mark.slow
 def test_a_refiner_with_trunks_is_trained_from_images_and_locates_off_the_cache(town) -> None:
     trunk = "{widths=[8,12],depths=[1,1],kernel=3,features=6,layer_scale=1.0}"
     options = f"{REFINE} --set refine.source=trained --set refine.trunk={trunk} --set refine.photo_trunk={trunk}"
     line = f"train-refiner {options} --set refiner.epochs=1 --set refiner.batch_size=8 -o trained"
-    said = town(line).stderr
-    assert "encode-map --detail" in said  # the fusion needs the cache
-    assert "warning: the imagery is coarse" in said
+    assert "encode-map --detail" in town(line).stderr  # the fusion needs the cache
     assert "--replace" in town("encode-map --detail --refiner trained", 2).stderr
     town("encode-map --detail --refiner trained --replace")
     result = town(f"{line} --json")

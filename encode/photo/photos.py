@@ -35,7 +35,7 @@ _SIDE = 1024
 RESAMPLINGS = ("antialias", "bilinear", "reference")
 
 #: Note on photos that look like panoramas, which should perhaps be cropped first.
-PANORAMA = "the photo looks like a 360° panorama (2:1): it is treated as an ordinary photo"
+PANORAMA = "the photo looks like a 360° panorama (2:1): its cell is searched for as if it were an ordinary photo"
 
 #: Note on pictures that show nothing: at least this share of the pixels is within so many levels of the median colour.
 #: Of 14 real photos none has more than 15 % there; JPEG changes a blank picture by 2.
