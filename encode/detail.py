@@ -18,7 +18,7 @@ from jzi.encode.device import processes
 from jzi.encode.prefetch import prefetch, reader_threads
 from jzi.encode.rasters.detail_tiles import DetailTile, DetailTiles, TokenProducer
 from jzi.encode.rasters.imagery import Imagery
-from jzi.errors import CacheCorruptError, CacheError
+from jzi.errors import CacheCorruptError, CacheError, CacheMismatchError
 from jzi.store.cache.feature_cache import FeatureCache
 from jzi.store.cache.layout import detail_unit
 from jzi.store.features.detail_features import DetailFeatures, Unit
@@ -145,6 +145,13 @@ def prepare_detail(
             it is fitted here.
     """
     stored, projection = cache.header.detail if cache.has_detail else None, None
+    if stored and not _has_tokens_of(cache, producer, tiles.pixels):
+        side = tiles.pixels // producer.patch
+        raise CacheMismatchError(
+            f"{cache.path} holds other tokens for a refiner ({stored.label}, not {side} x {side} tokens, "
+            f"{producer.kind} {producer.fingerprint[:8]}): replace them with `jzi encode-map --detail --replace`, or "
+            "give another cache.path or the settings that they were encoded with"
+        )
     damage = _projection_damage(cache) if stored else None
     if stored is None or damage:
         sample = _sample(cache, producer, tiles, batch_size)

@@ -133,7 +133,7 @@ def test_a_map_with_larger_pixels_than_a_refiner_sees_is_warned_about(town) -> N
     rays = "refine.kind=rays", "refine.window_m=40"
     assert not coarse_map_warnings(load_settings(Path("jzi.toml"), rays))
     (warning,) = coarse_map_warnings(load_settings(Path("jzi.toml"), (*rays, "refine.rays.token_m=0.5")))
-    assert warning.startswith("the imagery is coarse: a tile of 50 m has 100 pixels, which are enlarged to 400")
+    assert warning.startswith("the imagery is coarse: a tile of 50 m has 50 pixels, which are enlarged to 400")
     assert not coarse_map_warnings(load_settings(Path("jzi.toml")))  # it reads tokens
 
 

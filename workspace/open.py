@@ -473,7 +473,8 @@ def _refined_as_asked(
 ) -> Locator:
     """A locator with the refiner that a command names; tokens and defaults are those of its jzi.toml."""
     area = locator.expert.area
-    settings = load_settings(config_file) if config_file.exists() else None
+    # of a region, which `refined` refuses, the settings are others
+    settings = load_settings(config_file) if isinstance(area, Pyramid) and config_file.exists() else None
     if cache is None and settings is not None and settings.pyramid == area:
         cache = settings.cache_path
     return refined(

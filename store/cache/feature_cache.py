@@ -616,8 +616,8 @@ class FeatureCache:
         if self.header.detail != info:
             stored = self.header.detail.label if self.header.detail else "none"
             raise CacheMismatchError(
-                f"{self.path} holds other tokens for a refiner ({stored}, not {info.label}): replace them with `jzi "
-                "encode-map --detail --replace`, or give another cache.path or the settings that they were encoded with"
+                f"{self.path} holds other tokens for a refiner ({stored}, not {info.label}): give another cache.path, "
+                "or the settings that they were encoded with"
             )
         return self.detail
 

@@ -22,7 +22,7 @@ from jzi.refine.outputs import PhotoInput
 from jzi.retrieve.similarity import nearest
 from jzi.store.photos.pairs import RADIUS_M, PairDataset, from_view, to_view
 from jzi.train.encoders.sampling import nearest_on_map, neighbour_batches
-from jzi.train.refine.refine_augment import PairLabels, Symmetry, coarsen_images, jitter_images, roll_panoramas
+from jzi.train.refine.refine_augment import PairLabels, Symmetry, jitter_images, roll_panoramas
 from jzi.train.refine.refine_losses import PairTruth
 
 
@@ -145,7 +145,6 @@ def prepare(
     *,
     augment: bool,
     aligned: bool,
-    gsd_jitter: float = 1.0,
 ) -> Prepared:
     """Augment pairs, so that their places and headings move with the images, and give headings that are known.
 
@@ -160,7 +159,6 @@ def prepare(
         device: where to compute.
         augment: whether pairs are changed.
         aligned: whether panoramas are aligned.
-        gsd_jitter: factor by which pixels of windows grow at most, if pairs are changed.
     """
     count = len(batch)
     photos, windows = (pixels.to(device).float() / 255 for pixels in (batch.photos, batch.windows))
@@ -170,7 +168,6 @@ def prepare(
     if augment:
         photos = jitter_images(photos, generator, PHOTO_HOLE)
         windows = jitter_images(windows, generator, TILE_HOLE)
-        windows = coarsen_images(windows, gsd_jitter, generator) if gsd_jitter > 1 else windows
         turn = not (panoramas and aligned) or width % 4 == 0  # whole columns
         symmetry = Symmetry.draw(count, generator, turn=turn).to(device)
         photos, windows = symmetry.photos(photos, 3), symmetry.windows(windows, 2, 3)

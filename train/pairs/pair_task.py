@@ -250,14 +250,7 @@ class PairTask(Task):
         generator = seeded_generator(*seed)
         rolls = self.unifygeo.config.rolls
         photos, windows, truth = prepare(
-            batch,
-            self.train,
-            rolls,
-            generator,
-            self.device,
-            augment=config.augment,
-            aligned=self.aligned,
-            gsd_jitter=config.gsd_jitter,
+            batch, self.train, rolls, generator, self.device, augment=config.augment, aligned=self.aligned
         )
         with self.accelerator.autocast():
             output, cross, embeddings = model(photos, windows)
