@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from jzi.locate.expert import Expert
     from jzi.refine.networks.cached import CachedRefiner
     from jzi.refine.photos import PhotoData
+    from jzi.refine.ray_config import RayConfig
     from jzi.refine.stage import RefineStage
     from jzi.refine.windows.fuse import RankWeights
     from jzi.train.refine.refiner import RefinerReport
@@ -92,12 +93,13 @@ def coarse_map_warnings(settings: Settings) -> tuple[str, ...]:
     from jzi.refine.networks.producer import trunk_pixels
     from jzi.train.refine.refine_images import ROWS
 
-    refine, config, patch = settings.refine, None, 1
+    refine = settings.refine
+    config: RayConfig | CachedRefinerConfig
     if refine.kind == "rays":
         config, patch = refine.ray_config(), refine.rays.trunk.stride
     elif refine.kind == "cached" and refine.source == "trained":
         config, patch = refine.cached(1, 1, ROWS), refine.trunk.stride
-    if config is None:
+    else:
         return ()
     info = RefinerInfo(kind=refine.kind, config=config, window_m=refine.window_m)
     with open_imagery(settings) as imagery:
