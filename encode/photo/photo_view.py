@@ -198,8 +198,9 @@ def photo_view(photo: Photo, row: Mapping[str, Any], name: str = "the photo") ->
         view = read_view(photo, name)
     except PhotoError:
         view = PhotoView()
-    view, place = view.with_table(row), (_number(row.get("latitude")), _number(row.get("longitude")))
-    return view if None in place else view.from_true_north(*place)
+    view = view.with_table(row)
+    latitude, longitude = _number(row.get("latitude")), _number(row.get("longitude"))
+    return view if latitude is None or longitude is None else view.from_true_north(latitude, longitude)
 
 
 def with_view_columns(frame: pd.DataFrame, magnetic_sd_deg: float) -> pd.DataFrame:
