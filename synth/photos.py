@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import ExifTags, Image
 from PIL.TiffImagePlugin import IFDRational
 from pyproj import Geod
@@ -124,16 +126,25 @@ def take_photos(
     folder.mkdir(parents=True, exist_ok=True)
     paths = photo_paths(folder, count)
     cameras = place_cameras(town, seed, count)
-    for start in range(0, count, RENDERED_AT_ONCE):
+
+    def take(start: int) -> int:
         group = np.arange(start, min(start + RENDERED_AT_ONCE, count))
         missing = np.array([not paths[index].exists() for index in group])
         if not missing.any():
-            continue
+            return 0
         photos = render(town.scene, cameras[group], height_px, width_px).cpu().numpy()
         chosen = group[missing]
         save_photos(photos[missing], [paths[index] for index in chosen], geotags(town, cameras[chosen]))
-        if progress is not None:
-            progress(len(chosen))
+        return len(chosen)
+
+    # A group on one core each: its tensors are too small to be divided among cores, which would wait for one another.
+    pool = ThreadPoolExecutor(torch.get_num_threads(), "photos", initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        for future in as_completed([pool.submit(take, start) for start in range(0, count, RENDERED_AT_ONCE)]):
+            if (taken := future.result()) and progress is not None:
+                progress(taken)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def save_photos(photos: np.ndarray, paths: Iterable[Path], tags: Iterable[Image.Exif]) -> None:
