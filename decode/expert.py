@@ -1,7 +1,7 @@
 """The zoom decoder as an expert: probabilities of cells, by the chain rule over its steps.
 
-Small pyramids are searched exhaustively, larger ones by beam search; the probability of cells that the beam does not
-reach is the posterior's residual.
+All cells of a small pyramid get a probability; larger ones are searched by a beam, and the probability of cells that it
+does not reach is the posterior's residual.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from jzi.decode.exhaustive import zoom_everywhere
 from jzi.decode.model import ZoomModel
 from jzi.decode.patch_tokens import PatchTokens
 from jzi.decode.search import BATCH, BeamSearchResult, zoom
@@ -31,7 +32,7 @@ from jzi.store.info import EncoderInfo
 if TYPE_CHECKING:
     from jzi.store.cache.feature_cache import FeatureCache
 
-#: Maximum number of cells of a pyramid that is searched exhaustively.
+#: Maximum number of cells of a pyramid whose cells all get a probability.
 EXACT_CELLS = 4096
 
 #: Default number of hypotheses in larger pyramids.
@@ -134,9 +135,10 @@ class ZoomExpert:
 
         Args:
             query: (photo, feature) embeddings of photos.
-            options: `beams` is the number of tiles per level that are expanded: `default_beams` by default, or all that
-                a restricted search can enter if they have at most `EXACT_CELLS` cells. With the estimate "greedy" there
-                is one cell, that of greedy search.
+            options: `beams` is the number of tiles per level that are expanded. By default that is as many as a photo
+                needs in a small pyramid (`jzi.decode.exhaustive`; all on accelerators), `BEAMS` in a large one, and all
+                that a restricted search can enter if they have at most `EXACT_CELLS` cells. With the estimate "greedy"
+                there is one cell, that of greedy search.
 
         Returns:
             The posterior of each photo.
@@ -145,6 +147,8 @@ class ZoomExpert:
         query = query.to(self.table.device)
         if options.estimate == "greedy":
             result = zoom(decoder, self.table, query, temperature=temperature)
+        elif options.beams is None and self._is_small:
+            result = zoom_everywhere(decoder, self.table, query, temperature=temperature)
         else:
             beams = options.beams or self._restricted_beams or default_beams(pyramid)
             cells = beams * pyramid.actions
@@ -184,6 +188,11 @@ class ZoomExpert:
     @property
     def _is_restricted(self) -> bool:
         return self.table.search_mask is not self.table.child_mask
+
+    @property
+    def _is_small(self) -> bool:
+        """Whether all cells are searched, and only as many tiles expanded as a photo needs."""
+        return self.table.device.type == "cpu" and not self._is_restricted and cell_count(self.area) <= EXACT_CELLS
 
     @cached_property
     def _restricted_beams(self) -> int | None:
@@ -233,7 +242,12 @@ def _to_posterior(pyramid: Pyramid, result: BeamSearchResult) -> tuple[Posterior
     return Posterior(pyramid, row, col, probability, np.where(residual < 1e-6, 0.0, residual), steps), dropped
 
 
+def cell_count(pyramid: Pyramid) -> int:
+    """Return the number of cells of a pyramid, with imagery or without."""
+    return pyramid.tiles_per_side(pyramid.levels) ** 2
+
+
 def default_beams(pyramid: Pyramid) -> int:
     """Return the number of beams that searches all of a pyramid of up to `EXACT_CELLS` cells, else `BEAMS`."""
-    cells = pyramid.tiles_per_side(pyramid.levels) ** 2
+    cells = cell_count(pyramid)
     return max(1, cells // pyramid.actions) if cells <= EXACT_CELLS else BEAMS

@@ -11,6 +11,7 @@ import torch
 from jzi.decode import expert as module
 from jzi.decode.config import DecoderConfig
 from jzi.decode.decoder import ZoomDecoder
+from jzi.decode.exhaustive import SPREAD
 from jzi.decode.expert import ZoomExpert
 from jzi.decode.model import ZoomModel
 from jzi.decode.search import zoom
@@ -69,7 +70,7 @@ def test_a_small_pyramid_is_searched_whole(decoder, table, query) -> None:
     assert found.row.shape == (5, 256) and (found.residual < 1e-5).all()
     every = zoom(decoder, table, query, beams=256)
     expected = every.log_probability.sum(-1).exp().numpy()
-    np.testing.assert_allclose(found.probability, expected, atol=1e-6)
+    assert (np.abs(found.probability - expected).sum(1) / 2 <= SPREAD + 1e-6).all()
     np.testing.assert_allclose(found.grid(3).sum(), 1, atol=1e-5)
     row, col = found.row[3, 7], found.col[3, 7]
     assert found.grid(3)[row, col] == found.probability[3, 7]

@@ -300,6 +300,8 @@ EXPERTS: dict[str, Callable[[], Any]] = {
 }
 QUERY = torch.randn(5, WIDTH, generator=torch.Generator().manual_seed(4))
 OPTIONS = LocateOptions("map")
+#: As `OPTIONS`, but a zoom computes the probability of every cell instead of spreading the last of it evenly.
+EXACT = LocateOptions("map", beams=64)
 
 
 def grids(posterior: Posterior) -> np.ndarray:
@@ -311,8 +313,8 @@ def test_the_product_is_the_posterior_times_the_weights_where_an_expert_reaches_
     expert = EXPERTS[name]()
     weight = np.random.default_rng(5).random(AREA.shape)
     weight[:, :9] = weight[12:] = 0.0
-    product = PriorExpert(expert, weight).posterior(QUERY, OPTIONS)
-    whole = expert.posterior(QUERY, OPTIONS)
+    product = PriorExpert(expert, weight).posterior(QUERY, EXACT)
+    whole = expert.posterior(QUERY, EXACT)
     spread = (
         whole.residual[:, None, None]
         * (grids(whole) == 0)
@@ -332,7 +334,7 @@ def test_a_restricted_expert_keeps_to_its_cells_and_proportions(name: str) -> No
     mask = np.zeros(AREA.shape, bool)
     mask[3:8, 5:14] = True
     restricted = restrict(expert, mask)
-    part, whole = grids(restricted.posterior(QUERY, OPTIONS)), grids(expert.posterior(QUERY, OPTIONS)) * mask
+    part, whole = grids(restricted.posterior(QUERY, EXACT)), grids(expert.posterior(QUERY, EXACT)) * mask
     np.testing.assert_array_equal(restricted.cell_mask, mask)
     assert (part[:, ~mask] == 0).all()
     ratio = part.sum((1, 2)) / whole.sum((1, 2))
@@ -340,12 +342,12 @@ def test_a_restricted_expert_keeps_to_its_cells_and_proportions(name: str) -> No
     west = np.broadcast_to(np.arange(16) < 8, AREA.shape)
     again = restrict(restricted, west)  # twice
     np.testing.assert_array_equal(again.cell_mask, mask & west)
-    assert (grids(again.posterior(QUERY, OPTIONS))[:, :, 8:] == 0).all()
+    assert (grids(again.posterior(QUERY, EXACT))[:, :, 8:] == 0).all()
 
 
 def test_the_beams_of_a_zoom_stay_inside_the_prior(monkeypatch: pytest.MonkeyPatch) -> None:
     expert, mask = zoom_expert(), np.zeros(AREA.shape, bool)
-    exact = grids(expert.posterior(QUERY, OPTIONS))
+    exact = grids(expert.posterior(QUERY, EXACT))
     few = LocateOptions("map", beams=2)
     unreached = grids(expert.posterior(QUERY, few)).max(0) == 0
     least = np.argsort(np.where(unreached, exact.max(0), np.inf), axis=None)[:40]

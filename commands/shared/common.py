@@ -80,7 +80,7 @@ allow_outside_option = click.option(
     "--allow-outside", is_flag=True, help="Also read photos outside of their folder, which paths or links lead to."
 )
 beams_option = click.option(
-    "--beams", type=number(BEAMS), help="Width of the beam search.  [default: all tiles of a small map, else 64]"
+    "--beams", type=number(BEAMS), help="Width of the beam search.  [default: what matters of a small map, else 64]"
 )
 retriever_option = click.option(
     "--retriever",

@@ -62,7 +62,7 @@ class LocateOptions:
             the paper.
         radius: metres, at most the area's side; no two candidates lie within it of each other.
         top: number of candidates, 1..1000.
-        beams: tiles of each level that a zoom expands, 1..4096; by default all of a small pyramid, 64 of a large one.
+        beams: tiles of each level that a zoom expands, 1..4096; by default what matters of a small pyramid, else 64.
         abstain: answers below this confidence are withheld, 0..1.
         camera: what is known of how the photos were taken; for stages.
         elsewhere: share of photos that were not taken in the area, before they are seen, 0..1; 0 where all were.
