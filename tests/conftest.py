@@ -23,9 +23,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import numpy as np
 import pytest
 import rasterio
+import torch
 from PIL import ExifTags, Image
 from rasterio.transform import from_bounds
 
+from jzi.decode.config import DecoderConfig
+from jzi.decode.decoder import ZoomDecoder
 from jzi.store.geometry.pyramid import Pyramid
 from jzi.tests.children import Child
 from jzi.tests.fault_proxy import FaultProxy
@@ -78,6 +81,15 @@ AREA = Pyramid.around(48.2, 16.37, 800.0, levels=3)
 def pyramid() -> Pyramid:
     """`AREA`."""
     return AREA
+
+
+def decided_decoder(config: DecoderConfig) -> ZoomDecoder:
+    """A decoder far from its initialisation, so that probabilities differ."""
+    torch.manual_seed(0)
+    decoder = ZoomDecoder(config).eval()
+    for parameter in decoder.parameters():
+        parameter.data = parameter.data * 4
+    return decoder
 
 
 def checkerboard(rows: int, cols: int, square: int = 16, seed: int = 0) -> np.ndarray:

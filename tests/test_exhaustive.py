@@ -21,6 +21,7 @@ from jzi.locate.answer.location import LocateOptions
 from jzi.store.features.map_embeddings import ENCODED, NODATA, MapEmbeddings
 from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.info import EncoderInfo
+from jzi.tests.conftest import decided_decoder
 
 PYRAMID = Pyramid.around(48.2, 16.37, 320.0, grid=2, levels=4)  # 16 x 16 cells of 20 m
 
@@ -45,11 +46,7 @@ def table() -> TileTable:
 
 @pytest.fixture(scope="module")
 def decoder() -> ZoomDecoder:
-    torch.manual_seed(0)
-    decoder = ZoomDecoder(DecoderConfig(width=16, actions=4, layers=2, heads=2)).eval()
-    for parameter in decoder.parameters():
-        parameter.data = parameter.data * 4
-    return decoder
+    return decided_decoder(DecoderConfig(width=16, actions=4, layers=2, heads=2))
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from jzi.locate.posterior import Posterior, credible_radius, most_probable_cells
 from jzi.store.features.map_embeddings import ENCODED, MapEmbeddings
 from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.info import EncoderInfo
+from jzi.tests.conftest import decided_decoder
 
 
 @pytest.fixture
@@ -39,11 +40,7 @@ def table(pyramid) -> TileTable:
 
 @pytest.fixture
 def decoder() -> ZoomDecoder:
-    torch.manual_seed(0)
-    decoder = ZoomDecoder(DecoderConfig(width=16, actions=4, layers=2, heads=2)).eval()
-    for parameter in decoder.parameters():
-        parameter.data = parameter.data * 4
-    return decoder
+    return decided_decoder(DecoderConfig(width=16, actions=4, layers=2, heads=2))
 
 
 @pytest.fixture

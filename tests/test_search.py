@@ -14,6 +14,7 @@ from jzi.decode.search import zoom
 from jzi.decode.tile_table import TileTable
 from jzi.store.features.map_embeddings import ENCODED, NODATA, MapEmbeddings
 from jzi.store.geometry.pyramid import Pyramid
+from jzi.tests.conftest import decided_decoder
 
 
 def random_map(pyramid: Pyramid, width: int = 16, seed: int = 0) -> MapEmbeddings:
@@ -31,11 +32,7 @@ def small() -> Pyramid:
 
 @pytest.fixture
 def decoder() -> ZoomDecoder:
-    torch.manual_seed(0)
-    decoder = ZoomDecoder(DecoderConfig(width=16, actions=4, layers=2, heads=2)).eval()
-    for parameter in decoder.parameters():  # far from initialisation, so that probabilities differ
-        parameter.data = parameter.data * 4
-    return decoder
+    return decided_decoder(DecoderConfig(width=16, actions=4, layers=2, heads=2))
 
 
 @pytest.fixture

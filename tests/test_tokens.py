@@ -30,7 +30,7 @@ from jzi.errors import CacheCorruptError, CacheError, ConfigError
 from jzi.store.cache import chunk_writer
 from jzi.store.cache.feature_cache import NODATA, FeatureCache
 from jzi.store.geometry.pyramid import Pyramid, TileKey
-from jzi.tests.conftest import write_geotiff
+from jzi.tests.conftest import decided_decoder, write_geotiff
 
 # from rasterio itself
 pytestmark = pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
@@ -88,11 +88,7 @@ def query() -> torch.Tensor:
 
 @pytest.fixture
 def decoder() -> ZoomDecoder:
-    torch.manual_seed(0)
-    decoder = ZoomDecoder(replace(SMALL, patch_tokens=3)).eval()
-    for parameter in decoder.parameters():  # far from the start, so that what is read makes a difference
-        parameter.data = parameter.data * 4
-    return decoder
+    return decided_decoder(replace(SMALL, patch_tokens=3))
 
 
 def table_of(cache: FeatureCache, **options) -> TileTable:
