@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 #: First and last year of the world magnetic models that pygeomag has; the nearest one is taken beyond them. The
 #: declination of most places changes by less than 0.2 degrees a year.
 FIRST_YEAR, LAST_YEAR = 2010.0, 2029.99
@@ -22,12 +25,20 @@ def declination_deg(latitude: float, longitude: float, year: float | None = None
         The declination; None if pygeomag is not installed, or so close to a magnetic pole that compasses do not work.
     """
     try:
-        from pygeomag import BlackoutZoneException, CautionZoneException, GeoMag
+        from pygeomag import BlackoutZoneException, CautionZoneException
     except ImportError:
         return None
     time = min(max(DEFAULT_YEAR if year is None else year, FIRST_YEAR), LAST_YEAR)
     try:
-        field = GeoMag(base_year=time).calculate(latitude, longitude, 0, time, raise_in_warning_zone=True)
+        field = _model(int(time)).calculate(latitude, longitude, 0, time, raise_in_warning_zone=True)
     except (BlackoutZoneException, CautionZoneException):
         return None
     return float(field.d)
+
+
+@cache
+def _model(year: int) -> Any:
+    """The model of a year, whose coefficients are read from a file."""
+    from pygeomag import GeoMag
+
+    return GeoMag(base_year=year)
