@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -85,6 +85,9 @@ class CellUnit:
         return self.count
 
 
+#: A unit, its status, its embeddings, and the sum of the shares of empty pixels of its cells; None while it is begun.
+_Encoded = tuple[Unit, NDArray[np.uint8], NDArray[np.float16], float | None]
+
 #: Encodes units elsewhere, counting cells; returns for each the sum of the shares of empty pixels of its cells.
 UnitRunner = Callable[[list[CellUnit], tqdm], list[float]]
 
@@ -131,7 +134,7 @@ def index_bands(
     tasks = [CellUnit(unit, int(runs.mask(*unit).sum())) for unit in units]
     with tqdm(total=sum(map(len, tasks)), unit="cell", desc="cells", disable=not state.is_main_process) as bar:
         if run_units is None:
-            empty = _fill(cache, units, encoder, crops, runs, batch_size, bar)
+            empty = _write(cache, _encoded(cells, units, encoder, crops, runs, batch_size, bar))
         else:
             empty = run_units(tasks, bar)
     state.wait_for_everyone()
@@ -174,21 +177,13 @@ def encode_unit(
     Returns:
         The sum of the shares of empty pixels of its cells.
     """
-    return sum(_fill(cache, [task.unit], encoder, crops, runs, batch_size, progress))
+    return sum(_write(cache, _encoded(cache.cells, [task.unit], encoder, crops, runs, batch_size, progress)))
 
 
-def _fill(
-    cache: FeatureCache,
-    units: list[Unit],
-    encoder: CellEncoder,
-    crops: CellCrops,
-    runs: CellRuns,
-    batch_size: int,
-    bar: Progress,
-) -> list[float]:
-    """Encode and write units; returns the sum of the shares of empty pixels of the cells of each."""
+def _write(cache: FeatureCache, encoded: Iterable[_Encoded]) -> list[float]:
+    """Write units as `_encoded` yields them; returns the sum of the shares of empty pixels of the cells of each."""
     empty = []
-    for unit, status, embedding, share in _encoded(cache.cells, units, encoder, crops, runs, batch_size, bar):
+    for unit, status, embedding, share in encoded:
         cache.documents.check_lock()
         cache.cells.write(unit, status, embedding)
         if share is not None:
@@ -225,7 +220,10 @@ def blocks_to_encode(cells: CellFeatures, crops: CellCrops, runs: CellRuns, unit
 
     All cells of the region in a block are rendered, those that are encoded too, since what is rendered depends on it.
     """
-    begun, mask = _Begun.read(cells, unit), runs.mask(*unit)
+    return _blocks(crops, unit, runs.mask(*unit), _Begun.read(cells, unit))
+
+
+def _blocks(crops: CellCrops, unit: Unit, mask: NDArray[np.bool_], begun: _Begun | None) -> list[BlockKey]:
     todo = mask if begun is None else mask & (begun.status == MISSING)
     return [key for key in crops.keys(*unit, mask) if todo[_part(key, unit)].any()]
 
@@ -264,7 +262,7 @@ def _encoded(
     runs: CellRuns,
     batch_size: int,
     bar: Progress,
-) -> Iterator[tuple[Unit, NDArray[np.uint8], NDArray[np.float16], float | None]]:
+) -> Iterator[_Encoded]:
     """Each unit with its status, its embeddings, and the sum of the shares of empty pixels of its cells.
 
     Every `SAVE_S` seconds comes the unit as far as it is encoded, with None for the sum.
@@ -276,8 +274,9 @@ def _encoded(
         mask, empty = runs.mask(*unit), 0.0
         status = np.where(mask, MISSING, OUTSIDE).astype(np.uint8)
         embedding = np.full((*mask.shape, encoder.width), np.nan, np.float16)
-        keys = blocks_to_encode(cells, crops, runs, unit)
-        if (begun := _Begun.read(cells, unit)) is not None:
+        begun = _Begun.read(cells, unit)
+        keys = _blocks(crops, unit, mask, begun)
+        if begun is not None:
             status, embedding = np.where(mask, begun.status, OUTSIDE).astype(np.uint8), begun.embedding.copy()
             bar.update(int(mask.sum()) - sum(key.cells for key in keys))
         for key in keys:
