@@ -181,11 +181,10 @@ class RayTask(RefinerTask):
             windows, mask = symmetry.windows(windows, 2, 3), symmetry.windows(mask, 1, 2)
         mean, sd = (torch.tensor(each, device=self.device)[:, None, None] for each in IMAGENET)
         images = []
-        for pixels, deviation in ((photos, PHOTO_JITTER), (windows, MAP_JITTER)):
+        for pixels, deviation, largest in ((photos, PHOTO_JITTER, 1.0), (windows, MAP_JITTER, self.config.gsd_jitter)):
             image = (pixels.to(self.device).float() / 255 - mean) / sd
-            if self.config.augment and pixels is windows and self.config.gsd_jitter > 1:
-                image = coarsen_images(image, self.config.gsd_jitter, generator)
             if self.config.augment:
+                image = coarsen_images(image, largest, generator)
                 contrast, light = torch.randn(2, count, 3, 1, 1, generator=generator).to(self.device) * deviation
                 image = image * (1 + contrast) + light
             images.append(image)

@@ -171,9 +171,12 @@ def coarsen_images(images: Tensor, largest: float, generator: torch.Generator) -
 
     Args:
         images: (n, 3, rows, cols).
-        largest: factor by which the sides of pixels grow at most, from 1; smaller ones are as likely, in proportion.
+        largest: factor by which the sides of pixels grow at most, from 1, with which the images
+            stay as they are; smaller ones are as likely, in proportion.
         generator: source of the random numbers, on the CPU.
     """
+    if largest == 1:
+        return images
     select, share = torch.rand(2, len(images), generator=generator).tolist()
     coarse = images.clone()
     for index, size in enumerate(share):

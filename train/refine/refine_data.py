@@ -181,7 +181,7 @@ def prepare(
         if images:
             photos = jitter_images(photos, generator, PHOTO_HOLE)
             windows = jitter_images(windows, generator, TILE_HOLE)
-            windows = coarsen_images(windows, gsd_jitter, generator) if gsd_jitter > 1 else windows
+            windows = coarsen_images(windows, gsd_jitter, generator)
         else:
             photos, windows = drop_tokens(photos, generator), drop_tokens(windows, generator)
         symmetry = Symmetry.draw(count, generator).to(device)
