@@ -12,7 +12,7 @@ from torch import Tensor
 
 from jzi.decode.decoder import KeyValues, ZoomDecoder
 from jzi.decode.packed import PackedDecoder, PackedKeyValues
-from jzi.decode.search import HYPOTHESES, BeamSearchResult
+from jzi.decode.search import HYPOTHESES, BeamSearchResult, step_log_probability
 from jzi.decode.tile_table import TileTable
 
 #: Probability of a photo that is spread evenly over the cells of tiles that are not expanded, at most.
@@ -69,33 +69,26 @@ def _search(
     """(query, cell, L) log-probability of each step to the cells, the most probable first, and (query, cell) paths."""
     n, actions, device = len(query), table.pyramid.actions, table.device
     total = torch.zeros(n, 1, device=device)  # (query, path)
-    expanded = torch.ones(n, 1, dtype=torch.bool, device=device)  # whether the decoder has computed `total`
-    row_of = torch.zeros(n, 1, dtype=torch.int64, device=device)  # (query, path) row of an expanded tile
+    parent = torch.zeros(n, 1, dtype=torch.int64, device=device)  # (query, path) row of the tile before; -1 if `even`
     past: KeyValues | PackedKeyValues | None = None
     steps = []
     for level in range(table.pyramid.levels):
-        photo, path = _worth_expanding(total.exp().masked_fill(~expanded, 0.0), spread).nonzero(as_tuple=True)
+        photo, path = _worth_expanding(total.exp().masked_fill(parent < 0, 0.0), spread).nonzero(as_tuple=True)
         tile = tiles[level][path]
         tokens = table.tokens(tile[:, None], query[photo], decoder.config.patch_tokens).flatten(0, 1)
         if past is None:
             logits, past = decoder.prefill(query[photo].float(), tokens)
         else:
-            past = past.select(row_of[photo, path // actions])
+            past = past.select(parent[photo, path])
             logits, past = decoder.step(path % actions, tokens, past)  # type: ignore[arg-type]
-        if temperature is not None:
-            logits = logits / temperature[level]
-        logits = logits.float().masked_fill(~table.child_mask[tile], -torch.inf)
         step = even[level].expand(n, -1, -1).clone()
-        step[photo, path] = logits.log_softmax(-1).nan_to_num(
-            nan=-torch.inf, neginf=-torch.inf
-        )  # NaN if all are masked
+        divisor = None if temperature is None else temperature[level]
+        step[photo, path] = step_log_probability(logits, table.child_mask[tile], divisor)
         steps.append(step.flatten(1))
         total = (total[..., None] + step).flatten(1)
-        row_of = torch.zeros(n, len(tiles[level]), dtype=torch.int64, device=device)
-        row_of[photo, path] = torch.arange(len(photo), device=device)
-        expanded = torch.zeros_like(row_of, dtype=torch.bool)
-        expanded[photo, path] = True
-        expanded = expanded.repeat_interleave(actions, 1)
+        row = torch.full((n, len(tiles[level])), -1, device=device)
+        row[photo, path] = torch.arange(len(photo), device=device)
+        parent = row.repeat_interleave(actions, 1)
     order = total.sort(1, descending=True).indices
     each = [step.gather(1, order // actions ** (len(steps) - 1 - level)) for level, step in enumerate(steps)]
     return torch.stack(each, -1), order

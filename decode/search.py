@@ -94,10 +94,7 @@ def zoom(
             logits, past = decoder.prefill(query.float(), tokens)
         else:
             logits, past = decoder.step(paths[..., -1].flatten(), tokens, past)  # type: ignore[arg-type]
-        if temperature is not None:
-            logits = logits / temperature[level]
-        logits = logits.float().masked_fill(~table.child_mask[tile], -torch.inf)
-        step = logits.log_softmax(-1).nan_to_num(nan=-torch.inf)  # NaN if all are masked
+        step = step_log_probability(logits, table.child_mask[tile], None if temperature is None else temperature[level])
         step = step.masked_fill(~table.search_mask[tile], -torch.inf).view(n, -1, actions)
         total = (steps.sum(-1, keepdim=True) + step).flatten(1)  # (query, beam * action)
         width = cells if cells and level + 1 == pyramid.levels else beams
@@ -112,6 +109,20 @@ def zoom(
             first = torch.arange(n, device=table.device)[:, None] * step.shape[1]
             past = past.select((first + beam).flatten())
     return BeamSearchResult(paths, steps, dropped)
+
+
+def step_log_probability(logits: Tensor, child_mask: Tensor, temperature: Tensor | None) -> Tensor:
+    """Log-probabilities of the children of tiles; -inf for those without imagery.
+
+    Args:
+        logits: (tile, action).
+        child_mask: (tile, action) whether each child has imagery.
+        temperature: divisor of the logits; one by default.
+    """
+    if temperature is not None:
+        logits = logits / temperature
+    logits = logits.float().masked_fill(~child_mask, -torch.inf)
+    return logits.log_softmax(-1).masked_fill(~child_mask, -torch.inf)  # NaN if all are masked
 
 
 def _take(values: Tensor, beam: Tensor) -> Tensor:
