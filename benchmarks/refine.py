@@ -311,7 +311,7 @@ def _bytes_of_a_cell(refiner: Refiner, cache: FeatureCache) -> float:
         with torch.inference_mode():
             maps = refiner.aerial(torch.zeros(1, 3, side, side)).maps
         return sum(2 * each.numel() for each in maps)
-    return cache.detail.stored_bytes() / cache.pyramid.tiles_per_side(cache.pyramid.levels) ** 2
+    return cache.detail.stored_bytes() / cache.pyramid.cell_count
 
 
 @torch.inference_mode()

@@ -192,7 +192,7 @@ class ZoomExpert:
     @property
     def _is_small(self) -> bool:
         """Whether all cells are searched, and only as many tiles expanded as a photo needs."""
-        return self.table.device.type == "cpu" and not self._is_restricted and cell_count(self.area) <= EXACT_CELLS
+        return self.table.device.type == "cpu" and not self._is_restricted and self.area.cell_count <= EXACT_CELLS
 
     @cached_property
     def _restricted_beams(self) -> int | None:
@@ -242,12 +242,6 @@ def _to_posterior(pyramid: Pyramid, result: BeamSearchResult) -> tuple[Posterior
     return Posterior(pyramid, row, col, probability, np.where(residual < 1e-6, 0.0, residual), steps), dropped
 
 
-def cell_count(pyramid: Pyramid) -> int:
-    """Return the number of cells of a pyramid, with imagery or without."""
-    return pyramid.tiles_per_side(pyramid.levels) ** 2
-
-
 def default_beams(pyramid: Pyramid) -> int:
     """Return the number of beams that searches all of a pyramid of up to `EXACT_CELLS` cells, else `BEAMS`."""
-    cells = cell_count(pyramid)
-    return max(1, cells // pyramid.actions) if cells <= EXACT_CELLS else BEAMS
+    return max(1, pyramid.cell_count // pyramid.actions) if pyramid.cell_count <= EXACT_CELLS else BEAMS

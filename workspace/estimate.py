@@ -136,7 +136,7 @@ def estimate_area(settings: Settings, photos: int | None = None) -> AreaEstimate
         steps.append(_detail(settings, encoder))
     except JziError as error:  # such as an encoder without patch tokens, of which a detail cannot be made
         warnings.append(f"encode-map --detail was not measured: {error}")
-    places = pyramid.tile_count + _cells(pyramid)
+    places = pyramid.tile_count + pyramid.cell_count
     made = 2 * width * (places + MADE)
     if made > LARGEST:
         warnings.append(
@@ -203,7 +203,7 @@ def _map(settings: Settings, encoder: Encoder) -> StepEstimate:
                 yield np.stack(images)
 
         each, measured = _rate(batches(), lambda images: encoder.to_storage(encoder.encode_tiles(images)))
-    tiles, cells, width = pyramid.tile_count, _cells(pyramid), encoder.info.width
+    tiles, cells, width = pyramid.tile_count, pyramid.cell_count, encoder.info.width
     tokens = 2 * tiles * encoder.patches * width if settings.map.tokens else 0
     return StepEstimate(
         "encode-map --cells",
@@ -299,7 +299,7 @@ def _training_and_search(settings: Settings, encoder: Encoder, photos: _Photos) 
     encoded, _ = _rate((pixels[None].copy() for _ in range(100)), encoder.encode_photos)
 
     parameters = sum(parameter.numel() for parameter in decoder.parameters())
-    table = 2 * encoder.info.width * (pyramid.tile_count + _cells(pyramid))
+    table = 2 * encoder.info.width * (pyramid.tile_count + pyramid.cell_count)
     queries = 2 * encoder.info.width * photos.total * (1 + settings.queries.views)
     epochs = train.epochs * (photos.train * step + photos.val * greedy) + heads.epochs * photos.train * head
     fusion = 2 * photos.val * located  # posteriors of the validation photos: the zoom's, and as much for the others
@@ -385,10 +385,6 @@ def _rate(items: Iterator[Any], work: Callable[[Any], object]) -> tuple[float, i
     if rows <= 0:
         return (first_s / first, first) if first else (0.0, 0)
     return (time.perf_counter() - start) / rows, rows
-
-
-def _cells(pyramid: Pyramid) -> int:
-    return int(pyramid.tiles_per_side(pyramid.levels) ** 2)
 
 
 def _existing(path: Path) -> Path:

@@ -137,6 +137,11 @@ class Pyramid(Projected):
         return sum(self.tiles_per_side(level) ** 2 for level in range(self.levels))
 
     @property
+    def cell_count(self) -> int:
+        """Number of terminal cells, with imagery or without (65 536 for g = 4, L = 4)."""
+        return self.tiles_per_side(self.levels) ** 2
+
+    @property
     def bounds(self) -> Bounds:
         """Rectangle of the area in the CRS, metres."""
         return Bounds(self.west, self.north - self.size, self.west + self.size, self.north)
