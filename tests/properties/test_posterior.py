@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from jzi.decode.config import DecoderConfig
 from jzi.decode.decoder import ZoomDecoder
-from jzi.decode.expert import ZoomExpert
+from jzi.decode.expert import ZoomExpert, default_beams
 from jzi.decode.model import ZoomModel
 from jzi.decode.tile_table import TileTable
 from jzi.locate.answer.location import LocateOptions, to_locations
@@ -113,7 +113,7 @@ def test_exhaustive_search_gives_every_cell_with_imagery_and_no_other_a_probabil
 def test_a_beam_reports_what_it_leaves_out_and_its_cells_keep_their_probabilities(
     expert: ZoomExpert, seed: int, beams: int
 ) -> None:
-    every = expert.posterior(photos(seed), LocateOptions())
+    every = expert.posterior(photos(seed), LocateOptions(beams=default_beams(expert.area)))
     some = expert.posterior(photos(seed), LocateOptions(beams=beams))
     np.testing.assert_allclose(sums(some) + some.residual, 1, atol=1e-5)
     for photo in range(len(some)):
