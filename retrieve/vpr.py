@@ -46,6 +46,9 @@ DEFAULT_WIDTH, MAX_WIDTH = 0.5, 4.0
 #: Photos to locate at once, training photos whose kernels are computed at once, and a number to divide by for 0.
 BATCH, PHOTOS, TINY = 256, 16_384, 1e-300
 
+#: Cells of a map up to which the mass of all of them is summed at once: 8 MB for `BATCH` photos.
+DENSE_CELLS = 4096
+
 #: Distance at which a kernel is cut off, in widths.
 REACH = 3.0
 
@@ -128,17 +131,8 @@ class VprExpert:
         mass = (weight[..., None] * kernel[place]).reshape(len(query), -1)
         if self.kept is not None:
             mass = mass * self.cell_mask.ravel()[key]
-        # Sum the mass of equal cells of a photo
-        order = key.argsort(axis=1, kind="stable")
-        key, mass = np.take_along_axis(key, order, 1), np.take_along_axis(mass, order, 1)
-        is_first = np.ones_like(key, bool)
-        is_first[:, 1:] = key[:, 1:] != key[:, :-1]
-        column = is_first.cumsum(1) - 1
-        shape = len(query), int(column.max()) + 1
-        flat = (np.arange(shape[0])[:, None] * shape[1] + column).ravel()
-        probability = np.bincount(flat, mass.ravel(), shape[0] * shape[1]).reshape(shape).astype(np.float64)
-        cells = np.zeros(shape, np.int64)
-        np.put_along_axis(cells, column, key, 1)
+        size = self.cell_mask.size
+        cells, probability = _sum_all(key, mass, size) if size <= DENSE_CELLS else _sum_equal(key, mass)
         cols = self.area.shape[1]
         posterior = Posterior.from_cells(self.area, cells // cols, cells % cols, probability)
         return posterior if self.kept is None else replace(posterior, residual=np.zeros(len(query)))
@@ -301,6 +295,30 @@ def _most_similar(query: Tensor, reference: Tensor) -> tuple[NDArray[np.float64]
         similarities.append(best.double().cpu().numpy())
         indices.append(index.cpu().numpy())
     return np.concatenate(similarities), np.concatenate(indices)
+
+
+def _sum_all(
+    key: NDArray[np.int64], mass: NDArray[np.float64], size: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """(photo, cell) all keys below `size`, and the sums of their mass; of (photo, entry) keys and mass."""
+    flat = np.arange(len(key))[:, None] * size + key
+    total = np.bincount(flat.ravel(), mass.ravel(), len(key) * size).reshape(len(key), size)
+    return np.broadcast_to(np.arange(size), total.shape), total
+
+
+def _sum_equal(key: NDArray[np.int64], mass: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The same for those keys that occur, which differ by photo."""
+    order = key.argsort(axis=1, kind="stable")
+    key, mass = np.take_along_axis(key, order, 1), np.take_along_axis(mass, order, 1)
+    is_first = np.ones_like(key, bool)
+    is_first[:, 1:] = key[:, 1:] != key[:, :-1]
+    column = is_first.cumsum(1) - 1
+    shape = len(key), int(column.max()) + 1
+    flat = (np.arange(shape[0])[:, None] * shape[1] + column).ravel()
+    total = np.bincount(flat, mass.ravel(), shape[0] * shape[1]).reshape(shape).astype(np.float64)
+    cells = np.zeros(shape, np.int64)
+    np.put_along_axis(cells, column, key, 1)
+    return cells, total
 
 
 def gaussian(square: NDArray[np.float64], width: float) -> NDArray[np.float64]:

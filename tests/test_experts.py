@@ -427,9 +427,11 @@ def density(expert: VprExpert, query: torch.Tensor) -> np.ndarray:
 
 @pytest.mark.parametrize("photos", [1, 3, 30, 300])
 @pytest.mark.parametrize("width", [2.5, 7.0, 20.0])
+@pytest.mark.parametrize("dense_cells", [0, 4096])
 def test_the_posterior_of_vpr_is_a_kernel_density_over_the_training_photos(
-    photos: int, width: float, monkeypatch
+    photos: int, width: float, dense_cells: int, monkeypatch
 ) -> None:
+    monkeypatch.setattr(vpr, "DENSE_CELLS", dense_cells)
     monkeypatch.setattr(vpr, "NEIGHBOURS", 300)
     monkeypatch.setattr(vpr, "BATCH", 3)
     expert = make_vpr(photos, width)

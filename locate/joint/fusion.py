@@ -139,7 +139,9 @@ def combine(
         share: share of the map's cells that the experts are restricted to.
     """
     floors = [0.0 if expert.rules_out else FLOOR * share for expert in experts]
-    stacked = Stacked.of(posteriors, experts[0].cell_mask, floors)
+    mask = experts[0].cell_mask
+    complete = all((each.residual < ROUNDING).all() for each in posteriors)
+    stacked = Stacked.of(posteriors, mask, floors, every_cell=complete and mask.size <= MAX_CELLS)
     return stacked.posterior(experts[0].area, weights)
 
 
@@ -164,46 +166,36 @@ class Stacked:
     cols: int
 
     @classmethod
-    def of(cls, posteriors: Sequence[Posterior], cell_mask: NDArray[np.bool_], floors: Sequence[float]) -> Stacked:
+    def of(
+        cls,
+        posteriors: Sequence[Posterior],
+        cell_mask: NDArray[np.bool_],
+        floors: Sequence[float],
+        *,
+        every_cell: bool = False,
+    ) -> Stacked:
         """Stack the posteriors of several experts.
 
         Args:
             posteriors: posterior of each expert for the same photos.
             cell_mask: (row, col) whether each cell has imagery.
             floors: (expert,) share of the probability to spread evenly over the map.
+            every_cell: whether all cells with imagery are included, which is faster if most are reached.
         """
-        photos, cols, count = len(posteriors[0]), cell_mask.shape[1], int(cell_mask.sum())
-        padding = cell_mask.size  # a key that no cell has, and that sorts last
-        keys = [np.where(each.probability > 0, each.row * cols + each.col, padding) for each in posteriors]
-        every = np.concatenate(keys, axis=1)
-        order = np.argsort(every, axis=1, kind="stable")
-        ordered = np.take_along_axis(every, order, 1)
-        is_first = np.ones_like(ordered, bool)
-        is_first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
-        rank = is_first.cumsum(1) - 1  # column of each sorted key in the union
-        width = int(rank.max()) + 1
-        key = np.full((photos, width), padding)
-        np.put_along_axis(key, rank, ordered, 1)
-        column = np.empty_like(rank)
-        np.put_along_axis(column, order, rank, 1)
-        valid = key < padding
-        key[~valid] = 0
-        valid &= cell_mask[key // cols, key % cols]
-
+        cols, count = cell_mask.shape[1], int(cell_mask.sum())
+        key, valid, columns = (_every_cell if every_cell else _union)(posteriors, cell_mask)
+        photos, width = key.shape
         log, outside = np.empty((len(posteriors), photos, width)), np.empty((len(posteriors), photos))
-        first = 0
         with np.errstate(divide="ignore"):
             for number, (posterior, floor) in enumerate(zip(posteriors, floors, strict=True)):
                 reached = posterior.probability > 0
                 residual = np.where(posterior.residual < ROUNDING, 0.0, posterior.residual)
                 spread = residual / np.maximum(1, count - reached.sum(1))
                 probability = np.repeat(spread[:, None], width, 1)
-                places = column[:, first : first + reached.shape[1]]
                 photo, cell = np.nonzero(reached)
-                probability[photo, places[photo, cell]] = posterior.probability[photo, cell]
+                probability[photo, columns[number][photo, cell]] = posterior.probability[photo, cell]
                 log[number] = np.log((1 - floor) * probability + floor / count)
                 outside[number] = np.log((1 - floor) * spread + floor / count)
-                first += reached.shape[1]
             log_count = np.log(np.maximum(0, count - valid.sum(1)))
         log_t, outside_t, valid_t, count_t = (torch.from_numpy(each) for each in (log, outside, valid, log_count))
         return cls(key, log_t, outside_t, valid_t, count_t, cols)
@@ -253,6 +245,41 @@ class Stacked:
         match = torch.from_numpy(self.key == key[:, None]) & self.valid
         inside = log.gather(1, match.int().argmax(-1, keepdim=True))[:, 0]
         return torch.where(match.any(-1), inside, residual - self.log_count)
+
+
+#: (photo, cell) keys, (photo, cell) whether each is a cell with imagery, and for each expert the (photo, cell) columns
+#: of the cells of its posterior among them.
+_Columns = tuple[NDArray[np.int64], NDArray[np.bool_], list[NDArray[np.int64]]]
+
+
+def _union(posteriors: Sequence[Posterior], cell_mask: NDArray[np.bool_]) -> _Columns:
+    """The cells that an expert reached, which differ by photo."""
+    cols, padding = cell_mask.shape[1], cell_mask.size  # a key that no cell has, and that sorts last
+    keys = [np.where(each.probability > 0, each.row * cols + each.col, padding) for each in posteriors]
+    every = np.concatenate(keys, axis=1)
+    order = np.argsort(every, axis=1, kind="stable")
+    ordered = np.take_along_axis(every, order, 1)
+    is_first = np.ones_like(ordered, bool)
+    is_first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    rank = is_first.cumsum(1) - 1  # column of each sorted key in the union
+    key = np.full((len(every), int(rank.max()) + 1), padding)
+    np.put_along_axis(key, rank, ordered, 1)
+    column = np.empty_like(rank)
+    np.put_along_axis(column, order, rank, 1)
+    valid = key < padding
+    key[~valid] = 0
+    valid &= cell_mask[key // cols, key % cols]
+    return key, valid, np.split(column, np.cumsum([each.shape[1] for each in keys])[:-1], axis=1)
+
+
+def _every_cell(posteriors: Sequence[Posterior], cell_mask: NDArray[np.bool_]) -> _Columns:
+    """All cells with imagery, and a last column for what experts say of cells without."""
+    cols, key = cell_mask.shape[1], np.append(np.flatnonzero(cell_mask), 0)
+    column = np.full(cell_mask.size, len(key) - 1)
+    column[key[:-1]] = np.arange(len(key) - 1)
+    shape = len(posteriors[0]), len(key)
+    valid = np.broadcast_to(np.arange(len(key)) < len(key) - 1, shape).copy()
+    return np.broadcast_to(key, shape), valid, [column[each.row * cols + each.col] for each in posteriors]
 
 
 class FusionFit:
