@@ -19,7 +19,7 @@ from jzi.commands.rerank import rerank_group
 from jzi.commands.serve import serve
 from jzi.commands.settings import settings_command
 from jzi.commands.shared.common import Suggesting
-from jzi.commands.shared.failures import usage_error
+from jzi.commands.shared.failures import options_explained, usage_error
 from jzi.commands.shared.process import Termination, handled_warnings_ignored, log_progress_seldom
 from jzi.commands.training.ablate import ablate
 from jzi.commands.training.checkpoint import import_checkpoint_command
@@ -73,9 +73,15 @@ class Commands(Suggesting):
                 click.echo(f"jzi: interrupted{more}", err=True)
                 ctx.exit(termination.exit_code)
 
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        """As that of click, with one sentence for a wrong option."""
+        with options_explained():
+            return super().make_context(*args, **extra)
+
     def _run(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with options_explained(ctx):
+                return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise  # click handles these; the last is `jzi ... | head`
         except Exception as error:

@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from jzi.cli import Commands
+from jzi.cli import main as jzi
 from jzi.errors import ConfigError
 
 
@@ -67,3 +68,23 @@ def test_an_exception_is_one_sentence(error: Exception, parts: list[str], monkey
 def test_interrupts_and_exits_are_not_errors(error: BaseException, code: int) -> None:
     result = run(error)
     assert result.exit_code == code and "error" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("--foo", "no such option '--foo': see `jzi -h`"),
+        ("locate", "missing argument 'PHOTOS...': see `jzi locate -h`"),
+        ("locate a.jpg --top 0", "invalid value for '--top': 0 is not in the range 1<=x<=1000: see `jzi locate -h`"),
+        ("locate a.jpg --tob 1", "no such option '--tob' (did you mean '--top'?): see `jzi locate -h`"),
+        ("evaluate --beams", "option '--beams' requires an argument: see `jzi evaluate -h`"),
+        ("cache verify --foo", "no such option '--foo': see `jzi cache verify -h`"),
+    ],
+)
+def test_a_wrong_option_is_one_sentence_with_the_command_that_explains_it(arguments: str, sentence: str) -> None:
+    result = CliRunner().invoke(jzi, arguments.split(), prog_name="jzi")
+    assert (result.exit_code, result.stdout, result.stderr) == (2, "", f"jzi: {sentence}\n")
+
+
+def test_without_a_command_the_help_is_shown() -> None:
+    assert "Usage: jzi" in CliRunner().invoke(jzi, [], prog_name="jzi").output

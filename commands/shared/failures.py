@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import click
 
@@ -29,6 +31,25 @@ def usage_error(error: Exception) -> UsageError:
     if os.environ.get(DEBUG) == "1":
         click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
     return UsageError(_sentence(error))
+
+
+@contextmanager
+def options_explained(group: click.Context | None = None) -> Iterator[None]:
+    """Print what click says about options and arguments as one sentence, too.
+
+    Args:
+        group: of the command that runs; None while the options of `jzi` itself are parsed.
+    """
+    try:
+        yield
+    except click.exceptions.NoArgsIsHelpError:
+        raise
+    except click.UsageError as error:
+        message = " ".join(error.format_message().split()).replace(". (Did", " (did").rstrip(".")
+        command = error.ctx.command_path if error.ctx else "jzi"
+        if error.ctx is None and group is not None and group.invoked_subcommand:
+            command = f"{group.command_path} {group.invoked_subcommand}"
+        raise UsageError(f"{message[:1].lower()}{message[1:]:.300}: see `{command} -h`") from error
 
 
 def _sentence(error: Exception) -> str:
