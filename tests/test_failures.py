@@ -76,6 +76,7 @@ def test_interrupts_and_exits_are_not_errors(error: BaseException, code: int) ->
         ("--foo", "no such option '--foo': see `jzi -h`"),
         ("locate", "missing argument 'PHOTOS...': see `jzi locate -h`"),
         ("locate a.jpg --top 0", "invalid value for '--top': 0 is not in the range 1<=x<=1000: see `jzi locate -h`"),
+        ("locate a.jpg --tob 1", "no such option '--tob' (did you mean '--top'?): see `jzi locate -h`"),
         ("evaluate --beams", "option '--beams' requires an argument: see `jzi evaluate -h`"),
         ("cache verify --foo", "no such option '--foo': see `jzi cache verify -h`"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,7 +46,8 @@ def options_explained(group: click.Context | None = None) -> Iterator[None]:
     except click.exceptions.NoArgsIsHelpError:
         raise
     except click.UsageError as error:
-        message = " ".join(error.format_message().split()).replace(". (Did", " (did").rstrip(".")
+        message = " ".join(error.format_message().split()).rstrip(".")
+        message = re.sub(r"\. \(?Did (you mean .*?)\)?$", r" (did \1)", message)  # differs by version of click
         command = error.ctx.command_path if error.ctx else "jzi"
         if error.ctx is None and group is not None and group.invoked_subcommand:
             command = f"{group.command_path} {group.invoked_subcommand}"
