@@ -137,6 +137,23 @@ def test_a_cell_is_the_middle_of_its_image(write_raster, pyramid, tmp_path) -> N
     assert 100 < corner[0, 0] < 130  # outside of the map is the background
 
 
+def test_a_cell_has_the_same_image_in_every_rectangle(write_raster, tmp_path) -> None:
+    area = Pyramid.around(48.2, 16.37, 800.0, grid=3, levels=3)  # 27 x 27 cells, rendered in blocks of 9 x 9
+    noise = np.random.default_rng(0).integers(0, 256, (3, 500, 500), dtype=np.uint8)
+    raster = write_raster(noise, area.bounds, area.crs)
+    with Imagery([raster], area) as imagery:
+
+        def render(**options) -> CellImages:
+            return CellImages(imagery, 14, 5.0, device=torch.device("cpu"), folder=tmp_path, progress=False, **options)
+
+        whole, numbers = render(), torch.arange(27 * 27).reshape(27, 27)
+        for window in ((slice(0, 8), slice(8, 16)), (slice(16, 24), slice(10, 27))):
+            part = render(window=window)
+            assert part.has_imagery.shape == whole.has_imagery[window].shape
+            assert len(part.mosaic) < len(whole.mosaic)
+            assert torch.equal(part[torch.arange(len(part))], whole[numbers[window].flatten()])
+
+
 # Training, indexing, answering
 
 
