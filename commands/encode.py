@@ -53,9 +53,6 @@ def encode_map_command(
     as_json: bool,
 ) -> None:
     """Encode the tiles of the map that the cache lacks."""
-    if ray is not None and (cells or detail):
-        raise UsageError("--ray encodes tiles: run --cells and --detail afterwards, without it or on several GPUs with "
-                         "`accelerate launch`")  # fmt: skip
     if (refiner or replace or dry_run) and not detail:
         raise UsageError("--refiner, --replace and --dry-run go with --detail: add it")
     from jzi.workspace.setup.settings_file import load_settings
@@ -75,7 +72,7 @@ def encode_map_command(
         producer = open_producer(settings, encoder, refiner) if detail else None
         cache = open_cache(settings, encoder, imagery)
         if producer:
-            expected = _estimate(cache, *producer, settings.encoder.batch_size)
+            expected = _estimate(cache, *producer, settings.encoder.batch_size, on_cluster=ray is not None)
             if dry_run:
                 text = f"nothing encoded; without --dry-run: {settings.cache_path}"
                 print_result(as_json, {**plain(expected), "cache": settings.cache_path}, text)
@@ -85,32 +82,38 @@ def encode_map_command(
         warnings = map_warnings(imagery, settings.pyramid, pixels)
         if processes().is_main_process:
             print_warnings(warnings)
-        options: dict[str, Any] = {"batch_size": settings.encoder.batch_size, "tokens": settings.map.tokens}
-        run_blocks = None
+        size, map_tokens = settings.encoder.batch_size, settings.map.tokens
+        run_blocks = run_units = None
         if ray is not None:
-            from jzi.cluster.encoding import block_runner
+            from jzi.cluster.encoding import CellWork, DetailWork, MapWork, task_runner
 
-            run_blocks = block_runner(cache, encoder, imagery, **options)
-        report = encode_map(cache, encoder, imagery, **options, run_blocks=run_blocks)
+            run_blocks = task_runner(cache, lambda: MapWork.of(cache, encoder, imagery, size, map_tokens))
+        report = encode_map(cache, encoder, imagery, batch_size=size, tokens=map_tokens, run_blocks=run_blocks)
         values, text = {**plain(report), "warnings": list(warnings)}, map_text(report)
         if cells:
             from jzi.encode.encode_cells import index_cells
 
             # a cell's crop is as wide as a tile of the last level, a scale that the encoder was trained at
             context = float(settings.pyramid.grid)
-            cells_report = index_cells(cache, encoder, imagery, context, batch_size=settings.encoder.batch_size)
+            if ray is not None:
+                run_units = task_runner(cache, lambda: CellWork.of(cache, encoder, imagery, context, size))
+            cells_report = index_cells(cache, encoder, imagery, context, batch_size=size, run_units=run_units)
             values["cells"], text = plain(cells_report), f"{text}; {cells_text(cells_report)}"
         if producer:
             from jzi.encode.detail import encode_detail
 
-            size = settings.encoder.batch_size
-            found = encode_detail(cache, producer[0], imagery, producer[1], batch_size=size, replace=replace)
+            network, side = producer
+            if ray is not None:
+                run_units = task_runner(cache, lambda: DetailWork.of(cache, network, imagery, side, size))
+            found = encode_detail(cache, network, imagery, side, batch_size=size, replace=replace, run_units=run_units)
             values["detail"], text = plain(found), f"{text}; {detail_text(found)}"
     if processes().is_main_process:
         print_result(as_json, {**values, "cache": settings.cache_path}, f"{text}: {settings.cache_path}")
 
 
-def _estimate(cache: FeatureCache, producer: TokenProducer, pixels: int, batch_size: int) -> DetailEstimate:
+def _estimate(
+    cache: FeatureCache, producer: TokenProducer, pixels: int, batch_size: int, *, on_cluster: bool
+) -> DetailEstimate:
     """Estimate what encoding the tokens takes, and print it if there is something to encode."""
     from jzi.commands.shared.reports import size_text, time_text
     from jzi.encode.detail import estimate_detail
@@ -121,7 +124,7 @@ def _estimate(cache: FeatureCache, producer: TokenProducer, pixels: int, batch_s
     if expected.tiles and state.is_main_process:
         click.echo(
             f"{expected.tiles:,} tiles of {pixels} px to encode, tokens of {expected.token_m:.2f} m: about "
-            f"{time_text(expected.seconds)}, {size_text(expected.bytes)}",
+            f"{time_text(expected.seconds)}{' of one process' if on_cluster else ''}, {size_text(expected.bytes)}",
             err=True,
         )
     return expected
@@ -191,9 +194,9 @@ def encode_queries_command(
         how: dict[str, Any] = {"batch_size": batch_size, "seed": settings.queries.seed, "tokens": tokens}
         run_batches = None
         if ray is not None:
-            from jzi.cluster.encoding import photo_runner
+            from jzi.cluster.encoding import PhotoWork, task_runner
 
-            run_batches = photo_runner(cache, encoder, **how)
+            run_batches = task_runner(cache, lambda: PhotoWork.of(cache, encoder, **how))
         report = encode_queries(
             cache,
             encoder,

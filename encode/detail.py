@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ from tqdm import tqdm
 
 from jzi.encode.device import processes
 from jzi.encode.prefetch import prefetch, reader_threads
+from jzi.encode.progress import Progress, UnitRunner, unit_size, unit_tasks
 from jzi.encode.rasters.detail_tiles import DetailTile, DetailTiles, TokenProducer
 from jzi.encode.rasters.imagery import Imagery
 from jzi.errors import CacheCorruptError, CacheError, CacheMismatchError
@@ -34,6 +36,9 @@ SEED = 0
 
 #: Units that are rendered at the same time.
 UNIT_THREADS = 4
+
+#: Tiles that another process is given at once, unless a shard has more: it renders ahead across units.
+TASK_TILES = 256
 
 #: Batches that are encoded to measure the time, after one that is not measured.
 MEASURED = 2
@@ -87,6 +92,7 @@ def encode_detail(
     *,
     batch_size: int = 32,
     replace: bool = False,
+    run_units: UnitRunner | None = None,
 ) -> DetailReport:
     """Encode the tokens that are missing in the group `detail` of a cache; no imagery is read if none is.
 
@@ -100,6 +106,7 @@ def encode_detail(
         pixels: side of a tile's image (`detail_pixels`).
         batch_size: tiles per forward pass.
         replace: whether tokens of another producer or resolution are removed, not refused.
+        run_units: encodes the units elsewhere (`jzi.cluster`); by default this process does.
 
     Returns:
         The counts.
@@ -111,7 +118,6 @@ def encode_detail(
     """
     state = processes()
     tiles = DetailTiles(imagery, pixels, producer)
-    empty = cache.status(cache.pyramid.levels - 1) == NODATA
     if state.is_main_process:
         if replace and not _has_tokens_of(cache, producer, pixels):
             cache.remove_detail()
@@ -123,7 +129,12 @@ def encode_detail(
     reused = int((status == ENCODED).sum())
     state.wait_for_everyone()  # nobody writes before all have read the status
     units = [unit for unit in detail.units if (status[unit] == MISSING).any()]
-    _fill(cache, detail, producer, tiles, units[state.process_index :: state.num_processes], empty, batch_size)
+    units = units[state.process_index :: state.num_processes]
+    with tqdm(total=sum(map(unit_size, units)), unit="tile", desc="detail", disable=not state.is_main_process) as bar:
+        if run_units is None:
+            encode_detail_units(cache, producer, tiles, units, bar, batch_size=batch_size)
+        else:
+            run_units(unit_tasks(units, TASK_TILES), bar)
     state.wait_for_everyone()
     if state.is_main_process:
         cache.consolidate()
@@ -248,15 +259,26 @@ def _sample(cache: FeatureCache, producer: TokenProducer, tiles: DetailTiles, ba
     return np.concatenate(parts)[:SAMPLE_TOKENS]
 
 
-def _fill(
+def encode_detail_units(
     cache: FeatureCache,
-    detail: DetailFeatures,
     producer: TokenProducer,
     tiles: DetailTiles,
-    units: list[Unit],
-    empty: NDArray[np.bool_],
-    batch_size: int,
+    units: Sequence[Unit],
+    progress: Progress,
+    *,
+    batch_size: int = 32,
 ) -> None:
+    """Encode whole units for `encode_detail`, which may run in another process and hold the cache's lock.
+
+    Args:
+        cache: with arrays for the tokens, open for writing; as are the others those of `encode_detail`.
+        producer: makes the tokens.
+        tiles: images of the tiles.
+        units: rows and columns of the units.
+        progress: counts the tiles.
+        batch_size: tiles per forward pass.
+    """
+    detail, empty = cache.detail, cache.status(cache.pyramid.levels - 1) == NODATA
     projection = detail.projection
 
     def render(unit: Unit) -> list[DetailTile]:
@@ -266,22 +288,20 @@ def _fill(
     parts = {number: _parts(unit, side) for number, unit in enumerate(units)}
     # Rendered ahead across the ends of units
     squares = prefetch(render, [part for each in parts.values() for part in each], _threads())
-    total = sum((unit[0].stop - unit[0].start) ** 2 for unit in units)
-    with tqdm(total=total, unit="tile", desc="detail", disable=not processes().is_main_process) as bar:
-        for number, unit in enumerate(units):
-            status, values = np.full(empty[unit].shape, NODATA, np.uint8), {}
-            for _, rendered in zip(parts[number], squares, strict=False):
-                visible = [tile for tile in rendered if tile.mask.any()]
-                for start in range(0, len(visible), batch_size):
-                    batch = visible[start : start + batch_size]
-                    for tile, tokens in zip(batch, projection.quantise(_encode(producer, batch)), strict=True):
-                        tokens[~tile.mask] = ABSENT
-                        status[tile.key[0] - unit[0].start, tile.key[1] - unit[1].start] = ENCODED
-                        values[tile.key] = tokens
-                bar.update(side**2)
-            cache.documents.check_lock()
-            detail.write(list(values), list(values.values()))
-            detail.write_status(unit, status)
+    for number, unit in enumerate(units):
+        status, values = np.full(empty[unit].shape, NODATA, np.uint8), {}
+        for _, rendered in zip(parts[number], squares, strict=False):
+            visible = [tile for tile in rendered if tile.mask.any()]
+            for start in range(0, len(visible), batch_size):
+                batch = visible[start : start + batch_size]
+                for tile, tokens in zip(batch, projection.quantise(_encode(producer, batch)), strict=True):
+                    tokens[~tile.mask] = ABSENT
+                    status[tile.key[0] - unit[0].start, tile.key[1] - unit[1].start] = ENCODED
+                    values[tile.key] = tokens
+            progress.update(side**2)
+        cache.documents.check_lock()
+        detail.write(list(values), list(values.values()))
+        detail.write_status(unit, status)
 
 
 def _parts(unit: Unit, side: int) -> list[Unit]:

@@ -15,9 +15,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from jzi.encode.detail import DetailReport, encode_detail, encode_detail_units
+from jzi.encode.encode_cells import IndexReport, encode_cell_units, index_cells
 from jzi.encode.encode_map import Block, MapReport, encode_block, encode_map
 from jzi.encode.encode_queries import PhotoReport, encode_batch, encode_queries
 from jzi.encode.encoders.encoder import Encoder
+from jzi.encode.rasters.detail_tiles import DetailTiles, EncoderTokens
 from jzi.encode.rasters.imagery import Imagery
 from jzi.encode.rasters.tiles import TileRenderer
 from jzi.errors import CacheError, ClusterError
@@ -30,21 +33,20 @@ from jzi.tests.conftest import checkerboard, write_geotiff, write_photo
 pytest.importorskip("ray")
 from jzi.cluster import connection, pool
 from jzi.cluster.connection import connected
-from jzi.cluster.encoding import (
-    MapWork,
-    PhotoWork,
-    SentEncoder,
-    SentImagery,
-    SharedCache,
-    block_runner,
-    photo_runner,
-)
+from jzi.cluster.encoding import CellWork, DetailWork, MapWork, PhotoWork, task_runner
+from jzi.cluster.sent import SharedCache
 
 pytestmark = pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
 
 #: 1365 tiles; the last level has 4 blocks of 16 x 16, which share no chunk.
 AREA = Pyramid.around(48.2, 16.37, 800.0, grid=2, levels=6)
-TILES, PHOTOS = 1365, 600
+TILES, CELLS, PHOTOS = 1365, 4096, 600
+
+#: Options of a node.
+NODE = {"num_cpus": 1, "object_store_memory": 80 * 10**6}
+
+#: Side of a cell's crop in cells, and of a tile's image in pixels, of 2 x 2 tokens.
+CONTEXT, PIXELS = 2.0, 28
 
 
 @dataclasses.dataclass
@@ -62,8 +64,18 @@ class Town:
     def encode_map(self, **options: Any) -> MapReport:
         return encode_map(self.cache(), self.encoder, self.imagery, batch_size=4, **options)
 
+    def encode_cells(self, **options: Any) -> IndexReport:
+        return index_cells(self.cache(), self.encoder, self.imagery, CONTEXT, batch_size=4, **options)
+
+    def encode_detail(self, **options: Any) -> DetailReport:
+        return encode_detail(self.cache(), self.producer, self.imagery, PIXELS, batch_size=4, **options)
+
     def encode_queries(self, **options: Any) -> PhotoReport:
         return encode_queries(self.cache(), self.encoder, self.table, batch_size=4, **options)
+
+    @property
+    def producer(self) -> EncoderTokens:
+        return EncoderTokens(self.encoder)
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +96,8 @@ def source(tmp_path_factory: pytest.TempPathFactory, encoder_folder: Path) -> To
 def undisturbed(source: Town) -> Path:
     """The cache of one process."""
     source.encode_map()
+    source.encode_cells()
+    source.encode_detail()
     source.encode_queries()
     return source.folder / "town.zarr"
 
@@ -116,6 +130,18 @@ def test_blocks_and_batches_encoded_one_by_one_make_the_same_cache(town: Town, w
 
     assert town.encode_map(run_blocks=run_blocks) == MapReport(TILES, 0, 0, 0)
     assert sum(counted) == TILES - 1
+
+    counted.clear()
+    town.encode_cells(run_units=lambda tasks, bar: [
+        encode_cell_units(cache, town.encoder, town.imagery, CONTEXT, task.units, Counter(), batch_size=4)
+        for task in reversed(tasks)
+    ])  # fmt: skip
+    tiles = DetailTiles(town.imagery, PIXELS, town.producer)
+    town.encode_detail(run_units=lambda tasks, bar: [
+        encode_detail_units(cache, town.producer, tiles, task.units, Counter(), batch_size=4)
+        for task in reversed(tasks)
+    ])  # fmt: skip
+    assert sum(counted) == CELLS + 1024
     report = town.encode_queries(
         run_batches=lambda batches, bar: [
             encode_batch(cache.queries, town.encoder, batch, Counter(), batch_size=4) for batch in batches
@@ -166,14 +192,9 @@ def test_what_is_no_cluster_is_recognised_by_its_answer() -> None:
             pass
 
 
-def map_work(town: Town, cache: FeatureCache) -> MapWork:
-    sent = SentEncoder.of(town.encoder), SentImagery.of(town.imagery)
-    return MapWork(SharedCache.of(cache), *sent, batch_size=4, tokens=False)
-
-
 def test_a_node_that_sees_another_cache_or_no_raster_says_so(town: Town, tmp_path: Path) -> None:
     cache = town.cache()
-    work = map_work(town, cache)
+    work = MapWork.of(cache, town.encoder, town.imagery, 4, False)
     work.start("here")
     shutil.copytree(cache.path, tmp_path / "elsewhere" / "town.zarr")
     elsewhere = dataclasses.replace(work.cache, path=str(tmp_path / "elsewhere" / "town.zarr"))
@@ -187,7 +208,7 @@ def test_a_node_that_sees_another_cache_or_no_raster_says_so(town: Town, tmp_pat
 def test_a_photo_that_only_the_driver_sees_is_not_recorded_as_unreadable(town: Town) -> None:
     def run_batches(batches: list, bar: object) -> list:
         batch = dataclasses.replace(batches[0], paths=("/gone.jpg", *batches[0].paths[1:]))
-        work = PhotoWork(SharedCache.of(town.cache()), SentEncoder.of(town.encoder), 4, 0, False)
+        work = PhotoWork.of(town.cache(), town.encoder, 4, 0, False)
         return [work.start("there")(batch, None)]
 
     with pytest.raises(ClusterError, match=r"node there does not see the photo /gone.jpg"):
@@ -209,65 +230,82 @@ def test_a_process_whose_driver_has_ended_writes_no_more(town: Town) -> None:
         FollowedLock(other.path, shared.lock).check()
 
 
-def test_ray_and_parts_that_it_does_not_encode_are_refused(area: Callable) -> None:
-    assert "run --cells and --detail afterwards" in area("encode-map --ray auto --cells", code=2).stderr
-    assert "host:port" in area("encode-queries --ray nowhere", code=2).stderr
+def test_every_command_that_encodes_asks_for_the_address_of_a_cluster(area: Callable) -> None:
+    for command in ("encode-map --cells --detail", "encode-queries"):
+        assert "host:port" in area(f"{command} --ray nowhere", code=2).stderr
 
 
 # On a cluster
 
 
 @contextlib.contextmanager
-def cluster_of_two() -> Iterator[Any]:
+def small_cluster() -> Iterator[Any]:
+    """A cluster of one node."""
     from ray.cluster_utils import Cluster
 
-    node = {"num_cpus": 1, "object_store_memory": 80 * 10**6, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args=node)
+    cluster = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
     try:
-        cluster.second = cluster.add_node(num_cpus=1, object_store_memory=80 * 10**6)
         yield cluster
     finally:
         cluster.shutdown()
 
 
-def when_both_work(monkeypatch: pytest.MonkeyPatch, action: Callable[[], None]) -> None:
-    """Call something once, when two processes have encoded a part of their tasks."""
+@contextlib.contextmanager
+def second_node_that_is_killed(cluster: Any, monkeypatch: pytest.MonkeyPatch, then: Callable | None = None) -> Iterator:
+    """Kill a node when both have encoded a part of their tasks; call something when the other one has encoded more."""
     show, calls = pool.Pool._show, []
+    node = cluster.add_node(**NODE)
 
     def hooked(self: pool.Pool, bar: Any, state: Any) -> None:
         show(self, bar, state)
         if not calls and sum(process.done > 0 for process in self._processes) == 2:
-            calls.append(action())
+            cluster.remove_node(node, allow_graceful=False)
+            calls.append(len(state.results))
+        elif then is not None and calls and self.lost and len(state.results) > calls[0]:
+            then()
 
-    monkeypatch.setattr(pool.Pool, "_show", hooked)
-    monkeypatch.setattr(pool, "POLL_S", 0.01)
+    with monkeypatch.context() as patch:
+        patch.setattr(pool.Pool, "_show", hooked)
+        patch.setattr(pool, "POLL_S", 0.01)
+        yield
+    assert calls and len(cluster.list_all_nodes()) == 1
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
 
 
 @pytest.mark.slow
-def test_a_killed_node_and_an_interrupted_command_leave_the_cache_of_one_process(
+def test_killed_nodes_and_an_interrupted_command_leave_the_cache_of_one_process(
     town: Town, whole: dict, files_of: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
         monkeypatch.setenv(name, "0")
+    monkeypatch.setattr("jzi.encode.encode_cells.TASK_CELLS", 1024)
+    parts = town.encoder, town.imagery
+
+    def on_nodes(work: Callable[[FeatureCache], Any]) -> Callable:
+        cache = town.cache()
+        return task_runner(cache, lambda: work(cache))
 
     def run_map() -> MapReport:
-        cache = town.cache()
-        return town.encode_map(run_blocks=block_runner(cache, town.encoder, town.imagery, 1, False))
+        return town.encode_map(run_blocks=on_nodes(lambda cache: MapWork.of(cache, *parts, 1, False)))
 
-    def interrupt() -> None:
-        raise KeyboardInterrupt
-
-    with cluster_of_two() as cluster, connected(cluster.address):
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            when_both_work(patch, interrupt)
+    with small_cluster() as cluster, connected(cluster.address):
+        with pytest.raises(KeyboardInterrupt), second_node_that_is_killed(cluster, monkeypatch, then=interrupt):
             run_map()
         kept = sum(int((town.cache().status(level) == 1).sum()) for level in range(AREA.levels))
         assert 0 < kept < TILES
-        with monkeypatch.context() as patch:
-            when_both_work(patch, lambda: cluster.remove_node(cluster.second, allow_graceful=False))
-            assert run_map() == MapReport(TILES - kept, kept, 0, 0)
-        assert len(cluster.list_all_nodes()) == 1
-        report = town.encode_queries(run_batches=photo_runner(town.cache(), town.encoder, 4, 0, False))
-        assert report.encoded == PHOTOS - 1
-        assert np.isfinite(town.cache().level(5)).all()
+        assert run_map() == MapReport(TILES - kept, kept, 0, 0)
+        with second_node_that_is_killed(cluster, monkeypatch):
+            cells = town.encode_cells(run_units=on_nodes(lambda cache: CellWork.of(cache, *parts, CONTEXT, 4)))
+        assert (cells.encoded, cells.reused) == (CELLS, 0)
+        with second_node_that_is_killed(cluster, monkeypatch):
+            detail = town.encode_detail(
+                run_units=on_nodes(lambda cache: DetailWork.of(cache, town.producer, town.imagery, PIXELS, 4))
+            )
+        assert (detail.encoded, detail.reused) == (1024, 0)
+        photos = town.encode_queries(run_batches=on_nodes(lambda cache: PhotoWork.of(cache, town.encoder, 4, 0, False)))
+        assert photos.encoded == PHOTOS - 1
+    assert np.isfinite(town.cache().level(5)).all()
     assert files_of(town.folder / "town.zarr") == whole

@@ -11,6 +11,7 @@ from jzi.commands.shared.common import (
     json_option,
     list_rejected,
     print_result,
+    ray_cluster,
     ray_option,
     report_left_out,
     settings_options,
@@ -119,8 +120,8 @@ def index(
         kind = "hnsw" if hnsw and not faiss else faiss
         index_region_command(config_file, overrides, retriever, kind, lance, export, dry_run, ray, as_json)
         return
-    if dry_run or faiss or lance or export or ray is not None:
-        raise UsageError("--dry-run, --faiss, --lance, --export and --ray are for regions: leave them out")
+    if dry_run or faiss or lance or export:
+        raise UsageError("--dry-run, --faiss, --lance and --export are for regions: leave them out")
 
     settings = load_settings(config_file, overrides, training=())
     from jzi.commands.shared.reports import cells_text
@@ -138,10 +139,15 @@ def index(
     model = Retriever.load(retriever)
     if model.pyramid != settings.pyramid:
         raise UsageError(f"{retriever} was trained on another area than that of {config_file}: train one on this area")
-    with open_imagery(settings) as imagery:
-        encoder = model.load_encoder()
+    with ray_cluster(ray), open_imagery(settings) as imagery:
+        encoder, context, size = model.load_encoder(), model.context, settings.encoder.batch_size
         cache = open_cache_of(model.cache_path, settings.pyramid, encoder, imagery)
-        report = index_cells(cache, encoder, imagery, model.context, batch_size=settings.encoder.batch_size)
+        run_units = None
+        if ray is not None:
+            from jzi.cluster.encoding import CellWork, task_runner
+
+            run_units = task_runner(cache, lambda: CellWork.of(cache, encoder, imagery, context, size))
+        report = index_cells(cache, encoder, imagery, context, batch_size=size, run_units=run_units)
     if not processes().is_main_process:
         return
     if hnsw:

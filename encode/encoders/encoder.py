@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -99,14 +99,10 @@ class Encoder:
         self.mean, self.std = mean or self.family.mean, std or self.family.std
         self.name, self.from_hub, self.image_size, self.layout = name, from_hub, image_size, layout
         self.resampling = resampling
-        self.device = torch.device(device or best_device())
-        self.model = model.eval().requires_grad_(False).to(self.device)  # fine-tuning unfreezes the blocks it trains
+        self.model = model.eval().requires_grad_(False)  # fine-tuning unfreezes the blocks it trains
         self.width = self.family.width(config)
-        self._mean = torch.tensor(self.mean, device=self.device)[:, None, None]
-        self._std = torch.tensor(self.std, device=self.device)[:, None, None]
-        # bfloat16 halves the time on GPUs that support it; CPUs without matrix units are slower with it
-        self._autocast = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
         self._fingerprint = fingerprint
+        self.to(device or best_device())
 
     @classmethod
     def load(
@@ -152,6 +148,16 @@ class Encoder:
     def save(self, folder: Path) -> None:
         """Write weights and config with `save_pretrained`, and mean and std to preprocessor_config.json."""
         save_model(self.model, folder, self.mean, self.std)
+
+    def to(self, device: str) -> Self:
+        """Move it to a device, and return it, as `torch.nn.Module.to` does."""
+        self.device = torch.device(device)
+        self.model = self.model.to(self.device)
+        self._mean = torch.tensor(self.mean, device=self.device)[:, None, None]
+        self._std = torch.tensor(self.std, device=self.device)[:, None, None]
+        # bfloat16 halves the time on GPUs that support it; CPUs without matrix units are slower with it
+        self._autocast = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return self
 
     # Properties
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -38,6 +38,9 @@ class PhotoEncoder(Protocol):
     @property
     def info(self) -> EncoderInfo:
         """Name, fingerprint and preprocessing, as caches and models record them."""
+
+    def to(self, device: str, /) -> Self:
+        """Move it to a device, and return it, as `torch.nn.Module.to` does."""
 
     def encode_photos(self, photos: NDArray[np.uint8]) -> Tensor:
         """Embed (n, height, width, 3) uint8 photos of `photo_shape`; return (n, feature) float32 on the device."""

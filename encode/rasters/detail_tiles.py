@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, Self
 
 import numpy as np
 import torch
@@ -59,6 +59,10 @@ class TokenProducer(Protocol):
         """Device that it computes on."""
         ...
 
+    def to(self, device: str) -> Self:
+        """Move it to a device, and return it, as `torch.nn.Module.to` does."""
+        ...
+
     def tokens(self, images: NDArray[np.uint8]) -> Tensor:
         """(n, S + 2 margin, S + 2 margin, 3) uint8 images to (n, S / patch, S / patch, feature) float32 tokens."""
         ...
@@ -77,7 +81,16 @@ class EncoderTokens:
     def __init__(self, encoder: Encoder) -> None:
         self.encoder = encoder
         self.fingerprint, self.patch, self.width = encoder.fingerprint, encoder.patch, encoder.width
-        self.device = encoder.device
+
+    @property
+    def device(self) -> torch.device:
+        """See `TokenProducer`."""
+        return self.encoder.device
+
+    def to(self, device: str) -> Self:
+        """See `TokenProducer`."""
+        self.encoder.to(device)
+        return self
 
     def tokens(self, images: NDArray[np.uint8]) -> Tensor:
         """See `TokenProducer`."""

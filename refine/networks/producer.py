@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import torch
@@ -44,12 +44,21 @@ class TrunkTokens:
         self.trunk: AerialTrunk | RayTrunk = trunk.eval()
         config = self.trunk.config
         self.patch, self.width, self.margin = config.stride, config.features, config.margin
-        self.device = next(self.trunk.parameters()).device
         digest = hashlib.sha256(json.dumps(plain(config), sort_keys=True).encode())
         for name, tensor in sorted(self.trunk.state_dict().items()):
             digest.update(name.encode())
             digest.update(np.ascontiguousarray(tensor.detach().float().cpu().numpy(), "<f4").tobytes())
         self.fingerprint = digest.hexdigest()
+
+    @property
+    def device(self) -> torch.device:
+        """See `TokenProducer`."""
+        return next(self.trunk.parameters()).device
+
+    def to(self, device: str) -> Self:
+        """See `TokenProducer`."""
+        self.trunk.to(device)
+        return self
 
     @torch.inference_mode()
     def tokens(self, images: NDArray[np.uint8]) -> Tensor:

@@ -185,9 +185,10 @@ class RegionIndex:
 
         run_units = None
         if on_cluster:
-            from jzi.cluster.encoding import unit_runner
+            from jzi.cluster.encoding import RegionWork, task_runner
 
-            run_units = unit_runner(self.cache, self.towers, self.crops, self.cells.runs, batch_size)
+            parts = self.cache, self.towers, self.crops, self.cells.runs, batch_size
+            run_units = task_runner(self.cache, lambda: RegionWork.of(*parts))
         return index_bands(
             self.cache,
             self.towers,
