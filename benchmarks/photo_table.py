@@ -1,8 +1,11 @@
-"""Time of reading a photo table of many rows, in a folder with as many photos.
+"""Time of reading a photo table of many rows, in a folder with as many photos, or a folder by the photos' EXIF.
 
     python -m benchmarks.photo_table --rows 1000000
+    python -m benchmarks.photo_table --rows 0 --exif 20000
 
-The photos are empty files, as a table is read without opening them. A tenth of the rows names no photo.
+The photos of a table are empty files, as it is read without opening them. A tenth of the rows names no photo. Those of
+a folder are small JPEGs with a position; they are read without a record of their EXIF, for it, and from it, in
+alternation.
 """
 
 from __future__ import annotations
@@ -16,7 +19,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import psutil
+from PIL import Image
 
+from jzi.store.photos.exif import write_position
 from jzi.store.photos.photo_table import read_photo_table
 
 
@@ -43,13 +48,36 @@ def write(folder: Path, rows: int) -> Path:
     return folder
 
 
+def measure_folder(folder: Path, count: int) -> None:
+    """Print the times of reading a folder of photos with a position, in three rounds."""
+    photos, record = folder / "exif", folder / "photos.exif.parquet"
+    photos.mkdir()
+    Image.new("RGB", (64, 48)).save(folder / "plain.jpg")
+    write_position(folder / "plain.jpg", folder / "photo.jpg", 48.2, 16.37)
+    data = (folder / "photo.jpg").read_bytes()
+    for number in range(count):
+        (photos / f"{number:06}.jpg").write_bytes(data)
+    times: dict[str, list[float]] = {}
+    for _ in range(3):
+        record.unlink(missing_ok=True)
+        for kind, file in (("without a record", None), ("for a record", record), ("from the record", record)):
+            start = time.perf_counter()
+            assert len(read_photo_table(photos, split_by="photo", record=file)) == count
+            times.setdefault(kind, []).append(time.perf_counter() - start)
+    for kind, seconds in times.items():
+        print(f"EXIF of {count} photos, {kind}: {sorted(seconds)[1]:.2f} s", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000)
-    rows = parser.parse_args().rows
+    parser.add_argument("--exif", type=int, default=0, metavar="PHOTOS")
+    rows, count = (options := parser.parse_args()).rows, options.exif
     with tempfile.TemporaryDirectory() as name:
+        if count:
+            measure_folder(Path(name), count)
         folder = write(Path(name), rows)
-        for table in ("table.csv", "ids.csv"):
+        for table in ("table.csv", "ids.csv") if rows else ():
             start, start_cpu = time.perf_counter(), time.process_time()
             photos = read_photo_table(folder / table, folder / "photos")
             seconds, cpu = time.perf_counter() - start, time.process_time() - start_cpu

@@ -20,7 +20,7 @@ from jzi.encode.photo.photo_inputs import PhotoInput, as_photo, is_several
 from jzi.encode.photo.photo_reader import Photo, PhotoReader, ReadPhoto
 from jzi.errors import ConfigError, PhotoError
 from jzi.locate.answer.location import DEFAULT, Candidate, LocateOptions, Location, NotLocated, to_locations
-from jzi.locate.answer.photo_notes import with_notes
+from jzi.locate.answer.photo_notes import exif_position, with_notes
 from jzi.locate.expert import Expert, Query, Stage
 from jzi.locate.inside import InsideDetector, probability_inside
 from jzi.locate.joint.sequential import check_track, fuse, smooth_track
@@ -184,14 +184,15 @@ class Locator:
             ConfigError: the radius is longer than the area's side.
         """
         check_radius(self.expert.area, options.radius)
-        names, query = self.encode(photos)
+        names, query, given = self._encode(photos)
         if isinstance(self.expert, PriorExpert):
             likelihood = self.expert.likelihood.posterior(query, options)
             posterior = self.expert.weighted(fuse(likelihood, self.expert.cell_mask))
         else:
             posterior = fuse(self.posterior(query, options), self.expert.cell_mask)
         location = to_locations(posterior, options, [" + ".join(names)])[0]
-        return replace(location, inside=self._inside(query, options, together=True)[0])
+        inside = self._inside(query, options, together=True)[0]
+        return replace(location, inside=inside, exif=exif_position(given[0]))
 
     def locate_track(
         self, photos: Iterable[PhotoInput], seconds: Sequence[float], speed: float, options: LocateOptions = DEFAULT
@@ -213,12 +214,12 @@ class Locator:
         """
         check_radius(self.expert.area, options.radius)
         check_track(self.expert.cell_mask.size, seconds, speed)
-        names, query = self.encode(photos)
+        names, query, given = self._encode(photos)
         smoothed = smooth_track(self.posterior(query, options), self.expert.cell_mask, seconds, speed)
         inside = self._inside(query, options, together=True)
         return [
-            replace(to_locations(each, options, [name])[0], inside=probability)
-            for each, name, probability in zip(smoothed, names, inside, strict=True)
+            replace(to_locations(each, options, [name])[0], inside=probability, exif=exif_position(photo))
+            for each, name, probability, photo in zip(smoothed, names, inside, given, strict=True)
         ]
 
     def encode(self, photos: Iterable[PhotoInput], batch_size: int = 32) -> tuple[list[str], Tensor]:
@@ -232,13 +233,21 @@ class Locator:
             PhotoError: one cannot be read.
             ConfigError: the batch size is out of range.
         """
-        names, parts = [], []
+        names, query, _ = self._encode(photos, batch_size)
+        return names, query
+
+    def _encode(self, photos: Iterable[PhotoInput], batch_size: int = 32) -> tuple[list[str], Tensor, list[Photo]]:
+        """As `encode`, and the photos."""
+        names: list[str] = []
+        parts: list[Tensor] = []
+        given: list[Photo] = []
         for batch in self._batches(photos, batch_size):
             if errors := [read.error for _, read in batch if read.pixels is None]:
                 raise PhotoError(errors[0])
             names += [read.name for _, read in batch]
+            given += [photo for photo, _ in batch]
             parts.append(self._embed(batch))
-        return names, torch.cat(parts)
+        return names, torch.cat(parts), given
 
     def locate_embeddings(
         self,

@@ -25,7 +25,6 @@ from jzi.locate.answer.location import LocateOptions, to_locations
 from jzi.locate.posterior import Posterior
 from jzi.store.features.map_embeddings import ENCODED, MapEmbeddings
 from jzi.store.geometry.pyramid import Pyramid
-from jzi.workspace.gallery import _photo_files
 
 PYRAMID = Pyramid.around(48.2, 16.37, 640.0, levels=2)
 
@@ -180,17 +179,6 @@ def test_photos_and_maps_that_are_gone_cost_only_themselves(trained, tmp_path) -
     page = (tmp_path / "a.html").read_text()
     assert "The map is not shown" in page and "Some photos cannot be shown" in page and len(articles(page)) == 2
     assert "there is no folder" in trained("evaluate --gallery-html no/a.html", 2).stderr
-
-
-def test_photos_outside_of_the_folder_are_not_opened(tmp_path) -> None:
-    import pandas as pd
-
-    (tmp_path / "photos").mkdir()
-    frame = pd.DataFrame({"id": ["a", "b"], "path": ["day/a.jpg", "../secret.jpg"]})
-    settings = SimpleNamespace(
-        path=lambda name: tmp_path / name, queries=SimpleNamespace(table="photos", allow_outside=False)
-    )
-    assert _photo_files(settings, frame) == {"a": tmp_path / "photos" / "day/a.jpg"}
 
 
 def test_cases_are_located_as_evaluation_does(trained, tmp_path, monkeypatch) -> None:

@@ -13,12 +13,10 @@ from jzi.evaluate.cases import find_cases
 from jzi.export.gallery.page import write_gallery
 from jzi.export.gallery.sources import Sources
 from jzi.store.geometry.pyramid import Pyramid
-from jzi.workspace.open import open_imagery, open_photo_table
+from jzi.workspace.open import open_imagery, open_photo_files
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    import pandas as pd
 
     from jzi.evaluate.photos import LabelledPhotos
     from jzi.locate.expert import Expert
@@ -85,7 +83,7 @@ def write_failures(
         training["longitude"].to_numpy(np.float64),
     )
     try:
-        sources.photos = _photo_files(settings, frame)
+        sources.photos = {name: Path(file) for name, file in open_photo_files(settings).items()}
     except JziError as error:
         sources.notes.append(f"Photos are not shown: {error}")
     with contextlib.ExitStack() as stack:
@@ -95,20 +93,3 @@ def write_failures(
             except JziError as error:
                 sources.notes.append(f"The map is not shown: {error}")
         return write_gallery(path, cases, sources, title=title)
-
-
-def _photo_files(settings: Settings, frame: pd.DataFrame) -> dict[str, Path]:
-    """Files of the photos of a cache by their ids; positions in EXIF are not read.
-
-    Raises:
-        JziError: the table of photos cannot be read.
-    """
-    source = settings.queries.table
-    folder = settings.path(source) if isinstance(source, str) and source else None
-    if folder is not None and folder.is_dir():
-        paths = {name: folder / path for name, path in zip(frame["id"].astype(str), frame["path"], strict=True)}
-        inside = settings.queries.allow_outside
-        root = folder.resolve()
-        return {name: path for name, path in paths.items() if inside or path.resolve().is_relative_to(root)}
-    table = open_photo_table(settings).frame
-    return dict(zip(table["id"].astype(str), (Path(each) for each in table["photo"]), strict=True))

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from jzi.store.photos.photo_table import PhotoTable, Rejected
     from jzi.train.encoders.encoder import EncoderTrainingReport
 
+#: File beside jzi.toml that keeps what the EXIF of a folder of photos says, for commands that read their positions.
+EXIF_RECORD = "photos.exif.parquet"
+
 
 def open_imagery(settings: Settings) -> Imagery:
     """Open the map that the settings name; a context manager.
@@ -221,19 +224,41 @@ def open_photo_table(settings: AreaSettings) -> PhotoTable:
     """
     from jzi.store.photos.photo_table import read_photo_table
 
-    if not settings.queries.table:
-        raise ConfigError("no photos are named: set queries.table in jzi.toml to a folder, a CSV or a Parquet file")
-    photos = settings.path(settings.queries.photos) if settings.queries.photos else None
-    source, split_by = settings.queries.table, settings.queries.split_by
-    paths = (
-        settings.path(source)
-        if isinstance(source, str)
-        else {split: settings.path(part) for split, part in source.items()}
-    )
-    table = read_photo_table(paths, photos, split_by, allow_outside=settings.queries.allow_outside)
+    paths, photos = _photo_source(settings)
+    split_by, outside = settings.queries.split_by, settings.queries.allow_outside
+    table = read_photo_table(paths, photos, split_by, allow_outside=outside, record=settings.path(EXIF_RECORD))
     if table.split.kind == "table" and (split_by != "auto" or "queries.split_by" in settings.overridden):
         raise ConfigError(f"queries.split_by has no effect: {table.source} has its own splits; leave it out")
     return table
+
+
+def open_photo_files(settings: AreaSettings) -> dict[str, str]:
+    """Find the files of the photos that the settings name, by their ids; of a folder, no photo is opened.
+
+    Positions and splits of photos that are encoded are in the cache.
+
+    Raises:
+        ConfigError: the settings name none.
+        PhotoTableError: the table cannot be used.
+    """
+    from jzi.store.photos.photo_table import folder_files
+
+    paths, _ = _photo_source(settings)
+    if isinstance(paths, Path) and paths.is_dir():
+        return folder_files(paths, allow_outside=settings.queries.allow_outside)
+    frame = open_photo_table(settings).frame
+    return dict(zip(frame["id"].astype(str), frame["photo"], strict=True))
+
+
+def _photo_source(settings: AreaSettings) -> tuple[Path | dict[str, Path], Path | None]:
+    """Table or folder of the photos, or one for each split, and the folder of a table's photos, if it is named."""
+    if not settings.queries.table:
+        raise ConfigError("no photos are named: set queries.table in jzi.toml to a folder, a CSV or a Parquet file")
+    photos = settings.path(settings.queries.photos) if settings.queries.photos else None
+    source = settings.queries.table
+    if isinstance(source, str):
+        return settings.path(source), photos
+    return {split: settings.path(part) for split, part in source.items()}, photos
 
 
 def model_folder(model: Path | None, config_file: Path) -> Path:

@@ -96,7 +96,7 @@ class Outputs:
         if self.copies and answer.sure:
             from jzi.store.photos.exif import write_position
 
-            if not self.overwrite_gps and _position(photo):
+            if not self.overwrite_gps and answer.exif:
                 self._with_gps.append(photo)
                 return
             copy = self.copies / photo.name
@@ -106,7 +106,8 @@ class Outputs:
             position = answer.latitude, answer.longitude
             self._write(
                 copy,
-                lambda path: write_position(photo, path, *position, radius, heading, overwrite=self.overwrite_gps),
+                # photos that have a position which is not to be replaced have been left out above
+                lambda path: write_position(photo, path, *position, radius, heading, overwrite=True),
             )
 
     def write(
@@ -139,7 +140,7 @@ class Outputs:
         from jzi.export.files import write_geojson
 
         locations = [location for _, location in self._located]
-        truths = [_position(photo) for photo, _ in self._located]
+        truths = [location.exif for location in locations]
         if self.geojson:
             self._write(self.geojson, write_geojson, locations, truths)
         if self.heatmap:
@@ -190,13 +191,3 @@ class Outputs:
             self.errors.append(str(error))
         except Exception as error:
             self.errors.append(f"{path} cannot be written: {first_line(error)}")
-
-
-def _position(photo: Path) -> ExifPosition | None:
-    """The position in the EXIF of a photo, if there is one that can be read."""
-    from jzi.store.photos.exif import read_position
-
-    try:
-        return read_position(photo)
-    except Exception:
-        return None

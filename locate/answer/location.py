@@ -17,6 +17,7 @@ from jzi.locate.points.discs import check_radius, most_probable_discs
 from jzi.locate.posterior import Posterior, credible_radius, most_probable_cells
 from jzi.locate.ranges import BEAMS, CANDIDATES, DISTANCE, ELSEWHERE, HEADING, HEADING_SD, SHARE
 from jzi.store.geometry.pyramid import Pyramid, as_pyramid
+from jzi.store.photos.exif import ExifPosition
 from jzi.store.plain import percent, plain, rounded
 from jzi.store.printable import printable
 
@@ -158,6 +159,7 @@ class Location:
         abstain: confidence below which the answer is not `sure`, 0..1.
         inside: probability that the photo was taken in this area at all, 0..1; None without an
             estimate. All probabilities of candidates, radii and the posterior are those given that it was.
+        exif: position that the photo's file records; None if it has none, or is no file.
     """
 
     photo: str
@@ -169,6 +171,7 @@ class Location:
     notes: tuple[str, ...] = ()
     abstain: float = 0.0
     inside: float | None = None
+    exif: ExifPosition | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "photo", printable(self.photo))

@@ -12,7 +12,7 @@ from jzi.encode.photo.photos import UNIFORM
 from jzi.errors import PhotoError
 from jzi.locate.answer.location import Location
 from jzi.store.geometry.pyramid import geodesic_distance
-from jzi.store.photos.exif import read_position
+from jzi.store.photos.exif import ExifPosition, read_position
 
 #: Metres by which the EXIF position may miss an answer in any case: GPS among tall buildings.
 GPS_ERROR_M = 50.0
@@ -28,29 +28,40 @@ def with_notes(location: Location, notes: Sequence[str], photo: Any) -> Location
     Args:
         location: the answer.
         notes: those of `jzi.encode.photo.photos.photo_notes`.
-        photo: as of `exif_note`.
+        photo: as of `exif_position`.
     """
-    inside = location.inside
+    inside, position = location.inside, exif_position(photo)
     if inside is not None and UNIFORM in notes:
         inside = UNIFORM_ODDS * inside / (UNIFORM_ODDS * inside + 1 - inside)
-    return replace(location, inside=inside, notes=(*location.notes, *notes, *exif_note(photo, location)))
+    found = (*location.notes, *notes, *exif_note(position, location))
+    return replace(location, inside=inside, notes=found, exif=position)
 
 
-def exif_note(photo: Any, location: Location) -> tuple[str, ...]:
+def exif_position(photo: Any) -> ExifPosition | None:
+    """The position in a photo's EXIF; None if there is none, or it cannot be read.
+
+    Args:
+        photo: a path or the bytes of a file; anything else has none.
+    """
+    if not isinstance(photo, str | Path | bytes):
+        return None
+    try:
+        return read_position(photo)
+    except (PhotoError, OSError):
+        return None
+
+
+def exif_note(position: ExifPosition | None, location: Location) -> tuple[str, ...]:
     """A note if a photo's EXIF has a position outside of the area, or outside of the circle that holds 95 %.
 
     Args:
-        photo: a path or the bytes of a file; of anything else there is no note.
+        position: what its EXIF records.
         location: its answer.
 
     Returns:
         One note or none.
     """
-    if not isinstance(photo, str | Path | bytes):
-        return ()
-    try:
-        position = read_position(photo)
-    except (PhotoError, OSError):
+    if position is None:
         return ()
     latitude, longitude = position.latitude, position.longitude
     if location.posterior.area.cells_at(latitude, longitude)[0][0] < 0:

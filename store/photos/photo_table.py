@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,16 +16,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from jzi.errors import PhotoError, PhotoTableError
+from jzi.errors import PhotoTableError
 from jzi.store.cache.cache_header import MAX_NAME
 from jzi.store.cache.layout import array_name
 from jzi.store.disk.table_file import read_table
 from jzi.store.geometry.cell_grid import CellGrid
 from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.geometry.region import RegionCells
-from jzi.store.photos.exif import ExifPosition, read_position
+from jzi.store.photos.exif_record import read_folder_exif
 from jzi.store.photos.photo_finder import PhotoFinder
 from jzi.store.photos.splits import SPLITS, TABLE_SPLIT, SplitInfo, block_side, is_zoom_sequence, split_photos, text
 
@@ -130,6 +128,7 @@ def read_photo_table(
     split_by: str = "auto",
     *,
     allow_outside: bool = False,
+    record: Path | None = None,
 ) -> PhotoTable:
     """Read a folder of photos with EXIF positions (recursively), or a CSV or Parquet table.
 
@@ -140,6 +139,7 @@ def read_photo_table(
         split_by: what to keep together in a split, as in `jzi.store.photos.splits.split_photos`; not used if the source
             has splits.
         allow_outside: whether paths of a table and symbolic links may lead out of the folder of photos.
+        record: file that keeps what EXIF says of the photos of folders (`jzi.store.photos.exif_record`); None for none.
 
     Raises:
         PhotoTableError: the source does not exist, has no coordinates, or no row can be used; or it lacks what
@@ -154,7 +154,7 @@ def read_photo_table(
     finders: dict[Path, PhotoFinder] = {}
     for split, part in parts.items():
         if part.is_dir():
-            read, unusable = _read_folder(PhotoFinder(part, allow_outside))
+            read, unusable = _read_folder(PhotoFinder(part, allow_outside), record)
         elif part.is_file():
             folder = photos or part.parent
             if folder not in finders:
@@ -179,6 +179,17 @@ def read_photo_table(
     if "split" not in frame:
         frame["split"], info = split_photos(frame, split_by)
     return PhotoTable(frame, tuple(rejected), name, split=info)
+
+
+def folder_files(folder: Path, *, allow_outside: bool = False) -> dict[str, str]:
+    """Files of the photos of a folder by the ids that `read_photo_table` gives them; opens none.
+
+    Args:
+        folder: the folder.
+        allow_outside: see `read_photo_table`.
+    """
+    finder = PhotoFinder(folder, allow_outside)
+    return {_name(photo, finder): str(photo) for photo in finder.all()[0]}
 
 
 def _check_sequences(frame: pd.DataFrame, pyramid: Pyramid, source: str) -> tuple[Rejected, ...]:
@@ -217,32 +228,16 @@ def _check_sequences(frame: pd.DataFrame, pyramid: Pyramid, source: str) -> tupl
 # Folders
 
 
-def _read_folder(finder: PhotoFinder) -> tuple[pd.DataFrame, list[Rejected]]:
+def _read_folder(finder: PhotoFinder, record: Path | None) -> tuple[pd.DataFrame, list[Rejected]]:
     photos, outside = finder.all()
-
-    def read(photo: Path) -> ExifPosition | PhotoError:
-        try:
-            return read_position(photo)
-        except PhotoError as error:
-            return error
-
-    rows = []
+    names = [_name(photo, finder) for photo in photos]
+    exif = read_folder_exif(finder.folder, photos, record)
+    usable = (exif["error"] == "").to_numpy(bool)
     rejected = [Rejected(_name(link, finder), OUTSIDE) for link in outside]
-    with ThreadPoolExecutor() as pool:
-        read_photos = tqdm(pool.map(read, photos), total=len(photos), unit="photo", desc="EXIF", delay=2)
-        for photo, exif in zip(photos, read_photos, strict=True):
-            name = _name(photo, finder)
-            if isinstance(exif, PhotoError):
-                rejected.append(Rejected(name, str(exif)))
-            else:
-                heading = np.nan if exif.heading is None else exif.heading
-                time = "" if exif.time is None else exif.time.isoformat()
-                position = exif.latitude, exif.longitude, heading
-                rows.append((name, str(photo), name, *position, time, exif.device))
-    columns = ["id", "photo", "path", "latitude", "longitude", "heading", "captured_at", "device"]
-    frame = pd.DataFrame(rows, columns=columns, dtype=object).astype(
-        {"latitude": float, "longitude": float, "heading": float}
-    )
+    rejected += [Rejected(name, error) for name, error in zip(names, exif["error"], strict=True) if error]
+    identity = {"id": names, "photo": list(map(str, photos)), "path": names}
+    frame = pd.concat([pd.DataFrame(identity, dtype=object), exif.drop(columns="error")], axis=1)[usable]
+    frame = frame.reset_index(drop=True)
     return frame if (frame["captured_at"] != "").any() else frame.drop(columns=["captured_at", "device"]), rejected
 
 

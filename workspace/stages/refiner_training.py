@@ -15,7 +15,7 @@ from jzi.refine.info import RefinerInfo, read_refiner_info
 from jzi.store.cache.feature_cache import FeatureCache
 from jzi.store.model_folder import CONFIG
 from jzi.store.plain import plain
-from jzi.workspace.open import load_encoder, open_experts, open_imagery, open_photo_table
+from jzi.workspace.open import load_encoder, open_experts, open_imagery, open_photo_files, open_photo_table
 from jzi.workspace.setup.data_checks import map_warnings
 from jzi.workspace.setup.settings import Settings
 from jzi.workspace.stages.refiner import open_stage
@@ -247,12 +247,12 @@ def _pixels(settings: Settings, stage: RefineStage) -> Callable[[str, bool], Pho
     from jzi.errors import PhotoError
     from jzi.locate.expert import Query
 
-    paths = open_photo_table(settings).frame.set_index("id")["photo"]
+    paths = open_photo_files(settings)
 
     def read(name: str, panorama: bool) -> PhotoData | None:
-        if name not in paths.index:
+        if name not in paths:
             return None
-        query = Query(name, torch.empty(0), str(paths[name]))
+        query = Query(name, torch.empty(0), paths[name])
         try:
             return stage.photos(query, PhotoView(panorama=panorama))
         except PhotoError:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from jzi.errors import PairsError, PhotoTableError, RerankError
 from jzi.rerank.config import RerankConfig
-from jzi.workspace.open import open_experts, open_photo_table, open_retriever
+from jzi.workspace.open import open_experts, open_photo_files, open_retriever
 from jzi.workspace.setup.settings import RegionSettings, Settings
 
 if TYPE_CHECKING:
@@ -139,8 +139,8 @@ def area_cases(
     row, col = expert.area.cells_at(frame["latitude"].to_numpy(float), frame["longitude"].to_numpy(float))
     frame = frame.assign(row=row, col=col)[row >= 0]
     frame = frame[expert.cell_mask[frame["row"], frame["col"]]]
-    paths = open_photo_table(settings).frame.set_index("id")["photo"]
-    frame = frame[frame["id"].isin(paths.index)]
+    paths = open_photo_files(settings)
+    frame = frame[frame["id"].isin(paths.keys())]
     splits = [split] if split else ["test", "val"]
     frame = next((part for name in splits if len(part := frame[frame["split"] == name])), frame[:0])
     names = read_candidates(listed) if listed else CandidateList({})
@@ -155,7 +155,7 @@ def area_cases(
     radius = min(RADII[0], longer_side(expert.area))
     found = _listed_cells(frame, names, expert) if listed else _candidates(frame, expert, cache, config.top, radius)
     return [
-        _area_case(str(entry["id"]), Path(str(paths[entry["id"]])), entry, *each, expert, crops, config)
+        _area_case(str(entry["id"]), Path(paths[str(entry["id"])]), entry, *each, expert, crops, config)
         for (_, entry), each in zip(frame.iterrows(), found, strict=True)
     ]
 
