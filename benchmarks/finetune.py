@@ -51,12 +51,12 @@ class Reference(FinetuneTask):
         tiles = train.tiles[part.index].flatten()
         images = self._images(part.area, tiles)
         if self.config.augment:
-            pixels = augment_photos(pixels, torch.rand(len(pixels), DRAWS, generator=generator).to(device))
+            pixels = augment_photos(pixels, torch.rand(len(pixels), DRAWS, generator=generator))
         squares = self.encoder.squares(pixels).flatten(0, 1)
         if self.config.augment:
-            squares = drop_parts(squares, torch.rand(len(squares), DRAWS, generator=generator).to(device))
+            squares = drop_parts(squares, torch.rand(len(squares), DRAWS, generator=generator))
             lower = tiles.to(device) != 0
-            draws = torch.rand(int(lower.sum()), DRAWS, generator=generator).to(device)
+            draws = torch.rand(int(lower.sum()), DRAWS, generator=generator)
             images[lower] = augment_tiles(images[lower], draws)
         pixels = self.encoder.normalise(torch.cat([squares, images]))
         return (

@@ -356,7 +356,7 @@ def _embed(
     for view in range(1, embedding.shape[1]):
         rows = np.flatnonzero(views >= view)
         draws = np.stack([view_draws(batch[row].stamp.sha256, view, seed, squares) for row in rows])
-        photo_draws, square_draws = torch.from_numpy(draws).to(photos.device).split([1, squares], dim=1)
+        photo_draws, square_draws = torch.from_numpy(draws).split([1, squares], dim=1)
         index = torch.from_numpy(rows).to(photos.device)
         augmented = encoder.squares(augment_photos(photos[index], photo_draws[:, 0]))
         augmented = drop_parts(augmented.flatten(0, 1), square_draws.flatten(0, 1)).unflatten(0, augmented.shape[:2])

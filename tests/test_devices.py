@@ -3,7 +3,6 @@
 A hidden synchronisation (`.item()`, `.tolist()`, `.numpy()`, `.cpu()`, a boolean index) raises there. The mode below
 raises where an operation mixes devices, those of indices and embeddings included, which a CPU would accept and a GPU
 would not. What is read in the end is read by `to_host`. Fusion is computed on the host, from what was read.
-Augmentation, and training on maps with more cells than `heads.sampled`, wait for the device and are not covered.
 """
 
 from __future__ import annotations
@@ -33,6 +32,7 @@ from jzi.decode.packed import PackedDecoder
 from jzi.decode.search import zoom
 from jzi.decode.tile_table import TileTable
 from jzi.encode.encoders.encoder import Encoder
+from jzi.encode.photo.augment import DRAWS, augment_photos, augment_tiles, drop_parts, jitter_colors, jitter_padded
 from jzi.encode.photo.photo_view import PhotoView
 from jzi.locate.answer.location import LocateOptions
 from jzi.refine.networks.model import UnifyGeo
@@ -54,6 +54,7 @@ from jzi.train.encoders.retriever import RetrieverTask
 from jzi.train.heads import CellsTask, LevelsTask, distinct_tiles
 from jzi.train.loop import TrainingLoop
 from jzi.train.losses import decoupled_contrast, level_contrast, soft_margin_triplet, symmetric_infonce
+from jzi.train.refine.refine_augment import coarsen_images, drop_tokens, jitter_images, turn_windows
 from jzi.train.refine.refine_losses import LossWeights, PairTruth, refiner_losses
 from jzi.train.run import TrainingRun
 from jzi.train.schedule import Schedule
@@ -208,16 +209,16 @@ def test_the_posterior_of_the_zoom_is_read_once(estimate: str, transfers: list[i
     assert len(posterior) == 3 and len(transfers) == 1
 
 
-@pytest.mark.parametrize("kind", [CellsTask, LevelsTask])
-def test_steps_of_the_heads_read_no_value(kind: Any) -> None:
+@pytest.mark.parametrize(("kind", "sampled"), [(CellsTask, 10_000), (CellsTask, 60), (CellsTask, 6), (LevelsTask, 6)])
+def test_steps_of_the_heads_read_no_value(kind: Any, sampled: int) -> None:
     info = SimpleNamespace(pyramid=AREA, encoder=ENCODER)
     data = SimpleNamespace(info=info, map_embeddings=MAP, whole_map=MAP, dataset=meta_data(), val=meta_data())
     shape = {"scales": AREA.levels} if kind is CellsTask else {"spaces": AREA.levels}
     heads = SimilarityHeads(HeadsConfig(WIDTH, hidden=16, **shape)).to(META)
-    task = kind(accelerator(), data, HeadsTrainingConfig(), None, 2, network=heads)
+    task = kind(accelerator(), data, HeadsTrainingConfig(sampled=sampled), None, 2, network=heads)
     task.begin_epoch(0)
     index = task.plan_epoch(0)[0]
-    with OneDevice(uploads=False):
+    with OneDevice(uploads=kind is CellsTask and sampled < MASK.sum()):  # the sample's random numbers
         task.batch_loss(heads, index).backward()
 
 
@@ -234,6 +235,22 @@ def test_tiles_for_a_gpu_are_those_for_a_cpu_some_of_them_more_than_once() -> No
         assert place.shape == (6, 4) and selected.device == META and len(selected) == min(tiles, 24)
 
 
+def test_augmentation_reads_no_value() -> None:
+    """With draws that select some images for each operation."""
+    images, draws = torch.empty(8, 3, 28, 56, device=META), torch.rand(8, DRAWS)
+    draws[:, [3, 8, 9, 11, DRAWS - 2]] = torch.linspace(0, 0.9, 8)[:, None]
+    boxes = [(0, 28, 0, 56), (4, 24, 0, 56)] * 4
+    with OneDevice():
+        views = [augment_photos(images, draws), augment_tiles(images, draws), drop_parts(images, draws)]
+        views += [jitter_padded(images, boxes, draws), jitter_colors(images, draws)]
+        squares, generator = images[..., :28], torch.Generator().manual_seed(0)
+        views += [coarsen_images(jitter_images(images, generator, 0.4), 3.0, generator)]
+        turned = turn_windows(squares, torch.empty(8, dtype=torch.int64, device=META), 2, 3)
+        turned = drop_tokens(turned.permute(0, 2, 3, 1), generator)
+    assert all(view.device == META and view.shape == images.shape for view in views)
+    assert turned.device == META and turned.shape == (8, 28, 28, 3)
+
+
 @pytest.mark.parametrize("contrast", [0.0, 1.0])
 def test_a_step_of_fine_tuning_reads_no_value(contrast: float, encoder_folder: Path) -> None:
     encoder = Encoder.load(encoder_folder, image_size=28, device="meta")
@@ -246,7 +263,7 @@ def test_a_step_of_fine_tuning_reads_no_value(contrast: float, encoder_folder: P
     images = torch.empty(17, 28, 28, 3, dtype=torch.uint8, device=META)
     cells = OnDevice() if contrast else None
     area = SimpleNamespace(pyramid=AREA, images=images, cells=cells, train=train)
-    task = FinetuneTask(accelerator(), network, encoder, [area], FinetuneConfig(contrast=contrast, augment=False), None)
+    task = FinetuneTask(accelerator(), network, encoder, [area], FinetuneConfig(contrast=contrast), None)
     pixels = [np.zeros((28, 56, 3), np.uint8)] * 3
     with OneDevice():
         task.part_loss(network.train(), Part(0, torch.arange(3), pixels, (0, 0, 0)), generator).backward()
@@ -266,7 +283,7 @@ def test_a_step_of_training_a_retriever_reads_no_value(encoder_folder: Path) -> 
         images=torch.empty(17, 28, 28, 3, dtype=torch.uint8, device=META),
         train=SimpleNamespace(tiles=torch.tensor([[3], [5], [3]])),
     )
-    task = RetrieverTask(accelerator(), network, encoder, [area], RetrieverConfig(augment=False), None)
+    task = RetrieverTask(accelerator(), network, encoder, [area], RetrieverConfig(), None)
     pixels = [np.zeros((28, 56, 3), np.uint8)] * 3
     with OneDevice():
         part = Part(0, torch.arange(3), pixels, (0, 0, 0))

@@ -221,8 +221,8 @@ class CellsTask(HeadsTask):
         nearest. Each cell of a uniform sample of the others stands for several, so the logarithm of their number is
         added to its logit (sampled softmax; Bengio and Senecal 2008).
         """
-        count = len(self.row)
-        if count <= self.config.sampled:
+        count, sampled = len(self.row), self.config.sampled
+        if count <= sampled:
             return None, None
         reach = max(4 * self._sigma, self.pyramid.cell_size)  # includes the photo's own cell, whatever sigma
         nearest = torch.full((count,), torch.inf, device=self.device)
@@ -232,19 +232,17 @@ class CellsTask(HeadsTask):
             nearest = torch.minimum(nearest, distance.amin(0))
             occupied.append(distance.argmin(1))
         nearest[torch.cat(occupied)] = -1.0
-        near = nearest <= reach
-        most = min(max(self.config.sampled // 2, int((nearest < 0).sum())), self.config.sampled - 1)
-        if int(near.sum()) > most:
-            near = torch.zeros_like(near).index_fill_(0, nearest.topk(most, largest=False).indices, True)
-        others = (~near).nonzero()[:, 0]
-        drawn = self.config.sampled - int(near.sum())
-        if drawn >= len(others):
-            return None, None
-        chosen = others[torch.randperm(len(others))[:drawn].to(self.device)]
-        labelled = near.nonzero()[:, 0]
-        correction = torch.zeros(len(labelled) + drawn, device=self.device)
-        correction[len(labelled) :] = float(np.log(len(others) / drawn))
-        return torch.cat([labelled, chosen]), correction
+        # How many are near is known to the device only: sizes do not depend on it, so that nothing waits for that
+        distance, candidates = nearest.topk(min(max(sampled // 2, len(part)), sampled - 1), largest=False)
+        is_near = (distance <= reach) & (
+            (distance < 0) | (torch.arange(len(distance), device=self.device) < sampled // 2)
+        )
+        near = torch.zeros(count, dtype=torch.bool, device=self.device).index_put_((candidates,), is_near)
+        order = torch.rand(count).to(self.device).masked_fill_(near, -1.0)  # the others at random, after those near
+        chosen = order.topk(sampled, largest=False).indices
+        number = near.sum()
+        correction = torch.log((count - number) / (sampled - number))
+        return chosen, torch.where(near[chosen], 0.0, correction)
 
     def _square(self, part: Tensor, centers: Tensor) -> Tensor:
         """(photo, cell) squared distances, square metres."""

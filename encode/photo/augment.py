@@ -1,7 +1,8 @@
 """Augmented views of photos and tiles, computed on the device, as in the reference and Sample4Geo.
 
 A view is a function of the image and `DRAWS` uniform random numbers, so a seed reproduces it in any batch and on any
-machine.
+machine. The numbers are in main memory, where they decide which images an operation changes: to learn that from the
+device, the host would have to wait for it, and where kornia checks the strengths of its operations.
 
     photo: JPEG compression of quality 90..100 (p 0.5); random resized crop of 70..100 % of the area at constant aspect
            ratio; colour jitter (p 0.5); grayscale (p 0.1); blur or sharpening (p 0.3); then grid or coarse dropout
@@ -90,14 +91,14 @@ def augment_photos(photos: Tensor, draws: Tensor) -> Tensor:
 
     Args:
         photos: (n, 3, height, width) in 0..1.
-        draws: (n, DRAWS) in 0..1.
+        draws: (n, DRAWS) in 0..1, in main memory.
 
     Returns:
         Views of the same shape.
     """
     photos = _crop(_compress(photos, draws[:, _JPEG]), draws[:, _CROP])
     photos = _jitter(photos, draws[:, _JITTER])
-    gray = (draws[:, _GRAY] < GRAY)[:, None, None, None]
+    gray = (draws[:, _GRAY] < GRAY).to(photos.device)[:, None, None, None]
     photos = torch.where(gray, rgb_to_grayscale(photos).expand_as(photos), photos)
     return _filter(photos, draws[:, _FILTER])
 
@@ -107,7 +108,7 @@ def augment_tiles(tiles: Tensor, draws: Tensor, hole: float = TILE_HOLE) -> Tens
 
     Args:
         tiles: (n, 3, rows, cols) in 0..1.
-        draws: (n, DRAWS) in 0..1.
+        draws: (n, DRAWS) in 0..1, in main memory.
         hole: side of the dropped squares of a grid as a fraction of a grid cell's.
 
     Returns:
@@ -122,7 +123,7 @@ def jitter_colors(images: Tensor, draws: Tensor) -> Tensor:
 
     Args:
         images: (n, 3, height, width) in 0..1, or (n, level, 3, height, width), whose levels have one common draw.
-        draws: (n, JITTER_DRAWS) in 0..1.
+        draws: (n, JITTER_DRAWS) in 0..1, in main memory.
 
     Returns:
         Views of the same shape.
@@ -130,7 +131,7 @@ def jitter_colors(images: Tensor, draws: Tensor) -> Tensor:
     if images.ndim == 5:
         levels = images.shape[1]
         return jitter_colors(images.flatten(0, 1), draws.repeat_interleave(levels, 0)).unflatten(0, (-1, levels))
-    order = _ORDERS.to(draws.device)[(draws[:, 4] * len(_ORDERS)).long().clamp(max=len(_ORDERS) - 1)]
+    order = _ORDERS[(draws[:, 4] * len(_ORDERS)).long().clamp(max=len(_ORDERS) - 1)]
     operations: list[Callable[[Tensor, Tensor], Tensor]] = [
         lambda part, amount: adjust_brightness_accumulative(part, 1 + amount),
         lambda part, amount: adjust_contrast_with_mean_subtraction(part, 1 + amount),
@@ -139,9 +140,10 @@ def jitter_colors(images: Tensor, draws: Tensor) -> Tensor:
     ]
     for turn in range(len(operations)):
         for number, operation in enumerate(operations):
-            index = (order[:, turn] == number).nonzero()[:, 0]
+            selected = order[:, turn] == number
+            index = _indices(selected, images.device)
             if len(index):
-                amount = COLOR_JITTER[number] * (2 * draws[index, number] - 1)
+                amount = COLOR_JITTER[number] * (2 * draws[selected, number] - 1)
                 images = images.index_copy(0, index, operation(images[index], amount))
     return images
 
@@ -152,16 +154,17 @@ def jitter_padded(images: Tensor, boxes: list[tuple[int, int, int, int]], draws:
     Args:
         images: (n, 3, height, width) in 0..1.
         boxes: first row, row after the last, first column and column after the last of each photo.
-        draws: (n, JITTER_DRAWS) in 0..1.
+        draws: (n, JITTER_DRAWS) in 0..1, in main memory.
 
     Returns:
         Views of the same shape.
     """
     views = images.clone()
     for box in set(boxes):
-        index = torch.tensor([number for number, other in enumerate(boxes) if other == box], device=images.device)
-        top, bottom, left, right = box
-        views[index, :, top:bottom, left:right] = jitter_colors(images[index, :, top:bottom, left:right], draws[index])
+        numbers = torch.tensor([number for number, other in enumerate(boxes) if other == box])
+        index, (top, bottom, left, right) = numbers.to(images.device), box
+        photos = images[index, :, top:bottom, left:right]
+        views[index, :, top:bottom, left:right] = jitter_colors(photos, draws[numbers])
     return views
 
 
@@ -170,7 +173,7 @@ def drop_parts(squares: Tensor, draws: Tensor, hole: float = PHOTO_HOLE) -> Tens
 
     Args:
         squares: (n, 3, S, S) in 0..1; of other images, the holes are those of the square around them.
-        draws: (n, DRAWS) in 0..1.
+        draws: (n, DRAWS) in 0..1, in main memory.
         hole: side of the grid's holes as a fraction of a grid cell's.
 
     Returns:
@@ -180,25 +183,30 @@ def drop_parts(squares: Tensor, draws: Tensor, hole: float = PHOTO_HOLE) -> Tens
     selector, side = draws[:, _DROPOUT.start], max(rows, cols)
     grid, coarse = selector < DROPOUT / 2, (selector >= DROPOUT / 2) & (selector < DROPOUT)
     for selected, hole_mask in ((grid, partial(_grid_holes, hole=hole)), (coarse, _coarse_holes)):
-        index = selected.nonzero()[:, 0]
+        index = _indices(selected, squares.device)
         if len(index):
-            visible = ~hole_mask(draws[index], side)[:, None, :rows, :cols]
+            visible = ~hole_mask(draws[selected].to(squares.device), side)[:, None, :rows, :cols]
             squares = squares.index_copy(0, index, squares[index] * visible)
     return squares
 
 
+def _indices(selected: Tensor, device: torch.device) -> Tensor:
+    """Indices, on the device, of the images that a (n,) mask in main memory selects."""
+    return selected.nonzero()[:, 0].to(device)
+
+
 def _compress(images: Tensor, draws: Tensor) -> Tensor:
-    index = (draws[:, 0] < JPEG).nonzero()[:, 0]
+    selected, (low, high) = draws[:, 0] < JPEG, QUALITY
+    index = _indices(selected, images.device)
     if not len(index):
         return images
-    low, high = QUALITY
-    quality = (low + (high - low + 1) * draws[index, 1]).floor().clamp(max=high)  # whole numbers, equally likely
+    quality = (low + (high - low + 1) * draws[selected, 1]).floor().clamp(max=high)  # whole numbers, equally likely
     compressed = jpeg_codec_differentiable(images[index], quality)
     return images.index_copy(0, index, compressed.clamp(0, 1))
 
 
 def _crop(photos: Tensor, draws: Tensor) -> Tensor:
-    low, high = CROP_SCALE
+    (low, high), draws = CROP_SCALE, draws.to(photos.device)
     side = (low + (high - low) * draws[:, 0]).sqrt()  # of the crop, relative to the photo's
     x, y = ((2 * draws[:, axis] - 1) * (1 - side) for axis in (1, 2))  # centre; the photo spans -1..1
     zero = torch.zeros_like(side)
@@ -208,10 +216,11 @@ def _crop(photos: Tensor, draws: Tensor) -> Tensor:
 
 
 def _jitter(images: Tensor, draws: Tensor) -> Tensor:
-    index = (draws[:, 0] < JITTER).nonzero()[:, 0]
+    selected = draws[:, 0] < JITTER
+    index = _indices(selected, images.device)
     if not len(index):
         return images
-    amount = 2 * draws[index, 1:] - 1  # -1..1
+    amount = 2 * draws[selected, 1:] - 1  # -1..1
     jittered = adjust_brightness_accumulative(images[index], 1 + BRIGHTNESS * amount[:, 0])
     jittered = adjust_contrast_with_mean_subtraction(jittered, 1 + CONTRAST * amount[:, 1])
     jittered = adjust_saturation_with_gray_subtraction(jittered, 1 + SATURATION * amount[:, 2])
@@ -220,15 +229,15 @@ def _jitter(images: Tensor, draws: Tensor) -> Tensor:
 
 def _filter(images: Tensor, draws: Tensor) -> Tensor:
     selector, strength = draws.unbind(1)
-    blur = (selector < FILTER / 2).nonzero()[:, 0]
-    if len(blur):
+    blur, sharpen = selector < FILTER / 2, (selector >= FILTER / 2) & (selector < FILTER)
+    index = _indices(blur, images.device)
+    if len(index):
         sigma = SIGMA[0] + (SIGMA[1] - SIGMA[0]) * strength[blur]
-        blurred = gaussian_blur2d(images[blur], (5, 5), sigma[:, None].expand(-1, 2))
-        images = images.index_copy(0, blur, blurred)
-    sharpen = ((selector >= FILTER / 2) & (selector < FILTER)).nonzero()[:, 0]
-    if len(sharpen):
+        images = images.index_copy(0, index, gaussian_blur2d(images[index], (5, 5), sigma[:, None].expand(-1, 2)))
+    index = _indices(sharpen, images.device)
+    if len(index):
         factor = SHARPNESS[0] + (SHARPNESS[1] - SHARPNESS[0]) * strength[sharpen]
-        images = images.index_copy(0, sharpen, sharpness(images[sharpen], factor))
+        images = images.index_copy(0, index, sharpness(images[index], factor))
     return images
 
 

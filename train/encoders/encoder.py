@@ -172,13 +172,12 @@ class EncoderTask(Task):
             raise TrainingError(
                 f"none of the {len(photos)} photos of a batch can be read ({reason}): correct queries.table"
             )
-        device = self.accelerator.device
         pixels = self.encoder.to_unit(stacked)
         if self.config.augment:
-            pixels = augment_photos(pixels, torch.rand(len(pixels), DRAWS, generator=generator).to(device))
+            pixels = augment_photos(pixels, torch.rand(len(pixels), DRAWS, generator=generator))
         squares = self.encoder.squares(pixels)
         if self.config.augment:
-            parts = torch.rand(*squares.shape[:2], DRAWS, generator=generator).to(device)
+            parts = torch.rand(*squares.shape[:2], DRAWS, generator=generator)
             squares = drop_parts(squares.flatten(0, 1), parts.flatten(0, 1)).unflatten(0, squares.shape[:2])
         return readable, squares
 
@@ -196,7 +195,7 @@ class EncoderTask(Task):
         """
         images = self._images(area, tiles)
         if draws is not None:
-            images = augment_tiles(images, draws.to(images.device))
+            images = augment_tiles(images, draws)
         return self.encoder.normalise(torch.cat([squares, images]))
 
     def _images(self, area: int, tiles: Tensor) -> Tensor:

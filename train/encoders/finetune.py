@@ -192,7 +192,7 @@ class FinetuneTask(EncoderTask):
             cells, cell = torch.unique(_cell_numbers(area.pyramid, train.actions[index]), return_inverse=True)
             images = self.encoder.to_unit(area.cells[cells])
             if self.config.augment:
-                images = augment_tiles(images, torch.rand(len(cells), DRAWS, generator=generator).to(images.device))
+                images = augment_tiles(images, torch.rand(len(cells), DRAWS, generator=generator))
             pixels = torch.cat([pixels, self.encoder.normalise(images)])
             tiles = torch.cat([tiles, len(distinct) + cell[:, None].to(tiles.device)], 1)
         return pixels, tiles.to(device), train.actions[index].to(device)

@@ -126,11 +126,9 @@ def turn_windows(windows: Tensor, turns: Tensor, rows: int, cols: int) -> Tensor
         rows: axis of the rows.
         cols: axis of the columns.
     """
-    turned = windows.clone()
-    for count in (1, 2, 3):
-        index = (turns == count).nonzero()[:, 0]
-        if len(index):
-            turned[index] = torch.rot90(windows[index], count, (rows, cols))
+    turned, turns = windows, turns.view(-1, *(1,) * (windows.ndim - 1))
+    for count in (1, 2, 3):  # all of them, as the device would have to be waited for to know which
+        turned = torch.where(turns == count, torch.rot90(windows, count, (rows, cols)), turned)
     return turned
 
 
@@ -163,7 +161,7 @@ def jitter_images(images: Tensor, generator: torch.Generator, hole: float) -> Te
         generator: source of the random numbers, on the CPU.
         hole: side of the dropped squares of a grid as a fraction of a grid cell's: `PHOTO_HOLE` or `TILE_HOLE`.
     """
-    return augment_tiles(images, torch.rand(len(images), DRAWS, generator=generator).to(images.device), hole)
+    return augment_tiles(images, torch.rand(len(images), DRAWS, generator=generator), hole)
 
 
 def coarsen_images(images: Tensor, largest: float, generator: torch.Generator) -> Tensor:

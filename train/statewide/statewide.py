@@ -227,7 +227,7 @@ class StatewideTask(Task):
         photos, cells = (to_unit(images, self.accelerator.device) for images in (part.photos, part.cells))
         if self.config.augment:
             draws = torch.from_numpy(self.stream.draws(part.number, purpose, 2 * JITTER_DRAWS))
-            photo_draws, cell_draws = draws.to(self.accelerator.device).chunk(2, dim=1)
+            photo_draws, cell_draws = draws.chunk(2, dim=1)
             photos, cells = jitter_padded(photos, part.boxes, photo_draws), jitter_colors(cells, cell_draws)
         query, reference = model(self.towers.normalise(photos), self.towers.normalise(cells))
         return query, reference, torch.from_numpy(part.readable).to(query)
