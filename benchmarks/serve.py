@@ -101,10 +101,13 @@ def in_process(target: Any, *arguments: Any) -> list[Any]:
 @click.option("--seconds", default=10.0, show_default=True, help="Duration of the load; half of it for each bare rate.")
 @click.option("--batch", default=8, show_default=True, help="Photos of a batch of the bare encoder.")
 @click.option("--query", default="", help="Parameters of the requests, such as ?details=true.")
-def main(model: str, photos: tuple[str, ...], clients: int, seconds: float, batch: int, query: str) -> None:
+@click.option("--workers", default=1, show_default=True, help="Processes of the service that locate.")
+def main(
+    model: str, photos: tuple[str, ...], clients: int, seconds: float, batch: int, query: str, workers: int
+) -> None:
     """Measure and print a row."""
     files = photos[:256]
-    command = [sys.executable, "-m", "jzi", "serve", "--model", model, "--port", "0"]
+    command = [sys.executable, "-m", "jzi", "serve", "--model", model, "--port", "0", "--workers", str(workers)]
     service = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         port = 0

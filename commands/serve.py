@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 import click
@@ -73,6 +74,13 @@ from jzi.locate.ranges import SHARE, Range
     show_default=True,
     help="MB of all photos that are received or wait; more are answered with status 503.",
 )
+@click.option(
+    "--workers",
+    type=number(Range(1, 64, whole=True)),
+    default=1,
+    show_default=True,
+    help="Processes that locate, each with a model of its own; they share the cores, and use one GPU each.",
+)
 @click.option("--abstain", type=number(SHARE), default=0.0, help='Answer "not sure" below this confidence.')
 def serve(
     model: Path | None,
@@ -93,6 +101,7 @@ def serve(
     max_megapixels: float,
     queue: int,
     queue_mb: float,
+    workers: int,
     abstain: float,
 ) -> None:
     """Locate photos over HTTP, with a web page to drop them on.
@@ -105,7 +114,7 @@ def serve(
 
     Memory: beyond the model and the search of one photo, --queue-mb for all requests (at most --max-mb for one), 20
     bytes for each pixel of --max-megapixels, 64 MB for tiles, and about 100 MB for connections; 256 MB, 1.2 GB, 64 MB
-    and 100 MB by default.
+    and 100 MB by default. Each of several --workers has a model of its own, and decodes as many pixels.
     """
     try:
         import uvicorn  # noqa: F401
@@ -114,11 +123,10 @@ def serve(
         from jzi.serve.guard import Access
         from jzi.serve.limits import Limits
         from jzi.serve.server import is_loopback, listen, run
+        from jzi.serve.workers import Worker
     except ImportError as error:
         raise UsageError(f"jzi serve needs {error.name}: pip install 'jzi[serve]'") from error
-    from jzi.errors import ConfigError, ImageryError
-    from jzi.store.geometry.pyramid import Pyramid
-    from jzi.workspace.open import imagery_of, open_locator
+    from jzi.workspace.service import open_service
 
     limits = Limits(max_mb, max_megapixels, abstain, queue, queue_mb)
     access = Access(os.environ.get("JZI_TOKEN", ""), (host, *hosts))
@@ -127,7 +135,8 @@ def serve(
             raise UsageError(
                 f"--host {host} accepts other machines: set JZI_TOKEN to a secret that their requests must carry"
             )
-        locator = open_locator(
+        open_model = partial(
+            open_service,
             model,
             config_file,
             cache=cache,
@@ -139,17 +148,10 @@ def serve(
             refine=refine_request(refine, refine_top),
             imagery=imagery,
         )
-        locator.encoder  # noqa: B018 - loaded here, so that an error is a sentence
-        area = locator.expert.area
-        if imagery and not isinstance(area, Pyramid):
-            raise UsageError("--imagery is drawn on square maps only: leave it out for cells in bands")
-        background = None
-        try:
-            background = imagery_of(area, imagery, config_file) if isinstance(area, Pyramid) else None
-        except (ConfigError, ImageryError) as error:  # a model needs no map, which may be on another machine
-            if imagery:
-                raise
-            click.echo(f"jzi: the page has a plain map: {error}", err=True)
-        app = make_app(locator, background, limits, access)
+        locator, background, note = open_model()
+        if note:
+            click.echo(f"jzi: the page has a plain map: {note}", err=True)
+        several = [Worker(open_model, limits, number, workers) for number in range(workers)] if workers > 1 else []
+        app = make_app(locator, background, limits, access, several)
         click.echo(f"serving on http://{host}:{listener.getsockname()[1]}; stop with Ctrl-C", err=True)
         run(app, listener, limits)

@@ -302,7 +302,7 @@ def _sum_all(
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """(photo, cell) all keys below `size`, and the sums of their mass; of (photo, entry) keys and mass."""
     flat = np.arange(len(key))[:, None] * size + key
-    total = np.bincount(flat.ravel(), mass.ravel(), len(key) * size).reshape(len(key), size)
+    total = np.bincount(flat.ravel(), mass.ravel(), len(key) * size).reshape(len(key), size).astype(np.float64)
     return np.broadcast_to(np.arange(size), total.shape), total
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Literal
 
 from fastapi import FastAPI, HTTPException, Query, Request
@@ -21,7 +22,7 @@ from jzi.errors import ConfigError, JziError
 from jzi.locate.answer.location import DEFAULT, Camera, LocateOptions
 from jzi.locate.locator import Locator
 from jzi.locate.ranges import DISTANCE, HEADING, HEADING_SD, SHARE
-from jzi.serve.batch import BatchLocator
+from jzi.serve.batch import BatchLocator, batch_size
 from jzi.serve.guard import Access, Guard
 from jzi.serve.limits import Limits, RefusedError, StoppingError
 from jzi.serve.metrics import Metrics
@@ -29,6 +30,7 @@ from jzi.serve.parameters import BODY, check_names, parse_position, sentence
 from jzi.serve.queue import Job, PhotoQueue
 from jzi.serve.site import Site
 from jzi.serve.uploads import Reservation, Upload, Uploads
+from jzi.serve.workers import Worker
 from jzi.store.geometry.cell_grid import longer_side
 from jzi.version import __version__
 
@@ -57,7 +59,11 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
 
 
 def make_app(
-    locator: Locator, imagery: Imagery | None = None, limits: Limits | None = None, access: Access | None = None
+    locator: Locator,
+    imagery: Imagery | None = None,
+    limits: Limits | None = None,
+    access: Access | None = None,
+    workers: Sequence[Worker] = (),
 ) -> FastAPI:
     """Return the web application.
 
@@ -66,6 +72,7 @@ def make_app(
         imagery: background of the page's map; None for a plain one.
         limits: limits on requests; by default those of `Limits()`.
         access: who may use the service; by default anyone who can connect.
+        workers: processes that locate the photos with the same model; by default this one does.
     """
     limits, side = limits or Limits(), longer_side(locator.expert.area)
     service = _Service(limits)
@@ -73,7 +80,8 @@ def make_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        service.start(BatchLocator(locator, imagery, limits))  # loads the encoder now rather than with the first photo
+        size = batch_size(locator.encoder.device)  # loads the encoder now rather than with the first photo
+        service.start(workers or [BatchLocator(locator, imagery, limits)], size)
         site.render(imagery)
         yield
         service.close()
@@ -206,14 +214,20 @@ class _Service:
         self._open: set[asyncio.Task[dict[str, Any]]] = set()  # requests that are being received or wait
         self._stopping = False
 
-    def start(self, batch_locator: BatchLocator) -> None:
-        def compute(jobs: Sequence[Job]) -> None:
-            self.metrics.batches.observe(len(jobs))
-            batch_locator(jobs)
-
-        self._batch_locator = batch_locator
-        self.queue = PhotoQueue(compute, self.limits.queue, batch_locator.size)
+    def start(self, locators: Sequence[BatchLocator] | Sequence[Worker], batch: int) -> None:
+        for worker in locators:
+            if isinstance(worker, Worker):
+                worker.start()
+        for worker in locators:
+            if isinstance(worker, Worker):
+                worker.wait()
+        self._locators = locators
+        self.queue = PhotoQueue([partial(self._compute, each) for each in locators], self.limits.queue, batch)
         self.queue.start()
+
+    def _compute(self, locate: BatchLocator | Worker, jobs: Sequence[Job]) -> None:
+        self.metrics.batches.observe(len(jobs))
+        locate(jobs)
 
     async def locate(self, request: Request, make_job: Callable[[Upload], Job]) -> dict[str, Any]:
         self.queue.check()  # before the photo is received
@@ -251,7 +265,8 @@ class _Service:
 
     def close(self) -> None:
         self.queue.close()
-        self._batch_locator.close()
+        for each in self._locators:
+            each.close()
 
     def _refuse_open(self) -> None:
         self._stopping = True

@@ -20,11 +20,16 @@ from jzi.locate.locator import Locator
 from jzi.locate.priors.prior_weights import Prior
 from jzi.serve.limits import Limits
 from jzi.serve.photos import DecodedPhoto, PhotoDecoder
-from jzi.serve.queue import Job
+from jzi.serve.queue import Question
 from jzi.store.geometry.geojson import parse_polygons
 
 #: Photos that are encoded together: on a CPU more do not make the encoder faster, but delay the first answer.
 CPU_BATCH, GPU_BATCH = 8, 32
+
+
+def batch_size(device: torch.device) -> int:
+    """Photos that are encoded together on a device."""
+    return CPU_BATCH if device.type == "cpu" else GPU_BATCH
 
 
 class BatchLocator:
@@ -39,12 +44,11 @@ class BatchLocator:
     def __init__(self, locator: Locator, imagery: Imagery | None, limits: Limits) -> None:
         self.locator, self.imagery, self.limits = locator, imagery, limits
         encoder = locator.encoder
-        self.size = CPU_BATCH if encoder.device.type == "cpu" else GPU_BATCH
         pixels = int(limits.megapixels * 1e6)
         self._decoder = PhotoDecoder(encoder.photo_shape, encoder.resampling, pixels, fit=encoder.fit)
         self._pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="jzi-decode")
 
-    def __call__(self, jobs: Sequence[Job]) -> None:
+    def __call__(self, jobs: Sequence[Question]) -> None:
         """Finish every job; those whose clients have gone are dropped between the steps."""
         photos = {}
         for job, photo in zip(jobs, self._pool.map(self._decode, jobs), strict=True):
@@ -67,7 +71,7 @@ class BatchLocator:
         """End the threads that decode."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _decode(self, job: Job) -> DecodedPhoto | JziError | None:
+    def _decode(self, job: Question) -> DecodedPhoto | JziError | None:
         if job.abandoned:
             return None
         try:
@@ -75,9 +79,9 @@ class BatchLocator:
         except JziError as error:
             return error
 
-    def _alike(self, jobs: list[Job]) -> Iterator[list[Job]]:
+    def _alike(self, jobs: list[Question]) -> Iterator[list[Question]]:
         """Jobs to locate together: those with the same options and no prior, unless stages take long for each."""
-        groups: dict[LocateOptions, list[Job]] = {}
+        groups: dict[LocateOptions, list[Question]] = {}
         for job in jobs:
             if self.locator.stages or (job.near, job.within, job.region) != (None, None, None):
                 yield [job]
@@ -86,7 +90,10 @@ class BatchLocator:
         yield from groups.values()
 
     def _finish(
-        self, jobs: list[Job], photos: dict[Job, DecodedPhoto], embedded: dict[Job, tuple[Tensor, Tensor | None]]
+        self,
+        jobs: list[Question],
+        photos: dict[Question, DecodedPhoto],
+        embedded: dict[Question, tuple[Tensor, Tensor | None]],
     ) -> None:
         """Finish jobs that are located together; if that fails, each by itself, as the error may be of one alone."""
         if not jobs:
@@ -110,7 +117,7 @@ class BatchLocator:
             except Exception as error:  # of one photo alone
                 job.finish(error)
 
-    def _answer(self, job: Job, photo: DecodedPhoto, location: Location, prior: Prior) -> dict[str, Any]:
+    def _answer(self, job: Question, photo: DecodedPhoto, location: Location, prior: Prior) -> dict[str, Any]:
         location = with_notes(location, photo.notes, job.photo)
         values = location.to_dict()
         if prior:
@@ -120,5 +127,5 @@ class BatchLocator:
         return values
 
 
-def _polygons(job: Job) -> tuple[dict[str, Any], ...]:
+def _polygons(job: Question) -> tuple[dict[str, Any], ...]:
     return () if job.region is None else parse_polygons(job.region, "region")

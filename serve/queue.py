@@ -1,4 +1,4 @@
-"""Photos that wait for the model: a bounded queue, and the thread that takes them in batches."""
+"""Photos that wait for the model: a bounded queue, and the threads that take them in batches."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from jzi.locate.answer.location import LocateOptions
@@ -19,7 +19,7 @@ MAX_RETRY_AFTER = 120
 
 
 @dataclass(eq=False)
-class Job:
+class Question:
     """A photo to locate.
 
     Attributes:
@@ -30,9 +30,6 @@ class Job:
         within: radius of that circle, metres.
         region: GeoJSON text of the prior's region.
         details: whether the answer has what the page draws.
-        answer: set by `PhotoQueue`; cancelled when the client has gone.
-        waited_s: seconds in the queue, once taken from it.
-        batch: photos of the batch that it was computed in.
     """
 
     photo: bytes
@@ -42,6 +39,32 @@ class Job:
     within: float | None = None
     region: bytes | str | None = None
     details: bool = False
+
+    def question(self) -> dict[str, Any]:
+        """The attributes that are listed above, to send to another process."""
+        return {each.name: getattr(self, each.name) for each in fields(Question)}
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether nobody waits for the answer any more."""
+        return False
+
+    def finish(self, result: dict[str, Any] | Exception) -> None:
+        """Give the answer, or why there is none."""
+        raise NotImplementedError
+
+
+@dataclass(eq=False)
+class Job(Question):
+    """A photo that a client waits for.
+
+    Attributes:
+        answer: set by `PhotoQueue`; cancelled when the client has gone.
+        waited_s: seconds in the queue, once taken from it.
+        batch: photos of the batch that it was computed in.
+        submitted: time on the monotonic clock, seconds.
+    """
+
     answer: asyncio.Future[dict[str, Any]] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     waited_s: float = 0.0
     batch: int = 0
@@ -67,29 +90,34 @@ class Job:
 
 
 class PhotoQueue:
-    """A bounded queue of jobs, computed in batches by one thread: a model uses all cores, or the whole GPU.
+    """A bounded queue of jobs, computed in batches by one thread for each model.
 
     Args:
-        compute: finishes every job of a batch (`Job.finish`); called in the thread.
+        computes: each finishes every job of a batch (`Job.finish`), and is called in a thread of its own.
         size: photos that may wait.
         batch: largest batch.
     """
 
-    def __init__(self, compute: Callable[[Sequence[Job]], None], size: int, batch: int) -> None:
+    def __init__(self, computes: Sequence[Callable[[Sequence[Job]], None]], size: int, batch: int) -> None:
         self.size, self.batch = size, batch
-        self._compute = compute
         self._jobs: deque[Job] = deque()
         self._changed = threading.Condition()
         self._closed = False
         self._seconds_per_photo = 0.5  # a guess until photos have been located
-        self._thread = threading.Thread(target=self._work, name="jzi-locate", daemon=True)  # does not delay the exit
+        self._threads = [
+            threading.Thread(
+                target=self._work, args=(compute,), name="jzi-locate", daemon=True
+            )  # do not delay the exit
+            for compute in computes
+        ]
 
     def __len__(self) -> int:
         return len(self._jobs)
 
     def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
+        """Start the threads."""
+        for thread in self._threads:
+            thread.start()
 
     def check(self) -> None:
         """Raise a `RefusedError` if no photo may be added."""
@@ -101,7 +129,8 @@ class PhotoQueue:
     @property
     def retry_after(self) -> int:
         """Estimate of the seconds until half of those that wait are answered."""
-        return int(min(max(1.0, len(self) * self._seconds_per_photo / 2), MAX_RETRY_AFTER))
+        seconds = len(self) * self._seconds_per_photo / len(self._threads)
+        return int(min(max(1.0, seconds / 2), MAX_RETRY_AFTER))
 
     async def locate(self, job: Job) -> dict[str, Any]:
         """Return the answer; if the caller is cancelled, the job is dropped unless it is being computed.
@@ -123,19 +152,19 @@ class PhotoQueue:
                     self._jobs.remove(job)
 
     def close(self) -> None:
-        """Refuse the photos that wait; the thread ends after the batch that it computes."""
+        """Refuse the photos that wait; each thread ends after the batch that it computes."""
         with self._changed:
             self._closed, waiting = True, list(self._jobs)
             self._jobs.clear()
-            self._changed.notify()
+            self._changed.notify_all()
         for job in waiting:
             job.finish(StoppingError())
 
-    def _work(self) -> None:
+    def _work(self, compute: Callable[[Sequence[Job]], None]) -> None:
         while (batch := self._take()) is not None:
             start = time.monotonic()
             try:
-                self._compute(batch)
+                compute(batch)
             except Exception as error:  # the thread must not end
                 for job in batch:
                     job.finish(error)

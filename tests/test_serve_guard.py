@@ -275,7 +275,7 @@ def test_abandoned_photos_are_not_computed() -> None:
                 job.finish({"name": job.name})
 
     async def run() -> None:
-        queue = PhotoQueue(compute, size=3, batch=1)
+        queue = PhotoQueue([compute], size=3, batch=1)
         queue.start()
         first = asyncio.ensure_future(queue.locate(Job(b"", "first", LocateOptions())))
         await asyncio.sleep(0.2)  # the thread has taken it
