@@ -136,7 +136,8 @@ class Query:
 class Stage(Protocol):
     """A step after the posterior: a refiner or a re-ranker.
 
-    With an attribute `reads_tokens` that is true, its queries have tokens.
+    With an attribute `reads_tokens` that is true, its queries have tokens. If it is a `Commentator`, its notes become
+    those of the answer.
     """
 
     name: str
@@ -148,5 +149,19 @@ class Stage(Protocol):
             query: the photo.
             posterior: the posterior of this photo.
             candidates: its candidates, the most probable first.
+        """
+        ...
+
+
+@runtime_checkable
+class Commentator(Protocol):
+    """A stage that has notes about its answers, such as what it assumed of a photo."""
+
+    def notes(self, query: Query, candidates: Sequence[Candidate]) -> Sequence[str]:
+        """Notes about an answer, for `Location.notes`.
+
+        Args:
+            query: the photo.
+            candidates: what the stage returned for it.
         """
         ...

@@ -21,7 +21,7 @@ from jzi.encode.photo.photo_reader import Photo, PhotoReader, ReadPhoto
 from jzi.errors import ConfigError, PhotoError
 from jzi.locate.answer.location import DEFAULT, Candidate, LocateOptions, Location, NotLocated, to_locations
 from jzi.locate.answer.photo_notes import exif_position, with_notes
-from jzi.locate.expert import Expert, Query, Stage
+from jzi.locate.expert import Commentator, Expert, Query, Stage
 from jzi.locate.inside import InsideDetector, probability_inside
 from jzi.locate.joint.sequential import check_track, fuse, smooth_track
 from jzi.locate.points.discs import check_radius
@@ -340,9 +340,11 @@ class Locator:
         refined = []
         for query, location in zip(queries, locations, strict=True):
             candidates: Sequence[Candidate] = location.candidates
+            notes = list(location.notes)
             for stage in self.stages:
                 candidates = stage(query, location.posterior, candidates)
-            refined.append(location.with_candidates(candidates))
+                notes += stage.notes(query, candidates) if isinstance(stage, Commentator) else ()
+            refined.append(replace(location.with_candidates(candidates), notes=tuple(notes)))
         return refined
 
     def _batches(self, photos: Iterable[PhotoInput], size: int) -> Iterator[list[tuple[Photo, ReadPhoto]]]:

@@ -252,7 +252,7 @@ class RefineConfig:
             that of the zoom's tiles ("tokens"), or two small networks of its own ("trained").
         window_m: side of the window around a candidate, true metres: a cell and 20 m around it at the default grid.
         top: number of candidates that are refined.
-        hfov: horizontal field of view of photos that do not say it, degrees.
+        hfov: horizontal field of view of photos that do not record it, degrees; their answers have a note.
         heading_sd_deg: standard deviation of headings in EXIF that refer to true north.
         magnetic_sd_deg: standard deviation of those that refer to magnetic north, where the declination is not known.
         radius: radius within which the estimated point has most probability, metres.

@@ -21,14 +21,15 @@ from jzi.store.plain import plain
 from jzi.store.setting_checks import check_settings, first_invalid
 from jzi.version import __version__
 
-FORMAT = 1
+#: Format 1 had weights of another fusion: they are dropped, and `jzi train-refiner` fits them again.
+FORMAT = 2
 
 INFO, WEIGHTS = "refiner.json", "refiner.safetensors"
 
 Fingerprint = Annotated[str, Field(max_length=200)]
 Digests = dict[str, Annotated[str, Field(pattern="^[0-9a-f]{64}$")]]
 Divisor = Annotated[float, Field(ge=1e-4, le=1e4)]
-FusionWeight = Annotated[float, Field(ge=-1e6, le=1e6)]
+FusionWeight = Annotated[float, Field(ge=0, le=1e6)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,8 @@ class RefinerInfo:
         window_m: side of the windows that it was trained on, true metres.
         temperature: divisor T_D of the logits of the density, fitted on validation photos.
         heading_temperature: divisor T_h of the cosines of headings, likewise.
-        fusion: (w1, w2), weights of the front end's score and of the greatest cosine of level 0 between candidates.
+        fusion: weights of the front end, of the density and of the greatest match (`jzi.refine.windows.fuse`), fitted
+            on validation photos; None if they have not been fitted.
         encoder: fingerprint of the encoder of the cache; empty of a refiner that sees pixels.
         detail: fingerprint of the tokens' projection and rendering; empty if there is none.
         version: version of jzi that wrote the folder.
@@ -57,7 +59,7 @@ class RefinerInfo:
     window_m: Annotated[float, Field(ge=1, le=10_000)]
     temperature: Divisor = 1.0
     heading_temperature: Divisor = 0.1
-    fusion: tuple[FusionWeight, FusionWeight] = (1.0, 0.0)
+    fusion: tuple[FusionWeight, FusionWeight, FusionWeight] | None = None
     encoder: Fingerprint = ""
     detail: Fingerprint = ""
     version: Fingerprint = __version__
@@ -86,14 +88,15 @@ def read_refiner_info(folder: str | Path) -> RefinerInfo:
         raise ModelError(f"there is no refiner in {folder}: `jzi train-refiner` creates it") from None
     if not isinstance(entries, dict) or "jzi_refiner" not in entries:
         raise ModelError(f"{folder} is not a refiner of jzi: its {INFO} has no entry jzi_refiner")
-    if entries["jzi_refiner"] != FORMAT:
+    if entries["jzi_refiner"] not in (1, FORMAT):
         raise ModelError(
             f"{folder} is a refiner of format {entries['jzi_refiner']!r:.20}, but jzi {__version__} reads format "
             f"{FORMAT}: train the refiner again"
         )
     if entries.pop("digest", None) != _digest(entries):
         raise ModelError(f"{path} does not match its own digest, it was edited or damaged: {HINT}")
-    del entries["jzi_refiner"]
+    if entries.pop("jzi_refiner") == 1:
+        entries["fusion"] = None
     config_class: Any = _CONFIGS.get(str(entries.get("kind")))
     if config_class is None:
         raise ModelError(

@@ -148,21 +148,10 @@ def normalised(images: NDArray[np.uint8]) -> Tensor:
     return (torch.tensor(images).permute(0, 3, 1, 2).float() / 255 - mean) / deviation
 
 
-def view_of_query(
-    query: Query, place: tuple[float, float], hfov_deg: float, heading_sd_deg: float, magnetic_sd_deg: float
-) -> PhotoView:
-    """What is known of a photo's view: from its metadata, and from the user, whose word counts.
-
-    Args:
-        query: the photo.
-        place: latitude and longitude of a candidate, for the declination of a magnetic heading.
-        hfov_deg: field of view, if it is unknown.
-        heading_sd_deg: standard deviation of a heading from true north, if it is unknown.
-        magnetic_sd_deg: standard deviation of one from magnetic north whose declination is not known.
-    """
+def view_of_query(query: Query) -> PhotoView:
+    """What is known of a photo's view: from its metadata, and from the user, whose word counts."""
     view = PhotoView() if query.photo is None else read_view(query.photo, query.name)
     camera = query.camera
     if camera.panorama is not None:
         view = view.as_panorama() if camera.panorama else view.as_perspective()
-    view = view.with_heading(camera.heading_deg, camera.heading_sd_deg).from_true_north(*place)
-    return view.completed(hfov_deg, heading_sd_deg, magnetic_sd_deg)
+    return view.with_heading(camera.heading_deg, camera.heading_sd_deg)

@@ -23,9 +23,12 @@ from jzi.refine.outputs import PhotoInput, RefinerOutput
 from jzi.refine.photos import PhotoData, PhotoSource, view_of_query
 from jzi.refine.ray_config import RayConfig
 from jzi.refine.windows.answer import FixOptions, RefineCalibration, refine_candidates
-from jzi.refine.windows.fuse import RankWeights
+from jzi.refine.windows.fuse import WindowWeights
 from jzi.refine.windows.proposals import propose
 from jzi.refine.windows.window import Windows
+
+#: The note of answers that a refiner left as they were.
+NO_WEIGHT = "the refiner was no gain on validation photos and has no weight: this is the answer without it"
 
 
 class WindowSource(Protocol):
@@ -96,9 +99,8 @@ class RefineStage:
         self.refiner, self.info, self.windows, self.photos = refiner, info, windows, photos
         self.options = options or StageOptions()
         self.device = next(refiner.parameters()).device
-        self.calibration = RefineCalibration(
-            info.temperature, info.heading_temperature, RankWeights(prior=info.fusion[0], match=info.fusion[1])
-        )
+        weights = WindowWeights(*info.fusion) if info.fusion else WindowWeights()
+        self.calibration = RefineCalibration(info.temperature, info.heading_temperature, weights)
 
     @property
     def reads_tokens(self) -> bool:
@@ -108,15 +110,19 @@ class RefineStage:
     def __call__(self, query: Query, posterior: Posterior, candidates: Sequence[Candidate]) -> Sequence[Candidate]:
         """Refined candidates, the most probable first, then those of `candidates` that lie elsewhere; as many.
 
-        Candidates are returned as they are if the photo is not at hand, or there is no imagery around them.
+        Candidates are returned as they are if the refiner has no weight (it was no gain on validation photos), the
+        photo is not at hand, or there is no imagery around them.
 
         Raises:
             PhotoError: the photo cannot be read.
             CacheError: the cache lacks tokens of a window.
         """
         options = self.options
+        if not self.calibration.weights.refines:
+            return candidates
         place = candidates[0].latitude, candidates[0].longitude
-        view = view_of_query(query, place, options.hfov_deg, options.heading_sd_deg, options.magnetic_sd_deg)
+        view = view_of_query(query).from_true_north(*place)
+        view = view.completed(options.hfov_deg, options.heading_sd_deg, options.magnetic_sd_deg)
         photo = self.photos(query, view)
         if photo is None:
             return candidates
@@ -132,6 +138,17 @@ class RefineStage:
         scale = float(proposals.windows.scale.mean())
         others = [each for each in candidates if all(_apart(each, other, scale) for other in refined)]
         return [*refined, *others][: max(1, len(candidates))]
+
+    def notes(self, query: Query, candidates: Sequence[Candidate]) -> Sequence[str]:
+        """That the refiner has no weight, or that it assumed the field of view of a photo that does not record it."""
+        if not self.calibration.weights.refines:
+            return (NO_WEIGHT,)
+        if not any(each.fix for each in candidates) or view_of_query(query).hfov_deg is not None:
+            return ()
+        return (
+            f"it records no focal length: the refiner assumed that it shows {self.options.hfov_deg:g}° of the horizon "
+            "(refine.hfov)",
+        )
 
     @torch.inference_mode()
     def match(self, photo: PhotoData, view: PhotoView, windows: Windows) -> RefinerOutput:

@@ -1,4 +1,4 @@
-"""Fusion of windows with the front end: equation 4, fitted weights, and ground that windows share."""
+"""Fusion of windows with the front end: fitted weights, and ground that windows share."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from jzi.locate.answer.location import LocateOptions, to_locations
 from jzi.locate.posterior import Posterior
-from jzi.refine.windows.fuse import PAPER, RankWeights, combine, fit, owned, rank
+from jzi.refine.outputs import RefinerOutput
+from jzi.refine.windows.answer import pixel_features
+from jzi.refine.windows.fuse import UNCHANGED, PixelFeatures, WindowWeights, combine, fit, own_ground, owned
 from jzi.refine.windows.proposals import Proposals, propose, share_ground
 from jzi.refine.windows.window import Windows
 from jzi.store.geometry.pyramid import Pyramid
@@ -17,79 +20,62 @@ from jzi.store.geometry.pyramid import Pyramid
 AREA = Pyramid.around(48.2, 16.37, 2_500.0, levels=3)
 
 
-def test_equation_4_by_hand() -> None:
-    """Similarities 0.80, 0.78, 0.60 and greatest matches 0.30, 0.45, 0.55: the second one wins with 1.23."""
-    similarity, match = np.array([0.80, 0.78, 0.60]), np.array([0.30, 0.45, 0.55])
-    probability = np.array([0.5, 0.3, 0.1])
-    share = rank(similarity, match, probability, PAPER)
-    assert share.argmax() == 1 and (-share).argsort().tolist() == [1, 2, 0]
-    weights = [math.exp(1.10), math.exp(1.23), math.exp(1.15)]
-    assert share == pytest.approx([0.9 * each / sum(weights) for each in weights], abs=1e-12)
+# The weights
 
 
-def test_fitted_weights_by_hand() -> None:
-    """P = 0.5, 0.25: w1 = 1 and w2 = ln 2 / 0.2 undo a difference of 0.2 in the matches exactly."""
-    probability = np.array([0.5, 0.25])
-    share = rank(np.log(probability), np.array([0.1, 0.3]), probability, RankWeights(1.0, math.log(2) / 0.2))
-    assert share == pytest.approx([0.375, 0.375], abs=1e-12)
+def features_of(prior: np.ndarray, density: np.ndarray, match: np.ndarray) -> PixelFeatures:
+    return PixelFeatures(np.log(prior), np.log(density), match, prior > 0)
 
 
-def test_the_sum_and_what_lies_outside_are_kept() -> None:
-    rng = np.random.default_rng(0)
-    probability = rng.dirichlet(np.ones(9), 50)[:, :5]
-    score = np.log(probability)
-    score[0, 4], probability[0, 4] = -np.inf, 0.0
-    for weights in (RankWeights(), PAPER, RankWeights(0.7, 40.0), RankWeights(0.0, 0.0), RankWeights(3.0, 900.0)):
-        share = rank(score, rng.uniform(-1, 1, score.shape), probability, weights)
-        assert abs(share.sum(1) - probability.sum(1)).max() < 1e-12 and (share >= 0).all()
-        assert share[0, 4] == 0
-
-
-def test_no_weight_on_the_match_changes_nothing() -> None:
-    probability = np.random.default_rng(0).dirichlet(np.ones(9), 50)[:, :5]
-    share = rank(np.log(probability), np.full((50, 5), np.nan), probability, RankWeights())
-    assert abs(share - probability).max() < 1e-12
-
-
-def simulate(weight: float, photos: int = 400) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Scores, matches and true candidates, drawn from the model itself with w1 = 0.8."""
-    rng = np.random.default_rng(3)
-    score, match = np.log(rng.dirichlet(np.ones(8), photos)[:, :5]), rng.normal(0.3, 0.1, (photos, 5))
-    logit = 0.8 * score + weight * match
-    share = np.exp(logit - np.logaddexp.reduce(logit, 1, keepdims=True))
-    truth = (share.cumsum(1) > rng.uniform(size=(photos, 1))).argmax(1)
-    truth[::10] = -1  # their cell is not among the candidates
-    return score, match, truth
+def simulate(density: float, match: float, photos: int = 300) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """True pixels and pooled pixels of photos with three windows, drawn from the model itself with a prior of 0.8."""
+    rng, truth, pooled = np.random.default_rng(3), [], []
+    for _ in range(photos):
+        features = features_of(
+            np.repeat(np.repeat(rng.dirichlet(np.ones(12)).reshape(3, 2, 2), 4, 1), 4, 2),
+            rng.dirichlet(np.full(64, 0.3), 3).clip(1e-4).reshape(3, 8, 8),
+            rng.normal(0.3, 0.1, 3),
+        )
+        drawn = combine(features, 1.0, WindowWeights(0.8, density, match))
+        truth.append(features.at(*np.unravel_index(rng.choice(drawn.size, p=drawn.ravel()), drawn.shape)))
+        pooled.append(features.pooled())
+    return truth, pooled
 
 
 def test_the_weights_of_the_model_are_found() -> None:
-    weights = fit(*simulate(12.0))
-    assert weights.prior == pytest.approx(0.8, abs=0.2) and weights.match == pytest.approx(12, abs=3)
-    assert weights.photos == 360 and weights.gain[0] > 1.64 * weights.gain[1] > 0
+    fitted = fit(*simulate(0.7, 12.0))
+    assert fitted.weights.prior == pytest.approx(0.8, abs=0.15)
+    assert fitted.weights.density == pytest.approx(0.7, abs=0.1)
+    assert fitted.weights.match == pytest.approx(12, abs=3)
+    assert fitted.photos == 300 and fitted.gain[0] > 1.64 * fitted.gain[1] > 0
 
 
-def test_a_match_that_says_nothing_changes_nothing() -> None:
-    weights = fit(*simulate(0.0))
-    assert (weights.prior, weights.match) == (1.0, 0.0)
-    score, match, truth = simulate(12.0)
-    assert fit(score, -match, truth).match == 0.0  # worse than nothing
-    assert fit(score, match, np.full(400, -1)) == RankWeights()
+def test_a_refiner_that_says_nothing_changes_nothing() -> None:
+    assert fit(*simulate(0.0, 0.0)).weights == UNCHANGED
+    truth, pooled = simulate(0.7, 12.0)
+    assert fit(truth[:1], pooled[:1]).weights == UNCHANGED  # too few photos to say
+    for each in (*truth, *pooled):
+        each[1:3] *= -1  # worse than nothing
+    assert fit(truth, pooled).weights == UNCHANGED
 
 
-def test_what_the_densities_say_of_the_windows_is_not_fitted_into_the_weights() -> None:
-    """Photos whose windows differ by the density in their own ground alone: no weight explains it better."""
-    score, match, truth = simulate(0.0)
-    kept = np.full(score.shape, 0.01)
-    kept[np.arange(len(truth)), truth] = 1.0
-    weights = fit(score, match, truth, kept)
-    assert (weights.prior, weights.match) == (1.0, 0.0)
+def test_a_part_that_says_nothing_has_no_weight() -> None:
+    weights = fit(*simulate(0.7, 0.0)).weights
+    assert weights.density == pytest.approx(0.7, abs=0.1) and weights.match == 0
+    weights = fit(*simulate(0.0, 12.0)).weights
+    assert weights.match == pytest.approx(12, abs=3) and weights.density == 0
 
 
-def test_missing_candidates_do_not_count() -> None:
-    score, match, truth = simulate(12.0)
-    longer = np.pad(score, ((0, 0), (0, 3)), constant_values=-np.inf), np.pad(match, ((0, 0), (0, 3)))
-    fitted = fit(*longer, truth)
-    assert fitted.match == pytest.approx(fit(score, match, truth).match, rel=1e-6)
+def test_pooled_pixels_have_the_likelihood_of_all() -> None:
+    """A density of 128 x 128 pixels over 4 cells is pooled to few entries; the sum over them is the same to 1 %."""
+    rng = np.random.default_rng(0)
+    density = np.exp(rng.normal(0, 2, (1, 128, 128)))
+    prior = np.repeat(np.repeat(np.array([[[0.4, 0.3], [0.2, 0.1]]]), 64, 1), 64, 2)
+    pooled = features_of(prior, density, np.array([0.5])).pooled()
+    assert pooled.shape[1] < 400 and np.exp(pooled[3]).sum() == pytest.approx(128 * 128)
+    for weights in ((1.0, 1.0, 3.0), (0.5, 2.0, 0.0), (1.0, 0.0, 0.0)):
+        whole = (prior ** weights[0] * density ** weights[1]).sum() * math.exp(0.5 * weights[2])
+        assert np.exp(np.array(weights) @ pooled[:3] + pooled[3]).sum() == pytest.approx(whole, rel=0.05)
 
 
 # Overlapping windows
@@ -126,18 +112,24 @@ def test_no_ground_has_two_owners_and_none_is_lost() -> None:
     assert area - 80 * 80 == pytest.approx(covered, rel=0.02)
 
 
+def of_windows(windows: Windows, prior: np.ndarray, density: np.ndarray, mask: np.ndarray | None = None):
+    """Features of windows whose cells all have one prior."""
+    own = own_ground(windows, np.ones(density.shape, bool) if mask is None else mask)
+    even = np.ones(density.shape) * prior[:, None, None]
+    with np.errstate(divide="ignore"):
+        return PixelFeatures(np.log(even), np.log(density), np.zeros(len(windows)), own)
+
+
 def test_windows_put_together_keep_their_sum_and_count_nothing_twice() -> None:
     windows = windows_at((20, 30), (20, 31), (50, 50))
     density = np.random.default_rng(0).dirichlet(np.ones(80 * 80), 3).reshape(3, 80, 80)
-    probability, share = np.array([0.4, 0.3, 0.1]), np.array([0.2, 0.5, 0.1])
-    own = owned(windows)
-    result = combine(density, np.ones((3, 80, 80), bool), windows, probability, share)
-    assert abs(1 - result.sum() - 0.2) < 1e-12 and (result[~own] == 0).all()
-    ratio = result[own] / (density * share[:, None, None])[own]
+    features = of_windows(windows, np.array([0.4, 0.3, 0.1]), density)
+    for weights in (WindowWeights(), UNCHANGED, WindowWeights(0.0, 0.0, 0.0), WindowWeights(3.0, 900.0, 900.0)):
+        result = combine(features, 0.8, weights)
+        assert abs(result.sum() - 0.8) < 1e-12 and (result >= 0).all() and (result[~features.own] == 0).all()
+    product = np.exp(0.5 * features.log_prior + 2 * features.log_density)[features.own]
+    ratio = combine(features, 0.8, WindowWeights(0.5, 2.0, 7.0))[features.own] / product
     assert np.ptp(ratio) < 1e-9 * ratio.max()  # all windows are normalised together
-    apart = windows_at((20, 30), (20, 40), (50, 50))
-    result = combine(density, np.ones((3, 80, 80), bool), apart, probability, share)
-    assert abs(result.sum((1, 2)) - share).max() < 1e-12
 
 
 def test_a_density_on_the_ground_of_another_window_counts_for_that() -> None:
@@ -145,12 +137,11 @@ def test_a_density_on_the_ground_of_another_window_counts_for_that() -> None:
     windows = windows_at((20, 30), (20, 31))
     density = np.full((2, 80, 80), 1e-9)
     density[0, 40, 79], density[1, 40, 40] = 1.0, 1.0
-    density /= density.sum((1, 2), keepdims=True)
-    result = combine(density, np.ones((2, 80, 80), bool), windows, np.array([0.5, 0.2]), np.array([0.5, 0.2]))
+    result = combine(of_windows(windows, np.array([0.5, 0.2]), density), 0.7, WindowWeights())
     assert result[1, 40, 40] == pytest.approx(0.7, abs=1e-4)
-    density[0], density[1] = 0.0, 0.0
+    density[0], density[1] = 1e-9, 1e-9
     density[0, 40, 79], density[1, 40, 0] = 1.0, 1.0  # each in the ground of the other
-    result = combine(density, np.ones((2, 80, 80), bool), windows, np.array([0.5, 0.2]), np.array([0.5, 0.2]))
+    result = combine(of_windows(windows, np.array([0.5, 0.2]), density), 0.7, WindowWeights())
     assert result.sum() == pytest.approx(0.7) and result.max() < 0.001
 
 
@@ -159,9 +150,9 @@ def test_what_has_no_imagery_gets_nothing() -> None:
     mask = np.ones((3, 80, 80), bool)
     mask[1], mask[0, :, :70] = False, False
     density = np.random.default_rng(0).dirichlet(np.ones(80 * 80), 3).reshape(3, 80, 80) * mask
-    result = combine(density, mask, windows, np.array([0.4, 0.0, 0.1]), np.array([0.4, 0.0, 0.1]))
+    result = combine(of_windows(windows, np.array([0.4, 0.2, 0.1]), density, mask), 0.5, WindowWeights())
     assert (result[~mask] == 0).all() and result.sum() == pytest.approx(0.5) and result[0].sum() > 0
-    assert combine(density, np.zeros_like(mask), windows, np.zeros(3), np.zeros(3)).sum() == 0
+    assert combine(of_windows(windows, np.ones(3), density, np.zeros_like(mask)), 0.5, WindowWeights()).sum() == 0
 
 
 # The front end's probability of the ground of windows
@@ -204,6 +195,23 @@ def test_cells_that_a_prior_excludes_stay_excluded() -> None:
     assert mask[40, 40] and mask[40, 75] and not mask[40, 3] and not mask[3, 40]
     searched = proposals_of({(20, 30): 0.6, (20, 31): 0.3}, (20, 30))  # 10 % lie in cells that were not reached
     assert share_ground(searched, np.ones((1, 80, 80), bool)).mask.all()
+
+
+def test_without_a_weight_of_the_refiner_the_pixels_have_the_probability_of_their_cells() -> None:
+    cells = {(20, 30): 0.4, (20, 31): 0.2, (21, 31): 0.1, (50, 50): 0.1}
+    proposals = proposals_of(cells, (20, 30), (20, 31))
+    logits = torch.from_numpy(np.random.default_rng(0).normal(0, 3, (2, 80, 80)))
+    levels = (torch.zeros(2, 1, 8, 8),)
+    output = RefinerOutput(logits, levels, torch.ones(2, 80, 80) > 0, torch.zeros(2, 1))
+    features, ground = pixel_features(output, proposals, 1.0)
+    probability = combine(features, float(ground.probability.sum()), UNCHANGED)
+    centre = AREA.cell_centers(np.array([20, 20, 21]), np.array([30, 31, 31]))
+    pixel = (80 / 80 / AREA.cell_size) ** 2
+    for x, y, expected in zip(*centre, (0.4, 0.2, 0.1), strict=True):
+        u, v = (each.astype(int) for each in proposals.windows.crs_to_pixels(np.full(2, x), np.full(2, y)))
+        at = [probability[t, v[t], u[t]] for t in range(2) if 0 <= u[t] < 80 and 0 <= v[t] < 80]
+        assert sum(at) == pytest.approx(expected * pixel, rel=0.05)
+    assert probability.sum() + ground.cell_probability.sum() == pytest.approx(0.8, abs=1e-12)
 
 
 def test_candidates_in_one_cell_have_one_window() -> None:

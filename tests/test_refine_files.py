@@ -52,7 +52,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_refiner_is_the_same_after_loading(name: str, tmp_path: Path) -> None:
-    refiner, info = network(name), info_of(name, temperature=1.5, fusion=(0.75, 0.5))
+    refiner, info = network(name), info_of(name, temperature=1.5, fusion=(0.75, 0.5, 2.0))
     save_refiner(tmp_path / "refiner", refiner, info)
     loaded, read = load_refiner(tmp_path / "refiner")
     assert not loaded.training and replace(read, files={}) == info
@@ -63,13 +63,21 @@ def test_a_refiner_is_the_same_after_loading(name: str, tmp_path: Path) -> None:
 
 def test_entries_are_changed_alone(folder: Path) -> None:
     weights = (folder / WEIGHTS).read_bytes()
-    update_refiner(folder, temperature=0.8, heading_temperature=0.2, fusion=(1.0, 0.25))
+    update_refiner(folder, temperature=0.8, heading_temperature=0.2, fusion=(1.0, 0.25, 0.0))
     loaded = load_refiner(folder)[1]
-    assert (loaded.temperature, loaded.heading_temperature, loaded.fusion) == (0.8, 0.2, (1.0, 0.25))
+    assert (loaded.temperature, loaded.heading_temperature, loaded.fusion) == (0.8, 0.2, (1.0, 0.25, 0.0))
     assert (folder / WEIGHTS).read_bytes() == weights
     with pytest.raises(ConfigError, match=r"refiner\.temperature"):
         update_refiner(folder, temperature=0.0)
     assert load_refiner(folder)[1] == loaded
+
+
+def test_weights_of_the_first_format_are_dropped_for_they_mean_something_else(folder: Path) -> None:
+    rewrite(folder, lambda entries: entries.update(jzi_refiner=1, fusion=[1.0, 0.25], temperature=0.7))
+    info = load_refiner(folder)[1]
+    assert (info.fusion, info.temperature) == (None, 0.7)
+    update_refiner(folder, fusion=(1.0, 0.5, 0.0))
+    assert load_refiner(folder)[1].fusion == (1.0, 0.5, 0.0)
 
 
 @pytest.mark.parametrize("call", [1, 2])
@@ -141,7 +149,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "deep": (lambda folder: (folder / INFO).write_text("[" * 100_000), "cannot be read"),
     "huge": (lambda folder: (folder / INFO).write_text(" " * 2**21), "more than 1048576 bytes"),
     "other JSON": (lambda folder: (folder / INFO).write_text("[]"), "has no entry jzi_refiner"),
-    "format": (entry(jzi_refiner=2), "is a refiner of format 2"),
+    "format": (entry(jzi_refiner=3), "is a refiner of format 3"),
     "kind": (entry(kind="magic"), "refiner of kind 'magic'"),
     "kind's type": (entry(kind=["cached"]), "refiner of kind"),
     "config of another kind": (entry(kind="unifygeo"), "invalid entry"),
@@ -149,7 +157,8 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "missing entry": (lambda folder: rewrite(folder, lambda entries: entries.pop("window_m")), "cannot be used"),
     "temperature": (entry(temperature=-1.0), r"refiner\.temperature"),
     "not a number": (entry(temperature=float("nan")), r"refiner\.temperature"),
-    "fusion": (entry(fusion=[1.0]), r"refiner\.fusion"),
+    "fusion": (entry(fusion=[1.0, 0.0]), r"refiner\.fusion"),
+    "negative weight": (entry(fusion=[1.0, -1.0, 0.0]), r"refiner\.fusion"),
     "files": (entry(files={WEIGHTS: "x"}), r"refiner\.files"),
     "unknown setting": (config(colour="red"), "invalid entry"),
     "bins": (config(bins=7), "each must be a multiple of 7"),

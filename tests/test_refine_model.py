@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ from jzi.refine import PhotoInput, RefinerOutput, UnifyGeo, UnifyGeoConfig
 from jzi.refine.azimuth import log_heading_prior
 from jzi.refine.networks.aggregate import AttentionGem, generalised_mean
 from jzi.refine.networks.backbone import ConvNextBlock
+from jzi.tests import pair_trees as trees
+from jzi.train.refine.refine_losses import LossWeights, PairTruth, RefinerLosses, refiner_losses
 
 #: Small, and with blocks that do something although their weights are random.
 SMALL = UnifyGeoConfig(
@@ -29,6 +32,14 @@ SMALL = UnifyGeoConfig(
     circular=True,
     aligned=False,
 )
+
+
+#: Aligned panoramas as in the paper; levels of 2, 4, 8 and 16 pixels.
+LEARNED = UnifyGeoConfig(
+    ground_height=32, ground_width=64, photo_width=64, aerial=64, widths=(16, 16, 32, 32), depths=(1, 1, 1), bins=4,
+    layer_scale=1.0,
+)  # fmt: skip
+LEARNED_M = 40.0
 
 
 def photos(config: UnifyGeoConfig, count: int = 2, width: int | None = None, hfov: float = 360.0) -> PhotoInput:
@@ -250,3 +261,46 @@ def test_half_precision_is_for_the_branches_alone() -> None:
 def test_settings_that_fit_nothing_are_refused(changes: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         UnifyGeoConfig(**changes)
+
+
+def made_pairs(rng: np.random.Generator, count: int) -> tuple[PhotoInput, Tensor, PairTruth]:
+    """Panoramas of one smooth map, aerial images of `LEARNED_M` metres that show their places, and these."""
+    place = rng.uniform(-0.4, 0.4, (count, 2))  # right and down of the centre
+    centres = rng.uniform(-3000, 3000, (count, 2))
+    camera = centres + place * (LEARNED_M, -LEARNED_M)
+    color = trees.scene(0, 60.0)
+    aerial = np.stack([np.asarray(trees.aerial(color, *each, LEARNED_M, LEARNED.aerial)) for each in centres])
+    ground = np.stack([np.asarray(trees.panorama(color, *each, LEARNED.ground_width, 32)) for each in camera])
+    windows, pixels = (torch.from_numpy(each).permute(0, 3, 1, 2) / 127.5 - 1 for each in (aerial, ground))
+    places = torch.full((count, count, 2), 1e3)  # no image shows the place of another pair
+    places[range(count), range(count)] = torch.from_numpy(place).float()
+    whole = torch.full((count,), 360.0)
+    photos = PhotoInput(whole, whole > 0, torch.zeros(count, 1), pixels=pixels)
+    return photos, windows, PairTruth(places, torch.zeros(count))
+
+
+def test_the_published_form_learns_the_place_from_made_pairs() -> None:
+    """48 steps on pairs that never repeat; aligned panoramas, the losses and their weights are the paper's."""
+    torch.manual_seed(0)
+    rng, model = np.random.default_rng(0), UnifyGeo(LEARNED)
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+
+    def losses(count: int) -> tuple[RefinerOutput, PairTruth, RefinerLosses]:
+        photos, windows, truth = made_pairs(rng, count)
+        ground, aerial = model.ground(photos), model.aerial(windows)
+        output = model.match(ground, aerial)
+        return output, truth, refiner_losses(output, truth, 1.5, cross=model.match_level0(ground, aerial))
+
+    for _ in range(48):
+        optimizer.zero_grad()
+        losses(16)[2].total(LossWeights()).backward()
+        optimizer.step()
+    with torch.no_grad():
+        output, truth, measured = losses(64)
+    side = LEARNED.pixels
+    chance = sum(math.log(level.shape[-1] ** 2) for level in output.levels)
+    assert float(measured.matching) < 0.85 * chance
+    best = output.logits.flatten(1).argmax(1)
+    found = torch.stack([best % side, best // side], 1).add(0.5) / side - 0.5
+    error, constant = ((each * LEARNED_M).norm(dim=1).median() for each in (found - truth.place, truth.place))
+    assert float(error) < 0.7 * float(constant)

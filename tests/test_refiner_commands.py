@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
-from PIL import Image
+from PIL import ExifTags, Image
 
 from jzi.refine.info import read_refiner_info
+from jzi.refine.networks.files import update_refiner
+from jzi.refine.stage import NO_WEIGHT
 from jzi.store.cache.feature_cache import FeatureCache
 from jzi.workspace.setup.settings_file import load_settings
 from jzi.workspace.stages.refiner_training import coarse_map_warnings
@@ -32,7 +34,10 @@ TRAIN = f"train-refiner {REFINE} --set refiner.epochs=2 --set refiner.batch_size
 @pytest.fixture(scope="module")
 def folder(prepare: Callable, trained_folder: Path) -> Path:
     """A model, a cache with tokens of tiles and photos, and a trained refiner. Do not modify."""
-    return prepare(trained_folder, "refining", "encode-map --detail", "encode-queries --tokens", TRAIN)
+    folder = prepare(trained_folder, "refining", "encode-map --detail", "encode-queries --tokens", TRAIN)
+    assert len(read_refiner_info(folder / "model" / "refiner").fusion or ()) == 3
+    update_refiner(folder / "model" / "refiner", fusion=(1.0, 1.0, 0.0))  # what was fitted says how much it learned
+    return folder
 
 
 @pytest.fixture
@@ -49,6 +54,26 @@ def test_a_trained_refiner_lies_in_the_models_folder_and_fits_its_cache(town) ->
     assert json.loads(town(f"{TRAIN} --json").stdout)["epochs"] == 0
     located = json.loads(town("locate photos/day0/000.jpg --refine --json").stdout)
     assert located["fix"]["source"] == "refine"
+
+
+def test_a_refiner_without_a_weight_leaves_answers_as_they_are_and_says_so(town) -> None:
+    update_refiner(Path("model/refiner"), fusion=(1.0, 0.0, 0.0))
+    plain, refined = (json.loads(town(f"locate photos/day0/000.jpg --json {each}").stdout) for each in ("", "--refine"))
+    assert refined.pop("notes") == [*plain.pop("notes"), NO_WEIGHT]
+    assert refined == plain
+    assert "no photo was refined" in town("evaluate --refine").stdout
+
+
+def test_photos_without_a_focal_length_are_noted(town) -> None:
+    def notes(name: str, options: str = "") -> str:
+        return " ".join(json.loads(town(f"locate {name} --refine {options} --json").stdout)["notes"])
+
+    photo, exif = Image.open("photos/day0/000.jpg"), Image.Exif()
+    photo.save("plain.jpg")
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.FocalLengthIn35mmFilm] = 28
+    photo.save("lens.jpg", exif=exif)
+    assert "assumed that it shows 70° of the horizon" in notes("plain.jpg")
+    assert "focal length" not in notes("lens.jpg") + notes("plain.jpg", "--panorama")
 
 
 @pytest.mark.slow
@@ -102,7 +127,7 @@ def test_without_a_model_the_refiner_is_trained_and_says_what_is_missing(town) -
     shutil.rmtree("model")
     result = town(f"{TRAIN} -o refiner --json")
     assert "run this again after `jzi train-decoder`" in result.stderr
-    assert read_refiner_info(Path("refiner")).fusion == (1.0, 0.0)
+    assert read_refiner_info(Path("refiner")).fusion is None
 
 
 @pytest.mark.parametrize(

@@ -211,7 +211,7 @@ def _refiner(folder: Path) -> Info:
         "headings": info.config.rolls,
         "temperature": round(info.temperature, 6),
         "heading_temperature": round(info.heading_temperature, 6),
-        "fusion": list(info.fusion),
+        "fusion": list(info.fusion) if info.fusion else "not fitted",
     }
     if isinstance(info.config, CachedRefinerConfig):
         facts |= {"tokens": f"{info.config.side} x {info.config.side}, {info.config.source}"}

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from jzi.evaluate.intervals import Interval
     from jzi.evaluate.stages.metres import MetreFigures
     from jzi.evaluate.stages.refinement import Control
+    from jzi.refine.windows.fuse import FittedWeights
     from jzi.workspace.setup.settings import Settings
     from jzi.workspace.stages.refiner_training import TrainedRefiner
 
@@ -65,7 +66,7 @@ def train_refiner_command(
     if trained.report.epochs and not trained.report.val:
         click.echo("there is no photo with split 'val': the weights of the last epoch are kept", err=True)
     values = {**plain(trained.report), "temperature": trained.info.temperature,
-              "heading_temperature": trained.info.heading_temperature, "fusion": list(trained.info.fusion),
+              "heading_temperature": trained.info.heading_temperature, "fusion": plain(trained.info.fusion),
               "fusion_gain": trained.weights and list(trained.weights.gain), "note": trained.note}  # fmt: skip
     print_result(as_json, values, training_text(trained))
 
@@ -89,13 +90,20 @@ def training_text(trained: TrainedRefiner) -> str:
         )
     lines.append(f"  temperatures: {info.temperature:.2f} of places, {info.heading_temperature:.3f} of headings")
     if trained.weights is not None:
-        gain, error = trained.weights.gain
-        kept = "the match has a weight" if trained.weights.match else "no clear gain, the model's order is kept"
-        lines.append(
-            f"  fusion with the model on {trained.weights.photos} photos: {kept} (weights {info.fusion[0]:.2f} and "
-            f"{info.fusion[1]:.2f}; {gain:+.3f} ± {error:.3f} nats)"
-        )
+        lines.append(f"  fusion with the model on {trained.weights.photos} photos: {_fusion_text(trained.weights)}")
     return "\n".join([*lines, f"wrote {report.folder}"])
+
+
+def _fusion_text(fitted: FittedWeights) -> str:
+    """The weights and the gain of a fusion."""
+    prior, density, match = fitted.weights
+    gain = f"{fitted.gain[0]:+.3f} ± {fitted.gain[1]:.3f} nats"
+    if not fitted.weights.refines:
+        return f"the refiner has no clear gain ({gain}) and gets weight 0: answers stay those of the model"
+    return (
+        f"weights {prior:.2f} of the model, {density:.2f} of the places in windows and {match:.2f} of the match; the "
+        f"refiner's gain is {gain}"
+    )
 
 
 def evaluate_refined(
@@ -148,7 +156,12 @@ def metres_table(figures: MetreFigures, headings: bool = True) -> str:
             f"  heading: median error {error.value:.1f}° ({error.low:.1f} .. {error.high:.1f}) of {figures.headings} "
             f"photos, {given}"
         )
-    if figures.not_refined:
+    if figures.not_refined == figures.photos:
+        lines.append(
+            "  no photo was refined: the refiner has weight 0, as it was no gain on validation photos, or there are no "
+            "tokens of the photos"
+        )
+    elif figures.not_refined:
         lines.append(f"  {figures.not_refined} photos could not be refined; their answer is the model's")
     return "\n".join(lines)
 

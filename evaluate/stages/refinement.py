@@ -27,8 +27,8 @@ from jzi.locate.expert import Expert
 from jzi.locate.posterior import Posterior
 from jzi.refine.photos import PhotoData
 from jzi.refine.stage import RefineStage
-from jzi.refine.windows.answer import RefineCalibration, rank_features, refine_candidates
-from jzi.refine.windows.fuse import RankWeights, fit
+from jzi.refine.windows.answer import pixel_features, refine_candidates
+from jzi.refine.windows.fuse import FittedWeights, fit
 from jzi.refine.windows.proposals import Proposals, propose
 from jzi.store.geometry.cell_grid import CellGrid
 from jzi.store.geometry.pyramid import geodesic_distance
@@ -41,7 +41,7 @@ BATCH = 32
 
 
 class _Answer(NamedTuple):
-    """Answers to one photo."""
+    """Answers to one photo: of the front end, refined without the weight of the match, and refined."""
 
     before: Candidate
     unranked: Candidate
@@ -119,10 +119,10 @@ def fit_fusion(
     options: LocateOptions | None = None,
     *,
     progress: bool = False,
-) -> RankWeights:
-    """Weights of the front end's probability and of the greatest match among candidates, fitted on validation photos.
+) -> FittedWeights:
+    """Weights of the front end, the density and the match, fitted on validation photos.
 
-    Without a clear gain over the front end alone, the match has no weight (`jzi.refine.windows.fuse.fit`).
+    What is no clear gain over the front end alone has no weight (`jzi.refine.windows.fuse.fit`).
 
     Args:
         expert: the front end.
@@ -131,25 +131,24 @@ def fit_fusion(
         options: the front end's answer.
         progress: whether to show a progress bar.
     """
-    rows: list[tuple[NDArray[np.float64], ...]] = []
-    truth = []
+    truth, pooled = list[NDArray[np.float64]](), list[NDArray[np.float64]]()
     x, y = _project(expert.area, photos.frame)
     for number, _, proposals in _proposals(expert, stage, photos, options, progress):
-        photo = photos.read(number)
+        photo, windows = photos.read(number), proposals.windows
         if photo is None:
             continue
-        output = stage.match(photo, photos.view(number, stage), proposals.windows)
-        features = rank_features(output, proposals, stage.calibration.temperature)
-        rows.append((features.score, features.match, features.kept))
-        truth.append(proposals.owner(x[number], y[number]))
-    if not rows:
-        return RankWeights()
-    width = max(len(score) for score, _, _ in rows)
-
-    def padded(index: int, value: float) -> NDArray[np.float64]:
-        return np.stack([np.pad(row[index], (0, width - len(row[index])), constant_values=value) for row in rows])
-
-    return fit(padded(0, -np.inf), padded(1, 0.0), np.array(truth, np.int64), padded(2, 1.0))
+        output = stage.match(photo, photos.view(number, stage), windows)
+        features, _ = pixel_features(output, proposals, stage.calibration.temperature)
+        u, v = (
+            np.floor(each).astype(int)
+            for each in windows.crs_to_pixels(np.full(len(windows), x[number]), np.full(len(windows), y[number]))
+        )
+        inside = (u >= 0) & (u < windows.pixels) & (v >= 0) & (v < windows.pixels)
+        own = [each for each in np.flatnonzero(inside).tolist() if features.own[each, v[each], u[each]]]
+        if own:
+            truth.append(features.at(own[0], int(v[own[0]]), int(u[own[0]])))
+            pooled.append(features.pooled())
+    return fit(truth, pooled)
 
 
 def _proposals(
@@ -183,7 +182,8 @@ def _answer(
     row = photos.frame.iloc[number]
     true = proposals.posterior.area.project(row["latitude"], row["longitude"])
     spread = _cell_density(proposals.posterior, float(row["latitude"]), float(row["longitude"]))
-    if photo is None:
+    weights = stage.calibration.weights
+    if photo is None or not weights.refines:
         return _Answer(candidates[0], candidates[0], candidates[0], spread, spread)
     if control == "black":
         tokens, pixels = (None if each is None else torch.zeros_like(each) for each in (photo.tokens, photo.pixels))
@@ -192,8 +192,8 @@ def _answer(
     if not headings:
         view = replace(view, heading_deg=None, heading_sd_deg=None)
     output = stage.match(photo, view, proposals.windows)
-    unchanged = RefineCalibration(stage.calibration.temperature, stage.calibration.heading_temperature)
-    unranked = refine_candidates(output, proposals, unchanged, stage.options.fix)
+    without = replace(stage.calibration, weights=weights._replace(match=0.0))
+    unranked = refine_candidates(output, proposals, without, stage.options.fix)
     after = refine_candidates(output, proposals, stage.calibration, stage.options.fix)
     if not any(each.fix for each in after):
         return _Answer(candidates[0], candidates[0], candidates[0], spread, spread)

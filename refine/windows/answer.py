@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from jzi.locate.answer.fix import Fix
 from jzi.locate.answer.location import Candidate, path_to
+from jzi.locate.joint.fusion import FLOOR
 from jzi.locate.posterior import Posterior
 from jzi.refine.windows.fixes import LEAST_MODE, FixOptions, fine_grids, make_fix
-from jzi.refine.windows.fuse import RankWeights, combine, owned, rank
+from jzi.refine.windows.fuse import PixelFeatures, WindowWeights, combine, own_ground
 from jzi.refine.windows.heading import to_headings
 from jzi.refine.windows.mosaic import Mosaic
 from jzi.refine.windows.proposals import Ground, Proposals, share_ground
@@ -38,7 +39,7 @@ class RefineCalibration:
 
     temperature: float = 1.0
     heading_temperature: float = 0.1
-    weights: RankWeights = field(default_factory=RankWeights)
+    weights: WindowWeights = field(default_factory=WindowWeights)
 
 
 def to_density(output: RefinerOutput, temperature: float = 1.0) -> _Floats:
@@ -90,7 +91,6 @@ def refine_candidates(
     proposals: Proposals,
     calibration: RefineCalibration,
     options: FixOptions | None = None,
-    similarity: _Floats | None = None,
 ) -> list[Candidate]:
     """The candidates of one photo with their fixes, the most probable first.
 
@@ -104,16 +104,11 @@ def refine_candidates(
         proposals: the windows of the photo.
         calibration: fitted numbers.
         options: the point.
-        similarity: (t,) s_t; by default the logarithm of the front end's probability of the windows' ground.
     """
     options, windows = options or FixOptions(), proposals.windows
-    features = rank_features(output, proposals, calibration.temperature)
-    score = features.score if similarity is None else np.asarray(similarity, float)
-    prior = features.ground.probability
-    share = rank(np.where(prior > 0, score, -np.inf), features.match, prior, calibration.weights)
-    probability = combine(features.density, features.ground.mask, windows, prior, share)
+    features, ground = pixel_features(output, proposals, calibration.temperature)
+    probability = combine(features, float(ground.probability.sum()), calibration.weights)
     share = probability.sum((1, 2))
-    ground = features.ground
     mosaic = Mosaic(windows, probability, ground.cell_x, ground.cell_y, ground.cell_probability)
     with np.errstate(invalid="ignore", divide="ignore"):
         headings = to_headings(output, probability / share[:, None, None], calibration.heading_temperature)
@@ -129,7 +124,7 @@ def refine_candidates(
                     if mode.probability >= LEAST_MODE
                 ]
             refined += [_candidate(each, proposals.posterior, options) for each in fixes]
-        else:
+        elif not features.own[index].any():
             unrefined.append(_on_its_cell(proposals.posterior, row, col))
     chosen = _apart(refined, mosaic, options)
     if chosen and chosen[0].fix:
@@ -137,39 +132,24 @@ def refine_candidates(
     return [*chosen, *unrefined]
 
 
-@dataclass(frozen=True, eq=False)
-class RankFeatures:
-    """What the windows of a photo are ranked by; the arguments of `jzi.refine.windows.fuse.fit` for validation photos.
-
-    Attributes:
-        score: (t,) s_t, the logarithm of the front end's probability of the windows' ground.
-        match: (t,) m_t, how well the photo fits the window (`RefinerOutput.match`).
-        kept: (t,) share of each density that lies in the window's own ground.
-        density: (t, P, P) of each window alone.
-        ground: what the front end says of the windows' ground.
-    """
-
-    score: _Floats
-    match: _Floats
-    kept: _Floats
-    density: _Floats
-    ground: Ground
-
-
-def rank_features(output: RefinerOutput, proposals: Proposals, temperature: float) -> RankFeatures:
-    """The features of the windows of a photo.
+def pixel_features(output: RefinerOutput, proposals: Proposals, temperature: float) -> tuple[PixelFeatures, Ground]:
+    """What the pixels of the windows of a photo are weighed by, and the front end's probability of their ground.
 
     Args:
         output: of the refiner, one window per proposal.
         proposals: the windows.
         temperature: T_D.
     """
-    density = to_density(output, temperature)
+    precise = replace(output, logits=output.logits.detach().double())
     ground = share_ground(proposals, output.mask.cpu().numpy())
-    kept = (density * (ground.mask & owned(proposals.windows))).sum((1, 2))
     with np.errstate(divide="ignore"):
-        score = np.log(ground.probability)
-    return RankFeatures(score, output.match.detach().double().cpu().numpy(), kept, density, ground)
+        log_prior = np.log(ground.prior)
+    log_density = precise.log_density(temperature).cpu().numpy()
+    covered = np.maximum(output.mask.cpu().numpy().sum((1, 2), keepdims=True), 1)
+    even = np.where(np.isfinite(log_density), math.log(FLOOR) - np.log(covered), -np.inf)
+    log_density = np.logaddexp(math.log1p(-FLOOR) + log_density, even)
+    match = output.match.detach().double().cpu().numpy()
+    return PixelFeatures(log_prior, log_density, match, own_ground(proposals.windows, ground.mask)), ground
 
 
 def _apart(candidates: Sequence[Candidate], mosaic: Mosaic, options: FixOptions) -> list[Candidate]:

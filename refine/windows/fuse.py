@@ -1,17 +1,18 @@
 """Fusion of the windows of a photo's candidates with the front end that proposed them.
 
-The probability of a candidate, pi_t, is proportional to exp(w1 s_t + w2 m_t): s_t is the front end's score (the
-logarithm of its probability, or a similarity), m_t the greatest match of level 0 in the candidate's window. The
-candidates share the probability that the front end gives to the ground of their windows; the rest is left as it is.
+The logarithm of a pixel's probability is a sum of three, each times its weight: of the logarithm of the front end's
+probability of the pixel's ground, of that of the refiner's density in the window that owns the ground, and of the
+greatest match of level 0 in that window. All windows of a photo are normalised together, to the probability that the
+front end gives to their ground; the rest is left as it is. Ground in several windows belongs to the nearest one.
 
-Ground in several windows belongs to the nearest one. The probability of a pixel is that of its window's candidate times
-the window's density there; all of them are normalised together, so that a window whose density lies in another's
-ground loses weight. Where windows do not overlap, a candidate's probability is pi_t.
+The weights are fitted on validation photos. With those of `UNCHANGED` the probabilities are the front end's.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,86 +24,87 @@ from jzi.refine.windows.window import Windows
 
 _Floats = NDArray[np.float64]
 
-#: Least share of a window's density in its own ground, so that no likelihood is 0.
-LEAST_KEPT = 1e-6
+#: Pixels are pooled for the fit whose log-probabilities fall into the same bins, nats wide. The variance within a bin,
+#: 0.005, is what the logarithm of a sum is off by.
+BIN = 0.25
+
+#: Greatest weight: where the refiner is right about every photo of the fit, the likelihood has no maximum.
+GREATEST = 1000.0
 
 
-@dataclass(frozen=True)
-class RankWeights:
-    """Weights of the two scores of a candidate.
+class WindowWeights(NamedTuple):
+    """Weights of the three logarithms.
 
     Attributes:
-        prior: w1, of the front end's score.
-        match: w2, of the greatest match in the window; 0 if it was no gain on validation photos.
-        gain: increase of the log-likelihood per photo over the unchanged probabilities, and its standard error.
-        photos: number of validation photos that were taken in one of their windows.
+        prior: of the front end's probability.
+        density: of the refiner's density in a window; 0 if it was no gain on validation photos.
+        match: of the greatest match in a window; likewise.
     """
 
     prior: float = 1.0
+    density: float = 1.0
     match: float = 0.0
+
+    @property
+    def refines(self) -> bool:
+        """Whether the refiner counts at all."""
+        return self.density > 0 or self.match > 0
+
+
+#: The front end's probabilities.
+UNCHANGED = WindowWeights(1.0, 0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class FittedWeights:
+    """Weights fitted on validation photos.
+
+    Attributes:
+        weights: `UNCHANGED` without a clear gain.
+        gain: increase of the log-likelihood per photo by the refiner, and its standard error.
+        photos: number of validation photos that were taken in one of their windows.
+    """
+
+    weights: WindowWeights = UNCHANGED
     gain: tuple[float, float] = (0.0, 0.0)
     photos: int = 0
 
 
-#: Equation 4 of the paper: the similarity of retrieval plus the greatest match, in the order of which candidates rank.
-PAPER = RankWeights(1.0, 1.0)
+@dataclass(frozen=True, eq=False)
+class PixelFeatures:
+    """What the pixels of the windows of a photo are weighed by.
 
-
-def rank(score: _Floats, match: _Floats, probability: _Floats, weights: RankWeights) -> _Floats:
-    """(..., candidate) probabilities pi_t; their sum is that of `probability`.
-
-    Args:
-        score: (..., candidate) the front end's score s_t; -inf for no candidate.
-        match: (..., candidate) greatest match of level 0; ignored if the weight is 0.
-        probability: (..., candidate) the front end's probability of the ground of the candidates' windows.
-        weights: the weights.
+    Attributes:
+        log_prior: (t, P, P) the front end's; -inf where it excludes the photo.
+        log_density: (t, P, P) the refiner's, of each window alone, of which a share is spread evenly, so that it
+            excludes no pixel with imagery; -inf without imagery.
+        match: (t,) greatest match of level 0.
+        own: (t, P, P) whether the window owns the pixel, and the photo may have been taken there.
     """
-    logit = _times(weights.prior, score) + _times(weights.match, match)
-    logit = np.where(np.isneginf(score), -np.inf, logit)
-    greatest = logit.max(-1, keepdims=True)
-    share = np.exp(logit - np.where(np.isfinite(greatest), greatest, 0.0))
-    total = share.sum(-1, keepdims=True)
-    return np.asarray(probability.sum(-1, keepdims=True) * share / np.where(total > 0, total, 1.0))
 
+    log_prior: _Floats
+    log_density: _Floats
+    match: _Floats
+    own: NDArray[np.bool_]
 
-def _times(weight: float, values: _Floats) -> _Floats:
-    return weight * values if weight else np.zeros(np.shape(values))
+    def at(self, window: int, row: int, col: int) -> _Floats:
+        """(3,) the logarithms of a pixel."""
+        index = window, row, col
+        return np.array([self.log_prior[index], self.log_density[index], self.match[window]])
 
-
-def fit(score: _Floats, match: _Floats, truth: NDArray[np.int64], kept: _Floats | None = None) -> RankWeights:
-    """The weights with the greatest likelihood of the true candidates (conditional logit); (1, 0) without clear gain.
-
-    A gain is clear if it exceeds zero by `CLEAR` standard errors over the photos, as in `jzi.locate.joint.fusion`.
-
-    Args:
-        score: (photo, candidate) as for `rank`.
-        match: (photo, candidate) as for `rank`.
-        truth: (photo,) index of the candidate in whose ground the photo was taken; -1 leaves the photo out.
-        kept: (photo, candidate) share of each window's density that lies in its own ground; all of it by default.
-    """
-    photo = np.flatnonzero(truth >= 0)
-    photo = photo[np.isfinite(score[photo, truth[photo]])]
-    if len(photo) < 2:
-        return RankWeights(photos=len(photo))
-    valid = np.isfinite(score[photo])
-    features = torch.from_numpy(np.where(valid, np.stack([score[photo], match[photo]]), 0.0))  # (2, photo, candidate)
-    offset = np.zeros(valid.shape) if kept is None else np.log(np.maximum(kept[photo], LEAST_KEPT))
-    base = torch.from_numpy(np.where(valid, offset, -np.inf))
-    photos, at = torch.arange(len(photo)), torch.from_numpy(truth[photo])
-
-    def likelihood(weights: Tensor) -> Tensor:
-        logit = torch.einsum("e,epc->pc", weights, features) + base
-        return (logit - logit.logsumexp(-1, keepdim=True))[photos, at]
-
-    both = maximise(features, base, features[:, photos, at])
-    alone = torch.zeros_like(both)
-    alone[:1] = maximise(features[:1], base, features[:1, photos, at])
-    unchanged = torch.tensor([1.0, 0.0], dtype=both.dtype)
-    gains = [likelihood(both) - likelihood(each) for each in (alone, unchanged)]
-    means = [(float(gain.mean()), float(gain.std() / len(photo) ** 0.5)) for gain in gains]
-    clear = all(mean > CLEAR * error for mean, error in means)
-    prior, weight = (float(each) for each in (both if clear else unchanged))
-    return RankWeights(prior, weight, means[0], len(photo))
+    def pooled(self) -> _Floats:
+        """(4, entry) means of the three logarithms over pixels with about the same, and the log of their number."""
+        window, row, col = np.nonzero(self.own)
+        prior, density = self.log_prior[window, row, col], self.log_density[window, row, col]
+        if not len(window):
+            return np.empty((4, 0))
+        bins = [window]
+        for values in (prior, density):
+            bins.append(np.floor((values - values.min()) / BIN).astype(np.int64))
+        key = np.ravel_multi_index(bins, [int(each.max()) + 1 for each in bins])
+        _, entry, count = np.unique(key, return_inverse=True, return_counts=True)
+        means = [np.bincount(entry, each) / count for each in (prior, density, self.match[window])]
+        return np.stack([*means, np.log(count)])
 
 
 def owned(windows: Windows) -> NDArray[np.bool_]:
@@ -126,23 +128,99 @@ def owned(windows: Windows) -> NDArray[np.bool_]:
     return result
 
 
-def combine(
-    density: _Floats, mask: NDArray[np.bool_], windows: Windows, probability: _Floats, share: _Floats
-) -> _Floats:
-    """(window, row, col) probabilities of pixels, normalised together, so that no ground counts twice.
+def own_ground(windows: Windows, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """(window, row, col) pixels of a mask that the window owns; windows without any pixel in the mask own nothing.
 
     Args:
-        density: (window, row, col) with sum 1 in each window that has imagery.
-        mask: (window, row, col) where the photo may have been taken: where there is imagery.
         windows: the windows.
-        probability: (window,) the front end's probability of the ground of the windows; the result has the same sum.
-        share: (window,) probabilities pi_t.
+        mask: (window, row, col) where the photo may have been taken.
     """
-    own = np.zeros_like(mask)
-    used = np.flatnonzero(mask.any((1, 2)))
-    own[used] = owned(windows.select(used)) & mask[used] if len(used) else False
-    result = density * own * share[:, None, None]
-    if not result.sum() > 0:  # every density lies in the ground of others
-        result = own * share[:, None, None] * 1.0
-    total = result.sum()
-    return np.asarray(result * (probability.sum() / total) if total > 0 else np.zeros_like(density))
+    own, used = np.zeros_like(mask), np.flatnonzero(mask.any((1, 2)))
+    if len(used):
+        own[used] = owned(windows.select(used)) & mask[used]
+    return own
+
+
+def combine(features: PixelFeatures, probability: float, weights: WindowWeights) -> _Floats:
+    """(t, P, P) probabilities of pixels, normalised together, so that no ground counts twice.
+
+    Args:
+        features: of the pixels.
+        probability: the front end's, of the ground of all windows, which the result sums to; 0 if they own none.
+        weights: the weights.
+    """
+    result = np.zeros(features.own.shape)
+    if not features.own.any():
+        return result
+    window = np.nonzero(features.own)[0]
+    logarithms = features.log_prior[features.own], features.log_density[features.own], features.match[window]
+    logit = sum(weight * each for weight, each in zip(weights, logarithms, strict=True) if weight)
+    share = np.exp(logit - np.max(logit)) * np.ones(len(window))  # without any weight, all pixels are alike
+    result[features.own] = probability * share / share.sum()
+    return result
+
+
+def fit(truth: Sequence[_Floats], pooled: Sequence[_Floats]) -> FittedWeights:
+    """The weights with the greatest likelihood of the true pixels (conditional logit), 0 or more.
+
+    Does no harm, as the fusion of experts (`jzi.locate.joint.fusion.FusionFit`): a part of the refiner whose gain does
+    not exceed zero by `CLEAR` standard errors over the photos gets no weight, and without any the front end stays as
+    it is.
+
+    Args:
+        truth: (photo,) of `PixelFeatures.at` of the true pixels, of photos that were taken in their windows.
+        pooled: (photo,) of `PixelFeatures.pooled`.
+    """
+    photos = len(truth)
+    if photos < 2:
+        return FittedWeights(photos=photos)
+    entries = max(each.shape[1] for each in pooled)
+    features, base = torch.zeros(3, photos, entries, dtype=torch.float64), torch.full((photos, entries), -torch.inf)
+    base = base.double()
+    for photo, each in enumerate(pooled):
+        features[:, photo, : each.shape[1]] = torch.from_numpy(each[:3])
+        base[photo, : each.shape[1]] = torch.from_numpy(each[3])
+    values = torch.from_numpy(np.stack(truth, 1))  # (3, photo)
+
+    def likelihood(weights: Tensor) -> Tensor:
+        logit = torch.einsum("e,epc->pc", weights, features) + base
+        return weights @ values - logit.logsumexp(-1)
+
+    def fitted(parts: Sequence[int]) -> Tensor:
+        used = list(parts)
+        weights = torch.zeros(3, dtype=torch.float64)
+        weights[used] = maximise(features[used], base, values[used]).clamp(max=GREATEST)
+        return weights
+
+    used, gain = _clear_parts(lambda parts: likelihood(fitted(parts)))
+    weights = fitted(used)
+    over_front_end = likelihood(weights) - likelihood(torch.tensor(UNCHANGED, dtype=torch.float64))
+    if used == [0] or not _is_clear(*_mean_and_error(over_front_end)):
+        return FittedWeights(UNCHANGED, gain, photos)
+    return FittedWeights(WindowWeights(*weights.tolist()), gain, photos)
+
+
+def _clear_parts(likelihood: Callable[[Sequence[int]], Tensor]) -> tuple[list[int], tuple[float, float]]:
+    """The parts with a clear gain, of which 0 is the front end, and the gain of those of the refiner together."""
+    used = [0, 1, 2]
+    gain = _mean_and_error(likelihood(used) - likelihood([0]))
+    while len(used) > 1:
+        gains = {
+            part: _mean_and_error(likelihood(used) - likelihood([each for each in used if each != part]))
+            for part in used[1:]
+        }
+        unclear = {part: mean for part, (mean, error) in gains.items() if not _is_clear(mean, error)}
+        if not unclear:
+            break
+        used.remove(min(unclear, key=unclear.__getitem__))
+        if len(used) > 1:
+            gain = _mean_and_error(likelihood(used) - likelihood([0]))
+    return used, gain
+
+
+def _mean_and_error(gain: Tensor) -> tuple[float, float]:
+    return float(gain.mean()), float(gain.std() / len(gain) ** 0.5)
+
+
+def _is_clear(mean: float, error: float) -> bool:
+    return mean > CLEAR * error

@@ -16,8 +16,8 @@ from jzi.refine.windows.window import Windows
 
 _Floats = NDArray[np.float64]
 
-#: Points along a side of a cell, at which its share in windows is measured, and of a window, at which its cells are.
-CELL_POINTS, WINDOW_POINTS = 16, 64
+#: Points along a side of a cell, at which its share in windows is measured.
+CELL_POINTS = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,18 +50,24 @@ class Ground:
     """The front end's probability of the ground of windows.
 
     Attributes:
-        mask: (t, P, P) where the photo may have been taken: where there is imagery, and the front end excludes nothing.
-        probability: (t,) of the ground that each window owns, where the mask is set.
+        prior: (t, P, P) probability of the cell of each pixel; 0 where the photo cannot have been taken: without
+            imagery, outside of the area, and in cells that the front end excludes.
+        probability: (t,) of the ground that each window owns, where the prior is not 0.
         cell_x: (cell,) centres, in the area's CRS, of the cells with probability outside of that ground.
         cell_y: (cell,).
         cell_probability: (cell,) what is left of their probability.
     """
 
-    mask: NDArray[np.bool_]
+    prior: _Floats
     probability: _Floats
     cell_x: _Floats
     cell_y: _Floats
     cell_probability: _Floats
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """(t, P, P) where the photo may have been taken."""
+        return self.prior > 0
 
 
 def propose(candidates: Sequence[Candidate], posterior: Posterior, side_m: float, pixels: int, top: int) -> Proposals:
@@ -82,7 +88,7 @@ def propose(candidates: Sequence[Candidate], posterior: Posterior, side_m: float
 def share_ground(proposals: Proposals, imagery: NDArray[np.bool_]) -> Ground:
     """Divide the front end's probability among the windows and the ground outside of them; its sum stays the same.
 
-    A cell's probability is spread evenly over it. A cell that has probability 0, and is not in the residual, is
+    A cell's probability is divided evenly over it. A cell that has probability 0, and is not in the residual, is
     excluded.
 
     Args:
@@ -90,7 +96,8 @@ def share_ground(proposals: Proposals, imagery: NDArray[np.bool_]) -> Ground:
         imagery: (t, P, P) where there is imagery.
     """
     windows, posterior = proposals.windows, proposals.posterior
-    mask = imagery & _allowed(proposals)
+    prior = spread(windows, posterior) * imagery
+    mask = prior > 0
     reached = posterior.probability[0] > 0
     row, col, probability = (each[0][reached] for each in (posterior.row, posterior.col, posterior.probability))
     x, y = posterior.area.cell_centers(row, col)
@@ -100,7 +107,7 @@ def share_ground(proposals: Proposals, imagery: NDArray[np.bool_]) -> Ground:
         shares[used] = _cell_shares(windows.select(used), mask[used], x, y, posterior.area.cell_size)
     left = probability * (1 - shares.sum(0))
     outside = left > 0
-    return Ground(mask, shares @ probability, x[outside], y[outside], left[outside])
+    return Ground(prior, shares @ probability, x[outside], y[outside], left[outside])
 
 
 def _cell_shares(windows: Windows, mask: NDArray[np.bool_], x: _Floats, y: _Floats, side: float) -> _Floats:
@@ -128,21 +135,30 @@ def _cell_shares(windows: Windows, mask: NDArray[np.bool_], x: _Floats, y: _Floa
     return shares
 
 
-def _allowed(proposals: Proposals) -> NDArray[np.bool_]:
-    """(t, P, P) whether the front end excludes a pixel's cell, as a prior does; outside of the area, nothing is."""
-    windows, posterior = proposals.windows, proposals.posterior
-    allowed = np.ones((len(windows), windows.pixels, windows.pixels), bool)
-    if posterior.residual[0] >= ROUNDING or not len(windows):
-        return allowed
-    count = min(windows.pixels, WINDOW_POINTS)
-    coarse = windows.with_pixels(count)
-    centres = np.arange(count) + 0.5
-    u, v = (np.broadcast_to(each, (len(windows), count, count)) for each in np.meshgrid(centres, centres))
-    latitude, longitude = coarse.pixels_to_position(u, v)
-    row, col = posterior.area.cells_at(latitude.ravel(), longitude.ravel())
-    cols = posterior.area.shape[1]
+def spread(windows: Windows, posterior: Posterior) -> _Floats:
+    """(t, P, P) the front end's probability of the cell of each pixel; 0 outside of the area and in excluded cells.
+
+    Cells that search did not reach share the residual.
+
+    Args:
+        windows: of one photo.
+        posterior: the front end's, of this photo.
+    """
+    area, (rows, cols) = posterior.area, posterior.area.shape
     reached = posterior.probability[0] > 0
-    keys = posterior.row[0][reached] * cols + posterior.col[0][reached]
-    known = ((row < 0) | np.isin(row * cols + col, keys)).reshape(u.shape)
-    pixel = np.minimum((np.arange(windows.pixels) + 0.5) * count / windows.pixels, count - 1).astype(int)
-    return np.asarray(known[:, pixel[:, None], pixel])
+    row, col, probability = (each[0][reached] for each in (posterior.row, posterior.col, posterior.probability))
+    residual = float(posterior.residual[0])
+    rest = residual / max(1, rows * cols - len(row)) if residual >= ROUNDING else 0.0
+    west, north = (float(each) for each in area.cell_centers(0, 0))
+    centres = np.arange(windows.pixels) + 0.5
+    result = np.zeros((len(windows), windows.pixels, windows.pixels))
+    for index in range(len(windows)):
+        x, y = windows[index].pixels_to_crs(centres, centres)
+        down, right = (np.floor(each / area.cell_size + 0.5).astype(np.int64) for each in (north - y, x - west))
+        top, left = down[0], right[0]
+        cells = np.full((down[-1] - top + 1, right[-1] - left + 1), rest)
+        near = (row >= top) & (row <= down[-1]) & (col >= left) & (col <= right[-1])
+        cells[row[near] - top, col[near] - left] = probability[near]
+        inside = ((down >= 0) & (down < rows))[:, None] & (right >= 0) & (right < cols)
+        result[index] = np.where(inside, cells[down[:, None] - top, right - left], 0.0)
+    return result

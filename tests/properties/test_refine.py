@@ -17,12 +17,12 @@ from jzi.refine.outputs import RefinerOutput
 from jzi.refine.windows.answer import (
     FixOptions,
     RefineCalibration,
-    rank_features,
+    pixel_features,
     refine_candidates,
     to_density,
 )
 from jzi.refine.windows.fixes import ESTIMATES
-from jzi.refine.windows.fuse import RankWeights, combine, owned, rank
+from jzi.refine.windows.fuse import WindowWeights, combine, owned
 from jzi.refine.windows.heading import summarize
 from jzi.refine.windows.proposals import Proposals
 from jzi.refine.windows.window import Window, Windows
@@ -96,16 +96,13 @@ def test_densities_sum_to_one_and_masked_pixels_are_zero(case, temperature) -> N
     assert (density[~output.mask.numpy()] == 0).all()
 
 
-@given(outputs(), st.floats(0, 3), st.floats(0, 100))
-def test_no_probability_is_lost_or_counted_twice(case, prior_weight, match_weight) -> None:
+@given(outputs(), st.floats(0, 3), st.floats(0, 3), st.floats(0, 100))
+def test_no_probability_is_lost_or_counted_twice(case, prior, density, match) -> None:
     output, proposals = case
-    features = rank_features(output, proposals, 1.0)
-    ground, posterior = features.ground, proposals.posterior
-    inside = ground.probability.sum()
+    features, ground = pixel_features(output, proposals, 1.0)
+    posterior, inside = proposals.posterior, ground.probability.sum()
     assert inside + ground.cell_probability.sum() == pytest.approx(posterior.probability.sum(), abs=1e-12)
-    share = rank(features.score, features.match, ground.probability, RankWeights(prior_weight, match_weight))
-    assert share.sum() == pytest.approx(inside, abs=1e-12)
-    result = combine(features.density, ground.mask, proposals.windows, ground.probability, share)
+    result = combine(features, inside, WindowWeights(prior, density, match))
     assert (result >= 0).all() and (result[~output.mask.numpy()] == 0).all()
     assert result.sum() == pytest.approx(inside, abs=1e-9)
     assert (result[~owned(proposals.windows) & output.mask.numpy().any((1, 2))[:, None, None]] == 0).all() or (
@@ -117,7 +114,7 @@ def test_no_probability_is_lost_or_counted_twice(case, prior_weight, match_weigh
 def test_fixes_are_finite_and_candidates_hold_no_more_than_all(case, estimate, radius) -> None:
     output, proposals = case
     windows, cells = proposals.windows, proposals.cells
-    calibration = RefineCalibration(0.8, 0.1, RankWeights(1.0, 10.0))
+    calibration = RefineCalibration(0.8, 0.1, WindowWeights(1.0, 1.0, 10.0))
     candidates = refine_candidates(output, proposals, calibration, FixOptions(estimate, radius))
     assert 1 <= len(candidates) <= len(cells) * (6 if estimate == "radius" else 1)
     found = [each for each in candidates if each.fix]

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from jzi.refine.photos import PhotoData
     from jzi.refine.ray_config import RayConfig
     from jzi.refine.stage import RefineStage
-    from jzi.refine.windows.fuse import RankWeights
+    from jzi.refine.windows.fuse import FittedWeights
     from jzi.train.refine.refiner import RefinerReport
 
 
@@ -46,7 +46,7 @@ class TrainedRefiner:
 
     report: RefinerReport
     info: RefinerInfo
-    weights: RankWeights | None
+    weights: FittedWeights | None
     note: str
 
 
@@ -77,7 +77,7 @@ def train_area_refiner(
     else:
         report = _train_one(settings, folder, others, progress)
     info, weights, note = read_refiner_info(folder), None, ""
-    if processes().is_main_process and (report.epochs or info.fusion == (1.0, 0.0)):
+    if processes().is_main_process and (report.epochs or info.fusion is None):
         weights, note = _fit_fusion(settings, folder, progress)
         info = read_refiner_info(folder)
     return TrainedRefiner(report, info, weights, note)
@@ -167,7 +167,7 @@ def _make(network: CachedRefinerConfig, init: Path | None) -> CachedRefiner:
     return refiner
 
 
-def _fit_fusion(settings: Settings, folder: Path, progress: bool) -> tuple[RankWeights | None, str]:
+def _fit_fusion(settings: Settings, folder: Path, progress: bool) -> tuple[FittedWeights | None, str]:
     from jzi.evaluate.stages.refinement import fit_fusion
     from jzi.refine.networks.files import update_refiner
 
@@ -178,9 +178,9 @@ def _fit_fusion(settings: Settings, folder: Path, progress: bool) -> tuple[RankW
         photos = _photos(settings, cache, stage, "val")
     except CacheError as error:
         return None, f"the fusion with the model was not fitted: {error}"
-    weights = fit_fusion(expert, stage, photos, progress=progress)
-    update_refiner(folder, fusion=(weights.prior, weights.match))
-    return weights, ""
+    fitted = fit_fusion(expert, stage, photos, progress=progress)
+    update_refiner(folder, fusion=tuple(fitted.weights))
+    return fitted, ""
 
 
 def evaluate_area_refiner(
