@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,14 @@ from jzi.locate.expert import Query
 from jzi.locate.posterior import Posterior
 from jzi.refine.info import RefinerInfo
 from jzi.refine.networks.cached import CachedRefiner
+from jzi.refine.networks.files import load_refiner
 from jzi.refine.outputs import RefinerOutput
 from jzi.refine.photos import PhotoData
 from jzi.refine.stage import RefineStage
 from jzi.refine.windows.fuse import UNCHANGED
 from jzi.refine.windows.window import Windows
 from jzi.tests.refine_scene import AREA, SIDE, Scene, network_config, refine_config
+from jzi.tests.test_refiner_training import LEARNING, train
 
 #: Candidates of the front end, like those of an area with larger cells.
 OPTIONS = LocateOptions(radius=30.0)
@@ -85,7 +88,7 @@ class KnowingStage(RefineStage):
 
 @pytest.fixture(scope="module")
 def scene() -> Scene:
-    return Scene.draw(train=1, val=60)
+    return Scene.draw(train=1, val=40)
 
 
 def untrained_stage(scene: Scene, **entries: Any) -> RefineStage:
@@ -118,7 +121,7 @@ def knowing_photos(scene: Scene, error_m: float) -> RefinedPhotos:
 def test_a_refiner_that_has_learned_nothing_gets_no_weight_and_changes_no_answer(scene: Scene) -> None:
     front_end, photos = FrontEnd(scene), photos_of(scene)
     fitted = fit_fusion(front_end, untrained_stage(scene), photos, OPTIONS)
-    assert fitted.weights == UNCHANGED and fitted.photos > 50
+    assert fitted.weights == UNCHANGED and fitted.photos > 30
     stage = untrained_stage(scene, fusion=tuple(fitted.weights))
     posterior = front_end.posterior(photos.query[:1], OPTIONS)
     (location,) = to_locations(posterior, OPTIONS, ["a.jpg"])
@@ -143,7 +146,8 @@ def test_a_refiner_that_knows_the_place_gets_a_weight_and_improves_the_answers(s
     fitted = fit_fusion(front_end, stage, photos, OPTIONS)
     assert fitted.weights.density > 0.5 and fitted.gain[0] > 1
     stage = stage_of(KnowingStage, CachedRefiner(network_config()), None, fusion=tuple(fitted.weights))
-    figures = evaluate_refinement(front_end, stage, photos, options=OPTIONS, resamples=10)
+    few = replace(photos, frame=photos.frame[:20], query=photos.query[:20])
+    figures = evaluate_refinement(front_end, stage, few, options=OPTIONS, resamples=10)
     assert figures.after.median.value < 1 < 4 < figures.before.median.value
     assert figures.nll_after < figures.nll_before - 1
     for radius, recall in figures.after.recall.items():
@@ -168,3 +172,21 @@ def test_recall_within_1_m_is_not_lower_after_refining_a_decided_case(scene: Sce
     figures = evaluate_refinement(Decided(moved), stage, knowing_photos(moved, 0.2), options=options, resamples=10)
     assert figures.before.recall[1.0].value == 1.0
     assert figures.after.recall[1.0].value >= figures.before.recall[1.0].value
+
+
+@pytest.mark.slow
+def test_a_trained_refiner_improves_the_answers_for_photos_that_it_has_not_seen(tmp_path: Path) -> None:
+    scene = Scene.draw(train=200, val=60, side=5)
+    train(tmp_path, scene, LEARNING)
+    refiner, info = load_refiner(tmp_path)
+    fitted = fit_fusion(
+        FrontEnd(scene), RefineStage(refiner, info, Tokens(scene), Tokens(scene)), photos_of(scene), OPTIONS
+    )
+    assert fitted.weights.density > 0
+    held = replace(scene, val=Scene.draw(train=1, val=60, seed=5).val)  # the same map
+    info = replace(info, fusion=tuple(fitted.weights))
+    stage = RefineStage(refiner, info, Tokens(held), Tokens(held))
+    figures = evaluate_refinement(FrontEnd(held), stage, photos_of(held), options=OPTIONS, resamples=10)
+    print(fitted, figures.before, figures.after)
+    assert figures.after.median.value < 0.8 * figures.before.median.value
+    assert figures.nll_after < figures.nll_before
