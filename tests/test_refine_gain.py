@@ -148,7 +148,7 @@ def test_a_refiner_that_knows_the_place_gets_a_weight_and_improves_the_answers(s
     stage = stage_of(KnowingStage, CachedRefiner(network_config()), None, fusion=tuple(fitted.weights))
     few = replace(photos, frame=photos.frame[:20], query=photos.query[:20])
     figures = evaluate_refinement(front_end, stage, few, options=OPTIONS, resamples=10)
-    assert figures.after.median.value < 1 < 4 < figures.before.median.value
+    assert figures.after.median.value < 2 < 4 < figures.before.median.value
     assert figures.nll_after < figures.nll_before - 1
     for radius, recall in figures.after.recall.items():
         assert recall.value >= figures.before.recall[radius].value
@@ -187,6 +187,5 @@ def test_a_trained_refiner_improves_the_answers_for_photos_that_it_has_not_seen(
     info = replace(info, fusion=tuple(fitted.weights))
     stage = RefineStage(refiner, info, Tokens(held), Tokens(held))
     figures = evaluate_refinement(FrontEnd(held), stage, photos_of(held), options=OPTIONS, resamples=10)
-    print(fitted, figures.before, figures.after)
     assert figures.after.median.value < 0.8 * figures.before.median.value
     assert figures.nll_after < figures.nll_before
