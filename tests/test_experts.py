@@ -139,6 +139,34 @@ def test_cells_beyond_the_maximum_number_are_the_residual(monkeypatch) -> None:
     np.testing.assert_allclose(posterior.probability.sum(1) + posterior.residual, 1)
 
 
+@pytest.mark.parametrize("sampled", [6, 20, 150])
+def test_a_sample_of_cells_has_the_nearest_and_stands_for_all_others(sampled: int) -> None:
+    task, part = make_task(CellsTask, sampled=sampled, label_smoothing=0.1), torch.arange(4)
+    count, drawn = len(task.row), torch.zeros(len(task.row))
+    distance = torch.cdist(task.position[part], task.centers)
+    reach = max(4 * task.config.sigma, 1.0) * AREA.cell_size
+    occupied = set(distance.argmin(1).tolist())
+    near = torch.tensor([cell in occupied for cell in range(count)]) | (distance.amin(0) <= reach)
+    most = min(max(sampled // 2, len(occupied)), sampled - 1)
+    torch.manual_seed(0)
+    for _ in range(300):
+        cells, correction = task._sample(part)
+        assert len(set(cells.tolist())) == sampled and occupied <= set(cells.tolist())
+        labelled = int(min(near.sum(), most))
+        assert near[cells[correction == 0]].all() and (correction == 0).sum() == labelled
+        others = correction[correction != 0]
+        torch.testing.assert_close(others, torch.full_like(others, np.log((count - labelled) / (sampled - labelled))))
+        drawn[cells[correction != 0]] += 1
+    assert drawn[~near].std() < 1.5 * drawn[~near].mean().sqrt()  # each as often as the others
+    if sampled < 100:
+        return  # the loss of so few is biased
+    whole = make_task(CellsTask, label_smoothing=0.1)
+    whole.network.load_state_dict(task.network.state_dict())
+    with torch.inference_mode():
+        mean = np.mean([float(task.batch_loss(task.network, part)) for _ in range(300)])
+        assert mean == pytest.approx(float(whole.batch_loss(whole.network, part)), rel=0.05)
+
+
 @pytest.mark.parametrize("sampled", [65_536, 100])
 def test_prototypes_change_the_codes_and_are_saved_in_them(tmp_path: Path, sampled: int) -> None:
     task = make_task(CellsTask, prototypes=True, sampled=sampled)

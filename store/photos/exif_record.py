@@ -18,6 +18,7 @@ from jzi.errors import PhotoError, PhotoTableError
 from jzi.store.disk.files import write_whole
 from jzi.store.disk.table_file import read_table
 from jzi.store.photos.exif import read_position
+from jzi.store.printable import printable
 
 #: Version of the record, which changes with what `jzi.store.photos.exif.read_position` makes of a photo.
 VERSION = 1
@@ -104,7 +105,8 @@ def _load(record: Path) -> pd.DataFrame:
     texts = [name for name, dtype in _COLUMNS.items() if dtype is object]
     usable = (frame["latitude"].abs() <= 90) & (frame["longitude"].abs() <= 180) | (frame["error"] != "")
     usable &= frame[texts].map(lambda value: isinstance(value, str)).all(axis=1)
-    return frame[usable].drop_duplicates("photo")
+    frame = frame[usable].drop_duplicates("photo")
+    return frame.assign(error=frame["error"].map(printable))  # it is printed, and who wrote the file is not known
 
 
 def _write(record: Path, frame: pd.DataFrame) -> None:
