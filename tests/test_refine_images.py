@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from jzi.cluster.sent import SentNetwork
 from jzi.encode.detail import encode_detail
 from jzi.encode.encode_map import encode_map
 from jzi.encode.encoders.encoder import Encoder
@@ -57,7 +59,8 @@ def test_windows_are_sampled_from_the_tokens_that_the_cache_has(
     cache = FeatureCache.create(str(tmp_path / "c.zarr"), pyramid, encoder.info, source.imagery.info())
     encode_map(cache, encoder, source.imagery)
     info = RefinerInfo(kind="cached", config=source.config, window_m=REFINE.window_m)
-    encode_detail(cache, TrunkTokens(refiner), source.imagery, trunk_pixels(info, TRUNK.stride, pyramid))
+    sent = pickle.loads(pickle.dumps(SentNetwork.of(TrunkTokens(refiner))))  # as to the nodes of a cluster
+    encode_detail(cache, sent.load(), source.imagery, trunk_pixels(info, TRUNK.stride, pyramid))
     windows = draw_windows(source.train, pyramid, REFINE.window_m, source.config.pixels, "cell", (0,))
     inside = np.flatnonzero((abs(windows.x) < 370) & (abs(windows.y) < 370))
     windows = windows.select(inside)
