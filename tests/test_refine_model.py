@@ -270,7 +270,7 @@ def made_pairs(rng: np.random.Generator, image: NDArray[np.uint8], count: int) -
     corner = rng.integers(0, len(image) - side, (count, 2))  # column and row
     aerial = np.stack([image[row : row + side, col : col + side] for col, row in corner])
     camera = ((corner + side / 2 - len(image) / 2) / side + place) * (LEARNED_M, -LEARNED_M)
-    ground = np.stack([np.asarray(trees.panorama(trees.scene(0, 60.0), *each, 64, 32)) for each in camera])
+    ground = np.stack([np.asarray(trees.panorama(trees.scene(0, 60.0), x, y, 64, 32)) for x, y in camera])
     windows, pixels = (torch.from_numpy(each).permute(0, 3, 1, 2) / 127.5 - 1 for each in (aerial, ground))
     places = torch.full((count, count, 2), 1e3)  # no image shows the place of another pair
     places[range(count), range(count)] = torch.from_numpy(place).float()
