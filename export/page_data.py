@@ -127,8 +127,8 @@ def comparisons(location: Location, imagery: Imagery | None) -> list[dict[str, A
             {
                 "rank": rank,
                 "image": _surroundings(imagery, location, candidate) if imagery else None,
-                "before": f"{judged.rank} ({location.overall(judged.probability):.1%})",
-                "after": f"{location.overall(candidate.probability):.1%}",
+                "before": f"{judged.rank} ({percent(location.overall(judged.probability))})",
+                "after": percent(location.overall(candidate.probability)),
                 "score": "not shown" if judged.score is None else f"{judged.score:+.2f}",
                 "against": [
                     {
@@ -160,12 +160,12 @@ def fix_data(fix: Fix, location: Location) -> dict[str, Any]:
     return {
         "ellipse": f"{major:.1f} × {minor:.1f} m",
         "spread": f"half-axes of the ellipse of 68 %, long axis {fix.axis_deg:.0f}°",
-        "near": f"{fix.mode_mass:.1%} within 10 m",
+        "near": f"{percent(fix.mode_mass)} within 10 m",
         "directions": [
             {
                 "deg": each.heading_deg,
                 "text": f"{each.heading_deg % 360:.0f}° ± {each.sd_deg:.0f}°"
-                + (f" ({each.probability:.0%})" if fix.headings else ""),
+                + (f" ({100 * each.probability:.0f} %)" if fix.headings else ""),
             }
             for each in fix.directions
         ],

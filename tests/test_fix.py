@@ -282,7 +282,7 @@ def test_two_directions_of_a_street_are_two_peaks() -> None:
     assert [peak.probability for peak in fix.headings] == pytest.approx([0.6, 0.4], abs=0.01)
     assert [peak.sd_deg for peak in fix.headings] == pytest.approx([10, 10], rel=0.1)
     assert fix.heading_deg == pytest.approx(40, abs=0.5) and fix.heading_sd_deg > 60
-    assert fix.directions == fix.headings and "heading 40° ± 10° (60%); heading 220° ± 10° (40%)" in fix.text
+    assert fix.directions == fix.headings and "heading 40° ± 10° (60 %); heading 220° ± 10° (40 %)" in fix.text
 
 
 def test_an_unknown_heading_has_the_largest_deviation_and_a_prior_excludes() -> None:

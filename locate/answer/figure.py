@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from jzi.store.geometry.lengths import length_text, round_length
 from jzi.store.geometry.pyramid import Pyramid
+from jzi.store.plain import percent
 
 #: A `jzi.Location`, whose module imports this one.
 Located = Any
@@ -38,9 +39,9 @@ def location_html(location: Located) -> str:
         location: the location.
     """
     note = "".join(f"<div>note: {escape(each)}</div>" for each in location.notes)
-    share = f"{location.confidence:.1%} {location.extent}"
+    share = f"{percent(location.confidence)} {location.extent}"
     if not location.sure:
-        text = f"position withheld: {share}, less than the {location.abstain:.0%} that were asked for"
+        text = f"position withheld: {share}, less than the {percent(location.abstain)} that were asked for"
         return f"<div><b>{escape(location.photo or 'photo')}</b><div>{text}</div>{note}</div>"
     at = f"{location.latitude:.6f}, {location.longitude:.6f}"
     osm = (
@@ -52,9 +53,9 @@ def location_html(location: Located) -> str:
         for name, radius in (("68 % (circle)", location.radius_68), ("95 % (dashed)", location.radius_95))
         if math.isfinite(radius)
     )
-    area = "" if location.inside is None else f"<div>{location.inside:.1%} that it is from this area at all</div>"
+    area = "" if location.inside is None else f"<div>{percent(location.inside)} that it is from this area at all</div>"
     others = "".join(
-        f"<li>{each.latitude:.6f}, {each.longitude:.6f} ({location.overall(each.probability):.1%})</li>"
+        f"<li>{each.latitude:.6f}, {each.longitude:.6f} ({percent(location.overall(each.probability))})</li>"
         for each in location.candidates[1:]
     )
     return (
