@@ -109,7 +109,7 @@ def test_an_unknown_heading_is_not_drawn_and_two_are(pyramid) -> None:
 def test_text_and_json_have_the_fix(location) -> None:
     lines = location_text(location).splitlines()
     assert "(confidence 55.0 % within 5 m of this point, 68 % within 2.5 m, 95 % within 9.8 m)" in lines[0]
-    assert "    standard deviation 3.0 m along 30°, 1.5 m across; 60.0% within 10 m; heading 75° ± 12°" in lines
+    assert "    standard deviation 3.0 m along 30°, 1.5 m across; 60.0 % within 10 m; heading 75° ± 12°" in lines
     values = json.loads(json.dumps(location.to_dict(), allow_nan=False))
     assert values["fix"]["sd_major_m"] == 3.0 and values["fix"]["candidate_rank"] == 2
     assert values["candidates"][0]["fix"] == values["fix"] and "grids" not in values["fix"]
