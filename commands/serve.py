@@ -114,7 +114,8 @@ def serve(
 
     Memory: beyond the model and the search of one photo, --queue-mb for all requests (at most --max-mb for one), 20
     bytes for each pixel of --max-megapixels, 64 MB for tiles, and about 100 MB for connections; 256 MB, 1.2 GB, 64 MB
-    and 100 MB by default. Each of several --workers has a model of its own, and decodes as many pixels.
+    and 100 MB by default. Each of several --workers has a model of its own, beside the
+    one of the process that answers requests, and decodes as many pixels; `map.memory` applies to each.
     """
     try:
         import uvicorn  # noqa: F401
@@ -123,7 +124,7 @@ def serve(
         from jzi.serve.guard import Access
         from jzi.serve.limits import Limits
         from jzi.serve.server import is_loopback, listen, run
-        from jzi.serve.workers import Worker
+        from jzi.serve.workers import running_workers
     except ImportError as error:
         raise UsageError(f"jzi serve needs {error.name}: pip install 'jzi[serve]'") from error
     from jzi.workspace.service import open_service
@@ -151,7 +152,7 @@ def serve(
         locator, background, note = open_model()
         if note:
             click.echo(f"jzi: the page has a plain map: {note}", err=True)
-        several = [Worker(open_model, limits, number, workers) for number in range(workers)] if workers > 1 else []
-        app = make_app(locator, background, limits, access, several)
-        click.echo(f"serving on http://{host}:{listener.getsockname()[1]}; stop with Ctrl-C", err=True)
-        run(app, listener, limits)
+        with running_workers(open_model, limits, workers if workers > 1 else 0) as several:
+            app = make_app(locator, background, limits, access, several)
+            click.echo(f"serving on http://{host}:{listener.getsockname()[1]}; stop with Ctrl-C", err=True)
+            run(app, listener, limits)

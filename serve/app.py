@@ -72,7 +72,7 @@ def make_app(
         imagery: background of the page's map; None for a plain one.
         limits: limits on requests; by default those of `Limits()`.
         access: who may use the service; by default anyone who can connect.
-        workers: processes that locate the photos with the same model; by default this one does.
+        workers: running processes that locate the photos with the same model; by default this one does.
     """
     limits, side = limits or Limits(), longer_side(locator.expert.area)
     service = _Service(limits)
@@ -215,12 +215,6 @@ class _Service:
         self._stopping = False
 
     def start(self, locators: Sequence[BatchLocator] | Sequence[Worker], batch: int) -> None:
-        for worker in locators:
-            if isinstance(worker, Worker):
-                worker.start()
-        for worker in locators:
-            if isinstance(worker, Worker):
-                worker.wait()
         self._locators = locators
         self.queue = PhotoQueue([partial(self._compute, each) for each in locators], self.limits.queue, batch)
         self.queue.start()

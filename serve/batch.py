@@ -49,7 +49,7 @@ class BatchLocator:
         self._pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="jzi-decode")
 
     def __call__(self, jobs: Sequence[Question]) -> None:
-        """Finish every job; those whose clients have gone are dropped between the steps."""
+        """Finish every job; those whose clients are known to have gone (`abandoned`) are dropped between the steps."""
         photos = {}
         for job, photo in zip(jobs, self._pool.map(self._decode, jobs), strict=True):
             if isinstance(photo, JziError):

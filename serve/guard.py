@@ -135,7 +135,10 @@ class Guard:
             else:
                 await self.app(scope, exchange.receive, exchange.send)
         except Exception as error:
-            record |= {"error": type(error).__name__, "at": _frames(error)}
+            record |= {
+                "error": getattr(error, "kind", type(error).__name__),  # of a worker's process, as it is there
+                "at": getattr(error, "at", None) or frames(error),
+            }
             if not exchange.status:
                 await _sentence(500, "the service failed; its log says where")(scope, exchange.receive, exchange.send)
         finally:
@@ -157,7 +160,7 @@ def _sentence(status: int, detail: str) -> Response:
     return JSONResponse({"detail": detail}, status, headers)
 
 
-def _frames(error: BaseException) -> list[str]:
+def frames(error: BaseException) -> list[str]:
     """Where an error was raised; its message may quote a photo's name or position."""
     return [f"{frame.name}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)[-4:]]
 
@@ -214,5 +217,5 @@ class JsonFormatter(logging.Formatter):
             **getattr(record, "entry", {}),
         }
         if record.exc_info and record.exc_info[1] is not None:
-            entry |= {"error": type(record.exc_info[1]).__name__, "at": _frames(record.exc_info[1])}
+            entry |= {"error": type(record.exc_info[1]).__name__, "at": frames(record.exc_info[1])}
         return json.dumps(entry)

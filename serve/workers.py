@@ -7,9 +7,11 @@ it. A process that ends is replaced; the photos that it had are answered with st
 from __future__ import annotations
 
 import contextlib
+import logging
 import multiprocessing
 import signal
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -18,17 +20,37 @@ from typing import Any
 import torch
 
 from jzi.encode.rasters.imagery import Imagery
-from jzi.errors import JziError, ModelError
+from jzi.errors import JziError, ModelError, first_line
 from jzi.locate.locator import Locator
 from jzi.serve.batch import BatchLocator
+from jzi.serve.guard import frames
 from jzi.serve.limits import Limits, RefusedError
 from jzi.serve.queue import Job, Question
+
+log = logging.getLogger("jzi.serve")
 
 #: Opens a model and the background of its pages, and says why there is none; pickled, as each process opens its own.
 Open = Callable[[], tuple[Locator, Imagery | None, str]]
 
-#: Seconds after which photos may be sent again that were in a process when it ended, and for a process to end.
-RETRY_S, END_S = 5, 5.0
+#: Seconds after which photos may be sent again that were in a process when it ended, and until one is started again
+#: that could not load its model.
+RETRY_S = 5
+
+#: Signals to the whole group of processes, by a terminal or a service manager, which the service handles alone.
+_GROUP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
+
+
+class WorkerError(RuntimeError):
+    """An error in the process of a worker that is no `JziError`.
+
+    Args:
+        kind: its type.
+        at: where it was raised.
+    """
+
+    def __init__(self, kind: str, at: list[str]) -> None:
+        super().__init__(kind, at)  # pickled with both
+        self.kind, self.at = kind, at
 
 
 class Worker:
@@ -45,13 +67,18 @@ class Worker:
         self._arguments = open, limits, number, count
         self._process: BaseProcess | None = None
         self._pipe: Connection | None = None
+        self._ended = False
 
     def start(self) -> None:
         """Start the process, which loads its model while the caller goes on."""
         context = multiprocessing.get_context("spawn")  # threads and GPUs do not survive a fork
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_work, args=(theirs, *self._arguments), daemon=True, name="jzi-locate")
-        self._process.start()
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _GROUP_SIGNALS)  # from its first moment, as it inherits this
+        try:
+            self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         theirs.close()
 
     def wait(self) -> None:
@@ -69,35 +96,77 @@ class Worker:
             raise ModelError(problem)
 
     def __call__(self, jobs: Sequence[Job]) -> None:
-        """Finish every job of a batch."""
-        waiting = dict(enumerate(jobs))
+        """Finish every job of a batch; those whose clients have gone are left out, until the batch is sent."""
+        waiting = {number: job for number, job in enumerate(jobs) if not job.abandoned}
+        if not waiting:
+            return
         try:
-            if self._process is None or not self._process.is_alive():
-                self.close()
-                self.start()
-                self.wait()
-            pipe = self._pipe
-            assert pipe is not None
-            pipe.send([job.question() for job in jobs])
+            pipe = self._ready_pipe()
+            pipe.send([(number, job.question()) for number, job in waiting.items()])
             while waiting:
-                number, values, sentence, is_ours = pipe.recv()
-                error = None if sentence is None else JziError(sentence) if is_ours else RuntimeError(sentence)
-                waiting.pop(number).finish(error or values)
-        except (EOFError, OSError, ModelError):
-            self.close()
+                number, result = pipe.recv()
+                waiting.pop(number).finish(result)
+        except (EOFError, OSError, ModelError) as error:
+            exit_code = self._stop()
             for job in waiting.values():
                 job.finish(RefusedError(503, "the process that located this photo ended: send it again", RETRY_S))
+            if not self._ended:
+                log.error("worker ended", extra={"entry": {"exit_code": exit_code}})
+                if isinstance(error, ModelError):
+                    time.sleep(RETRY_S)  # other workers take the photos that wait meanwhile
 
     def close(self) -> None:
-        """End the process."""
+        """End the process for good."""
+        self._ended = True
+        self._stop()
+
+    def _ready_pipe(self) -> Connection:
+        if self._ended:
+            raise EOFError
+        if self._process is None or not self._process.is_alive():
+            self._stop()
+            self.start()
+            if self._ended:  # meanwhile
+                raise EOFError
+            self.wait()
+        assert self._pipe is not None
+        return self._pipe
+
+    def _stop(self) -> int | None:
+        """Kill the process, which has nothing to tidy up, and return its exit code."""
         process, pipe, self._process, self._pipe = self._process, self._pipe, None, None
+        code = None
         if process is not None:
-            process.terminate()  # which also ends the waiting of another thread for its answers
-            process.join(END_S)
-            if process.is_alive():
-                process.kill()
+            process.kill()  # which also ends the waiting of another thread for its answers
+            process.join()
+            code = process.exitcode
         if pipe is not None:
             pipe.close()
+        return code
+
+
+@contextlib.contextmanager
+def running_workers(open: Open, limits: Limits, count: int) -> Iterator[list[Worker]]:
+    """Processes that have loaded their models, which end with the context.
+
+    Args:
+        open: opens a model.
+        limits: limits on photos.
+        count: number of processes.
+
+    Raises:
+        ModelError: one cannot load its model.
+    """
+    workers = [Worker(open, limits, number, count) for number in range(count)]
+    try:
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.wait()
+        yield workers
+    finally:
+        for worker in workers:
+            worker.close()
 
 
 @dataclass(eq=False)
@@ -106,31 +175,37 @@ class _Answered(Question):
 
     number: int = 0
     pipe: Connection | None = None
+    done: bool = False
 
     def finish(self, result: dict[str, Any] | Exception) -> None:
-        """Send the answer, or what a client may know of an error."""
+        """Send the answer, or what may be known of an error: the messages of other libraries may quote anything."""
         assert self.pipe is not None
         if isinstance(result, JziError):
-            self.pipe.send((self.number, None, str(result), True))
+            result = JziError(str(result))  # not every kind can be pickled
         elif isinstance(result, Exception):
-            self.pipe.send((self.number, None, type(result).__name__, False))
-        else:
-            self.pipe.send((self.number, result, None, False))
+            result = WorkerError(type(result).__name__, frames(result))
+        self.done = True
+        self.pipe.send((self.number, result))
 
 
 def _work(pipe: Connection, open: Open, limits: Limits, number: int, count: int) -> None:
     """Locate the batches of a pipe until it is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the service ends this one
     torch.set_num_threads(max(1, torch.get_num_threads() // count))
     if torch.cuda.is_available():
         torch.cuda.set_device(number % torch.cuda.device_count())
     try:
         locator, imagery, _ = open()
         locate = BatchLocator(locator, imagery, limits)
-    except JziError as error:
-        pipe.send(str(error))
+    except Exception as error:
+        pipe.send(str(error) if isinstance(error, JziError) else f"{type(error).__name__}: {first_line(error)}")
         return
     with contextlib.suppress(EOFError, OSError):  # the service has ended
         pipe.send(None)
         while True:
-            locate([_Answered(**each, number=index, pipe=pipe) for index, each in enumerate(pipe.recv())])
+            batch = [_Answered(**question, number=index, pipe=pipe) for index, question in pipe.recv()]
+            try:
+                locate(batch)
+            except Exception as error:  # one batch must not end the process
+                for each in batch:
+                    if not each.done:
+                        each.finish(error)

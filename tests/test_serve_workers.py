@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 
 import jzi
@@ -18,12 +21,22 @@ from jzi.locate.answer.location import LocateOptions
 from jzi.serve.batch import BatchLocator
 from jzi.serve.limits import Limits, RefusedError
 from jzi.serve.queue import Job, PhotoQueue, Question
-from jzi.serve.workers import Worker
+from jzi.serve.workers import Worker, WorkerError, running_workers
+from jzi.tests.broken_locator import open_broken
+from jzi.tests.children import Child
+from jzi.tests.test_serve_process import Service
 from jzi.workspace.service import open_service
 
 
-class Asked(Question):
-    """A question that keeps its answer."""
+class Asked(Job):
+    """A photo without a client, which keeps its answer."""
+
+    def __init__(self, *arguments, **more) -> None:
+        Question.__init__(self, *arguments, **more)
+
+    @property
+    def abandoned(self) -> bool:
+        return False
 
     def finish(self, result) -> None:
         self.result = result
@@ -74,27 +87,73 @@ def test_a_worker_answers_as_the_service_itself_does(worker, zoom_folder, photo)
 
 
 @pytest.mark.slow
-def test_a_worker_that_ends_is_replaced_and_its_photos_are_refused(worker, photo) -> None:
-    pid = worker._process.pid
-    os.kill(pid, signal.SIGSTOP)  # so that it ends before it answers
+def test_a_worker_that_ends_is_replaced_and_its_photos_are_refused(worker, photo, monkeypatch) -> None:
+    process, sent = worker._process, threading.Event()
+    os.kill(process.pid, signal.SIGSTOP)  # so that it ends before it answers
+    send = worker._pipe.send
+    monkeypatch.setattr(worker, "_pipe", Sending(worker._pipe, lambda batch: (send(batch), sent.set())))
     asked = Asked(photo, "lost", LocateOptions())
     thread = threading.Thread(target=worker, args=([asked],))
     thread.start()
-    os.kill(pid, signal.SIGKILL)
+    assert sent.wait(60)
+    os.kill(process.pid, signal.SIGKILL)
     thread.join(60)
     assert isinstance(asked.result, RefusedError) and asked.result.status == 503 and asked.result.retry_after
+    monkeypatch.undo()
+    worker._pipe = None
     again = Asked(photo, "again", LocateOptions())
     worker([again])
-    assert again.result["photo"] == "again" and worker._process.pid != pid
+    assert again.result["photo"] == "again" and worker._process.pid != process.pid
+
+
+class Sending:
+    """A pipe with another `send`."""
+
+    def __init__(self, pipe, send) -> None:
+        self.send, self.recv, self.close = send, pipe.recv, pipe.close
 
 
 @pytest.mark.slow
-def test_a_model_that_cannot_be_opened_is_one_sentence(tmp_path: Path) -> None:
-    worker = Worker(opened_later(tmp_path / "none"), Limits())
+def test_an_error_costs_a_worker_one_batch_and_says_no_more_than_where(zoom_folder, photo) -> None:
+    worker = Worker(partial(open_broken, zoom_folder), Limits())
     worker.start()
-    with pytest.raises(ModelError, match="none"):
-        worker.wait()
+    worker.wait()
+    pid = worker._process.pid
+    failed, located = (Asked(photo, name, LocateOptions()) for name in ("failed", "located"))
+    worker([failed])
+    assert isinstance(failed.result, WorkerError) and "secret" not in str(failed.result)
+    assert failed.result.kind == "ValueError" and any("embed" in each for each in failed.result.at)
+    worker([located])
+    assert located.result["photo"] == "located" and worker._process.pid == pid
     worker.close()
+    late = Asked(photo, "late", LocateOptions())
+    worker([late])
+    assert isinstance(late.result, RefusedError) and worker._process is None
+
+
+@pytest.mark.slow
+def test_a_service_with_workers_outlives_one_of_them_and_ends_by_a_signal_to_all(zoom_folder, photo) -> None:
+    command = [sys.executable, "-m", "jzi", "serve", "--model", zoom_folder, "--port", "0", "--workers", "2"]
+    with Child(command) as child:
+        service = Service(child)
+        assert service.post(photo) == 200
+        children = psutil.Process(child.process.pid).children()
+        workers = [each for each in children if "resource_tracker" not in str(each.cmdline())]
+        assert len(workers) == 2
+        workers[0].kill()
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(lambda _: service.post(photo), range(40)))
+        assert set(answers) <= {200, 503} and answers.count(200) > 20
+        for each in (psutil.Process(child.process.pid), *psutil.Process(child.process.pid).children()):
+            each.send_signal(signal.SIGTERM)
+        child.process.wait(20)
+    assert "Traceback" not in child.errors
+
+
+@pytest.mark.slow
+def test_a_model_that_a_worker_cannot_open_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="none"), running_workers(opened_later(tmp_path / "none"), Limits(), 2):
+        pass
 
 
 def test_batches_of_several_workers_are_computed_at_once() -> None:
