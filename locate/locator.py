@@ -32,6 +32,7 @@ from jzi.store.geometry.pyramid import Pyramid, as_pyramid
 
 if TYPE_CHECKING:
     from jzi.encode.encoders.photo_encoder import PhotoEncoder
+    from jzi.store.photos.exif import ExifPosition
 
 
 class Locator:
@@ -184,7 +185,7 @@ class Locator:
             ConfigError: the radius is longer than the area's side.
         """
         check_radius(self.expert.area, options.radius)
-        names, query, given = self._encode(photos)
+        names, query, recorded = self._encode(photos, exif=True)
         if isinstance(self.expert, PriorExpert):
             likelihood = self.expert.likelihood.posterior(query, options)
             posterior = self.expert.weighted(fuse(likelihood, self.expert.cell_mask))
@@ -192,7 +193,7 @@ class Locator:
             posterior = fuse(self.posterior(query, options), self.expert.cell_mask)
         location = to_locations(posterior, options, [" + ".join(names)])[0]
         inside = self._inside(query, options, together=True)[0]
-        return replace(location, inside=inside, exif=exif_position(given[0]))
+        return replace(location, inside=inside, exif=recorded[0])
 
     def locate_track(
         self, photos: Iterable[PhotoInput], seconds: Sequence[float], speed: float, options: LocateOptions = DEFAULT
@@ -214,12 +215,12 @@ class Locator:
         """
         check_radius(self.expert.area, options.radius)
         check_track(self.expert.cell_mask.size, seconds, speed)
-        names, query, given = self._encode(photos)
+        names, query, recorded = self._encode(photos, exif=True)
         smoothed = smooth_track(self.posterior(query, options), self.expert.cell_mask, seconds, speed)
         inside = self._inside(query, options, together=True)
         return [
-            replace(to_locations(each, options, [name])[0], inside=probability, exif=exif_position(photo))
-            for each, name, probability, photo in zip(smoothed, names, inside, given, strict=True)
+            replace(to_locations(each, options, [name])[0], inside=probability, exif=position)
+            for each, name, probability, position in zip(smoothed, names, inside, recorded, strict=True)
         ]
 
     def encode(self, photos: Iterable[PhotoInput], batch_size: int = 32) -> tuple[list[str], Tensor]:
@@ -236,18 +237,20 @@ class Locator:
         names, query, _ = self._encode(photos, batch_size)
         return names, query
 
-    def _encode(self, photos: Iterable[PhotoInput], batch_size: int = 32) -> tuple[list[str], Tensor, list[Photo]]:
-        """As `encode`, and the photos."""
+    def _encode(
+        self, photos: Iterable[PhotoInput], batch_size: int = 32, *, exif: bool = False
+    ) -> tuple[list[str], Tensor, list[ExifPosition | None]]:
+        """As `encode`, and the positions that the photos record, if `exif` asks for them."""
         names: list[str] = []
         parts: list[Tensor] = []
-        given: list[Photo] = []
+        recorded: list[ExifPosition | None] = []
         for batch in self._batches(photos, batch_size):
             if errors := [read.error for _, read in batch if read.pixels is None]:
                 raise PhotoError(errors[0])
             names += [read.name for _, read in batch]
-            given += [photo for photo, _ in batch]
+            recorded += [exif_position(photo) for photo, _ in batch] if exif else []
             parts.append(self._embed(batch))
-        return names, torch.cat(parts), given
+        return names, torch.cat(parts), recorded
 
     def locate_embeddings(
         self,

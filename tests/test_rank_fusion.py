@@ -67,7 +67,7 @@ def test_a_part_that_says_nothing_has_no_weight() -> None:
 
 
 def test_pooled_pixels_have_the_likelihood_of_all() -> None:
-    """A density of 128 x 128 pixels over 4 cells is pooled to few entries; the sum over them is the same to 1 %."""
+    """A density of 128 x 128 pixels over 4 cells is pooled to few entries; the sum over them is the same to 5 %."""
     rng = np.random.default_rng(0)
     density = np.exp(rng.normal(0, 2, (1, 128, 128)))
     prior = np.repeat(np.repeat(np.array([[[0.4, 0.3], [0.2, 0.1]]]), 64, 1), 64, 2)

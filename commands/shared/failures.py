@@ -43,11 +43,11 @@ def options_explained(group: click.Context | None = None) -> Iterator[None]:
     """
     try:
         yield
-    except click.exceptions.NoArgsIsHelpError:
-        raise
     except click.UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # the help itself; click 8.1 has no such class
+            raise
         message = " ".join(error.format_message().split()).rstrip(".")
-        message = re.sub(r"\. \(?Did (you mean .*?)\)?$", r" (did \1)", message)  # differs by version of click
+        message = re.sub(r"\.? \(?Did (you mean .*?)\)?$", r" (did \1)", message)  # differs by version of click
         command = error.ctx.command_path if error.ctx else "jzi"
         if error.ctx is None and group is not None and group.invoked_subcommand:
             command = f"{group.command_path} {group.invoked_subcommand}"

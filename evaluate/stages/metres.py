@@ -68,7 +68,7 @@ class MetreFigures:
         not_refined: photos without a refined answer, whose answer is that of the front end.
         control: "" or what photos were replaced with, "black" or "shuffled".
         before: answers of the front end.
-        unranked: refined answers with the front end's order of the candidates.
+        unranked: refined answers without the weight of the greatest match.
         after: refined answers.
         heading_error: median error of the headings, degrees; None if none is known.
         headings: photos whose heading is known and was estimated.

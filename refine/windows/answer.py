@@ -95,7 +95,7 @@ def refine_candidates(
     """The candidates of one photo with their fixes, the most probable first.
 
     For the estimate "radius" that is the probability within the radius, and further modes of a window are candidates
-    too; else it is that of the window, whose order is that of equation 4 in the paper. A candidate whose point lies
+    too; else it is that of the window. A candidate whose point lies
     within the radius of a more probable one is left out, and probability is counted once. A window without imagery has
     no fix: its candidate stays on its cell and comes last.
 

@@ -32,6 +32,10 @@ BIN = 0.25
 GREATEST = 1000.0
 
 
+#: Fewest photos that weights are fitted on: fewer have no standard error.
+MIN_PHOTOS = 2
+
+
 class WindowWeights(NamedTuple):
     """Weights of the three logarithms.
 
@@ -172,7 +176,7 @@ def fit(truth: Sequence[_Floats], pooled: Sequence[_Floats]) -> FittedWeights:
         pooled: (photo,) of `PixelFeatures.pooled`.
     """
     photos = len(truth)
-    if photos < 2:
+    if photos < MIN_PHOTOS:
         return FittedWeights(photos=photos)
     entries = max(each.shape[1] for each in pooled)
     features, base = torch.zeros(3, photos, entries, dtype=torch.float64), torch.full((photos, entries), -torch.inf)

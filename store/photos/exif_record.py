@@ -97,10 +97,10 @@ def _load(record: Path) -> pd.DataFrame:
         return empty
     try:
         frame = read_table(record, lambda _: True)
-        if list(frame.columns) != [*_COLUMNS, "version"] or (frame["version"] != VERSION).any():
+        if list(frame.columns) != [*_COLUMNS, "version"] or not frame["version"].eq(VERSION).all():
             return empty
         frame = frame[list(_COLUMNS)].astype(_COLUMNS)
-    except (PhotoTableError, TypeError, ValueError):
+    except (PhotoTableError, ArithmeticError, TypeError, ValueError):
         return empty
     texts = [name for name, dtype in _COLUMNS.items() if dtype is object]
     usable = (frame["latitude"].abs() <= 90) & (frame["longitude"].abs() <= 180) | (frame["error"] != "")

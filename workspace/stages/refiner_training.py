@@ -170,6 +170,7 @@ def _make(network: CachedRefinerConfig, init: Path | None) -> CachedRefiner:
 def _fit_fusion(settings: Settings, folder: Path, progress: bool) -> tuple[FittedWeights | None, str]:
     from jzi.evaluate.stages.refinement import fit_fusion
     from jzi.refine.networks.files import update_refiner
+    from jzi.refine.windows.fuse import MIN_PHOTOS
 
     if not (settings.path(settings.model.path) / CONFIG).exists():
         return None, "there is no model to refine yet: run this again after `jzi train-decoder` to fit their fusion"
@@ -179,6 +180,11 @@ def _fit_fusion(settings: Settings, folder: Path, progress: bool) -> tuple[Fitte
     except CacheError as error:
         return None, f"the fusion with the model was not fitted: {error}"
     fitted = fit_fusion(expert, stage, photos, progress=progress)
+    if fitted.photos < MIN_PHOTOS:
+        return None, (
+            f"only {fitted.photos} of the validation photos lie in windows of the search's candidates, too few to fit "
+            "the weights of the fusion: probabilities are multiplied as they are"
+        )
     update_refiner(folder, fusion=tuple(fitted.weights))
     return fitted, ""
 
