@@ -208,8 +208,7 @@ def test_a_command_that_is_stopped_says_how_to_resume_and_keeps_what_was_done(
 def test_the_service_ends_by_sigterm_as_uvicorn_has_it(monkeypatch: pytest.MonkeyPatch, default_sigterm) -> None:
     handlers = []
     locator = SimpleNamespace(expert=SimpleNamespace(area=None), encoder=None)
-    monkeypatch.setattr("jzi.workspace.open.open_locator", lambda *_, **__: locator)
-    monkeypatch.setattr("jzi.workspace.open.imagery_of", lambda *_: None)
+    monkeypatch.setattr("jzi.workspace.service.open_service", lambda *_, **__: (locator, None, ""))
     monkeypatch.setattr("jzi.serve.app.make_app", lambda *_: FastAPI())
     monkeypatch.setattr(
         "jzi.serve.server.Server.run", lambda *_, **__: handlers.append(signal.getsignal(signal.SIGTERM))

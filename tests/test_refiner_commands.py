@@ -35,8 +35,8 @@ TRAIN = f"train-refiner {REFINE} --set refiner.epochs=2 --set refiner.batch_size
 def folder(prepare: Callable, trained_folder: Path) -> Path:
     """A model, a cache with tokens of tiles and photos, and a trained refiner. Do not modify."""
     folder = prepare(trained_folder, "refining", "encode-map --detail", "encode-queries --tokens", TRAIN)
-    assert len(read_refiner_info(folder / "model" / "refiner").fusion or ()) == 3
-    update_refiner(folder / "model" / "refiner", fusion=(1.0, 1.0, 0.0))  # what was fitted says how much it learned
+    assert read_refiner_info(folder / "model" / "refiner").fusion is None  # too few photos to fit it on
+    update_refiner(folder / "model" / "refiner", fusion=(1.0, 1.0, 0.0))
     return folder
 
 
