@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
@@ -19,7 +20,7 @@ MAX_RETRY_AFTER = 120
 
 
 @dataclass(eq=False)
-class Question:
+class Question(ABC):
     """A photo to locate.
 
     Attributes:
@@ -49,9 +50,9 @@ class Question:
         """Whether nobody waits for the answer any more."""
         return False
 
+    @abstractmethod
     def finish(self, result: dict[str, Any] | Exception) -> None:
         """Give the answer, or why there is none."""
-        raise NotImplementedError
 
 
 @dataclass(eq=False)
