@@ -114,8 +114,8 @@ def serve(
 
     Memory: beyond the model and the search of one photo, --queue-mb for all requests (at most --max-mb for one), 20
     bytes for each pixel of --max-megapixels, 64 MB for tiles, and about 100 MB for connections; 256 MB, 1.2 GB, 64 MB
-    and 100 MB by default. Each of several --workers has a model of its own, beside the
-    one of the process that answers requests, and decodes as many pixels; `map.memory` applies to each.
+    and 100 MB by default. Each of several --workers has a model of its own, beside the one of the process that answers
+    requests, and decodes as many pixels; `map.memory` applies to each.
     """
     try:
         import uvicorn  # noqa: F401

@@ -20,7 +20,7 @@ from jzi.store.disk.table_file import read_table
 from jzi.store.photos.exif import read_position
 from jzi.store.printable import printable
 
-#: Version of the record, which changes with what `jzi.store.photos.exif.read_position` makes of a photo.
+#: Version of the record; increase it when `jzi.store.photos.exif.read_position` returns other values for a photo.
 VERSION = 1
 
 #: Photos read from which on the record is written: fewer take less than a second.
