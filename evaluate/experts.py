@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from jzi.evaluate.calibration import calibration_error
+from jzi.evaluate.calibration import calibration_error, error_by_chance
 from jzi.evaluate.metrics import RADII, Interval, error_intervals
 from jzi.evaluate.photos import LabelledPhotos
 from jzi.locate.answer.location import DEFAULT, LocateOptions
@@ -37,12 +37,14 @@ class ExpertFigures:
         median_error: median distance from the true position to the answer, metres.
         nll: mean negative log-likelihood of the true cells, nats.
         calibration_error: expected calibration error of the confidences, 0..1.
+        error_by_chance: what it would be if the confidences were exactly right, see `jzi.evaluate.calibration`.
     """
 
     recall: dict[float, Interval]
     median_error: Interval
     nll: float
     calibration_error: float
+    error_by_chance: Interval
 
 
 def evaluate_experts(
@@ -130,8 +132,13 @@ def evaluate_posteriors(
     for name in errors:
         error, confidence = np.concatenate(errors[name]), np.concatenate(confidences[name])
         recall, median = error_intervals(error, radii)
-        calibration = calibration_error(confidence, error <= radius)
-        figures[name] = ExpertFigures(recall, median, float(np.concatenate(losses[name]).mean()), calibration)
+        figures[name] = ExpertFigures(
+            recall,
+            median,
+            float(np.concatenate(losses[name]).mean()),
+            calibration_error(confidence, error <= radius),
+            error_by_chance(confidence),
+        )
     return figures
 
 

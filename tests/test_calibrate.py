@@ -10,7 +10,7 @@ import torch
 
 from jzi.decode import temperature as module
 from jzi.decode.temperature import fit_temperature
-from jzi.evaluate.calibration import Answers, Calibration, calibration_error, reliability
+from jzi.evaluate.calibration import Answers, Calibration, calibration_error, error_by_chance, reliability
 
 
 def test_the_error_is_the_mean_gap_of_confidence_and_truth() -> None:
@@ -19,6 +19,17 @@ def test_the_error_is_the_mean_gap_of_confidence_and_truth() -> None:
     assert calibration_error(confidence, right) == pytest.approx((0.20 + 0.10) / 2)
     assert [each.photos for each in reliability(confidence, right)] == [100, 100]
     assert calibration_error(np.ones(10), np.ones(10, bool)) == 0
+
+
+def test_exact_confidences_of_few_photos_are_off_by_chance_as_repeated_draws_show() -> None:
+    rng = np.random.default_rng(1)
+    confidence = rng.beta(2, 0.6, 400)
+    drawn = [calibration_error(confidence, rng.random(400) < confidence) for _ in range(300)]
+    found = error_by_chance(confidence)
+    assert found.value == pytest.approx(np.mean(drawn), rel=0.05)
+    assert [found.low, found.high] == pytest.approx(np.percentile(drawn, (2.5, 97.5)), rel=0.12)
+    assert error_by_chance(np.repeat(confidence, 100)).value == pytest.approx(found.value / 10, rel=0.05)
+    assert error_by_chance(np.ones(10)).high == 0
 
 
 @pytest.mark.parametrize("true", [0.5, 1.0, 2.0])

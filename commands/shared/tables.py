@@ -183,6 +183,7 @@ def experts_table(figures: dict[str, ExpertFigures], radii: tuple[float, ...], r
             f"  {names.get(name, name):<20}{recall}{row.median_error.value:8.1f} m{row.nll:7.2f}"
             f"{row.calibration_error:10.1%} off"
         )
+    lines.append(by_chance(next(reversed(figures.values())).error_by_chance))
     if "vpr" in figures:
         lines.append("  vpr compares with the training photos: its rows are not cross-view")
     return "\n".join(lines)
@@ -196,9 +197,16 @@ def experts_values(figures: dict[str, ExpertFigures]) -> dict[str, Any]:
             "median_error_m": asdict(row.median_error),
             "nll": row.nll,
             "calibration_error": row.calibration_error,
+            "calibration_error_by_chance": asdict(row.error_by_chance),
         }
         for name, row in figures.items()
     }
+
+
+def by_chance(error: Interval) -> str:
+    """What a calibration error is to be compared with."""
+    between = f"{100 * error.low:.1f} .. {100 * error.high:.1f} %"
+    return f"  exact confidences of as many photos would be {100 * error.value:.1f} % off by chance ({between})"
 
 
 def calibration_table(calibration: Calibration, radii: tuple[float, ...]) -> str:
@@ -226,6 +234,7 @@ def calibration_table(calibration: Calibration, radii: tuple[float, ...]) -> str
         f"  confidence is {calibration.error_after:.1%} off on average{before}; "
         f"search left out {calibration.residual:.1%} of the probability"
     )
+    lines.append(by_chance(calibration.error_by_chance))
     lines.append(f"  {'of the most confident':<28}" + "".join(f"{share:>8.0%} " for share in COVERAGES))
     kept = "".join(f"{calibration.covering(share)[1]:>8.1%} " for share in COVERAGES)
     lines.append(f"  {f'are within {calibration.radius:g} m':<28}" + kept)
