@@ -2,15 +2,17 @@
 
     python -m benchmarks.statewide_scale --folder scale [--cells 1000000] [--dimensions 256] [--queries 200]
         [--backend exact --backend district ...]
-    python -m benchmarks.statewide_scale --folder scale --cells 25000000      # a state: hours
+    python -m benchmarks.statewide_scale --folder scale --cells 25000000 --lists 8192 --queries 100 --single 20
+        --backend exact --backend district --backend ivf-rabitq+copy            # a state: 27 GB of disk
 
 The cells of a square region get random unit vectors: 200 cells around a center each, drawn anywhere in the region, as
 places that look alike are. Queries are cells with noise. The vectors are in a feature cache on disk, as `jzi index`
 writes it; a cache that is there is used again, so that one backend at a time can be measured. For each backend: seconds
 to build it, bytes on disk and in memory, milliseconds for one query (median and 95th percentile) and for each of a
-batch, recall of the exact ten best cells, and chunks of the store that one query reads. `district` searches 16 tiles of
-about 1 km, the right one among them, and its recall is that of the best cell. `lance` is a LanceDB table
-(`jzi[lance]`), and "+copy" an index with a copy of the vectors beside it.
+batch, recall of the exact ten best cells, chunks of the store that one query reads, and the most memory that the
+process has taken so far, building included. `district` searches 16 tiles of about 1 km, the right one among them, and
+its recall is that of the best cell. `lance` is a LanceDB table (`jzi[lance]`), and "+copy" an index with a copy of the
+vectors beside it, which is searched without the copy as well.
 
 Each index is deleted when it is measured, unless --keep is given. What is needed of the disk is printed first, and the
 run is refused if there is less; a graph that does not fit into memory is left out.
@@ -20,10 +22,11 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,16 +81,19 @@ def check_disk(folder: Path, backends: Sequence[str], cells: int, width: int, st
                  "fewer cells, fewer --backend, or another --folder")  # fmt: skip
 
 
+Search = Callable[[slice], Neighbors]
+
+
 @dataclass(frozen=True)
-class Measured:
-    build_s: float
-    disk: int
-    memory: int
-    p50_ms: float
-    p95_ms: float
-    batch_ms: float
-    recall: float
-    chunks: float
+class Backend:
+    """A way to search, and what it takes besides the store: seconds to build it, bytes on disk and in memory."""
+
+    name: str
+    search: Search
+    build_s: float = 0.0
+    disk: int = 0
+    memory: int = 0
+    ranked: int = 10  # cells that recall counts
 
 
 def region(cells: int) -> RegionInfo:
@@ -175,59 +181,63 @@ def folder_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def measure(
-    backend: str, store: CellFeatures, grid: BandGrid, folder: Path, queries: int, exact: Neighbors, single: int
-) -> Measured:
+def backends_of(
+    name: str, store: CellFeatures, grid: BandGrid, folder: Path, queries: int, lists: int | None
+) -> Iterator[Backend]:
+    """Build what is named; an index with a copy of the vectors is two backends, the second without the copy."""
     row, col, query = make_queries(store, grid, queries)
-    build_s, disk, memory, count = 0.0, 0, 0, 10
-    if backend == "exact":
-        unit = store.units[0]
-        memory = 6 * store.width * (unit[0].stop - unit[0].start) * (unit[1].stop - unit[1].start)
-
-        def search(part: slice) -> Neighbors:
-            return scan(store, query[part], 10).neighbors
-    elif backend == "district":
+    kind, _, copy = name.partition("+")
+    if name == "exact":
+        rows, cols = store.units[0]
+        memory = 6 * store.width * (rows.stop - rows.start) * (cols.stop - cols.start)
+        yield Backend(name, lambda part: scan(store, query[part], 10).neighbors, memory=memory)
+        return
+    if name == "district":
         coarse = tiles_around(grid, row, col)
-        count = 1
+        sizes: list[int] = []
 
-        def search(part: slice) -> Neighbors:
+        def search_districts(part: slice) -> Neighbors:
             found = []
-            for number in range(len(query))[part]:
+            for number in range(queries)[part]:
                 [district] = districts(coarse.of(number), grid, kept=1.0)
+                sizes.append(2 * store.width * len(district.row))
                 neighbors = scan(store, query[number : number + 1], 10, cells=(district.row, district.col)).neighbors
-                memory_of.append(2 * store.width * len(district.row))
                 found.append((neighbors.row, neighbors.col, neighbors.similarity))
             return Neighbors(*(np.concatenate(each) for each in zip(*found, strict=True)))
+
+        search_districts(slice(0, queries))
+        yield Backend(name, search_districts, memory=max(sizes), ranked=1)
+        return
+    start, path = time.perf_counter(), index_path(folder, name)
+    index: VectorIndex | LanceIndex
+    if kind == "lance":
+        index = LanceIndex.build(store, str(path))
+        memory = index.sample.nbytes
     else:
-        start = time.perf_counter()
-        kind, _, copy = backend.partition("+")
-        index: VectorIndex | LanceIndex
-        if kind == "lance":
-            index = LanceIndex.build(store, str(index_path(folder, backend)))
-            memory = index.sample.nbytes
-        else:
-            index = VectorIndex.build(store, index_path(folder, backend), kind, copy=bool(copy))
-            memory = index.memory_bytes
-        build_s, disk = time.perf_counter() - start, folder_bytes(index_path(folder, backend))
+        index = VectorIndex.build(store, path, kind, copy=bool(copy), lists=None if kind == "hnsw" else lists)
+        memory = index.memory_bytes
+    build_s, disk = time.perf_counter() - start, folder_bytes(path)
+    yield Backend(name, lambda part: index.search(query[part], 10), build_s, disk, memory)
+    if copy and isinstance(index, VectorIndex) and index.vectors is not None:
+        disk -= index.vectors.nbytes
+        index.vectors = None
+        yield Backend(kind, lambda part: index.search(query[part], 10), build_s, disk, memory)
 
-        def search(part: slice) -> Neighbors:
-            return index.search(query[part], 10)
 
-    memory_of: list[int] = [memory]
+def print_row(backend: Backend, store: CellFeatures, queries: int, single: int, exact: Neighbors) -> None:
+    """Search with all queries at once, then with some of them one after another, and print a row of the table."""
     start = time.perf_counter()
-    found = search(slice(0, queries))
+    found = backend.search(slice(0, queries))
     batch_ms = 1e3 * (time.perf_counter() - start) / queries
     reads = store.reads
-    times = timed(lambda number: search(slice(number, number + 1)), range(min(single, queries)))
-    return Measured(
-        build_s,
-        disk,
-        max(memory_of),
-        float(np.median(times)),
-        float(np.percentile(times, 95)),
-        batch_ms,
-        recall(found, exact, count),
-        (store.reads - reads) / len(times),
+    times = timed(lambda number: backend.search(slice(number, number + 1)), range(min(single, queries)))
+    p50, p95 = np.percentile(times, [50, 95])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print(
+        f"| {backend.name} | {backend.build_s:.0f} s | {backend.disk / 1e6:.0f} MB | {backend.memory / 1e6:.0f} MB "
+        f"| {p50:.1f} ms | {p95:.1f} ms | {batch_ms:.1f} ms | {recall(found, exact, backend.ranked):.3f} "
+        f"| {(store.reads - reads) / len(times):.0f} | {peak:.1f} GB |",
+        flush=True,
     )
 
 
@@ -238,10 +248,18 @@ def measure(
 @click.option("--queries", default=200, show_default=True)
 @click.option("--backend", "backends", multiple=True, type=click.Choice(BACKENDS),
               help="May be repeated.  [default: all that are installed]")  # fmt: skip
+@click.option("--lists", type=int, help="Inverted lists of an index.  [default: four times the root of the cells]")
 @click.option("--keep", is_flag=True, help="Keep the indexes.")
 @click.option("--single", default=50, show_default=True, help="Queries that are timed alone; 3 with exact search.")
 def main(
-    folder: Path, cells: int, dimensions: int, queries: int, backends: tuple[str, ...], keep: bool, single: int
+    folder: Path,
+    cells: int,
+    dimensions: int,
+    queries: int,
+    backends: tuple[str, ...],
+    lists: int | None,
+    keep: bool,
+    single: int,
 ) -> None:
     """Fill the store, and measure the backends one after another."""
     if not backends:
@@ -271,14 +289,8 @@ def main(
         if backend == "hnsw" and needed > free:
             print(f"| {backend} | not built: it takes {needed / 1e9:.0f} GB of memory, and {free / 1e9:.0f} are free |")
             continue
-        row = measure(backend, store, info.grid, folder, queries, exact, 3 if backend == "exact" else single)
-        peak = psutil.Process().memory_info().rss / 1e9
-        print(
-            f"| {backend} | {row.build_s:.0f} s | {row.disk / 1e6:.0f} MB | {row.memory / 1e6:.0f} MB "
-            f"| {row.p50_ms:.1f} ms | {row.p95_ms:.1f} ms | {row.batch_ms:.1f} ms | {row.recall:.3f} "
-            f"| {row.chunks:.0f} | {peak:.1f} GB |",
-            flush=True,
-        )
+        for each in backends_of(backend, store, info.grid, folder, queries, lists):
+            print_row(each, store, queries, 3 if backend == "exact" else single, exact)
         if not keep:
             shutil.rmtree(index_path(folder, backend), ignore_errors=True)
 
