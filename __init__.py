@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from jzi.store.cache.feature_cache import FeatureCache as FeatureCache
     from jzi.store.geometry.pyramid import Pyramid as Pyramid
     from jzi.store.geometry.pyramid import TileKey as TileKey
-    from jzi.workspace.expert_plugins import ExpertContext as ExpertContext
-    from jzi.workspace.open import load as load
+    from jzi.workspace.models.expert_plugins import ExpertContext as ExpertContext
+    from jzi.workspace.models.locators import load as load
 
 #: Public names and their modules, which are imported on first use: `import jzi` loads nothing heavy.
 _EXPORTS = {
@@ -41,7 +41,7 @@ _EXPORTS = {
     "DecoderConfig": "jzi.decode.config",
     "Encoder": "jzi.encode.encoders.encoder",
     "Expert": "jzi.locate.expert",
-    "ExpertContext": "jzi.workspace.expert_plugins",
+    "ExpertContext": "jzi.workspace.models.expert_plugins",
     "Family": "jzi.encode.encoders.families",
     "FeatureCache": "jzi.store.cache.feature_cache",
     "Imagery": "jzi.encode.rasters.imagery",
@@ -56,7 +56,7 @@ _EXPORTS = {
     "ZoomDecoder": "jzi.decode.decoder",
     "ZoomDataset": "jzi.decode.dataset",
     "ZoomModel": "jzi.decode.model",
-    "load": "jzi.workspace.open",
+    "load": "jzi.workspace.models.locators",
 }
 
 #: Packages that are names of their own, such as `jzi.export.write_geojson`.

@@ -37,7 +37,8 @@ from jzi.train.decoder import run_fingerprint
 from jzi.train.encoders.encoder import EncoderTrainingReport
 from jzi.train.zoom import check_overrides, make_decoder, start_config
 from jzi.workspace.caches import scan_folder
-from jzi.workspace.open import finetune_areas, load_encoder, open_cache, open_imagery, open_photo_table
+from jzi.workspace.finetune import finetune_areas
+from jzi.workspace.inputs import load_encoder, open_cache, open_imagery, open_photo_table
 from jzi.workspace.setup.settings import EncoderSettings, PathSettings, Settings
 from jzi.workspace.setup.settings_file import load_settings
 

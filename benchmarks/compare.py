@@ -177,7 +177,7 @@ def measure_locating(city: str, method: Method) -> dict[str, Any]:
 
 def encoder_flops(city: Path) -> int:
     """Return the floating-point operations of encoding one photo with the encoder of jzi.toml."""
-    from jzi.workspace.open import load_encoder
+    from jzi.workspace.inputs import load_encoder
 
     encoder = load_encoder(load_settings(city / "jzi.toml"))
     height, width = encoder.photo_shape

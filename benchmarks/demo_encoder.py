@@ -19,7 +19,7 @@ from jzi import cli
 from jzi.benchmarks.device import device_option
 from jzi.evaluate.calibration import calibrate
 from jzi.evaluate.photos import LabelledPhotos
-from jzi.workspace.open import open_zoom
+from jzi.workspace.models.evaluated import open_zoom
 
 RADII = (20.0, 50.0, 100.0)
 

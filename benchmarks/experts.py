@@ -32,8 +32,8 @@ from jzi.store.model_folder import DECODER, EXPERT_FILES, MAP
 from jzi.train.data import TrainingData
 from jzi.train.decoder import train_decoder
 from jzi.train.experts import default_experts, train_experts
-from jzi.workspace.experts import load_experts
-from jzi.workspace.open import open_zoom
+from jzi.workspace.models.evaluated import open_zoom
+from jzi.workspace.models.experts import load_experts
 from jzi.workspace.setup.settings import Settings
 from jzi.workspace.setup.settings_file import load_settings
 

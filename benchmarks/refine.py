@@ -51,7 +51,7 @@ from jzi.train.refine.refine_data import Pairs, PairSource, Read, prepare, windo
 from jzi.train.refine.refine_pairs import PairPhotos, draw_windows, own_places
 from jzi.train.refine.refine_tokens import PairSplits, TokenSource
 from jzi.train.refine.refiner import train_refiner
-from jzi.workspace.open import open_imagery, open_photo_table
+from jzi.workspace.inputs import open_imagery, open_photo_table
 from jzi.workspace.setup.settings import FILE, Settings
 from jzi.workspace.setup.settings_file import load_settings
 from jzi.workspace.stages.refiner import refiner_folder

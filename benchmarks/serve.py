@@ -67,7 +67,7 @@ def run_clients(port: int, files: Sequence[str], clients: int, seconds: float, q
 def bare_rate(model: str, files: Sequence[str], seconds: float, batch: int, results: Any) -> None:
     """Put the photos per second of the encoder alone, which embeds batches of decoded photos."""
     from jzi.encode.photo.photos import open_photo, resize_photo
-    from jzi.workspace.open import load
+    from jzi.workspace.models.locators import load
 
     encoder = load(model).encoder
     height, width = encoder.photo_shape

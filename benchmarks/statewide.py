@@ -44,7 +44,7 @@ from jzi.evaluate.retrieval import TOP, check_radii, evaluate_retrieval, matches
 from jzi.locate.answer.location import LocateOptions
 from jzi.retrieve.statewide import StatewideRetriever
 from jzi.store.disk.files import file_sha256, write_whole
-from jzi.workspace.open import open_photo_table
+from jzi.workspace.inputs import open_photo_table
 from jzi.workspace.regions.region import region_settings, write_footprint
 from jzi.workspace.regions.region_index import open_region_expert
 from jzi.workspace.regions.statewide import new_towers, open_index, train_region

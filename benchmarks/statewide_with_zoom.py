@@ -26,7 +26,7 @@ from jzi.errors import ConfigError, JziError
 from jzi.evaluate.experts import evaluate_posteriors
 from jzi.locate.answer.location import LocateOptions
 from jzi.retrieve.statewide import StatewideRetriever
-from jzi.workspace.open import open_photo_table
+from jzi.workspace.inputs import open_photo_table
 from jzi.workspace.regions.region import region_settings, write_footprint
 from jzi.workspace.regions.statewide import open_index
 from jzi.workspace.regions.zoom_fusion import ZoomedRegion

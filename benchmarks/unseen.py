@@ -36,8 +36,8 @@ from jzi.train.config import TrainConfig
 from jzi.train.data import TrainingData
 from jzi.train.decoder import train_decoder
 from jzi.train.experts import load_others, train_experts
-from jzi.workspace.experts import load_transferred
-from jzi.workspace.open import load_encoder, open_cache, open_imagery, open_photo_table
+from jzi.workspace.inputs import load_encoder, open_cache, open_imagery, open_photo_table
+from jzi.workspace.models.experts import load_transferred
 from jzi.workspace.setup.settings import FILE, Settings
 from jzi.workspace.setup.settings_file import load_settings
 

@@ -142,7 +142,7 @@ def init(
 
 def _data_warnings(settings: Settings, photos: int | None) -> tuple[str, ...]:
     """Warnings about the map and the photos of a new area."""
-    from jzi.workspace.open import open_imagery
+    from jzi.workspace.inputs import open_imagery
     from jzi.workspace.setup.data_checks import map_warnings, photo_warnings
 
     found: tuple[str, ...] = ()

@@ -63,7 +63,7 @@ def encode_map_command(
     from jzi.encode.device import processes
     from jzi.encode.encode_map import encode_map
     from jzi.store.plain import plain
-    from jzi.workspace.open import load_encoder, open_cache, open_imagery
+    from jzi.workspace.inputs import load_encoder, open_cache, open_imagery
     from jzi.workspace.setup.data_checks import map_warnings
     from jzi.workspace.stages.refiner import open_producer
 
@@ -161,7 +161,7 @@ def encode_queries_command(
     as_json: bool,
 ) -> None:
     """Encode the photos that are new or have changed."""
-    from jzi.workspace.open import open_photo_table
+    from jzi.workspace.inputs import open_photo_table
     from jzi.workspace.setup.settings import RegionSettings
     from jzi.workspace.setup.settings_file import load_area
 
@@ -176,7 +176,7 @@ def encode_queries_command(
     from jzi.store.cache.feature_cache import ENCODED
     from jzi.store.photos.splits import SPLITS
     from jzi.store.plain import plain
-    from jzi.workspace.open import open_photo_cache
+    from jzi.workspace.inputs import open_photo_cache
     from jzi.workspace.regions.region import open_region
 
     if isinstance(settings, RegionSettings):

@@ -168,7 +168,7 @@ def evaluate_command(
     from jzi.evaluate.photos import LabelledPhotos
     from jzi.evaluate.protocol import evaluate
     from jzi.locate.points.discs import check_radius
-    from jzi.workspace.open import open_experts, open_retriever
+    from jzi.workspace.models.evaluated import open_experts, open_retriever
 
     expert: Expert
     if retriever:

@@ -174,7 +174,8 @@ def locate(
     PHOTOS are files, folders, which stand for the photos in them, https URLs, or - for a photo on standard input.
     Several priors are multiplied.
     """
-    from jzi.workspace.open import imagery_of, open_forest, open_locator
+    from jzi.workspace.inputs import imagery_of
+    from jzi.workspace.models.locators import open_forest, open_locator
     from jzi.workspace.photo_sources import PhotoSources
 
     sources = click.get_current_context().with_resource(PhotoSources(config_file))

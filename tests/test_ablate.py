@@ -40,7 +40,8 @@ from jzi.store.geometry.pyramid import Pyramid
 from jzi.train.config import TrainConfig
 from jzi.train.data import TrainingData
 from jzi.train.decoder import DecoderTask
-from jzi.workspace.open import load_encoder, open_zoom
+from jzi.workspace.inputs import load_encoder
+from jzi.workspace.models.evaluated import open_zoom
 from jzi.workspace.setup.settings import EncoderSettings, MapSettings, QuerySettings, Settings
 from jzi.workspace.setup.settings_file import load_settings, write_settings
 

@@ -183,7 +183,7 @@ def test_photos_and_maps_that_are_gone_cost_only_themselves(trained, tmp_path) -
 
 def test_cases_are_located_as_evaluation_does(trained, tmp_path, monkeypatch) -> None:
     from jzi.evaluate.experts import evaluate_experts
-    from jzi.workspace.open import open_experts
+    from jzi.workspace.models.evaluated import open_experts
     from jzi.workspace.setup.settings_file import load_settings
 
     model, cache = open_experts(load_settings(tmp_path / "jzi.toml", (), training=()))

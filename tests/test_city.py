@@ -20,7 +20,7 @@ from jzi.benchmarks.cityscape.heights import HeightRaster
 from jzi.benchmarks.cityscape.plan import REACH, find_buildings, survey
 from jzi.errors import ConfigError
 from jzi.store.photos.photo_table import read_photo_table
-from jzi.workspace.open import open_imagery
+from jzi.workspace.inputs import open_imagery
 from jzi.workspace.setup.settings_file import load_settings
 
 WEST, SOUTH, SIDE = 390_000, 5_819_000, 400

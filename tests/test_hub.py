@@ -18,7 +18,7 @@ from jzi.publish.hub.hub_download import fetch_model
 from jzi.publish.hub.hub_upload import HubTarget
 from jzi.tests.conftest import write_photo
 from jzi.tests.mock_hub import TOKEN, Hub, mock_hub
-from jzi.workspace.hub import local_folder
+from jzi.workspace.models.hub import local_folder
 from jzi.workspace.push import PushRequest, prepare, push
 
 

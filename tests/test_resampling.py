@@ -118,7 +118,7 @@ def test_without_opencv_photos_are_refused_in_one_sentence_and_the_map_is_encode
 
 
 def test_without_opencv_a_service_does_not_start(monkeypatch: pytest.MonkeyPatch, without_opencv, info) -> None:
-    from jzi.workspace import open as workspace
+    from jzi.workspace.models import locators as workspace
 
     class Expert:
         encoder = EncoderInfo("tiny", False, "e" * 64, 8, 28, "halves", "reference")

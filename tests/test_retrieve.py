@@ -31,7 +31,7 @@ from jzi.train.encoders.retriever import train_retriever
 from jzi.train.encoders.sampling import nearest_on_map, neighbour_batches
 from jzi.train.loop import TrainingLoop
 from jzi.train.losses import soft_margin_triplet, symmetric_infonce
-from jzi.workspace.open import load
+from jzi.workspace.models.locators import load
 
 QUICK = RetrieverConfig(epochs=4, batch_size=8, blocks=1, learning_rate=1e-3, mine_every=2, precision="no")
 

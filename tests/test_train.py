@@ -42,7 +42,7 @@ from jzi.train.loop import defer_interrupt
 from jzi.train.run import Checkpointer, TrainingRun
 from jzi.train.schedule import learning_rate_factor
 from jzi.train.zoom import check_overrides, make_decoder
-from jzi.workspace.open import open_zoom
+from jzi.workspace.models.evaluated import open_zoom
 
 WIDTH = 16
 SMALL = DecoderConfig(layers=2, heads=2, dropout=0.1)

@@ -30,8 +30,8 @@ from jzi.train.experts import load_others, train_experts
 from jzi.train.heads import HEADS_TASKS, CellsTask
 from jzi.train.loop import make_accelerator
 from jzi.train.run import TrainingRun
-from jzi.workspace.experts import load_transferred
-from jzi.workspace.open import load
+from jzi.workspace.models.experts import load_transferred
+from jzi.workspace.models.locators import load
 
 WIDTH = 16
 INFO = EncoderInfo("somewhere/encoder", True, "f" * 64, WIDTH, 56, "halves")

@@ -40,7 +40,7 @@ from jzi.train.heads import CellsTask, HeadsTask, LevelsTask
 from jzi.train.loop import TrainingLoop, make_accelerator
 from jzi.train.run import TrainingRun
 from jzi.train.task import Batch
-from jzi.workspace.open import load_encoder, open_imagery, open_photo_table
+from jzi.workspace.inputs import load_encoder, open_imagery, open_photo_table
 from jzi.workspace.stages.refiner import open_producer
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from jzi.evaluate.cases import find_cases
 from jzi.export.gallery.page import write_gallery
 from jzi.export.gallery.sources import Sources
 from jzi.store.geometry.pyramid import Pyramid
-from jzi.workspace.open import open_imagery, open_photo_files
+from jzi.workspace.inputs import open_imagery, open_photo_files
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

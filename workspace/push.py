@@ -179,7 +179,7 @@ def _measure(settings: Any, plot: Path | None) -> tuple[dict[str, Any], dict[str
     from jzi.evaluate.experts import evaluate_experts
     from jzi.evaluate.photos import LabelledPhotos
     from jzi.export.picture import draw_calibration
-    from jzi.workspace.open import open_experts
+    from jzi.workspace.models.evaluated import open_experts
 
     model, cache = open_experts(settings)
     counts = cache.queries.encoded()["split"].value_counts()

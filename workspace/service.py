@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from jzi.errors import ConfigError, ImageryError
 from jzi.store.geometry.pyramid import Pyramid
-from jzi.workspace.open import imagery_of, open_locator
+from jzi.workspace.inputs import imagery_of
+from jzi.workspace.models.locators import open_locator
 from jzi.workspace.stages.refiner import RefineRequest
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def open_service(
     """Open a locator, its encoder included, and a background.
 
     Args:
-        model: as the following ones as for `jzi.workspace.open.open_locator`.
+        model: as the following ones as for `jzi.workspace.models.locators.open_locator`.
         config_file: a jzi.toml, which need not exist.
         cache: cache to read the map from.
         retriever: folder of a retriever to use instead of a zoom model.

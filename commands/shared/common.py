@@ -127,7 +127,7 @@ def _refiner(_: click.Context, __: click.Parameter, value: str | None) -> str | 
 
 
 def refine_request(refine: str | None, refine_top: int | None) -> RefineRequest | None:
-    """The options of `refine_options` as `jzi.workspace.open.open_locator` takes them."""
+    """The options of `refine_options` as `jzi.workspace.models.locators.open_locator` takes them."""
     if refine is None:
         if refine_top is not None:
             raise UsageError("--refine-top goes with --refine: add it")

@@ -39,7 +39,7 @@ def finetune(
     from jzi.commands.shared.reports import training_text
     from jzi.encode.device import processes
     from jzi.store.plain import plain
-    from jzi.workspace.open import finetune_areas
+    from jzi.workspace.finetune import finetune_areas
 
     report, rejected = finetune_areas(areas, settings.path(output))
     if not processes().is_main_process:

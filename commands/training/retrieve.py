@@ -62,7 +62,7 @@ def train_retriever_command(
     from jzi.encode.device import processes
     from jzi.store.plain import plain
     from jzi.train.encoders.retriever import train_retriever
-    from jzi.workspace.open import load_encoder, open_imagery, open_photo_table
+    from jzi.workspace.inputs import load_encoder, open_imagery, open_photo_table
 
     table = open_photo_table(settings).inside(settings.pyramid)
     with open_imagery(settings) as imagery:
@@ -132,7 +132,7 @@ def index(
     from jzi.store.model_folder import lock_model
     from jzi.store.plain import plain
     from jzi.vectors.index_files import import_faiss
-    from jzi.workspace.open import open_cache_of, open_imagery
+    from jzi.workspace.inputs import open_cache_of, open_imagery
 
     if hnsw:
         import_faiss()  # fails before anything is encoded

@@ -57,7 +57,7 @@ def train_decoder_command(
     )
     from jzi.train.run import lock_folder
     from jzi.train.zoom import check_overrides
-    from jzi.workspace.open import load_encoder
+    from jzi.workspace.inputs import load_encoder
     from jzi.workspace.setup.data_checks import photo_warnings
 
     cache = FeatureCache.open(settings.cache_path)

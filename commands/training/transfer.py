@@ -28,7 +28,7 @@ def transfer(config_file: Path, overrides: tuple[str, ...], model: Path, as_json
     from jzi.retrieve.transfer import transfer as transfer_experts
     from jzi.store.cache.feature_cache import FeatureCache
     from jzi.store.model_folder import lock_model
-    from jzi.workspace.hub import local_folder
+    from jzi.workspace.models.hub import local_folder
 
     cache = FeatureCache.open(settings.cache_path)
     cache.check(area=settings.pyramid)

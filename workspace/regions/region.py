@@ -12,7 +12,7 @@ import numpy as np
 from jzi.errors import ConfigError
 from jzi.store.disk.files import write_whole
 from jzi.store.geometry.region import Region, RegionCells, Rule
-from jzi.workspace.open import open_map, open_photo_table
+from jzi.workspace.inputs import open_map, open_photo_table
 from jzi.workspace.setup.init import relative_path
 from jzi.workspace.setup.settings import (
     MapSettings,

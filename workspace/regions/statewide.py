@@ -13,7 +13,7 @@ from jzi.retrieve.statewide import StatewideRetriever
 from jzi.store.cache.feature_cache import FeatureCache
 from jzi.store.features.cell_features import Unit
 from jzi.store.geometry.region import RegionCells
-from jzi.workspace.open import open_map, open_photo_table
+from jzi.workspace.inputs import open_map, open_photo_table
 from jzi.workspace.regions.region import open_region
 from jzi.workspace.regions.region_index import faiss_folder, lance_table
 from jzi.workspace.setup.settings import RegionSettings
@@ -135,7 +135,7 @@ def open_index(settings: RegionSettings, retriever: StatewideRetriever) -> Itera
         CacheMismatchError: the index belongs to another retriever, region or imagery.
         JziError: the region, the imagery or the retriever cannot be used.
     """
-    from jzi.workspace.open import open_cache_of
+    from jzi.workspace.inputs import open_cache_of
 
     cells, towers = open_region(settings), retriever.load_encoder()
     with open_region_imagery(settings, cells, towers.config.background) as imagery:

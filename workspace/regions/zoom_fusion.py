@@ -20,7 +20,7 @@ from jzi.store.disk.digest_memory import remembered_sha256
 from jzi.store.disk.files import write_whole
 from jzi.store.model_folder import CONFIG
 from jzi.store.plain import plain
-from jzi.workspace.open import open_experts
+from jzi.workspace.models.evaluated import open_experts
 from jzi.workspace.regions.region_index import fusion_file, open_region_expert
 from jzi.workspace.regions.zoom_weights import ZoomFusion
 from jzi.workspace.setup.settings import FILE, RegionSettings, Settings

@@ -12,7 +12,7 @@ from jzi.store.disk.json_file import read_json
 from jzi.store.geometry.pyramid import Pyramid, preset
 from jzi.store.info import MAX_IMAGE_SIZE
 from jzi.store.model_folder import CONFIG
-from jzi.workspace.open import open_imagery, open_photo_table
+from jzi.workspace.inputs import open_imagery, open_photo_table
 from jzi.workspace.setup.settings import (
     EncoderSettings,
     MapSettings,

@@ -11,7 +11,7 @@ from jzi.datasets import statewide, vigor_m
 from jzi.datasets.tiled_layout import TiledLayout
 from jzi.errors import ConfigError
 from jzi.store.photos.photo_table import PhotoTable, Rejected
-from jzi.workspace.open import open_photo_table
+from jzi.workspace.inputs import open_photo_table
 from jzi.workspace.setup.init import new_encoder_settings, relative_path
 from jzi.workspace.setup.settings import FILE, MapSettings, QuerySettings, Settings
 

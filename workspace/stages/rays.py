@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from jzi.errors import ModelError
 from jzi.refine.info import RefinerInfo
 from jzi.store.plain import plain
-from jzi.workspace.open import open_imagery, open_photo_table
+from jzi.workspace.inputs import open_imagery, open_photo_table
 from jzi.workspace.setup.settings import Settings
 
 if TYPE_CHECKING:

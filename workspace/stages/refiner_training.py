@@ -15,7 +15,8 @@ from jzi.refine.info import RefinerInfo, read_refiner_info
 from jzi.store.cache.feature_cache import FeatureCache
 from jzi.store.model_folder import CONFIG
 from jzi.store.plain import plain
-from jzi.workspace.open import load_encoder, open_experts, open_imagery, open_photo_files, open_photo_table
+from jzi.workspace.inputs import load_encoder, open_imagery, open_photo_files, open_photo_table
+from jzi.workspace.models.evaluated import open_experts
 from jzi.workspace.setup.data_checks import map_warnings
 from jzi.workspace.setup.settings import Settings
 from jzi.workspace.stages.refiner import open_stage

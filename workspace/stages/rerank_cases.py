@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from jzi.errors import PairsError, PhotoTableError, RerankError
 from jzi.rerank.config import RerankConfig
-from jzi.workspace.open import open_experts, open_photo_files, open_retriever
+from jzi.workspace.inputs import open_photo_files
+from jzi.workspace.models.evaluated import open_experts, open_retriever
 from jzi.workspace.setup.settings import RegionSettings, Settings
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from jzi.errors import ConfigError
 from jzi.rerank.config import RerankConfig
 from jzi.rerank.designs.schedule import PAIR_DESIGNS
-from jzi.workspace.open import open_map, open_rasters
+from jzi.workspace.inputs import open_map, open_rasters
 from jzi.workspace.setup.settings import FILE, RegionSettings, Settings
 from jzi.workspace.setup.settings_file import load_area
 

@@ -17,7 +17,7 @@ from jzi.store.model_folder import (
     read_config,
     verify_file,
 )
-from jzi.workspace.expert_plugins import ExpertContext, load_expert, offered, weight_of
+from jzi.workspace.models.expert_plugins import ExpertContext, load_expert, offered, weight_of
 
 if TYPE_CHECKING:
     import numpy as np

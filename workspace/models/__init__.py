@@ -1,0 +1,1 @@
+"""Open model folders: as locators, and as experts to evaluate."""
