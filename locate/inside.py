@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jzi.locate.expert import Expert
-from jzi.locate.joint.fusion import maximise
+from jzi.locate.joint.fusion_weights import maximise
 from jzi.store.model_folder import InsideConfig
 
 #: Metres around a validation photo that are hidden from the experts. With 100, the probability agrees with the share of

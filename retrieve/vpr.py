@@ -24,6 +24,7 @@ from torch import Tensor
 from jzi.errors import ConfigError, ModelError, first_line
 from jzi.locate.answer.location import LocateOptions
 from jzi.locate.inside import Hidden
+from jzi.locate.keys import distinct
 from jzi.locate.posterior import Posterior
 from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.info import EncoderInfo
@@ -308,17 +309,9 @@ def _sum_all(
 
 def _sum_equal(key: NDArray[np.int64], mass: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """The same for those keys that occur, which differ by photo."""
-    order = key.argsort(axis=1, kind="stable")
-    key, mass = np.take_along_axis(key, order, 1), np.take_along_axis(mass, order, 1)
-    is_first = np.ones_like(key, bool)
-    is_first[:, 1:] = key[:, 1:] != key[:, :-1]
-    column = is_first.cumsum(1) - 1
-    shape = len(key), int(column.max()) + 1
-    flat = (np.arange(shape[0])[:, None] * shape[1] + column).ravel()
-    total = np.bincount(flat, mass.ravel(), shape[0] * shape[1]).reshape(shape).astype(np.float64)
-    cells = np.zeros(shape, np.int64)
-    np.put_along_axis(cells, column, key, 1)
-    return cells, total
+    cells, column = distinct(key, padding=0)
+    flat = (np.arange(len(key))[:, None] * cells.shape[1] + column).ravel()
+    return cells, np.bincount(flat, mass.ravel(), cells.size).reshape(cells.shape).astype(np.float64)
 
 
 def gaussian(square: NDArray[np.float64], width: float) -> NDArray[np.float64]:

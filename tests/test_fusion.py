@@ -12,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jzi.locate.joint.fusion as fusion
+import jzi.locate.joint.fusion_weights as fusion_weights
 from jzi.errors import ConfigError
 from jzi.locate.answer.location import LocateOptions
-from jzi.locate.joint.fusion import FLOOR, FusedExpert, Stacked, combine, fit_weights
+from jzi.locate.joint.fusion import FLOOR, FusedExpert, Stacked, combine
+from jzi.locate.joint.fusion_weights import fit_weights
 from jzi.locate.posterior import Posterior
 from jzi.locate.priors.prior import PriorExpert
 from jzi.store.geometry.pyramid import Pyramid
@@ -324,7 +326,7 @@ def test_an_expert_that_was_dropped_is_used_again_where_the_others_leave_it_some
         weight = np.exp(logits - logits.max(1, keepdims=True))
         posteriors.append(from_grid(weight / weight.sum(1, keepdims=True), cells))
     stacked = Stacked.of(posteriors, mask, [FLOOR] * 4)
-    weights = fusion._maximise(stacked, key)
+    weights = fusion_weights._maximise(stacked, key)
     best = stacked.log_likelihood(weights, key).mean()
     assert (weights >= 0).all() and (weights > 0).any()
     for expert in range(4):

@@ -73,7 +73,7 @@ class RunConfig:
         label_smoothing: label smoothing of the cross-entropy.
         clip: maximum norm of the gradient.
         seed: seed of all random numbers.
-        precision: "no", "fp16", "bf16", or "auto": bf16 on GPUs that support it.
+        precision: "no", "fp16", "bf16", or "auto": bf16 on GPUs that support it. CPUs without AVX-512 are slow in bf16.
         trackers: Accelerate's trackers ("tensorboard", "wandb", ...) to log to beside metrics.jsonl.
         save_every_s: seconds between two saved states.
     """
@@ -403,7 +403,7 @@ class StatewideConfig(RunConfig):
     Settings named in `STATEWIDE_METHODS` follow the method unless they are given.
 
     Attributes:
-        precision: "no", "bf16", or "auto": bf16 on GPUs that support it.
+        precision: "no", "bf16", or "auto": bf16 on GPUs that support it. CPUs without AVX-512 are slow in bf16.
         method: "statewide" (Fervers et al. 2024: decoupled contrastive loss), or a method that it is compared with:
             "sample4geo" (Deuser et al. 2023: symmetric cross-entropy), "safa" (Shi et al. 2019) or "transgeo" (Zhu et
             al. 2022; both with soft-margin triplets).

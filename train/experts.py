@@ -23,7 +23,7 @@ from jzi.evaluate.photos import LabelledPhotos
 from jzi.locate.answer.location import LocateOptions
 from jzi.locate.expert import Expert
 from jzi.locate.inside import HIDDEN_M, Evidence, Hidden, fit_inside
-from jzi.locate.joint.fusion import FIT_CELLS, FusionFit, FusionWeights
+from jzi.locate.joint.fusion_weights import FIT_CELLS, FusionFit, FusionWeights
 from jzi.locate.posterior import Posterior
 from jzi.retrieve.dense import DenseExpert
 from jzi.retrieve.vpr import DEFAULT_WIDTH, VprConfig, VprExpert

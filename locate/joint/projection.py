@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jzi.locate.joint.fusion import FLOOR, MAX_CELLS, ROUNDING, FusionWeights, clear_weights, maximise
+from jzi.locate.joint.fusion import FLOOR, MAX_CELLS, ROUNDING
+from jzi.locate.joint.fusion_weights import FusionWeights, clear_weights, maximise
 from jzi.locate.posterior import Posterior
 from jzi.store.geometry.cell_grid import CellGrid
 
@@ -224,7 +225,7 @@ class ProjectedFusion:
     def fit(self, row: NDArray[np.int64], col: NDArray[np.int64]) -> FusionWeights:
         """The weights of both experts, "cells" and "zoom", with the greatest likelihood of the true cells, 0 or more.
 
-        An expert without a clear gain is dropped; see `jzi.locate.joint.fusion.FusionFit.weights`.
+        An expert without a clear gain is dropped; see `jzi.locate.joint.fusion_weights.FusionFit.weights`.
 
         Args:
             row: (photo,) rows of the true cells.

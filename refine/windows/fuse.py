@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jzi.locate.joint.fusion import CLEAR, maximise
+from jzi.locate.joint.fusion_weights import CLEAR, maximise
 from jzi.refine.windows.window import Windows
 
 _Floats = NDArray[np.float64]
@@ -167,9 +167,9 @@ def combine(features: PixelFeatures, probability: float, weights: WindowWeights)
 def fit(truth: Sequence[_Floats], pooled: Sequence[_Floats]) -> FittedWeights:
     """The weights with the greatest likelihood of the true pixels (conditional logit), 0 or more.
 
-    Does no harm, as the fusion of experts (`jzi.locate.joint.fusion.FusionFit`): a part of the refiner whose gain does
-    not exceed zero by `CLEAR` standard errors over the photos gets no weight, and without any the front end stays as
-    it is.
+    Does no harm, as the fusion of experts (`jzi.locate.joint.fusion_weights.FusionFit`): a part of the refiner whose
+    gain does not exceed zero by `CLEAR` standard errors over the photos gets no weight, and without any the front end
+    stays as it is.
 
     Args:
         truth: (photo,) of `PixelFeatures.at` of the true pixels, of photos that were taken in their windows.

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from jzi.evaluate.photos import LabelledPhotos
     from jzi.locate.expert import Expert
-    from jzi.locate.joint.fusion import FusionWeights
+    from jzi.locate.joint.fusion_weights import FusionWeights
     from jzi.locate.joint.projected_expert import ProjectedExpert
     from jzi.store.cache.feature_cache import FeatureCache
 

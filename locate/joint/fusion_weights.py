@@ -1,0 +1,184 @@
+"""Weights of experts, fitted by maximum likelihood on validation photos; an expert without a clear gain has none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from jzi.locate.joint.fusion import FLOOR, Stacked
+from jzi.locate.posterior import Posterior
+
+#: Standard errors by which the gain of an expert must exceed zero to keep the expert.
+CLEAR = 1.64
+
+#: Most probable cells of each expert on which weights are fitted, and maximum number of steps of the fit.
+FIT_CELLS, NEWTON_STEPS = 256, 30
+
+#: Smallest weight of an expert that is left alone: nearly uniform probabilities, but still a most probable cell.
+LEAST_WEIGHT = 1e-3
+
+
+@dataclass(frozen=True)
+class FusionWeights:
+    """Weights of experts, and what each expert gains.
+
+    Attributes:
+        weights: exponent of each expert's posterior, by its name; 0 for an expert that was dropped.
+        gains: decrease of the validation log-likelihood per photo without the expert, and its standard error.
+        photos: number of validation photos.
+    """
+
+    weights: dict[str, float]
+    gains: dict[str, tuple[float, float]] = field(default_factory=dict)
+    photos: int = 0
+
+    @property
+    def used(self) -> tuple[str, ...]:
+        """Names of the experts that were not dropped."""
+        return tuple(name for name, weight in self.weights.items() if weight > 0)
+
+
+class FusionFit:
+    """Fits the weights of trained experts, and of subsets of them, by maximum likelihood on validation photos.
+
+    Args:
+        names: names of the experts.
+        posteriors: (expert,) their posteriors for the validation photos.
+        cell_mask: (row, col) whether each cell has imagery.
+        key: (photo,) row * columns + column of the true cells.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        posteriors: Sequence[Posterior],
+        cell_mask: NDArray[np.bool_],
+        key: NDArray[np.int64],
+    ) -> None:
+        self.names, self.key = tuple(names), key
+        self.stacked = Stacked.of([each.top(FIT_CELLS) for each in posteriors], cell_mask, [FLOOR] * len(names))
+        self._fits: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
+
+    def weights(self, names: Sequence[str] = ()) -> FusionWeights:
+        """The weights of several of the experts.
+
+        Does no harm: while there are experts whose gain does not exceed zero by `CLEAR` standard errors over the
+        photos, the one with the least gain is dropped, and the others are fitted again. Where a single expert is more
+        likely than those that remain, it replaces them.
+
+        Args:
+            names: names of the experts to fuse; all by default.
+        """
+        names = tuple(names) or self.names
+        every = [self.names.index(name) for name in names]
+        return clear_weights(names, lambda used: self._fit([every[expert] for expert in used]))
+
+    def _fit(self, experts: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """(expert,) weights of several experts, and (photo,) log-likelihood with them; computed once."""
+        if (index := tuple(experts)) not in self._fits:
+            stacked = self.stacked.select(index)
+            weights = _maximise(stacked, self.key)
+            self._fits[index] = weights, stacked.log_likelihood(weights, self.key)
+        return self._fits[index]
+
+
+def clear_weights(names: Sequence[str], fit: Callable[[Sequence[int]], tuple[Tensor, Tensor]]) -> FusionWeights:
+    """The weights of those experts that have a clear gain; see `FusionFit.weights`.
+
+    Args:
+        names: names of the experts.
+        fit: weights (expert,) of some of them, given by their indices, and the log-likelihood (photo,) with them.
+    """
+    used, gains = list(range(len(names))), dict[str, tuple[float, float]]()
+    while len(used) > 1:
+        likelihood, unclear = fit(used)[1], dict[int, float]()
+        for expert in used:
+            gain = likelihood - fit([each for each in used if each != expert])[1]
+            mean = float(gain.mean())
+            error = float(gain.std() / len(gain) ** 0.5) if len(gain) > 1 else abs(mean)
+            gains[names[expert]] = mean, error
+            if not mean > CLEAR * error:
+                unclear[expert] = mean
+        if not unclear:
+            break
+        used.remove(min(unclear, key=unclear.__getitem__))
+    best = max(([expert] for expert in range(len(names))), key=lambda single: float(fit(single)[1].mean()))
+    if float(fit(best)[1].mean() - fit(used)[1].mean()) > 1e-9:
+        used = best
+    weights, likelihood = fit(used)
+    fitted = {names[expert]: float(weight) for expert, weight in zip(used, weights, strict=True)}
+    return FusionWeights({name: fitted.get(name, 0.0) for name in names}, gains, len(likelihood))
+
+
+def fit_weights(
+    names: Sequence[str], posteriors: Sequence[Posterior], cell_mask: NDArray[np.bool_], key: NDArray[np.int64]
+) -> FusionWeights:
+    """Fit the weights of experts; see `FusionFit`, whose arguments these are."""
+    return FusionFit(names, posteriors, cell_mask, key).weights()
+
+
+def _maximise(stacked: Stacked, key: NDArray[np.int64]) -> Tensor:
+    """(expert,) the weights with the greatest likelihood of the true cells; see `maximise`."""
+    photos = torch.arange(len(key))
+    match = torch.from_numpy(stacked.key == key[:, None]) & stacked.valid
+    inside = stacked.log[:, photos, match.int().argmax(-1)]
+    truth = torch.where(match.any(-1), inside, stacked.outside)  # (expert, photo)
+    features = torch.cat([stacked.log, stacked.outside[..., None]], -1)  # the last entry stands for the residual
+    base = torch.where(stacked.valid, 0.0, -torch.inf)
+    base = torch.cat([base, stacked.log_count[:, None]], -1)
+    return maximise(features, base, truth)
+
+
+def maximise(features: Tensor, base: Tensor, truth: Tensor) -> Tensor:
+    """(expert,) the non-negative weights with the greatest likelihood, by a projected Newton's method (Bertsekas 1982).
+
+    The log-likelihood is concave: its gradient is the experts' log-probability of the true cell minus its mean over the
+    fused posterior, its Hessian minus their covariance. A weight that would be negative is 0 for as long as the
+    gradient is negative. The last expert gets at least `LEAST_WEIGHT`.
+
+    Args:
+        features: (expert, photo, entry) log-probabilities of one cell of each entry.
+        base: (photo, entry) logarithm of the number of cells of an entry; -inf for padding.
+        truth: (expert, photo) log-probabilities of the true cells.
+    """
+    count = truth.shape[1]
+
+    def likelihood(weights: Tensor) -> tuple[Tensor, Tensor]:
+        used = weights > 0  # 0 times -inf is nan
+        logits = torch.einsum("e,epc->pc", weights[used], features[used]) + base
+        total = logits.logsumexp(-1, keepdim=True)
+        return (weights[used] @ truth[used] - total[:, 0]).mean(), (logits - total).exp()
+
+    weights = torch.full((len(features),), 1 / len(features), dtype=torch.float64)
+    value, probability = likelihood(weights)
+    for _ in range(NEWTON_STEPS):
+        mean = torch.einsum("pc,epc->ep", probability, features)
+        gradient = (truth - mean).mean(1)
+        free = (weights > 0) | (gradient > 0)
+        if not free.any():
+            break
+        moment = torch.einsum("pc,epc,fpc->ef", probability, features[free], features[free]) / count
+        covariance = moment - mean[free] @ mean[free].T / count
+        step = torch.zeros_like(weights)
+        step[free] = torch.linalg.solve(covariance + 1e-6 * torch.eye(len(moment), dtype=moment.dtype), gradient[free])
+        for _ in range(20):  # halve the step until the likelihood rises
+            trial = (weights + step).clamp(min=0.0)
+            trial_value, trial_probability = likelihood(trial)
+            if trial_value >= value:
+                break
+            step = step / 2
+        else:
+            break
+        converged = float(trial_value - value) < 1e-8
+        weights, value, probability = trial, trial_value, trial_probability
+        if converged:
+            break
+    if int((weights > 0).sum()) <= 1:
+        best = int((weights if weights.any() else gradient).argmax())
+        weights[best] = weights[best].clamp(min=LEAST_WEIGHT)
+    return weights
