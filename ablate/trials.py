@@ -20,7 +20,7 @@ from jzi.evaluate.protocol import evaluate
 from jzi.store.cache.feature_cache import FeatureCache
 from jzi.store.features.map_embeddings import MapEmbeddings
 from jzi.store.model_folder import ENCODER, MAP, copy_encoder, record_files, replace_file
-from jzi.train.config import TrainConfig
+from jzi.train.config.training import TrainConfig
 from jzi.train.data import TrainingData
 from jzi.train.decoder import train_decoder
 from jzi.train.run import TrainingRun

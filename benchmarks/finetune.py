@@ -29,7 +29,7 @@ from jzi.encode.photo.augment import DRAWS, augment_photos, augment_tiles, drop_
 from jzi.store.features.map_embeddings import ENCODED, MapEmbeddings
 from jzi.store.geometry.pyramid import preset
 from jzi.store.info import ImageryInfo
-from jzi.train.config import FinetuneConfig
+from jzi.train.config.encoders import FinetuneConfig
 from jzi.train.encoders.area import TrainingArea
 from jzi.train.encoders.encoder import Part
 from jzi.train.encoders.finetune import FinetuneTask

@@ -46,7 +46,7 @@ from jzi.store.cache.feature_cache import FeatureCache
 from jzi.store.geometry.cell_grid import Bounds
 from jzi.store.geometry.pyramid import Pyramid
 from jzi.synth.town import make_town
-from jzi.train.config import RefinerTrainingConfig
+from jzi.train.config.refiner import RefinerTrainingConfig
 from jzi.train.refine.refine_data import Pairs, PairSource, Read, prepare, window_tokens
 from jzi.train.refine.refine_pairs import PairPhotos, draw_windows, own_places
 from jzi.train.refine.refine_tokens import PairSplits, TokenSource

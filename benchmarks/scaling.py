@@ -127,7 +127,7 @@ def train(path: str, memory: int, map_memory: int, epochs: int) -> dict[str, flo
     """Microseconds for a photo of the last epochs, and seconds until the first step."""
     from jzi.decode.config import DecoderConfig
     from jzi.store.cache.feature_cache import FeatureCache
-    from jzi.train.config import TrainConfig
+    from jzi.train.config.training import TrainConfig
     from jzi.train.data import TrainingData
     from jzi.train.decoder import train_decoder
 

@@ -40,7 +40,7 @@ from jzi.retrieve.statewide import StatewideRetriever
 from jzi.store.geometry.bands import BandGrid
 from jzi.store.geometry.mercator import MercatorGrid
 from jzi.store.photos.photo_table import PhotoTable, read_photo_table
-from jzi.train.config import StatewideConfig
+from jzi.train.config.statewide import StatewideConfig
 from jzi.train.statewide.statewide import train_statewide
 from jzi.train.statewide.statewide_data import AreaPhotos, Gallery, SampleReader, StatewideArea
 from jzi.train.statewide.statewide_validation import EncodedGallery, encode_gallery

@@ -46,7 +46,7 @@ from jzi.store.features.photo_features import CHUNK
 from jzi.store.geometry.pyramid import Pyramid, preset
 from jzi.store.info import EncoderInfo
 from jzi.train.compiled import CompiledStep
-from jzi.train.config import TrainConfig
+from jzi.train.config.training import TrainConfig
 from jzi.train.data import DataInfo, TrainingData
 from jzi.train.decoder import DecoderTask
 from jzi.train.loop import TrainingLoop, make_accelerator

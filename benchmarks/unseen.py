@@ -32,7 +32,7 @@ from jzi.locate.expert import Expert
 from jzi.retrieve.transfer import transfer
 from jzi.store.cache.feature_cache import FeatureCache
 from jzi.store.model_folder import TransferModelConfig, read_config
-from jzi.train.config import TrainConfig
+from jzi.train.config.training import TrainConfig
 from jzi.train.data import TrainingData
 from jzi.train.decoder import train_decoder
 from jzi.train.experts import load_others, train_experts

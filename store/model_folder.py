@@ -165,7 +165,7 @@ class RetrieverModelConfig(AreaModelConfig):
     Attributes:
         context: side of a cell's reference crop, in cells.
         temperature: divisor of cosine similarities.
-        method: training method (`jzi.train.config.RetrieverConfig`).
+        method: training method (`jzi.train.config.encoders.RetrieverConfig`).
     """
 
     imagery: ImageryInfo
@@ -196,7 +196,7 @@ class StatewideModelConfig(ModelConfig):
     Attributes:
         cell_m: side of the cells that it was trained with, metres.
         temperature: divisor of cosine similarities, fitted on validation photos.
-        method: training method (`jzi.train.config.StatewideConfig`).
+        method: training method (`jzi.train.config.statewide.StatewideConfig`).
         area: where it was trained, for people.
     """
 

@@ -37,7 +37,7 @@ from jzi.evaluate.photos import LabelledPhotos
 from jzi.evaluate.protocol import evaluate
 from jzi.store.cache.feature_cache import ENCODED, FeatureCache
 from jzi.store.geometry.pyramid import Pyramid
-from jzi.train.config import TrainConfig
+from jzi.train.config.training import TrainConfig
 from jzi.train.data import TrainingData
 from jzi.train.decoder import DecoderTask
 from jzi.workspace.inputs import load_encoder

@@ -21,7 +21,7 @@ from jzi.decode.tile_table import TileTable
 from jzi.errors import ConfigError
 from jzi.tests.test_experts import AREA, MAP, WIDTH
 from jzi.train.compiled import WORTHWHILE, CompiledStep, NotCompiledError, wants_compiled
-from jzi.train.config import TrainConfig
+from jzi.train.config.training import TrainConfig
 from jzi.train.decoder import DecoderTask
 from jzi.train.loop import TrainingLoop, make_accelerator
 from jzi.train.run import TrainingRun

@@ -45,7 +45,8 @@ from jzi.retrieve.heads import HeadsConfig, SimilarityHeads
 from jzi.retrieve.vpr import VprConfig, VprExpert
 from jzi.tests.test_experts import AREA, ENCODER, MAP, MASK, WIDTH
 from jzi.tests.test_refine_model import SMALL, photos
-from jzi.train.config import FinetuneConfig, HeadsTrainingConfig, RetrieverConfig, TrainConfig
+from jzi.train.config.encoders import FinetuneConfig, RetrieverConfig
+from jzi.train.config.training import HeadsTrainingConfig, TrainConfig
 from jzi.train.decoder import DecoderTask
 from jzi.train.encoders.encoder import Part
 from jzi.train.encoders.finetune import FinetuneTask

@@ -28,7 +28,7 @@ from jzi.retrieve.vpr import REACH, VprConfig, VprExpert
 from jzi.store.features.map_embeddings import ENCODED, NODATA, MapEmbeddings
 from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.info import EncoderInfo
-from jzi.train.config import HeadsTrainingConfig
+from jzi.train.config.training import HeadsTrainingConfig
 from jzi.train.heads import CellsTask, LevelsTask
 
 WIDTH = 8

@@ -27,7 +27,7 @@ from jzi.errors import ConfigError, ImageryError, ModelError, TrainingError
 from jzi.retrieve.heads import HeadsConfig, SimilarityHeads
 from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.photos.photo_table import PhotoTable, read_photo_table
-from jzi.train.config import FinetuneConfig
+from jzi.train.config.encoders import FinetuneConfig
 from jzi.train.encoders.area import TrainingArea
 from jzi.train.encoders.encoder import Part
 from jzi.train.encoders.finetune import FinetuneTask, finetune

@@ -20,7 +20,7 @@ from jzi.refine.networks.files import RefinerInfo, load_refiner
 from jzi.refine.networks.model import UnifyGeo
 from jzi.refine.outputs import RefinerOutput
 from jzi.store.photos.pairs import PairDataset
-from jzi.train.pairs.pair_config import PairTrainingConfig
+from jzi.train.config.pairs import PairTrainingConfig
 from jzi.train.pairs.pair_data import (
     distinct_batches,
     draw_views,

@@ -20,7 +20,7 @@ from jzi.store.features.map_embeddings import ENCODED, NODATA
 from jzi.store.features.map_pages import PagedMap
 from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.info import EncoderInfo
-from jzi.train.config import TrainConfig
+from jzi.train.config.training import TrainConfig
 from jzi.train.data import DataInfo, TrainingData
 from jzi.train.decoder import train_decoder
 from jzi.train.experts import fitting_experts

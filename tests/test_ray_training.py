@@ -19,7 +19,7 @@ from jzi.refine.networks.rays import RayRefiner
 from jzi.refine.outputs import PhotoInput
 from jzi.store.geometry.pyramid import Pyramid
 from jzi.tests.ray_scene import REFINE, SMALL, RayScene
-from jzi.train.config import RefinerTrainingConfig
+from jzi.train.config.refiner import RefinerTrainingConfig
 from jzi.train.loop import TrainingLoop
 from jzi.train.refine.ray_images import Mosaic
 from jzi.train.refine.ray_losses import WRONG, RayPairs, place_weights, ray_losses

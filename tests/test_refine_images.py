@@ -26,7 +26,7 @@ from jzi.refine.windows.tokens import WindowTokens
 from jzi.store.cache.feature_cache import FeatureCache
 from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.photos.photo_table import read_photo_table
-from jzi.train.config import RefinerTrainingConfig
+from jzi.train.config.refiner import RefinerTrainingConfig
 from jzi.train.refine.refine_augment import Symmetry
 from jzi.train.refine.refine_data import Pairs, prepare, window_tokens
 from jzi.train.refine.refine_images import ImageSource, TokenGrid

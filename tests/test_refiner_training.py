@@ -24,7 +24,7 @@ from jzi.refine.windows.answer import to_fixes
 from jzi.refine.windows.window import Windows
 from jzi.store.geometry.pyramid import geodesic_distance
 from jzi.tests.refine_scene import Scene, network_config, refine_config
-from jzi.train.config import RefinerTrainingConfig
+from jzi.train.config.refiner import RefinerTrainingConfig
 from jzi.train.loop import TrainingLoop
 from jzi.train.refine.refine_data import Pairs, prepare
 from jzi.train.refine.refine_pairs import draw_windows, own_places

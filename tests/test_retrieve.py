@@ -26,7 +26,7 @@ from jzi.retrieve.similarity import fit_temperature, ranks
 from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.model_folder import ZoomModelConfig, create_model
 from jzi.store.photos.photo_table import read_photo_table
-from jzi.train.config import RetrieverConfig
+from jzi.train.config.encoders import RetrieverConfig
 from jzi.train.encoders.retriever import train_retriever
 from jzi.train.encoders.sampling import nearest_on_map, neighbour_batches
 from jzi.train.loop import TrainingLoop

@@ -14,15 +14,10 @@ from typing import Any
 import pytest
 
 from jzi.tests.children import run
-from jzi.train.config import (
-    FinetuneConfig,
-    HeadsTrainingConfig,
-    RefinerTrainingConfig,
-    RetrieverConfig,
-    RunConfig,
-    StatewideConfig,
-    TrainConfig,
-)
+from jzi.train.config.encoders import FinetuneConfig, RetrieverConfig
+from jzi.train.config.refiner import RefinerTrainingConfig
+from jzi.train.config.statewide import StatewideConfig
+from jzi.train.config.training import HeadsTrainingConfig, RunConfig, TrainConfig
 from jzi.train.loop import make_accelerator, start_trackers
 
 TRAIN = "train-decoder --experts zoom --set train.epochs=2 --set decoder.layers=1 --set decoder.heads=2"

@@ -35,7 +35,7 @@ from jzi.store.features.photo_features import PhotoFeatures
 from jzi.store.geometry.pyramid import Pyramid, geodesic_distance
 from jzi.store.info import EncoderInfo
 from jzi.tests.children import run_python
-from jzi.train.config import TrainConfig
+from jzi.train.config.training import TrainConfig
 from jzi.train.data import TrainingData
 from jzi.train.decoder import DecoderTask, train_decoder
 from jzi.train.loop import defer_interrupt

@@ -29,7 +29,7 @@ from jzi.store.geometry.pyramid import geodesic_distance
 from jzi.store.geometry.region import Region
 from jzi.store.photos.photo_table import PhotoTable
 from jzi.tests.conftest import write_geotiff
-from jzi.train.config import StatewideConfig
+from jzi.train.config.statewide import StatewideConfig
 from jzi.train.encoders.networks import TrainedTowers
 from jzi.train.loop import TrainingLoop
 from jzi.train.schedule import learning_rate_factor

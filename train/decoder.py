@@ -29,7 +29,7 @@ from jzi.store.features.map_embeddings import MapEmbeddings
 from jzi.store.features.map_pages import PagedMap
 from jzi.store.model_folder import MAP, update_config, write_file
 from jzi.train.cache_task import CacheTask
-from jzi.train.config import TrainConfig
+from jzi.train.config.training import TrainConfig
 from jzi.train.data import DataInfo, TrainingData
 from jzi.train.loop import TrainingLoop, make_accelerator
 from jzi.train.photo_shards import PhotoShards, ZoomBatch

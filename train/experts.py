@@ -42,7 +42,7 @@ from jzi.store.model_folder import (
     write_file,
 )
 from jzi.store.tensors import check_finite
-from jzi.train.config import HeadsTrainingConfig
+from jzi.train.config.training import HeadsTrainingConfig
 from jzi.train.data import UNLIMITED, TrainingData
 from jzi.train.heads import HEADS_TASKS, heads_file
 from jzi.train.loop import TrainingLoop, make_accelerator

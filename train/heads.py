@@ -23,7 +23,7 @@ from jzi.retrieve.levels import LevelsExpert, level_embeddings
 from jzi.store.features.map_embeddings import NODATA
 from jzi.store.model_folder import write_file
 from jzi.train.cache_task import CacheTask
-from jzi.train.config import HeadsTrainingConfig
+from jzi.train.config.training import HeadsTrainingConfig
 from jzi.train.data import TrainingData
 from jzi.train.run import Metrics, TrainingRun
 from jzi.train.task import Batch

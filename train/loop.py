@@ -23,7 +23,7 @@ from tqdm import tqdm
 from jzi.encode.device import best_device
 from jzi.errors import ConfigError, ModelError, TrainingError, first_line
 from jzi.train.compiled import CompiledStep, NotCompiledError, wants_compiled
-from jzi.train.config import RunConfig
+from jzi.train.config.training import RunConfig
 from jzi.train.run import Checkpointer, Metrics, TrainingRun
 from jzi.train.schedule import Schedule, learning_rate_factor
 from jzi.train.task import Batch, Task

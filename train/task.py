@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from jzi.train.config import RunConfig
+from jzi.train.config.training import RunConfig
 from jzi.train.run import Metrics
 
 

@@ -18,7 +18,7 @@ from jzi.errors import ConfigError, PairsError
 from jzi.refine.config import UnifyGeoConfig
 from jzi.rerank.config import RerankConfig
 from jzi.store.photos.pairs import PairDataset
-from jzi.train.pairs.pair_config import PairTrainingConfig
+from jzi.train.config.pairs import PairTrainingConfig
 from jzi.workspace.setup.settings import PathSettings, _strict, resolve_path
 from jzi.workspace.setup.settings_file import (
     changed_values,

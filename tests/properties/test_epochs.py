@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jzi.decode.dataset import ZoomDataset
-from jzi.train.config import FinetuneConfig, RetrieverConfig, TrainConfig
+from jzi.train.config.encoders import FinetuneConfig, RetrieverConfig
+from jzi.train.config.training import TrainConfig
 from jzi.train.decoder import DecoderTask
 from jzi.train.encoders.finetune import FinetuneTask
 from jzi.train.encoders.retriever import RetrieverTask

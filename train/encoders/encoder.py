@@ -24,7 +24,7 @@ from jzi.encode.rasters.imagery import Imagery
 from jzi.errors import ModelError, TrainingError, first_line
 from jzi.store.photos.photo_table import PhotoTable, Rejected
 from jzi.store.plain import plain
-from jzi.train.config import EncoderTrainingConfig
+from jzi.train.config.encoders import EncoderTrainingConfig
 from jzi.train.encoders.area import Area
 from jzi.train.encoders.networks import TrainedEncoder
 from jzi.train.encoders.photos import PhotoDataset, PhotoReader, stack_readable

@@ -25,7 +25,7 @@ from jzi.errors import ConfigError
 from jzi.retrieve.heads import HeadsConfig, SimilarityHeads
 from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.photos.photo_table import PhotoTable
-from jzi.train.config import FinetuneConfig
+from jzi.train.config.encoders import FinetuneConfig
 from jzi.train.encoders.area import TrainingArea, load_areas
 from jzi.train.encoders.encoder import (
     EncoderTask,

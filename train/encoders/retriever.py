@@ -25,7 +25,7 @@ from jzi.evaluate.metrics import RADII, RANKS, cell_error
 from jzi.retrieve.retriever import save_retriever
 from jzi.retrieve.similarity import fit_temperature, nearest, ranks
 from jzi.store.photos.photo_table import PhotoTable
-from jzi.train.config import RetrieverConfig
+from jzi.train.config.encoders import RetrieverConfig
 from jzi.train.encoders.area import CellArea, load_areas
 from jzi.train.encoders.encoder import (
     EncoderTask,

@@ -26,10 +26,10 @@ from jzi.refine.networks.files import RefinerInfo, save_refiner
 from jzi.refine.networks.model import UnifyGeo
 from jzi.refine.outputs import PhotoInput, RefinerOutput
 from jzi.store.photos.pairs import PairDataset
+from jzi.train.config.pairs import PairTrainingConfig
 from jzi.train.encoders.encoder import seeded_generator
 from jzi.train.loop import TrainingLoop, make_accelerator
 from jzi.train.losses import infonce_of_pairs
-from jzi.train.pairs.pair_config import PairTrainingConfig
 from jzi.train.pairs.pair_data import (
     PairBatch,
     distinct_batches,

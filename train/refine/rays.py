@@ -15,7 +15,7 @@ from jzi.refine.info import RefinerInfo
 from jzi.refine.networks.ray_shifts import Places, between_tokens
 from jzi.refine.networks.rays import RayRefiner
 from jzi.refine.outputs import PhotoInput
-from jzi.train.config import RefinerTrainingConfig
+from jzi.train.config.refiner import RefinerTrainingConfig
 from jzi.train.encoders.encoder import seeded_generator
 from jzi.train.refine.ray_images import RaySource, RaySources
 from jzi.train.refine.ray_losses import RayPairs, place_weights, ray_losses

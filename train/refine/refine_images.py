@@ -26,7 +26,7 @@ from jzi.refine.windows.window import Windows
 from jzi.store.geometry.cell_grid import Bounds
 from jzi.store.geometry.pyramid import Pyramid, TileKey
 from jzi.store.photos.photo_table import PhotoTable
-from jzi.train.config import RefinerTrainingConfig
+from jzi.train.config.refiner import RefinerTrainingConfig
 from jzi.train.refine.refine_data import Read
 from jzi.train.refine.refine_pairs import PairPhotos
 from jzi.train.refine.refine_photos import AreaPhotos, photo_frame

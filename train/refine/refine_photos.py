@@ -21,7 +21,7 @@ from jzi.refine.photos import read_pixels
 from jzi.refine.ray_config import RayConfig
 from jzi.store.photos.photo_table import PhotoTable
 from jzi.store.plain import plain
-from jzi.train.config import RefinerTrainingConfig
+from jzi.train.config.refiner import RefinerTrainingConfig
 from jzi.train.refine.refine_tokens import PairSplits
 
 

@@ -22,7 +22,7 @@ from jzi.refine.windows.window import Windows
 from jzi.store.cache.feature_cache import FeatureCache
 from jzi.store.features.token_info import PhotoTokensInfo
 from jzi.store.geometry.pyramid import Pyramid
-from jzi.train.config import RefinerTrainingConfig
+from jzi.train.config.refiner import RefinerTrainingConfig
 from jzi.train.data import DataInfo
 from jzi.train.refine.refine_data import Read
 from jzi.train.refine.refine_pairs import PairPhotos

@@ -14,7 +14,7 @@ from jzi.refine.config import RefineConfig
 from jzi.refine.networks.files import Refiner
 from jzi.refine.outputs import RefinerOutput
 from jzi.refine.temperature import fit_heading_temperature, fit_temperature
-from jzi.train.config import RefinerTrainingConfig
+from jzi.train.config.refiner import RefinerTrainingConfig
 from jzi.train.encoders.encoder import seeded_generator
 from jzi.train.refine.refine_data import PairSource, Prepared, prepare, read_ahead, split_evenly, window_tokens
 from jzi.train.refine.refine_losses import PairTruth

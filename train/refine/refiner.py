@@ -26,7 +26,7 @@ from jzi.refine.networks.files import Refiner, load_refiner, save_refiner, updat
 from jzi.refine.networks.model import UnifyGeo
 from jzi.refine.outputs import PhotoInput, RefinerOutput
 from jzi.train.cache_task import CacheTask
-from jzi.train.config import RefinerTrainingConfig
+from jzi.train.config.refiner import RefinerTrainingConfig
 from jzi.train.encoders.encoder import seeded_generator
 from jzi.train.loop import TrainingLoop, make_accelerator
 from jzi.train.refine.refine_data import Pairs, PairSource, prepare, read_ahead, window_tokens

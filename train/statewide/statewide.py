@@ -22,7 +22,7 @@ from jzi.errors import TrainingError
 from jzi.retrieve.statewide import StatewideRetriever
 from jzi.store.geometry.bands import haversine
 from jzi.store.photos.photo_table import Rejected
-from jzi.train.config import StatewideConfig
+from jzi.train.config.statewide import StatewideConfig
 from jzi.train.encoders.area import NO_PHOTO, new_folder
 from jzi.train.encoders.encoder import seeded_generator
 from jzi.train.encoders.networks import TrainedTowers

@@ -25,14 +25,10 @@ from jzi.store.geometry.bands import MAX_CELL, MIN_CELL
 from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.geometry.region import Rule
 from jzi.store.info import MAX_ATTRIBUTION, MAX_IMAGE_SIZE
-from jzi.train.config import (
-    FinetuneConfig,
-    HeadsTrainingConfig,
-    RefinerTrainingConfig,
-    RetrieverConfig,
-    StatewideConfig,
-    TrainConfig,
-)
+from jzi.train.config.encoders import FinetuneConfig, RetrieverConfig
+from jzi.train.config.refiner import RefinerTrainingConfig
+from jzi.train.config.statewide import StatewideConfig
+from jzi.train.config.training import HeadsTrainingConfig, TrainConfig
 
 FILE = "jzi.toml"
 _strict = ConfigDict(extra="forbid")

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from jzi.errors import ConfigError
 from jzi.store.disk.files import write_whole
 from jzi.store.setting_checks import first_invalid, setting_error
-from jzi.train.config import StatewideConfig
+from jzi.train.config.statewide import StatewideConfig
 from jzi.workspace.setup.settings import FILE, TRAINING, AreaSettings, RegionSettings, Settings, without_none
 
 #: Settings of an area of either geometry.

@@ -1,4 +1,4 @@
-"""Settings of training UnifyGeo on pairs of photos and aerial images; like `jzi.train.config`, without torch."""
+"""Settings of training UnifyGeo on pairs of photos and aerial images."""
 
 from __future__ import annotations
 
@@ -8,20 +8,12 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from jzi.errors import ConfigError
-from jzi.train.config import (
-    MAX_COUNT,
-    Count,
-    NotNegative,
-    Positive,
-    Share,
-    TrainingConfig,
-    _raises_config_error,
-    _strict,
-)
+from jzi.train.config.training import TrainingConfig
+from jzi.train.config.values import MAX_COUNT, STRICT, Count, NotNegative, Positive, Share, raises_config_error
 
 
-@_raises_config_error
-@dataclass(frozen=True, config=_strict)
+@raises_config_error
+@dataclass(frozen=True, config=STRICT)
 class PairTrainingConfig(TrainingConfig):
     """Settings for training UnifyGeo on pairs. Defaults are the paper's, or Sample4Geo's where it says nothing.
 

@@ -1,0 +1,1 @@
+"""Settings of training. Nothing here imports torch, so commands that only read settings start quickly."""
