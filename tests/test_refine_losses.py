@@ -10,13 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from jzi.refine.outputs import pool_mask
+from jzi.refine.outputs import RefinerOutput, pool_mask
 from jzi.train.refine.refine_losses import (
     TAU,
     LossWeights,
+    PairTruth,
     RefinerLosses,
     decoder_loss,
     matching_loss,
+    refiner_losses,
     rerank_loss,
     retrieval_loss,
 )
@@ -118,10 +120,10 @@ def plain_targets(weights: np.ndarray, window: int = 0) -> dict:
 HEADINGS = torch.tensor([100.0, math.nan, 350.0])
 
 
-def plain_matching(levels: list[Tensor], place: Tensor, mask: Tensor, prior: Tensor) -> list[float]:
+def plain_matching(levels: list[Tensor], place: Tensor, mask: Tensor, prior: Tensor, photos: int = N) -> list[float]:
     """Of each photo, summed over levels."""
     losses = []
-    for n in range(N):
+    for n in range(photos):
         rolls = plain_heading(float(HEADINGS[n]), (prior[n] > -math.inf).tolist())
         loss = 0.0
         for level in levels:
@@ -253,6 +255,21 @@ def test_no_loss_or_gradient_is_nan_where_the_prior_excludes_the_heading(place: 
     loss.backward()
     assert loss.isfinite()
     assert level.grad is not None and level.grad.isfinite().all()
+
+
+def test_a_window_without_any_imagery_contributes_nothing(place: Tensor, mask: Tensor, log_heading: Tensor) -> None:
+    mask[2] = False
+    levels = tuple(cosines(N, ROLLS, side, side, seed=side).requires_grad_() for side in SIDES)
+    logits, cross = cosines(N, P, P).requires_grad_(), cosines(N, N, ROLLS, 4, 4).requires_grad_()
+    output = RefinerOutput(logits.masked_fill(~mask, -math.inf), levels, mask, log_heading)
+    truth = PairTruth(place[:, None].expand(N, N, 2) / P - 0.5, HEADINGS)
+    losses = refiner_losses(output, truth, SIGMA, cross=cross)
+    losses.total(LossWeights(retrieval=0)).backward()
+    assert losses.values().isfinite().all()
+    others = plain_matching([each.detach() for each in levels], place, mask, log_heading, photos=2)
+    assert float(losses.matching.detach()) == pytest.approx(sum(others) / N, rel=1e-5)
+    for each in (*levels, logits, cross):
+        assert each.grad is not None and each.grad.isfinite().all()
 
 
 def test_a_heading_between_two_rolls_is_shared_by_them_across_north() -> None:

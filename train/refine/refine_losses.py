@@ -138,7 +138,8 @@ def _places(cosines: Tensor, allowed: Tensor, weight: Tensor, heading: Tensor, l
     allowed_rolls = log_heading.isfinite()
     scores = cosines.float() / TAU + log_heading.float()[:, None, :, None, None]
     of_place = scores.logsumexp(2).masked_fill(~allowed, -math.inf)  # (n, m, L, L)
-    log_total = of_place.flatten(1).logsumexp(-1)
+    nowhere = ~allowed.flatten(1).any(1)  # without any imagery, there is nothing to learn
+    log_total = of_place.flatten(1).logsumexp(-1).masked_fill(nowhere, 0.0)
     prior = log_heading.float().masked_fill(~allowed_rolls, 0.0)
     expected = torch.einsum("nr,nmrij->nmij", heading, cosines.float()) / TAU
     expected = expected + (heading * prior).sum(-1)[:, None, None, None]
