@@ -26,8 +26,10 @@ from jzi.refine.photos import PhotoData
 from jzi.refine.stage import RefineStage
 from jzi.refine.windows.fuse import UNCHANGED
 from jzi.refine.windows.window import Windows
+from jzi.store.geometry.pyramid import Pyramid
 from jzi.tests.refine_scene import AREA, SIDE, Scene, network_config, refine_config
 from jzi.tests.test_refiner_training import LEARNING, train
+from jzi.train.refine.refine_pairs import PairPhotos
 
 #: Candidates of the front end, like those of an area with larger cells.
 OPTIONS = LocateOptions(radius=30.0)
@@ -36,10 +38,9 @@ OPTIONS = LocateOptions(radius=30.0)
 class FrontEnd:
     """An expert whose posterior is the true cell and its neighbours, blurred, and a cell elsewhere."""
 
-    area = AREA
-
     def __init__(self, scene: Scene) -> None:
-        self.row, self.col = AREA.cells_at(scene.val.latitude, scene.val.longitude)
+        self.area = scene.area
+        self.row, self.col = self.area.cells_at(scene.val.latitude, scene.val.longitude)
 
     def posterior(self, query: torch.Tensor, options: LocateOptions) -> Posterior:
         rows, cols, probability = [], [], []
@@ -51,7 +52,7 @@ class FrontEnd:
             weight = np.exp(-(down**2 + right**2) / 2) * rng.lognormal(0, 1.0, 9)
             far = rng.uniform(0.02, 0.15)
             probability.append([*((1 - far) * weight / weight.sum()), far])
-        return Posterior.from_cells(AREA, *(np.array(each) for each in (rows, cols, probability)))
+        return Posterior.from_cells(self.area, *(np.array(each) for each in (rows, cols, probability)))
 
 
 class Tokens:
@@ -172,6 +173,22 @@ def test_recall_within_1_m_is_not_lower_after_refining_a_decided_case(scene: Sce
     figures = evaluate_refinement(Decided(moved), stage, knowing_photos(moved, 0.2), options=options, resamples=10)
     assert figures.before.recall[1.0].value == 1.0
     assert figures.after.recall[1.0].value >= figures.before.recall[1.0].value
+
+
+def test_likelihoods_before_and_after_are_per_square_metre_on_the_ground() -> None:
+    """At 60 degrees north, a square metre is four square units of EPSG:3857."""
+    area = Pyramid("EPSG:3857", 2_770_000.0, 8_400_000.0, 2048.0, levels=3)
+    x, y = np.array(area.bounds[:2])[:, None] + np.random.default_rng(2).uniform(200, 1800, (2, 8))
+    latitude, longitude = area.unproject(x, y)
+    val = PairPhotos.of(area, pd.DataFrame({"latitude": latitude, "longitude": longitude}), 360.0, 10.0)
+    scene = replace(Scene.draw(train=1, val=1), val=val, area=area)
+
+    class Flat(KnowingStage):
+        sd_m = 1e6
+
+    stage = stage_of(Flat, CachedRefiner(network_config()), None)
+    figures = evaluate_refinement(FrontEnd(scene), stage, knowing_photos(scene, 0.1), options=OPTIONS, resamples=10)
+    assert figures.nll_after == pytest.approx(figures.nll_before, abs=0.05)
 
 
 @pytest.mark.slow

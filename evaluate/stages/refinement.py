@@ -30,6 +30,7 @@ from jzi.refine.stage import RefineStage
 from jzi.refine.windows.answer import pixel_features, refine_candidates
 from jzi.refine.windows.fuse import FittedWeights, fit
 from jzi.refine.windows.proposals import Proposals, propose
+from jzi.refine.windows.window import Window
 from jzi.store.geometry.cell_grid import CellGrid
 from jzi.store.geometry.pyramid import geodesic_distance
 
@@ -181,7 +182,7 @@ def _answer(
     photo = photos.read((number + len(photos) // 2) % len(photos) if control == "shuffled" else number)
     row = photos.frame.iloc[number]
     true = proposals.posterior.area.project(row["latitude"], row["longitude"])
-    spread = _cell_density(proposals.posterior, float(row["latitude"]), float(row["longitude"]))
+    spread = _cell_density(proposals.posterior, *(float(each) for each in true))
     weights = stage.calibration.weights
     if photo is None or not weights.refines:
         return _Answer(candidates[0], candidates[0], candidates[0], spread, spread)
@@ -212,10 +213,11 @@ def _fine_density(candidates: list[Candidate], proposals: Proposals, x: float, y
     return total / proposals.windows.pixel_m**2
 
 
-def _cell_density(posterior: Posterior, latitude: float, longitude: float) -> float:
-    """Probability per square metre of the cell of a position."""
-    row, col = posterior.area.cells_at(latitude, longitude)
-    return float(posterior.at(row, col)[0]) / posterior.area.cell_size**2
+def _cell_density(posterior: Posterior, x: float, y: float) -> float:
+    """Probability per square metre on the ground of the cell of a point of the area's CRS."""
+    row, col = posterior.area.cells_at(*posterior.area.unproject(x, y))
+    side_m = posterior.area.cell_size / Window(posterior.area, x, y, side_m=1.0, pixels=1).scale
+    return float(posterior.at(row, col)[0]) / side_m**2
 
 
 def _project(area: CellGrid, frame: pd.DataFrame) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
