@@ -128,9 +128,7 @@ class RefineStage:
             return candidates
         proposals = propose(candidates, posterior, self.info.window_m, self.refiner.config.pixels, options.top)
         output = self.match(photo, view, proposals.windows)
-        single = (
-            candidates[0].source != "radius"
-        )  # the estimates "map" and "greedy": the most probable place, not a disc
+        single = candidates[0].source in ("map", "greedy")  # the most probable place, not that of a disc
         fix = replace(options.fix, estimate="map") if single else options.fix
         refined = refine_candidates(output, proposals, self.calibration, fix)
         if not any(each.fix for each in refined):

@@ -24,6 +24,7 @@ from jzi.refine.info import RefinerInfo
 from jzi.refine.networks.cached import CachedRefiner
 from jzi.refine.networks.files import save_refiner
 from jzi.refine.networks.model import UnifyGeo
+from jzi.refine.windows.answer import refine_candidates
 from jzi.refine.windows.tokens import tokens_fingerprint
 from jzi.store.cache.feature_cache import FeatureCache
 
@@ -80,6 +81,20 @@ def test_a_refined_answer_has_a_fix_near_its_candidate(town) -> None:
     assert len(refined["candidates"]) <= len(plain["candidates"])
     sources = [each["source"] for each in refined["candidates"]]
     assert sources == sorted(sources, key=lambda source: source != "refine")
+
+
+def test_the_point_is_that_of_the_best_disc_unless_the_most_probable_place_is_asked_for(town, monkeypatch) -> None:
+    seen = []
+
+    def spy(output, proposals, calibration, options):
+        seen.append(options.estimate)
+        return refine_candidates(output, proposals, calibration, options)
+
+    monkeypatch.setattr("jzi.refine.stage.refine_candidates", spy)
+    locator = jzi.load("model", cache="features.zarr", refine=True)
+    for estimate in ("mean", "radius", "map"):
+        locator.locate("photos/day0/000.jpg", LocateOptions(estimate=estimate))
+    assert seen == ["radius", "radius", "map"]
 
 
 def test_no_image_but_the_photo_is_opened(town, monkeypatch) -> None:
