@@ -136,8 +136,9 @@ class Query:
 class Stage(Protocol):
     """A step after the posterior: a refiner or a re-ranker.
 
-    With an attribute `reads_tokens` that is true, its queries have tokens. If it is a `Commentator`, its notes become
-    those of the answer.
+    With an attribute `reads_tokens` that is true, its queries have tokens. With an attribute `top`, it is given that
+    many candidates or more, however many the answer lists. If it is a `Commentator`, its notes become those of the
+    answer.
     """
 
     name: str

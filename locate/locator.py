@@ -271,7 +271,7 @@ class Locator:
         """
         names = names or [""] * len(query)
         queries = _queries(names, query, photos or [None] * len(query), tokens, options)
-        return self._run_stages(queries, self._locations(query, options, names))
+        return self._run_stages(queries, self._locations(query, options, names), options.top)
 
     @property
     def reads_tokens(self) -> bool:
@@ -310,14 +310,15 @@ class Locator:
         query, tokens = self._embed_with_tokens(photos)
         locations = self._locations(query, options, names)
         queries = _queries(names, query, [photo for photo, _ in photos], tokens, options)
-        refined = self._run_stages(queries, locations)
+        refined = self._run_stages(queries, locations, options.top)
         return [
             with_notes(location, read.notes, photo) for location, (photo, read) in zip(refined, photos, strict=True)
         ]
 
     def _locations(self, query: Tensor, options: LocateOptions, names: Sequence[str]) -> list[Location]:
-        """The locations of photos before stages run."""
-        locations = to_locations(self.posterior(query, options), options, names)
+        """The locations of photos before stages run, with at least as many candidates as these look at."""
+        most = replace(options, top=max([options.top, *(getattr(stage, "top", 0) for stage in self.stages)]))
+        locations = to_locations(self.posterior(query, options), most, names)
         inside = self._inside(query, options)
         return [replace(each, inside=probability) for each, probability in zip(locations, inside, strict=True)]
 
@@ -337,7 +338,7 @@ class Locator:
         probabilities: list[float] = probability_inside(log_odds, options.elsewhere).tolist()
         return probabilities
 
-    def _run_stages(self, queries: Sequence[Query], locations: list[Location]) -> list[Location]:
+    def _run_stages(self, queries: Sequence[Query], locations: list[Location], top: int) -> list[Location]:
         if not self.stages:
             return locations
         refined = []
@@ -347,7 +348,7 @@ class Locator:
             for stage in self.stages:
                 candidates = stage(query, location.posterior, candidates)
                 notes += stage.notes(query, candidates) if isinstance(stage, Commentator) else ()
-            refined.append(replace(location.with_candidates(candidates), notes=tuple(notes)))
+            refined.append(replace(location.with_candidates(candidates[:top]), notes=tuple(notes)))
         return refined
 
     def _batches(self, photos: Iterable[PhotoInput], size: int) -> Iterator[list[tuple[Photo, ReadPhoto]]]:

@@ -107,6 +107,11 @@ class RefineStage:
         """Whether queries should have tokens."""
         return self.photos.reads_tokens
 
+    @property
+    def top(self) -> int:
+        """Most candidates that are refined."""
+        return self.options.top
+
     def __call__(self, query: Query, posterior: Posterior, candidates: Sequence[Candidate]) -> Sequence[Candidate]:
         """Refined candidates, the most probable first, then those of `candidates` that lie elsewhere; as many.
 

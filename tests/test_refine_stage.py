@@ -158,6 +158,11 @@ def test_only_as_many_candidates_are_refined(town, top: int) -> None:
     assert sum(each["source"] == "refine" for each in found) <= top and len(found) <= 5
 
 
+def test_what_is_refined_does_not_depend_on_how_many_candidates_are_listed(town) -> None:
+    one, all_ = (answer(town, f"locate photos/day0/000.jpg --refine --top {top} --json") for top in (1, 5))
+    assert one["fix"] == all_["fix"] and one["candidates"] == all_["candidates"][:1]
+
+
 def test_a_known_heading_excludes_others(town) -> None:
     """The prior keeps three standard deviations."""
     for heading in (90, 270):
