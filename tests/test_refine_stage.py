@@ -226,8 +226,10 @@ def test_a_refiner_of_images_renders_the_map(town, tmp_path) -> None:
     )  # fmt: skip
     torch.manual_seed(0)
     save_refiner(tmp_path / "images", UnifyGeo(config), RefinerInfo(kind="unifygeo", config=config, window_m=40.0))
-    fix = answer(town, "locate photos/day0/000.jpg --refine images --json")["fix"]
-    assert fix["probability"] > 0 and fix["heading_deg"] is not None
+    located = answer(town, "locate photos/day0/000.jpg --refine images --json")
+    assert located["fix"]["probability"] > 0 and located["fix"]["heading_deg"] is not None
+    figures = json.loads(town("evaluate --refine images --json").stdout)
+    assert figures["photos"] > 0 and figures["not_refined"] == 0
     Path("jzi.toml").unlink()
     assert "--imagery" in town("locate photos/day0/000.jpg --model model --refine images", 2).stderr
 

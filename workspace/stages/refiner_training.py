@@ -234,6 +234,7 @@ def _open(
         partial(load_encoder, settings),
         encoder=expert.encoder.fingerprint,
         cache=settings.cache_path,
+        imagery=lambda: open_imagery(settings) if settings.map.rasters else None,
         config=settings.refine,
         top=top,
     )
