@@ -130,6 +130,16 @@ def test_without_a_model_the_refiner_is_trained_and_says_what_is_missing(town) -
     assert read_refiner_info(Path("refiner")).fusion is None
 
 
+def test_the_refiner_is_trained_where_no_validation_photo_is_left_to_fit_the_fusion(town) -> None:
+    cache = FeatureCache.open("features.zarr", "r+")
+    frame = cache.queries.frame()
+    cache.queries.list_photos(frame.assign(split=frame["split"].replace("val", "train")))
+    result = town(f"{TRAIN} -o refiner")
+    assert "the fusion with the model was not fitted" in result.stderr
+    assert "there is no photo with split 'val'" in result.stderr
+    assert read_refiner_info(Path("refiner")).fusion is None
+
+
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [

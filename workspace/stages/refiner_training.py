@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jzi.errors import CacheError, ConfigError, ModelError
+from jzi.errors import CacheError, ConfigError, ModelError, TrainingError
 from jzi.refine.config import CachedRefinerConfig
 from jzi.refine.info import RefinerInfo, read_refiner_info
 from jzi.store.cache.feature_cache import FeatureCache
@@ -178,7 +178,7 @@ def _fit_fusion(settings: Settings, folder: Path, progress: bool) -> tuple[Fitte
     try:
         expert, stage, cache = _open(settings, folder)
         photos = _photos(settings, cache, stage, "val")
-    except CacheError as error:
+    except (CacheError, TrainingError) as error:  # no tokens; no validation photo but beside training photos
         return None, f"the fusion with the model was not fitted: {error}"
     fitted = fit_fusion(expert, stage, photos, progress=progress)
     if fitted.photos < MIN_PHOTOS:
