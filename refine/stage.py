@@ -84,6 +84,7 @@ class RefineStage:
         windows: reads windows of the map.
         photos: reads photos.
         options: how candidates are refined.
+        warnings: about the map, for the notes of all answers.
     """
 
     name = "refine"
@@ -95,9 +96,10 @@ class RefineStage:
         windows: WindowSource,
         photos: PhotoSource,
         options: StageOptions | None = None,
+        warnings: Sequence[str] = (),
     ) -> None:
         self.refiner, self.info, self.windows, self.photos = refiner, info, windows, photos
-        self.options = options or StageOptions()
+        self.options, self.warnings = options or StageOptions(), tuple(warnings)
         self.device = next(refiner.parameters()).device
         weights = WindowWeights(*info.fusion) if info.fusion else WindowWeights()
         self.calibration = RefineCalibration(info.temperature, info.heading_temperature, weights)
@@ -143,12 +145,13 @@ class RefineStage:
         return [*refined, *others][: max(1, len(candidates))]
 
     def notes(self, query: Query, candidates: Sequence[Candidate]) -> Sequence[str]:
-        """That the refiner has no weight, or that it assumed the field of view of a photo that does not record it."""
+        """That the refiner has no weight, or what is wrong with the map, and the field of view if it was assumed."""
         if not self.calibration.weights.refines:
             return (NO_WEIGHT,)
         if not any(each.fix for each in candidates) or view_of_query(query).hfov_deg is not None:
-            return ()
+            return self.warnings
         return (
+            *self.warnings,
             f"it records no focal length: the refiner assumed that it shows {self.options.hfov_deg:g}° of the horizon "
             "(refine.hfov)",
         )

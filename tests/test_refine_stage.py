@@ -228,6 +228,11 @@ def test_a_refiner_of_images_renders_the_map(town, tmp_path) -> None:
     save_refiner(tmp_path / "images", UnifyGeo(config), RefinerInfo(kind="unifygeo", config=config, window_m=40.0))
     located = answer(town, "locate photos/day0/000.jpg --refine images --json")
     assert located["fix"]["probability"] > 0 and located["fix"]["heading_deg"] is not None
+    assert not any("coarse" in note for note in located["notes"])  # a pixel of the map is 1 m, one of the window 0.6 m
+    narrow = RefinerInfo(kind="unifygeo", config=config, window_m=20.0)
+    save_refiner(tmp_path / "narrow", UnifyGeo(config), narrow)
+    notes = answer(town, "locate photos/day0/000.jpg --refine narrow --json")["notes"]
+    assert any("a tile of 50 m has 50 pixels, which are enlarged to 160" in note for note in notes)
     figures = json.loads(town("evaluate --refine images --json").stdout)
     assert figures["photos"] > 0 and figures["not_refined"] == 0
     Path("jzi.toml").unlink()

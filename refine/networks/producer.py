@@ -66,6 +66,16 @@ class TrunkTokens:
         return self.trunk(normalised(images).to(self.device), self.margin)
 
 
+def tile_pixels(info: RefinerInfo, pyramid: Pyramid) -> int:
+    """Side of a tile of the last level, in pixels of the windows of a refiner that sees images of the map.
+
+    Args:
+        info: of the refiner.
+        pyramid: geometry of the area.
+    """
+    return round(_tile_m(info, pyramid) / info.window_m * info.config.pixels)
+
+
 def trunk_pixels(info: RefinerInfo, patch: int, pyramid: Pyramid) -> int:
     """Side of a tile's image, pixels, at about the resolution of the windows that a refiner was trained on.
 
@@ -74,8 +84,13 @@ def trunk_pixels(info: RefinerInfo, patch: int, pyramid: Pyramid) -> int:
         patch: side of a token, pixels.
         pyramid: geometry of the area.
     """
+    token_m = info.window_m / getattr(info.config, "side", 1)
+    count = round(_tile_m(info, pyramid) / token_m)
+    return min(max(1, count), MAX_IMAGE_SIZE // patch) * patch
+
+
+def _tile_m(info: RefinerInfo, pyramid: Pyramid) -> float:
+    """Side of a tile of the last level in the middle of the area, metres on the ground."""
     west, south, east, north = pyramid.bounds
     scale = Window(pyramid, (west + east) / 2, (south + north) / 2, info.window_m, 1).scale
-    token_m = info.window_m / getattr(info.config, "side", 1)
-    count = round(pyramid.footprint(pyramid.levels - 1) / scale / token_m)
-    return min(max(1, count), MAX_IMAGE_SIZE // patch) * patch
+    return pyramid.footprint(pyramid.levels - 1) / scale

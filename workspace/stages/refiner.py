@@ -85,10 +85,12 @@ def open_stage(
     """
     from jzi.encode.device import best_device
     from jzi.refine.networks.files import load_refiner
+    from jzi.refine.networks.producer import tile_pixels
     from jzi.refine.photos import PixelPhotos, TokenPhotos
     from jzi.refine.stage import RefineStage, StageOptions
     from jzi.refine.windows.images import WindowImages
     from jzi.refine.windows.tokens import WindowTokens
+    from jzi.workspace.setup.data_checks import map_warnings
 
     path = refiner_folder(folder)
     refiner, info = load_refiner(path, device or best_device())
@@ -98,7 +100,8 @@ def open_stage(
         opened = imagery() if imagery else None
         if opened is None:
             raise ConfigError(f"{path} looks at images of the map: name its rasters with --imagery or in jzi.toml")
-        return RefineStage(refiner, info, WindowImages(opened), PixelPhotos(refiner.config), options)
+        warnings = map_warnings(opened, as_pyramid(area), tile_pixels(info, as_pyramid(area)))
+        return RefineStage(refiner, info, WindowImages(opened), PixelPhotos(refiner.config), options, warnings)
     if cache is None:
         raise ConfigError(
             f"{path} reads tokens of the map from a cache: name it with --cache, or run in the folder of its jzi.toml"
