@@ -250,6 +250,20 @@ def test_the_weighted_losses_are_those_that_are_logged(tmp_path: Path) -> None:
 # Runs
 
 
+def test_the_values_of_the_gradient_are_clipped_and_not_its_norm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in Sample4Geo, from which the setting is."""
+    clipped = []
+    monkeypatch.setattr(Accelerator, "clip_grad_value_", lambda _, parameters, value: clipped.append(value))
+    dataset, config = small(tmp_path), replace(TRAINING, epochs=1, augment=False, sampling="random")
+    train_pairs(
+        dataset, dataset.take(np.arange(0)), lambda: UnifyGeo(CONFIG), tmp_path / "run", config,
+        aligned=True, fingerprint={}, progress=False,
+    )  # fmt: skip
+    assert set(clipped) == {100.0}
+
+
 @pytest.mark.slow
 def test_an_interrupted_training_resumes_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = small(tmp_path, photos=16)

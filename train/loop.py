@@ -192,7 +192,10 @@ class TrainingLoop:
                     loss = loss * (size / count)
                 self.accelerator.backward(loss)
             losses.append(loss.detach())
-        self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        if self.task.clips_values:
+            self.accelerator.clip_grad_value_(self.model.parameters(), self.config.clip)
+        else:
+            self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
         return sum(losses[1:], losses[0])

@@ -50,6 +50,8 @@ class Task(ABC):
     check_every: int | None = None
     #: Whether to use torch's fused AdamW.
     fused = True
+    #: Whether `config.clip` bounds each value of the gradient rather than its norm; not if the task is compiled.
+    clips_values = False
     #: Whether to compile the steps of full batches; "auto" where it is worth it (`jzi.train.compiled`).
     compile: bool | Literal["auto"] = False
 

@@ -18,7 +18,7 @@ class PairTrainingConfig(TrainingConfig):
     """Settings for training UnifyGeo on pairs. Defaults are the paper's, or Sample4Geo's where it says nothing.
 
     Attributes:
-        clip: maximum norm of the gradient.
+        clip: maximum absolute value in the gradient (Sample4Geo).
         temperature: initial divisor of cosines of embeddings, which is learned.
         sigma_m: standard deviation of the Gaussian around the true place, metres; at least a pixel. CCVPE's.
         decoder: weight of the loss of the place in the aerial image (L_D); 0 leaves it out.

@@ -98,6 +98,7 @@ class PairTask(Task):
 
     label = "unifygeo"
     check_every = 20
+    clips_values = True
     network: PairNetwork
     config: PairTrainingConfig
 
