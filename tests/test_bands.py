@@ -107,6 +107,22 @@ def test_cells_within_a_distance_are_those_that_haversine_finds(latitude: float)
     assert len(position) / 20 == pytest.approx(34.9, abs=4)  # pi r^2 / l^2
 
 
+@pytest.mark.parametrize("latitude", [0.0, -23.4, 51.5, -84.7])
+def test_cells_that_the_antimeridian_cuts_are_as_far_away_as_their_positions(latitude: float) -> None:
+    grid = BandGrid.covering(179.99, latitude - 0.003, 180.01, latitude + 0.003)
+    row = np.repeat(np.arange(grid.rows), grid.count)
+    col = np.concatenate([np.arange(count) for count in grid.count])
+    rng = np.random.default_rng(0)
+    east = rng.uniform(-60, 60, 40) / (RADIUS * np.cos(np.radians(latitude)))
+    at = rng.uniform(latitude - 0.002, latitude + 0.002, 40), 180 + np.degrees(east)
+    found = grid.within(*at, 50.0)
+    distance = haversine(at[0][:, None], at[1][:, None], *grid.positions(row, col))
+    position, index = np.nonzero(distance <= 50.0)
+    assert {*zip(*(each.tolist() for each in found), strict=True)} == {
+        *zip(position.tolist(), row[index].tolist(), col[index].tolist(), strict=True)
+    }
+
+
 def test_moving_goes_the_distance_in_the_direction() -> None:
     latitude, longitude = random_positions(1000, 3)
     latitude *= 0.9

@@ -271,9 +271,11 @@ class BandGrid(Projected):
         half = 2 * np.arcsin(np.sqrt(np.minimum(1.0, chord / (np.cos(phi[position]) * np.cos(center)))))
         found = []
         for turn in (0.0, -2 * np.pi, 2 * np.pi):  # the other turns are for cells beyond the antimeridian
-            middle, seam = lam[position] + turn, self._seam[row]
-            start = np.maximum(np.ceil((middle - half) / self.step[row]), -seam).astype(np.int64)
-            stop = np.minimum(np.floor((middle + half) / self.step[row]), seam).astype(np.int64)
+            west, east, seam = lam[position] + turn - half, lam[position] + turn + half, self._seam[row]
+            start, stop = np.ceil(west / self.step[row]), np.floor(east / self.step[row])
+            # Centres of cells that the antimeridian cuts through there lie on it, as in `positions`
+            start = np.where(west <= -np.pi, -seam, np.where(west > np.pi, seam + 1, start)).astype(np.int64)
+            stop = np.where(east >= np.pi, seam, np.where(east < -np.pi, -seam - 1, stop)).astype(np.int64)
             pair, cell = _expand(np.arange(len(row)), start, stop)
             col = self._columns(row[pair], cell)
             found.append(np.stack([position[pair], row[pair], col])[:, col >= 0])
