@@ -23,6 +23,7 @@ from jzi.locate.ranges import DISTANCE, RANKS
 from jzi.store.geometry.bands import BandGrid, haversine, move
 from jzi.store.geometry.cell_grid import CellGrid
 from jzi.store.geometry.pyramid import geodesic_distance
+from jzi.vectors.store import TIE
 
 #: Radii, metres, and ranks of the paper's tables; radius 0 stands for the photo's own cell.
 RADII, TOP = (0.0, 25.0, 50.0, 100.0), (1, 10, 100)
@@ -132,10 +133,13 @@ def equivalent_ranks(
 ) -> tuple[NDArray[np.int64], int]:
     """The number of wrong cells that are at least as similar as each photo's best right one.
 
+    Cells whose similarities differ by rounding alone (`TIE`) are equally similar: those of water, or all cells to a
+    network that has learned nothing. Else rounding would decide which of them is the first.
+
     Args:
         chunks: row (cell,), column (cell,) and similarity (photo, cell) of cells, each cell in one chunk.
         found: the right cells for each radius.
-        similarity: (pair,) similarity of each right cell, for each radius, the same numbers as in the chunks.
+        similarity: (pair,) similarity of each right cell, for each radius; that in the chunks, but for rounding.
         cols: number of columns of the grid.
 
     Returns:
@@ -145,6 +149,7 @@ def equivalent_ranks(
     best = np.full((len(found), photos), -np.inf)
     for number, (each, values) in enumerate(zip(found, similarity, strict=True)):
         np.maximum.at(best[number], each.photo, values)
+    best -= TIE
     ranks, cells = np.zeros((len(found), photos), np.int64), 0
     for row, col, values in chunks:
         cells += len(row)

@@ -112,6 +112,16 @@ def test_recall_of_embeddings_is_that_of_their_similarities(searched) -> None:
     assert found.cells == len(vectors)
 
 
+@pytest.mark.parametrize("width", [32, 1024])
+def test_photos_are_not_found_among_cells_that_all_have_the_same_embedding(searched, width: int) -> None:
+    mask, _, _, latitude, longitude, _ = searched
+    vector, *query = np.random.default_rng(0).normal(size=(81, width))
+    unit = [(each / np.linalg.norm(each)).astype(np.float16).astype(np.float32) for each in query]
+    vectors = np.tile((vector / np.linalg.norm(vector)).astype(np.float16), (int(mask.sum()), 1))
+    found = evaluate_retrieval(GRID, mask, _Store(GRID, mask, vectors), np.array(unit), latitude[:80], longitude[:80])
+    assert all(found.recall[radius][k].value == 0 for radius in RADII for k in (1, 10, 100))
+
+
 def test_a_radius_that_leaves_photos_without_a_cell_is_refused_with_the_reason(searched) -> None:
     mask, _, _, latitude, longitude, _ = searched
     with pytest.raises(ConfigError, match=r"recall within 20 m .* cells of 30 m: a photo in a cell's corner is 21.2 m"):

@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 
 from jzi.errors import CacheCorruptError, ConfigError
 from jzi.locate.ranges import RANKS, TEMPERATURE
-from jzi.vectors.store import Block, VectorStore, by_chunk, read_blocks
+from jzi.vectors.store import TIE, Block, VectorStore, by_chunk, read_blocks
 
 #: Similarities computed at once: 64 MB in float32.
 ENTRIES = 2**24
@@ -65,8 +65,8 @@ class Scan:
         neighbors: the most similar cells.
         log_sum: (query,) float64 logarithm of the sum of exp(similarity / temperature) over all cells of the pass;
             -inf if there are none. None if no temperature was given.
-        better: (query,) number of cells that are no matches and at least as similar as the best match. None if no
-            matches were given.
+        better: (query,) number of cells that are no matches and at least as similar as the best match, but for rounding
+            (`TIE`). None if no matches were given.
         cells: number of cells of the pass.
     """
 
@@ -114,7 +114,7 @@ def scan(
     log_sum = torch.full((size,), -torch.inf, dtype=torch.float64, device=device)
     better, pairs, threshold = torch.zeros(size, dtype=torch.int64, device=device), None, None
     if matches is not None:
-        threshold = torch.from_numpy(best_match(store, queries, matches)).to(device)
+        threshold = torch.from_numpy(best_match(store, queries, matches)).to(device) - TIE
         pairs = matches[matches.row.argsort(kind="stable")]
     total = 0
     for block in read_blocks(store, mask=mask, cells=cells):

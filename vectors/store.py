@@ -15,6 +15,10 @@ T = TypeVar("T")
 #: Side of the blocks of cells that `gather` calls follow; the chunks of embeddings are as large.
 CHUNK = 32
 
+#: Difference up to which similarities of unit vectors are taken to be equal: the sum of the same products in float32 is
+#: rounded differently in products of matrices of other shapes.
+TIE = 1e-6
+
 #: Cells that are gathered at once: 32 MB in float16 with 1024 features.
 GATHERED = 16_384
 
