@@ -35,6 +35,9 @@ MAX_PHOTOS = 10**8
 #: Most bytes of dataset.json and of the .json of a photo.
 MAX_JSON = 2**16
 
+#: Camera types of panoramas, which the authors' script leaves out, and other downloads need not.
+PANORAMAS = ("spherical", "equirectangular")
+
 #: Digits of the reversed index.
 DIGITS = 12
 
@@ -61,7 +64,7 @@ def read(folder: Path) -> tuple[pd.DataFrame, tuple[Rejected, ...]]:
     """Read a state's photos as a photo table: id, path, latitude, longitude, captured_at, drive, camera and creator.
 
     Returns:
-        The table, with paths relative to `images/`, and the photos that are not on disk.
+        The table, with paths relative to `images/`, and the photos that are not on disk or are panoramas.
 
     Raises:
         DatasetError: the folder is none of the data set, or a file of it is damaged.
@@ -89,6 +92,7 @@ def read(folder: Path) -> tuple[pd.DataFrame, tuple[Rejected, ...]]:
     suffix = _suffix(folder, paths, info)
     columns: dict[str, list[str]] = {"id": [], "drive": [], "camera": [], "creator": []}
     on_disk: list[bool] = []
+    panorama: list[bool] = []
     names: dict[str, str] = {"": ""}  # of sequences, for photos without metadata
     unnamed: list[int] = []
     for index, path in enumerate(tqdm(paths, unit="photo", desc="metadata", delay=2)):
@@ -101,7 +105,9 @@ def read(folder: Path) -> tuple[pd.DataFrame, tuple[Rejected, ...]]:
             unnamed.append(index)
         columns["id"].append(_text(metadata.get("image-id")) or str(index))
         columns["drive"].append(name or sequence)
-        columns["camera"].append(CAMERAS.get(_text(metadata.get("camera-type")), ""))
+        camera = _text(metadata.get("camera-type"))
+        panorama.append(camera in PANORAMAS)
+        columns["camera"].append(CAMERAS.get(camera, ""))
         columns["creator"].append(_text(metadata.get("creator")))
     for index in unnamed:
         columns["drive"][index] = names.get(columns["drive"][index], columns["drive"][index])
@@ -119,12 +125,16 @@ def read(folder: Path) -> tuple[pd.DataFrame, tuple[Rejected, ...]]:
         raise DatasetError(
             f"{folder / 'images'} has none of the {count} photos: download them, not only their positions"
         )
-    rejected = tuple(Rejected(name, "photo is not on disk") for name in frame["id"][missing])
-    return frame[~missing].reset_index(drop=True), rejected
+    unused = missing | np.array(panorama)
+    rejected = tuple(
+        Rejected(name, "photo is not on disk" if lost else "photo is a panorama")
+        for name, lost in zip(frame["id"][unused], missing[unused], strict=True)
+    )
+    return frame[~unused].reset_index(drop=True), rejected
 
 
 def write_table(folder: Path, table: Path) -> tuple[Rejected, ...]:
-    """Write the photo table of a state as a Parquet file; returns the photos that are not on disk.
+    """Write the photo table of a state as a Parquet file; returns the photos that are left out of it.
 
     Args:
         folder: of the state.

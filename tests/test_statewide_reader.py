@@ -78,6 +78,14 @@ def test_photos_have_what_arrays_and_metadata_say(state) -> None:
     assert (without["id"], without["drive"], without["camera"]) == ("7", "s0", "")
 
 
+@pytest.mark.parametrize("camera", ["spherical", "equirectangular"])
+def test_panoramas_are_left_out(state, camera: str) -> None:
+    (state / "images" / f"{photo_path(9, LEVELS)}.json").write_text(json.dumps({"camera-type": camera}))
+    frame, rejected = read(state)
+    assert [(each.name, each.reason) for each in rejected[1:]] == [("9", "photo is a panorama")]
+    assert len(frame) == COUNT - 2
+
+
 def test_a_state_becomes_a_region_with_its_imagery(state, tmp_path, monkeypatch) -> None:
     tiles = tmp_path / "imagery"
     (tiles / "0" / "0").mkdir(parents=True)

@@ -35,7 +35,14 @@ from jzi.train.loop import TrainingLoop
 from jzi.train.schedule import learning_rate_factor
 from jzi.train.statewide import statewide_data
 from jzi.train.statewide.statewide import train_statewide
-from jzi.train.statewide.statewide_data import AreaPhotos, Gallery, SampleReader, StatewideArea, content_box
+from jzi.train.statewide.statewide_data import (
+    NO_PANORAMAS,
+    AreaPhotos,
+    Gallery,
+    SampleReader,
+    StatewideArea,
+    content_box,
+)
 from jzi.train.statewide.statewide_validation import encode_gallery, validate
 
 # Settings
@@ -289,16 +296,19 @@ def test_photos_outside_of_the_imagery_are_left_out_and_counted(town, train, tmp
     assert not (tmp_path / "model").exists()
 
 
-def test_photos_that_cannot_be_read_are_left_out_of_batches(town, train, tmp_path) -> None:
+def test_photos_that_cannot_be_read_and_panoramas_are_left_out_of_batches(town, train, tmp_path) -> None:
     area = read_area(town)
     frame = area.table.frame.copy()
     frame.loc[[3, 30, 66], "photo"] = str(tmp_path / "missing.png")
+    frame.loc[40, "photo"] = str(tmp_path / "round.png")
+    Image.new("RGB", (2000, 1000), (200, 100, 50)).save(tmp_path / "round.png")
     report = train(tmp_path / "model", areas=[replace(area, table=PhotoTable(frame, (), ""))])
-    assert [each.name for each in report.unreadable] == ["missing.png"]
+    assert [each.name for each in report.unreadable] == ["missing.png", "round.png"]
+    assert report.unreadable[1].reason == NO_PANORAMAS
     lines = metrics_of(tmp_path / "model")
     assert all(np.isfinite(line["loss"]) for line in lines) and lines[-1]["val_left_out"] == 1
     frame["photo"] = str(tmp_path / "missing.png")
-    with pytest.raises(TrainingError, match="none of the 8 photos of a batch can be read"):
+    with pytest.raises(TrainingError, match="none of the 8 photos of a batch can be used"):
         train(tmp_path / "other", areas=[replace(area, table=PhotoTable(frame, (), ""))])
 
 

@@ -45,7 +45,7 @@ def train_region_command(
     if not main:
         return
     list_rejected(rejected, "photos left out")
-    list_rejected(report.unreadable, "photos cannot be read")
+    list_rejected(report.unreadable, "photos cannot be used")
     if report.unreachable:
         click.echo(f"{report.unreachable} photos are on cells without imagery and left out", err=True)
     print_result(as_json, {**plain(report), "unreadable": len(report.unreadable)}, training_text(report))

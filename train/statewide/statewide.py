@@ -56,7 +56,7 @@ class StatewideReport(TrainReport):
     Attributes:
         steps: steps of the whole run.
         samples_per_s: photos trained on per second, in this call.
-        unreadable: photos that could not be read, with the reason.
+        unreadable: photos that could not be read, or are panoramas, with the reason.
     """
 
     steps: int = 0
@@ -200,7 +200,7 @@ class StatewideTask(Task):
         if not readable.any():
             reason = next(iter(self.reader.unreadable.values()), "another process reads them")
             raise TrainingError(
-                f"none of the {len(readable)} photos of a batch can be read ({reason}): correct queries.table"
+                f"none of the {len(readable)} photos of a batch can be used ({reason}): correct queries.table"
             )
         pairs = self._pairs(part) & readable[:, None] & readable
         similarity = query @ reference.T

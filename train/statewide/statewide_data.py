@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from jzi.encode.device import SHARE
 from jzi.encode.encoders.photo_encoder import PhotoEncoder
 from jzi.encode.photo.photo_reader import PhotoReader
+from jzi.encode.photo.photos import PANORAMA
 from jzi.encode.prefetch import prefetch, reader_threads
 from jzi.encode.rasters.cell_crops import BLOCK, BlockKey, CellCrops
 from jzi.errors import ConfigError
@@ -25,6 +26,9 @@ from jzi.store.geometry.region import CellRuns
 from jzi.store.photos.photo_table import PhotoTable
 from jzi.store.plain import plain
 from jzi.train.statewide.stream import Samples, SampleStream
+
+#: Why panoramas are left out: the towers fit the field of view of a plain camera into their input.
+NO_PANORAMAS = "it looks like a 360° panorama (2:1), which is no photo of a plain camera"
 
 #: Photos, or samples, that are read ahead: two batches of the published size. A sample takes 3 MB.
 AHEAD = 60
@@ -197,7 +201,7 @@ class SampleReader:
         processes: number of processes, which divides the size of a batch.
 
     Attributes:
-        unreadable: path of each photo that could not be read, to the reason.
+        unreadable: path of each photo that could not be read, or is a panorama, to the reason.
     """
 
     def __init__(
@@ -263,9 +267,10 @@ class SampleReader:
 
     def _photo(self, path: str) -> NDArray[np.uint8] | None:
         read = self.reader.read_one(path)
-        if read.pixels is None:
-            self.unreadable[path] = read.error
-        return read.pixels
+        if read.pixels is not None and PANORAMA not in read.notes:
+            return read.pixels
+        self.unreadable[path] = read.error or NO_PANORAMAS
+        return None
 
 
 def share_evenly(numbers: NDArray[np.int64], processes: int) -> NDArray[np.int64]:
