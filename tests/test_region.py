@@ -121,6 +121,7 @@ def test_runs_are_merged() -> None:
         (polygon(box(0, 84, 1, 86)), BandsError, "85.06"),
         ({"type": "Nonsense"}, ConfigError, "GeoJSON"),
         (polygon(box(-179.9, -17, 179.9, -16)), BandsError, "split a region that crosses the antimeridian"),
+        (polygon(box(179.9, -17, 180.1, -16)), ConfigError, "longitude 180.1.*split a region that crosses the anti"),
     ],
 )
 def test_regions_that_cannot_be_used_are_refused(

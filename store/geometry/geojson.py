@@ -44,6 +44,11 @@ def parse_polygons(content: bytes | str, name: str) -> tuple[dict[str, Any], ...
     if not rings:
         raise ConfigError(f"{name} contains no Polygon or MultiPolygon: give a GeoJSON file with one")
     positions = np.concatenate(rings)
+    if (abs(positions) <= (540, 90)).all() and (beyond := abs(positions[:, 0]) > 180).any():
+        raise ConfigError(
+            f"{name} has longitude {positions[beyond][0, 0]:g}, which is not between -180 and 180 degrees: split a "
+            "region that crosses the antimeridian there into two polygons, as RFC 7946 says"
+        )
     if not (np.isfinite(positions).all() and (abs(positions) <= (180, 90)).all()):
         raise ConfigError(f"{name} has a position that is not longitude, latitude in degrees: export it in WGS 84")
     return tuple(polygons)
