@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from jzi.store.features.cell_features import OUTSIDE, CellFeatures
 from jzi.store.features.map_embeddings import ENCODED
 from jzi.store.geometry.pyramid import Pyramid, geodesic_distance
 from jzi.store.geometry.region import Region, RegionCells
+from jzi.vectors.index_files import VECTORS
 from jzi.workspace.regions.region_index import ZoomedLocator, region_locator
 from jzi.workspace.setup.settings_file import load_region
 
@@ -193,6 +195,30 @@ def test_a_table_beside_the_index_is_searched_where_there_is_no_faiss_index(
         for how in ("--approximate", "")
     )
     assert found["candidates"][0]["cell"] == exact["candidates"][0]["cell"]
+
+
+def test_inverted_lists_are_searched_in_a_copy_of_the_vectors(indexed: Callable[..., Any], tmp_path: Path) -> None:
+    pytest.importorskip("faiss")
+    values = json.loads(indexed("index --faiss ivf-rabitq --copy --json").stdout.splitlines()[-1])
+    vectors, cells = np.load(tmp_path / "index.faiss" / VECTORS), FeatureCache.open(tmp_path / "index.zarr").cells
+    assert vectors.shape == ((cells.status() == ENCODED).sum(), cells.width)
+    assert values["faiss"]["copied"] and values["faiss"]["bytes"] > vectors.nbytes
+    photo = next((tmp_path / "photos").rglob("*.jpg"))
+    found, exact = (
+        json.loads(indexed(f"locate {photo} --retriever retriever {how} --json").stdout.splitlines()[-1])
+        for how in ("--approximate", "")
+    )
+    assert found["candidates"][0]["cell"] == exact["candidates"][0]["cell"]
+
+
+def test_options_of_an_index_that_do_not_apply_are_refused_before_any_work(
+    trained: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for without in ("", " --faiss hnsw", " --hnsw"):
+        assert "--copy is for inverted lists" in trained(f"index --copy{without}", 2).stderr
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    assert "pip install 'jzi[retrieve]'" in trained("index --faiss auto", 2).stderr
+    assert not (tmp_path / "index.zarr").exists()
 
 
 def test_a_score_map_has_every_cell_and_its_best_pixel_on_the_most_probable_one(

@@ -91,6 +91,9 @@ def train_retriever_command(
 @click.option("--hnsw", is_flag=True, help="Also build an HNSW graph for approximate search.")
 @click.option("--faiss", type=click.Choice(["auto", "hnsw", "ivf-pq", "ivf-rabitq"]),
               help="Of a region, also build an index for approximate search.")  # fmt: skip
+@click.option("--copy", is_flag=True, help="Also copy the vectors beside the lists of ivf-pq or ivf-rabitq, which are "
+              "then searched 20 to 50 times as fast. It takes as much disk as the vectors, 2 bytes per feature: 52 GB "
+              "for 25 million cells of 1024 features.")  # fmt: skip
 @click.option("--lance", is_flag=True, help="Of a region, also write a LanceDB table for approximate search, beside "
               "the cache: on object storage too.")  # fmt: skip
 @click.option("--export", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.parquet",
@@ -104,6 +107,7 @@ def index(
     retriever: Path,
     hnsw: bool,
     faiss: str | None,
+    copy: bool,
     lance: bool,
     export: Path | None,
     dry_run: bool,
@@ -118,10 +122,12 @@ def index(
 
     if is_region(config_file):
         kind = "hnsw" if hnsw and not faiss else faiss
-        index_region_command(config_file, overrides, retriever, kind, lance, export, dry_run, ray, as_json)
+        if copy and kind in (None, "hnsw"):
+            raise UsageError("--copy is for inverted lists, a graph has the vectors: add --faiss ivf-rabitq, or auto")
+        index_region_command(config_file, overrides, retriever, kind, copy, lance, export, dry_run, ray, as_json)
         return
-    if dry_run or faiss or lance or export:
-        raise UsageError("--dry-run, --faiss, --lance and --export are for regions: leave them out")
+    if dry_run or faiss or copy or lance or export:
+        raise UsageError("--dry-run, --faiss, --copy, --lance and --export are for regions: leave them out")
 
     settings = load_settings(config_file, overrides, training=())
     from jzi.commands.shared.reports import cells_text

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from jzi.evaluate.retrieval import Distance
     from jzi.workspace.setup.settings import RegionSettings
 
-
 def train_region_command(
     config_file: Path,
     overrides: tuple[str, ...],
@@ -58,13 +57,17 @@ def index_region_command(
     overrides: tuple[str, ...],
     retriever: Path,
     kind: str | None,
+    copy: bool,
     lance: bool,
     export: Path | None,
     dry_run: bool,
     ray: str | None,
     as_json: bool,
 ) -> None:
-    """Encode the cells of a region that its index lacks; then build what else is asked for."""
+    """Encode the cells of a region that its index lacks; then build what else is asked for.
+
+    With `copy`, inverted lists get a copy of the vectors.
+    """
     from jzi.workspace.setup.settings_file import load_region
 
     settings = load_region(config_file, overrides, training=("statewide",))
@@ -72,11 +75,14 @@ def index_region_command(
     from jzi.encode.device import processes
     from jzi.retrieve.statewide import StatewideRetriever
     from jzi.store.plain import plain
+    from jzi.vectors.index_files import import_faiss
     from jzi.vectors.lance_index import import_lance
     from jzi.workspace.regions.statewide import build_faiss, build_lance, export_cells, open_index
 
+    if kind:  # what is not installed is reported before anything is encoded
+        import_faiss()
     if lance:
-        import_lance()  # fails before anything is encoded
+        import_lance()
     state = processes()
     with ray_cluster(ray), open_index(settings, StatewideRetriever.load(retriever)) as index:
         expected = index.estimate(state.num_processes) if state.is_main_process else None
@@ -101,9 +107,11 @@ def index_region_command(
         f"{size_text(report.bytes)}: {settings.cache_path}"
     ]
     if kind:
-        built = build_faiss(settings, kind)
-        values["faiss"] = {"folder": str(built.folder), "kind": built.info.kind, "bytes": built.disk_bytes}
-        lines.append(f"{built.info.kind} index of {size_text(built.disk_bytes)}: {built.folder}")
+        built = build_faiss(settings, kind, copy=copy)
+        info, size = built.info, built.disk_bytes
+        values["faiss"] = {"folder": str(built.folder), "kind": info.kind, "copied": info.copied, "bytes": size}
+        copied = " with a copy of the vectors" if info.copied else ""
+        lines.append(f"{info.kind} index{copied} of {size_text(size)}: {built.folder}")
     if lance:
         table = build_lance(settings)
         values["lance"] = table.uri

@@ -200,12 +200,13 @@ class RegionIndex:
         )
 
 
-def build_faiss(settings: RegionSettings, kind: str) -> VectorIndex:
+def build_faiss(settings: RegionSettings, kind: str, *, copy: bool = False) -> VectorIndex:
     """Build a Faiss index of a region's cells, beside their cache.
 
     Args:
         settings: the settings of the region.
         kind: "hnsw", "ivf-pq", "ivf-rabitq", or "auto" to choose by the number of cells.
+        copy: whether inverted lists get a copy of the vectors; a graph has them already.
 
     Raises:
         ConfigError: Faiss is not installed, or no cell is encoded.
@@ -213,7 +214,8 @@ def build_faiss(settings: RegionSettings, kind: str) -> VectorIndex:
     """
     from jzi.vectors.faiss_index import VectorIndex
 
-    return VectorIndex.build(FeatureCache.open(settings.cache_path).cells, faiss_folder(settings), cast(Any, kind))
+    cells = FeatureCache.open(settings.cache_path).cells
+    return VectorIndex.build(cells, faiss_folder(settings), cast(Any, kind), copy=copy)
 
 
 def build_lance(settings: RegionSettings) -> LanceIndex:
