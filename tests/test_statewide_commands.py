@@ -17,6 +17,7 @@ import torch
 from transformers import ConvNextConfig, ConvNextModel
 
 import jzi as jzi_package
+from jzi.commands.training import statewide as statewide_commands
 from jzi.locate.answer.location import LocateOptions
 from jzi.locate.joint.projected_expert import ProjectedExpert
 from jzi.locate.joint.zoomed import tiles_of
@@ -150,14 +151,19 @@ def test_a_finished_training_is_not_repeated(
     assert "trained in another way" in other.stderr or "another" in other.stderr
 
 
-def test_a_retriever_indexes_and_locates_in_another_region(trained: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_retriever_indexes_and_locates_in_another_region(
+    trained: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     half_of(tmp_path / "region.geojson", elsewhere / "half.geojson")
     trained("init elsewhere --map map.tif --region elsewhere/half.geojson --cell 40 --queries photos")
     there = "--config elsewhere/jzi.toml"
     estimate = json.loads(trained(f"index {there} --dry-run --json").stdout.splitlines()[-1])
-    report = json.loads(trained(f"index {there} --json").stdout.splitlines()[-1])
+    monkeypatch.setattr(statewide_commands, "MUCH_EMPTY", 0.001)
+    encoding = trained(f"index {there} --json")
+    assert "no imagery, which should reach 32 m beyond the region" in encoding.stderr
+    report = json.loads(encoding.stdout.splitlines()[-1])
     assert report["encoded"] + report["nodata"] == estimate["cells"] > 100
     again = json.loads(trained(f"index {there} --json").stdout.splitlines()[-1])
     assert (again["encoded"], again["reused"]) == (0, report["encoded"])

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from jzi.evaluate.retrieval import Distance
     from jzi.workspace.setup.settings import RegionSettings
 
+#: Share of pixels without imagery that is reported: those of cells at the edge of a map.
+MUCH_EMPTY = 0.05
+
+
 def train_region_command(
     config_file: Path,
     overrides: tuple[str, ...],
@@ -99,8 +103,15 @@ def index_region_command(
             print_result(as_json, plain(expected), f"nothing encoded; without --dry-run: {settings.cache_path}")
             return
         report = index.encode(settings.encoding.batch_size, on_cluster=ray is not None)
+        reach = index.crops.reach
     if not state.is_main_process:
         return
+    if report.empty > MUCH_EMPTY:
+        click.echo(
+            f"warning: {report.empty:.0%} of the pixels of the cells' images have no imagery, which should reach "
+            f"{reach:.0f} m beyond the region",
+            err=True,
+        )
     values = {**plain(report), "cache": settings.cache_path}
     lines = [
         f"{report.encoded:,} cells encoded, {report.reused:,} were there, {report.nodata:,} without imagery, "

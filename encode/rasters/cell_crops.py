@@ -149,6 +149,11 @@ class CellCrops:
                 "a share between 0 and 1"
             )
 
+    @property
+    def reach(self) -> float:
+        """How far the largest image extends from a cell's centre, metres."""
+        return max(self.lods_m) * self.image_size / 2
+
     # Blocks of cells
 
     def keys(self, rows: slice, cols: slice, wanted: NDArray[np.bool_] | None = None) -> list[BlockKey]:
