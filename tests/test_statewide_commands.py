@@ -134,6 +134,26 @@ def test_a_map_of_another_place_than_the_region_is_refused(
     assert not (tmp_path / "jzi.toml").exists()
 
 
+def test_a_map_beside_the_polygons_of_a_region_is_refused(
+    jzi: Callable[..., Any], trained_folder: Path, tmp_path: Path
+) -> None:
+    [raster] = load_region(trained_folder / "jzi.toml").rasters
+    west, south, east, north = Region.read(trained_folder / "region.geojson").geometry.bounds
+    width, height = east - west, north - south
+
+    def around(gap: float) -> None:
+        """Two rectangles to the west and the east of the map; the rectangle around both contains it."""
+        parts = [(west - 2 * width, west - gap * width), (east + gap * width, east + 2 * width)]
+        rings = [[[(a, south), (b, south), (b, north + height), (a, north + height), (a, south)]] for a, b in parts]
+        (tmp_path / "r.geojson").write_text(json.dumps({"type": "MultiPolygon", "coordinates": rings}))
+
+    around(0.5)
+    assert "r.geojson has no imagery" in jzi(f"init --map {raster} --region r.geojson", 2).stderr
+    assert not (tmp_path / "jzi.toml").exists()
+    around(-0.1)
+    jzi(f"init --map {raster} --region r.geojson")
+
+
 def test_commands_of_the_zoom_refuse_a_region(trained: Callable[..., Any]) -> None:
     for command in ("encode-map", "train-decoder", "finetune"):
         assert "describes a region" in trained(command, 2).stderr

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import shapely
+from numpy.typing import NDArray
 
-from jzi.errors import ConfigError
+from jzi.errors import ConfigError, ImageryError
 from jzi.store.disk.files import write_whole
 from jzi.store.geometry.region import Region, RegionCells, Rule
 from jzi.workspace.inputs import open_map, open_photo_table
@@ -24,11 +26,15 @@ from jzi.workspace.setup.settings import (
 )
 
 if TYPE_CHECKING:
+    from jzi.encode.rasters.imagery import Imagery
     from jzi.encode.rasters.raster import RasterOptions
     from jzi.store.photos.photo_table import PhotoTable
 
 #: File that the footprint of the rasters is written to where no region is given.
 FOOTPRINT = "region.geojson"
+
+#: Longest edge of a polygon, degrees, of which the ends are projected.
+_SEGMENT_DEG = 0.02
 
 #: Points along each side of a raster's outline, which is curved in longitude and latitude.
 _OUTLINE = 32
@@ -101,9 +107,28 @@ def region_settings(
     settings.folder = folder
     settings.overridden = frozenset({"queries.split_by"} if split_by else ())
     if region and rasters:
-        with open_map(settings, cells.grid):  # refuses one of another place
-            pass
+        with open_map(settings, cells.grid) as opened:  # refuses one of another place
+            _check_overlap(opened, cells)
     return settings, cells, open_photo_table(settings) if queries else None
+
+
+def _check_overlap(imagery: Imagery, cells: RegionCells) -> None:
+    """Raise an ImageryError if no raster touches the region: its polygons, not only the rectangle around them."""
+
+    def project(positions: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.stack(cells.grid.project(positions[:, 1], positions[:, 0]), 1)
+
+    # Edges are curved in the grid's CRS, by less than a metre between points so close
+    outline = shapely.transform(shapely.segmentize(cells.region.geometry, _SEGMENT_DEG), project)
+    margin = cells.grid.cell_m  # a cell reaches so far beyond the region
+    rasters = [shapely.box(west - margin, south - margin, east + margin, north + margin)
+               for west, south, east, north in imagery.extents]  # fmt: skip
+    # A region around half of the earth is not valid there
+    if outline.is_valid and not shapely.intersects(outline, rasters).any():
+        raise ImageryError(
+            f"{cells.region.name} has no imagery: {', '.join(map(str, imagery.paths[:3]))} lies beside its polygons; "
+            "name rasters that show them"
+        )
 
 
 def footprint(rasters: Sequence[str], options: RasterOptions) -> Region:
