@@ -10,9 +10,10 @@ import pyarrow.parquet as pq
 
 from jzi.errors import ExportError, first_line
 from jzi.store.disk.files import write_whole
+from jzi.store.features.map_embeddings import ENCODED
 from jzi.store.geometry.bands import BandGrid
 from jzi.store.geometry.cell_grid import CellGrid
-from jzi.vectors.store import VectorStore, read_blocks
+from jzi.vectors.store import VectorStore, read_with_progress
 
 #: Rows of a row group: 64 MB with 1024 features in float32.
 GROUP = 16_384
@@ -44,13 +45,13 @@ def export_vectors(store: VectorStore, area: CellGrid, path: Path) -> int:
             pa.field("vector", pa.list_(pa.float32(), store.width), nullable=False),
         ]
     )
-    cells = 0
+    encoded, cells = int((store.status() == ENCODED).sum()), 0
 
     def write(temporary: Path) -> None:
         nonlocal cells
         # Vectors do not compress: dictionaries and codecs would only take time
         with pq.ParquetWriter(temporary, schema, compression="none", use_dictionary=False) as writer:
-            for block in read_blocks(store):
+            for block in read_with_progress(store, encoded, "export"):
                 if isinstance(area, BandGrid):
                     ids = area.ids(block.row, block.col)
                     latitude, longitude = area.positions(block.row, block.col)

@@ -51,7 +51,7 @@ from jzi.vectors.index_files import (
     verify_digest,
     write_index_file,
 )
-from jzi.vectors.store import GATHERED, VectorStore, read_blocks
+from jzi.vectors.store import GATHERED, VectorStore, read_with_progress
 
 #: HNSW parameters: candidates kept while building (efConstruction) and searching (efSearch).
 EF_CONSTRUCTION, EF_SEARCH = 100, 256
@@ -366,7 +366,7 @@ def _add(store: VectorStore, index: Any, info: IndexInfo, path: Path | None = No
         if file is not None:
             entries = {"descr": "<f2", "fortran_order": False, "shape": (info.cells, info.width)}
             np.lib.format.write_array_header_1_0(file, entries)
-        for block in read_blocks(store):
+        for block in read_with_progress(store, info.cells, "index"):
             index.add(np.ascontiguousarray(block.vectors, np.float32))
             if file is not None:
                 file.write(np.ascontiguousarray(block.vectors, "<f2").tobytes())
@@ -382,7 +382,7 @@ def _draw(store: VectorStore, info: IndexInfo) -> tuple[NDArray[np.int64], NDArr
     sample = np.empty((len(sampled), info.width), np.float16)
     training = np.empty((len(chosen), info.width), np.float32)
     start = 0
-    for block in read_blocks(store):
+    for block in read_with_progress(store, info.cells, "sample"):
         stop = start + len(block.row)
         for numbers, target in ((sampled, sample), (chosen, training)):
             low, high = numbers.searchsorted([start, stop])

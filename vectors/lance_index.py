@@ -33,7 +33,7 @@ from jzi.vectors.approximate import EXACT_CELLS, SAMPLED, sampled_log_sum
 from jzi.vectors.exact import Neighbors, prepare, scan
 from jzi.vectors.faiss_index import cell_ids
 from jzi.vectors.index_files import HINT, code_parts
-from jzi.vectors.store import VectorStore, read_blocks
+from jzi.vectors.store import VectorStore, read_with_progress
 
 #: Suffix of the folder of a table.
 SUFFIX = ".lance"
@@ -121,7 +121,7 @@ class LanceIndex:
 
         def batches() -> Iterator[pa.RecordBatch]:
             start = 0
-            for block in read_blocks(store):
+            for block in read_with_progress(store, info.cells, "table"):
                 cells = block.row * info.shape[1] + block.col
                 low, high = chosen.searchsorted([start, start + len(cells)])
                 picked = chosen[low:high] - start

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from jzi.encode.prefetch import GeneratorPool
 
@@ -96,6 +97,14 @@ def read_blocks(
     if cells is not None:
         return read_ahead(_gathered(store, *cells))
     return read_ahead(Block(*block) for block in store.blocks(mask))
+
+
+def read_with_progress(store: VectorStore, cells: int, label: str) -> Iterator[Block]:
+    """Yield all cells of a store in blocks, and show how many of `cells` have been read."""
+    with tqdm(total=cells, desc=label, unit="cell", unit_scale=True) as progress:
+        for block in read_blocks(store):
+            yield block
+            progress.update(len(block.row))
 
 
 def by_chunk(row: NDArray[np.int64], col: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
