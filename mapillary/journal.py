@@ -7,27 +7,22 @@ again only what was under way.
 from __future__ import annotations
 
 import json
-import sqlite3
 import sys
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import pandas as pd
 
-from jzi.errors import DatasetError, first_line
+from jzi.errors import DatasetError, JziError
 from jzi.mapillary.boxes import Box
 from jzi.mapillary.records import Page, Record, is_id
+from jzi.store.disk.sqlite_file import SqliteFile, SqliteFormat
 from jzi.store.plain import plain
 
 #: Name of the file in the folder of the data set.
 FILE = ".mapillary.sqlite"
-
-#: "jzim", and the version of the tables.
-APPLICATION_ID, FORMAT_VERSION = 0x6A7A696D, 1
 
 #: Largest value of a table, bytes: the rows of a panorama with 64 crops have about 200 kB.
 MAX_VALUE = 2**22
@@ -40,14 +35,23 @@ _RECORD = (
     "captured_ms INTEGER, camera TEXT, make TEXT, model TEXT, sequence TEXT, panorama INTEGER, heading REAL, "
     "computed_heading REAL, camera_parameters TEXT, quality_score REAL, width INTEGER, height INTEGER, creator TEXT"
 )
-_TABLES = (
-    "CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID",
-    "CREATE TABLE boxes (depth INTEGER, x INTEGER, y INTEGER, state TEXT, PRIMARY KEY (depth, x, y)) WITHOUT ROWID",
-    f"CREATE TABLE records ({_RECORD}) WITHOUT ROWID",
-    "CREATE TABLE links (id TEXT PRIMARY KEY, link TEXT) WITHOUT ROWID",
-    "CREATE TABLE refused (id TEXT PRIMARY KEY, reason TEXT) WITHOUT ROWID",
-    "CREATE TABLE photos (id TEXT PRIMARY KEY, state TEXT, reason TEXT, bytes INTEGER, preparation TEXT, rows TEXT) "
-    "WITHOUT ROWID",
+FORMAT = SqliteFormat(
+    what="the answers of Mapillary",
+    application_id=0x6A7A696D,  # "jzim"
+    version=1,
+    tables=(
+        "CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID",
+        "CREATE TABLE boxes (depth INTEGER, x INTEGER, y INTEGER, state TEXT, PRIMARY KEY (depth, x, y)) WITHOUT ROWID",
+        f"CREATE TABLE records ({_RECORD}) WITHOUT ROWID",
+        "CREATE TABLE links (id TEXT PRIMARY KEY, link TEXT) WITHOUT ROWID",
+        "CREATE TABLE refused (id TEXT PRIMARY KEY, reason TEXT) WITHOUT ROWID",
+        "CREATE TABLE photos (id TEXT PRIMARY KEY, state TEXT, reason TEXT, bytes INTEGER, preparation TEXT, "
+        "rows TEXT) WITHOUT ROWID",
+    ),
+    max_value=MAX_VALUE,
+    error=DatasetError,
+    another="give another folder",
+    anew="remove it and run the command again, which asks anew",
 )
 
 #: Types of columns in memory; pandas would take some for those of objects.
@@ -83,94 +87,84 @@ class PhotoOutcome:
 
 
 class Journal:
-    """The file; a context manager, which closes it. For one thread at a time.
+    """The file; a context manager, which closes it."""
 
-    Attributes:
-        path: of the file.
-    """
-
-    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
-        self.path, self._connection = path, connection
-        self._lock = threading.Lock()
+    def __init__(self, file: SqliteFile) -> None:
+        self._file = file
 
     @classmethod
     def open(cls, folder: Path) -> Self:
         """Open the journal of a folder; create it, and the folder, if there is none.
 
         Raises:
-            DatasetError: the file is something else, of another version, damaged, or cannot be written.
+            DatasetError: the file is something else, of another version, damaged, or cannot be written; also of the
+                other methods.
         """
-        path = folder / FILE
-        with _errors(path):
-            folder.mkdir(parents=True, exist_ok=True)
-            if path.exists() and not path.is_file():
-                raise DatasetError(f"{path} is no file: remove it, or give another folder")
-            connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            try:
-                _prepare(connection, path)
-            except BaseException:
-                connection.close()
-                raise
-        return cls(path, connection)
+        return cls(SqliteFile.open(folder / FILE, FORMAT))
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with suppress(sqlite3.Error):
-            self._connection.close()
+        self._file.close()
+
+    def damage(self, where: str) -> JziError:
+        """The error of a file with invalid values."""
+        return self._file.damage(where)
 
     # What was asked for
 
     def meta(self, name: str) -> Any:
         """A value that `set_meta` kept; None if there is none."""
-        rows = self._read("SELECT value FROM meta WHERE name = ?", [name])
+        rows = self._file.read("SELECT value FROM meta WHERE name = ?", [name])
         return self._parsed(rows[0][0]) if rows else None
 
     def set_meta(self, name: str, value: Any) -> None:
         """Keep a value that JSON can hold."""
-        self._write([("INSERT OR REPLACE INTO meta VALUES (?, ?)", [(name, json.dumps(value))])])
+        self._file.write(("INSERT OR REPLACE INTO meta VALUES (?, ?)", [(name, json.dumps(value))]))
 
     # Boxes and records
 
     def box_states(self) -> dict[Box, State]:
         """What became of the boxes that were asked about."""
-        rows = self._read("SELECT depth, x, y, state FROM boxes")
+        rows = self._file.read("SELECT depth, x, y, state FROM boxes")
         if not all(type(depth) is type(x) is type(y) is int and state in ("done", "split", "full")
                    for depth, x, y, state in rows):  # fmt: skip
-            raise self._damage("boxes")
+            raise self.damage("boxes")
         return {Box(*box): state for *box, state in rows}
 
     def add_page(self, box: Box, state: State, page: Page) -> None:
         """Keep what was found in a box, and that it was asked about. Photos that are there already are not changed."""
-        self._write([
+        self._file.write(
             ("INSERT OR REPLACE INTO boxes VALUES (?, ?, ?, ?)", [(*box, state)]),
             (f"INSERT OR IGNORE INTO records VALUES ({_marks(Record._fields)})", page.records.values()),
             ("INSERT OR IGNORE INTO links VALUES (?, ?)", page.links.items()),
             ("INSERT OR IGNORE INTO refused VALUES (?, ?)", page.refused.items()),
-        ])  # fmt: skip
+        )
 
     def count(self) -> int:
         """Number of records."""
-        return self._read("SELECT COUNT(*) FROM records")[0][0]
+        return self._file.read("SELECT COUNT(*) FROM records")[0][0]
 
     def refused(self) -> list[tuple[str, str]]:
         """Ids and reasons of photos that the service lists without what is needed."""
-        return [(str(photo), str(reason)) for photo, reason in self._read("SELECT id, reason FROM refused ORDER BY id")]
+        return [
+            (str(photo), str(reason)) for photo, reason in self._file.read("SELECT id, reason FROM refused ORDER BY id")
+        ]
 
     def records(self) -> Iterator[pd.DataFrame]:
         """The records in the order of their ids, in frames of limited size with the columns of `Record`."""
         last = ""
         statement = f"SELECT {', '.join(Record._fields)} FROM records WHERE id > ? ORDER BY id LIMIT {_PAGE}"
-        while rows := self._read(statement, [last]):
+        while rows := self._file.read(statement, [last]):
             last = rows[-1][0]
             frame = pd.DataFrame(rows, columns=list(Record._fields))
             try:
                 frame = frame.astype(_TYPES)
             except (ValueError, TypeError) as error:
-                raise self._damage("records") from error
+                raise self.damage("records") from error
             if not all(map(is_id, frame["id"])):  # they become names of files
-                raise self._damage("records")
+                raise self.damage("records")
             yield frame
 
     # Photos
@@ -180,71 +174,51 @@ class Journal:
         links: dict[str, str] = {}
         for start in range(0, len(photos), 500):
             page = list(photos[start : start + 500])
-            links |= dict(self._read(f"SELECT id, link FROM links WHERE id IN ({_marks(page)})", page))
+            links |= dict(self._file.read(f"SELECT id, link FROM links WHERE id IN ({_marks(page)})", page))
         return links
 
     def add_outcome(self, outcome: PhotoOutcome) -> None:
         """Keep what became of a photo."""
         rows = json.dumps([plain(dict(row)) for row in outcome.rows], allow_nan=False)
         values = (outcome.id, outcome.state, outcome.reason, outcome.size, outcome.preparation, rows)
-        self._write([
+        self._file.write(
             ("INSERT OR REPLACE INTO photos VALUES (?, ?, ?, ?, ?, ?)", [values]),
             ("DELETE FROM links WHERE id = ?", [(outcome.id,)]),
-        ])  # fmt: skip
+        )
 
     def forget(self, photos: Iterable[str]) -> None:
         """Forget what became of photos, so that they are asked for again."""
-        self._write([("DELETE FROM photos WHERE id = ?", [(photo,) for photo in photos])])
+        self._file.write(("DELETE FROM photos WHERE id = ?", [(photo,) for photo in photos]))
 
     def states(self) -> dict[str, tuple[str, str]]:
         """State and preparation of every photo that was asked for, by id."""
-        rows = self._read("SELECT id, state, preparation FROM photos")
+        rows = self._file.read("SELECT id, state, preparation FROM photos")
         return {photo: (sys.intern(str(state)), sys.intern(str(preparation))) for photo, state, preparation in rows}
 
     def mean_bytes(self) -> float | None:
         """Mean size of the photos that were downloaded; None if there are none."""
-        return self._read("SELECT AVG(bytes) FROM photos WHERE bytes > 0")[0][0]
+        return self._file.read("SELECT AVG(bytes) FROM photos WHERE bytes > 0")[0][0]
 
     def outcomes(self) -> Iterator[list[PhotoOutcome]]:
         """What became of the photos, in the order of their ids, some at a time."""
         last = ""
         columns = "id, state, reason, bytes, preparation, rows"
-        while page := self._read(f"SELECT {columns} FROM photos WHERE id > ? ORDER BY id LIMIT 2000", [last]):
+        while page := self._file.read(f"SELECT {columns} FROM photos WHERE id > ? ORDER BY id LIMIT 2000", [last]):
             outcomes = [
                 PhotoOutcome(photo, state, reason, size, preparation, self._parsed(rows))
                 for photo, state, reason, size, preparation, rows in page
             ]
             if not all(each.state in ("prepared", "rejected") and isinstance(each.rows, list)
                        and all(map(_is_row, each.rows)) for each in outcomes):  # fmt: skip
-                raise self._damage("photos")
+                raise self.damage("photos")
             yield outcomes
             last = page[-1][0]
-
-    def _read(self, statement: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
-        with self._lock, _errors(self.path):
-            return self._connection.execute(statement, values).fetchall()
-
-    def _write(self, statements: Sequence[tuple[str, Iterable[Sequence[object]]]]) -> None:
-        """Run statements as one transaction."""
-        with self._lock, _errors(self.path):
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                for statement, rows in statements:
-                    self._connection.executemany(statement, rows)
-                self._connection.execute("COMMIT")
-            except BaseException:
-                with suppress(sqlite3.Error):
-                    self._connection.execute("ROLLBACK")
-                raise
 
     def _parsed(self, text: Any) -> Any:
         try:
             return json.loads(text)
         except (ValueError, TypeError, RecursionError) as error:
-            raise self._damage("its values") from error
-
-    def _damage(self, where: str) -> DatasetError:
-        return DatasetError(f"{self.path} is damaged ({where}): remove it and run the command again, which asks anew")
+            raise self.damage("its values") from error
 
 
 def _is_row(row: Any) -> bool:
@@ -256,49 +230,3 @@ def _is_row(row: Any) -> bool:
 
 def _marks(values: Sequence[object]) -> str:
     return ", ".join("?" * len(values))
-
-
-def _prepare(connection: sqlite3.Connection, path: Path) -> None:
-    """Check that a file is a journal that can be written; make an empty one such a file."""
-    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE)
-    connection.execute("PRAGMA trusted_schema = OFF")
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        schema = connection.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL LIMIT 20").fetchall()
-        (application,) = connection.execute("PRAGMA application_id").fetchone()
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if not (schema or application or version):
-            for table in _TABLES:
-                connection.execute(table)
-            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            connection.execute(f"PRAGMA user_version = {FORMAT_VERSION}")
-        elif application != APPLICATION_ID:
-            raise DatasetError(f"{path} is another SQLite file, not one of jzi: give another folder")
-        elif version != FORMAT_VERSION:
-            raise DatasetError(
-                f"{path} has format version {version}, and this jzi reads {FORMAT_VERSION}: use the jzi that wrote it, "
-                "or another folder"
-            )
-        elif {sql for (sql,) in schema} != set(_TABLES):
-            raise DatasetError(f"{path} has other tables than version {version}: give another folder")
-        connection.execute("COMMIT")
-    except BaseException:
-        with suppress(sqlite3.Error):
-            connection.execute("ROLLBACK")
-        raise
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = NORMAL")  # a killed process loses nothing, a power cut the last rows
-
-
-@contextmanager
-def _errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.Error as error:
-        full = "full" in str(error)
-        hint = "free some space and run the command again, which resumes" if full else (
-            "if it is damaged, remove it and run the command again, which asks anew")  # fmt: skip
-        raise DatasetError(f"{path} cannot be used ({first_line(error)}): {hint}") from error
-    except OSError as error:
-        raise DatasetError(f"{path} cannot be used ({error.strerror or first_line(error)}): give another folder or its "
-                           "permissions") from error  # fmt: skip

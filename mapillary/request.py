@@ -63,7 +63,7 @@ class MapillaryRequest:
             accessed = date.fromisoformat(kept["accessed"])
             old_region, name, thumbnail = (str(kept[each]) for each in ("region", "name", "thumbnail"))
         except (KeyError, TypeError, ValueError) as error:
-            raise DatasetError(f"{journal.path} is damaged (request): remove it and run the command again") from error
+            raise journal.damage("the request") from error
         if old_region != region:
             raise DatasetError(f"{self.folder} holds photos of another region ({name:.200}): give another folder")
         if thumbnail != self.thumbnail:

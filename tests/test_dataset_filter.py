@@ -224,7 +224,7 @@ def test_what_others_wrote_is_not_replaced(jzi: Callable, photos: Path) -> None:
         assert "another folder" in jzi(f"dataset filter holiday -o {output}", code=2).stderr
     Path("bad").mkdir()
     (Path("bad") / JOURNAL).write_text("this is no database " * 100)
-    assert "damaged" in jzi("dataset filter holiday -o bad", code=2).stderr
+    assert "no SQLite file" in jzi("dataset filter holiday -o bad", code=2).stderr
     Path("file").write_text("")
     assert "is a file" in jzi("dataset filter holiday -o file", code=2).stderr
 

@@ -212,9 +212,9 @@ def test_a_full_disk_is_one_sentence_and_what_was_written_is_kept(
 def test_a_full_disk_under_the_journal_is_one_sentence(service: MockMapillary, tmp_path: Path) -> None:
     collect(service, tmp_path, limit=1)
     with Journal.open(tmp_path) as journal:
-        pages = journal._connection.execute("PRAGMA page_count").fetchone()[0]
-        journal._connection.execute(f"PRAGMA max_page_count = {pages}")
-        with pytest.raises(DatasetError, match=r"full.*free some space"):
+        pages = journal._file._connection.execute("PRAGMA page_count").fetchone()[0]
+        journal._file._connection.execute(f"PRAGMA max_page_count = {pages}")
+        with pytest.raises(DatasetError, match=r"full.*make room"):
             journal.set_meta("large", "x" * 100_000)
         assert journal.meta("large") is None
 
