@@ -150,6 +150,7 @@ def test_metres_are_refused_on_the_original_labels(tmp_path: Path) -> None:
     message = jzi("train-refiner", "--config", config, *SET, code=2).stderr
     assert "splits__corrected" in message
     assert "refiner.decoder" in message
+    assert "pairs.crop" not in message  # which VIGOR refuses
     assert not (tmp_path / "work" / "refiner").exists()
 
 

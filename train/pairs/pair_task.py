@@ -354,9 +354,10 @@ def check_metric(dataset: PairDataset, config: PairTrainingConfig) -> None:
     """
     if not (config.locates and dataset.not_metric) or dataset.shift_m:
         return
+    crops = "" if dataset.offset.any() else ", or shifted crops of the centred images with pairs.crop below 1"
     raise PairsError(
         f"the place in aerial images cannot be trained on {dataset.name}: {dataset.not_metric}; train retrieval alone "
-        "with refiner.decoder, matching and rerank = 0, or shifted crops of centred images with pairs.crop below 1"
+        f"with refiner.decoder, matching and rerank = 0{crops}"
     )
 
 
