@@ -190,8 +190,9 @@ def describe_region(cells: RegionCells, features: int) -> tuple[dict[str, Any], 
         "index_bytes": size,
         "fingerprint": runs.fingerprint,
     }
+    space = f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
     text = (
         f"region: {runs.count:,} cells of {grid.cell_m:g} m in {runs.bands:,} bands, {square_km:,.1f} km2; an index of "
-        f"{features} features takes {size / 1e9:.2f} GB"
+        f"{features} features takes {space}"
     )
     return values, text
