@@ -317,8 +317,8 @@ class Locator:
 
     def _locations(self, query: Tensor, options: LocateOptions, names: Sequence[str]) -> list[Location]:
         """The locations of photos before stages run, with at least as many candidates as these look at."""
-        most = replace(options, top=max([options.top, *(getattr(stage, "top", 0) for stage in self.stages)]))
-        locations = to_locations(self.posterior(query, options), most, names)
+        proposed = replace(options, top=_wanted(options.top, self.stages))
+        locations = to_locations(self.posterior(query, options), proposed, names)
         inside = self._inside(query, options)
         return [replace(each, inside=probability) for each, probability in zip(locations, inside, strict=True)]
 
@@ -345,10 +345,10 @@ class Locator:
         for query, location in zip(queries, locations, strict=True):
             candidates: Sequence[Candidate] = location.candidates
             notes = list(location.notes)
-            for stage in self.stages:
-                candidates = stage(query, location.posterior, candidates)
+            for number, stage in enumerate(self.stages, 1):
+                candidates = stage(query, location.posterior, candidates)[: _wanted(top, self.stages[number:])]
                 notes += stage.notes(query, candidates) if isinstance(stage, Commentator) else ()
-            refined.append(replace(location.with_candidates(candidates[:top]), notes=tuple(notes)))
+            refined.append(replace(location.with_candidates(candidates), notes=tuple(notes)))
         return refined
 
     def _batches(self, photos: Iterable[PhotoInput], size: int) -> Iterator[list[tuple[Photo, ReadPhoto]]]:
@@ -381,6 +381,11 @@ class Locator:
 
 def _pixels(photos: list[tuple[Photo, ReadPhoto]]) -> NDArray[np.uint8]:
     return np.stack([read.pixels for _, read in photos if read.pixels is not None])
+
+
+def _wanted(top: int, stages: Sequence[Stage]) -> int:
+    """Number of candidates that an answer lists, or that stages look at, if that is more."""
+    return max([top, *(getattr(stage, "top", 0) for stage in stages)])
 
 
 def _queries(

@@ -161,6 +161,18 @@ def test_only_as_many_candidates_are_refined(town, top: int) -> None:
 def test_what_is_refined_does_not_depend_on_how_many_candidates_are_listed(town) -> None:
     one, all_ = (answer(town, f"locate photos/day0/000.jpg --refine --top {top} --json") for top in (1, 5))
     assert one["fix"] == all_["fix"] and one["candidates"] == all_["candidates"][:1]
+    given = []
+
+    class Next:
+        name = "next"
+
+        def __call__(self, query, posterior, candidates):
+            given.append(len(candidates))
+            return candidates
+
+    locator = jzi.load("model", cache="features.zarr", refine=True).with_stage(Next())
+    locator.locate("photos/day0/000.jpg", LocateOptions(top=2))
+    assert given == [2]  # a stage that does not ask for more is given those that are listed
 
 
 def test_a_known_heading_excludes_others(town) -> None:
