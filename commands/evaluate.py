@@ -168,6 +168,7 @@ def evaluate_command(
     from jzi.evaluate.photos import LabelledPhotos
     from jzi.evaluate.protocol import evaluate
     from jzi.locate.points.discs import check_radius
+    from jzi.store.plain import share_text
     from jzi.workspace.models.evaluated import open_experts, open_retriever
 
     expert: Expert
@@ -213,8 +214,8 @@ def evaluate_command(
         if abstain is not None:
             coverage, recall = calibration.abstaining(abstain)
             values["abstain"] = {"confidence": abstain, "coverage": coverage, "recall": recall if coverage else None}
-            text += f"\n  answers of {abstain:.0%} confidence or more: {coverage:.1%} of the photos"
-            text += f", {recall:.1%} of them within {radius:g} m" if coverage else ""
+            text += f"\n  answers of {share_text(abstain)} confidence or more: {share_text(coverage)} of the photos"
+            text += f", {share_text(recall)} of them within {radius:g} m" if coverage else ""
         if plot:
             from jzi.export.picture import draw_calibration
 

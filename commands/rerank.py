@@ -371,28 +371,32 @@ def _plan_values(plan: Plan) -> dict[str, Any]:
 
 def method_text(figures: MethodFigures, note: str = "") -> str:
     """The figures of a method for a terminal."""
+    from jzi.store.plain import share_text
+
     cost, photos = figures.cost, max(1, figures.photos)
     abstained = f", {cost.abstained} of all without an answer" if cost.abstained else ""
     lines = [
         f"{figures.method} on {_photos(figures.photos)}: {cost_text(figures.spent)}",
         f"  a photo: {cost.asked / photos:.1f} questions, {cost.tokens_in / photos:,.0f} tokens in, "
         f"{cost.tokens_out / photos:,.0f} out, {cost.seconds / photos:.2f} s{abstained}",
-        f"  {'first place right':<22}{'before':>8}{'after':>8}{'bound':>8}   {'gain':<26}{'fixed':>6}{'broken':>8}"
+        f"  {'first place right':<22}{'before':>9}{'after':>9}{'bound':>9}   {'gain':<26}{'fixed':>6}{'broken':>8}"
         f"{'p':>9}",
     ]
     for name, each in figures.top_one.items():
         gain = f"{100 * each.gain.value:+.1f} ({100 * each.gain.low:+.1f} .. {100 * each.gain.high:+.1f}) points"
         lines.append(
-            f"  {name:<22}{each.before:>8.1%}{each.after:>8.1%}{each.bound:>8.1%}   {gain:<26}{each.fixed:>6}"
+            f"  {name:<22}"
+            + "".join(f"{share_text(share):>9}" for share in (each.before, each.after, each.bound))
+            + f"   {gain:<26}{each.fixed:>6}"
             f"{each.broken:>8}{each.p:>9.3g}"
         )
     details = []
     if figures.consistency is not None and figures.mean_bias is not None and figures.sd_bias is not None:
-        details.append(f"both orders agree on {figures.consistency:.1%} of the pairs")
+        details.append(f"both orders agree on {share_text(figures.consistency)} of the pairs")
         details.append(f"preference for A {figures.mean_bias:+.2f} ± {figures.sd_bias:.2f} log-odds")
     if figures.auroc is not None:
         details.append(f"AUROC of pairs {figures.auroc:.3f}")
-    details.append(f"calibration error {figures.ece_before:.1%} before, {figures.ece_after:.1%} after")
+    details.append(f"calibration error {share_text(figures.ece_before)} before, {share_text(figures.ece_after)} after")
     lines.append("  " + "; ".join(details))
     if figures.skipped:
         lines.append(f"  {_photos(figures.skipped)} not compared: the front end was sure")

@@ -26,6 +26,7 @@ from jzi.curate.options import CAMERAS
 from jzi.curate.options import FilterOptions as FilterOptions
 from jzi.store.geometry.pyramid import geodesic_distance
 from jzi.store.photos.splits import map_blocks
+from jzi.store.plain import share_text
 
 #: Clocks without a time zone are up to 14 hours ahead of UTC.
 AHEAD = timedelta(days=1)
@@ -34,13 +35,13 @@ AHEAD = timedelta(days=1)
 NULL_ISLAND_DEG = 1e-3
 
 #: Filters by what was measured: name, column and option, whether the option is the least value, texts of the setting
-#: and the reason. Exposure is first, since nothing is sharp in the dark.
+#: and the reason, of a share as text. Exposure is first, since nothing is sharp in the dark.
 _MEASURED = (
-    ("dark", "dark_share", False, "at most {:.0%} black", "{:.0%} black"),
-    ("bright", "bright_share", False, "at most {:.0%} burnt out", "{:.0%} burnt out"),
+    ("dark", "dark_share", False, "at most {} black", "{} black"),
+    ("bright", "bright_share", False, "at most {} burnt out", "{} burnt out"),
     ("blur", "sharpness", True, "variance of the Laplacian at least {:g}", "variance of the Laplacian {:.0f}"),
-    ("sky", "sky_share", False, "at most {:.0%} sky", "{:.0%} sky"),
-    ("occlusion", "occlusion_share", False, "at most {:.0%} smooth and not sky", "{:.0%} smooth and not sky"),
+    ("sky", "sky_share", False, "at most {} sky", "{} sky"),
+    ("occlusion", "occlusion_share", False, "at most {} smooth and not sky", "{} smooth and not sky"),
     ("veil", "veil", False, "veiling glare at most {:g}", "veiling glare {:.2f}"),
 )
 
@@ -121,8 +122,10 @@ def filter_images(frame: pd.DataFrame, options: FilterOptions) -> FilterResult:
             rows = by_time(drives, run.kept)
             shares[rows] = dashboard_shares(drives.iloc[rows]).to_numpy()
         edge = "below an edge that stays in place through the drive"
-        setting = f"at most {options.dashboard_share:.0%} {edge}"
-        run.remove("dashboard", setting, shares > options.dashboard_share, lambda row: f"{shares[row]:.0%} {edge}")
+        setting = f"at most {share_text(options.dashboard_share)} {edge}"
+        run.remove(
+            "dashboard", setting, shares > options.dashboard_share, lambda row: f"{share_text(shares[row])} {edge}"
+        )
     if options.duplicate_bits is not None:
         _filter_duplicates(run, options.duplicate_bits)
     result = run.result()
@@ -167,7 +170,8 @@ def _filter_measure(
     threshold, values = getattr(options, column), numbers(run.frame, column)
     if threshold is not None:
         outside = values < threshold if least else values > threshold
-        run.remove(name, setting.format(threshold), outside, lambda row: reason.format(values[row]))
+        value = share_text if column.endswith("_share") else float
+        run.remove(name, setting.format(value(threshold)), outside, lambda row: reason.format(value(values[row])))
 
 
 def _filter_time(run: _Run, options: FilterOptions, now: datetime) -> None:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from jzi.store.plain import share_text
+
 
 @dataclass(frozen=True)
 class Protocol:
@@ -66,7 +68,7 @@ def compare(protocol: Protocol, photos: Mapping[str, int]) -> str:
             f"this copy has {' and '.join(differing)} of GeoMoE's protocol: results do not compare with published ones"
         )
     figures = ", ".join(
-        f"{share:.2%} {f'within {radius} m' if radius else 'in the right cell'}"
+        f"{share_text(share)} {f'within {radius} m' if radius else 'in the right cell'}"
         for radius, share in protocol.figures.items()
     )
     return f"the photos are those of GeoMoE's protocol{f' ({figures})' if figures else ''}"

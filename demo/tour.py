@@ -11,6 +11,7 @@ import click
 from tqdm import tqdm
 
 from jzi.errors import ConfigError
+from jzi.store.plain import share_text
 
 #: Input size of the demo's encoder, pixels: six patches a side, small enough for laptops.
 IMAGE_SIZE = 84
@@ -95,7 +96,7 @@ def run_demo(
         "trained": _training_note(same_town),
         "random": "Its encoder has random weights and was never trained.",
     }
-    chance = ", ".join(f"{3.1416 * radius**2 / size_m**2:.1%} within {radius} m" for radius in (20, 50, 100))
+    chance = ", ".join(f"{share_text(3.1416 * radius**2 / size_m**2)} within {radius} m" for radius in (20, 50, 100))
     click.echo(
         "\nThis town is synthetic: its figures show that the program works, not how well it does in a real city. "
         + encoder_note.get(encoder, "")

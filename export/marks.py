@@ -8,6 +8,7 @@ from typing import Any
 
 from jzi.locate.answer.location import Candidate, Location
 from jzi.store.geometry.cell_grid import Bounds
+from jzi.store.plain import share_text
 
 #: Colours of the answer and what search chose, of the true position, of headings, and of other places. They differ in
 #: lightness and are drawn with different shapes, for colour-blind people.
@@ -116,7 +117,7 @@ class Marks:
 
         style: Any = "-" if share < 0.9 else _DASHES
         axis.add_patch(Polygon(corners, fill=False, edgecolor=ANSWER, linewidth=1.8, linestyle=style))
-        label = f"{share:.0%} ellipse".replace("%", " %")
+        label = f"{share_text(share, 0)} ellipse"
         self._add(f"ellipse {share}", Line2D([], [], color=ANSWER, linewidth=1.8, linestyle=style, label=label))
 
     def _points(self, axis: Any, kind: str, label: str, points: Sequence[tuple[float, float]], **style: Any) -> None:

@@ -25,7 +25,7 @@ from jzi.locate.answer.wording import known_radii, unsearched
 from jzi.store.geometry.cell_grid import Bounds
 from jzi.store.geometry.pyramid import Pyramid, geodesic_distance
 from jzi.store.photos.exif import ExifPosition
-from jzi.store.plain import percent
+from jzi.store.plain import percent, share_text
 
 #: Sides in pixels of a photo, of a zoom tile, and of the surroundings of a compared candidate.
 PHOTO, TILE, CROP = 640, 192, 128
@@ -165,7 +165,7 @@ def fix_data(fix: Fix, location: Location) -> dict[str, Any]:
             {
                 "deg": each.heading_deg,
                 "text": f"{each.heading_deg % 360:.0f}° ± {each.sd_deg:.0f}°"
-                + (f" ({100 * each.probability:.0f} %)" if fix.headings else ""),
+                + (f" ({share_text(each.probability, 0)})" if fix.headings else ""),
             }
             for each in fix.directions
         ],

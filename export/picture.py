@@ -24,13 +24,13 @@ from jzi.export.posterior_picture import (
     coloured,
     dimmed,
     draw_colour_bar,
-    percent_text,
 )
 from jzi.export.scale_bar import draw_scale_bar, ground_metres
 from jzi.locate.answer.location import Location
 from jzi.locate.ranges import PIXELS
 from jzi.store.geometry.cell_grid import Bounds
 from jzi.store.geometry.pyramid import Pyramid, geodesic_distance
+from jzi.store.plain import percent, share_text
 from jzi.store.printable import printable
 
 #: Inches: side of the panels of the first row and of the second one at most, space between panels, above a panel for
@@ -121,7 +121,7 @@ def draw_zoom(
                 finish(axis, bounds)
 
             side = f"{(bounds.east - bounds.west) * ground_metres(area, bounds):,.0f} m"
-            second.append(_Panel(1.0, f"Step {step}: {side}\nchosen with {percent_text(probability)}", draw_step))
+            second.append(_Panel(1.0, f"Step {step}: {side}\nchosen with {percent(probability)}", draw_step))
 
     reach = 1.2 * (best.radius_m or 0.0) / ground_metres(area, tile)
     close_up = _around(best.x, best.y, max(5 * area.cell_size, 2 * reach))
@@ -137,7 +137,7 @@ def draw_zoom(
         finish(axis, close_up)
 
     position = f"Answer: {location.latitude:.5f}, {location.longitude:.5f}"
-    first.append(_Panel(1.0, f"{position}\n{percent_text(location.confidence)} {location.extent}", draw_answer))
+    first.append(_Panel(1.0, f"{position}\n{percent(location.confidence)} {location.extent}", draw_answer))
     squares = all_squares(location, true_xy)
     greatest = max(float(squares.probability.max(initial=0.0)), 1e-12)
 
@@ -224,13 +224,13 @@ def _compose(
 
 def _heading(location: Location, truth: tuple[float, float] | None, title: str) -> list[str]:
     """The title, what the answer is, and warnings."""
-    answer = f"{location.latitude:.5f}, {location.longitude:.5f}: {percent_text(location.confidence)} {location.extent}"
+    answer = f"{location.latitude:.5f}, {location.longitude:.5f}: {percent(location.confidence)} {location.extent}"
     if truth:
         error = float(geodesic_distance(location.latitude, location.longitude, *truth))
         digits = 1 if location.fix and error < 100 else 0
         answer += f"; {error:,.{digits}f} m from the position that the photo records"
     if location.inside is not None:
-        answer += f"; {percent_text(location.inside)} that it was taken in this area"
+        answer += f"; {percent(location.inside)} that it was taken in this area"
     return [printable(title), answer, *(f"Note: {note}" for note in location.notes)]
 
 
@@ -241,9 +241,9 @@ def _posterior_text(location: Location, squares: Squares) -> str:
         if math.isfinite(radius)
     ]
     if location.residual >= 0.005:
-        parts.append(f"{percent_text(location.residual)} not searched")
+        parts.append(f"{percent(location.residual)} not searched")
     if squares.outside >= 0.005:
-        parts.append(f"{percent_text(squares.outside)} not shown")
+        parts.append(f"{percent(squares.outside)} not shown")
     return ", ".join(parts)
 
 
@@ -285,7 +285,7 @@ def draw_calibration(calibration: Calibration, output: Path) -> None:
         size = [8 + 150 * bin.photos / calibration.photos for bin in bins]
         x, y = [bin.confidence for bin in bins], [bin.right for bin in bins]
         left.plot(x, y, color=colour, linewidth=1.2)
-        left.scatter(x, y, size, color=colour, label=f"{name}: calibration error {error:.1%}")
+        left.scatter(x, y, size, color=colour, label=f"{name}: calibration error {share_text(error)}")
     left.set(xlabel="confidence", ylabel=f"share within {calibration.radius:g} m", xlim=(0, 1), ylim=(0, 1))
     left.legend(frameon=False, loc="upper left")
     shares = np.linspace(1 / calibration.photos, 1, 200)

@@ -164,7 +164,7 @@ def draw_colour_bar(figure: Any, axis: Any, greatest: float, title: str, least: 
 
 
 def percent_text(share: float) -> str:
-    """A share in percent, with two significant digits below 10 %.
+    """A share in percent with two significant digits, for scales and single cells, whose shares may be tiny.
 
     Example:
         >>> percent_text(0.354), percent_text(0.0354), percent_text(0.000354)

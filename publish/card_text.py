@@ -10,6 +10,7 @@ from jzi.curate.splits import WITHIN_M, SplitReport
 from jzi.publish.facts import CardFacts
 from jzi.publish.licences import is_non_commercial, is_share_alike
 from jzi.publish.markdown import escape, link, table
+from jzi.store.plain import share_text
 
 #: A device or a creator with a larger share of the photos is named as a limit.
 MOST = 0.5
@@ -98,7 +99,7 @@ def _splits(split: SplitReport | None) -> str:
         cells = [name, number(photos)]
         if name in nearest:
             each = nearest[name]
-            cells += [f"{each.median_m:.1f} m", *(f"{each.within[limit]:.0%}" for limit in WITHIN_M)]
+            cells += [f"{each.median_m:.1f} m", *(f"{share_text(each.within[limit])}" for limit in WITHIN_M)]
         rows.append(cells + [""] * (3 + len(shares) - len(cells)))
     text = f"Split {escape(split.text)}." if split.text else "The source has the splits."
     about = "Distances are from photos of val and test to the nearest training photo: their median, and the share of "
@@ -234,11 +235,12 @@ def _limits(facts: CardFacts) -> Iterable[str]:
         ("time", facts.without_time),
     ):
         if missing > UNKNOWN_SHARE * facts.photos:
-            yield f"The {what} of {missing / facts.photos:.0%} of the photos is unknown."
+            yield f"The {what} of {share_text(missing / facts.photos)} of the photos is unknown."
     timed = sum(facts.hours.values())
     night = sum(photos for hour, photos in facts.hours.items() if not 6 <= hour < 18)
     if timed and night < UNKNOWN_SHARE * timed:
-        yield f"{1 - night / timed:.0%} of the photos with a time are from 6 to 18 h: there are hardly any by night."
+        by_day = share_text(1 - night / timed)
+        yield f"{by_day} of the photos with a time are from 6 to 18 h: there are hardly any by night."
     empty = sum(not photos for photos in facts.months.values())
     if timed and empty:
         yield f"{_count(empty, 'month')} of the year {'has' if empty == 1 else 'have'} no photo."
@@ -247,9 +249,9 @@ def _limits(facts: CardFacts) -> Iterable[str]:
         yield f"Photos span {years[0]} to {years[-1]}: older ones may show what the imagery no longer does."
     if facts.devices and max(facts.devices.values()) > MOST * facts.photos:
         name = max(facts.devices, key=facts.devices.__getitem__)
-        yield f"{facts.devices[name] / facts.photos:.0%} of the photos are from one device, {escape(name)}."
+        yield f"{share_text(facts.devices[name] / facts.photos)} of the photos are from one device, {escape(name)}."
     if facts.largest_creator > MOST:
-        yield f"One creator took {facts.largest_creator:.0%} of the photos."
+        yield f"One creator took {share_text(facts.largest_creator)} of the photos."
     if facts.split is None:
         yield "There is no split: figures on parts of the data set cannot be compared."
     else:

@@ -64,8 +64,13 @@ def rounded(value: Any, name: str = "") -> Any:
     return round(value, 2 if name in ("x", "y") or name.endswith(("_m", "_deg")) else 6)
 
 
+def share_text(share: float, decimals: int = 1) -> str:
+    """A measured share in percent, such as "83.0 %"; without decimals for levels and thresholds that have none."""
+    return f"{100 * share:.{decimals}f} %"
+
+
 def percent(share: float) -> str:
-    """A probability with a tenth of a percent, "under 0.1 %" and "over 99.9 %" included."""
+    """A probability in percent as `share_text`, but "under 0.1 %" and "over 99.9 %" where it is neither 0 nor 1."""
     if 0 < share < 0.0005:
         return "under 0.1 %"
-    return "over 99.9 %" if 0.9995 <= share < 1 else f"{100 * share:.1f} %"
+    return "over 99.9 %" if 0.9995 <= share < 1 else share_text(share)

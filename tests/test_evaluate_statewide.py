@@ -214,8 +214,8 @@ def test_the_table_shows_published_results_apart() -> None:
     groups = {"year": np.array(["2020", "2021", "2021", "2021"])}
     evaluation = summarise(ranks, [50.0], 1000, left_out={"no imagery": 2}, groups=groups, min_photos=2)
     text = retrieval_table(evaluation, "a region", STATEWIDE)
-    assert "within 50 m" in text and "50.00%" in text and "2 photos left out: no imagery" in text
+    assert "within 50 m" in text and "50.0 %" in text and "2 photos left out: no imagery" in text
     own, apart = text.split("published, ", 1)
-    assert "60.6%" in apart and "60.6" not in own and "Massachusetts" in apart
+    assert "60.6 %" in apart and "60.6" not in own and "Massachusetts" in apart
     (row,) = (line for line in own.splitlines() if line.strip().startswith("2020"))
     assert "too few photos" in row

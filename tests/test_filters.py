@@ -242,7 +242,7 @@ def test_what_was_measured_decides_and_what_was_not_passes() -> None:
     result = filter_images(frame, FilterOptions())
     assert kept(result) == ["p6"]
     assert reasons(result)["p0"] == "blur: variance of the Laplacian 10"
-    assert reasons(result)["p3"] == "sky: 95% sky"
+    assert reasons(result)["p3"] == "sky: 95.0 % sky"
     assert [each.name for each in result.counts] == [
         "dark",
         "bright",

@@ -10,7 +10,7 @@ from jzi.store.geometry.pyramid import preset
 def test_a_copy_compares_only_with_all_photos_of_the_protocol() -> None:
     protocol = protocol_of("vigor-m", "same")
     assert protocol is not None and (protocol.levels, protocol.split) == (3, "test")
-    assert "62.39% in the right cell, 77.82% within 100 m" in compare(protocol, {"train": 37_895, "test": 37_789})
+    assert "62.4 % in the right cell, 77.8 % within 100 m" in compare(protocol, {"train": 37_895, "test": 37_789})
     partial = compare(protocol, {"train": 37_895, "test": 37_788})
     assert "37788 of the 37789 photos of test" in partial and "train" not in partial and "do not compare" in partial
 

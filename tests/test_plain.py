@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jzi.commands.shared.tables import share_with_interval
+from jzi.evaluate.intervals import Interval
 from jzi.store.geometry.pyramid import Pyramid, TileKey
 from jzi.store.info import EncoderInfo, ImageryInfo
-from jzi.store.plain import plain, rounded
+from jzi.store.plain import percent, plain, rounded, share_text
 
 
 @dataclass(frozen=True)
@@ -49,3 +51,11 @@ def test_other_types_are_refused() -> None:
 
 def test_a_heading_that_is_rounded_up_to_a_full_turn_is_north() -> None:
     assert rounded({"heading_deg": 359.998, "heading_sd_deg": 7.128}) == {"heading_deg": 0.0, "heading_sd_deg": 7.13}
+
+
+def test_shares_have_one_decimal_and_a_space_in_tables_and_answers() -> None:
+    assert (share_text(0.8168), share_text(0.0), share_text(1.0), share_text(0.5, 0)) == (
+        "81.7 %", "0.0 %", "100.0 %", "50 %")  # fmt: skip
+    assert (percent(0.83), percent(0.0001), percent(0.9999)) == ("83.0 %", "under 0.1 %", "over 99.9 %")
+    shares = [share_with_interval(Interval(value, 0.5 * value, value)) for value in (0.004, 0.83, 1.0)]
+    assert shares == ["   0.4 %   (0.2 .. 0.4 %)", "  83.0 %   (41.5 .. 83.0 %)", " 100.0 %   (50.0 .. 100.0 %)"]

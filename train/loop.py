@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from jzi.encode.device import best_device
 from jzi.errors import ConfigError, ModelError, TrainingError, first_line
+from jzi.store.plain import share_text
 from jzi.train.compiled import CompiledStep, NotCompiledError, wants_compiled
 from jzi.train.config.training import RunConfig
 from jzi.train.run import Checkpointer, Metrics, TrainingRun
@@ -244,7 +245,7 @@ class TrainingLoop:
         if self.task.check_every or epoch + 1 == self.config.epochs or self.checkpointer.is_due():
             self._save(epoch + 1, 0, [])
         self.accelerator.log(metrics, step=epoch + 1)
-        recall = [f"{name} {100 * value:.1f} %" for name, value in metrics.items() if name.startswith("recall")]
+        recall = [f"{name} {share_text(value)}" for name, value in metrics.items() if name.startswith("recall")]
         if self.task.check_every and self.accelerator.is_main_process:
             line = [f"{self.task.milestone(epoch)}: loss {metrics['loss']:.3f}", *recall]
             bar.write(", ".join(line), file=sys.stderr)

@@ -18,6 +18,7 @@ from jzi.errors import ConfigError, PairsError
 from jzi.refine.config import UnifyGeoConfig
 from jzi.rerank.config import RerankConfig
 from jzi.store.photos.pairs import PairDataset
+from jzi.store.plain import share_text
 from jzi.train.config.pairs import PairTrainingConfig
 from jzi.workspace.setup.settings import PathSettings, _strict, resolve_path
 from jzi.workspace.setup.settings_file import (
@@ -215,7 +216,7 @@ def read_split(settings: PairSettings, split: str) -> PairDataset:
         dataset = kitti.read(folder, chosen)
     if pairs.crop < 1:
         side = float(dataset.side_m.mean())
-        name = f"{dataset.name}, crops of {pairs.crop:.0%}"  # another protocol than the published one
+        name = f"{dataset.name}, crops of {share_text(pairs.crop, 0)}"  # another protocol than the published one
         dataset = replace(dataset, name=name, view_side_m=pairs.crop * side, shift_m=(1 - pairs.crop) / 2 * side)
     return dataset
 

@@ -251,6 +251,7 @@ def _prepare_stac(url: str, area: Area, options: _Options, attribution: str | No
     from jzi.overhead.build import Prepared, credit
     from jzi.overhead.mosaic import Mosaic
     from jzi.overhead.stac import find_imagery
+    from jzi.store.plain import share_text
 
     assert options.collection is not None
     found = find_imagery(url, options.collection, area, options.datetime, options.asset, options.max_cloud, options.crs)
@@ -258,7 +259,7 @@ def _prepare_stac(url: str, area: Area, options: _Options, attribution: str | No
     dates = f"{found.dates[-1]} to {found.dates[0]}" if found.dates[-1] != found.dates[0] else found.dates[0]
     notes = [f"{len(found.urls)} of {found.found} items, asset {found.asset!r}, of {dates}, the newest on top"]
     if found.covered < 0.999:
-        notes.append(f"they cover {found.covered:.1%} of the area")
+        notes.append(f"they cover {share_text(found.covered)} of the area")
     details: dict[str, str | float] = {
         "collection": options.collection, "asset": found.asset, "dates": dates, "covered": round(found.covered, 4),
     }  # fmt: skip

@@ -66,11 +66,13 @@ def split_command(
 
 def split_text(report: SplitReport) -> str:
     """A split and the distances to the nearest training photos, for people."""
+    from jzi.store.plain import share_text
+
     counts = ", ".join(f"{name} {count}" for name, count in report.photos.items())
     lines = [f"{sum(report.photos.values())} photos split {report.text}", counts]
     for each in report.nearest:
         quantiles = ", ".join(f"{100 * share:g} %: {metres:.1f} m" for share, metres in each.quantiles_m.items())
-        within = ", ".join(f"{share:.0%} within {limit:g} m" for limit, share in each.within.items())
+        within = ", ".join(f"{share_text(share)} within {limit:g} m" for limit, share in each.within.items())
         lines += [f"distance from {each.split} to the nearest training photo: {quantiles}", f"  {within}"]
     return "\n".join([*lines, *(f"warning: {sentence}" for sentence in report.warnings)])
 

@@ -127,13 +127,15 @@ def ablate_pairs_command(
 
 def training_text(report: TrainReport) -> str:
     """What a training did, and the figures of the best epoch."""
+    from jzi.store.plain import share_text
+
     names = {
         "recall@1": "recall at 1",
         "final_recall@10m": "within 10 m",
         "localized_recall@5m": "within 5 m in the positive",
     }
     best = report.best
-    figures = [f"{label} {best[name]:.1%}" for name, label in names.items() if name in best]
+    figures = [f"{label} {share_text(best[name])}" for name, label in names.items() if name in best]
     if "localized_median_m" in best:
         figures.append(f"median error {best['localized_median_m']:.1f} m")
     trained = f"{report.epochs} epochs" if report.epochs else "complete already"
@@ -144,12 +146,10 @@ def training_text(report: TrainReport) -> str:
 
 def evaluation_text(evaluation: CrossViewEvaluation) -> str:
     """The figures with their intervals, and the published ones of the same data set and protocol."""
-
-    def percent(value: Interval) -> str:
-        return f"{value.value:7.2%}   ({value.low:.2%} .. {value.high:.2%})"
+    from jzi.commands.shared.tables import share_with_interval
 
     def quantity(value: Interval, unit: str) -> str:
-        return f"{value.value:7.2f} {unit}   ({value.low:.2f} .. {value.high:.2f} {unit})"
+        return f"{value.value:>6.2f} {unit:<1}   ({value.low:.2f} .. {value.high:.2f} {unit})"
 
     title = f"{evaluation.dataset}, {evaluation.split}: {evaluation.photos} photos"
     if evaluation.retrieval:
@@ -157,10 +157,10 @@ def evaluation_text(evaluation: CrossViewEvaluation) -> str:
     lines = [f"{title}; in brackets 95 % bootstrap intervals"]
     if (retrieval := evaluation.retrieval) is not None:
         if retrieval.reranked:
-            lines.append(f"  recall at 1, re-ranked   {percent(retrieval.reranked)}")
-        lines += [f"  recall at {k:<14} {percent(value)}" for k, value in retrieval.recall.items()]
-        lines.append(f"  recall at 1 %            {percent(retrieval.one_percent)}")
-        lines.append(f"  hit rate                 {percent(retrieval.hit_rate)}")
+            lines.append(f"  recall at 1, re-ranked   {share_with_interval(retrieval.reranked)}")
+        lines += [f"  recall at {k:<14} {share_with_interval(value)}" for k, value in retrieval.recall.items()]
+        lines.append(f"  recall at 1 %            {share_with_interval(retrieval.one_percent)}")
+        lines.append(f"  hit rate                 {share_with_interval(retrieval.hit_rate)}")
     groups = (
         ("final place", evaluation.final, "m"),
         ("place in the positive", evaluation.localized, "m"),
@@ -174,7 +174,9 @@ def evaluation_text(evaluation: CrossViewEvaluation) -> str:
         lines.append(f"  {name}")
         lines.append(f"    mean error             {quantity(errors.mean, unit)}")
         lines.append(f"    median error           {quantity(errors.median, unit)}")
-        lines += [f"    within {limit:>4g} {unit:<11} {percent(value)}" for limit, value in errors.recall.items()]
+        lines += [
+            f"    within {limit:>4g} {unit:<11} {share_with_interval(value)}" for limit, value in errors.recall.items()
+        ]
     lines += [f"  note: {note}" for note in evaluation.notes]
     return "\n".join(lines + _published_lines(evaluation))
 
@@ -206,6 +208,8 @@ def _published_lines(evaluation: CrossViewEvaluation) -> list[str]:
 
 
 def _cell(name: str, value: float | None) -> str:
+    from jzi.store.plain import share_text
+
     if value is None:
         return "-"
-    return f"{value:.2f} m" if name.endswith("_m") else f"{value:.2%}"
+    return f"{value:.2f} m" if name.endswith("_m") else share_text(value)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from jzi.store.plain import plain
+from jzi.store.plain import plain, share_text
 
 if TYPE_CHECKING:
     from jzi.encode.detail import DetailReport
@@ -86,7 +86,7 @@ def training_text(report: TrainReport) -> str:
         else "trained before"
     )
     recall = report.best.get("recall@40m")
-    reached = "" if recall is None else f", validation recall within 40 m {100 * recall:.1f} %"
+    reached = "" if recall is None else f", validation recall within 40 m {share_text(recall)}"
     return f"{done}, {report.train} photos; kept epoch {report.best['epoch']:.0f}{reached}: {report.folder}"
 
 

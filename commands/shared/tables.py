@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from jzi.locate.answer.location import DEFAULT, Candidate, Location
 from jzi.locate.answer.wording import known_radii, unsearched
-from jzi.store.plain import percent
+from jzi.store.plain import percent, share_text
 
 if TYPE_CHECKING:
     from jzi.evaluate.calibration import Calibration
@@ -74,21 +74,21 @@ def evaluation_table(evaluation: Evaluation, title: str) -> str:
     """
     from jzi.evaluate.published import RADII as PUBLISHED_RADII
 
-    def percent(interval: Interval) -> str:
-        return f"{interval.value:7.2%}   ({interval.low:.2%} .. {interval.high:.2%})"
-
     lines = [f"{title}; in brackets 95 % intervals"]
-    lines += [f"  recall within {radius:>4g} m   {percent(each)}" for radius, each in evaluation.recall.items()]
-    lines += [f"  cell among first {k:>4}   {percent(each)}" for k, each in evaluation.recall_at.items()]
+    lines += [
+        f"  recall within {radius:>4g} m   {share_with_interval(each)}" for radius, each in evaluation.recall.items()
+    ]
+    lines += [f"  cell among first {k:>4}   {share_with_interval(each)}" for k, each in evaluation.recall_at.items()]
     median = evaluation.median_error
-    lines.append(f"  median error          {median.value:6.1f} m   ({interval_text(median)})")
-    lines.append(f"  whole sequence right  {percent(evaluation.sequence_accuracy)}")
+    lines.append(f"  median error          {median.value:>6.1f} m   ({interval_text(median)})")
+    lines.append(f"  whole sequence right  {share_with_interval(evaluation.sequence_accuracy)}")
     for step, prefix in enumerate(evaluation.prefix_accuracy, 1):
         if evaluation.step_accuracy:
             single = evaluation.step_accuracy[step - 1]
-            lines.append(f"  step {step} right          {single:7.2%}   (steps 1..{step} all right: {prefix:.2%})")
+            all_right = f"(steps 1..{step} all right: {share_text(prefix)})"
+            lines.append(f"  step {step} right          {share_text(single):>8}   {all_right}")
         else:
-            lines.append(f"  level {step} right         {prefix:7.2%}")
+            lines.append(f"  level {step} right         {share_text(prefix):>8}")
     if evaluation.by_training_distance:
         lines += ["", *_distance_lines(evaluation.by_training_distance)]
     radii = [radius for radius in evaluation.recall if radius in PUBLISHED_RADII]
@@ -102,6 +102,16 @@ def evaluation_table(evaluation: Evaluation, title: str) -> str:
     return "\n".join(lines)
 
 
+def share_with_interval(share: Interval) -> str:
+    """A share and its interval, 8 characters wide before the brackets: "  83.0 %   (78.9 .. 86.6 %)"."""
+    return f"{share_text(share.value):>8}   ({share_range(share)})"
+
+
+def share_range(share: Interval) -> str:
+    """The interval of a share: "78.9 .. 86.6 %"."""
+    return f"{100 * share.low:.1f} .. {share_text(share.high)}"
+
+
 def interval_text(metres: Interval) -> str:
     """The interval of a median in metres; "unknown" if there were too few photos for one."""
     if not math.isfinite(metres.high):
@@ -110,7 +120,7 @@ def interval_text(metres: Interval) -> str:
 
 
 def _short_interval(metres: Interval) -> str:
-    return f"{metres.low:.1f}..{metres.high:.1f}" if math.isfinite(metres.high) else "unknown"
+    return f"{metres.low:.1f}..{metres.high:.1f} m" if math.isfinite(metres.high) else "unknown"
 
 
 def _published_lines(title: str, results: Sequence[Published], radii: list[float]) -> list[str]:
@@ -122,7 +132,7 @@ def _published_lines(title: str, results: Sequence[Published], radii: list[float
 
 
 def _row(name: str, shares: list[float]) -> str:
-    return f"  {name:<36}" + "".join(f"{share:9.2%}" for share in shares)
+    return f"  {name:<36}" + "".join(f"{share_text(share):>9}" for share in shares)
 
 
 def _distance_lines(by_distance: RecallByDistance) -> list[str]:
@@ -147,7 +157,7 @@ def retrieval_table(evaluation: RetrievalEvaluation, title: str, published: Sequ
     lines.append(f"  {'recall':<16}" + "".join(f"{f'among {k}':>27}" for k in tops) + "   median rank")
     for radius, by_k in evaluation.recall.items():
         name = f"within {radius:g} m" if radius else "own cell"
-        shares = "".join(f"{each.value:10.2%} ({each.low:.2%} .. {each.high:.2%})".rjust(27) for each in by_k.values())
+        shares = "".join(f"{f'{share_text(each.value)} ({share_range(each)})':>27}" for each in by_k.values())
         lines.append(f"  {name:<16}{shares}   {evaluation.median_rank[radius]:11.0f}")
     lines += [f"  {count} photos left out: {reason}" for reason, count in evaluation.left_out.items() if count]
     for by, groups in evaluation.by.items():
@@ -155,13 +165,13 @@ def retrieval_table(evaluation: RetrievalEvaluation, title: str, published: Sequ
         within = f"within {radius:g} m" if radius else "in the own cell"
         lines += ["", f"  by {by}: photos, recall among 1 {within}"]
         for group in groups:
-            share = f"{group.recall[radius][tops[0]]:.2%}" if group.recall else "too few photos"
+            share = f"{share_text(group.recall[radius][tops[0]]):>8}" if group.recall else "too few photos"
             lines.append(f"  {group.name:<10} {group.photos:>8}   {share}")
     for conditions in dict.fromkeys(each.conditions for each in published):
         lines += ["", f"published, {conditions}: recall within 50 m"]
         for each in published:
             if each.conditions == conditions and 50.0 in each.recall:
-                shares = ", ".join(f"{value:.1%} among {k}" for k, value in each.recall[50.0].items())
+                shares = ", ".join(f"{share_text(value)} among {k}" for k, value in each.recall[50.0].items())
                 lines.append(f"  {each.method:<32} {shares}")
     return "\n".join(lines)
 
@@ -178,10 +188,10 @@ def experts_table(figures: dict[str, ExpertFigures], radii: tuple[float, ...], r
         f"  {'recall within':<20}{header}{'median':>10}{'NLL':>7}{'calibration':>13}",
     ]
     for name, row in figures.items():
-        recall = "".join(f"{row.recall[each].value:9.2%}" for each in radii)
+        recall = "".join(f"{share_text(row.recall[each].value):>9}" for each in radii)
         lines.append(
             f"  {names.get(name, name):<20}{recall}{row.median_error.value:8.1f} m{row.nll:7.2f}"
-            f"{row.calibration_error:10.1%} off"
+            f"{share_text(row.calibration_error):>10} off"
         )
     lines.append(by_chance(next(reversed(figures.values())).error_by_chance))
     if "vpr" in figures:
@@ -205,8 +215,8 @@ def experts_values(figures: dict[str, ExpertFigures]) -> dict[str, Any]:
 
 def by_chance(error: Interval) -> str:
     """What a calibration error is to be compared with."""
-    between = f"{100 * error.low:.1f} .. {100 * error.high:.1f} %"
-    return f"  exact confidences of as many photos would be {100 * error.value:.1f} % off by chance ({between})"
+    off = share_text(error.value)
+    return f"  exact confidences of as many photos would be {off} off by chance ({share_range(error)})"
 
 
 def calibration_table(calibration: Calibration, radii: tuple[float, ...]) -> str:
@@ -221,21 +231,21 @@ def calibration_table(calibration: Calibration, radii: tuple[float, ...]) -> str
     }
     estimates = calibration.estimates(radii)
     columns = [f"{radius:g} m" for radius in next(iter(estimates.values())).recall]
-    lines = [f"  {'recall within, by estimate':<32}" + "".join(f"{each:>14}" for each in [*columns, "median error"])]
+    lines = [f"  {'recall within, by estimate':<32}" + "".join(f"{each:>15}" for each in [*columns, "median error"])]
     for estimate, figures in estimates.items():
         recall, median = figures.recall.values(), figures.median_error
-        shares = "".join(f"{each.value:>14.1%}" for each in recall)
+        shares = "".join(f"{share_text(each.value):>15}" for each in recall)
         default = " (default)" if estimate == DEFAULT.estimate else ""
-        lines.append(f"  {names[estimate] + default:<32}{shares}{median.value:>12.1f} m")
-        between = "".join(f"{f'{100 * each.low:.1f}..{100 * each.high:.1f}':>14}" for each in recall)
-        lines.append(f"  {'':<32}{between}{_short_interval(median):>14}")
-    before = "" if calibration.error_before is None else f" ({calibration.error_before:.1%} before calibration)"
+        lines.append(f"  {names[estimate] + default:<32}{shares}{median.value:>13.1f} m")
+        between = "".join(f"{share_range(each).replace(' .. ', '..'):>15}" for each in recall)
+        lines.append(f"  {'':<32}{between}{_short_interval(median):>15}")
+    before = "" if calibration.error_before is None else f" ({share_text(calibration.error_before)} before calibration)"
     lines.append(
-        f"  confidence is {calibration.error_after:.1%} off on average{before}; "
-        f"search left out {calibration.residual:.1%} of the probability"
+        f"  confidence is {share_text(calibration.error_after)} off on average{before}; "
+        f"search left out {share_text(calibration.residual)} of the probability"
     )
     lines.append(by_chance(calibration.error_by_chance))
-    lines.append(f"  {'of the most confident':<28}" + "".join(f"{share:>8.0%} " for share in COVERAGES))
-    kept = "".join(f"{calibration.covering(share)[1]:>8.1%} " for share in COVERAGES)
+    lines.append(f"  {'of the most confident':<28}" + "".join(f"{share_text(share, 0):>9}" for share in COVERAGES))
+    kept = "".join(f"{share_text(calibration.covering(share)[1]):>9}" for share in COVERAGES)
     lines.append(f"  {f'are within {calibration.radius:g} m':<28}" + kept)
     return "\n".join(lines)

@@ -73,6 +73,8 @@ def train_refiner_command(
 
 def training_text(trained: TrainedRefiner) -> str:
     """What a training did, the figures of the best epoch, the fitted temperatures and the fusion."""
+    from jzi.store.plain import share_text
+
     report, info = trained.report, trained.info
     best, after = report.best, f" in {report.seconds:.0f} s" if report.epochs else ""
     done = f"{report.epochs} epochs{after}" if report.epochs else "complete already"
@@ -82,7 +84,9 @@ def training_text(trained: TrainedRefiner) -> str:
     if report.duplicates:
         lines.append(f"  {report.duplicates} validation photos were taken within 5 m of a training photo")
     if "median_error_m" in best:
-        within = ", ".join(f"{best[name]:.1%} within {name[7:-1]} m" for name in best if name.startswith("recall@"))
+        within = ", ".join(
+            f"{share_text(best[name])} within {name[7:-1]} m" for name in best if name.startswith("recall@")
+        )
         heading = f", heading {best['heading_error_deg']:.0f}°" if "heading_error_deg" in best else ""
         lines.append(
             f"  best epoch {best['epoch']:.0f}: median {best['median_error_m']:.1f} m in windows with the photo, "
@@ -130,21 +134,23 @@ def evaluate_refined(
 
 def metres_table(figures: MetreFigures, headings: bool = True) -> str:
     """Metres of the model, refined in its order, and refined and re-ranked; coverage, likelihood and heading."""
+    from jzi.store.plain import share_text
+
     title = f"{figures.photos} photos"
     if figures.duplicates:
         title += f" ({figures.duplicates} more were taken within 5 m of a training photo)"
     title += {"": "", "black": ", replaced with black ones", "shuffled": ", in the wrong order"}[figures.control]
     lines = [f"{title}; in brackets 95 % bootstrap intervals"]
     columns = {"model": figures.before, "refined": figures.unranked, "and re-ranked": figures.after}
-    lines.append("  " + " " * 14 + "".join(f"{name:>26}" for name in columns))
+    lines.append("  " + " " * 14 + "".join(f"{name:>28}" for name in columns))
     for radius in figures.after.recall:
-        cells = (_percent(each.recall[radius]) for each in columns.values())
-        lines.append(f"  within {radius:>4g} m " + "".join(f"{cell:>26}" for cell in cells))
+        cells = (_share(each.recall[radius]) for each in columns.values())
+        lines.append(f"  within {radius:>4g} m " + "".join(f"{cell:>28}" for cell in cells))
     for name in ("median", "mean"):
         cells = (_metres(getattr(each, name)) for each in columns.values())
-        lines.append(f"  {name:<13} " + "".join(f"{cell:>26}" for cell in cells))
+        lines.append(f"  {name:<13} " + "".join(f"{cell:>28}" for cell in cells))
     for share, interval in figures.coverage.items():
-        lines.append(f"  circles of {100 * share:.0f} % hold the place of {_percent(interval)} of the photos")
+        lines.append(f"  circles of {share_text(share, 0)} hold the place of {_share(interval)} of the photos")
     lines.append(
         f"  negative log-likelihood of the place: {figures.nll_before:.2f} before, {figures.nll_after:.2f} after "
         "(nats, per square metre)"
@@ -177,8 +183,11 @@ def check_refine_options(refine: str | None, top: int | None, control: str | Non
         raise UsageError(f"{', '.join(names)} goes with --refine: add it")
 
 
-def _percent(interval: Interval) -> str:
-    return f"{interval.value:.1%} ({interval.low:.1%} .. {interval.high:.1%})"
+def _share(interval: Interval) -> str:
+    from jzi.commands.shared.tables import share_range
+    from jzi.store.plain import share_text
+
+    return f"{share_text(interval.value)} ({share_range(interval)})"
 
 
 def _metres(interval: Interval) -> str:

@@ -20,6 +20,7 @@ from jzi.export.scale_bar import LONGEST, ground_metres
 from jzi.store.geometry.cell_grid import Bounds
 from jzi.store.geometry.lengths import length_text, round_length
 from jzi.store.geometry.pyramid import geodesic_distance
+from jzi.store.plain import percent
 
 #: Longest side of a photo, of a training photo, and side of the map of the posterior, pixels.
 PHOTO, NEIGHBOUR, MAP = 480, 180, 360
@@ -53,8 +54,8 @@ def card(
         "error_m": round(case.error, 1),
         "error": f"{case.error:,.0f} m",
         "confidence": round(location.confidence, 4),
-        "confidence_text": f"{percent_text(location.confidence)} {location.extent}",
-        "inside": None if location.inside is None else percent_text(location.inside),
+        "confidence_text": f"{percent(location.confidence)} {location.extent}",
+        "inside": None if location.inside is None else percent(location.inside),
         "notes": list(location.notes),
         "answer": f"{location.latitude:.5f}, {location.longitude:.5f}",
         "truth": f"{case.latitude:.5f}, {case.longitude:.5f}",
@@ -115,7 +116,7 @@ def _map(case: Case, sources: Sources, pool: ImagePool) -> dict[str, Any]:
         "bar": [round(100 * bar / scale / width, 2), length_text(bar)],
         "scale": [percent_text(greatest / 100), percent_text(greatest)],
         "side": f"{squares.side * scale:.0f} m",
-        "outside": percent_text(squares.outside) if squares.outside >= 0.005 else "",
+        "outside": percent(squares.outside) if squares.outside >= 0.005 else "",
     }
 
 
@@ -138,7 +139,7 @@ def _crops(case: Case, sources: Sources, pool: ImagePool) -> list[dict[str, Any]
             {
                 "image": around(candidate.x, candidate.y),
                 "title": "Answer" if rank == 1 else f"Candidate {rank}",
-                "text": f"{percent_text(location.overall(candidate.probability))}, {away:,.0f} m off",
+                "text": f"{percent(location.overall(candidate.probability))}, {away:,.0f} m off",
                 "true": False,
             }
         )

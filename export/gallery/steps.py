@@ -19,6 +19,7 @@ from jzi.export.gallery.sources import Sources
 from jzi.export.posterior_picture import percent_text
 from jzi.export.scale_bar import ground_metres
 from jzi.store.geometry.cell_grid import Bounds
+from jzi.store.plain import percent
 
 #: Side of a tile and of a crop of the map, pixels.
 TILE = 224
@@ -101,8 +102,8 @@ def step_cards(steps: Steps, number: int, photo: Any, sources: Sources, pool: Im
                 "grid": area.grid,
                 "tile": pool.add(tile_image(sources.imagery, bounds), TILE),
                 "children": _children(probability, action, true, area.grid),
-                "chosen": percent_text(float(probability[action])),
-                "true": None if true is None else percent_text(float(probability[true])),
+                "chosen": percent(float(probability[action])),
+                "true": None if true is None else percent(float(probability[true])),
                 "right": true == action,
                 "text": _in_words(probability, action, true, area.grid),
                 "on_tile": None if on_tile is None else _heat(pool, on_tile[step]),
@@ -153,7 +154,7 @@ def _children(probability: NDArray[np.float64], action: int, true: int | None, g
 
 def _in_words(probability: NDArray[np.float64], action: int, true: int | None, grid: int) -> str:
     def child(number: int) -> str:
-        return f"row {number // grid + 1}, column {number % grid + 1} ({percent_text(float(probability[number]))})"
+        return f"row {number // grid + 1}, column {number % grid + 1} ({percent(float(probability[number]))})"
 
     if true is None:
         return f"chose {child(action)}; the photo was not taken in this tile"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jzi.store.plain import percent, plain
+from jzi.store.plain import percent, plain, share_text
 
 #: Standard deviation from which a heading is unknown, degrees: its 68 % interval is then a third of the circle.
 UNKNOWN_DEG = 60.0
@@ -140,7 +140,7 @@ class Fix:
         parts = [f"{ellipse}; {percent(self.mode_mass)} within 10 m"]
         parts += [
             f"heading {each.heading_deg % 360:.0f}° ± {each.sd_deg:.0f}°"
-            + (f" ({100 * each.probability:.0f} %)" if self.headings else "")
+            + (f" ({share_text(each.probability, 0)})" if self.headings else "")
             for each in self.directions
         ]
         if self.heading_deg is not None and not self.directions:

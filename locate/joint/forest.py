@@ -20,6 +20,7 @@ from jzi.errors import ConfigError
 from jzi.locate.answer.location import Candidate, LocateOptions, Location, to_locations
 from jzi.locate.inside import probability_inside
 from jzi.locate.locator import Locator
+from jzi.store.plain import share_text
 
 
 class ForestLocator(Locator):
@@ -108,7 +109,7 @@ class ForestLocator(Locator):
             if len(chosen) < options.top and all(apart):
                 chosen.append(each)
         how = "by how well the photo fits each, and their sizes" if self.by_fit else "by their sizes alone"
-        parts = ", ".join(f"{tree.name} {100 * share:.1f} %" for tree, share in zip(self.trees, root, strict=True))
+        parts = ", ".join(f"{tree.name} {share_text(share)}" for tree, share in zip(self.trees, root, strict=True))
         note = f"in the area of {self.trees[best].name}; probabilities of the areas, {how}: {parts}"
         return replace(answer, candidates=tuple(chosen), notes=(*answer.notes, note))
 

@@ -25,6 +25,7 @@ from jzi.store.model_folder import (
     TransferModelConfig,
     ZoomModelConfig,
 )
+from jzi.store.plain import share_text
 from jzi.version import __version__
 
 TAGS = ("jzi", "geolocalization", "cross-view", "visual-localization", "remote-sensing", "geospatial")
@@ -258,7 +259,11 @@ def _evaluation(card: ModelCard) -> str:
     if not evaluation or not _recall(answers):
         return "Not evaluated."
     rows = [
-        (f"recall within {radius}", _percent(each["value"]), f"{_percent(each['low'])} to {_percent(each['high'])}")
+        (
+            f"recall within {radius}",
+            share_text(each["value"]),
+            f"{share_text(each['low'])} to {share_text(each['high'])}",
+        )
         for radius, each in _recall(answers).items()
     ]
     median = answers.get("median_error_m", {})
@@ -270,7 +275,7 @@ def _evaluation(card: ModelCard) -> str:
     )
     error = answers.get("calibration_error", (evaluation.get("posterior") or {}).get("calibration_error"))
     if isinstance(error, int | float):
-        text += f"\n\nConfidences are off by {_percent(error)} (expected calibration error)."
+        text += f"\n\nConfidences are off by {share_text(error)} (expected calibration error)."
     if "calibration" in card.pictures:
         text += f"\n\n![Confidence and accuracy]({card.pictures['calibration']})"
     return text
@@ -317,10 +322,6 @@ def _centre(area: Pyramid) -> tuple[float, float]:
 
 def _length(metres: float) -> str:
     return f"{metres / 1000:.3g} km" if metres >= 1000 else f"{metres:.0f} m"
-
-
-def _percent(share: float) -> str:
-    return f"{share:.1%}".replace("%", " %")
 
 
 def _list(lines: Sequence[str]) -> str:

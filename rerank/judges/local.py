@@ -25,6 +25,7 @@ from jzi.rerank.judges.model_files import find_folder, load_model, model_fingerp
 from jzi.rerank.judges.network import Network, Prompt
 from jzi.rerank.judges.prompter import Prompter
 from jzi.rerank.question import Composition, Kind, Picture, Question, Reading
+from jzi.store.plain import share_text
 
 #: Questions after which the mass of the labels is judged, and the mean below which answers are read from text.
 FIRST_QUESTIONS, LEAST_MASS = 20, 0.2
@@ -282,7 +283,7 @@ class LocalJudge:
             self._from_text.add(kind)
             note = (
                 f"{self.name} does not answer in the requested format (the labels of the first {len(masses)} questions "
-                f"have {mean:.1%} of the probability): its answers are read from generated text"
+                f"have {share_text(mean)} of the probability): its answers are read from generated text"
             )
             self.notes += [note] if note not in self.notes else []
 

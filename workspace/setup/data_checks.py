@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from jzi.store.geometry.cell_grid import Bounds
 from jzi.store.geometry.pyramid import Pyramid
+from jzi.store.plain import share_text
 
 if TYPE_CHECKING:
     from jzi.encode.rasters.imagery import Imagery
@@ -62,7 +63,7 @@ def map_warnings(imagery: Imagery, pyramid: Pyramid, image_size: int) -> tuple[s
 def imagery_warning(share: float) -> str:
     """The warning about an area of which a share, 0..1, has imagery."""
     return (
-        f"only {100 * share:.1f} % of the area has imagery: photos are located there alone; give a smaller area with "
+        f"only {share_text(share)} of the area has imagery: photos are located there alone; give a smaller area with "
         "`jzi init --center LAT LON --size METRES`, or more imagery"
     )
 
