@@ -9,11 +9,12 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from accelerate.utils import LoggerType
 
-from jzi.tests.children import run
 from jzi.train.config.encoders import FinetuneConfig, RetrieverConfig
 from jzi.train.config.refiner import RefinerTrainingConfig
 from jzi.train.config.statewide import StatewideConfig
@@ -66,15 +67,43 @@ def test_every_kind_of_training_can_hand_its_settings_to_a_tracker(kind: type[Ru
     assert f"learning_rate: {asdict(config)['learning_rate']}" in stored.read_text()
 
 
-@needs("wandb")
-@pytest.mark.slow
-@pytest.mark.usefixtures("encoded")
-def test_weights_and_biases_works_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
-    options = [*TRAIN.split(), "--set", 'train.trackers=["wandb"]']
-    run([sys.executable, "-m", "jzi", *options])  # its file is complete when the process has ended
-    (stored_run,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
-    stored = stored_run.read_bytes()
-    assert b"learning_rate" in stored and b"recall@40m" in stored
-    assert all(str(loss)[:12].encode() in stored for loss in losses(tmp_path / "model" / "train"))
+class WandB(ModuleType):
+    """The part of the package wandb that Accelerate calls, with what it was given."""
+
+    def __init__(self) -> None:
+        super().__init__("wandb")
+        self.projects: list[str] = []
+        self.settings: dict[str, Any] = {}
+        self.logged: list[tuple[int, dict[str, Any]]] = []
+        self.finished = 0
+        self.config = SimpleNamespace(update=lambda values, **_: self.settings.update(values))
+
+    def init(self, project: str, **_: Any) -> WandB:
+        self.projects.append(project)
+        return self
+
+    def log(self, values: dict[str, Any], step: int, **_: Any) -> None:
+        self.logged.append((step, values))
+
+    def finish(self) -> None:
+        self.finished += 1
+
+
+def test_weights_and_biases_gets_the_settings_and_the_metrics_of_every_epoch(
+    encoded: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = WandB()  # the real one is 20 MB, and its runs are files in a format of its own
+    monkeypatch.setitem(sys.modules, "wandb", package)
+    monkeypatch.setattr("accelerate.tracking._available_trackers", [LoggerType.WANDB])
+    encoded(f"""{TRAIN} --set train.trackers=["wandb"]""")
+    assert (package.projects, package.finished) == (["jzi"], 1)
+    assert package.settings["learning_rate"] == TrainConfig().learning_rate and "trackers" not in package.settings
+    assert [step for step, _ in package.logged] == [1, 2]
+    assert [values["loss"] for _, values in package.logged] == pytest.approx(losses(tmp_path / "model" / "train"))
+    assert all("recall@40m" in values for _, values in package.logged)
+
+
+def test_a_tracker_that_is_not_installed_is_named(encoded: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("accelerate.tracking._available_trackers", [])
+    text = encoded(f"""{TRAIN} --set train.trackers=["wandb"]""", code=2).stderr
+    assert "train.trackers names wandb, which is not installed: pip install it first" in text

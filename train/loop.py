@@ -123,7 +123,7 @@ class TrainingLoop:
         return photo_count
 
     def close(self, *, leave: bool = True) -> None:
-        """Release the model.
+        """Release the model and end the runs of trackers.
 
         Args:
             leave: whether to leave the process group; False if another loop follows.
@@ -133,6 +133,10 @@ class TrainingLoop:
         self.accelerator.wait_for_everyone()
         if leave:
             self.accelerator.end_training()
+        else:  # what follows is a run of its own
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
+            self.accelerator.trackers = []
 
     def _epoch(self, epoch: int, first: int, losses: list[float], bar: tqdm) -> int:
         """Run an epoch from step `first`, append the losses, and return the number of photos."""
