@@ -221,7 +221,6 @@ def locate(
         sys.exit(2)
     from jzi.locate.answer.location import Camera, LocateOptions, NotLocated
     from jzi.locate.points.discs import check_radius
-    from jzi.store.geometry.pyramid import Pyramid
 
     camera = Camera(heading, heading_sd, panorama)
     if camera and not request:
@@ -261,9 +260,7 @@ def locate(
     if prior:
         locator = locator.with_prior(prior.weight(locator.expert.area))
     area = locator.expert.area
-    if imagery and not isinstance(area, Pyramid):
-        raise UsageError("--imagery is drawn on square maps only: leave it out for cells in bands")
-    rasters = imagery_of(area, imagery, config_file) if (picture or page) and isinstance(area, Pyramid) else None
+    rasters = imagery_of(area, imagery, config_file) if picture or page else None
     check_radius(area, radius)
     outputs.prepare_copies(files)
     options = LocateOptions(estimate, radius, top, beams, abstain, camera, elsewhere)

@@ -14,8 +14,7 @@ from PIL import Image
 from rasterio.warp import transform_bounds
 
 from jzi.encode.rasters.imagery import Imagery
-from jzi.errors import ImageryError
-from jzi.export.overlay import BACKGROUND
+from jzi.export.overlay import BACKGROUND, has_overviews
 from jzi.store.geometry.cell_grid import Bounds
 
 #: Side of a tile, pixels.
@@ -31,9 +30,6 @@ MAX_ZOOM = 22
 #: Zooms below the finest one whose tiles are read from rasters without overviews: a tile of the coarsest takes
 #: 4096 x 4096 pixels of the raster, a third of a second. Coarser maps are the picture of the whole area.
 PLAIN_ZOOMS = 4
-
-#: Rasters that are asked for their overviews; a mosaic of thousands of files is made by one program.
-ASKED = 8
 
 #: Tiles around the answer, and around another candidate, from the point to the centre of a tile, in tiles.
 NEAR, NEAR_OTHER = 2.6, 1.1
@@ -67,17 +63,11 @@ class MapTiles:
         self.low = max(0, math.floor(math.log2(2 * HALF / TILE / (width / BACKGROUND))) + 1)
         if width > HALF:  # across the antimeridian, where the rectangle is the whole earth
             self.low, self.high = 1, 0
-        elif not self._have_overviews():
+        elif not has_overviews(imagery):
             self.low = max(self.low, self.high - PLAIN_ZOOMS)
 
     def __bool__(self) -> bool:
         return self.low <= self.high
-
-    def _have_overviews(self) -> bool:
-        try:
-            return all(raster.overviews for raster in self.imagery.rasters[:ASKED])
-        except ImageryError:
-            return False
 
     def covers(self, z: int, x: int, y: int) -> bool:
         """Whether a tile may be drawn: its zoom is one of `low`..`high` and it overlaps the area."""

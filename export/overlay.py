@@ -18,13 +18,18 @@ from rasterio.transform import array_bounds, from_origin
 from rasterio.warp import calculate_default_transform, reproject, transform_bounds
 
 from jzi.encode.rasters.imagery import Imagery
+from jzi.errors import ImageryError
 from jzi.locate.answer.location import Location
 from jzi.locate.posterior import Posterior
-from jzi.store.geometry.cell_grid import Bounds, CellGrid
+from jzi.store.geometry.cell_grid import Bounds, CellGrid, longer_side
 from jzi.store.geometry.pyramid import Pyramid
 
 #: Sides of the picture of the whole area and of a heat map, pixels.
 BACKGROUND, HEAT = 2048, 1536
+
+#: Rasters that are asked for their overviews, a mosaic of thousands of files is made by one program; and pixels of
+#: rasters without any up to which the picture of a region is read, some seconds.
+ASKED, READ_PIXELS = 8, 2**28
 
 #: Share of the greatest probability from which a cell is drawn, of its square root.
 LEAST = 0.03
@@ -91,12 +96,30 @@ def draw_cells(posterior: Posterior, crs: str) -> Overlay:
 
 
 def background_overlay(imagery: Imagery | None) -> dict[str, Any] | None:
-    """Return the imagery of the whole area as a Leaflet image overlay, or None without imagery."""
+    """Return the imagery of the whole area as a Leaflet image overlay.
+
+    None without imagery, and for a region of which more pixels would have to be read than `READ_PIXELS`.
+    """
     if imagery is None:
         return None
-    image, covered = imagery.render(imagery.pyramid.bounds, BACKGROUND)
+    area = imagery.area
+    pixels = sum(raster.width * raster.height for raster in imagery.rasters)
+    if not isinstance(area, Pyramid) and pixels > READ_PIXELS and not has_overviews(imagery):
+        return None
+    bounds, side = area.bounds, longer_side(area)
+    rows, cols = (max(1, round(BACKGROUND * each / side)) for each in
+                  (bounds.north - bounds.south, bounds.east - bounds.west))  # fmt: skip
+    image, covered = imagery.render(bounds, (rows, cols))
     alpha = np.where(covered, 255, 0).astype(np.uint8)
-    return _overlay(np.dstack([image, alpha]), imagery.pyramid, Resampling.bilinear)
+    return warped_overlay(np.dstack([image, alpha]), area.crs, bounds, Resampling.bilinear)
+
+
+def has_overviews(imagery: Imagery) -> bool:
+    """Whether coarse pictures of the imagery can be read from overviews, as its first rasters tell."""
+    try:
+        return all(raster.overviews for raster in imagery.rasters[:ASKED])
+    except ImageryError:
+        return False
 
 
 def heat_overlay(location: Location) -> dict[str, Any]:
@@ -109,16 +132,11 @@ def heat_overlay(location: Location) -> dict[str, Any]:
     grid = location.posterior.grid()
     image = colours(np.sqrt(grid / grid.max()))
     factor = max(1, HEAT // len(grid))  # so that borders of cells are where they belong after warping
-    return _overlay(image.repeat(factor, 0).repeat(factor, 1), location.pyramid, Resampling.nearest)
-
-
-def _overlay(image: NDArray[np.uint8], pyramid: Pyramid, resampling: Resampling) -> dict[str, Any]:
-    """Warp a (row, col, 4) image of the whole area to Web Mercator; bounds are south-west and north-east corners."""
-    return warped_overlay(image, pyramid.crs, pyramid.bounds, resampling)
+    return warped_overlay(image.repeat(factor, 0).repeat(factor, 1), area.crs, area.bounds, Resampling.nearest)
 
 
 def warped_overlay(image: NDArray[np.uint8], crs: str, bounds: Bounds, resampling: Resampling) -> dict[str, Any]:
-    """Warp a (row, col, 4) image of a rectangle of a CRS to Web Mercator."""
+    """Warp a (row, col, 4) image of a rectangle of a CRS to Web Mercator; the overlay has its corners."""
     height, width = image.shape[:2]
     source: Affine = from_origin(
         bounds.west, bounds.north, (bounds.east - bounds.west) / width, (bounds.north - bounds.south) / height

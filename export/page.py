@@ -44,7 +44,7 @@ def write_page(
     Args:
         path: file to write.
         located: photo file, its location, and the position in its EXIF (None if it has none).
-        imagery: background of the map; None for a plain one, as for cells in bands.
+        imagery: background of the map; None for a plain one.
 
     Raises:
         ExportError: the file cannot be written.

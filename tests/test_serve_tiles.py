@@ -10,13 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from PIL import Image
 
 from jzi.encode.rasters.imagery import Imagery
 from jzi.export.map_tiles import TILE, MapTiles, embedded_tiles, tile_bounds
+from jzi.export.overlay import background_overlay
 from jzi.serve.app import make_app
 from jzi.serve.guard import Access
+from jzi.serve.site import Site
+from jzi.store.geometry.bands import BandGrid
 from jzi.tests.conftest import write_geotiff
 
 LOCAL = "http://localhost"
@@ -69,6 +73,27 @@ def test_nothing_outside_of_the_area_is_shown_even_where_the_raster_has_pixels(t
         assert bounds.west + (cols[0] + 1) * (bounds.east - bounds.west) / TILE == pytest.approx(west, abs=2.0)
         far = [tiles.render(z, x - 9, y), tiles.render(tiles.low - 1, 0, 0), tiles.render(tiles.high + 1, 2 * x, 2 * y)]
         assert far == [None] * 3
+
+
+def test_regions_of_bands_have_tiles_and_a_picture_too(town_raster, pyramid, monkeypatch) -> None:
+    latitude, longitude = pyramid.unproject(*pyramid.cell_centers(*np.array([[10, 50], [10, 50]])))
+    grid = BandGrid.covering(longitude.min(), latitude.min(), longitude.max(), latitude.max(), 30.0)
+    with Imagery([town_raster], grid) as imagery:
+        tiles = MapTiles(imagery)
+        key = at(float(latitude.mean()), float(longitude.mean()), tiles.high)
+        expected, _ = imagery.render(tile_bounds(*key), TILE, "EPSG:3857")
+        assert np.abs(decode(tiles.render(*key))[..., :3].astype(int) - expected).mean() < 8
+        (south, west), (north, east) = background_overlay(imagery)["bounds"]
+        assert west < longitude.min() < longitude.max() < east and south < latitude.min() < latitude.max() < north
+        monkeypatch.setattr("jzi.export.overlay.READ_PIXELS", 100)  # of a region too large to be read for a picture
+        assert background_overlay(imagery) is None
+        site = Site(grid)
+        site.render(imagery)
+        with TestClient(FastAPI(routes=site.router(FastAPI()).routes), base_url=LOCAL) as client:
+            area = client.get("/area").json()
+            assert area["imagery"] is None and area["tiles"] == {"low": tiles.low, "high": tiles.high}
+            assert client.get("/tiles/{}/{}/{}".format(*key)).headers["content-type"] == "image/webp"
+        site.close()
 
 
 def test_an_area_that_its_picture_shows_in_full_has_no_tiles(pyramid, tmp_path) -> None:

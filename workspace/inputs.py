@@ -10,7 +10,7 @@ from jzi.errors import ConfigError
 from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.geometry.region import RegionCells, RegionInfo
 from jzi.workspace.setup.settings import AreaSettings, RegionSettings, Settings, find_rasters, names_url
-from jzi.workspace.setup.settings_file import is_pairs, load_area, load_settings
+from jzi.workspace.setup.settings_file import is_pairs, load_area
 
 if TYPE_CHECKING:
     from jzi.encode.encoders.encoder import Encoder
@@ -60,12 +60,13 @@ def open_rasters(rasters: Sequence[str], area: CellGrid) -> Imagery:
     return Imagery(find_rasters(rasters), area, RasterOptions(remote=names_url(rasters)))
 
 
-def imagery_of(pyramid: Pyramid, rasters: Sequence[str], config_file: Path) -> Imagery | None:
+def imagery_of(area: CellGrid, rasters: Sequence[str], config_file: Path) -> Imagery | None:
     """Open a map to draw on, if there is one.
 
     Args:
-        pyramid: geometry of the area.
-        rasters: files, globs or folders; if empty, the map of `config_file` if that has the same area.
+        area: geometry of the area.
+        rasters: files, globs or folders; if empty, the map of `config_file` if that has the same area, or is of a
+            region as the area is.
         config_file: a jzi.toml, which need not exist.
 
     Raises:
@@ -73,11 +74,12 @@ def imagery_of(pyramid: Pyramid, rasters: Sequence[str], config_file: Path) -> I
         ImageryError: a raster cannot be used.
     """
     if rasters:
-        return open_rasters(rasters, pyramid)
+        return open_rasters(rasters, area)
     if config_file.exists():
-        settings = load_settings(config_file)
-        if settings.pyramid == pyramid and settings.map.rasters:
-            return open_imagery(settings)
+        settings = load_area(config_file)
+        own = settings.pyramid == area if isinstance(settings, Settings) else not isinstance(area, Pyramid)
+        if own and settings.map.rasters:
+            return open_map(settings, area)
     return None
 
 

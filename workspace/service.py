@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jzi.errors import ConfigError, ImageryError
-from jzi.store.geometry.pyramid import Pyramid
 from jzi.workspace.inputs import imagery_of
 from jzi.workspace.models.locators import open_locator
 from jzi.workspace.stages.refiner import RefineRequest
@@ -57,13 +56,8 @@ def open_service(
         fuse=fuse, refine=refine, imagery=imagery,
     )  # fmt: skip
     locator.encoder  # noqa: B018 - loaded here
-    area = locator.expert.area
-    if not isinstance(area, Pyramid):
-        if imagery:
-            raise ConfigError("--imagery is drawn on square maps only: leave it out for cells in bands")
-        return locator, None, ""
     try:
-        return locator, imagery_of(area, imagery, config_file), ""
+        return locator, imagery_of(locator.expert.area, imagery, config_file), ""
     except (ConfigError, ImageryError) as error:
         if imagery:
             raise

@@ -39,6 +39,16 @@ async function loadEmbedded({z, x, y}) {
   return null;
 }
 
+/* The outline of an area whose imagery is too large for a picture of it, with a hint where tiles begin. */
+function outline() {
+  const hint = L.tooltip({permanent: true, direction: "center", className: "hint", interactive: false})
+    .setContent(element("span", "Zoom in to see the imagery"));
+  const update = () => { hint.getElement()?.classList.toggle("gone", map.getZoom() >= data.tiles.low); };
+  map.on("zoomend", update);
+  const frame = L.rectangle(data.bounds, {fill: false, weight: 1, color: "#596070", interactive: false});
+  return [frame.on("add", () => setTimeout(update)).bindTooltip(hint)];
+}
+
 function startMap(area, loadTile = loadEmbedded) {
   data = area;
   map = L.map("map", {zoomSnap: 0.25, minZoom: 2, maxZoom: 23, zoomAnimation: !still.matches, fadeAnimation: !still.matches});
@@ -46,12 +56,15 @@ function startMap(area, loadTile = loadEmbedded) {
   if (data.credit) map.attributionControl.addAttribution(element("span", data.credit).innerHTML);  // text, not HTML
   ["osm", "overview", "imagery"].forEach((name, index) => map.createPane(name).style.zIndex = 200 + index);
   const layers = {};
-  if (data.imagery) {
-    const group = [L.imageOverlay(data.imagery.image, data.imagery.bounds, {pane: "overview", alt: "Imagery of the area"})];
+  if (data.imagery || data.tiles) {
+    const group = [];
+    if (data.imagery)
+      group.push(L.imageOverlay(data.imagery.image, data.imagery.bounds, {pane: "overview", alt: "Imagery of the area"}));
     if (data.tiles) {
       const zooms = data.embedded ? {} : {maxNativeZoom: data.tiles.high, bounds: data.bounds};
       group.push(new Tiles({pane: "imagery", minZoom: data.tiles.low, load: loadTile, ...zooms}));
     }
+    if (!data.imagery) group.push(...outline());
     layers["Imagery"] = L.layerGroup(group).addTo(map);
   }
   layers["OpenStreetMap (from the internet)"] = L.tileLayer("https://tile.openstreetmap.org/{z}/{x}/{y}.png",
