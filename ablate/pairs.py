@@ -98,7 +98,7 @@ class PairTrial:
         else:
             if not main:
                 return
-            evaluation, _ = evaluate_on_pairs(self.settings, self.network, self.split)
+            evaluation, _, _ = evaluate_on_pairs(self.settings, self.network, self.split)
             values |= {"seconds": report.seconds, "evaluation": evaluation.to_dict()}
         self.folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(values, indent=2) + "\n"

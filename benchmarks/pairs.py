@@ -166,7 +166,7 @@ def measure(
             rate = report.epochs * len(train) / report.seconds
             click.echo(f"training: {report.seconds:.0f} s, {rate:.1f} pairs a second with reading and validation")
         began = time.monotonic()
-        evaluation, tested = evaluate_on_pairs(settings, output / "refiner", split)
+        evaluation, tested, _ = evaluate_on_pairs(settings, output / "refiner", split)
         seconds = time.monotonic() - began
         click.echo(evaluation_text(evaluation))
         click.echo(f"evaluation: {seconds:.0f} s, {len(tested) / seconds:.1f} photos a second")

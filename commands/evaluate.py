@@ -14,6 +14,7 @@ from jzi.commands.shared.common import (
     approximate_option,
     beams_option,
     experts_option,
+    gallery_text,
     json_option,
     number,
     print_result,
@@ -53,7 +54,8 @@ if TYPE_CHECKING:
 )
 @click.option("--gallery-html", type=click.Path(path_type=Path, dir_okay=False),
               help="Write an HTML page of the worst and best photos: truth, answer, zoom steps, and what was matched "
-              "in each. It opens the map and these photos.")  # fmt: skip
+              "in each; with --refine the answer to metres, of pairs the aerial images. It opens the map and these "
+              "photos.")  # fmt: skip
 @click.option("--gallery-photos", type=number(CASES), default=24, show_default=True,
               help="Photos of --gallery-html, half of them the worst; about 0.1 MB each.")  # fmt: skip
 @click.option("--retriever", type=click.Path(path_type=Path), metavar="FOLDER",
@@ -105,11 +107,14 @@ def evaluate_command(
     --refine reports metres before and after the candidates are refined. Photos taken within 5 m of a training photo are
     left out and counted.
     """
+    from jzi.workspace.models.hub import local_folder
     from jzi.workspace.setup.settings_file import is_pairs, is_region, load_settings
 
+    if gallery_html and not gallery_html.parent.is_dir():
+        raise UsageError(f"there is no folder {gallery_html.parent} to write {gallery_html.name} into")
     if is_pairs(config_file):
         context = click.get_current_context()
-        used = ("config_file", "overrides", "split", "refine", "as_json")
+        used = ("config_file", "overrides", "split", "refine", "as_json", "gallery_html", "gallery_photos")
         given = [
             name
             for name in context.params
@@ -118,44 +123,46 @@ def evaluate_command(
         if given:
             options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
             raise UsageError(f"{options} does not apply to a data set of pairs: leave it out")
-        evaluate_pairs_command(config_file, overrides, Path(refine) if refine else None, split, as_json)
+        evaluate_pairs_command(config_file, overrides, Path(refine) if refine else None, split, as_json, gallery_html,
+                               gallery_photos)  # fmt: skip
         return
     if split in ("test1", "test2"):
         raise UsageError(f"--split {split} is of the data set KITTI: give train, val or test")
     check_refine_options(refine, refine_top, control, headings)
+    if gallery_html and control:
+        raise UsageError("--gallery-html shows the photos, which --control replaces: leave one of them out")
     region = is_region(config_file)
     metres = _metres(radii or ("0" if region else "40,50,100"), region)
+    name = Path(retriever or "").name
+    retriever = retriever and local_folder(retriever)
     if region:
         if not retriever:
             raise UsageError("in a region, a retriever is evaluated: add --retriever FOLDER")
         others: dict[str, Any] = {"--gallery": gallery != "all", "--estimates": estimates, "--plot": plot,
-                                  "--gallery-html": gallery_html,
                                   "--approximate": approximate, "--experts": experts, "--beams": beams,
                                   "--abstain": abstain is not None, "--refine": refine is not None}  # fmt: skip
         if given := [name for name, value in others.items() if value]:
             raise UsageError(f"{', '.join(given)} does not apply to a region: leave it out")
         chosen = metres if radii else None
         evaluate_region_command(config_file, overrides, retriever, split, chosen, distance or "ellipsoid", time_zone,
-                                min_bin or 1, zoom, radius, as_json)  # fmt: skip
+                                min_bin or 1, zoom, radius, as_json, gallery_html, gallery_photos)  # fmt: skip
         return
     if split == "all" or distance or time_zone or min_bin or zoom:
         raise UsageError("--split all, --distance, --time-zone, --min-bin and --zoom are for regions: leave them out")
     settings = load_settings(config_file, overrides, training=())
     if refine is not None:
         others = {"--gallery": gallery != "all", "--radii": radii, "--estimates": estimates, "--plot": plot,
-                  "--gallery-html": gallery_html, "--abstain": abstain is not None, "--retriever": retriever,
+                  "--abstain": abstain is not None, "--retriever": retriever,
                   "--beams": beams,
                   "--approximate": approximate}  # fmt: skip
         if given := [name for name, value in others.items() if value]:
             raise UsageError(f"{', '.join(given)} does not go with --refine: leave it out")
         folder = Path(refine) if refine else None
         evaluate_refined(settings, folder, split, top=refine_top, control=control or "", headings=headings,
-                         experts=experts, as_json=as_json)  # fmt: skip
+                         experts=experts, as_json=as_json, gallery=gallery_html, count=gallery_photos)  # fmt: skip
         return
     if not estimates and (plot or abstain is not None):
         raise UsageError("--plot and --abstain go with --estimates: add it, or leave them out")
-    if gallery_html and not gallery_html.parent.is_dir():
-        raise UsageError(f"there is no folder {gallery_html.parent} to write {gallery_html.name} into")
     if retriever and (beams or experts):
         raise UsageError("--beams and --experts do not apply to --retriever: leave them out")
     if approximate and not retriever:
@@ -221,14 +228,14 @@ def evaluate_command(
 
             draw_calibration(calibration, plot)
     if gallery_html:
-        from jzi.workspace.gallery import write_failures
+        from jzi.evaluate.cases import find_cases
+        from jzi.workspace.gallery import write_cases
 
-        name = retriever.name if retriever else settings.model.path
-        title = f"{Path(name).name}: {len(photos)} photos of the {photos.split} split"
-        size = write_failures(gallery_html, settings, expert, photos, cache, {} if retriever else model.select(experts),
-                              count=gallery_photos, radius=radius, beams=beams, title=title)  # fmt: skip
-        values["gallery_html"] = {"path": str(gallery_html), "bytes": size}
-        text += f"\n\nthe worst and best photos: {gallery_html} ({size / 1e6:.1f} MB)"
+        title = f"{name or Path(settings.model.path).name}: {len(photos)} photos of the {photos.split} split"
+        cases = find_cases(expert, photos, gallery_photos, radius=radius, beams=beams)
+        size = write_cases(gallery_html, settings, cases, expert, cache, {} if retriever else model.select(experts),
+                           title=title)  # fmt: skip
+        text += gallery_text(gallery_html, size, values)
     print_result(as_json, values, text)
 
 

@@ -51,13 +51,11 @@ class Cases:
     Attributes:
         photos: the photos that were located.
         error: (photo,) distances from the true positions to the answers, metres.
-        confidence: (photo,) probability within the radius of the answer, 0..1.
         shown: the chosen photos, the worst first.
     """
 
     photos: LabelledPhotos
     error: NDArray[np.float64]
-    confidence: NDArray[np.float64]
     shown: tuple[Case, ...]
 
 
@@ -71,6 +69,11 @@ def worst_and_best(error: NDArray[np.float64], count: int) -> tuple[NDArray[np.i
     order = np.argsort(-error, kind="stable")
     count = min(count, len(order))
     return order[: count - count // 2], order[len(order) - count // 2 :]
+
+
+def error_ranks(error: NDArray[np.float64]) -> NDArray[np.int64]:
+    """(photo,) ranks of errors, 1 for the greatest."""
+    return np.asarray(np.argsort(np.argsort(-error, kind="stable"), kind="stable") + 1)
 
 
 def find_cases(
@@ -91,7 +94,7 @@ def find_cases(
     CASES.check("the number of photos", count)
     check_radius(expert.area, radius)
     options = LocateOptions(radius=radius, beams=beams)
-    errors, confidences = [], []
+    errors = []
     batches = np.array_split(np.arange(len(photos)), range(BATCH, len(photos), BATCH))
     for part in tqdm(batches, unit_scale=BATCH, unit="photo", desc="answers"):
         points = most_probable_discs(
@@ -99,11 +102,10 @@ def find_cases(
         )
         latitude, longitude = expert.area.unproject(points.x[:, 0], points.y[:, 0])
         errors.append(geodesic_distance(photos.latitude[part], photos.longitude[part], latitude, longitude))
-        confidences.append(np.minimum(points.probability[:, 0], 1.0))
-    error, confidence = np.concatenate(errors), np.concatenate(confidences)
+    error = np.concatenate(errors)
     worst, best = worst_and_best(error, count)
     chosen = np.concatenate([worst, best])
-    rank = np.argsort(np.argsort(-error, kind="stable"), kind="stable") + 1
+    rank = error_ranks(error)
     names = photos.ids or tuple(str(index) for index in range(len(photos)))
     shown: list[Case] = []
     for part in np.array_split(chosen, range(BATCH, len(chosen), BATCH)):
@@ -122,4 +124,4 @@ def find_cases(
                     **truth,
                 )
             )
-    return Cases(photos, error, confidence, tuple(shown))
+    return Cases(photos, error, tuple(shown))

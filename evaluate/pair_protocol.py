@@ -68,7 +68,7 @@ class PairOptions:
 
 
 @dataclass(frozen=True)
-class _Answers:
+class PairAnswers:
     """Answers for photos.
 
     Attributes:
@@ -83,8 +83,39 @@ class _Answers:
     place: NDArray[np.float64]
     heading: NDArray[np.float64]
 
-    def take(self, photos: NDArray[np.int64]) -> _Answers:
-        return _Answers(self.chosen[photos], self.final[photos], self.place[photos], self.heading[photos])
+    def take(self, photos: NDArray[np.int64]) -> PairAnswers:
+        """Those for some of the photos."""
+        return PairAnswers(self.chosen[photos], self.final[photos], self.place[photos], self.heading[photos])
+
+
+@dataclass(frozen=True)
+class PairOutcome:
+    """What an evaluation has found of each photo.
+
+    Attributes:
+        dataset: the photos that were evaluated.
+        answers: their answers.
+        ranking: where their aerial images stand among all; None if none is searched.
+        located: whether the places in aerial images are those of a trained decoder.
+    """
+
+    dataset: PairDataset
+    answers: PairAnswers
+    ranking: Ranking | None
+    located: bool
+
+    @property
+    def metric(self) -> bool:
+        """Whether errors are metres; else they are numbers of aerial images before the right one."""
+        return self.located and not self.dataset.not_metric
+
+    def errors(self) -> NDArray[np.float64]:
+        """(photo,) distances of the places from the true ones, metres, or numbers of images before the right one."""
+        if self.metric and self.ranking is not None:
+            return final_errors(self.dataset, self.answers.chosen, self.answers.final)
+        if self.metric or self.ranking is None:
+            return np.hypot(*(self.answers.place - self.dataset.in_view()[0]).T)
+        return self.ranking.rank.astype(np.float64)
 
 
 class PairEvaluator:
@@ -110,8 +141,8 @@ class PairEvaluator:
         self.searches = options.retrieves and not dataset.turn_deg
 
     @torch.inference_mode()
-    def run(self) -> CrossViewEvaluation:
-        """Evaluate.
+    def run(self) -> tuple[CrossViewEvaluation, PairOutcome]:
+        """Evaluate; returns the figures, and what they are of.
 
         Raises:
             PairsError: no photo of the data set can be read together with its aerial image.
@@ -124,7 +155,8 @@ class PairEvaluator:
             answers, dataset, readable = answers.take(shown), dataset.take(shown), readable[shown]
         if not len(dataset):
             raise PairsError(f"no aerial image of {self.dataset.name} can be read: check the files")
-        return self._figures(dataset, readable, ranking, answers)
+        figures = self._figures(dataset, readable, ranking, answers)
+        return figures, PairOutcome(dataset, answers, ranking, self.options.locates)
 
     @torch.inference_mode()
     def candidates(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
@@ -221,11 +253,11 @@ class PairEvaluator:
 
     def _locate(
         self, dataset: PairDataset, ground: GroundFeatures, top: NDArray[np.int64], ranking: Ranking | None
-    ) -> _Answers:
+    ) -> PairAnswers:
         """Choose among candidates, and decode the place in the chosen image and in the positive."""
         if not self.options.locates:
             nowhere = np.zeros((len(dataset), 2))
-            return _Answers(top[:, 0], nowhere, nowhere, np.zeros(len(dataset)))
+            return PairAnswers(top[:, 0], nowhere, nowhere, np.zeros(len(dataset)))
         size = max(1, self.options.batch_size // (top.shape[1] + 1))
         parts = []
         for start in tqdm(range(0, len(dataset), size), desc="places", disable=not self.show, leave=False):
@@ -233,8 +265,8 @@ class PairEvaluator:
             photos = _to(ground.select(torch.from_numpy(rows)), self.device)
             similarity = None if ranking is None or not self.options.rerank else ranking.similarity[rows]
             parts.append(self._locate_batch(dataset.take(rows), photos, top[rows], similarity))
-        names = [each.name for each in fields(_Answers)]
-        return _Answers(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+        names = [each.name for each in fields(PairAnswers)]
+        return PairAnswers(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
     def _locate_batch(
         self,
@@ -242,7 +274,7 @@ class PairEvaluator:
         photos: GroundFeatures,
         top: NDArray[np.int64],
         similarity: NDArray[np.float64] | None,
-    ) -> _Answers:
+    ) -> PairAnswers:
         """Answers for a batch of photos with (photo, k) candidates and their similarities; None not to re-rank."""
         if self.searches:
             distinct, place = np.unique(np.concatenate([top, dataset.positive[:, None]], 1), return_inverse=True)
@@ -265,7 +297,7 @@ class PairEvaluator:
             at = np.take_along_axis(place[:, :-1], chosen[:, None], 1)[:, 0]
             final, _ = self._decode(photos, aerial, at, dataset, index)
         offset = np.where(np.array([read[each] is None for each in place[:, -1]])[:, None], np.nan, offset)
-        return _Answers(index, final, offset, heading)
+        return PairAnswers(index, final, offset, heading)
 
     def _best_match(self, photos: GroundFeatures, aerial: AerialFeatures) -> Tensor:
         """(photo, image) greatest cosine of level 0."""
@@ -292,7 +324,7 @@ class PairEvaluator:
         dataset: PairDataset,
         readable: NDArray[np.int64],
         ranking: Ranking | None,
-        answers: _Answers,
+        answers: PairAnswers,
     ) -> CrossViewEvaluation:
         options, notes = self.options, []
         retrieval = final_error = localized = heading = lateral = longitudinal = None
@@ -342,7 +374,7 @@ def evaluate_pairs(
     Raises:
         PairsError: no photo of the data set can be read together with its aerial image.
     """
-    return PairEvaluator(network, dataset, options, progress=progress).run()
+    return PairEvaluator(network, dataset, options, progress=progress).run()[0]
 
 
 def to_input(images: list[Pixels], device: torch.device) -> Tensor:

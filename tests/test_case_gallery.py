@@ -118,7 +118,7 @@ def cases(name: str, *, count: int = 1) -> Cases:
     shown = tuple(Case(index, index + 1, True, 48.2, 16.37, 120.0, location) for index in range(count))
     position, cell = np.zeros(count), np.zeros(count, int)
     photos = LabelledPhotos("test", torch.randn(count, 32), position, position, cell, cell, 0)
-    return Cases(photos, np.full(count, 120.0), np.full(count, 0.6), shown)
+    return Cases(photos, np.full(count, 120.0), shown)
 
 
 def test_names_of_strangers_are_text_and_what_is_missing_is_said(tmp_path) -> None:

@@ -98,8 +98,12 @@ def test_evaluation_reports_metres_before_and_after(town) -> None:
     assert 0 <= values["coverage_68"]["value"] <= values["coverage_95"]["value"] <= 1
     assert np.isfinite(values["nll_after"])
     assert values["heading_error_deg"]["value"] < 30  # it was given
-    text = town("evaluate --refine model/refiner --no-headings --refine-top 2").stdout
-    assert "within    1 m" in text and "not given to the refiner" in text
+    gallery = "--gallery-html failures.html --gallery-photos 3"
+    text = town(f"evaluate --refine model/refiner --no-headings --refine-top 2 {gallery}").stdout
+    assert "within    1 m" in text and "not given to the refiner" in text and "failures.html" in text
+    page = Path("failures.html").read_text()
+    assert page.count("<article") == 3 and "Answer to metres" in page and "Zoom steps</h3>" in page
+    assert page.count("<polygon") == 2 * page.count("<b>Answer to metres</b>") > 0
 
 
 @pytest.mark.slow
@@ -144,6 +148,7 @@ def test_the_refiner_is_trained_where_no_validation_photo_is_left_to_fit_the_fus
     ("line", "sentence"),
     [
         ("evaluate --control black", "--control goes with --refine"),
+        ("evaluate --refine --control black --gallery-html a.html", "which --control replaces"),
         ("evaluate --refine --gallery occupied", "--gallery does not go with --refine"),
         ("evaluate --refine photos", "there is no refiner in photos"),
         (f"{TRAIN} --set refine.kind=unifygeo -o other", "refine.kind"),

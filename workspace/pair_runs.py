@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from jzi.encode.device import best_device
 from jzi.errors import ConfigError, ModelError
 from jzi.evaluate.cross_view import CrossViewEvaluation
-from jzi.evaluate.pair_protocol import PairEvaluator, evaluate_pairs
+from jzi.evaluate.pair_protocol import PairEvaluator, PairOutcome
 from jzi.refine.networks.files import load_refiner
 from jzi.refine.networks.model import UnifyGeo
 from jzi.store.photos.pairs import PairDataset
@@ -94,7 +94,7 @@ def _new_network(settings: PairSettings) -> UnifyGeo:
 
 def evaluate_on_pairs(
     settings: PairSettings, folder: Path, split: str | None, *, progress: bool = False
-) -> tuple[CrossViewEvaluation, PairDataset]:
+) -> tuple[CrossViewEvaluation, PairDataset, PairOutcome]:
     """Evaluate a trained UnifyGeo on a split.
 
     Args:
@@ -104,7 +104,7 @@ def evaluate_on_pairs(
         progress: whether to show progress bars.
 
     Returns:
-        The figures, and the data set, whose `rejected` says what was left out.
+        The figures, the data set, whose `rejected` says what was left out, and what was found of each photo.
 
     Raises:
         JziError: the network or the data set cannot be used.
@@ -129,7 +129,8 @@ def evaluate_on_pairs(
         top=pairs.top,
         heading=rolled_headings(settings, dataset),
     )
-    return evaluate_pairs(network, dataset, options, progress=progress), dataset
+    evaluation, outcome = PairEvaluator(network, dataset, options, progress=progress).run()
+    return evaluation, dataset, outcome
 
 
 def retrieve_on_pairs(

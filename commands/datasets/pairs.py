@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jzi.commands.shared.common import UsageError, list_rejected, print_result
+from jzi.commands.shared.common import UsageError, gallery_text, list_rejected, print_result
 
 if TYPE_CHECKING:
     from jzi.ablate.variants import Variant
@@ -75,21 +75,33 @@ def train_pairs_command(config_file: Path, overrides: tuple[str, ...], output: s
 
 
 def evaluate_pairs_command(
-    config_file: Path, overrides: tuple[str, ...], folder: Path | None, split: str | None, as_json: bool
+    config_file: Path,
+    overrides: tuple[str, ...],
+    folder: Path | None,
+    split: str | None,
+    as_json: bool,
+    gallery: Path | None = None,
+    count: int = 1,
 ) -> None:
-    """Evaluate UnifyGeo on a data set of pairs."""
+    """Evaluate UnifyGeo on a data set of pairs; `gallery` is a page to write of `count` photos."""
     from jzi.store.photos.photo_table import Rejected
     from jzi.workspace.pair_runs import evaluate_on_pairs
     from jzi.workspace.pairs import load_pairs
 
     settings = load_pairs(config_file, overrides)
     refiner = folder or settings.path(settings.model.path)
-    evaluation, dataset = evaluate_on_pairs(settings, refiner, split, progress=not as_json)
+    evaluation, dataset, outcome = evaluate_on_pairs(settings, refiner, split, progress=not as_json)
     list_rejected(dataset.rejected, f"entries of {dataset.name} left out")
     unreadable = tuple(Rejected(path, "cannot be read") for path in evaluation.unreadable)
     list_rejected(unreadable, "images left out")
     values = {**evaluation.to_dict(), "rejected": len(dataset.rejected)}
-    print_result(as_json, values, evaluation_text(evaluation))
+    text = evaluation_text(evaluation)
+    if gallery:
+        from jzi.export.gallery.pairs import write_pair_gallery
+
+        size = write_pair_gallery(gallery, outcome, count, title=f"{dataset.name}, {dataset.split}")
+        text += gallery_text(gallery, size, values)
+    print_result(as_json, values, text)
 
 
 def ablate_pairs_command(

@@ -85,8 +85,8 @@ beams_option = click.option(
 retriever_option = click.option(
     "--retriever",
     type=click.Path(path_type=Path),
-    metavar="FOLDER",
-    help="Use this retriever instead of a zoom model.",
+    metavar="RETRIEVER",
+    help="Use this retriever instead of a zoom model: a folder, or USER/NAME of the hub.",
 )
 approximate_option = click.option(
     "--approximate",
@@ -215,6 +215,12 @@ def list_disagreements(table: PhotoTable) -> None:
         click.echo(f"  {row.name}: {row.reason}", err=True)
     if table.disagreements:
         click.echo(f"{len(table.disagreements)} photos have another zoom sequence than their position", err=True)
+
+
+def gallery_text(path: Path, size: int, values: dict[str, Any]) -> str:
+    """What is said of a written page of photos, which is added to the values for JSON."""
+    values["gallery_html"] = {"path": str(path), "bytes": size}
+    return f"\n\nthe worst and best photos: {path} ({size / 1e6:.1f} MB)"
 
 
 def print_warnings(warnings: Iterable[str]) -> None:

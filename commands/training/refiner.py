@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from jzi.commands.datasets.pairs import train_pairs_command
-from jzi.commands.shared.common import UsageError, json_option, print_result, print_warnings, settings_options
+from jzi.commands.shared.common import (
+    UsageError,
+    gallery_text,
+    json_option,
+    print_result,
+    print_warnings,
+    settings_options,
+)
 
 if TYPE_CHECKING:
     from jzi.evaluate.intervals import Interval
@@ -120,16 +127,22 @@ def evaluate_refined(
     headings: bool,
     experts: tuple[str, ...],
     as_json: bool,
+    gallery: Path | None = None,
+    count: int = 1,
 ) -> None:
-    """Print the metres before and after refinement on held-out photos."""
-    from jzi.workspace.stages.refiner_training import evaluate_area_refiner
+    """Print the metres before and after refinement on held-out photos; `gallery` shows `count` of them."""
+    from jzi.workspace.stages.refiner_training import OpenedRefiner
 
     folder = refiner or settings.path(settings.model.path)
-    figures = evaluate_area_refiner(
-        settings, folder, split, top=top, control=control, headings=headings, experts=experts, progress=not as_json
-    )
+    opened = OpenedRefiner.open(settings, folder, split, top=top, experts=experts)
+    figures = opened.evaluate(control=control, headings=headings, progress=not as_json)
     values: dict[str, Any] = {"split": split, "headings_given": headings, **figures.to_dict()}
-    print_result(as_json, values, metres_table(figures, headings))
+    text = metres_table(figures, headings)
+    if gallery:
+        title = f"{folder.name}, refined to metres: {figures.photos} photos"
+        size = opened.write_failures(gallery, figures, count, headings=headings, title=title)
+        text += gallery_text(gallery, size, values)
+    print_result(as_json, values, text)
 
 
 def metres_table(figures: MetreFigures, headings: bool = True) -> str:

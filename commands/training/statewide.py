@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jzi.commands.shared.common import UsageError, list_rejected, print_result, ray_cluster
+from jzi.commands.shared.common import gallery_text, list_rejected, print_result, ray_cluster
 
 if TYPE_CHECKING:
     from jzi.evaluate.retrieval import Distance
@@ -78,7 +78,7 @@ def index_region_command(
     from jzi.commands.shared.reports import size_text, time_text
     from jzi.encode.device import processes
     from jzi.retrieve.statewide import StatewideRetriever
-    from jzi.store.plain import plain
+    from jzi.store.plain import plain, share_text
     from jzi.vectors.index_files import import_faiss
     from jzi.vectors.lance_index import import_lance
     from jzi.workspace.regions.statewide import build_faiss, build_lance, export_cells, open_index
@@ -108,8 +108,8 @@ def index_region_command(
         return
     if report.empty > MUCH_EMPTY:
         click.echo(
-            f"warning: {report.empty:.0%} of the pixels of the cells' images have no imagery, which should reach "
-            f"{reach:.0f} m beyond the region",
+            f"warning: {share_text(report.empty)} of the pixels of the cells' images have no imagery, which should "
+            f"reach {reach:.0f} m beyond the region",
             err=True,
         )
     values = {**plain(report), "cache": settings.cache_path}
@@ -145,42 +145,22 @@ def evaluate_region_command(
     zoom: Path | None,
     radius: float,
     as_json: bool,
+    gallery: Path | None = None,
+    count: int = 1,
 ) -> None:
-    """Measure recall at k of a state-wide retriever among all cells of a region, and its fusion with a zoom."""
-    import numpy as np
+    """Measure recall at k of a state-wide retriever among all cells of a region, and its fusion with a zoom.
 
+    `gallery` is a page to write of `count` photos.
+    """
     from jzi.workspace.setup.settings_file import load_region
 
     settings = load_region(config_file, overrides, training=())
     from jzi.commands.shared.tables import retrieval_table
     from jzi.evaluate.published import STATEWIDE
-    from jzi.evaluate.retrieval import RADII, evaluate_retrieval
-    from jzi.workspace.regions.region_index import open_region_expert
+    from jzi.workspace.regions.evaluation import evaluate_region
 
-    expert, cache = open_region_expert(settings, retriever)
-    frame, name = cache.queries.encoded(), split or "test"
-    if split is None and not (frame["split"] == name).any():
-        name = "val"
-    photos = frame if name == "all" else frame[frame["split"] == name]
-    if photos.empty:
-        raise UsageError(
-            f"{cache.path} has no photo of split {name}: run `jzi encode-queries --retriever {retriever}`, or give "
-            "another --split, such as all where the retriever was not trained on these photos"
-        )
-    if radii is None:  # those within which every photo has a cell
-        radii = tuple(radius for radius in RADII if radius == 0 or radius >= cache.area.cell_size / 2**0.5)
-    evaluation = evaluate_retrieval(
-        cache.area,
-        expert.cell_mask,
-        cache.cells,
-        cache.queries.embedding(photos.index.to_numpy(np.int64))[:, 0].astype(np.float32),
-        photos["latitude"].to_numpy(float),
-        photos["longitude"].to_numpy(float),
-        radii=radii,
-        distance=distance,
-        frame=photos,
-        timezone=time_zone,
-        min_photos=min_bin,
+    evaluation, name = evaluate_region(
+        settings, retriever, split, radii=radii, distance=distance, time_zone=time_zone, min_photos=min_bin
     )
     title = (
         f"{evaluation.photos} photos of the {name} split among {evaluation.cells:,} cells, distances on the {distance}"
@@ -191,6 +171,11 @@ def evaluate_region_command(
         figures, table = _fusion_figures(settings, retriever, zoom, name, radius)
         values["experts"] = figures
         text += "\n\n" + table
+    if gallery:
+        from jzi.workspace.regions.evaluation import write_region_failures
+
+        size = write_region_failures(gallery, settings, retriever, name, count=count, radius=radius)
+        text += gallery_text(gallery, size, values)
     print_result(as_json, values, text)
 
 

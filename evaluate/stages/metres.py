@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -75,6 +75,7 @@ class MetreFigures:
         coverage: share of the probability to the share of photos within that circle around their answer.
         nll_before: mean negative log-likelihood of the true places by the front end's cells, nats per square metre.
         nll_after: the same of the refined density.
+        error: (photo,) distances from the true places to the answers after, metres.
     """
 
     photos: int
@@ -89,6 +90,7 @@ class MetreFigures:
     coverage: dict[float, Interval]
     nll_before: float
     nll_after: float
+    error: NDArray[np.float64] = field(repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

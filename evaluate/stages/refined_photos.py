@@ -8,12 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from jzi.encode.photo.photo_view import PhotoView
 from jzi.errors import CacheError, TrainingError
 from jzi.evaluate.nearest import nearest_distance
+from jzi.evaluate.photos import LabelledPhotos
 from jzi.evaluate.stages.metres import DUPLICATE_M
+from jzi.locate.expert import Expert
 from jzi.refine.photos import PhotoData
 from jzi.refine.stage import RefineStage
 from jzi.store.cache.feature_cache import FeatureCache
@@ -86,6 +89,20 @@ class RefinedPhotos:
 
     def __len__(self) -> int:
         return len(self.frame)
+
+    def take(self, photos: NDArray[np.int64]) -> RefinedPhotos:
+        """Some of the photos, by their numbers."""
+        query = self.query[torch.from_numpy(photos).to(self.query.device)]
+        read = self.read
+        return RefinedPhotos(self.frame.iloc[photos], query, lambda number: read(int(photos[number])))
+
+    def labelled(self, expert: Expert) -> LabelledPhotos:
+        """The same photos as those on which an expert is evaluated."""
+        frame = self.frame
+        latitude, longitude = frame["latitude"].to_numpy(float), frame["longitude"].to_numpy(float)
+        row, col = expert.area.cells_at(latitude, longitude)
+        names = tuple(frame["id"].astype(str))
+        return LabelledPhotos(str(frame["split"].iloc[0]), self.query, latitude, longitude, row, col, 0, None, names)
 
     def view(self, number: int, stage: RefineStage) -> PhotoView:
         """What is known of a photo's camera, completed with the stage's defaults."""

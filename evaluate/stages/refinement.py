@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from jzi.evaluate.cases import Case, Cases, error_ranks, worst_and_best
 from jzi.evaluate.stages.metres import (
     SHARES,
     TINY,
@@ -22,9 +23,10 @@ from jzi.evaluate.stages.metres import (
     median_interval,
 )
 from jzi.evaluate.stages.refined_photos import RefinedPhotos
-from jzi.locate.answer.location import Candidate, LocateOptions, to_locations
+from jzi.locate.answer.location import Candidate, LocateOptions, Location, to_locations
 from jzi.locate.expert import Expert
 from jzi.locate.posterior import Posterior
+from jzi.locate.ranges import CASES
 from jzi.refine.photos import PhotoData
 from jzi.refine.stage import RefineStage
 from jzi.refine.windows.answer import pixel_features, refine_candidates
@@ -78,8 +80,8 @@ def evaluate_refinement(
 
     """
     answers = [
-        _answer(stage, proposals, candidates, photos, number, control, headings)
-        for number, candidates, proposals in _proposals(expert, stage, photos, options, progress)
+        _answer(stage, proposals, list(location.candidates), photos, number, control, headings)
+        for number, location, proposals in _proposals(expert, stage, photos, options, progress)
     ]
     latitude, longitude = (photos.frame[name].to_numpy(float) for name in ("latitude", "longitude"))
 
@@ -110,7 +112,53 @@ def evaluate_refinement(
         },
         nll_before=_nll([each.density_before for each in answers]),
         nll_after=_nll([each.density_after for each in answers]),
+        error=after,
     )
+
+
+def refined_cases(
+    expert: Expert,
+    stage: RefineStage,
+    photos: RefinedPhotos,
+    error: NDArray[np.float64],
+    count: int,
+    *,
+    headings: bool = True,
+) -> Cases:
+    """Refine the photos with the greatest and the smallest errors once more, to show them.
+
+    Args:
+        expert: the front end.
+        stage: refines its candidates.
+        photos: the photos that were evaluated.
+        error: (photo,) their errors, of `evaluate_refinement`.
+        count: number of photos to choose, 1..500.
+        headings: as of `evaluate_refinement`.
+
+    Raises:
+        ConfigError: `count` is out of range.
+    """
+    CASES.check("the number of photos", count)
+    worst, best = worst_and_best(error, count)
+    chosen, rank = np.concatenate([worst, best]), error_ranks(error)
+    labelled = photos.labelled(expert)
+    shown = []
+    for number, location, proposals in _proposals(expert, stage, photos.take(chosen), None, False):
+        index = int(chosen[number])
+        answer = _answer(stage, proposals, list(location.candidates), photos, index, "", headings).after
+        location = location.with_candidates([answer] if answer.fix else location.candidates)
+        shown.append(
+            Case(
+                index,
+                int(rank[index]),
+                number < len(worst),
+                latitude=float(labelled.latitude[index]),
+                longitude=float(labelled.longitude[index]),
+                error=float(error[index]),
+                location=replace(location, photo=labelled.ids[index]),
+            )
+        )
+    return Cases(labelled, error, tuple(shown))
 
 
 def fit_fusion(
@@ -154,8 +202,8 @@ def fit_fusion(
 
 def _proposals(
     expert: Expert, stage: RefineStage, photos: RefinedPhotos, options: LocateOptions | None, progress: bool
-) -> Iterator[tuple[int, list[Candidate], Proposals]]:
-    """Number, candidates and windows of each photo."""
+) -> Iterator[tuple[int, Location, Proposals]]:
+    """Number, location by the front end, and windows of each photo."""
     options = options or LocateOptions()
     options = replace(options, top=max(options.top, stage.options.top))
     pixels = stage.refiner.config.pixels
@@ -164,9 +212,8 @@ def _proposals(
             posterior = expert.posterior(photos.query[start : start + BATCH], options)
             numbers = range(start, min(start + BATCH, len(photos)))
             for number, location in zip(numbers, to_locations(posterior, options, [""] * len(numbers)), strict=True):
-                candidates = list(location.candidates)
-                own = location.posterior
-                yield number, candidates, propose(candidates, own, stage.info.window_m, pixels, stage.options.top)
+                candidates, own = list(location.candidates), location.posterior
+                yield number, location, propose(candidates, own, stage.info.window_m, pixels, stage.options.top)
                 bar.update()
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from jzi.encode.photo.photos import open_photo
 from jzi.errors import JziError
 from jzi.evaluate.cases import Case, Cases
+from jzi.export.gallery.panels import fix_panels
 from jzi.export.gallery.pool import ImagePool
 from jzi.export.gallery.sources import Sources
 from jzi.export.gallery.steps import Steps, step_cards, tile_image
@@ -63,6 +64,7 @@ def card(
         "shape": [photo.width, photo.height] if photo else [4, 3],
         "missing": missing,
         "map": _map(case, sources, pool),
+        "panels": fix_panels(case, sources, pool),
         "steps": zoom,
         "wrong": wrong,
         "crops": _crops(case, sources, pool),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,19 +50,37 @@ def write_gallery(path: Path, cases: Cases, sources: Sources, *, title: str) -> 
         for number, case in enumerate(tqdm(cases.shown, unit="photo", desc="gallery"))
     ]
     attention = any(step["attention"] for each in cards for step in each["steps"])
+    values = {
+        "matched": "attention" if attention else "similarity",
+        "refined": any(each["panels"] for each in cards),
+        "photos": len(cases.error),
+        "median": f"{np.median(cases.error):,.1f} m",
+        "credit": sources.imagery.attribution if sources.imagery else "",
+    }
+    return write_cards(path, cards, pool, sources.notes, title=title, **values)
+
+
+def write_cards(
+    path: Path, cards: Sequence[dict[str, Any]], pool: ImagePool, notes: Sequence[str], *, title: str, **values: Any
+) -> int:
+    """Write the page of some cards; returns its size, bytes.
+
+    Args:
+        path: file to write.
+        cards: what is shown of each photo.
+        pool: their images.
+        notes: sentences about what is not shown.
+        title: title of the page.
+        values: what else the template names; errors are in metres, and photos have confidences, by default.
+
+    Raises:
+        ExportError: the file cannot be written.
+    """
     if any(each["photo"] is None for each in cards):
-        sources.notes.append("Some photos cannot be shown; their place says why.")
-    text = render(
-        title=title,
-        cards=cards,
-        matched="attention" if attention else "similarity",
-        radius=cases.shown[0].location.extent if cases.shown else "",
-        photos=len(cases.error),
-        median=float(np.median(cases.error)),
-        credit=sources.imagery.attribution if sources.imagery else "",
-        notes=list(dict.fromkeys(printable(each) for each in sources.notes)),
-        images=Markup(pool.rules()),
-    )
+        notes = [*notes, "Some photos cannot be shown; their place says why."]
+    shown = list(dict.fromkeys(printable(each) for each in notes))
+    values = {"unit": "m", "sure": "Confidence", "credit": ""} | values
+    text = render(title=title, cards=cards, notes=shown, images=Markup(pool.rules()), **values)
     write_file(path, lambda file: file.write_text(text, encoding="utf-8"))
     return len(text.encode())
 

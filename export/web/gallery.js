@@ -3,7 +3,7 @@
   const form = document.getElementById("controls");
   const main = document.getElementById("photos");
   const cards = [...main.children];
-  const number = (name) => parseFloat(form.elements[name].value) || 0;
+  const number = (name) => parseFloat(form.elements[name]?.value) || 0;
 
   function update() {
     const show = form.elements.show.value;

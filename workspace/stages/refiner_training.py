@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from jzi.refine.stage import RefineStage
     from jzi.refine.windows.fuse import FittedWeights
     from jzi.train.refine.refiner import RefinerReport
+    from jzi.workspace.models.experts import ModelExperts
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ def _fit_fusion(settings: Settings, folder: Path, progress: bool) -> tuple[Fitte
     if not (settings.path(settings.model.path) / CONFIG).exists():
         return None, "there is no model to refine yet: run this again after `jzi train-decoder` to fit their fusion"
     try:
-        expert, stage, cache = _open(settings, folder)
+        _, expert, stage, cache = _open(settings, folder)
         photos = _photos(settings, cache, stage, "val")
     except (CacheError, TrainingError) as error:  # no tokens; no validation photo but beside training photos
         return None, f"the fusion with the model was not fitted: {error}"
@@ -188,6 +189,69 @@ def _fit_fusion(settings: Settings, folder: Path, progress: bool) -> tuple[Fitte
         )
     update_refiner(folder, fusion=tuple(fitted.weights))
     return fitted, ""
+
+
+@dataclass(frozen=True)
+class OpenedRefiner:
+    """A model and the refiner of its candidates, with held-out photos.
+
+    Attributes:
+        settings: the settings.
+        model: the experts of the model.
+        expert: their fusion.
+        stage: the refiner.
+        cache: the cache of the photos.
+        photos: the photos.
+    """
+
+    settings: Settings
+    model: ModelExperts
+    expert: Expert
+    stage: RefineStage
+    cache: FeatureCache
+    photos: RefinedPhotos
+
+    @classmethod
+    def open(
+        cls,
+        settings: Settings,
+        folder: Path,
+        split: str | None = None,
+        *,
+        top: int | None = None,
+        experts: tuple[str, ...] = (),
+    ) -> OpenedRefiner:
+        """Arguments and errors as of `evaluate_area_refiner`."""
+        model, expert, stage, cache = _open(settings, folder, experts, top)
+        return cls(settings, model, expert, stage, cache, _photos(settings, cache, stage, split))
+
+    def evaluate(self, *, control: Control = "", headings: bool = True, progress: bool = False) -> MetreFigures:
+        """Metres before and after; arguments as of `evaluate_area_refiner`."""
+        from jzi.evaluate.stages.refinement import evaluate_refinement
+
+        return evaluate_refinement(
+            self.expert, self.stage, self.photos, control=control, headings=headings, progress=progress
+        )
+
+    def write_failures(self, path: Path, figures: MetreFigures, count: int, *, headings: bool, title: str) -> int:
+        """Write the report of the worst and best photos; returns its size, bytes.
+
+        Args:
+            path: file to write.
+            figures: of `evaluate`, without a control.
+            count: number of photos, at most.
+            headings: as of `evaluate`.
+            title: title of the report.
+
+        Raises:
+            ConfigError: a number is out of range.
+            ExportError: the file cannot be written.
+        """
+        from jzi.evaluate.stages.refinement import refined_cases
+        from jzi.workspace.gallery import write_cases
+
+        cases = refined_cases(self.expert, self.stage, self.photos, figures.error, count, headings=headings)
+        return write_cases(path, self.settings, cases, self.expert, self.cache, self.model.select(), title=title)
 
 
 def evaluate_area_refiner(
@@ -216,16 +280,13 @@ def evaluate_area_refiner(
     Raises:
         JziError: there is no model, refiner or cache, they do not fit one another, or there is no photo.
     """
-    from jzi.evaluate.stages.refinement import evaluate_refinement
-
-    expert, stage, cache = _open(settings, folder, experts, top)
-    photos = _photos(settings, cache, stage, split)
-    return evaluate_refinement(expert, stage, photos, control=control, headings=headings, progress=progress)
+    opened = OpenedRefiner.open(settings, folder, split, top=top, experts=experts)
+    return opened.evaluate(control=control, headings=headings, progress=progress)
 
 
 def _open(
     settings: Settings, folder: Path, experts: tuple[str, ...] = (), top: int | None = None
-) -> tuple[Expert, RefineStage, FeatureCache]:
+) -> tuple[ModelExperts, Expert, RefineStage, FeatureCache]:
     model, cache = open_experts(settings)
     expert = model.fused(experts)
     stage = open_stage(
@@ -238,7 +299,7 @@ def _open(
         config=settings.refine,
         top=top,
     )
-    return expert, stage, cache
+    return model, expert, stage, cache
 
 
 def _photos(settings: Settings, cache: FeatureCache, stage: RefineStage, split: str | None) -> RefinedPhotos:
