@@ -28,7 +28,7 @@ _NAME = re.compile(r"([A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:@([A-Za
 
 #: Files of a model: those of jzi in JSON and safetensors, its card with pictures, and what the hub puts there.
 MODEL_FILES = re.compile(
-    r"(config\.json|(decoder|map|cells|levels|vpr)\.safetensors|encoder/(?:[\w.-]+/)?[\w.-]+\.(json|safetensors)"
+    r"(config\.json|(decoder|map|cells|levels|vpr|index)\.safetensors|encoder/(?:[\w.-]+/)?[\w.-]+\.(json|safetensors)"
     r"|refiner/refiner\.(json|safetensors)|README\.md|LICENSE(\.md|\.txt)?|\.gitattributes|card/[\w-]+\.png)",
     re.ASCII,
 )
@@ -100,6 +100,29 @@ def is_offline() -> bool:
     return bool(constants.HF_HUB_OFFLINE)
 
 
+_LOGIN = "log in with `hf auth login`, or set HF_TOKEN to a token that may do this"
+_NETWORK = "check the network, and run it again"
+
+#: Sentence of each kind of error of the client; the first kind that an error is of applies.
+_SENTENCES: tuple[tuple[type[Exception], str], ...] = (
+    (LocalTokenNotFoundError, f"{{repo}} cannot be {{doing}} without a token: {_LOGIN}"),
+    (OfflineModeIsEnabled, "{repo} cannot be {doing} offline: unset HF_HUB_OFFLINE"),
+    (GatedRepoError, f"{{repo}} is gated: accept its conditions on the hub, and {_LOGIN}"),
+    (RevisionNotFoundError, "{repo.id} has no revision {revision!r}: give a branch, tag or commit"),
+    # before RepositoryNotFoundError: the hub was not reached
+    (LocalEntryNotFoundError, f"{{repo}} is not in the local cache, and the hub cannot be reached: {_NETWORK}"),
+    (RepositoryNotFoundError, f"the hub has no repository {{repo.id}}, or it is private: check the name, or {_LOGIN}"),
+    (HFValidationError, "{repo.id} is no repository of the hub: {reason}"),
+    (HfHubHTTPError, "{repo.id} cannot be {doing} ({reason}){after}"),
+    # of HTTP clients, which differ between versions of huggingface_hub
+    (Exception, "{repo.id} cannot be {doing} ({reason}){after_or_network}"),
+)
+
+#: Sentence of an HTTP error with one of these statuses that is of no kind before HfHubHTTPError.
+_REFUSED = f"{{repo.id}} cannot be {{doing}}: the hub refuses it ({{status}}); {_LOGIN}"
+_DENIED = (401, 403)
+
+
 @contextmanager
 def hub_errors(repo: RepoName, doing: str, after: str = "") -> Iterator[None]:
     """Raise whatever the client of the hub raises as a `HubError`; a context manager.
@@ -114,36 +137,23 @@ def hub_errors(repo: RepoName, doing: str, after: str = "") -> Iterator[None]:
     """
     try:
         yield
-    except (JziError, KeyboardInterrupt, MemoryError):
+    except (JziError, MemoryError):
         raise
-    except LocalTokenNotFoundError as error:
-        raise HubError(f"{repo} cannot be {doing} without a token: {_LOGIN}") from error
-    except OfflineModeIsEnabled as error:
-        raise HubError(f"{repo} cannot be {doing} offline: unset HF_HUB_OFFLINE") from error
-    except GatedRepoError as error:
-        raise HubError(f"{repo} is gated: accept its conditions on the hub, and {_LOGIN}") from error
-    except RevisionNotFoundError as error:
-        raise HubError(
-            f"{repo.id} has no revision {repo.revision or 'main'!r}: give a branch, tag or commit"
-        ) from error
-    except LocalEntryNotFoundError as error:  # before RepositoryNotFoundError: the hub was not reached
-        raise HubError(f"{repo} is not in the local cache, and the hub cannot be reached: {_NETWORK}") from error
-    except RepositoryNotFoundError as error:
-        raise HubError(f"the hub has no repository {repo.id}, or it is private: check the name, or {_LOGIN}") from error
-    except HFValidationError as error:
-        raise HubError(f"{repo.id} is no repository of the hub: {_reason(error)}") from error
-    except HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", 0)
-        if status in (401, 403):
-            raise HubError(f"{repo.id} cannot be {doing}: the hub refuses it ({status}); {_LOGIN}") from error
-        raise HubError(f"{repo.id} cannot be {doing} ({_reason(error)}){after}") from error
-    except Exception as error:  # errors of HTTP clients, which differ between versions of huggingface_hub
-        raise HubError(f"{repo.id} cannot be {doing} ({_reason(error)}){after or f': {_NETWORK}'}") from error
+    except Exception as error:
+        raise HubError(_sentence(error, repo, doing, after)) from error
 
 
-_LOGIN = "log in with `hf auth login`, or set HF_TOKEN to a token that may do this"
-_NETWORK = "check the network, and run it again"
-
-
-def _reason(error: Exception) -> str:
-    return _TOKEN.sub("hf_...", first_line(error)).rstrip(".:")
+def _sentence(error: Exception, repo: RepoName, doing: str, after: str) -> str:
+    kind, text = next(each for each in _SENTENCES if isinstance(error, each[0]))
+    status = getattr(getattr(error, "response", None), "status_code", 0)
+    if kind is HfHubHTTPError and status in _DENIED:
+        text = _REFUSED
+    return text.format(
+        repo=repo,
+        doing=doing,
+        after=after,
+        after_or_network=after or f": {_NETWORK}",
+        revision=repo.revision or "main",
+        reason=_TOKEN.sub("hf_...", first_line(error)).rstrip(".:"),
+        status=status,
+    )
