@@ -162,6 +162,7 @@ def encode_queries_command(
 ) -> None:
     """Encode the photos that are new or have changed."""
     from jzi.workspace.inputs import open_photo_table
+    from jzi.workspace.models.hub import local_folder
     from jzi.workspace.setup.settings import RegionSettings
     from jzi.workspace.setup.settings_file import load_area
 
@@ -184,9 +185,14 @@ def encode_queries_command(
             raise UsageError("in a region, photos are encoded by a retriever: add --retriever FOLDER")
         cells = open_region(settings)
         table = open_photo_table(settings).inside(cells.grid, cells)
-        cache, encoder = open_photo_cache(settings, retriever, cells)
+        cache, encoder = open_photo_cache(settings, local_folder(retriever), cells)
         batch_size = settings.encoding.batch_size
     else:
+        if retriever and local_folder(retriever) != retriever:
+            raise UsageError(
+                f"{retriever} is of the hub, and photos are encoded into the folder of a flat retriever: copy it with "
+                f"`hf download {retriever} --local-dir retriever`"
+            )
         table = open_photo_table(settings).inside(settings.pyramid)
         cache, encoder = open_photo_cache(settings, retriever)
         batch_size = settings.encoder.batch_size

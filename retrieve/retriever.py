@@ -1,7 +1,8 @@
 """A retriever's folder: everything needed to locate photos by retrieval, in a folder that can be copied.
 
 Beside the files that `jzi.store.model_folder` describes, it holds index.zarr, a feature cache with the embeddings of
-all cells (`jzi index`) and optionally of photos, and train/, the record of its training.
+all cells (`jzi index`) and optionally of photos, and train/, the record of its training. A published one has the cells
+in index.safetensors instead, and index.zarr only if photos are encoded into it to evaluate it.
 """
 
 from __future__ import annotations
@@ -12,11 +13,21 @@ from typing import TYPE_CHECKING
 
 from jzi.errors import ModelError
 from jzi.locate.ranges import CONTEXT, TEMPERATURE
+from jzi.retrieve.index_file import Cells, read_index
 from jzi.store.cache.feature_cache import FeatureCache
 from jzi.store.disk.storage import exists
 from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.info import EncoderInfo, ImageryInfo
-from jzi.store.model_folder import CONFIG, ENCODER, GRAPH, RetrieverModelConfig, create_model, read_config
+from jzi.store.model_folder import (
+    CONFIG,
+    ENCODER,
+    GRAPH,
+    INDEX,
+    RetrieverModelConfig,
+    create_model,
+    read_config,
+    verify_file,
+)
 
 if TYPE_CHECKING:
     from jzi.encode.encoders.encoder import Encoder
@@ -103,15 +114,32 @@ class Retriever:
 
         return load_model_encoder(self.folder, self.config, device)
 
+    @property
+    def published(self) -> bool:
+        """Whether the cells are part of its files, as of one that was published."""
+        return INDEX in self.config.files
+
+    def read_cells(self) -> Cells:
+        """(cell,) rows, (cell,) columns and (cell, feature) embeddings of all cells with imagery.
+
+        Raises:
+            ModelError: there is no index, or its file is damaged.
+            CacheError: the index is incomplete or damaged.
+        """
+        if self.published:
+            return read_index(verify_file(self.folder, self.config, INDEX), self.pyramid, self.encoder.width)
+        return self.open_cache().cells.read()
+
     def open_cache(self) -> FeatureCache:
-        """Open the cache with the cells for reading.
+        """Open the cache with the cells, and perhaps photos, for reading.
 
         Raises:
             ModelError: there is no cache.
             CacheMismatchError: the cache belongs to another retriever.
         """
         if not exists(self.cache_path):
-            raise ModelError(f"{self.folder} has no index yet: run `jzi index --retriever {self.folder}`")
+            lacking, command = ("photos", "encode-queries") if self.published else ("index", "index")
+            raise ModelError(f"{self.folder} has no {lacking} yet: run `jzi {command} --retriever {self.folder}`")
         cache = FeatureCache.open(self.cache_path)
         cache.check(
             area=self.pyramid,

@@ -50,11 +50,12 @@ class CellIndex:
             ModelError: there is no index, or no graph.
             CacheError: the index is incomplete or damaged.
         """
-        cache = retriever.open_cache()
-        row, col, embedding = cache.cells.read()
+        row, col, embedding = retriever.read_cells()
         if not approximate:
             return cls(row, col, embedding)
         faiss = import_faiss()
+        if retriever.published:
+            raise ModelError(f"{retriever.folder} was published, without a graph: leave --approximate out")
         if not retriever.hnsw_path.exists():
             raise ModelError(
                 f"{retriever.folder} has no graph for approximate search: run `jzi index --retriever "

@@ -8,6 +8,7 @@ cells.safetensors     the expert cells: two heads, and the codes of all cells
 levels.safetensors    the expert levels: two heads, and the codes of all tiles
 vpr.safetensors       the expert vpr: embeddings and positions of the training photos
 hnsw.faiss            a retriever's graph for approximate search
+index.safetensors     a published retriever's embeddings of all cells, instead of index.zarr
 encoder/              the encoder as `save_pretrained` writes it; absent if it is loaded from the hub by its id. Of a
                       state-wide retriever, its towers as `jzi.encode.encoders.towers` writes them
 
@@ -48,7 +49,8 @@ if TYPE_CHECKING:
 
 FORMAT = 2
 
-CONFIG, DECODER, MAP, GRAPH, ENCODER = "config.json", "decoder.safetensors", "map.safetensors", "hnsw.faiss", "encoder"
+CONFIG, DECODER, MAP, ENCODER = "config.json", "decoder.safetensors", "map.safetensors", "encoder"
+GRAPH, INDEX = "hnsw.faiss", "index.safetensors"
 
 #: File of each expert beside the zoom, by its name.
 EXPERT_FILES = {"cells": "cells.safetensors", "levels": "levels.safetensors", "vpr": "vpr.safetensors"}
@@ -428,14 +430,19 @@ def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def _write_config(folder: Path, config: ModelConfig) -> None:
+    text = config_text(config)
+    replace_file(folder / CONFIG, lambda path: path.write_text(text))
+
+
+def config_text(config: ModelConfig) -> str:
+    """The text of a config.json, with its own digest."""
     entries = plain(config)
     digests = {name: dict(sorted(entries.pop(name).items())) for name in ("files", "replacing")}
     if not digests["replacing"]:
         del digests["replacing"]
     head = {"jzi_format": FORMAT, "version": config.version, "kind": entries["kind"]}
     entries = {**head, **entries, **digests}
-    text = json.dumps({**entries, "digest": _digest(entries)}, indent=2)
-    replace_file(folder / CONFIG, lambda path: path.write_text(text + "\n"))
+    return json.dumps({**entries, "digest": _digest(entries)}, indent=2) + "\n"
 
 
 def _settled(folder: Path) -> ModelConfig:
@@ -449,7 +456,7 @@ def _settled(folder: Path) -> ModelConfig:
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    files = [file for name in (DECODER, MAP, GRAPH, *EXPERT_FILES.values()) if (file := folder / name).is_file()]
+    files = [file for name in (DECODER, MAP, GRAPH, INDEX, *EXPERT_FILES.values()) if (file := folder / name).is_file()]
     files += [folder / ENCODER / file for file in _encoder_files(folder / ENCODER)]
     files += sorted(folder.glob(_HEADS))
     return {file.relative_to(folder).as_posix(): file_sha256(file) for file in files}

@@ -421,3 +421,25 @@ def locator(tmp_path: Path, zoom_folder: Path):
     import jzi
 
     return jzi.load(shutil.copytree(zoom_folder, tmp_path / "model"))
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """An empty hub, which the environment names, a token, and a local cache of the test's own."""
+    from huggingface_hub import constants
+
+    from jzi.tests.mock_hub import TOKEN, mock_hub
+
+    with mock_hub() as running:
+        monkeypatch.setattr(constants, "ENDPOINT", running.url)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", running.url + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # large files by HTTP, as without hf_xet
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+        monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)  # between two tries
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
+        yield running

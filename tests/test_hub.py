@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,29 +16,9 @@ from jzi.publish.hub.hub import RepoName
 from jzi.publish.hub.hub_download import fetch_model
 from jzi.publish.hub.hub_upload import HubTarget
 from jzi.tests.conftest import write_photo
-from jzi.tests.mock_hub import TOKEN, Hub, mock_hub
+from jzi.tests.mock_hub import TOKEN, Hub
 from jzi.workspace.models.hub import local_folder
 from jzi.workspace.push import PushRequest, prepare, push
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """An empty hub, which the environment names, a token, and a local cache of the test's own."""
-    from huggingface_hub import constants
-
-    with mock_hub() as running:
-        monkeypatch.setattr(constants, "ENDPOINT", running.url)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", running.url + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # large files by HTTP, as without hf_xet
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
-        monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)  # between two tries
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
-        yield running
 
 
 @pytest.fixture

@@ -30,6 +30,7 @@ from jzi.store.features.cell_features import OUTSIDE, CellFeatures
 from jzi.store.features.map_embeddings import ENCODED
 from jzi.store.geometry.pyramid import Pyramid, geodesic_distance
 from jzi.store.geometry.region import Region, RegionCells
+from jzi.tests.mock_hub import Hub
 from jzi.vectors.index_files import VECTORS
 from jzi.workspace.regions.region_index import ZoomedLocator, region_locator
 from jzi.workspace.setup.settings_file import load_region
@@ -193,8 +194,12 @@ def test_a_retriever_indexes_and_locates_in_another_region(
     assert photos["encoded"] > 5
     cache = FeatureCache.open(elsewhere / "index.zarr")
     assert cache.region is not None
-    evaluation = json.loads(trained(f"evaluate {there} --retriever retriever --json").stdout.splitlines()[-1])
+    gallery = "--split all --gallery-html failures.html --gallery-photos 2"
+    evaluation = json.loads(trained(f"evaluate {there} --retriever retriever {gallery} --json").stdout.splitlines()[-1])
     assert 0 <= evaluation["recall@1<50m"]["value"] <= 1
+    report = (tmp_path / "failures.html").read_text()
+    assert report.count("<article") == 2 and report.count("<b>True position</b>") == 2 and "per square of" in report
+    assert "The map is not shown" not in report and "cannot be shown" not in report
     photo = next((tmp_path / "photos").rglob("*.jpg"))
     outputs = "--geojson a.geojson --csv a.csv --heatmap a.tif --map a.html"
     located = json.loads(
@@ -202,6 +207,8 @@ def test_a_retriever_indexes_and_locates_in_another_region(
     )
     row, _ = cache.area.cells_at(located["latitude"], located["longitude"])
     assert row[0] >= 0
+    page = (tmp_path / "a.html").read_text()
+    assert '"imagery": {"image": "data:image/webp' in page  # the map of the region, as that of a square
     with rasterio.open(tmp_path / "a.tif") as raster:
         probability = raster.read(1, masked=True)
         y, x = np.unravel_index(probability.argmax(), probability.shape)
@@ -281,6 +288,23 @@ def test_score_maps_that_do_not_apply_are_refused_before_any_work(indexed: Calla
     approximate = indexed(f"{one} --retriever retriever --approximate", 2).stderr
     assert "--approximate does not score every cell" in approximate
     assert not (tmp_path / "a.tif").exists()
+
+
+def test_a_published_retriever_indexes_and_locates_by_its_name(
+    hub: Hub, trained: Callable[..., Any], tmp_path: Path
+) -> None:
+    trained("push retriever anna/state --license mit")
+    trained("index --retriever anna/state")
+    trained("encode-queries --retriever anna/state --skip-unusable")
+    photo = next((tmp_path / "photos").rglob("*.jpg"))
+    own, named = (
+        json.loads(trained(f"locate {photo} --retriever {name} --json").stdout.splitlines()[-1])
+        for name in ("retriever", "anna/state")
+    )
+    assert own == named
+    assert json.loads(trained("evaluate --retriever anna/state --split all --json").stdout)["photos"] > 1
+    card = trained("push retriever anna/state --license mit --dry-run --card card.md")
+    assert "not evaluated" not in card.stderr and "the most similar of" in (tmp_path / "card.md").read_text()
 
 
 @pytest.fixture(scope="module")

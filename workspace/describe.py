@@ -25,6 +25,7 @@ from jzi.store.model_folder import (
     CONFIG,
     ENCODER,
     GRAPH,
+    INDEX,
     RetrieverModelConfig,
     StatewideModelConfig,
     TransferModelConfig,
@@ -180,7 +181,7 @@ def _model(folder: Path) -> Info:
         facts |= {
             "method": config.method,
             "footprint_m": config.context * config.pyramid.cell_size,
-            "index": "there" if (folder / "index.zarr").is_dir() else "none yet: jzi index",
+            "index": "there" if INDEX in config.files or (folder / "index.zarr").is_dir() else "none yet: jzi index",
             "graph": "there" if (folder / GRAPH).is_file() else "none: jzi index --hnsw",
         }
     elif isinstance(config, TransferModelConfig):

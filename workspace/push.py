@@ -11,10 +11,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from jzi.errors import ConfigError, HubError, JziError, first_line
-from jzi.store.model_folder import CONFIG, EXPERT_FILES, MAP, AnyModelConfig, AreaModelConfig, read_config
+from jzi.store.model_folder import (
+    CONFIG,
+    EXPERT_FILES,
+    MAP,
+    AnyModelConfig,
+    AreaModelConfig,
+    RetrieverModelConfig,
+    StatewideModelConfig,
+    read_config,
+)
 
 if TYPE_CHECKING:
+    from jzi.locate.expert import Expert
     from jzi.publish.hub.hub_upload import HubFile, HubTarget
+    from jzi.store.cache.feature_cache import FeatureCache
 
 #: Largest file with an evaluation, bytes.
 _MAX_EVALUATION = 2**22
@@ -50,12 +61,14 @@ class Prepared:
         files: the files.
         own: names that files of this kind have.
         notes: warnings for people.
+        retriever: whether it is a model that is a retriever.
     """
 
     kind: Literal["model", "cache", "data set"]
     files: tuple[HubFile, ...]
     own: re.Pattern[str]
     notes: tuple[str, ...] = ()
+    retriever: bool = False
 
     @property
     def size(self) -> int:
@@ -124,7 +137,8 @@ def _model(request: PushRequest) -> Prepared:
         )
         files.append(HubFile("README.md", card_text(card).encode(), "the card"))
         files += [HubFile(name, (pictures / Path(name).name).read_bytes(), "the card") for name in drawn.values()]
-    return Prepared("model", tuple(files), MODEL_FILES, tuple(notes))
+    retriever = isinstance(config, RetrieverModelConfig | StatewideModelConfig)
+    return Prepared("model", tuple(files), MODEL_FILES, tuple(notes), retriever)
 
 
 def _draw_area(folder: Path, config: AreaModelConfig, output: Path) -> None:
@@ -155,7 +169,18 @@ def _evaluated(
 
     stored = _read_evaluation(request.evaluation) if request.evaluation else None
     file = request.config_file
-    if isinstance(config, AreaModelConfig) and file.exists() and not is_region(file) and not is_pairs(file):
+    if isinstance(config, RetrieverModelConfig):
+        try:
+            measured, photos = _measure_retriever(request.path, None if stored else plot)
+            return stored or measured, photos
+        except JziError as error:
+            notes.append(f"the retriever was not evaluated: {error}")
+    elif isinstance(config, StatewideModelConfig) and stored is None and file.exists() and is_region(file):
+        try:
+            return _measure_region(file, request.path), {}
+        except JziError as error:
+            notes.append(f"the retriever was not evaluated: {error}")
+    elif isinstance(config, AreaModelConfig) and file.exists() and not is_region(file) and not is_pairs(file):
         settings = load_settings(file)
         if settings.path(settings.model.path).resolve() == request.path.resolve():
             try:
@@ -173,29 +198,58 @@ def _evaluated(
 
 def _measure(settings: Any, plot: Path | None) -> tuple[dict[str, Any], dict[str, int]]:
     """What `jzi evaluate --json` reports of each expert and of their fusion; with a plot of the calibration."""
+    from jzi.workspace.models.evaluated import open_experts
+
+    model, cache = open_experts(settings)
+    return _figures(model.select(), model.fusions(), model.fused(), cache, plot)
+
+
+def _measure_retriever(folder: Path, plot: Path | None) -> tuple[dict[str, Any], dict[str, int]]:
+    """The same of a flat retriever, on the photos of its index."""
+    from jzi.workspace.models.evaluated import open_retriever
+
+    expert, cache = open_retriever(folder, approximate=False)
+    return _figures({"fused": expert}, {}, expert, cache, plot)
+
+
+def _measure_region(file: Path, folder: Path) -> dict[str, Any]:
+    """What `jzi evaluate --json` reports of a state-wide retriever, on the photos of a region's index."""
+    from jzi.workspace.regions.evaluation import evaluate_region
+    from jzi.workspace.setup.settings_file import load_region
+
+    evaluation, split = evaluate_region(load_region(file, training=()), folder)
+    return {"split": split, **evaluation.to_dict()}
+
+
+def _figures(
+    experts: Mapping[str, Expert],
+    fusions: Mapping[str, Mapping[str, float]],
+    expert: Expert,
+    cache: FeatureCache,
+    plot: Path | None,
+) -> tuple[dict[str, Any], dict[str, int]]:
+    """Figures of experts, nothing without a plot, and number of photos by split."""
     import numpy as np
 
     from jzi.evaluate.calibration import calibrate
     from jzi.evaluate.experts import evaluate_experts
     from jzi.evaluate.photos import LabelledPhotos
     from jzi.export.picture import draw_calibration
-    from jzi.workspace.models.evaluated import open_experts
 
-    model, cache = open_experts(settings)
     counts = cache.queries.encoded()["split"].value_counts()
     photos = {name: int(counts[name]) for name in ("train", "val", "test") if name in counts}
     if plot is None:
         return {}, photos
-    labelled = LabelledPhotos.load(cache, model.fused())
-    figures = evaluate_experts(model.select(), model.fusions(), labelled)
-    draw_calibration(calibrate(model.fused(), labelled), plot)
+    labelled = LabelledPhotos.load(cache, expert)
+    figures = evaluate_experts(experts, fusions, labelled)
+    draw_calibration(calibrate(expert, labelled), plot)
     distance = labelled.training_distance
-    experts = {
+    values: dict[str, Any] = {"split": labelled.split, "photos": len(labelled)}
+    values["experts"] = {
         name: {f"recall@{radius:g}m": asdict(interval) for radius, interval in each.recall.items()}
         | {"median_error_m": asdict(each.median_error), "calibration_error": each.calibration_error}
         for name, each in figures.items()
     }
-    values: dict[str, Any] = {"split": labelled.split, "photos": len(labelled), "experts": experts}
     if distance is not None:
         values["by_training_distance"] = {"median_m": float(np.median(distance))}
     return values, photos

@@ -44,12 +44,12 @@ def push_command(
     card: Path | None,
     as_json: bool,
 ) -> None:
-    """Publish a model on the Hugging Face hub, with a card.
+    """Publish a model or a retriever on the Hugging Face hub, with a card.
 
     MODEL may also be a cache or a data set that `jzi dataset publish` wrote. Afterwards, `jzi locate --model USER/NAME`
-    and `jzi.load("USER/NAME")` download and verify a model. Neither imagery nor photos are published with a model, but
-    the positions of its training photos may be: --dry-run says what each file discloses. Log in with `hf auth login`,
-    or set HF_TOKEN.
+    (`--retriever` of a retriever) and `jzi.load("USER/NAME")` download and verify it. Neither imagery nor photos are
+    published with a model, but the positions of its training photos may be: --dry-run says what each file discloses.
+    Log in with `hf auth login`, or set HF_TOKEN.
     """
     from jzi.publish.hub.hub import RepoName
     from jzi.publish.hub.hub_upload import HubTarget
@@ -88,7 +88,7 @@ def run_push(request: PushRequest, dry_run: bool, as_json: bool, card: Path | No
 
 def _published(prepared: Prepared, request: PushRequest, address: str) -> str:
     repo = str(request.target.repo.id) + (f"@{request.target.branch}" if request.target.branch else "")
-    following = f"jzi locate photo.jpg --model {repo}"
+    following = f"jzi locate photo.jpg --{'retriever' if prepared.retriever else 'model'} {repo}"
     if prepared.kind != "model":
         following = f"hf download {request.target.repo.id} --repo-type dataset --local-dir ."
     return f"published: {address}\nnext: {following}"

@@ -34,11 +34,12 @@ def train_fusion(
 
     settings = load_region(config_file, overrides, training=())
     from jzi.store.plain import plain
+    from jzi.workspace.models.hub import local_folder
     from jzi.workspace.regions.region_index import fusion_file
     from jzi.workspace.regions.zoom_fusion import ZoomedRegion
 
     file = fusion_file(settings)
-    fitted = ZoomedRegion.open(settings, retriever, square, experts).fit()
+    fitted = ZoomedRegion.open(settings, local_folder(retriever), square, experts).fit()
     lines = [f"weights fitted on {fitted.photos} photos: {file}"]
     for name, weight in fitted.weights.items():
         gain, error = fitted.gains[name]

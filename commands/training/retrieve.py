@@ -87,7 +87,7 @@ def train_retriever_command(
 @click.command(short_help="Encode the cells that a retriever searches.")
 @settings_options
 @click.option("--retriever", type=click.Path(path_type=Path), default="retriever", show_default=True,
-              help="A folder that train-retriever wrote.")  # fmt: skip
+              help="A folder that train-retriever wrote, or in a region also USER/NAME of the hub.")  # fmt: skip
 @click.option("--hnsw", is_flag=True, help="Also build an HNSW graph for approximate search.")
 @click.option("--faiss", type=click.Choice(["auto", "hnsw", "ivf-pq", "ivf-rabitq"]),
               help="Of a region, also build an index for approximate search.")  # fmt: skip
@@ -118,8 +118,10 @@ def index(
 
     In a region, the index is the cache of its jzi.toml, and the retriever may have been trained anywhere.
     """
+    from jzi.workspace.models.hub import local_folder
     from jzi.workspace.setup.settings_file import is_region, load_settings
 
+    retriever = local_folder(retriever)
     if is_region(config_file):
         kind = "hnsw" if hnsw and not faiss else faiss
         if copy and kind in (None, "hnsw"):
@@ -143,6 +145,8 @@ def index(
     if hnsw:
         import_faiss()  # fails before anything is encoded
     model = Retriever.load(retriever)
+    if model.published:
+        raise UsageError(f"{retriever} was published with its index: there is nothing to encode")
     if model.pyramid != settings.pyramid:
         raise UsageError(f"{retriever} was trained on another area than that of {config_file}: train one on this area")
     with ray_cluster(ray), open_imagery(settings) as imagery:

@@ -13,7 +13,9 @@ import numpy as np
 import yaml
 
 from jzi.errors import HubError
+from jzi.publish.hub.citations import CITATIONS
 from jzi.publish.hub.hub import RepoName
+from jzi.publish.hub.model_figures import default_answer, hub_metrics, is_interval, recall_by_radius, split_name
 from jzi.publish.licences import licence_id
 from jzi.publish.markdown import escape, table
 from jzi.store.geometry.pyramid import Pyramid
@@ -21,6 +23,7 @@ from jzi.store.model_folder import (
     EXPERT_FILES,
     AnyModelConfig,
     AreaModelConfig,
+    RetrieverModelConfig,
     StatewideModelConfig,
     TransferModelConfig,
     ZoomModelConfig,
@@ -37,17 +40,6 @@ _EXPERTS = {
     "levels": "compares the photo with the tiles of every level",
     "vpr": "compares the photo with the training photos; no cross-view expert",
 }
-
-_CITATION = """\
-```bibtex
-@article{erzurumlu2026justzoomin,
-  title  = {Just Zoom In: Cross-View Geo-Localization via Autoregressive Zooming},
-  author = {Erzurumlu, Yunus Talha and Kwag, Jiyong and Yilmaz, Alper},
-  year   = {2026},
-  eprint = {2603.25686},
-  archivePrefix = {arXiv}
-}
-```"""
 
 
 @dataclass(frozen=True)
@@ -109,7 +101,7 @@ def card_text(card: ModelCard) -> str:
         "## Limits\n\n" + _list(_limits(card)),
         "## What these files disclose\n\n" + _list(_disclosed(card)),
         f"## Licence\n\n{escape(card.licence)}",
-        f"## Citation\n\n{_CITATION}",
+        f"## Citation\n\n```bibtex\n{_citation(card)}\n```",
         f"*Written by jzi {__version__}.*",
     ]
     return f"---\n{_front_matter(card)}---\n\n" + "\n\n".join(sections) + "\n"
@@ -125,69 +117,42 @@ def _front_matter(card: ModelCard) -> str:
     }
     if card.config.encoder.from_hub:
         values["base_model"] = card.config.encoder.name
-    if metrics := _metrics(card.evaluation):
+    if metrics := hub_metrics(card.evaluation):
         result = {
             "task": {"type": "image-classification", "name": "Photo geolocalization"},
-            "dataset": {"type": "private", "name": f"{_split(card.evaluation)} photos of the area"},
+            "dataset": {"type": "private", "name": f"{split_name(card.evaluation)} photos of the area"},
             "metrics": metrics,
         }
         values["model-index"] = [{"name": card.repo.id.partition("/")[2], "results": [result]}]
     return str(yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=1000))
 
 
-def _metrics(evaluation: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    return [
-        {"type": "recall", "name": f"Recall within {radius}", "value": round(interval["value"], 4)}
-        for radius, interval in _recall(_answers(evaluation)).items()
-    ]
-
-
-def _answers(evaluation: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """Figures of the default answer: of the fusion of all experts, else of the model."""
-    if not evaluation:
-        return {}
-    experts = evaluation.get("experts") or {}
-    fused = experts.get("fused")
-    return fused if isinstance(fused, Mapping) else evaluation
-
-
-def _recall(values: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
-    """Intervals of recall by radius, such as "50 m"."""
-    found = {}
-    for key, interval in values.items():
-        radius = key.removeprefix("recall@").removesuffix("m")
-        if key == f"recall@{radius}m" and _is_interval(interval):
-            found[f"{radius} m"] = interval
-    return found
-
-
-def _is_interval(value: Any) -> bool:
-    numbers = [value.get(name) for name in ("value", "low", "high")] if isinstance(value, Mapping) else [None]
-    return all(isinstance(number, int | float) and np.isfinite(number) for number in numbers)
-
-
-def _split(evaluation: Mapping[str, Any] | None) -> str:
-    name = (evaluation or {}).get("split")
-    return name if name in ("train", "val", "test") else "test"
-
-
 def _summary(card: ModelCard) -> str:
     what = "Tells where a street-level photo was taken"
+    if isinstance(card.config, StatewideModelConfig):
+        what += ", by comparing it with the cells of any region of which there is imagery (state-wide retrieval)"
     if isinstance(card.config, AreaModelConfig):
         area = card.config.pyramid
         latitude, longitude = _centre(area)
         what += f", in a square of {_length(area.size)} around {latitude:.4f}, {longitude:.4f}"
+    if isinstance(card.config, RetrieverModelConfig):
+        what += ", by comparing it with every cell (flat retrieval)"
     return f"{what}. A model of [jzi](https://arxiv.org/abs/2603.25686)."
 
 
 def _usage(card: ModelCard) -> str:
+    code, command = f'locator = jzi.load("{card.repo.id}")', f"`jzi locate photo.jpg --model {card.repo.id}`"
+    if isinstance(card.config, RetrieverModelConfig):
+        command = command.replace("--model", "--retriever")
     if isinstance(card.config, StatewideModelConfig):
-        code = f'locator = jzi.load("{card.repo.id}", cache="index.zarr")  # an index of a region: jzi index'
-    else:
-        code = f'locator = jzi.load("{card.repo.id}")'
+        code = f'locator = jzi.load("{card.repo.id}", cache="index.zarr")  # the index of a region'
+        command = (
+            "in a folder that `jzi init --region` has set up, "
+            f"`jzi index --retriever {card.repo.id}` and `jzi locate photo.jpg --retriever {card.repo.id}`"
+        )
     return (
         f'```python\nimport jzi\n{code}\nprint(locator.locate("photo.jpg"))\n```\n\n'
-        f"or `jzi locate photo.jpg --model {card.repo.id}`. Its files are verified by SHA-256, and no code of them is "
+        f"or {command}. Its files are verified by SHA-256, and no code of them is "
         "run."
     )
 
@@ -223,7 +188,7 @@ def _data(card: ModelCard) -> str:
     distance = ((card.evaluation or {}).get("by_training_distance") or {}).get("median_m")
     if isinstance(distance, int | float):
         lines.append(
-            f"Half of the {_split(card.evaluation)} photos lie within {distance:.1f} m of a training photo."
+            f"Half of the {split_name(card.evaluation)} photos lie within {distance:.1f} m of a training photo."
             + (
                 " That is near: photos of streets without training photos will be located worse."
                 if distance < 25
@@ -240,6 +205,13 @@ def _experts(card: ModelCard) -> str:
         f"Encoder: {escape(encoder.name)}, {source}, {encoder.width} features, photos of {encoder.image_size} pixels "
         f"({escape(encoder.layout)})."
     )
+    if isinstance(card.config, RetrieverModelConfig):
+        side = card.config.context * card.config.pyramid.cell_size
+        return f"{text} Trained by the method {escape(card.config.method)} on reference crops of {side:.0f} m."
+    if isinstance(card.config, StatewideModelConfig):
+        where = f", in {escape(card.config.area)}" if card.config.area else ""
+        method = escape(card.config.method)
+        return f"{text} Trained by the method {method} with cells of {card.config.cell_m:g} m{where}."
     if not isinstance(card.config, ZoomModelConfig | TransferModelConfig):
         return text
     names = [*(["zoom"] if isinstance(card.config, ZoomModelConfig) else []), *card.config.experts]
@@ -255,8 +227,8 @@ def _experts(card: ModelCard) -> str:
 
 def _evaluation(card: ModelCard) -> str:
     evaluation = card.evaluation
-    answers = _answers(evaluation)
-    if not evaluation or not _recall(answers):
+    answers = default_answer(evaluation)
+    if not evaluation or not recall_by_radius(answers):
         return "Not evaluated."
     rows = [
         (
@@ -264,14 +236,18 @@ def _evaluation(card: ModelCard) -> str:
             share_text(each["value"]),
             f"{share_text(each['low'])} to {share_text(each['high'])}",
         )
-        for radius, each in _recall(answers).items()
+        for radius, each in recall_by_radius(answers).items()
     ]
     median = answers.get("median_error_m", {})
-    if _is_interval(median):
+    if is_interval(median):
         rows.append(("median error", f"{median['value']:.1f} m", f"{median['low']:.1f} to {median['high']:.1f} m"))
-    text = (
-        f"{int(evaluation.get('photos', 0))} photos of the split {_split(evaluation)}, which were not trained on; the "
-        "default answer, with 95 % bootstrap intervals.\n\n" + table(("", "", "interval"), rows, 2)
+    answer = "the default answer"
+    if isinstance(card.config, StatewideModelConfig):
+        answer = f"the most similar of {int(evaluation.get('cells', 0)):,} cells"
+    split = split_name(evaluation)
+    photos = "photos" if split == "all" else f"photos of the split {split}, which were not trained on"
+    text = f"{int(evaluation.get('photos', 0))} {photos}; {answer}, with 95 % intervals.\n\n" + table(
+        ("", "", "interval"), rows, 2
     )
     error = answers.get("calibration_error", (evaluation.get("posterior") or {}).get("calibration_error"))
     if isinstance(error, int | float):
@@ -292,6 +268,9 @@ def _limits(card: ModelCard) -> list[str]:
                 f"(AUROC {best:.2f} there), not on photos of every other place."
             )
         limits.append("It was trained on imagery and photos of some years; streets that have changed since are harder.")
+    if isinstance(card.config, StatewideModelConfig):
+        limits.append("It needs imagery of the region in the levels of detail that it was trained on, and its index.")
+        limits.append("Regions that look different from where it was trained are harder.")
     limits.append("Night, snow, interiors, close-ups and indistinct views are located badly.")
     limits.append("The figures hold for photos like those that it was evaluated on, not for other cameras.")
     if not card.evaluation:
@@ -310,8 +289,16 @@ def _disclosed(card: ModelCard) -> list[str]:
             "training photos."
         )
     if isinstance(card.config, AreaModelConfig):
-        lines.append("There is an embedding of every tile of the imagery, from which similar places can be found.")
+        what = "cell" if isinstance(card.config, RetrieverModelConfig) else "tile"
+        lines.append(f"There is an embedding of every {what} of the imagery, from which similar places can be found.")
     return lines
+
+
+def _citation(card: ModelCard) -> str:
+    config = card.config
+    if isinstance(config, RetrieverModelConfig | StatewideModelConfig):
+        return CITATIONS.get(config.method, "") or CITATIONS["zoom"]
+    return CITATIONS["zoom"]
 
 
 def _centre(area: Pyramid) -> tuple[float, float]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from safetensors import safe_open
@@ -12,15 +14,19 @@ from jzi.errors import HubError
 from jzi.publish.hub.hub import MODEL_FILES
 from jzi.publish.hub.hub_download import REFINER_FILES, model_files
 from jzi.publish.hub.hub_upload import HubFile
+from jzi.retrieve.index_file import pack_index
+from jzi.retrieve.retriever import Retriever
 from jzi.store.disk.storage import is_url
 from jzi.store.model_folder import (
     CONFIG,
     DECODER,
     EXPERT_FILES,
+    INDEX,
     MAP,
     AnyModelConfig,
     AreaModelConfig,
     RetrieverModelConfig,
+    config_text,
     verify_file,
 )
 
@@ -35,16 +41,23 @@ _LEFT_OUT = re.compile(r"(^|/)\.[^/]*(/|$)|\.partial(/|$)|\.lock$")
 def files_of_model(folder: Path, config: AnyModelConfig) -> list[HubFile]:
     """The files of a model that locating needs, verified; imagery, photos and states of training are not among them.
 
+    Of the index of a flat retriever, a cache that may hold photos, the cells become index.safetensors.
+
     Args:
         folder: the model folder.
         config: its config.json.
 
     Raises:
-        HubError: the model is a retriever, whose index is a cache, or has weights that are no safetensors.
-        ModelError: a file is missing or damaged.
+        HubError: the model has weights that are no safetensors.
+        ModelError: a file is missing or damaged, or a retriever has no index.
+        CacheError: a retriever's index is incomplete or damaged.
     """
-    if isinstance(config, RetrieverModelConfig):
-        raise HubError(f"{folder} is a flat retriever, whose index is not part of its files: it cannot be published")
+    if isinstance(config, RetrieverModelConfig) and not (retriever := Retriever(folder, config)).published:
+        index = pack_index(retriever.read_cells())
+        config = replace(config, files={**config.files, INDEX: hashlib.sha256(index).hexdigest()})
+        sources = {CONFIG: config_text(config).encode(), INDEX: index}
+    else:
+        sources = {}
     present = [name for name in REFINER_FILES if (folder / name).is_file()]
     names = model_files(config, present)
     if other := [name for name in names if not MODEL_FILES.fullmatch(name)]:
@@ -53,9 +66,9 @@ def files_of_model(folder: Path, config: AnyModelConfig) -> list[HubFile]:
             "train with it"
         )
     for name in names:
-        if name in config.files:
+        if name in config.files and name not in sources:
             verify_file(folder, config, name)
-    return [HubFile(name, folder / name, _disclosed(folder, config, name)) for name in names]
+    return [HubFile(name, sources.get(name, folder / name), _disclosed(folder, config, name)) for name in names]
 
 
 def _disclosed(folder: Path, config: AnyModelConfig, name: str) -> str:
@@ -71,6 +84,8 @@ def _disclosed(folder: Path, config: AnyModelConfig, name: str) -> str:
         return f"the exact position and an embedding of each of {count} training photos"
     if name == MAP:
         return "an embedding of every tile of the imagery; no pixel of it"
+    if name == INDEX:
+        return "an embedding of every cell of the imagery; no pixel of it"
     if name in (EXPERT_FILES["cells"], EXPERT_FILES["levels"]):
         return "weights, and a code of every cell or tile of the imagery"
     if name == DECODER:

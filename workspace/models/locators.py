@@ -156,7 +156,7 @@ def open_locator(
         ConfigError: options contradict one another.
         JziError: the model or the cache cannot be used.
     """
-    retriever = retriever and local_folder(retriever)
+    given, retriever = retriever, retriever and local_folder(retriever)
     if fuse and not zoom:
         raise ConfigError("--fuse multiplies the probabilities of --retriever and --zoom: give both")
     memory = memory_of(config_file)
@@ -177,6 +177,8 @@ def open_locator(
             fusion = fusion_file(settings) if fuse else None
         locator = load(retriever, cache=cache, approximate=approximate, index=index, zoom=zoom, fusion=fusion,
                        memory=memory)  # fmt: skip
+        if retriever != given:  # of the hub
+            locator.name = str(given)
     else:
         if approximate:
             raise ConfigError("--approximate goes with --retriever")

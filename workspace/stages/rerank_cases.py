@@ -17,6 +17,7 @@ from jzi.errors import PairsError, PhotoTableError, RerankError
 from jzi.rerank.config import RerankConfig
 from jzi.workspace.inputs import open_photo_files
 from jzi.workspace.models.evaluated import open_experts, open_retriever
+from jzi.workspace.models.hub import local_folder
 from jzi.workspace.setup.settings import RegionSettings, Settings
 
 if TYPE_CHECKING:
@@ -99,9 +100,9 @@ def open_front(
 
         if retriever is None:
             raise RerankError("a region has no zoom model: name its retriever with --retriever")
-        return open_region_expert(settings, retriever)
+        return open_region_expert(settings, local_folder(retriever))
     if retriever is not None:
-        return open_retriever(retriever, approximate=False)
+        return open_retriever(local_folder(retriever), approximate=False)
     model, cache = open_experts(settings)
     return model.fused(experts), cache
 
