@@ -58,7 +58,7 @@ def write_pair_gallery(path: Path, outcome: PairOutcome, count: int, *, title: s
         title=title,
         pairs=True,
         photos=len(error),
-        median=f"{median:,.1f} m" if outcome.metric else f"rank {median + 1:,.0f}",
+        median=_distance(median) if outcome.metric else f"rank {median + 1:,.0f}",
         unit="m" if outcome.metric else "images",
         sure="Similarity" if outcome.ranking else "",
     )
@@ -74,7 +74,7 @@ def _card(
     if ranking is not None and (ranking.top[index] >= 0).any():
         similarity = float(ranking.similarity[index].max())
     if outcome.metric:
-        text = f"{error:,.1f} m" if np.isfinite(error) else "in another place, by an unknown distance"
+        text = _distance(error)
     else:
         text = "the right image is first" if not error else f"the right image has rank {error + 1:,.0f}"
     return {
@@ -122,6 +122,13 @@ def _panel(
     if ranking is not None and is_true:
         text += f", rank {int(ranking.rank[index]) + 1:,} of {ranking.references:,}"
     return panel(pool.add(Image.fromarray(pixels), PANEL), side, title, text, answer=answer, truth=truth)
+
+
+def _distance(metres: float) -> str:
+    """An error in words; in another city it is thousands of kilometres."""
+    if not np.isfinite(metres):
+        return "an unknown distance"
+    return f"{metres:,.1f} m" if metres < 10_000 else f"{metres / 1000:,.0f} km"
 
 
 def _at(metres: NDArray[np.float64], side: float) -> Point:
