@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+import torch
 from PIL import ExifTags, Image
+from safetensors.torch import load_file
 
 from jzi.refine.info import read_refiner_info
 from jzi.refine.networks.files import update_refiner
 from jzi.refine.stage import NO_WEIGHT
 from jzi.store.cache.feature_cache import FeatureCache
+from jzi.train.refine.rays import RayTask
+from jzi.train.refine.refiner import RefinerTask
 from jzi.workspace.setup.settings_file import load_settings
 from jzi.workspace.stages.refiner_training import coarse_map_warnings
 
@@ -29,6 +35,10 @@ REFINE = (
     "--set refine.channels=[16,16,8,8]"
 )
 TRAIN = f"train-refiner {REFINE} --set refiner.epochs=2 --set refiner.batch_size=8"
+RAYS = (
+    "train-refiner --set refine.kind=rays --set refine.window_m=40 --set refiner.epochs=1 --set refiner.batch_size=8 "
+    "--set refine.rays.width=8"
+)
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +72,32 @@ def test_a_refiner_without_a_weight_leaves_answers_as_they_are_and_says_so(town)
     assert refined.pop("notes") == [*plain.pop("notes"), NO_WEIGHT]
     assert refined == plain
     assert "no photo was refined" in town("evaluate --refine").stdout
+
+
+@pytest.mark.parametrize(("options", "task"), [(TRAIN, RefinerTask), (f"{RAYS} --also .", RayTask)])
+def test_the_first_run_of_a_new_folder_can_be_interrupted_and_goes_on(
+    town, monkeypatch: pytest.MonkeyPatch, options: str, task: type[RefinerTask]
+) -> None:
+    loss, calls = task.loss, list[None]()
+
+    def interrupted(*arguments: Any) -> Any:
+        calls.append(None)
+        if len(calls) == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        return loss(*arguments)
+
+    def steps_of(folder: str, code: int = 0) -> int:
+        before = len(calls)
+        town(f"{options} -o {folder}", code)
+        return len(calls) - before
+
+    monkeypatch.setattr(task, "loss", interrupted)
+    assert steps_of("new", 130) == 4
+    assert Path("new/train/state.pt").exists()
+    assert steps_of("new") == steps_of("whole") - 4
+    assert load_file("new/refiner.safetensors").keys() == load_file("whole/refiner.safetensors").keys()
+    for name, value in load_file("whole/refiner.safetensors").items():
+        torch.testing.assert_close(load_file("new/refiner.safetensors")[name], value, rtol=0, atol=0)
 
 
 def test_photos_without_a_focal_length_are_noted(town) -> None:

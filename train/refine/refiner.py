@@ -203,6 +203,16 @@ class RefinerTask(CacheTask):
         self.sums.copy_(state["loss_sums"])
 
 
+def check_photos(source: PairSource) -> None:
+    """Refuse a source that has no photo to train on.
+
+    Raises:
+        TrainingError: it has none.
+    """
+    if not len(source.train):
+        raise TrainingError("there is no photo to refine with: none with split 'train' has tokens and lies on the map")
+
+
 def train_refiner(
     source: PairSource,
     make: Callable[[], Refiner],
@@ -240,8 +250,7 @@ def train_refiner(
         ModelError: the folder holds a refiner that was trained in another way, or cannot be written.
         KeyboardInterrupt: Ctrl-C was pressed; the state is saved.
     """
-    if not len(source.train):
-        raise TrainingError("there is no photo to refine with: none with split 'train' has tokens and lies on the map")
+    check_photos(source)
     accelerator = make_accelerator(config, folder)
     torch.manual_seed(config.seed)
     refiner = make()

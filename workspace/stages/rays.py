@@ -38,18 +38,19 @@ def train_ray_refiner(
     from jzi.train.encoders.area import new_folder
     from jzi.train.refine.ray_images import RaySource, RaySources
     from jzi.train.refine.rays import RayTask
-    from jzi.train.refine.refiner import train_refiner
+    from jzi.train.refine.refiner import check_photos, train_refiner
 
     refine, config = settings.refine, settings.refiner
     network = refine.ray_config()
     init = settings.path(config.init) if config.init else None
     with contextlib.ExitStack() as stack:
-        stack.enter_context(new_folder(folder))
         parts = []
-        for area in (settings, *others):
-            imagery = stack.enter_context(open_imagery(area))
-            parts.append(RaySource.load(imagery, open_photo_table(area).inside(area.pyramid), refine, config))
-        source = RaySources(tuple(parts))
+        with new_folder(folder):  # not around the training: what is trained stays when it is interrupted
+            for area in (settings, *others):
+                imagery = stack.enter_context(open_imagery(area))
+                parts.append(RaySource.load(imagery, open_photo_table(area).inside(area.pyramid), refine, config))
+            source = RaySources(tuple(parts))
+            check_photos(source)
         return train_refiner(
             source,
             lambda: _make(network, init),

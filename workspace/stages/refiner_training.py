@@ -112,7 +112,7 @@ def _train_one(settings: Settings, folder: Path, others: Sequence[Settings], pro
     from jzi.train.encoders.area import new_folder
     from jzi.train.refine.refine_images import ImageSource
     from jzi.train.refine.refine_tokens import TokenSource
-    from jzi.train.refine.refiner import train_refiner
+    from jzi.train.refine.refiner import check_photos, train_refiner
 
     refine, config = settings.refine, settings.refiner
     if refine.kind != "cached":
@@ -126,14 +126,15 @@ def _train_one(settings: Settings, folder: Path, others: Sequence[Settings], pro
     cache = FeatureCache.open(settings.cache_path)
     cache.check(area=settings.pyramid)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(new_folder(folder))
         source: TokenSource | ImageSource
-        if refine.source == "trained":
-            imagery = stack.enter_context(open_imagery(settings))
-            table = open_photo_table(settings).inside(settings.pyramid)
-            source = ImageSource.load(imagery, table, refine, config)
-        else:
-            source = TokenSource.load(cache, refine, config, folder)
+        with new_folder(folder):  # not around the training: what is trained stays when it is interrupted
+            if refine.source == "trained":
+                imagery = stack.enter_context(open_imagery(settings))
+                table = open_photo_table(settings).inside(settings.pyramid)
+                source = ImageSource.load(imagery, table, refine, config)
+            else:
+                source = TokenSource.load(cache, refine, config, folder)
+            check_photos(source)
         network = source.network(refine)
         info = RefinerInfo(
             kind="cached",
