@@ -66,8 +66,8 @@ LISTS = 4.0
 #: memory, bytes.
 TRAINED, TRAINING_BYTES = 39, 2**31
 
-#: Lists that are searched: at least so many, and one of so many. Of 25 million vectors in 8192 lists, 64 have 89 % of the
-#: neighbours, and 256 have 97 % (`benchmarks/statewide_scale.py`).
+#: Lists that are searched: at least so many, and one of so many. Of 25 million vectors in 8192 lists, 64 have 89 % of
+#: the neighbours, and 256 have 97 % (`benchmarks/statewide_scale.py`).
 PROBES, LISTS_PER_PROBE = 64, 32
 
 #: Candidates that are ranked exactly: at least so many, more where a copy of the vectors makes it cheap, and so many
