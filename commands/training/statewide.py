@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jzi.commands.shared.common import gallery_text, list_rejected, print_result, ray_cluster
+from jzi.commands.shared.common import UsageError, gallery_text, list_rejected, print_result, ray_cluster
 
 if TYPE_CHECKING:
     from jzi.evaluate.retrieval import Distance
@@ -83,7 +83,9 @@ def index_region_command(
     from jzi.vectors.lance_index import import_lance
     from jzi.workspace.regions.statewide import build_faiss, build_lance, export_cells, open_index
 
-    if kind:  # what is not installed is reported before anything is encoded
+    if export and not export.parent.is_dir():  # reported before anything is encoded, as what is not installed
+        raise UsageError(f"there is no folder {export.parent} to write {export.name} into")
+    if kind:
         import_faiss()
     if lance:
         import_lance()
