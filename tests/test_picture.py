@@ -71,7 +71,7 @@ def test_a_sure_answer_in_a_large_city_is_shown_from_near_and_what_is_not_shown_
     assert squares.probability.shape[0] <= 20  # a cell has a 20th of the panel's side, at least
     assert squares.outside == pytest.approx(0.03)
     draw_zoom(location, take_photo(tmp_path / "photo.jpg"), None, tmp_path / "a.png")
-    assert any("3 % not shown" in each for each in texts(figures[0]))
+    assert any("3.0 % not shown" in each for each in texts(figures[0]))
 
 
 def test_a_diffuse_posterior_is_shown_whole_in_squares_that_sum_to_it() -> None:
@@ -114,7 +114,7 @@ def test_the_legend_names_what_is_drawn_and_nothing_else(figures, tmp_path, take
     other = {"position that the photo records", "other candidates"}
     assert {*both, *other} <= set(with_truth) and both <= set(without) and not other & set(without)
     assert any("0 m from the position that the photo records" in each for each in with_truth)
-    assert any("12 % that it was taken in this area" in each for each in without)
+    assert any("12.5 % that it was taken in this area" in each for each in without)
     assert "this area" not in " ".join(with_truth)
 
 

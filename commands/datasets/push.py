@@ -44,7 +44,7 @@ def push_command(
     card: Path | None,
     as_json: bool,
 ) -> None:
-    """Publish a model or a retriever on the Hugging Face hub, with a card.
+    """Publish a model or a retriever on Hugging Face.
 
     MODEL may also be a cache or a data set that `jzi dataset publish` wrote. Afterwards, `jzi locate --model USER/NAME`
     (`--retriever` of a retriever) and `jzi.load("USER/NAME")` download and verify it. Neither imagery nor photos are
