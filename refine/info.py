@@ -21,8 +21,9 @@ from jzi.store.plain import plain
 from jzi.store.setting_checks import check_settings, first_invalid
 from jzi.version import __version__
 
-#: Format 1 had weights of another fusion: they are dropped, and `jzi train-refiner` fits them again.
-FORMAT = 2
+#: Format 1 had weights of another fusion, and format 2 only those for photos with a heading: they are dropped, and `jzi
+#: train-refiner` fits them again.
+FORMAT, OLDER = 3, (1, 2)
 
 INFO, WEIGHTS = "refiner.json", "refiner.safetensors"
 
@@ -42,8 +43,9 @@ class RefinerInfo:
         window_m: side of the windows that it was trained on, true metres.
         temperature: divisor T_D of the logits of the density, fitted on validation photos.
         heading_temperature: divisor T_h of the cosines of headings, likewise.
-        fusion: weights of the front end, of the density and of the greatest match (`jzi.refine.windows.fuse`), fitted
-            on validation photos; None if they have not been fitted.
+        fusion: weights of the front end, of the density and of the greatest match (`jzi.refine.windows.fuse`) for
+            photos whose heading is known, fitted on validation photos; None if they have not been fitted.
+        fusion_unknown: the same for photos whose heading is unknown.
         encoder: fingerprint of the encoder of the cache; empty of a refiner that sees pixels.
         detail: fingerprint of the tokens' projection and rendering; empty if there is none.
         version: version of jzi that wrote the folder.
@@ -60,6 +62,7 @@ class RefinerInfo:
     temperature: Divisor = 1.0
     heading_temperature: Divisor = 0.1
     fusion: tuple[FusionWeight, FusionWeight, FusionWeight] | None = None
+    fusion_unknown: tuple[FusionWeight, FusionWeight, FusionWeight] | None = None
     encoder: Fingerprint = ""
     detail: Fingerprint = ""
     version: Fingerprint = __version__
@@ -88,14 +91,14 @@ def read_refiner_info(folder: str | Path) -> RefinerInfo:
         raise ModelError(f"there is no refiner in {folder}: `jzi train-refiner` creates it") from None
     if not isinstance(entries, dict) or "jzi_refiner" not in entries:
         raise ModelError(f"{folder} is not a refiner of jzi: its {INFO} has no entry jzi_refiner")
-    if entries["jzi_refiner"] not in (1, FORMAT):
+    if entries["jzi_refiner"] not in (*OLDER, FORMAT):
         raise ModelError(
             f"{folder} is a refiner of format {entries['jzi_refiner']!r:.20}, but jzi {__version__} reads format "
             f"{FORMAT}: train the refiner again"
         )
     if entries.pop("digest", None) != _digest(entries):
         raise ModelError(f"{path} does not match its own digest, it was edited or damaged: {HINT}")
-    if entries.pop("jzi_refiner") == 1:
+    if entries.pop("jzi_refiner") in OLDER:
         entries["fusion"] = None
     config_class: Any = _CONFIGS.get(str(entries.get("kind")))
     if config_class is None:

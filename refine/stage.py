@@ -29,6 +29,10 @@ from jzi.refine.windows.window import Windows
 
 #: The note of answers that a refiner left as they were.
 NO_WEIGHT = "the refiner was no gain on validation photos and has no weight: this is the answer without it"
+NO_HEADING = (
+    "its heading is not known, and without headings the refiner was no gain on validation photos: this is the answer "
+    "without it (--heading)"
+)
 
 
 class WindowSource(Protocol):
@@ -101,8 +105,12 @@ class RefineStage:
         self.refiner, self.info, self.windows, self.photos = refiner, info, windows, photos
         self.options, self.warnings = options or StageOptions(), tuple(warnings)
         self.device = next(refiner.parameters()).device
-        weights = WindowWeights(*info.fusion) if info.fusion else WindowWeights()
-        self.calibration = RefineCalibration(info.temperature, info.heading_temperature, weights)
+
+    def calibration(self, view: PhotoView) -> RefineCalibration:
+        """What was fitted on validation photos; the weights are others for photos whose heading is known."""
+        fusion = self.info.fusion_unknown if view.heading_deg is None else self.info.fusion
+        weights = WindowWeights(*fusion) if fusion else WindowWeights()
+        return RefineCalibration(self.info.temperature, self.info.heading_temperature, weights)
 
     @property
     def reads_tokens(self) -> bool:
@@ -125,10 +133,11 @@ class RefineStage:
             CacheError: the cache lacks tokens of a window.
         """
         options = self.options
-        if not self.calibration.weights.refines:
-            return candidates
         place = candidates[0].latitude, candidates[0].longitude
         view = view_of_query(query).from_true_north(*place)
+        calibration = self.calibration(view)
+        if not calibration.weights.refines:
+            return candidates
         view = view.completed(options.hfov_deg, options.heading_sd_deg, options.magnetic_sd_deg)
         photo = self.photos(query, view)
         if photo is None:
@@ -137,7 +146,7 @@ class RefineStage:
         output = self.match(photo, view, proposals.windows)
         single = candidates[0].source in ("map", "greedy")  # the most probable place, not that of a disc
         fix = replace(options.fix, estimate="map") if single else options.fix
-        refined = refine_candidates(output, proposals, self.calibration, fix)
+        refined = refine_candidates(output, proposals, calibration, fix)
         if not any(each.fix for each in refined):
             return candidates
         scale = float(proposals.windows.scale.mean())
@@ -146,9 +155,11 @@ class RefineStage:
 
     def notes(self, query: Query, candidates: Sequence[Candidate]) -> Sequence[str]:
         """That the refiner has no weight, or what is wrong with the map, and the field of view if it was assumed."""
-        if not self.calibration.weights.refines:
-            return (NO_WEIGHT,)
-        if not any(each.fix for each in candidates) or view_of_query(query).hfov_deg is not None:
+        view = view_of_query(query)
+        if not self.calibration(view).weights.refines:
+            helps = self.calibration(replace(view, heading_deg=0.0)).weights.refines
+            return (NO_HEADING if view.heading_deg is None and helps else NO_WEIGHT,)
+        if not any(each.fix for each in candidates) or view.hfov_deg is not None:
             return self.warnings
         return (
             *self.warnings,

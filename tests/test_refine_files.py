@@ -72,8 +72,9 @@ def test_entries_are_changed_alone(folder: Path) -> None:
     assert load_refiner(folder)[1] == loaded
 
 
-def test_weights_of_the_first_format_are_dropped_for_they_mean_something_else(folder: Path) -> None:
-    rewrite(folder, lambda entries: entries.update(jzi_refiner=1, fusion=[1.0, 0.25], temperature=0.7))
+@pytest.mark.parametrize("older", [1, 2])
+def test_weights_of_older_formats_are_dropped_for_they_mean_something_else(folder: Path, older: int) -> None:
+    rewrite(folder, lambda entries: entries.update(jzi_refiner=older, fusion=[1.0, 0.25], temperature=0.7))
     info = load_refiner(folder)[1]
     assert (info.fusion, info.temperature) == (None, 0.7)
     update_refiner(folder, fusion=(1.0, 0.5, 0.0))
@@ -149,7 +150,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "deep": (lambda folder: (folder / INFO).write_text("[" * 100_000), "cannot be read"),
     "huge": (lambda folder: (folder / INFO).write_text(" " * 2**21), "more than 1048576 bytes"),
     "other JSON": (lambda folder: (folder / INFO).write_text("[]"), "has no entry jzi_refiner"),
-    "format": (entry(jzi_refiner=3), "is a refiner of format 3"),
+    "format": (entry(jzi_refiner=4), "is a refiner of format 4"),
     "kind": (entry(kind="magic"), "refiner of kind 'magic'"),
     "kind's type": (entry(kind=["cached"]), "refiner of kind"),
     "config of another kind": (entry(kind="unifygeo"), "invalid entry"),

@@ -123,7 +123,9 @@ def test_a_refiner_that_has_learned_nothing_gets_no_weight_and_changes_no_answer
     front_end, photos = FrontEnd(scene), photos_of(scene)
     fitted = fit_fusion(front_end, untrained_stage(scene), photos, OPTIONS)
     assert fitted.weights == UNCHANGED and fitted.photos > 30
-    stage = untrained_stage(scene, fusion=tuple(fitted.weights))
+    unknown = fit_fusion(front_end, untrained_stage(scene), photos, OPTIONS, headings=False)
+    assert unknown.weights == UNCHANGED
+    stage = untrained_stage(scene, fusion=tuple(fitted.weights), fusion_unknown=tuple(unknown.weights))
     posterior = front_end.posterior(photos.query[:1], OPTIONS)
     (location,) = to_locations(posterior, OPTIONS, ["a.jpg"])
     refined = stage(Query("a.jpg", photos.query[0], tokens=photos.read(0).tokens), posterior, location.candidates)

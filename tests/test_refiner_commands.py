@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from jzi.refine.info import read_refiner_info
 from jzi.refine.networks.files import update_refiner
-from jzi.refine.stage import NO_WEIGHT
+from jzi.refine.stage import NO_HEADING, NO_WEIGHT
 from jzi.store.cache.feature_cache import FeatureCache
 from jzi.train.refine.rays import RayTask
 from jzi.train.refine.refiner import RefinerTask
@@ -46,7 +46,7 @@ def folder(prepare: Callable, trained_folder: Path) -> Path:
     """A model, a cache with tokens of tiles and photos, and a trained refiner. Do not modify."""
     folder = prepare(trained_folder, "refining", "encode-map --detail", "encode-queries --tokens", TRAIN)
     assert read_refiner_info(folder / "model" / "refiner").fusion is None  # too few photos to fit it on
-    update_refiner(folder / "model" / "refiner", fusion=(1.0, 1.0, 0.0))
+    update_refiner(folder / "model" / "refiner", fusion=(1.0, 1.0, 0.0), fusion_unknown=(1.0, 1.0, 0.0))
     return folder
 
 
@@ -67,7 +67,7 @@ def test_a_trained_refiner_lies_in_the_models_folder_and_fits_its_cache(town) ->
 
 
 def test_a_refiner_without_a_weight_leaves_answers_as_they_are_and_says_so(town) -> None:
-    update_refiner(Path("model/refiner"), fusion=(1.0, 0.0, 0.0))
+    update_refiner(Path("model/refiner"), fusion=(1.0, 0.0, 0.0), fusion_unknown=(1.0, 0.0, 0.0))
     plain, refined = (json.loads(town(f"locate photos/day0/000.jpg --json {each}").stdout) for each in ("", "--refine"))
     assert refined.pop("notes") == [*plain.pop("notes"), NO_WEIGHT]
     assert refined == plain
@@ -98,6 +98,18 @@ def test_the_first_run_of_a_new_folder_can_be_interrupted_and_goes_on(
     assert load_file("new/refiner.safetensors").keys() == load_file("whole/refiner.safetensors").keys()
     for name, value in load_file("whole/refiner.safetensors").items():
         torch.testing.assert_close(load_file("new/refiner.safetensors")[name], value, rtol=0, atol=0)
+
+
+def test_without_a_gain_for_unknown_headings_photos_with_a_heading_alone_are_refined(town) -> None:
+    update_refiner(Path("model/refiner"), fusion_unknown=(1.0, 0.0, 0.0))
+    Image.open("photos/day0/000.jpg").save("plain.jpg")
+    line = "locate plain.jpg --refine --json"
+    known, unknown = (json.loads(town(f"{line} {each}").stdout) for each in ("--heading 30", ""))
+    assert known["fix"] and not unknown["fix"]
+    assert NO_HEADING in unknown["notes"] and NO_HEADING not in known["notes"]
+    given = json.loads(town("evaluate --refine --json").stdout)
+    withheld = json.loads(town("evaluate --refine --json --no-headings").stdout)
+    assert withheld["after"] == withheld["before"] == given["before"] != given["after"]
 
 
 def test_photos_without_a_focal_length_are_noted(town) -> None:

@@ -74,7 +74,10 @@ def train_refiner_command(
         click.echo("there is no photo with split 'val': the weights of the last epoch are kept", err=True)
     values = {**plain(trained.report), "temperature": trained.info.temperature,
               "heading_temperature": trained.info.heading_temperature, "fusion": plain(trained.info.fusion),
-              "fusion_gain": trained.weights and list(trained.weights.gain), "note": trained.note}  # fmt: skip
+              "fusion_gain": trained.weights and list(trained.weights.gain),
+              "fusion_unknown": plain(trained.info.fusion_unknown),
+              "fusion_unknown_gain": trained.weights_unknown and list(trained.weights_unknown.gain),
+              "note": trained.note}  # fmt: skip
     print_result(as_json, values, training_text(trained))
 
 
@@ -102,6 +105,9 @@ def training_text(trained: TrainedRefiner) -> str:
     lines.append(f"  temperatures: {info.temperature:.2f} of places, {info.heading_temperature:.3f} of headings")
     if trained.weights is not None:
         lines.append(f"  fusion with the model on {trained.weights.photos} photos: {_fusion_text(trained.weights)}")
+    if trained.weights_unknown is not None:
+        photos = trained.weights_unknown.photos
+        lines.append(f"  on {photos} photos without their headings: {_fusion_text(trained.weights_unknown)}")
     return "\n".join([*lines, f"wrote {report.folder}"])
 
 

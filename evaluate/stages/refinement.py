@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from jzi.encode.photo.photo_view import PhotoView
 from jzi.evaluate.cases import Case, Cases, error_ranks, worst_and_best
 from jzi.evaluate.stages.metres import (
     SHARES,
@@ -167,6 +168,7 @@ def fit_fusion(
     photos: RefinedPhotos,
     options: LocateOptions | None = None,
     *,
+    headings: bool = True,
     progress: bool = False,
 ) -> FittedWeights:
     """Weights of the front end, the density and the match, fitted on validation photos.
@@ -178,16 +180,18 @@ def fit_fusion(
         stage: refines its candidates.
         photos: validation photos.
         options: the front end's answer.
+        headings: whether to fit on those photos whose heading is known; else on all, without their headings.
         progress: whether to show a progress bar.
     """
     truth, pooled = list[NDArray[np.float64]](), list[NDArray[np.float64]]()
     x, y = _project(expert.area, photos.frame)
     for number, _, proposals in _proposals(expert, stage, photos, options, progress):
-        photo, windows = photos.read(number), proposals.windows
+        view, windows = _view(photos, number, stage, headings), proposals.windows
+        photo = None if headings and view.heading_deg is None else photos.read(number)
         if photo is None:
             continue
-        output = stage.match(photo, photos.view(number, stage), windows)
-        features, _ = pixel_features(output, proposals, stage.calibration.temperature)
+        output = stage.match(photo, view, windows)
+        features, _ = pixel_features(output, proposals, stage.info.temperature)
         u, v = (
             np.floor(each).astype(int)
             for each in windows.crs_to_pixels(np.full(len(windows), x[number]), np.full(len(windows), y[number]))
@@ -230,24 +234,28 @@ def _answer(
     row = photos.frame.iloc[number]
     true = proposals.posterior.area.project(row["latitude"], row["longitude"])
     spread = _cell_density(proposals.posterior, *(float(each) for each in true))
-    weights = stage.calibration.weights
-    if photo is None or not weights.refines:
+    view = _view(photos, number, stage, headings)
+    calibration = stage.calibration(view)
+    if photo is None or not calibration.weights.refines:
         return _Answer(candidates[0], candidates[0], candidates[0], spread, spread)
     if control == "black":
         tokens, pixels = (None if each is None else torch.zeros_like(each) for each in (photo.tokens, photo.pixels))
         photo = PhotoData(tokens, pixels, photo.fill)
-    view = photos.view(number, stage)
-    if not headings:
-        view = replace(view, heading_deg=None, heading_sd_deg=None)
     output = stage.match(photo, view, proposals.windows)
-    without = replace(stage.calibration, weights=weights._replace(match=0.0))
+    without = replace(calibration, weights=calibration.weights._replace(match=0.0))
     unranked = refine_candidates(output, proposals, without, stage.options.fix)
-    after = refine_candidates(output, proposals, stage.calibration, stage.options.fix)
+    after = refine_candidates(output, proposals, calibration, stage.options.fix)
     if not any(each.fix for each in after):
         return _Answer(candidates[0], candidates[0], candidates[0], spread, spread)
     inside = proposals.owner(*(float(each) for each in true)) >= 0
     density = _fine_density(after, proposals, *(float(each) for each in true)) if inside else spread
     return _Answer(candidates[0], unranked[0], after[0], spread, density)
+
+
+def _view(photos: RefinedPhotos, number: int, stage: RefineStage, headings: bool) -> PhotoView:
+    """What is known of a photo's camera, without its heading unless it is given to the refiner."""
+    view = photos.view(number, stage)
+    return view if headings else replace(view, heading_deg=None, heading_sd_deg=None)
 
 
 def _fine_density(candidates: list[Candidate], proposals: Proposals, x: float, y: float) -> float:

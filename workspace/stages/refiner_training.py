@@ -42,13 +42,15 @@ class TrainedRefiner:
     Attributes:
         report: of the training.
         info: what the refiner's folder records.
-        weights: of the fusion with the model, if they were fitted by this call.
+        weights: of the fusion with the model for photos whose heading is known, if they were fitted by this call.
+        weights_unknown: the same for photos whose heading is unknown.
         note: why they were not; empty if they were.
     """
 
     report: RefinerReport
     info: RefinerInfo
     weights: FittedWeights | None
+    weights_unknown: FittedWeights | None
     note: str
 
 
@@ -78,11 +80,11 @@ def train_area_refiner(
         report = train_ray_refiner(settings, others, folder, progress=progress)
     else:
         report = _train_one(settings, folder, others, progress)
-    info, weights, note = read_refiner_info(folder), None, ""
+    info, known, unknown, note = read_refiner_info(folder), None, None, ""
     if processes().is_main_process and (report.epochs or info.fusion is None):
-        weights, note = _fit_fusion(settings, folder, progress)
+        known, unknown, note = _fit_fusion(settings, folder, progress)
         info = read_refiner_info(folder)
-    return TrainedRefiner(report, info, weights, note)
+    return TrainedRefiner(report, info, known, unknown, note)
 
 
 def coarse_map_warnings(settings: Settings) -> tuple[str, ...]:
@@ -170,26 +172,34 @@ def _make(network: CachedRefinerConfig, init: Path | None) -> CachedRefiner:
     return refiner
 
 
-def _fit_fusion(settings: Settings, folder: Path, progress: bool) -> tuple[FittedWeights | None, str]:
+def _fit_fusion(
+    settings: Settings, folder: Path, progress: bool
+) -> tuple[FittedWeights | None, FittedWeights | None, str]:
+    """Weights for photos whose heading is known and for others, and why there are none."""
     from jzi.evaluate.stages.refinement import fit_fusion
     from jzi.refine.networks.files import update_refiner
     from jzi.refine.windows.fuse import MIN_PHOTOS
 
     if not (settings.path(settings.model.path) / CONFIG).exists():
-        return None, "there is no model to refine yet: run this again after `jzi train-decoder` to fit their fusion"
+        note = "there is no model to refine yet: run this again after `jzi train-decoder` to fit their fusion"
+        return None, None, note
     try:
         _, expert, stage, cache = _open(settings, folder)
         photos = _photos(settings, cache, stage, "val")
     except (CacheError, TrainingError) as error:  # no tokens; no validation photo but beside training photos
-        return None, f"the fusion with the model was not fitted: {error}"
-    fitted = fit_fusion(expert, stage, photos, progress=progress)
-    if fitted.photos < MIN_PHOTOS:
-        return None, (
-            f"only {fitted.photos} of the validation photos lie in windows of the search's candidates, too few to fit "
+        return None, None, f"the fusion with the model was not fitted: {error}"
+    unknown = fit_fusion(expert, stage, photos, headings=False, progress=progress)
+    if unknown.photos < MIN_PHOTOS:
+        note = (
+            f"only {unknown.photos} of the validation photos lie in windows of the search's candidates, too few to fit "
             "the weights of the fusion: probabilities are multiplied as they are"
         )
-    update_refiner(folder, fusion=tuple(fitted.weights))
-    return fitted, ""
+        return None, None, note
+    known = fit_fusion(expert, stage, photos, progress=progress)
+    if known.photos < MIN_PHOTOS:  # few photos record their headings
+        known = unknown
+    update_refiner(folder, fusion=tuple(known.weights), fusion_unknown=tuple(unknown.weights))
+    return known, unknown, ""
 
 
 @dataclass(frozen=True)
