@@ -74,7 +74,7 @@ def bins(confidence: NDArray[np.float64]) -> NDArray[np.int64]:
 def error_by_chance(confidence: NDArray[np.float64]) -> Interval:
     """The calibration error of answers whose confidences are exactly right, since they are not infinitely many.
 
-    A calibration error can be told from none if it lies above the interval. Source: consistency resampling, Bröcker and
+    A calibration error above the interval is evidence of miscalibration. Source: consistency resampling, Bröcker and
     Smith, "Increasing the reliability of reliability diagrams", 2007.
 
     Args:

@@ -115,7 +115,7 @@ def background_overlay(imagery: Imagery | None) -> dict[str, Any] | None:
 
 
 def has_overviews(imagery: Imagery) -> bool:
-    """Whether coarse pictures of the imagery can be read from overviews, as its first rasters tell."""
+    """Whether coarse pictures of the imagery can be read from overviews, judged by its first rasters."""
     try:
         return all(raster.overviews for raster in imagery.rasters[:ASKED])
     except ImageryError:
