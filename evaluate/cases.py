@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -58,6 +58,39 @@ class Cases:
     error: NDArray[np.float64]
     shown: tuple[Case, ...]
 
+    @classmethod
+    def choose(
+        cls,
+        photos: LabelledPhotos,
+        error: NDArray[np.float64],
+        count: int,
+        locate: Callable[[NDArray[np.int64]], Iterable[Location]],
+    ) -> Cases:
+        """Choose the photos with the greatest and the smallest errors.
+
+        Args:
+            photos: the photos that were located.
+            error: (photo,) their errors, metres.
+            count: number of photos to choose, at most.
+            locate: locates photos by their indices once more.
+        """
+        worst, best = worst_and_best(error, count)
+        chosen, rank = np.concatenate([worst, best]), error_ranks(error)
+        names = photos.ids or tuple(str(index) for index in range(len(photos)))
+        shown = tuple(
+            Case(
+                index,
+                int(rank[index]),
+                number < len(worst),
+                latitude=float(photos.latitude[index]),
+                longitude=float(photos.longitude[index]),
+                error=float(error[index]),
+                location=replace(location, photo=names[index]),
+            )
+            for number, (index, location) in enumerate(zip(chosen.tolist(), locate(chosen), strict=True))
+        )
+        return cls(photos, error, shown)
+
 
 def worst_and_best(error: NDArray[np.float64], count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Photos with the greatest and with the smallest errors, about half of `count` each, all by descending error.
@@ -102,26 +135,10 @@ def find_cases(
         )
         latitude, longitude = expert.area.unproject(points.x[:, 0], points.y[:, 0])
         errors.append(geodesic_distance(photos.latitude[part], photos.longitude[part], latitude, longitude))
-    error = np.concatenate(errors)
-    worst, best = worst_and_best(error, count)
-    chosen = np.concatenate([worst, best])
-    rank = error_ranks(error)
-    names = photos.ids or tuple(str(index) for index in range(len(photos)))
-    shown: list[Case] = []
-    for part in np.array_split(chosen, range(BATCH, len(chosen), BATCH)):
-        query = photos.query[torch.from_numpy(part).to(photos.query.device)]
-        locations = to_locations(expert.posterior(query, options), options, [names[each] for each in part])
-        for index, location in zip(part.tolist(), locations, strict=True):
-            truth: dict[str, Any] = {"latitude": float(photos.latitude[index])}
-            truth["longitude"] = float(photos.longitude[index])
-            shown.append(
-                Case(
-                    index,
-                    int(rank[index]),
-                    len(shown) < len(worst),
-                    error=float(error[index]),
-                    location=location,
-                    **truth,
-                )
-            )
-    return Cases(photos, error, tuple(shown))
+
+    def locate(chosen: NDArray[np.int64]) -> Iterator[Location]:
+        for part in np.array_split(chosen, range(BATCH, len(chosen), BATCH)):
+            query = photos.query[torch.from_numpy(part).to(photos.query.device)]
+            yield from to_locations(expert.posterior(query, options), options, [""] * len(part))
+
+    return Cases.choose(photos, np.concatenate(errors), count, locate)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from jzi.encode.photo.photo_view import PhotoView
-from jzi.evaluate.cases import Case, Cases, error_ranks, worst_and_best
+from jzi.evaluate.cases import Cases
 from jzi.evaluate.stages.metres import (
     SHARES,
     TINY,
@@ -140,26 +140,14 @@ def refined_cases(
         ConfigError: `count` is out of range.
     """
     CASES.check("the number of photos", count)
-    worst, best = worst_and_best(error, count)
-    chosen, rank = np.concatenate([worst, best]), error_ranks(error)
-    labelled = photos.labelled(expert)
-    shown = []
-    for number, location, proposals in _proposals(expert, stage, photos.take(chosen), None, False):
-        index = int(chosen[number])
-        answer = _answer(stage, proposals, list(location.candidates), photos, index, "", headings).after
-        location = location.with_candidates([answer] if answer.fix else location.candidates)
-        shown.append(
-            Case(
-                index,
-                int(rank[index]),
-                number < len(worst),
-                latitude=float(labelled.latitude[index]),
-                longitude=float(labelled.longitude[index]),
-                error=float(error[index]),
-                location=replace(location, photo=labelled.ids[index]),
-            )
-        )
-    return Cases(labelled, error, tuple(shown))
+
+    def locate(chosen: NDArray[np.int64]) -> Iterator[Location]:
+        for number, location, proposals in _proposals(expert, stage, photos.take(chosen), None, False):
+            index = int(chosen[number])
+            answer = _answer(stage, proposals, list(location.candidates), photos, index, "", headings).after
+            yield location.with_candidates([answer] if answer.fix else location.candidates)
+
+    return Cases.choose(photos.labelled(expert), error, count, locate)
 
 
 def fit_fusion(
