@@ -24,6 +24,7 @@ from jzi.retrieve.heads import SimilarityHeads
 from jzi.store.features.map_embeddings import NODATA, MapEmbeddings
 from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.info import EncoderInfo
+from jzi.store.tensors import Shape
 
 
 class LevelsExpert(DenseExpert):
@@ -98,10 +99,7 @@ class LevelsExpert(DenseExpert):
         device: str | torch.device,
     ) -> LevelsExpert:
         """Read what `save` wrote; arguments and errors as `CellsExpert.load`."""
-        names, features = range(1, area.levels + 1), entries.get("features", 0)
-        sides = {level: area.tiles_per_side(level) for level in names}
-        masks = {f"imagery.{level}": (side, side) for level, side in sides.items()}
-        codes = {f"codes.{level}": (side**2, features) for level, side in sides.items()}
+        codes, masks = stored_shapes(area, entries)
         tensors, heads = load_heads(path, entries, encoder, {**codes, **masks}, dict.fromkeys(masks, ("BOOL",)))
         has_imagery = [tensors[name].numpy() for name in masks]
         fits = (heads.config.scales, heads.config.spaces) == (1, area.levels)
@@ -124,3 +122,16 @@ def level_embeddings(features: MapEmbeddings) -> tuple[list[Tensor], list[NDArra
     grids = [*features.embedding[1:], features.cells]
     flat = [torch.from_numpy(np.nan_to_num(grid).reshape(-1, features.width).astype(np.float32)) for grid in grids]
     return flat, [status != NODATA for status in features.status[1:]]
+
+
+def stored_shapes(area: Pyramid, entries: dict[str, Any]) -> tuple[dict[str, Shape], dict[str, Shape]]:
+    """Names and shapes of the codes and of the masks in a file of the expert, level by level.
+
+    Args:
+        area: the map.
+        entries: as returned by `LevelsExpert.entries`.
+    """
+    sides = {level: area.tiles_per_side(level) for level in range(1, area.levels + 1)}
+    codes: dict[str, Shape] = {f"codes.{level}": (side**2, entries.get("features", 0)) for level, side in sides.items()}
+    masks: dict[str, Shape] = {f"imagery.{level}": (side, side) for level, side in sides.items()}
+    return codes, masks

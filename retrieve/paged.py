@@ -26,6 +26,7 @@ from jzi.locate.posterior import Posterior
 from jzi.retrieve.cells import MAX_SIMILARITY, load_heads
 from jzi.retrieve.dense import MAX_CELLS
 from jzi.retrieve.heads import SimilarityHeads
+from jzi.retrieve.levels import stored_shapes
 from jzi.store.features.map_pages import MappedGrid, mapped_tensors
 from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.info import EncoderInfo
@@ -309,15 +310,13 @@ class PagedLevelsExpert(PagedDenseExpert):
         device: str | torch.device,
     ) -> Self:
         """Open what `LevelsExpert.save` wrote; arguments and errors as of `CellsExpert.load`."""
-        names, features = range(1, area.levels + 1), entries.get("features", 0)
-        sides = {level: area.tiles_per_side(level) for level in names}
-        masks = {f"imagery.{level}": (side, side) for level, side in sides.items()}
-        codes = {f"codes.{level}": (side**2, features) for level, side in sides.items()}
-        unread: dict[str, tuple[int, ...]] = {**codes, **masks}
+        codes, masks = stored_shapes(area, entries)
+        unread = {**codes, **masks}
         _, heads = load_heads(path, entries, encoder, unread, dict.fromkeys(masks, ("BOOL",)), unread)
         grids = mapped_tensors(path, list(masks), 0)
-        height = max(1, STRIP_CELLS // sides[area.levels])
-        strips = range(0, sides[area.levels], height)
+        side = area.tiles_per_side(area.levels)
+        height = max(1, STRIP_CELLS // side)
+        strips = range(0, side, height)
         same = all(np.array_equal(grids[-1].rows(at, min(at + height, len(cell_mask))), cell_mask[at : at + height])
                    for at in strips)  # fmt: skip
         if (heads.config.scales, heads.config.spaces) != (1, area.levels) or not same:
