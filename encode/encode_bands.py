@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from jzi.encode.device import processes
 from jzi.encode.progress import Progress
-from jzi.encode.rasters.cell_crops import BlockKey, CellBlock, CellCrops
+from jzi.encode.rasters.cell_blocks import BlockKey, CellBlock
+from jzi.encode.rasters.cell_crops import CellCrops
 from jzi.errors import CacheCorruptError
 from jzi.store.cache.feature_cache import FeatureCache
 from jzi.store.features.cell_features import OUTSIDE, CellFeatures, Unit

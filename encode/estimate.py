@@ -11,7 +11,8 @@ import torch
 
 from jzi.encode.encode_bands import CellEncoder, blocks_to_encode, missing_units
 from jzi.encode.prefetch import reader_threads
-from jzi.encode.rasters.cell_crops import BlockKey, CellCrops
+from jzi.encode.rasters.cell_blocks import BlockKey
+from jzi.encode.rasters.cell_crops import CellCrops
 from jzi.encode.rasters.overviews import ReadingCost, reading_cost
 from jzi.store.features.cell_features import CellFeatures, Unit
 from jzi.store.geometry.region import CellRuns

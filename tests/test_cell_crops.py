@@ -11,7 +11,8 @@ import pytest
 from pyproj import Transformer
 
 from jzi.encode.rasters import cell_crops, raster
-from jzi.encode.rasters.cell_crops import LODS_M, BlockKey, CellCrops
+from jzi.encode.rasters.cell_blocks import BlockKey, CellBlock
+from jzi.encode.rasters.cell_crops import LODS_M, CellCrops
 from jzi.encode.rasters.imagery import BACKGROUND, Imagery
 from jzi.encode.rasters.raster import close_rasters
 from jzi.errors import ConfigError
@@ -325,7 +326,7 @@ def test_blocks_come_in_order_and_wait_in_bounded_memory(draw: Callable, monkeyp
     alone = [crops.block(*key) for key in keys]
     render = CellCrops.block
 
-    def count(self: CellCrops, *key: slice) -> cell_crops.CellBlock:
+    def count(self: CellCrops, *key: slice) -> CellBlock:
         rendered.append(key)
         return render(self, *key)
 

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812 - the usual name
 from numpy.typing import ArrayLike, NDArray
 from pyproj import Transformer
 from torch import Tensor
@@ -24,6 +23,8 @@ from tqdm import tqdm
 
 from jzi.encode.device import SHARE, allocate, free_bytes
 from jzi.encode.prefetch import prefetch, reader_threads
+from jzi.encode.rasters.cell_blocks import BlockKey, CellBlock
+from jzi.encode.rasters.held_mosaics import MARGIN, HeldLevel, HeldMosaics, sample_turned, turned_offsets
 from jzi.encode.rasters.imagery import Imagery
 from jzi.errors import ConfigError
 from jzi.store.geometry.bands import RADIUS, BandGrid, wrap_degrees
@@ -41,79 +42,11 @@ BLOCK = 32
 #: Side of the parts in which mosaics are rendered, pixels: rendering needs some 60 bytes per pixel.
 PART = 1024
 
-#: Pixels of a mosaic beyond its outermost images: one for interpolation, one for rounding.
-MARGIN = 2
-
 #: Size of the mosaics of an area that are kept for training, and how far off their scale may be at the area's edge.
 HELD_BYTES, HELD_ERROR = 2**31, 1e-3
 
 #: Side of the image in which `covered` looks for imagery, pixels.
 THUMB = 8
-
-
-class BlockKey(NamedTuple):
-    """Cells to render together.
-
-    Attributes:
-        rows: rows of the grid.
-        cols: columns of the grid.
-        wanted: (row, col) which of them to render; None for all.
-    """
-
-    rows: slice
-    cols: slice
-    wanted: NDArray[np.bool_] | None = None
-
-    @property
-    def cells(self) -> int:
-        """Number of cells to render."""
-        shape = (self.rows.stop - self.rows.start, self.cols.stop - self.cols.start)
-        return math.prod(shape) if self.wanted is None else int(self.wanted.sum())
-
-
-@dataclass(frozen=True)
-class CellBlock:
-    """Rendered cells of a block; images of cells are cut from its mosaics when asked for.
-
-    Attributes:
-        coverage: (row, col) share of the pixels of a cell's own square that have imagery; 0 for cells not wanted.
-        has_imagery: (row, col) which cells have images.
-        row: (n,) rows in the block of the cells that have images, in row-major order.
-        col: (n,) columns in the block.
-        empty: (n,) share of the pixels of each cell's images, all levels, that have no imagery.
-        mosaics: (rows, cols, 3) uint8 for each level of detail.
-        corners: (n, level, 2) row and column in the mosaics of each image's north-west corner, pixels, fractional.
-        image_size: side S of an image, pixels.
-    """
-
-    coverage: NDArray[np.float32]
-    has_imagery: NDArray[np.bool_]
-    row: NDArray[np.int64]
-    col: NDArray[np.int64]
-    empty: NDArray[np.float32]
-    mosaics: list[Tensor] = field(repr=False)
-    corners: NDArray[np.float64] = field(repr=False)
-    image_size: int = IMAGE_SIZE
-
-    def __len__(self) -> int:
-        return len(self.row)
-
-    def to(self, device: torch.device | str) -> CellBlock:
-        """Copy with the mosaics on a device, where images are then cut."""
-        mosaics = [mosaic.to(device) for mosaic in self.mosaics]
-        return CellBlock(
-            self.coverage, self.has_imagery, self.row, self.col, self.empty, mosaics, self.corners, self.image_size
-        )
-
-    def __getitem__(self, index: slice) -> Tensor:
-        """(n, level, S, S, 3) uint8 images of a range of the cells, on the device of the mosaics."""
-        size, corners = self.image_size, self.corners[index]
-        device = self.mosaics[0].device if self.mosaics else torch.device("cpu")
-        images = torch.empty((len(corners), self.corners.shape[1], size, size, 3), dtype=torch.uint8, device=device)
-        for cell, levels in enumerate(corners):
-            for level, (y, x) in enumerate(levels):
-                images[cell, level] = _cut(self.mosaics[level], float(y), float(x), size)
-        return images
 
 
 @dataclass
@@ -140,7 +73,7 @@ class CellCrops:
     min_coverage: float = 0.0
 
     def __post_init__(self) -> None:
-        self._held: _Held | None = None
+        self._held: HeldMosaics | None = None
         if not self.lods_m or not all(math.isfinite(metres) and metres > 0 for metres in self.lods_m):
             raise ConfigError(f"lods_m is {tuple(self.lods_m)}: give the size of a pixel of each level, metres")
         if self.image_size < 1 or not 0 <= self.min_coverage <= 1:
@@ -350,17 +283,16 @@ class CellCrops:
         ]
         if sum(3 * rows * cols for rows, cols in shapes) > HELD_BYTES:
             return False
-        levels, finest = [], int(np.argmin(self.lods_m))
+        levels, finest = list[HeldLevel](), int(np.argmin(self.lods_m))
         covered = np.zeros(shapes[finest], bool)
-        for level, (metres, shape) in enumerate(
-            tqdm(list(zip(self.lods_m, shapes, strict=True)), unit="level", desc="mosaics", disable=not progress)
-        ):
+        bar = tqdm(list(zip(self.lods_m, shapes, strict=True)), unit="level", desc="mosaics", disable=not progress)
+        for level, (metres, shape) in enumerate(bar):
             west, north = x - shape[1] / 2 * metres, y + shape[0] / 2 * metres
             image = allocate((*shape, 3), torch.uint8, torch.device("cpu"), folder)
             self._render(image.numpy(), covered if level == finest else None, crs, west, north, metres)
-            levels.append((image, west, north))
+            levels.append(HeldLevel(image, metres, west, north))
         to_crs = Transformer.from_crs("EPSG:4326", crs, always_xy=True)
-        self._held = _Held(to_crs, levels, self.lods_m[finest], covered, levels[finest][1], levels[finest][2])
+        self._held = HeldMosaics(to_crs, levels, finest, covered)
         return True
 
     def at(
@@ -412,48 +344,19 @@ class CellCrops:
 
     def _at(self, latitude: float, longitude: float, rotation_deg: float) -> NDArray[np.uint8]:
         """(level, S, S, 3) uint8."""
-        if (
-            self._held is not None
-            and (cut := self._cut_turned(self._held, latitude, longitude, rotation_deg)) is not None
-        ):
+        size = self.image_size
+        if self._held is not None and (cut := self._held.cut(latitude, longitude, rotation_deg, size)) is not None:
             return cut
         crs, x, y = self.frame_at(latitude, longitude)
-        angle, size = math.radians(rotation_deg % 360), self.image_size
+        angle = math.radians(rotation_deg % 360)
         sine, cosine = math.sin(angle), math.cos(angle)
         side = size if angle == 0 else 2 * math.ceil(size / 2 * (abs(sine) + abs(cosine))) + 2 * MARGIN
-        grid = _turned(size, angle)[None] * 2 / side
+        grid = turned_offsets(size, angle) * 2 / side
         images = np.empty((len(self.lods_m), size, size, 3), np.uint8)
-        for level, metres in enumerate(self.lods_m):
+        for into, metres in zip(images, self.lods_m, strict=True):
             half = side * metres / 2
             image, _ = self.imagery.render(Bounds(x - half, y - half, x + half, y + half), side, crs)
-            if angle:
-                source = torch.from_numpy(image).permute(2, 0, 1)[None].float()
-                turned = F.grid_sample(source, grid.float(), padding_mode="border", align_corners=False)
-                image = turned[0].round().byte().permute(1, 2, 0).numpy()
-            images[level] = image
-        return images
-
-    def _cut_turned(
-        self, held: _Held, latitude: float, longitude: float, rotation_deg: float
-    ) -> NDArray[np.uint8] | None:
-        """(level, S, S, 3) uint8 from the mosaics; None for a position that they do not surround."""
-        x, y = held.project.transform(longitude, latitude)
-        angle, size = math.radians(rotation_deg % 360), self.image_size
-        half = math.ceil(size / 2 * (abs(math.sin(angle)) + abs(math.cos(angle)))) + MARGIN
-        turned = _turned(size, angle)
-        images = np.empty((len(self.lods_m), size, size, 3), np.uint8)
-        for level, (metres, (image, west, north)) in enumerate(zip(self.lods_m, held.levels, strict=True)):
-            across, down = (x - west) / metres, (north - y) / metres  # pixels
-            if not (math.isfinite(across) and math.isfinite(down)):
-                return None
-            left, top = math.floor(across) - half, math.floor(down) - half
-            if left < 0 or top < 0 or left + 2 * half > image.shape[1] or top + 2 * half > image.shape[0]:
-                return None
-            part = image[top : top + 2 * half, left : left + 2 * half].permute(2, 0, 1)[None].float()
-            offset = torch.tensor([across - left - half, down - top - half], dtype=torch.float64)
-            grid = ((turned + offset) / half)[None].float()
-            cut = F.grid_sample(part, grid, padding_mode="border", align_corners=False)
-            images[level] = cut[0].round().byte().permute(1, 2, 0).numpy()
+            into[:] = sample_turned(torch.from_numpy(image), grid) if angle else image
         return images
 
     def frame_at(self, latitude: float, longitude: float) -> tuple[str, float, float]:
@@ -462,33 +365,6 @@ class CellCrops:
             return equirectangular(latitude, longitude), 0.0, 0.0
         x, y = self.grid.project(latitude, longitude)
         return self.grid.crs, float(x), float(y)
-
-
-class _Held(NamedTuple):
-    """Mosaics of a whole area.
-
-    Attributes:
-        project: from longitude and latitude to x and y of the mosaics, metres.
-        levels: (rows, cols, 3) uint8, and west and north edge, metres, of each level of detail.
-        metres: size of a pixel of the finest level.
-        covered: (rows, cols) where the finest level has imagery.
-        west: west edge of the finest level, metres.
-        north: north edge of the finest level, metres.
-    """
-
-    project: Transformer
-    levels: list[tuple[Tensor, float, float]]
-    metres: float
-    covered: NDArray[np.bool_]
-    west: float
-    north: float
-
-    def covers(self, latitude: float, longitude: float, half_m: float) -> bool:
-        """Whether there is imagery in a square around a position; False beyond the mosaic."""
-        x, y = self.project.transform(longitude, latitude)
-        across, down, half = (x - self.west) / self.metres, (self.north - y) / self.metres, half_m / self.metres
-        rows, cols = (slice(max(0, math.floor(each - half)), max(0, math.ceil(each + half))) for each in (down, across))
-        return bool(self.covered[rows, cols].any())
 
 
 class _Mosaic(NamedTuple):
@@ -510,19 +386,6 @@ def _map(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterat
     return map(function, items) if threads == 1 else prefetch(function, items, threads)
 
 
-def _turned(size: int, angle: float) -> Tensor:
-    """(size, size, 2) offsets to the right and down of the pixels of a turned image from its centre, pixels.
-
-    Args:
-        size: side of the image, pixels.
-        angle: direction that is up in the image, radians clockwise from north.
-    """
-    sine, cosine = math.sin(angle), math.cos(angle)
-    right = torch.arange(size, dtype=torch.float64) + 0.5 - size / 2
-    up = -right[:, None]
-    return torch.stack([right * cosine + up * sine, right * sine - up * cosine], -1)
-
-
 def equirectangular(latitude: float, longitude: float) -> str:
     """CRS with true scale on a parallel of the sphere: x = R cos(latitude) times the difference of longitudes, metres.
 
@@ -532,14 +395,6 @@ def equirectangular(latitude: float, longitude: float) -> str:
         f"+proj=eqc +lat_ts={latitude:.12g} +lat_0={latitude:.12g} +lon_0={longitude:.12g} +R={RADIUS:.0f} +units=m "
         "+no_defs +type=crs"
     )
-
-
-def _cut(mosaic: Tensor, y: float, x: float, size: int) -> Tensor:
-    """(size, size, 3) uint8 with its north-west corner at a fractional pixel of a mosaic, by bilinear interpolation."""
-    top, left = math.floor(y), math.floor(x)
-    part = mosaic[top : top + size + 1, left : left + size + 1].float()
-    part = torch.lerp(part[:-1], part[1:], y - top)
-    return torch.lerp(part[:, :-1], part[:, 1:], x - left).round_().byte()
 
 
 def _mean_in(mask: NDArray[np.bool_], low: NDArray[np.int64], high: NDArray[np.int64]) -> NDArray[np.float32]:

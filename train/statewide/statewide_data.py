@@ -18,7 +18,8 @@ from jzi.encode.encoders.photo_encoder import PhotoEncoder
 from jzi.encode.photo.photo_reader import PhotoReader
 from jzi.encode.photo.photos import PANORAMA
 from jzi.encode.prefetch import prefetch, reader_threads
-from jzi.encode.rasters.cell_crops import BLOCK, BlockKey, CellCrops
+from jzi.encode.rasters.cell_blocks import BlockKey
+from jzi.encode.rasters.cell_crops import BLOCK, CellCrops
 from jzi.errors import ConfigError
 from jzi.store.geometry.bands import BandGrid
 from jzi.store.geometry.mercator import MercatorGrid
