@@ -257,7 +257,8 @@ def make_model(folder: Path, pyramid: Pyramid) -> Path:
     from jzi.decode.model import create_folder, save_weights
     from jzi.encode.encoders.encoder import Encoder
     from jzi.retrieve.heads import HeadsConfig, SimilarityHeads
-    from jzi.store.model_folder import EXPERT_FILES, MAP, FusionConfig, update_config, write_file
+    from jzi.store.model_config import FusionConfig
+    from jzi.store.model_folder import EXPERT_FILES, MAP, update_config, write_file
 
     torch.manual_seed(0)
     Dinov2Model(Dinov2Config(hidden_size=384, num_hidden_layers=12, num_attention_heads=6)).save_pretrained(

@@ -31,7 +31,7 @@ from jzi.evaluate.photos import LabelledPhotos
 from jzi.locate.expert import Expert
 from jzi.retrieve.transfer import transfer
 from jzi.store.cache.feature_cache import FeatureCache
-from jzi.store.model_folder import TransferModelConfig, read_config
+from jzi.store.model_config import TransferModelConfig, read_config
 from jzi.train.config.training import TrainConfig
 from jzi.train.data import TrainingData
 from jzi.train.decoder import train_decoder

@@ -24,7 +24,7 @@ from jzi.encode.encoders.hf_model import check_size, quiet_transformers
 from jzi.errors import EncoderError, ModelError, first_line
 from jzi.store.disk.archive import check_archive
 from jzi.store.geometry.pyramid import Pyramid
-from jzi.store.model_folder import CONFIG
+from jzi.store.model_config import CONFIG
 from jzi.store.tensors import check_entries, check_finite
 
 _ENCODER, _DECODER = "encoder.backbone.", "decoder."

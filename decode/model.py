@@ -20,18 +20,8 @@ from jzi.store.features.map_embeddings import MapEmbeddings
 from jzi.store.features.map_pages import PagedMap, map_bytes
 from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.info import EncoderInfo, ImageryInfo
-from jzi.store.model_folder import (
-    CONFIG,
-    DECODER,
-    HINT,
-    MAP,
-    TransferModelConfig,
-    ZoomModelConfig,
-    create_model,
-    read_config,
-    verify_file,
-    write_file,
-)
+from jzi.store.model_config import CONFIG, HINT, TransferModelConfig, ZoomModelConfig, read_config
+from jzi.store.model_folder import DECODER, MAP, create_model, verify_file, write_file
 from jzi.store.tensors import check_finite, check_header
 
 if TYPE_CHECKING:

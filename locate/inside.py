@@ -20,7 +20,7 @@ from torch import Tensor
 
 from jzi.locate.expert import Expert
 from jzi.locate.joint.fusion_weights import maximise
-from jzi.store.model_folder import InsideConfig
+from jzi.store.model_config import InsideConfig
 
 #: Metres around a validation photo that are hidden from the experts. With 100, the probability agrees with the share of
 #: photos from the area among photos of towns that the experts have never seen (`python -m benchmarks.outside`). Places

@@ -16,7 +16,8 @@ from jzi.refine.config import CachedRefinerConfig, Kind, UnifyGeoConfig
 from jzi.refine.ray_config import RayConfig
 from jzi.store.disk.digest_memory import remembered_sha256
 from jzi.store.disk.json_file import read_json
-from jzi.store.model_folder import HINT, replace_file
+from jzi.store.model_config import HINT
+from jzi.store.model_folder import replace_file
 from jzi.store.plain import plain
 from jzi.store.setting_checks import check_settings, first_invalid
 from jzi.version import __version__

@@ -23,7 +23,7 @@ from jzi.encode.encoders.towers import Tower, Towers, TowersConfig
 from jzi.errors import ConfigError, ModelError, first_line
 from jzi.retrieve.statewide import StatewideRetriever
 from jzi.store.info import MAX_WIDTH
-from jzi.store.model_folder import CONFIG
+from jzi.store.model_config import CONFIG
 from jzi.store.tensors import Shape, check_entries, check_finite
 
 #: Modules of the authors' model by tower; "pv" is the perspective view, of photos.

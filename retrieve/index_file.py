@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save
 
 from jzi.errors import ModelError, first_line
 from jzi.store.geometry.pyramid import Pyramid
-from jzi.store.model_folder import HINT
+from jzi.store.model_config import HINT
 from jzi.store.tensors import check_finite, check_header
 
 Cells = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[Any]]

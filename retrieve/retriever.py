@@ -18,16 +18,8 @@ from jzi.store.cache.feature_cache import FeatureCache
 from jzi.store.disk.storage import exists
 from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.info import EncoderInfo, ImageryInfo
-from jzi.store.model_folder import (
-    CONFIG,
-    ENCODER,
-    GRAPH,
-    INDEX,
-    RetrieverModelConfig,
-    create_model,
-    read_config,
-    verify_file,
-)
+from jzi.store.model_config import CONFIG, RetrieverModelConfig, read_config
+from jzi.store.model_folder import ENCODER, GRAPH, INDEX, create_model, verify_file
 
 if TYPE_CHECKING:
     from jzi.encode.encoders.encoder import Encoder

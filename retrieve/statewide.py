@@ -1,6 +1,6 @@
 """A state-wide retriever's folder: two towers whose embeddings of photos and cells are compared, in any area.
 
-It holds the config.json of `jzi.store.model_folder` and the towers in encoder/; the index of an area's cells is a cache
+It holds the config.json of `jzi.store.model_config` and the towers in encoder/; the index of an area's cells is a cache
 of that area. As Fervers et al. 2024 show, it can be used in areas that it was not trained in.
 """
 
@@ -14,14 +14,8 @@ from typing import TYPE_CHECKING
 from jzi.errors import EncoderError, ModelError
 from jzi.locate.ranges import DISTANCE, TEMPERATURE
 from jzi.store.info import EncoderInfo
-from jzi.store.model_folder import (
-    CONFIG,
-    ENCODER,
-    StatewideModelConfig,
-    create_model,
-    read_config,
-    verify_encoder,
-)
+from jzi.store.model_config import CONFIG, StatewideModelConfig, read_config
+from jzi.store.model_folder import ENCODER, create_model, verify_encoder
 
 if TYPE_CHECKING:
     from jzi.encode.encoders.towers import Towers

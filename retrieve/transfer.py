@@ -17,20 +17,15 @@ from jzi.retrieve.dense import DenseExpert
 from jzi.retrieve.heads import HeadsConfig
 from jzi.retrieve.levels import LevelsExpert
 from jzi.store.cache.feature_cache import FeatureCache
-from jzi.store.model_folder import (
+from jzi.store.model_config import (
     CONFIG,
-    EXPERT_FILES,
-    MAP,
     FusionConfig,
     RetrieverModelConfig,
     StatewideModelConfig,
     TransferModelConfig,
-    create_model,
     read_config,
-    replace_file,
-    verify_encoder,
-    verify_file,
 )
+from jzi.store.model_folder import EXPERT_FILES, MAP, create_model, replace_file, verify_encoder, verify_file
 
 #: Experts that can be transferred.
 CLASSES: dict[str, type[CellsExpert] | type[LevelsExpert]] = {"cells": CellsExpert, "levels": LevelsExpert}

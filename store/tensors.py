@@ -10,7 +10,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from jzi.errors import ModelError, first_line
-from jzi.store.model_folder import HINT
+from jzi.store.model_config import HINT
 
 #: Types of weights and embeddings, by the names of safetensors.
 FLOATS = ("F16", "F32")

@@ -19,7 +19,8 @@ from jzi.store.cache.maintenance import merge_caches, same_photos
 from jzi.store.cache.verify import verify_cache
 from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.info import EncoderInfo, ImageryInfo
-from jzi.store.model_folder import ZoomModelConfig, create_model
+from jzi.store.model_config import ZoomModelConfig
+from jzi.store.model_folder import create_model
 from jzi.workspace.caches import inspect_cache, models_needing, scan_folder
 from jzi.workspace.describe import describe
 

@@ -15,7 +15,7 @@ from jzi import demo
 from jzi.cli import main
 from jzi.decode.model import ZoomModel
 from jzi.demo.tour import _training_note
-from jzi.store.model_folder import read_config
+from jzi.store.model_config import read_config
 from jzi.workspace.setup.settings_file import load_settings
 
 

@@ -28,7 +28,8 @@ from jzi.store.cache.feature_cache import FeatureCache
 from jzi.store.features.map_embeddings import ENCODED
 from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.info import ImageryInfo
-from jzi.store.model_folder import CONFIG, INDEX, config_text, copy_encoder
+from jzi.store.model_config import CONFIG, config_text
+from jzi.store.model_folder import INDEX, copy_encoder
 from jzi.tests.conftest import write_photo
 from jzi.tests.mock_hub import Hub
 from jzi.workspace.models.evaluated import open_retriever

@@ -20,7 +20,8 @@ from jzi.locate.inside import MIN_PHOTOS, Evidence, Hidden, InsideDetector, auro
 from jzi.retrieve.cells import CellsExpert
 from jzi.retrieve.heads import HeadsConfig, SimilarityHeads
 from jzi.retrieve.vpr import VprConfig, VprExpert
-from jzi.store.model_folder import InsideConfig, read_config, update_config
+from jzi.store.model_config import InsideConfig, read_config
+from jzi.store.model_folder import update_config
 from jzi.store.photos.exif import read_position, write_position
 from jzi.store.plain import percent
 from jzi.tests.test_experts import AREA, ENCODER, MAP, MASK, WIDTH, queries

@@ -32,16 +32,14 @@ from jzi.store.disk.files import write_whole
 from jzi.store.features.map_embeddings import ENCODED, MapEmbeddings
 from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.info import ImageryInfo
+from jzi.store.model_config import CONFIG, ZoomModelConfig, read_config
 from jzi.store.model_folder import (
-    CONFIG,
     DECODER,
     EXPERT_FILES,
     MAP,
-    ZoomModelConfig,
     copy_encoder,
     create_model,
     lock_model,
-    read_config,
     record_files,
     update_config,
     write_file,

@@ -279,7 +279,7 @@ def vpr_expert(seed: int = 2, photos: int = 60) -> VprExpert:
 def retrieval_expert() -> RetrievalExpert:
     pytest.importorskip("faiss")
     from jzi.retrieve.retriever import Retriever
-    from jzi.store.model_folder import RetrieverModelConfig
+    from jzi.store.model_config import RetrieverModelConfig
 
     row, col = (values.ravel() for values in np.indices(AREA.shape))
     embedding = np.random.default_rng(3).normal(size=(256, WIDTH))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import jzi.store.model_folder as model_folder
+import jzi.store.model_config as model_config
 from jzi.decode.import_checkpoint import import_checkpoint
 from jzi.decode.model import ZoomModel
 from jzi.encode.encoders.encoder import Encoder
@@ -23,7 +23,7 @@ from jzi.locate.locator import Locator
 from jzi.store.cache.feature_cache import FeatureCache
 from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.info import EncoderInfo
-from jzi.store.model_folder import read_config
+from jzi.store.model_config import read_config
 from jzi.train.encoders.photos import PhotoReader as TrainingReader
 from jzi.workspace.setup.settings_file import load_settings
 
@@ -152,6 +152,6 @@ def test_settings_and_models_that_name_no_resampling_are_antialiased(area: Calla
     entries = json.loads((shipped / "config.json").read_text())
     del entries["encoder"]["resampling"], entries["digest"]
     (tmp_path / "older").mkdir()
-    text = json.dumps({**entries, "digest": model_folder._digest(entries)})
+    text = json.dumps({**entries, "digest": model_config._digest(entries)})
     (tmp_path / "older" / "config.json").write_text(text)
     assert read_config(tmp_path / "older").encoder.resampling == "antialias"

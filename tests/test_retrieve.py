@@ -24,7 +24,8 @@ from jzi.retrieve.retriever import Retriever
 from jzi.retrieve.search import CellIndex, build_graph, normalise_rows
 from jzi.retrieve.similarity import fit_temperature, ranks
 from jzi.store.geometry.pyramid import Pyramid
-from jzi.store.model_folder import ZoomModelConfig, create_model
+from jzi.store.model_config import ZoomModelConfig
+from jzi.store.model_folder import create_model
 from jzi.store.photos.photo_table import read_photo_table
 from jzi.train.config.encoders import RetrieverConfig
 from jzi.train.encoders.retriever import train_retriever

@@ -20,7 +20,8 @@ from jzi.errors import ConfigError, JziError, ModelError
 from jzi.retrieve import statewide as module
 from jzi.retrieve.retriever import Retriever
 from jzi.retrieve.statewide import StatewideRetriever
-from jzi.store.model_folder import CONFIG, ENCODER, read_config
+from jzi.store.model_config import CONFIG, read_config
+from jzi.store.model_folder import ENCODER
 from jzi.workspace.caches import scan_folder
 from jzi.workspace.describe import describe
 

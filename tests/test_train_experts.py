@@ -20,7 +20,8 @@ from jzi.store.cache.feature_cache import ENCODED, FeatureCache
 from jzi.store.disk.files import file_sha256
 from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.info import EncoderInfo
-from jzi.store.model_folder import EXPERT_FILES, read_config
+from jzi.store.model_config import read_config
+from jzi.store.model_folder import EXPERT_FILES
 from jzi.train.cache_task import CacheTask
 from jzi.train.heads import HeadsTask
 from jzi.workspace.setup.settings import EncoderSettings, Settings

@@ -22,7 +22,7 @@ from jzi.store.cache.feature_cache import ENCODED, FeatureCache
 from jzi.store.features.map_embeddings import NODATA
 from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.info import EncoderInfo
-from jzi.store.model_folder import TransferModelConfig, read_config
+from jzi.store.model_config import TransferModelConfig, read_config
 from jzi.train.config.training import HeadsTrainingConfig, TrainConfig
 from jzi.train.data import TrainingData
 from jzi.train.decoder import train_decoder

@@ -30,17 +30,8 @@ from jzi.retrieve.vpr import DEFAULT_WIDTH, VprConfig, VprExpert
 from jzi.store.cache.feature_cache import FeatureCache
 from jzi.store.disk.files import file_sha256
 from jzi.store.features.map_embeddings import MapEmbeddings
-from jzi.store.model_folder import (
-    DECODER,
-    EXPERT_FILES,
-    FusionConfig,
-    InsideConfig,
-    ZoomModelConfig,
-    read_config,
-    update_config,
-    verify_file,
-    write_file,
-)
+from jzi.store.model_config import FusionConfig, InsideConfig, ZoomModelConfig, read_config
+from jzi.store.model_folder import DECODER, EXPERT_FILES, update_config, verify_file, write_file
 from jzi.store.tensors import check_finite
 from jzi.train.config.training import HeadsTrainingConfig
 from jzi.train.data import UNLIMITED, TrainingData

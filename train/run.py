@@ -15,7 +15,8 @@ from jzi.encode.device import writer_lock_mode
 from jzi.errors import ModelError
 from jzi.store.disk.archive import check_archive
 from jzi.store.disk.lock import WriterLock
-from jzi.store.model_folder import CONFIG, DECODER, lock_model, read_config, replace_file
+from jzi.store.model_config import CONFIG, read_config
+from jzi.store.model_folder import DECODER, lock_model, replace_file
 
 Metrics = dict[str, float]
 

@@ -24,7 +24,8 @@ from jzi.store.features.photo_features import UNREADABLE
 from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.geometry.region import RegionInfo
 from jzi.store.info import EncoderInfo, ImageryInfo
-from jzi.store.model_folder import CONFIG, MAP, AnyModelConfig, StatewideModelConfig, read_config
+from jzi.store.model_config import CONFIG, AnyModelConfig, StatewideModelConfig, read_config
+from jzi.store.model_folder import MAP
 from jzi.workspace.stages.refiner import REFINER
 
 #: Names of the status of tiles and cells.

@@ -21,16 +21,14 @@ from jzi.store.features.map_pages import PagedMap
 from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.geometry.region import RegionInfo
 from jzi.store.info import EncoderInfo, ImageryInfo
-from jzi.store.model_folder import (
+from jzi.store.model_config import (
     CONFIG,
-    ENCODER,
-    GRAPH,
-    INDEX,
     RetrieverModelConfig,
     StatewideModelConfig,
     TransferModelConfig,
     ZoomModelConfig,
 )
+from jzi.store.model_folder import ENCODER, GRAPH, INDEX
 from jzi.workspace.caches import inspect_cache, inspect_model
 from jzi.workspace.stages.refiner import REFINER
 

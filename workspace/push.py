@@ -11,16 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from jzi.errors import ConfigError, HubError, JziError, first_line
-from jzi.store.model_folder import (
+from jzi.store.model_config import (
     CONFIG,
-    EXPERT_FILES,
-    MAP,
     AnyModelConfig,
     AreaModelConfig,
     RetrieverModelConfig,
     StatewideModelConfig,
     read_config,
 )
+from jzi.store.model_folder import EXPERT_FILES, MAP
 
 if TYPE_CHECKING:
     from jzi.locate.expert import Expert

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from jzi.encode.encoders.encoder import Encoder
 from jzi.errors import ModelError
-from jzi.store.model_folder import ModelConfig, verify_encoder
+from jzi.store.model_config import ModelConfig
+from jzi.store.model_folder import verify_encoder
 
 
 def load_model_encoder(folder: Path, config: ModelConfig, device: str | None = None) -> Encoder:

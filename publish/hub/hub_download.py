@@ -21,7 +21,8 @@ from jzi.publish.hub.hub import (
     hub_errors,
     is_offline,
 )
-from jzi.store.model_folder import CONFIG, GRAPH, AnyModelConfig, read_config, verify_file
+from jzi.store.model_config import CONFIG, AnyModelConfig, read_config
+from jzi.store.model_folder import GRAPH, verify_file
 
 #: Files of a refiner, which have digests of their own (`jzi.refine.info`).
 REFINER_FILES = ("refiner/refiner.json", "refiner/refiner.safetensors")

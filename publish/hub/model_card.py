@@ -19,8 +19,7 @@ from jzi.publish.hub.model_figures import default_answer, hub_metrics, is_interv
 from jzi.publish.licences import licence_id
 from jzi.publish.markdown import escape, table
 from jzi.store.geometry.pyramid import Pyramid
-from jzi.store.model_folder import (
-    EXPERT_FILES,
+from jzi.store.model_config import (
     AnyModelConfig,
     AreaModelConfig,
     RetrieverModelConfig,
@@ -28,6 +27,7 @@ from jzi.store.model_folder import (
     TransferModelConfig,
     ZoomModelConfig,
 )
+from jzi.store.model_folder import EXPERT_FILES
 from jzi.store.plain import share_text
 from jzi.version import __version__
 

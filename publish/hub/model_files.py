@@ -17,18 +17,8 @@ from jzi.publish.hub.hub_upload import HubFile
 from jzi.retrieve.index_file import pack_index
 from jzi.retrieve.retriever import Retriever
 from jzi.store.disk.storage import is_url
-from jzi.store.model_folder import (
-    CONFIG,
-    DECODER,
-    EXPERT_FILES,
-    INDEX,
-    MAP,
-    AnyModelConfig,
-    AreaModelConfig,
-    RetrieverModelConfig,
-    config_text,
-    verify_file,
-)
+from jzi.store.model_config import CONFIG, AnyModelConfig, AreaModelConfig, RetrieverModelConfig, config_text
+from jzi.store.model_folder import DECODER, EXPERT_FILES, INDEX, MAP, verify_file
 
 #: Names of files of a cache or of a data set in a repository of its own.
 CACHE_FILES = re.compile(r"[\w.-]+\.zarr/[\w./-]+|README\.md|LICENSE(\.md|\.txt)?|\.gitattributes", re.ASCII)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from jzi.errors import CacheError, ModelError
 from jzi.store.features.map_embeddings import ENCODED, MISSING, NODATA, map_tensors
 from jzi.store.geometry.pyramid import Pyramid
-from jzi.store.model_folder import HINT
+from jzi.store.model_config import HINT
 
 if TYPE_CHECKING:
     import zarr

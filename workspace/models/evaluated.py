@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jzi.store.disk.memory import memory_bytes
-from jzi.store.model_folder import TransferModelConfig, read_config
+from jzi.store.model_config import TransferModelConfig, read_config
 from jzi.workspace.models.experts import ModelExperts, load_experts, load_transferred
 from jzi.workspace.setup.settings import Settings
 

@@ -8,15 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jzi.errors import ConfigError, ModelError
-from jzi.store.model_folder import (
-    EXPERT_FILES,
-    MAP,
-    InsideConfig,
-    TransferModelConfig,
-    ZoomModelConfig,
-    read_config,
-    verify_file,
-)
+from jzi.store.model_config import InsideConfig, TransferModelConfig, ZoomModelConfig, read_config
+from jzi.store.model_folder import EXPERT_FILES, MAP, verify_file
 from jzi.workspace.models.expert_plugins import ExpertContext, load_expert, offered, weight_of
 
 if TYPE_CHECKING:
@@ -38,7 +31,7 @@ class ModelExperts:
 
     Attributes:
         experts: experts by name, the zoom first if there is one.
-        weights: weights of experts by name, for each subset of the experts (`jzi.store.model_folder.FusionConfig`).
+        weights: weights of experts by name, for each subset of the experts (`jzi.store.model_config.FusionConfig`).
         inside: how photos from elsewhere are recognized, for each subset of the experts that can.
         added: names of those of other packages, for which no weights were fitted.
     """

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from jzi.errors import ConfigError
 from jzi.store.disk.memory import memory_bytes
 from jzi.store.geometry.pyramid import Pyramid, as_pyramid
-from jzi.store.model_folder import RetrieverModelConfig, StatewideModelConfig, TransferModelConfig, read_config
+from jzi.store.model_config import RetrieverModelConfig, StatewideModelConfig, TransferModelConfig, read_config
 from jzi.workspace.inputs import imagery_of, memory_of
 from jzi.workspace.models.experts import load_experts, load_transferred
 from jzi.workspace.models.hub import local_folder

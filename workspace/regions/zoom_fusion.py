@@ -18,7 +18,7 @@ import pandas as pd
 from jzi.errors import ConfigError
 from jzi.store.disk.digest_memory import remembered_sha256
 from jzi.store.disk.files import write_whole
-from jzi.store.model_folder import CONFIG
+from jzi.store.model_config import CONFIG
 from jzi.store.plain import plain
 from jzi.workspace.models.evaluated import open_experts
 from jzi.workspace.regions.region_index import fusion_file, open_region_expert

@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from jzi.errors import ModelError
 from jzi.store.disk.digest_memory import remembered_sha256
 from jzi.store.disk.json_file import read_json
-from jzi.store.model_folder import CONFIG, Gain
+from jzi.store.model_config import CONFIG, Gain
 from jzi.store.setting_checks import first_invalid
 
 #: Largest file, bytes.

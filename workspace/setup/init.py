@@ -11,7 +11,7 @@ from jzi.errors import ConfigError
 from jzi.store.disk.json_file import read_json
 from jzi.store.geometry.pyramid import Pyramid, preset
 from jzi.store.info import MAX_IMAGE_SIZE
-from jzi.store.model_folder import CONFIG
+from jzi.store.model_config import CONFIG
 from jzi.workspace.inputs import open_imagery, open_photo_table
 from jzi.workspace.setup.settings import (
     EncoderSettings,

@@ -13,7 +13,7 @@ from jzi.errors import CacheError, ConfigError, ModelError, TrainingError
 from jzi.refine.config import CachedRefinerConfig
 from jzi.refine.info import RefinerInfo, read_refiner_info
 from jzi.store.cache.feature_cache import FeatureCache
-from jzi.store.model_folder import CONFIG
+from jzi.store.model_config import CONFIG
 from jzi.store.plain import plain
 from jzi.workspace.inputs import load_encoder, open_imagery, open_photo_files, open_photo_table
 from jzi.workspace.models.evaluated import open_experts
