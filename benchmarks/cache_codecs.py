@@ -32,7 +32,7 @@ def embeddings(arguments: list[str]) -> np.ndarray:
     """Return the embeddings of the finest level, (row, col, feature) float16."""
     if arguments:
         cache = FeatureCache.open(arguments[0])
-        return cache.level(cache.pyramid.levels - 1)
+        return cache.tiles.level(cache.pyramid.levels - 1)
     rng = np.random.default_rng(0)
     return (rng.normal(size=(64, 64, 768)) * 2).astype(np.float16)
 

@@ -333,12 +333,12 @@ def made_cache(path: Path, pyramid: Pyramid, width: int) -> Any:
 
     cache = FeatureCache.create(path, pyramid, encoder_info(width))
     for level in range(pyramid.levels + 1):
-        n, side = pyramid.tiles_per_side(level), cache.chunk_side(level)
+        n, side = pyramid.tiles_per_side(level), cache.tiles.chunk_side(level)
         status = np.full((side, side), ENCODED, np.uint8)
         values = Made((side, side, width), np.float16).rows(0, side) if level < pyramid.levels else None
         for row in range(0, n, side):
             for col in range(0, n, side):
-                cache.write_chunk(level, row, col, status, values)
+                cache.tiles.write_chunk(level, row, col, status, values)
     return cache
 
 

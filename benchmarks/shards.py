@@ -49,21 +49,21 @@ def measure(shard: int | None) -> dict[str, float]:
     rows, cols = rng.integers(0, SIDE, (2, TILES))
     with tempfile.TemporaryDirectory() as folder:
         cache = create(Path(folder) / "x.zarr", shard)
-        side = cache.chunk_side(LEVEL)
+        side = cache.tiles.chunk_side(LEVEL)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         start = time.perf_counter()
         for row in range(0, SIDE, side):
             for col in range(0, SIDE, side):
                 window = slice(row, row + side), slice(col, col + side)
-                cache.write_chunk(LEVEL, row, col, np.full((side, side), ENCODED, np.uint8), data[window])
+                cache.tiles.write_chunk(LEVEL, row, col, np.full((side, side), ENCODED, np.uint8), data[window])
         write = time.perf_counter() - start
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
         start = time.perf_counter()
-        cache.level(LEVEL)
+        cache.tiles.level(LEVEL)
         read = time.perf_counter() - start
         start = time.perf_counter()
         for row, col in zip(rows.tolist(), cols.tolist(), strict=True):
-            cache.embedding(TileKey(LEVEL, row, col))
+            cache.tiles.embedding(TileKey(LEVEL, row, col))
         tile = (time.perf_counter() - start) / TILES
         files = sum(file.is_file() for file in Path(folder, f"x.zarr/map/{LEVEL}").rglob("c/**/*"))
     return {"write_s": write, "read_s": read, "tile_ms": 1e3 * tile, "memory_mb": memory / 1e3, "files": files}

@@ -67,12 +67,12 @@ def make_cache(folder: Path, pyramid: Pyramid, width: int, train: int, val: int)
         folder / f"{train}.zarr", pyramid, EncoderInfo("random", True, "0" * 64, width, 384, "halves")
     )
     for level in range(pyramid.levels + 1):
-        side = cache.chunk_side(level)
+        side = cache.tiles.chunk_side(level)
         status = np.full((side, side), ENCODED, np.uint8)
         for row in range(0, pyramid.tiles_per_side(level), side):
             for col in range(0, pyramid.tiles_per_side(level), side):
                 embedding = rng.normal(size=(side, side, width)) if level < pyramid.levels else None
-                cache.write_chunk(level, row, col, status, embedding)
+                cache.tiles.write_chunk(level, row, col, status, embedding)
     total, bounds = train + val, pyramid.bounds
     x, y = rng.uniform(bounds.west, bounds.east, total), rng.uniform(bounds.south, bounds.north, total)
     frame = pd.DataFrame({"id": [f"{index:06d}" for index in range(total)], "photo": "", "path": ""})

@@ -97,7 +97,7 @@ class PatchTokens:
     def _encoded(self) -> NDArray[np.bool_]:
         """(tile,) bool, whether each tile is encoded."""
         levels = range(self.cache.pyramid.levels)
-        return np.concatenate([self.cache.status(level).ravel() == ENCODED for level in levels])
+        return np.concatenate([self.cache.tiles.status(level).ravel() == ENCODED for level in levels])
 
     def check(self, k: int) -> None:
         """Check that tiles have at least k patch tokens.

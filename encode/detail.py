@@ -219,7 +219,7 @@ def estimate_detail(
         processes: number of processes that will share the work, each with a device of its own.
     """
     pyramid, level = cache.pyramid, cache.pyramid.levels - 1
-    missing = cache.status(level) != NODATA
+    missing = cache.tiles.status(level) != NODATA
     if _has_tokens_of(cache, producer, pixels):
         missing &= cache.detail.status() == MISSING
     count, side = int(missing.sum()), pixels // producer.patch
@@ -238,7 +238,7 @@ def estimate_detail(
 def _sample(cache: FeatureCache, producer: TokenProducer, tiles: DetailTiles, batch_size: int) -> NDArray[np.float32]:
     """(token, feature) random tokens with imagery, of random tiles; the same in every run."""
     rng = np.random.default_rng(SEED)
-    keys = rng.permutation(np.argwhere(cache.status(cache.pyramid.levels - 1) != NODATA))
+    keys = rng.permutation(np.argwhere(cache.tiles.status(cache.pyramid.levels - 1) != NODATA))
     each = math.ceil(SAMPLE_TOKENS / max(1, min(SAMPLE_TILES, len(keys))))
     chosen: list[DetailTile] = []
     for (tile,) in prefetch(lambda key: tiles.render(int(key[0]), int(key[1]), 1), keys, _threads()):
@@ -278,7 +278,7 @@ def encode_detail_units(
         progress: counts the tiles.
         batch_size: tiles per forward pass.
     """
-    detail, empty = cache.detail, cache.status(cache.pyramid.levels - 1) == NODATA
+    detail, empty = cache.detail, cache.tiles.status(cache.pyramid.levels - 1) == NODATA
     projection = detail.projection
 
     def render(unit: Unit) -> list[DetailTile]:

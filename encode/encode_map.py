@@ -127,7 +127,7 @@ def encode_map(
             cache.require_tokens(encoder.patches)
         state.wait_for_everyone()
     pyramid, levels = cache.pyramid, range(cache.pyramid.levels)
-    status, damaged = zip(*(cache.readable_status(level) for level in range(pyramid.levels + 1)), strict=True)
+    status, damaged = zip(*(cache.tiles.readable_status(level) for level in range(pyramid.levels + 1)), strict=True)
     reused = sum(int((status[level] == ENCODED).sum()) for level in levels)
     work, tokens_damaged = _find_work(cache, list(status), tokens)
     tokens_reused = reused - sum(int(array.sum()) for array in work.missing_tokens)
@@ -138,7 +138,7 @@ def encode_map(
         state.wait_for_everyone()
     if state.is_main_process:
         cache.consolidate()  # a killed run may have left the cache without
-    after = np.concatenate([cache.status(level).ravel() for level in levels])
+    after = np.concatenate([cache.tiles.status(level).ravel() for level in levels])
     encoded, nodata = int((after == ENCODED).sum()), int((after == NODATA).sum())
     report = MapReport(encoded - reused, reused, nodata, sum(damaged[:-1]))
     if work.tokens is None:
@@ -170,7 +170,7 @@ def _fill(
     state: PartialState,
     run_blocks: BlockRunner | None,
 ) -> None:
-    top, missing = cache.block_level, work.any_missing
+    top, missing = cache.tiles.block_level, work.any_missing
     roots = _incomplete_blocks(cache, missing)[state.process_index :: state.num_processes]
     coarse_missing = any(missing[level].any() for level in range(top))
     block_tiles: list[Tile] = []
@@ -257,7 +257,7 @@ def _window(pyramid: Pyramid, root: TileKey, level: int) -> tuple[slice, slice]:
 
 def _incomplete_blocks(cache: FeatureCache, missing: list[NDArray[np.bool_]]) -> list[TileKey]:
     """Blocks with a missing tile or cell; all blocks if a tile above them is missing, which is their average."""
-    top, n = cache.block_level, cache.pyramid.tiles_per_side(cache.block_level)
+    top, n = cache.tiles.block_level, cache.pyramid.tiles_per_side(cache.tiles.block_level)
     needed = np.full((n, n), any(array.any() for array in missing[:top]))
     for array in missing[top:]:
         side = len(array) // n

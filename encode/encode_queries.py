@@ -243,7 +243,7 @@ def _moved(queries: PhotoFeatures, table: PhotoTable) -> int:
 
 def _off_map(cache: FeatureCache, frame: pd.DataFrame) -> tuple[Rejected, ...]:
     row, col = cache.area.cells_at(frame["latitude"], frame["longitude"])
-    status = cache.cells.status() if cache.region else cache.readable_status(cache.levels)[0]
+    status = cache.cells.status() if cache.region else cache.tiles.readable_status(cache.levels)[0]
     nodata = (row >= 0) & (status[row, col] == NODATA)
     return tuple(Rejected(name, "the map has no imagery there") for name in frame["id"][nodata])
 

@@ -63,7 +63,7 @@ def template(tmp_path_factory: pytest.TempPathFactory, encoder_folder: Path) -> 
     rng = np.random.default_rng(0)
     for level in range(3):
         n = cache.pyramid.tiles_per_side(level)
-        cache.write_chunk(
+        cache.tiles.write_chunk(
             level, 0, 0, np.full((n, n), ENCODED, np.uint8), rng.normal(size=(n, n, 32)) if level < 2 else None
         )
     frame = pd.DataFrame({"id": [f"p{i}" for i in range(100)], "path": ""})
@@ -380,7 +380,7 @@ def test_model_folders_share_one_map_and_one_encoder_and_can_be_used_alone(ablat
     for name in ("map.safetensors", "encoder/model.safetensors"):
         assert (one / name).samefile(other / name)
     model = ZoomModel.load(one)
-    assert np.array_equal(model.read_map().embedding[1], FeatureCache.open(rows["reference"][0].cache).level(1))
+    assert np.array_equal(model.read_map().embedding[1], FeatureCache.open(rows["reference"][0].cache).tiles.level(1))
     assert model.load_encoder("cpu").fingerprint == model.encoder.fingerprint
     assert load_settings(one / "train" / "settings.toml").train == rows["reference"][0].train
 

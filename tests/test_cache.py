@@ -38,7 +38,7 @@ def write_everything(cache: FeatureCache) -> list[np.ndarray]:
     rng = np.random.default_rng(0)
     levels = []
     for level in range(cache.pyramid.levels + 1):
-        n, side = cache.pyramid.tiles_per_side(level), cache.chunk_side(level)
+        n, side = cache.pyramid.tiles_per_side(level), cache.tiles.chunk_side(level)
         status = np.full((n, n), ENCODED, np.uint8)
         embedding = rng.normal(size=(n, n, cache.encoder.width)).astype(np.float16)
         if level == HOLE.level and n > HOLE.col:
@@ -47,7 +47,7 @@ def write_everything(cache: FeatureCache) -> list[np.ndarray]:
             for col in range(0, n, side):
                 window = slice(row, row + side), slice(col, col + side)
                 features = embedding[window] if level < cache.pyramid.levels else None
-                cache.write_chunk(level, row, col, status[window], features)
+                cache.tiles.write_chunk(level, row, col, status[window], features)
         levels.append(embedding)
     return levels[:-1]
 
@@ -89,7 +89,7 @@ def test_a_cache_that_matches_is_reused_with_every_byte(
     before = files_of(path)
     renamed = replace(info, name="elsewhere/tiny")  # the fingerprint counts, not where the encoder lies
     again = FeatureCache.open_or_create(path, pyramid, renamed, IMAGERY)
-    np.testing.assert_array_equal(again.level(2), levels[2])
+    np.testing.assert_array_equal(again.tiles.level(2), levels[2])
     assert files_of(path) == before
 
 
@@ -190,15 +190,15 @@ def test_a_cache_opened_for_reading_cannot_be_written(cache: FeatureCache, path:
 
 def test_look_ups_by_key_give_what_was_written(cache: FeatureCache, levels: list[np.ndarray]) -> None:
     for level, expected in enumerate(levels):
-        np.testing.assert_array_equal(cache.level(level), expected)
+        np.testing.assert_array_equal(cache.tiles.level(level), expected)
         row, col = expected.shape[0] - 1, expected.shape[0] // 2
-        np.testing.assert_array_equal(cache.embedding(TileKey(level, row, col)), expected[row, col])
+        np.testing.assert_array_equal(cache.tiles.embedding(TileKey(level, row, col)), expected[row, col])
 
 
 def test_children_come_in_the_order_of_the_actions(cache: FeatureCache, levels: list[np.ndarray]) -> None:
     for key in (TileKey(0, 0, 0), TileKey(1, 3, 1)):
         expected = [levels[child.level][child.row, child.col] for child in cache.pyramid.children(key)]
-        np.testing.assert_array_equal(cache.children(key), expected)
+        np.testing.assert_array_equal(cache.tiles.children(key), expected)
 
 
 def test_the_map_in_memory_survives_its_file(cache: FeatureCache, levels: list[np.ndarray], tmp_path: Path) -> None:
@@ -212,18 +212,18 @@ def test_the_map_in_memory_survives_its_file(cache: FeatureCache, levels: list[n
 
 
 def test_an_incomplete_map_is_not_read_whole(cache: FeatureCache, levels: list[np.ndarray]) -> None:
-    status, embedding = cache.read_chunk(2, 0, 0)
+    status, embedding = cache.tiles.read_chunk(2, 0, 0)
     status[1, 2] = MISSING
-    cache.write_chunk(2, 0, 0, status, embedding)
+    cache.tiles.write_chunk(2, 0, 0, status, embedding)
     with pytest.raises(CacheError, match=r"lacks 1 of 273 tiles: run `jzi encode-map`"):
         cache.read_map()
 
 
 def test_only_whole_chunks_are_written(cache: FeatureCache) -> None:
     with pytest.raises(CacheError, match="whole chunks"):
-        cache.write_chunk(2, 0, 0, np.ones((1, 1), np.uint8), np.ones((1, 1, 8), np.float16))
+        cache.tiles.write_chunk(2, 0, 0, np.ones((1, 1), np.uint8), np.ones((1, 1, 8), np.float16))
     with pytest.raises(CacheError, match="whole chunks"):
-        cache.write_chunk(3, 1, 0, np.ones((64, 64), np.uint8), None)
+        cache.tiles.write_chunk(3, 1, 0, np.ones((64, 64), np.uint8), None)
 
 
 # Damage
@@ -258,21 +258,21 @@ def test_a_garbled_chunk_is_refused_wherever_it_is_read(
 ) -> None:
     damage(path / "map/1/embedding/c/0/0/0")
     for read in (
-        lambda: cache.level(1),
-        lambda: cache.embedding(TileKey(1, 0, 0)),
-        lambda: cache.children(TileKey(0, 0, 0)),
+        lambda: cache.tiles.level(1),
+        lambda: cache.tiles.embedding(TileKey(1, 0, 0)),
+        lambda: cache.tiles.children(TileKey(0, 0, 0)),
         cache.read_map,
     ):
         with pytest.raises(CacheCorruptError, match="map/1/embedding") as error:
             read()
         assert "\n" not in str(error.value)
-    np.testing.assert_array_equal(cache.level(2), levels[2])  # and only there
+    np.testing.assert_array_equal(cache.tiles.level(2), levels[2])  # and only there
 
 
 @GARBLE
 def test_a_garbled_status_is_refused(cache: FeatureCache, levels: list, path: Path, damage: Callable) -> None:
     damage(path / "map/2/status/c/0/0")
-    for read in (lambda: cache.status(2), cache.read_map):
+    for read in (lambda: cache.tiles.status(2), cache.read_map):
         with pytest.raises(CacheCorruptError, match="map/2/status"):
             read()
 
@@ -281,7 +281,7 @@ def test_a_chunk_that_is_gone_is_not_read_as_a_map(cache: FeatureCache, levels: 
     (path / "map/1/embedding/c/0/0/0").unlink()
     with pytest.raises(CacheCorruptError, match=r"map/1/embedding \(a chunk is gone\)"):
         cache.read_map()
-    assert np.isnan(cache.embedding(TileKey(1, 0, 0))).all(), "it never reads as zeros"
+    assert np.isnan(cache.tiles.embedding(TileKey(1, 0, 0))).all(), "it never reads as zeros"
 
 
 @DAMAGE
@@ -290,15 +290,15 @@ def test_damaged_tiles_count_as_missing_and_the_others_as_they_are(
 ) -> None:
     cache = FeatureCache.create(path, Pyramid.around(0, 0, 800, grid=2, levels=6), info, IMAGERY)
     write_everything(cache)
-    side = cache.chunk_side(5)
+    side = cache.tiles.chunk_side(5)
     assert side * 2 == cache.pyramid.tiles_per_side(5), "there are four chunks"
     damage(path / "map/5/embedding/c/0/1/0")
-    status, lost = cache.readable_status(5)
+    status, lost = cache.tiles.readable_status(5)
     assert lost == side**2
     assert (status[:side, side:] == MISSING).all()
     assert (status == ENCODED).sum() == 3 * side**2
-    assert (cache.read_chunk(5, 0, side)[0] == MISSING).all()
-    assert (cache.read_chunk(5, side, side)[0] == ENCODED).all()
+    assert (cache.tiles.read_chunk(5, 0, side)[0] == MISSING).all()
+    assert (cache.tiles.read_chunk(5, side, side)[0] == ENCODED).all()
 
 
 @DAMAGE
@@ -306,7 +306,7 @@ def test_tiles_whose_status_is_damaged_count_as_missing(
     cache: FeatureCache, levels: list, path: Path, damage: Callable
 ) -> None:
     damage(path / "map/2/status/c/0/0")
-    assert (cache.readable_status(2)[0] == MISSING).all()
+    assert (cache.tiles.readable_status(2)[0] == MISSING).all()
 
 
 @DAMAGE
@@ -389,10 +389,10 @@ def test_arrays_name_their_dimensions(cache: FeatureCache, path: Path) -> None:
 )
 def test_disjoint_subtrees_never_share_a_chunk(path: Path, info: EncoderInfo, grid: int, levels: int) -> None:
     cache = FeatureCache.create(path, Pyramid.around(0, 0, 1000, grid=grid, levels=levels), info)
-    top = cache.block_level
+    top = cache.tiles.block_level
     blocks = cache.pyramid.tiles_per_side(top)
     for level in range(levels + 1):
-        n, side = cache.pyramid.tiles_per_side(level), cache.chunk_side(level)
+        n, side = cache.pyramid.tiles_per_side(level), cache.tiles.chunk_side(level)
         assert n % side == 0, "chunks fill the level"
         assert side <= 16 or level == levels
         if level >= top:  # every chunk lies in one block
@@ -404,7 +404,7 @@ def test_chunks_of_embeddings_are_as_the_layout_says(cache: FeatureCache, path: 
         if name.endswith("embedding") and name.startswith("map"):
             level = int(name.split("/")[1])
             chunk = meta["chunk_grid"]["configuration"]["chunk_shape"]
-            assert chunk == [cache.chunk_side(level)] * 2 + [8]
+            assert chunk == [cache.tiles.chunk_side(level)] * 2 + [8]
             assert max(chunk[:2]) <= 16
 
 
@@ -461,14 +461,14 @@ def test_a_cache_is_read_over_http(cache: FeatureCache, levels: list[np.ndarray]
     embedding = write_photos(cache)
     remote = FeatureCache.open(f"{served}/town.zarr")
     assert remote.encoder == cache.encoder
-    np.testing.assert_array_equal(remote.embedding(TileKey(2, 3, 4)), levels[2][3, 4])
+    np.testing.assert_array_equal(remote.tiles.embedding(TileKey(2, 3, 4)), levels[2][3, 4])
     np.testing.assert_array_equal(remote.read_map().embedding[1], levels[1])
     np.testing.assert_array_equal(remote.queries.embedding([1])[:, 0], embedding[[1]])
     with pytest.raises(CacheError, match="there is no feature cache"):
         FeatureCache.open(f"{served}/other.zarr")
     flip(path / "map/2/embedding/c/0/0/0")
     with pytest.raises(CacheCorruptError):
-        remote.level(2)
+        remote.tiles.level(2)
 
 
 def test_a_cache_on_a_web_server_cannot_be_written_and_says_so(cache: FeatureCache, served: str) -> None:

@@ -38,9 +38,9 @@ def template(tmp_path_factory: pytest.TempPathFactory, info: EncoderInfo) -> Pat
     cache = FeatureCache.create(path, Pyramid.around(48.2, 16.37, 800.0, grid=2, levels=2), info, IMAGERY)
     rng = np.random.default_rng(0)
     for level in range(3):
-        side = cache.chunk_side(level)
+        side = cache.tiles.chunk_side(level)
         embedding = rng.normal(size=(side, side, 8)) if level < 2 else None
-        cache.write_chunk(level, 0, 0, np.full((side, side), ENCODED, np.uint8), embedding)
+        cache.tiles.write_chunk(level, 0, 0, np.full((side, side), ENCODED, np.uint8), embedding)
     for level, n in ((0, 1), (1, 2)):
         keys = [TileKey(level, row, col) for row in range(n) for col in range(n)]
         cache.require_tokens(3).write(keys, rng.normal(size=(n * n, 3, 8)).astype(np.float16))
@@ -81,8 +81,8 @@ def read_everything(path: Path, tokens: bool = True) -> list[Any]:
     cache = FeatureCache.open(path)
     features = cache.read_map(cells=True)
     frame = cache.queries.encoded()
-    arrays = [*features.embedding, *features.status, features.cells, cache.tokens(TileKey(1, 0, 1))]
-    arrays += [cache.queries.embedding(frame.index, 1), cache.embedding(TileKey(1, 1, 0))]
+    arrays = [*features.embedding, *features.status, features.cells, cache.patch_tokens.read(TileKey(1, 0, 1))]
+    arrays += [cache.queries.embedding(frame.index, 1), cache.tiles.embedding(TileKey(1, 1, 0))]
     if tokens:
         arrays += [cache.detail.status(), *cache.detail.read_many([(0, 1), (1, 1)]), cache.detail.projection.basis]
         photos = cache.queries.tokens

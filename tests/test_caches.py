@@ -31,12 +31,12 @@ AREA = Pyramid.around(48.2, 16.37, 6400.0, levels=4)  # more than a chunk at the
 def fill(cache: FeatureCache, skip: tuple[int, ...] = ()) -> None:
     """Every tile but the chunks (by their number) that are to be missing at level 3; the same values every time."""
     for level in range(cache.pyramid.levels + 1):
-        side, n = cache.chunk_side(level), cache.pyramid.tiles_per_side(level)
+        side, n = cache.tiles.chunk_side(level), cache.pyramid.tiles_per_side(level)
         rng = np.random.default_rng(level)
         for number, (row, col) in enumerate((r, c) for r in range(0, n, side) for c in range(0, n, side)):
             values = rng.normal(size=(side, side, 8))
             status = np.full((side, side), MISSING if level == 3 and number in skip else ENCODED, np.uint8)
-            cache.write_chunk(level, row, col, status, values if level < cache.pyramid.levels else None)
+            cache.tiles.write_chunk(level, row, col, status, values if level < cache.pyramid.levels else None)
 
 
 def add_photos(cache: FeatureCache, numbers: range, *, views: int = 0, changed: bool = False) -> None:
@@ -150,12 +150,12 @@ def test_merging_halves_gives_the_whole(make, files_of) -> None:
     add_photos(one, range(300), views=2)
     add_photos(other, range(250, 600), views=2)
     report = merge_caches(other, one)
-    side = one.chunk_side(3)
+    side = one.tiles.chunk_side(3)
     assert (report.tiles, report.photos, report.views, report.different) == (2 * side**2, 300, 300, 0)
     merged = FeatureCache.open(one.path)
     for level in range(4):
-        assert np.array_equal(merged.level(level), whole.level(level))
-        assert np.array_equal(merged.status(level), whole.status(level))
+        assert np.array_equal(merged.tiles.level(level), whole.tiles.level(level))
+        assert np.array_equal(merged.tiles.status(level), whole.tiles.status(level))
     assert same_photos(merged, whole)
     rows = [cache.queries.encoded().sort_values("id").index for cache in (merged, whole)]
     assert np.array_equal(merged.queries.embedding(rows[0], 2), whole.queries.embedding(rows[1], 2))
@@ -191,7 +191,7 @@ def test_what_is_damaged_in_the_target_is_mended_and_in_the_source_left_out(make
     damage(chunk_file(one, "queries/embedding"))
     damage(chunk_file(other, "map/2/embedding"))
     report = merge_caches(other, one)
-    assert report.tiles == one.chunk_side(3) ** 2 and report.photos == 600 - 512
+    assert report.tiles == one.tiles.chunk_side(3) ** 2 and report.photos == 600 - 512
     assert verify_cache(FeatureCache.open(one.path)).sound
 
 
@@ -256,7 +256,7 @@ def test_what_has_vanished_or_never_was_is_told(make) -> None:
     chunk_file(cache, "queries/embedding").unlink()
     chunk_file(cache, "map/2/embedding").unlink()
     report = verify_cache(FeatureCache.open(cache.path))
-    side = cache.chunk_side(3)
+    side = cache.tiles.chunk_side(3)
     assert not report.damaged
-    assert set(report.lost) == {"44 photos", f"{cache.chunk_side(2) ** 2} tiles of level 2"}
+    assert set(report.lost) == {"44 photos", f"{cache.tiles.chunk_side(2) ** 2} tiles of level 2"}
     assert report.missing == (f"{side**2} tiles of level 3", "1 photos")

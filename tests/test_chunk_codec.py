@@ -35,8 +35,8 @@ def test_a_chunk_that_becomes_larger_than_its_array_is_refused_before_it_does(
     tmp_path: Path, pyramid: Pyramid, info: EncoderInfo, lies: bool
 ) -> None:
     cache = FeatureCache.create(tmp_path / "town.zarr", pyramid, info, IMAGERY)
-    cache.write_chunk(0, 0, 0, np.full((1, 1), ENCODED, np.uint8), np.ones((1, 1, info.width), np.float16))
-    assert cache.embedding(TileKey(0, 0, 0)).sum() == info.width
+    cache.tiles.write_chunk(0, 0, 0, np.full((1, 1), ENCODED, np.uint8), np.ones((1, 1, info.width), np.float16))
+    assert cache.tiles.embedding(TileKey(0, 0, 0)).sum() == info.width
     bomb = bytearray(Zstd(1).encode(bytes(2**28)))
     if lies:
         start = 5 + (not bomb[4] >> 5 & 1)
@@ -45,5 +45,5 @@ def test_a_chunk_that_becomes_larger_than_its_array_is_refused_before_it_does(
     chunk.write_bytes(bytes(bomb) + google_crc32c.value(bytes(bomb)).to_bytes(4, "little"))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(CacheCorruptError, match="map/0/embedding"):
-        cache.embedding(TileKey(0, 0, 0))
+        cache.tiles.embedding(TileKey(0, 0, 0))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**16, "kB"

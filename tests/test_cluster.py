@@ -220,11 +220,11 @@ def test_a_process_whose_driver_has_ended_writes_no_more(town: Town) -> None:
     cache = town.cache()
     shared = SharedCache.of(cache)
     follower = shared.open("here")
-    status, embedding = follower.read_chunk(1, 0, 0)
-    follower.write_chunk(1, 0, 0, status, embedding)
+    status, embedding = follower.tiles.read_chunk(1, 0, 0)
+    follower.tiles.write_chunk(1, 0, 0, status, embedding)
     cache.close()
     with pytest.raises(CacheError, match="has ended, or lost its lock"):
-        follower.write_chunk(1, 0, 0, status, embedding)
+        follower.tiles.write_chunk(1, 0, 0, status, embedding)
     other = FeatureCache.open(cache.path, "r+")
     with pytest.raises(CacheError, match="has ended, or lost its lock"):
         FollowedLock(other.path, shared.lock).check()
@@ -294,7 +294,7 @@ def test_killed_nodes_and_an_interrupted_command_leave_the_cache_of_one_process(
     with small_cluster() as cluster, connected(cluster.address):
         with pytest.raises(KeyboardInterrupt), second_node_that_is_killed(cluster, monkeypatch, then=interrupt):
             run_map()
-        kept = sum(int((town.cache().status(level) == 1).sum()) for level in range(AREA.levels))
+        kept = sum(int((town.cache().tiles.status(level) == 1).sum()) for level in range(AREA.levels))
         assert 0 < kept < TILES
         assert run_map() == MapReport(TILES - kept, kept, 0, 0)
         with second_node_that_is_killed(cluster, monkeypatch):
@@ -307,5 +307,5 @@ def test_killed_nodes_and_an_interrupted_command_leave_the_cache_of_one_process(
         assert (detail.encoded, detail.reused) == (1024, 0)
         photos = town.encode_queries(run_batches=on_nodes(lambda cache: PhotoWork.of(cache, town.encoder, 4, 0, False)))
         assert photos.encoded == PHOTOS - 1
-    assert np.isfinite(town.cache().level(5)).all()
+    assert np.isfinite(town.cache().tiles.level(5)).all()
     assert files_of(town.folder / "town.zarr") == whole

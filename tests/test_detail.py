@@ -465,7 +465,7 @@ def test_patch_tokens_that_leave_out_the_end_of_a_tile_lie_where_they_were_seen(
         for col in range(n):
             y, x = np.meshgrid(row * footprint + inside, col * footprint + inside, indexing="ij")
             cache.patch_tokens.write([TileKey(3, row, col)], np.stack([x, y], -1).reshape(1, 4, 2).astype(np.float16))
-    cache.write_chunk(3, 0, 0, np.full((8, 8), ENCODED, np.uint8), np.zeros((8, 8, 2)))
+    cache.tiles.write_chunk(3, 0, 0, np.full((8, 8), ENCODED, np.uint8), np.zeros((8, 8, 2)))
     tokens, mask, _ = at(cache, 70.0, 90.0, side=6)
     x = 70 - 15 + (np.arange(6) + 0.5) / 6 * 30
     y = 90 - 15 + (np.arange(6) + 0.5) / 6 * 30

@@ -126,10 +126,10 @@ def assert_sound(cache: FeatureCache) -> int:
     """Assert that encoded tiles have finite embeddings and marked cells; return how many are encoded."""
     encoded, g = 0, cache.pyramid.grid
     for level in range(cache.pyramid.levels):
-        status = cache.status(level)
-        assert (np.isnan(cache.level(level)).any(-1) <= (status != ENCODED)).all()
+        status = cache.tiles.status(level)
+        assert (np.isnan(cache.tiles.level(level)).any(-1) <= (status != ENCODED)).all()
         encoded += int((status == ENCODED).sum())
-    cells = cache.status(cache.pyramid.levels)
+    cells = cache.tiles.status(cache.pyramid.levels)
     n = len(cells) // g
     assert ((cells.reshape(n, g, n, g) != MISSING).all(axis=(1, 3)) >= (status == ENCODED)).all()
     return encoded

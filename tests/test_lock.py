@@ -146,9 +146,9 @@ def test_the_owner_shows_signs_of_life_and_notices_a_takeover(path: Path, monkey
 def test_a_writer_whose_lock_was_taken_over_writes_no_more(path: Path, monkeypatch, pyramid, info) -> None:
     cache = FeatureCache.create(path, pyramid, info)
     monkeypatch.setattr(type(cache.documents.lock._held), "is_lost", lambda _: True)
-    status, embedding = cache.read_chunk(1, 0, 0)
+    status, embedding = cache.tiles.read_chunk(1, 0, 0)
     for write in (
-        lambda: cache.write_chunk(1, 0, 0, status, embedding),
+        lambda: cache.tiles.write_chunk(1, 0, 0, status, embedding),
         lambda: cache.require_tokens(2),
         lambda: cache.queries.require_views(1, {"seed": 0}),
     ):

@@ -63,12 +63,12 @@ def cache(features: MapEmbeddings, tmp_path_factory: pytest.TempPathFactory) -> 
     path = tmp_path_factory.mktemp("cache") / "features.zarr"
     cache = FeatureCache.create(path, PYRAMID, ENCODER)
     for level in range(PYRAMID.levels + 1):
-        side = cache.chunk_side(level)
+        side = cache.tiles.chunk_side(level)
         for row in range(0, len(features.status[level]), side):
             for col in range(0, len(features.status[level]), side):
                 window = slice(row, row + side), slice(col, col + side)
                 values = features.embedding[level][window] if level < PYRAMID.levels else None
-                cache.write_chunk(level, row, col, features.status[level][window], values)
+                cache.tiles.write_chunk(level, row, col, features.status[level][window], values)
     cache.close()
     return FeatureCache.open(path)
 

@@ -40,7 +40,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> FeatureCache:
     rng = np.random.default_rng(0)
     cache = FeatureCache.create(tmp_path_factory.mktemp("cache") / "features.zarr", PYRAMID, ENCODER)
     for level in range(PYRAMID.levels + 1):
-        n, side = PYRAMID.tiles_per_side(level), cache.chunk_side(level)
+        n, side = PYRAMID.tiles_per_side(level), cache.tiles.chunk_side(level)
         status = np.full((n, n), ENCODED, np.uint8)
         if level >= 2:
             status[: n // 4, : n // 4] = NODATA
@@ -49,7 +49,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> FeatureCache:
         for row in range(0, n, side):
             for col in range(0, n, side):
                 window = slice(row, row + side), slice(col, col + side)
-                cache.write_chunk(level, row, col, status[window], values[window] if level < PYRAMID.levels else None)
+                cache.tiles.write_chunk(
+                    level, row, col, status[window], values[window] if level < PYRAMID.levels else None
+                )
     x, y = rng.uniform(-320, 320, PHOTOS), rng.uniform(-320, 320, PHOTOS)
     latitude, longitude = PYRAMID.unproject(x, y)
     frame = pd.DataFrame({"id": [f"photo {number}" for number in range(PHOTOS)], "latitude": latitude})

@@ -62,7 +62,9 @@ def test_only_the_main_process_prints(folders: list[Path]) -> None:
 def test_two_processes_fill_the_same_cache(folders: list[Path]) -> None:
     one, two = (FeatureCache.open(folder / "features.zarr") for folder in folders)
     for level in range(6):
-        np.testing.assert_allclose(one.level(level).astype(float), two.level(level).astype(float), atol=2e-3)
+        np.testing.assert_allclose(
+            one.tiles.level(level).astype(float), two.tiles.level(level).astype(float), atol=2e-3
+        )
     photos = [cache.queries.embedding(np.arange(30))[:, 0].astype(float) for cache in (one, two)]
     np.testing.assert_allclose(*photos, atol=2e-3)
 

@@ -25,6 +25,7 @@ from jzi.store.cache.chunk_writer import TileWriter
 from jzi.store.cache.feature_cache import ENCODED, FeatureCache
 from jzi.store.cache.maintenance import merge_caches
 from jzi.store.cache.verify import verify_cache
+from jzi.store.features.tile_features import TileFeatures
 from jzi.store.geometry.pyramid import Pyramid, TileKey
 from jzi.tests.conftest import checkerboard, write_geotiff
 
@@ -101,14 +102,14 @@ def test_a_map_in_shards_has_the_embeddings_of_one_in_chunks(
     cache: FeatureCache = request.getfixturevalue("cache")
     array = cache.array("map/4/embedding")
     assert array.shards == (SHARD, SHARD, 32) and array.chunks == (4, 4, 32)
-    assert len(shard_files(cache)) == 4 and cache.block_level == 1
+    assert len(shard_files(cache)) == 4 and cache.tiles.block_level == 1
     one, other = plain.read_map(), cache.read_map()
     for level in range(AREA.levels):
         np.testing.assert_array_equal(one.embedding[level], other.embedding[level])
     for one_status, other_status in zip(one.status, other.status, strict=True):
         np.testing.assert_array_equal(one_status, other_status)
-    np.testing.assert_array_equal(cache.embedding(TileKey(4, 9, 3)), plain.embedding(TileKey(4, 9, 3)))
-    np.testing.assert_array_equal(cache.children(TileKey(3, 2, 7)), plain.children(TileKey(3, 2, 7)))
+    np.testing.assert_array_equal(cache.tiles.embedding(TileKey(4, 9, 3)), plain.tiles.embedding(TileKey(4, 9, 3)))
+    np.testing.assert_array_equal(cache.tiles.children(TileKey(3, 2, 7)), plain.tiles.children(TileKey(3, 2, 7)))
     assert verify_cache(cache).sound and cache.to_xarray()["map/4/embedding"].shape == (16, 16, 32)
 
 
@@ -119,24 +120,24 @@ def test_an_encode_that_ends_in_the_write_of_a_shard_resumes_to_the_same_bytes(
     writes: int, before_status: bool, caught: bool,
 ) -> None:  # fmt: skip
     whole = files_of(Path(cache.path))
-    write, count = FeatureCache.write_chunk, iter(range(writes))
+    write, count = TileFeatures.write_chunk, iter(range(writes))
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
 
-        def write_chunk(self: FeatureCache, level: int, *rest) -> None:
+        def write_chunk(self: TileFeatures, level: int, *rest) -> None:
             if level == 4 and next(count, None) is None:
                 if before_status:
                     status = self.status(level)
                     write(self, level, *rest)
-                    self.array("map/4/status")[:] = status
+                    self._array("map/4/status")[:] = status
                 raise KeyboardInterrupt
             write(self, level, *rest)
 
-        patch.setattr(FeatureCache, "write_chunk", write_chunk)
+        patch.setattr(TileFeatures, "write_chunk", write_chunk)
         if not caught:
             patch.setattr(chunk_writer.ChunkWriter, "__exit__", lambda *_: None)
         encode_map(open_cache("again.zarr"), encoder, imagery, batch_size=8)
     again = open_cache("again.zarr")
-    kept = sum(int((again.readable_status(level)[0] == ENCODED).sum()) for level in range(AREA.levels))
+    kept = sum(int((again.tiles.readable_status(level)[0] == ENCODED).sum()) for level in range(AREA.levels))
     assert kept < TILES
     assert encode_map(again, encoder, imagery).encoded == TILES - kept
     assert files_of(Path(again.path)) == whole
@@ -187,11 +188,11 @@ def test_merging_fills_a_shard_with_what_the_other_cache_has(
     cache: FeatureCache, open_cache: Callable, encoder: Encoder, imagery: Imagery, files_of: Callable
 ) -> None:
     target = open_cache("target.zarr")
-    status, embedding = cache.read_chunk(4, 0, 0)
+    status, embedding = cache.tiles.read_chunk(4, 0, 0)
     status[2:] = 0
     assert embedding is not None
     embedding[2:] = np.nan
-    target.write_chunk(4, 0, 0, status, embedding)
+    target.tiles.write_chunk(4, 0, 0, status, embedding)
     merge_caches(FeatureCache.open(cache.path), target)
     assert files_of(Path(target.path)) == files_of(Path(cache.path))
 

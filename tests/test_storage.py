@@ -37,7 +37,7 @@ def fill_map(cache: FeatureCache) -> None:
         n = cache.pyramid.tiles_per_side(level)
         embedding = np.random.default_rng(level).normal(size=(n, n, cache.encoder.width))
         status = np.full((n, n), ENCODED, np.uint8)
-        cache.write_chunk(level, 0, 0, status, embedding if level < cache.pyramid.levels else None)
+        cache.tiles.write_chunk(level, 0, 0, status, embedding if level < cache.pyramid.levels else None)
 
 
 def fill(path: str | Path, info: EncoderInfo) -> FeatureCache:
@@ -91,13 +91,15 @@ def test_a_cache_on_s3_works_with_the_same_code(
     assert objects_of(url) == local
     again = FeatureCache.open(url)
     assert (again.pyramid, again.encoder, again.imagery) == (AREA, info, IMAGERY)
-    np.testing.assert_array_equal(again.read_map().embedding[0], cache.level(0))
-    np.testing.assert_array_equal(again.embedding(TileKey(0, 0, 0)), cache.level(0)[0, 0])
+    np.testing.assert_array_equal(again.read_map().embedding[0], cache.tiles.level(0))
+    np.testing.assert_array_equal(again.tiles.embedding(TileKey(0, 0, 0)), cache.tiles.level(0)[0, 0])
     np.testing.assert_array_equal(again.queries.embedding([2, 0]), cache.queries.embedding([2, 0]))
-    np.testing.assert_array_equal(again.to_xarray()["map/0"]["embedding"], cache.level(0))
+    np.testing.assert_array_equal(again.to_xarray()["map/0"]["embedding"], cache.tiles.level(0))
     with pytest.raises(CacheMismatchError):
         FeatureCache.open_or_create(url, AREA, replace(info, fingerprint="0" * 64))
-    assert "opened for reading only" in sentence(lambda: again.write_chunk(0, 0, 0, np.ones((1, 1), np.uint8), None))
+    assert "opened for reading only" in sentence(
+        lambda: again.tiles.write_chunk(0, 0, 0, np.ones((1, 1), np.uint8), None)
+    )
     assert objects_of(url) == local
 
 
@@ -164,7 +166,7 @@ def test_a_damaged_object_is_noticed(upload: Callable) -> None:
     data[len(data) // 2] ^= 4
     store.put(key, bytes(data))
     with pytest.raises(CacheCorruptError):
-        cache.level(0)
+        cache.tiles.level(0)
     assert verify_cache(cache).damaged == ("map/0/embedding [0, 0, 0]",)
 
 
@@ -173,7 +175,7 @@ def test_a_damaged_object_is_noticed(upload: Callable) -> None:
     [
         lambda url, cache: FeatureCache.open(url),
         lambda url, cache: FeatureCache.create(url, AREA, cache.encoder),
-        lambda url, cache: cache.level(0),
+        lambda url, cache: cache.tiles.level(0),
         lambda url, cache: len(cache.queries),
         lambda url, cache: cache.has_cells,
         lambda url, cache: fill_map(cache),

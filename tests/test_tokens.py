@@ -29,6 +29,7 @@ from jzi.encode.rasters.tiles import TileRenderer
 from jzi.errors import CacheCorruptError, CacheError, ConfigError
 from jzi.store.cache import chunk_writer
 from jzi.store.cache.feature_cache import NODATA, FeatureCache
+from jzi.store.features.tile_features import TileFeatures
 from jzi.store.geometry.pyramid import Pyramid, TileKey
 from jzi.tests.conftest import decided_decoder, write_geotiff
 
@@ -101,22 +102,22 @@ def table_of(cache: FeatureCache, **options) -> TileTable:
 def test_tokens_are_the_patches_of_the_models_last_hidden_state(cache, imagery, encoder) -> None:
     for tile in TileRenderer(imagery, 28).render([TileKey(0, 0, 0)]):
         if not tile.has_imagery:
-            assert np.isnan(cache.tokens(tile.key)).all()
+            assert np.isnan(cache.patch_tokens.read(tile.key)).all()
             continue
         pixels = encoder.normalise(encoder.to_unit(torch.tensor(tile.image)[None]))
         with torch.no_grad():
             expected = encoder.model(pixels)[0, 1:]
-        np.testing.assert_allclose(cache.tokens(tile.key), expected, atol=2e-3)
-    assert cache.tokens(TileKey(2, 0, 0)).shape == (PATCHES, WIDTH)
+        np.testing.assert_allclose(cache.patch_tokens.read(tile.key), expected, atol=2e-3)
+    assert cache.patch_tokens.read(TileKey(2, 0, 0)).shape == (PATCHES, WIDTH)
     with pytest.raises(CacheError, match="has no tile"):
-        cache.tokens(TileKey(LEVELS, 0, 0))
+        cache.patch_tokens.read(TileKey(LEVELS, 0, 0))
 
 
 def test_a_look_up_reads_one_chunk(cache, monkeypatch) -> None:
     read = []
     get = LocalStore.get
     monkeypatch.setattr(LocalStore, "get", lambda self, key, *a, **b: read.append(key) or get(self, key, *a, **b))
-    cache.tokens(TileKey(2, 1, 3))
+    cache.patch_tokens.read(TileKey(2, 1, 3))
     assert [key for key in read if "/c/" in key] == ["map/2/tokens/c/1/3/0/0"]
 
 
@@ -135,13 +136,13 @@ def test_tokens_that_are_asked_for_later_leave_the_embeddings_alone(
     encoded = fill(path).encoded
     assert not FeatureCache.open(path).has_tokens
     before = files_of(path)
-    write = FeatureCache.write_chunk
+    write = TileFeatures.write_chunk
 
     def without_embeddings(self, level, *args) -> None:
         assert level == LEVELS, "no more than the cells are marked again"
         write(self, level, *args)
 
-    monkeypatch.setattr(FeatureCache, "write_chunk", without_embeddings)
+    monkeypatch.setattr(TileFeatures, "write_chunk", without_embeddings)
     report = fill(path, tokens=True)
     assert (report.encoded, report.reused, report.tokens) == (0, encoded, encoded) and report.nodata > 0
     after = files_of(path)
@@ -180,9 +181,9 @@ def test_an_encode_killed_while_it_writes_tokens_resumes_to_the_same_cache(
         patch.setattr(chunk_writer, "WRITE_EVERY_S", 0.0)
         fill(path, tokens=True, batch_size=2)
     half = FeatureCache.open(path)
-    encoded = sum(int((half.status(level) == 1).sum()) for level in range(LEVELS))
+    encoded = sum(int((half.tiles.status(level) == 1).sum()) for level in range(LEVELS))
     if not begun:  # a status never speaks of a tile whose tokens are not there
-        assert not any(half.patch_tokens.lacking(level, half.status(level))[0].any() for level in range(LEVELS))
+        assert not any(half.patch_tokens.lacking(level, half.tiles.status(level))[0].any() for level in range(LEVELS))
     report = fill(path, tokens=True)
     assert report.reused == encoded
     assert files_of(path) == files_of(Path(cache.path))
@@ -227,7 +228,7 @@ def test_the_tokens_looked_at_are_the_most_similar_ones_in_order(cache, query, m
         seen = table.tokens(tile, query, k)
         assert seen.shape == (5, 3, 1 + k, WIDTH)
         for (photo, step), index in np.ndenumerate(tile.numpy()):
-            tokens = torch.from_numpy(np.nan_to_num(cache.tokens(table.patches.key(index)))).float()
+            tokens = torch.from_numpy(np.nan_to_num(cache.patch_tokens.read(table.patches.key(index)))).float()
             order = F.cosine_similarity(tokens, query[photo], dim=-1).argsort(descending=True)[:k]
             torch.testing.assert_close(seen[photo, step, 0], table.embedding[index].float())
             torch.testing.assert_close(seen[photo, step, 1:], tokens[order])
@@ -308,7 +309,7 @@ def test_a_full_beam_holds_every_cell_with_its_probability(cache, decoder, query
     expected = steps.gather(-1, paths[..., None]).sum((1, 2)).exp()
     torch.testing.assert_close(found[:, 7], expected, atol=1e-6, rtol=1e-4)
     row, col = table.pyramid.path_to_tile(zooms.paths.numpy())
-    assert (cache.status(LEVELS)[row, col][found.numpy() > 0] != NODATA).all()
+    assert (cache.tiles.status(LEVELS)[row, col][found.numpy() > 0] != NODATA).all()
 
 
 def test_a_search_in_parts_finds_the_same(cache, decoder, query, monkeypatch) -> None:

@@ -63,7 +63,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for level in range(3):
         n = pyramid.tiles_per_side(level)
         embedding = rng.normal(size=(n, n, WIDTH)) if level < 2 else None
-        cache.write_chunk(level, 0, 0, np.full((n, n), ENCODED, np.uint8), embedding)
+        cache.tiles.write_chunk(level, 0, 0, np.full((n, n), ENCODED, np.uint8), embedding)
     x, y = rng.uniform(-320, 320, (2, 200))
     latitude, longitude = pyramid.unproject(x, y)
     frame = pd.DataFrame({"id": [f"p{i}" for i in range(200)], "photo": "", "path": ""})
@@ -378,9 +378,9 @@ def test_no_photo_to_train_on_is_refused(cache, tmp_path) -> None:
 
 
 def test_photos_where_the_map_has_no_imagery_are_counted_and_left_out(cache) -> None:
-    status = cache.status(2)
+    status = cache.tiles.status(2)
     status[:, :8] = NODATA
-    cache.write_chunk(2, 0, 0, status, None)
+    cache.tiles.write_chunk(2, 0, 0, status, None)
     samples = ZoomDataset.load(cache, TileTable(cache.read_map()), "train")
     assert samples.unreachable > 0
     assert len(samples) + samples.unreachable == 140

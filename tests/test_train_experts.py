@@ -54,7 +54,7 @@ def cache(jzi: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fea
         n = pyramid.tiles_per_side(level)
         centers = (np.arange(n) + 0.5) * 640 / n - 320
         embedding = embed(*np.meshgrid(centers, -centers))
-        cache.write_chunk(level, 0, 0, np.full((n, n), ENCODED, np.uint8), embedding if level < 2 else None)
+        cache.tiles.write_chunk(level, 0, 0, np.full((n, n), ENCODED, np.uint8), embedding if level < 2 else None)
     cells = cache.require_cells(160.0)
     cells.write((slice(0, 16), slice(0, 16)), np.full((16, 16), ENCODED, np.uint8), embedding.astype(np.float16))
     x, y = rng.uniform(-320, 320, (2, 200))

@@ -53,7 +53,9 @@ def make_cache(
     tiles = [rng.normal(size=(1, 1, WIDTH)), tile][:levels]
     for level, embedding in enumerate([*tiles, None]):
         n = pyramid.tiles_per_side(level)
-        cache.write_chunk(level, 0, 0, status if level == levels else np.full((n, n), ENCODED, np.uint8), embedding)
+        cache.tiles.write_chunk(
+            level, 0, 0, status if level == levels else np.full((n, n), ENCODED, np.uint8), embedding
+        )
     if cells:
         features = cache.require_cells(160.0)
         for chunk in features.units:

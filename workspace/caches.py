@@ -177,7 +177,9 @@ def inspect_cache(path: str | Path) -> CacheInfo:
         CacheCorruptError: a status array or a column is damaged.
     """
     cache = FeatureCache.open(path)
-    tiles = _count(np.concatenate([np.empty(0, np.uint8), *(cache.status(n).ravel() for n in range(cache.levels))]))
+    tiles = _count(
+        np.concatenate([np.empty(0, np.uint8), *(cache.tiles.status(n).ravel() for n in range(cache.levels))])
+    )
     listed = cache.queries.column("listed").astype(bool)
     status, split = (cache.queries.column(name)[listed] for name in ("status", "split"))
     splits = Counter(map(str, split[status == ENCODED]))

@@ -125,7 +125,7 @@ def usable_photos(cache: FeatureCache, *, tokens: bool) -> pd.DataFrame:
     """
     frame = cache.queries.encoded()
     row, col = cache.pyramid.cells_at(frame["latitude"].to_numpy(float), frame["longitude"].to_numpy(float))
-    usable = (row >= 0) & (cache.status(cache.pyramid.levels)[row, col] == ENCODED)
+    usable = (row >= 0) & (cache.tiles.status(cache.pyramid.levels)[row, col] == ENCODED)
     if tokens:
         usable &= cache.queries.tokens.status()[frame.index.to_numpy(np.int64)] == 1
     if not usable.any():

@@ -72,7 +72,7 @@ class WindowTokens:
             patch = _patch(pixels, self.side, self.path)
             self._scale, self._hint = np.ones(self.width, np.float32), "jzi encode-map --tokens"
             self._read = lambda row, col: tokens.read(TileKey(level, row, col)).reshape(self.side, self.side, -1)
-            self._status = cache.status(level)
+            self._status = cache.tiles.status(level)
         else:
             raise CacheError(f"{cache.path} holds no tokens for a refiner: run `jzi encode-map --detail`")
         tiles = self.pyramid.tiles_per_side(level)

@@ -131,16 +131,16 @@ class TileWriter(ChunkWriter):
         for key in sorted(self.chunks, reverse=True):
             chunk = self.chunks[key]
             if chunk.changed:
-                self.cache.write_chunk(*key, chunk.status, chunk.embedding)
+                self.cache.tiles.write_chunk(*key, chunk.status, chunk.embedding)
                 chunk.changed = False
             if not chunk.missing:
                 del self.chunks[key]
 
     def _chunk(self, key: TileKey) -> tuple[_Chunk, int, int]:
-        side = self.cache.chunk_side(key.level)
+        side = self.cache.tiles.chunk_side(key.level)
         origin = TileKey(key.level, key.row // side * side, key.col // side * side)
         if origin not in self.chunks:
-            status, embedding = self.cache.read_chunk(*origin)
+            status, embedding = self.cache.tiles.read_chunk(*origin)
             self.chunks[origin] = _Chunk(status, embedding, int((status == MISSING).sum()))
         self.chunks[origin].changed = True
         return self.chunks[origin], key.row - origin.row, key.col - origin.col

@@ -88,12 +88,12 @@ def merge_caches(source: FeatureCache, target: FeatureCache) -> MergeReport:
 def _merge_map(source: FeatureCache, target: FeatureCache) -> int:
     copied = 0
     for level in reversed(range(source.levels + 1 if source.levels else 0)):  # a tile is marked only after its cells
-        side, n = source.chunk_side(level), source.pyramid.tiles_per_side(level)
+        side, n = source.tiles.chunk_side(level), source.pyramid.tiles_per_side(level)
         for row, col in tqdm(
             itertools.product(range(0, n, side), repeat=2), total=(n // side) ** 2, unit="chunk", desc=f"level {level}"
         ):
-            status, embedding = target.read_chunk(level, row, col)
-            source_status, source_embedding = source.read_chunk(level, row, col)
+            status, embedding = target.tiles.read_chunk(level, row, col)
+            source_status, source_embedding = source.tiles.read_chunk(level, row, col)
             new = (status == MISSING) & (source_status != MISSING)
             if not new.any():
                 continue
@@ -101,7 +101,7 @@ def _merge_map(source: FeatureCache, target: FeatureCache) -> int:
             if embedding is not None and source_embedding is not None:
                 embedding = np.where(new[..., None], source_embedding, embedding)
                 copied += int(new.sum())
-            target.write_chunk(level, row, col, status, embedding)
+            target.tiles.write_chunk(level, row, col, status, embedding)
     return copied
 
 

@@ -73,7 +73,7 @@ def verify_cache(cache: FeatureCache) -> VerifyReport:
     damaged += _projections(cache)
     lost, missing, has_tiles = [], [], False
     for level in range(cache.levels):
-        status, unreadable = cache.readable_status(level)
+        status, unreadable = cache.tiles.readable_status(level)
         has_tiles |= bool((status != MISSING).any())
         lost += [f"{unreadable} tiles of level {level}"] if unreadable else []
         absent = int((status == MISSING).sum()) - unreadable

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from jzi.errors import CacheCorruptError
 from jzi.store.disk.storage import storage_errors
 from jzi.store.features.map_embeddings import ENCODED
+from jzi.store.features.tile_features import check_key
 from jzi.store.geometry.pyramid import TileKey
 
 #: Number of tiles that are read or written in parallel.
@@ -56,8 +57,10 @@ class TokenFeatures:
         """(token, feature) of one tile, nan where there is none; reads one chunk.
 
         Raises:
+            CacheError: the pyramid has no such tile.
             CacheCorruptError: the chunk does not match its checksum.
         """
+        check_key(key, [array.shape[0] for array in self._arrays], self.path)
         with storage_errors(self.path, tokens_name(key.level)):
             return np.asarray(self._arrays[key.level][key.row, key.col])
 

@@ -122,7 +122,7 @@ def read_everything(path: Path) -> dict[str, bytes]:
     cache = FeatureCache.open(path)
     features, frame = cache.read_map(cells=True), cache.queries.encoded()
     arrays = [*features.embedding, *features.status, features.cells]
-    arrays += [cache.tokens(TileKey(level, 0, 0)) for level in range(cache.pyramid.levels)]
+    arrays += [cache.patch_tokens.read(TileKey(level, 0, 0)) for level in range(cache.pyramid.levels)]
     arrays += [cache.queries.embedding(frame.index, view) for view in range(3)]
     side = cache.detail.status().shape
     tiles = [(row, col) for row in range(side[0]) for col in range(side[1])]
