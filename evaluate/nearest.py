@@ -16,15 +16,17 @@ import torch
 from numpy.typing import NDArray
 
 from jzi.locate.ranges import DISTANCE
-from jzi.store.geometry.pyramid import geodesic_distance
+from jzi.store.geometry.pyramid import WGS84, geodesic_distance
 
 #: Limits of the bins, metres.
 LIMITS = (0.0, 10.0, 25.0, 50.0, 100.0, math.inf)
 
-#: Sides of the buckets that are searched first, metres, and photos that are searched at once.
+#: Sides of the buckets that are searched first, metres, and photos that are searched at once. Buckets are cubes of
+#: space, in which neither 180 degrees east nor a pole is an edge.
 BUCKETS_M, BATCH = (16.0, 64.0, 256.0), 64
 
-_METRES_PER_DEGREE = 111_195.0
+#: Offsets to a bucket and its neighbours, and a number of buckets along an axis above that of the earth.
+_AROUND, _SIDE = np.array([*itertools.product((-1, 0, 1), repeat=3)]), 2**21
 
 
 @dataclass(frozen=True)
@@ -108,8 +110,7 @@ def nearest_distance(
         to_latitude: (other,), at least one.
         to_longitude: (other,).
     """
-    scale = _METRES_PER_DEGREE * np.array([1.0, np.cos(np.radians(to_latitude.mean()))])
-    photos, others = (np.stack(each, 1) * scale for each in ((latitude, longitude), (to_latitude, to_longitude)))
+    photos, others = _in_space(latitude, longitude), _in_space(to_latitude, to_longitude)
     nearest = np.zeros(len(photos), np.int64)
     pending = np.arange(len(photos))
     for side in BUCKETS_M:
@@ -123,7 +124,9 @@ def nearest_distance(
             far.append(part[metres > side])  # one in a bucket further away may be nearer
         pending = np.concatenate(far)
     for part in np.split(pending, range(BATCH, len(pending), BATCH)):  # exhaustively
-        distance = torch.cdist(torch.from_numpy(photos[part]), torch.from_numpy(others))
+        distance = torch.cdist(
+            torch.from_numpy(photos[part]), torch.from_numpy(others), compute_mode="donot_use_mm_for_euclid_dist"
+        )
         nearest[part] = distance.argmin(1).numpy()
     return geodesic_distance(latitude, longitude, to_latitude[nearest], to_longitude[nearest])
 
@@ -136,14 +139,13 @@ def _nearest_around(
     side: float,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Index of the nearest of the others in the buckets around each photo, and its distance; inf if there is none."""
-    around = np.stack(np.meshgrid([-1, 0, 1], [-1, 0, 1], indexing="ij"), -1).reshape(-1, 2)
-    keys = _bucket(np.floor(photos / side).astype(np.int64)[:, None] + around).ravel()
+    keys = _bucket(np.floor(photos / side).astype(np.int64)[:, None] + _AROUND).ravel()
     start, stop = np.searchsorted(buckets, keys, "left"), np.searchsorted(buckets, keys, "right")
     counts = stop - start
     first = np.repeat(start - (counts.cumsum() - counts), counts)
     index = order[first + np.arange(counts.sum())]
-    photo = np.repeat(np.repeat(np.arange(len(photos)), len(around)), counts)
-    metres = np.hypot(*(photos[photo] - others[index]).T)
+    photo = np.repeat(np.repeat(np.arange(len(photos)), len(_AROUND)), counts)
+    metres = np.linalg.norm(photos[photo] - others[index], axis=1)
     nearest, least = np.zeros(len(photos), np.int64), np.full(len(photos), np.inf)
     by_distance = metres.argsort(kind="stable")[::-1]
     nearest[photo[by_distance]] = index[by_distance]  # the last assignment is the nearest
@@ -152,5 +154,13 @@ def _nearest_around(
 
 
 def _bucket(cell: NDArray[np.int64]) -> NDArray[np.int64]:
-    """One number for each (row, col) pair in the last axis."""
-    return cell[..., 0] * 2**32 + cell[..., 1]
+    """One number for each (x, y, z) in the last axis."""
+    return np.asarray((cell[..., 0] * _SIDE + cell[..., 1]) * _SIDE + cell[..., 2])
+
+
+def _in_space(latitude: NDArray[np.float64], longitude: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(n, 3) metres from the centre of the earth, on the WGS 84 ellipsoid."""
+    east, north = np.radians(longitude), np.radians(latitude)
+    curvature = WGS84.a / np.sqrt(1 - WGS84.es * np.sin(north) ** 2)
+    axis = curvature * np.cos(north)
+    return np.stack([axis * np.cos(east), axis * np.sin(east), (1 - WGS84.es) * curvature * np.sin(north)], -1)

@@ -168,7 +168,16 @@ def test_the_nearest_photo_is_that_of_an_exhaustive_search(spread: float, others
     longitude, to_longitude = (-0.001 + spread * rng.normal(size=count) for count in (100, others))
     every = geodesic_distance(latitude[:, None], longitude[:, None], to_latitude, to_longitude)
     found = nearest_distance(latitude, longitude, to_latitude, to_longitude)
-    np.testing.assert_allclose(found, every.min(1), rtol=1e-3 if spread < 1 else 0.02)
+    np.testing.assert_allclose(found, every.min(1), rtol=1e-3)
+
+
+@pytest.mark.parametrize("middle", [(-16.8, 180.0), (66.0, -180.0), (-89.999, 0.0), (90.0, 20.0)])
+def test_the_nearest_photo_is_found_across_the_antimeridian_and_at_the_poles(middle: tuple[float, float]) -> None:
+    rng = np.random.default_rng(0)
+    area = Pyramid.around(*middle, 2000.0)
+    positions, training = (area.unproject(*rng.uniform(-1000, 1000, (2, count))) for count in (100, 500))
+    every = geodesic_distance(positions[0][:, None], positions[1][:, None], *training)
+    np.testing.assert_allclose(nearest_distance(*positions, *training), every.min(1), rtol=1e-3)
 
 
 def test_recall_is_reported_for_each_distance() -> None:
