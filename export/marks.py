@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jzi.locate.answer.location import Candidate, Location
+from jzi.locate.points.ground import units_per_metre
 from jzi.store.geometry.cell_grid import Bounds
 from jzi.store.plain import share_text
 
@@ -90,6 +91,7 @@ class Marks:
         reach = math.hypot(bounds.east - bounds.west, bounds.north - bounds.south)
         for share, radius in ((68, location.radius_68), (95, location.radius_95)):
             style: Any = "-" if share < 90 else _DASHES
+            radius *= units_per_metre(location.posterior.area)
             if not math.isfinite(radius) or radius > reach:
                 continue
             center = (location.best.x, location.best.y)

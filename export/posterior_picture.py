@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from jzi.export.overlay import draw_cells
 from jzi.locate.answer.location import Location
+from jzi.locate.points.ground import units_per_metre
 from jzi.store.geometry.cell_grid import Bounds
 from jzi.store.geometry.pyramid import Pyramid
 
@@ -71,7 +72,7 @@ def posterior_view(location: Location, truth: tuple[float, float] | None = None)
     whole, cell = area.bounds, area.cell_size
     if not np.isfinite(location.radius_95):
         return whole
-    half = location.radius_95
+    half = location.radius_95 * units_per_metre(area)
     if truth is not None and whole.west <= truth[0] <= whole.east and whole.south <= truth[1] <= whole.north:
         half = max(half, abs(truth[0] - best.x), abs(truth[1] - best.y))
     side = max(2 * 1.25 * half, CELLS * cell)

@@ -41,7 +41,7 @@ class Hidden:
     Attributes:
         x: (photo,) in the area's CRS, metres.
         y: (photo,) metres.
-        radius_m: places within it are hidden, metres.
+        radius_m: places within it are hidden, metres of that CRS.
     """
 
     x: NDArray[np.float64]

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from jzi.locate.points.ground import units_per_metre
 from jzi.locate.ranges import CANDIDATES, DISTANCE, RANKS, SHARE
 from jzi.store.geometry.cell_grid import CellGrid
 
@@ -157,7 +158,8 @@ def most_probable_cells(posterior: Posterior, count: int = 1, apart: float = 0.0
     Args:
         posterior: posterior of the photos.
         count: cells per photo.
-        apart: minimum distance between the centres of a photo's cells, metres; less probable ones are skipped.
+        apart: minimum distance between the centres of a photo's cells, metres on the ground; less probable ones are
+            skipped.
 
     Raises:
         ConfigError: a number is out of range.
@@ -165,6 +167,7 @@ def most_probable_cells(posterior: Posterior, count: int = 1, apart: float = 0.0
     CANDIDATES.check("count", count)
     if apart:
         DISTANCE.check("apart", apart)
+        apart *= units_per_metre(posterior.area)
     photos, (x, y) = np.arange(len(posterior)), posterior.centers
     left = posterior.probability.copy()
     chosen: list[tuple[NDArray[Any], ...]] = []
@@ -179,7 +182,9 @@ def most_probable_cells(posterior: Posterior, count: int = 1, apart: float = 0.0
 def credible_radius(
     posterior: Posterior, x: NDArray[np.float64], y: NDArray[np.float64], *shares: float
 ) -> NDArray[np.float64]:
-    """(share, photo) radius around points that contains a share of the probability; inf if search reached less.
+    """(share, photo) radius, metres on the ground, around points that contains a share of the probability.
+
+    It is inf if search reached less.
 
     Args:
         posterior: posterior of the photos.
@@ -210,7 +215,7 @@ def credible_radius(
                 np.repeat(probability[ring] / dx.size, dx.size),
                 share - 1e-9 - inside,
             )
-    return radii
+    return radii / units_per_metre(posterior.area)
 
 
 def _ring(distance: NDArray[np.float64], cumulated: NDArray[np.float64], share: float, reach: float) -> slice:

@@ -15,7 +15,7 @@ from jzi.locate.points.discs import most_probable_discs
 from jzi.locate.posterior import Posterior, credible_radius, most_probable_cells
 from jzi.locate.ranges import Range
 from jzi.store.geometry.bands import BandGrid
-from jzi.store.geometry.pyramid import PRESETS, Pyramid
+from jzi.store.geometry.pyramid import PRESETS, Pyramid, geodesic_distance
 
 AREA = PRESETS["just-zoom-in-dc"]
 
@@ -36,6 +36,33 @@ def test_memory_depends_neither_on_the_radius_nor_on_the_number_of_photos(radius
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 120e6  # 4.8 GB for one photo and 10 000 m before
+
+
+def test_radii_are_metres_on_the_ground_where_those_of_the_crs_are_longer() -> None:
+    area = Pyramid("EPSG:3857", 2_770_000.0, 8_440_000.0, 2_000.0, grid=2, levels=5)  # at 60 degrees: cells of 31 m
+    row, col = (each.ravel() for each in np.indices(area.shape))
+    probability = np.random.default_rng(0).dirichlet(np.full(len(row), 0.5))
+    posterior = Posterior.from_cells(area, row, col, probability)
+    location = to_locations(posterior, LocateOptions(radius=100.0, top=3), [""])[0]
+    within = (np.arange(8) + 0.5) / 8 - 0.5  # of a cell
+    x, y = area.cell_centers(row, col)
+    points = np.broadcast_arrays(
+        x[:, None, None] + within * area.cell_size, y[:, None, None] + within[:, None] * area.cell_size
+    )
+    distance = geodesic_distance(location.latitude, location.longitude, *area.unproject(*points)).reshape(len(row), -1)
+
+    def inside(radius: float) -> float:
+        return float(probability @ (distance <= radius).mean(1))
+
+    assert location.best.probability == pytest.approx(inside(100.0), abs=0.003)
+    assert inside(location.radius_68) == pytest.approx(0.68, abs=0.01)
+    assert location.cell_m == pytest.approx(31.2, abs=0.2)
+    cells = to_locations(posterior, LocateOptions("map", radius=100.0, top=20), [""])[0].candidates
+    positions = np.array([(each.latitude, each.longitude) for each in cells]).T
+    apart = geodesic_distance(positions[0][:, None], positions[1][:, None], *positions)
+    assert 100.0 < np.min(apart[apart > 0]) < 140.0
+    with pytest.raises(ConfigError, match="more than the area's side of 996"):
+        to_locations(posterior, LocateOptions(radius=1_500.0), [""])
 
 
 @pytest.mark.parametrize("radius", [35.0, 81.0, 160.0])

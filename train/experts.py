@@ -24,6 +24,7 @@ from jzi.locate.answer.location import LocateOptions
 from jzi.locate.expert import Expert
 from jzi.locate.inside import HIDDEN_M, Evidence, Hidden, fit_inside
 from jzi.locate.joint.fusion_weights import FIT_CELLS, FusionFit, FusionWeights
+from jzi.locate.points.ground import units_per_metre
 from jzi.locate.posterior import Posterior
 from jzi.retrieve.dense import DenseExpert
 from jzi.retrieve.vpr import DEFAULT_WIDTH, VprConfig, VprExpert
@@ -336,7 +337,8 @@ def _fit_fusion(
         fusion = FusionConfig(weights, fits[key].gains, len(val), fitted_on)
         position = data.info.pyramid.project(val.latitude, val.longitude)
         foreign = [other.val.query[:VAL_PHOTOS, 0] for other in others]
-        inside = fit_inside(experts, val.query, Hidden(*position), foreign)
+        hidden = Hidden(*position, HIDDEN_M * units_per_metre(data.info.pyramid))
+        inside = fit_inside(experts, val.query, hidden, foreign)
         update_config(folder, fusion=fusion, inside=inside)
         return fits[key], inside.get(able)
     fusion = config.fusion

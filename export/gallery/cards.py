@@ -18,6 +18,7 @@ from jzi.export.gallery.sources import Sources
 from jzi.export.gallery.steps import Steps, step_cards, tile_image
 from jzi.export.posterior_picture import all_squares, coloured, dimmed, percent_text
 from jzi.export.scale_bar import LONGEST, ground_metres
+from jzi.locate.points.ground import units_per_metre
 from jzi.store.geometry.cell_grid import Bounds
 from jzi.store.geometry.lengths import length_text, round_length
 from jzi.store.geometry.pyramid import geodesic_distance
@@ -105,7 +106,7 @@ def _map(case: Case, sources: Sources, pool: ImagePool) -> dict[str, Any]:
         return [round(100 * (x - bounds.west) / width, 2), round(100 * (bounds.north - y) / width, 2)]
 
     def radius(metres: float) -> float | None:
-        return round(100 * metres / width, 2) if np.isfinite(metres) else None
+        return round(100 * metres * units_per_metre(area) / width, 2) if np.isfinite(metres) else None
 
     truth = at(x, y)
     high = round(100 * height / width, 2)

@@ -14,6 +14,7 @@ from jzi.locate.answer.fix import Fix
 from jzi.locate.answer.geojson import answer_feature, feature_collection, to_features
 from jzi.locate.answer.judged import Judged
 from jzi.locate.points.discs import check_radius, most_probable_discs
+from jzi.locate.points.ground import units_per_metre
 from jzi.locate.posterior import Posterior, credible_radius, most_probable_cells
 from jzi.locate.ranges import BEAMS, CANDIDATES, DISTANCE, ELSEWHERE, HEADING, HEADING_SD, SHARE
 from jzi.store.geometry.pyramid import Pyramid, as_pyramid
@@ -151,7 +152,7 @@ class Location:
     Attributes:
         photo: name of the photo, `printable`.
         candidates: the most probable first, no two within the radius of each other.
-        cell_m: side of a cell, metres.
+        cell_m: side of a cell, metres on the ground.
         radius_68: radius around the answer that contains 68 % of the probability, metres; inf if search reached less.
         radius_95: the same for 95 %.
         posterior: the probability of every cell that search reached, and the residual.
@@ -332,6 +333,7 @@ def to_locations(posterior: Posterior, options: LocateOptions, names: Sequence[s
         points = most_probable_cells(posterior, options.top, apart=options.radius)
     latitude, longitude = posterior.area.unproject(points.x, points.y)
     radii = credible_radius(posterior, points.x[:, 0], points.y[:, 0], 0.68, 0.95)
+    cell_m = posterior.area.cell_size / units_per_metre(posterior.area)
 
     def candidate(photo: int, rank: int) -> Candidate:
         at, cell = (photo, rank), int(points.cell[photo, rank])
@@ -358,7 +360,7 @@ def to_locations(posterior: Posterior, options: LocateOptions, names: Sequence[s
                 for rank in range(points.x.shape[1])
                 if rank == 0 or points.probability[photo, rank] > 0
             ),
-            cell_m=posterior.area.cell_size,
+            cell_m=cell_m,
             radius_68=float(radii[0][photo]),
             radius_95=float(radii[1][photo]),
             posterior=posterior.of(photo),

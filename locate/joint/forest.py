@@ -20,6 +20,7 @@ from jzi.errors import ConfigError
 from jzi.locate.answer.location import Candidate, LocateOptions, Location, to_locations
 from jzi.locate.inside import probability_inside
 from jzi.locate.locator import Locator
+from jzi.locate.points.ground import units_per_metre
 from jzi.store.plain import share_text
 
 
@@ -49,7 +50,9 @@ class ForestLocator(Locator):
                 )
         if any(tree.stages for tree in trees):
             raise ConfigError("candidates of several areas cannot be refined or compared: locate in one area")
-        cells = np.array([float(tree.expert.cell_mask.sum()) * tree.expert.area.cell_size**2 for tree in trees])
+        areas = [tree.expert.area for tree in trees]
+        cell_m = np.array([area.cell_size / units_per_metre(area) for area in areas])
+        cells = np.array([float(tree.expert.cell_mask.sum()) for tree in trees]) * cell_m**2
         self.shares = cells / cells.sum()
 
     @property
@@ -104,8 +107,9 @@ class ForestLocator(Locator):
             for each in other.candidates
         ]
         chosen: list[Candidate] = []
+        distance = options.radius * units_per_metre(area)
         for each in sorted([*answer.candidates, *moved], key=lambda each: -each.probability):
-            apart = (np.hypot(each.x - one.x, each.y - one.y) > options.radius for one in chosen)
+            apart = (np.hypot(each.x - one.x, each.y - one.y) > distance for one in chosen)
             if len(chosen) < options.top and all(apart):
                 chosen.append(each)
         how = "by how well the photo fits each, and their sizes" if self.by_fit else "by their sizes alone"

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from jzi.errors import ConfigError
 from jzi.locate.joint.sparse import MAX_CELLS, fuse_sparse, smooth_sparse
+from jzi.locate.points.ground import units_per_metre
 from jzi.locate.posterior import Posterior
 from jzi.locate.ranges import SECONDS, SPEED_KMH
 from jzi.store.geometry.cell_grid import CellGrid
@@ -121,6 +122,7 @@ def smooth_track(
     """
     check_track(cell_mask.size, seconds, speed)
     cell_m = posterior.area.cell_size
+    speed *= units_per_metre(posterior.area)
     gaps = np.diff(np.asarray(seconds, float))
     if not is_dense(posterior.area):
         return smooth_sparse(posterior, cell_mask, [speed * gap + cell_m for gap in gaps.tolist()], OUTLIER)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from jzi.errors import ConfigError
 from jzi.locate.points.bands import BandCover
 from jzi.locate.points.disc_share import disc_mean, disc_share
+from jzi.locate.points.ground import units_per_metre
 from jzi.locate.posterior import Points, Posterior
 from jzi.locate.ranges import CANDIDATES, DISTANCE
 from jzi.store.geometry.bands import RADIUS, BandGrid
@@ -37,13 +38,13 @@ def check_radius(area: CellGrid, radius: float) -> None:
 
     Args:
         area: the grid of the cells.
-        radius: metres.
+        radius: metres on the ground.
 
     Raises:
         ConfigError: the radius is not a number greater than 0, or is longer than the area's longer side.
     """
     DISTANCE.check("radius", radius)
-    side = longer_side(area)
+    side = longer_side(area) / units_per_metre(area)
     if radius > side * (1 + 1e-9):
         raise ConfigError(f"radius is {radius:g} m, more than the area's side of {side:g} m: give a smaller one")
 
@@ -56,7 +57,7 @@ def most_probable_discs(posterior: Posterior, radius: float, count: int = 1, *, 
 
     Args:
         posterior: posterior of the photos.
-        radius: metres; at most the area's side.
+        radius: metres on the ground; at most the area's side.
         count: points per photo, 1..1000.
         mean: whether each point is moved to the mean of the posterior within the radius around it, unless that lies
             within the radius of a better one. Its probability is that within the radius of where it is then.
@@ -74,6 +75,7 @@ def most_probable_discs(posterior: Posterior, radius: float, count: int = 1, *, 
     """
     check_radius(posterior.area, radius)
     CANDIDATES.check("count", count)
+    radius *= units_per_metre(posterior.area)
     shape = len(posterior), count
     points = Points(np.empty(shape), np.empty(shape), np.zeros(shape, np.int64), np.zeros(shape))
     within = ((np.arange(POINTS) + 0.5) / POINTS - 0.5) * posterior.area.cell_size
