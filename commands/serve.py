@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -127,7 +128,7 @@ def serve(
         from jzi.serve.workers import running_workers
     except ImportError as error:
         raise UsageError(f"jzi serve needs {error.name}: pip install 'jzi[serve]'") from error
-    from jzi.workspace.service import open_service
+    from jzi.workspace.service import open_service, reopen_service, service_digest
 
     limits = Limits(max_mb, max_megapixels, abstain, queue, queue_mb)
     access = Access(os.environ.get("JZI_TOKEN", ""), (host, *hosts))
@@ -136,23 +137,23 @@ def serve(
             raise UsageError(
                 f"--host {host} accepts other machines: set JZI_TOKEN to a secret that their requests must carry"
             )
-        open_model = partial(
-            open_service,
-            model,
-            config_file,
-            cache=cache,
-            retriever=retriever,
-            approximate=approximate,
-            experts=experts,
-            zoom=zoom,
-            fuse=fuse,
-            refine=refine_request(refine, refine_top),
-            imagery=imagery,
-        )
-        locator, background, note = open_model()
+        request = refine_request(refine, refine_top)
+        options: dict[str, Any] = {
+            "cache": cache,
+            "retriever": retriever,
+            "approximate": approximate,
+            "experts": experts,
+            "zoom": zoom,
+            "fuse": fuse,
+            "refine": request,
+            "imagery": imagery,
+        }
+        digest = service_digest(model, config_file, retriever, zoom, request) if workers > 1 else ""
+        locator, background, note = open_service(model, config_file, **options)
         if note:
             click.echo(f"jzi: the page has a plain map: {note}", err=True)
-        with running_workers(open_model, limits, workers if workers > 1 else 0) as several:
+        open_again = partial(reopen_service, digest, model, config_file, **options)
+        with running_workers(open_again, limits, workers if workers > 1 else 0) as several:
             app = make_app(locator, background, limits, access, several)
             click.echo(f"serving on http://{host}:{listener.getsockname()[1]}; stop with Ctrl-C", err=True)
             run(app, listener, limits)

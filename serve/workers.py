@@ -111,9 +111,13 @@ class Worker:
             for job in waiting.values():
                 job.finish(RefusedError(503, "the process that located this photo ended: send it again", RETRY_S))
             if not self._ended:
-                log.error("worker ended", extra={"entry": {"exit_code": exit_code}})
+                reason = {"reason": str(error)} if isinstance(error, ModelError) else {}
+                log.error("worker ended", extra={"entry": {"exit_code": exit_code, **reason}})
                 if isinstance(error, ModelError):
                     time.sleep(RETRY_S)  # other workers take the photos that wait meanwhile
+        except Exception:
+            self._stop()  # answers of this batch may be left in the pipe, and must not be taken for those of the next
+            raise
 
     def close(self) -> None:
         """End the process for good."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pickle
+import shutil
 import signal
 import sys
 import threading
@@ -11,6 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -22,10 +25,11 @@ from jzi.serve.batch import BatchLocator
 from jzi.serve.limits import Limits, RefusedError
 from jzi.serve.queue import Job, PhotoQueue, Question
 from jzi.serve.workers import Worker, WorkerError, running_workers
+from jzi.store.model_folder import update_config
 from jzi.tests.broken_locator import open_broken
 from jzi.tests.children import Child
 from jzi.tests.test_serve_process import Service
-from jzi.workspace.service import open_service
+from jzi.workspace.service import open_service, reopen_service, service_digest
 
 
 class Asked(Job):
@@ -113,6 +117,21 @@ class Sending:
         self.send, self.recv, self.close = send, pipe.recv, pipe.close
 
 
+def test_answers_that_are_left_in_a_pipe_are_not_those_of_the_next_batch() -> None:
+    def fail():
+        raise pickle.UnpicklingError
+
+    worker = Worker(lambda: None, Limits())
+    worker._process = process = SimpleNamespace(
+        is_alive=lambda: True, kill=lambda: ended.append("killed"), join=lambda: None, exitcode=-9
+    )
+    ended: list[str] = []
+    worker._pipe = SimpleNamespace(send=lambda _: None, recv=fail, close=lambda: ended.append("closed"))
+    with pytest.raises(pickle.UnpicklingError):
+        worker([Asked(b"", "first", LocateOptions())])
+    assert ended == ["killed", "closed"] and worker._process is not process
+
+
 @pytest.mark.slow
 def test_an_error_costs_a_worker_one_batch_and_says_no_more_than_where(zoom_folder, photo) -> None:
     worker = Worker(partial(open_broken, zoom_folder), Limits())
@@ -154,6 +173,17 @@ def test_a_service_with_workers_outlives_one_of_them_and_ends_by_a_signal_to_all
 def test_a_model_that_a_worker_cannot_open_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="none"), running_workers(opened_later(tmp_path / "none"), Limits(), 2):
         pass
+
+
+def test_a_process_that_is_replaced_refuses_a_model_that_was_trained_again(zoom_folder, tmp_path) -> None:
+    folder = Path(shutil.copytree(zoom_folder, tmp_path / "model"))
+    again = opened_later(folder).keywords
+    digest = service_digest(folder, Path("none.toml"), None, None, None)
+    reopened, _, _ = reopen_service(digest, folder, Path("none.toml"), **again)
+    assert reopened.name == "model"
+    update_config(folder, temperature=(1.5, 1.5, 1.5))
+    with pytest.raises(ModelError, match="model has changed since the service was started"):
+        reopen_service(digest, folder, Path("none.toml"), **again)
 
 
 def test_batches_of_several_workers_are_computed_at_once() -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from jzi.errors import ConfigError, ImageryError
+from jzi.errors import ConfigError, ImageryError, ModelError
+from jzi.refine.info import INFO
+from jzi.store.model_config import CONFIG
 from jzi.workspace.inputs import imagery_of
-from jzi.workspace.models.locators import open_locator
-from jzi.workspace.stages.refiner import RefineRequest
+from jzi.workspace.models.hub import local_folder
+from jzi.workspace.models.locators import model_folder, open_locator
+from jzi.workspace.setup.settings import FILE
+from jzi.workspace.stages.refiner import RefineRequest, refiner_folder
 
 if TYPE_CHECKING:
     from jzi.encode.rasters.imagery import Imagery
@@ -62,3 +67,49 @@ def open_service(
         if imagery:
             raise
         return locator, None, str(error)
+
+
+def reopen_service(
+    digest: str, model: Path | None, config_file: Path, **options: Any
+) -> tuple[Locator, Imagery | None, str]:
+    """Open in another process, perhaps hours later, what `open_service` has opened in this one.
+
+    Args:
+        digest: of `service_digest`, from before it was opened here.
+        model: as the following ones as for `open_service`.
+        config_file: see above.
+        options: see above.
+
+    Raises:
+        ModelError: it is another model by now, such as one that was trained again.
+        JziError: as `open_service`.
+    """
+    opened = open_service(model, config_file, **options)
+    if service_digest(model, config_file, options["retriever"], options["zoom"], options["refine"]) != digest:
+        raise ModelError(f"{opened[0].name} has changed since the service was started: start the service again")
+    return opened
+
+
+def service_digest(
+    model: Path | None, config_file: Path, retriever: Path | None, zoom: Path | None, refine: RefineRequest | None
+) -> str:
+    """SHA-256 of the records of the models that a service opens, which have the digests of all their files.
+
+    Args:
+        model: as the following ones as for `open_service`.
+        config_file: see above.
+        retriever: see above.
+        zoom: see above.
+        refine: see above.
+
+    Raises:
+        JziError: there is no such model.
+    """
+    folder = local_folder(retriever) if retriever else model_folder(model, config_file)
+    records = [folder / CONFIG]
+    if zoom:
+        records.append((model_folder(None, zoom / FILE) if (zoom / FILE).exists() else zoom) / CONFIG)
+    if refine is not None:
+        records.append(refiner_folder(refine.folder or folder) / INFO)
+    digests = [hashlib.sha256(path.read_bytes() if path.is_file() else b"").hexdigest() for path in records]
+    return hashlib.sha256(" ".join(digests).encode()).hexdigest()
