@@ -45,11 +45,10 @@ def test_the_number_of_photos_scales_what_depends_on_it(estimated) -> None:
 
 
 def test_what_does_not_fit_is_a_warning(estimated, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "LARGEST", 1_000_000)  # what describes the cells takes more, tiles and cells less
+    assert "training and search were not measured" in estimated("")["warnings"][0]
     monkeypatch.setattr(estimate, "free_bytes", lambda _: 1000)
-    monkeypatch.setattr(estimate, "LARGEST", 10)
-    warnings = estimated("")["warnings"]
-    assert "training and search were not measured" in warnings[0]
-    assert any("of memory, but" in warning for warning in warnings[1:])
+    assert any("of memory, but" in warning for warning in estimated("")["warnings"][1:])
 
 
 def test_the_first_unit_is_not_measured_unless_it_is_the_only_one() -> None:
@@ -62,3 +61,11 @@ def test_the_first_unit_is_not_measured_unless_it_is_the_only_one() -> None:
 def test_an_estimate_without_photos_asks_for_their_number(area) -> None:
     error = area("estimate --set queries.table=", code=2)
     assert "--photos" in error.stderr
+
+
+def test_the_codes_of_cells_and_tiles_are_written_and_what_describes_a_cell_is_in_memory(estimated) -> None:
+    one, two = (estimated(f"--set decoder.layers=1 --set heads.features={count}") for count in (128, 256))
+    trained = [next(step for step in values["steps"] if step["name"] == "train-decoder") for values in (one, two)]
+    tiles, cells, levels, width = 273, 4096, 3, 32
+    assert trained[1]["disk_bytes"] - trained[0]["disk_bytes"] >= 128 * 2 * (2 * cells + tiles)
+    assert trained[0]["memory_bytes"] > estimate.MAKING_BYTES * cells * levels * width

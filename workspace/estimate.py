@@ -54,11 +54,19 @@ SECONDS = 2.5
 #: Photos that are made to measure training and search: their number does not change the time of a step.
 MADE = 1024
 
-#: Largest made embeddings, bytes; the parts that need more are not measured.
-LARGEST = 2_000_000_000
+#: Most bytes of what is made to measure training and search, within half of the free memory; making 4 GB takes seconds.
+LARGEST = 4_000_000_000
+
+#: Bytes of a value of the embeddings that describe cells (`jzi.retrieve.heads.cell_scales`) while they are made: three
+#: arrays in float16 and one in float32.
+MAKING_BYTES = 10
 
 #: Bytes of a weight in training: float32, its gradient and AdamW's two moments.
 TRAINED_BYTES = 16
+
+#: Arrays in float32 of (cell, level * feature), (cell, hidden), (cell, code) and (photo, cell) that a step of the
+#: expert cells holds at its peak, from peaks of 757 and 390 MB with 65 536 cells and batches of 256 and 16 photos.
+DESCRIBING_ARRAYS, HIDDEN_ARRAYS, CODE_ARRAYS, PHOTO_ARRAYS = 2, 3, 5, 4
 
 
 @dataclass(frozen=True)
@@ -137,8 +145,8 @@ def estimate_area(settings: Settings, photos: int | None = None) -> AreaEstimate
     except JziError as error:  # such as an encoder without patch tokens, of which a detail cannot be made
         warnings.append(f"encode-map --detail was not measured: {error}")
     places = pyramid.tile_count + pyramid.cell_count
-    made = 2 * width * (places + MADE)
-    if made > LARGEST:
+    made = 2 * width * (places + MADE) + _describing_bytes(pyramid, width)
+    if made > min(LARGEST, free_bytes(torch.device("cpu")) // 2):
         warnings.append(
             f"training and search were not measured: the embeddings of {places:,} tiles and "
             f"cells take {made / 1e9:.1f} GB in memory; train and locate on a smaller area to know"
@@ -299,8 +307,20 @@ def _training_and_search(settings: Settings, encoder: Encoder, photos: _Photos) 
     encoded, _ = _rate((pixels[None].copy() for _ in range(100)), encoder.encode_photos)
 
     parameters = sum(parameter.numel() for parameter in decoder.parameters())
-    table = 2 * encoder.info.width * (pyramid.tile_count + pyramid.cell_count)
-    queries = 2 * encoder.info.width * photos.total * (1 + settings.queries.views)
+    head_parameters = sum(parameter.numel() for each in tasks for parameter in each.network.parameters())
+    tiles, cells, width = pyramid.tile_count, pyramid.cell_count, encoder.info.width
+    table, queries = 2 * width * (tiles + cells), 2 * width * photos.total * (1 + settings.queries.views)
+    # decoder and heads with their states, the map, the codes of the experts cells and levels, the photos of vpr
+    trained = TRAINED_BYTES * (parameters + head_parameters)
+    written = trained + 2 * width * tiles + 2 * heads.features * (2 * cells + tiles) + 2 * width * photos.train
+    per_cell = (
+        DESCRIBING_ARRAYS * pyramid.levels * width
+        + HIDDEN_ARRAYS * heads.hidden
+        + CODE_ARRAYS * heads.features
+        + PHOTO_ARRAYS * heads.batch_size
+    )
+    heads_step = 2 * cells * pyramid.levels * width + 4 * min(cells, heads.sampled) * per_cell
+    needed = trained + table + queries + max(heads_step, _describing_bytes(pyramid, width))
     epochs = train.epochs * (photos.train * step + photos.val * greedy) + heads.epochs * photos.train * head
     fusion = 2 * photos.val * located  # posteriors of the validation photos: the zoom's, and as much for the others
     return [
@@ -310,8 +330,8 @@ def _training_and_search(settings: Settings, encoder: Encoder, photos: _Photos) 
             photos.train,
             step,
             epochs + fusion,
-            TRAINED_BYTES * parameters + 2 * encoder.info.width * pyramid.tile_count,
-            TRAINED_BYTES * parameters + table + queries,
+            written + _encoder_bytes(settings),
+            needed,
             f"{steps} steps of {train.batch_size} photos, {head_steps} of the heads, greedy search",
             f"{train.epochs} epochs of the decoder with validation, {heads.epochs} of the heads, and the fusion",
         ),
@@ -385,6 +405,17 @@ def _rate(items: Iterator[Any], work: Callable[[Any], object]) -> tuple[float, i
     if rows <= 0:
         return (first_s / first, first) if first else (0.0, 0)
     return (time.perf_counter() - start) / rows, rows
+
+
+def _describing_bytes(pyramid: Pyramid, width: int) -> int:
+    """Memory in which the expert cells makes what it describes each cell by, the embeddings of all its levels."""
+    return MAKING_BYTES * pyramid.cell_count * pyramid.levels * width
+
+
+def _encoder_bytes(settings: Settings) -> int:
+    """Bytes of the encoder's weights that a model folder gets a copy of; 0 of an encoder that the hub has."""
+    folder = settings.encoder_folder
+    return 0 if folder is None else sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
 def _existing(path: Path) -> Path:
