@@ -37,7 +37,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jzi.store.features.map_embeddings import ENCODED
-from jzi.store.features.map_pages import Grid, PagedMap, map_bytes
+from jzi.store.features.map_pages import PagedMap, map_bytes
+from jzi.store.features.paged_grids import Grid
 from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.info import EncoderInfo
 

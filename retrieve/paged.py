@@ -27,7 +27,7 @@ from jzi.retrieve.cells import MAX_SIMILARITY, load_heads
 from jzi.retrieve.dense import MAX_CELLS
 from jzi.retrieve.heads import SimilarityHeads
 from jzi.retrieve.levels import stored_shapes
-from jzi.store.features.map_pages import MappedGrid, mapped_tensors
+from jzi.store.features.paged_grids import MappedGrid, mapped_tensors
 from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.info import EncoderInfo
 

@@ -32,7 +32,8 @@ from jzi.retrieve.paged import PagedCellsExpert, PagedDenseExpert, PagedLevelsEx
 from jzi.store.cache.feature_cache import FeatureCache
 from jzi.store.disk.memory import memory_bytes
 from jzi.store.features.map_embeddings import ENCODED, NODATA, MapEmbeddings
-from jzi.store.features.map_pages import ChunkedGrid, PagedMap
+from jzi.store.features.map_pages import PagedMap
+from jzi.store.features.paged_grids import ChunkedGrid
 from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.info import EncoderInfo
 
