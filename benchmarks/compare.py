@@ -6,6 +6,7 @@
 
 CITY is any folder with a jzi.toml. Every method trains the encoder of jzi.toml for the same number of passes over the
 training photos; then cells or tiles and the held-out photos are encoded, and the photos are located from the cache.
+The zoom is trained without and with a contrastive loss over all levels beside its own (`finetune.contrast`).
 Each step is a jzi command in a separate process; finished steps are not repeated, so an interrupted comparison resumes.
 Memory is the peak of the process that locates. All experts read the zoom's embeddings of photos; the terminal cells
 that two of them read are encoded in addition.
@@ -66,7 +67,7 @@ def methods(passes: int, rate: float, retriever_rate: float, stage_two: str, set
         passes: passes over the training photos.
         rate: learning rate of the zoom's joint training.
         retriever_rate: learning rate of the retrievers.
-        stage_two: settings of the training from the cache that follows the joint training.
+        stage_two: settings of the training from the cache that follows the joint training; empty for none.
         settings: "section.name=value"; settings of `finetune` apply to the retrievers too.
     """
     shared = [setting for setting in settings if setting.startswith("finetune.")]
@@ -78,19 +79,22 @@ def methods(passes: int, rate: float, retriever_rate: float, stage_two: str, set
         ]
     )
     rows = []
-    folder = "compare/zoom"
-    train = f"finetune -o {folder} --set finetune.epochs={passes} --set finetune.learning_rate={rate} {zoom}"
-    cache = f"--set encoder.name={folder}/encoder --set cache.path={folder}.zarr"
-    stages = {
+    for name, folder, contrast in (("zoom", "compare/zoom", 0.0), ("zoom with contrast", "compare/contrast", 1.0)):
+        train = (
+            f"finetune -o {folder} --set finetune.epochs={passes} --set finetune.learning_rate={rate} "
+            f"--set finetune.contrast={contrast} {zoom}"
+        )
+        cache = f"--set encoder.name={folder}/encoder --set cache.path={folder}.zarr"
         # Learning rate 0: the jointly trained decoder only gets its map and temperatures
-        "joint": f"--set train.init={folder} --set train.epochs=1 --set train.learning_rate=0",
-        "on": f"--set train.init={folder} {stage_two}",
-    }
-    for stage, settings_of in stages.items():
-        model = f"{cache} --set model.path={folder}-{stage}"
-        prepare = (f"encode-map --cells {cache}", f"encode-queries {cache}", f"train-decoder {model} {settings_of}")
-        label = "zoom" if stage == "joint" else "zoom, then stage two"
-        rows.append(Method(label, f"{folder}-{stage}", f"{folder}.zarr", train, prepare, f"evaluate {model}"))
+        stages = {"joint": "--set train.epochs=1 --set train.learning_rate=0", "on": stage_two}
+        for stage, settings_of in stages.items():
+            if not settings_of:
+                continue
+            model = f"{cache} --set model.path={folder}-{stage}"
+            start = f"train-decoder {model} --set train.init={folder} {settings_of}"
+            prepare = (f"encode-map --cells {cache}", f"encode-queries {cache}", start)
+            label = name if stage == "joint" else f"{name}, then stage two"
+            rows.append(Method(label, f"{folder}-{stage}", f"{folder}.zarr", train, prepare, f"evaluate {model}"))
     for loss in ("sample4geo", "infonce", "transgeo"):
         folder = f"compare/{loss}"
         train = (
@@ -191,7 +195,8 @@ def encoder_flops(city: Path) -> int:
 @click.option("--passes", default=6, show_default=True, help="Passes of every method over the training photos.")
 @click.option("--learning-rate", default=7e-4, show_default=True, help="Learning rate of the zoom's joint training.")
 @click.option("--retriever-learning-rate", default=7e-4, show_default=True, help="Of the retrievers.")
-@click.option("--stage-two", default="--set train.epochs=10 --set train.learning_rate=1e-4", show_default=True)
+@click.option("--stage-two", default="--set train.epochs=10 --set train.learning_rate=1e-4", show_default=True,
+              help="Settings of the zoom's training from the cache, after the joint one; empty for none.")  # fmt: skip
 @click.option("--set", "common", multiple=True, metavar="SECTION.NAME=VALUE",
               help="Settings of the training; those of finetune apply to the retrievers too.")  # fmt: skip
 @click.option("--only", help="Comma-separated prefixes of the names of the methods to run.")
