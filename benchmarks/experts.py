@@ -22,20 +22,16 @@ import click
 import torch
 
 from jzi.benchmarks.device import device_option
-from jzi.encode.device import best_device
 from jzi.evaluate.experts import ExpertFigures, evaluate_experts
 from jzi.evaluate.photos import LabelledPhotos
 from jzi.locate.answer.location import LocateOptions
 from jzi.locate.expert import Expert
-from jzi.store.cache.feature_cache import FeatureCache
 from jzi.store.model_folder import DECODER, EXPERT_FILES, MAP
-from jzi.train.data import TrainingData
-from jzi.train.decoder import train_decoder
-from jzi.train.experts import default_experts, train_experts
 from jzi.workspace.models.evaluated import open_zoom
 from jzi.workspace.models.experts import load_experts
 from jzi.workspace.setup.settings import Settings
 from jzi.workspace.setup.settings_file import load_settings
+from jzi.workspace.training import ModelTraining
 
 from .zoom_and_retrieval import median_ms
 
@@ -54,19 +50,13 @@ def subsets(names: Sequence[str]) -> list[tuple[str, ...]]:
 
 def train(settings: Settings, folder: Path, seed: int) -> dict[str, float]:
     """Train all experts with a seed; return the seconds of the zoom and of the others, 0 if trained before."""
-    cache = FeatureCache.open(settings.cache_path)
-    data = TrainingData.load(cache, best_device(), settings.train.views, cells=cache.has_cells)
-    report = train_decoder(
-        cache,
-        folder,
-        settings.decoder,
-        replace(settings.train, seed=seed),
-        encoder_folder=settings.encoder_folder,
-        data=data,
-        experts_follow=True,
+    seeded = replace(
+        settings,
+        train=replace(settings.train, seed=seed),
+        heads=replace(settings.heads, seed=seed),
+        model=replace(settings.model, path=str(folder.resolve())),
     )
-    heads = replace(settings.heads, seed=seed)
-    fused = train_experts(data, folder, default_experts(cache.has_cells), heads, views=settings.train.views)
+    report, fused = ModelTraining.open(seeded).run()
     return {"zoom": report.seconds, "others": fused.seconds}
 
 
