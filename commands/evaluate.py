@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
-from click.core import ParameterSource
 
 from jzi.commands.datasets.pairs import evaluate_pairs_command
 from jzi.commands.shared.common import (
@@ -20,6 +19,8 @@ from jzi.commands.shared.common import (
     print_result,
     print_warnings,
     refine_options,
+    refuse,
+    refuse_others,
     report_unreachable,
     settings_options,
 )
@@ -28,8 +29,16 @@ from jzi.commands.training.statewide import evaluate_region_command
 from jzi.locate.ranges import CASES, DISTANCE, RANKS, SHARE
 
 if TYPE_CHECKING:
+    from jzi.evaluate.calibration import Calibration
     from jzi.evaluate.retrieval import Distance
-    from jzi.locate.expert import Expert
+    from jzi.workspace.evaluation import EvaluatedModel
+
+#: Options that apply to whatever is evaluated.
+_ANY = {"config_file", "overrides", "split", "as_json", "gallery_html", "gallery_photos"}
+
+#: Options of regions, and of refined answers.
+_REGION = {"distance", "time_zone", "min_bin", "zoom"}
+_REFINED = {"refine", "refine_top", "control", "headings"}
 
 
 @click.command("evaluate")
@@ -113,130 +122,103 @@ def evaluate_command(
     if gallery_html and not gallery_html.parent.is_dir():
         raise UsageError(f"there is no folder {gallery_html.parent} to write {gallery_html.name} into")
     if is_pairs(config_file):
-        context = click.get_current_context()
-        used = ("config_file", "overrides", "split", "refine", "as_json", "gallery_html", "gallery_photos")
-        given = [
-            name
-            for name in context.params
-            if name not in used and context.get_parameter_source(name) is not ParameterSource.DEFAULT
-        ]
-        if given:
-            options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-            raise UsageError(f"{options} does not apply to a data set of pairs: leave it out")
+        refuse_others(_ANY | {"refine"}, "not for a data set of pairs")
         evaluate_pairs_command(config_file, overrides, Path(refine) if refine else None, split, as_json, gallery_html,
                                gallery_photos)  # fmt: skip
         return
     if split in ("test1", "test2"):
         raise UsageError(f"--split {split} is of the data set KITTI: give train, val or test")
-    check_refine_options(refine, refine_top, control, headings)
-    if gallery_html and control:
-        raise UsageError("--gallery-html shows the photos, which --control replaces: leave one of them out")
     region = is_region(config_file)
-    metres = _metres(radii or ("0" if region else "40,50,100"), region)
-    name = Path(retriever or "").name
-    retriever = retriever and local_folder(retriever)
     if region:
+        refuse_others(_ANY | _REGION | {"radii", "radius", "retriever"}, "not for a region")
         if not retriever:
             raise UsageError("in a region, a retriever is evaluated: add --retriever FOLDER")
-        others: dict[str, Any] = {"--gallery": gallery != "all", "--estimates": estimates, "--plot": plot,
-                                  "--approximate": approximate, "--experts": experts, "--beams": beams,
-                                  "--abstain": abstain is not None, "--refine": refine is not None}  # fmt: skip
-        if given := [name for name, value in others.items() if value]:
-            raise UsageError(f"{', '.join(given)} does not apply to a region: leave it out")
-        chosen = metres if radii else None
-        evaluate_region_command(config_file, overrides, retriever, split, chosen, distance or "ellipsoid", time_zone,
-                                min_bin or 1, zoom, radius, as_json, gallery_html, gallery_photos)  # fmt: skip
+    elif refine is not None:
+        refuse_others(_ANY | _REFINED | {"experts"}, "not for --refine")
+    check_refine_options(refine, refine_top, control, headings)
+    metres = _metres(radii or ("0" if region else "40,50,100"), region)
+    if region and retriever:
+        evaluate_region_command(config_file, overrides, local_folder(retriever), split, metres if radii else None,
+                                distance or "ellipsoid", time_zone, min_bin or 1, zoom, radius, as_json, gallery_html,
+                                gallery_photos)  # fmt: skip
         return
     if split == "all" or distance or time_zone or min_bin or zoom:
         raise UsageError("--split all, --distance, --time-zone, --min-bin and --zoom are for regions: leave them out")
+    refuse(
+        (gallery_html and control, "--gallery-html shows the photos, which --control replaces: leave one of them out"),
+        (
+            not estimates and (plot or abstain is not None),
+            "--plot and --abstain go with --estimates: add it, or leave them out",
+        ),
+        (retriever and (beams or experts), "--beams and --experts do not apply to --retriever: leave them out"),
+        (approximate and not retriever, "--approximate requires --retriever"),
+    )
     settings = load_settings(config_file, overrides, training=())
     if refine is not None:
-        others = {"--gallery": gallery != "all", "--radii": radii, "--estimates": estimates, "--plot": plot,
-                  "--abstain": abstain is not None, "--retriever": retriever,
-                  "--beams": beams,
-                  "--approximate": approximate}  # fmt: skip
-        if given := [name for name, value in others.items() if value]:
-            raise UsageError(f"{', '.join(given)} does not go with --refine: leave it out")
-        folder = Path(refine) if refine else None
-        evaluate_refined(settings, folder, split, top=refine_top, control=control or "", headings=headings,
-                         experts=experts, as_json=as_json, gallery=gallery_html, count=gallery_photos)  # fmt: skip
+        evaluate_refined(settings, Path(refine) if refine else None, split, top=refine_top, control=control or "",
+                         headings=headings, experts=experts, as_json=as_json, gallery=gallery_html,
+                         count=gallery_photos)  # fmt: skip
         return
-    if not estimates and (plot or abstain is not None):
-        raise UsageError("--plot and --abstain go with --estimates: add it, or leave them out")
-    if retriever and (beams or experts):
-        raise UsageError("--beams and --experts do not apply to --retriever: leave them out")
-    if approximate and not retriever:
-        raise UsageError("--approximate requires --retriever")
-    from jzi.commands.shared.tables import calibration_table, evaluation_table, experts_table, experts_values
-    from jzi.evaluate.calibration import calibrate
-    from jzi.evaluate.experts import evaluate_experts
-    from jzi.evaluate.gallery import restrict_to_occupied
+    from jzi.commands.shared.tables import experts_table, experts_values
     from jzi.evaluate.metrics import RADII
-    from jzi.evaluate.photos import LabelledPhotos
-    from jzi.evaluate.protocol import evaluate
     from jzi.locate.points.discs import check_radius
-    from jzi.store.plain import share_text
-    from jzi.workspace.models.evaluated import open_experts, open_retriever
+    from jzi.workspace.evaluation import EvaluatedModel
 
-    expert: Expert
-    if retriever:
-        expert, cache = open_retriever(retriever, approximate=approximate)
-        method = f"flat retrieval ({'HNSW' if approximate else 'exact search'})"
-    else:
-        model, cache = open_experts(settings, experts)
-        expert = model.fused(experts)
-        method = "most probable cell of the fused experts" if expert.name == "fused" else "greedy search"
-    check_radius(expert.area, radius)
-    photos = LabelledPhotos.load(cache, expert, split)
-    report_unreachable(photos.unreachable)
-    warnings = [] if len(photos) >= FEW else [few_text(len(photos), photos.split)]
-    print_warnings(warnings)
-    if gallery == "occupied":
-        expert = restrict_to_occupied(expert, photos)
-        method = method.replace("greedy search", "most probable cell")
-    evaluation = evaluate(expert, photos, radii=metres)
-    values: dict[str, Any] = {"split": photos.split, "unreachable": photos.unreachable, **evaluation.to_dict()}
-    values["warnings"] = warnings
-    cells = f"among all {evaluation.gallery_cells} cells"
-    if gallery == "occupied":
-        cells = f"only among the {evaluation.gallery_cells} cells that hold a photo of the split"
-    count = "1 photo" if len(photos) == 1 else f"{len(photos)} photos"
-    text = evaluation_table(
-        evaluation,
-        f"{count} of the {photos.split} split, {method} {cells}",
-    )
-    if not retriever:
-        selected = model.select(experts)
-        if gallery == "occupied":
-            selected = {name: restrict_to_occupied(each, photos) for name, each in selected.items()}
-        figures = evaluate_experts(
-            selected, model.fusions(experts), photos, radius=radius, radii=sorted({*metres, *RADII}), beams=beams
-        )
+    model = EvaluatedModel.open(settings, split, names=experts, retriever=retriever and local_folder(retriever),
+                                approximate=approximate, occupied=gallery == "occupied")  # fmt: skip
+    check_radius(model.expert.area, radius)
+    values, text = _cells(model, metres)
+    if model.experts:
+        figures = model.evaluate_experts(sorted({*metres, *RADII}), radius=radius, beams=beams)
         values["experts"] = experts_values(figures)
         text += "\n\n" + experts_table(figures, metres, radius)
     if estimates:
-        calibration = calibrate(expert, photos, radius=radius, beams=beams)
-        values["posterior"] = calibration.to_dict(metres)
-        text += "\n\n" + calibration_table(calibration, metres)
-        if abstain is not None:
-            coverage, recall = calibration.abstaining(abstain)
-            values["abstain"] = {"confidence": abstain, "coverage": coverage, "recall": recall if coverage else None}
-            text += f"\n  answers of {share_text(abstain)} confidence or more: {share_text(coverage)} of the photos"
-            text += f", {share_text(recall)} of them within {radius:g} m" if coverage else ""
+        calibration = model.calibrate(radius=radius, beams=beams)
+        text += "\n\n" + _calibration(calibration, metres, radius, abstain, values)
         if plot:
             from jzi.export.picture import draw_calibration
 
             draw_calibration(calibration, plot)
     if gallery_html:
-        from jzi.evaluate.cases import find_cases
-        from jzi.workspace.gallery import write_cases
-
-        title = f"{name or Path(settings.model.path).name}: {len(photos)} photos of the {photos.split} split"
-        cases = find_cases(expert, photos, gallery_photos, radius=radius, beams=beams)
-        size = write_cases(gallery_html, settings, cases, expert, cache, {} if retriever else model.select(experts),
-                           title=title)  # fmt: skip
+        size = model.write_cases(gallery_html, gallery_photos, name=retriever.name if retriever else "",
+                                 radius=radius, beams=beams)  # fmt: skip
         text += gallery_text(gallery_html, size, values)
     print_result(as_json, values, text)
+
+
+def _cells(model: EvaluatedModel, metres: tuple[float, ...]) -> tuple[dict[str, Any], str]:
+    """Evaluate the most probable cell: values for JSON, and a table."""
+    from jzi.commands.shared.tables import evaluation_table
+
+    photos = model.photos
+    report_unreachable(photos.unreachable)
+    warnings = [] if len(photos) >= FEW else [few_text(len(photos), photos.split)]
+    print_warnings(warnings)
+    evaluation = model.evaluate(metres)
+    cells = f"among all {evaluation.gallery_cells} cells"
+    if model.occupied:
+        cells = f"only among the {evaluation.gallery_cells} cells that hold a photo of the split"
+    count = "1 photo" if len(photos) == 1 else f"{len(photos)} photos"
+    table = evaluation_table(evaluation, f"{count} of the {photos.split} split, {model.method} {cells}")
+    values = {"split": photos.split, "unreachable": photos.unreachable, **evaluation.to_dict(), "warnings": warnings}
+    return values, table
+
+
+def _calibration(
+    calibration: Calibration, metres: tuple[float, ...], radius: float, abstain: float | None, values: dict[str, Any]
+) -> str:
+    """The table of the estimates and of calibration, whose values are added to those for JSON."""
+    from jzi.commands.shared.tables import calibration_table
+    from jzi.store.plain import share_text
+
+    values["posterior"] = calibration.to_dict(metres)
+    text = calibration_table(calibration, metres)
+    if abstain is not None:
+        coverage, recall = calibration.abstaining(abstain)
+        values["abstain"] = {"confidence": abstain, "coverage": coverage, "recall": recall if coverage else None}
+        text += f"\n  answers of {share_text(abstain)} confidence or more: {share_text(coverage)} of the photos"
+        text += f", {share_text(recall)} of them within {radius:g} m" if coverage else ""
+    return text
 
 
 #: Photos below which results are warned about: a recall of one half then has an interval of 17 points to each side.

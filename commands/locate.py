@@ -22,6 +22,7 @@ from jzi.commands.shared.common import (
     print_result,
     refine_options,
     refine_request,
+    refuse,
     retriever_option,
     zoom_option,
 )
@@ -30,6 +31,7 @@ from jzi.locate.ranges import CANDIDATES, DISTANCE, ELSEWHERE, HEADING, HEADING_
 
 if TYPE_CHECKING:
     from jzi.locate.answer.location import Location, NotLocated
+    from jzi.locate.priors.prior_weights import Prior
     from jzi.workspace.photo_sources import PhotoSource, PhotoSources
     from jzi.workspace.stages.reranker import RerankRequest
 
@@ -184,35 +186,31 @@ def locate(
     if sources.left_out:
         click.echo(f"not located: {_listed(sources.left_out)} (rasters, or drawn by jzi)", err=True)
     errors = {each.path: each.error for each in found if each.error}
-    if errors and (as_one or track):
-        raise UsageError(next(iter(errors.values())))
-    if as_one and track:
-        raise UsageError("--together and --track cannot be combined: pass one of them")
-    if picture and len(files) > 1 and not as_one:
-        raise UsageError("--picture draws one photo: pass one, or use --map")
-    if score_map and len(files) > 1:
-        raise UsageError("--score-map draws one photo: pass one, or use --heatmap")
-    if score_map and not retriever:
-        raise UsageError("--score-map is for a region: pass --retriever too, or use --heatmap")
-    if retriever and beams:
-        raise UsageError("--beams does not apply to --retriever: leave it out")
-    if score_map and zoom:
-        raise UsageError("--score-map scores every cell of a region, --zoom only some: leave one of them out")
-    if exif_heading and not write_exif:
-        raise UsageError("--exif-heading writes into the copies of --write-exif: pass that too")
-    if overwrite_gps and not write_exif:
-        raise UsageError("--overwrite-gps is about the copies of --write-exif: pass that too")
     request = refine_request(refine, refine_top)
-    if (request or rerank) and (as_one or track):
-        raise UsageError("--refine and --rerank look at single photos: leave --together and --track out")
-    if rerank and top < 2:
-        raise UsageError("--rerank compares candidates: give --top 2 or more")
+    camera = heading, heading_sd, panorama
+    refuse(
+        (errors and (as_one or track), next(iter(errors.values()), "")),
+        (as_one and track, "--together and --track cannot be combined: pass one of them"),
+        (picture and len(files) > 1 and not as_one, "--picture draws one photo: pass one, or use --map"),
+        (score_map and len(files) > 1, "--score-map draws one photo: pass one, or use --heatmap"),
+        (score_map and not retriever, "--score-map is for a region: pass --retriever too, or use --heatmap"),
+        (retriever and beams, "--beams does not apply to --retriever: leave it out"),
+        (score_map and zoom, "--score-map scores every cell of a region, --zoom only some: leave one of them out"),
+        (exif_heading and not write_exif, "--exif-heading writes into the copies of --write-exif: pass that too"),
+        (overwrite_gps and not write_exif, "--overwrite-gps is about the copies of --write-exif: pass that too"),
+        (
+            (request or rerank) and (as_one or track),
+            "--refine and --rerank look at single photos: leave --together and --track out",
+        ),
+        (rerank and top < 2, "--rerank compares candidates: give --top 2 or more"),
+        (camera != (None,) * 3 and not request, "--heading, --heading-sd and --panorama go with --refine: add it"),
+    )
     if len(models) > 1:
         one_area = {"--heatmap": heatmap, "--picture": picture, "--map": page, "--refine": request, "--rerank": rerank,
                     "--near": near, "--region": region, "--prior": raster, "--together": as_one, "--track": track,
                     "--retriever": retriever, "--cache": cache}  # fmt: skip
-        if needing := [name for name, value in one_area.items() if value]:
-            raise UsageError(f"{needing[0]} is for one area, but {len(models)} models are named: leave it out")
+        needing = next((name for name, value in one_area.items() if value), "")
+        refuse((needing, f"{needing} is for one area, but {len(models)} models are named: leave it out"))
     outputs = Outputs(geojson, heatmap, picture, page, table, write_exif, score_map, exif_heading, overwrite_gps)
     outputs.check()
     if len(errors) == len(found) and not outputs:  # nothing to load a model for
@@ -222,32 +220,13 @@ def locate(
     from jzi.locate.answer.location import Camera, LocateOptions, NotLocated
     from jzi.locate.points.discs import check_radius
 
-    camera = Camera(heading, heading_sd, panorama)
-    if camera and not request:
-        raise UsageError("--heading, --heading-sd and --panorama go with --refine: add it")
-    prior = None
-    if near or within is not None or region or raster:  # which load GDAL
-        from jzi.locate.priors.prior_weights import Prior
-        from jzi.store.geometry.geojson import read_polygons
-
-        prior = Prior(near, within, read_polygons(region) if region else (), str(region), raster)
-    model = models[0] if models else None
-    locator = (
-        open_forest(models, config_file, experts)
-        if len(models) > 1
-        else open_locator(
-            model,
-            config_file,
-            cache=cache,
-            retriever=retriever,
-            approximate=approximate,
-            experts=experts,
-            zoom=zoom,
-            fuse=fuse,
-            refine=request,
-            imagery=imagery,
-        )
-    )
+    prior = _prior(near, within, region, raster)
+    if len(models) > 1:
+        locator = open_forest(models, config_file, experts)
+    else:
+        locator = open_locator(models[0] if models else None, config_file, cache=cache, retriever=retriever,
+                               approximate=approximate, experts=experts, zoom=zoom, fuse=fuse, refine=request,
+                               imagery=imagery)  # fmt: skip
     stage = None
     if rerank:
         from jzi.workspace.stages.reranker import reranked
@@ -263,7 +242,7 @@ def locate(
     rasters = imagery_of(area, imagery, config_file) if picture or page else None
     check_radius(area, radius)
     outputs.prepare_copies(files)
-    options = LocateOptions(estimate, radius, top, beams, abstain, camera, elsewhere)
+    options = LocateOptions(estimate, radius, top, beams, abstain, Camera(*camera), elsewhere)
     answers: Iterable[Location | NotLocated]
     if as_one:
         answers, files = [locator.locate_together(files, options)], files[:1]
@@ -295,6 +274,18 @@ def locate(
         sys.exit(2 if outputs.errors or failed == len(files) else 1)
     if closed:
         raise closed
+
+
+def _prior(
+    near: tuple[float, float] | None, within: float | None, region: Path | None, raster: Path | None
+) -> Prior | None:
+    """Where the photos were taken as far as it is known; None if nothing is."""
+    if near is None and within is None and region is None and raster is None:
+        return None
+    from jzi.locate.priors.prior_weights import Prior  # loads GDAL
+    from jzi.store.geometry.geojson import read_polygons
+
+    return Prior(near, within, read_polygons(region) if region else (), str(region), raster)
 
 
 def _print_answer(answer: Location | NotLocated, as_json: bool, prior: dict[str, Any]) -> None:

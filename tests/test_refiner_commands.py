@@ -197,7 +197,7 @@ def test_the_refiner_is_trained_where_no_validation_photo_is_left_to_fit_the_fus
     [
         ("evaluate --control black", "--control goes with --refine"),
         ("evaluate --refine --control black --gallery-html a.html", "which --control replaces"),
-        ("evaluate --refine --gallery occupied", "--gallery does not go with --refine"),
+        ("evaluate --refine --gallery occupied --radius 20", "--gallery, --radius are not for --refine"),
         ("evaluate --refine photos", "there is no refiner in photos"),
         (f"{TRAIN} --set refine.kind=unifygeo -o other", "refine.kind"),
         (f"{TRAIN} --set refine.side=8", "holds a model that was trained with other settings"),

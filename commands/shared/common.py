@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from jzi.locate.ranges import BEAMS, CANDIDATES, Range
 
@@ -43,6 +44,43 @@ class Suggesting(click.Group):
             hint = f"did you mean `{ctx.command_path} {close[0]}`?" if close else f"`{ctx.command_path} -h` lists them"
             raise UsageError(f"there is no command {name!r:.100}: {hint}")
         return super().resolve_command(ctx, args)
+
+
+def refuse(*rules: tuple[object, str]) -> None:
+    """Refuse options that do not go together.
+
+    Args:
+        rules: what is wrong where it is true, and the sentence that says so.
+
+    Raises:
+        UsageError: one of them is true, with the sentence of the first.
+    """
+    for wrong, sentence in rules:
+        if wrong:
+            raise UsageError(sentence)
+
+
+def refuse_others(used: Collection[str], what: str) -> None:
+    """Refuse the options of the current command that do not matter to what it is used for.
+
+    Args:
+        used: names of the parameters that matter.
+        what: what the others are, such as "not for a region".
+
+    Raises:
+        UsageError: another value than the default was given for others.
+    """
+    context = click.get_current_context()
+    others = [
+        max(each.opts, key=len)
+        for each in context.command.params
+        if each.name not in used
+        and context.get_parameter_source(each.name or "") not in (None, ParameterSource.DEFAULT)
+        and context.params.get(each.name or "") != each.get_default(context)
+    ]
+    if others:
+        verb, them = ("is", "it") if len(others) == 1 else ("are", "them")
+        raise UsageError(f"{', '.join(others)} {verb} {what}: leave {them} out")
 
 
 class _FiniteRange(click.FloatRange):
