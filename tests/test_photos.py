@@ -152,6 +152,13 @@ def test_a_photo_of_too_many_pixels_is_refused_before_it_fills_the_memory(
     refused(jpeg, "96 x 48 pixels: shrink it")
 
 
+@pytest.mark.parametrize("size", [(1, 65_536), (65_536, 1)])
+def test_a_photo_of_one_endless_row_or_column_is_refused(size: tuple[int, int]) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", size).save(buffer, "PNG")
+    refused(buffer.getvalue(), "shrink it to 65,535 to a side")
+
+
 def test_a_decompression_bomb_is_refused(jpeg: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     refused(jpeg, "too large")

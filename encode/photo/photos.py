@@ -22,6 +22,9 @@ Photo = str | Path | bytes | BinaryIO | Image.Image
 #: Default limit on the pixels of a photo: above any camera's resolution. Pillow refuses more than 178 956 970.
 MAX_PIXELS = 180_000_000
 
+#: Longest side of a photo, pixels: that of JPEG. A picture of one column takes Pillow many times as long as others.
+MAX_SIDE = 65_535
+
 #: JPEGs with more pixels are decoded at 1/2, 1/4 or 1/8 of their size where that is at least twice the size of the
 #: result. Cameras and most phones are below (full-frame sensors have 61 megapixels), so that their embeddings do not
 #: depend on it; panoramas and 108-megapixel photos take a fraction of the time and memory.
@@ -67,7 +70,8 @@ def open_photo(photo: Photo, name: str = "", *, max_pixels: int | None = None) -
         The image. Transparent pixels are white.
 
     Raises:
-        PhotoError: there is no such file, it is not a regular file, not a photo or damaged, or it has too many pixels.
+        PhotoError: there is no such file, it is not a regular file, not a photo or damaged, or it has too many pixels
+            or too long a side.
     """
     with _decoded(photo, name, max_pixels) as (image, _):
         return image
@@ -143,6 +147,8 @@ def _decoded(
 def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
     if image.width * image.height > max_pixels:
         raise PhotoError(f"{name} has {image.width} x {image.height} pixels: shrink it to {max_pixels:,} or fewer")
+    if max(image.size) > MAX_SIDE:
+        raise PhotoError(f"{name} has {image.width} x {image.height} pixels: shrink it to {MAX_SIDE:,} to a side")
     tags = getattr(image, "tag_v2", {})
     tile = int(tags.get(322, 0)) * int(tags.get(323, 0))  # width and height of the tiles of a TIFF
     if tile > max(image.width * image.height, 2**24):
