@@ -49,6 +49,8 @@ def too_large() -> Exception:
         (OSError(errno.ENOSPC, "No space left on device", "a.tif"), ["a.tif: the disk is full", "free some space"]),
         (PermissionError(errno.EACCES, "Permission denied", "a.tif"), ["a.tif: Permission denied", "permissions"]),
         (OSError(errno.EIO, "Input/output error", "a.tif"), ["a.tif: Input/output error"]),
+        (FileExistsError(errno.EEXIST, "File exists", "model"), ["model: File exists: move away", "another path"]),
+        (RuntimeError("Symlink loop from '/a/b'"), ["Symlink loop from '/a/b': a link leads back", "another path"]),
         (OSError("no number"), ["unexpected error (OSError: no number)"]),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",

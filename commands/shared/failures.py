@@ -64,6 +64,8 @@ def _sentence(error: Exception) -> str:
         )
     if isinstance(error, OSError) and error.errno is not None:
         return _system(error)
+    if isinstance(error, RuntimeError) and "Symlink loop" in str(error):  # an OSError from Python 3.13 on
+        return f"{first_line(error)}: a link leads back to itself; give another path"
     return (
         f"unexpected error ({type(error).__name__}: {first_line(error)}): this is a defect of jzi; run it again "
         f"with {DEBUG}=1 and report its traceback as CONTRIBUTING.md describes"
@@ -77,6 +79,8 @@ def _system(error: OSError) -> str:
         return f"{name}the disk is full ({reason}): free some space and run the command again"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"{name}{reason}: change the permissions, or give another path"
+    if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ELOOP):  # also links to nowhere
+        return f"{name}{reason}: move away what is there, or give another path"
     return f"{name}{reason}"
 
 
