@@ -22,6 +22,7 @@ from jzi.cli import main
 from jzi.errors import ConfigError, PhotoError
 from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.photos.photo_file import WHOLE_BYTES
+from jzi.store.photos.photo_table import read_photo_table
 from jzi.workspace.photo_sources import PhotoSources
 from jzi.workspace.setup.settings import FILE, MapSettings, Settings
 from jzi.workspace.setup.settings_file import write_settings
@@ -84,6 +85,14 @@ def test_a_folder_stands_for_its_photos_but_not_for_rasters_and_drawings(tmp_pat
         (tmp_path / name).unlink()
     with PhotoSources(tmp_path / FILE) as sources, pytest.raises(PhotoError, match=r"no photo in .*map.jpg, ortho.tif"):
         sources.find([str(tmp_path)])
+
+
+def test_photos_of_phones_in_a_format_that_is_not_read_are_not_left_out_silently(tmp_path: Path, photo_folder) -> None:
+    (photo_folder / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    with PhotoSources(tmp_path / FILE) as sources:
+        assert photo_folder / "IMG_1.HEIC" in [each.path for each in sources.find([str(photo_folder)])]
+    (rejected,) = (each for each in read_photo_table(photo_folder).rejected if each.name == "IMG_1.HEIC")
+    assert "convert it to JPEG" in rejected.reason
 
 
 def test_standard_input_holds_one_photo(monkeypatch: pytest.MonkeyPatch) -> None:
