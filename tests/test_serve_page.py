@@ -65,8 +65,8 @@ def browser(chromium: Any) -> Iterator[Any]:
     chromium.get("about:blank")
 
 
-def resize(browser: Any, size: tuple[int, int]) -> None:
-    metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": size == PHONE}
+def resize(browser: Any, size: tuple[int, int], density: float = 1) -> None:
+    metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": density, "mobile": size == PHONE}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
 
 
@@ -187,6 +187,19 @@ def test_the_credit_is_text_and_tiles_are_finer_than_the_picture_of_the_area(
     wait(browser, lambda page: len(find(page, "canvas.leaflet-tile-loaded")) > 3)
     seen = "const tile = document.querySelector('canvas.leaflet-tile-loaded').getContext('2d');"
     assert any(browser.execute_script(seen + "return [...tile.getImageData(128, 128, 1, 1).data]"))
+
+
+@pytest.mark.parametrize(("density", "side"), [(1, 256), (3, 128)])
+def test_dense_screens_show_tiles_of_the_next_zoom(browser, export, monkeypatch, density, side) -> None:
+    monkeypatch.setattr("jzi.export.map_tiles.BACKGROUND", 256)
+    resize(browser, PHONE, density)
+    browser.get(export((0.7, 0.3)))
+    browser.execute_script("map.setZoom(data.tiles.low, {animate: false})")
+    wait(browser, lambda page: find(page, "canvas.leaflet-tile-loaded"))
+    tile = "const tile = document.querySelector('canvas.leaflet-tile-loaded');"
+    assert browser.execute_script(f"{tile} return [tile.width, tile.offsetWidth]") == [256, side]
+    browser.execute_script("map.setZoom(data.tiles.low - 1, {animate: false})")
+    assert bool(find(browser, "canvas.leaflet-tile")) == (density > 1)
 
 
 def test_downloads_hold_what_the_files_of_the_command_hold(browser, export) -> None:

@@ -8,6 +8,7 @@ const element = (name, text, attributes = {}) => {
 };
 const still = matchMedia("(prefers-reduced-motion: reduce)");  // no animation then
 const TILE = 256, LARGEST_CELL = 48;  // pixels
+const DENSE = devicePixelRatio > 1 ? 1 : 0;  // screens of two or more pixels to one of the page show tiles of the next zoom, half as large
 let map, data;
 let heat, drawn, marks;  // layers: probabilities, shapes and points, the selected place
 let cells = null;  // heat map of the cells, and their side
@@ -43,7 +44,7 @@ async function loadEmbedded({z, x, y}) {
 function outline() {
   const hint = L.tooltip({permanent: true, direction: "center", className: "hint", interactive: false})
     .setContent(element("span", "Zoom in to see the imagery"));
-  const update = () => { hint.getElement()?.classList.toggle("gone", map.getZoom() >= data.tiles.low); };
+  const update = () => { hint.getElement()?.classList.toggle("gone", map.getZoom() >= data.tiles.low - DENSE); };
   map.on("zoomend", update);
   const frame = L.rectangle(data.bounds, {fill: false, weight: 1, color: "#596070", interactive: false});
   return [frame.on("add", () => setTimeout(update)).bindTooltip(hint)];
@@ -61,8 +62,9 @@ function startMap(area, loadTile = loadEmbedded) {
     if (data.imagery)
       group.push(L.imageOverlay(data.imagery.image, data.imagery.bounds, {pane: "overview", alt: "Imagery of the area"}));
     if (data.tiles) {
-      const zooms = data.embedded ? {} : {maxNativeZoom: data.tiles.high, bounds: data.bounds};
-      group.push(new Tiles({pane: "imagery", minZoom: data.tiles.low, load: loadTile, ...zooms}));
+      const zooms = data.embedded ? {} : {maxNativeZoom: data.tiles.high - DENSE, bounds: data.bounds};
+      const load = ({z, x, y}) => loadTile({z: z + DENSE, x, y});
+      group.push(new Tiles({pane: "imagery", tileSize: TILE / 2 ** DENSE, minZoom: data.tiles.low - DENSE, load, ...zooms}));
     }
     if (!data.imagery) group.push(...outline());
     layers["Imagery"] = L.layerGroup(group).addTo(map);
