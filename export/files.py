@@ -46,7 +46,7 @@ def write_geojson(path: Path | str, locations: Sequence[Location], truths: Seque
 
 
 def write_csv(path: Path | str, answers: Sequence[dict[str, Any]]) -> None:
-    """Write one row per photo, with the error for photos that could not be read.
+    """Write one row per photo, with the warnings about it, and the error for photos that could not be read.
 
     If any answer is to metres, there are the columns `FIX_COLUMNS` too.
 
@@ -63,6 +63,7 @@ def write_csv(path: Path | str, answers: Sequence[dict[str, Any]]) -> None:
         "longitude",
         "sure",
         "confidence",
+        "inside",
         "estimate",
         "radius_m",
         "radius_68_m",
@@ -73,6 +74,7 @@ def write_csv(path: Path | str, answers: Sequence[dict[str, Any]]) -> None:
     rows = [
         {name: quote_formula(answer.get(name)) for name in columns}
         | {name: fix.get(name) for name in refined}
+        | {"notes": quote_formula("; ".join(answer.get("notes") or ()) or None)}
         | {"error": quote_formula(answer.get("error"))}
         for answer, fix in zip(answers, fixes, strict=True)
     ]

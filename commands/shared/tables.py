@@ -23,13 +23,14 @@ if TYPE_CHECKING:
 def location_text(location: Location) -> str:
     """A line for the location, one to metres if it is refined, one for each other candidate, the residual and notes.
 
-    Of an answer that is not sure there is one line, without its position.
+    Of an answer that is not sure there is a line without its position, and the notes.
     """
     best = location.best
     confidence = f"{percent(location.confidence)} {_extent(best, location.cell_m, 'this point')}"
     if not location.sure:
         confidence = confidence.replace("this point", "the best answer")
-        return f"{location.photo}: not sure (confidence {confidence}, below {percent(location.abstain)})"
+        first = f"{location.photo}: not sure (confidence {confidence}, below {percent(location.abstain)})"
+        return "\n".join([first, *(f"    note: {note}" for note in location.notes)])
     known = known_radii(location)
     facts = [confidence, *known] if location.inside is None else [confidence]
     position = f"{location.latitude:.6f}, {location.longitude:.6f}"

@@ -135,8 +135,8 @@ function point(at, kind, radius) {
   return L.circleMarker(at, {radius, color: "#fff", weight: 2, fillColor: COLOURS[kind], fillOpacity: 1, bubblingMouseEvents: false});
 }
 
-/* Draw a feature of GeoJSON; points of candidates can be clicked. */
-function drawFeature(feature, refined) {
+/* Draw a feature of GeoJSON; points of candidates, whose probabilities are `shares` in words, can be clicked. */
+function drawFeature(feature, refined, shares) {
   const {kind, ...properties} = feature.properties;
   if (kind === "heading") return;
   legend[kind] = {fix: refined, shares: [...(legend[kind]?.shares || []), Math.round(100 * properties.share)]};
@@ -147,7 +147,8 @@ function drawFeature(feature, refined) {
   const [longitude, latitude] = feature.geometry.coordinates;
   const marker = point([latitude, longitude], kind, {mode: 4, candidate: 8}[kind] || 9).addTo(drawn);
   const words = [`${NAMES[kind]}${kind === "candidate" ? ` ${properties.rank}` : ""}`, `${latitude.toFixed(6)}, ${longitude.toFixed(6)}`];
-  if (properties.probability !== undefined) words.push(`${(100 * properties.probability).toFixed(1)} %`);
+  if (properties.rank) words.push(shares[properties.rank - 1]);
+  else if (properties.probability !== undefined) words.push(`${(100 * properties.probability).toFixed(1)} %`);
   const tip = element("div");
   words.forEach(word => tip.append(element("div", word)));
   marker.bindTooltip(tip);
@@ -163,7 +164,8 @@ function drawPhoto(photo) {
   }
   if (photo.fix) photo.fix.heat.forEach(each => L.imageOverlay(each.image, each.bounds, {opacity: 0.6, className: "heat"}).addTo(heat));
   fitHeat();
-  photo.features.forEach(feature => drawFeature(feature, Boolean(photo.fix)));
+  const shares = photo.candidates.map(candidate => candidate.share);
+  photo.features.forEach(feature => drawFeature(feature, Boolean(photo.fix), shares));
   drawLegend();
 }
 

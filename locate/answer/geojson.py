@@ -43,8 +43,9 @@ def to_features(location: Located, truth: ExifPosition | None = None) -> list[di
     """
     area, features = location.posterior.area, []
     found = [_feature(_point(truth.latitude, truth.longitude), location, "truth")] if truth else []
+    sure = {"sure": location.sure, "confidence": location.confidence, "inside": location.inside}
     if not location.sure:
-        return [_feature(None, location, "answer", sure=False, confidence=location.confidence), *found]
+        return [_feature(None, location, "answer", **sure), *found]
     if isinstance(area, Pyramid):
         for step, key in enumerate(area.keys(np.array(location.best.path))):
             tile = _polygon(_tile_corners(area, key))
@@ -60,7 +61,7 @@ def to_features(location: Located, truth: ExifPosition | None = None) -> list[di
         if candidate.judged:
             properties |= {"rank_before": candidate.judged.rank, "probability_before": candidate.judged.probability}
         kind = "candidate" if rank else "answer"
-        properties |= {} if rank else {"sure": True}
+        properties |= {} if rank else sure
         features.append(_feature(_point(candidate.latitude, candidate.longitude), location, kind, **properties))
     return features + found
 
