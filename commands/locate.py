@@ -269,7 +269,7 @@ def locate(
     for written in outputs.written:
         click.echo(f"wrote {written}", err=True)
     for sentence in (*outputs.notes, *outputs.errors):
-        click.echo(f"jzi: {sentence}", err=True)
+        click.echo(f"jzi: {sources.named(sentence)}", err=True)
     if outputs.errors or failed:
         sys.exit(2 if outputs.errors or failed == len(files) else 1)
     if closed:

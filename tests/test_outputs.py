@@ -21,6 +21,7 @@ from PIL import ExifTags, Image
 
 from jzi.cli import main
 from jzi.commands.shared.outputs import Outputs
+from jzi.commands.shared.tables import location_text
 from jzi.errors import ExportError
 from jzi.export.files import write_csv, write_geojson
 from jzi.export.heatmap import write_heatmap
@@ -79,6 +80,21 @@ def test_an_unknown_radius_is_left_out_of_every_output(location, outputs, tmp_pa
     assert ExifTags.GPS.GPSLatitude in gps and ExifTags.GPS.GPSHPositioningError not in gps
     table = pd.read_csv(tmp_path / "out" / "a.csv")
     assert table["radius_68_m"].isna().all() and table["confidence"].notna().all()
+    assert outputs.written[0].startswith("1 copy into") and len(outputs.written) == 1 + len(FORMATS)
+
+
+def test_confidence_and_warnings_are_in_every_table(location, outputs, tmp_path, take_photo) -> None:
+    doubtful = replace(location, inside=0.04, notes=("nearly uniform", "an aerial view"))
+    for answer in (doubtful, replace(doubtful, abstain=0.5)):
+        outputs.add(take_photo(tmp_path / "photo.jpg"), answer)
+        assert "note: an aerial view" in location_text(answer)
+    outputs.write(None)
+    table = pd.read_csv(tmp_path / "out" / "a.csv")
+    assert table["inside"].tolist() == [0.04, 0.04] and set(table["notes"]) == {"nearly uniform; an aerial view"}
+    features = json.loads((tmp_path / "out" / "a.geojson").read_text())["features"]
+    found = [each["properties"] for each in features if each["properties"]["kind"] == "answer"]
+    assert [each["confidence"] for each in found] == pytest.approx([0.3 * 0.04] * 2, rel=1e-3)
+    assert [each["inside"] for each in found] == [0.04, 0.04]
 
 
 def test_an_answer_that_is_not_sure_has_no_position_in_any_output(location, outputs, tmp_path, take_photo) -> None:
@@ -86,7 +102,8 @@ def test_an_answer_that_is_not_sure_has_no_position_in_any_output(location, outp
     outputs.write(None)
     folder = tmp_path / "out"
     assert outputs.errors == [] and [note.rpartition("/")[2] for note in outputs.notes] == [
-        "a.png is not drawn: its answer is not sure"
+        "photo.jpg has an answer that is not sure: no copy was written",
+        "a.png is not drawn: its answer is not sure",
     ]
     assert sorted(path.name for path in folder.iterdir()) == ["a.csv", "a.geojson", "a.html", "a.tif"]
     row = pd.read_csv(folder / "a.csv").iloc[0]
@@ -192,6 +209,13 @@ def test_a_failed_output_ends_the_command_with_2_after_the_others(locate, monkey
     assert result.exit_code == 2 and result.stdout.count("within 50 m of this point") == 1
     assert result.stderr == "wrote after.csv\nwrote after.html\njzi: a.tif cannot be written: no memory\n"
     assert Path("after.csv").exists() and Path("after.html").exists() and not Path("a.tif").exists()
+
+
+def test_messages_about_a_photo_on_standard_input_name_no_temporary_file(located_folder, monkeypatch) -> None:
+    monkeypatch.chdir(located_folder)
+    photo = Path("photos/day0/000.jpg").read_bytes()
+    result = CliRunner().invoke(main, ["locate", "-", "--write-exif", "copies"], input=photo)
+    assert result.exit_code == 0 and result.stderr.startswith("jzi: standard input has a position in the EXIF")
 
 
 @pytest.mark.parametrize("radius", ["1e6", "inf", "nan", "0", "802", "-5"])

@@ -56,6 +56,7 @@ class Outputs:
     _rows: list[dict[str, Any]] = field(default_factory=list)
     _located: list[tuple[Path, Location]] = field(default_factory=list)
     _with_gps: list[Path] = field(default_factory=list)
+    _not_sure: list[Path] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         return any((*self._files, self.copies))
@@ -93,7 +94,9 @@ class Outputs:
         self._rows.append(answer.to_dict())
         if self.geojson or self.heatmap or self.picture or self.page or self.score_map:
             self._located.append((photo, answer))
-        if self.copies and answer.sure:
+        if self.copies and not answer.sure:
+            self._not_sure.append(photo)
+        elif self.copies:
             from jzi.store.photos.exif import write_position
 
             if not self.overwrite_gps and answer.exif:
@@ -104,7 +107,7 @@ class Outputs:
             directions = answer.fix.directions if self.headings and answer.fix else ()
             heading = directions[0].heading_deg if directions else None
             position = answer.latitude, answer.longitude
-            self._write(
+            self._copied += self._write(
                 copy,
                 # photos that have a position which is not to be replaced have been left out above
                 lambda path: write_position(photo, path, *position, radius, heading, overwrite=True),
@@ -126,15 +129,17 @@ class Outputs:
         if self._copied:
             self.written.append(f"{self._copied} {'copy' if self._copied == 1 else 'copies'} into {self.copies}")
         if self._with_gps:
-            first, count = self._with_gps[0], len(self._with_gps)
-            photos = f"{first} and {count - 1} more photos have" if count > 1 else f"{first} has"
+            photos = _listed(self._with_gps, "has", "have")
             self.notes.append(
                 f"{photos} a position in the EXIF already: no copy was written; --overwrite-gps replaces the position"
             )
+        if self._not_sure:
+            photos = _listed(self._not_sure, "has an answer that is", "have answers that are")
+            self.notes.append(f"{photos} not sure: no copy was written")
         if self.table:
             from jzi.export.files import write_csv
 
-            self._write(self.table, write_csv, self._rows)
+            self._write_file(self.table, write_csv, self._rows)
         if not self._located:
             return
         from jzi.export.files import write_geojson
@@ -142,28 +147,28 @@ class Outputs:
         locations = [location for _, location in self._located]
         truths = [location.exif for location in locations]
         if self.geojson:
-            self._write(self.geojson, write_geojson, locations, truths)
+            self._write_file(self.geojson, write_geojson, locations, truths)
         if self.heatmap:
             from jzi.export.heatmap import write_heatmap
 
-            self._write(self.heatmap, write_heatmap, locations, cell_mask)
+            self._write_file(self.heatmap, write_heatmap, locations, cell_mask)
             refined = [location for location in locations if location.sure]
             if any(location.fix for location in refined):
                 from jzi.export.fine_grid import refined_name, write_fine_heatmap
 
-                self._write(refined_name(self.heatmap), write_fine_heatmap, refined)
+                self._write_file(refined_name(self.heatmap), write_fine_heatmap, refined)
         if self.picture and not locations[0].sure:
             self.notes.append(f"{self.picture} is not drawn: its answer is not sure")
         elif self.picture:
-            self._write(self.picture, self._draw, imagery, truths[0])
+            self._write_file(self.picture, self._draw, imagery, truths[0])
         if self.page:
             from jzi.export.page import write_page
 
             located = [(photo, location, truth) for (photo, location), truth in zip(self._located, truths, strict=True)]
-            self._write(self.page, write_page, located, imagery)
+            self._write_file(self.page, write_page, located, imagery)
 
         if self.score_map and locator:
-            self._write(self.score_map, self._draw_scores, locator)
+            self._write_file(self.score_map, self._draw_scores, locator)
 
     def _draw_scores(self, path: Path, locator: Locator) -> None:
         from jzi.export.heatmap import write_score_map
@@ -179,15 +184,21 @@ class Outputs:
         photo, location = self._located[0]
         draw_zoom(location, photo, imagery, path, truth=(truth.latitude, truth.longitude) if truth else None)
 
-    def _write(self, path: Path, write: Callable[..., Any], *arguments: Any) -> None:
-        """Call `write` with a path and arguments; whatever is raised becomes a sentence."""
+    def _write_file(self, path: Path, write: Callable[..., Any], *arguments: Any) -> None:
+        if self._write(path, write, *arguments):
+            self.written.append(str(path))
+
+    def _write(self, path: Path, write: Callable[..., Any], *arguments: Any) -> bool:
+        """Call `write` with a path and arguments; whatever is raised becomes a sentence. Returns whether it wrote."""
         try:
             write(path, *arguments)
-            if path.parent == self.copies:
-                self._copied += 1
-            else:
-                self.written.append(str(path))
+            return True
         except JziError as error:
             self.errors.append(str(error))
         except Exception as error:
             self.errors.append(f"{path} cannot be written: {first_line(error)}")
+        return False
+
+
+def _listed(photos: list[Path], one: str, several: str) -> str:
+    return f"{photos[0]} {one}" if len(photos) == 1 else f"{photos[0]} and {len(photos) - 1} more photos {several}"
