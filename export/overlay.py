@@ -84,15 +84,37 @@ def draw_cells(posterior: Posterior, crs: str) -> Overlay:
     if pixel < posterior.area.cell_size:
         right, down = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
         to_longitude, to_latitude = to_crs.transform(west + right * pixel, north - down * pixel, direction="INVERSE")
-        at_row, at_col = posterior.area.cells_at(to_latitude.ravel(), to_longitude.ravel())
-        cols = posterior.area.shape[1]
-        order = (row * cols + col).argsort()
-        key = (row * cols + col)[order]
-        at = np.minimum(np.searchsorted(key, at_row * cols + at_col), len(key) - 1)
-        hit = (at_row >= 0) & (key[at] == at_row * cols + at_col)
-        image = np.where(hit, share[order[at]], 0.0).reshape(image.shape)
+        at = to_latitude.ravel(), to_longitude.ravel()
+        image = values_at(posterior.area, row, col, share, *at).reshape(image.shape)
     np.maximum.at(image, (((north - y) / pixel).astype(int), ((x - west) / pixel).astype(int)), share)
     return Overlay(image, float(west), float(north - height * pixel), float(west + width * pixel), float(north))
+
+
+def values_at(
+    area: CellGrid,
+    row: NDArray[np.integer[Any]],
+    col: NDArray[np.integer[Any]],
+    values: NDArray[np.float64],
+    latitude: NDArray[np.float64],
+    longitude: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """(n,) values of the cells that contain n positions; 0 where there is none.
+
+    Args:
+        area: the grid of the cells.
+        row: (cell,) rows of one cell or more.
+        col: (cell,) their columns.
+        values: (cell,) their values.
+        latitude: (n,) degrees.
+        longitude: (n,) degrees.
+    """
+    at_row, at_col = area.cells_at(latitude, longitude)
+    cols = area.shape[1]
+    order = (row * cols + col).argsort()
+    key = (row * cols + col)[order]
+    at = np.minimum(np.searchsorted(key, at_row * cols + at_col), len(key) - 1)
+    hit = (at_row >= 0) & (key[at] == at_row * cols + at_col)
+    return np.where(hit, values[order[at]], 0.0)
 
 
 def background_overlay(imagery: Imagery | None) -> dict[str, Any] | None:
@@ -120,6 +142,18 @@ def has_overviews(imagery: Imagery) -> bool:
         return all(raster.overviews for raster in imagery.rasters[:ASKED])
     except ImageryError:
         return False
+
+
+def is_quick_to_read(imagery: Imagery, bounds: Bounds) -> bool:
+    """Whether a coarse picture of a rectangle of the area needs at most `READ_PIXELS`, or is read from overviews."""
+    pixels = 0.0
+    for raster, extent in zip(imagery.rasters, imagery.extents, strict=True):
+        width = min(extent.east, bounds.east) - max(extent.west, bounds.west)
+        height = min(extent.north, bounds.north) - max(extent.south, bounds.south)
+        if width > 0 and height > 0:
+            whole = (extent.east - extent.west) * (extent.north - extent.south)
+            pixels += width * height / whole * raster.width * raster.height
+    return pixels <= READ_PIXELS or has_overviews(imagery)
 
 
 def heat_overlay(location: Location) -> dict[str, Any]:

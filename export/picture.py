@@ -17,6 +17,7 @@ from jzi.evaluate.calibration import Calibration, reliability
 from jzi.export.files import write_file
 from jzi.export.fix_picture import draw_fix, fix_bounds
 from jzi.export.marks import ANSWER, Marks
+from jzi.export.overlay import is_quick_to_read
 from jzi.export.posterior_picture import (
     LEAST,
     Squares,
@@ -91,7 +92,8 @@ def draw_zoom(
         true_xy = float(x), float(y)
 
     def draw_map(axis: Any, bounds: Bounds, *, dim: bool = False) -> None:
-        image = imagery.render(bounds, pixels)[0] if imagery else np.full((1, 1, 3), 205, np.uint8)
+        seen = imagery is not None and (isinstance(area, Pyramid) or is_quick_to_read(imagery, bounds))
+        image = imagery.render(bounds, pixels)[0] if imagery and seen else np.full((1, 1, 3), 205, np.uint8)
         axis.imshow(dimmed(image) if dim else image, extent=_extent(bounds))
         axis.set_xlim(bounds.west, bounds.east)
         axis.set_ylim(bounds.south, bounds.north)

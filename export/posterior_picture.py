@@ -10,7 +10,7 @@ from matplotlib import colormaps
 from matplotlib.colors import LogNorm
 from numpy.typing import NDArray
 
-from jzi.export.overlay import draw_cells
+from jzi.export.overlay import CELL_PIXELS, values_at
 from jzi.locate.answer.location import Location
 from jzi.locate.points.ground import units_per_metre
 from jzi.store.geometry.cell_grid import Bounds
@@ -37,15 +37,18 @@ _COLOURS = colormaps["inferno"](np.linspace(0.36, 1.0, 256))
 #: Shares of the side of the area: a view that is larger than this becomes the whole area.
 WHOLE = 0.7
 
+#: Farthest position that the photo records for which a view of a region is enlarged, in radii of 95 %.
+FAR_TRUTH = 4.0
+
 
 @dataclass(frozen=True)
 class Squares:
     """Probabilities of squares of the map.
 
     Attributes:
-        probability: (row, col) of each square, 0..1; north is up.
+        probability: (row, col) of the square that each pixel lies in, 0..1; north is up.
         bounds: the rectangle that they cover, in the area's CRS.
-        side: side of a square, metres in the area's CRS.
+        side: side of a square, metres in the area's CRS; a pixel of it, or several if rows of cells are not aligned.
         outside: probability of the cells outside of the rectangle.
     """
 
@@ -56,18 +59,18 @@ class Squares:
 
 
 def posterior_view(location: Location, truth: tuple[float, float] | None = None) -> Bounds:
-    """The square that shows where a photo may have been taken, in the CRS of a pyramid.
+    """The square that shows where a photo may have been taken, in the CRS of the area.
 
-    It contains the circle of 95 % around the answer, and the true position if that lies in the area. It is the whole
-    area if that is little larger, or if search did not reach 95 %.
+    It contains the circle of 95 % around the answer, and the true position if that lies in the area, or is not far off
+    in a region. It is the whole area, of a region the part with the probable cells, if that is little larger, or if
+    search did not reach 95 %.
 
     Args:
         location: location of the photo.
         truth: x and y of the true position, if it is known.
-
-    Raises:
-        PyramidError: the area is no pyramid.
     """
+    if not isinstance(location.posterior.area, Pyramid):
+        return _region_view(location, truth)
     area, best = location.pyramid, location.best
     whole, cell = area.bounds, area.cell_size
     if not np.isfinite(location.radius_95):
@@ -111,19 +114,57 @@ def squares_of(location: Location, view: Bounds) -> Squares:
     return Squares(grid, bounds, block * cell, float(shares[~inside].sum()))
 
 
-def squares_of_bands(location: Location) -> Squares:
-    """Probabilities of the cells of an area that is no pyramid, in the rectangle that holds the probable ones."""
-    drawn = draw_cells(location.posterior, location.posterior.area.crs)
-    greatest = float(location.posterior.probability[0].max(initial=0.0))
-    bounds = Bounds(drawn.west, drawn.south, drawn.east, drawn.north)
-    return Squares(greatest * drawn.share**2, bounds, location.posterior.area.cell_size, 0.0)
+def _region_view(location: Location, truth: tuple[float, float] | None) -> Bounds:
+    posterior, best = location.posterior, location.best
+    area, shares = posterior.area, posterior.probability[0]
+    drawn = shares >= LEAST * shares.max(initial=0.0)
+    x, y = area.cell_centers(posterior.row[0][drawn], posterior.col[0][drawn])
+    west, east = float(x.min(initial=best.x)), float(x.max(initial=best.x))
+    south, north = float(y.min(initial=best.y)), float(y.max(initial=best.y))
+    whole = max(east - west + 2 * area.cell_size, north - south + 2 * area.cell_size, CELLS * area.cell_size)
+    half = location.radius_95
+    if truth is not None:
+        distance = max(abs(truth[0] - best.x), abs(truth[1] - best.y))
+        half = max(half, distance) if distance <= FAR_TRUTH * half else half
+    side = max(2 * 1.25 * half, CELLS * area.cell_size)
+    if side < WHOLE * whole:
+        return Bounds(best.x - side / 2, best.y - side / 2, best.x + side / 2, best.y + side / 2)
+    west, south = (west + east - whole) / 2, (south + north - whole) / 2
+    return Bounds(west, south, west + whole, south + whole)
+
+
+def squares_of_region(location: Location, view: Bounds) -> Squares:
+    """Probabilities of the cells of a region in a view, or of squares of it where cells would be too small to see.
+
+    Args:
+        location: location of the photo.
+        view: a square, see `posterior_view`.
+    """
+    posterior, side = location.posterior, view.east - view.west
+    area, shares = posterior.area, posterior.probability[0]
+    x, y = area.cell_centers(posterior.row[0], posterior.col[0])
+    block = int(np.ceil(side / area.cell_size / SQUARES))
+    count = int(np.ceil(side / area.cell_size / block)) * (CELL_PIXELS if block == 1 else 1)
+    pixel = side / count
+    col, row = np.floor((x - view.west) / pixel).astype(int), np.floor((view.north - y) / pixel).astype(int)
+    inside = (row >= 0) & (row < count) & (col >= 0) & (col < count)
+    if block == 1:  # rows of cells are not aligned: each pixel is looked up
+        right, down = np.meshgrid(
+            view.west + (np.arange(count) + 0.5) * pixel, view.north - (np.arange(count) + 0.5) * pixel
+        )
+        at = area.unproject(right.ravel(), down.ravel())
+        grid = values_at(area, posterior.row[0], posterior.col[0], shares, *at).reshape(count, count)
+    else:
+        grid = np.zeros((count, count))
+        np.add.at(grid, (row[inside], col[inside]), shares[inside])
+    return Squares(grid, view, area.cell_size if block == 1 else pixel, float(shares[~inside].sum()))
 
 
 def all_squares(location: Location, truth: tuple[float, float] | None = None) -> Squares:
-    """Probabilities of squares around the answer; arguments as `posterior_view`, the area may be any."""
-    if isinstance(location.posterior.area, Pyramid):
-        return squares_of(location, posterior_view(location, truth))
-    return squares_of_bands(location)
+    """Probabilities of squares around the answer; arguments as `posterior_view`."""
+    view = posterior_view(location, truth)
+    is_pyramid = isinstance(location.posterior.area, Pyramid)
+    return squares_of(location, view) if is_pyramid else squares_of_region(location, view)
 
 
 def coloured(values: NDArray[np.floating[Any]], greatest: float, least: float = LEAST) -> NDArray[np.float64]:

@@ -16,16 +16,18 @@ from jzi.export.posterior_picture import all_squares, coloured, posterior_view, 
 from jzi.export.scale_bar import draw_scale_bar, ground_metres
 from jzi.locate.answer.location import LocateOptions, Location, to_locations
 from jzi.locate.posterior import Posterior
-from jzi.store.geometry.cell_grid import Bounds
+from jzi.store.geometry.bands import BandGrid
+from jzi.store.geometry.cell_grid import Bounds, CellGrid
 from jzi.store.geometry.lengths import length_text, round_length
 from jzi.store.geometry.pyramid import Pyramid, geodesic_distance
 
+STATE = BandGrid.covering(16.0, 48.0, 17.0, 48.5, 30.0)
 CITY = Pyramid.around(48.2, 16.37, 10_240.0)  # 256 x 256 cells of 40 m
 
 
-def located(pyramid: Pyramid, cells: dict[tuple[int, int], float]) -> Location:
+def located(area: CellGrid, cells: dict[tuple[int, int], float]) -> Location:
     row, col = (np.array(each) for each in zip(*cells, strict=True))
-    posterior = Posterior.from_cells(pyramid, row, col, np.array(list(cells.values())))
+    posterior = Posterior.from_cells(area, row, col, np.array(list(cells.values())))
     return to_locations(posterior, LocateOptions(), ["photo.jpg"])[0]
 
 
@@ -84,6 +86,38 @@ def test_a_diffuse_posterior_is_shown_whole_in_squares_that_sum_to_it() -> None:
     assert max(squares.probability.shape) <= 96 and squares.side == 3 * CITY.cell_size
     block = location.posterior.grid()[30:33, 60:63].sum()
     assert squares.probability[10, 20] == pytest.approx(block)
+
+
+def test_a_sure_answer_in_a_state_is_shown_from_near(figures, tmp_path, take_photo) -> None:
+    location = located(STATE, {(900, 1200): 0.8, (901, 1201): 0.16, (10, 40): 0.03})
+    squares = all_squares(location)
+    rows, cols = squares.probability.shape
+    assert squares.bounds.east - squares.bounds.west < 1000 and squares.side == 30.0
+    x, y = (float(each) for each in STATE.cell_centers(901, 1201))
+    row = int((squares.bounds.north - y) / (squares.bounds.north - squares.bounds.south) * rows)
+    col = int((x - squares.bounds.west) / (squares.bounds.east - squares.bounds.west) * cols)
+    assert squares.probability[row, col] == pytest.approx(0.16) and squares.outside == pytest.approx(0.03)
+    draw_zoom(location, take_photo(tmp_path / "photo.jpg"), None, tmp_path / "a.png")
+    assert any("3.0 % not shown" in each for each in texts(figures[0]))
+
+
+def test_a_diffuse_posterior_of_a_state_is_shown_whole_without_reading_all_of_its_imagery(
+    tmp_path, take_photo, town_raster, monkeypatch
+) -> None:
+    rng = np.random.default_rng(0)
+    keys = rng.choice(1_000_000, 2000, replace=False)
+    shares = rng.dirichlet(np.full(len(keys), 5.0))
+    cells = {(500 + int(key) // 1000, 500 + int(key) % 1000): share for key, share in zip(keys, shares, strict=True)}
+    location = located(STATE, cells)
+    squares = all_squares(location)
+    assert squares.probability.sum() + squares.outside == pytest.approx(1) and squares.outside < 0.01
+    assert max(squares.probability.shape) <= 96 and squares.side > 300
+    monkeypatch.setattr("jzi.export.overlay.READ_PIXELS", 100 * 100)
+    with Imagery([town_raster], STATE) as imagery:
+        read, render = [], imagery.render
+        monkeypatch.setattr(imagery, "render", lambda bounds, *more: read.append(bounds) or render(bounds, *more))
+        draw_zoom(location, take_photo(tmp_path / "photo.jpg"), imagery, tmp_path / "a.png")
+    assert read and all(bounds.east - bounds.west < 1000 for bounds in read)
 
 
 @pytest.mark.parametrize("truth", [(0.0, 0.0), (4000.0, -3000.0)])
