@@ -20,6 +20,8 @@ from jzi.commands.shared.common import (
     print_warnings,
     split_by_option,
 )
+from jzi.commands.shared.failures import usage_error
+from jzi.errors import JziError
 from jzi.locate.ranges import CELL, DISTANCE, LATITUDE, LONGITUDE, PIXELS
 
 if TYPE_CHECKING:
@@ -223,13 +225,22 @@ def tile(latitude: float, longitude: float, preset: str | None, config_file: Pat
 def info(paths: tuple[str, ...], as_json: bool) -> None:
     """Describe caches, models, encoders and rasters, in any order; paths or URLs.
 
-    For several paths, also check whether they belong together; the exit code is 1 if they do not.
+    For several paths, also check whether they belong together; the exit code is 1 if they do not, or if some of them
+    cannot be described.
     """
     from jzi.commands.shared.reports import info_text
     from jzi.workspace.describe import describe, disagreements
 
-    descriptions = [describe(path) for path in paths]
-    for description in descriptions:
+    descriptions = []
+    for path in paths:
+        try:
+            description = describe(path)
+        except JziError as error:
+            if len(paths) == 1:
+                raise
+            click.echo(f"jzi: {usage_error(error).message}", err=True)
+            continue
+        descriptions.append(description)
         values = {"path": description.path, "kind": description.kind, **description.facts}
         print_result(as_json, values, info_text(description))
     if len(descriptions) > 1:
@@ -241,3 +252,5 @@ def info(paths: tuple[str, ...], as_json: bool) -> None:
         )
         if problems:
             raise SystemExit(1)
+    if len(descriptions) < len(paths):
+        raise SystemExit(1 if descriptions else 2)

@@ -183,6 +183,9 @@ def test_info_tells_what_things_are_and_whether_they_belong_together(trained, tm
     assert [each.get("kind") for each in described] == ["cache", "model", "raster", None]
     assert described[0]["tiles"] == {"encoded": 273, "without_imagery": 0, "missing": 0}
     assert described[-1] == {"belong_together": True, "problems": []}
+    partly = trained("info gone map.tif photos model --json", code=1)
+    kinds = [json.loads(line).get("kind") for line in partly.stdout.splitlines()]
+    assert kinds == ["raster", "model", None] and partly.stderr.count("jzi: ") == 2
     trained("encode-map --set encoder.image_size=42 --set cache.path=other.zarr")
     output = trained("info other.zarr model", code=1).stdout
     assert "different encoders" in output

@@ -61,7 +61,7 @@ class FinetuneConfig(EncoderTrainingConfig):
         init: model folder whose decoder to start from; empty to start from scratch.
         contrast: weight of a contrastive loss beside the decoder's: photos against the tiles of every level and the
             reference crops of terminal cells; 0 for none.
-        encoder_learning_rate: learning rate of the encoder's weights; `learning_rate` if None.
+        encoder_learning_rate: learning rate of the encoder's weights; `learning_rate` if unset.
         accumulation: parts into which a batch is split for gradient accumulation, for small GPUs.
     """
 
