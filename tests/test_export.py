@@ -130,11 +130,25 @@ def test_a_copy_has_the_position_and_the_very_pixels(tmp_path, take_photo) -> No
         assert image.getexif().get_ifd(0x8825)[31] == pytest.approx(12.34)
 
 
+def test_a_copy_of_a_jpeg_with_more_pictures_keeps_all_of_them(tmp_path) -> None:
+    first, second = Image.effect_noise((64, 32), 90).convert("RGB"), Image.effect_noise((16, 8), 90).convert("RGB")
+    first.save(tmp_path / "photo.jpg", format="MPO", save_all=True, append_images=[second])
+    write_position(tmp_path / "photo.jpg", tmp_path / "copy.jpg", 48.2, -16.37)
+    assert read_position(tmp_path / "copy.jpg").latitude == pytest.approx(48.2, abs=1e-8)
+    with Image.open(tmp_path / "photo.jpg") as photo, Image.open(tmp_path / "copy.jpg") as copy:
+        for frame in (0, 1):
+            photo.seek(frame)
+            copy.seek(frame)
+            assert copy.tobytes() == photo.tobytes()
+
+
 @pytest.mark.parametrize("suffix", ["png", "webp", "tiff"])
 def test_other_formats_carry_a_position_too(tmp_path, suffix) -> None:
     photo = tmp_path / f"photo.{suffix}"
-    Image.new("RGB", (60, 30), "teal").save(photo)
+    Image.effect_noise((60, 30), 90).convert("RGB").save(photo)
     write_position(photo, tmp_path / f"copy.{suffix}", 48.2, -16.37)
+    with Image.open(photo) as before, Image.open(tmp_path / f"copy.{suffix}") as after:
+        assert after.convert("RGB").tobytes() == before.convert("RGB").tobytes()
     position = read_position(tmp_path / f"copy.{suffix}")
     assert (position.latitude, position.longitude) == pytest.approx((48.2, -16.37), abs=1e-8)
 

@@ -202,6 +202,24 @@ def test_a_jpeg_of_thousands_of_scans_is_refused() -> None:
     refused(data[:-2] + last * 200 + data[-2:], "more than 100 scans")
 
 
+@pytest.mark.parametrize("progressive", [False, True])
+def test_of_a_jpeg_with_previews_or_depth_maps_the_first_picture_is_read(progressive: bool, monkeypatch) -> None:
+    picture, preview = Image.effect_noise((640, 320), 60).convert("RGB"), Image.new("RGB", (32, 16))
+    plain, several = io.BytesIO(), io.BytesIO()
+    picture.save(plain, "JPEG", progressive=progressive)
+    picture.save(several, "MPO", progressive=progressive, save_all=True, append_images=[preview])
+    data = several.getvalue()
+    for _ in range(2):
+        for read in (open_photo, lambda photo: read_photo(photo, 100, 50)[0]):
+            np.testing.assert_array_equal(np.asarray(read(data)), np.asarray(read(plain.getvalue())))
+        monkeypatch.setattr(photos, "DRAFT_PIXELS", 640 * 320 - 1)
+    if progressive:
+        end = data.index(b"\xff\xd9")
+        last = data[data.rindex(b"\xff\xda", 0, end) : end]
+        refused(data[:end] + last * 200 + data[end:], "more than 100 scans")
+    refused(data[: data.index(b"\xff\xda")], "its header is damaged|truncated")
+
+
 def test_a_tiff_of_one_huge_tile_is_refused(tmp_path: Path) -> None:
     entries = [(256, 4, 1, 8), (257, 4, 1, 8), (258, 3, 1, 8), (259, 3, 1, 8), (262, 3, 1, 1), (277, 3, 1, 1),
                (322, 4, 1, 60_000), (323, 4, 1, 60_000), (324, 4, 1, 200), (325, 4, 1, 100)]  # fmt: skip

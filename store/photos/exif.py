@@ -138,7 +138,8 @@ def write_position(
 
     What belongs to an earlier position, its altitude, precision, time, satellites and movement, is removed.
 
-    In a JPEG only the EXIF segment is replaced, its pixels are not re-encoded. Other formats are saved again.
+    In a JPEG only the EXIF segment is replaced, its pixels are not re-encoded. Other formats are saved again without
+    loss.
 
     Args:
         photo: the photo, which is not changed.
@@ -173,12 +174,13 @@ def write_position(
                 gps[ExifTags.GPS.GPSImgDirection] = IFDRational(round(heading * 100) % 36_000, 100)
                 gps[ExifTags.GPS.GPSImgDirectionRef] = "T"
             segment = exif.tobytes()  # bytes: Pillow treats an Exif object with only a position as empty
-            if image.format == "JPEG":
+            if image.format in ("JPEG", "MPO"):  # MPO has more pictures after the first, at relative positions
                 with open_regular_file(photo) as file:
                     data = _with_exif(file.read(), segment)
                 write_whole(output, lambda file: file.write_bytes(data))
             else:
-                write_whole(output, lambda file: image.save(file, format=image.format, exif=segment))
+                lossless = {"lossless": True, "exact": True} if image.format == "WEBP" else {}
+                write_whole(output, lambda file: image.save(file, format=image.format, exif=segment, **lossless))
         except Exception as error:  # Pillow raises errors of many types for entries that it cannot write again
             raise PhotoError(f"{photo} cannot be copied with a position: {first_line(error)}") from error
 

@@ -121,15 +121,16 @@ def _open(file: BinaryIO) -> Image.Image:
 
 def _check_scans(image: Image.Image, file: _BoundedFile) -> None:
     """Refuse a JPEG with too many scans; in most, a single one holds all components."""
-    start = file.tell()  # after the header of the first scan
+    left = file.tell()
+    start = left if image.format == "JPEG" else _first_scan(file)  # Pillow has read the header of the first scan
     components = len(image.getbands())
     file.seek(start - 8 - 2 * components)
     if file.read(2) == b"\xff\xda" and "progressive" not in image.info:
-        file.seek(start)
+        file.seek(left)
         return
     file.seek(start)
     data = file.read()
-    file.seek(start)
+    file.seek(left)
     scans, at = 1, 0
     while match := _MARKER.search(data, at):
         marker = data[match.start() + 1]
@@ -139,6 +140,22 @@ def _check_scans(image: Image.Image, file: _BoundedFile) -> None:
         if scans > SCANS:
             raise OSError(f"it has more than {SCANS} scans; save it again as a baseline JPEG")
         at = match.end() + int.from_bytes(data[match.end() : match.end() + 2], "big")
+
+
+def _first_scan(file: _BoundedFile) -> int:
+    """Position after the header of the first scan: a segment is 0xFF, a marker, and a length that includes itself."""
+    at = 2
+    while True:
+        file.seek(at)
+        head = file.read(4)
+        if len(head) < 4 or head[0] != 0xFF:
+            raise OSError("its header is damaged")
+        if head[1] == 0xFF:  # a fill byte
+            at += 1
+            continue
+        at += 2 + int.from_bytes(head[2:], "big")
+        if head[1] == 0xDA:
+            return at
 
 
 class _BoundError(Exception):
