@@ -215,7 +215,8 @@ def credible_radius(
                 np.repeat(probability[ring] / dx.size, dx.size),
                 share - 1e-9 - inside,
             )
-    return radii / units_per_metre(posterior.area)
+    radii /= units_per_metre(posterior.area)
+    return radii
 
 
 def _ring(distance: NDArray[np.float64], cumulated: NDArray[np.float64], share: float, reach: float) -> slice:

@@ -52,6 +52,8 @@ class CellGrid(Protocol):
     its row and column. Rows need not be equally long: positions in the columns beyond the end of a row are in no cell.
     """
 
+    def __hash__(self) -> int: ...
+
     @property
     def crs(self) -> str:
         """Projected CRS of x and y, metres."""
