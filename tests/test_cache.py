@@ -318,6 +318,21 @@ def test_damaged_photos_are_found_and_never_given(cache: FeatureCache, path: Pat
         cache.queries.embedding([1])
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_embedding_that_is_not_finite_is_damage(cache: FeatureCache, levels: list, path: Path, value: float) -> None:
+    write_photos(cache)
+    group = zarr.open_group(str(path), mode="r+", use_consolidated=False)
+    for name, at in (("map/1/embedding", (0, 1, 3)), ("queries/embedding", (1, 0, 3))):
+        group[name][at] = value
+    assert cache.queries.damaged_rows().tolist() == [1]
+    with pytest.raises(CacheCorruptError, match=r"queries/embedding \(an embedding is not finite\): run"):
+        cache.queries.embedding([0, 1])
+    assert np.isfinite(cache.queries.embedding([0, 2])).all()
+    with pytest.raises(CacheCorruptError, match=r"map/1/embedding \(an embedding is not finite\)"):
+        cache.read_map()
+    assert cache.tiles.readable_status(1)[1] == 1
+
+
 @pytest.mark.parametrize("array", ["map/1/embedding", "map/2/status", "queries/id"])
 def test_garbled_metadata_is_one_sentence_and_rewritten_by_who_writes(
     cache: FeatureCache, levels: list, path: Path, array: str

@@ -146,8 +146,8 @@ def _cells(cache: FeatureCache) -> tuple[int, int]:
         try:
             status = cells.read_status(unit)
             done += int(((status != MISSING) & (status != OUTSIDE)).sum())
-            lost += bool((status == ENCODED).any()) and bool(
-                np.isnan(cells.read_unit(unit)[1][status == ENCODED]).any()
+            lost += bool((status == ENCODED).any()) and not bool(
+                np.isfinite(cells.read_unit(unit)[1][status == ENCODED]).all()
             )
         except CacheCorruptError:
             lost += 1

@@ -103,7 +103,7 @@ class CellFeatures:
             status, embedding = self.read_unit(unit)
         except CacheCorruptError:
             return False
-        lost = np.isnan(embedding).any(-1) & (status == ENCODED)
+        lost = ~np.isfinite(embedding).all(-1) & (status == ENCODED)
         return bool((status != MISSING).all() and not lost.any())
 
     def read_unit(self, unit: Unit) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
@@ -187,8 +187,8 @@ class CellFeatures:
         return distinct, index.reshape(-1)
 
     def _checked(self, embedding: NDArray[np.float16]) -> NDArray[np.float16]:
-        if np.isnan(embedding).any():
-            raise corrupt(self.path, "cells/embedding", "a chunk is gone, or a cell was never encoded")
+        if not np.isfinite(embedding).all():
+            raise corrupt(self.path, "cells/embedding", "a chunk is gone, or a cell was never encoded or is not finite")
         return embedding
 
     def read(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float16]]:

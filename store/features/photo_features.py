@@ -111,7 +111,7 @@ class PhotoFeatures:
             (row, 1 + views, feature); nan where a photo has fewer views.
 
         Raises:
-            CacheCorruptError: a chunk does not match its checksum, or its file is gone.
+            CacheCorruptError: a chunk does not match its checksum, its file is gone, or an embedding is not finite.
         """
         rows, array = np.asarray(rows), self._array("embedding")
         count = min(1 + views, array.shape[1])
@@ -124,8 +124,11 @@ class PhotoFeatures:
                 embedding[inside] = np.asarray(array[start:stop, :count])[rows[inside] - start]
                 views_of = self.block(start, stop, ["views"])["views"][rows[inside] - start]
                 encoded = np.arange(count) <= views_of[:, None]
-                if np.isnan(embedding[inside][..., 0][encoded]).any():  # a missing chunk is nan in every feature
-                    raise corrupt(self.path, "queries/embedding", "a chunk is gone")
+                read = embedding[inside][encoded]
+                if not np.isfinite(read).all():
+                    gone = np.isnan(read).all(-1).any()  # a missing chunk is nan in every feature
+                    why = "a chunk is gone" if gone else "an embedding is not finite"
+                    raise corrupt(self.path, "queries/embedding", why)
         return embedding
 
     def block(self, start: int, stop: int, columns: Iterable[str]) -> dict[str, NDArray[Any]]:
@@ -196,7 +199,7 @@ class PhotoFeatures:
             for start in range(0, len(lost), CHUNK):
                 window = slice(start, start + CHUNK)
                 if marked[window].any():
-                    lost[window] |= marked[window] & np.isnan(self._read_chunk(array, start, view)).any(-1)
+                    lost[window] |= marked[window] & ~np.isfinite(self._read_chunk(array, start, view)).all(-1)
         return np.flatnonzero(lost)
 
     @property

@@ -126,8 +126,12 @@ class TileFeatures:
             raise CacheError(f"{self.path} lacks {missing} of {self.pyramid.tile_count} tiles: run `jzi encode-map`")
         embedding = [self.level(level) for level in levels]
         for level in levels:
-            if np.isnan(embedding[level][status[level] == ENCODED]).any():
-                raise corrupt(self.path, f"map/{level}/embedding", "a chunk is gone")
+            encoded = embedding[level][status[level] == ENCODED]
+            if not np.isfinite(encoded).all():
+                gone = np.isnan(encoded).all(-1).any()
+                raise corrupt(
+                    self.path, f"map/{level}/embedding", "a chunk is gone" if gone else "an embedding is not finite"
+                )
         return MapEmbeddings(self.pyramid, tuple(embedding), tuple(status))
 
     def write_chunk(
@@ -198,7 +202,7 @@ class TileFeatures:
             status = np.asarray(self._array(f"map/{level}/status")[rows, cols])
             if level == self.pyramid.levels or not (status == ENCODED).any():
                 return status, 0
-            lost = np.isnan(np.asarray(self._array(f"map/{level}/embedding")[rows, cols])).any(-1)
+            lost = ~np.isfinite(np.asarray(self._array(f"map/{level}/embedding")[rows, cols])).all(-1)
         lost &= status == ENCODED
         return np.where(lost, MISSING, status), int(lost.sum())
 
