@@ -227,7 +227,9 @@ def town(jzi: Callable, tmp_path: Path, town_raster: Path, photo_folder: Path, e
 def test_another_split_moves_photos_without_encoding_them_again(town: Callable) -> None:
     first = json.loads(town("encode-queries --json").stdout)
     assert first["split_by"]["kind"] == "photo" and first["moved"] == 0
+    assert "held out" not in town("encode-queries --split-by photo").stderr
     result = town("encode-queries --split-by sequence --json")
+    assert "split by sequence in this cache only" in result.stderr and "which is photo" in result.stderr
     again = json.loads(result.stdout)
     assert (again["encoded"], again["reused"], again["split_by"]["groups"]) == (0, 30, 10)
     assert again["moved"] > 0 and "have changed their split" in result.stderr
