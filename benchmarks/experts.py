@@ -15,7 +15,6 @@ import itertools
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -48,16 +47,12 @@ def subsets(names: Sequence[str]) -> list[tuple[str, ...]]:
     return list(dict.fromkeys(sets))
 
 
-def train(settings: Settings, folder: Path, seed: int) -> dict[str, float]:
-    """Train all experts with a seed; return the seconds of the zoom and of the others, 0 if trained before."""
-    seeded = replace(
-        settings,
-        train=replace(settings.train, seed=seed),
-        heads=replace(settings.heads, seed=seed),
-        model=replace(settings.model, path=str(folder.resolve())),
-    )
-    report, fused = ModelTraining.open(seeded).run()
-    return {"zoom": report.seconds, "others": fused.seconds}
+def train(town: Path, folder: Path, seed: int, overrides: Sequence[str]) -> tuple[Settings, dict[str, float]]:
+    """Train all experts with a seed; return the settings, and the seconds of the zoom and of the others."""
+    seeded = (f"train.seed={seed}", f"heads.seed={seed}", f"model.path={folder.resolve()}")
+    settings = load_settings(town / "jzi.toml", (*overrides, *seeded))
+    report, fused = ModelTraining.open(settings).run()
+    return settings, {"zoom": report.seconds, "others": fused.seconds}
 
 
 def measure(folder: Path, cache_path: str) -> tuple[dict[str, ExpertFigures], dict[str, float], dict[str, int]]:
@@ -91,12 +86,12 @@ def measure(folder: Path, cache_path: str) -> tuple[dict[str, ExpertFigures], di
 def main(folders: tuple[Path, ...], seeds: int, overrides: tuple[str, ...], models: str) -> None:
     """Train and evaluate; print a table for each folder."""
     for town in folders:
-        settings = load_settings(town / "jzi.toml", overrides)
         runs, seconds = [], []
         for seed in range(seeds):
             folder = town / models / f"seed-{seed}"
             began = time.monotonic()
-            seconds.append(train(settings, folder, seed))
+            settings, took = train(town, folder, seed, overrides)
+            seconds.append(took)
             runs.append(measure(folder, settings.cache_path))
             click.echo(f"{folder}: {time.monotonic() - began:.0f} s", err=True)
         _print(town, runs, seconds)
