@@ -77,6 +77,11 @@ def test_any_separator_and_a_byte_order_mark_will_do(write_table: Callable, sepa
     assert rows(read_photo_table(write_table(text, encoding=encoding))) == [("a", 48.2, 16.3), ("b", 48.3, 16.4)]
 
 
+def test_decimal_commas_are_read(write_table: Callable) -> None:
+    table = read_photo_table(write_table("id;lat;lon\na;48,2;-16,3\nb;48.3;16,4\nc;48,2,1;16,3\n"))
+    assert rows(table) == [("a", 48.2, -16.3), ("b", 48.3, 16.4)] and "not a number" in reasons(table)["c"]
+
+
 def test_separators_in_quotes_do_not_count(write_table: Callable) -> None:
     table = read_photo_table(write_table('id;lat;lon;"a, b, c, d, e"\na;48.2;16.3;x\n'))
     assert rows(table) == [("a", 48.2, 16.3)]

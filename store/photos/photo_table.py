@@ -305,7 +305,10 @@ def _with_standard_names(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _numbers(column: pd.Series) -> pd.Series:
+    """The column as numbers, nan where there is none; spreadsheets of many countries write 48,2 for 48.2."""
     try:
+        if column.dtype == object or isinstance(column.dtype, pd.StringDtype):
+            column = column.replace(r"^(\s*[+-]?\d+),(\d+\s*)$", r"\1.\2", regex=True)
         return pd.to_numeric(column, errors="coerce").astype(float)
     except (TypeError, ValueError):  # of lists and other nested values
         return pd.Series(np.nan, index=column.index)
@@ -323,7 +326,7 @@ def _usable_rows(
         reason[~frame["split"].isin(SPLITS)] = "its split is not one of " + ", ".join(SPLITS)
     missing = (frame["photo"] == "").to_numpy()
     reason[missing] = f"no such photo in {photos}"
-    reason[missing & leads_out] = OUTSIDE
+    reason[missing & leads_out] = f"no such photo in {photos}; {OUTSIDE.replace('it lies', 'it may lie')}"
     reason[(latitude.abs() > 90) | (longitude.abs() > 180)] = "its position is out of range"
     reason[latitude.isna() | longitude.isna()] = "its latitude or longitude is not a number"
     reason[frame["id"] == ""] = "it has no id"
