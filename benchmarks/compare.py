@@ -233,14 +233,12 @@ def main(
     click.echo(f"one photo through the encoder: {encoder_flops(city) / 1e6:.0f} MFLOP, the same for all\n")
     click.echo("| | 40 m | 50 m | 100 m | cell among 1 / 5 / 10 |\n|---|---|---|---|---|")
     for method, _, _, evaluation, _ in rows:
-        recalls = " | ".join(_interval(evaluation[f"recall@{radius}m"]) for radius in (40, 50, 100))
-        recall_at = [evaluation.get(f"recall@{k}") for k in (1, 5, 10)]
-        ranks = " / ".join(f"{100 * recall['value']:.1f}" for recall in recall_at if recall) or _exact(evaluation)
-        click.echo(f"| {method.name} | {recalls} | {ranks} % |")
-        for name, figures in evaluation.get("experts", {}).items():
-            recalls = " | ".join(_interval(figures[f"recall@{radius}m"]) for radius in (40, 50, 100))
+        for name, figures in evaluation.get("experts", {}).items():  # the default answer of each, and of their fusions
             cross_view = "" if name in ("vpr", "fused") else ", cross-view"
-            click.echo(f"| {method.name}: {name}, most probability within 50 m{cross_view} | {recalls} | |")
+            click.echo(f"| {method.name}: {name}{cross_view} | {_recalls(figures)} | |")
+        if "experts" not in evaluation:
+            ranks = " / ".join(f"{100 * evaluation[f'recall@{k}']['value']:.1f}" for k in (1, 5, 10))
+            click.echo(f"| {method.name} | {_recalls(evaluation)} | {ranks} % |")
     click.echo(
         "\n| | training photos/s | training | encoding, stage two | database | look-ups | MFLOP | ms | memory |\n"
         "|---|---|---|---|---|---|---|---|---|"
@@ -256,12 +254,12 @@ def main(
         )
 
 
+def _recalls(figures: dict[str, Any]) -> str:
+    return " | ".join(_interval(figures[f"recall@{radius}m"]) for radius in (40, 50, 100))
+
+
 def _interval(recall: dict[str, float]) -> str:
     return f"{100 * recall['value']:.1f} % ({100 * recall['low']:.1f} .. {100 * recall['high']:.1f})"
-
-
-def _exact(evaluation: dict[str, Any]) -> str:
-    return f"{100 * evaluation['sequence_accuracy']['value']:.1f}"
 
 
 if __name__ == "__main__":
