@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pyproj import Transformer
 
 from jzi.decode import expert as module
 from jzi.decode.config import DecoderConfig
@@ -16,11 +17,11 @@ from jzi.decode.expert import ZoomExpert
 from jzi.decode.model import ZoomModel
 from jzi.decode.search import zoom
 from jzi.decode.tile_table import TileTable
-from jzi.locate.answer.location import LocateOptions
+from jzi.locate.answer.location import LocateOptions, to_locations
 from jzi.locate.points.discs import most_probable_discs
 from jzi.locate.posterior import Posterior, credible_radius, most_probable_cells
 from jzi.store.features.map_embeddings import ENCODED, MapEmbeddings
-from jzi.store.geometry.pyramid import Pyramid
+from jzi.store.geometry.pyramid import Pyramid, geodesic_distance
 from jzi.store.info import EncoderInfo
 from jzi.tests.conftest import decided_decoder
 
@@ -164,3 +165,22 @@ def test_the_credible_radius_holds_its_share(pyramid) -> None:
 def test_larger_pyramids_are_searched_by_a_beam() -> None:
     assert module.default_beams(Pyramid.around(48, 16, 10_000, levels=4)) == module.BEAMS
     assert module.default_beams(Pyramid.around(48, 16, 1280, levels=3)) == 256
+
+
+@pytest.mark.parametrize("estimate", ["mean", "radius", "map"])
+def test_answers_are_in_metres_on_the_ground_where_those_of_the_crs_are_longer(estimate) -> None:
+    local = Pyramid.around(60.0, 24.9, 320.0, grid=2, levels=4)
+    x, y = Transformer.from_crs("EPSG:4326", "EPSG:3857", always_xy=True).transform(24.9, 60.0)
+    web = Pyramid("EPSG:3857", x - 320.0, y + 320.0, 640.0, grid=2, levels=4)  # the same area: its metres are doubled
+    grid = np.random.default_rng(0).gamma(0.3, size=local.shape)
+    grid /= grid.sum()
+    options = LocateOptions(estimate=estimate, radius=50.0)
+    expected, found = (to_locations(made(area, [grid]), options, ["a"])[0] for area in (local, web))
+    assert found.confidence == pytest.approx(expected.confidence, abs=0.02)
+    assert found.radius_68 == pytest.approx(expected.radius_68, rel=0.02)
+    assert found.radius_95 == pytest.approx(expected.radius_95, rel=0.02)
+    assert found.cell_m == pytest.approx(20.0, rel=0.01)
+    apart = geodesic_distance(*([each.latitude, each.longitude][axis] for each in (found, expected) for axis in (0, 1)))
+    assert apart < 3.0
+    first, second = found.candidates[:2]
+    assert geodesic_distance(first.latitude, first.longitude, second.latitude, second.longitude) >= 45.0
