@@ -45,11 +45,11 @@ def train_decoder_command(
     training = ModelTraining.open(settings, experts, others)
     if processes().is_main_process:
         print_warnings(training.warnings)
-        for note in training.notes:
-            click.echo(note, err=True)
     report, fused = training.run()
     if not processes().is_main_process:
         return
     report_left_out(report)
+    for note in training.notes:
+        click.echo(note, err=True)
     values = {**plain(report), **experts_values(fused), "warnings": list(training.warnings)}
     print_result(as_json, values, f"{training_text(report)}\n{experts_text(fused)}")
