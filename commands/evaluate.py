@@ -153,6 +153,7 @@ def evaluate_command(
         (retriever and (beams or experts), "--beams and --experts do not apply to --retriever: leave them out"),
         (approximate and not retriever, "--approximate requires --retriever"),
     )
+    folder = retriever and local_folder(retriever)
     settings = load_settings(config_file, overrides, training=())
     if refine is not None:
         evaluate_refined(settings, Path(refine) if refine else None, split, top=refine_top, control=control or "",
@@ -164,8 +165,8 @@ def evaluate_command(
     from jzi.locate.points.discs import check_radius
     from jzi.workspace.evaluation import EvaluatedModel
 
-    model = EvaluatedModel.open(settings, split, names=experts, retriever=retriever and local_folder(retriever),
-                                approximate=approximate, occupied=gallery == "occupied")  # fmt: skip
+    model = EvaluatedModel.open(settings, split, names=experts, retriever=folder, approximate=approximate,
+                                occupied=gallery == "occupied")  # fmt: skip
     check_radius(model.expert.area, radius)
     values, text = _cells(model, metres)
     if model.experts:

@@ -178,7 +178,7 @@ class Uniform:
         self.area = self
 
     crs, cell_size = property(lambda self: self.pyramid.crs), property(lambda self: self.pyramid.cell_size)
-    shape = property(lambda self: self.pyramid.shape)
+    shape, bounds = property(lambda self: self.pyramid.shape), property(lambda self: self.pyramid.bounds)
 
     def cells_at(self, latitude, longitude):
         return self.pyramid.cells_at(latitude, longitude)
