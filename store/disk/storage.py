@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import zarr
+from numpy.typing import NDArray
 
 from jzi.errors import CacheCorruptError, CacheError
 from jzi.store.disk.object_store import open_store
@@ -94,6 +96,22 @@ def corrupt(path: str | Path, what: str, why: str) -> CacheCorruptError:
     commands = "`jzi encode-map --detail`" if what.startswith("detail") else commands
     commands = "`jzi encode-queries --tokens`" if what.startswith("queries/tokens") else commands
     return CacheCorruptError(f"{path} is damaged at {what} ({why}): run {commands}, which encodes only what is damaged")
+
+
+def require_finite(path: str | Path, what: str, embedding: NDArray[np.float16]) -> None:
+    """Refuse embeddings that were read where all should be stored.
+
+    Args:
+        path: path or URL of the cache.
+        what: name of the array.
+        embedding: (n, feature) embeddings with status 1 (encoded).
+
+    Raises:
+        CacheCorruptError: one is not finite.
+    """
+    if not np.isfinite(embedding).all():
+        gone = np.isnan(embedding).all(-1).any()  # a missing chunk is nan in every feature
+        raise corrupt(path, what, "a chunk is gone" if gone else "an embedding is not finite")
 
 
 def _free(path: str | Path) -> str:

@@ -31,7 +31,7 @@ from jzi.store.cache.layout import (
     photo_documents,
     photo_token_documents,
 )
-from jzi.store.disk.storage import corrupt, storage_errors
+from jzi.store.disk.storage import require_finite, storage_errors
 from jzi.store.features.detail_features import PROJECTION, write_projection
 from jzi.store.features.photo_tokens import PhotoTokens
 from jzi.store.features.projection import Projection
@@ -124,11 +124,7 @@ class PhotoFeatures:
                 embedding[inside] = np.asarray(array[start:stop, :count])[rows[inside] - start]
                 views_of = self.block(start, stop, ["views"])["views"][rows[inside] - start]
                 encoded = np.arange(count) <= views_of[:, None]
-                read = embedding[inside][encoded]
-                if not np.isfinite(read).all():
-                    gone = np.isnan(read).all(-1).any()  # a missing chunk is nan in every feature
-                    why = "a chunk is gone" if gone else "an embedding is not finite"
-                    raise corrupt(self.path, "queries/embedding", why)
+                require_finite(self.path, "queries/embedding", embedding[inside][encoded])
         return embedding
 
     def block(self, start: int, stop: int, columns: Iterable[str]) -> dict[str, NDArray[Any]]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from jzi.errors import CacheCorruptError, CacheError
 from jzi.store.cache import layout
 from jzi.store.cache.shards import write_whole
-from jzi.store.disk.storage import corrupt, storage_errors
+from jzi.store.disk.storage import require_finite, storage_errors
 from jzi.store.features.map_embeddings import ENCODED, MISSING, MapEmbeddings
 from jzi.store.geometry.pyramid import Pyramid, TileKey
 
@@ -126,12 +126,7 @@ class TileFeatures:
             raise CacheError(f"{self.path} lacks {missing} of {self.pyramid.tile_count} tiles: run `jzi encode-map`")
         embedding = [self.level(level) for level in levels]
         for level in levels:
-            encoded = embedding[level][status[level] == ENCODED]
-            if not np.isfinite(encoded).all():
-                gone = np.isnan(encoded).all(-1).any()
-                raise corrupt(
-                    self.path, f"map/{level}/embedding", "a chunk is gone" if gone else "an embedding is not finite"
-                )
+            require_finite(self.path, f"map/{level}/embedding", embedding[level][status[level] == ENCODED])
         return MapEmbeddings(self.pyramid, tuple(embedding), tuple(status))
 
     def write_chunk(
