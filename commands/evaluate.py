@@ -128,20 +128,19 @@ def evaluate_command(
         return
     if split in ("test1", "test2"):
         raise UsageError(f"--split {split} is of the data set KITTI: give train, val or test")
-    region = is_region(config_file)
-    if region:
+    if is_region(config_file):
         refuse_others(_ANY | _REGION | {"radii", "radius", "retriever"}, "not for a region")
         if not retriever:
             raise UsageError("in a region, a retriever is evaluated: add --retriever FOLDER")
-    elif refine is not None:
-        refuse_others(_ANY | _REFINED | {"experts"}, "not for --refine")
-    check_refine_options(refine, refine_top, control, headings)
-    metres = _metres(radii or ("0" if region else "40,50,100"), region)
-    if region and retriever:
-        evaluate_region_command(config_file, overrides, local_folder(retriever), split, metres if radii else None,
+        chosen = _metres(radii, region=True) if radii else None
+        evaluate_region_command(config_file, overrides, local_folder(retriever), split, chosen,
                                 distance or "ellipsoid", time_zone, min_bin or 1, zoom, radius, as_json, gallery_html,
                                 gallery_photos)  # fmt: skip
         return
+    if refine is not None:
+        refuse_others(_ANY | _REFINED | {"experts"}, "not for --refine")
+    check_refine_options(refine, refine_top, control, headings)
+    metres = _metres(radii or "40,50,100")
     if split == "all" or distance or time_zone or min_bin or zoom:
         raise UsageError("--split all, --distance, --time-zone, --min-bin and --zoom are for regions: leave them out")
     refuse(
@@ -232,7 +231,7 @@ def few_text(photos: int, split: str) -> str:
     return f"the {split} split has {what}: too few to measure recall, as the intervals show; {FEW} are the least"
 
 
-def _metres(radii: str, region: bool) -> tuple[float, ...]:
+def _metres(radii: str, region: bool = False) -> tuple[float, ...]:
     """The radii of --radii; in a region, 0 stands for the photo's own cell."""
     try:
         metres = tuple(float(each) for each in radii.split(","))
