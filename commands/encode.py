@@ -222,13 +222,15 @@ def encode_queries_command(
         click.echo("the stored views were made with another seed and have been replaced", err=True)
     if report.moved:
         click.echo(f"{report.moved} photos have changed their split: train again before you evaluate", err=True)
-    chosen, in_file = settings.queries.split_by, load_area(config_file).queries.split_by
-    if chosen != in_file and table.split.kind != "table":
-        click.echo(
-            f"split by {chosen} in this cache only: finetune and others that open photos go by queries.split_by of "
-            f"{config_file.name}, which is {in_file}, and would train on photos that are held out here: set it there",
-            err=True,
-        )
+    if "queries.split_by" in settings.overridden and table.split.kind != "table":
+        chosen, in_file = settings.queries.split_by, load_area(config_file).queries.split_by
+        if chosen != in_file:
+            click.echo(
+                f"split by {chosen} in this cache only: finetune and others that open photos go by queries.split_by "
+                f"of {config_file.name}, which is {in_file}, and would train on photos that are held out here: set it "
+                "there",
+                err=True,
+            )
     listed = cache.queries.frame()
     encoded = listed[listed["status"] == ENCODED]
     counts = encoded["split"].value_counts()
