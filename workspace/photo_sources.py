@@ -12,7 +12,7 @@ from typing import BinaryIO, Self
 from urllib.parse import unquote, urlsplit
 
 from jzi.errors import ConfigError, JziError, PhotoError
-from jzi.store.photos.exif import OTHER_SUFFIXES, SUFFIXES
+from jzi.store.photos.exif import LISTED_SUFFIXES
 from jzi.store.photos.photo_file import WHOLE_BYTES, open_image
 from jzi.store.printable import printable
 from jzi.web.client import Client, HttpOptions
@@ -98,8 +98,7 @@ class PhotoSources:
         return text
 
     def _inside(self, folder: Path) -> list[Path]:
-        suffixes = (*SUFFIXES, *OTHER_SUFFIXES)
-        files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in suffixes and file.is_file())
+        files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in LISTED_SUFFIXES and file.is_file())
         files = [file for file in files if not _in_store(file.relative_to(folder))]
         rasters = {raster for each in (folder / FILE, self._config_file) for raster in _rasters(each)}
         others = [file for file in files if file.resolve() in rasters or _is_raster(file) or _is_drawing(file)]

@@ -19,9 +19,8 @@ from jzi.store.photos.photo_file import open_image, open_regular_file
 #: File name suffixes of photos.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
 
-#: Those of photos in other formats, which folders list all the same, so that each is refused with the reason: phones
-#: write HEIC.
-OTHER_SUFFIXES = (".heic", ".heif", ".avif")
+#: Those that folders list: photos in other formats too, so that each is refused with the reason; phones write HEIC.
+LISTED_SUFFIXES = (*SUFFIXES, ".heic", ".heif", ".avif")
 
 #: Entries that describe the fix of a receiver, and say nothing of another position.
 _OF_A_FIX = tuple(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from jzi.store.photos.exif import OTHER_SUFFIXES, SUFFIXES
+from jzi.store.photos.exif import LISTED_SUFFIXES, SUFFIXES
 
 #: Suffixes in the order in which those of a photo `<id>.jpg` are tried; cameras write .JPG.
 _ORDER = (*SUFFIXES, *(suffix.upper() for suffix in SUFFIXES))
@@ -182,7 +182,7 @@ def _below(path: str, folder: str) -> bool:
 
 def _is_photo(name: str) -> bool:
     stem, dot, suffix = name.rpartition(".")
-    return dot + suffix.lower() in (*SUFFIXES, *OTHER_SUFFIXES) and bool(stem.strip("."))
+    return dot + suffix.lower() in LISTED_SUFFIXES and bool(stem.strip("."))
 
 
 def _by_id(photos: Iterable[str]) -> dict[str, str]:
