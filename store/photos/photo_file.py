@@ -121,16 +121,16 @@ def _open(file: BinaryIO) -> Image.Image:
 
 def _check_scans(image: Image.Image, file: _BoundedFile) -> None:
     """Refuse a JPEG with too many scans; in most, a single one holds all components."""
-    left = file.tell()
-    start = left if image.format == "JPEG" else _first_scan(file)  # Pillow has read the header of the first scan
+    position = file.tell()  # where Pillow goes on reading
+    start = position if image.format == "JPEG" else _first_scan(file)  # Pillow has read the header of the first scan
     components = len(image.getbands())
     file.seek(start - 8 - 2 * components)
     if file.read(2) == b"\xff\xda" and "progressive" not in image.info:
-        file.seek(left)
+        file.seek(position)
         return
     file.seek(start)
     data = file.read()
-    file.seek(left)
+    file.seek(position)
     scans, at = 1, 0
     while match := _MARKER.search(data, at):
         marker = data[match.start() + 1]
