@@ -5,8 +5,8 @@
 `python -c 'import torch'`, `python -c 'import jzi; jzi.load(MODEL)'` and `jzi locate PHOTO --model MODEL` run in turn,
 each in a process of its own; medians of wall and CPU time are printed, with the median of the ratios to torch of the
 same round. Then `jzi locate` runs once more with `-X importtime`, and the packages that it imports are listed with the
-time that each takes by itself; what remains is reading, encoding and searching. A first round, which reads the files
-from disk, is left out.
+time that each takes by itself; what remains is reading, encoding and searching. A first round is left out: it reads the
+files from disk and keeps the bytecode of modules, as pip does on installation, whatever PYTHONDONTWRITEBYTECODE says.
 """
 
 from __future__ import annotations
@@ -24,11 +24,14 @@ import click
 #: A line of `-X importtime`: microseconds of the module itself, and its name.
 LINE = re.compile(r"import time:\s+(\d+) \|\s+\d+ \|\s+(\S+)")
 
+#: The environment of the commands.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
 
 def seconds(command: list[str]) -> tuple[float, float]:
     """Run a command; return its wall time and its CPU time."""
     before, start = os.times(), time.perf_counter()
-    subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL, env=ENVIRONMENT)
     wall, after = time.perf_counter() - start, os.times()
     spent = after.children_user + after.children_system - before.children_user - before.children_system
     return wall, spent
@@ -37,7 +40,11 @@ def seconds(command: list[str]) -> tuple[float, float]:
 def import_times(command: list[str]) -> dict[str, float]:
     """Seconds that each package takes to import, without the packages that it imports in turn; longest first."""
     run = subprocess.run(
-        [sys.executable, "-X", "importtime", *command], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        [sys.executable, "-X", "importtime", *command],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=ENVIRONMENT,
     )
     packages: defaultdict[str, float] = defaultdict(float)
     for microseconds, module in LINE.findall(run.stderr.decode()):
