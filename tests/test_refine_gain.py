@@ -121,11 +121,9 @@ def knowing_photos(scene: Scene, error_m: float) -> RefinedPhotos:
 
 def test_a_refiner_that_has_learned_nothing_gets_no_weight_and_changes_no_answer(scene: Scene) -> None:
     front_end, photos = FrontEnd(scene), photos_of(scene)
-    fitted = fit_fusion(front_end, untrained_stage(scene), photos, OPTIONS)
-    assert fitted.weights == UNCHANGED and fitted.photos > 30
-    unknown = fit_fusion(front_end, untrained_stage(scene), photos, OPTIONS, headings=False)
-    assert unknown.weights == UNCHANGED
-    stage = untrained_stage(scene, fusion=tuple(fitted.weights), fusion_unknown=tuple(unknown.weights))
+    known, unknown = fit_fusion(front_end, untrained_stage(scene), photos, OPTIONS)
+    assert known.weights == unknown.weights == UNCHANGED and known.photos > 30
+    stage = untrained_stage(scene, fusion=tuple(known.weights), fusion_unknown=tuple(unknown.weights))
     posterior = front_end.posterior(photos.query[:1], OPTIONS)
     (location,) = to_locations(posterior, OPTIONS, ["a.jpg"])
     refined = stage(Query("a.jpg", photos.query[0], tokens=photos.read(0).tokens), posterior, location.candidates)
@@ -146,7 +144,7 @@ def test_even_with_a_weight_a_refiner_that_has_learned_nothing_stays_in_the_like
 def test_a_refiner_that_knows_the_place_gets_a_weight_and_improves_the_answers(scene: Scene) -> None:
     front_end, photos = FrontEnd(scene), knowing_photos(scene, 0.7)
     stage = stage_of(KnowingStage, CachedRefiner(network_config()), None)
-    fitted = fit_fusion(front_end, stage, photos, OPTIONS)
+    fitted = fit_fusion(front_end, stage, photos, OPTIONS).known
     assert fitted.weights.density > 0.5 and fitted.gain[0] > 1
     stage = stage_of(KnowingStage, CachedRefiner(network_config()), None, fusion=tuple(fitted.weights))
     few = replace(photos, frame=photos.frame[:20], query=photos.query[:20])
@@ -198,9 +196,8 @@ def test_a_trained_refiner_improves_the_answers_for_photos_that_it_has_not_seen(
     scene = Scene.draw(train=200, val=60, side=5)
     train(tmp_path, scene, LEARNING)
     refiner, info = load_refiner(tmp_path)
-    fitted = fit_fusion(
-        FrontEnd(scene), RefineStage(refiner, info, Tokens(scene), Tokens(scene)), photos_of(scene), OPTIONS
-    )
+    stage = RefineStage(refiner, info, Tokens(scene), Tokens(scene))
+    fitted = fit_fusion(FrontEnd(scene), stage, photos_of(scene), OPTIONS).known
     assert fitted.weights.density > 0
     held = replace(scene, val=Scene.draw(train=1, val=60, seed=5).val)  # the same map
     info = replace(info, fusion=tuple(fitted.weights))

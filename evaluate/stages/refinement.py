@@ -31,9 +31,9 @@ from jzi.locate.ranges import CASES
 from jzi.refine.photos import PhotoData
 from jzi.refine.stage import RefineStage
 from jzi.refine.windows.answer import pixel_features, refine_candidates
-from jzi.refine.windows.fuse import FittedWeights, fit
+from jzi.refine.windows.fuse import FittedWeights, PixelFeatures, fit
 from jzi.refine.windows.proposals import Proposals, propose
-from jzi.refine.windows.window import Window
+from jzi.refine.windows.window import Window, Windows
 from jzi.store.geometry.cell_grid import CellGrid
 from jzi.store.geometry.pyramid import geodesic_distance
 
@@ -150,46 +150,59 @@ def refined_cases(
     return Cases.choose(photos.labelled(expert), error, count, locate)
 
 
+class FittedFusion(NamedTuple):
+    """Weights for photos whose heading is known, and for others."""
+
+    known: FittedWeights
+    unknown: FittedWeights
+
+
 def fit_fusion(
     expert: Expert,
     stage: RefineStage,
     photos: RefinedPhotos,
     options: LocateOptions | None = None,
     *,
-    headings: bool = True,
     progress: bool = False,
-) -> FittedWeights:
+) -> FittedFusion:
     """Weights of the front end, the density and the match, fitted on validation photos.
 
-    What is no clear gain over the front end alone has no weight (`jzi.refine.windows.fuse.fit`).
+    What is no clear gain over the front end alone has no weight (`jzi.refine.windows.fuse.fit`). The weights of photos
+    without a heading are fitted on all photos, with their headings withheld.
 
     Args:
         expert: the front end.
         stage: refines its candidates.
         photos: validation photos.
         options: the front end's answer.
-        headings: whether to fit on those photos whose heading is known; else on all, without their headings.
         progress: whether to show a progress bar.
     """
-    truth, pooled = list[NDArray[np.float64]](), list[NDArray[np.float64]]()
+    evidence: dict[bool, list[tuple[NDArray[np.float64], NDArray[np.float64]]]] = {True: [], False: []}
     x, y = _project(expert.area, photos.frame)
     for number, _, proposals in _proposals(expert, stage, photos, options, progress):
-        view, windows = _view(photos, number, stage, headings), proposals.windows
-        photo = None if headings and view.heading_deg is None else photos.read(number)
+        photo = photos.read(number)
         if photo is None:
             continue
-        output = stage.match(photo, view, windows)
-        features, _ = pixel_features(output, proposals, stage.info.temperature)
-        u, v = (
-            np.floor(each).astype(int)
-            for each in windows.crs_to_pixels(np.full(len(windows), x[number]), np.full(len(windows), y[number]))
-        )
-        inside = (u >= 0) & (u < windows.pixels) & (v >= 0) & (v < windows.pixels)
-        own = [each for each in np.flatnonzero(inside).tolist() if features.own[each, v[each], u[each]]]
-        if own:
-            truth.append(features.at(own[0], int(v[own[0]]), int(u[own[0]])))
-            pooled.append(features.pooled())
-    return fit(truth, pooled)
+        for headings, found in evidence.items():
+            view = _view(photos, number, stage, headings)
+            if headings and view.heading_deg is None:
+                continue
+            output = stage.match(photo, view, proposals.windows)
+            features, _ = pixel_features(output, proposals, stage.info.temperature)
+            if pixel := _own_pixel(features, proposals.windows, x[number], y[number]):
+                found.append((features.at(*pixel), features.pooled()))
+    known, unknown = (fit([at for at, _ in found], [pooled for _, pooled in found]) for found in evidence.values())
+    return FittedFusion(known, unknown)
+
+
+def _own_pixel(features: PixelFeatures, windows: Windows, x: float, y: float) -> tuple[int, int, int] | None:
+    """Window, row and column of the pixel that a point lies in, in the window that owns it."""
+    u, v = windows.crs_to_pixels(np.full(len(windows), x), np.full(len(windows), y))
+    rows, cols = (np.floor(each).astype(int).tolist() for each in (v, u))
+    for window, (row, col) in enumerate(zip(rows, cols, strict=True)):
+        if 0 <= row < windows.pixels and 0 <= col < windows.pixels and features.own[window, row, col]:
+            return window, row, col
+    return None
 
 
 def _proposals(

@@ -188,14 +188,13 @@ def _fit_fusion(
         photos = _photos(settings, cache, stage, "val")
     except (CacheError, TrainingError) as error:  # no tokens; no validation photo but beside training photos
         return None, None, f"the fusion with the model was not fitted: {error}"
-    unknown = fit_fusion(expert, stage, photos, headings=False, progress=progress)
+    known, unknown = fit_fusion(expert, stage, photos, progress=progress)
     if unknown.photos < MIN_PHOTOS:
         note = (
             f"only {unknown.photos} of the validation photos lie in windows of the search's candidates, too few to fit "
             "the weights of the fusion: probabilities are multiplied as they are"
         )
         return None, None, note
-    known = fit_fusion(expert, stage, photos, progress=progress)
     if known.photos < MIN_PHOTOS:  # few photos record their headings
         known = unknown
     update_refiner(folder, fusion=tuple(known.weights), fusion_unknown=tuple(unknown.weights))
