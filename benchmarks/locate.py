@@ -5,8 +5,8 @@
 
 With the cache, a zoom is four look-ups and four decoder steps; the reference implementation also reads and encodes a
 tile at every step. Both start from the embedding of the photo. `as trained` is the same search with the decoder that
-training uses, whose weights are not packed; the two take turns. `benchmarks.startup` measures the start of `jzi
-locate`.
+training uses, whose weights are not packed, `bfloat16` that with `model.precision=bfloat16`, with its ratio to `as
+trained`; the three take turns. `benchmarks.startup` measures the start of `jzi locate`.
 """
 
 from __future__ import annotations
@@ -90,19 +90,22 @@ def main(size: str, image_size: int, times: int, search: bool) -> None:
                 encoder.encode_tiles(np.stack(images))
 
         packed = PackedDecoder(decoder, pyramid.levels)
-        columns = "from the cache", "as trained", "ratio", "tiles read and encoded", "ratio"
+        rounded = PackedDecoder(decoder, pyramid.levels, "bfloat16")
+        columns = "from the cache", "as trained", "ratio", "bfloat16", "ratio", "tiles read and encoded", "ratio"
         click.echo(f"{'':<10}{'batch':>6}" + "".join(f"{column:>{len(column) + 4}}" for column in columns))
         for batch in (1, 16):
             query = torch.randn(batch, width, device=device)
             reference = np.nan if search else best_of(lambda: encode_tiles(batch), 1 if batch > 1 else 3)  # noqa: B023
             for beams in (1, 64):
-                ours, plain = by_turns(
+                ours, plain, fast = by_turns(
                     lambda: zoom(packed, table, query, beams, cells=beams * pyramid.actions),  # noqa: B023
                     lambda: zoom(decoder, table, query, beams, cells=beams * pyramid.actions),  # noqa: B023
+                    lambda: zoom(rounded, table, query, beams, cells=beams * pyramid.actions),  # noqa: B023
                     times=times,
                 )
                 row = f"{'greedy' if beams == 1 else f'beam {beams}':<10}{batch:>6}{1000 * ours / batch:>18.2f}"
                 row += f"{1000 * plain / batch:>14.2f}{plain / ours:>8.2f}x"
+                row += f"{1000 * fast / batch:>12.2f}{plain / fast:>8.2f}x"
                 if beams == 1 and not search:
                     row += f"{1000 * (reference + ours) / batch:>26.1f}{(reference + ours) / ours:>8.0f}x"
                 click.echo(row)

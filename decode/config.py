@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from jzi.store.info import MAX_WIDTH
 from jzi.store.setting_checks import check_settings
+
+#: Of the weights and products of search.
+Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from jzi.decode.config import Precision
 from jzi.decode.exhaustive import zoom_everywhere
 from jzi.decode.model import ZoomModel
 from jzi.decode.patch_tokens import PatchTokens
@@ -68,6 +69,7 @@ class ZoomExpert:
         *,
         own_map: bool = False,
         memory: int | None = None,
+        precision: Precision = "float32",
     ) -> ZoomExpert:
         """Load an expert from a model folder.
 
@@ -79,13 +81,14 @@ class ZoomExpert:
             own_map: read the map from the model folder if it has one, and only patch tokens from the cache.
             memory: bytes that the map may take; by default a share of what is free. A larger map is read where search
                 asks for it.
+            precision: of the search; see `PackedDecoder`.
 
         Raises:
             ModelError: the folder is not a zoom model, is damaged, or lacks the map or patch tokens.
             CacheError: the cache cannot be used, or belongs to another encoder, pyramid or imagery.
         """
         device = device or best_device()
-        model = ZoomModel.load(folder, device)
+        model = replace(ZoomModel.load(folder, device), precision=precision)
         if cache is None:
             if model.decoder.config.patch_tokens:
                 raise ModelError(

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from jzi.decode.config import DecoderConfig
+from jzi.decode.config import DecoderConfig, Precision
 from jzi.decode.decoder import ZoomDecoder, check_heads
 from jzi.decode.packed import PackedDecoder
 from jzi.encode.device import buffer_bytes, shapes_only
@@ -41,6 +41,7 @@ class ZoomModel:
         folder: the model folder.
         temperature: (L,) divisors of each step's logits, from calibration; None if the model is not calibrated.
         config: config.json as of loading; None if the model was not loaded from a folder.
+        precision: of the products of `packed`.
     """
 
     decoder: ZoomDecoder
@@ -50,6 +51,7 @@ class ZoomModel:
     folder: Path
     temperature: torch.Tensor | None = None
     config: ZoomModelConfig | None = None
+    precision: Precision = "float32"
 
     @classmethod
     def load(cls, folder: str | Path, device: torch.device | str = "cpu") -> ZoomModel:
@@ -83,7 +85,7 @@ class ZoomModel:
     @cached_property
     def packed(self) -> PackedDecoder:
         """The decoder prepared for search, on first use; later changes to `decoder` have no effect on it."""
-        return PackedDecoder(self.decoder, self.pyramid.levels)
+        return PackedDecoder(self.decoder, self.pyramid.levels, self.precision)
 
     @property
     def has_map(self) -> bool:

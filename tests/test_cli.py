@@ -52,6 +52,23 @@ def test_an_area_from_nothing_to_a_located_photo(area, tmp_path) -> None:
     assert "confidence" in area("locate photos/day0/000.jpg").stdout
 
 
+def test_the_precision_of_search_is_that_of_jzi_toml(trained, tmp_path) -> None:
+    from jzi.workspace.models.evaluated import open_experts
+    from jzi.workspace.models.locators import open_locator
+    from jzi.workspace.setup.settings_file import load_settings
+
+    exact = json.loads(trained("locate photos/day0/000.jpg --json --experts zoom --estimate map").stdout)
+    (tmp_path / "jzi.toml").open("a").write('\n[model]\nprecision = "bfloat16"\n')
+    rounded = json.loads(trained("locate photos/day0/000.jpg --json --experts zoom --estimate map").stdout)
+    assert rounded["confidence"] == pytest.approx(exact["confidence"], rel=0.1)
+    settings = load_settings(tmp_path / "jzi.toml", (), training=())
+    options = {"cache": None, "retriever": None, "approximate": False, "experts": ("zoom",)}
+    used = [open_locator(None, Path("jzi.toml"), **options).expert, open_experts(settings)[0].experts["zoom"]]
+    assert [expert.model.precision for expert in used] == ["bfloat16"] * 2
+    assert "float32, bfloat16" in trained("settings model").stdout
+    assert "model.precision" in trained("evaluate --set model.precision=int8", 2).stderr
+
+
 FINETUNED = "--set encoder.name=finetuned/encoder --set cache.path=finetuned.zarr"
 
 

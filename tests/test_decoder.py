@@ -56,6 +56,20 @@ def test_stepping_with_the_cache_equals_one_pass(batch) -> None:
     torch.testing.assert_close(step_by_step(decoder, *batch), decoder(*batch), atol=1e-5, rtol=1e-5)
 
 
+def test_search_in_bfloat16_is_near_and_not_equal(batch) -> None:
+    decoder = ZoomDecoder(DecoderConfig(width=32, layers=2, heads=4)).eval()
+    exact, (query, tiles, actions) = decoder(*batch).detach(), batch
+    rounded = step_by_step(PackedDecoder(decoder, tiles.shape[1], "bfloat16"), query, tiles, actions)
+    assert rounded.dtype == torch.float32
+    difference = (rounded - exact).abs() / exact.std()
+    assert 1e-4 < float(difference.max()) < 0.05
+
+
+def test_an_unknown_precision_of_search_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"no precision 'int8'.*float32 or bfloat16"):
+        PackedDecoder(ZoomDecoder(DecoderConfig(width=32, layers=1, heads=4)), 3, "int8")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("patch_tokens", [0, 3])
 @pytest.mark.parametrize("blocks", [1, 2])
 def test_the_packed_decoder_equals_the_one_it_is_made_from(batch, patch_tokens, blocks) -> None:

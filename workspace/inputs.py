@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from jzi.decode.config import Precision
 from jzi.errors import ConfigError
 from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.geometry.region import RegionCells, RegionInfo
@@ -210,6 +211,16 @@ def _photo_source(settings: AreaSettings) -> tuple[Path | dict[str, Path], Path 
     return {split: settings.path(part) for split, part in source.items()}, photos
 
 
-def memory_of(config_file: Path) -> str:
-    """The setting map.memory of a jzi.toml, which need not exist."""
-    return load_area(config_file).map.memory if config_file.exists() and not is_pairs(config_file) else "auto"
+class SearchSettings(NamedTuple):
+    """How a model searches its map: the settings map.memory and model.precision."""
+
+    memory: str = "auto"
+    precision: Precision = "float32"
+
+    @classmethod
+    def of(cls, config_file: Path) -> SearchSettings:
+        """Those of a jzi.toml, which need not exist."""
+        if not config_file.exists() or is_pairs(config_file):
+            return cls()
+        settings = load_area(config_file)
+        return cls(settings.map.memory, settings.model.precision if isinstance(settings, Settings) else "float32")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from jzi.store.disk.memory import memory_bytes
 from jzi.store.model_config import TransferModelConfig, read_config
+from jzi.workspace.inputs import SearchSettings
 from jzi.workspace.models.experts import ModelExperts, load_experts, load_transferred
 from jzi.workspace.setup.settings import Settings
 
@@ -37,17 +38,18 @@ def open_experts(settings: Settings, names: Sequence[str] = ()) -> tuple[ModelEx
         cache = FeatureCache.open(settings.cache_path)
         cache.check(area=config.pyramid, encoder=config.encoder, imagery=config.imagery)
         return load_transferred(folder, config, best_device(), names, memory_bytes(settings.map.memory)), cache
-    zoom, cache = open_zoom(folder, settings.cache_path, settings.map.memory)
+    search = SearchSettings(settings.map.memory, settings.model.precision)
+    zoom, cache = open_zoom(folder, settings.cache_path, search)
     return load_experts(folder, zoom, names, memory_bytes(settings.map.memory)), cache
 
 
-def open_zoom(folder: Path, cache_path: str, memory: str = "auto") -> tuple[ZoomExpert, FeatureCache]:
+def open_zoom(folder: Path, cache_path: str, search: SearchSettings | None = None) -> tuple[ZoomExpert, FeatureCache]:
     """Load a zoom model with the map of its folder, else with that of the cache, and open the cache.
 
     Args:
         folder: the model folder.
         cache_path: path or URL of the cache.
-        memory: memory that the map may take; see `load`.
+        search: how the model searches; by default with as much memory as there is, in float32.
 
     Raises:
         ModelError: there is no model, or it is damaged.
@@ -56,7 +58,10 @@ def open_zoom(folder: Path, cache_path: str, memory: str = "auto") -> tuple[Zoom
     from jzi.decode.expert import ZoomExpert
     from jzi.store.cache.feature_cache import FeatureCache
 
-    expert = ZoomExpert.load(folder, cache=cache_path, own_map=True, memory=memory_bytes(memory))
+    search = search or SearchSettings()
+    expert = ZoomExpert.load(
+        folder, cache=cache_path, own_map=True, memory=memory_bytes(search.memory), precision=search.precision
+    )
     return expert, FeatureCache.open(cache_path)
 
 

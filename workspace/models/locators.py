@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jzi.decode.config import Precision
 from jzi.errors import ConfigError
 from jzi.store.disk.memory import memory_bytes
 from jzi.store.geometry.pyramid import Pyramid, as_pyramid
 from jzi.store.model_config import RetrieverModelConfig, StatewideModelConfig, TransferModelConfig, read_config
-from jzi.workspace.inputs import imagery_of, memory_of
+from jzi.workspace.inputs import SearchSettings, imagery_of
 from jzi.workspace.models.experts import load_experts, load_transferred
 from jzi.workspace.models.hub import local_folder
 from jzi.workspace.setup.settings import FILE
@@ -46,6 +47,7 @@ def load(
     fusion: str | Path | None = None,
     refine: str | Path | bool = False,
     memory: str = "auto",
+    precision: Precision = "float32",
 ) -> Locator:
     """Load a locator from the folder of a zoom model, of a transferred model or of a retriever.
 
@@ -67,6 +69,8 @@ def load(
             tokens from `cache`, which must be given.
         memory: memory that the map of a zoom model may take, such as "4GB"; by default a quarter of what is free. A
             larger map is read where search asks for it.
+        precision: of a zoom's search: "float32", or "bfloat16", which is faster on processors that multiply it
+            themselves.
 
     Raises:
         ModelError: the folder is not a model, is damaged, or lacks the map or other data that its decoder reads.
@@ -78,16 +82,16 @@ def load(
         if cache or approximate or index or zoom or fusion or refine:
             raise ConfigError("several models are searched with their own maps: leave cache, index, zoom, fusion and "
                               "refine out")  # fmt: skip
-        return _forest(folder, device, experts, memory)
+        return _forest(folder, device, experts, SearchSettings(memory, precision))
     name, folder = str(folder), local_folder(folder)
     if str(folder) != name and not Path(name).exists():  # of the hub
         locator = load(folder, device, cache, approximate=approximate, experts=experts, index=index, zoom=zoom,
-                       fusion=fusion, refine=refine, memory=memory)  # fmt: skip
+                       fusion=fusion, refine=refine, memory=memory, precision=precision)  # fmt: skip
         locator.name = name
         return locator
     if refine:
         locator = load(folder, device, cache, approximate=approximate, experts=experts, index=index, zoom=zoom,
-                       fusion=fusion, memory=memory)  # fmt: skip
+                       fusion=fusion, memory=memory, precision=precision)  # fmt: skip
         return refined(locator, None if refine is True else Path(refine), Path(folder), cache, device=device)
     config = read_config(Path(folder))
     if fusion and not zoom:
@@ -96,7 +100,8 @@ def load(
         if zoom and approximate and not fusion:
             raise ConfigError(f"approximate search is of all cells, which the zoom of {zoom} bounds: leave one out")
         locator = _region_locator(Path(folder), device, cache, experts, index if approximate else None, approximate)
-        return _with_zoom(locator, Path(zoom), Path(folder), fusion, device, memory) if zoom else locator
+        search = SearchSettings(memory, precision)
+        return _with_zoom(locator, Path(zoom), Path(folder), fusion, device, search) if zoom else locator
     if zoom:
         raise ConfigError(f"{folder} is not a state-wide retriever, whose search a zoom bounds: leave the zoom out")
     if isinstance(config, RetrieverModelConfig):
@@ -114,7 +119,7 @@ def load(
     from jzi.decode.expert import ZoomExpert
     from jzi.locate.locator import Locator
 
-    own = ZoomExpert.load(folder, device, cache, memory=memory_bytes(memory))
+    own = ZoomExpert.load(folder, device, cache, memory=memory_bytes(memory), precision=precision)
     members = load_experts(Path(folder), own, experts, memory_bytes(memory))
     return Locator(
         members.fused(experts),
@@ -159,7 +164,7 @@ def open_locator(
     given, retriever = retriever, retriever and local_folder(retriever)
     if fuse and not zoom:
         raise ConfigError("--fuse multiplies the probabilities of --retriever and --zoom: give both")
-    memory = memory_of(config_file)
+    search = SearchSettings.of(config_file)
     if zoom and (not retriever or (approximate and not fuse)):
         raise ConfigError("--zoom bounds the search of --retriever in a region, without --approximate: leave it out")
     if retriever:
@@ -176,13 +181,13 @@ def open_locator(
             cache, index = settings.cache_path, approximate_index(settings) if approximate else None
             fusion = fusion_file(settings) if fuse else None
         locator = load(retriever, cache=cache, approximate=approximate, index=index, zoom=zoom, fusion=fusion,
-                       memory=memory)  # fmt: skip
+                       **search._asdict())  # fmt: skip
         if retriever != given:  # of the hub
             locator.name = str(given)
     else:
         if approximate:
             raise ConfigError("--approximate goes with --retriever")
-        locator = load(model_folder(model, config_file), cache=cache, experts=experts, memory=memory)
+        locator = load(model_folder(model, config_file), cache=cache, experts=experts, **search._asdict())
     if refine is not None:
         locator = _refined_as_asked(locator, refine, retriever or model_folder(model, config_file), config_file, cache,
                                     imagery)  # fmt: skip
@@ -198,24 +203,26 @@ def open_forest(models: Sequence[Path], config_file: Path, experts: Sequence[str
 
     Args:
         models: the model folders.
-        config_file: a jzi.toml with the setting map.memory, which need not exist.
+        config_file: a jzi.toml with the settings map.memory and model.precision, which need not exist.
         experts: names of the models' experts to fuse; all by default.
 
     Raises:
         JziError: as `load`.
     """
-    return load(models, experts=experts, memory=memory_of(config_file))
+    return load(models, experts=experts, **SearchSettings.of(config_file)._asdict())
 
 
-def _forest(folders: Sequence[str | Path], device: str | None, experts: Sequence[str], memory: str) -> Locator:
+def _forest(
+    folders: Sequence[str | Path], device: str | None, experts: Sequence[str], search: SearchSettings
+) -> Locator:
     """Several models as one; see `load`. A memory that is given is divided among their maps."""
     from jzi.locate.joint.forest import ForestLocator
 
     if not folders:
         raise ConfigError("no model is named: give a folder, or several")
-    limit = memory_bytes(memory)
-    each = memory if limit is None else f"{limit // len(folders) // 1000}kB"
-    trees = [load(folder, device, experts=experts, memory=each) for folder in folders]
+    if (limit := memory_bytes(search.memory)) is not None:
+        search = search._replace(memory=f"{limit // len(folders) // 1000}kB")
+    trees = [load(folder, device, experts=experts, **search._asdict()) for folder in folders]
     for tree, folder in zip(trees, folders, strict=True):
         tree.name = str(folder)
     return trees[0] if len(trees) == 1 else ForestLocator(trees)
@@ -246,7 +253,7 @@ def _region_locator(
 
 
 def _with_zoom(
-    locator: Locator, zoom: Path, retriever: Path, fusion: str | Path | None, device: str | None, memory: str
+    locator: Locator, zoom: Path, retriever: Path, fusion: str | Path | None, device: str | None, search: SearchSettings
 ) -> Locator:
     """A region's locator that searches the probable tiles of a zoom model only, or is fused with it; see `load`."""
     from jzi.workspace.regions.region_index import ZoomedLocator
@@ -257,10 +264,10 @@ def _with_zoom(
     if isinstance(read_config(zoom), StatewideModelConfig):
         raise ConfigError(f"{zoom} is a state-wide retriever: give a zoom model")
     if fusion is None:
-        return ZoomedLocator.bounded(locator, load(zoom, device, memory=memory))
+        return ZoomedLocator.bounded(locator, load(zoom, device, **search._asdict()))
     fitted = ZoomFusion.read(Path(fusion))
     fitted.check(Path(fusion), retriever, zoom)
-    return ZoomedLocator.fused(locator, load(zoom, device, experts=fitted.experts, memory=memory), fitted.weights)
+    return ZoomedLocator.fused(locator, load(zoom, device, experts=fitted.experts, **search._asdict()), fitted.weights)
 
 
 def _retrieval_locator(folder: Path, device: str | None, approximate: bool) -> Locator:
