@@ -163,8 +163,9 @@ class Ablation:
         model = ZoomModel.load(start) if start else None
         actual = replace(settings.decoder, width=encoded.info.encoder.width, actions=encoded.info.pyramid.actions)
         decoder = start_config(actual, model)
-        cache, model_path = (PathSettings(self._relative(path)) for path in (encoded.path, folder))
-        effective = replace(settings, encoder=encoded.encoder, cache=cache, train=config, model=model_path)
+        cache = PathSettings(self._relative(encoded.path))
+        written = replace(settings.model, path=self._relative(folder))
+        effective = replace(settings, encoder=encoded.encoder, cache=cache, train=config, model=written)
         return Trial(
             variant=group.names[0],
             folder=folder,
