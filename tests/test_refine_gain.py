@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from jzi.encode.photo.photo_view import PhotoView
 from jzi.evaluate.stages.refined_photos import RefinedPhotos
-from jzi.evaluate.stages.refinement import evaluate_refinement, fit_fusion
+from jzi.evaluate.stages.refinement import _fine_density, evaluate_refinement, fit_fusion
 from jzi.locate.answer.location import LocateOptions, to_locations
 from jzi.locate.expert import Query
 from jzi.locate.posterior import Posterior
@@ -189,6 +190,19 @@ def test_likelihoods_before_and_after_are_per_square_metre_on_the_ground() -> No
     stage = stage_of(Flat, CachedRefiner(network_config()), None)
     figures = evaluate_refinement(FrontEnd(scene), stage, knowing_photos(scene, 0.1), options=OPTIONS, resamples=10)
     assert figures.nll_after == pytest.approx(figures.nll_before, abs=0.05)
+
+
+def test_a_place_where_two_windows_meet_has_the_density_of_the_nearest_pixel() -> None:
+    """Of a pixel that the other window owns, none of both has a probability."""
+    left, right = np.array([[0.3, 0.2, 0.0]] * 2), np.array([[0.0, 0.4, 0.1]] * 2)
+    grids = [
+        SimpleNamespace(west=west, north=4.0, pixel=2.0, probability=probability)
+        for west, probability in ((0.0, left), (3.4, right))
+    ]
+    candidates: Any = [SimpleNamespace(fix=SimpleNamespace(grids=grids)), SimpleNamespace(fix=None)]
+    proposals: Any = SimpleNamespace(windows=SimpleNamespace(pixel_m=2.0))
+    density = [4 * _fine_density(candidates, proposals, x, 1.0) for x in (1.0, 3.0, 4.2, 5.3, 6.4, 8.4, 30.0)]
+    assert density == pytest.approx([0.3, 0.2, 0.2, 0.4, 0.4, 0.1, 0.0])
 
 
 @pytest.mark.slow

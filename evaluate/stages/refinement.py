@@ -260,13 +260,22 @@ def _view(photos: RefinedPhotos, number: int, stage: RefineStage, headings: bool
 
 
 def _fine_density(candidates: list[Candidate], proposals: Proposals, x: float, y: float) -> float:
-    """Probability per square metre at a point of the windows."""
-    total = 0.0
+    """Probability per square metre of the pixel whose centre is nearest to a point of the windows.
+
+    The pixels of windows do not lie on one grid: where two windows meet, a point may lie in a pixel of either that the
+    other one owns.
+    """
+    nearest, found = np.inf, 0.0
     for grid in (grid for each in candidates if each.fix for grid in each.fix.grids):
-        col, row = int((x - grid.west) // grid.pixel), int((grid.north - y) // grid.pixel)
-        if 0 <= row < grid.probability.shape[0] and 0 <= col < grid.probability.shape[1]:
-            total += float(grid.probability[row, col])
-    return total / proposals.windows.pixel_m**2
+        u, v = (x - grid.west) / grid.pixel, (grid.north - y) / grid.pixel
+        first_row, first_col = max(0, int(v // 1) - 1), max(0, int(u // 1) - 1)
+        around = grid.probability[first_row : max(0, int(v // 1) + 2), first_col : max(0, int(u // 1) + 2)]
+        rows, cols = np.nonzero(around)
+        distance = np.hypot(rows + first_row + 0.5 - v, cols + first_col + 0.5 - u) * grid.pixel
+        if len(distance) and distance.min() < nearest:
+            index = int(distance.argmin())
+            nearest, found = float(distance[index]), float(around[rows[index], cols[index]])
+    return found / proposals.windows.pixel_m**2
 
 
 def _cell_density(posterior: Posterior, x: float, y: float) -> float:
