@@ -1,8 +1,8 @@
-"""Install a fine-tuned model as the demo's: `python -m jzi.demo.ship FINETUNED MODEL`.
+"""Install trained models as the demo's: `python -m jzi.demo.ship FINETUNED MODEL`, `python -m jzi.demo.ship REFINER`.
 
 MODEL was trained from the cache with the fine-tuned encoder; its heads of the experts cells and levels are shipped,
-without their codes, as the start of the demo's. Weights are stored as float16, half the size; they are converted back
-to float32 on load.
+without their codes, as the start of the demo's. REFINER was trained by `jzi train-refiner`. Weights are stored as
+float16, half the size; they are converted back to float32 on load.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from jzi.decode.model import ZoomModel, create_folder
-from jzi.demo.tour import FINETUNED, IMAGE_SIZE
+from jzi.demo.tour import FINETUNED, IMAGE_SIZE, REFINER
 from jzi.encode.encoders.encoder import Encoder
+from jzi.refine.networks.files import load_refiner, save_refiner
 from jzi.store.model_folder import EXPERT_FILES
 
 
@@ -51,5 +52,20 @@ def ship(folder: Path, trained: Path, output: Path) -> None:
     create_folder(output, model.decoder.config, model.pyramid, replace(info, name="finetuned/encoder"), None)
 
 
+def ship_refiner(folder: Path, output: Path) -> None:
+    """Write a refiner with weights in float16.
+
+    Args:
+        folder: written by `jzi train-refiner`, with the weights of its fusion.
+        output: the folder to replace.
+    """
+    refiner, info = load_refiner(folder)
+    shutil.rmtree(output, ignore_errors=True)
+    save_refiner(output, refiner.half(), info)
+
+
 if __name__ == "__main__":
-    ship(Path(sys.argv[1]), Path(sys.argv[2]), FINETUNED)
+    if len(sys.argv) == 2:
+        ship_refiner(Path(sys.argv[1]), REFINER)
+    else:
+        ship(Path(sys.argv[1]), Path(sys.argv[2]), FINETUNED)

@@ -20,6 +20,9 @@ IMAGE_SIZE = 84
 FINETUNED = Path(__file__).parent / "finetuned"
 FINETUNED_ON = (0, 1280.0)  # seed, metres
 
+#: A refiner of that town and its model, for --refine.
+REFINER = Path(__file__).parent / "refiner"
+
 #: The tiny vision-language model that the package ships, for --rerank.
 JUDGE = Path(__file__).parent / "judge"
 
@@ -69,8 +72,8 @@ def run_demo(
     same_town = encoder == "trained" and (seed, size_m) == FINETUNED_ON
     with contextlib.chdir(folder):
         name = {"trained": "finetuned/encoder", "random": "random-encoder"}.get(encoder, encoder)
-        if encoder == "trained" and not Path("finetuned").exists():
-            _make_folder(Path("finetuned"), lambda path: shutil.copytree(FINETUNED, path))
+        if encoder == "trained":
+            _copy_folder(FINETUNED, Path("finetuned"))
         if encoder == "random" and not Path(name).exists():
             _make_folder(Path(name), _write_random_encoder)
         train = "train-decoder"
@@ -88,10 +91,13 @@ def run_demo(
         run("encode-queries")
         run(train)
         run("evaluate --estimates --radii 20,50,100")
-        if not Path("judge").exists():
-            _make_folder(Path("judge"), lambda path: shutil.copytree(JUDGE, path))
+        _copy_folder(JUDGE, Path("judge"))
         photo = Path("photos") / _held_out_photo()
         run(f"locate {photo} --picture zoom.png --map zoom.html")
+        if same_town:  # the refiner's weights beside the experts were fitted there
+            _copy_folder(REFINER, Path("refiner"))
+            run("encode-map --detail --refiner refiner")
+            run(f"locate {photo} --refine refiner --map metres.html")
     encoder_note = {
         "trained": _training_note(same_town),
         "random": "Its encoder has random weights and was never trained.",
@@ -104,6 +110,7 @@ def run_demo(
         "training photos."
         + f" Guessing reaches about {chance}."
         + f"\nOne photo, its zoom and the answer: {folder / 'zoom.png'}, and on a map: {folder / 'zoom.html'}"
+        + (f"\nThe answer to metres, with the photo's heading: {folder / 'metres.html'}" if same_town else "")
         + f"\nIts candidates, compared by a toy of a vision-language model: cd {folder}; jzi locate {photo} "
         "--rerank judge --map compared.html"
     )
@@ -124,6 +131,11 @@ def _check_encoder(name: str, folder: Path) -> None:
     existing = load_settings(Path("jzi.toml")).encoder.name
     if Path(existing).name != Path(name).name:
         raise ConfigError(f"{folder} holds a demo with the encoder {existing}, not {name}: choose another folder")
+
+
+def _copy_folder(source: Path, folder: Path) -> None:
+    if not folder.exists():
+        _make_folder(folder, lambda path: shutil.copytree(source, path))
 
 
 def _make_folder(folder: Path, make: Callable[[Path], object]) -> None:

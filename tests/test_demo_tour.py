@@ -8,13 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from PIL import Image
 
 from jzi import demo
 from jzi.cli import main
 from jzi.decode.model import ZoomModel
-from jzi.demo.tour import _training_note
+from jzi.demo.tour import REFINER, _training_note
+from jzi.refine.networks.files import load_refiner
 from jzi.store.model_config import read_config
 from jzi.workspace.setup.settings_file import load_settings
 
@@ -109,6 +111,12 @@ def test_the_encoder_that_comes_along_is_used_and_its_town_named(tmp_path) -> No
     assert (encoder.width, encoder.image_size) == (128, 84)
     assert load_settings(tmp_path / "town" / "jzi.toml").encoder.name == "finetuned/encoder"
     assert "not on the held-out ones" in _training_note(True) and "never seen" in _training_note(False)
+
+
+def test_the_refiner_that_comes_along_was_a_gain_and_is_stored_in_half_precision() -> None:
+    refiner, info = load_refiner(REFINER)
+    assert info.kind == "rays" and info.fusion is not None and min(info.fusion) > 0
+    assert all(torch.equal(weight, weight.half().float()) for weight in refiner.state_dict().values())
 
 
 @pytest.mark.slow
