@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -111,6 +112,12 @@ class RefineStage:
         fusion = self.info.fusion_unknown if view.heading_deg is None else self.info.fusion
         weights = WindowWeights(*fusion) if fusion else WindowWeights()
         return RefineCalibration(self.info.temperature, self.info.heading_temperature, weights)
+
+    def with_fusion(self, known: WindowWeights, unknown: WindowWeights) -> Self:
+        """The same stage with other weights for photos whose heading is known, and for others."""
+        other = copy(self)
+        other.info = replace(self.info, fusion=tuple(known), fusion_unknown=tuple(unknown))
+        return other
 
     @property
     def reads_tokens(self) -> bool:

@@ -14,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from jzi.encode.photo.photo_view import PhotoView
+from jzi.evaluate.stages import refinement
+from jzi.evaluate.stages.metres import MetreFigures
 from jzi.evaluate.stages.refined_photos import RefinedPhotos
 from jzi.evaluate.stages.refinement import _fine_density, evaluate_refinement, fit_fusion
 from jzi.locate.answer.location import LocateOptions, to_locations
@@ -154,6 +156,23 @@ def test_a_refiner_that_knows_the_place_gets_a_weight_and_improves_the_answers(s
     assert figures.nll_after < figures.nll_before - 1
     for radius, recall in figures.after.recall.items():
         assert recall.value >= figures.before.recall[radius].value
+
+
+def test_a_refiner_whose_answers_are_farther_off_gets_no_weight_in_spite_of_its_gain(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = stage_of(KnowingStage, CachedRefiner(network_config()), None)
+    measured = refinement.evaluate_refinement
+
+    def farther(*args: Any, headings: bool, **options: Any) -> MetreFigures:
+        figures = measured(*args, headings=headings, **options)
+        return figures if headings else replace(figures, before=figures.after, after=figures.before)
+
+    monkeypatch.setattr(refinement, "evaluate_refinement", farther)
+    known, unknown = fit_fusion(FrontEnd(scene), stage, knowing_photos(scene, 0.7), OPTIONS)
+    assert unknown.gain[0] > 1 and unknown.weights == UNCHANGED
+    assert unknown.median_m is not None and unknown.median_m[0] < unknown.median_m[1]
+    assert known.median_m is None or known.weights.refines
 
 
 def test_recall_within_1_m_is_not_lower_after_refining_a_decided_case(scene: Scene) -> None:

@@ -75,8 +75,10 @@ def train_refiner_command(
     values = {**plain(trained.report), "temperature": trained.info.temperature,
               "heading_temperature": trained.info.heading_temperature, "fusion": plain(trained.info.fusion),
               "fusion_gain": trained.weights and list(trained.weights.gain),
+              "fusion_median_m": trained.weights and plain(trained.weights.median_m),
               "fusion_unknown": plain(trained.info.fusion_unknown),
               "fusion_unknown_gain": trained.weights_unknown and list(trained.weights_unknown.gain),
+              "fusion_unknown_median_m": trained.weights_unknown and plain(trained.weights_unknown.median_m),
               "note": trained.note}  # fmt: skip
     print_result(as_json, values, training_text(trained))
 
@@ -115,11 +117,17 @@ def _fusion_text(fitted: FittedWeights) -> str:
     """The weights and the gain of a fusion."""
     prior, density, match = fitted.weights
     gain = f"{fitted.gain[0]:+.3f} ± {fitted.gain[1]:.3f} nats"
-    if not fitted.weights.refines:
+    if fitted.median_m is None:
         return f"the refiner has no clear gain ({gain}) and gets weight 0: answers stay those of the model"
+    before, after = fitted.median_m
+    if not fitted.weights.refines:
+        return (
+            f"the median error of the refiner's answers is {after:.1f} m instead of {before:.1f}: it gets weight 0 in "
+            f"spite of its gain of {gain}, and answers stay those of the model"
+        )
     return (
         f"weights {prior:.2f} of the model, {density:.2f} of the places in windows and {match:.2f} of the match; the "
-        f"refiner's gain is {gain}"
+        f"refiner's gain is {gain}, the median error {after:.1f} m instead of {before:.1f}"
     )
 
 

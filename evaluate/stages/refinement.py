@@ -167,8 +167,10 @@ def fit_fusion(
 ) -> FittedFusion:
     """Weights of the front end, the density and the match, fitted on validation photos.
 
-    What is no clear gain over the front end alone has no weight (`jzi.refine.windows.fuse.fit`). The weights of photos
-    without a heading are fitted on all photos, with their headings withheld.
+    What is no clear gain in likelihood over the front end alone has no weight (`jzi.refine.windows.fuse.fit`). Nor
+    has a refiner whose answers lie farther from the true places than the front end's, in the median: its point is the
+    place with the most probability within metres, which without clear evidence is a worse guess than the middle of a
+    wider disc. The weights of photos without a heading are fitted on all photos, with their headings withheld.
 
     Args:
         expert: the front end.
@@ -191,8 +193,23 @@ def fit_fusion(
             features, _ = pixel_features(output, proposals, stage.info.temperature)
             if pixel := _own_pixel(features, proposals.windows, x[number], y[number]):
                 found.append((features.at(*pixel), features.pooled()))
-    known, unknown = (fit([at for at, _ in found], [pooled for _, pooled in found]) for found in evidence.values())
-    return FittedFusion(known, unknown)
+    fitted = FittedFusion(*(fit([at for at, _ in each], [pooled for _, pooled in each]) for each in evidence.values()))
+    fused, measured = stage.with_fusion(fitted.known.weights, fitted.unknown.weights), []
+    for headings, weights in zip(evidence, fitted, strict=True):
+        if weights.weights.refines:
+            used = photos.take(_with_heading(photos, stage)) if headings else photos
+            figures = evaluate_refinement(
+                expert, fused, used, options=options, headings=headings, resamples=10, progress=progress
+            )
+            weights = weights.measured(figures.before.median.value, figures.after.median.value)
+        measured.append(weights)
+    return FittedFusion(*measured)
+
+
+def _with_heading(photos: RefinedPhotos, stage: RefineStage) -> NDArray[np.int64]:
+    """Numbers of the photos whose heading is known."""
+    known = [photos.view(number, stage).heading_deg is not None for number in range(len(photos))]
+    return np.flatnonzero(known)
 
 
 def _own_pixel(features: PixelFeatures, windows: Windows, x: float, y: float) -> tuple[int, int, int] | None:

@@ -11,7 +11,7 @@ The weights are fitted on validation photos. With those of `UNCHANGED` the proba
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -67,11 +67,18 @@ class FittedWeights:
         weights: `UNCHANGED` without a clear gain.
         gain: increase of the log-likelihood per photo by the refiner, and its standard error.
         photos: number of validation photos that were taken in one of their windows.
+        median_m: median error of the answers without and with the refiner, metres; None if it has no clear gain.
     """
 
     weights: WindowWeights = UNCHANGED
     gain: tuple[float, float] = (0.0, 0.0)
     photos: int = 0
+    median_m: tuple[float, float] | None = None
+
+    def measured(self, before: float, after: float) -> FittedWeights:
+        """With the median errors; without weights if the refiner's is the larger one."""
+        weights = self.weights if after <= before else UNCHANGED
+        return replace(self, weights=weights, median_m=(before, after))
 
 
 @dataclass(frozen=True, eq=False)
