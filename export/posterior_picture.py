@@ -175,7 +175,8 @@ def coloured(values: NDArray[np.floating[Any]], greatest: float, least: float = 
         greatest: the greatest value of the scale, more than 0.
         least: the least value of the scale, as a share of the greatest.
     """
-    share = np.log(np.maximum(values, 1e-300) / (greatest * least)) / -np.log(least)  # 0..1 between least and greatest
+    positive = np.maximum(values, np.finfo(np.float32).tiny)
+    share = np.log(positive / (greatest * least)) / -np.log(least)  # 0..1 between least and greatest
     colours = np.array(_COLOURS[(share.clip(0, 1) * 255).astype(int)])
     colours[..., 3] = np.where(share >= 0, FAINT + (OPAQUE - FAINT) * share.clip(0, 1), 0.0)
     return colours

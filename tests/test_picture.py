@@ -138,6 +138,12 @@ def test_more_probable_cells_are_lighter_and_less_transparent() -> None:
     assert colours[1, 3] > 0.5 and lightness[-1] - lightness[1] > 0.6
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_what_has_no_probability_at_all_is_transparent(kind: type) -> None:
+    assert coloured(np.zeros((1, 1), kind), 1.0)[0, 0, 3] == 0
+
+
 def test_the_legend_names_what_is_drawn_and_nothing_else(figures, tmp_path, take_photo) -> None:
     location, photo = located(CITY, {(100, 120): 0.96, (100, 123): 0.03}), take_photo(tmp_path / "photo.jpg")
     draw_zoom(location, photo, None, tmp_path / "a.png", truth=(location.latitude, location.longitude))
