@@ -116,6 +116,20 @@ def test_an_answer_that_is_not_sure_has_no_position_in_any_output(location, outp
         assert f"{location.latitude:.5f}" not in path.read_bytes().decode("latin-1")
 
 
+def test_a_photo_that_is_more_probably_from_elsewhere_gets_no_copy(location, outputs, tmp_path, take_photo) -> None:
+    inside = {"none": None, "here": 0.51, "away": 0.49, "far": 0.01}
+    photos = {name: take_photo(tmp_path / f"{name}.jpg") for name in inside}
+    for name, photo in photos.items():
+        outputs.add(photo, replace(location, inside=inside[name]))
+    outputs.add(take_photo(tmp_path / "asked.jpg"), replace(location, inside=0.49, abstain=0.1))
+    outputs.write(None)
+    assert {path.name for path in outputs.copies.glob("*.jpg")} == {"none.jpg", "here.jpg", "asked.jpg"}
+    assert outputs.written[0].startswith("3 copies") and outputs.notes == [
+        f"{photos['away']} and 1 more photos are more probably from elsewhere than from this area: no copy was "
+        "written; --elsewhere 0 says that all photos are from this area"
+    ]
+
+
 @pytest.mark.parametrize("suffix", [*FORMATS, "jpg"])
 def test_an_output_that_fails_costs_no_other(suffix, location, outputs, tmp_path, take_photo, monkeypatch) -> None:
     def fail(*_: object, **__: object) -> None:

@@ -57,6 +57,7 @@ class Outputs:
     _located: list[tuple[Path, Location]] = field(default_factory=list)
     _with_gps: list[Path] = field(default_factory=list)
     _not_sure: list[Path] = field(default_factory=list)
+    _elsewhere: list[Path] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         return any((*self._files, self.copies))
@@ -84,7 +85,11 @@ class Outputs:
         folder.mkdir(parents=True, exist_ok=True)
 
     def add(self, photo: Path, answer: Location | NotLocated) -> None:
-        """Add the answer to a photo, and write the photo's copy if it is sure."""
+        """Add the answer to a photo, and write the photo's copy if it is sure.
+
+        Without a threshold of the user's own, photos that are more probably from elsewhere get no copy either: a
+        position in EXIF comes without the probability that it is in the area at all, which all other files have.
+        """
         from jzi.locate.answer.location import Location
         from jzi.store.plain import plain
 
@@ -96,6 +101,8 @@ class Outputs:
             self._located.append((photo, answer))
         if self.copies and not answer.sure:
             self._not_sure.append(photo)
+        elif self.copies and answer.elsewhere and not answer.abstain:
+            self._elsewhere.append(photo)
         elif self.copies:
             from jzi.store.photos.exif import write_position
 
@@ -136,6 +143,12 @@ class Outputs:
         if self._not_sure:
             photos = _listed(self._not_sure, "has an answer that is", "have answers that are")
             self.notes.append(f"{photos} not sure: no copy was written")
+        if self._elsewhere:
+            photos = _listed(self._elsewhere, "is", "are")
+            self.notes.append(
+                f"{photos} more probably from elsewhere than from this area: no copy was written; --elsewhere 0 says "
+                "that all photos are from this area"
+            )
         if self.table:
             from jzi.export.files import write_csv
 

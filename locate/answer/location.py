@@ -183,6 +183,11 @@ class Location:
         return self.confidence >= self.abstain
 
     @property
+    def elsewhere(self) -> bool:
+        """Whether the photo is more probably from elsewhere than from this area; False without an estimate."""
+        return self.inside is not None and self.inside < 0.5
+
+    @property
     def best(self) -> Candidate:
         """The answer."""
         return self.candidates[0]
