@@ -28,6 +28,7 @@ from jzi.commands.shared.common import (
 )
 from jzi.commands.shared.outputs import Outputs
 from jzi.locate.ranges import CANDIDATES, DISTANCE, ELSEWHERE, HEADING, HEADING_SD, SECONDS, SHARE, SPEED_KMH
+from jzi.store.printable import listed
 
 if TYPE_CHECKING:
     from jzi.locate.answer.location import Location, NotLocated
@@ -184,7 +185,7 @@ def locate(
     found = sources.find(photos)
     files = [each.path for each in found]
     if sources.left_out:
-        click.echo(f"not located: {_listed(sources.left_out)} (rasters, or drawn by jzi)", err=True)
+        click.echo(f"not located: {listed(sources.left_out)} (rasters, or drawn by jzi)", err=True)
     errors = {each.path: each.error for each in found if each.error}
     request = refine_request(refine, refine_top)
     camera = heading, heading_sd, panorama
@@ -314,11 +315,6 @@ def _named(answer: Location | NotLocated, sources: PhotoSources, error: str) -> 
     if isinstance(answer, NotLocated):
         return NotLocated(name, error or sources.named(answer.error))
     return answer if name == answer.photo else replace(answer, photo=name)
-
-
-def _listed(files: list[Path]) -> str:
-    more = f" and {len(files) - 3} more" if len(files) > 3 else ""
-    return ", ".join(map(str, files[:3])) + more
 
 
 def _in_time(files: list[Path], interval: float | None) -> tuple[list[Path], list[float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 #: Control characters, and the surrogates that stand for bytes of a file name that are not UTF-8.
@@ -23,6 +24,17 @@ def printable(name: str) -> str:
         'caf\\udce9.jpg'
     """
     return UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), name)
+
+
+def listed(names: Sequence[Any], limit: int = 3) -> str:
+    """The first names of many, `printable`, and the number of the others.
+
+    Example:
+        >>> listed(["a.jpg", "b.jpg", "c.jpg", "d.jpg"]), listed(["a.jpg"])
+        ('a.jpg, b.jpg, c.jpg and 1 more', 'a.jpg')
+    """
+    shown = ", ".join(printable(str(name)) for name in names[:limit])
+    return shown + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def quote_formula(value: Any) -> Any:

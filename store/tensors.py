@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from jzi.errors import ModelError, first_line
 from jzi.store.model_config import HINT
+from jzi.store.printable import listed
 
 #: Types of weights and embeddings, by the names of safetensors.
 FLOATS = ("F16", "F32")
@@ -93,10 +94,6 @@ def check_entries(path: Path, shapes: Mapping[str, Shape], expected: Mapping[str
             if name in shapes and shapes[name] != shape
         ],
     }
-    details = "; ".join(f"{kind}: {_join(names)}" for kind, names in faults.items() if names)
+    details = "; ".join(f"{kind}: {listed(names, 20)}" for kind, names in faults.items() if names)
     if details:
         raise ModelError(f"{path} does not fit {model}; {details}")
-
-
-def _join(names: list[str], limit: int = 20) -> str:
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

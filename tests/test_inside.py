@@ -246,7 +246,7 @@ def test_a_position_in_the_metadata_is_replaced_only_if_that_is_asked_for(locato
     line = f"locate {tmp_path}/in --model {tmp_path}/model --write-exif {tmp_path}/out"
     result = CliRunner().invoke(main, line.split())
     assert result.exit_code == 0 and [each.name for each in (tmp_path / "out").iterdir()] == ["without.jpg"]
-    assert "a.jpg and 1 more photos have a position in the EXIF already: no copy was written" in result.stderr
+    assert f"a.jpg, {tmp_path}/in/b.jpg have a position in the EXIF already: no copy was written" in result.stderr
     result = CliRunner().invoke(main, [*line.split(), "--overwrite-gps"])
     assert result.exit_code == 0 and len(list((tmp_path / "out").iterdir())) == 3
     assert abs(read_position(tmp_path / "out" / "a.jpg").latitude - 59.3) > 1

@@ -125,7 +125,7 @@ def test_a_photo_that_is_more_probably_from_elsewhere_gets_no_copy(location, out
     outputs.write(None)
     assert {path.name for path in outputs.copies.glob("*.jpg")} == {"none.jpg", "here.jpg", "asked.jpg"}
     assert outputs.written[0].startswith("3 copies") and outputs.notes == [
-        f"{photos['away']} and 1 more photos are more probably from elsewhere than from this area: no copy was "
+        f"{photos['away']}, {photos['far']} are more probably from elsewhere than from this area: no copy was "
         "written; --elsewhere 0 says that all photos are from this area"
     ]
 

@@ -14,6 +14,7 @@ import click
 from click.core import ParameterSource
 
 from jzi.locate.ranges import BEAMS, CANDIDATES, Range
+from jzi.store.printable import listed
 
 if TYPE_CHECKING:
     from jzi.store.photos.photo_table import PhotoTable, Rejected
@@ -243,8 +244,7 @@ def list_rejected(rejected: tuple[Rejected, ...], what: str) -> None:
     for row in rejected:
         reasons.setdefault(row.reason, []).append(row.name)
     for reason, names in reasons.items():
-        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-        click.echo(f"  {reason}: {', '.join(names[:5])}{more}", err=True)
+        click.echo(f"  {reason}: {listed(names, 5)}", err=True)
 
 
 def list_disagreements(table: PhotoTable) -> None:

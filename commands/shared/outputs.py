@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from jzi.commands.shared.common import UsageError
 from jzi.errors import JziError, first_line
+from jzi.store.printable import listed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -136,15 +137,15 @@ class Outputs:
         if self._copied:
             self.written.append(f"{self._copied} {'copy' if self._copied == 1 else 'copies'} into {self.copies}")
         if self._with_gps:
-            photos = _listed(self._with_gps, "has", "have")
+            photos = _each(self._with_gps, "has", "have")
             self.notes.append(
                 f"{photos} a position in the EXIF already: no copy was written; --overwrite-gps replaces the position"
             )
         if self._not_sure:
-            photos = _listed(self._not_sure, "has an answer that is", "have answers that are")
+            photos = _each(self._not_sure, "has an answer that is", "have answers that are")
             self.notes.append(f"{photos} not sure: no copy was written")
         if self._elsewhere:
-            photos = _listed(self._elsewhere, "is", "are")
+            photos = _each(self._elsewhere, "is", "are")
             self.notes.append(
                 f"{photos} more probably from elsewhere than from this area: no copy was written; --elsewhere 0 says "
                 "that all photos are from this area"
@@ -213,5 +214,6 @@ class Outputs:
         return False
 
 
-def _listed(photos: list[Path], one: str, several: str) -> str:
-    return f"{photos[0]} {one}" if len(photos) == 1 else f"{photos[0]} and {len(photos) - 1} more photos {several}"
+def _each(photos: list[Path], one: str, several: str) -> str:
+    """Photos with a verb."""
+    return f"{listed(photos)} {one if len(photos) == 1 else several}"

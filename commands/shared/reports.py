@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from jzi.store.plain import plain, share_text
+from jzi.store.printable import listed
 
 if TYPE_CHECKING:
     from jzi.encode.detail import DetailReport
@@ -177,14 +178,13 @@ def cache_text(cache: CacheInfo, models: Iterable[ModelInfo]) -> str:
         for model in models
         if cache.belongs_to(model)
     ]
-    shown = ", ".join(users[:3]) + (f" and {len(users) - 3} more" if len(users) > 3 else "")
     return "\n".join(
         [
             f"{cache.path}: {cache.size / 1e6:.1f} MB, {state}",
             f"  encoder  {cache.encoder.label}",
             f"  map      {cache.imagery.label if cache.imagery else 'none yet'}",
             f"  {_area_text(cache)}; {', '.join([*holds, f'{cache.photos} photos'])}",
-            f"  used by  {shown or 'no model here'}",
+            f"  used by  {listed(users) or 'no model here'}",
         ]
     )
 
