@@ -20,6 +20,7 @@ from click.testing import CliRunner, Result
 from PIL import ExifTags, Image
 
 from jzi.cli import main
+from jzi.commands.shared.common import UsageError
 from jzi.commands.shared.outputs import Outputs
 from jzi.commands.shared.tables import location_text
 from jzi.errors import ExportError
@@ -128,6 +129,19 @@ def test_a_photo_that_is_more_probably_from_elsewhere_gets_no_copy(location, out
         f"{photos['away']}, {photos['far']} are more probably from elsewhere than from this area: no copy was "
         "written; --elsewhere 0 says that all photos are from this area"
     ]
+
+
+def test_a_folder_for_copies_is_made_only_if_there_is_a_copy(location, tmp_path, take_photo) -> None:
+    photo, folder = take_photo(tmp_path / "photo.jpg"), tmp_path / "new" / "copies"
+    for abstain in (1.0, 0.0):
+        outputs = Outputs(None, None, None, None, None, copies=folder)
+        outputs.prepare_copies([photo])
+        assert not folder.parent.exists()
+        outputs.add(photo, replace(location, abstain=abstain))
+        outputs.write(None)
+        assert folder.exists() == (not abstain) and not outputs.errors
+    with pytest.raises(UsageError, match=r"photo\.jpg: give another folder"):
+        Outputs(None, None, None, None, None, copies=photo / "copies").prepare_copies([photo])
 
 
 @pytest.mark.parametrize("suffix", [*FORMATS, "jpg"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,7 +75,10 @@ class Outputs:
                 raise UsageError(f"there is no folder {output.parent} to write {output.name} into")
 
     def prepare_copies(self, photos: list[Path]) -> None:
-        """Create the folder for copies; raise a UsageError if a copy would replace a photo or another copy."""
+        """Raise a UsageError if a copy would replace a photo or another copy, or has no place for its folder.
+
+        The folder is created with the first copy: a run without any leaves none behind.
+        """
         folder = self.copies
         if folder is None:
             return
@@ -83,7 +87,9 @@ class Outputs:
         names = [photo.name for photo in photos]
         if duplicates := {name for name in names if names.count(name) > 1}:
             raise UsageError(f"two photos are called {min(duplicates)}: locate one folder at a time with --write-exif")
-        folder.mkdir(parents=True, exist_ok=True)
+        existing = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+            raise UsageError(f"--write-exif {folder} cannot be created in {existing}: give another folder")
 
     def add(self, photo: Path, answer: Location | NotLocated) -> None:
         """Add the answer to a photo, and write the photo's copy if it is sure.
@@ -115,11 +121,13 @@ class Outputs:
             directions = answer.fix.directions if self.headings and answer.fix else ()
             heading = directions[0].heading_deg if directions else None
             position = answer.latitude, answer.longitude
-            self._copied += self._write(
-                copy,
+
+            def write_copy(path: Path) -> None:
+                path.parent.mkdir(parents=True, exist_ok=True)
                 # photos that have a position which is not to be replaced have been left out above
-                lambda path: write_position(photo, path, *position, radius, heading, overwrite=True),
-            )
+                write_position(photo, path, *position, radius, heading, overwrite=True)
+
+            self._copied += self._write(copy, write_copy)
 
     def write(
         self,
