@@ -37,7 +37,7 @@ HEADS = ("", "", "/", "//", "sub/", "./", "../", "../outside/", "sub/../", "sub/
          "linked/", "out/", "out/../photos/", "../photos/", "../table/", "none/", "\0/", "y" * 300 + "/",
          "{root}/photos/", "{root}/outside/", "{root}/photos/sub/", "a.jpg/", "../photos/tables/")  # fmt: skip
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".heic", ".heif", ".hif")
 
 
 @pytest.fixture(scope="module")

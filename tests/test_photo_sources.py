@@ -87,11 +87,11 @@ def test_a_folder_stands_for_its_photos_but_not_for_rasters_and_drawings(tmp_pat
         sources.find([str(tmp_path)])
 
 
-def test_photos_of_phones_in_a_format_that_is_not_read_are_not_left_out_silently(tmp_path: Path, photo_folder) -> None:
-    (photo_folder / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+def test_photos_in_a_format_that_is_not_read_are_not_left_out_silently(tmp_path: Path, photo_folder) -> None:
+    (photo_folder / "IMG_1.AVIF").write_bytes(b"\0\0\0\x18ftypavif")
     with PhotoSources(tmp_path / FILE) as sources:
-        assert photo_folder / "IMG_1.HEIC" in [each.path for each in sources.find([str(photo_folder)])]
-    (rejected,) = (each for each in read_photo_table(photo_folder).rejected if each.name == "IMG_1.HEIC")
+        assert photo_folder / "IMG_1.AVIF" in [each.path for each in sources.find([str(photo_folder)])]
+    (rejected,) = (each for each in read_photo_table(photo_folder).rejected if each.name == "IMG_1.AVIF")
     assert "convert it to JPEG" in rejected.reason
 
 

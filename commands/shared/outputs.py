@@ -60,6 +60,7 @@ class Outputs:
     _with_gps: list[Path] = field(default_factory=list)
     _not_sure: list[Path] = field(default_factory=list)
     _elsewhere: list[Path] = field(default_factory=list)
+    _heif: list[Path] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         return any((*self._files, self.copies))
@@ -112,10 +113,15 @@ class Outputs:
             self._elsewhere.append(photo)
         elif self.copies:
             from jzi.store.photos.exif import write_position
+            from jzi.store.photos.photo_file import HEIF_HEAD, is_heif
 
             if not self.overwrite_gps and answer.exif:
                 self._with_gps.append(photo)
                 return
+            with photo.open("rb") as file:
+                if is_heif(file.read(HEIF_HEAD)):
+                    self._heif.append(photo)
+                    return
             copy = self.copies / photo.name
             radius = answer.radius_68 if math.isfinite(answer.radius_68) else None
             directions = answer.fix.directions if self.headings and answer.fix else ()
@@ -158,6 +164,9 @@ class Outputs:
                 f"{photos} more probably from elsewhere than from this area: no copy was written; --elsewhere 0 says "
                 "that all photos are from this area"
             )
+        if self._heif:
+            photos = _each(self._heif, "is a HEIC photo", "are HEIC photos")
+            self.notes.append(f"{photos}, to be converted to JPEG before a copy is written: no copy was written")
         if self.table:
             from jzi.export.files import write_csv
 

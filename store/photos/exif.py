@@ -17,10 +17,10 @@ from jzi.store.disk.files import write_whole
 from jzi.store.photos.photo_file import open_image, open_regular_file
 
 #: File name suffixes of photos.
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".heic", ".heif", ".hif")
 
-#: Those that folders list: photos in other formats too, so that each is refused with the reason; phones write HEIC.
-LISTED_SUFFIXES = (*SUFFIXES, ".heic", ".heif", ".avif")
+#: Those that folders list: photos in another format too, so that each is refused with the reason.
+LISTED_SUFFIXES = (*SUFFIXES, ".avif")
 
 #: Entries that describe the fix of a receiver, and say nothing of another position.
 _OF_A_FIX = tuple(
@@ -138,7 +138,7 @@ def write_position(
     What belongs to an earlier position, its altitude, precision, time, satellites and movement, is removed.
 
     In a JPEG only the EXIF segment is replaced, its pixels are not re-encoded. Other formats are saved again without
-    loss.
+    loss, except HEIC, for which there is no lossless way.
 
     Args:
         photo: the photo, which is not changed.
@@ -150,13 +150,15 @@ def write_position(
         overwrite: whether to replace a position that the photo has.
 
     Raises:
-        PhotoError: the photo cannot be read or has a position, or `output` is the photo itself.
+        PhotoError: the photo cannot be read, has a position, or is in HEIC, or `output` is the photo itself.
     """
     if output.exists() and output.samefile(photo):
         raise PhotoError(f"{output} is the photo itself: give another folder for the copies")
     if not overwrite and has_position(photo):
         raise PhotoError(f"{photo} has a position in its EXIF, which is not replaced unless that is asked for")
     with open_image(photo, str(photo)) as image:
+        if image.format == "HEIF":
+            raise PhotoError(f"{photo} is a HEIC photo, which cannot be saved again without loss: convert it to JPEG")
         try:
             exif = image.getexif()
             gps = exif.get_ifd(ExifTags.IFD.GPSInfo)

@@ -19,8 +19,12 @@ from PIL import Image, UnidentifiedImageError
 
 from jzi.errors import PhotoError, first_line
 
-#: Formats of photos, as Pillow names them: those of `jzi.store.photos.exif.SUFFIXES`.
+#: Formats of photos that Pillow reads, as it names them: with HEIF, those of `jzi.store.photos.exif.SUFFIXES`.
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF")
+
+#: Brands of HEIF, in which phones write photos (ISO/IEC 23008-12); the last four bytes of `HEIF_HEAD`.
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
+HEIF_HEAD = 12
 
 #: Most bytes and reads before the pixels. Depth maps in the XMP of phones take a few megabytes, in segments of 64 kB.
 HEADER_BYTES, HEADER_READS = 16 * 2**20, 4000
@@ -54,6 +58,11 @@ def open_regular_file(path: str | Path) -> BufferedReader:
     except OSError:
         os.close(descriptor)
         raise
+
+
+def is_heif(head: bytes) -> bool:
+    """Whether a file is a photo in HEIF (HEIC), by its first `HEIF_HEAD` bytes."""
+    return head[4:8] == b"ftyp" and head[8:HEIF_HEAD] in HEIF_BRANDS
 
 
 def _check_regular(mode: int) -> None:
@@ -109,13 +118,31 @@ def photo_errors(name: str) -> Iterator[None]:
 
 def _open(file: BinaryIO) -> Image.Image:
     bounded = _BoundedFile(file)
-    image = Image.open(bounded, formats=FORMATS)
+    heif = is_heif(file.read(HEIF_HEAD))
+    file.seek(0)
+    image = _open_heif(bounded) if heif else Image.open(bounded, formats=FORMATS)
     exif = image.info.get("exif") or b""
     if len(exif) > EXIF_BYTES + 6 or len(image.info.get("Raw profile type exif") or "") > 3 * EXIF_BYTES:
         raise OSError(f"its EXIF has more than {EXIF_BYTES} bytes; remove its metadata")
     if image.format in ("JPEG", "MPO"):
         _check_scans(image, bounded)
     bounded.expect_pixels()
+    return image
+
+
+def _open_heif(file: _BoundedFile) -> Image.Image:
+    """Open a photo in HEIF; it is upright, and so says its EXIF.
+
+    The file is read whole. Its pixels are decoded when they are loaded, by libheif, which refuses those that are larger
+    than the file's header says.
+    """
+    try:
+        from pillow_heif import HeifImageFile
+    except ImportError as error:
+        raise OSError("it is a HEIC photo: pip install 'jzi[heic]', or convert it to JPEG") from error
+    image: Image.Image = HeifImageFile(file)
+    if Image.MAX_IMAGE_PIXELS and image.width * image.height > 2 * Image.MAX_IMAGE_PIXELS:  # as `Image.open`
+        raise Image.DecompressionBombError
     return image
 
 
