@@ -7,15 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 import torch
 from click.testing import CliRunner
 from PIL import ExifTags, Image
+from rasterio.transform import from_origin
 
 from jzi.cli import main
 from jzi.encode.photo.photo_reader import PhotoReader
 from jzi.encode.photo.photos import UNIFORM
 from jzi.errors import ConfigError, ModelError, PhotoError
 from jzi.locate.answer.location import LocateOptions
+from jzi.locate.answer.photo_notes import GEOREFERENCED
 from jzi.locate.inside import MIN_PHOTOS, Evidence, Hidden, InsideDetector, auroc, fit_inside, probability_inside
 from jzi.retrieve.cells import CellsExpert
 from jzi.retrieve.heads import HeadsConfig, SimilarityHeads
@@ -221,6 +224,21 @@ def test_a_position_in_the_metadata_far_from_the_answer_is_noted(locator, tmp_pa
         for north in (30, 100)
     )
     assert near.notes == () and "100 m from this answer" in far.notes[0]
+
+
+def test_a_map_that_is_named_as_a_photo_is_noted(locator, tmp_path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 48, 96), dtype=np.uint8)
+    profile = {"count": 3, "dtype": "uint8", "crs": "EPSG:32633", "transform": from_origin(500_000, 5_000_000, 1, 1)}
+    path = tmp_path / "map.tif"
+    with rasterio.open(path, "w", driver="GTiff", width=96, height=48, **profile) as raster:
+        raster.write(pixels)
+    image = Image.fromarray(pixels.transpose(1, 2, 0))
+    image.save(tmp_path / "plain.tif")
+    image.save(tmp_path / "beside.png")
+    assert locator.locate(tmp_path / "beside.png").notes == locator.locate(tmp_path / "plain.tif").notes
+    (tmp_path / "beside.pgw").write_text("1\n0\n0\n-1\n0\n0\n")
+    for picture in (path, path.read_bytes(), tmp_path / "beside.png"):
+        assert GEOREFERENCED in locator.locate(picture).notes
 
 
 @pytest.mark.parametrize(("spread", "uniform"), [(0, True), (3, True), (40, False)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,18 +13,13 @@ from urllib.parse import unquote, urlsplit
 
 from jzi.errors import ConfigError, JziError, PhotoError
 from jzi.store.photos.exif import LISTED_SUFFIXES
+from jzi.store.photos.georeference import is_georeferenced
 from jzi.store.photos.photo_file import WHOLE_BYTES, open_image
 from jzi.store.printable import printable
 from jzi.web.client import Client, HttpOptions
 from jzi.web.rules import Address
 from jzi.workspace.setup.settings import FILE
 from jzi.workspace.setup.settings_file import load_area
-
-#: Tags of a TIFF that say where it lies: ModelPixelScale, ModelTiepoint, ModelTransformation (GeoTIFF 1.1, section 7).
-_GEO_TAGS = (33550, 33922, 34264)
-
-#: Suffixes of world files beside rasters.
-_WORLD_FILES = (".jgw", ".jpgw", ".jpegw", ".pgw", ".pngw", ".tfw", ".tifw", ".wld")
 
 #: A photo is fetched while somebody waits: two repetitions, a few seconds apart.
 _OPTIONS = HttpOptions(timeout_s=20.0, total_s=120.0, retries=2)
@@ -101,7 +96,7 @@ class PhotoSources:
         files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in LISTED_SUFFIXES and file.is_file())
         files = [file for file in files if not _in_store(file.relative_to(folder))]
         rasters = {raster for each in (folder / FILE, self._config_file) for raster in _rasters(each)}
-        others = [file for file in files if file.resolve() in rasters or _is_raster(file) or _is_drawing(file)]
+        others = [file for file in files if file.resolve() in rasters or is_georeferenced(file) or _is_drawing(file)]
         self.left_out += others
         photos = [file for file in files if file not in set(others)]
         if not photos:
@@ -166,24 +161,6 @@ def _rasters(config_file: Path) -> Iterator[Path]:
         yield from (Path(raster).resolve() for raster in settings.rasters)
     except JziError:
         return
-
-
-def _is_raster(file: Path) -> bool:
-    """Whether a file is georeferenced: a GeoTIFF, or with a world file or GDAL's metadata beside it."""
-    if any(file.with_suffix(suffix).exists() for suffix in _WORLD_FILES):
-        return True
-    metadata = file.with_name(f"{file.name}.aux.xml")
-    if metadata.is_file() and b"<GeoTransform>" in metadata.read_bytes()[: 2**20]:
-        return True
-    return file.suffix.lower() in (".tif", ".tiff") and _has(file, _GEO_TAGS)
-
-
-def _has(file: Path, tags: Iterable[int]) -> bool:
-    try:
-        with open_image(file, str(file)) as image:
-            return any(tag in getattr(image, "tag_v2", {}) for tag in tags)
-    except PhotoError:
-        return False
 
 
 def _is_drawing(file: Path) -> bool:

@@ -1,4 +1,4 @@
-"""What a photo itself says against its answer: the position in its metadata, and pixels that show nothing."""
+"""What a photo itself says against its answer: the position in its metadata, that it is a map, or shows nothing."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from jzi.errors import PhotoError
 from jzi.locate.answer.location import Location
 from jzi.store.geometry.pyramid import geodesic_distance
 from jzi.store.photos.exif import ExifPosition, read_position
+from jzi.store.photos.georeference import is_georeferenced
 
 #: Metres by which the EXIF position may miss an answer in any case: GPS among tall buildings.
 GPS_ERROR_M = 50.0
@@ -20,6 +21,12 @@ GPS_ERROR_M = 50.0
 #: Factor of the odds that a nearly uniform picture was taken in the area, a choice: experts say of some colours that
 #: they fit, and hardly one photo in twenty that somebody means to locate shows nothing.
 UNIFORM_ODDS = 0.05
+
+
+#: Note on pictures that say where on the map they lie.
+GEOREFERENCED = (
+    "the picture is georeferenced, as maps and aerial images are: what is located are photos taken from the ground"
+)
 
 
 def with_notes(location: Location, notes: Sequence[str], photo: Any) -> Location:
@@ -33,7 +40,8 @@ def with_notes(location: Location, notes: Sequence[str], photo: Any) -> Location
     inside, position = location.inside, exif_position(photo)
     if inside is not None and UNIFORM in notes:
         inside = UNIFORM_ODDS * inside / (UNIFORM_ODDS * inside + 1 - inside)
-    found = (*location.notes, *notes, *exif_note(position, location))
+    is_map = isinstance(photo, str | Path | bytes) and is_georeferenced(photo)
+    found = (*location.notes, *notes, *([GEOREFERENCED] if is_map else ()), *exif_note(position, location))
     return replace(location, inside=inside, notes=found, exif=position)
 
 
