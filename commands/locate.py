@@ -253,22 +253,25 @@ def locate(
     else:
         answers = locator.locate_all(files, options)
     failed, closed = 0, None
-    for file, answer in zip(files, answers, strict=True):
-        answer = _named(answer, sources, errors.get(file, ""))
-        failed += isinstance(answer, NotLocated)
-        outputs.add(file, answer)
-        try:
-            if not closed:
-                _print_answer(answer, as_json, prior.to_dict() if prior else {})
-        except BrokenPipeError as error:  # `jzi locate ... | head`
-            if not outputs:
-                raise
-            closed = error
-    outputs.write(rasters, locator.expert.cell_mask if heatmap else None, locator)
+    try:
+        for file, answer in zip(files, answers, strict=True):
+            answer = _named(answer, sources, errors.get(file, ""))
+            failed += isinstance(answer, NotLocated)
+            outputs.add(file, answer)
+            try:
+                if not closed:
+                    _print_answer(answer, as_json, prior.to_dict() if prior else {})
+            except BrokenPipeError as error:  # `jzi locate ... | head`
+                if not outputs:
+                    raise
+                closed = error
+        outputs.write(rasters, locator.expert.cell_mask if heatmap else None, locator)
+    except BaseException:  # also Ctrl-C: what is there already is named in any case
+        _list_written(outputs)
+        raise
     if stage:
         click.echo(rerank_summary(stage), err=True)
-    for written in outputs.written:
-        click.echo(f"wrote {written}", err=True)
+    _list_written(outputs)
     for sentence in (*outputs.notes, *outputs.errors):
         click.echo(f"jzi: {sources.named(sentence)}", err=True)
     if outputs.errors or failed:
@@ -299,6 +302,11 @@ def _print_answer(answer: Location | NotLocated, as_json: bool, prior: dict[str,
         click.echo(f"jzi: {answer.error}", err=True)
         return
     print_result(as_json, {**answer.to_dict(), **({"prior": prior} if prior else {})}, location_text(answer))
+
+
+def _list_written(outputs: Outputs) -> None:
+    for written in outputs.written:
+        click.echo(f"wrote {written}", err=True)
 
 
 def _not_located(source: PhotoSource) -> NotLocated:

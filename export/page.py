@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
+from tqdm import tqdm
 
 from jzi.encode.photo.photos import open_photo
 from jzi.encode.rasters.imagery import Imagery
@@ -64,7 +65,9 @@ def write_page(
         "embedded": embedded_tiles(tiles, sure) if tiles else {},
         "photos": [
             photo_data(open_photo(photo), replace(location, photo=name), truth, imagery)
-            for name, (photo, location, truth) in zip(names, located, strict=True)
+            for name, (photo, location, truth) in zip(
+                names, tqdm(located, unit="photo", desc="page", delay=2, disable=len(located) == 1), strict=True
+            )
         ],
     }
     title = names[0] if len(names) == 1 else f"{len(names)} photos"

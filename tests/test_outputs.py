@@ -18,6 +18,7 @@ import pytest
 import rasterio
 from click.testing import CliRunner, Result
 from PIL import ExifTags, Image
+from tqdm import tqdm
 
 from jzi.cli import main
 from jzi.commands.shared.common import UsageError
@@ -237,6 +238,27 @@ def test_a_failed_output_ends_the_command_with_2_after_the_others(locate, monkey
     assert result.exit_code == 2 and result.stdout.count("within 50 m of this point") == 1
     assert result.stderr == "wrote after.csv\nwrote after.html\njzi: a.tif cannot be written: no memory\n"
     assert Path("after.csv").exists() and Path("after.html").exists() and not Path("a.tif").exists()
+
+
+@pytest.mark.parametrize("stage", ["locating", "writing"])
+def test_an_interrupted_command_lists_what_it_has_written(locate, monkeypatch, stage) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if stage == "writing":
+        monkeypatch.setattr("jzi.export.page.write_page", interrupt)
+    else:
+        monkeypatch.setattr("jzi.commands.locate._print_answer", interrupt)  # after the first photo's copy
+    result = locate(f"--write-exif {stage} --overwrite-gps --csv {stage}.csv --map {stage}.html")
+    files = f"wrote {stage}.csv\n" if stage == "writing" else ""
+    assert result.exit_code == 130 and result.stderr == f"wrote 1 copy into {stage}\n{files}jzi: interrupted\n"
+    assert Path(f"{stage}.csv").exists() == (stage == "writing") and not Path(f"{stage}.html").exists()
+
+
+def test_a_page_of_many_photos_shows_its_progress(location, tmp_path, take_photo, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("jzi.export.page.tqdm", lambda photos, **options: tqdm(photos, **{**options, "delay": 0}))
+    write_page(tmp_path / "a.html", [(take_photo(tmp_path / "photo.jpg"), location, None)] * 2, None)
+    assert "page: " in capsys.readouterr().err
 
 
 def test_messages_about_a_photo_on_standard_input_name_no_temporary_file(located_folder, monkeypatch) -> None:

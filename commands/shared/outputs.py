@@ -37,7 +37,6 @@ class Outputs:
         score_map: a GeoTIFF of the score of every cell for the first photo.
         headings: whether copies get the heading of answers that have one, if it is known.
         overwrite_gps: whether positions that photos have in their EXIF are replaced in their copies.
-        written: the files that were written, and the folder of copies with their number.
         errors: a sentence for each file that could not be written.
         notes: a sentence for each file that was left out for another reason.
     """
@@ -51,10 +50,10 @@ class Outputs:
     score_map: Path | None = None
     headings: bool = False
     overwrite_gps: bool = False
-    written: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     _copied: int = 0
+    _written: list[Path] = field(default_factory=list)
     _rows: list[dict[str, Any]] = field(default_factory=list)
     _located: list[tuple[Path, Location]] = field(default_factory=list)
     _with_gps: list[Path] = field(default_factory=list)
@@ -64,6 +63,12 @@ class Outputs:
 
     def __bool__(self) -> bool:
         return any((*self._files, self.copies))
+
+    @property
+    def written(self) -> list[str]:
+        """The folder of copies with their number, if there are any, and the files that were written so far."""
+        copies = f"{self._copied} {'copy' if self._copied == 1 else 'copies'} into {self.copies}"
+        return [*([copies] if self._copied else []), *map(str, self._written)]
 
     @property
     def _files(self) -> tuple[Path | None, ...]:
@@ -148,8 +153,6 @@ class Outputs:
             cell_mask: (row, col) the cells that are searched, if the others are to be nodata in the heat map.
             locator: the locator of the answers; needed for the score map.
         """
-        if self._copied:
-            self.written.append(f"{self._copied} {'copy' if self._copied == 1 else 'copies'} into {self.copies}")
         if self._with_gps:
             photos = _each(self._with_gps, "has", "have")
             self.notes.append(
@@ -217,7 +220,7 @@ class Outputs:
 
     def _write_file(self, path: Path, write: Callable[..., Any], *arguments: Any) -> None:
         if self._write(path, write, *arguments):
-            self.written.append(str(path))
+            self._written.append(path)
 
     def _write(self, path: Path, write: Callable[..., Any], *arguments: Any) -> bool:
         """Call `write` with a path and arguments; whatever is raised becomes a sentence. Returns whether it wrote."""
