@@ -291,6 +291,8 @@ def files_below(folder: Path) -> dict[str, bytes]:
         ("init new --center 100 20 --size 500", "is not a position on earth"),
         ("init new --preset atlantis", "there is no preset 'atlantis'"),
         ("tile 0 0", "is outside the area"),
+        ("tile 16.37 48.2", "m; 48.2 16.37 is inside: give the latitude first"),
+        ("init new --map map.tif --center 16.37 48.2 --size 500", "is not on the map; 48.2 16.37 is inside"),
         ("locate photos/day0/000.jpg --csv gone/a.csv", "there is no folder gone"),
         ("locate photos --picture a.png", "--picture draws one photo"),
         ("locate photos/day0/000.jpg --write-exif photos/day0", "is the folder of the photos"),

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from jzi.errors import ConfigError
+from jzi.store.geometry.cell_grid import swap_hint
 from jzi.store.geometry.pyramid import Pyramid, preset
 from jzi.workspace.setup.settings_file import load_settings
 
@@ -35,7 +36,10 @@ def describe_zoom(pyramid: Pyramid, latitude: float, longitude: float) -> tuple[
     """
     path = pyramid.paths(latitude, longitude)[0]
     if path[0] < 0:
-        raise ConfigError(f"latitude {latitude}, longitude {longitude} is outside the {describe_area(pyramid)}")
+        raise ConfigError(
+            f"latitude {latitude}, longitude {longitude} is outside the {describe_area(pyramid)}"
+            + swap_hint(pyramid, latitude, longitude)
+        )
     keys = pyramid.keys(path)
     tiles = []
     for key in keys:

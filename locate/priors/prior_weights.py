@@ -23,7 +23,7 @@ from jzi.errors import BandsError, ConfigError, first_line
 from jzi.locate.priors import band_weights
 from jzi.locate.ranges import DISTANCE, LATITUDE, LONGITUDE
 from jzi.store.geometry.bands import BandGrid
-from jzi.store.geometry.cell_grid import CellGrid
+from jzi.store.geometry.cell_grid import CellGrid, swap_hint
 from jzi.store.geometry.pyramid import WGS84, Pyramid, as_pyramid, geodesic_distance
 from jzi.store.geometry.region import Region
 
@@ -145,7 +145,7 @@ def near(area: CellGrid, latitude: float, longitude: float, within: float) -> We
     if not weight.any():
         raise ConfigError(
             f"no cell of the map is within {within:g} m of {latitude:g} {longitude:g}: give latitude, longitude of a "
-            "position on the map, or a greater distance"
+            f"position on the map, or a greater distance{swap_hint(area, latitude, longitude)}"
         )
     return weight
 

@@ -97,6 +97,21 @@ class CellGrid(Protocol):
         ...
 
 
+def swap_hint(grid: CellGrid, latitude: float, longitude: float) -> str:
+    """The end of a message that a position is outside of an area, if it is inside with its numbers swapped.
+
+    Args:
+        grid: the area.
+        latitude: of the position, degrees.
+        longitude: of the position, degrees.
+
+    Returns:
+        The hint, or nothing if they are not swapped.
+    """
+    inside = abs(longitude) <= 90 and grid.cells_at(longitude, latitude)[0][0] >= 0
+    return f"; {longitude:g} {latitude:g} is inside: give the latitude first" if inside else ""
+
+
 def longer_side(grid: CellGrid) -> float:
     """Return the longer side of the area of a grid, metres."""
     return max(grid.shape) * grid.cell_size
