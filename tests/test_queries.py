@@ -221,10 +221,38 @@ e,48.2,181
 
 
 @pytest.mark.parametrize(
+    "header",
+    ["x;Breite;Länge", "x;Breitengrad;Längengrad", "x;BREITE;LAENGE", "x;latitud;longitud", "x;Latitudine;Longitudine",
+     "x;lat;lng", "x;GPSLatitude;GPSLongitude", "x;Geographische Breite;Geographische La\u0308nge"],
+)  # fmt: skip
+def test_columns_of_positions_have_names_in_several_languages(tmp_path: Path, take_photo, header) -> None:
+    take_photo(tmp_path / "a.jpg")
+    columns = ["file", *header.split(";")[1:]]
+    (tmp_path / "t.csv").write_text(f"{';'.join(columns)}\na.jpg;48,2;16,37\n", encoding="utf-8")
+    frame = read_photo_table(tmp_path / "t.csv").frame
+    assert (frame["latitude"][0], frame["longitude"][0]) == (48.2, 16.37)
+
+
+def test_columns_of_sizes_are_not_those_of_positions(tmp_path: Path, take_photo) -> None:
+    take_photo(tmp_path / "a.jpg")
+    (tmp_path / "t.csv").write_text("file,Breite,Länge,lat,lon\na.jpg,640,480,48.2,16.37\n", encoding="utf-8")
+    frame = read_photo_table(tmp_path / "t.csv").frame
+    assert (frame["latitude"][0], frame["longitude"][0], frame["Breite"][0]) == (48.2, 16.37, 640)
+
+
+def test_a_table_in_another_encoding_says_how_to_save_it(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes("file;Breite;Länge\na.jpg;48,2;16,37\n".encode("cp1252"))
+    with pytest.raises(PhotoTableError, match=r"is not in UTF-8 .*: save it as CSV UTF-8"):
+        read_photo_table(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize(
     ("text", "match"),
     [
         ("id,latitude\na,48.2\n", "no column of longitudes"),
-        ("id,x,y\na,48.2,16.3\n", "no column of latitudes"),
+        ("id,x,y\na,48.2,16.3\n", r"no column of latitudes .*: it has id, x, y; if x, y means that in .* rename"),
+        ("id,GPS,lat_dd\na,48.2,16.3\n", r"if GPS, lat_dd means that"),
+        ("id,plate,alone\na,48.2,16.3\n", r"it has id, plate, alone$"),
         ("lat,lon\n48.2,16.3\n", "does not identify photos"),
         ("id,lat,lon\n", "has no usable photo"),
         ("id,lat,lon\ngone,48.2,16.3\n", r"gone: no such photo.*1 were rejected"),

@@ -55,6 +55,8 @@ def read_table(source: Path, is_text: Callable[[str], bool]) -> pd.DataFrame:
         return pd.read_csv(source, sep=separator, encoding="utf-8-sig", dtype=ids, index_col=False, usecols=usecols)
     except PhotoTableError:
         raise
+    except UnicodeDecodeError as error:  # of spreadsheets that save in the code page of the country
+        raise PhotoTableError(f"{source} is not in UTF-8 ({first_line(error)}): save it as CSV UTF-8") from error
     except Exception as error:  # of csv, pandas and pyarrow
         raise PhotoTableError(f"{source} cannot be read as a table: {first_line(error)}") from error
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,13 +29,18 @@ from jzi.store.geometry.region import RegionCells
 from jzi.store.photos.exif_record import read_folder_exif
 from jzi.store.photos.photo_finder import PhotoFinder
 from jzi.store.photos.splits import SPLITS, TABLE_SPLIT, SplitInfo, block_side, is_zoom_sequence, split_photos, text
+from jzi.store.printable import listed
 
-#: Accepted names of each column, in order of preference.
+#: Accepted names of each column, in order of preference; in lower case and NFC. `gpslatitude` and `sourcefile` are
+#: ExifTool's. In German, Breite and Länge are widths and lengths too: they come last.
 COLUMNS = {
     "id": ("id", "image_id", "photo_id", "query_id"),
-    "path": ("path", "file", "image", "filename", "file_name", "image_path"),
-    "latitude": ("latitude", "lat", "gps_latitude"),
-    "longitude": ("longitude", "lon", "lng", "long", "gps_longitude"),
+    "path": ("path", "file", "image", "filename", "file_name", "image_path", "sourcefile"),
+    "latitude": ("latitude", "lat", "gps_latitude", "gpslatitude", "latitud", "latitudine", "breedtegraad",
+                 "breitengrad", "geographische breite", "geografische breite", "breite"),
+    "longitude": ("longitude", "lon", "lng", "long", "gps_longitude", "gpslongitude", "longitud", "longitudine",
+                  "lengtegraad", "längengrad", "laengengrad", "geographische länge", "geografische länge", "länge",
+                  "laenge"),
     "heading": ("heading", "heading_deg", "compass_deg", "compass_angle", "bearing"),
     "heading_sd": ("heading_sd", "heading_accuracy", "compass_accuracy"),
     "hfov": ("hfov", "hfov_deg", "fov", "field_of_view"),
@@ -42,7 +49,13 @@ COLUMNS = {
     "drive": ("drive", "drive_id", "sequence_id", "sequence_key", "trip", "trip_id"),
     "captured_at": ("captured_at", "timestamp", "time", "datetime", "date_time", "capture_time"),
     "device": ("device", "device_id", "creator", "creator_id", "user", "username"),
-}
+}  # fmt: skip
+
+#: Names that look like those of positions but may mean others, in words or as parts of words: metres of a grid, texts.
+_POSITIONS = re.compile(
+    r"^(x|y|e|n|[xy]_?coord.*|east.*|north.*|ostwert|nordwert|rechtswert|hochwert|geom(etry)?|wkt|coord.*|koord.*|"
+    r"location|position|gps.*)$|latit|longit|breit|l(ä|ae)ng|(^|[^a-z])(lat|lon|lng)([^a-z]|$)"
+)
 
 #: Columns of ids, which are read as text.
 _TEXT = ("id", "path", "drive", "device")
@@ -263,8 +276,11 @@ def _read_table(source: Path, photos: Path, finder: PhotoFinder) -> tuple[pd.Dat
     for needed in ("latitude", "longitude"):
         if needed not in frame:
             has = _printable(", ".join(map(str, frame.columns)))
+            others = [str(each) for each in frame.columns if each not in COLUMNS]
+            similar = [each for each in others if _POSITIONS.search(_key(each))]
+            hint = f"; if {_printable(listed(similar))} means that in degrees (WGS 84), rename it" if similar else ""
             raise PhotoTableError(
-                f"{source} has no column of {needed}s (one of {', '.join(COLUMNS[needed])}): it has {has}"
+                f"{source} has no column of {needed}s ({', '.join(COLUMNS[needed][:3])}, ...): it has {has}{hint}"
             )
     if "id" not in frame and "path" not in frame:
         raise PhotoTableError(
@@ -337,10 +353,15 @@ def _usable_rows(
 
 
 def _is_text(column: str) -> bool:
-    return column.strip().lower() in ("sequence", *(name for ours in _TEXT for name in COLUMNS[ours]))
+    return _key(column) in ("sequence", *(name for ours in _TEXT for name in COLUMNS[ours]))
 
 
 def _standard_names(columns: list[str]) -> dict[str, str]:
     """Map columns of the source to the names used here; the preferred one if several match."""
-    lower = {column.lower(): column for column in reversed(columns)}
-    return {lower[name]: ours for ours, names in COLUMNS.items() for name in [n for n in names if n in lower][:1]}
+    by_key = {_key(column): column for column in reversed(columns)}
+    return {by_key[name]: ours for ours, names in COLUMNS.items() for name in [n for n in names if n in by_key][:1]}
+
+
+def _key(column: str) -> str:
+    """The name of a column as `COLUMNS` has it; on some systems ä is two characters."""
+    return unicodedata.normalize("NFC", column.strip().lower())
