@@ -311,6 +311,8 @@ def files_below(folder: Path) -> dict[str, bytes]:
         ("encode-queries --set queries.views=256", "queries.views"),
         ("info gone", "there is nothing at gone"),
         ("info photos", "but no cache"),
+        ("info far.csv", "far.csv is no cache, model, refiner, encoder or raster"),
+        ("info jzi.toml", "jzi.toml is no cache, model, refiner, encoder or raster: `jzi settings --config jzi.toml`"),
     ],
 )
 def test_bad_input_is_one_sentence_and_changes_nothing(trained, tmp_path, command: str, says: str) -> None:

@@ -76,6 +76,12 @@ def describe(path: str) -> Info:
         raise JziError(
             f"{path} is a folder, but no cache (zarr.json), no model (config.json) and no refiner (refiner.json)"
         )
+    if Path(path).is_file():
+        from jzi.encode.rasters.raster_sources import is_raster
+
+        if not is_raster(path):
+            settings = f": `jzi settings --config {path}` lists it" if path.lower().endswith(".toml") else ""
+            raise JziError(f"{path} is no cache, model, refiner, encoder or raster{settings}")
     return _raster(path)
 
 

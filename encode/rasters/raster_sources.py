@@ -82,6 +82,14 @@ def check_sources(path: str, remote: bool) -> None:
     _Checker(os.path.realpath(Path(path).parent)).check(path)
 
 
+def is_raster(path: str) -> bool:
+    """Whether a file begins as a raster of one of the formats that are read without `map.remote`."""
+    try:
+        return bool(_driver(path))
+    except ImageryError:
+        return False
+
+
 def open_raster(path: str, remote: bool) -> Any:
     """Open a raster that `check_sources` has passed.
 
