@@ -20,9 +20,10 @@ from jzi.errors import ConfigError
 from jzi.evaluate.intervals import Interval, share_interval
 from jzi.evaluate.moments import groups_by_time
 from jzi.locate.ranges import DISTANCE, RANKS
-from jzi.store.geometry.bands import BandGrid, haversine, move
+from jzi.store.geometry.bands import haversine
 from jzi.store.geometry.cell_grid import CellGrid
 from jzi.store.geometry.pyramid import geodesic_distance
+from jzi.store.geometry.scale import largest_scale
 from jzi.vectors.store import TIE
 
 #: Radii, metres, and ranks of the paper's tables; radius 0 stands for the photo's own cell.
@@ -103,7 +104,7 @@ def matches(
         photo = np.flatnonzero(row >= 0)
         row, col = row[photo], col[photo]
     else:
-        photo, row, col = area.within(latitude, longitude, radius * _scale(area, latitude, longitude) * _MARGIN)
+        photo, row, col = area.within(latitude, longitude, radius * largest_scale(area, latitude, longitude) * _MARGIN)
         metres = haversine if distance == "sphere" else geodesic_distance
         center = area.unproject(*area.cell_centers(row, col))
         near = metres(latitude[photo], longitude[photo], *center) <= radius
@@ -113,16 +114,6 @@ def matches(
     found = np.zeros(len(latitude), bool)
     found[photo] = True
     return Matches(radius, photo, row, col, found)
-
-
-def _scale(area: CellGrid, latitude: NDArray[np.float64], longitude: NDArray[np.float64]) -> float:
-    """Largest number of metres in the CRS of a grid for a metre on the ground, at positions."""
-    if isinstance(area, BandGrid) or not len(latitude):
-        return 1.0  # bands measure on the sphere
-    x, y = area.project(latitude, longitude)
-    steps = [move(latitude, longitude, 100.0, bearing) for bearing in (0.0, 90.0)]
-    scales = [np.hypot(*np.subtract(area.project(*step), (x, y))) / 100 for step in steps]
-    return float(np.nanmax(scales))
 
 
 def equivalent_ranks(

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from jzi.locate.answer.location import Candidate, Location
-from jzi.locate.points.ground import units_per_metre
 from jzi.store.geometry.cell_grid import Bounds
+from jzi.store.geometry.scale import units_per_metre
 from jzi.store.plain import share_text
 
 #: Colours of the answer and what search chose, of the true position, of headings, and of other places. They differ in

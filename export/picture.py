@@ -26,11 +26,12 @@ from jzi.export.posterior_picture import (
     dimmed,
     draw_colour_bar,
 )
-from jzi.export.scale_bar import draw_scale_bar, ground_metres
+from jzi.export.scale_bar import draw_scale_bar
 from jzi.locate.answer.location import Location
 from jzi.locate.ranges import PIXELS
 from jzi.store.geometry.cell_grid import Bounds
 from jzi.store.geometry.pyramid import Pyramid, geodesic_distance
+from jzi.store.geometry.scale import ground_metres
 from jzi.store.plain import percent, share_text
 from jzi.store.printable import printable
 

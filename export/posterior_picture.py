@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from jzi.export.overlay import CELL_PIXELS, values_at
 from jzi.locate.answer.location import Location
-from jzi.locate.points.ground import units_per_metre
 from jzi.store.geometry.cell_grid import Bounds
 from jzi.store.geometry.pyramid import Pyramid
+from jzi.store.geometry.scale import units_per_metre
 
 #: Most squares along a side of the panel: each then has at least 4 pixels of a PNG.
 SQUARES = 96

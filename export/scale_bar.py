@@ -7,25 +7,10 @@ from typing import Any
 
 from jzi.store.geometry.cell_grid import Bounds, CellGrid
 from jzi.store.geometry.lengths import length_text, round_length
-from jzi.store.geometry.pyramid import geodesic_distance
+from jzi.store.geometry.scale import ground_metres
 
 #: Longest bar, as a share of the panel's width.
 LONGEST = 0.4
-
-
-def ground_metres(area: CellGrid, bounds: Bounds) -> float:
-    """Metres on the ground for each unit of the area's CRS, from west to east through the middle of a rectangle.
-
-    A unit of a CRS is a metre where its projection preserves lengths, and 0.6 m in Web Mercator at 53 degrees north.
-
-    Args:
-        area: the grid of the cells.
-        bounds: the rectangle, in the area's CRS.
-    """
-    x, y = (bounds.west + bounds.east) / 2, (bounds.south + bounds.north) / 2
-    half = (bounds.east - bounds.west) / 4
-    start, end = (area.unproject(x + side * half, y) for side in (-1, 1))
-    return float(geodesic_distance(*start, *end)) / (2 * half)
 
 
 def draw_scale_bar(axis: Any, area: CellGrid, bounds: Bounds) -> None:

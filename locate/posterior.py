@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jzi.locate.points.ground import units_per_metre
 from jzi.locate.ranges import CANDIDATES, DISTANCE, RANKS, SHARE
 from jzi.store.geometry.cell_grid import CellGrid
+from jzi.store.geometry.scale import units_per_metre
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,14 @@ from jzi.encode.rasters.imagery import Imagery
 from jzi.export import picture
 from jzi.export.picture import draw_zoom
 from jzi.export.posterior_picture import all_squares, coloured, posterior_view, squares_of
-from jzi.export.scale_bar import draw_scale_bar, ground_metres
+from jzi.export.scale_bar import draw_scale_bar
 from jzi.locate.answer.location import LocateOptions, Location, to_locations
 from jzi.locate.posterior import Posterior
 from jzi.store.geometry.bands import BandGrid
 from jzi.store.geometry.cell_grid import Bounds, CellGrid
 from jzi.store.geometry.lengths import length_text, round_length
 from jzi.store.geometry.pyramid import Pyramid, geodesic_distance
+from jzi.store.geometry.scale import ground_metres
 
 STATE = BandGrid.covering(16.0, 48.0, 17.0, 48.5, 30.0)
 CITY = Pyramid.around(48.2, 16.37, 10_240.0)  # 256 x 256 cells of 40 m

@@ -24,13 +24,13 @@ from jzi.locate.answer.location import LocateOptions
 from jzi.locate.expert import Expert
 from jzi.locate.inside import HIDDEN_M, Evidence, Hidden, fit_inside
 from jzi.locate.joint.fusion_weights import FIT_CELLS, FusionFit, FusionWeights
-from jzi.locate.points.ground import units_per_metre
 from jzi.locate.posterior import Posterior
 from jzi.retrieve.dense import DenseExpert
 from jzi.retrieve.vpr import DEFAULT_WIDTH, VprConfig, VprExpert
 from jzi.store.cache.feature_cache import FeatureCache
 from jzi.store.disk.files import file_sha256
 from jzi.store.features.map_embeddings import MapEmbeddings
+from jzi.store.geometry.scale import units_per_metre
 from jzi.store.model_config import FusionConfig, InsideConfig, ZoomModelConfig, read_config
 from jzi.store.model_folder import DECODER, EXPERT_FILES, update_config, verify_file, write_file
 from jzi.store.tensors import check_finite

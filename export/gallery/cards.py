@@ -17,11 +17,11 @@ from jzi.export.gallery.pool import ImagePool
 from jzi.export.gallery.sources import Sources
 from jzi.export.gallery.steps import Steps, step_cards, tile_image
 from jzi.export.posterior_picture import all_squares, coloured, dimmed, percent_text
-from jzi.export.scale_bar import LONGEST, ground_metres
-from jzi.locate.points.ground import units_per_metre
+from jzi.export.scale_bar import LONGEST
 from jzi.store.geometry.cell_grid import Bounds
 from jzi.store.geometry.lengths import length_text, round_length
 from jzi.store.geometry.pyramid import geodesic_distance
+from jzi.store.geometry.scale import ground_metres, units_per_metre
 from jzi.store.plain import percent
 
 #: Longest side of a photo, of a training photo, and side of the map of the posterior, pixels.

@@ -16,11 +16,12 @@ from jzi.export.gallery.pool import ImagePool
 from jzi.export.gallery.sources import Sources
 from jzi.export.gallery.steps import tile_image
 from jzi.export.posterior_picture import coloured
-from jzi.export.scale_bar import LONGEST, ground_metres
+from jzi.export.scale_bar import LONGEST
 from jzi.locate.answer.fix_shapes import ellipse, heading_line
 from jzi.locate.answer.location import Location
 from jzi.store.geometry.cell_grid import Bounds
 from jzi.store.geometry.lengths import length_text, round_length
+from jzi.store.geometry.scale import ground_metres
 
 #: Side of a panel, pixels.
 PANEL = 360

@@ -17,8 +17,8 @@ from jzi.evaluate.cases import Cases
 from jzi.export.gallery.pool import ImagePool
 from jzi.export.gallery.sources import Sources
 from jzi.export.posterior_picture import percent_text
-from jzi.export.scale_bar import ground_metres
 from jzi.store.geometry.cell_grid import Bounds
+from jzi.store.geometry.scale import ground_metres
 from jzi.store.plain import percent
 
 #: Side of a tile and of a crop of the map, pixels.

@@ -14,10 +14,10 @@ from jzi.locate.answer.fix import Fix
 from jzi.locate.answer.geojson import answer_feature, feature_collection, to_features
 from jzi.locate.answer.judged import Judged
 from jzi.locate.points.discs import check_radius, most_probable_discs
-from jzi.locate.points.ground import units_per_metre
 from jzi.locate.posterior import Posterior, credible_radius, most_probable_cells
 from jzi.locate.ranges import BEAMS, CANDIDATES, DISTANCE, ELSEWHERE, HEADING, HEADING_SD, SHARE
 from jzi.store.geometry.pyramid import Pyramid, as_pyramid
+from jzi.store.geometry.scale import units_per_metre
 from jzi.store.photos.exif import ExifPosition
 from jzi.store.plain import percent, plain, rounded
 from jzi.store.printable import printable

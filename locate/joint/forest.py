@@ -20,7 +20,7 @@ from jzi.errors import ConfigError
 from jzi.locate.answer.location import Candidate, LocateOptions, Location, to_locations
 from jzi.locate.inside import probability_inside
 from jzi.locate.locator import Locator
-from jzi.locate.points.ground import units_per_metre
+from jzi.store.geometry.scale import units_per_metre
 from jzi.store.plain import share_text
 
 

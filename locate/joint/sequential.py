@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from jzi.errors import ConfigError
 from jzi.locate.joint.sparse import MAX_CELLS, fuse_sparse, smooth_sparse
-from jzi.locate.points.ground import units_per_metre
 from jzi.locate.posterior import Posterior
 from jzi.locate.ranges import SECONDS, SPEED_KMH
 from jzi.store.geometry.cell_grid import CellGrid
 from jzi.store.geometry.pyramid import Pyramid
+from jzi.store.geometry.scale import units_per_metre
 
 #: Share of photos that carry no information about where they were taken.
 OUTLIER = 0.02

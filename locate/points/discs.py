@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from jzi.errors import ConfigError
 from jzi.locate.points.bands import BandCover
 from jzi.locate.points.disc_share import disc_mean, disc_share
-from jzi.locate.points.ground import units_per_metre
 from jzi.locate.posterior import Points, Posterior
 from jzi.locate.ranges import CANDIDATES, DISTANCE
 from jzi.store.geometry.bands import RADIUS, BandGrid
 from jzi.store.geometry.cell_grid import CellGrid, longer_side
+from jzi.store.geometry.scale import units_per_metre
 
 #: Grid of possible disc centres in a cell: points per side.
 POINTS = 4
