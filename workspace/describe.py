@@ -20,6 +20,7 @@ from jzi.store.disk.storage import exists, is_url
 from jzi.store.features.map_pages import PagedMap
 from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.geometry.region import RegionInfo
+from jzi.store.geometry.scale import units_per_metre
 from jzi.store.info import EncoderInfo, ImageryInfo
 from jzi.store.model_config import (
     CONFIG,
@@ -131,12 +132,13 @@ def _region_facts(region: RegionInfo) -> dict[str, Any]:
 def _pyramid_facts(pyramid: Pyramid | None) -> dict[str, Any]:
     if pyramid is None:
         return {}
+    units = units_per_metre(pyramid)
     return {
         "crs": pyramid.crs,
-        "area_m": pyramid.size,
+        "area_m": pyramid.size / units,
         "grid": pyramid.grid,
         "levels": pyramid.levels,
-        "cell_m": pyramid.cell_size,
+        "cell_m": pyramid.cell_size / units,
     }
 
 
@@ -184,7 +186,7 @@ def _model(folder: Path) -> Info:
     if isinstance(config, RetrieverModelConfig):
         facts |= {
             "method": config.method,
-            "footprint_m": config.context * config.pyramid.cell_size,
+            "footprint_m": config.context * facts["cell_m"],
             "index": "there" if INDEX in config.files or (folder / "index.zarr").is_dir() else "none yet: jzi index",
             "graph": "there" if (folder / GRAPH).is_file() else "none: jzi index --hnsw",
         }

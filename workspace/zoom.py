@@ -10,21 +10,25 @@ import numpy as np
 from jzi.errors import ConfigError
 from jzi.store.geometry.cell_grid import swap_hint
 from jzi.store.geometry.pyramid import Pyramid, preset
+from jzi.store.geometry.scale import units_per_metre
 from jzi.workspace.setup.settings_file import load_settings
 
 
 def describe_area(pyramid: Pyramid) -> str:
-    """Describe the area in one line."""
+    """Describe the area in one line, in metres on the ground."""
     latitude, longitude = pyramid.unproject(pyramid.west + pyramid.size / 2, pyramid.north - pyramid.size / 2)
-    footprints = ", ".join(f"{pyramid.footprint(level):g}" for level in range(pyramid.levels))
+    units = units_per_metre(pyramid)
+    footprints = ", ".join(f"{pyramid.footprint(level) / units:g}" for level in range(pyramid.levels))
     return (
-        f"area: {pyramid.size:g} m square around {latitude:.6f}, {longitude:.6f}; {pyramid.levels} steps of "
-        f"{pyramid.grid} x {pyramid.grid}, tiles of {footprints} m, cells of {pyramid.cell_size:.2f} m"
+        f"area: {pyramid.size / units:g} m square around {latitude:.6f}, {longitude:.6f}; {pyramid.levels} steps of "
+        f"{pyramid.grid} x {pyramid.grid}, tiles of {footprints} m, cells of {pyramid.cell_size / units:.2f} m"
     )
 
 
 def describe_zoom(pyramid: Pyramid, latitude: float, longitude: float) -> tuple[dict[str, Any], str]:
     """Return the path, tiles and bounds of the zoom to a position, as values for JSON and as text.
+
+    Bounds are in the CRS, sizes in metres on the ground.
 
     Args:
         pyramid: geometry of the area.
@@ -40,7 +44,7 @@ def describe_zoom(pyramid: Pyramid, latitude: float, longitude: float) -> tuple[
             f"latitude {latitude}, longitude {longitude} is outside the {describe_area(pyramid)}"
             + swap_hint(pyramid, latitude, longitude)
         )
-    keys = pyramid.keys(path)
+    keys, units = pyramid.keys(path), units_per_metre(pyramid)
     tiles = []
     for key in keys:
         bounds = pyramid.tile_bounds(key)
@@ -51,7 +55,7 @@ def describe_zoom(pyramid: Pyramid, latitude: float, longitude: float) -> tuple[
         tiles.append(
             {
                 **key._asdict(),
-                "footprint_m": pyramid.footprint(key.level),
+                "footprint_m": pyramid.footprint(key.level) / units,
                 "bounds": list(bounds),
                 "corners": np.stack([corner_latitude, corner_longitude], -1).round(8).tolist(),
             }
@@ -61,15 +65,15 @@ def describe_zoom(pyramid: Pyramid, latitude: float, longitude: float) -> tuple[
         "latitude": latitude,
         "longitude": longitude,
         "path": path.tolist(),
-        "cell_m": pyramid.cell_size,
+        "cell_m": pyramid.cell_size / units,
         "cell_latitude": float(center[0]),
         "cell_longitude": float(center[1]),
         "crs": pyramid.crs,
         "tiles": tiles,
     }
-    lines = [f"path {path.tolist()}, cell of {pyramid.cell_size:.2f} m around {center[0]:.6f}, {center[1]:.6f}"]
+    lines = [f"path {path.tolist()}, cell of {pyramid.cell_size / units:.2f} m around {center[0]:.6f}, {center[1]:.6f}"]
     lines += [
-        f"  level {key.level}  row {key.row:>4}  col {key.col:>4}  {pyramid.footprint(key.level):>9.2f} m  "
+        f"  level {key.level}  row {key.row:>4}  col {key.col:>4}  {pyramid.footprint(key.level) / units:>9.2f} m  "
         f"x {bounds.west:.2f} .. {bounds.east:.2f}  y {bounds.south:.2f} .. {bounds.north:.2f}"
         for key, bounds in zip(keys, map(pyramid.tile_bounds, keys), strict=True)
     ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from jzi.store.geometry.scale import units_per_metre
 from jzi.store.plain import plain, share_text
 from jzi.store.printable import listed
 
@@ -206,9 +207,10 @@ def _area_text(cache: CacheInfo) -> str:
         return f"region   {cache.region.label} ({cache.region.rule} {cache.region.name})"
     pyramid = cache.pyramid
     assert pyramid is not None
+    units = units_per_metre(pyramid)
     return (
-        f"pyramid  {pyramid.size:g} m, {pyramid.levels} steps of {pyramid.grid} x {pyramid.grid}, cells of "
-        f"{pyramid.cell_size:.2f} m"
+        f"pyramid  {pyramid.size / units:g} m, {pyramid.levels} steps of {pyramid.grid} x {pyramid.grid}, cells of "
+        f"{pyramid.cell_size / units:.2f} m"
     )
 
 
