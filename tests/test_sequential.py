@@ -104,6 +104,20 @@ def test_forward_backward_is_the_sum_over_all_tracks() -> None:
         np.testing.assert_allclose(smoothed[photo].grid().ravel(), every.sum(axes), atol=1e-6)
 
 
+@pytest.mark.parametrize("dense", [True, False])
+def test_photos_that_contradict_one_another_count_alike_whichever_was_first(dense: bool, monkeypatch) -> None:
+    """On a map of so many cells that a photo of no use leaves each less than the least probability of a cell."""
+    monkeypatch.setattr("jzi.locate.joint.sequential.is_dense", lambda _: dense)
+    area, side = Pyramid.around(48.2, 16.37, 10_240.0, grid=2, levels=9), 512
+    rows, cols = np.array([100, 250, 400]), np.array([100, 400, 200])
+    found = Posterior.from_cells(area, rows, cols, np.eye(3))
+    there = smooth_track(found, np.ones((side, side), bool), [0, 5, 10], speed=15.0)
+    back = smooth_track(Posterior.concatenate([found.of(photo) for photo in (2, 1, 0)]),
+                        np.ones((side, side), bool), [0, 5, 10], speed=15.0)  # fmt: skip
+    for one, other in zip(there, back[::-1], strict=True):
+        np.testing.assert_allclose(one.grid()[rows, cols], other.grid()[rows, cols], rtol=1e-3, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("seconds", "speed", "reason"),
     [

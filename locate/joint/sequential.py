@@ -137,12 +137,15 @@ def smooth_track(
         smoothed.append(_to_posterior(posterior, _normalise(forward.pop() * behind)))
         if photo:
             later = _likelihood(posterior, photo, cell_mask)
-            behind = _normalise(_spread(behind * later, reaches[photo - 1], cell_mask))
+            behind = _normalise(_spread(_normalise(behind * later), reaches[photo - 1], cell_mask))
     return smoothed[::-1]
 
 
 def _spread(grid: NDArray[np.float64], reach: float, cell_mask: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Spread the mass of each cell over the cells within reach (in cells); convolution by Fourier transform."""
+    """Spread the mass of each cell over the cells within reach (in cells); convolution by Fourier transform.
+
+    The grid has a sum of 1, to which the least probability of a cell is relative.
+    """
     rows, cols = grid.shape
     cells = min(max(rows, cols), int(np.ceil(reach)))
     offset = np.arange(-cells, cells + 1)

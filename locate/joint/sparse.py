@@ -162,7 +162,8 @@ def smooth_sparse(
     for photo in reversed(range(len(forward))):
         smoothed.append(_to_posterior(cells, cells.normalise(forward[photo] * behind)))
         if photo:
-            behind = cells.normalise(cells.spread(behind * likelihoods[photo], reaches[photo - 1]))
+            later = cells.normalise(behind * likelihoods[photo])  # the least probability is relative to a sum of 1
+            behind = cells.normalise(cells.spread(later, reaches[photo - 1]))
     return smoothed[::-1]
 
 
