@@ -12,7 +12,6 @@ import click
 
 from jzi.commands.rerank import rerank_options, rerank_summary
 from jzi.commands.shared.common import (
-    UsageError,
     approximate_option,
     beams_option,
     experts_option,
@@ -31,7 +30,8 @@ from jzi.locate.ranges import CANDIDATES, DISTANCE, ELSEWHERE, HEADING, HEADING_
 from jzi.store.printable import listed
 
 if TYPE_CHECKING:
-    from jzi.locate.answer.location import Location, NotLocated
+    from jzi.locate.answer.location import LocateOptions, Location, NotLocated
+    from jzi.locate.locator import Locator
     from jzi.locate.priors.prior_weights import Prior
     from jzi.workspace.photo_sources import PhotoSource, PhotoSources
     from jzi.workspace.stages.reranker import RerankRequest
@@ -248,8 +248,7 @@ def locate(
     if as_one:
         answers, files = [locator.locate_together(files, options)], files[:1]
     elif track:
-        files, seconds = _in_time(files, interval)
-        answers = locator.locate_track(files, seconds, top_speed / 3.6, options)
+        files, answers = _along_track(locator, files, interval, top_speed / 3.6, options)
     else:
         answers = locator.locate_all(files, options)
     failed, closed = 0, None
@@ -325,16 +324,16 @@ def _named(answer: Location | NotLocated, sources: PhotoSources, error: str) -> 
     return answer if name == answer.photo else replace(answer, photo=name)
 
 
-def _in_time(files: list[Path], interval: float | None) -> tuple[list[Path], list[float]]:
-    """Photos of a drive in order of time, and the seconds since the first."""
+def _along_track(
+    locator: Locator, files: list[Path], interval: float | None, speed: float, options: LocateOptions
+) -> tuple[list[Path], list[Location]]:
+    """Photos of a drive in the order of time, and their locations."""
     if interval is not None:
-        return files, [interval * index for index in range(len(files))]
-    from jzi.store.photos.exif import read_time
+        seconds = [interval * index for index in range(len(files))]
+        return files, locator.locate_track(files, seconds, speed, options)
+    from jzi.store.photos.drive import read_drive
 
-    times = {file: read_time(file) for file in files}
-    if missing := [file for file, moment in times.items() if moment is None]:
-        raise UsageError(
-            f"{missing[0]} has no capture time in its EXIF: pass --interval SECONDS, and the photos in order"
-        )
-    ordered = sorted((moment, file) for file, moment in times.items() if moment)
-    return [file for _, file in ordered], [(moment - ordered[0][0]).total_seconds() for moment, _ in ordered]
+    drive = read_drive(files)
+    return drive.files, locator.locate_track(
+        drive.files, drive.seconds, speed, options, rounding_s=drive.rounding_s, recorded=drive.positions
+    )

@@ -196,7 +196,14 @@ class Locator:
         return replace(location, inside=inside, exif=recorded[0])
 
     def locate_track(
-        self, photos: Iterable[PhotoInput], seconds: Sequence[float], speed: float, options: LocateOptions = DEFAULT
+        self,
+        photos: Iterable[PhotoInput],
+        seconds: Sequence[float],
+        speed: float,
+        options: LocateOptions = DEFAULT,
+        *,
+        rounding_s: float = 0.0,
+        recorded: Sequence[ExifPosition | None] | None = None,
     ) -> list[Location]:
         """Locate each photo of a drive, given all of them; stages do not run.
 
@@ -207,6 +214,9 @@ class Locator:
             seconds: (photo,) time at which each was taken.
             speed: top speed, metres per second.
             options: see `locate`.
+            rounding_s: seconds by which the time between two photos may be longer than `seconds` say, such as 1 for
+                times of whole seconds.
+            recorded: (photo,) positions that the photos record, where they are known; else they are read.
 
         Raises:
             PhotoError: one cannot be read.
@@ -215,12 +225,14 @@ class Locator:
         """
         check_radius(self.expert.area, options.radius)
         check_track(self.expert.cell_mask.size, seconds, speed)
-        names, query, recorded = self._encode(photos, exif=True)
-        smoothed = smooth_track(self.posterior(query, options), self.expert.cell_mask, seconds, speed)
+        names, query, found = self._encode(photos, exif=recorded is None)
+        smoothed = smooth_track(
+            self.posterior(query, options), self.expert.cell_mask, seconds, speed, rounding_s=rounding_s
+        )
         inside = self._inside(query, options, together=True)
         return [
             replace(to_locations(each, options, [name])[0], inside=probability, exif=position)
-            for each, name, probability, position in zip(smoothed, names, inside, recorded, strict=True)
+            for each, name, probability, position in zip(smoothed, names, inside, recorded or found, strict=True)
         ]
 
     def encode(self, photos: Iterable[PhotoInput], batch_size: int = 32) -> tuple[list[str], Tensor]:

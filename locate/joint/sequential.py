@@ -104,7 +104,12 @@ def check_track(cells: int, seconds: Sequence[float], speed: float) -> None:
 
 
 def smooth_track(
-    posterior: Posterior, cell_mask: NDArray[np.bool_], seconds: Sequence[float], speed: float
+    posterior: Posterior,
+    cell_mask: NDArray[np.bool_],
+    seconds: Sequence[float],
+    speed: float,
+    *,
+    rounding_s: float = 0.0,
 ) -> list[Posterior]:
     """The posterior of each photo of a drive given all of them.
 
@@ -116,6 +121,7 @@ def smooth_track(
         cell_mask: (row, col) whether a cell has imagery.
         seconds: (photo,) time at which each was taken, not decreasing.
         speed: top speed, metres per second.
+        rounding_s: seconds by which the time between two photos may be longer than `seconds` say.
 
     Raises:
         ConfigError: as `check_track`.
@@ -123,7 +129,7 @@ def smooth_track(
     check_track(cell_mask.size, seconds, speed)
     cell_m = posterior.area.cell_size
     speed *= units_per_metre(posterior.area)
-    gaps = np.diff(np.asarray(seconds, float))
+    gaps = np.diff(np.asarray(seconds, float)) + rounding_s
     if not is_dense(posterior.area):
         return smooth_sparse(posterior, cell_mask, [speed * gap + cell_m for gap in gaps.tolist()], OUTLIER)
     reaches = [(speed * gap + cell_m) / cell_m for gap in gaps.tolist()]  # positions are accurate to a cell

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from PIL import ExifTags
+from PIL import ExifTags, Image
 from PIL.TiffImagePlugin import IFDRational
 
 from jzi.errors import PhotoError, first_line
@@ -52,6 +52,29 @@ class ExifPosition:
     device: str = ""
 
 
+@dataclass(frozen=True)
+class CaptureTime:
+    """When a photo was taken, by the clock of the camera.
+
+    Attributes:
+        local: local time, as the clock shows it.
+        offset: of the clock from UTC; None if not recorded.
+        resolution_s: seconds that the clock counts in: 1 without fractions of seconds, else 0.
+    """
+
+    local: datetime
+    offset: timedelta | None
+    resolution_s: float
+
+    @property
+    def utc(self) -> datetime:
+        """In UTC if the offset is recorded, else local time."""
+        try:
+            return self.local - (self.offset or timedelta())
+        except OverflowError:
+            return self.local
+
+
 def read_position(photo: str | Path | bytes) -> ExifPosition:
     """Read the GPS position, the time and the device from the EXIF data of a photo; only the header is read.
 
@@ -70,6 +93,10 @@ def read_position(photo: str | Path | bytes) -> ExifPosition:
                 tags = exif.get_ifd(ExifTags.IFD.Exif)
     except PhotoError as error:
         raise PhotoError(f"cannot be read as a photo ({error})") from error
+    return _position(exif, gps, tags)
+
+
+def _position(exif: Image.Exif, gps: Mapping[int, Any], tags: Mapping[int, Any]) -> ExifPosition:
     latitude = _degrees(gps.get(ExifTags.GPS.GPSLatitude), gps.get(ExifTags.GPS.GPSLatitudeRef), "NS")
     longitude = _degrees(gps.get(ExifTags.GPS.GPSLongitude), gps.get(ExifTags.GPS.GPSLongitudeRef), "EW")
     if latitude is None or longitude is None:
@@ -105,22 +132,42 @@ def read_time(photo: Path) -> datetime | None:
         return capture_time(image.getexif().get_ifd(ExifTags.IFD.Exif))
 
 
+def read_time_and_position(photo: Path) -> tuple[CaptureTime | None, ExifPosition | None]:
+    """Read the capture time and the position of a photo from its EXIF data, which is read once; None if there is none.
+
+    Raises:
+        PhotoError: the file is not a photo.
+    """
+    with open_image(photo, str(photo)) as image:
+        exif = image.getexif()
+        camera = exif.get_ifd(ExifTags.IFD.Exif)
+        position = None
+        with contextlib.suppress(Exception):  # a time is enough
+            position = _position(exif, exif.get_ifd(ExifTags.IFD.GPSInfo), camera)
+    return _clock(camera), position
+
+
 def capture_time(tags: Mapping[int, Any]) -> datetime | None:
     """Time of capture in the entries of EXIF's directory of the camera; in UTC if the offset is recorded, else local.
 
     None if there is none.
     """
+    time = _clock(tags)
+    return None if time is None else time.utc
+
+
+def _clock(tags: Mapping[int, Any]) -> CaptureTime | None:
     try:
         moment = datetime.strptime(str(tags[ExifTags.Base.DateTimeOriginal]).strip("\0 "), "%Y:%m:%d %H:%M:%S")
-        fraction = float(f"0.{str(tags.get(ExifTags.Base.SubsecTimeOriginal, '')).strip(chr(0) + ' ') or 0}")
-        moment += timedelta(seconds=fraction)
+        fraction = str(tags.get(ExifTags.Base.SubsecTimeOriginal, "")).strip("\0 ")
+        moment += timedelta(seconds=float(f"0.{fraction or 0}"))
     except (KeyError, ValueError, OverflowError):
         return None
     try:
         offset = datetime.strptime(str(tags[ExifTags.Base.OffsetTimeOriginal]).strip("\0 "), "%z").utcoffset()
-        return moment - (offset or timedelta())
     except (KeyError, ValueError, OverflowError):
-        return moment
+        offset = None
+    return CaptureTime(moment, offset, 0.0 if fraction else 1.0)
 
 
 def write_position(
