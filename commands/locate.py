@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from jzi.commands.rerank import rerank_options, rerank_summary
 from jzi.commands.shared.common import (
@@ -191,6 +192,10 @@ def locate(
     camera = heading, heading_sd, panorama
     refuse(
         (errors and (as_one or track), next(iter(errors.values()), "")),
+        (
+            not track and (interval is not None or _given("top_speed")),
+            "--interval and --top-speed are about a drive: add --track, or leave them out",
+        ),
         (as_one and track, "--together and --track cannot be combined: pass one of them"),
         (picture and len(files) > 1 and not as_one, "--picture draws one photo: pass one, or use --map"),
         (score_map and len(files) > 1, "--score-map draws one photo: pass one, or use --heatmap"),
@@ -322,6 +327,10 @@ def _named(answer: Location | NotLocated, sources: PhotoSources, error: str) -> 
     if isinstance(answer, NotLocated):
         return NotLocated(name, error or sources.named(answer.error))
     return answer if name == answer.photo else replace(answer, photo=name)
+
+
+def _given(name: str) -> bool:
+    return click.get_current_context().get_parameter_source(name) is not ParameterSource.DEFAULT
 
 
 def _along_track(

@@ -20,7 +20,7 @@ from jzi.encode.photo.photo_inputs import PhotoInput, as_photo, is_several
 from jzi.encode.photo.photo_reader import Photo, PhotoReader, ReadPhoto
 from jzi.errors import ConfigError, PhotoError
 from jzi.locate.answer.location import DEFAULT, Candidate, LocateOptions, Location, NotLocated, to_locations
-from jzi.locate.answer.photo_notes import exif_position, with_notes
+from jzi.locate.answer.photo_notes import exif_position, too_fast_note, with_notes
 from jzi.locate.expert import Commentator, Expert, Query, Stage
 from jzi.locate.inside import InsideDetector, probability_inside
 from jzi.locate.joint.sequential import check_track, fuse, smooth_track
@@ -230,10 +230,14 @@ class Locator:
             self.posterior(query, options), self.expert.cell_mask, seconds, speed, rounding_s=rounding_s
         )
         inside = self._inside(query, options, together=True)
-        return [
+        located = [
             replace(to_locations(each, options, [name])[0], inside=probability, exif=position)
             for each, name, probability, position in zip(smoothed, names, inside, recorded or found, strict=True)
         ]
+        gaps = (np.diff(np.asarray(seconds, float)) + rounding_s).tolist()
+        pairs = zip(located, located[1:], gaps, strict=False)
+        notes = [(), *(too_fast_note(before, each, gap, speed) for before, each, gap in pairs)]
+        return [replace(each, notes=(*each.notes, *note)) for each, note in zip(located, notes, strict=True)]
 
     def encode(self, photos: Iterable[PhotoInput], batch_size: int = 32) -> tuple[list[str], Tensor]:
         """Names and (photo, feature) embeddings of photos.

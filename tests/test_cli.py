@@ -299,6 +299,8 @@ def files_below(folder: Path) -> dict[str, bytes]:
         ("locate photos/day0/000.jpg --map a.html --imagery gone.tif", "there is no raster gone.tif"),
         ("locate --track photos/day0", "has no capture time"),
         ("locate --track --together photos/day0", "cannot be combined"),
+        ("locate --top-speed 50 photos/day0", "add --track"),
+        ("locate --interval 5 photos/day0", "add --track"),
         ("evaluate --abstain 0.5", "go with --estimates"),
         ("finetune --blocks 9", "the encoder has 2 blocks"),
         ("finetune --blocks some", "finetune.blocks is 'some'"),

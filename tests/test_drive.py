@@ -11,6 +11,7 @@ import pytest
 from PIL import ExifTags, Image
 
 from jzi.errors import PhotoError
+from jzi.locate.answer.location import LocateOptions
 from jzi.locate.joint.sequential import smooth_track
 from jzi.locate.posterior import Posterior
 from jzi.store.geometry.pyramid import Pyramid
@@ -99,3 +100,19 @@ def test_a_drive_by_its_times_is_read_once_and_its_positions_are_kept(
     monkeypatch.setattr(exif, "open_image", counted)
     jzi(f"locate --track {' '.join(names)} --geojson a.geojson")
     assert opened == names and (tmp_path / "a.geojson").read_text().count('"truth"') == 2
+
+
+def test_answers_that_no_drive_joins_are_marked(locator, monkeypatch) -> None:
+    """Three photos that are sure of places far apart: each answer is where its photo fits, and a note says so."""
+    area = locator.expert.area
+    rows, cols = area.shape
+    corners = np.array([12, 12, rows - 12]), np.array([12, cols - 12, 12])  # within reach of which the map has no edge
+    certain = Posterior.from_cells(area, *corners, np.eye(3))
+    monkeypatch.setattr(type(locator), "posterior", lambda *_: certain)
+    photos = [np.full((48, 96, 3), value, np.uint8) for value in (10, 100, 200)]
+    near = locator.locate_track(photos, [0.0, 5.0, 10.0], 15.0)
+    assert [len(each.notes) for each in near] == [0, 1, 1], near
+    assert "m from the answer to the photo before, which 5 s at the top speed of 54 km/h do not" in near[1].notes[0]
+    assert not any(each.notes for each in locator.locate_track(photos, [0.0, 3600.0, 7200.0], 10.0))
+    unsure = locator.locate_track(photos, [0.0, 5.0, 10.0], 15.0, LocateOptions(abstain=1.0))
+    assert not any(each.notes for each in unsure)

@@ -1,4 +1,4 @@
-"""What a photo itself says against its answer: the position in its metadata, that it is a map, or shows nothing."""
+"""What a photo says against its answer: the position in its metadata, that it is a map or shows nothing, its drive."""
 
 from __future__ import annotations
 
@@ -57,6 +57,32 @@ def exif_position(photo: Any) -> ExifPosition | None:
         return read_position(photo)
     except (PhotoError, OSError):
         return None
+
+
+def too_fast_note(before: Location, location: Location, seconds: float, speed: float) -> tuple[str, ...]:
+    """A note if the answers to two photos of a drive are too far apart for both to be right.
+
+    Each answer is the most probable one for its photo. If the photos fit no common drive, that is where the photo alone
+    fits, as one of several possibilities, and its confidence is low.
+
+    Args:
+        before: the answer to the photo before.
+        location: the answer.
+        seconds: time between the photos.
+        speed: top speed, metres per second.
+
+    Returns:
+        One note or none.
+    """
+    ends = (before.latitude, before.longitude, location.latitude, location.longitude)
+    distance = float(geodesic_distance(*ends))
+    errors = sum(each.best.radius_m or each.cell_m for each in (before, location))
+    if distance <= seconds * speed + errors or not (before.sure and location.sure):
+        return ()
+    return (
+        f"{distance:,.0f} m from the answer to the photo before, which {seconds:g} s at the top speed of "
+        f"{speed * 3.6:g} km/h do not allow: one of them is wrong, or the photos are not of one drive",
+    )
 
 
 def exif_note(position: ExifPosition | None, location: Location) -> tuple[str, ...]:
