@@ -91,8 +91,11 @@ class TrainingError(JziError):
 def first_line(error: BaseException) -> str:
     """First line of the message of another library's error, to quote it; with the next line if it ends with a colon.
 
-    At most 300 characters.
+    At most 300 characters. Of Faiss's errors the reason, without the C++ function and the condition that failed.
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     text = " ".join(lines[: 2 if lines[0].endswith(":") else 1])
+    text = re.sub(r"^Error in .{1,2000}? at \S{1,400}:\d+: (Error: '.{1,400}?' failed: )?", "", text)
+    if of_file := re.match(r"(read|write) error in .{1,4000}: \d+ != \d+ \((.{1,200})\)$", text):
+        text = of_file[2] if of_file[1] == "write" else "it is shorter than it says"
     return text if len(text) <= 300 else f"{text[:300]}..."

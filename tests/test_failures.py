@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from jzi.cli import Commands
 from jzi.cli import main as jzi
-from jzi.errors import ConfigError
+from jzi.errors import ConfigError, first_line
 
 
 def run(error: BaseException) -> Result:
@@ -90,3 +90,28 @@ def test_a_wrong_option_is_one_sentence_with_the_command_that_explains_it(argume
 
 def test_without_a_command_the_help_is_shown() -> None:
     assert "Usage: jzi" in CliRunner().invoke(jzi, [], prog_name="jzi").output
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        (
+            "Error in void faiss::write_HNSW(const HNSW*, IOWriter*) at /project/faiss/impl/index_write.cpp:360: "
+            "Error: 'ret == (size)' failed: write error in /data/.hnsw.faiss.partial/1.a/file: 977 != 3000 (No space "
+            "left on device)",
+            "No space left on device",
+        ),
+        (
+            "Error in void faiss::read_HNSW(HNSW&, IOReader*) at /project/faiss/impl/index_read.cpp:1294: Error: "
+            "'ret == (size)' failed: read error in hnsw.faiss: 1203 != 3000 (Success)",
+            "it is shorter than it says",
+        ),
+        (
+            "Error in std::unique_ptr<faiss::Index> faiss::read_index_up(IOReader*, int) at /project/faiss/impl/"
+            'index_read.cpp:3251: Index type 0x746f6f72 ("root") not recognized',
+            'Index type 0x746f6f72 ("root") not recognized',
+        ),
+    ],
+)
+def test_errors_of_faiss_are_their_reason_without_its_source(message: str, reason: str) -> None:
+    assert first_line(RuntimeError(message)) == reason

@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pytest
 import torch
@@ -21,7 +22,7 @@ from jzi.locate.posterior import Posterior
 from jzi.rerank.judges.scripted import ScriptedJudge
 from jzi.retrieve.expert import RetrievalExpert
 from jzi.retrieve.retriever import Retriever
-from jzi.retrieve.search import CellIndex, build_graph, normalise_rows
+from jzi.retrieve.search import CellIndex, build_graph, normalise_rows, save_graph
 from jzi.retrieve.similarity import fit_temperature, ranks
 from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.model_config import ZoomModelConfig
@@ -361,3 +362,13 @@ def test_candidates_of_a_retriever_are_compared(retrieved, monkeypatch: pytest.M
     row = json.loads(retrieved(line).stdout)
     assert row["photos"] == 3
     assert row["cost"]["asked"] == judge.calls > 0
+
+
+def test_a_graph_that_fills_the_disk_is_one_short_sentence(tmp_path: Path, monkeypatch) -> None:
+    graph = build_graph(np.random.default_rng(0).normal(size=(500, 64)))
+    write = faiss.write_index
+    monkeypatch.setattr(faiss, "write_index", lambda index, _: write(index, "/dev/full"))
+    with pytest.raises(ModelError) as error:
+        save_graph(graph, tmp_path / "hnsw.faiss")
+    assert str(error.value) == f"{tmp_path / 'hnsw.faiss'} cannot be written: No space left on device"
+    assert not list(tmp_path.iterdir())
