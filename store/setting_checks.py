@@ -55,6 +55,8 @@ _TYPES = {"a valid integer": "a whole number", "a valid number": "a number", "a 
 def _plain(message: str) -> str:
     """Pydantic's "Input should be a valid integer, unable to parse ..." as "it must be a whole number"."""
     message = re.sub("^(Input|String) should", "it must", message.partition(", unable to")[0])
+    if "exceeded maximum size" in message:  # Python's limit for numbers in text, 4300 digits
+        return "it must be a number of fewer digits"
     for term, plain in _TYPES.items():
         message = message.replace(term, plain)
     return message

@@ -156,6 +156,13 @@ def test_what_is_no_tile_of_the_area_is_refused_without_reading(client, path, mo
     assert answer.status_code in (404, 422) and isinstance(answer.json()["detail"], str)
 
 
+def test_a_number_of_thousands_of_digits_is_one_sentence(client) -> None:
+    answer = client.get(f"/tiles/{'9' * 5000}/1/1")
+    assert (
+        answer.status_code == 422 and answer.json()["detail"] == f"z must be a number of fewer digits, not '{'9' * 39}"
+    )
+
+
 def test_imagery_that_disappears_leaves_the_picture_of_the_area(client, town_raster) -> None:
     from jzi.encode.rasters.raster import close_rasters
 
