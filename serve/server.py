@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import logging
 import math
@@ -95,11 +96,13 @@ class Server(uvicorn.Server):
     Args:
         config: uvicorn's settings; `http` is `Connection`.
         stop: called when the server stops accepting connections.
+        grace_s: seconds after which connections that are still open are then closed, before uvicorn cancels their
+            tasks, which it logs as errors.
     """
 
-    def __init__(self, config: uvicorn.Config, stop: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, stop: Callable[[], None], grace_s: float) -> None:
         super().__init__(config)
-        self._stop = stop
+        self._stop, self._grace_s = stop, grace_s
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept connections."""
@@ -117,7 +120,13 @@ class Server(uvicorn.Server):
         """Stop accepting, finish open requests within a time, refuse the others."""
         log.info("stopping")
         self._stop()
+        asyncio.get_running_loop().call_later(self._grace_s, self._abort_all)
         await super().shutdown(sockets)
+
+    def _abort_all(self) -> None:
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, Connection) and connection.transport:
+                connection.transport.abort()
 
     def _close_slow(self) -> None:
         for connection in list(self.server_state.connections):
@@ -175,8 +184,8 @@ def run(app: FastAPI, listener: socket.socket, limits: Limits) -> None:
         server_header=False,
         proxy_headers=False,
         backlog=BACKLOG,
-        timeout_graceful_shutdown=math.ceil(limits.shutdown_s + DISCARD_S),
+        timeout_graceful_shutdown=math.ceil(limits.shutdown_s + DISCARD_S) + 1,
         h11_max_incomplete_event_size=HEADER_BYTES,
     )
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # uvicorn finishes open requests, then re-raises the signal
-    Server(config, lambda: app.state.stop()).run(sockets=[listener])
+    Server(config, lambda: app.state.stop(), limits.shutdown_s + DISCARD_S).run(sockets=[listener])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import io
 import json
@@ -164,3 +165,25 @@ def test_sigterm_ends_the_service_within_ten_seconds(start_service: Callable[[],
     assert {status(each) for each in open_uploads} == {503}
     lines = child.errors.splitlines()
     assert lines[0].startswith("serving on ") and all(json.loads(line)["event"] for line in lines[1:])
+
+
+def test_clients_that_send_a_byte_at_a_time_end_with_the_service_and_are_no_errors(start_service) -> None:
+    with start_service() as child, ThreadPoolExecutor(6) as pool:
+        service = Service(child)
+        uploads = [service.connect(service.head(100_000) + form(b"")[:60]) for _ in range(3)]
+        refused = [service.connect(service.head(10**12)) for _ in range(3)]
+
+        def drip(connection: socket.socket) -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    connection.sendall(b"a")
+                    time.sleep(0.1)
+
+        drips = [pool.submit(drip, each) for each in (*uploads, *refused)]
+        time.sleep(1)
+        child.process.send_signal(signal.SIGTERM)
+        assert child.wait() == -signal.SIGTERM
+        for each in drips:
+            each.result(timeout=10)
+    lines = [json.loads(line) for line in child.errors.splitlines()[1:]]
+    assert [each for each in lines if each["level"] == "error"] == []
