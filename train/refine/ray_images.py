@@ -22,8 +22,7 @@ from jzi.store.photos.photo_table import PhotoTable
 from jzi.train.config.refiner import RefinerTrainingConfig
 from jzi.train.refine.refine_data import Read
 from jzi.train.refine.refine_pairs import PairPhotos
-from jzi.train.refine.refine_photos import AreaPhotos, photo_frame
-from jzi.train.refine.refine_tokens import PairSplits
+from jzi.train.refine.refine_photos import AreaPhotos, PixelSource, photo_frame
 
 #: Side of the blocks in which a mosaic is rendered, pixels.
 BLOCK = 2048
@@ -106,21 +105,16 @@ class Mosaic:
 
 
 @dataclass(frozen=True)
-class RaySource:
+class RaySource(PixelSource):
     """Photos and windows of an area as pixels (a `PairSource`); windows have the margin that rays need.
 
     Attributes:
-        area: the map.
         photos: training photos, all with headings, and validation photos.
-        imagery: the map's.
         mosaic: the map in memory; None to render windows one by one.
         config: architecture of the refiner.
         headless: training photos that were left out because their heading is not known.
     """
 
-    area: Pyramid
-    photos: AreaPhotos
-    imagery: Imagery
     mosaic: Mosaic | None
     config: RayConfig
     headless: int = 0
@@ -151,26 +145,6 @@ class RaySource:
         known = np.isfinite(photos.splits.train.heading_deg)
         splits = replace(photos.splits, train=photos.splits.train[known])
         return cls(area, replace(photos, splits=splits), imagery, mosaic, network, int((~known).sum()))
-
-    @property
-    def splits(self) -> PairSplits:
-        """Training and validation photos."""
-        return self.photos.splits
-
-    @property
-    def fingerprint(self) -> dict[str, Any]:
-        """What the outcome of training depends on."""
-        return self.photos.fingerprint
-
-    @property
-    def train(self) -> PairPhotos:
-        """Training photos."""
-        return self.splits.train
-
-    @property
-    def val(self) -> PairPhotos:
-        """Validation photos."""
-        return self.splits.val
 
     def read(self, photos: PairPhotos, windows: Windows) -> Read:
         """Pixels of photos, and of windows with their margin.

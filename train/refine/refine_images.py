@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,8 +28,7 @@ from jzi.store.photos.photo_table import PhotoTable
 from jzi.train.config.refiner import RefinerTrainingConfig
 from jzi.train.refine.refine_data import Read
 from jzi.train.refine.refine_pairs import PairPhotos
-from jzi.train.refine.refine_photos import AreaPhotos, photo_frame
-from jzi.train.refine.refine_tokens import PairSplits
+from jzi.train.refine.refine_photos import AreaPhotos, PixelSource, photo_frame
 
 #: Rows of tokens of a photo: 192 x 384 pixels at the default stride of 16.
 ROWS = 12
@@ -110,20 +108,14 @@ class TokenGrid:
 
 
 @dataclass(frozen=True)
-class ImageSource:
+class ImageSource(PixelSource):
     """Photos and windows of an area as pixels (a `PairSource`).
 
     Attributes:
-        area: the map.
-        photos: training and validation photos.
-        imagery: the map's.
         config: architecture of the refiner.
         grid: the grid of the map's tokens.
     """
 
-    area: Pyramid
-    photos: AreaPhotos
-    imagery: Imagery
     config: CachedRefinerConfig
     grid: TokenGrid
     images: bool = True
@@ -150,29 +142,9 @@ class ImageSource:
         photos = AreaPhotos.of(imagery, frame[_on_imagery(imagery, frame)], network, refine, config)
         return cls(area, photos, imagery, network, TokenGrid.of(area, network, refine.window_m))
 
-    @property
-    def splits(self) -> PairSplits:
-        """Training and validation photos."""
-        return self.photos.splits
-
-    @property
-    def fingerprint(self) -> dict[str, Any]:
-        """What the outcome of training depends on."""
-        return self.photos.fingerprint
-
     def network(self, refine: RefineConfig) -> CachedRefinerConfig:
         """Architecture of a refiner of these images."""
         return self.config
-
-    @property
-    def train(self) -> PairPhotos:
-        """Training photos."""
-        return self.splits.train
-
-    @property
-    def val(self) -> PairPhotos:
-        """Validation photos."""
-        return self.splits.val
 
     def read(self, photos: PairPhotos, windows: Windows) -> Read:
         """Pixels of photos, and of the parts of the map around windows.

@@ -19,9 +19,11 @@ from jzi.errors import PhotoError, TrainingError
 from jzi.refine.config import CachedRefinerConfig, RefineConfig
 from jzi.refine.photos import read_pixels
 from jzi.refine.ray_config import RayConfig
+from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.photos.photo_table import PhotoTable
 from jzi.store.plain import plain
 from jzi.train.config.refiner import RefinerTrainingConfig
+from jzi.train.refine.refine_pairs import PairPhotos
 from jzi.train.refine.refine_tokens import PairSplits
 
 
@@ -93,6 +95,41 @@ class AreaPhotos:
             if (len(self._kept) + 1) * pixels.nbytes < SHARE * psutil.virtual_memory().available:
                 self._kept[row] = pixels
         return pixels
+
+
+@dataclass(frozen=True)
+class PixelSource:
+    """What sources of photos and windows as pixels have in common.
+
+    Attributes:
+        area: the map.
+        photos: training and validation photos.
+        imagery: the map's.
+    """
+
+    area: Pyramid
+    photos: AreaPhotos
+    imagery: Imagery
+
+    @property
+    def splits(self) -> PairSplits:
+        """Training and validation photos."""
+        return self.photos.splits
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What the outcome of training depends on."""
+        return self.photos.fingerprint
+
+    @property
+    def train(self) -> PairPhotos:
+        """Training photos."""
+        return self.splits.train
+
+    @property
+    def val(self) -> PairPhotos:
+        """Validation photos."""
+        return self.splits.val
 
 
 def photo_frame(table: PhotoTable, refine: RefineConfig) -> pd.DataFrame:
