@@ -28,8 +28,10 @@ from jzi.errors import ClusterError
 from jzi.store.cache.feature_cache import FeatureCache
 from jzi.store.geometry.region import CellRuns
 
+RunTasks = Callable[[list[Any], tqdm], list[Any]]
 
-def task_runner(cache: FeatureCache, work: Callable[[], Work]) -> Callable[[list[Any], tqdm], list[Any]]:
+
+def task_runner(cache: FeatureCache, work: Callable[[], Work]) -> RunTasks:
     """What encodes tasks on the cluster that this process is connected to, counting them with a bar.
 
     Args:

@@ -67,7 +67,7 @@ def encode_map_command(
     from jzi.workspace.setup.data_checks import map_warnings
     from jzi.workspace.stages.refiner import open_producer
 
-    with ray_cluster(ray), open_imagery(settings) as imagery:
+    with ray_cluster(ray) as on_nodes, open_imagery(settings) as imagery:
         encoder = load_encoder(settings)
         producer = open_producer(settings, encoder, refiner) if detail else None
         cache = open_cache(settings, encoder, imagery)
@@ -83,11 +83,7 @@ def encode_map_command(
         if processes().is_main_process:
             print_warnings(warnings)
         size, map_tokens = settings.encoder.batch_size, settings.map.tokens
-        run_blocks = run_units = None
-        if ray is not None:
-            from jzi.cluster.encoding import CellWork, DetailWork, MapWork, task_runner
-
-            run_blocks = task_runner(cache, lambda: MapWork.of(cache, encoder, imagery, size, map_tokens))
+        run_blocks = on_nodes(cache, lambda work: work.MapWork.of(cache, encoder, imagery, size, map_tokens))
         report = encode_map(cache, encoder, imagery, batch_size=size, tokens=map_tokens, run_blocks=run_blocks)
         values, text = {**plain(report), "warnings": list(warnings)}, map_text(report)
         if cells:
@@ -95,16 +91,14 @@ def encode_map_command(
 
             # a cell's crop is as wide as a tile of the last level, a scale that the encoder was trained at
             context = float(settings.pyramid.grid)
-            if ray is not None:
-                run_units = task_runner(cache, lambda: CellWork.of(cache, encoder, imagery, context, size))
+            run_units = on_nodes(cache, lambda work: work.CellWork.of(cache, encoder, imagery, context, size))
             cells_report = index_cells(cache, encoder, imagery, context, batch_size=size, run_units=run_units)
             values["cells"], text = plain(cells_report), f"{text}; {cells_text(cells_report)}"
         if producer:
             from jzi.encode.detail import encode_detail
 
             network, side = producer
-            if ray is not None:
-                run_units = task_runner(cache, lambda: DetailWork.of(cache, network, imagery, side, size))
+            run_units = on_nodes(cache, lambda work: work.DetailWork.of(cache, network, imagery, side, size))
             found = encode_detail(cache, network, imagery, side, batch_size=size, replace=replace, run_units=run_units)
             values["detail"], text = plain(found), f"{text}; {detail_text(found)}"
     if processes().is_main_process:
@@ -196,13 +190,8 @@ def encode_queries_command(
         table = open_photo_table(settings).inside(settings.pyramid)
         cache, encoder = open_photo_cache(settings, retriever)
         batch_size = settings.encoder.batch_size
-    with ray_cluster(ray):
+    with ray_cluster(ray) as on_nodes:
         how: dict[str, Any] = {"batch_size": batch_size, "seed": settings.queries.seed, "tokens": tokens}
-        run_batches = None
-        if ray is not None:
-            from jzi.cluster.encoding import PhotoWork, task_runner
-
-            run_batches = task_runner(cache, lambda: PhotoWork.of(cache, encoder, **how))
         report = encode_queries(
             cache,
             encoder,
@@ -210,7 +199,7 @@ def encode_queries_command(
             **how,
             views=settings.queries.views,
             magnetic_sd_deg=magnetic_sd_deg,
-            run_batches=run_batches,
+            run_batches=on_nodes(cache, lambda work: work.PhotoWork.of(cache, encoder, **how)),
         )
     if not processes().is_main_process:
         return

@@ -35,6 +35,7 @@ from jzi.cluster import connection, pool
 from jzi.cluster.connection import connected
 from jzi.cluster.encoding import CellWork, DetailWork, MapWork, PhotoWork, task_runner
 from jzi.cluster.sent import SharedCache
+from jzi.cluster.worker import Work
 
 pytestmark = pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
 
@@ -233,6 +234,33 @@ def test_a_process_whose_driver_has_ended_writes_no_more(town: Town) -> None:
 def test_every_command_that_encodes_asks_for_the_address_of_a_cluster(area: Callable) -> None:
     for command in ("encode-map --cells --detail", "encode-queries"):
         assert "host:port" in area(f"{command} --ray nowhere", code=2).stderr
+
+
+def test_the_commands_give_all_that_they_encode_to_the_cluster(
+    area: Callable, tmp_path: Path, files_of: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a cluster that is this process."""
+    commands = ("encode-map --cells --detail", "encode-queries --tokens")
+    for command in commands:
+        area(command)
+    alone = files_of(tmp_path / "features.zarr")
+    shutil.rmtree(tmp_path / "features.zarr")
+    counts: list[int] = []
+
+    def in_this_process(_: FeatureCache, work: Callable[[], Work]) -> Callable:
+        def run(tasks: list[Any], bar: Any) -> list[Any]:
+            do = work().start("here") if tasks else None
+            counts.append(len(tasks))
+            return [do(task, bar) for task in tasks] if do else []
+
+        return run
+
+    monkeypatch.setattr("jzi.cluster.connection.connected", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr("jzi.cluster.encoding.task_runner", in_this_process)
+    for command in commands:
+        area(f"{command} --ray auto")
+    assert len(counts) == 4 and all(counts)
+    assert files_of(tmp_path / "features.zarr") == alone
 
 
 # On a cluster

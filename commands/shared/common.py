@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,9 @@ from jzi.locate.ranges import BEAMS, CANDIDATES, Range
 from jzi.store.printable import listed
 
 if TYPE_CHECKING:
+    from jzi.cluster.encoding import RunTasks
+    from jzi.cluster.worker import Work
+    from jzi.store.cache.feature_cache import FeatureCache
     from jzi.store.photos.photo_table import PhotoTable, Rejected
     from jzi.train.run import TrainReport
     from jzi.workspace.stages.refiner import RefineRequest
@@ -200,16 +203,25 @@ ray_option = click.option(
 )  # fmt: skip
 
 
-def ray_cluster(address: str | None) -> AbstractContextManager[None]:
-    """Connect to the cluster of the option --ray, if it is given; a context manager."""
+@contextmanager
+def ray_cluster(address: str | None) -> Iterator[Callable[[FeatureCache, Callable[[Any], Work]], RunTasks | None]]:
+    """Connect to the cluster of the option --ray, if it is given; a context manager.
+
+    Its value takes a cache and a function, which makes what the nodes do from the module `jzi.cluster.encoding`, and
+    returns what runs the tasks on the cluster; None without --ray.
+    """
     if address is None:
-        return nullcontext()
+        yield lambda cache, make_work: None
+        return
     from jzi.cluster.connection import connected
     from jzi.encode.device import processes
 
     if processes().num_processes > 1:
         raise UsageError("--ray shares the work among the nodes of a cluster: run it without `accelerate launch`")
-    return connected(address)
+    with connected(address):
+        from jzi.cluster import encoding  # imports ray, which `connected` reports if it is missing
+
+        yield lambda cache, make_work: encoding.task_runner(cache, lambda: make_work(encoding))
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, one object per line.")

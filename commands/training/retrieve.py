@@ -149,14 +149,10 @@ def index(
         raise UsageError(f"{retriever} was published with its index: there is nothing to encode")
     if model.pyramid != settings.pyramid:
         raise UsageError(f"{retriever} was trained on another area than that of {config_file}: train one on this area")
-    with ray_cluster(ray), open_imagery(settings) as imagery:
+    with ray_cluster(ray) as on_nodes, open_imagery(settings) as imagery:
         encoder, context, size = model.load_encoder(), model.context, settings.encoder.batch_size
         cache = open_cache_of(model.cache_path, settings.pyramid, encoder, imagery)
-        run_units = None
-        if ray is not None:
-            from jzi.cluster.encoding import CellWork, task_runner
-
-            run_units = task_runner(cache, lambda: CellWork.of(cache, encoder, imagery, context, size))
+        run_units = on_nodes(cache, lambda work: work.CellWork.of(cache, encoder, imagery, context, size))
         report = index_cells(cache, encoder, imagery, context, batch_size=size, run_units=run_units)
     if not processes().is_main_process:
         return

@@ -90,7 +90,7 @@ def index_region_command(
     if lance:
         import_lance()
     state = processes()
-    with ray_cluster(ray), open_index(settings, StatewideRetriever.load(retriever)) as index:
+    with ray_cluster(ray) as on_nodes, open_index(settings, StatewideRetriever.load(retriever)) as index:
         expected = index.estimate(state.num_processes) if state.is_main_process else None
         if expected and expected.cells:
             if expected.reading.warning:
@@ -104,7 +104,9 @@ def index_region_command(
         if dry_run:
             print_result(as_json, plain(expected), f"nothing encoded; without --dry-run: {settings.cache_path}")
             return
-        report = index.encode(settings.encoding.batch_size, on_cluster=ray is not None)
+        parts = index.cache, index.towers, index.crops, index.cells.runs, settings.encoding.batch_size
+        run_units = on_nodes(index.cache, lambda work: work.RegionWork.of(*parts))
+        report = index.encode(settings.encoding.batch_size, run_units)
         reach = index.crops.reach
     if not state.is_main_process:
         return

@@ -19,7 +19,7 @@ from jzi.workspace.regions.region_index import faiss_folder, lance_table
 from jzi.workspace.setup.settings import RegionSettings
 
 if TYPE_CHECKING:
-    from jzi.encode.encode_bands import RegionReport
+    from jzi.encode.encode_bands import RegionReport, UnitRunner
     from jzi.encode.encoders.towers import Towers, TowersConfig
     from jzi.encode.estimate import EncodingEstimate
     from jzi.encode.rasters.cell_crops import CellCrops
@@ -174,21 +174,15 @@ class RegionIndex:
         cells, runs = self.cache.cells, self.cells.runs
         return estimate(cells, self.towers, self.crops, runs, processes=processes, missing=self.missing)
 
-    def encode(self, batch_size: int, on_cluster: bool = False) -> RegionReport:
+    def encode(self, batch_size: int, run_units: UnitRunner | None = None) -> RegionReport:
         """Encode the missing cells.
 
         Args:
             batch_size: cells per forward pass.
-            on_cluster: whether on the Ray cluster that this process is connected to.
+            run_units: as of `index_bands`.
         """
         from jzi.encode.encode_bands import index_bands
 
-        run_units = None
-        if on_cluster:
-            from jzi.cluster.encoding import RegionWork, task_runner
-
-            parts = self.cache, self.towers, self.crops, self.cells.runs, batch_size
-            run_units = task_runner(self.cache, lambda: RegionWork.of(*parts))
         return index_bands(
             self.cache,
             self.towers,
