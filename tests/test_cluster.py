@@ -236,6 +236,7 @@ def test_every_command_that_encodes_asks_for_the_address_of_a_cluster(area: Call
         assert "host:port" in area(f"{command} --ray nowhere", code=2).stderr
 
 
+@pytest.mark.slow
 def test_the_commands_give_all_that_they_encode_to_the_cluster(
     area: Callable, tmp_path: Path, files_of: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
