@@ -31,7 +31,8 @@ def test_all_steps_are_estimated_and_nothing_is_written(estimated, tmp_path: Pat
     values = estimated("--set train.epochs=10")
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
     steps = {step["name"]: step for step in values["steps"]}
-    assert list(steps) == ["encode-map --cells", "encode-queries", "encode-map --detail", "train-decoder", "locate"]
+    assert list(steps) == ["encode-map --cells", "encode-queries", "encode-map --detail",
+                           "encode-queries --tokens", "train-decoder", "locate"]  # fmt: skip
     assert all(step["seconds"] > 0 and step["memory_bytes"] > 0 for step in steps.values())
     assert values["warnings"] == [] and values["free_disk_bytes"] > 0
 
@@ -69,3 +70,12 @@ def test_the_codes_of_cells_and_tiles_are_written_and_what_describes_a_cell_is_i
     tiles, cells, levels, width = 273, 4096, 3, 32
     assert trained[1]["disk_bytes"] - trained[0]["disk_bytes"] >= 128 * 2 * (2 * cells + tiles)
     assert trained[0]["memory_bytes"] > estimate.MAKING_BYTES * cells * levels * width
+
+
+def test_checkpoints_count_for_what_fits_on_the_disk(estimated, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = estimated("")
+    (training,) = [step for step in values["steps"] if step["name"] == "train-decoder"]
+    written = sum(step["disk_bytes"] for step in values["steps"])
+    usage = estimate.shutil.disk_usage("/")._replace(free=written + training["checkpoint_bytes"] // 2)
+    monkeypatch.setattr(estimate.shutil, "disk_usage", lambda _: usage)
+    assert "the steps write" in estimated("")["warnings"][0]

@@ -61,8 +61,12 @@ LARGEST = 4_000_000_000
 #: arrays in float16 and one in float32.
 MAKING_BYTES = 10
 
-#: Bytes of a weight in training: float32, its gradient and AdamW's two moments.
-TRAINED_BYTES = 16
+#: Bytes of a weight in training: float32, its gradient and AdamW's two moments. And of a checkpoint, which has no
+#: gradients, beside the one before it while it is written; when training has ended, it has no weights either.
+TRAINED_BYTES, CHECKPOINT_BYTES = 16, 2 * 12
+
+#: Bytes of a photo in the cache beside its embedding: digest, position, time and size, from 62 for each of 4096 photos.
+PHOTO_BYTES = 60
 
 #: Arrays in float32 of (cell, level * feature), (cell, hidden), (cell, code) and (photo, cell) that a step of the
 #: expert cells holds at its peak, from peaks of 757 and 390 MB with 65 536 cells and batches of 256 and 16 photos.
@@ -79,10 +83,11 @@ class StepEstimate:
         count: number of units.
         each_s: seconds of one unit, measured.
         seconds: of the step.
-        disk_bytes: what it writes.
+        disk_bytes: what it leaves on the disk.
         memory_bytes: what it needs in memory, beside the program itself.
         measured: what was measured.
         arithmetic: how the rest follows.
+        checkpoint_bytes: what it needs on the disk beside that while it runs.
     """
 
     name: str
@@ -94,6 +99,7 @@ class StepEstimate:
     memory_bytes: int
     measured: str
     arithmetic: str
+    checkpoint_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -142,6 +148,7 @@ def estimate_area(settings: Settings, photos: int | None = None) -> AreaEstimate
     steps.append(_queries(settings, encoder, shares))
     try:
         steps.append(_detail(settings, encoder))
+        steps.append(_photo_tokens(encoder, steps[1], shares))
     except JziError as error:  # such as an encoder without patch tokens, of which a detail cannot be made
         warnings.append(f"encode-map --detail was not measured: {error}")
     places = pyramid.tile_count + pyramid.cell_count
@@ -156,7 +163,7 @@ def estimate_area(settings: Settings, photos: int | None = None) -> AreaEstimate
     device, free = torch.device(best_device()), free_bytes(torch.device(best_device()))
     program = psutil.Process().memory_info().rss
     disk = None if is_url(settings.cache_path) else shutil.disk_usage(_existing(Path(settings.cache_path))).free
-    needed = sum(step.disk_bytes for step in steps)
+    needed = sum(step.disk_bytes for step in steps) + max(step.checkpoint_bytes for step in steps)
     if disk is not None and needed > disk:
         warnings.append(f"the steps write {needed / 1e9:.1f} GB, but the disk has {disk / 1e9:.1f} GB free")
     warnings += [
@@ -247,7 +254,7 @@ def _queries(settings: Settings, encoder: Encoder, photos: _Photos) -> StepEstim
         photos.total + views,
         each,
         each * (photos.total + views),
-        2 * encoder.info.width * (photos.total + views),
+        2 * encoder.info.width * (photos.total + views) + PHOTO_BYTES * photos.total,
         batch * int(np.prod(encoder.photo_shape)) * 3 * 8,
         f"{measured} {text}",
         f"{photos.total:,} photos and {views:,} augmented views, which are taken for photos",
@@ -271,6 +278,21 @@ def _detail(settings: Settings, encoder: Encoder) -> StepEstimate:
         int(np.prod(images.shape)) * 4 + 4 * tokens * producer.width,
         f"{measured} made tiles of {pixels} px encoded",
         f"the {count:,} tiles of the last level, {tokens:,} tokens of {features} bytes each; for refiners only",
+    )
+
+
+def _photo_tokens(encoder: Encoder, queries: StepEstimate, photos: _Photos) -> StepEstimate:
+    """`encode-queries --tokens`, from the estimate of `encode-queries`: one forward pass makes both."""
+    tokens = encoder.patches * round(np.prod(encoder.photo_shape) / encoder.image_size**2)
+    features = min(MAX_FEATURES, encoder.info.width)
+    return replace(
+        queries,
+        name="encode-queries --tokens",
+        unit="photos",
+        count=photos.total,
+        seconds=queries.each_s * photos.total,
+        disk_bytes=photos.total * tokens * features,
+        arithmetic=f"{photos.total:,} photos, {tokens:,} tokens of {features} bytes each; for refiners only",
     )
 
 
@@ -310,9 +332,10 @@ def _training_and_search(settings: Settings, encoder: Encoder, photos: _Photos) 
     head_parameters = sum(parameter.numel() for each in tasks for parameter in each.network.parameters())
     tiles, cells, width = pyramid.tile_count, pyramid.cell_count, encoder.info.width
     table, queries = 2 * width * (tiles + cells), 2 * width * photos.total * (1 + settings.queries.views)
-    # decoder and heads with their states, the map, the codes of the experts cells and levels, the photos of vpr
     trained = TRAINED_BYTES * (parameters + head_parameters)
-    written = trained + 2 * width * tiles + 2 * heads.features * (2 * cells + tiles) + 2 * width * photos.train
+    # decoder, heads beside their records and beside the codes of the experts cells and levels, the map, photos of vpr
+    written = 4 * parameters + 8 * head_parameters + 2 * width * (tiles + photos.train)
+    written += 2 * heads.features * (2 * cells + tiles)
     per_cell = (
         DESCRIBING_ARRAYS * pyramid.levels * width
         + HIDDEN_ARRAYS * heads.hidden
@@ -333,7 +356,9 @@ def _training_and_search(settings: Settings, encoder: Encoder, photos: _Photos) 
             written + _encoder_bytes(settings),
             needed,
             f"{steps} steps of {train.batch_size} photos, {head_steps} of the heads, greedy search",
-            f"{train.epochs} epochs of the decoder with validation, {heads.epochs} of the heads, and the fusion",
+            f"{train.epochs} epochs of the decoder with validation, {heads.epochs} of the heads, and the fusion; "
+            f"checkpoints take {CHECKPOINT_BYTES * parameters / 1e6:,.0f} MB more of the disk until it has ended",
+            CHECKPOINT_BYTES * parameters,
         ),
         StepEstimate(
             "locate",
