@@ -116,7 +116,7 @@ class RefineStage:
     def with_fusion(self, known: WindowWeights, unknown: WindowWeights) -> Self:
         """The same stage with other weights for photos whose heading is known, and for others."""
         other = copy(self)
-        other.info = replace(self.info, fusion=tuple(known), fusion_unknown=tuple(unknown))
+        other.info = replace(self.info, fusion=known[:], fusion_unknown=unknown[:])
         return other
 
     @property

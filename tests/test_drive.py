@@ -17,7 +17,7 @@ from jzi.locate.posterior import Posterior
 from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.photos import exif
 from jzi.store.photos.drive import read_drive
-from jzi.store.photos.exif import open_image
+from jzi.store.photos.photo_file import open_image
 from jzi.tests.conftest import write_photo
 
 

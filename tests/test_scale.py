@@ -41,7 +41,8 @@ def test_metres_of_national_grids_and_of_bands_are_those_of_the_ground() -> None
 
 def test_the_scale_of_a_projection_that_is_not_conformal_differs_by_direction() -> None:
     area = area_in("+proj=cea +lat_ts=0 +units=m +type=crs", 60.0)  # equal areas: stretched from west to east
-    across, along = metres_per_unit(area, *(np.array([each]) for each in area.project(60.0, 16.37)), 50.0)
+    x, y = area.project([60.0], [16.37])
+    across, along = metres_per_unit(area, x, y, 50.0)
     assert across[0] == pytest.approx(0.5, rel=0.01) and along[0] == pytest.approx(2.0, rel=0.01)
     assert units_per_metre(area) == 1.0 and largest_scale(area, [60.0], [16.37]) == pytest.approx(2.0, rel=0.01)
 

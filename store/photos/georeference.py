@@ -30,7 +30,7 @@ def is_georeferenced(picture: str | Path | bytes) -> bool:
     if any(file.with_suffix(suffix).exists() for suffix in _WORLD_FILES):
         return True
     metadata = file.with_name(f"{file.name}.aux.xml")
-    if metadata.is_file() and b"<GeoTransform>" in metadata.read_bytes()[: 2**20]:
+    if metadata.is_file() and b"<GeoTransform>" in _head(metadata):
         return True
     return file.suffix.lower() in (".tif", ".tiff") and _has_tags(file)
 
@@ -41,3 +41,12 @@ def _has_tags(picture: Path | bytes) -> bool:
             return any(tag in getattr(image, "tag_v2", {}) for tag in _TAGS)
     except PhotoError:
         return False
+
+
+def _head(file: Path) -> bytes:
+    """The first megabyte of a file; empty if it cannot be read."""
+    try:
+        with file.open("rb") as opened:
+            return opened.read(2**20)
+    except OSError:
+        return b""
