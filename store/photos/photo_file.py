@@ -140,7 +140,8 @@ def _open_heif(file: _BoundedFile) -> Image.Image:
         from pillow_heif import HeifImageFile
     except ImportError as error:
         raise OSError("it is a HEIC photo: pip install 'jzi[heic]', or convert it to JPEG") from error
-    image: Image.Image = HeifImageFile(file)
+    opener: Any = HeifImageFile  # untyped
+    image: Image.Image = opener(file)
     if Image.MAX_IMAGE_PIXELS and image.width * image.height > 2 * Image.MAX_IMAGE_PIXELS:  # as `Image.open`
         raise Image.DecompressionBombError
     return image
