@@ -97,7 +97,7 @@ def run_demo(
         if same_town:  # the refiner's weights beside the experts were fitted there
             _copy_folder(REFINER, Path("refiner"))
             run("encode-map --detail --refiner refiner")
-            run(f"locate {photo} --refine refiner --map metres.html")
+            run(f"locate {photo} --refine refiner --picture metres.png --map metres.html")
     encoder_note = {
         "trained": _training_note(same_town),
         "random": "Its encoder has random weights and was never trained.",
@@ -110,9 +110,16 @@ def run_demo(
         "training photos."
         + f" Guessing reaches about {chance}."
         + f"\nOne photo, its zoom and the answer: {folder / 'zoom.png'}, and on a map: {folder / 'zoom.html'}"
-        + (f"\nThe answer to metres, with the photo's heading: {folder / 'metres.html'}" if same_town else "")
+        + (_metres_note(folder) if same_town else "")
         + f"\nIts candidates, compared by a toy of a vision-language model: cd {folder}; jzi locate {photo} "
         "--rerank judge --map compared.html"
+    )
+
+
+def _metres_note(folder: Path) -> str:
+    return (
+        f"\nThe same to metres, by a refiner that is given the photo's heading: {folder / 'metres.png'}, and on a map: "
+        f"{folder / 'metres.html'}"
     )
 
 
