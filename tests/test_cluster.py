@@ -282,11 +282,16 @@ def small_cluster() -> Iterator[Any]:
 @contextlib.contextmanager
 def second_node_that_is_killed(cluster: Any, monkeypatch: pytest.MonkeyPatch, then: Callable | None = None) -> Iterator:
     """Kill a node when both have encoded a part of their tasks; call something when the other one has encoded more."""
+    import ray
+
     show, calls = pool.Pool._show, []
     node = cluster.add_node(**NODE)
 
     def hooked(self: pool.Pool, bar: Any, state: Any) -> None:
         show(self, bar, state)
+        starting = [process.waits_for for process in self._processes if process.task is None and process.waits_for]
+        if not calls and starting:  # the first node has only the task that it works on until the other one is there
+            ray.wait(starting, num_returns=len(starting), timeout=60)
         if not calls and sum(process.done > 0 for process in self._processes) == 2:
             cluster.remove_node(node, allow_graceful=False)
             calls.append(len(state.results))
