@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from jzi.commands.rerank import rerank_options, rerank_summary
 from jzi.commands.shared.common import (
@@ -24,6 +23,7 @@ from jzi.commands.shared.common import (
     refine_request,
     refuse,
     retriever_option,
+    was_given,
     zoom_option,
 )
 from jzi.commands.shared.outputs import Outputs
@@ -193,7 +193,7 @@ def locate(
     refuse(
         (errors and (as_one or track), next(iter(errors.values()), "")),
         (
-            not track and (interval is not None or _given("top_speed")),
+            not track and (interval is not None or was_given("top_speed")),
             "--interval and --top-speed are about a drive: add --track, or leave them out",
         ),
         (as_one and track, "--together and --track cannot be combined: pass one of them"),
@@ -327,10 +327,6 @@ def _named(answer: Location | NotLocated, sources: PhotoSources, error: str) -> 
     if isinstance(answer, NotLocated):
         return NotLocated(name, error or sources.named(answer.error))
     return answer if name == answer.photo else replace(answer, photo=name)
-
-
-def _given(name: str) -> bool:
-    return click.get_current_context().get_parameter_source(name) is not ParameterSource.DEFAULT
 
 
 def _along_track(

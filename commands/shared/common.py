@@ -50,6 +50,15 @@ class Suggesting(click.Group):
         return super().resolve_command(ctx, args)
 
 
+def was_given(name: str) -> bool:
+    """Whether the user gave an option of the running command, even with its default as the value.
+
+    Args:
+        name: of its parameter.
+    """
+    return click.get_current_context().get_parameter_source(name) is not ParameterSource.DEFAULT
+
+
 def refuse(*rules: tuple[object, str]) -> None:
     """Refuse options that do not go together.
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from click.core import ParameterSource
 
 from jzi.commands.datasets.pairs import ablate_pairs_command
-from jzi.commands.shared.common import UsageError, json_option, print_result, settings_options
+from jzi.commands.shared.common import UsageError, json_option, print_result, settings_options, was_given
 
 
 @click.command(short_help="Compare variants of the settings.")
@@ -60,7 +59,7 @@ def ablate(
             "no variants are given: pass settings with values, such as decoder.layers=2,4,6, or a file of variants"
         )
     if pairs:
-        if click.get_current_context().get_parameter_source("jobs") is not ParameterSource.DEFAULT:
+        if was_given("jobs"):
             raise UsageError(
                 "--jobs does not apply to a data set of pairs, whose runs take a device each: leave it out"
             )

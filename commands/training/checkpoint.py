@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
-from jzi.commands.shared.common import UsageError, number
+from jzi.commands.shared.common import UsageError, number, was_given
 from jzi.locate.ranges import PIXELS
 
 
@@ -32,9 +31,7 @@ from jzi.locate.ranges import PIXELS
               "code. The encoder is in the checkpoint; of the other options only --image-size applies.")  # fmt: skip
 @click.option("--preset", default="just-zoom-in-dc", show_default=True, help="The area that it was trained on.")
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="Use the area of this jzi.toml instead.")
-@click.pass_context
 def import_checkpoint_command(
-    context: click.Context,
     checkpoint: Path,
     output: Path,
     statewide: bool,
@@ -44,7 +41,7 @@ def import_checkpoint_command(
 ) -> None:
     """Convert a checkpoint of the reference implementation to a model folder."""
     if statewide:
-        _import_statewide(context, checkpoint, output, options["image_size"])
+        _import_statewide(checkpoint, output, options["image_size"])
         return
     from jzi.store.geometry.pyramid import preset as published
     from jzi.workspace.setup.settings_file import load_settings
@@ -60,9 +57,9 @@ def import_checkpoint_command(
     click.echo(f"wrote {output}; next: jzi encode-map {settings}, then jzi locate --model {output} --cache CACHE")
 
 
-def _import_statewide(context: click.Context, checkpoint: Path, output: Path, image_size: int) -> None:
+def _import_statewide(checkpoint: Path, output: Path, image_size: int) -> None:
     for name in ("encoder", "heads", "layout", "preset", "config_file"):
-        if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+        if was_given(name):
             option = "config" if name == "config_file" else name
             raise UsageError(f"--{option} does not apply to a checkpoint of state-wide retrieval: leave it out")
     from jzi.retrieve.import_statewide import import_statewide
