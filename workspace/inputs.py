@@ -218,9 +218,11 @@ class SearchSettings(NamedTuple):
     precision: Precision = "float32"
 
     @classmethod
-    def of(cls, config_file: Path) -> SearchSettings:
-        """Those of a jzi.toml, which need not exist."""
-        if not config_file.exists() or is_pairs(config_file):
-            return cls()
-        settings = load_area(config_file)
+    def of(cls, settings: AreaSettings) -> SearchSettings:
+        """Those of an area."""
         return cls(settings.map.memory, settings.model.precision if isinstance(settings, Settings) else "float32")
+
+    @classmethod
+    def read(cls, config_file: Path) -> SearchSettings:
+        """Those of a jzi.toml, which need not exist."""
+        return cls.of(load_area(config_file)) if config_file.exists() and not is_pairs(config_file) else cls()

@@ -38,8 +38,7 @@ def open_experts(settings: Settings, names: Sequence[str] = ()) -> tuple[ModelEx
         cache = FeatureCache.open(settings.cache_path)
         cache.check(area=config.pyramid, encoder=config.encoder, imagery=config.imagery)
         return load_transferred(folder, config, best_device(), names, memory_bytes(settings.map.memory)), cache
-    search = SearchSettings(settings.map.memory, settings.model.precision)
-    zoom, cache = open_zoom(folder, settings.cache_path, search)
+    zoom, cache = open_zoom(folder, settings.cache_path, SearchSettings.of(settings))
     return load_experts(folder, zoom, names, memory_bytes(settings.map.memory)), cache
 
 

@@ -164,7 +164,7 @@ def open_locator(
     given, retriever = retriever, retriever and local_folder(retriever)
     if fuse and not zoom:
         raise ConfigError("--fuse multiplies the probabilities of --retriever and --zoom: give both")
-    search = SearchSettings.of(config_file)
+    search = SearchSettings.read(config_file)
     if zoom and (not retriever or (approximate and not fuse)):
         raise ConfigError("--zoom bounds the search of --retriever in a region, without --approximate: leave it out")
     if retriever:
@@ -209,7 +209,7 @@ def open_forest(models: Sequence[Path], config_file: Path, experts: Sequence[str
     Raises:
         JziError: as `load`.
     """
-    return load(models, experts=experts, **SearchSettings.of(config_file)._asdict())
+    return load(models, experts=experts, **SearchSettings.read(config_file)._asdict())
 
 
 def _forest(
