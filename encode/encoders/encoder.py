@@ -16,6 +16,7 @@ from jzi.encode.device import best_device
 from jzi.encode.encoders.families import find_family
 from jzi.encode.encoders.fingerprint import encoder_fingerprint
 from jzi.encode.encoders.hf_model import load_model, save_model, to_float16
+from jzi.encode.encoders.parts import in_parts
 from jzi.encode.photo.photos import RESAMPLINGS
 from jzi.errors import EncoderError
 from jzi.store.info import EncoderInfo
@@ -102,6 +103,7 @@ class Encoder:
         self.model = model.eval().requires_grad_(False)  # fine-tuning unfreezes the blocks it trains
         self.width = self.family.width(config)
         self._fingerprint = fingerprint
+        self._image_flop = 2.0 * sum(weights.numel() for weights in model.parameters()) * self.patches
         self.to(device or best_device())
 
     @classmethod
@@ -217,8 +219,12 @@ class Encoder:
         Returns:
             (n, feature) float32: the family's global embedding, [CLS] for DINOv2.
         """
+        (embedding,) = in_parts(self._embed, pixels, self._image_flop)
+        return embedding
+
+    def _embed(self, pixels: Tensor) -> tuple[Tensor]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
-            return self.family.embed(self.model, pixels).float()
+            return (self.family.embed(self.model, pixels).float(),)
 
     def embed_with_patches(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Embed normalised images, and return their patch tokens too.
@@ -229,6 +235,10 @@ class Encoder:
         Returns:
             (n, feature) as from `embed`, and (n, patch, feature); float32.
         """
+        embedding, patches = in_parts(self._embed_with_patches, pixels, self._image_flop)
+        return embedding, patches
+
+    def _embed_with_patches(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
             tokens = self.family.last_tokens(self.model, pixels)
             return self.family.pool(self.model, tokens).float(), self.family.patches(self.model, tokens).float()
