@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from click.core import ParameterSource
 
 from jzi.commands.datasets.dataset_options import counts_text, filter_options, prepare_options
-from jzi.commands.shared.common import UsageError, allow_outside_option, json_option, number, print_result
+from jzi.commands.shared.common import UsageError, allow_outside_option, json_option, number, print_result, was_given
 from jzi.locate.ranges import Range
 
 if TYPE_CHECKING:
@@ -67,8 +66,7 @@ def filter_command(
     from jzi.store.printable import printable
 
     if not copy:
-        context = click.get_current_context()
-        given = [name for name in _OF_COPIES if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+        given = [name for name in _OF_COPIES if was_given(name)]
         if given and not (given == ["undistort"] and not preparation.undistort):
             raise UsageError(f"--{given[0].replace('_', '-')} changes photos, --no-copy leaves them: give one of them")
     own = OwnPhotos(source, photos, licence, attribution, allow_outside)
