@@ -1,10 +1,8 @@
+"""Claims about photos of an area from Mapillary: data sets of them, and what the service may answer."""
+
 from __future__ import annotations
 
-import errno
 import json
-import sqlite3
-import sys
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import date
@@ -14,67 +12,23 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from click.testing import CliRunner, Result
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jzi.cli import main
 from jzi.curate.folder import DatasetFolder
-from jzi.curate.options import FilterOptions, PrepareOptions
-from jzi.errors import ConfigError, DatasetError
-from jzi.mapillary import download as mapillary_download
-from jzi.mapillary.api import LIMIT, Mapillary
-from jzi.mapillary.boxes import MAX_DEPTH, SIDE_DEG, Box, BoxGrid
-from jzi.mapillary.collect import Estimate, MapillaryReport, collect_mapillary
-from jzi.mapillary.journal import FILE, Journal
+from jzi.curate.options import PrepareOptions
+from jzi.errors import DatasetError
+from jzi.mapillary.boxes import MAX_DEPTH, SIDE_DEG
+from jzi.mapillary.collect import Estimate
 from jzi.mapillary.records import FIELDS, parse_page
-from jzi.mapillary.regions import box_region, outline
-from jzi.mapillary.request import MapillaryRequest
-from jzi.store.geometry.pyramid import Pyramid
-from jzi.store.geometry.region import Region
-from jzi.tests.children import Child
-from jzi.tests.mock_mapillary import LATITUDE, LONGITUDE, TOKEN, Answer, MockMapillary, graph_error, record
-from jzi.web.client import HttpOptions
-
-FAST = HttpOptions(timeout_s=5, total_s=10, backoff_s=0.005, retries=4)
-
-#: Holds the drive of the mock service, in one box of the grid.
-BBOX = (LONGITUDE, LATITUDE - 1e-3, LONGITUDE + 9e-3, LATITUDE + 1e-3)
-
-#: A filter on images must not decide what these tests claim.
-FILTERS = FilterOptions(
-    sharpness=None, dark_share=None, bright_share=None, sky_share=None, occlusion_share=None, veil=None,
-    dashboard_share=None, duplicate_bits=None,
-)  # fmt: skip
+from jzi.tests.mapillary_runs import FILTERS, collect, ids, kept, reasons
+from jzi.tests.mock_mapillary import LATITUDE, LONGITUDE, Answer, MockMapillary, graph_error, record
 
 
 @pytest.fixture
 def service() -> Iterator[MockMapillary]:
     with MockMapillary() as service:
         yield service
-
-
-def collect(
-    service: MockMapillary, folder: Path, *, page: int = LIMIT, announced: list[Estimate] | None = None, **changes: Any
-) -> MapillaryReport:
-    values = {"region": box_region(*BBOX), "folder": folder, "filters": FILTERS, **changes}
-    return collect_mapillary(
-        MapillaryRequest(**{"preparation": PrepareOptions(size=96), **values}),
-        [].append if announced is None else announced.append,
-        lambda thumbnail: Mapillary(TOKEN, service.url, thumbnail, FAST, page),
-    )
-
-
-def ids(*numbers: int) -> set[str]:
-    return {record(number)["id"] for number in numbers}
-
-
-def kept(folder: Path) -> set[str]:
-    return set(DatasetFolder.read(folder).photos["id"])
-
-
-def reasons(folder: Path) -> dict[str, str]:
-    return {each.id: each.reason for each in DatasetFolder.read(folder).rejected}
 
 
 # The whole way
@@ -157,91 +111,6 @@ def test_panoramas_that_are_skipped_are_not_downloaded(service: MockMapillary, t
     report = collect(service, tmp_path, preparation=PrepareOptions(size=96, panoramas="skip"))
     assert report.kept == 11 and not ids(3) & set(service.image_counts)
     assert reasons(tmp_path)[next(iter(ids(3)))] == "it is a panorama"
-
-
-# Interruptions
-
-_RUN = """
-import sys
-from pathlib import Path
-from jzi.mapillary.collect import collect_mapillary
-from jzi.mapillary.api import OPTIONS, Mapillary
-from jzi.mapillary.request import MapillaryRequest
-from jzi.mapillary.regions import box_region
-from jzi.curate.options import PrepareOptions
-
-token, url, folder, *box = sys.argv[1:]
-request = MapillaryRequest(box_region(*map(float, box)), Path(folder), preparation=PrepareOptions(size=96))
-collect_mapillary(request, connect=lambda thumbnail: Mapillary(token, url, thumbnail, OPTIONS, 20))
-"""
-
-
-def test_a_killed_run_asks_again_only_what_was_under_way(tmp_path: Path) -> None:
-    with MockMapillary([record(number) for number in range(60)], page=20) as service:
-        service.delay_s = 0.02
-        with Child([sys.executable, "-c", _RUN, TOKEN, service.url, tmp_path, *BBOX]) as child:
-            child.wait_until(lambda: len(service.asked) >= 30)
-        assert not (tmp_path / "photos.csv").exists()
-        assert collect(service, tmp_path, page=20).kept == 60
-        searches = Counter(params["bbox"] for path, params in service.asked if path == "/images")
-        assert len(searches) > 3 and sum(searches.values()) - len(searches) <= 4
-        assert sum(service.image_counts.values()) - 60 <= 2 * mapillary_download.THREADS
-        assert service.counts["link"] == 0
-
-
-def test_a_full_disk_is_one_sentence_and_what_was_written_is_kept(
-    service: MockMapillary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    written, write = [], mapillary_download.write_prepared
-
-    def fails(folder: Path, prepared: Any) -> dict[str, Any]:
-        if len(written) == 5:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        written.append(prepared.row["id"])
-        return write(folder, prepared)
-
-    monkeypatch.setattr(mapillary_download, "write_prepared", fails)
-    with pytest.raises(DatasetError, match=r"No space left on device.*free some space and run the command again"):
-        collect(service, tmp_path)
-    assert not (tmp_path / "photos.csv").exists()
-    monkeypatch.undo()
-    assert collect(service, tmp_path).downloaded == 7
-    assert sum(service.image_counts.values()) <= 12 + 2 * mapillary_download.THREADS
-
-
-def test_a_full_disk_under_the_journal_is_one_sentence(service: MockMapillary, tmp_path: Path) -> None:
-    collect(service, tmp_path, limit=1)
-    with Journal.open(tmp_path) as journal:
-        pages = journal._file._connection.execute("PRAGMA page_count").fetchone()[0]
-        journal._file._connection.execute(f"PRAGMA max_page_count = {pages}")
-        with pytest.raises(DatasetError, match=r"full.*make room"):
-            journal.set_meta("large", "x" * 100_000)
-        assert journal.meta("large") is None
-
-
-def test_a_service_that_dies_ends_the_run_and_keeps_the_work(service: MockMapillary, tmp_path: Path) -> None:
-    service.records = [record(number) for number in range(40)]
-    service.script = lambda path, _: Answer(503) if len(service.image_counts) > 15 else None
-    with pytest.raises(DatasetError, match=r"could not be had \(status 503\).*run the command again later"):
-        collect(service, tmp_path)
-    with Journal.open(tmp_path) as journal:
-        done = len(journal.states())
-    assert 5 <= done <= 16
-    service.script = lambda path, _: None
-    service.asked.clear()
-    assert collect(service, tmp_path).downloaded == 40 - done
-    assert service.counts["image"] == 40 - done and service.counts["search"] == 0
-
-
-def test_pages_that_fail_for_good_end_the_listing_and_keep_the_others(tmp_path: Path) -> None:
-    with MockMapillary([record(number) for number in range(100)], page=40) as service:
-        service.script = lambda path, _: Answer(500) if len(service.asked) > 3 else None
-        with pytest.raises(DatasetError, match=r"does not answer \(status 500\)"):
-            collect(service, tmp_path, page=40)
-        with Journal.open(tmp_path) as journal:
-            assert len(journal.box_states()) >= 1
-        service.script = lambda path, _: None
-        assert collect(service, tmp_path, page=40, dry_run=True).found == 100
 
 
 # What the service does
@@ -429,126 +298,6 @@ def test_days_are_asked_for_and_limit_what_a_folder_can_give(service: MockMapill
     assert len(service.asked) == before
 
 
-# Other requests to the same folder
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"region": box_region(LONGITUDE, LATITUDE, LONGITUDE + 0.001, LATITUDE + 0.001)}, "photos of another region"),
-        ({"thumbnail": "1024"}, "photos of the size 2048, not 1024"),
-        ({"preparation": PrepareOptions(size=64)}, "prepared with other options"),
-    ],
-)
-def test_another_request_is_refused(
-    service: MockMapillary, tmp_path: Path, changes: dict[str, Any], message: str
-) -> None:
-    collect(service, tmp_path)
-    before = len(service.asked)
-    with pytest.raises(DatasetError, match=message):
-        collect(service, tmp_path, **changes)
-    assert len(service.asked) == before
-
-
-def test_a_folder_in_which_nothing_was_listed_takes_another_request(service: MockMapillary, tmp_path: Path) -> None:
-    service.script = lambda path, _: Answer(401)
-    with pytest.raises(DatasetError, match="does not accept the token"):
-        collect(service, tmp_path, region=box_region(1, 2, 1.001, 2.001))
-    service.script = lambda path, _: None
-    assert collect(service, tmp_path).kept == 12
-
-
-def test_originals_are_prepared_anew_without_asking(service: MockMapillary, tmp_path: Path) -> None:
-    collect(service, tmp_path, keep_originals=True)
-    before = len(service.asked)
-    assert collect(service, tmp_path, preparation=PrepareOptions(size=64)).kept == 12
-    assert set(DatasetFolder.read(tmp_path).photos["width"]) == {64}
-    assert len(service.asked) == before
-
-
-def test_a_journal_that_is_none_is_refused(service: MockMapillary, tmp_path: Path) -> None:
-    (tmp_path / FILE).write_bytes(b"no database at all" * 100)
-    with pytest.raises(DatasetError, match="cannot be used"):
-        collect(service, tmp_path)
-    (tmp_path / FILE).unlink()
-    with sqlite3.connect(tmp_path / FILE) as other:
-        other.execute("CREATE TABLE mine (x)")
-    with pytest.raises(DatasetError, match="another SQLite file"):
-        collect(service, tmp_path)
-    assert not service.asked
-
-
-@pytest.mark.parametrize(
-    "statement",
-    [
-        """UPDATE photos SET rows = '[{"path": "images/../../../etc/passwd"}]'""",
-        "UPDATE photos SET rows = '{'",
-        "UPDATE photos SET state = 'unknown'",
-        "UPDATE records SET latitude = 'north'",
-        "UPDATE boxes SET state = 7",
-        "UPDATE records SET id = '../../x' WHERE id LIKE '%01'",
-        "UPDATE meta SET value = '[]' WHERE name = 'request'",
-        "PRAGMA user_version = 9",
-    ],
-)
-def test_a_damaged_journal_is_one_sentence(service: MockMapillary, tmp_path: Path, statement: str) -> None:
-    collect(service, tmp_path)
-    with sqlite3.connect(tmp_path / FILE) as connection:
-        connection.execute(statement)
-    connection.close()
-    with pytest.raises(DatasetError, match=r"damaged|version"):
-        collect(service, tmp_path)
-
-
-# Regions and boxes
-
-
-@given(
-    st.floats(-179, 179), st.floats(-84, 84), st.floats(1e-4, 0.05), st.floats(1e-4, 0.05), st.floats(0, 1),
-    st.floats(0, 1),
-)  # fmt: skip
-def test_every_position_of_a_box_is_asked_about(
-    west: float, south: float, width: float, height: float, x: float, y: float
-) -> None:
-    east, north = min(west + width, 180), south + height
-    grid = BoxGrid(box_region(west, south, east, north))
-    longitude, latitude = west + x * (east - west), south + y * (north - south)
-    bounds = [grid.clipped(box) for box in grid]
-    assert any(w - 1e-6 <= longitude <= e + 1e-6 and s - 1e-6 <= latitude <= n + 1e-6 for w, s, e, n in bounds)
-    assert all((e - w) * (n - s) < 0.01 for w, s, e, n in bounds)
-
-
-def test_boxes_that_do_not_touch_the_polygons_are_skipped() -> None:
-    triangle = {"type": "Polygon", "coordinates": [[(16.0, 48.0), (16.1, 48.0), (16.0, 48.1), (16.0, 48.0)]]}
-    assert 50 <= len(list(BoxGrid(Region.of([triangle])))) <= 80
-
-
-def test_children_cover_their_box() -> None:
-    box = Box(2, 5, 7)
-    bounds = np.array([child.bounds for child in box.children()])
-    np.testing.assert_allclose([*bounds[:, :2].min(0), *bounds[:, 2:].max(0)], box.bounds)
-
-
-def test_a_box_may_cross_the_antimeridian() -> None:
-    grid = BoxGrid(box_region(179.99, -17, -179.99, -16.99))
-    assert {box.x for box in grid} <= {0, 1, 35998, 35999}
-    assert grid.contains([179.995, -179.995, 0], [-16.995] * 3).tolist() == [True, True, False]
-
-
-def test_a_region_that_is_too_large_is_one_sentence() -> None:
-    with pytest.raises(DatasetError, match="is too large"):
-        BoxGrid(box_region(-20, 30, 40, 70))
-    with pytest.raises(ConfigError, match="has no area"):
-        box_region(1, 2, 3, 2)
-
-
-def test_the_outline_of_a_square_holds_its_cells() -> None:
-    pyramid = Pyramid.around(48.2, 16.37, 4000.0, levels=3)
-    rows, cols = np.divmod(np.arange(16 * 16), 16)
-    latitude, longitude = pyramid.unproject(*pyramid.cell_centers(rows, cols))
-    assert BoxGrid(outline(pyramid, "a")).contains(longitude, latitude).all()
-
-
 # Pages of strangers
 
 _VALUES = st.sampled_from([None, True, {}, [], {"type": "Point", "coordinates": [1.5, 2]}, {"coordinates": ["1", 2]},
@@ -573,79 +322,3 @@ def test_every_page_gives_plain_records_or_an_error(data: list[dict[str, Any]]) 
 def test_ids_that_are_no_file_names_are_refused(identifier: Any) -> None:
     with pytest.raises(DatasetError, match="the field id"):
         parse_page({"data": [record(1, id=identifier)]}, "thumb_2048_url")
-
-
-# The command
-
-
-@pytest.fixture
-def environment(service: MockMapillary, monkeypatch: pytest.MonkeyPatch) -> MockMapillary:
-    monkeypatch.setenv("MAPILLARY_TOKEN", TOKEN)
-    monkeypatch.setenv("MAPILLARY_URL", service.url)
-    return service
-
-
-def run(*arguments: object, bbox: tuple[float, ...] = BBOX) -> Result:
-    box = ["--bbox", *map(str, bbox)] if bbox else []
-    return CliRunner().invoke(main, ["dataset", "mapillary", *box, *map(str, arguments)])
-
-
-def test_the_command_reports_what_it_did(environment: MockMapillary, tmp_path: Path) -> None:
-    result = run("-o", tmp_path, "--json", "--duplicate-bits", "off")
-    assert result.exit_code == 0, result.output
-    values = json.loads(result.stdout)
-    assert (values["found"], values["downloaded"], values["kept"]) == (12, 12, 12)
-    assert "to download: 11 photos, about" in result.stderr
-
-
-def test_an_area_may_come_from_a_working_directory(environment: MockMapillary, tmp_path: Path) -> None:
-    file = tmp_path / "jzi.toml"
-    pyramid = Pyramid.around(LATITUDE, LONGITUDE, 800.0, levels=3)
-    from jzi.workspace.setup.settings import Settings
-    from jzi.workspace.setup.settings_file import write_settings
-
-    settings = Settings(pyramid)
-    settings.folder = tmp_path
-    write_settings(settings)
-    result = run("-o", tmp_path / "photos", "--area", file, "--json", "--dry-run", bbox=())
-    assert result.exit_code == 0, result.output
-    assert json.loads(result.stdout)["found"] == sum(abs(number * 8e-5) * 74_100 < 400 for number in range(12))
-
-
-@pytest.mark.parametrize(
-    ("token", "message"),
-    [
-        (None, "Mapillary needs a token"),
-        ("MLY|wrong|hidden", r"does not accept the token"),
-        ("MLY with spaces", "no token has"),
-    ],
-)
-def test_without_a_good_token_the_command_says_how_to_get_one(
-    environment: MockMapillary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, token: str | None, message: str
-) -> None:
-    monkeypatch.delenv("MAPILLARY_TOKEN")
-    if token:
-        monkeypatch.setenv("MAPILLARY_TOKEN", token)
-    result = run("-o", tmp_path)
-    assert result.exit_code == 2 and message in result.stderr and "MAPILLARY_TOKEN" in result.stderr
-    assert "hidden" not in result.output and "Traceback" not in result.output
-
-
-def test_an_area_without_photos_is_one_sentence(environment: MockMapillary, tmp_path: Path) -> None:
-    result = run("-o", tmp_path, bbox=(1.0, 2.0, 1.001, 2.001))
-    assert result.exit_code == 2 and "Mapillary has no photos in the box 1 2 1.001 2.001" in result.stderr
-
-
-@pytest.mark.parametrize("areas", [(), ("--area", "jzi.toml", "--region", "r.geojson")])
-def test_exactly_one_area_is_given(environment: MockMapillary, tmp_path: Path, areas: tuple[str, ...]) -> None:
-    result = run("-o", tmp_path, *areas, bbox=())
-    assert result.exit_code == 2 and "give one of --area" in result.stderr
-
-
-def test_photos_that_failed_give_exit_code_1(environment: MockMapillary, tmp_path: Path, monkeypatch: Any) -> None:
-    from jzi.mapillary import api as mapillary_api
-
-    environment.broken[record(0)["id"]] = Answer(500)
-    monkeypatch.setattr(mapillary_api.Mapillary.__init__, "__defaults__", (mapillary_api.BASE, "2048", FAST, LIMIT))
-    result = run("-o", tmp_path, "--duplicate-bits", "off")
-    assert result.exit_code == 1 and "1 photo could not be downloaded" in result.stderr
