@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -256,12 +257,14 @@ def locate(
         files, answers = _along_track(locator, files, interval, top_speed / 3.6, options)
     else:
         answers = locator.locate_all(files, options)
-    failed, closed = 0, None
+    write_files = partial(outputs.write, rasters, locator.expert.cell_mask if heatmap else None, locator)
+    failed, located, closed = 0, 0, None
     try:
         for file, answer in zip(files, answers, strict=True):
             answer = _named(answer, sources, errors.get(file, ""))
-            failed += isinstance(answer, NotLocated)
             outputs.add(file, answer)
+            failed += isinstance(answer, NotLocated)
+            located += not isinstance(answer, NotLocated)
             try:
                 if not closed:
                     _print_answer(answer, as_json, prior.to_dict() if prior else {})
@@ -269,15 +272,19 @@ def locate(
                 if not outputs:
                     raise
                 closed = error
-        outputs.write(rasters, locator.expert.cell_mask if heatmap else None, locator)
-    except BaseException:  # also Ctrl-C: what is there already is named in any case
-        _list_written(outputs)
+        write_files()
+    except BaseException as error:  # also Ctrl-C: what was located is kept, and another one stops writing it
+        if not isinstance(error, BrokenPipeError):
+            writing = "; writing their files (Ctrl-C again to stop)" if outputs and located else ""
+            click.echo(f"stopped: {located} of {len(files)} photos were located{writing}", err=True)
+        try:
+            write_files()
+        finally:
+            _report(outputs, sources)
         raise
     if stage:
         click.echo(rerank_summary(stage), err=True)
-    _list_written(outputs)
-    for sentence in (*outputs.notes, *outputs.errors):
-        click.echo(f"jzi: {sources.named(sentence)}", err=True)
+    _report(outputs, sources)
     if outputs.errors or failed:
         sys.exit(2 if outputs.errors or failed == len(files) else 1)
     if closed:
@@ -308,9 +315,12 @@ def _print_answer(answer: Location | NotLocated, as_json: bool, prior: dict[str,
     print_result(as_json, {**answer.to_dict(), **({"prior": prior} if prior else {})}, location_text(answer))
 
 
-def _list_written(outputs: Outputs) -> None:
+def _report(outputs: Outputs, sources: PhotoSources) -> None:
+    """List the files that were written, and what keeps others from it."""
     for written in outputs.written:
         click.echo(f"wrote {written}", err=True)
+    for sentence in (*outputs.notes, *outputs.errors):
+        click.echo(f"jzi: {sources.named(sentence)}", err=True)
 
 
 def _not_located(source: PhotoSource) -> NotLocated:

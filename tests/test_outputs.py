@@ -240,19 +240,60 @@ def test_a_failed_output_ends_the_command_with_2_after_the_others(locate, monkey
     assert Path("after.csv").exists() and Path("after.html").exists() and not Path("a.tif").exists()
 
 
-@pytest.mark.parametrize("stage", ["locating", "writing"])
-def test_an_interrupted_command_lists_what_it_has_written(locate, monkeypatch, stage) -> None:
+@pytest.mark.parametrize(
+    ("error", "code", "last"),
+    [(KeyboardInterrupt(), 130, "jzi: interrupted\n"), (MemoryError("full"), 2, "jzi: out of memory (full): ")],
+)
+def test_a_command_that_is_stopped_writes_what_it_has_located(locate, monkeypatch, error, code, last) -> None:
+    def stop_at_the_second(answer: Location, *_: object) -> None:
+        if answer.photo.endswith("002.jpg"):
+            raise error
+
+    monkeypatch.setattr("jzi.commands.locate._print_answer", stop_at_the_second)
+    others = "photos/day0/002.jpg photos/day0/004.jpg"
+    files = "--csv o.csv --geojson o.geojson --heatmap o.tif --map o.html"
+    result = locate(f"{others} --write-exif copies{code} --overwrite-gps {files}")
+    stopped = "stopped: 2 of 3 photos were located; writing their files (Ctrl-C again to stop)"
+    wrote = [
+        f"wrote 2 copies into copies{code}",
+        *(f"wrote o.{suffix}" for suffix in ("csv", "geojson", "tif", "html")),
+    ]
+    assert result.exit_code == code and result.stderr.startswith("\n".join([stopped, *wrote, last]))
+    assert pd.read_csv("o.csv")["photo"].tolist() == ["photos/day0/000.jpg", "photos/day0/002.jpg"]
+    features = json.loads(Path("o.geojson").read_text())["features"]
+    assert [each["properties"]["kind"] for each in features].count("answer") == 2
+    with rasterio.open("o.tif") as raster:
+        assert raster.count == 2
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_an_interruption_of_writing_costs_no_file_and_a_second_one_those_that_are_left(
+    locate, monkeypatch, times
+) -> None:
+    interruptions = [KeyboardInterrupt()] * times
+
+    def write_page(path: Path, *_: object) -> None:
+        if interruptions:
+            raise interruptions.pop()
+        path.touch()
+
+    monkeypatch.setattr("jzi.export.page.write_page", write_page)
+    result = locate(f"--csv w{times}.csv --map w{times}.html")
+    files = [f"wrote w{times}.csv", *([f"wrote w{times}.html"] if times == 1 else [])]
+    stopped = "stopped: 1 of 1 photos were located; writing their files (Ctrl-C again to stop)"
+    assert result.exit_code == 130 and result.stderr.splitlines() == [stopped, *files, "jzi: interrupted"]
+    assert Path(f"w{times}.csv").exists() and Path(f"w{times}.html").exists() == (times == 1)
+
+
+def test_a_command_that_is_stopped_before_the_first_answer_replaces_no_file(locate, monkeypatch) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    if stage == "writing":
-        monkeypatch.setattr("jzi.export.page.write_page", interrupt)
-    else:
-        monkeypatch.setattr("jzi.commands.locate._print_answer", interrupt)  # after the first photo's copy
-    result = locate(f"--write-exif {stage} --overwrite-gps --csv {stage}.csv --map {stage}.html")
-    files = f"wrote {stage}.csv\n" if stage == "writing" else ""
-    assert result.exit_code == 130 and result.stderr == f"wrote 1 copy into {stage}\n{files}jzi: interrupted\n"
-    assert Path(f"{stage}.csv").exists() == (stage == "writing") and not Path(f"{stage}.html").exists()
+    monkeypatch.setattr("jzi.locate.locator.Locator._locate", interrupt)
+    Path("before.csv").write_text("of an earlier run\n")
+    result = locate("--csv before.csv")
+    assert result.exit_code == 130 and result.stderr == "stopped: 0 of 1 photos were located\njzi: interrupted\n"
+    assert Path("before.csv").read_text() == "of an earlier run\n"
 
 
 def test_a_page_of_many_photos_shows_its_progress(location, tmp_path, take_photo, capsys, monkeypatch) -> None:

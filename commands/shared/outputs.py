@@ -38,7 +38,6 @@ class Outputs:
         headings: whether copies get the heading of answers that have one, if it is known.
         overwrite_gps: whether positions that photos have in their EXIF are replaced in their copies.
         errors: a sentence for each file that could not be written.
-        notes: a sentence for each file that was left out for another reason.
     """
 
     geojson: Path | None
@@ -51,11 +50,10 @@ class Outputs:
     headings: bool = False
     overwrite_gps: bool = False
     errors: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
     _copied: int = 0
     _written: list[Path] = field(default_factory=list)
-    _rows: list[dict[str, Any]] = field(default_factory=list)
-    _located: list[tuple[Path, Location]] = field(default_factory=list)
+    _done: set[Path] = field(default_factory=set)
+    _answers: list[tuple[Path, dict[str, Any], Location | None]] = field(default_factory=list)
     _with_gps: list[Path] = field(default_factory=list)
     _not_sure: list[Path] = field(default_factory=list)
     _elsewhere: list[Path] = field(default_factory=list)
@@ -98,47 +96,80 @@ class Outputs:
             raise UsageError(f"--write-exif {folder} cannot be created in {existing}: give another folder")
 
     def add(self, photo: Path, answer: Location | NotLocated) -> None:
-        """Add the answer to a photo, and write the photo's copy if it is sure.
+        """Write a photo's copy if its answer is sure, and add the answer.
 
-        Without a threshold of the user's own, photos that are more probably from elsewhere get no copy either: a
-        position in EXIF comes without the probability that it is in the area at all, which all other files have.
+        An interruption leaves the answer out of all other files, or out of none. Without a threshold of the user's own,
+        photos that are more probably from elsewhere get no copy either: a position in EXIF comes without the
+        probability that it is in the area at all, which all other files have.
         """
         from jzi.locate.answer.location import Location
         from jzi.store.plain import plain
 
         if not isinstance(answer, Location):
-            self._rows.append(plain(answer))
+            self._answers.append((photo, plain(answer), None))
             return
-        self._rows.append(answer.to_dict())
-        if self.geojson or self.heatmap or self.picture or self.page or self.score_map:
-            self._located.append((photo, answer))
-        if self.copies and not answer.sure:
+        if self.copies:
+            self._copy(photo, answer, self.copies / photo.name)
+        mapped = answer if any(file for file in self._files if file != self.table) else None
+        self._answers.append((photo, answer.to_dict(), mapped))
+
+    def _copy(self, photo: Path, answer: Location, copy: Path) -> None:
+        from jzi.store.photos.exif import write_position
+        from jzi.store.photos.photo_file import HEIF_HEAD, is_heif
+
+        if not answer.sure:
             self._not_sure.append(photo)
-        elif self.copies and answer.elsewhere and not answer.abstain:
+            return
+        if answer.elsewhere and not answer.abstain:
             self._elsewhere.append(photo)
-        elif self.copies:
-            from jzi.store.photos.exif import write_position
-            from jzi.store.photos.photo_file import HEIF_HEAD, is_heif
-
-            if not self.overwrite_gps and answer.exif:
-                self._with_gps.append(photo)
+            return
+        if not self.overwrite_gps and answer.exif:
+            self._with_gps.append(photo)
+            return
+        with photo.open("rb") as file:
+            if is_heif(file.read(HEIF_HEAD)):
+                self._heif.append(photo)
                 return
-            with photo.open("rb") as file:
-                if is_heif(file.read(HEIF_HEAD)):
-                    self._heif.append(photo)
-                    return
-            copy = self.copies / photo.name
-            radius = answer.radius_68 if math.isfinite(answer.radius_68) else None
-            directions = answer.fix.directions if self.headings and answer.fix else ()
-            heading = directions[0].heading_deg if directions else None
-            position = answer.latitude, answer.longitude
+        radius = answer.radius_68 if math.isfinite(answer.radius_68) else None
+        directions = answer.fix.directions if self.headings and answer.fix else ()
+        heading = directions[0].heading_deg if directions else None
+        position = answer.latitude, answer.longitude
 
-            def write_copy(path: Path) -> None:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                # photos that have a position which is not to be replaced have been left out above
-                write_position(photo, path, *position, radius, heading, overwrite=True)
+        def write_copy(path: Path) -> None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # photos that have a position which is not to be replaced have been left out above
+            write_position(photo, path, *position, radius, heading, overwrite=True)
 
-            self._copied += self._write(copy, write_copy)
+        self._copied += self._write(copy, write_copy)
+
+    @property
+    def notes(self) -> list[str]:
+        """A sentence for the photos without a copy of each kind, and for a picture that is not drawn."""
+        notes = []
+        if self._with_gps:
+            photos = _each(self._with_gps, "has", "have")
+            notes.append(
+                f"{photos} a position in the EXIF already: no copy was written; --overwrite-gps replaces the position"
+            )
+        if self._not_sure:
+            photos = _each(self._not_sure, "has an answer that is", "have answers that are")
+            notes.append(f"{photos} not sure: no copy was written")
+        if self._elsewhere:
+            photos = _each(self._elsewhere, "is", "are")
+            notes.append(
+                f"{photos} more probably from elsewhere than from this area: no copy was written; --elsewhere 0 says "
+                "that all photos are from this area"
+            )
+        if self._heif:
+            photos = _each(self._heif, "is a HEIC photo", "are HEIC photos")
+            notes.append(f"{photos}, to be converted to JPEG before a copy is written: no copy was written")
+        if self.picture and self._located and not self._located[0][1].sure:
+            notes.append(f"{self.picture} is not drawn: its answer is not sure")
+        return notes
+
+    @property
+    def _located(self) -> list[tuple[Path, Location]]:
+        return [(photo, answer) for photo, _, answer in self._answers if answer]
 
     def write(
         self,
@@ -146,39 +177,23 @@ class Outputs:
         cell_mask: NDArray[np.bool_] | None = None,
         locator: Locator | None = None,
     ) -> None:
-        """Write all files.
+        """Write the files of the answers so far that it has not written yet: none if there is no answer.
 
         Args:
             imagery: background of the picture and the page.
             cell_mask: (row, col) the cells that are searched, if the others are to be nodata in the heat map.
             locator: the locator of the answers; needed for the score map.
         """
-        if self._with_gps:
-            photos = _each(self._with_gps, "has", "have")
-            self.notes.append(
-                f"{photos} a position in the EXIF already: no copy was written; --overwrite-gps replaces the position"
-            )
-        if self._not_sure:
-            photos = _each(self._not_sure, "has an answer that is", "have answers that are")
-            self.notes.append(f"{photos} not sure: no copy was written")
-        if self._elsewhere:
-            photos = _each(self._elsewhere, "is", "are")
-            self.notes.append(
-                f"{photos} more probably from elsewhere than from this area: no copy was written; --elsewhere 0 says "
-                "that all photos are from this area"
-            )
-        if self._heif:
-            photos = _each(self._heif, "is a HEIC photo", "are HEIC photos")
-            self.notes.append(f"{photos}, to be converted to JPEG before a copy is written: no copy was written")
-        if self.table:
+        if self.table and self._answers:
             from jzi.export.files import write_csv
 
-            self._write_file(self.table, write_csv, self._rows)
-        if not self._located:
+            self._write_file(self.table, write_csv, [row for _, row, _ in self._answers])
+        answers = self._located
+        if not answers:
             return
         from jzi.export.files import write_geojson
 
-        locations = [location for _, location in self._located]
+        locations = [location for _, location in answers]
         truths = [location.exif for location in locations]
         if self.geojson:
             self._write_file(self.geojson, write_geojson, locations, truths)
@@ -191,14 +206,12 @@ class Outputs:
                 from jzi.export.fine_grid import refined_name, write_fine_heatmap
 
                 self._write_file(refined_name(self.heatmap), write_fine_heatmap, refined)
-        if self.picture and not locations[0].sure:
-            self.notes.append(f"{self.picture} is not drawn: its answer is not sure")
-        elif self.picture:
+        if self.picture and locations[0].sure:
             self._write_file(self.picture, self._draw, imagery, truths[0])
         if self.page:
             from jzi.export.page import write_page
 
-            located = [(photo, location, truth) for (photo, location), truth in zip(self._located, truths, strict=True)]
+            located = [(photo, location, truth) for (photo, location), truth in zip(answers, truths, strict=True)]
             self._write_file(self.page, write_page, located, imagery)
 
         if self.score_map and locator:
@@ -219,8 +232,11 @@ class Outputs:
         draw_zoom(location, photo, imagery, path, truth=(truth.latitude, truth.longitude) if truth else None)
 
     def _write_file(self, path: Path, write: Callable[..., Any], *arguments: Any) -> None:
+        if path in self._done:
+            return
         if self._write(path, write, *arguments):
             self._written.append(path)
+        self._done.add(path)
 
     def _write(self, path: Path, write: Callable[..., Any], *arguments: Any) -> bool:
         """Call `write` with a path and arguments; whatever is raised becomes a sentence. Returns whether it wrote."""
