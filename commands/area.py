@@ -22,7 +22,7 @@ from jzi.commands.shared.common import (
 )
 from jzi.commands.shared.failures import usage_error
 from jzi.errors import JziError
-from jzi.locate.ranges import CELL, DISTANCE, LATITUDE, LONGITUDE, PIXELS
+from jzi.locate.ranges import CELL, DISTANCE, PIXELS
 
 if TYPE_CHECKING:
     from jzi.store.geometry.region import Rule
@@ -206,8 +206,8 @@ def _init_region(
 
 
 @click.command(context_settings={"ignore_unknown_options": True})  # a minus sign is not an option
-@click.argument("latitude", type=number(LATITUDE))
-@click.argument("longitude", type=number(LONGITUDE))
+@click.argument("latitude", type=float)
+@click.argument("longitude", type=float)
 @click.option("--preset", help="A published area.  [default: the area of jzi.toml, else just-zoom-in-dc]")
 @click.option("--config", "config_file", type=click.Path(path_type=Path), default="jzi.toml", show_default=True)
 @json_option

@@ -520,7 +520,7 @@ def test_the_command_takes_a_raster_of_weights(jzi, model, photo_folder, pyramid
         ("--near 48.2 16.37", "near and within belong together"),
         ("--within 100", "near and within belong together"),
         ("--near 16.37 48.2 --within 100", "no cell of the map is within 100 m of 16.37 48.2"),
-        ("--near 16.37 48.2 --within 100", "or a greater distance; 48.2 16.37 is inside: give the latitude first"),
+        ("--near 16.37 48.2 --within 100", "within 100 m of 16.37 48.2; 48.2 16.37 is inside: give the latitude first"),
         ("--near -33.9 151.2 --within 100", "no cell of the map"),
         ("--near nan 16.37 --within 100", "no position on earth"),
         ("--near 48.2 16.37 --within inf", "within must be"),

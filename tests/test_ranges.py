@@ -21,8 +21,14 @@ from jzi.retrieve.search import probabilities
 from jzi.retrieve.similarity import nearest
 from jzi.retrieve.vpr import VprConfig
 
-#: Options whose values `Pyramid` and `Prior` check.
-CHECKED_ELSEWHERE = {("init", "center"), ("locate", "near"), ("locate", "within")}
+#: Parameters whose values `off_earth` and `Prior` check.
+CHECKED_ELSEWHERE = {
+    ("init", "center"),
+    ("locate", "near"),
+    ("locate", "within"),
+    ("tile", "latitude"),
+    ("tile", "longitude"),
+}
 
 
 def numeric_parameters() -> list[tuple[str, click.Parameter]]:

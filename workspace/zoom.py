@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from jzi.errors import ConfigError
-from jzi.store.geometry.cell_grid import swap_hint
+from jzi.store.geometry.cell_grid import off_earth, swap_hint
 from jzi.store.geometry.pyramid import Pyramid, preset
 from jzi.store.geometry.scale import units_per_metre
 from jzi.workspace.setup.settings_file import load_settings
@@ -36,14 +36,15 @@ def describe_zoom(pyramid: Pyramid, latitude: float, longitude: float) -> tuple[
         longitude: degrees (WGS 84).
 
     Raises:
-        ConfigError: the position is outside the area.
+        ConfigError: the position is outside the area, or not on earth.
     """
+    if wrong := off_earth(latitude, longitude):
+        raise ConfigError(wrong)
     path = pyramid.paths(latitude, longitude)[0]
     if path[0] < 0:
-        raise ConfigError(
-            f"latitude {latitude}, longitude {longitude} is outside the {describe_area(pyramid)}"
-            + swap_hint(pyramid, latitude, longitude)
-        )
+        hint = swap_hint(pyramid, latitude, longitude)
+        where = f"area{hint}" if hint else describe_area(pyramid)
+        raise ConfigError(f"latitude {latitude}, longitude {longitude} is outside the {where}")
     keys, units = pyramid.keys(path), units_per_metre(pyramid)
     tiles = []
     for key in keys:

@@ -21,9 +21,9 @@ from rasterio.warp import reproject, transform_bounds, transform_geom
 
 from jzi.errors import BandsError, ConfigError, first_line
 from jzi.locate.priors import band_weights
-from jzi.locate.ranges import DISTANCE, LATITUDE, LONGITUDE
+from jzi.locate.ranges import DISTANCE
 from jzi.store.geometry.bands import BandGrid
-from jzi.store.geometry.cell_grid import CellGrid, swap_hint
+from jzi.store.geometry.cell_grid import CellGrid, off_earth, swap_hint
 from jzi.store.geometry.pyramid import WGS84, Pyramid, as_pyramid, geodesic_distance
 from jzi.store.geometry.region import Region
 
@@ -107,8 +107,8 @@ class Prior:
 
 def check_circle(latitude: float, longitude: float, within: float) -> None:
     """Raise a ConfigError if the position is not on earth, or the distance is out of range."""
-    if latitude not in LATITUDE or longitude not in LONGITUDE:
-        raise ConfigError(f"near {latitude:g} {longitude:g} is no position on earth: give latitude, longitude")
+    if wrong := off_earth(latitude, longitude):
+        raise ConfigError(f"near {wrong}")
     DISTANCE.check("within", within)
 
 
@@ -143,10 +143,9 @@ def near(area: CellGrid, latitude: float, longitude: float, within: float) -> We
     if row[0] >= 0:
         weight[row, col] = np.maximum(weight[row, col], 1 / SAMPLES**2)
     if not weight.any():
-        raise ConfigError(
-            f"no cell of the map is within {within:g} m of {latitude:g} {longitude:g}: give latitude, longitude of a "
-            f"position on the map, or a greater distance{swap_hint(area, latitude, longitude)}"
-        )
+        others = ": give latitude, longitude of a position on the map, or a greater distance"
+        hint = swap_hint(area, latitude, longitude) or others
+        raise ConfigError(f"no cell of the map is within {within:g} m of {latitude:g} {longitude:g}{hint}")
     return weight
 
 

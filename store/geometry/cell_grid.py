@@ -97,6 +97,23 @@ class CellGrid(Protocol):
         ...
 
 
+def off_earth(latitude: float, longitude: float) -> str:
+    """A sentence if a position is not on earth, which asks for the latitude first if it is with its numbers swapped.
+
+    Args:
+        latitude: degrees (WGS 84).
+        longitude: degrees (WGS 84).
+
+    Returns:
+        The sentence, or nothing if the position is on earth.
+    """
+    if abs(latitude) <= 90 and abs(longitude) <= 180:
+        return ""
+    swapped = abs(longitude) <= 90 and abs(latitude) <= 180
+    hint = f"; {longitude:g} {latitude:g} is one: give the latitude first" if swapped else ": give latitude, longitude"
+    return f"{latitude:g} {longitude:g} is no position on earth{hint}"
+
+
 def swap_hint(grid: CellGrid, latitude: float, longitude: float) -> str:
     """The end of a message that a position is outside of an area, if it is inside with its numbers swapped.
 

@@ -17,7 +17,7 @@ from pyproj import CRS, Geod
 from pyproj.exceptions import CRSError
 
 from jzi.errors import PyramidError, first_line
-from jzi.store.geometry.cell_grid import Bounds, CellGrid, Projected
+from jzi.store.geometry.cell_grid import Bounds, CellGrid, Projected, off_earth
 
 WGS84 = Geod(ellps="WGS84")
 
@@ -98,8 +98,8 @@ class Pyramid(Projected):
         Raises:
             PyramidError: the position is not on earth, or a number is out of range.
         """
-        if not (-90 <= latitude <= 90 and -180 <= longitude <= 180):
-            raise PyramidError(f"{latitude}, {longitude} is not a position on earth: give latitude, longitude")
+        if wrong := off_earth(latitude, longitude):
+            raise PyramidError(wrong)
         crs = f"+proj=aeqd +lat_0={latitude:.9g} +lon_0={longitude:.9g} +datum=WGS84 +units=m +no_defs +type=crs"
         if levels is None:
             levels = levels_for(size, grid)

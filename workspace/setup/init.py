@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jzi.errors import ConfigError
 from jzi.store.disk.json_file import read_json
-from jzi.store.geometry.cell_grid import swap_hint
+from jzi.store.geometry.cell_grid import off_earth, swap_hint
 from jzi.store.geometry.pyramid import Pyramid, preset
 from jzi.store.info import MAX_IMAGE_SIZE
 from jzi.store.model_config import CONFIG
@@ -195,7 +195,7 @@ def _area(
     whole = square_around(rasters, RasterOptions(crs=imagery.crs, remote=imagery.remote), grid=grid, levels=levels)
     if not center and not size:
         return whole
-    if center and whole.paths(*center)[0, 0] < 0 and (hint := swap_hint(whole, *center)):
+    if center and not off_earth(*center) and whole.paths(*center)[0, 0] < 0 and (hint := swap_hint(whole, *center)):
         raise ConfigError(f"--center {center[0]:g} {center[1]:g} is not on the map{hint}")
     middle = whole.unproject(whole.west + whole.size / 2, whole.north - whole.size / 2)
     latitude, longitude = center or (float(middle[0]), float(middle[1]))
