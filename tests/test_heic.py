@@ -107,9 +107,7 @@ def test_a_heic_gets_no_copy_with_a_position(pyramid, tmp_path) -> None:
     outputs.add(photo, to_locations(posterior, LocateOptions(), ["IMG_1.HEIC"])[0])
     outputs.write(None)
     assert not outputs.errors and not outputs.copies.exists()
-    assert outputs.notes == [
-        f"{photo} is a HEIC photo, to be converted to JPEG before a copy is written: no copy was written"
-    ]
+    assert outputs.notes == [f"{photo} is a HEIC photo: no copy was written; convert it to JPEG first"]
 
 
 def test_a_position_is_not_written_into_a_heic(take_heic, tmp_path) -> None:
@@ -122,7 +120,7 @@ def test_a_position_is_not_written_into_a_heic(take_heic, tmp_path) -> None:
 def test_without_pillow_heif_the_refusal_says_what_to_install(tmp_path, take_photo, monkeypatch, brand) -> None:
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     (tmp_path / "a.heic").write_bytes(HEAD.replace(b"heic", brand, 1))
-    with pytest.raises(PhotoError, match=r"a\.heic cannot be read: it is a HEIC photo: pip install 'jzi\[heic\]'"):
+    with pytest.raises(PhotoError, match=r"a\.heic cannot be read: HEIC photos need `pip install 'jzi\[heic\]'`"):
         open_photo(tmp_path / "a.heic")
     take_photo(tmp_path / "b.jpg", 48.2, 16.37)
     (rejected,) = read_photo_table(tmp_path).rejected

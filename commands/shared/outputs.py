@@ -162,7 +162,8 @@ class Outputs:
             )
         if self._heif:
             photos = _each(self._heif, "is a HEIC photo", "are HEIC photos")
-            notes.append(f"{photos}, to be converted to JPEG before a copy is written: no copy was written")
+            them = "it" if len(self._heif) == 1 else "them"
+            notes.append(f"{photos}: no copy was written; convert {them} to JPEG first")
         if self.picture and self._located and not self._located[0][1].sure:
             notes.append(f"{self.picture} is not drawn: its answer is not sure")
         return notes

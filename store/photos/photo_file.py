@@ -139,7 +139,7 @@ def _open_heif(file: _BoundedFile) -> Image.Image:
     try:
         from pillow_heif import HeifImageFile
     except ImportError as error:
-        raise OSError("it is a HEIC photo: pip install 'jzi[heic]', or convert it to JPEG") from error
+        raise OSError("HEIC photos need `pip install 'jzi[heic]'`; or convert it to JPEG") from error
     opener: Any = HeifImageFile  # untyped
     image: Image.Image = opener(file)
     if Image.MAX_IMAGE_PIXELS and image.width * image.height > 2 * Image.MAX_IMAGE_PIXELS:  # as `Image.open`
