@@ -14,8 +14,11 @@ import numpy as np
 import pytest
 import rasterio
 from fastapi.testclient import TestClient
+from PIL import Image
 
 from jzi.encode.rasters.imagery import Imagery
+from jzi.export.gallery.page import write_cards
+from jzi.export.gallery.pool import ImagePool
 from jzi.export.page import write_page
 from jzi.locate.answer.location import LocateOptions, to_locations
 from jzi.locate.posterior import Posterior
@@ -99,6 +102,26 @@ def legend(browser: Any) -> list[str]:
 
 def center(browser: Any) -> list[float]:
     return list(browser.execute_script("const at = map.getCenter(); return [at.lat, at.lng]"))
+
+
+# The gallery
+
+
+@pytest.mark.parametrize("size", [PHONE, DESKTOP])
+def test_photos_of_a_gallery_keep_their_shape_and_none_is_hidden_at_first(browser, tmp_path, pyramid, size) -> None:
+    shapes = {"tall": (300, 400), "wide": (900, 100), "square": (50, 50)}
+    pool, cards = ImagePool(), []
+    for name, shape in shapes.items():
+        photo = pool.add(Image.new("RGB", shape, "red"), 480)
+        card = {"name": name, "rank": 1, "error_m": 1.0, "error": "1 m", "confidence": -0.1, "photo": photo}
+        cards.append(card | {"shape": shape, "steps": [], "wrong": None, "worst": True})
+    write_cards(tmp_path / "a.html", cards, pool, (), title="a", photos=3, median="1 m", pairs=True)
+    resize(browser, size)
+    browser.get((tmp_path / "a.html").as_uri())
+    assert fits(browser)
+    script = "return [...document.querySelectorAll('.photo .image')].map(e => [e.clientWidth, e.clientHeight])"
+    for (width, height), (wide, high) in zip(browser.execute_script(script), shapes.values(), strict=True):
+        assert 20 < height <= 421 and width / height == pytest.approx(wide / high, rel=0.05)
 
 
 # The exported map

@@ -12,7 +12,8 @@
     for (const card of cards) {
       const { error, confidence, worst, left } = card.dataset;
       const kind = show === "all" || (show === "left" ? left === "1" : (worst === "1") === (show === "worst"));
-      card.hidden = !(kind && +error >= number("from") && 100 * confidence >= number("sure"));
+      const sure = !number("sure") || 100 * confidence >= number("sure");  // a similarity may be below 0
+      card.hidden = !(kind && sure && +error >= number("from"));
       count += !card.hidden;
     }
     const sign = minus ? 1 : -1;
