@@ -67,6 +67,7 @@ def photo_data(
         "confidence": f"{percent(location.confidence)} {location.extent}",
         "spread": spread_text(location),
         "inside": None if location.inside is None else percent(location.inside),
+        "elsewhere": location.elsewhere,
         "notes": list(location.notes),
         "error": error,
         "candidates": [

@@ -131,13 +131,16 @@ def test_photos_of_a_gallery_keep_their_shape_and_none_is_hidden_at_first(browse
 def export(pyramid, tmp_path: Path, take_photo, town_raster) -> Callable[..., str]:
     """Writes the page of some posteriors, a few of them withheld, and returns its address."""
 
-    def write(*cells: tuple[float, float], abstain: tuple[float, ...] = (), residual: float = 0.0) -> str:
+    def write(
+        *cells: tuple[float, float], abstain: tuple[float, ...] = (), residual: float = 0.0, inside: float | None = None
+    ) -> str:
         located = []
         for index, shares in enumerate(cells):
             row, col = np.array([12, 50]), np.array([10, 44])
             posterior = Posterior.from_cells(pyramid, row, col, np.array(shares) * (1 - residual))
             (location,) = to_locations(posterior, LocateOptions(), [f"/home/someone/trip/{index}.jpg"])
-            location = replace(location, abstain=abstain[index] if abstain else 0.0, notes=("a <b>remark</b>",))
+            threshold = abstain[index] if abstain else 0.0
+            location = replace(location, abstain=threshold, inside=inside, notes=("a <b>remark</b>",))
             located.append((take_photo(tmp_path / f"{index}.jpg"), location, None))
         with Imagery([town_raster], pyramid, attribution=CREDIT) as imagery:
             write_page(tmp_path / "map.html", located, imagery)
@@ -178,11 +181,19 @@ def test_the_legend_lists_what_is_drawn_and_nothing_else(browser, export) -> Non
     browser.get(export((0.7, 0.3), residual=0.2))
     assert "95 % radius unknown: 20.0 % of the probability was not searched" in find(browser, "#place")[0].text
     every = {"answer", "other candidate", "probability, from low to high", "steps of the zoom"}
-    assert every <= set(legend(browser)) and not any("true position" in each for each in legend(browser))
+    assert every <= set(legend(browser)) and "position that the photo records" not in legend(browser)
     browser.execute_script("map.removeLayer(drawn)")
     assert legend(browser) == ["probability, from low to high"]
     browser.execute_script("map.removeLayer(heat)")
     assert legend(browser) == []
+
+
+def test_the_overview_says_which_photos_are_probably_from_elsewhere(browser, export) -> None:
+    resize(browser, PHONE)
+    for inside, elsewhere in ((None, False), (0.6, False), (0.4, True)):
+        browser.get(export((0.9, 0.1), (0.8, 0.2), abstain=(0.0, 1.0), inside=inside))
+        notes = [each.text for each in find(browser, "ol.overview .note")]
+        assert [each.endswith(", probably from elsewhere") for each in notes] == [elsewhere] * 2 and fits(browser)
 
 
 def test_several_photos_have_an_overview_with_names_of_files_alone(browser, export) -> None:

@@ -93,7 +93,7 @@ const STYLES = {
 /* What the legend says of each kind that is drawn; null for nothing. */
 const LEGEND = {
   number: () => "answer of the photo of this number",
-  answer: () => "answer", candidate: () => "other candidate", mode: () => "also probable", truth: () => "true position",
+  answer: () => "answer", candidate: () => "other candidate", mode: () => "also probable", truth: () => "position that the photo records",
   heat: () => "probability, from low to high",
   circle: ({fix, shares}) => `${shares.sort().join(" and ")} % of ${fix ? "all" : "the"} probability`,
   ellipse: () => "68 and 95 % near the answer", wedge: () => "heading, one standard deviation",

@@ -22,7 +22,8 @@ function drawNavigation() {
 function describe(entry) {
   if (entry.error) return `Not located: ${entry.error}`;
   if (!entry.page) return entry.state;
-  return entry.page.sure ? `${entry.page.answer} (${entry.page.confidence})` : "not sure";
+  const elsewhere = entry.page.elsewhere ? ", probably from elsewhere" : "";
+  return entry.page.sure ? `${entry.page.answer} (${entry.page.confidence})${elsewhere}` : `not sure${elsewhere}`;
 }
 
 /* Show one entry; with `move`, the map moves to its answer. */
