@@ -23,6 +23,7 @@ from jzi.commands.shared.common import (
     refuse_others,
     report_unreachable,
     settings_options,
+    was_given,
 )
 from jzi.commands.training.refiner import check_refine_options, evaluate_refined
 from jzi.commands.training.statewide import evaluate_region_command
@@ -121,6 +122,8 @@ def evaluate_command(
 
     if gallery_html and not gallery_html.parent.is_dir():
         raise UsageError(f"there is no folder {gallery_html.parent} to write {gallery_html.name} into")
+    if was_given("gallery_photos") and not gallery_html:
+        raise UsageError("--gallery-photos goes with --gallery-html: add it, or leave it out")
     if is_pairs(config_file):
         refuse_others(_ANY | {"refine"}, "not for a data set of pairs")
         evaluate_pairs_command(config_file, overrides, Path(refine) if refine else None, split, as_json, gallery_html,

@@ -270,6 +270,7 @@ def files_below(folder: Path) -> dict[str, bytes]:
         ("train-decoder --set encoder.name=gone", "there is no encoder in gone, and the model folder needs a copy"),
         ("evaluate --set cache.path=gone.zarr", "there is no feature cache at gone.zarr"),
         ("evaluate --set model.path=gone", "there is no model in gone"),
+        ("evaluate --gallery-photos 4", "--gallery-photos goes with --gallery-html: add it"),
         ("evaluate --radii near", "--radii takes metres"),
         ("evaluate --radii 20,-5", "--radii takes metres"),
         ("evaluate --radii 40,inf", "--radii takes metres"),
