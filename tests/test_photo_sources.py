@@ -21,6 +21,7 @@ from rasterio.transform import from_origin
 from jzi.cli import main
 from jzi.errors import ConfigError, PhotoError
 from jzi.store.geometry.pyramid import Pyramid
+from jzi.store.photos.georeference import is_georeferenced
 from jzi.store.photos.photo_file import WHOLE_BYTES
 from jzi.store.photos.photo_table import read_photo_table
 from jzi.workspace.photo_sources import PhotoSources
@@ -58,10 +59,28 @@ def server() -> Iterator[str]:
         thread.join()
 
 
-def geotiff(path: Path) -> None:
-    with rasterio.open(path, "w", driver="GTiff", width=8, height=8, count=3, dtype="uint8", crs="EPSG:32633",
-                       transform=from_origin(500_000, 5_000_000, 1, 1)) as raster:  # fmt: skip
-        raster.write(np.full((3, 8, 8), 99, np.uint8))
+def geotiff(path: Path, count: int = 3, dtype: str = "uint8", **options: str) -> Path:
+    with rasterio.open(path, "w", driver="GTiff", width=8, height=8, count=count, dtype=dtype, crs="EPSG:32633",
+                       transform=from_origin(500_000, 5_000_000, 1, 1), **options) as raster:  # fmt: skip
+        raster.write(np.full((count, 8, 8), 99, dtype))
+    return path
+
+
+def test_rasters_that_pillow_does_not_open_are_no_photos_either(tmp_path: Path, capfd) -> None:
+    heat = [
+        geotiff(tmp_path / "heat.tif", 102, "float32"),
+        geotiff(tmp_path / "big.tif", 2, "float32", BIGTIFF="YES"),
+        geotiff(tmp_path / "motorola.tif", 1, "uint16", ENDIANNESS="BIG"),
+    ]
+    Image.new("RGB", (8, 8)).save(tmp_path / "plain.tif")
+    for path in heat:
+        assert is_georeferenced(path) and is_georeferenced(path.read_bytes())
+        for size in range(0, 40):
+            is_georeferenced(path.read_bytes()[:size])
+    assert not is_georeferenced(tmp_path / "plain.tif")
+    with PhotoSources(Path("gone.toml")) as sources:
+        assert [each.path.name for each in sources.find([str(tmp_path)])] == ["plain.tif"]
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_folder_stands_for_its_photos_but_not_for_rasters_and_drawings(tmp_path: Path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import struct
+from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
-from jzi.errors import PhotoError
-from jzi.store.photos.photo_file import open_image
+from jzi.store.photos.photo_file import open_regular_file
 
 #: Tags of a TIFF that say where it lies: ModelPixelScale, ModelTiepoint, ModelTransformation and GeoKeyDirectory
 #: (GeoTIFF 1.1, section 7).
@@ -16,6 +18,9 @@ _WORLD_FILES = (".jgw", ".jpgw", ".jpegw", ".pgw", ".pngw", ".tfw", ".tifw", ".w
 
 #: First bytes of a TIFF: little- and big-endian, classic and BigTIFF.
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+#: Tags of a TIFF that are read; TIFF and GeoTIFF define about a hundred.
+_MOST_TAGS = 4096
 
 
 def is_georeferenced(picture: str | Path | bytes) -> bool:
@@ -36,11 +41,27 @@ def is_georeferenced(picture: str | Path | bytes) -> bool:
 
 
 def _has_tags(picture: Path | bytes) -> bool:
+    """Whether a TIFF has tags that say where it lies; Pillow opens none with pixels as a heat map has them."""
     try:
-        with open_image(picture, "it") as image:
-            return any(tag in getattr(image, "tag_v2", {}) for tag in _TAGS)
-    except PhotoError:
+        if isinstance(picture, bytes):
+            return not _tags(BytesIO(picture)).isdisjoint(_TAGS)
+        with open_regular_file(picture) as file:
+            return not _tags(file).isdisjoint(_TAGS)
+    except (OSError, OverflowError, ValueError, struct.error):  # damaged: it has no tag that could be read
         return False
+
+
+def _tags(file: BinaryIO) -> set[int]:
+    """The tags of the first directory of a TIFF (TIFF 6.0, section 2; BigTIFF); none of another file."""
+    head = file.read(16)
+    if not head.startswith(_TIFF):
+        return set()
+    order, big = "<" if head.startswith(b"II") else ">", b"+" in head[:4]
+    at, number, size, entry = (8, "Q", 8, 20) if big else (4, "H", 2, 12)
+    file.seek(*struct.unpack_from(f"{order}{'Q' if big else 'I'}", head, at))
+    (count,) = struct.unpack(f"{order}{number}", file.read(size))
+    entries = file.read(entry * min(count, _MOST_TAGS))
+    return {struct.unpack_from(f"{order}H", entries, start)[0] for start in range(0, len(entries) - 1, entry)}
 
 
 def _head(file: Path) -> bytes:
