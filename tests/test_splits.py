@@ -122,6 +122,22 @@ def test_a_pause_another_device_and_a_jump_begin_new_drives() -> None:
     assert drives_by_time(jumped).nunique() == 2
 
 
+def test_cars_that_are_under_way_at_the_same_time_have_drives_of_their_own() -> None:
+    car = np.arange(60) % 3
+    seconds = NOON + np.arange(60) // 3 + np.arange(60) // 30 * 3600.0
+    frame = photos(60, captured_at=seconds, latitude=48.2 + 0.01 * car)  # 1.1 km apart; an hour between two halves
+    drives = drives_by_time(frame)
+    assert drives.nunique() == 2  # cars that begin in the same second are kept together
+    later = frame.assign(captured_at=seconds + 0.1 * car)
+    drives = drives_by_time(later)
+    assert drives.nunique() == 6 and (drives.groupby([car, np.arange(60) // 30]).nunique() == 1).all()
+    shuffled = later.sample(frac=1, random_state=0)
+    assert drives_by_time(shuffled).sort_index().equals(drives)
+    back = photos(30, captured_at=NOON + 2.0 * np.arange(30))
+    back = back.assign(latitude=np.where(np.arange(30) == 15, 48.3, 48.2))  # one wrong position in a drive
+    assert drives_by_time(back).value_counts().tolist() == [29, 1]
+
+
 def test_drives_do_not_depend_on_the_order_of_the_rows() -> None:
     frame = photos(300, captured_at=NOON + np.arange(300) * 3.0 + np.arange(300) // 20 * 3600)
     split, info = split_photos(frame, "auto")

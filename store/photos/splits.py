@@ -178,8 +178,10 @@ def drives_of_column(frame: pd.DataFrame) -> pd.Series | None:
 def drives_by_time(frame: pd.DataFrame) -> pd.Series | None:
     """(photo,) key of drives separated by gaps in the capture times; None if fewer than half of the photos have one.
 
-    A drive is a series of photos of one device without a gap of `GAP_S` and without a jump that no car makes. Its key
-    is the device and the time of its first photo. Photos without a time have an empty key.
+    A drive is a series of photos of one device without a gap of `GAP_S` and without a jump that no car makes. Where
+    several cars, of one device or of unknown ones, were under way at the same time, each photo belongs to the one that
+    was nearest of those that can have come there. A drive's key is the device and the time of its first photo. Photos
+    without a time have an empty key.
     """
     if "captured_at" not in frame:
         return None
@@ -192,12 +194,51 @@ def drives_by_time(frame: pd.DataFrame) -> pd.Series | None:
     latitude, longitude = (frame[name][rows.index].to_numpy(float) for name in ("latitude", "longitude"))
     gap = np.diff(rows["seconds"])
     distance = geodesic_distance(latitude[:-1], longitude[:-1], latitude[1:], longitude[1:])
-    starts = (gap > GAP_S) | (distance > SLACK_M + SPEED * gap)
-    starts |= rows["device"].to_numpy()[1:] != rows["device"].to_numpy()[:-1]
-    drive = np.concatenate([[0], np.cumsum(starts)])
+    pauses = (gap > GAP_S) | (rows["device"].to_numpy()[1:] != rows["device"].to_numpy()[:-1])
+    jumps = ~pauses & (distance > SLACK_M + SPEED * gap)
+    series = np.concatenate([[0], np.cumsum(pauses)])  # of one or of several cars
+    drive = np.zeros(len(rows), np.int64)
+    position = _in_space(latitude, longitude)
+    for number in np.unique(series[1:][jumps]):
+        part = slice(*np.searchsorted(series, [number, number + 1]))
+        drive[part] = _cars(rows["seconds"].to_numpy()[part], position[part])
+    drive = np.unique(np.stack([series, drive]), axis=1, return_inverse=True)[1].ravel()
     first = rows.iloc[np.unique(drive, return_index=True)[1]]
     keys = np.array([f"{name} {start:.3f}" for name, start in zip(first["device"], first["seconds"], strict=True)])
     return pd.Series(keys[drive], index=rows.index, dtype=object).reindex(frame.index, fill_value="")
+
+
+def _cars(seconds: NDArray[np.float64], position: NDArray[np.float64]) -> NDArray[np.int64]:
+    """(photo,) number of the car that took each of several photos, in the order of time; a jump begins a new one.
+
+    Args:
+        seconds: (photo,) ascending.
+        position: (photo, 3) metres.
+    """
+    car = np.zeros(len(seconds), np.int64)
+    last = np.zeros(1, np.int64)  # (car,) last photo of each car that may still be under way
+    names, count = np.zeros(1, np.int64), 1
+    for photo in range(1, len(seconds)):
+        gap = seconds[photo] - seconds[last]
+        if gap.max() > GAP_S:
+            under_way = gap <= GAP_S
+            last, names, gap = last[under_way], names[under_way], gap[under_way]
+        distance = np.linalg.norm(position[photo] - position[last], axis=1)
+        distance[distance > SLACK_M + SPEED * gap] = np.inf
+        nearest = int(distance.argmin())
+        if np.isfinite(distance[nearest]):
+            last[nearest], car[photo] = photo, names[nearest]
+        else:
+            last, names = np.append(last, photo), np.append(names, count)
+            car[photo], count = count, count + 1
+    return car
+
+
+def _in_space(latitude: NDArray[np.float64], longitude: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(photo, 3) metres from the centre of a sphere."""
+    north, east = np.radians(latitude), np.radians(longitude)
+    axis = np.cos(north)
+    return _EARTH_RADIUS_M * np.stack([axis * np.cos(east), axis * np.sin(east), np.sin(north)], -1)
 
 
 def days(frame: pd.DataFrame) -> pd.Series | None:
