@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from jzi.encode.detail import DetailEstimate
     from jzi.encode.rasters.detail_tiles import TokenProducer
     from jzi.store.cache.feature_cache import FeatureCache
+    from jzi.store.photos.photo_table import PhotoTable
 
 
 @click.command("encode-map")
@@ -124,6 +125,17 @@ def _estimate(
     return expected
 
 
+def _copies_text(count: int, table: PhotoTable) -> str:
+    photos = f"{count} photos are copies" if count > 1 else "1 photo is a copy"
+    if table.split.requested:
+        were = "were" if count > 1 else "was"
+        return f"{photos} of files in another split under another name, and {were} moved to their split"
+    return (
+        f"{photos} of files in another split under another name: results on held-out photos that were trained on are "
+        "too good; correct the column split"
+    )
+
+
 @click.command("encode-queries")
 @settings_options
 @click.option("--tokens", is_flag=True, help="Also store the photos' tokens and what is known of their view, which "
@@ -211,6 +223,8 @@ def encode_queries_command(
         click.echo("the stored views were made with another seed and have been replaced", err=True)
     if report.moved:
         click.echo(f"{report.moved} photos have changed their split: train again before you evaluate", err=True)
+    if report.copies:
+        click.echo(_copies_text(report.copies, table), err=True)
     if "queries.split_by" in settings.overridden and table.split.kind != "table":
         chosen, in_file = settings.queries.split_by, load_area(config_file).queries.split_by
         if chosen != in_file:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +31,10 @@ from jzi.store.features.photo_features import CHUNK, ENCODED, MISSING, UNREADABL
 from jzi.store.features.projection import Projection
 from jzi.store.photos.photo_file import open_regular_file
 from jzi.store.photos.photo_table import PhotoTable, Rejected
+from jzi.store.photos.splits import copies_together
+
+#: In place of the digest of a file that cannot be read.
+UNKNOWN = "unreadable"
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,8 @@ class PhotoReport:
         damaged: photos whose cached embeddings could not be read; included in `encoded`.
         remade: whether existing views of another seed or augmentation version were replaced.
         moved: photos that the cache already held with another split; their embeddings are kept.
+        copies: photos of val and test that are copies of a file of another split: they were assigned to the split of
+            that one, unless the table has its own splits.
         off_map: photos taken where the encoded map has no imagery; training and evaluation leave them out.
         tokens: photos whose tokens were written by this run.
         tokens_damaged: photos whose cached tokens could not be read; included in `tokens`.
@@ -56,6 +62,7 @@ class PhotoReport:
     damaged: int
     remade: bool = False
     moved: int = 0
+    copies: int = 0
     off_map: tuple[Rejected, ...] = ()
     tokens: int = 0
     tokens_damaged: int = 0
@@ -133,9 +140,10 @@ def encode_queries(
         )
     state = processes()
     queries = cache.queries
-    damaged, moved, remade, tokens_damaged = 0, 0, False, 0
+    damaged, moved, copies, remade, tokens_damaged = 0, 0, 0, False, 0
     if state.is_main_process:
         queries.repair()
+        table, copies = _with_copies_together(queries, table)
         moved = _moved(queries, table)
         queries.list_photos(with_view_columns(table.frame, magnetic_sd_deg) if tokens else table.frame)
         if views:
@@ -188,6 +196,7 @@ def encode_queries(
         damaged=damaged,
         remade=remade,
         moved=moved,
+        copies=copies,
         off_map=_off_map(cache, frame),
         tokens=written if tokens else 0,
         tokens_damaged=tokens_damaged,
@@ -232,6 +241,29 @@ def _batch(
     sizes = tuple(_stat(Path(file))[0] for file in files)
     counts = tuple(int(views[row]) for row in rows)
     return PhotoBatch(rows, files, sizes, counts, tuple(np.isin(rows, only_tokens).tolist()))
+
+
+def _with_copies_together(queries: PhotoFeatures, table: PhotoTable) -> tuple[PhotoTable, int]:
+    """The table, and the number of photos that are copies of a file of another split, which it then has in one split.
+
+    Splits that a table brings along are left as they are. Only files of equal size are read, and of those only the ones
+    whose digest the cache does not hold.
+    """
+    frame, known = table.frame, queries.frame()
+    known = known[known["id"] != ""].set_index("id")  # ids of a damaged chunk
+    stat = np.array([_stat(Path(photo)) for photo in frame["photo"]], np.int64).reshape(-1, 2)
+    size, mtime_ns = (pd.Series(each, frame.index) for each in stat.T)
+    candidates = frame.index[(size > 0) & (frame["split"].groupby(size).transform("nunique") > 1)]
+    listed = known.reindex(frame["id"][candidates]).set_index(candidates)
+    same = (listed["photo_bytes"] == size[candidates]) & (listed["photo_mtime_ns"] == mtime_ns[candidates])
+    digest = pd.Series("", frame.index, dtype=object)
+    digest[candidates] = listed["photo_sha256"].where(same, "").fillna("")
+    unknown = candidates[(digest[candidates] == "").to_numpy()]
+    files = [Path(photo) for photo in frame["photo"][unknown]]
+    digest[unknown] = list(prefetch(lambda index: _sha256(files[index]), range(len(files)), reader_threads()))
+    split = copies_together(frame["split"], digest.where(digest != UNKNOWN, ""))
+    count = int((split != frame["split"]).sum())
+    return (replace(table, frame=frame.assign(split=split)) if table.split.requested else table), count
 
 
 def _moved(queries: PhotoFeatures, table: PhotoTable) -> int:
@@ -378,4 +410,4 @@ def _sha256(path: Path) -> str:
         with open_regular_file(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
-        return "unreadable"
+        return UNKNOWN

@@ -24,6 +24,7 @@ from jzi.store.cache.verify import verify_cache
 from jzi.store.features import photo_features as query_features
 from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.photos.photo_table import PhotoTable, read_photo_table
+from jzi.store.photos.splits import TABLE_SPLIT
 
 PHOTOS, CHUNK = 20, 8  # three chunks
 
@@ -439,3 +440,19 @@ def test_a_damaged_view_is_encoded_again(template, tmp_path) -> None:
     chunk = frame.loc[CHUNK : 2 * CHUNK - 1]
     assert album.run(views=2).damaged == (chunk["split"] == "train").sum() > 0
     np.testing.assert_allclose(album.cache().queries.embedding(frame.index, views=2), before, atol=2e-3)
+
+
+def test_copies_of_a_file_are_in_one_split(template: Album, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(template.folder, tmp_path / "photos"))
+    album = replace(template, folder=folder, path=tmp_path / "town.zarr")
+    split = read_photo_table(folder, split_by="photo").frame.set_index("id")["split"]
+    train, held_out = split.index[split == "train"][0], split.index[split == "val"][0]
+    shutil.copy2(folder / train, folder / held_out)  # of the same size, as all others of its split are not
+    table = read_photo_table(folder, split_by="photo")
+    for _ in range(2):  # before and after its digest is in the cache
+        report = album.run(table)
+        splits = album.cache().queries.frame().set_index("id")["split"]
+        assert (report.copies, report.moved, splits[held_out]) == (1, 0, "train")
+        assert (splits.drop(held_out) == split.drop(held_out)).all()
+    own = replace(table, split=TABLE_SPLIT)
+    assert album.run(own).copies == 1 and album.cache().queries.frame().set_index("id")["split"][held_out] == "val"

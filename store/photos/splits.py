@@ -158,6 +158,26 @@ def split_by_hash(keys: pd.Series, shares: tuple[float, float, float] = SHARES, 
     return split
 
 
+def copies_together(split: pd.Series, digest: pd.Series) -> pd.Series:
+    """Assign copies of a file to one split: train if one of them is in it, else val, else test.
+
+    Args:
+        split: (photo,) "train", "val" or "test".
+        digest: (photo,) digest of each photo's file; empty if it is not known.
+
+    Returns:
+        (photo,) the splits.
+
+    Example:
+        >>> copies_together(pd.Series(["test", "train", "val"]), pd.Series(["a", "a", ""])).tolist()
+        ['train', 'train', 'val']
+    """
+    known = digest != ""
+    rank = split[known].map({name: rank for rank, name in enumerate(SPLITS)})
+    first = rank.groupby(digest[known]).transform("min").map(dict(enumerate(SPLITS)))
+    return split.where(~known, first.reindex(split.index))
+
+
 def is_zoom_sequence(values: pd.Series) -> NDArray[np.bool_]:
     """(photo,) whether values of a column `sequence` are published zoom sequences, lists of actions, not ids."""
     return text(values).str.fullmatch(_ZOOM_SEQUENCE).to_numpy(bool)
