@@ -106,6 +106,8 @@ def main(
     overrides: tuple[str, ...],
 ) -> None:
     """Train in the towns TRAINING, and print recall in the towns of --test."""
+    if seen := {town.resolve() for town in training} & {town.resolve() for town in towns}:
+        raise click.UsageError(f"{min(seen)} is trained on: give --test a town that nothing was trained on")
     model = model or name
     options = (*overrides, f"encoder.name={encoder.resolve()}", f"cache.path={name}.zarr")
     settings = {town: load_settings(town / FILE, options) for town in (*training, *towns)}

@@ -12,7 +12,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from click.testing import CliRunner
 
+from jzi.benchmarks import unseen
 from jzi.decode.config import DecoderConfig
 from jzi.errors import CacheError, CacheMismatchError, ConfigError, ModelError
 from jzi.evaluate.photos import LabelledPhotos
@@ -233,3 +235,12 @@ def test_a_transferred_model_is_evaluated_described_and_located_with(area: Calla
     assert "contains its map" in refused.stderr
     refused = area("train-decoder --experts zoom --also features.zarr", code=2)
     assert "--also trains the experts cells and levels" in refused.stderr
+
+
+def test_the_benchmark_of_unseen_towns_refuses_one_that_is_trained_on(tmp_path: Path) -> None:
+    town, other = tmp_path / "town", tmp_path / "other"
+    town.mkdir()
+    other.mkdir()
+    options = [str(town), str(other), "--test", str(other / ".." / "town"), "--encoder", str(tmp_path)]
+    result = CliRunner().invoke(unseen.main, options)
+    assert result.exit_code == 2 and "is trained on" in result.output
