@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ from jzi.locate.expert import Expert
 from jzi.locate.ranges import RANKS
 from jzi.store.cache.feature_cache import FeatureCache
 from jzi.store.geometry.pyramid import Pyramid
+from jzi.store.trained_photos import check_held_out
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,18 @@ class LabelledPhotos:
         if train is not None and len(train) and split != "train":
             distance = nearest_distance(*positions, train.latitude, train.longitude)
         return cls(split, query, *positions, row, col, dataset.unreachable, distance)
+
+    def check_held_out(self, folder: Path) -> None:
+        """Check that a model was trained on none of these photos, unless they are training photos.
+
+        Args:
+            folder: the model folder.
+
+        Raises:
+            ModelError: it, or its encoder, was trained on some of them, which were in another split then.
+        """
+        positions = {"id": self.ids, "latitude": self.latitude, "longitude": self.longitude}
+        check_held_out(folder, self.split, pd.DataFrame(positions))
 
     def spread(self, count: int) -> LabelledPhotos:
         """At most `count` of the photos, evenly spaced.

@@ -26,6 +26,7 @@ from jzi.store.model_config import (
     read_config,
 )
 from jzi.store.model_folder import EXPERT_FILES, MAP, create_model, replace_file, verify_encoder, verify_file
+from jzi.store.trained_photos import TrainedPhotos
 
 #: Experts that can be transferred.
 CLASSES: dict[str, type[CellsExpert] | type[LevelsExpert]] = {"cells": CellsExpert, "levels": LevelsExpert}
@@ -103,6 +104,7 @@ def transfer(source: Path, cache: FeatureCache, folder: Path, device: str | torc
         ),
         encoder_folder,
     )
+    TrainedPhotos.read(source).write(folder)
     return TransferReport(
         folder,
         fusion.weights["+".join(sorted(names))],

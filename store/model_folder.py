@@ -12,6 +12,8 @@ index.safetensors     a published retriever's embeddings of all cells, instead o
 encoder/              the encoder as `save_pretrained` writes it; absent if it is loaded from the hub by its id. Of a
                       state-wide retriever, its towers as `jzi.encode.encoders.towers` writes them
 
+train/photos.safetensors records which photos the model and its encoder were trained on (`jzi.store.trained_photos`).
+
 Of train/ the best heads have a digest, train/*/heads.safetensors; states to resume from are archives with checksums.
 Other entries of the folder (records of training, result.json, index.zarr) have none; Zarr chunks have checksums.
 

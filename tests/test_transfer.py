@@ -180,9 +180,9 @@ def test_a_transfer_needs_no_photo_and_gives_the_same_model_again(caches, tmp_pa
     empty = make_cache(tmp_path / "empty.zarr", 5, photos=0)
     transfer(source, caches[1], tmp_path / "new", "cpu")
     transfer(source, empty, tmp_path / "new", "cpu")  # replaces it
-    files = {file.name: file.read_bytes() for file in (tmp_path / "new").iterdir()}
+    files = {file.name: file.read_bytes() for file in (tmp_path / "new").rglob("*") if file.is_file()}
     transfer(tmp_path / "new", empty, tmp_path / "again", "cpu")  # from a transferred model
-    assert {file.name: file.read_bytes() for file in (tmp_path / "again").iterdir()} == files
+    assert {file.name: file.read_bytes() for file in (tmp_path / "again").rglob("*") if file.is_file()} == files
     config = read_config(tmp_path / "new")
     assert list(config.fusion.weights) == ["cells", "levels", "cells+levels"]
     assert config.fusion.weights == {

@@ -28,6 +28,7 @@ from jzi.store.cache.feature_cache import FeatureCache
 from jzi.store.features.map_embeddings import MapEmbeddings
 from jzi.store.features.map_pages import PagedMap
 from jzi.store.model_folder import MAP, update_config, write_file
+from jzi.store.trained_photos import TrainedPhotos
 from jzi.train.cache_task import CacheTask
 from jzi.train.config.training import TrainConfig
 from jzi.train.data import DataInfo, TrainingData
@@ -97,6 +98,8 @@ def train_decoder(
         if accelerator.is_main_process:
             if "weights" not in state:
                 _create_model(folder, decoder_config, data, encoder_folder, keep_map)
+            earlier = [TrainedPhotos.of_encoder(encoder_folder), *([TrainedPhotos.read(start.folder)] if start else [])]
+            info.trained.plus(earlier).write(folder)
             run.start(settings)
         accelerator.wait_for_everyone()
         if keep_map and isinstance(data.map_embeddings, PagedMap) and not decoder_config.patch_tokens:

@@ -34,6 +34,7 @@ from jzi.store.geometry.scale import units_per_metre
 from jzi.store.model_config import FusionConfig, InsideConfig, ZoomModelConfig, read_config
 from jzi.store.model_folder import DECODER, EXPERT_FILES, update_config, verify_file, write_file
 from jzi.store.tensors import check_finite
+from jzi.store.trained_photos import TrainedPhotos
 from jzi.train.config.training import HeadsTrainingConfig
 from jzi.train.data import UNLIMITED, TrainingData
 from jzi.train.heads import HEADS_TASKS, heads_file
@@ -202,6 +203,9 @@ def train_experts(
         if "vpr" in names:
             experts.append(_vpr(data, zoom, folder))
         _keep_only(folder, names)
+        if others or start:
+            earlier = [*(other.info.trained for other in others), *([TrainedPhotos.read(start)] if start else [])]
+            TrainedPhotos.read(folder).plus(earlier).write(folder)
     fusion = inside = None
     if accelerator.is_main_process and len(data.val):
         fusion, inside = _fit_fusion(folder, experts, data, others)

@@ -82,6 +82,7 @@ class EvaluatedModel:
             greedy = "most probable cell" if occupied else "greedy search"
             method = "most probable cell of the fused experts" if expert.name == "fused" else greedy
         photos = LabelledPhotos.load(cache, expert, split)
+        photos.check_held_out(retriever or settings.path(settings.model.path))
         if occupied:
             expert = restrict_to_occupied(expert, photos)
         return cls(settings, expert, experts, fusions, photos, cache, method, occupied)

@@ -200,7 +200,7 @@ def _measure(settings: Any, plot: Path | None) -> tuple[dict[str, Any], dict[str
     from jzi.workspace.models.evaluated import open_experts
 
     model, cache = open_experts(settings)
-    return _figures(model.select(), model.fusions(), model.fused(), cache, plot)
+    return _figures(settings.path(settings.model.path), model.select(), model.fusions(), model.fused(), cache, plot)
 
 
 def _measure_retriever(folder: Path, plot: Path | None) -> tuple[dict[str, Any], dict[str, int]]:
@@ -208,7 +208,7 @@ def _measure_retriever(folder: Path, plot: Path | None) -> tuple[dict[str, Any],
     from jzi.workspace.models.evaluated import open_retriever
 
     expert, cache = open_retriever(folder, approximate=False)
-    return _figures({"fused": expert}, {}, expert, cache, plot)
+    return _figures(folder, {"fused": expert}, {}, expert, cache, plot)
 
 
 def _measure_region(file: Path, folder: Path) -> dict[str, Any]:
@@ -221,13 +221,14 @@ def _measure_region(file: Path, folder: Path) -> dict[str, Any]:
 
 
 def _figures(
+    folder: Path,
     experts: Mapping[str, Expert],
     fusions: Mapping[str, Mapping[str, float]],
     expert: Expert,
     cache: FeatureCache,
     plot: Path | None,
 ) -> tuple[dict[str, Any], dict[str, int]]:
-    """Figures of experts, nothing without a plot, and number of photos by split."""
+    """Figures of a model's experts, nothing without a plot, and number of photos by split."""
     import numpy as np
 
     from jzi.evaluate.calibration import calibrate
@@ -240,6 +241,7 @@ def _figures(
     if plot is None:
         return {}, photos
     labelled = LabelledPhotos.load(cache, expert)
+    labelled.check_held_out(folder)
     figures = evaluate_experts(experts, fusions, labelled)
     draw_calibration(calibrate(expert, labelled), plot)
     distance = labelled.training_distance

@@ -24,6 +24,7 @@ from jzi.encode.rasters.imagery import Imagery
 from jzi.errors import ModelError, TrainingError, first_line
 from jzi.store.photos.photo_table import PhotoTable, Rejected
 from jzi.store.plain import plain
+from jzi.store.trained_photos import TrainedPhotos, photo_keys
 from jzi.train.config.encoders import EncoderTrainingConfig
 from jzi.train.encoders.area import Area
 from jzi.train.encoders.networks import TrainedEncoder
@@ -257,13 +258,16 @@ class EncoderTask(Task):
         return old
 
 
-def train_encoder(task: EncoderTask, state: dict[str, Any], settings: str) -> EncoderTrainingReport:
+def train_encoder(
+    task: EncoderTask, state: dict[str, Any], settings: str, tables: Sequence[PhotoTable]
+) -> EncoderTrainingReport:
     """Run a task from a state to its last epoch; does nothing if the task has no areas.
 
     Args:
         task: the task; without areas if the run is complete.
         state: the state to start from, as returned by `TrainingRun.resume`.
         settings: TOML to write to train/settings.toml.
+        tables: photos of each area, for the record of what the encoder was trained on.
 
     Raises:
         TrainingError: the loss is not finite.
@@ -276,6 +280,7 @@ def train_encoder(task: EncoderTask, state: dict[str, Any], settings: str) -> En
         loop = TrainingLoop(task, run)
         if accelerator.is_main_process:
             run.start(settings)
+            _trained_photos(task.encoder, tables).write(run.folder)
         accelerator.wait_for_everyone()
         began = time.monotonic()
         photo_count = loop.train(state)
@@ -294,6 +299,14 @@ def train_encoder(task: EncoderTask, state: dict[str, Any], settings: str) -> En
         samples_per_s=photo_count / max(seconds, 1e-9),
         unreadable=tuple(Rejected(Path(path).name, reason) for path, reason in sorted(task.reader.unreadable.items())),
     )
+
+
+def _trained_photos(encoder: Encoder, tables: Sequence[PhotoTable]) -> TrainedPhotos:
+    """The training photos, and those that the encoder had been trained on before."""
+    frames = (table.frame for table in tables)
+    keys = np.concatenate([photo_keys(frame[frame["split"] == "train"]) for frame in frames])
+    before = Path(encoder.name)
+    return TrainedPhotos(keys, keys).plus([TrainedPhotos.of_encoder(before if before.is_dir() else None)])
 
 
 def seeded_generator(*numbers: int) -> torch.Generator:

@@ -108,7 +108,7 @@ def finetune(
 
     areas = load_areas(folder, load) if state["epoch"] < config.epochs else []
     task = FinetuneTask(accelerator, joint, encoder, areas, config, run)
-    return train_encoder(task, state, settings)
+    return train_encoder(task, state, settings, [table for _, table in sources])
 
 
 def _make_heads(encoder: Encoder, levels: int) -> SimilarityHeads:

@@ -240,4 +240,4 @@ def train_retriever(
 
     areas = load_areas(folder, load) if state["epoch"] < config.epochs else []
     task = RetrieverTask(accelerator, network, encoder, areas, config, run)
-    return train_encoder(task, state, settings)
+    return train_encoder(task, state, settings, [table])

@@ -15,6 +15,7 @@ from jzi.refine.info import RefinerInfo, read_refiner_info
 from jzi.store.cache.feature_cache import FeatureCache
 from jzi.store.model_config import CONFIG
 from jzi.store.plain import plain
+from jzi.store.trained_photos import check_held_out
 from jzi.workspace.inputs import load_encoder, open_imagery, open_photo_files, open_photo_table
 from jzi.workspace.models.evaluated import open_experts
 from jzi.workspace.setup.data_checks import map_warnings
@@ -233,7 +234,9 @@ class OpenedRefiner:
     ) -> OpenedRefiner:
         """Arguments and errors as of `evaluate_area_refiner`."""
         model, expert, stage, cache = _open(settings, folder, experts, top)
-        return cls(settings, model, expert, stage, cache, _photos(settings, cache, stage, split))
+        photos = _photos(settings, cache, stage, split)
+        check_held_out(settings.path(settings.model.path), str(photos.frame["split"].iloc[0]), photos.frame)
+        return cls(settings, model, expert, stage, cache, photos)
 
     def evaluate(self, *, control: Control = "", headings: bool = True, progress: bool = False) -> MetreFigures:
         """Metres before and after; arguments as of `evaluate_area_refiner`."""
