@@ -158,6 +158,10 @@ def test_a_raster_is_averaged_over_each_cell(write_raster: Callable[..., Path]) 
     expected = np.zeros(AREA.shape)
     expected[7, 8], expected[7, 9], expected[0, 0] = 0.5, 0.25, 1.0
     np.testing.assert_allclose(weight, expected, atol=1e-6)
+    for value in (-9999, 5):  # of no pixel of this cell
+        fine[0, 8:12, 8:12], fine[0, 0:4, 0:4], fine[0, 0, 0] = value, value, 6.0
+        weight = raster(AREA, write_raster(fine, AREA.bounds, AREA.crs, "without.tif", nodata=value))
+        np.testing.assert_allclose(weight, expected, atol=1e-6)
     coarse = np.array([[[1, 2], [0, 4]]], np.uint8)  # 160 m: eight cells to the side of a pixel
     weight = raster(AREA, write_raster(coarse, AREA.bounds, AREA.crs, "coarse.tif"))
     np.testing.assert_allclose(weight, np.kron([[0.25, 0.5], [0, 1]], np.ones((8, 8))))

@@ -97,6 +97,18 @@ def test_a_raster_is_averaged_over_each_cell(write_raster: Callable[..., Path]) 
         Prior(raster=write_raster(values, (-71.12, 42.34, -71.04, 42.38), "EPSG:4326")).weight(GRID)
 
 
+def test_cells_of_which_a_raster_has_no_data_have_no_weight(write_raster: Callable[..., Path]) -> None:
+    values = np.ones((1, 100, 200), np.float32)
+    for nodata in (-9999, 255):
+        values[0, :, :100] = nodata  # the western half
+        file = write_raster(values, (-71.12, 42.34, -71.04, 42.38), "EPSG:4326", nodata=nodata)
+        weight = Prior(raster=file).weight(GRID)
+        row, col = np.indices(GRID.shape)
+        longitude = GRID.positions(row, np.minimum(col, GRID.count[row] - 1))[1]
+        assert (weight[(col < GRID.count[row]) & (longitude > -71.079)] == 1).all()
+        assert not weight[longitude < -71.081].any()
+
+
 def test_parts_are_multiplied_and_a_prior_outside_of_the_region_is_refused() -> None:
     circle, region = Prior(near=(42.36, -71.08), within=300.0), Prior(region=(polygon(OUTLINE),))
     both = Prior(near=(42.36, -71.08), within=300.0, region=(polygon(OUTLINE),))

@@ -144,7 +144,7 @@ def mean_of(grid: BandGrid, source: rasterio.DatasetReader) -> tuple[NDArray[np.
                 strip,
                 dst_transform=transform,  # noqa: B023
                 dst_crs=crs,  # noqa: B023
-                dst_nodata=0.0,
+                dst_nodata=np.nan,  # of 0, rasterio takes the nodata value of the source instead
                 resampling=how,
             )
             return np.asarray(np.nan_to_num(strip, nan=0.0, posinf=np.inf, neginf=-np.inf))

@@ -274,7 +274,7 @@ def _resample(pyramid: Pyramid, source: rasterio.DatasetReader, resampling: Resa
         weight,
         dst_transform=from_origin(pyramid.west, pyramid.north, pyramid.cell_size, pyramid.cell_size),
         dst_crs=pyramid.crs,
-        dst_nodata=0.0,
+        dst_nodata=np.nan,  # of 0, rasterio takes the nodata value of the source instead
         resampling=resampling,
     )
     return np.asarray(np.nan_to_num(weight, nan=0.0, posinf=np.inf, neginf=-np.inf))
