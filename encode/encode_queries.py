@@ -260,7 +260,8 @@ def _with_copies_together(queries: PhotoFeatures, table: PhotoTable) -> tuple[Ph
     digest[candidates] = listed["photo_sha256"].where(same, "").fillna("")
     unknown = candidates[(digest[candidates] == "").to_numpy()]
     files = [Path(photo) for photo in frame["photo"][unknown]]
-    digest[unknown] = list(prefetch(lambda index: _sha256(files[index]), range(len(files)), reader_threads()))
+    read = prefetch(lambda index: _sha256(files[index]), range(len(files)), reader_threads())
+    digest[unknown] = np.array(list(read), dtype=object)
     split = copies_together(frame["split"], digest.where(digest != UNKNOWN, ""))
     count = int((split != frame["split"]).sum())
     return (replace(table, frame=frame.assign(split=split)) if table.split.requested else table), count

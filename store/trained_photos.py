@@ -34,7 +34,7 @@ def photo_keys(frame: pd.DataFrame) -> Keys:
     """
     columns = {"id": frame["id"].astype(str).astype(object), **{each: frame[each].astype(float) for each in _POSITION}}
     hashes = pd.util.hash_pandas_object(pd.DataFrame(columns), index=False, categorize=False)
-    return hashes.to_numpy(np.uint64)
+    return hashes.to_numpy().astype(np.uint64)
 
 
 _POSITION = ("latitude", "longitude")
