@@ -14,6 +14,7 @@ from PIL import ExifTags, Image
 
 from jzi.errors import PhotoTableError
 from jzi.store.geometry.pyramid import Pyramid
+from jzi.store.photos import splits
 from jzi.store.photos.photo_table import read_photo_table
 from jzi.store.photos.splits import (
     GAP_S,
@@ -136,6 +137,15 @@ def test_cars_that_are_under_way_at_the_same_time_have_drives_of_their_own() -> 
     back = photos(30, captured_at=NOON + 2.0 * np.arange(30))
     back = back.assign(latitude=np.where(np.arange(30) == 15, 48.3, 48.2))  # one wrong position in a drive
     assert drives_by_time(back).value_counts().tolist() == [29, 1]
+
+
+def test_of_too_many_cars_the_one_seen_the_longest_ago_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(splits, "MOST_CARS", 2)
+    car = np.array([0, 1, 0, 1, 2, 1, 0])  # the third one takes the place of the first
+    drives = drives_by_time(photos(7, captured_at=NOON + 2.0 * np.arange(7), latitude=48.2 + 0.01 * car))
+    first, second, _, _, third, _, again = drives
+    assert drives.tolist() == [first, second, first, second, third, second, again]
+    assert len({first, second, third, again}) == 4
 
 
 def test_drives_do_not_depend_on_the_order_of_the_rows() -> None:

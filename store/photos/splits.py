@@ -36,6 +36,9 @@ GAP_S = 600.0
 #: error of two GPS positions with the time in whole seconds.
 SPEED, SLACK_M = 50.0, 100.0
 
+#: Cars under way at the same time that are told apart; of more, the one whose last photo is the oldest is forgotten.
+MOST_CARS = 1000
+
 #: Side of map blocks, metres, and the least number of blocks along a side of the area.
 BLOCK_M, BLOCKS = 100.0, 8
 
@@ -249,6 +252,9 @@ def _cars(seconds: NDArray[np.float64], position: NDArray[np.float64]) -> NDArra
         if np.isfinite(distance[nearest]):
             last[nearest], car[photo] = photo, names[nearest]
         else:
+            if len(last) == MOST_CARS:
+                oldest = last.argmin()
+                last, names = np.delete(last, oldest), np.delete(names, oldest)
             last, names = np.append(last, photo), np.append(names, count)
             car[photo], count = count, count + 1
     return car
