@@ -39,6 +39,8 @@ def _patch_size(config: Any) -> int:
 class Family:
     """How to run one model type, of transformers or of another package.
 
+    On a CPU its functions are called by several threads at once, with parts of one batch.
+
     Attributes:
         model_class: name of the class in transformers, or a class derived from its `PreTrainedModel`. The first
             `ModuleList` of a model is its blocks.
