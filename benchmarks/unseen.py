@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import click
@@ -82,8 +83,8 @@ def photos_of(cache: FeatureCache, expert: Expert, count: int) -> LabelledPhotos
         name: np.concatenate([getattr(each, name) for each in splits])
         for name in ("latitude", "longitude", "row", "col")
     }
-    query = torch.cat([each.query for each in splits])
-    return replace(splits[0], query=query, training_distance=None, **arrays).spread(count)
+    query, ids = torch.cat([each.query for each in splits]), tuple(chain.from_iterable(each.ids for each in splits))
+    return replace(splits[0], query=query, training_distance=None, ids=ids, **arrays).spread(count)
 
 
 @click.command()

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from jzi.benchmarks import unseen
 from jzi.decode.config import DecoderConfig
-from jzi.errors import CacheError, CacheMismatchError, ConfigError, ModelError
+from jzi.errors import CacheError, CacheMismatchError, ConfigError, ModelError, TrainingError
 from jzi.evaluate.photos import LabelledPhotos
 from jzi.evaluate.protocol import evaluate
 from jzi.retrieve.transfer import transfer
@@ -235,6 +235,21 @@ def test_a_transferred_model_is_evaluated_described_and_located_with(area: Calla
     assert "contains its map" in refused.stderr
     refused = area("train-decoder --experts zoom --also features.zarr", code=2)
     assert "--also trains the experts cells and levels" in refused.stderr
+
+
+def test_the_benchmark_of_unseen_towns_locates_photos_of_all_splits(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(cache: object, expert: object, split: str) -> LabelledPhotos:
+        if split == "val":
+            raise TrainingError("there is none")
+        ids = {"train": "012", "test": "345"}[split]
+        rows = np.array(list(ids), int)
+        degrees = rows.astype(float)
+        return LabelledPhotos(split, torch.zeros(3, 2), degrees, degrees, rows, rows, 0, degrees, tuple(ids))
+
+    monkeypatch.setattr(LabelledPhotos, "load", load)
+    photos = unseen.photos_of(None, None, 3)  # type: ignore[arg-type]
+    assert photos.row.tolist() == [int(photos.latitude[each]) for each in range(3)]
+    assert list(photos.ids) == [str(row) for row in photos.row] and max(photos.row) > 2
 
 
 def test_the_benchmark_of_unseen_towns_refuses_one_that_is_trained_on(tmp_path: Path) -> None:
