@@ -136,7 +136,7 @@ def write_photos(folder: Path, count: int) -> PhotoTable:
     """Write JPEGs of smooth random colours, and a table with positions in the area."""
     folder.mkdir()
     rng, (latitude, longitude) = np.random.default_rng(0), CENTRE
-    rows = ["photo,latitude,longitude"]
+    rows = ["path,latitude,longitude"]
     for number in range(count):
         image = Image.fromarray(rng.integers(0, 256, (48, 64, 3), np.uint8)).resize(PHOTO_SIZE)
         image.save(folder / f"{number}.jpg", quality=90)
