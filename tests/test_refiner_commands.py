@@ -17,6 +17,9 @@ import torch
 from PIL import ExifTags, Image
 from safetensors.torch import load_file
 
+from jzi.encode.photo.photo_view import COLUMNS
+from jzi.errors import CacheError
+from jzi.evaluate.stages import refined_photos
 from jzi.refine.info import read_refiner_info
 from jzi.refine.networks.files import update_refiner
 from jzi.refine.stage import NO_HEADING, NO_WEIGHT
@@ -72,6 +75,14 @@ def test_a_refiner_without_a_weight_leaves_answers_as_they_are_and_says_so(town)
     assert refined.pop("notes") == [*plain.pop("notes"), NO_WEIGHT]
     assert refined == plain
     assert "no photo was refined" in town("evaluate --refine").stdout
+
+
+def test_photos_whose_headings_a_cache_does_not_record_are_not_evaluated(town, monkeypatch) -> None:
+    cache = FeatureCache.open("features.zarr")
+    frame = refined_photos.usable_photos(cache, tokens=False).drop(columns=list(COLUMNS))
+    monkeypatch.setattr(refined_photos, "usable_photos", lambda *_, **__: frame)
+    with pytest.raises(CacheError, match=r"headings and fields of view.*encode-queries --tokens"):
+        refined_photos.RefinedPhotos.load(cache, pixels=lambda *_: None)
 
 
 @pytest.mark.parametrize(("options", "task"), [(TRAIN, RefinerTask), (f"{RAYS} --also .", RayTask)])

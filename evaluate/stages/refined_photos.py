@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jzi.encode.photo.photo_view import PhotoView
+from jzi.encode.photo.photo_view import COLUMNS, PhotoView
 from jzi.errors import CacheError, TrainingError
 from jzi.evaluate.nearest import nearest_distance
 from jzi.evaluate.photos import LabelledPhotos
@@ -61,10 +61,15 @@ class RefinedPhotos:
             count: most photos, evenly spaced.
 
         Raises:
-            CacheError: the cache has no such photo, or is damaged.
+            CacheError: the cache has no such photo, lacks what is known of the photos' views, or is damaged.
             TrainingError: no photo of the split is left.
         """
         usable = usable_photos(cache, tokens=pixels is None)
+        if not set(COLUMNS) <= set(usable):
+            raise CacheError(
+                f"{cache.path} does not record the headings and fields of view of its photos: run "
+                "`jzi encode-queries --tokens`"
+            )
         splits = [split] if split else ["test", "val"]
         found = next((part for name in splits if len(part := usable[usable["split"] == name])), usable[:0])
         frame, duplicates = without_duplicates(usable, found)
