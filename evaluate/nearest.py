@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from jzi.locate.ranges import DISTANCE
-from jzi.store.geometry.pyramid import WGS84, geodesic_distance
+from jzi.store.geometry.pyramid import geodesic_distance, in_space
 
 #: Limits of the bins, metres.
 LIMITS = (0.0, 10.0, 25.0, 50.0, 100.0, math.inf)
@@ -110,7 +110,7 @@ def nearest_distance(
         to_latitude: (other,), at least one.
         to_longitude: (other,).
     """
-    photos, others = _in_space(latitude, longitude), _in_space(to_latitude, to_longitude)
+    photos, others = in_space(latitude, longitude), in_space(to_latitude, to_longitude)
     nearest = np.zeros(len(photos), np.int64)
     pending = np.arange(len(photos))
     for side in BUCKETS_M:
@@ -156,11 +156,3 @@ def _nearest_around(
 def _bucket(cell: NDArray[np.int64]) -> NDArray[np.int64]:
     """One number for each (x, y, z) in the last axis."""
     return np.asarray((cell[..., 0] * _SIDE + cell[..., 1]) * _SIDE + cell[..., 2])
-
-
-def _in_space(latitude: NDArray[np.float64], longitude: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(n, 3) metres from the centre of the earth, on the WGS 84 ellipsoid."""
-    east, north = np.radians(longitude), np.radians(latitude)
-    curvature = WGS84.a / np.sqrt(1 - WGS84.es * np.sin(north) ** 2)
-    axis = curvature * np.cos(north)
-    return np.stack([axis * np.cos(east), axis * np.sin(east), (1 - WGS84.es) * curvature * np.sin(north)], -1)

@@ -1,4 +1,4 @@
-"""The photos that a model was trained on, recorded beside it, so that evaluation can tell them from held-out ones.
+"""Record of the training photos of a model, with which evaluation checks that its photos are held out.
 
 A cache holds the splits as they are now. A model, or its encoder, may have been trained on photos that were in another
 split then: after `jzi encode-queries --split-by`, or where `jzi finetune` had another `queries.split_by`.

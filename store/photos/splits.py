@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from jzi.errors import PhotoTableError
-from jzi.store.geometry.pyramid import geodesic_distance
+from jzi.store.geometry.pyramid import geodesic_distance, in_space
 
 SPLITS = ("train", "val", "test")
 
@@ -36,7 +36,7 @@ GAP_S = 600.0
 #: error of two GPS positions with the time in whole seconds.
 SPEED, SLACK_M = 50.0, 100.0
 
-#: Cars under way at the same time that are told apart; of more, the one whose last photo is the oldest is forgotten.
+#: Maximum number of cars that are followed at the same time; beyond it, the car with the oldest last photo is dropped.
 MOST_CARS = 1000
 
 #: Side of map blocks, metres, and the least number of blocks along a side of the area.
@@ -221,7 +221,7 @@ def drives_by_time(frame: pd.DataFrame) -> pd.Series | None:
     jumps = ~pauses & (distance > SLACK_M + SPEED * gap)
     series = np.concatenate([[0], np.cumsum(pauses)])  # of one or of several cars
     drive = np.zeros(len(rows), np.int64)
-    position = _in_space(latitude, longitude)
+    position = in_space(latitude, longitude)
     for number in np.unique(series[1:][jumps]):
         part = slice(*np.searchsorted(series, [number, number + 1]))
         drive[part] = _cars(rows["seconds"].to_numpy()[part], position[part])
@@ -258,13 +258,6 @@ def _cars(seconds: NDArray[np.float64], position: NDArray[np.float64]) -> NDArra
             last, names = np.append(last, photo), np.append(names, count)
             car[photo], count = count, count + 1
     return car
-
-
-def _in_space(latitude: NDArray[np.float64], longitude: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(photo, 3) metres from the centre of a sphere."""
-    north, east = np.radians(latitude), np.radians(longitude)
-    axis = np.cos(north)
-    return _EARTH_RADIUS_M * np.stack([axis * np.cos(east), axis * np.sin(east), np.sin(north)], -1)
 
 
 def days(frame: pd.DataFrame) -> pd.Series | None:
