@@ -64,7 +64,7 @@ def measure(folder: Path, cache_path: str) -> tuple[dict[str, ExpertFigures], di
     zoom, cache = open_zoom(folder, cache_path)
     model = load_experts(folder, zoom)
     photos = LabelledPhotos.load(cache, zoom, "test")
-    fusions = {" + ".join(names): model.weights_of(names) for names in subsets(tuple(model.experts))}
+    fusions = {" + ".join(names): model.fusion_of(names) for names in subsets(tuple(model.experts))}
     figures = evaluate_experts(model.experts, fusions, photos, radii=RADII)
     query = photos.query[:REPEATS].float()
     options = LocateOptions()

@@ -15,7 +15,7 @@ from jzi.evaluate.metrics import RADII, Interval, error_intervals
 from jzi.evaluate.photos import LabelledPhotos
 from jzi.locate.answer.location import DEFAULT, LocateOptions
 from jzi.locate.expert import Expert
-from jzi.locate.joint.fusion import combine, positive
+from jzi.locate.joint.fusion import Fusion, combine
 from jzi.locate.points.discs import most_probable_discs
 from jzi.locate.posterior import Posterior
 from jzi.locate.ranges import DISTANCE
@@ -49,7 +49,7 @@ class ExpertFigures:
 
 def evaluate_experts(
     experts: Mapping[str, Expert],
-    fusions: Mapping[str, Mapping[str, float]],
+    fusions: Mapping[str, Fusion],
     photos: LabelledPhotos,
     *,
     radius: float = 50.0,
@@ -60,8 +60,8 @@ def evaluate_experts(
 
     Args:
         experts: experts on the same cells, by name.
-        fusions: weights of experts by name, for each fusion by name; an expert's own row is a fusion of one expert if
-            there is one of its name.
+        fusions: fusions of the experts by name; an expert's own row is a fusion of one expert if there is one of its
+            name.
         photos: held-out photos.
         radius: radius of the answer, metres.
         radii: radii of recall, metres.
@@ -78,13 +78,16 @@ def evaluate_experts(
     def posteriors(query: Tensor) -> dict[str, Posterior]:
         single = {name: expert.posterior(query, options) for name, expert in experts.items()}
         found = dict(single)
-        for name, weights in fusions.items():
-            used = positive(weights)
+        for name, fusion in fusions.items():
+            used = fusion.used
             if list(used) == ["zoom"]:  # calibrated by the temperatures of its steps
                 found[name] = single["zoom"]
             else:
                 found[name] = combine(
-                    [experts[expert] for expert in used], [single[expert] for expert in used], list(used.values())
+                    [experts[expert] for expert in used],
+                    [single[expert] for expert in used],
+                    list(used.values()),
+                    fusion.spread,
                 )
         return found
 

@@ -124,6 +124,7 @@ def _check_levels(name: str, source: Path, config: HeadsConfig, levels: int) -> 
 
 
 def _restrict(fusion: FusionConfig, names: list[str]) -> FusionConfig:
-    """The weights of the subsets of some of the experts; gains beside the other experts do not apply."""
+    """The fusions of the subsets of some of the experts; gains beside the other experts do not apply."""
     weights = {key: each for key, each in fusion.weights.items() if set(key.split("+")) <= set(names)}
-    return FusionConfig(weights, {}, fusion.photos, fusion.fitted_on)
+    spread = {key: each for key, each in fusion.spread.items() if key in weights}
+    return FusionConfig(weights, {}, fusion.photos, fusion.fitted_on, spread)

@@ -19,7 +19,7 @@ from jzi.store.plain import plain
 from jzi.store.setting_checks import first_invalid
 from jzi.version import __version__
 
-FORMAT = 2
+FORMAT = 3
 
 CONFIG = "config.json"
 
@@ -71,6 +71,7 @@ class FusionConfig:
         gains: log-likelihood per validation photo that each expert adds to the others, and its standard error.
         photos: number of validation photos.
         fitted_on: digest of the experts and the photos that the weights were fitted on.
+        spread: spread of the product (`jzi.locate.joint.spread`) of those subsets that have one.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -79,6 +80,7 @@ class FusionConfig:
     gains: dict[str, tuple[Gain, Gain]]
     photos: Annotated[int, Field(ge=1, le=10**9)]
     fitted_on: Annotated[str, Field(max_length=64)]
+    spread: dict[str, Annotated[float, Field(ge=0, le=1 / 3)]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -236,6 +238,7 @@ def _check(path: Path, config: AnyModelConfig) -> None:
     if fusion is not None and not (
         all({*key.split("+")} == {*weights} <= names for key, weights in fusion.weights.items())
         and fusion.gains.keys() <= names
+        and fusion.spread.keys() <= fusion.weights.keys()
     ):
         raise ModelError(f"{path} has a fusion of other experts than {', '.join(sorted(names)):.200}: {HINT}")
     if isinstance(config, ZoomModelConfig) and not all(

@@ -168,9 +168,9 @@ def test_entries_of_no_use_are_one_sentence(model, answer, entries) -> None:
         ("[" * 100_000, "cannot be read"),
         ("[]", "is not a model folder of jzi"),
         ('{"model_type": "dinov2"}', "is not a model folder of jzi"),
-        ('{"jzi_format": 1, "decoder": {}}', "of format 1, but jzi .* reads format 2: train the model again"),
-        ('{"jzi_format": 3}', "of format 3"),
-        ('{"jzi_format": 2}', "does not match its own digest"),
+        ('{"jzi_format": 1, "decoder": {}}', "of format 1, but jzi .* reads format 3: train the model again"),
+        ('{"jzi_format": 2}', "of format 2"),
+        ('{"jzi_format": 3}', "does not match its own digest"),
     ],
 )
 def test_what_is_no_config_of_this_format_is_one_sentence(model, answer, text, sentence) -> None:

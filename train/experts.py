@@ -338,7 +338,8 @@ def _fit_fusion(
         val = LabelledPhotos.from_dataset(data.info.pyramid, data.val, "val").spread(VAL_PHOTOS)
         fits = fit_subsets(experts, val)
         weights = {names: fit.weights for names, fit in fits.items()}
-        fusion = FusionConfig(weights, fits[key].gains, len(val), fitted_on)
+        spread = {names: fit.spread for names, fit in fits.items() if fit.spread}
+        fusion = FusionConfig(weights, fits[key].gains, len(val), fitted_on, spread)
         position = data.info.pyramid.project(val.latitude, val.longitude)
         foreign = [other.val.query[:VAL_PHOTOS, 0] for other in others]
         hidden = Hidden(*position, HIDDEN_M * units_per_metre(data.info.pyramid))
@@ -346,7 +347,8 @@ def _fit_fusion(
         update_config(folder, fusion=fusion, inside=inside)
         return fits[key], inside.get(able)
     fusion = config.fusion
-    return FusionWeights(fusion.weights[key], fusion.gains, fusion.photos), config.inside.get(able)
+    fitted = FusionWeights(fusion.weights[key], fusion.gains, fusion.photos, fusion.spread.get(key, 0.0))
+    return fitted, config.inside.get(able)
 
 
 def _keep_only(folder: Path, names: Sequence[str]) -> None:

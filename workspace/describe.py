@@ -256,13 +256,14 @@ def _experts(config: ZoomModelConfig | TransferModelConfig, names: list[str]) ->
     fusion = config.fusion
     if fusion is None:
         return {"experts": names, "weights": "none fitted: there were no validation photos"}
-    weights = fusion.weights.get("+".join(sorted(names)))
+    weights = fusion.weights.get(key := "+".join(sorted(names)))
     if weights is None:
         return {"experts": names, "weights": "none fitted for all of them: run `jzi train-decoder` again"}
     gains = [f"{name} {gain:+.3f} ± {error:.3f}" for name, (gain, error) in fusion.gains.items()]
     return {
         "experts": [f"{name} ({f'weight {weights[name]:.2f}' if weights[name] else 'left out'})" for name in names],
         **({"gains": gains} if gains else {}),
+        **({"spread": f"{spread:.3f} to each neighbour"} if (spread := fusion.spread.get(key)) else {}),
         "fused_on": f"{fusion.photos} validation photos" + ("" if gains else " of another area"),
         **_inside(config),
     }

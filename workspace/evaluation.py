@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from jzi.evaluate.metrics import Evaluation
     from jzi.evaluate.photos import LabelledPhotos
     from jzi.locate.expert import Expert
+    from jzi.locate.joint.fusion import Fusion
     from jzi.store.cache.feature_cache import FeatureCache
 
 
@@ -27,7 +28,7 @@ class EvaluatedModel:
         settings: the settings.
         expert: what locates: the fusion of the model's experts, or the retriever; among the cells of the gallery.
         experts: the model's experts by name; empty for a retriever.
-        fusions: weights of experts by name, for each row of the report by its name.
+        fusions: fusion of each row of the report, by its name.
         photos: the photos.
         cache: the cache that they are from.
         method: how the first row of the report is found, for people.
@@ -37,7 +38,7 @@ class EvaluatedModel:
     settings: Settings
     expert: Expert
     experts: dict[str, Expert]
-    fusions: dict[str, dict[str, float]]
+    fusions: dict[str, Fusion]
     photos: LabelledPhotos
     cache: FeatureCache
     method: str
@@ -72,7 +73,7 @@ class EvaluatedModel:
 
         expert: Expert
         experts: dict[str, Expert] = {}
-        fusions: dict[str, dict[str, float]] = {}
+        fusions: dict[str, Fusion] = {}
         if retriever:
             expert, cache = open_retriever(retriever, approximate=approximate)
             method = f"flat retrieval ({'HNSW' if approximate else 'exact search'})"

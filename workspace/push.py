@@ -23,6 +23,7 @@ from jzi.store.model_folder import EXPERT_FILES, MAP
 
 if TYPE_CHECKING:
     from jzi.locate.expert import Expert
+    from jzi.locate.joint.fusion import Fusion
     from jzi.publish.hub.hub_upload import HubFile, HubTarget
     from jzi.store.cache.feature_cache import FeatureCache
 
@@ -223,7 +224,7 @@ def _measure_region(file: Path, folder: Path) -> dict[str, Any]:
 def _figures(
     folder: Path,
     experts: Mapping[str, Expert],
-    fusions: Mapping[str, Mapping[str, float]],
+    fusions: Mapping[str, Fusion],
     expert: Expert,
     cache: FeatureCache,
     plot: Path | None,

@@ -101,6 +101,9 @@ def experts_text(report: ExpertsReport) -> str:
         weight, (gain, error) = report.fusion.weights[name], report.fusion.gains[name]
         state = f"weight {weight:.2f}" if weight else "left out"
         parts.append(f"  {name:<7} {state:<12} adds {gain:+.3f} ± {error:.3f} to the log-likelihood per photo")
+    if report.fusion.spread:
+        share = f"{100 * 2 * report.fusion.spread:.0f} %"
+        parts.append(f"the true cell is taken to be one row off for {share} of the photos, and one column for as many")
     if report.inside:
         parts.append(
             f"photos from elsewhere: recognized with AUROC {report.inside.auroc:.2f}, of {report.inside.photos} "
@@ -126,6 +129,7 @@ def experts_values(report: ExpertsReport) -> dict[str, Any]:
     return {
         "experts": list(report.experts),
         "weights": fusion.weights if fusion else None,
+        "spread": fusion.spread if fusion else None,
         "gains": {name: list(gain) for name, gain in fusion.gains.items()} if fusion else None,
         "inside": report.inside and plain(report.inside),
         "experts_seconds": report.seconds,

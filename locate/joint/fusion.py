@@ -2,8 +2,8 @@
 
 The fused log-probability of a cell is the sum of the experts' log-probabilities, each times its weight, normalised over
 all cells with imagery (a logarithmic opinion pool; Genest and Zidek 1986). Weights are 0 or more, and their scale is
-that of a temperature, so the fused posterior needs no other calibration. The probability that an expert assigns to
-cells that it did not reach, its residual, is spread evenly over them.
+that of a temperature. The probability that an expert assigns to cells that it did not reach, its residual, is spread
+evenly over them. Errors that the experts share are in the spread of the product (`jzi.locate.joint.spread`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from jzi.locate.answer.location import LocateOptions
 from jzi.locate.expert import Expert
+from jzi.locate.joint.spread import spread_all, spread_best
 from jzi.locate.keys import distinct
 from jzi.locate.posterior import Posterior
 from jzi.locate.priors.restricted import restrict
@@ -37,20 +38,46 @@ MAX_CELLS = 8192
 ROUNDING = 1e-9
 
 
+@dataclass(frozen=True)
+class Fusion:
+    """How the posteriors of several experts become one.
+
+    Attributes:
+        weights: exponent of each expert's posterior, by its name.
+        spread: spread of their product; see `jzi.locate.joint.spread`.
+    """
+
+    weights: Mapping[str, float]
+    spread: float = 0.0
+
+    @property
+    def used(self) -> dict[str, float]:
+        """The weights above 0; the first one if none is, with which the fusion is uniform."""
+        used = {name: weight for name, weight in self.weights.items() if weight > 0}
+        return used or dict([next(iter(self.weights.items()))])
+
+
 class FusedExpert:
     """Several experts as one.
 
     Args:
         experts: experts on the same cells, with the same encoder.
         weights: (expert,) exponent of each expert's posterior.
+        spread: spread of their product; see `jzi.locate.joint.spread`.
         share: share of the map's cells that the experts are restricted to.
     """
 
     name = "fused"
     rules_out = False
 
-    def __init__(self, experts: Sequence[Expert], weights: Sequence[float], share: float = 1.0) -> None:
-        self.experts, self.weights, self.share = tuple(experts), tuple(weights), share
+    def __init__(
+        self,
+        experts: Sequence[Expert],
+        weights: Sequence[float],
+        spread: float = 0.0,
+        share: float = 1.0,
+    ) -> None:
+        self.experts, self.weights, self.spread, self.share = tuple(experts), tuple(weights), spread, share
 
     @property
     def area(self) -> CellGrid:
@@ -68,7 +95,7 @@ class FusedExpert:
         return self.experts[0].cell_mask
 
     def posterior(self, query: Tensor, options: LocateOptions) -> Posterior:
-        """The weighted product of the experts' posteriors; for "greedy", only its most probable cell.
+        """The spread product of the experts' posteriors; for "greedy", only its most probable cell.
 
         Args:
             query: (photo, feature) embeddings.
@@ -79,42 +106,43 @@ class FusedExpert:
         parts = []
         for photos in query.split(BATCH):
             posteriors = [each.posterior(photos, searched) for each in self.experts]
-            fused = combine(self.experts, posteriors, self.weights, self.share)
+            fused = combine(self.experts, posteriors, self.weights, self.spread, self.share)
             parts.append(fused.top(1) if greedy else fused)
         return Posterior.concatenate(parts)
 
     def uncalibrated(self) -> FusedExpert | None:
-        """The product of the posteriors without weights."""
-        return FusedExpert(self.experts, [1.0] * len(self.experts), self.share)
+        """The product of the posteriors without weights and spread."""
+        return FusedExpert(self.experts, [1.0] * len(self.experts), share=self.share)
 
     def restricted(self, cell_mask: NDArray[np.bool_]) -> FusedExpert:
         """The fusion of the restricted experts, normalised over `cell_mask`; see `Restrictable`."""
         share = self.share * float((self.cell_mask & cell_mask).sum() / self.cell_mask.sum())
-        return FusedExpert([restrict(each, cell_mask) for each in self.experts], self.weights, share)
-
-
-def positive(weights: Mapping[str, float]) -> dict[str, float]:
-    """The weights above 0; the first one if none is, with which the fusion is uniform."""
-    used = {name: weight for name, weight in weights.items() if weight > 0}
-    return used or dict([next(iter(weights.items()))])
+        return FusedExpert([restrict(each, cell_mask) for each in self.experts], self.weights, self.spread, share)
 
 
 def combine(
-    experts: Sequence[Expert], posteriors: Sequence[Posterior], weights: Sequence[float], share: float = 1.0
+    experts: Sequence[Expert],
+    posteriors: Sequence[Posterior],
+    weights: Sequence[float],
+    spread: float = 0.0,
+    share: float = 1.0,
 ) -> Posterior:
-    """The weighted product of the posteriors of the same photos.
+    """The weighted product of the posteriors of the same photos, spread.
 
     Args:
         experts: the experts.
         posteriors: (expert,) their posteriors.
         weights: (expert,) exponents.
+        spread: spread of their product; see `jzi.locate.joint.spread`.
         share: share of the map's cells that the experts are restricted to.
     """
     floors = [0.0 if expert.rules_out else FLOOR * share for expert in experts]
     mask = experts[0].cell_mask
     complete = all((each.residual < ROUNDING).all() for each in posteriors)
     stacked = Stacked.of(posteriors, mask, floors, every_cell=complete and mask.size <= MAX_CELLS)
-    return stacked.posterior(experts[0].area, weights)
+    if any(expert.rules_out for expert in experts):
+        spread = 0.0  # nothing moves to a cell that is ruled out
+    return stacked.posterior(experts[0].area, weights, mask, spread)
 
 
 @dataclass(frozen=True)
@@ -128,6 +156,7 @@ class Stacked:
         valid: (photo, cell) whether an entry is a cell with imagery; False for padding.
         log_count: (photo,) logarithm of the number of cells that no expert reached; -inf if there is none.
         cols: number of columns of the map.
+        every_cell: whether the cells are all of the map, in the same order for each photo, and one of padding.
     """
 
     key: NDArray[np.int64]
@@ -136,6 +165,7 @@ class Stacked:
     valid: Tensor
     log_count: Tensor
     cols: int
+    every_cell: bool = False
 
     @classmethod
     def of(
@@ -170,7 +200,7 @@ class Stacked:
                 outside[number] = np.log((1 - floor) * spread + floor / count)
             log_count = np.log(np.maximum(0, count - valid.sum(1)))
         log_t, outside_t, valid_t, count_t = (torch.from_numpy(each) for each in (log, outside, valid, log_count))
-        return cls(key, log_t, outside_t, valid_t, count_t, cols)
+        return cls(key, log_t, outside_t, valid_t, count_t, cols, every_cell)
 
     def fused(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised log-probabilities of the weighted product.
@@ -187,16 +217,26 @@ class Stacked:
         total = torch.logaddexp(log.logsumexp(-1), outside)
         return log - total[:, None], outside - total
 
-    def posterior(self, area: CellGrid, weights: Sequence[float]) -> Posterior:
-        """The weighted product as a posterior.
+    def posterior(
+        self, area: CellGrid, weights: Sequence[float], cell_mask: NDArray[np.bool_], spread: float = 0.0
+    ) -> Posterior:
+        """The weighted product as a posterior, spread.
 
         Args:
             area: the grid of the cells.
             weights: (expert,).
+            cell_mask: (row, col) whether each cell has imagery.
+            spread: spread of their product; see `jzi.locate.joint.spread`.
         """
-        log, _ = self.fused(torch.tensor(weights, dtype=torch.float64))
-        best, index = log.exp().nan_to_num(0.0).topk(min(MAX_CELLS, log.shape[1]), dim=1)
-        key = np.take_along_axis(self.key, index.numpy(), 1)
+        log, outside = self.fused(torch.tensor(weights, dtype=torch.float64))
+        key, probability = self.key, log.exp().nan_to_num(0.0)
+        if spread and self.every_cell:
+            probability[:, :-1] = spread_all(key[0, :-1], probability[:, :-1], cell_mask, spread)
+        elif spread:
+            other = (outside - self.log_count).exp().nan_to_num(0.0)  # of each cell that was not reached
+            key, probability = spread_best(key, probability, other, cell_mask, spread)
+        best, index = probability.topk(min(MAX_CELLS, probability.shape[1]), dim=1)
+        key = np.take_along_axis(key, index.numpy(), 1)
         residual = np.maximum(0.0, 1 - best.sum(1).numpy())
         residual[residual < ROUNDING] = 0.0
         return Posterior(area, key // self.cols, key % self.cols, best.numpy(), residual)

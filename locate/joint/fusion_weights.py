@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jzi.locate.joint.fusion import FLOOR, Stacked
+from jzi.locate.joint.gain import is_clear, mean_and_error
+from jzi.locate.joint.spread import fit_spread, neighbours
 from jzi.locate.posterior import Posterior
-
-#: Standard errors by which the gain of an expert must exceed zero to keep the expert.
-CLEAR = 1.64
 
 #: Most probable cells of each expert on which weights are fitted, and maximum number of steps of the fit.
 FIT_CELLS, NEWTON_STEPS = 256, 30
@@ -31,11 +30,13 @@ class FusionWeights:
         weights: exponent of each expert's posterior, by its name; 0 for an expert that was dropped.
         gains: decrease of the validation log-likelihood per photo without the expert, and its standard error.
         photos: number of validation photos.
+        spread: spread of the product; see `jzi.locate.joint.spread`.
     """
 
     weights: dict[str, float]
     gains: dict[str, tuple[float, float]] = field(default_factory=dict)
     photos: int = 0
+    spread: float = 0.0
 
     @property
     def used(self) -> tuple[str, ...]:
@@ -60,16 +61,32 @@ class FusionFit:
         cell_mask: NDArray[np.bool_],
         key: NDArray[np.int64],
     ) -> None:
-        self.names, self.key = tuple(names), key
+        self.names, self.key, self.cell_mask = tuple(names), key, cell_mask
         self.stacked = Stacked.of([each.top(FIT_CELLS) for each in posteriors], cell_mask, [FLOOR] * len(names))
         self._fits: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
 
     def weights(self, names: Sequence[str] = ()) -> FusionWeights:
-        """The weights of several of the experts.
+        """The weights of several of the experts, and the spread of their product.
 
-        Does no harm: while there are experts whose gain does not exceed zero by `CLEAR` standard errors over the
-        photos, the one with the least gain is dropped, and the others are fitted again. Where a single expert is more
-        likely than those that remain, it replaces them.
+        Args:
+            names: names of the experts to fuse; all by default.
+        """
+        fitted = self.product(names)
+        stacked = self.stacked.select([self.names.index(name) for name in fitted.used])
+        weights = torch.tensor([fitted.weights[name] for name in fitted.used], dtype=torch.float64)
+        features, base = _entries(stacked)
+        truth = torch.stack([_truth(stacked, key) for key in neighbours(self.key, self.cell_mask).T], -1)
+        log_product, log_truth = (torch.einsum("e,epc->pc", weights, each) for each in (features, truth))
+        factor, spread = fit_spread(log_product, base, log_truth)
+        scaled = {name: factor * weight for name, weight in fitted.weights.items()}
+        return replace(fitted, weights=scaled, spread=spread)
+
+    def product(self, names: Sequence[str] = ()) -> FusionWeights:
+        """The weights of several of the experts, whose product is not spread.
+
+        Does no harm: while there are experts whose gain is not clear (`jzi.locate.joint.gain`), the one with the least
+        gain is dropped, and the others are fitted again. Where a single expert is more likely than those that remain,
+        it replaces them.
 
         Args:
             names: names of the experts to fuse; all by default.
@@ -88,7 +105,7 @@ class FusionFit:
 
 
 def clear_weights(names: Sequence[str], fit: Callable[[Sequence[int]], tuple[Tensor, Tensor]]) -> FusionWeights:
-    """The weights of those experts that have a clear gain; see `FusionFit.weights`.
+    """The weights of those experts that have a clear gain; see `FusionFit.product`.
 
     Args:
         names: names of the experts.
@@ -98,12 +115,10 @@ def clear_weights(names: Sequence[str], fit: Callable[[Sequence[int]], tuple[Ten
     while len(used) > 1:
         likelihood, unclear = fit(used)[1], dict[int, float]()
         for expert in used:
-            gain = likelihood - fit([each for each in used if each != expert])[1]
-            mean = float(gain.mean())
-            error = float(gain.std() / len(gain) ** 0.5) if len(gain) > 1 else abs(mean)
-            gains[names[expert]] = mean, error
-            if not mean > CLEAR * error:
-                unclear[expert] = mean
+            gain = mean_and_error(likelihood - fit([each for each in used if each != expert])[1])
+            gains[names[expert]] = gain
+            if not is_clear(*gain):
+                unclear[expert] = gain[0]
         if not unclear:
             break
         used.remove(min(unclear, key=unclear.__getitem__))
@@ -124,14 +139,23 @@ def fit_weights(
 
 def _maximise(stacked: Stacked, key: NDArray[np.int64]) -> Tensor:
     """(expert,) the weights with the greatest likelihood of the true cells; see `maximise`."""
-    photos = torch.arange(len(key))
-    match = torch.from_numpy(stacked.key == key[:, None]) & stacked.valid
-    inside = stacked.log[:, photos, match.int().argmax(-1)]
-    truth = torch.where(match.any(-1), inside, stacked.outside)  # (expert, photo)
-    features = torch.cat([stacked.log, stacked.outside[..., None]], -1)  # the last entry stands for the residual
+    return maximise(*_entries(stacked), _truth(stacked, key))
+
+
+def _entries(stacked: Stacked) -> tuple[Tensor, Tensor]:
+    """(expert, photo, entry) log-probabilities, and (photo, entry) logarithm of the number of cells of each entry.
+
+    The last entry stands for the cells that no expert reached.
+    """
     base = torch.where(stacked.valid, 0.0, -torch.inf)
-    base = torch.cat([base, stacked.log_count[:, None]], -1)
-    return maximise(features, base, truth)
+    return torch.cat([stacked.log, stacked.outside[..., None]], -1), torch.cat([base, stacked.log_count[:, None]], -1)
+
+
+def _truth(stacked: Stacked, key: NDArray[np.int64]) -> Tensor:
+    """(expert, photo) log-probabilities of one cell of each photo."""
+    match = torch.from_numpy(stacked.key == key[:, None]) & stacked.valid
+    inside = stacked.log[:, torch.arange(len(key)), match.int().argmax(-1)]
+    return torch.where(match.any(-1), inside, stacked.outside)
 
 
 def maximise(features: Tensor, base: Tensor, truth: Tensor) -> Tensor:

@@ -225,7 +225,7 @@ class ProjectedFusion:
     def fit(self, row: NDArray[np.int64], col: NDArray[np.int64]) -> FusionWeights:
         """The weights of both experts, "cells" and "zoom", with the greatest likelihood of the true cells, 0 or more.
 
-        An expert without a clear gain is dropped; see `jzi.locate.joint.fusion_weights.FusionFit.weights`.
+        An expert without a clear gain is dropped; see `jzi.locate.joint.fusion_weights.FusionFit.product`.
 
         Args:
             row: (photo,) rows of the true cells.

@@ -19,7 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jzi.locate.joint.fusion_weights import CLEAR, maximise
+from jzi.locate.joint.fusion_weights import maximise
+from jzi.locate.joint.gain import is_clear, mean_and_error
 from jzi.refine.windows.window import Windows
 
 _Floats = NDArray[np.float64]
@@ -175,8 +176,7 @@ def fit(truth: Sequence[_Floats], pooled: Sequence[_Floats]) -> FittedWeights:
     """The weights with the greatest likelihood of the true pixels (conditional logit), 0 or more.
 
     Does no harm, as the fusion of experts (`jzi.locate.joint.fusion_weights.FusionFit`): a part of the refiner whose
-    gain does not exceed zero by `CLEAR` standard errors over the photos gets no weight, and without any the front end
-    stays as it is.
+    gain is not clear (`jzi.locate.joint.gain`) gets no weight, and without any the front end stays as it is.
 
     Args:
         truth: (photo,) of `PixelFeatures.at` of the true pixels, of photos that were taken in their windows.
@@ -206,7 +206,7 @@ def fit(truth: Sequence[_Floats], pooled: Sequence[_Floats]) -> FittedWeights:
     used, gain = _clear_parts(lambda parts: likelihood(fitted(parts)))
     weights = fitted(used)
     over_front_end = likelihood(weights) - likelihood(torch.tensor(UNCHANGED, dtype=torch.float64))
-    if used == [0] or not _is_clear(*_mean_and_error(over_front_end)):
+    if used == [0] or not is_clear(*mean_and_error(over_front_end)):
         return FittedWeights(UNCHANGED, gain, photos)
     return FittedWeights(WindowWeights(*weights.tolist()), gain, photos)
 
@@ -214,24 +214,16 @@ def fit(truth: Sequence[_Floats], pooled: Sequence[_Floats]) -> FittedWeights:
 def _clear_parts(likelihood: Callable[[Sequence[int]], Tensor]) -> tuple[list[int], tuple[float, float]]:
     """The parts with a clear gain, of which 0 is the front end, and the gain of those of the refiner together."""
     used = [0, 1, 2]
-    gain = _mean_and_error(likelihood(used) - likelihood([0]))
+    gain = mean_and_error(likelihood(used) - likelihood([0]))
     while len(used) > 1:
         gains = {
-            part: _mean_and_error(likelihood(used) - likelihood([each for each in used if each != part]))
+            part: mean_and_error(likelihood(used) - likelihood([each for each in used if each != part]))
             for part in used[1:]
         }
-        unclear = {part: mean for part, (mean, error) in gains.items() if not _is_clear(mean, error)}
+        unclear = {part: mean for part, (mean, error) in gains.items() if not is_clear(mean, error)}
         if not unclear:
             break
         used.remove(min(unclear, key=unclear.__getitem__))
         if len(used) > 1:
-            gain = _mean_and_error(likelihood(used) - likelihood([0]))
+            gain = mean_and_error(likelihood(used) - likelihood([0]))
     return used, gain
-
-
-def _mean_and_error(gain: Tensor) -> tuple[float, float]:
-    return float(gain.mean()), float(gain.std() / len(gain) ** 0.5)
-
-
-def _is_clear(mean: float, error: float) -> bool:
-    return mean > CLEAR * error

@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jzi.errors import ConfigError, ModelError
-from jzi.store.model_config import InsideConfig, TransferModelConfig, ZoomModelConfig, read_config
+from jzi.store.model_config import (
+    FusionConfig,
+    InsideConfig,
+    TransferModelConfig,
+    ZoomModelConfig,
+    read_config,
+)
 from jzi.store.model_folder import EXPERT_FILES, MAP, verify_file
 from jzi.workspace.models.expert_plugins import ExpertContext, load_expert, offered, weight_of
 
@@ -20,6 +26,7 @@ if TYPE_CHECKING:
     from jzi.decode.expert import ZoomExpert
     from jzi.locate.expert import Expert
     from jzi.locate.inside import InsideDetector
+    from jzi.locate.joint.fusion import Fusion
 
 #: Experts that compare photos with photos rather than with the map.
 NOT_CROSS_VIEW = ("vpr",)
@@ -27,17 +34,17 @@ NOT_CROSS_VIEW = ("vpr",)
 
 @dataclass(frozen=True)
 class ModelExperts:
-    """The experts of a model, and the weights of their fusion.
+    """The experts of a model, and their fusion.
 
     Attributes:
         experts: experts by name, the zoom first if there is one.
-        weights: weights of experts by name, for each subset of the experts (`jzi.store.model_config.FusionConfig`).
+        fusion: the fusion of each subset of the experts; None if none was fitted.
         inside: how photos from elsewhere are recognized, for each subset of the experts that can.
         added: names of those of other packages, for which no weights were fitted.
     """
 
     experts: dict[str, Expert]
-    weights: dict[str, dict[str, float]] = field(default_factory=dict)
+    fusion: FusionConfig | None = None
     added: tuple[str, ...] = ()
     inside: dict[str, InsideConfig] = field(default_factory=dict)
 
@@ -50,12 +57,12 @@ class ModelExperts:
         Raises:
             ConfigError: the model has no such expert, or no weights for them.
         """
-        from jzi.locate.joint.fusion import FusedExpert, positive
+        from jzi.locate.joint.fusion import FusedExpert
 
-        weights = positive(self.weights_of(names))
-        if list(weights) == ["zoom"]:
+        fusion = self.fusion_of(names)
+        if list(fusion.used) == ["zoom"]:
             return self.experts["zoom"]  # calibrated by the temperatures of its steps
-        return FusedExpert([self.experts[name] for name in weights], list(weights.values()))
+        return FusedExpert([self.experts[name] for name in fusion.used], list(fusion.used.values()), fusion.spread)
 
     def select(self, names: Sequence[str] = ()) -> dict[str, Expert]:
         """Experts by name, in the order of the model.
@@ -86,51 +93,54 @@ class ModelExperts:
         fitted = self.inside.get("+".join(sorted(able)))
         return InsideDetector(able, fitted) if fitted else None
 
-    def weights_of(self, names: Sequence[str] = ()) -> dict[str, float]:
-        """Weights of the fusion of several experts, by name.
+    def fusion_of(self, names: Sequence[str] = ()) -> Fusion:
+        """The fusion of several experts.
 
         Args:
-            names: names of the experts to fuse; all by default, the zoom alone if the model has no weights.
+            names: names of the experts to fuse; all by default, the zoom alone if the model has no fusion.
 
         Raises:
             ConfigError: the model has no such expert, or no weights for them.
         """
-        if not names and not self.weights:
-            names = ("zoom",)
-        names = tuple(self.select(names))
+        from jzi.locate.joint.fusion import Fusion
+
+        names = self._fused_names(names)
         if added := {name: weight_of(self.experts[name]) for name in names if name in self.added}:
             own = [name for name in names if name not in added]
-            return {**(self.weights_of(own) if own else {}), **added}
-        if names == ("zoom",) or (len(names) == 1 and not self.weights):
-            return {names[0]: 1.0}
-        weights = self.weights.get("+".join(sorted(names)), {})
-        if not any(weights.get(name, 0.0) > 0 for name in names):
+            fitted = self.fusion_of(own) if own else Fusion({})
+            return Fusion({**fitted.weights, **added}, fitted.spread)
+        if names == ("zoom",) or (len(names) == 1 and self.fusion is None):
+            return Fusion({names[0]: 1.0})
+        key = "+".join(sorted(names))
+        weights = self.fusion.weights.get(key, {}) if self.fusion else {}
+        if self.fusion is None or not any(weights.get(name, 0.0) > 0 for name in names):
             raise ConfigError(
                 f"the model has no weights to fuse {', '.join(names)}, which are fitted on validation photos: give "
                 "--experts zoom, or train it with photos of split val"
             )
-        return {name: weights.get(name, 0.0) for name in names}
+        return Fusion({name: weights.get(name, 0.0) for name in names}, self.fusion.spread.get(key, 0.0))
 
-    def fusions(self, names: Sequence[str] = ()) -> dict[str, dict[str, float]]:
-        """Weights of what evaluation reports: each expert alone, all of them, and all but vpr, which is no cross-view.
+    def fusions(self, names: Sequence[str] = ()) -> dict[str, Fusion]:
+        """The fusions that evaluation reports: each expert alone, all of them, and all but vpr, which is no cross-view.
 
         Args:
-            names: names of the experts to fuse; all by default, the zoom alone if the model has no weights.
+            names: names of the experts to fuse; all by default, the zoom alone if the model has no fusion.
 
         Returns:
-            Weights by name of the expert, by the expert's name, "fused_cross_view" (if an expert is cross-view) and
-            "fused".
+            Fusions by the expert's name, "fused_cross_view" (if an expert is cross-view) and "fused".
 
         Raises:
             ConfigError: the model has no such expert, or no weights for them.
         """
-        fusions = {name: self.weights_of([name]) for name in self.select(names)}
-        if not names and not self.weights:
-            names = ("zoom",)
-        names = tuple(self.select(names))
+        fusions = {name: self.fusion_of([name]) for name in self.select(names)}
+        names = self._fused_names(names)
         if cross_view := [name for name in names if name not in NOT_CROSS_VIEW]:
-            fusions["fused_cross_view"] = self.weights_of(cross_view)
-        return {**fusions, "fused": self.weights_of(names)}
+            fusions["fused_cross_view"] = self.fusion_of(cross_view)
+        return {**fusions, "fused": self.fusion_of(names)}
+
+    def _fused_names(self, names: Sequence[str]) -> tuple[str, ...]:
+        """The names of the experts to fuse: those given, else all; the zoom alone if the model has no fusion."""
+        return tuple(self.select(names or (("zoom",) if self.fusion is None else ())))
 
 
 def load_experts(folder: Path, zoom: ZoomExpert, names: Sequence[str] = (), memory: int | None = None) -> ModelExperts:
@@ -149,7 +159,7 @@ def load_experts(folder: Path, zoom: ZoomExpert, names: Sequence[str] = (), memo
     assert isinstance(config, ZoomModelConfig)
     experts = {"zoom": zoom, **_load_files(folder, config, zoom.cell_mask, zoom.table.device, memory)}
     context = ExpertContext(folder, config.pyramid, zoom.encoder, zoom.cell_mask, zoom.table)
-    members = _with_added(experts, config.fusion.weights if config.fusion else {}, names, context)
+    members = _with_added(experts, config.fusion, names, context)
     return replace(members, inside=config.inside)
 
 
@@ -175,15 +185,15 @@ def load_transferred(
     table = TileTable(open_map_file(path, config.pyramid, config.encoder.width, memory, device), device)
     mask = table.cell_mask()
     context = ExpertContext(folder, config.pyramid, config.encoder, mask, table)
-    return _with_added(_load_files(folder, config, mask, device, memory), config.fusion.weights, names, context)
+    return _with_added(_load_files(folder, config, mask, device, memory), config.fusion, names, context)
 
 
 def _with_added(
-    experts: dict[str, Expert], weights: dict[str, dict[str, float]], names: Sequence[str], context: ExpertContext
+    experts: dict[str, Expert], fusion: FusionConfig | None, names: Sequence[str], context: ExpertContext
 ) -> ModelExperts:
     """The experts of a model, and those of other packages that the user names; a model folder names none."""
     added = tuple(name for name in dict.fromkeys(names) if name not in experts and offered(name))
-    return ModelExperts({**experts, **{name: load_expert(name, context) for name in added}}, weights, added)
+    return ModelExperts({**experts, **{name: load_expert(name, context) for name in added}}, fusion, added)
 
 
 def _load_files(
