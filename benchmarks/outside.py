@@ -17,7 +17,7 @@ from pathlib import Path
 
 import click
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 
 import jzi
 from jzi.benchmarks.device import device_option
@@ -98,6 +98,24 @@ def outsiders(folder: Path, held_out: list[Path], seeds: tuple[int, ...]) -> Ite
     patches = [rng.integers(0, 256, (size, 2 * size, 3), dtype=np.uint8) for size in rng.integers(2, 12, PICTURES)]
     smooth = [Image.fromarray(each).resize((width, height), Image.Resampling.BICUBIC) for each in patches]
     yield "smooth textures", smooth
+    ends, share = rng.uniform(0, 255, (PICTURES, 2, 1, 1, 3)), np.linspace(0, 1, height)[:, None, None]
+    ramps = [(first * (1 - share) + last * share).repeat(width, 1).astype(np.uint8) for first, last in ends]
+    yield "colour gradients", [Image.fromarray(each) for each in ramps]
+    yield "grey gradients", [Image.fromarray(each).convert("L").convert("RGB") for each in ramps]
+    yield "screenshots", [screenshot(rng, width, height) for _ in range(PICTURES)]
+
+
+def screenshot(rng: np.random.Generator, width: int, height: int) -> Image.Image:
+    """Lines of text, here bars, and pictures, here rectangles, below a coloured bar on a plain page."""
+    page = Image.new("RGB", (width, height), (255, 255, 255) if rng.random() < 0.7 else (30, 30, 30))
+    draw = ImageDraw.Draw(page)
+    draw.rectangle((0, 0, width, height // 10), fill=tuple(rng.integers(0, 255, 3).tolist()))
+    for lines, high in ((14, 3), (3, height // 6)):
+        for _ in range(lines):
+            x, y = rng.integers(4, width // 2), rng.integers(height // 8, height - high)
+            right = x + rng.integers(10, width // 2)
+            draw.rectangle((x, y, right, y + high), fill=tuple(rng.integers(0, 220, 3).tolist()))
+    return page
 
 
 def locate(locator: Locator, photos: list[Path] | list[Image.Image]) -> Answers:

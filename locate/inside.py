@@ -3,7 +3,8 @@
 A posterior says where in the area a photo was taken, given that it was taken there; its sum is 1 for any picture. What
 distinguishes photos from elsewhere is how well the best places fit: an expert's evidence. A logistic regression of the
 experts' evidence is fitted on validation photos, against the same photos with the places around them hidden: to the
-experts, these were taken in a place that the area does not contain.
+experts, these were taken in a place that the area does not contain. Pictures that are no photos of streets at all are
+recognized by their distance from the training photos (`jzi.locate.novelty`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from jzi.locate.expert import Expert
 from jzi.locate.joint.fusion_weights import maximise
+from jzi.locate.novelty import Novelty
 from jzi.store.model_config import InsideConfig
 
 #: Metres around a validation photo that are hidden from the experts. With 100, the probability agrees with the share of
@@ -32,6 +34,15 @@ MIN_PHOTOS = 50
 
 #: Greatest log-odds of one photo, of either sign: no fit on thousands of photos supports more.
 MAX_LOG_ODDS = 12.0
+
+
+#: Log-odds of `jzi.locate.novelty` below which a picture gets a note, and the note. Fewer than 1 % of the photos from
+#: the area have them.
+UNLIKE_LOG_ODDS = -2.3
+UNLIKE = (
+    "the picture is unlike the photos that the model was trained on: it shows no street, or its camera, season or "
+    "light is new"
+)
 
 
 @dataclass(frozen=True)
@@ -83,10 +94,12 @@ class InsideDetector:
     Args:
         experts: the experts that the weights name, by their names.
         weights: the fitted regression.
+        novelty: how unlike the training photos a picture is; None if that was not measured.
     """
 
     experts: Mapping[str, Evidence]
     weights: InsideConfig
+    novelty: Novelty | None = None
 
     def log_odds(self, query: Tensor) -> NDArray[np.float64]:
         """(photo,) log-odds of having been taken in the area, if one of two photos was.
@@ -98,7 +111,17 @@ class InsideDetector:
         for name, weight in self.weights.weights.items():
             if weight:
                 total += weight * self.experts[name].evidence(query)
-        return total.clip(-MAX_LOG_ODDS, MAX_LOG_ODDS)
+        total = total.clip(-MAX_LOG_ODDS, MAX_LOG_ODDS)
+        return total if self.novelty is None else total + self.novelty.log_odds(query)
+
+    def notes(self, query: Tensor) -> list[tuple[str, ...]]:
+        """(photo,) a note on each picture that is unlike the training photos.
+
+        Args:
+            query: (photo, feature) embeddings.
+        """
+        odds = np.zeros(len(query)) if self.novelty is None else self.novelty.log_odds(query)
+        return [(UNLIKE,) if each < UNLIKE_LOG_ODDS else () for each in odds]
 
 
 def probability_inside(log_odds: NDArray[np.float64], elsewhere: float) -> NDArray[np.float64]:

@@ -335,8 +335,11 @@ class Locator:
         """The locations of photos before stages run, with at least as many candidates as these look at."""
         proposed = replace(options, top=_wanted(options.top, self.stages))
         locations = to_locations(self.posterior(query, options), proposed, names)
-        inside = self._inside(query, options)
-        return [replace(each, inside=probability) for each, probability in zip(locations, inside, strict=True)]
+        inside, notes = self._inside(query, options), self.detector.notes(query) if self.detector else [()] * len(query)
+        return [
+            replace(each, inside=probability, notes=(*each.notes, *note))
+            for each, probability, note in zip(locations, inside, notes, strict=True)
+        ]
 
     def _inside(
         self, query: Tensor, options: LocateOptions, *, together: bool = False

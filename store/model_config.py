@@ -103,6 +103,23 @@ class InsideConfig:
     photos: Annotated[int, Field(ge=1, le=10**9)]
 
 
+@dataclass(frozen=True)
+class NoveltyConfig:
+    """How far validation photos are from the training photos (`jzi.locate.novelty`).
+
+    Attributes:
+        center: mean of the logarithm of their squared distance.
+        scale: its standard deviation.
+        photos: number of validation photos.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    center: Annotated[float, Field(ge=-100, le=100)]
+    scale: Annotated[float, Field(gt=0, le=100)]
+    photos: Annotated[int, Field(ge=1, le=10**9)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ZoomModelConfig(AreaModelConfig):
     """config.json of a zoom model.
@@ -114,6 +131,7 @@ class ZoomModelConfig(AreaModelConfig):
         fusion: fusion of the experts; None if it was not fitted.
         inside: how photos from elsewhere are recognized, for each subset of the experts that can: their names joined
             by "+", sorted; empty if it was not fitted.
+        novelty: how pictures unlike the training photos are recognized; None if it was not measured.
     """
 
     decoder: dict[str, int | float | str]
@@ -121,6 +139,7 @@ class ZoomModelConfig(AreaModelConfig):
     experts: dict[str, dict[str, int | float | str]] = field(default_factory=dict)
     fusion: FusionConfig | None = None
     inside: dict[str, InsideConfig] = field(default_factory=dict)
+    novelty: NoveltyConfig | None = None
     kind: Literal["zoom"] = "zoom"
 
 

@@ -7,6 +7,7 @@ map.safetensors       the map's embeddings; absent in an imported model, which r
 cells.safetensors     the expert cells: two heads, and the codes of all cells
 levels.safetensors    the expert levels: two heads, and the codes of all tiles
 vpr.safetensors       the expert vpr: embeddings and positions of the training photos
+novelty.safetensors   mean and directions of the training photos' embeddings, to recognize other pictures by
 hnsw.faiss            a retriever's graph for approximate search
 index.safetensors     a published retriever's embeddings of all cells, instead of index.zarr
 encoder/              the encoder as `save_pretrained` writes it; absent if it is loaded from the hub by its id. Of a
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from jzi.store.disk.lock import LockMode, WriterLock
 
 DECODER, MAP, ENCODER = "decoder.safetensors", "map.safetensors", "encoder"
-GRAPH, INDEX = "hnsw.faiss", "index.safetensors"
+NOVELTY, GRAPH, INDEX = "novelty.safetensors", "hnsw.faiss", "index.safetensors"
 
 #: File of each expert beside the zoom, by its name.
 EXPERT_FILES = {"cells": "cells.safetensors", "levels": "levels.safetensors", "vpr": "vpr.safetensors"}
@@ -214,7 +215,8 @@ def _settled(folder: Path) -> ModelConfig:
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    files = [file for name in (DECODER, MAP, GRAPH, INDEX, *EXPERT_FILES.values()) if (file := folder / name).is_file()]
+    names = (DECODER, MAP, NOVELTY, GRAPH, INDEX, *EXPERT_FILES.values())
+    files = [file for name in names if (file := folder / name).is_file()]
     files += [folder / ENCODER / file for file in _encoder_files(folder / ENCODER)]
     files += sorted(folder.glob(_HEADS))
     return {file.relative_to(folder).as_posix(): file_sha256(file) for file in files}

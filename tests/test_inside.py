@@ -19,7 +19,16 @@ from jzi.encode.photo.photos import UNIFORM
 from jzi.errors import ConfigError, ModelError, PhotoError
 from jzi.locate.answer.location import LocateOptions
 from jzi.locate.answer.photo_notes import GEOREFERENCED
-from jzi.locate.inside import MIN_PHOTOS, Evidence, Hidden, InsideDetector, auroc, fit_inside, probability_inside
+from jzi.locate.inside import (
+    MIN_PHOTOS,
+    UNLIKE,
+    Evidence,
+    Hidden,
+    InsideDetector,
+    auroc,
+    fit_inside,
+    probability_inside,
+)
 from jzi.retrieve.cells import CellsExpert
 from jzi.retrieve.heads import HeadsConfig, SimilarityHeads
 from jzi.retrieve.vpr import VprConfig, VprExpert
@@ -155,6 +164,9 @@ class Doubtful:
     def log_odds(self, query: torch.Tensor) -> np.ndarray:
         return np.where(np.arange(len(query)) % 2, -2.0, 2.0)
 
+    def notes(self, query: torch.Tensor) -> list[tuple[str, ...]]:
+        return [(UNLIKE,) if number % 2 else () for number in range(len(query))]
+
 
 def test_the_confidence_is_that_of_the_photo_being_from_here_times_that_of_the_place(locator) -> None:
     query = torch.randn(2, locator.expert.encoder.width)
@@ -163,6 +175,7 @@ def test_the_confidence_is_that_of_the_photo_being_from_here_times_that_of_the_p
     here, elsewhere = locator.locate_embeddings(query, LocateOptions(elsewhere=0.5))
     assert here.inside == pytest.approx(1 / (1 + np.exp(-2))) and elsewhere.inside == pytest.approx(1 - here.inside)
     assert here.confidence == pytest.approx(plain[0].confidence * here.inside)
+    assert (here.notes, elsewhere.notes) == ((), (UNLIKE,))
     assert here.best.probability == plain[0].best.probability and here.radius_68 == plain[0].radius_68
     assert here.to_dict()["inside"] == pytest.approx(here.inside, abs=1e-6) and plain[0].to_dict()["inside"] is None
     certain = locator.locate_embeddings(query, LocateOptions(elsewhere=0.0))

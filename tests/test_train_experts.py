@@ -21,7 +21,7 @@ from jzi.store.disk.files import file_sha256
 from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.info import EncoderInfo
 from jzi.store.model_config import read_config
-from jzi.store.model_folder import EXPERT_FILES
+from jzi.store.model_folder import EXPERT_FILES, NOVELTY
 from jzi.train.cache_task import CacheTask
 from jzi.train.heads import HeadsTask
 from jzi.workspace.setup.settings import EncoderSettings, Settings
@@ -85,7 +85,8 @@ def test_all_experts_are_trained_once_and_recorded_with_digests(jzi, cache, tmp_
     assert report["experts"] == ["zoom", "cells", "levels", "vpr"]
     config = read_config(tmp_path / "model")
     assert config.experts.keys() == EXPERT_FILES.keys()
-    for file in EXPERT_FILES.values():
+    assert config.novelty is not None and config.novelty.photos == 50
+    for file in (NOVELTY, *EXPERT_FILES.values()):
         assert config.files[file] == file_sha256(tmp_path / "model" / file)
     assert len(config.fusion.weights) == 15 and config.fusion.photos == 50
     assert config.fusion.weights["cells+levels+vpr+zoom"] == report["weights"]
@@ -157,7 +158,7 @@ def test_a_killed_call_is_resumed_to_the_same_files(jzi, cache, tmp_path, monkey
             jzi(TRAIN)
     jzi(TRAIN)
     whole, parts = contents(tmp_path / "whole"), contents(tmp_path / "model")
-    for name in ["decoder.safetensors", *EXPERT_FILES.values(), "train/cells/heads.safetensors"]:
+    for name in ["decoder.safetensors", NOVELTY, *EXPERT_FILES.values(), "train/cells/heads.safetensors"]:
         assert whole[name] == parts[name], name
     assert read_config(tmp_path / "whole").fusion.weights == read_config(tmp_path / "model").fusion.weights
 

@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
 from jzi.decode.dataset import ZoomDataset
 from jzi.decode.expert import ZoomExpert
@@ -24,6 +25,7 @@ from jzi.locate.answer.location import LocateOptions
 from jzi.locate.expert import Expert
 from jzi.locate.inside import HIDDEN_M, Evidence, Hidden, fit_inside
 from jzi.locate.joint.fusion_weights import FIT_CELLS, FusionFit, FusionWeights
+from jzi.locate.novelty import PHOTOS, Novelty
 from jzi.locate.posterior import Posterior
 from jzi.retrieve.dense import DenseExpert
 from jzi.retrieve.vpr import DEFAULT_WIDTH, VprConfig, VprExpert
@@ -32,13 +34,14 @@ from jzi.store.disk.files import file_sha256
 from jzi.store.features.map_embeddings import MapEmbeddings
 from jzi.store.geometry.scale import units_per_metre
 from jzi.store.model_config import FusionConfig, InsideConfig, ZoomModelConfig, read_config
-from jzi.store.model_folder import DECODER, EXPERT_FILES, update_config, verify_file, write_file
+from jzi.store.model_folder import DECODER, EXPERT_FILES, NOVELTY, update_config, verify_file, write_file
 from jzi.store.tensors import check_finite
 from jzi.store.trained_photos import TrainedPhotos
 from jzi.train.config.training import HeadsTrainingConfig
 from jzi.train.data import UNLIMITED, TrainingData
 from jzi.train.heads import HEADS_TASKS, heads_file
 from jzi.train.loop import TrainingLoop, make_accelerator
+from jzi.train.photo_shards import PhotoShards
 from jzi.train.run import TrainingRun
 
 #: All experts, the zoom first.
@@ -344,11 +347,21 @@ def _fit_fusion(
         foreign = [other.val.query[:VAL_PHOTOS, 0] for other in others]
         hidden = Hidden(*position, HIDDEN_M * units_per_metre(data.info.pyramid))
         inside = fit_inside(experts, val.query, hidden, foreign)
-        update_config(folder, fusion=fusion, inside=inside)
+        novelty = Novelty.fit(_sample(data.train), val.query)
+        if novelty:
+            write_file(folder, NOVELTY, novelty.save)
+        update_config(folder, fusion=fusion, inside=inside, novelty=novelty and novelty.config)
         return fits[key], inside.get(able)
     fusion = config.fusion
     fitted = FusionWeights(fusion.weights[key], fusion.gains, fusion.photos, fusion.spread.get(key, 0.0))
     return fitted, config.inside.get(able)
+
+
+def _sample(photos: ZoomDataset | PhotoShards) -> Tensor:
+    """(photo, feature) embeddings of training photos, at most `PHOTOS` of those that are not in memory."""
+    if isinstance(photos, ZoomDataset):
+        return photos.query[:, 0]
+    return next(photos.with_views(0).batches(0, PHOTOS)).query
 
 
 def _keep_only(folder: Path, names: Sequence[str]) -> None:

@@ -18,7 +18,7 @@ from jzi.retrieve.index_file import pack_index
 from jzi.retrieve.retriever import Retriever
 from jzi.store.disk.storage import is_url
 from jzi.store.model_config import CONFIG, AnyModelConfig, AreaModelConfig, RetrieverModelConfig, config_text
-from jzi.store.model_folder import DECODER, EXPERT_FILES, INDEX, MAP, verify_file
+from jzi.store.model_folder import DECODER, EXPERT_FILES, INDEX, MAP, NOVELTY, verify_file
 
 #: Names of files of a cache or of a data set in a repository of its own.
 CACHE_FILES = re.compile(r"[\w.-]+\.zarr/[\w./-]+|README\.md|LICENSE(\.md|\.txt)?|\.gitattributes", re.ASCII)
@@ -78,6 +78,8 @@ def _disclosed(folder: Path, config: AnyModelConfig, name: str) -> str:
         return "an embedding of every cell of the imagery; no pixel of it"
     if name in (EXPERT_FILES["cells"], EXPERT_FILES["levels"]):
         return "weights, and a code of every cell or tile of the imagery"
+    if name == NOVELTY:
+        return "mean and covariance of the training photos' embeddings"
     if name == DECODER:
         return "weights"
     if name.startswith("encoder/"):

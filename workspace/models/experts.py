@@ -15,7 +15,7 @@ from jzi.store.model_config import (
     ZoomModelConfig,
     read_config,
 )
-from jzi.store.model_folder import EXPERT_FILES, MAP, verify_file
+from jzi.store.model_folder import EXPERT_FILES, MAP, NOVELTY, verify_file
 from jzi.workspace.models.expert_plugins import ExpertContext, load_expert, offered, weight_of
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from jzi.locate.expert import Expert
     from jzi.locate.inside import InsideDetector
     from jzi.locate.joint.fusion import Fusion
+    from jzi.locate.novelty import Novelty
 
 #: Experts that compare photos with photos rather than with the map.
 NOT_CROSS_VIEW = ("vpr",)
@@ -39,14 +40,16 @@ class ModelExperts:
     Attributes:
         experts: experts by name, the zoom first if there is one.
         fusion: the fusion of each subset of the experts; None if none was fitted.
-        inside: how photos from elsewhere are recognized, for each subset of the experts that can.
         added: names of those of other packages, for which no weights were fitted.
+        inside: how photos from elsewhere are recognized, for each subset of the experts that can.
+        novelty: how pictures unlike the training photos are recognized; None if that was not measured.
     """
 
     experts: dict[str, Expert]
     fusion: FusionConfig | None = None
     added: tuple[str, ...] = ()
     inside: dict[str, InsideConfig] = field(default_factory=dict)
+    novelty: Novelty | None = None
 
     def fused(self, names: Sequence[str] = ()) -> Expert:
         """One expert that fuses several, without those whose weight is 0.
@@ -91,7 +94,7 @@ class ModelExperts:
         own = {name: each for name, each in self.select(names).items() if name not in self.added}
         able = {name: each for name, each in own.items() if isinstance(each, Evidence)}
         fitted = self.inside.get("+".join(sorted(able)))
-        return InsideDetector(able, fitted) if fitted else None
+        return InsideDetector(able, fitted, self.novelty) if fitted else None
 
     def fusion_of(self, names: Sequence[str] = ()) -> Fusion:
         """The fusion of several experts.
@@ -160,7 +163,15 @@ def load_experts(folder: Path, zoom: ZoomExpert, names: Sequence[str] = (), memo
     experts = {"zoom": zoom, **_load_files(folder, config, zoom.cell_mask, zoom.table.device, memory)}
     context = ExpertContext(folder, config.pyramid, zoom.encoder, zoom.cell_mask, zoom.table)
     members = _with_added(experts, config.fusion, names, context)
-    return replace(members, inside=config.inside)
+    return replace(members, inside=config.inside, novelty=_load_novelty(folder, config))
+
+
+def _load_novelty(folder: Path, config: ZoomModelConfig) -> Novelty | None:
+    from jzi.locate.novelty import Novelty
+
+    if config.novelty is None:
+        return None
+    return Novelty.load(verify_file(folder, config, NOVELTY), config.novelty, config.encoder)
 
 
 def load_transferred(
