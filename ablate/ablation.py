@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
 from jzi.ablate.trials import Trial, write_shared
@@ -32,6 +33,7 @@ from jzi.store.cache.maintenance import most_views, same_photos
 from jzi.store.disk.storage import exists
 from jzi.store.info import EncoderInfo
 from jzi.store.plain import plain
+from jzi.store.trained_photos import check_held_out, check_held_out_from_encoder
 from jzi.train.data import DataInfo
 from jzi.train.decoder import run_fingerprint
 from jzi.train.encoders.encoder import EncoderTrainingReport
@@ -79,12 +81,23 @@ class _Group:
 
 @dataclass(frozen=True)
 class _EncodedData:
-    """An encoder, the path and the provenance of its cache, and the folder of files that model folders share."""
+    """An encoder, its cache, and the photos of the cache on which trials are evaluated.
+
+    Attributes:
+        encoder: the settings of the encoder.
+        path: path of the cache.
+        info: provenance of the cache.
+        shared: folder of files that model folders share.
+        split: the split that is evaluated.
+        photos: rows of the photos of that split.
+    """
 
     encoder: EncoderSettings
     path: str
     info: DataInfo
     shared: Path
+    split: str
+    photos: pd.DataFrame
 
 
 class Ablation:
@@ -134,8 +147,9 @@ class Ablation:
             Title of the table's row to the trials of its seeds.
 
         Raises:
-            JziError: a decoder cannot be created, a folder holds a run with other settings, or an encoder or a cache is
-                not available. It is raised before any decoder is trained.
+            JziError: a decoder cannot be created, a folder holds a run with other settings, an encoder or a cache is
+                not available, or an encoder or a decoder to start from was trained on photos that are evaluated. It is
+                raised before any decoder is trained.
         """
         infos = self._check_variants()
         encoded: dict[str, _EncodedData] = {}
@@ -161,6 +175,8 @@ class Ablation:
         config = replace(settings.train, seed=seed)
         start = settings.path(config.init) if config.init else None
         model = ZoomModel.load(start) if start else None
+        if start:
+            check_held_out(start, encoded.split, encoded.photos)
         actual = replace(settings.decoder, width=encoded.info.encoder.width, actions=encoded.info.pyramid.actions)
         decoder = start_config(actual, model)
         cache = PathSettings(self._relative(encoded.path))
@@ -268,15 +284,19 @@ class Ablation:
         splits = set(frame["split"])
         if "train" not in splits:
             raise TrainingError(f"{cache.path} has no photo to train on: none has split 'train'")
-        if not splits & ({split} if split else {"test", "val"}):
+        evaluated = next((name for name in ([split] if split else ["test", "val"]) if name in splits), None)
+        if evaluated is None:
             raise TrainingError(f"{cache.path} has no photo to evaluate on: encode some, or give another --split")
+        photos = frame[frame["split"] == evaluated]
+        check_held_out_from_encoder(settings.encoder_folder, evaluated, photos)
         imagery = cache.imagery.fingerprint if cache.imagery else ""
         key = json.dumps([cache.encoder.fingerprint, imagery, plain(cache.pyramid)])
         shared = self.folder / ".shared" / hashlib.sha256(key.encode()).hexdigest()[:12]
         with processes().main_process_first():
             if not (shared / "map.safetensors").exists():  # written last
                 write_shared(shared, cache.read_map(), settings.encoder_folder)
-        return _EncodedData(settings.encoder, cache.path, DataInfo.from_cache(cache, frame), shared)
+        info = DataInfo.from_cache(cache, frame)
+        return _EncodedData(settings.encoder, cache.path, info, shared, evaluated, photos)
 
     def _relative(self, path: Path | str) -> str:
         """A path relative to the folder of jzi.toml; URLs are unchanged."""

@@ -348,10 +348,12 @@ def _cases(
         return pairs.folder, name, config, cases
     settings = load_area(config_file, overrides, training=("queries",))
     config = request.config(settings.rerank)
-    expert, cache = open_front(settings, front.retriever, front.experts)
+    expert, cache, model = open_front(settings, front.retriever, front.experts)
     imagery = partial(imagery_around, expert.area, (), settings)
     crops = open_crops(expert.area, config, settings.folder, imagery)
-    cases = area_cases(settings, expert, cache, crops, config, split=split, count=front.count, listed=front.candidates)
+    cases = area_cases(
+        settings, expert, cache, crops, config, model=model, split=split, count=front.count, listed=front.candidates
+    )
     return settings.folder, "a list" if front.candidates else front_name(expert), config, cases
 
 

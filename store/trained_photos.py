@@ -113,7 +113,26 @@ def check_held_out(folder: Path, split: str, frame: pd.DataFrame) -> None:
     """
     if split == "train":
         return
-    model, encoder = TrainedPhotos.read(folder).among(frame)
+    _check(TrainedPhotos.read(folder), folder, split, frame)
+
+
+def check_held_out_from_encoder(folder: Path | None, split: str, frame: pd.DataFrame) -> None:
+    """Check that an encoder was trained on none of the photos that models of its embeddings are to be evaluated on.
+
+    Args:
+        folder: the encoder's folder; None, or one that is not in a model folder with a record, is not checked.
+        split: as of `check_held_out`.
+        frame: as of `check_held_out`.
+
+    Raises:
+        ModelError: it was trained on some of them.
+    """
+    if folder is not None and split != "train":
+        _check(TrainedPhotos.of_encoder(folder), folder.parent, split, frame)
+
+
+def _check(trained: TrainedPhotos, folder: Path, split: str, frame: pd.DataFrame) -> None:
+    model, encoder = trained.among(frame)
     if not model and not encoder:
         return
     what, hint = f"{folder} was trained", "train it again, with another model.path"

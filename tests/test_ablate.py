@@ -37,6 +37,7 @@ from jzi.evaluate.photos import LabelledPhotos
 from jzi.evaluate.protocol import evaluate
 from jzi.store.cache.feature_cache import ENCODED, FeatureCache
 from jzi.store.geometry.pyramid import Pyramid
+from jzi.store.trained_photos import TrainedPhotos, photo_keys
 from jzi.train.config.training import TrainConfig
 from jzi.train.data import TrainingData
 from jzi.train.decoder import DecoderTask
@@ -207,6 +208,26 @@ def test_an_architecture_is_not_varied_where_the_decoder_is_given(town) -> None:
         len(plan(town, expand_grid([f"decoder.layers={layers}"]), "train.init=model")) == 1
     )  # the same as the model's
     assert len(plan(town, expand_grid(["decoder.dropout=0.3"]), "train.init=model")) == 2
+
+
+def test_variants_are_not_evaluated_on_photos_that_encoder_or_decoder_saw_before(town, encoder_folder: Path) -> None:
+    tuned, start = town.parent / "tuned", town.parent / "model"
+    shutil.copytree(encoder_folder, tuned / "encoder")
+    name = f"encoder.name={tuned / 'encoder'}"
+    frame = FeatureCache.open(town.parent / "features.zarr").queries.encoded()
+    keys = photo_keys(frame[frame["split"] == "test"])
+    TrainedPhotos(encoder=keys[:3]).write(tuned)
+    with pytest.raises(ModelError, match=r"the encoder of .*tuned was trained on 3 of the 20 photos of the test split"):
+        plan(town, SMOOTHING, name)
+    assert len(plan(town, SMOOTHING, name, split="val")) == 2
+    TrainedPhotos().write(tuned)
+    (trial,) = run(plan(town, [], name))["reference"]
+    shutil.copytree(trial.folder, start)
+    variants = expand_grid(["train.init=model"])
+    assert len(plan(town, variants, name)) == 2
+    TrainedPhotos(model=keys[:2]).write(start)
+    with pytest.raises(ModelError, match=r"model was trained on 2 of the 20 photos of the test split"):
+        plan(town, variants, name)
 
 
 # The runs

@@ -16,6 +16,8 @@ from jzi.rerank.config import RerankConfig
 from jzi.rerank.fuse import Weights
 from jzi.rerank.judges.scripted import ScriptedJudge
 from jzi.rerank.weights_file import write_weights
+from jzi.store.cache.feature_cache import FeatureCache
+from jzi.store.trained_photos import TrainedPhotos, photo_keys
 from jzi.tests.mock_endpoint import MockEndpoint
 from jzi.workspace.stages.reranker import front_name, new_weights
 
@@ -163,6 +165,18 @@ def test_candidates_of_a_list_are_compared(town, judge: ScriptedJudge) -> None:
     ):
         Path("list.csv").write_text(bad)
         town(evaluate, code=2)
+
+
+def test_candidates_of_photos_that_the_front_end_saw_before_are_not_compared(town, judge: ScriptedJudge) -> None:
+    frame = FeatureCache.open(Path("features.zarr")).queries.encoded()
+    TrainedPhotos(model=photo_keys(frame[frame["split"] == "val"])).write(Path("model"))
+    for line in ("rerank evaluate --judge x --split val", "rerank calibrate --judge x"):
+        assert "photos of the val split, which were in another split then" in town(line, code=2).stderr
+    assert judge.calls == 0
+    town("rerank evaluate --judge x --split train --photos 1 --methods pairs")
+    name = frame["id"][frame["split"] == "val"].iloc[0]
+    Path("list.csv").write_text(f"photo,rank,id\n{name},1,3_4\n{name},2,10_20\n")
+    town("rerank evaluate --judge x --split val --candidates list.csv --methods pairs")
 
 
 def test_judgments_are_listed_exported_and_pruned(town, judge: ScriptedJudge) -> None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from jzi.errors import PairsError, PhotoTableError, RerankError
 from jzi.rerank.config import RerankConfig
+from jzi.store.trained_photos import check_held_out
 from jzi.workspace.inputs import open_photo_files
 from jzi.workspace.models.evaluated import open_experts, open_retriever
 from jzi.workspace.models.hub import local_folder
@@ -84,8 +85,8 @@ class CandidateList:
 
 def open_front(
     settings: Settings | RegionSettings, retriever: Path | None, experts: Sequence[str]
-) -> tuple[Expert, FeatureCache]:
-    """The front end whose candidates are compared, and the cache with photos.
+) -> tuple[Expert, FeatureCache, Path]:
+    """The front end whose candidates are compared, the cache with photos, and the front end's folder.
 
     Args:
         settings: of the area.
@@ -100,11 +101,13 @@ def open_front(
 
         if retriever is None:
             raise RerankError("a region has no zoom model: name its retriever with --retriever")
-        return open_region_expert(settings, local_folder(retriever))
+        folder = local_folder(retriever)
+        return *open_region_expert(settings, folder), folder
     if retriever is not None:
-        return open_retriever(local_folder(retriever), approximate=False)
+        folder = local_folder(retriever)
+        return *open_retriever(folder, approximate=False), folder
     model, cache = open_experts(settings)
-    return model.fused(experts), cache
+    return model.fused(experts), cache, settings.path(settings.model.path)
 
 
 def area_cases(
@@ -114,6 +117,7 @@ def area_cases(
     crops: Crops,
     config: RerankConfig,
     *,
+    model: Path,
     split: str | None = None,
     count: int = 500,
     listed: Path | None = None,
@@ -126,12 +130,15 @@ def area_cases(
         cache: with the embeddings of the photos.
         crops: what is shown of cells.
         config: number of candidates, and pixels of photos.
+        model: folder of the front end, which must be trained on none of the photos, unless they are training photos or
+            the candidates are of a list.
         split: "train", "val" or "test"; by default test, or val if there is no test photo.
         count: most photos, evenly spaced.
         listed: a list of candidates to take instead, whose ids are cells: "row_col".
 
     Raises:
         RerankError: no photo is left.
+        ModelError: the front end, or its encoder, was trained on some of the photos.
         CacheError: the cache cannot be read.
         PhotoTableError: the photos or the list cannot be read.
     """
@@ -153,6 +160,8 @@ def area_cases(
         raise RerankError(
             f"{cache.path} has no photo {where}with split {' or '.join(splits)} and a file: give another --split"
         )
+    if listed is None:
+        check_held_out(model, str(frame["split"].iloc[0]), frame)
     frame = frame.iloc[np.linspace(0, len(frame) - 1, min(count, len(frame))).astype(int)]
     radius = min(RADII[0], longer_side(expert.area))
     found = _listed_cells(frame, names, expert) if listed else _candidates(frame, expert, cache, config.top, radius)
