@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,22 +18,17 @@ from jzi.encode.device import processes
 from jzi.encode.encoders.encoder import Encoder
 from jzi.encode.encoders.photo_encoder import PhotoEncoder
 from jzi.encode.photo.augment import AUGMENTATION_VERSION, augment_photos, drop_parts, view_draws
+from jzi.encode.photo.photo_files import PhotoFiles, with_copies_together
 from jzi.encode.photo.photo_reader import PhotoReader, ReadPhoto
 from jzi.encode.photo.photo_tokens import encode_photos_and_tokens, prepare_photo_tokens
 from jzi.encode.photo.photo_view import with_view_columns
-from jzi.encode.prefetch import prefetch, reader_threads
 from jzi.encode.progress import Progress
 from jzi.errors import ConfigError
 from jzi.store.cache.chunk_writer import PhotoWriter, rows_by_chunk
 from jzi.store.cache.feature_cache import NODATA, FeatureCache
 from jzi.store.features.photo_features import CHUNK, ENCODED, MISSING, UNREADABLE, PhotoFeatures
 from jzi.store.features.projection import Projection
-from jzi.store.photos.photo_file import open_regular_file
 from jzi.store.photos.photo_table import PhotoTable, Rejected
-from jzi.store.photos.splits import copies_together
-
-#: In place of the digest of a file that cannot be read.
-UNKNOWN = "unreadable"
 
 
 @dataclass(frozen=True)
@@ -139,12 +133,13 @@ def encode_queries(
             "leave --tokens out"
         )
     state = processes()
-    queries = cache.queries
+    queries, files = cache.queries, PhotoFiles(table.frame)
     damaged, moved, copies, remade, tokens_damaged = 0, 0, 0, False, 0
     if state.is_main_process:
         queries.repair()
-        table, copies = _with_copies_together(queries, table)
-        moved = _moved(queries, table)
+        before = queries.frame()
+        table, copies = with_copies_together(table, before, files)
+        moved = _moved(before, table)
         queries.list_photos(with_view_columns(table.frame, magnetic_sd_deg) if tokens else table.frame)
         if views:
             remade = queries.require_views(views, {"seed": seed, "recipe": AUGMENTATION_VERSION})
@@ -159,9 +154,8 @@ def encode_queries(
             cache.consolidate()
     state.wait_for_everyone()
     frame = queries.frame()
-    photos = table.frame.set_index("id")["photo"].reindex(frame["id"])
     missing_views = (frame["split"] == "train") & (frame["views"] < views) & (frame["status"] == ENCODED)
-    pending = _pending_rows(frame, photos.tolist(), queries, state, missing_views.to_numpy())
+    pending = _pending_rows(frame, files, queries, state, missing_views.to_numpy())
     only_tokens = np.empty(0, np.int64)
     if tokens:
         without = (frame["status"] == ENCODED).to_numpy() & (queries.tokens.status()[frame.index] == 0)
@@ -169,7 +163,7 @@ def encode_queries(
     pending = np.union1d(pending, only_tokens)
     process_rows = pending[pending // CHUNK % state.num_processes == state.process_index]
     state.wait_for_everyone()  # nobody writes before all have determined `pending`
-    paths = dict(zip(frame.index, photos, strict=True))
+    paths, sizes = (dict(zip(frame.index, each[frame["id"]], strict=True)) for each in (files.path, files.size))
     view_counts = dict(zip(frame.index, np.where(frame["split"] == "train", views, 0), strict=True))
     hide_bar = not (state.is_main_process and len(pending))
     with tqdm(total=len(pending), unit="photo", desc="photos", disable=hide_bar) as bar:
@@ -179,7 +173,7 @@ def encode_queries(
                 tokens,
             )  # fmt: skip
         else:
-            batches = [_batch(rows, paths, view_counts, only_tokens) for rows in rows_by_chunk(process_rows)]
+            batches = [_batch(rows, paths, sizes, view_counts, only_tokens) for rows in rows_by_chunk(process_rows)]
             errors = (error for each in run_batches(batches, bar) for error in each)
         unreadable = [(frame["id"][row], error) for row, error in errors]
     if state.num_processes > 1:
@@ -235,40 +229,18 @@ def encode_batch(
 
 
 def _batch(
-    rows: NDArray[np.int64], paths: dict[int, str], views: dict[int, int], only_tokens: NDArray[np.int64]
+    rows: NDArray[np.int64],
+    paths: dict[int, str],
+    sizes: dict[int, int],
+    views: dict[int, int],
+    only_tokens: NDArray[np.int64],
 ) -> PhotoBatch:
     files = tuple(str(Path(paths[row]).absolute()) for row in rows)
-    sizes = tuple(_stat(Path(file))[0] for file in files)
-    counts = tuple(int(views[row]) for row in rows)
-    return PhotoBatch(rows, files, sizes, counts, tuple(np.isin(rows, only_tokens).tolist()))
+    file_sizes, counts = (tuple(int(each[row]) for row in rows) for each in (sizes, views))
+    return PhotoBatch(rows, files, file_sizes, counts, tuple(np.isin(rows, only_tokens).tolist()))
 
 
-def _with_copies_together(queries: PhotoFeatures, table: PhotoTable) -> tuple[PhotoTable, int]:
-    """The table, and the number of photos that are copies of a file of another split, which it then has in one split.
-
-    Splits that a table brings along are left as they are. Only files of equal size are read, and of those only the ones
-    whose digest the cache does not hold.
-    """
-    frame, known = table.frame, queries.frame()
-    known = known[known["id"] != ""].set_index("id")  # ids of a damaged chunk
-    stat = np.array([_stat(Path(photo)) for photo in frame["photo"]], np.int64).reshape(-1, 2)
-    size, mtime_ns = (pd.Series(each, frame.index) for each in stat.T)
-    candidates = frame.index[(size > 0) & (frame["split"].groupby(size).transform("nunique") > 1)]
-    listed = known.reindex(frame["id"][candidates]).set_index(candidates)
-    same = (listed["photo_bytes"] == size[candidates]) & (listed["photo_mtime_ns"] == mtime_ns[candidates])
-    digest = pd.Series("", frame.index, dtype=object)
-    digest[candidates] = listed["photo_sha256"].where(same, "").fillna("")
-    unknown = candidates[(digest[candidates] == "").to_numpy()]
-    files = [Path(photo) for photo in frame["photo"][unknown]]
-    read = prefetch(lambda index: _sha256(files[index]), range(len(files)), reader_threads())
-    digest[unknown] = np.array(list(read), dtype=object)
-    split = copies_together(frame["split"], digest.where(digest != UNKNOWN, ""))
-    count = int((split != frame["split"]).sum())
-    return (replace(table, frame=frame.assign(split=split)) if table.split.requested else table), count
-
-
-def _moved(queries: PhotoFeatures, table: PhotoTable) -> int:
-    before = queries.frame()
+def _moved(before: pd.DataFrame, table: PhotoTable) -> int:
     before = before[(before["status"] == ENCODED) & (before["split"] != "")]  # empty where a chunk was repaired
     split = table.frame.set_index("id")["split"].reindex(before["id"])
     return int((split.notna().to_numpy() & (split.to_numpy() != before["split"].to_numpy())).sum())
@@ -283,7 +255,7 @@ def _off_map(cache: FeatureCache, frame: pd.DataFrame) -> tuple[Rejected, ...]:
 
 def _pending_rows(
     frame: pd.DataFrame,
-    photos: list[str],
+    files: PhotoFiles,
     queries: PhotoFeatures,
     state: PartialState,
     missing_views: NDArray[np.bool_],
@@ -292,14 +264,12 @@ def _pending_rows(
 
     Digests that were in a damaged chunk are computed again, of files whose size and time are as recorded.
     """
-    size, mtime_ns = np.array([_stat(Path(photo)) for photo in photos], np.int64).reshape(-1, 2).T
+    size, mtime_ns = (each[frame["id"]].to_numpy() for each in (files.size, files.mtime_ns))
     tried = (frame["status"] != MISSING).to_numpy()
     stat_differs = tried & ((frame["photo_bytes"] != size) | (frame["photo_mtime_ns"] != mtime_ns)).to_numpy()
     lost = tried & (size >= 0) & (frame["photo_sha256"] == "").to_numpy() & ~stat_differs
     candidates = np.flatnonzero(stat_differs | lost)
-    hashes = np.array(
-        list(prefetch(lambda index: _sha256(Path(photos[index])), candidates, reader_threads())), dtype=object
-    )
+    hashes = files.digests(frame["id"].iloc[candidates])
     same = lost[candidates] | (frame["photo_sha256"].to_numpy(object)[candidates] == hashes).astype(bool)
     state.wait_for_everyone()
     if state.is_main_process and same.any():  # copied or touched: record the new size and time
@@ -395,20 +365,3 @@ def _embed(
         augmented = drop_parts(augmented.flatten(0, 1), square_draws.flatten(0, 1)).unflatten(0, augmented.shape[:2])
         embedding[rows, view] = encoder.to_storage(encoder.encode_squares(augmented))
     return embedding, tokens
-
-
-def _stat(path: Path) -> tuple[int, int]:
-    """Size and modification time; -1 for both if there is no such file, which reading it reports."""
-    try:
-        stat = path.stat()
-    except OSError:
-        return -1, -1
-    return stat.st_size, stat.st_mtime_ns
-
-
-def _sha256(path: Path) -> str:
-    try:
-        with open_regular_file(path) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        return UNKNOWN

@@ -16,6 +16,7 @@ import xarray
 from jzi.encode import encode_queries as module
 from jzi.encode.encode_queries import PhotoReport, encode_queries
 from jzi.encode.encoders.encoder import Encoder
+from jzi.encode.photo import photo_files
 from jzi.encode.photo.photos import open_photo, resize_photo
 from jzi.errors import CacheCorruptError, CacheError, EncoderError
 from jzi.store.cache import chunk_writer, layout
@@ -123,7 +124,7 @@ def test_a_second_run_encodes_nothing_and_changes_nothing(
     encoded_album: Album, batches: list, files_of: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = files_of(encoded_album.path)
-    monkeypatch.setattr(module, "_sha256", lambda path: pytest.fail(f"{path} was read"))
+    monkeypatch.setattr(photo_files, "_sha256", lambda path: pytest.fail(f"{path} was read"))
     assert encoded_album.run() == PhotoReport(0, PHOTOS, (), 0)
     assert batches == []
     assert files_of(encoded_album.path) == before
@@ -158,8 +159,8 @@ def test_a_photo_that_was_only_touched_is_read_once_and_not_encoded(
     for name in ("03.jpg", "12.jpg"):
         os.utime(encoded_album.folder / name, (1, 1))
     read = []
-    sha256 = module._sha256
-    monkeypatch.setattr(module, "_sha256", lambda path: (read.append(path.name), sha256(path))[1])
+    sha256 = photo_files._sha256
+    monkeypatch.setattr(photo_files, "_sha256", lambda path: (read.append(path.name), sha256(path))[1])
     for _ in range(2):
         assert encoded_album.run() == PhotoReport(0, PHOTOS, (), 0)
     assert sorted(read) == ["03.jpg", "12.jpg"]
