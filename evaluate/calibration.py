@@ -146,7 +146,7 @@ class Calibration:
         return float((self.answers[estimate].error <= radius).mean())
 
     def estimates(self, radii: Sequence[float]) -> dict[str, EstimateFigures]:
-        """Accuracy of every estimate by its name, with 95 % bootstrap intervals, within `radii` and `COMPARED`, metres.
+        """Accuracy of every estimate by its name, with 95 % intervals, within `radii` and `COMPARED`, metres.
 
         All estimates are resampled alike, so that their intervals compare.
 

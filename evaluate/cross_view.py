@@ -168,7 +168,7 @@ class Errors:
                 sample = rng.choice(error, len(error))
                 resampled[:, column] = sample.mean(), np.median(sample)
             mean, median = (
-                Interval.of(float(value), each)
+                Interval.of_photos(float(value), each, len(error))
                 for value, each in zip((error.mean(), np.median(error)), resampled, strict=True)
             )
         recall = {limit: share_interval(error <= limit) for limit in limits}

@@ -9,6 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+#: Photos from which figures other than shares have an interval: the range of n values holds the true median with a
+#: probability of 1 - 2^(1-n), which is 95 % from 6 on, and resamples of fewer lie in that range.
+FEWEST = 6
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -23,6 +27,20 @@ class Interval:
         """From a figure and the (resample,) figures of resamples."""
         low, high = np.percentile(resampled, (2.5, 97.5))
         return cls(value, float(low), float(high))
+
+    @classmethod
+    def of_photos(
+        cls,
+        value: float,
+        resampled: NDArray[Any],
+        photos: int,
+        bounds: tuple[float, float] = (0.0, math.inf),
+    ) -> Interval:
+        """From a figure of some photos and the (resample,) figures of resamples; `bounds` for fewer than `FEWEST`.
+
+        A single photo would have an empty interval, as all resamples of it are equal.
+        """
+        return cls(value, *bounds) if photos < FEWEST else cls.of(value, resampled)
 
 
 def share_interval(hit: NDArray[np.bool_]) -> Interval:
@@ -45,11 +63,6 @@ def share_interval(hit: NDArray[np.bool_]) -> Interval:
 
 
 def median_interval(values: NDArray[np.float64], resamples: int, rng: np.random.Generator) -> Interval:
-    """The median of positive values with its bootstrap interval; 0 to infinity for fewer than 6 values.
-
-    The range of n values holds the true median with a probability of 1 - 2^(1-n), which is 95 % from n = 6 on.
-    """
-    if len(values) < 6:
-        return Interval(float(np.median(values)), 0.0, math.inf)
+    """The median of positive values with its bootstrap interval; 0 to infinity for fewer than `FEWEST` values."""
     medians = [np.median(values[rng.integers(len(values), size=len(values))]) for _ in range(resamples)]
-    return Interval.of(float(np.median(values)), np.array(medians))
+    return Interval.of_photos(float(np.median(values)), np.array(medians), len(values))

@@ -1,4 +1,4 @@
-"""Recall within a radius, median error and accuracy of paths, with bootstrap intervals, as in the paper."""
+"""Recall within a radius, median error and accuracy of paths, with 95 % intervals."""
 
 from __future__ import annotations
 

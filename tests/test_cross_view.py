@@ -129,6 +129,8 @@ def test_a_place_is_nowhere_in_images_without_a_position(tmp_path: Path) -> None
     evaluation = CrossViewEvaluation("VIGOR", "test", 1, final=Errors.of(np.array([np.inf, 1.0]), (1.0, 3.0)))
     assert evaluation.to_dict()["final"]["mean_m"]["value"] is None
     assert evaluation.to_dict()["final"]["recall@1m"]["value"] == 0.5
+    one = Errors.of(np.array([2.0]), (1.0, 3.0))
+    assert (one.median.low, one.median.high) == (one.mean.low, one.mean.high) == (0.0, math.inf)
 
 
 def test_errors_along_and_across_the_heading() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from jzi.evaluate.stages.metres import Metres, constant_error, covered, gain_over, heading_difference, median_interval
+from jzi.evaluate.stages.metres import Metres, constant_error, covered, gain_over, heading_difference, median_heading
 from jzi.evaluate.stages.refined_photos import without_duplicates
 
 
@@ -39,7 +39,20 @@ def test_answers_that_ignore_the_photo_are_no_gain_over_the_constant_and_good_on
 def test_headings_differ_by_the_shorter_way_around() -> None:
     difference = heading_difference(np.array([350.0, 10.0, 0.0]), np.array([10.0, 350.0, 180.0]))
     assert difference.tolist() == [20.0, 20.0, 180.0]
-    assert median_interval(np.empty(0)) is None
+    assert median_heading(np.empty(0)) is None
+
+
+@pytest.mark.parametrize("photos", [1, 2, 5])
+def test_few_photos_have_no_narrow_interval(photos: int) -> None:
+    error = np.full(photos, 3.0)
+    metres = Metres.of(error)
+    assert (metres.mean.value, metres.mean.low, metres.mean.high) == (3.0, 0.0, np.inf)
+    gain, heading, share = gain_over(error, error + 9), median_heading(error), covered(error, error)
+    assert (gain.value, gain.low, gain.high) == (9.0, -np.inf, np.inf)
+    assert heading is not None and (heading.low, heading.high) == (0.0, 180.0)
+    assert share.value == 1.0 and share.low < 0.6
+    enough = Metres.of(np.arange(6.0))
+    assert 0 < enough.mean.low < enough.mean.value < enough.mean.high < 5
 
 
 def test_coverage_counts_infinite_radii() -> None:

@@ -99,6 +99,8 @@ def test_the_interval_of_a_gain_is_paired() -> None:
     after[1] = True
     gain = TopOne.of(before, after, 1.0, 1000, 0).gain
     assert gain.high - gain.low < 0.02, "as wide as that of one photo, not as that of two shares"
+    few = TopOne.of(before[:2], ~before[:2], 1.0, 1000, 0).gain
+    assert (few.value, few.low, few.high) == (0.0, -1.0, 1.0)
 
 
 # A data set of pairs

@@ -158,15 +158,18 @@ def training_text(report: TrainReport) -> str:
 
 def evaluation_text(evaluation: CrossViewEvaluation) -> str:
     """The figures with their intervals, and the published ones of the same data set and protocol."""
+    from math import isfinite
+
     from jzi.commands.shared.tables import share_with_interval
 
     def quantity(value: Interval, unit: str) -> str:
-        return f"{value.value:>6.2f} {unit:<1}   ({value.low:.2f} .. {value.high:.2f} {unit})"
+        known = f"{value.low:.2f} .. {value.high:.2f} {unit}" if value.low or isfinite(value.high) else "unknown"
+        return f"{value.value:>6.2f} {unit:<1}   ({known})"
 
     title = f"{evaluation.dataset}, {evaluation.split}: {evaluation.photos} photos"
     if evaluation.retrieval:
         title += f" among {evaluation.retrieval.references} aerial images"
-    lines = [f"{title}; in brackets 95 % bootstrap intervals"]
+    lines = [f"{title}; in brackets 95 % intervals"]
     if (retrieval := evaluation.retrieval) is not None:
         if retrieval.reranked:
             lines.append(f"  recall at 1, re-ranked   {share_with_interval(retrieval.reranked)}")

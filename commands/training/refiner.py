@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -167,7 +168,7 @@ def metres_table(figures: MetreFigures, headings: bool = True) -> str:
     if figures.duplicates:
         title += f" ({figures.duplicates} more were taken within 5 m of a training photo)"
     title += {"": "", "black": ", replaced with black ones", "shuffled": ", in the wrong order"}[figures.control]
-    lines = [f"{title}; in brackets 95 % bootstrap intervals"]
+    lines = [f"{title}; in brackets 95 % intervals"]
     columns = {"model": figures.before, "refined": figures.unranked, "and re-ranked": figures.after}
     lines.append("  " + " " * 14 + "".join(f"{name:>28}" for name in columns))
     for radius in figures.after.recall:
@@ -218,4 +219,5 @@ def _share(interval: Interval) -> str:
 
 
 def _metres(interval: Interval) -> str:
-    return f"{interval.value:.1f} m ({interval.low:.1f} .. {interval.high:.1f})"
+    known = math.isfinite(interval.high)
+    return f"{interval.value:.1f} m ({f'{interval.low:.1f} .. {interval.high:.1f}' if known else 'unknown'})"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jzi.evaluate.intervals import Interval
+from jzi.evaluate.intervals import Interval, share_interval
 from jzi.evaluate.metrics import check_bootstrap, error_intervals
 
 #: Radii of recall, metres; published results have 1 and 10.
@@ -41,7 +41,7 @@ class Metres:
 
     @classmethod
     def of(cls, error: NDArray[np.float64], resamples: int = 1000, seed: int = 0) -> Metres:
-        """From the distances of photos, with bootstrap intervals.
+        """From the distances of photos, with 95 % intervals.
 
         Raises:
             ConfigError: the number of resamples or the seed is out of range.
@@ -50,7 +50,7 @@ class Metres:
         rng = np.random.default_rng(seed)
         recall, median = error_intervals(error, RADII, resamples, rng)
         means = error[rng.integers(len(error), size=(resamples, len(error)))].mean(1)
-        return cls(recall, Interval.of(float(error.mean()), means), median)
+        return cls(recall, Interval.of_photos(float(error.mean()), means, len(error)), median)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -115,25 +115,23 @@ def heading_difference(one_deg: NDArray[np.float64], other_deg: NDArray[np.float
     return np.asarray(abs((one_deg - other_deg + 180) % 360 - 180))
 
 
-def median_interval(values: NDArray[np.float64], resamples: int = 1000, seed: int = 0) -> Interval | None:
-    """Median with a bootstrap interval; None if there is no value."""
+def median_heading(values: NDArray[np.float64], resamples: int = 1000, seed: int = 0) -> Interval | None:
+    """Median of angles of 0 to 180 degrees with a bootstrap interval; None if there is no value."""
     if not len(values):
         return None
     rng = np.random.default_rng(seed)
     drawn = np.median(values[rng.integers(len(values), size=(resamples, len(values)))], 1)
-    return Interval.of(float(np.median(values)), drawn)
+    return Interval.of_photos(float(np.median(values)), drawn, len(values), (0.0, 180.0))
 
 
 def covered(error: NDArray[np.float64], radius: NDArray[np.float64]) -> Interval:
-    """Share of photos whose true position lies within a radius of their answer; normal approximation.
+    """Share of photos whose true position lies within a radius of their answer, with Wilson's interval.
 
     Args:
         error: (photo,) metres.
         radius: (photo,) metres; inf counts as covered.
     """
-    share = float((error <= radius).mean())
-    spread = 1.96 * math.sqrt(max(share * (1 - share), 1e-9) / len(error))
-    return Interval(share, max(0.0, share - spread), min(1.0, share + spread))
+    return share_interval(error <= radius)
 
 
 def constant_error(offset_m: NDArray[np.float64], steps: int = 41) -> NDArray[np.float64]:
@@ -165,4 +163,5 @@ def gain_over(
     """
     index = np.random.default_rng(seed).integers(len(error), size=(resamples, len(error)))
     drawn = np.median(constant[index], 1) - np.median(error[index], 1)
-    return Interval.of(float(np.median(constant) - np.median(error)), drawn)
+    gain = float(np.median(constant) - np.median(error))
+    return Interval.of_photos(gain, drawn, len(error), (-math.inf, math.inf))

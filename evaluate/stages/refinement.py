@@ -21,7 +21,7 @@ from jzi.evaluate.stages.metres import (
     Metres,
     covered,
     heading_difference,
-    median_interval,
+    median_heading,
 )
 from jzi.evaluate.stages.refined_photos import RefinedPhotos
 from jzi.locate.answer.location import Candidate, LocateOptions, Location, to_locations
@@ -106,7 +106,7 @@ def evaluate_refinement(
         before=Metres.of(error("before"), resamples, seed),
         unranked=Metres.of(error("unranked"), resamples, seed),
         after=Metres.of(after, resamples, seed),
-        heading_error=median_interval(turned, resamples, seed),
+        heading_error=median_heading(turned, resamples, seed),
         headings=len(turned),
         coverage={
             share: covered(after[refined], radii[refined, index]) for index, share in enumerate(SHARES) if refined.any()

@@ -81,7 +81,7 @@ class TopOne:
         return cls(
             before=float(before.mean()),
             after=float(after.mean()),
-            gain=Interval.of(float(difference.mean()), difference[index].mean(1)),
+            gain=Interval.of_photos(float(difference.mean()), difference[index].mean(1), len(difference), (-1.0, 1.0)),
             bound=bound,
             fixed=fixed,
             broken=broken,
