@@ -18,7 +18,7 @@ from torch import Tensor
 from jzi.encode.encoders.encoder import Encoder
 from jzi.encode.photo.photo_inputs import PhotoInput, as_photo, is_several
 from jzi.encode.photo.photo_reader import Photo, PhotoReader, ReadPhoto
-from jzi.errors import ConfigError, PhotoError
+from jzi.errors import ConfigError, EncoderError, PhotoError
 from jzi.locate.answer.location import DEFAULT, Candidate, LocateOptions, Location, NotLocated, to_locations
 from jzi.locate.answer.photo_notes import exif_position, too_fast_note, with_notes
 from jzi.locate.expert import Commentator, Expert, Query, Stage
@@ -187,6 +187,7 @@ class Locator:
         check_radius(self.expert.area, options.radius)
         names, query, recorded = self._encode(photos, exif=True)
         if isinstance(self.expert, PriorExpert):
+            self._check_finite(query)
             likelihood = self.expert.likelihood.posterior(query, options)
             posterior = self.expert.weighted(fuse(likelihood, self.expert.cell_mask))
         else:
@@ -316,8 +317,23 @@ class Locator:
         return encode_photos_and_tokens(encoder, pixels)
 
     def posterior(self, query: Tensor, options: LocateOptions = DEFAULT) -> Posterior:
-        """The expert's posterior of photos with (photo, feature) embeddings."""
+        """The expert's posterior of photos with (photo, feature) embeddings.
+
+        Raises:
+            EncoderError: a value of an embedding is not finite.
+        """
+        self._check_finite(query)
         return self.expert.posterior(query, options)
+
+    def _check_finite(self, query: Tensor) -> None:
+        """Raise if an embedding is not finite: no expert could compare it."""
+        finite = query.isfinite().all(1)
+        if not finite.all():
+            number = int((~finite).long().argmax()) + 1
+            raise EncoderError(
+                f"the encoder {self.expert.encoder.label} computed an embedding that is not finite for photo {number} "
+                f"of {len(query)}: check its weights and precision, or leave the photo out"
+            )
 
     def _locate(self, photos: list[tuple[Photo, ReadPhoto]], options: LocateOptions) -> list[Location]:
         if not photos:

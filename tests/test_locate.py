@@ -17,7 +17,7 @@ from jzi.decode.config import DecoderConfig
 from jzi.decode.decoder import ZoomDecoder
 from jzi.decode.model import ZoomModel, create_folder, save_weights
 from jzi.encode.encoders.encoder import Encoder
-from jzi.errors import ConfigError, ModelError, PhotoError, PyramidError
+from jzi.errors import ConfigError, EncoderError, ModelError, PhotoError, PyramidError
 from jzi.evaluate.calibration import calibrate
 from jzi.evaluate.photos import LabelledPhotos
 from jzi.evaluate.protocol import evaluate
@@ -114,6 +114,27 @@ def test_embeddings_are_located_without_an_encoder(model) -> None:
     answers = locator.locate_embeddings(torch.randn(3, 32), LocateOptions(top=4))
     assert [len(each.candidates) for each in answers] == [4, 4, 4]
     assert "encoder" not in vars(locator)  # the encoder was not loaded
+
+
+def test_an_embedding_that_is_not_finite_has_no_location(model, photo_folder, monkeypatch) -> None:
+    locator = jzi.load(model)
+    query = torch.randn(3, 32)
+    query[1, 4] = torch.nan
+    message = r"computed an embedding that is not finite for photo 2 of 3"
+    with pytest.raises(EncoderError, match=message):
+        locator.locate_embeddings(query)
+    broken = locator.with_prior(np.ones(locator.expert.area.shape))
+    monkeypatch.setattr(Encoder, "encode_photos", lambda *_: query)
+    photos = sorted(photo_folder.rglob("*.jpg"))[:3]
+    for call in (
+        lambda: locator.locate(photos),
+        lambda: broken.locate(photos),
+        lambda: broken.locate_together(photos),
+        lambda: locator.locate_together(photos),
+        lambda: locator.locate_track(photos, [0, 1, 2], 30),
+    ):
+        with pytest.raises(EncoderError, match=message):
+            call()
 
 
 def test_a_photo_that_cannot_be_read_raises(model, tmp_path) -> None:

@@ -171,6 +171,71 @@ def test_a_broken_expert_is_a_sentence_that_names_its_package(
         package.load(tmp_path / "model", experts=["broken"])
 
 
+WRONG = """
+import numpy as np, jzi
+class Wrong:
+    name, rules_out, weight = "wrong", False, {weight}
+    def __init__(self, context):
+        self.area, self.encoder, self.cell_mask = context.area, context.encoder, context.cell_mask
+    def posterior(self, query, options):
+        row, col = np.nonzero(self.cell_mask)
+        probability, residual = np.full((len(query), len(row)), 1 / len(row)), np.zeros(len(query))
+        {change}
+        row, col = (np.broadcast_to(each, probability.shape) for each in (row, col))
+        return jzi.Posterior(self.area, row, col, probability, residual)
+    def uncalibrated(self): return None
+load = Wrong
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ("probability[-1, 3] = np.nan", "no probabilities for photo 2 of 2: they lie between nan and nan"),
+        ("probability[:] = np.log(probability)", "no probabilities for photo 1 of 2: they lie between -"),
+        ("probability[:, 0] = np.inf", "no probabilities for photo 1"),
+        ("probability *= 2", r"no probabilities for photo 1 of 2: .* are 2 in total"),
+        ("residual[1] = np.nan", "no probabilities for photo 2"),
+        ("probability = probability[:1]", "probabilities of shape"),
+        ("residual = residual[:, None]", r"residuals of shape \(2, 1\) for 2 photos"),
+        ("row = row + 10_000", "cells that are not in the area"),
+    ],
+)
+def test_posteriors_that_are_none_are_refused_alone_and_fused(
+    install: Callable, locator: package.Locator, tmp_path: Path, change: str, sentence: str
+) -> None:
+    module = f"wrong_{abs(hash(change))}"
+    code = WRONG.format(weight=1, change=change)
+    install("jzi-wrong", f"[jzi.experts]\nwrong = {module}:load\n", **{module: code})
+    photo = write_photo(tmp_path / "photo.jpg")
+    for names in (["wrong"], ["zoom", "wrong"]):
+        with pytest.raises(ModelError, match=rf"the expert 'wrong' of jzi-wrong 0.1.0 returned {sentence}"):
+            package.load(tmp_path / "model", experts=names).locate([photo, photo])
+
+
+@pytest.mark.parametrize("weight", ["float('nan')", "float('inf')", "-1", "'much'"])
+def test_a_weight_that_is_none_is_refused(
+    install: Callable, locator: package.Locator, tmp_path: Path, weight: str
+) -> None:
+    module = f"weighty_{abs(hash(weight))}"
+    code = WRONG.format(weight=weight, change="")
+    install("jzi-wrong", f"[jzi.experts]\nwrong = {module}:load\n", **{module: code})
+    with pytest.raises(ModelError, match=r"has weight .*: it must be a finite number, 0 or more"):
+        package.load(tmp_path / "model", experts=["zoom", "wrong"])
+
+
+def test_an_expert_that_knows_nothing_changes_nothing(
+    install: Callable, locator: package.Locator, tmp_path: Path
+) -> None:
+    code = WRONG.format(weight=1, change="probability[:] = 0.0")  # logarithms are -inf
+    install("jzi-wrong", "[jzi.experts]\nwrong = silent_expert:load\n", silent_expert=code)
+    photo = write_photo(tmp_path / "photo.jpg")
+    answer = package.load(tmp_path / "model", experts=["zoom", "wrong"]).locate(photo)
+    alone = package.load(tmp_path / "model", experts=["zoom"]).locate(photo)
+    assert (answer.latitude, answer.longitude) == pytest.approx((alone.latitude, alone.longitude), abs=1e-5)
+    assert answer.confidence == pytest.approx(alone.confidence, abs=1e-2)
+
+
 def test_a_broken_family_is_a_sentence(install: Callable, toy_encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = json.loads((toy_encoder / "config.json").read_text())
     (toy_encoder / "config.json").write_text(json.dumps({**config, "model_type": "odd"}))
