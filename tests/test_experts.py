@@ -17,7 +17,7 @@ import jzi.retrieve.dense as dense
 import jzi.retrieve.search as search
 import jzi.retrieve.vpr as vpr
 from jzi.decode.dataset import ZoomDataset
-from jzi.errors import ModelError
+from jzi.errors import ConfigError, ModelError
 from jzi.locate.answer.location import LocateOptions
 from jzi.locate.posterior import Posterior
 from jzi.retrieve.cells import CellsExpert
@@ -141,7 +141,8 @@ def test_cells_beyond_the_maximum_number_are_the_residual(monkeypatch) -> None:
 
 @pytest.mark.parametrize("sampled", [6, 20, 150])
 def test_a_sample_of_cells_has_the_nearest_and_stands_for_all_others(sampled: int) -> None:
-    task, part = make_task(CellsTask, sampled=sampled, label_smoothing=0.1), torch.arange(4)
+    task = make_task(CellsTask, sampled=sampled, batch_size=4, label_smoothing=0.1)
+    part = torch.arange(4)
     count, drawn = len(task.row), torch.zeros(len(task.row))
     distance = torch.cdist(task.position[part], task.centers)
     reach = max(4 * task.config.sigma, 1.0) * AREA.cell_size
@@ -165,6 +166,15 @@ def test_a_sample_of_cells_has_the_nearest_and_stands_for_all_others(sampled: in
     with torch.inference_mode():
         mean = np.mean([float(task.batch_loss(task.network, part)) for _ in range(300)])
         assert mean == pytest.approx(float(whole.batch_loss(whole.network, part)), rel=0.05)
+
+
+def test_a_sample_that_cannot_hold_the_cells_of_a_batch_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"heads\.sampled is 12, but the 12 photos of a batch"):
+        make_task(CellsTask, sampled=12)
+    task = make_task(CellsTask, sampled=13)
+    cells, _ = task._sample(torch.arange(12))
+    assert set(torch.cdist(task.position, task.centers).argmin(1).tolist()) <= set(cells.tolist())
+    make_task(CellsTask, data=make_data(photos=200), sampled=len(task.row), batch_size=200)  # all cells are in it
 
 
 @pytest.mark.parametrize("sampled", [65_536, 100])

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from jzi.errors import ConfigError
 from jzi.evaluate.metrics import RADII, cell_error
 from jzi.retrieve.cells import CellsExpert
 from jzi.retrieve.dense import DenseExpert
@@ -177,7 +178,11 @@ class HeadsTask(CacheTask):
 
 
 class CellsTask(HeadsTask):
-    """Heads of the expert cells: cross-entropy over all cells of the map, with labels that are soft in distance."""
+    """Heads of the expert cells: cross-entropy over all cells of the map, with labels that are soft in distance.
+
+    Raises:
+        ConfigError: the softmax is to run over a sample that the cells of a batch's photos may exceed.
+    """
 
     label = "cells"
 
@@ -186,6 +191,12 @@ class CellsTask(HeadsTask):
         features = self.data.whole_map
         self.cell_mask = cell_mask_of(self.data)
         self.row, self.col = np.nonzero(self.cell_mask)
+        batch, sampled = min(self.config.batch_size, len(self.train)), self.config.sampled
+        if batch >= sampled < len(self.row):
+            raise ConfigError(
+                f"heads.sampled is {sampled}, but the {batch} photos of a batch may lie in as many cells, all of which "
+                "must be in the softmax: set it to a multiple of heads.batch_size"
+            )
         self.scales = cell_scales(features, self.row, self.col).half().to(self.device)
         self.centers = self._positions(*self.pyramid.cell_centers(self.row, self.col))
         self.position = self._positions(*self.pyramid.project(self.train.latitude, self.train.longitude))

@@ -138,7 +138,8 @@ class HeadsTrainingConfig(TrainingConfig):
         sigma: standard deviation of the Gaussian that spreads a photo's label over the cells around it, in cells.
         prototypes: whether the expert cells learns a prototype for each cell, for areas with many photos.
         sampled: maximum number of cells in the softmax of a step. On larger maps at most half of them are those that
-            carry the labels of the batch; the rest is a uniform sample of the others, weighted by their number.
+            carry the labels of the batch; the rest is a uniform sample of the others, weighted by their number. It must
+            be larger than `batch_size`.
     """
 
     epochs: Count = 40
