@@ -369,6 +369,32 @@ def test_a_loss_that_is_no_number_stops_training_and_keeps_the_best(cache, tmp_p
     ZoomModel.load(tmp_path / "model")
 
 
+def test_a_validation_loss_that_is_no_number_stops_training_and_keeps_the_best(cache, tmp_path, monkeypatch) -> None:
+    losses = iter([1.0, float("nan")])
+    monkeypatch.setattr(training, "validate", lambda *_: {"recall@40m": 1.0, "val_loss": next(losses)})
+    with pytest.raises(TrainingError, match=r"the validation loss is nan in epoch 2: the best epoch so far is kept"):
+        train_decoder(cache, tmp_path / "model", SMALL, QUICK)
+    assert len(metrics_of(tmp_path / "model")) == 1
+    ZoomModel.load(tmp_path / "model")
+
+
+@pytest.mark.parametrize(("step", "kept"), [(4, "no epoch is complete"), (9, "the best epoch so far is kept")])
+def test_weights_that_are_no_numbers_after_the_last_step_of_an_epoch_are_not_kept(
+    cache, tmp_path, monkeypatch, step: int, kept: str
+) -> None:
+    loss, steps = DecoderTask.loss, itertools.count()
+
+    def broken(task: DecoderTask, model: torch.nn.Module, part: torch.Tensor) -> torch.Tensor:
+        right = loss(task, model, part)
+        return right + (right - right.detach()).abs().sqrt() if next(steps) == step else right  # of gradient nan
+
+    monkeypatch.setattr(DecoderTask, "loss", broken)
+    with pytest.raises(TrainingError, match=f"the weights are not finite in epoch {1 + step // 5}: {kept}"):
+        train_decoder(cache, tmp_path / "model", SMALL, QUICK)
+    if step > 5:
+        ZoomModel.load(tmp_path / "model")
+
+
 def test_no_photo_to_train_on_is_refused(cache, tmp_path) -> None:
     frame = cache.queries.encoded()
     cache.queries.list_photos(frame.assign(photo="", split="test"))

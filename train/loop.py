@@ -74,7 +74,7 @@ class TrainingLoop:
             Number of photos trained on, counted once per epoch.
 
         Raises:
-            TrainingError: the loss is not finite.
+            TrainingError: the loss, a weight or the loss of validation is not finite.
             ModelError: the folder cannot be written.
             KeyboardInterrupt: Ctrl-C was pressed; the state is saved.
         """
@@ -113,9 +113,13 @@ class TrainingLoop:
                     "seconds": seconds,
                     "samples_per_s": photos / seconds,
                 }
+                if self._any_process(not self._is_finite()):
+                    raise self._diverged("weights are not finite", epoch)
                 if accelerator.is_main_process:
                     self._finish_epoch(epoch, metrics, bar)
                 accelerator.wait_for_everyone()
+                if self._any_process(math.isnan(metrics.get("val_loss", 0.0))):
+                    raise self._diverged("validation loss is nan", epoch)
                 step, losses = 0, []
                 if self._any_process(bool(self.interrupts)):
                     self._save(epoch + 1, 0, [])
@@ -228,14 +232,22 @@ class TrainingLoop:
         """Append the pending losses, averaged over processes; raise if one is not finite."""
         mean = self.accelerator.reduce(torch.stack(pending), "mean").tolist()
         if bad := [loss for loss in mean if not math.isfinite(loss)]:
-            if self.accelerator.is_main_process:
-                self.task.write_best()
-            kept = f"the best epoch so far is kept in {self.run.folder}" if self.run.metrics else "no epoch is complete"
-            raise TrainingError(
-                f"the loss is {bad[0]} in epoch {epoch + 1}: {kept}; train with a lower "
-                f"{self.config.section}.learning_rate into another folder"
-            )
+            raise self._diverged(f"loss is {bad[0]}", epoch)
         losses += mean
+
+    def _is_finite(self) -> bool:
+        """Whether all weights are; a gradient can be nan where the loss is not, such as in the last step."""
+        return bool(torch.stack([each.isfinite().all() for each in self.task.network.parameters()]).all())
+
+    def _diverged(self, what: str, epoch: int) -> TrainingError:
+        """The error of a training that has diverged; writes the weights of the best epoch."""
+        if self.accelerator.is_main_process:
+            self.task.write_best()
+        kept = f"the best epoch so far is kept in {self.run.folder}" if self.run.metrics else "no epoch is complete"
+        return TrainingError(
+            f"the {what} in epoch {epoch + 1}: {kept}; train with a lower {self.config.section}.learning_rate into "
+            "another folder"
+        )
 
     def _finish_epoch(self, epoch: int, metrics: Metrics, bar: tqdm) -> None:
         """Validate if it is due, keep the weights if they are the best so far, and save the state if it is due."""
@@ -243,6 +255,8 @@ class TrainingLoop:
             self.task.network.eval()
             with torch.inference_mode():
                 metrics |= self.task.validate()
+            if math.isnan(metrics.get("val_loss", 0.0)):
+                return  # `train` raises; these weights are not kept
             if self.run.is_best(metrics):
                 self.task.keep_best()
         self.run.log(metrics)
