@@ -14,6 +14,7 @@ from jzi.decode.decoder import KeyValues, ZoomDecoder
 from jzi.decode.packed import PackedDecoder, PackedKeyValues
 from jzi.decode.search import HYPOTHESES, BeamSearchResult, step_log_probability
 from jzi.decode.tile_table import TileTable
+from jzi.locate.posterior import require_finite
 
 #: Probability of a photo that is spread evenly over the cells of tiles that are not expanded, at most.
 SPREAD = 0.003
@@ -46,6 +47,7 @@ def zoom_everywhere(
     Raises:
         CacheError: the decoder reads patch tokens, and the table has none.
         ConfigError: the decoder reads more patch tokens than a tile has.
+        ModelError: the probabilities of all photos are nan.
     """
     actions, levels = table.pyramid.actions, table.pyramid.levels
     photos = max(1, decoder.config.batch(HYPOTHESES) // actions ** (levels - 1))
@@ -74,6 +76,8 @@ def _search(
     steps = []
     for level in range(table.pyramid.levels):
         photo, path = _worth_expanding(total.exp().masked_fill(parent < 0, 0.0), spread).nonzero(as_tuple=True)
+        if not len(photo):  # those of all photos are nan
+            require_finite("zoom", total.double().cpu().numpy())
         tile = tiles[level][path]
         tokens = table.tokens(tile[:, None], query[photo], decoder.config.patch_tokens).flatten(0, 1)
         if past is None:

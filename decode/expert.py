@@ -26,7 +26,7 @@ from jzi.encode.device import best_device, to_host
 from jzi.errors import ModelError
 from jzi.locate.answer.location import LocateOptions
 from jzi.locate.inside import Hidden
-from jzi.locate.posterior import Posterior
+from jzi.locate.posterior import Posterior, require_finite
 from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.info import EncoderInfo
 
@@ -145,6 +145,9 @@ class ZoomExpert:
 
         Returns:
             The posterior of each photo.
+
+        Raises:
+            ModelError: a probability is not finite.
         """
         decoder, temperature, pyramid = self.model.packed, self.model.temperature, self.area
         query = query.to(self.table.device)
@@ -240,6 +243,7 @@ def _to_posterior(pyramid: Pyramid, result: BeamSearchResult) -> tuple[Posterior
     """The posterior over the cells of a search, with the probabilities of the steps; and (photo,) what it dropped."""
     steps, paths, dropped = to_host(result.log_probability.double().exp(), result.paths, result.dropped)
     probability = steps.prod(-1)
+    require_finite(ZoomExpert.name, probability)
     residual = np.maximum(0.0, 1 - probability.sum(-1))
     row, col = pyramid.path_to_tile(paths)
     return Posterior(pyramid, row, col, probability, np.where(residual < 1e-6, 0.0, residual), steps), dropped

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from jzi.errors import ModelError
 from jzi.locate.ranges import CANDIDATES, DISTANCE, RANKS, SHARE
 from jzi.store.geometry.cell_grid import CellGrid
 from jzi.store.geometry.scale import units_per_metre
@@ -133,6 +134,23 @@ class Posterior:
         one = slice(photo, photo + 1)
         steps = None if self.steps is None else self.steps[one]
         return Posterior(self.area, self.row[one], self.col[one], self.probability[one], self.residual[one], steps)
+
+
+def require_finite(name: str, probability: NDArray[np.float64]) -> None:
+    """Raise if an expert's probabilities are not finite.
+
+    Args:
+        name: of the expert.
+        probability: of any shape.
+
+    Raises:
+        ModelError: one is not.
+    """
+    if not np.isfinite(probability).all():
+        raise ModelError(
+            f"the expert {name} computed probabilities that are not finite: its weights are too large or damaged; "
+            "train it with a lower learning rate, or copy the model again"
+        )
 
 
 @dataclass(frozen=True)

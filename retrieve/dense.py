@@ -16,7 +16,7 @@ from jzi.encode.device import to_host
 from jzi.errors import ModelError
 from jzi.locate.answer.location import LocateOptions
 from jzi.locate.expert import Expert
-from jzi.locate.posterior import Posterior
+from jzi.locate.posterior import Posterior, require_finite
 from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.info import EncoderInfo
 
@@ -66,6 +66,9 @@ class DenseExpert(ABC):
         Args:
             query: (photo, feature) embeddings.
             options: only the estimate is used.
+
+        Raises:
+            ModelError: a probability is not finite.
         """
         count = 1 if options.estimate == "greedy" else min(MAX_CELLS, len(self.row))
         parts = []
@@ -78,6 +81,7 @@ class DenseExpert(ABC):
                 total = probability.sum(1)
             parts.append((*probability.topk(count, dim=1), total))
         share, cell, whole = to_host(*(torch.cat(each) for each in zip(*parts, strict=True)))
+        require_finite(self.name, share)
         residual = np.maximum(0.0, whole - share.sum(1)) if count < len(self.row) else np.zeros(len(cell))
         return Posterior(self.area, self.row[cell], self.col[cell], share, residual)
 

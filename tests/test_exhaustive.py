@@ -17,6 +17,7 @@ from jzi.decode.model import ZoomModel
 from jzi.decode.packed import PackedDecoder
 from jzi.decode.search import BeamSearchResult, zoom
 from jzi.decode.tile_table import TileTable
+from jzi.errors import ModelError
 from jzi.locate.answer.location import LocateOptions
 from jzi.store.features.map_embeddings import ENCODED, NODATA, MapEmbeddings
 from jzi.store.geometry.pyramid import Pyramid
@@ -24,6 +25,7 @@ from jzi.store.info import EncoderInfo
 from jzi.tests.conftest import decided_decoder
 
 PYRAMID = Pyramid.around(48.2, 16.37, 320.0, grid=2, levels=4)  # 16 x 16 cells of 20 m
+INFO = EncoderInfo("none", False, "0" * 64, 16, 28, "halves")
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +110,7 @@ def test_tiles_that_do_not_matter_are_not_expanded(decoder, table, query, monkey
 
 
 def test_the_expert_searches_small_maps_whole_and_a_given_beam_as_told(decoder, table, query) -> None:
-    model = ZoomModel(decoder, PYRAMID, EncoderInfo("none", False, "0" * 64, 16, 28, "halves"), None, Path(), None)
+    model = ZoomModel(decoder, PYRAMID, INFO, None, Path(), None)
     expert = ZoomExpert(model, table)
     whole, beam = (expert.posterior(query, LocateOptions(beams=beams)) for beams in (None, 64))
     assert (whole.residual == 0).all() and whole.row.shape == beam.row.shape
@@ -117,3 +119,14 @@ def test_the_expert_searches_small_maps_whole_and_a_given_beam_as_told(decoder, 
     assert 0 < np.abs(whole.probability - beam.probability).sum(1).max() <= 2 * SPREAD
     restricted = expert.restricted(table.cell_mask() & (np.arange(16) < 8))
     assert (restricted.posterior(query, LocateOptions()).col[:, 0] < 8).all()
+
+
+@pytest.mark.parametrize("options", [LocateOptions(), LocateOptions("greedy"), LocateOptions(beams=3)])
+def test_probabilities_that_overflow_are_refused(table, query, options: LocateOptions) -> None:
+    decoder = decided_decoder(DecoderConfig(width=16, actions=4, layers=2, heads=2))
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter *= 1e25
+    expert = ZoomExpert(ZoomModel(decoder.requires_grad_(False), PYRAMID, INFO, None, Path()), table)
+    with pytest.raises(ModelError, match="the expert zoom computed probabilities that are not finite"):
+        expert.posterior(query, options)

@@ -130,6 +130,17 @@ def test_the_posterior_of_cells_is_the_softmax_over_all_cells_with_imagery() -> 
     assert greedy.row.shape == (5, 1) and (greedy.row == posterior.row[:, :1]).all()
 
 
+@pytest.mark.parametrize("kind", [CellsTask, LevelsTask])
+def test_probabilities_that_overflow_are_refused(kind: type) -> None:
+    expert = make_task(kind).expert()
+    with torch.no_grad():
+        for parameter in expert.heads.parameters():
+            parameter *= 1e25
+    for estimate in ("greedy", "map"):
+        with pytest.raises(ModelError, match=f"the expert {expert.name} computed probabilities that are not finite"):
+            expert.posterior(queries(), LocateOptions(estimate))
+
+
 def test_cells_beyond_the_maximum_number_are_the_residual(monkeypatch) -> None:
     monkeypatch.setattr(dense, "MAX_CELLS", 9)
     monkeypatch.setattr(dense, "ENTRIES", 500)  # photos in parts
