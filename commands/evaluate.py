@@ -200,7 +200,8 @@ def _cells(model: EvaluatedModel, metres: tuple[float, ...]) -> tuple[dict[str, 
     evaluation = model.evaluate(metres)
     cells = f"among all {evaluation.gallery_cells} cells"
     if model.occupied:
-        cells = f"only among the {evaluation.gallery_cells} cells that hold a photo of the split"
+        several = f"{evaluation.gallery_cells} cells that hold"
+        cells = f"only among the {several if evaluation.gallery_cells > 1 else 'cell that holds'} a photo of the split"
     count = "1 photo" if len(photos) == 1 else f"{len(photos)} photos"
     table = evaluation_table(evaluation, f"{count} of the {photos.split} split, {model.method} {cells}")
     values = {"split": photos.split, "unreachable": photos.unreachable, **evaluation.to_dict(), "warnings": warnings}

@@ -184,6 +184,7 @@ def test_photos_beside_training_photos_are_dropped_and_counted(town) -> None:
     cache.queries.list_photos(frame)
     after = json.loads(town("evaluate --refine --json").stdout)
     assert (after["photos"], after["duplicates"]) == (before["photos"] - 1, before["duplicates"] + 1)
+    assert after["split"] == "test"
 
 
 def test_without_a_model_the_refiner_is_trained_and_says_what_is_missing(town) -> None:

@@ -151,7 +151,7 @@ def evaluate_refined(
     folder = refiner or settings.path(settings.model.path)
     opened = OpenedRefiner.open(settings, folder, split, top=top, experts=experts)
     figures = opened.evaluate(control=control, headings=headings, progress=not as_json)
-    values: dict[str, Any] = {"split": split, "headings_given": headings, **figures.to_dict()}
+    values: dict[str, Any] = {"split": opened.split, "headings_given": headings, **figures.to_dict()}
     text = metres_table(figures, headings)
     if gallery:
         title = f"{folder.name}, refined to metres: {figures.photos} photos"
@@ -164,9 +164,10 @@ def metres_table(figures: MetreFigures, headings: bool = True) -> str:
     """Metres of the model, refined in its order, and refined and re-ranked; coverage, likelihood and heading."""
     from jzi.store.plain import share_text
 
-    title = f"{figures.photos} photos"
+    title = "1 photo" if figures.photos == 1 else f"{figures.photos} photos"
     if figures.duplicates:
-        title += f" ({figures.duplicates} more were taken within 5 m of a training photo)"
+        were = "was" if figures.duplicates == 1 else "were"
+        title += f" ({figures.duplicates} more {were} taken within 5 m of a training photo)"
     title += {"": "", "black": ", replaced with black ones", "shuffled": ", in the wrong order"}[figures.control]
     lines = [f"{title}; in brackets 95 % intervals"]
     columns = {"model": figures.before, "refined": figures.unranked, "and re-ranked": figures.after}
@@ -187,8 +188,8 @@ def metres_table(figures: MetreFigures, headings: bool = True) -> str:
         error = figures.heading_error
         given = "given to the refiner where it is recorded" if headings else "not given to the refiner"
         lines.append(
-            f"  heading: median error {error.value:.1f}° ({error.low:.1f} .. {error.high:.1f}) of {figures.headings} "
-            f"photos, {given}"
+            f"  heading: median error {error.value:.1f}° ({error.low:.1f} .. {error.high:.1f}) of "
+            f"{figures.headings} photo{'' if figures.headings == 1 else 's'}, {given}"
         )
     if figures.not_refined == figures.photos:
         lines.append(

@@ -235,8 +235,14 @@ class OpenedRefiner:
         """Arguments and errors as of `evaluate_area_refiner`."""
         model, expert, stage, cache = _open(settings, folder, experts, top)
         photos = _photos(settings, cache, stage, split)
-        check_held_out(settings.path(settings.model.path), str(photos.frame["split"].iloc[0]), photos.frame)
-        return cls(settings, model, expert, stage, cache, photos)
+        opened = cls(settings, model, expert, stage, cache, photos)
+        check_held_out(settings.path(settings.model.path), opened.split, photos.frame)
+        return opened
+
+    @property
+    def split(self) -> str:
+        """Split of the photos."""
+        return str(self.photos.frame["split"].iloc[0])
 
     def evaluate(self, *, control: Control = "", headings: bool = True, progress: bool = False) -> MetreFigures:
         """Metres before and after; arguments as of `evaluate_area_refiner`."""
