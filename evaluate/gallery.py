@@ -16,6 +16,7 @@ from jzi.evaluate.photos import LabelledPhotos
 from jzi.locate.answer.location import LocateOptions
 from jzi.locate.expert import CellRanks, Expert
 from jzi.locate.posterior import Posterior
+from jzi.locate.priors.restricted import keep_cells
 from jzi.locate.ranges import RANKS
 from jzi.store.geometry.cell_grid import CellGrid
 from jzi.store.info import EncoderInfo
@@ -30,9 +31,9 @@ BATCH = 256
 class GalleryExpert:
     """An expert whose answers are restricted to some of the cells.
 
-    The probabilities of other cells are removed and the rest divided by what remains, the residual included. The greedy
-    estimate is the most probable remaining cell. If none of a photo's remaining cells has any probability, its first
-    cell is the remaining one nearest to the expert's most probable cell, with probability 0.
+    The probabilities of other cells are removed with their share of the residual, and the rest divided by what remains.
+    The greedy estimate is the most probable remaining cell. If none of a photo's remaining cells has any probability,
+    its first cell is the remaining one nearest to the expert's most probable cell, with probability 0.
 
     Args:
         expert: any expert.
@@ -80,21 +81,14 @@ class GalleryExpert:
         return None if expert is None else type(self)(expert, self._mask)
 
     def _restrict(self, posterior: Posterior) -> Posterior:
-        row, col = posterior.row.copy(), posterior.col.copy()
-        inside = self._mask[row, col] & (posterior.probability > 0)
-        kept = np.where(inside, posterior.probability, 0.0)
-        total = kept.sum(1) + posterior.residual
-        kept /= np.where(total > 0, total, 1.0)[:, None]
-        for photo in np.flatnonzero(~inside.any(1)):
-            row[photo, 0], col[photo, 0] = self._nearest(row[photo, 0], col[photo, 0])
-        restricted = Posterior.from_cells(self.area, row, col, kept)
-        width = slice(max(1, int(inside.sum(1).max(initial=1))))
-        return replace(
-            restricted,
-            row=restricted.row[:, width],
-            col=restricted.col[:, width],
-            probability=restricted.probability[:, width],
-        )
+        kept = keep_cells(posterior, self._mask, int(self.expert.cell_mask.sum()))
+        total = kept.probability.sum(1) + kept.residual
+        some = np.where(total > 0, total, 1.0)
+        row, col = kept.row.copy(), kept.col.copy()
+        for photo in np.flatnonzero(~(kept.probability > 0).any(1)):
+            row[photo, 0], col[photo, 0] = self._nearest(posterior.row[photo, 0], posterior.col[photo, 0])
+        residual = np.where(total > 0, kept.residual / some, 1.0)
+        return Posterior(self.area, row, col, kept.probability / some[:, None], residual)
 
     def _nearest(self, row: int, col: int) -> tuple[int, int]:
         rows, cols = np.nonzero(self._mask)
