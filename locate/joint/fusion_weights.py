@@ -18,6 +18,13 @@ from jzi.locate.posterior import Posterior
 #: Most probable cells of each expert on which weights are fitted, and maximum number of steps of the fit.
 FIT_CELLS, NEWTON_STEPS = 256, 30
 
+#: Photos that the prior of the weights counts as: a normal distribution around equal weights whose sum is 1. Weights of
+#: a handful of photos would otherwise be whatever makes these few certain.
+PRIOR_PHOTOS = 5.0
+
+#: Fewest photos on which it can be clear that an expert has no gain.
+MIN_PHOTOS = 50
+
 #: Smallest weight of an expert that is left alone: nearly uniform probabilities, but still a most probable cell.
 LEAST_WEIGHT = 1e-3
 
@@ -76,8 +83,8 @@ class FusionFit:
         weights = torch.tensor([fitted.weights[name] for name in fitted.used], dtype=torch.float64)
         features, base = _entries(stacked)
         truth = torch.stack([_truth(stacked, key) for key in neighbours(self.key, self.cell_mask).T], -1)
-        log_product, log_truth = (torch.einsum("e,epc->pc", weights, each) for each in (features, truth))
-        factor, spread = fit_spread(log_product, base, log_truth)
+        product, true_product = (torch.einsum("e,epc->pc", weights, each) for each in (features, truth))
+        factor, spread = fit_spread(product, base, true_product)
         scaled = {name: factor * weight for name, weight in fitted.weights.items()}
         return replace(fitted, weights=scaled, spread=spread)
 
@@ -86,7 +93,7 @@ class FusionFit:
 
         Does no harm: while there are experts whose gain is not clear (`jzi.locate.joint.gain`), the one with the least
         gain is dropped, and the others are fitted again. Where a single expert is more likely than those that remain,
-        it replaces them.
+        it replaces them. On fewer than `MIN_PHOTOS` photos all are kept, near equal weights.
 
         Args:
             names: names of the experts to fuse; all by default.
@@ -112,6 +119,7 @@ def clear_weights(names: Sequence[str], fit: Callable[[Sequence[int]], tuple[Ten
         fit: weights (expert,) of some of them, given by their indices, and the log-likelihood (photo,) with them.
     """
     used, gains = list(range(len(names))), dict[str, tuple[float, float]]()
+    few = len(fit(used)[1]) < MIN_PHOTOS
     while len(used) > 1:
         likelihood, unclear = fit(used)[1], dict[int, float]()
         for expert in used:
@@ -119,11 +127,11 @@ def clear_weights(names: Sequence[str], fit: Callable[[Sequence[int]], tuple[Ten
             gains[names[expert]] = gain
             if not is_clear(*gain):
                 unclear[expert] = gain[0]
-        if not unclear:
+        if few or not unclear:
             break
         used.remove(min(unclear, key=unclear.__getitem__))
     best = max(([expert] for expert in range(len(names))), key=lambda single: float(fit(single)[1].mean()))
-    if float(fit(best)[1].mean() - fit(used)[1].mean()) > 1e-9:
+    if not few and float(fit(best)[1].mean() - fit(used)[1].mean()) > 1e-9:
         used = best
     weights, likelihood = fit(used)
     fitted = {names[expert]: float(weight) for expert, weight in zip(used, weights, strict=True)}
@@ -139,7 +147,7 @@ def fit_weights(
 
 def _maximise(stacked: Stacked, key: NDArray[np.int64]) -> Tensor:
     """(expert,) the weights with the greatest likelihood of the true cells; see `maximise`."""
-    return maximise(*_entries(stacked), _truth(stacked, key))
+    return maximise(*_entries(stacked), _truth(stacked, key), prior=PRIOR_PHOTOS)
 
 
 def _entries(stacked: Stacked) -> tuple[Tensor, Tensor]:
@@ -158,7 +166,7 @@ def _truth(stacked: Stacked, key: NDArray[np.int64]) -> Tensor:
     return torch.where(match.any(-1), inside, stacked.outside)
 
 
-def maximise(features: Tensor, base: Tensor, truth: Tensor) -> Tensor:
+def maximise(features: Tensor, base: Tensor, truth: Tensor, prior: float = 0.0) -> Tensor:
     """(expert,) the non-negative weights with the greatest likelihood, by a projected Newton's method (Bertsekas 1982).
 
     The log-likelihood is concave: its gradient is the experts' log-probability of the true cell minus its mean over the
@@ -169,27 +177,31 @@ def maximise(features: Tensor, base: Tensor, truth: Tensor) -> Tensor:
         features: (expert, photo, entry) log-probabilities of one cell of each entry.
         base: (photo, entry) logarithm of the number of cells of an entry; -inf for padding.
         truth: (expert, photo) log-probabilities of the true cells.
+        prior: photos that a normal prior around equal weights with the sum 1 counts as.
     """
-    count = truth.shape[1]
+    count, equal = truth.shape[1], 1 / len(features)
+    prior /= count
 
     def likelihood(weights: Tensor) -> tuple[Tensor, Tensor]:
         used = weights > 0  # 0 times -inf is nan
         logits = torch.einsum("e,epc->pc", weights[used], features[used]) + base
         total = logits.logsumexp(-1, keepdim=True)
-        return (weights[used] @ truth[used] - total[:, 0]).mean(), (logits - total).exp()
+        value = (weights[used] @ truth[used] - total[:, 0]).mean() - prior / 2 * (weights - equal).square().sum()
+        return value, (logits - total).exp()
 
-    weights = torch.full((len(features),), 1 / len(features), dtype=torch.float64)
+    weights = torch.full((len(features),), equal, dtype=torch.float64)
     value, probability = likelihood(weights)
     for _ in range(NEWTON_STEPS):
         mean = torch.einsum("pc,epc->ep", probability, features)
-        gradient = (truth - mean).mean(1)
+        gradient = (truth - mean).mean(1) - prior * (weights - equal)
         free = (weights > 0) | (gradient > 0)
         if not free.any():
             break
         moment = torch.einsum("pc,epc,fpc->ef", probability, features[free], features[free]) / count
         covariance = moment - mean[free] @ mean[free].T / count
         step = torch.zeros_like(weights)
-        step[free] = torch.linalg.solve(covariance + 1e-6 * torch.eye(len(moment), dtype=moment.dtype), gradient[free])
+        damping = (prior + 1e-6) * torch.eye(len(moment), dtype=moment.dtype)
+        step[free] = torch.linalg.solve(covariance + damping, gradient[free])
         for _ in range(20):  # halve the step until the likelihood rises
             trial = (weights + step).clamp(min=0.0)
             trial_value, trial_probability = likelihood(trial)

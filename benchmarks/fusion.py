@@ -1,9 +1,11 @@
-"""Measure what the spread of the fused posterior does to its likelihood and calibration.
+"""Measure what the spread of the fused posterior does to its likelihood and calibration, and fits on few photos.
 
-    python -m benchmarks.spread FOLDER [SECTION.NAME=VALUE ...]      # a folder with a trained model, such as a demo's
+    python -m benchmarks.fusion FOLDER [SECTION.NAME=VALUE ...]      # a folder with a trained model, such as a demo's
+    python -m benchmarks.fusion FOLDER --few 1 --few 5               # weights of so few validation photos
 
 Weights are fitted on the validation photos with and without a spread, for the experts that are cross-view and for all
-of them, and both fusions locate the test photos.
+of them, and both fusions locate the test photos. With --few, weights of all experts are fitted on random validation
+photos, as jzi fits them, without a prior and dropping experts, and not at all (equal weights whose sum is 1).
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import click
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from jzi.benchmarks.device import device_option
@@ -20,9 +23,11 @@ from jzi.evaluate.experts import BATCH, negative_log_likelihood
 from jzi.evaluate.photos import LabelledPhotos
 from jzi.locate.answer.location import LocateOptions
 from jzi.locate.expert import Expert
-from jzi.locate.joint.fusion import FusedExpert
+from jzi.locate.joint import fusion_weights
+from jzi.locate.joint.fusion import FLOOR, FusedExpert, Stacked
 from jzi.locate.joint.fusion_weights import FusionFit
 from jzi.locate.points.discs import most_probable_discs
+from jzi.locate.posterior import Posterior
 from jzi.store.geometry.pyramid import geodesic_distance
 from jzi.train.experts import VAL_PHOTOS, posterior_of
 from jzi.workspace.evaluation import EvaluatedModel
@@ -50,14 +55,45 @@ def figures(expert: Expert, photos: LabelledPhotos) -> str:
     return f"{shares} | {np.concatenate(losses).mean():.3f}"
 
 
+def few_photos(model: EvaluatedModel, val: LabelledPhotos, counts: tuple[int, ...], seeds: int) -> None:
+    """Print the table of fits on few photos."""
+    names, experts = list(model.experts), list(model.experts.values())
+    cols, mask = model.expert.area.shape[1], model.expert.cell_mask
+    posteriors, test = ([posterior_of(expert, photos) for expert in experts] for photos in (val, model.photos))
+    key, truth = val.row * cols + val.col, model.photos.row * cols + model.photos.col
+    held_out = Stacked.of(test, mask, [FLOOR] * len(names))
+    jzi = fusion_weights.PRIOR_PHOTOS, fusion_weights.MIN_PHOTOS
+    click.echo("| photos | as jzi: NLL, worst | without a prior: NLL, worst | equal weights |")
+    click.echo("|---|---|---|---|")
+    equal = held_out.log_likelihood(torch.full((len(names),), 1 / len(names), dtype=torch.float64), truth)
+    for count in counts:
+        losses: dict[tuple[float, int], list[float]] = {jzi: [], (0.0, 0): []}
+        for seed in range(seeds):
+            chosen = np.random.default_rng(seed).choice(len(val), count, replace=False).tolist()
+            parts = [Posterior.concatenate([each.of(photo) for photo in chosen]) for each in posteriors]
+            for setting, values in losses.items():
+                fusion_weights.PRIOR_PHOTOS, fusion_weights.MIN_PHOTOS = setting
+                fitted = FusionFit(names, parts, mask, key[chosen]).product()
+                weights = torch.tensor([fitted.weights[name] for name in names], dtype=torch.float64)
+                values.append(-float(held_out.log_likelihood(weights, truth).mean()))
+        cells = " | ".join(f"{np.mean(values):.2f}, {max(values):.2f}" for values in losses.values())
+        click.echo(f"| {count} | {cells} | {-float(equal.mean()):.2f} |")
+    fusion_weights.PRIOR_PHOTOS, fusion_weights.MIN_PHOTOS = jzi
+
+
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path, exists=True))
 @click.argument("overrides", nargs=-1)
+@click.option("--few", multiple=True, type=int, help="Fit on so many validation photos; may be repeated.")
+@click.option("--seeds", default=16, show_default=True, help="Random choices of them.")
 @device_option
-def main(folder: Path, overrides: tuple[str, ...]) -> None:
-    """Print the table."""
+def main(folder: Path, overrides: tuple[str, ...], few: tuple[int, ...], seeds: int) -> None:
+    """Print the tables."""
     model = EvaluatedModel.open(load_settings(folder / FILE, overrides))
     val = LabelledPhotos.load(model.cache, model.expert, "val").spread(VAL_PHOTOS)
+    if few:
+        few_photos(model, val, few, seeds)
+        return
     posteriors = [posterior_of(expert, val) for expert in model.experts.values()]
     key = val.row * model.expert.area.shape[1] + val.col
     fit = FusionFit(list(model.experts), posteriors, model.expert.cell_mask, key)
