@@ -130,7 +130,8 @@ _file = click.Path(path_type=Path, dir_okay=False)
 )
 @click.option("--overwrite-gps", is_flag=True, help="Replace positions that photos have in their EXIF, too.")
 @click.option("--exif-heading", is_flag=True, help="Write the heading too, where it is known (--refine).")
-@click.option("--imagery", multiple=True, help="Rasters for --picture and --map.  [default: the map of jzi.toml]")
+@click.option("--imagery", multiple=True, help="Rasters for --picture, --map, refiners and re-rankers.  "
+              "[default: the map of jzi.toml]")  # fmt: skip
 @json_option
 def locate(
     photos: tuple[str, ...],
@@ -203,6 +204,10 @@ def locate(
         (score_map and not retriever, "--score-map is for a region: pass --retriever too, or use --heatmap"),
         (retriever and beams, "--beams does not apply to --retriever: leave it out"),
         (score_map and zoom, "--score-map scores every cell of a region, --zoom only some: leave one of them out"),
+        (
+            imagery and not (picture or page or request or rerank),
+            "--imagery is what --picture and --map draw, and what a refiner or re-ranker reads: add one of them",
+        ),
         (exif_heading and not write_exif, "--exif-heading writes into the copies of --write-exif: pass that too"),
         (overwrite_gps and not write_exif, "--overwrite-gps is about the copies of --write-exif: pass that too"),
         (

@@ -302,6 +302,7 @@ def files_below(folder: Path) -> dict[str, bytes]:
         ("locate photos --picture a.png", "--picture draws one photo"),
         ("locate photos/day0/000.jpg --write-exif photos/day0", "is the folder of the photos"),
         ("locate photos/day0/000.jpg --map a.html --imagery gone.tif", "there is no raster gone.tif"),
+        ("locate photos/day0/000.jpg --imagery ortho.tif", "--imagery is what --picture and --map draw"),
         ("locate --track photos/day0", "has no capture time"),
         ("locate --track --together photos/day0", "cannot be combined"),
         ("locate --top-speed 50 photos/day0", "add --track"),

@@ -245,3 +245,9 @@ def test_a_model_without_its_map_still_gives_logits(model) -> None:
     (model / "map.safetensors").unlink()
     decoder = ZoomModel.load(model).decoder
     assert decoder(torch.zeros(1, 32), torch.zeros(1, 3, 32), torch.zeros(1, 3, dtype=torch.int64)).shape == (1, 3, 16)
+
+
+@pytest.mark.parametrize("name", [3, None, [], ["model", 3], {"model": 1}])
+def test_what_does_not_name_a_model_is_one_sentence(name: object) -> None:
+    with pytest.raises(ConfigError, match="a model is named by its folder or its name on the hub"):
+        jzi.load(name)

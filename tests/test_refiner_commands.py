@@ -210,7 +210,7 @@ def test_the_refiner_is_trained_where_no_validation_photo_is_left_to_fit_the_fus
         ("evaluate --control black", "--control goes with --refine"),
         ("evaluate --refine --control black --gallery-html a.html", "which --control replaces"),
         ("evaluate --refine --gallery occupied --radius 20", "--gallery, --radius are not for --refine"),
-        ("evaluate --refine photos", "there is no refiner in photos"),
+        ("evaluate --refine photos", "there is no refiner in photos: run `jzi train-refiner`, or give its folder"),
         (f"{TRAIN} --set refine.kind=unifygeo -o other", "refine.kind"),
         (f"{TRAIN} --set refine.side=8", "holds a model that was trained with other settings"),
         (f"{TRAIN} --set refiner.patience=0 -o other", "refiner.patience"),
@@ -219,6 +219,12 @@ def test_the_refiner_is_trained_where_no_validation_photo_is_left_to_fit_the_fus
 )
 def test_wrong_use_is_one_sentence(town, line: str, sentence: str) -> None:
     assert sentence in town(line, 2).stderr
+
+
+def test_a_refiner_beside_the_model_is_suggested(town) -> None:
+    town(f"{TRAIN} -o refiner")
+    sentence = town("evaluate --refine photos", 2).stderr
+    assert "there is no refiner in photos: give its folder, such as refiner" in sentence
 
 
 def test_a_cache_without_tokens_is_refused(town) -> None:

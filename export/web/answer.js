@@ -196,7 +196,8 @@ function showPhoto(photo) {
   const about = document.getElementById("about"), top = element("div", "", {className: "top"});
   top.append(placeBlock(photo), photoButton(photo));
   about.replaceChildren(top);
-  const remarks = element("ul", "", {className: "remarks"});
+  const warns = photo.notes.length > 0 || photo.elsewhere;
+  const remarks = element("ul", "", {className: warns ? "remarks" : "remarks plain"});
   if (photo.inside) remarks.append(element("li", `Probability that the photo is from this area: ${photo.inside}`));
   photo.notes.forEach(note => remarks.append(element("li", note)));
   if (remarks.children.length) about.append(remarks);

@@ -79,6 +79,10 @@ def load(
         HubError: the hub has no such repository, or it holds something else than a model.
     """
     if not isinstance(folder, str | Path):
+        if not (isinstance(folder, Sequence) and folder and all(isinstance(each, str | Path) for each in folder)):
+            raise ConfigError(
+                f"a model is named by its folder or its name on the hub, or several in a list, not by {folder!r:.60}"
+            )
         if cache or approximate or index or zoom or fusion or refine:
             raise ConfigError("several models are searched with their own maps: leave cache, index, zoom, fusion and "
                               "refine out")  # fmt: skip

@@ -49,7 +49,10 @@ def refiner_folder(folder: Path) -> Path:
     for candidate in (folder, folder / REFINER):
         if (candidate / INFO).is_file():
             return candidate
-    raise ModelError(f"there is no refiner in {folder}: run `jzi train-refiner`, or give its folder")
+    beside = folder.parent / REFINER
+    found = (beside / INFO).is_file()
+    there = f"give its folder, such as {beside}" if found else "run `jzi train-refiner`, or give its folder"
+    raise ModelError(f"there is no refiner in {folder}: {there}")
 
 
 def open_stage(
