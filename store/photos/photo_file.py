@@ -149,7 +149,7 @@ def _open_heif(file: _BoundedFile) -> Image.Image:
 
 def _check_scans(image: Image.Image, file: _BoundedFile) -> None:
     """Refuse a JPEG with too many scans; in most, a single one holds all components."""
-    position = file.tell()  # restored below, as Pillow reads the pixels from this position
+    position = file.tell()  # Pillow will read the pixels from here
     start = position if image.format == "JPEG" else _first_scan(file)  # Pillow has read the header of the first scan
     components = len(image.getbands())
     file.seek(start - 8 - 2 * components)
