@@ -14,12 +14,10 @@ from torch import Tensor
 
 from jzi.evaluate.photos import LabelledPhotos
 from jzi.locate.answer.location import LocateOptions
-from jzi.locate.expert import CellRanks, Expert
+from jzi.locate.expert import CellRanks, Expert, WrappedExpert
 from jzi.locate.posterior import Posterior
 from jzi.locate.priors.restricted import keep_cells
 from jzi.locate.ranges import RANKS
-from jzi.store.geometry.cell_grid import CellGrid
-from jzi.store.info import EncoderInfo
 
 #: Names of the galleries.
 GALLERIES = ("all", "occupied")
@@ -28,7 +26,7 @@ GALLERIES = ("all", "occupied")
 BATCH = 256
 
 
-class GalleryExpert:
+class GalleryExpert(WrappedExpert):
     """An expert whose answers are restricted to some of the cells.
 
     The probabilities of other cells are removed with their share of the residual, and the rest divided by what remains.
@@ -41,18 +39,8 @@ class GalleryExpert:
     """
 
     def __init__(self, expert: Expert, mask: NDArray[np.bool_]) -> None:
-        self.expert, self.name, self.rules_out = expert, expert.name, expert.rules_out
+        super().__init__(expert)
         self._mask = mask & expert.cell_mask
-
-    @property
-    def area(self) -> CellGrid:
-        """The grid of the cells."""
-        return self.expert.area
-
-    @property
-    def encoder(self) -> EncoderInfo:
-        """The encoder of the expert."""
-        return self.expert.encoder
 
     @property
     def cell_mask(self) -> NDArray[np.bool_]:

@@ -64,6 +64,27 @@ class Expert(Protocol):
         ...
 
 
+class WrappedExpert:
+    """What an expert that changes the posteriors of another one has from it: name, grid of the cells and encoder.
+
+    Args:
+        expert: the other one.
+    """
+
+    def __init__(self, expert: Expert) -> None:
+        self.expert, self.name, self.rules_out = expert, expert.name, expert.rules_out
+
+    @property
+    def area(self) -> CellGrid:
+        """The grid of the cells."""
+        return self.expert.area
+
+    @property
+    def encoder(self) -> EncoderInfo:
+        """The encoder of the photos."""
+        return self.expert.encoder
+
+
 @runtime_checkable
 class Restrictable(Protocol):
     """An expert that can search only some of the cells; needed where it does not reach all cells of a large map."""

@@ -11,17 +11,15 @@ from torch import Tensor
 
 from jzi.errors import ConfigError
 from jzi.locate.answer.location import LocateOptions
-from jzi.locate.expert import Expert
+from jzi.locate.expert import Expert, WrappedExpert
 from jzi.locate.posterior import Posterior
 from jzi.locate.priors.restricted import restrict
-from jzi.store.geometry.cell_grid import CellGrid
-from jzi.store.info import EncoderInfo
 
 #: Maximum number of cells of a prior that are all part of the posterior, whether or not search reached them.
 MAX_CELLS = 8192
 
 
-class PriorExpert:
+class PriorExpert(WrappedExpert):
     """The product of an expert's posterior and a prior, normalised; cells whose weight is 0 are excluded.
 
     Args:
@@ -36,8 +34,6 @@ class PriorExpert:
     Raises:
         ConfigError: a weight is negative or not finite, or no cell with imagery has any.
     """
-
-    rules_out = True
 
     def __init__(self, expert: Expert, weight: NDArray[np.floating[Any]]) -> None:
         weight = np.asarray(weight)
@@ -54,7 +50,8 @@ class PriorExpert:
             raise ConfigError("the prior leaves no cell with imagery: give a larger one, or none")
         inside /= inside.max()  # so that the sum is finite
         inside /= inside.sum(dtype=np.float64)
-        self.expert, self.name = expert, expert.name
+        super().__init__(expert)
+        self.rules_out = True
         # Of a district of a large map, only pages of the district take memory
         self.weight: NDArray[np.floating[Any]] = np.zeros(weight.shape, inside.dtype)
         self.cell_mask: NDArray[np.bool_] = np.zeros(weight.shape, bool)
@@ -62,16 +59,6 @@ class PriorExpert:
         self.likelihood = restrict(expert, self.cell_mask)
         self._count = int(self.cell_mask.sum())
         self._key = np.flatnonzero(self.cell_mask) if self._count <= MAX_CELLS else np.empty(0, np.int64)
-
-    @property
-    def area(self) -> CellGrid:
-        """The grid of the cells."""
-        return self.expert.area
-
-    @property
-    def encoder(self) -> EncoderInfo:
-        """The encoder of the photos."""
-        return self.expert.encoder
 
     def posterior(self, query: Tensor, options: LocateOptions) -> Posterior:
         """The product; for "greedy", only its most probable cell.

@@ -11,13 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jzi.locate.answer.location import LocateOptions
-from jzi.locate.expert import Expert, Restrictable
+from jzi.locate.expert import Expert, Restrictable, WrappedExpert
 from jzi.locate.posterior import Posterior
-from jzi.store.geometry.cell_grid import CellGrid
-from jzi.store.info import EncoderInfo
 
 
-class RestrictedExpert:
+class RestrictedExpert(WrappedExpert):
     """An expert that searches the whole map, and of whose posterior only some cells are kept.
 
     Args:
@@ -26,18 +24,8 @@ class RestrictedExpert:
     """
 
     def __init__(self, expert: Expert, cell_mask: NDArray[np.bool_]) -> None:
-        self.expert, self.name, self.rules_out = expert, expert.name, expert.rules_out
+        super().__init__(expert)
         self.cell_mask = expert.cell_mask & cell_mask
-
-    @property
-    def area(self) -> CellGrid:
-        """The grid of the cells."""
-        return self.expert.area
-
-    @property
-    def encoder(self) -> EncoderInfo:
-        """The encoder of the photos."""
-        return self.expert.encoder
 
     def posterior(self, query: Tensor, options: LocateOptions) -> Posterior:
         """The kept cells; the residual is the share of the expert's residual that is due to kept cells.
