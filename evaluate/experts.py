@@ -36,6 +36,7 @@ class ExpertFigures:
         recall: radius in metres to the share of photos whose answer lies within it.
         median_error: median distance from the true position to the answer, metres.
         nll: mean negative log-likelihood of the true cells, nats.
+        confidence: mean confidence, 0..1.
         calibration_error: expected calibration error of the confidences, 0..1.
         error_by_chance: what it would be if the confidences were exactly right, see `jzi.evaluate.calibration`.
     """
@@ -43,6 +44,7 @@ class ExpertFigures:
     recall: dict[float, Interval]
     median_error: Interval
     nll: float
+    confidence: float
     calibration_error: float
     error_by_chance: Interval
 
@@ -139,6 +141,7 @@ def evaluate_posteriors(
             recall,
             median,
             float(np.concatenate(losses[name]).mean()),
+            float(confidence.mean()),
             calibration_error(confidence, error <= radius),
             error_by_chance(confidence),
         )

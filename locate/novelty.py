@@ -10,7 +10,7 @@ multiplied by -e p ln p, the least that evidence of this kind amounts to (Sellke
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +41,7 @@ class Novelty:
     """Distances of photos from the training photos.
 
     Attributes:
-        mean: (feature,) mean embedding of the training photos.
+        mean: (feature,) mean embedding of the training photos; all tensors are float64.
         directions: (direction, feature) unit vectors in which they differ most, orthogonal.
         variance: (direction + 1,) their variance in each of them, and on average in all other directions.
         config: distances of validation photos.
@@ -69,13 +69,13 @@ class Novelty:
         mean, width = photos.mean(0), photos.shape[1]
         variance, vectors = torch.linalg.eigh(torch.cov(photos.T).view(width, width))
         count = min(width, DIRECTIONS)
-        other = variance[: width - count].mean() if count < width else variance[:0].sum()
+        other = variance[: width - count].sum() / max(1, width - count)
         kept = torch.cat([variance[width - count :], other[None]]).clamp(min=0.0)
         kept = kept + SHRINKAGE * variance.mean() + TINY
         found = cls(mean, vectors[:, width - count :].T.contiguous(), kept, NoveltyConfig(0.0, 1.0, len(validation)))
         log = found.log_distance(validation)
         config = NoveltyConfig(float(log.mean()), float(log.std()) + TINY, len(validation))
-        return cls(found.mean, found.directions, found.variance, config)
+        return replace(found, config=config)
 
     def log_distance(self, query: Tensor) -> NDArray[np.float64]:
         """(photo,) logarithm of the squared Mahalanobis distance from the training photos.
@@ -83,11 +83,10 @@ class Novelty:
         Args:
             query: (photo, feature) embeddings.
         """
-        offset = query.double().cpu() - self.mean.double()
-        along = offset @ self.directions.double().T
+        offset = query.double().cpu() - self.mean
+        along = offset @ self.directions.T
         other = (offset.square().sum(1) - along.square().sum(1)).clamp(min=0.0)
-        variance = self.variance.double()
-        distance = (along.square() / variance[:-1]).sum(1) + other / variance[-1]
+        distance = (along.square() / self.variance[:-1]).sum(1) + other / self.variance[-1]
         return np.asarray((distance + TINY).log().numpy())
 
     def log_odds(self, query: Tensor) -> NDArray[np.float64]:
@@ -119,7 +118,7 @@ class Novelty:
         """
         width, count = encoder.width, min(encoder.width, DIRECTIONS)
         check_header(path, {"mean": (width,), "directions": (count, width), "variance": (count + 1,)})
-        tensors = load_file(path)
+        tensors = {name: tensor.double() for name, tensor in load_file(path).items()}
         check_finite(path, tensors)
         if not (tensors["variance"] > 0).all():
             raise ModelError(f"{path} has variances that are not positive: {HINT}")

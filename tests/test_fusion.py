@@ -313,11 +313,8 @@ def test_true_cells_that_no_expert_reached_count_with_their_share_of_the_residua
 
 
 @pytest.mark.parametrize("seed", [13, 22, 33, 36, 43, 44])
-def test_an_expert_that_was_dropped_is_used_again_where_the_others_leave_it_something_to_say(
-    seed: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_expert_that_was_dropped_is_used_again_where_the_others_leave_it_something_to_say(seed: int) -> None:
     """Experts that share their errors, some of them with the opposite sign."""
-    monkeypatch.setattr(fusion_weights, "PRIOR_PHOTOS", 0.0)
     rng, photos, cells = np.random.default_rng(seed), 30, 64
     mask = np.arange(CELLS).reshape(AREA.shape) < cells
     key = rng.integers(0, cells, photos)
@@ -330,7 +327,7 @@ def test_an_expert_that_was_dropped_is_used_again_where_the_others_leave_it_some
         weight = np.exp(logits - logits.max(1, keepdims=True))
         posteriors.append(from_grid(weight / weight.sum(1, keepdims=True), cells))
     stacked = Stacked.of(posteriors, mask, [FLOOR] * 4)
-    weights = fusion_weights._maximise(stacked, key)
+    weights = fusion_weights._maximise(stacked, key, prior=0.0)
     best = stacked.log_likelihood(weights, key).mean()
     assert (weights >= 0).all() and (weights > 0).any()
     for expert in range(4):

@@ -10,7 +10,8 @@ import jzi.locate.joint.fusion as fusion
 import jzi.locate.joint.spread as spread_module
 from jzi.locate.joint.fusion import FusedExpert, combine
 from jzi.locate.joint.fusion_weights import fit_weights
-from jzi.locate.joint.spread import GREATEST, MIN_PHOTOS, fit_spread, neighbours
+from jzi.locate.joint.gain import MIN_PHOTOS
+from jzi.locate.joint.spread import GREATEST, fit_spread, neighbours
 from jzi.locate.posterior import Posterior
 from jzi.tests.test_fusion import AREA, CELLS, FixedExpert, from_grid, half_nodata, random_posterior
 

@@ -142,7 +142,7 @@ def combine(
     stacked = Stacked.of(posteriors, mask, floors, every_cell=complete and mask.size <= MAX_CELLS)
     if any(expert.rules_out for expert in experts):
         spread = 0.0  # nothing moves to a cell that is ruled out
-    return stacked.posterior(experts[0].area, weights, mask, spread)
+    return stacked.posterior(experts[0].area, weights, spread)
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ class Stacked:
         outside: (expert, photo) log-probability of each single cell that no expert reached.
         valid: (photo, cell) whether an entry is a cell with imagery; False for padding.
         log_count: (photo,) logarithm of the number of cells that no expert reached; -inf if there is none.
-        cols: number of columns of the map.
+        cell_mask: (row, col) whether each cell of the map has imagery.
         every_cell: whether the cells are all of the map, in the same order for each photo, and one of padding.
     """
 
@@ -164,7 +164,7 @@ class Stacked:
     outside: Tensor
     valid: Tensor
     log_count: Tensor
-    cols: int
+    cell_mask: NDArray[np.bool_]
     every_cell: bool = False
 
     @classmethod
@@ -184,7 +184,7 @@ class Stacked:
             floors: (expert,) share of the probability to spread evenly over the map.
             every_cell: whether all cells with imagery are included, which is faster if most are reached.
         """
-        cols, count = cell_mask.shape[1], int(cell_mask.sum())
+        count = int(cell_mask.sum())
         key, valid, columns = (_every_cell if every_cell else _union)(posteriors, cell_mask)
         photos, width = key.shape
         log, outside = np.empty((len(posteriors), photos, width)), np.empty((len(posteriors), photos))
@@ -200,7 +200,7 @@ class Stacked:
                 outside[number] = np.log((1 - floor) * spread + floor / count)
             log_count = np.log(np.maximum(0, count - valid.sum(1)))
         log_t, outside_t, valid_t, count_t = (torch.from_numpy(each) for each in (log, outside, valid, log_count))
-        return cls(key, log_t, outside_t, valid_t, count_t, cols, every_cell)
+        return cls(key, log_t, outside_t, valid_t, count_t, cell_mask, every_cell)
 
     def fused(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised log-probabilities of the weighted product.
@@ -217,29 +217,27 @@ class Stacked:
         total = torch.logaddexp(log.logsumexp(-1), outside)
         return log - total[:, None], outside - total
 
-    def posterior(
-        self, area: CellGrid, weights: Sequence[float], cell_mask: NDArray[np.bool_], spread: float = 0.0
-    ) -> Posterior:
+    def posterior(self, area: CellGrid, weights: Sequence[float], spread: float = 0.0) -> Posterior:
         """The weighted product as a posterior, spread.
 
         Args:
             area: the grid of the cells.
             weights: (expert,).
-            cell_mask: (row, col) whether each cell has imagery.
             spread: spread of their product; see `jzi.locate.joint.spread`.
         """
         log, outside = self.fused(torch.tensor(weights, dtype=torch.float64))
         key, probability = self.key, log.exp().nan_to_num(0.0)
         if spread and self.every_cell:
-            probability[:, :-1] = spread_all(key[0, :-1], probability[:, :-1], cell_mask, spread)
+            probability[:, :-1] = spread_all(key[0, :-1], probability[:, :-1], self.cell_mask, spread)
         elif spread:
             other = (outside - self.log_count).exp().nan_to_num(0.0)  # of each cell that was not reached
-            key, probability = spread_best(key, probability, other, cell_mask, spread)
+            key, probability = spread_best(key, probability, other, self.cell_mask, spread)
         best, index = probability.topk(min(MAX_CELLS, probability.shape[1]), dim=1)
         key = np.take_along_axis(key, index.numpy(), 1)
         residual = np.maximum(0.0, 1 - best.sum(1).numpy())
         residual[residual < ROUNDING] = 0.0
-        return Posterior(area, key // self.cols, key % self.cols, best.numpy(), residual)
+        row, col = np.divmod(key, self.cell_mask.shape[1])
+        return Posterior(area, row, col, best.numpy(), residual)
 
     def select(self, experts: Sequence[int]) -> Stacked:
         """The same cells with some of the experts, given by their indices."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jzi.locate.joint.fusion import FLOOR, Stacked
-from jzi.locate.joint.gain import is_clear, mean_and_error
+from jzi.locate.joint.gain import MIN_PHOTOS, is_clear, mean_and_error
 from jzi.locate.joint.spread import fit_spread, neighbours
 from jzi.locate.posterior import Posterior
 
@@ -21,9 +22,6 @@ FIT_CELLS, NEWTON_STEPS = 256, 30
 #: Photos that the prior of the weights counts as: a normal distribution around equal weights whose sum is 1. Weights of
 #: a handful of photos would otherwise be whatever makes these few certain.
 PRIOR_PHOTOS = 5.0
-
-#: Fewest photos on which it can be clear that an expert has no gain.
-MIN_PHOTOS = 50
 
 #: Smallest weight of an expert that is left alone: nearly uniform probabilities, but still a most probable cell.
 LEAST_WEIGHT = 1e-3
@@ -59,6 +57,8 @@ class FusionFit:
         posteriors: (expert,) their posteriors for the validation photos.
         cell_mask: (row, col) whether each cell has imagery.
         key: (photo,) row * columns + column of the true cells.
+        prior: photos that the prior of the weights counts as.
+        fewest: photos below which no expert is dropped.
     """
 
     def __init__(
@@ -67,10 +67,19 @@ class FusionFit:
         posteriors: Sequence[Posterior],
         cell_mask: NDArray[np.bool_],
         key: NDArray[np.int64],
+        *,
+        prior: float = PRIOR_PHOTOS,
+        fewest: int = MIN_PHOTOS,
     ) -> None:
-        self.names, self.key, self.cell_mask = tuple(names), key, cell_mask
+        self.names, self.key, self.prior, self.fewest = tuple(names), key, prior, fewest
         self.stacked = Stacked.of([each.top(FIT_CELLS) for each in posteriors], cell_mask, [FLOOR] * len(names))
         self._fits: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
+
+    @cached_property
+    def _near(self) -> Tensor:
+        """(expert, photo, 9) log-probabilities of the true cells and their neighbours."""
+        keys = neighbours(self.key, self.stacked.cell_mask)
+        return torch.stack([_truth(self.stacked, key) for key in keys.T], -1)
 
     def weights(self, names: Sequence[str] = ()) -> FusionWeights:
         """The weights of several of the experts, and the spread of their product.
@@ -79,12 +88,11 @@ class FusionFit:
             names: names of the experts to fuse; all by default.
         """
         fitted = self.product(names)
-        stacked = self.stacked.select([self.names.index(name) for name in fitted.used])
+        used = [self.names.index(name) for name in fitted.used]
         weights = torch.tensor([fitted.weights[name] for name in fitted.used], dtype=torch.float64)
-        features, base = _entries(stacked)
-        truth = torch.stack([_truth(stacked, key) for key in neighbours(self.key, self.cell_mask).T], -1)
-        product, true_product = (torch.einsum("e,epc->pc", weights, each) for each in (features, truth))
-        factor, spread = fit_spread(product, base, true_product)
+        features, base = _entries(self.stacked.select(used))
+        product, truth = (torch.einsum("e,epc->pc", weights, each) for each in (features, self._near[used]))
+        factor, spread = fit_spread(product, base, truth)
         scaled = {name: factor * weight for name, weight in fitted.weights.items()}
         return replace(fitted, weights=scaled, spread=spread)
 
@@ -93,33 +101,36 @@ class FusionFit:
 
         Does no harm: while there are experts whose gain is not clear (`jzi.locate.joint.gain`), the one with the least
         gain is dropped, and the others are fitted again. Where a single expert is more likely than those that remain,
-        it replaces them. On fewer than `MIN_PHOTOS` photos all are kept, near equal weights.
+        it replaces them. On fewer than `fewest` photos all are kept, near equal weights.
 
         Args:
             names: names of the experts to fuse; all by default.
         """
         names = tuple(names) or self.names
         every = [self.names.index(name) for name in names]
-        return clear_weights(names, lambda used: self._fit([every[expert] for expert in used]))
+        return clear_weights(names, lambda used: self._fit([every[expert] for expert in used]), self.fewest)
 
     def _fit(self, experts: Sequence[int]) -> tuple[Tensor, Tensor]:
         """(expert,) weights of several experts, and (photo,) log-likelihood with them; computed once."""
         if (index := tuple(experts)) not in self._fits:
             stacked = self.stacked.select(index)
-            weights = _maximise(stacked, self.key)
+            weights = _maximise(stacked, self.key, self.prior)
             self._fits[index] = weights, stacked.log_likelihood(weights, self.key)
         return self._fits[index]
 
 
-def clear_weights(names: Sequence[str], fit: Callable[[Sequence[int]], tuple[Tensor, Tensor]]) -> FusionWeights:
+def clear_weights(
+    names: Sequence[str], fit: Callable[[Sequence[int]], tuple[Tensor, Tensor]], fewest: int = MIN_PHOTOS
+) -> FusionWeights:
     """The weights of those experts that have a clear gain; see `FusionFit.product`.
 
     Args:
         names: names of the experts.
         fit: weights (expert,) of some of them, given by their indices, and the log-likelihood (photo,) with them.
+        fewest: photos below which all experts are kept.
     """
     used, gains = list(range(len(names))), dict[str, tuple[float, float]]()
-    few = len(fit(used)[1]) < MIN_PHOTOS
+    few = len(fit(used)[1]) < fewest
     while len(used) > 1:
         likelihood, unclear = fit(used)[1], dict[int, float]()
         for expert in used:
@@ -145,9 +156,9 @@ def fit_weights(
     return FusionFit(names, posteriors, cell_mask, key).weights()
 
 
-def _maximise(stacked: Stacked, key: NDArray[np.int64]) -> Tensor:
+def _maximise(stacked: Stacked, key: NDArray[np.int64], prior: float) -> Tensor:
     """(expert,) the weights with the greatest likelihood of the true cells; see `maximise`."""
-    return maximise(*_entries(stacked), _truth(stacked, key), prior=PRIOR_PHOTOS)
+    return maximise(*_entries(stacked), _truth(stacked, key), prior)
 
 
 def _entries(stacked: Stacked) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,9 @@ from torch import Tensor
 #: Standard errors by which the gain of a part must exceed zero to keep the part.
 CLEAR = 1.64
 
+#: Fewest photos on which it can be clear whether a part of the fusion has a gain.
+MIN_PHOTOS = 50
+
 
 def mean_and_error(gain: Tensor) -> tuple[float, float]:
     """Mean of (photo,) gains, and its standard error; of one photo, as large as the mean."""

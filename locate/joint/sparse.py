@@ -48,8 +48,7 @@ def fuse_sparse(posterior: Posterior, cell_mask: NDArray[np.bool_], outlier: flo
     """
     posterior = narrowed(posterior)
     photos = [posterior.of(photo) for photo in range(len(posterior))]
-    stacked = Stacked.of(photos, cell_mask, [outlier] * len(photos))
-    return stacked.posterior(posterior.area, [1.0] * len(photos), cell_mask)
+    return Stacked.of(photos, cell_mask, [outlier] * len(photos)).posterior(posterior.area, [1.0] * len(photos))
 
 
 @dataclass(frozen=True)

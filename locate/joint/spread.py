@@ -13,14 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jzi.locate.joint.gain import is_clear, mean_and_error
+from jzi.locate.joint.gain import MIN_PHOTOS, is_clear, mean_and_error
 from jzi.locate.keys import distinct
 
 #: Most probable cells of a photo that are moved on a map of which only some cells are reached.
 MOVED = 256
-
-#: Fewest validation photos that the spread is fitted on.
-MIN_PHOTOS = 50
 
 #: The greatest spread, with which all nine cells are equally probable, and the spreads and factors that are tried.
 GREATEST = 1 / 3
