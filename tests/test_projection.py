@@ -108,6 +108,13 @@ def test_the_fitted_fusion_is_no_less_likely_than_either_expert_alone(projection
     assert all(mean > 2 * error > 0 for mean, error in fitted.gains.values())
 
 
+def test_weights_of_a_single_photo_are_bounded(projection: Projection) -> None:
+    for seed in range(6):
+        row, col, cells, tiles = photos(1, seed)
+        weights = ProjectedFusion.of(projection, cells, tiles).fit(row, col).weights
+        assert all(0 <= weight < 2 for weight in weights.values()), weights
+
+
 def test_an_expert_that_knows_nothing_gets_no_weight(projection: Projection) -> None:
     row, col, cells, _ = photos(150, 3)
     _, _, _, tiles = photos(150, 4)  # of other photos

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jzi.locate.joint.fusion import FLOOR, MAX_CELLS, ROUNDING
-from jzi.locate.joint.fusion_weights import FusionWeights, clear_weights, maximise
+from jzi.locate.joint.fusion_weights import PRIOR_PHOTOS, FusionWeights, clear_weights, maximise
 from jzi.locate.posterior import Posterior
 from jzi.store.geometry.cell_grid import CellGrid
 
@@ -225,7 +225,7 @@ class ProjectedFusion:
     def fit(self, row: NDArray[np.int64], col: NDArray[np.int64]) -> FusionWeights:
         """The weights of both experts, "cells" and "zoom", with the greatest likelihood of the true cells, 0 or more.
 
-        An expert without a clear gain is dropped; see `jzi.locate.joint.fusion_weights.FusionFit.product`.
+        With the prior of, and dropping experts as, `jzi.locate.joint.fusion_weights.FusionFit.product`.
 
         Args:
             row: (photo,) rows of the true cells.
@@ -237,7 +237,7 @@ class ProjectedFusion:
         @cache
         def fitted(used: tuple[int, ...]) -> tuple[Tensor, Tensor]:
             index, weights = list(used), torch.zeros(len(NAMES), dtype=torch.float64)
-            weights[index] = maximise(self.log[index], self.log_count, truth[index])
+            weights[index] = maximise(self.log[index], self.log_count, truth[index], PRIOR_PHOTOS)
             return weights[index], self.fused(weights)[photos, entry]
 
         return clear_weights(NAMES, lambda used: fitted(tuple(used)))
