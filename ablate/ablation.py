@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 
 from jzi.ablate.trials import Trial, write_shared
@@ -33,7 +32,7 @@ from jzi.store.cache.maintenance import most_views, same_photos
 from jzi.store.disk.storage import exists
 from jzi.store.info import EncoderInfo
 from jzi.store.plain import plain
-from jzi.store.trained_photos import check_held_out, check_held_out_from_encoder
+from jzi.store.trained_photos import Keys, check_held_out, check_held_out_from_encoder, photo_keys
 from jzi.train.data import DataInfo
 from jzi.train.decoder import run_fingerprint
 from jzi.train.encoders.encoder import EncoderTrainingReport
@@ -89,7 +88,7 @@ class _EncodedData:
         info: provenance of the cache.
         shared: folder of files that model folders share.
         split: the split that is evaluated.
-        photos: rows of the photos of that split.
+        photos: hashes of the photos of that split.
     """
 
     encoder: EncoderSettings
@@ -97,7 +96,7 @@ class _EncodedData:
     info: DataInfo
     shared: Path
     split: str
-    photos: pd.DataFrame
+    photos: Keys
 
 
 class Ablation:
@@ -287,7 +286,7 @@ class Ablation:
         evaluated = next((name for name in ([split] if split else ["test", "val"]) if name in splits), None)
         if evaluated is None:
             raise TrainingError(f"{cache.path} has no photo to evaluate on: encode some, or give another --split")
-        photos = frame[frame["split"] == evaluated]
+        photos = photo_keys(frame[frame["split"] == evaluated])
         check_held_out_from_encoder(settings.encoder_folder, evaluated, photos)
         imagery = cache.imagery.fingerprint if cache.imagery else ""
         key = json.dumps([cache.encoder.fingerprint, imagery, plain(cache.pyramid)])

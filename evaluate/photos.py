@@ -19,7 +19,7 @@ from jzi.locate.expert import Expert
 from jzi.locate.ranges import RANKS
 from jzi.store.cache.feature_cache import FeatureCache
 from jzi.store.geometry.pyramid import Pyramid
-from jzi.store.trained_photos import check_held_out
+from jzi.store.trained_photos import check_held_out, photo_keys
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class LabelledPhotos:
             ModelError: it, or its encoder, was trained on some of them, which were in another split then.
         """
         positions = {"id": self.ids, "latitude": self.latitude, "longitude": self.longitude}
-        check_held_out(folder, self.split, pd.DataFrame(positions))
+        check_held_out(folder, self.split, photo_keys(pd.DataFrame(positions)))
 
     def spread(self, count: int) -> LabelledPhotos:
         """At most `count` of the photos, evenly spaced.

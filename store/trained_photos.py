@@ -1,4 +1,4 @@
-"""Record of the training photos of a model, with which evaluation checks that its photos are held out.
+"""Record of the training photos of a model, with which validation and evaluation check that photos are held out.
 
 A cache holds the splits as they are now. A model, or its encoder, may have been trained on photos that were in another
 split then: after `jzi encode-queries --split-by`, or where `jzi finetune` had another `queries.split_by`.
@@ -91,55 +91,54 @@ class TrainedPhotos:
         (folder / RECORD).parent.mkdir(parents=True, exist_ok=True)
         replace_file(folder / RECORD, partial(save_file, {name: getattr(self, name) for name in _NAMES}))
 
-    def among(self, frame: pd.DataFrame) -> tuple[int, int]:
-        """How many photos the model, and how many its encoder was trained on; of columns as for `photo_keys`."""
-        keys = photo_keys(frame)
+    def among(self, keys: Keys) -> tuple[int, int]:
+        """How many of some photos the model, and how many its encoder was trained on."""
         return int(np.isin(keys, self.model).sum()), int(np.isin(keys, self.encoder).sum())
 
 
 _NAMES = ("encoder", "model")
 
 
-def check_held_out(folder: Path, split: str, frame: pd.DataFrame) -> None:
-    """Check that a model was trained on none of the photos that it is to be evaluated on.
+def check_held_out(folder: Path, split: str, photos: Keys) -> None:
+    """Check that a model was trained on none of the photos that it is to be validated or evaluated on.
 
     Args:
         folder: the model folder; without a record, nothing is checked.
         split: the split of the photos; training photos are not checked.
-        frame: columns as for `photo_keys`.
+        photos: (photo,) their hashes, of `photo_keys`.
 
     Raises:
         ModelError: it, or its encoder, was trained on some of them.
     """
     if split == "train":
         return
-    _check(TrainedPhotos.read(folder), folder, split, frame)
+    _check(TrainedPhotos.read(folder), folder, split, photos)
 
 
-def check_held_out_from_encoder(folder: Path | None, split: str, frame: pd.DataFrame) -> None:
-    """Check that an encoder was trained on none of the photos that models of its embeddings are to be evaluated on.
+def check_held_out_from_encoder(folder: Path | None, split: str, photos: Keys) -> None:
+    """Check that an encoder was trained on none of the photos that its embeddings are validated or evaluated on.
 
     Args:
         folder: the encoder's folder; None, or one that is not in a model folder with a record, is not checked.
         split: as of `check_held_out`.
-        frame: as of `check_held_out`.
+        photos: as of `check_held_out`.
 
     Raises:
         ModelError: it was trained on some of them.
     """
     if folder is not None and split != "train":
-        _check(TrainedPhotos.of_encoder(folder), folder.parent, split, frame)
+        _check(TrainedPhotos.of_encoder(folder), folder.parent, split, photos)
 
 
-def _check(trained: TrainedPhotos, folder: Path, split: str, frame: pd.DataFrame) -> None:
-    model, encoder = trained.among(frame)
+def _check(trained: TrainedPhotos, folder: Path, split: str, photos: Keys) -> None:
+    model, encoder = trained.among(photos)
     if not model and not encoder:
         return
-    what, hint = f"{folder} was trained", "train it again, with another model.path"
+    what, hint = f"{folder} was trained", "train it again, in another folder"
     if encoder:
         what = f"the encoder of {folder} was trained"
         hint = "train the encoder again with the same queries.split_by in jzi.toml, or encode the photos with its split"
     raise ModelError(
-        f"{what} on {encoder or model} of the {len(frame)} photos of the {split} split, which were in another split "
+        f"{what} on {encoder or model} of the {len(photos)} photos of the {split} split, which were in another split "
         f"then: {hint}"
     )

@@ -55,7 +55,7 @@ class RayScene:
         count = train + val
         x, y = rng.uniform(west + 60, east - 60, count), rng.uniform(south + 60, north - 60, count)
         latitude, longitude = AREA.unproject(x, y)
-        frame = pd.DataFrame({"latitude": latitude, "longitude": longitude, "panorama": np.ones(count)})
+        frame = pd.DataFrame({"id": range(count), "latitude": latitude, "longitude": longitude, "panorama": 1.0})
         frame["heading_deg"] = rng.uniform(0, 360, count)
         photos = PairPhotos.of(AREA, frame, 70.0, 10.0)
         angle, length = rng.uniform(0, 2 * np.pi, (3, 6)), rng.uniform(16, 40, (3, 6))

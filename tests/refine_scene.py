@@ -75,7 +75,7 @@ class Scene:
         count = train + val
         x, y = rng.uniform(west + 50, east - 50, count), rng.uniform(south + 50, north - 50, count)
         latitude, longitude = AREA.unproject(x, y)
-        frame = pd.DataFrame({"latitude": latitude, "longitude": longitude, "panorama": np.ones(count)})
+        frame = pd.DataFrame({"id": range(count), "latitude": latitude, "longitude": longitude, "panorama": 1.0})
         frame["heading_deg"] = rng.uniform(0, 360, count)
         photos = PairPhotos.of(AREA, frame, 70.0, 10.0)
         return cls(photos[:train], photos[train:], Colours.draw(seed), side=side)

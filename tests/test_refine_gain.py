@@ -200,7 +200,7 @@ def test_likelihoods_before_and_after_are_per_square_metre_on_the_ground() -> No
     area = Pyramid("EPSG:3857", 2_770_000.0, 8_400_000.0, 2048.0, levels=3)
     x, y = np.array(area.bounds[:2])[:, None] + np.random.default_rng(2).uniform(200, 1800, (2, 8))
     latitude, longitude = area.unproject(x, y)
-    val = PairPhotos.of(area, pd.DataFrame({"latitude": latitude, "longitude": longitude}), 360.0, 10.0)
+    val = PairPhotos.of(area, pd.DataFrame({"id": range(8), "latitude": latitude, "longitude": longitude}), 360.0, 10.0)
     scene = replace(Scene.draw(train=1, val=1), val=val, area=area)
 
     class Flat(KnowingStage):

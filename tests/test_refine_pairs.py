@@ -18,7 +18,8 @@ def photos_of(area: Pyramid, count: int = 500, seed: int = 0) -> PairPhotos:
     west, south, east, north = area.bounds
     rng = np.random.default_rng(seed)
     latitude, longitude = area.unproject(rng.uniform(west, east, count), rng.uniform(south, north, count))
-    frame = pd.DataFrame({"latitude": latitude, "longitude": longitude, "heading_deg": rng.uniform(0, 360, count)})
+    frame = pd.DataFrame({"id": range(count), "latitude": latitude, "longitude": longitude})
+    frame["heading_deg"] = rng.uniform(0, 360, count)
     return PairPhotos.of(area, frame, 70.0, 10.0)
 
 
@@ -70,14 +71,15 @@ def test_photos_beside_training_photos_are_found() -> None:
     x, y = photos.x.copy(), photos.y.copy()
     x[:10] += 4.0
     latitude, longitude = AREA.unproject(x, y)
-    moved = PairPhotos.of(AREA, pd.DataFrame({"latitude": latitude[:20], "longitude": longitude[:20]}), 70.0, 10.0)
+    frame = pd.DataFrame({"id": range(20), "latitude": latitude[:20], "longitude": longitude[:20]})
+    moved = PairPhotos.of(AREA, frame, 70.0, 10.0)
     assert moved.near(photos[:10]).tolist() == [True] * 10 + [False] * 10
     assert not moved.near(photos[:0]).any()
 
 
 def test_unknown_cameras_have_the_default_field_of_view_and_no_heading() -> None:
-    frame = pd.DataFrame({"latitude": [48.2] * 3, "longitude": [16.37] * 3, "hfov_deg": [np.nan, np.nan, 50.0]})
-    frame["panorama"] = [0.0, 1.0, 0.0]
+    frame = pd.DataFrame({"id": ["a", "b", "c"], "latitude": 48.2, "longitude": 16.37})
+    frame["hfov_deg"], frame["panorama"] = [np.nan, np.nan, 50.0], [0.0, 1.0, 0.0]
     photos = PairPhotos.of(AREA, frame, 70.0, 10.0)
     assert photos.hfov_deg.tolist() == [70.0, 360.0, 50.0]
     assert photos.panorama.tolist() == [False, True, False]

@@ -187,6 +187,16 @@ def test_photos_beside_training_photos_are_dropped_and_counted(town) -> None:
     assert after["split"] == "test"
 
 
+def test_photos_that_the_refiner_was_trained_on_are_not_evaluated(town) -> None:
+    cache = FeatureCache.open("features.zarr", "r+")
+    frame = cache.queries.frame()
+    cache.queries.list_photos(frame.assign(split=frame["split"].replace({"train": "test", "test": "train"})))
+    shutil.copytree("model/refiner", "refiner")
+    town("train-decoder --set decoder.layers=1 --set decoder.heads=2 --set train.epochs=1 --set model.path=other")
+    refused = town("evaluate --refine refiner --set model.path=other", 2).stderr
+    assert "refiner was trained on" in refused and "photos of the test split" in refused
+
+
 def test_without_a_model_the_refiner_is_trained_and_says_what_is_missing(town) -> None:
     shutil.rmtree("model")
     result = town(f"{TRAIN} -o refiner --json")

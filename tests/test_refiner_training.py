@@ -23,6 +23,7 @@ from jzi.refine.outputs import RefinerOutput
 from jzi.refine.windows.answer import to_fixes
 from jzi.refine.windows.window import Windows
 from jzi.store.geometry.pyramid import geodesic_distance
+from jzi.store.trained_photos import TrainedPhotos
 from jzi.tests.refine_scene import Scene, network_config, refine_config
 from jzi.train.config.refiner import RefinerTrainingConfig
 from jzi.train.loop import TrainingLoop
@@ -37,11 +38,13 @@ class Killed(BaseException):
     """Stands for a kill signal: the code under test must not catch it."""
 
 
-def train(folder: Path, scene: Scene, config: RefinerTrainingConfig = QUICK) -> RefinerReport:
+def train(
+    folder: Path, scene: Scene, config: RefinerTrainingConfig = QUICK, start: Path | None = None
+) -> RefinerReport:
     network, refine = network_config(scene.side), refine_config(scene.side)
     info = RefinerInfo(kind="cached", config=network, window_m=refine.window_m)
     make = partial(CachedRefiner, network)
-    return train_refiner(scene, make, folder, refine, config, info, fingerprint={}, progress=False)
+    return train_refiner(scene, make, folder, refine, config, info, fingerprint={}, start=start, progress=False)
 
 
 def metrics(folder: Path) -> list[dict[str, float]]:
@@ -82,6 +85,15 @@ def test_a_killed_run_goes_on_to_the_same_losses_and_weights(
     assert metrics(tmp_path / "parts") == metrics(whole)
     one, other = (load_file(folder / "refiner.safetensors") for folder in (whole, tmp_path / "parts"))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_photos_of_its_training_are_recorded_and_not_validated_on(scene: Scene, whole: Path, tmp_path: Path) -> None:
+    again = partial(train, tmp_path / "again", start=whole)
+    again(scene)
+    assert set(TrainedPhotos.read(tmp_path / "again").model) == set(scene.train.key)
+    with pytest.raises(ModelError, match="refiner was trained on 20 of the 20 photos of the val split"):
+        train(tmp_path / "swapped", replace(scene, train=scene.val, val=scene.train), start=whole)
+    assert not (tmp_path / "swapped").exists()
 
 
 def test_each_loss_is_logged_without_its_weight(scene: Scene, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from jzi.store.features.cell_features import OUTSIDE, CellFeatures
 from jzi.store.features.map_embeddings import ENCODED
 from jzi.store.geometry.pyramid import Pyramid, geodesic_distance
 from jzi.store.geometry.region import Region, RegionCells
+from jzi.store.trained_photos import TrainedPhotos, photo_keys
 from jzi.tests.mock_hub import Hub
 from jzi.vectors.index_files import VECTORS
 from jzi.workspace.regions.region_index import ZoomedLocator, region_locator
@@ -541,6 +542,10 @@ def test_photos_that_either_was_trained_on_are_not_fitted_on(
         if kept:
             assert json.loads(jzi(f"train-fusion {run} --json").stdout)["photos"] == kept
     assert "no photo of split val is in" in jzi(f"train-fusion {run}", 2).stderr
+    with contextlib.chdir(tmp_path / "square"):  # they are held out again, but not from the model
+        TrainedPhotos(model=photo_keys(photos)).write(tmp_path / "square" / "model")
+        run_command("encode-queries")
+    assert "square/model was trained on" in jzi(f"train-fusion {run}", 2).stderr
 
 
 def test_candidates_of_a_region_are_compared(indexed: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:

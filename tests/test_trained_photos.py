@@ -26,7 +26,7 @@ def photos(*names: str) -> pd.DataFrame:
 def moved(folder: Path, split: str) -> int:
     """Number of photos of a split of the cache that the model was trained on."""
     frame = FeatureCache.open(folder / "features.zarr").queries.encoded()
-    return TrainedPhotos.read(folder / "model").among(frame[frame["split"] == split])[0]
+    return TrainedPhotos.read(folder / "model").among(photo_keys(frame[frame["split"] == split]))[0]
 
 
 def test_photos_are_known_by_their_name_and_position() -> None:
@@ -52,14 +52,14 @@ def test_records_are_joined_and_a_damaged_one_is_refused(tmp_path: Path) -> None
 def test_a_photo_that_was_trained_on_is_not_evaluated(tmp_path: Path) -> None:
     keys = photo_keys(photos("a", "b"))
     TrainedPhotos(model=keys).write(tmp_path)
-    check_held_out(tmp_path, "train", photos("a", "b"))
-    check_held_out(tmp_path, "test", photos("x", "y"))
-    with pytest.raises(ModelError, match=r"was trained on 2 of the 3 photos of the test split.*another model\.path"):
-        check_held_out(tmp_path, "test", photos("a", "b", "c"))
+    check_held_out(tmp_path, "train", photo_keys(photos("a", "b")))
+    check_held_out(tmp_path, "test", photo_keys(photos("x", "y")))
+    with pytest.raises(ModelError, match=r"was trained on 2 of the 3 photos of the test split.*in another folder"):
+        check_held_out(tmp_path, "test", photo_keys(photos("a", "b", "c")))
     TrainedPhotos(encoder=keys[:1]).write(tmp_path)
     with pytest.raises(ModelError, match=r"the encoder of .* was trained on 1 of the 3 photos of the val split"):
-        check_held_out(tmp_path, "val", photos("a", "b", "c"))
-    check_held_out(tmp_path / "absent", "test", photos("a"))
+        check_held_out(tmp_path, "val", photo_keys(photos("a", "b", "c")))
+    check_held_out(tmp_path / "absent", "test", photo_keys(photos("a")))
 
 
 @pytest.mark.slow
@@ -86,11 +86,12 @@ def test_held_out_photos_are_held_out_from_the_encoder(jzi: Callable, encoded_fo
     jzi(f"encode-queries {use}")
     jzi(f"train-decoder {use} {TINY}")
     jzi(f"evaluate --json {use}")
-    for split_by in ("photo", "block"):
-        jzi(f"encode-queries {use} --split-by {split_by}")
-        frame = FeatureCache.open(tmp_path / "tuned.zarr").queries.encoded()
-        if TrainedPhotos.read(tmp_path / "tuned-model").among(frame[frame["split"] == "test"])[1]:
-            break
-    anew = use.replace("tuned-model", "anew")
+    cache = FeatureCache.open(tmp_path / "tuned.zarr", "r+")
+    frame, anew = cache.queries.frame(), use.replace("tuned-model", "anew")
+    cache.queries.list_photos(frame.assign(split=frame["split"].replace({"train": "test", "test": "train"})))
     jzi(f"train-decoder {anew} {TINY}")
     assert "the encoder of anew was trained on" in jzi(f"evaluate --json {anew}", 2).stderr
+    cache.queries.list_photos(frame.assign(split=frame["split"].replace({"train": "val", "val": "train"})))
+    refused = jzi(f"train-decoder {use.replace('tuned-model', 'another')} {TINY}", 2).stderr
+    assert "the encoder of tuned was trained on" in refused and "photos of the val split" in refused
+    assert not (tmp_path / "another" / "config.json").exists()

@@ -106,6 +106,15 @@ def make_task(name: str, folder: Path, caches: list[FeatureCache], config: Heads
 # Several areas
 
 
+def test_photos_that_another_area_trains_on_are_not_validated_on(tmp_path) -> None:
+    cache = make_cache(tmp_path / "area.zarr", 1)
+    again = make_cache(tmp_path / "again.zarr", 1)
+    frame = again.queries.frame()
+    again.queries.list_photos(frame.assign(split=frame["split"].replace({"train": "val", "val": "train"})))
+    with pytest.raises(TrainingError, match=r"validation photos of .*area\.zarr are training photos of .*again\.zarr"):
+        train(tmp_path / "model", [cache, again])
+
+
 @pytest.mark.slow
 def test_experts_of_two_areas_locate_photos_of_a_third_that_no_training_saw(caches, tmp_path) -> None:
     source = train(tmp_path / "model", caches[:2])

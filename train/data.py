@@ -20,7 +20,7 @@ from jzi.store.features.map_embeddings import MapEmbeddings
 from jzi.store.features.map_pages import PagedMap
 from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.info import EncoderInfo, ImageryInfo
-from jzi.store.trained_photos import TrainedPhotos, photo_keys
+from jzi.store.trained_photos import Keys, TrainedPhotos, photo_keys
 from jzi.train.photo_shards import PhotoShards
 
 #: Columns of the photos that the outcome of a run depends on.
@@ -49,6 +49,7 @@ class DataInfo:
         augmentation: parameters of the augmented views; empty if no photo has any.
         cell_m: side of a terminal cell's reference crop, metres; None if the cache has no cells.
         trained: the training photos, for the record of what a model was trained on.
+        validation: (photo,) hashes of the validation photos, which nothing may have been trained on.
     """
 
     pyramid: Pyramid
@@ -58,6 +59,7 @@ class DataInfo:
     augmentation: dict[str, int]
     cell_m: float | None = None
     trained: TrainedPhotos = field(default_factory=TrainedPhotos, compare=False, repr=False)
+    validation: Keys = field(default_factory=lambda: np.empty(0, np.uint64), compare=False, repr=False)
 
     @classmethod
     def from_cache(cls, cache: FeatureCache, frame: pd.DataFrame | None = None) -> DataInfo:
@@ -70,18 +72,27 @@ class DataInfo:
         Raises:
             CacheError: no photo is encoded.
         """
-        digest, count, views, trained = hashlib.sha256(), 0, False, [np.empty(0, np.uint64)]
+        digest, count, views = hashlib.sha256(), 0, False
+        photos: dict[str, list[Keys]] = {"train": [], "val": []}
         for block in [frame] if frame is not None else cache.queries.encoded_blocks(HASHED):
             # Hash the columns' bytes: converting 300 000 rows to text would take a second
             digest.update(pd.util.hash_pandas_object(block[HASHED], index=False, categorize=False).to_numpy().tobytes())
             count, views = count + len(block), views or bool(block["views"].any())
-            trained.append(photo_keys(block[block["split"] == "train"]))
+            for split, keys in photos.items():
+                keys.append(photo_keys(block[block["split"] == split]))
         if not count:
             raise CacheError(f"{cache.path} holds no photo: run `jzi encode-queries`")
-        cell_m = cache.cells.footprint if cache.has_cells else None
-        photos, augmentation = f"{count}, {digest.hexdigest()[:16]}", cache.queries.augmentation if views else {}
-        keys = TrainedPhotos(model=np.concatenate(trained))
-        return cls(cache.pyramid, cache.encoder, cache.imagery, photos, augmentation, cell_m, keys)
+        train, val = (np.concatenate(keys) for keys in photos.values())
+        return cls(
+            pyramid=cache.pyramid,
+            encoder=cache.encoder,
+            imagery=cache.imagery,
+            photos=f"{count}, {digest.hexdigest()[:16]}",
+            augmentation=cache.queries.augmentation if views else {},
+            cell_m=cache.cells.footprint if cache.has_cells else None,
+            trained=TrainedPhotos(model=train),
+            validation=val,
+        )
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from jzi.store.cache.feature_cache import FeatureCache
 from jzi.store.features.map_embeddings import MapEmbeddings
 from jzi.store.features.map_pages import PagedMap
 from jzi.store.model_folder import MAP, update_config, write_file
-from jzi.store.trained_photos import TrainedPhotos
+from jzi.store.trained_photos import TrainedPhotos, check_held_out, check_held_out_from_encoder
 from jzi.train.cache_task import CacheTask
 from jzi.train.config.training import TrainConfig
 from jzi.train.data import DataInfo, TrainingData
@@ -77,7 +77,8 @@ def train_decoder(
     Raises:
         CacheError: the cache is incomplete or damaged.
         TrainingError: there is no photo to train on, or the loss is not finite.
-        ModelError: the folder holds a model that was trained in another way, or cannot be written.
+        ModelError: the folder holds a model that was trained in another way, or cannot be written; or the encoder or
+            `start` was trained on validation photos.
         KeyboardInterrupt: Ctrl-C was pressed; the state is saved.
     """
     accelerator = make_accelerator(config, folder)
@@ -95,6 +96,9 @@ def train_decoder(
     state = run.resume()
     seconds = 0.0
     if state["epoch"] < config.epochs:
+        check_held_out_from_encoder(encoder_folder, "val", info.validation)
+        if start:
+            check_held_out(start.folder, "val", info.validation)
         if accelerator.is_main_process:
             if "weights" not in state:
                 _create_model(folder, decoder_config, data, encoder_folder, keep_map)

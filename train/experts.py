@@ -19,7 +19,7 @@ from torch import Tensor
 
 from jzi.decode.dataset import ZoomDataset
 from jzi.decode.expert import ZoomExpert
-from jzi.errors import CacheError, CacheMismatchError, ConfigError, ModelError, first_line
+from jzi.errors import CacheError, CacheMismatchError, ConfigError, ModelError, TrainingError, first_line
 from jzi.evaluate.photos import LabelledPhotos
 from jzi.locate.answer.location import LocateOptions
 from jzi.locate.expert import Expert
@@ -36,7 +36,7 @@ from jzi.store.geometry.scale import units_per_metre
 from jzi.store.model_config import FusionConfig, InsideConfig, ZoomModelConfig, read_config
 from jzi.store.model_folder import DECODER, EXPERT_FILES, NOVELTY, update_config, verify_file, write_file
 from jzi.store.tensors import check_finite
-from jzi.store.trained_photos import TrainedPhotos
+from jzi.store.trained_photos import TrainedPhotos, check_held_out
 from jzi.train.config.training import HeadsTrainingConfig
 from jzi.train.data import UNLIMITED, TrainingData
 from jzi.train.heads import HEADS_TASKS, heads_file
@@ -191,10 +191,20 @@ def train_experts(
         progress: whether to show progress bars.
 
     Raises:
-        ModelError: the folder holds experts that were trained in another way, or cannot be written.
+        ModelError: the folder holds experts that were trained in another way, or cannot be written; or `start` was
+            trained on validation photos.
+        TrainingError: validation photos are training photos of another area.
         KeyboardInterrupt: Ctrl-C was pressed; the state is saved.
     """
     began = time.monotonic()
+    if start:
+        check_held_out(start, "val", data.info.validation)
+    for other in others:
+        if seen := other.info.trained.among(data.info.validation)[0]:
+            raise TrainingError(
+                f"{seen} of the {len(data.info.validation)} validation photos of {data.path} are training photos of "
+                f"{other.path}: split the photos of both alike, or leave it out of --also"
+            )
     accelerator = make_accelerator(config, folder)
     zoom = ZoomExpert.from_table(folder, data.table)
     experts: list[Expert] = [zoom]

@@ -31,7 +31,7 @@ class RefinedPhotos:
     """Photos of a split that lie on the map.
 
     Attributes:
-        frame: their rows of the cache, with latitude, longitude and the columns of `PhotoView.to_columns`.
+        frame: their rows of the cache, with id, split, latitude, longitude and the columns of `PhotoView.to_columns`.
         query: (photo, feature) embeddings.
         read: reads one of them by its number.
         duplicates: photos left out because they were taken within 5 m of a training photo.
@@ -95,6 +95,11 @@ class RefinedPhotos:
     def __len__(self) -> int:
         return len(self.frame)
 
+    @property
+    def split(self) -> str:
+        """Split of the photos."""
+        return str(self.frame["split"].iloc[0])
+
     def take(self, photos: NDArray[np.int64]) -> RefinedPhotos:
         """Some of the photos, by their numbers."""
         query = self.query[torch.from_numpy(photos).to(self.query.device)]
@@ -107,7 +112,7 @@ class RefinedPhotos:
         latitude, longitude = frame["latitude"].to_numpy(float), frame["longitude"].to_numpy(float)
         row, col = expert.area.cells_at(latitude, longitude)
         names = tuple(frame["id"].astype(str))
-        return LabelledPhotos(str(frame["split"].iloc[0]), self.query, latitude, longitude, row, col, 0, None, names)
+        return LabelledPhotos(self.split, self.query, latitude, longitude, row, col, 0, None, names)
 
     def view(self, number: int, stage: RefineStage) -> PhotoView:
         """What is known of a photo's camera, completed with the stage's defaults."""

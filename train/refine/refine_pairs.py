@@ -17,6 +17,7 @@ from jzi.evaluate.nearest import nearest_distance
 from jzi.evaluate.stages.metres import DUPLICATE_M
 from jzi.refine.windows.window import Windows
 from jzi.store.geometry.cell_grid import CellGrid
+from jzi.store.trained_photos import Keys, photo_keys
 
 #: Share of the windows that lie around one of the 8 cells beside the photo's own, and largest shift of any, metres.
 NEIGHBOURS, JITTER_M = 0.3, 5.0
@@ -40,6 +41,7 @@ class PairPhotos:
         heading_sd_deg: (photo,) standard deviation of the heading.
         hfov_deg: (photo,) horizontal field of view; 360 of a panorama.
         panorama: (photo,) bool, whether it shows the whole horizon.
+        key: (photo,) hashes, of `jzi.store.trained_photos.photo_keys`.
     """
 
     row: NDArray[np.int64]
@@ -51,6 +53,7 @@ class PairPhotos:
     heading_sd_deg: NDArray[np.float64]
     hfov_deg: NDArray[np.float64]
     panorama: NDArray[np.bool_]
+    key: Keys
 
     @classmethod
     def of(cls, area: CellGrid, frame: pd.DataFrame, hfov_deg: float, heading_sd_deg: float) -> PairPhotos:
@@ -58,7 +61,7 @@ class PairPhotos:
 
         Args:
             area: the area whose CRS x and y are in.
-            frame: columns latitude and longitude, and optionally those of
+            frame: columns id, latitude and longitude, and optionally those of
                 `jzi.encode.photo.photo_view.PhotoView.to_columns`.
             hfov_deg: field of view of photos whose own is not known.
             heading_sd_deg: standard deviation of headings whose own is not known.
@@ -79,6 +82,7 @@ class PairPhotos:
             column("heading_sd_deg", heading_sd_deg),
             np.where(panorama, 360.0, column("hfov_deg", hfov_deg)),
             panorama,
+            photo_keys(frame),
         )
 
     def __len__(self) -> int:

@@ -25,6 +25,7 @@ from jzi.refine.networks.cached import CachedRefiner
 from jzi.refine.networks.files import Refiner, load_refiner, save_refiner, update_refiner
 from jzi.refine.networks.model import UnifyGeo
 from jzi.refine.outputs import PhotoInput, RefinerOutput
+from jzi.store.trained_photos import TrainedPhotos, check_held_out
 from jzi.train.cache_task import CacheTask
 from jzi.train.config.refiner import RefinerTrainingConfig
 from jzi.train.encoders.encoder import seeded_generator
@@ -222,6 +223,7 @@ def train_refiner(
     info: RefinerInfo,
     *,
     fingerprint: dict[str, Any],
+    start: Path | None = None,
     settings: str = "",
     duplicates: int = 0,
     progress: bool = True,
@@ -240,6 +242,7 @@ def train_refiner(
         config: the settings of training.
         info: what to record beside the weights.
         fingerprint: what the outcome depends on beside the settings: architecture, map, photos and tokens.
+        start: folder of the refiner whose weights `make` gives it, if any; its photos are recorded too.
         settings: TOML to write to train/settings.toml.
         duplicates: validation photos that were left out, for the report.
         progress: whether to show a progress bar.
@@ -247,7 +250,8 @@ def train_refiner(
 
     Raises:
         TrainingError: there is no photo to train on, or the loss is not finite.
-        ModelError: the folder holds a refiner that was trained in another way, or cannot be written.
+        ModelError: the folder holds a refiner that was trained in another way, or cannot be written; or `start` was
+            trained on validation photos.
         KeyboardInterrupt: Ctrl-C was pressed; the state is saved.
     """
     check_photos(source)
@@ -255,6 +259,8 @@ def train_refiner(
     torch.manual_seed(config.seed)
     refiner = make()
     hint = "give another folder with -o, or delete it"
+    if start:
+        check_held_out(start, "val", source.val.key)
     run = TrainingRun(folder, {**config.fingerprint(), **fingerprint}, hint=hint, weights=WEIGHTS, selects="")
     state = run.resume()
     began, before = time.monotonic(), state["epoch"]
@@ -262,6 +268,8 @@ def train_refiner(
         task = make_task(accelerator, refiner, source, refine, config, info, run)
         if accelerator.is_main_process:
             run.start(settings)
+            earlier = [TrainedPhotos.read(start)] if start else []
+            TrainedPhotos(model=source.train.key).plus(earlier).write(folder)
         accelerator.wait_for_everyone()
         loop = TrainingLoop(task, run, progress=progress)
         loop.train(state)

@@ -99,6 +99,7 @@ class ZoomedRegion:
 
         Raises:
             ConfigError: there is none.
+            ModelError: the model or the retriever was trained on some of them, in another split.
         """
         import torch
 
@@ -118,6 +119,8 @@ class ZoomedRegion:
                 f"no photo of split {split} is in {self.index.path} and, not of split train, in {self.cache.path}, "
                 "with the same id: run `jzi encode-queries` in both folders with the same table of photos"
             )
+        for folder in (self.model, self.retriever):
+            photos.check_held_out(folder)
         return photos
 
     def expert(self, weights: tuple[float, float] = (1.0, 1.0)) -> ProjectedExpert:

@@ -59,6 +59,7 @@ def train_ray_refiner(
             config,
             RefinerInfo(kind="rays", config=network, window_m=refine.window_m, heading_temperature=1.0),
             fingerprint={**{f"refine.{name}": value for name, value in plain(network).items()}, **source.fingerprint},
+            start=init,
             settings=settings.to_toml(),
             duplicates=sum(part.splits.duplicates for part in parts),
             progress=progress,

@@ -15,12 +15,12 @@ from jzi.refine.info import RefinerInfo, read_refiner_info
 from jzi.store.cache.feature_cache import FeatureCache
 from jzi.store.model_config import CONFIG
 from jzi.store.plain import plain
-from jzi.store.trained_photos import check_held_out
+from jzi.store.trained_photos import check_held_out, photo_keys
 from jzi.workspace.inputs import load_encoder, open_imagery, open_photo_files, open_photo_table
 from jzi.workspace.models.evaluated import open_experts
 from jzi.workspace.setup.data_checks import map_warnings
 from jzi.workspace.setup.settings import Settings
-from jzi.workspace.stages.refiner import open_stage
+from jzi.workspace.stages.refiner import open_stage, refiner_folder
 
 if TYPE_CHECKING:
     from jzi.evaluate.stages.metres import MetreFigures
@@ -138,7 +138,7 @@ def _train_one(settings: Settings, folder: Path, others: Sequence[Settings], pro
             else:
                 source = TokenSource.load(cache, refine, config, folder)
             check_photos(source)
-        network = source.network(refine)
+        network, init = source.network(refine), settings.path(config.init) if config.init else None
         info = RefinerInfo(
             kind="cached",
             config=network,
@@ -148,12 +148,13 @@ def _train_one(settings: Settings, folder: Path, others: Sequence[Settings], pro
         )
         return train_refiner(
             source,
-            partial(_make, network, settings.path(config.init) if config.init else None),
+            partial(_make, network, init),
             folder,
             refine,
             config,
             info,
             fingerprint={**{f"refine.{name}": value for name, value in plain(network).items()}, **source.fingerprint},
+            start=init,
             settings=settings.to_toml(),
             duplicates=source.splits.duplicates,
             progress=progress,
@@ -186,8 +187,8 @@ def _fit_fusion(
         return None, None, note
     try:
         _, expert, stage, cache = _open(settings, folder)
-        photos = _photos(settings, cache, stage, "val")
-    except (CacheError, TrainingError) as error:  # no tokens; no validation photo but beside training photos
+        photos = _photos(settings, cache, stage, folder, "val")
+    except (CacheError, TrainingError, ModelError) as error:  # the refiner itself is trained, whatever is wrong here
         return None, None, f"the fusion with the model was not fitted: {error}"
     known, unknown = fit_fusion(expert, stage, photos, progress=progress)
     if unknown.photos < MIN_PHOTOS:
@@ -234,15 +235,13 @@ class OpenedRefiner:
     ) -> OpenedRefiner:
         """Arguments and errors as of `evaluate_area_refiner`."""
         model, expert, stage, cache = _open(settings, folder, experts, top)
-        photos = _photos(settings, cache, stage, split)
-        opened = cls(settings, model, expert, stage, cache, photos)
-        check_held_out(settings.path(settings.model.path), opened.split, photos.frame)
-        return opened
+        photos = _photos(settings, cache, stage, folder, split)
+        return cls(settings, model, expert, stage, cache, photos)
 
     @property
     def split(self) -> str:
         """Split of the photos."""
-        return str(self.photos.frame["split"].iloc[0])
+        return self.photos.split
 
     def evaluate(self, *, control: Control = "", headings: bool = True, progress: bool = False) -> MetreFigures:
         """Metres before and after; arguments as of `evaluate_area_refiner`."""
@@ -321,11 +320,16 @@ def _open(
     return model, expert, stage, cache
 
 
-def _photos(settings: Settings, cache: FeatureCache, stage: RefineStage, split: str | None) -> RefinedPhotos:
-    """Photos of the cache; the files of those whose pixels the refiner reads."""
+def _photos(
+    settings: Settings, cache: FeatureCache, stage: RefineStage, folder: Path, split: str | None
+) -> RefinedPhotos:
+    """Photos of the cache that neither model nor refiner was trained on; the files of those whose pixels it reads."""
     from jzi.evaluate.stages.refined_photos import RefinedPhotos
 
-    return RefinedPhotos.load(cache, split, pixels=None if stage.reads_tokens else _pixels(settings, stage))
+    photos = RefinedPhotos.load(cache, split, pixels=None if stage.reads_tokens else _pixels(settings, stage))
+    for trained in (settings.path(settings.model.path), refiner_folder(folder)):
+        check_held_out(trained, photos.split, photo_keys(photos.frame))
+    return photos
 
 
 def _pixels(settings: Settings, stage: RefineStage) -> Callable[[str, bool], PhotoData | None]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from jzi.errors import PairsError, PhotoTableError, RerankError
 from jzi.rerank.config import RerankConfig
-from jzi.store.trained_photos import check_held_out
+from jzi.store.trained_photos import check_held_out, photo_keys
 from jzi.workspace.inputs import open_photo_files
 from jzi.workspace.models.evaluated import open_experts, open_retriever
 from jzi.workspace.models.hub import local_folder
@@ -161,7 +161,7 @@ def area_cases(
             f"{cache.path} has no photo {where}with split {' or '.join(splits)} and a file: give another --split"
         )
     if listed is None:
-        check_held_out(model, str(frame["split"].iloc[0]), frame)
+        check_held_out(model, str(frame["split"].iloc[0]), photo_keys(frame))
     frame = frame.iloc[np.linspace(0, len(frame) - 1, min(count, len(frame))).astype(int)]
     radius = min(RADII[0], longer_side(expert.area))
     found = _listed_cells(frame, names, expert) if listed else _candidates(frame, expert, cache, config.top, radius)
