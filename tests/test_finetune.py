@@ -227,6 +227,39 @@ def test_each_distinct_tile_is_encoded_once(city) -> None:
     assert tiles.shape == (16, 3) and int(tiles.max()) == distinct - 1
 
 
+def test_a_mirrored_batch_is_a_batch_of_the_mirrored_map(city, monkeypatch) -> None:
+    """Its inputs are those of an area whose map, photos and paths were mirrored beforehand."""
+    config = replace(QUICK, augment=False, contrast=1.0)
+    run, plain = start(city, replace(config, mirror=1.0)), start(city, config)
+    index, area = torch.arange(16), plain.areas[0]
+    photos = list(run.reader.read(area.train.paths[index], 8))
+    ours = run.inputs(Part(0, index, photos, (0, 0, 0)), torch.Generator())
+
+    crops = area.cells[torch.arange(area.cells.cells**2)].flip(2)
+    monkeypatch.setattr(type(area.cells), "__getitem__", lambda _, numbers: crops[numbers])
+    plain.areas[0] = replace(area, images=area.images.flip(2))
+    pixels, places, actions = plain.inputs(
+        Part(0, index, [photo[:, ::-1] for photo in photos], (0, 0, 0)), torch.Generator()
+    )
+    torch.testing.assert_close(ours[0], pixels)
+    torch.testing.assert_close(ours[1], places)
+    pyramid = city.pyramid
+    row, col = pyramid.path_to_tile(actions.numpy())
+    mirrored = pyramid.cell_to_path(row, pyramid.tiles_per_side(pyramid.levels) - 1 - col)
+    np.testing.assert_array_equal(ours[2], mirrored)
+
+
+def test_as_many_batches_are_mirrored_as_asked_for(city) -> None:
+    index, drawn = torch.arange(2), []
+    run = start(city, replace(QUICK, augment=False, mirror=0.25))
+    photos = list(run.reader.read(run.areas[0].train.paths[index], 2))
+    for seed in range(100):
+        part = Part(0, index, photos, (0, 0, 0))
+        actions = run.inputs(part, torch.Generator().manual_seed(seed))[2]
+        drawn.append(not torch.equal(actions, run.areas[0].train.actions[index]))
+    assert 15 <= sum(drawn) <= 35
+
+
 @pytest.mark.parametrize("places", [0, 1])
 def test_where_tiles_are_kept_changes_nothing(city, whole, monkeypatch, places) -> None:
     free = iter([0] * 100 if places == 0 else [0, 10**12] * 100)  # no room at all, or only in main memory
@@ -308,7 +341,7 @@ def test_two_areas_are_trained_on_together(city) -> None:
 
 @pytest.mark.parametrize(("steps", "contrast"), [(1, 0.0), (8, 0.0), (4, 1.0)])
 def test_a_killed_run_goes_on_to_the_same_losses_and_weights(city, whole, monkeypatch, steps, contrast) -> None:
-    config = replace(QUICK, contrast=contrast)
+    config = replace(QUICK, contrast=contrast, mirror=contrast / 2)
     if contrast:
         whole = city
         city.run("whole", config)

@@ -1,7 +1,8 @@
 """Stage one: encoder and zoom decoder trained together on the zoom's own objective (paper, section 3).
 
 The loss is the teacher-forced cross-entropy of the next action. A contrastive loss for the experts that compare
-contents can be added to it (`finetune.contrast`). A step encodes each distinct tile of a batch once.
+contents can be added to it (`finetune.contrast`), and batches can be mirrored (`finetune.mirror`). A step encodes each
+distinct tile of a batch once.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - its name everywhere
 from torch import Tensor, nn
@@ -181,7 +183,9 @@ class FinetuneTask(EncoderTask):
         """
         area, device = self.areas[part.area], self.accelerator.device
         train = area.train
-        readable, squares = self.photo_squares(part.photos, generator)
+        mirror = self._draw_mirror(generator)
+        photos = [None if photo is None else np.fliplr(photo) for photo in part.photos] if mirror else part.photos
+        readable, squares = self.photo_squares(photos, generator)
         index = part.index[readable]
         distinct, tiles = torch.unique(train.tiles[index], return_inverse=True)
         draws = torch.rand(len(distinct), DRAWS, generator=generator) if self.config.augment else None
@@ -195,7 +199,17 @@ class FinetuneTask(EncoderTask):
                 images = augment_tiles(images, torch.rand(len(cells), DRAWS, generator=generator))
             pixels = torch.cat([pixels, self.encoder.normalise(images)])
             tiles = torch.cat([tiles, len(distinct) + cell[:, None].to(tiles.device)], 1)
-        return pixels, tiles.to(device), train.actions[index].to(device)
+        actions = train.actions[index]
+        if mirror:
+            places = len(squares) * squares.shape[1]  # the first of them, after the squares of photos
+            pixels = torch.cat([pixels[:places], pixels[places:].flip(3)])
+            actions = _mirrored(actions, area.pyramid.grid)
+        return pixels, tiles.to(device), actions.to(device)
+
+    def _draw_mirror(self, generator: torch.Generator) -> bool:
+        """Whether a part of a batch is mirrored, with its photos, places and actions."""
+        share = self.config.mirror
+        return share > 0 and torch.rand((), generator=generator).item() < share
 
     def validate(self) -> Metrics:
         """Encode every tile and the validation photos, and run greedy search on the embeddings."""
@@ -235,6 +249,12 @@ def _fingerprint(
 ) -> dict[str, Any]:
     decoder = {f"decoder.{key}": value for key, value in decoder_config.to_dict().items()}
     return {**decoder, **data_fingerprint(sources, encoder, config), "finetune.init": init_digest(start)}
+
+
+def _mirrored(actions: Tensor, grid: int) -> Tensor:
+    """The same actions on the mirrored map: of the same rows, with columns from the other side."""
+    col = actions % grid
+    return actions - col + (grid - 1 - col)
 
 
 def _cell_numbers(pyramid: Pyramid, actions: Tensor) -> Tensor:
