@@ -252,9 +252,21 @@ class Stacked:
             key: (photo,) row * columns + column of the true cells.
         """
         log, residual = self.fused(weights)
+        return self._at(key, log, residual - self.log_count)
+
+    def of_cells(self, key: NDArray[np.int64]) -> Tensor:
+        """(expert, photo) log-probability that each expert gives to one cell of each photo.
+
+        Args:
+            key: (photo,) row * columns + column of the cells.
+        """
+        return self._at(key, self.log, self.outside)
+
+    def _at(self, key: NDArray[np.int64], log: Tensor, outside: Tensor) -> Tensor:
+        """(..., photo) values of one cell of each photo: of those (..., photo, cell), or `outside` if it is not there."""
         match = torch.from_numpy(self.key == key[:, None]) & self.valid
-        inside = log.gather(1, match.int().argmax(-1, keepdim=True))[:, 0]
-        return torch.where(match.any(-1), inside, residual - self.log_count)
+        inside = log[..., torch.arange(len(key)), match.int().argmax(-1)]
+        return torch.where(match.any(-1), inside, outside)
 
 
 #: (photo, cell) keys, (photo, cell) whether each is a cell with imagery, and for each expert the (photo, cell) columns

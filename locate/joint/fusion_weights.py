@@ -79,7 +79,7 @@ class FusionFit:
     def _near(self) -> Tensor:
         """(expert, photo, 9) log-probabilities of the true cells and their neighbours."""
         keys = neighbours(self.key, self.stacked.cell_mask)
-        return torch.stack([_truth(self.stacked, key) for key in keys.T], -1)
+        return torch.stack([self.stacked.of_cells(key) for key in keys.T], -1)
 
     def weights(self, names: Sequence[str] = ()) -> FusionWeights:
         """The weights of several of the experts, and the spread of their product.
@@ -158,7 +158,7 @@ def fit_weights(
 
 def _maximise(stacked: Stacked, key: NDArray[np.int64], prior: float) -> Tensor:
     """(expert,) the weights with the greatest likelihood of the true cells; see `maximise`."""
-    return maximise(*_entries(stacked), _truth(stacked, key), prior)
+    return maximise(*_entries(stacked), stacked.of_cells(key), prior)
 
 
 def _entries(stacked: Stacked) -> tuple[Tensor, Tensor]:
@@ -168,13 +168,6 @@ def _entries(stacked: Stacked) -> tuple[Tensor, Tensor]:
     """
     base = torch.where(stacked.valid, 0.0, -torch.inf)
     return torch.cat([stacked.log, stacked.outside[..., None]], -1), torch.cat([base, stacked.log_count[:, None]], -1)
-
-
-def _truth(stacked: Stacked, key: NDArray[np.int64]) -> Tensor:
-    """(expert, photo) log-probabilities of one cell of each photo."""
-    match = torch.from_numpy(stacked.key == key[:, None]) & stacked.valid
-    inside = stacked.log[:, torch.arange(len(key)), match.int().argmax(-1)]
-    return torch.where(match.any(-1), inside, stacked.outside)
 
 
 def maximise(features: Tensor, base: Tensor, truth: Tensor, prior: float = 0.0) -> Tensor:
