@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from jzi.evaluate.gallery import GalleryExpert
-from jzi.evaluate.intervals import Interval
+from jzi.evaluate.intervals import Interval, effective_photos
 from jzi.evaluate.metrics import error_intervals
 from jzi.evaluate.photos import LabelledPhotos
 from jzi.locate.answer.location import DEFAULT, ESTIMATES, LocateOptions
@@ -99,10 +99,13 @@ class Answers:
     Attributes:
         error: (photo,) distance to the true position, metres.
         confidence: (photo,) probability that the photo was taken in the cell, or within the radius, 0..1.
+        effective_photos: number of independent photos that intervals count them as (`jzi.evaluate.intervals`); None for
+            all.
     """
 
     error: NDArray[np.float64]
     confidence: NDArray[np.float64]
+    effective_photos: float | None = None
 
 
 @dataclass(frozen=True)
@@ -148,13 +151,14 @@ class Calibration:
     def estimates(self, radii: Sequence[float]) -> dict[str, EstimateFigures]:
         """Accuracy of every estimate by its name, with 95 % intervals, within `radii` and `COMPARED`, metres.
 
-        All estimates are resampled alike, so that their intervals compare.
-
         Raises:
             ConfigError: a radius is out of range.
         """
         every = sorted({*(float(radius) for radius in radii), *COMPARED})
-        return {name: EstimateFigures(*error_intervals(each.error, every)) for name, each in self.answers.items()}
+        return {
+            name: EstimateFigures(*error_intervals(each.error, every, effective=each.effective_photos))
+            for name, each in self.answers.items()
+        }
 
     @property
     def error_before(self) -> float | None:
@@ -256,8 +260,8 @@ def calibrate(expert: Expert, photos: LabelledPhotos, *, radius: float = 50.0, b
     return Calibration(
         photos=len(photos),
         radius=radius,
-        answers={name: _concatenate(parts) for name, parts in answers.items()},
-        uncalibrated=_concatenate(before) if before else None,
+        answers={name: _concatenate(parts, photos) for name, parts in answers.items()},
+        uncalibrated=_concatenate(before, photos) if before else None,
         residual=float(np.concatenate(residual).mean()),
     )
 
@@ -267,5 +271,6 @@ def _answers(posterior: Posterior, points: Points, truth: tuple[NDArray[np.float
     return Answers(geodesic_distance(*truth, latitude, longitude), np.minimum(points.probability[:, 0], 1.0))
 
 
-def _concatenate(parts: list[Answers]) -> Answers:
-    return Answers(np.concatenate([part.error for part in parts]), np.concatenate([part.confidence for part in parts]))
+def _concatenate(parts: list[Answers], photos: LabelledPhotos) -> Answers:
+    error, confidence = (np.concatenate([getattr(part, name) for part in parts]) for name in ("error", "confidence"))
+    return Answers(error, confidence, effective_photos(photos.latitude, photos.longitude, error))

@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from jzi.evaluate.calibration import calibration_error, error_by_chance
+from jzi.evaluate.intervals import effective_photos
 from jzi.evaluate.metrics import RADII, Interval, error_intervals
 from jzi.evaluate.photos import LabelledPhotos
 from jzi.locate.answer.location import DEFAULT, LocateOptions
@@ -136,7 +137,8 @@ def evaluate_posteriors(
     figures = {}
     for name in errors:
         error, confidence = np.concatenate(errors[name]), np.concatenate(confidences[name])
-        recall, median = error_intervals(error, radii)
+        effective = effective_photos(photos.latitude, photos.longitude, error)
+        recall, median = error_intervals(error, radii, effective=effective)
         figures[name] = ExpertFigures(
             recall,
             median,

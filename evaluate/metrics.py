@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jzi.evaluate.intervals import Interval, median_interval, share_interval
+from jzi.evaluate.intervals import Interval, effective_photos, median_interval, share_interval
 from jzi.evaluate.nearest import RecallByDistance, recall_by_distance
 from jzi.evaluate.published import Published, published_apart, published_for
 from jzi.locate.ranges import DISTANCE, RESAMPLES, SEED
@@ -29,6 +29,7 @@ class Evaluation:
 
     Attributes:
         photos: number of photos located.
+        effective_photos: number of independent photos that intervals count them as (`jzi.evaluate.intervals`).
         recall: radius in metres to the share of photos whose answer lies within it.
         median_error: median distance from the true position to the answer, metres.
         sequence_accuracy: share of photos whose cell is right (all L actions of a zoom).
@@ -48,6 +49,7 @@ class Evaluation:
     """
 
     photos: int
+    effective_photos: float
     recall: dict[float, Interval]
     median_error: Interval
     sequence_accuracy: Interval
@@ -66,6 +68,7 @@ class Evaluation:
         """Plain values for JSON, without those of single photos."""
         return {
             "photos": self.photos,
+            "effective_photos": self.effective_photos,
             "gallery": self.gallery,
             "gallery_cells": self.gallery_cells,
             **{f"recall@{radius:g}m": asdict(interval) for radius, interval in self.recall.items()},
@@ -125,18 +128,20 @@ def score(
     if isinstance(area, Pyramid):
         correct = area.cell_to_path(row, col) == area.paths(latitude, longitude)
     rng = np.random.default_rng(seed)
-    recall, median = error_intervals(error, radii, resamples, rng)
+    effective = effective_photos(latitude, longitude, error)
+    recall, median = error_intervals(error, radii, resamples, rng, effective)
 
     return Evaluation(
         photos=len(error),
+        effective_photos=effective,
         recall=recall,
         median_error=median,
-        sequence_accuracy=share_interval(correct.all(1)),
+        sequence_accuracy=share_interval(correct.all(1), effective),
         prefix_accuracy=tuple(np.logical_and.accumulate(correct, axis=1).mean(0).tolist()),
         step_accuracy=step_accuracy,
         error=error,
         confidence=confidence,
-        recall_at={} if rank is None else {k: share_interval(rank < k) for k in RANKS},
+        recall_at={} if rank is None else {k: share_interval(rank < k, effective) for k in RANKS},
         gallery=gallery,
         gallery_cells=gallery_cells,
         by_training_distance=None if training_distance is None else recall_by_distance(training_distance, error, radii),
@@ -150,6 +155,7 @@ def error_intervals(
     radii: Sequence[float] = RADII,
     resamples: int = 1000,
     rng: np.random.Generator | None = None,
+    effective: float | None = None,
 ) -> tuple[dict[float, Interval], Interval]:
     """Recall within radii, and the median error, with 95 % intervals.
 
@@ -158,14 +164,15 @@ def error_intervals(
         radii: metres.
         resamples: number of bootstrap resamples.
         rng: source of the resamples; seeded with 0 by default.
+        effective: number of independent photos that they count as; all by default.
 
     Raises:
         ConfigError: a radius or the number of resamples is out of range.
     """
     check_bootstrap(radii, resamples)
     rng = rng or np.random.default_rng(0)
-    recall = {float(radius): share_interval(error <= radius) for radius in radii}
-    return recall, median_interval(error, resamples, rng)
+    recall = {float(radius): share_interval(error <= radius, effective) for radius in radii}
+    return recall, median_interval(error, resamples, rng, effective)
 
 
 def check_bootstrap(radii: Sequence[float], resamples: int = 1000, seed: int = 0) -> None:

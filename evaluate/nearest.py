@@ -16,17 +16,17 @@ import torch
 from numpy.typing import NDArray
 
 from jzi.locate.ranges import DISTANCE
-from jzi.store.geometry.pyramid import geodesic_distance, in_space
+from jzi.store.geometry.pyramid import geodesic_distance
+from jzi.store.geometry.space import bucket, in_space
 
 #: Limits of the bins, metres.
 LIMITS = (0.0, 10.0, 25.0, 50.0, 100.0, math.inf)
 
-#: Sides of the buckets that are searched first, metres, and photos that are searched at once. Buckets are cubes of
-#: space, in which neither 180 degrees east nor a pole is an edge.
+#: Sides of the buckets that are searched first, cubes of space, metres, and photos that are searched at once.
 BUCKETS_M, BATCH = (16.0, 64.0, 256.0), 64
 
-#: Offsets to a bucket and its neighbours, and a number of buckets along an axis above that of the earth.
-_AROUND, _SIDE = np.array([*itertools.product((-1, 0, 1), repeat=3)]), 2**21
+#: Offsets to a bucket and its neighbours.
+_AROUND = np.array([*itertools.product((-1, 0, 1), repeat=3)])
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def nearest_distance(
     nearest = np.zeros(len(photos), np.int64)
     pending = np.arange(len(photos))
     for side in BUCKETS_M:
-        buckets = _bucket(np.floor(others / side).astype(np.int64))
+        buckets = bucket(np.floor(others / side).astype(np.int64))
         order = buckets.argsort(kind="stable")
         in_order = buckets[order]
         far = [pending[:0]]
@@ -139,7 +139,7 @@ def _nearest_around(
     side: float,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Index of the nearest of the others in the buckets around each photo, and its distance; inf if there is none."""
-    keys = _bucket(np.floor(photos / side).astype(np.int64)[:, None] + _AROUND).ravel()
+    keys = bucket(np.floor(photos / side).astype(np.int64)[:, None] + _AROUND).ravel()
     start, stop = np.searchsorted(buckets, keys, "left"), np.searchsorted(buckets, keys, "right")
     counts = stop - start
     first = np.repeat(start - (counts.cumsum() - counts), counts)
@@ -151,8 +151,3 @@ def _nearest_around(
     nearest[photo[by_distance]] = index[by_distance]  # the last assignment is the nearest
     np.minimum.at(least, photo, metres)
     return nearest, least
-
-
-def _bucket(cell: NDArray[np.int64]) -> NDArray[np.int64]:
-    """One number for each (x, y, z) in the last axis."""
-    return np.asarray((cell[..., 0] * _SIDE + cell[..., 1]) * _SIDE + cell[..., 2])

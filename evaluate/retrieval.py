@@ -17,7 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from jzi.errors import ConfigError
-from jzi.evaluate.intervals import Interval, share_interval
+from jzi.evaluate.intervals import Interval, effective_photos, share_interval
 from jzi.evaluate.moments import groups_by_time
 from jzi.locate.ranges import DISTANCE, RANKS
 from jzi.store.geometry.bands import haversine
@@ -179,6 +179,7 @@ class RetrievalEvaluation:
 
     Attributes:
         photos: number of photos, those left out not counted.
+        effective_photos: number of independent photos that intervals count them as (`jzi.evaluate.intervals`).
         left_out: reason to the number of photos that were left out: "outside of the region", "no imagery".
         cells: number of cells among which photos were searched.
         recall: radius in metres (0: the photo's own cell) to k to the share of photos.
@@ -189,6 +190,7 @@ class RetrievalEvaluation:
     """
 
     photos: int
+    effective_photos: float
     left_out: dict[str, int]
     cells: int
     recall: dict[float, dict[int, Interval]]
@@ -201,6 +203,7 @@ class RetrievalEvaluation:
         """Plain values for JSON; "recall@k<r" as in the paper."""
         return {
             "photos": self.photos,
+            "effective_photos": self.effective_photos,
             "left_out": self.left_out,
             "cells": self.cells,
             "distance": self.distance,
@@ -243,6 +246,7 @@ def summarise(
     groups: dict[str, NDArray[Any]] | None = None,
     min_photos: int = 1,
     distance: Distance = "ellipsoid",
+    effective: float | None = None,
 ) -> RetrievalEvaluation:
     """Recall from equivalent ranks.
 
@@ -255,6 +259,7 @@ def summarise(
         groups: name of a breakdown to the (photo,) names of the groups, from `jzi.evaluate.moments`.
         min_photos: fewest photos of a group whose recall is reported.
         distance: how distances were measured.
+        effective: number of independent photos that they count as; all by default.
 
     Raises:
         ConfigError: a number is out of range, or no photo is left.
@@ -277,9 +282,13 @@ def summarise(
         )
     return RetrievalEvaluation(
         photos=ranks.shape[1],
+        effective_photos=effective or ranks.shape[1],
         left_out=left_out or {},
         cells=cells,
-        recall={radius: {k: share_interval(rank < k) for k in top} for radius, rank in zip(radii, ranks, strict=True)},
+        recall={
+            radius: {k: share_interval(rank < k, effective) for k in top}
+            for radius, rank in zip(radii, ranks, strict=True)
+        },
         rank_shares={
             radius: {percent: float((rank < cells * percent / 100).mean()) for percent in (1.0, 0.1, 0.01)}
             for radius, rank in zip(radii, ranks, strict=True)
@@ -376,8 +385,9 @@ def evaluate_retrieval(
         right = [_similarities(photos, each.photo, vectors, at) for each, at in zip(found, places, strict=True)]
         chunks = ((row, col, photos @ block.astype(np.float32).T) for row, col, block in store.blocks())
         ranks.append(equivalent_ranks(chunks, found, right, cols)[0])
+    every = np.concatenate(ranks, 1)
     return summarise(
-        np.concatenate(ranks, 1),
+        every,
         radii,
         cells,
         top=top,
@@ -385,6 +395,7 @@ def evaluate_retrieval(
         groups={name: labels[kept] for name, labels in groups.items()},
         min_photos=min_photos,
         distance=distance,
+        effective=effective_photos(latitude[index], longitude[index], every[-1]) if len(index) else None,
     )
 
 

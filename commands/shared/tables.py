@@ -68,6 +68,14 @@ def judged_text(candidate: Candidate, location: Location) -> str:
     return f"before the comparison number {judged.rank} with {percent(location.overall(judged.probability))}; {score}"
 
 
+def in_brackets(photos: int, effective: float) -> str:
+    """What the brackets of a table are, and how many independent photos they are of, if that is clearly fewer."""
+    independent = (
+        f" of {effective:.0f} independent photos, as these are alike nearby" if effective < 0.9 * photos else ""
+    )
+    return f"in brackets 95 % intervals{independent}"
+
+
 def evaluation_table(evaluation: Evaluation, title: str) -> str:
     """The figures, one to a line, recall by distance to training photos, and published results of the same area.
 
@@ -75,7 +83,7 @@ def evaluation_table(evaluation: Evaluation, title: str) -> str:
     """
     from jzi.evaluate.published import RADII as PUBLISHED_RADII
 
-    lines = [f"{title}; in brackets 95 % intervals"]
+    lines = [f"{title}; {in_brackets(evaluation.photos, evaluation.effective_photos)}"]
     lines += [
         f"  recall within {radius:>4g} m   {share_with_interval(each)}" for radius, each in evaluation.recall.items()
     ]
@@ -154,7 +162,7 @@ def _distance_lines(by_distance: RecallByDistance) -> list[str]:
 def retrieval_table(evaluation: RetrievalEvaluation, title: str, published: Sequence[PublishedRetrieval] = ()) -> str:
     """Recall at k within radii, by year and hour, the photos left out, and published results with their conditions."""
     tops = list(next(iter(evaluation.recall.values())))
-    lines = [f"{title}; in brackets 95 % intervals"]
+    lines = [f"{title}; {in_brackets(evaluation.photos, evaluation.effective_photos)}"]
     lines.append(f"  {'recall':<16}" + "".join(f"{f'among {k}':>27}" for k in tops) + "   median rank")
     for radius, by_k in evaluation.recall.items():
         name = f"within {radius:g} m" if radius else "own cell"

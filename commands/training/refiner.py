@@ -162,6 +162,7 @@ def evaluate_refined(
 
 def metres_table(figures: MetreFigures, headings: bool = True) -> str:
     """Metres of the model, refined in its order, and refined and re-ranked; coverage, likelihood and heading."""
+    from jzi.commands.shared.tables import in_brackets
     from jzi.store.plain import share_text
 
     title = "1 photo" if figures.photos == 1 else f"{figures.photos} photos"
@@ -169,7 +170,7 @@ def metres_table(figures: MetreFigures, headings: bool = True) -> str:
         were = "was" if figures.duplicates == 1 else "were"
         title += f" ({figures.duplicates} more {were} taken within 5 m of a training photo)"
     title += {"": "", "black": ", replaced with black ones", "shuffled": ", in the wrong order"}[figures.control]
-    lines = [f"{title}; in brackets 95 % intervals"]
+    lines = [f"{title}; {in_brackets(figures.photos, figures.effective_photos)}"]
     columns = {"model": figures.before, "refined": figures.unranked, "and re-ranked": figures.after}
     lines.append("  " + " " * 14 + "".join(f"{name:>28}" for name in columns))
     for radius in figures.after.recall:

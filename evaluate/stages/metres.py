@@ -40,16 +40,24 @@ class Metres:
     median: Interval
 
     @classmethod
-    def of(cls, error: NDArray[np.float64], resamples: int = 1000, seed: int = 0) -> Metres:
+    def of(
+        cls, error: NDArray[np.float64], resamples: int = 1000, seed: int = 0, effective: float | None = None
+    ) -> Metres:
         """From the distances of photos, with 95 % intervals.
+
+        Args:
+            error: (photo,) metres.
+            resamples: number of bootstrap resamples.
+            seed: of the resamples.
+            effective: number of independent photos that they count as; all by default.
 
         Raises:
             ConfigError: the number of resamples or the seed is out of range.
         """
         check_bootstrap(RADII, resamples, seed)
         rng = np.random.default_rng(seed)
-        recall, median = error_intervals(error, RADII, resamples, rng)
-        means = error[rng.integers(len(error), size=(resamples, len(error)))].mean(1)
+        recall, median = error_intervals(error, RADII, resamples, rng, effective)
+        means = error[rng.integers(len(error), size=(resamples, round(effective or len(error))))].mean(1)
         return cls(recall, Interval.of_photos(float(error.mean()), means, len(error)), median)
 
     def to_dict(self) -> dict[str, Any]:
@@ -64,6 +72,7 @@ class MetreFigures:
 
     Attributes:
         photos: number of photos.
+        effective_photos: number of independent photos that intervals count them as (`jzi.evaluate.intervals`).
         duplicates: photos of the split left out because they were taken within 5 m of a training photo.
         not_refined: photos without a refined answer, whose answer is that of the front end.
         control: "" or what photos were replaced with, "black" or "shuffled".
@@ -79,6 +88,7 @@ class MetreFigures:
     """
 
     photos: int
+    effective_photos: float
     duplicates: int
     not_refined: int
     control: str
@@ -96,6 +106,7 @@ class MetreFigures:
         """Plain values for JSON."""
         return {
             "photos": self.photos,
+            "effective_photos": self.effective_photos,
             "duplicates": self.duplicates,
             "not_refined": self.not_refined,
             "control": self.control,
@@ -124,14 +135,15 @@ def median_heading(values: NDArray[np.float64], resamples: int = 1000, seed: int
     return Interval.of_photos(float(np.median(values)), drawn, len(values), (0.0, 180.0))
 
 
-def covered(error: NDArray[np.float64], radius: NDArray[np.float64]) -> Interval:
+def covered(error: NDArray[np.float64], radius: NDArray[np.float64], effective: float | None = None) -> Interval:
     """Share of photos whose true position lies within a radius of their answer, with Wilson's interval.
 
     Args:
         error: (photo,) metres.
         radius: (photo,) metres; inf counts as covered.
+        effective: number of independent photos that they count as; all by default.
     """
-    return share_interval(error <= radius)
+    return share_interval(error <= radius, effective)
 
 
 def constant_error(offset_m: NDArray[np.float64], steps: int = 41) -> NDArray[np.float64]:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from jzi.encode.photo.photo_view import PhotoView
 from jzi.evaluate.cases import Cases
+from jzi.evaluate.intervals import effective_photos
 from jzi.evaluate.stages.metres import (
     SHARES,
     TINY,
@@ -90,7 +91,11 @@ def evaluate_refinement(
         found = [getattr(each, name) for each in answers]
         return geodesic_distance(latitude, longitude, [c.latitude for c in found], [c.longitude for c in found])
 
+    def metres(error: NDArray[np.float64]) -> Metres:
+        return Metres.of(error, resamples, seed, effective_photos(latitude, longitude, error))
+
     after = error("after")
+    effective = effective_photos(latitude, longitude, after)
     fixes = [each.after.fix for each in answers]
     refined = np.array([fix is not None for fix in fixes])
     known = photos.frame["heading_deg"] if "heading_deg" in photos.frame else pd.Series(np.nan, photos.frame.index)
@@ -100,16 +105,19 @@ def evaluate_refinement(
     radii = np.array([(fix.radius_68_m, fix.radius_95_m) if fix else (np.nan, np.nan) for fix in fixes])
     return MetreFigures(
         photos=len(photos),
+        effective_photos=effective,
         duplicates=photos.duplicates,
         not_refined=int((~refined).sum()),
         control=control,
-        before=Metres.of(error("before"), resamples, seed),
-        unranked=Metres.of(error("unranked"), resamples, seed),
-        after=Metres.of(after, resamples, seed),
+        before=metres(error("before")),
+        unranked=metres(error("unranked")),
+        after=metres(after),
         heading_error=median_heading(turned, resamples, seed),
         headings=len(turned),
         coverage={
-            share: covered(after[refined], radii[refined, index]) for index, share in enumerate(SHARES) if refined.any()
+            share: covered(after[refined], radii[refined, index], effective * refined.mean())
+            for index, share in enumerate(SHARES)
+            if refined.any()
         },
         nll_before=_nll([each.density_before for each in answers]),
         nll_after=_nll([each.density_after for each in answers]),

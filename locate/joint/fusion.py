@@ -263,7 +263,7 @@ class Stacked:
         return self._at(key, self.log, self.outside)
 
     def _at(self, key: NDArray[np.int64], log: Tensor, outside: Tensor) -> Tensor:
-        """(..., photo) values of one cell of each photo: of those (..., photo, cell), or `outside` if it is not there."""
+        """(..., photo) values of one cell of each photo: of (..., photo, cell), or `outside` if it is not there."""
         match = torch.from_numpy(self.key == key[:, None]) & self.valid
         inside = log[..., torch.arange(len(key)), match.int().argmax(-1)]
         return torch.where(match.any(-1), inside, outside)

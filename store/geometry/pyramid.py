@@ -275,14 +275,6 @@ def geodesic_distance(
     return np.asarray(WGS84.inv(x1, y1, x2, y2)[2])
 
 
-def in_space(latitude: NDArray[np.float64], longitude: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(n, 3) metres from the centre of the earth, on the WGS 84 ellipsoid, of positions in degrees."""
-    east, north = np.radians(longitude), np.radians(latitude)
-    curvature = WGS84.a / np.sqrt(1 - WGS84.es * np.sin(north) ** 2)
-    axis = curvature * np.cos(north)
-    return np.stack([axis * np.cos(east), axis * np.sin(east), (1 - WGS84.es) * curvature * np.sin(north)], -1)
-
-
 #: Published areas. The zoom sequences of the Just Zoom In data set were computed on a sphere of radius 6 378 137 m.
 PRESETS: dict[str, Pyramid] = {
     "just-zoom-in-dc": Pyramid(

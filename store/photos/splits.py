@@ -15,7 +15,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from jzi.errors import PhotoTableError
-from jzi.store.geometry.pyramid import geodesic_distance, in_space
+from jzi.store.geometry.pyramid import geodesic_distance
+from jzi.store.geometry.space import in_space
 
 SPLITS = ("train", "val", "test")
 
