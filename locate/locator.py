@@ -20,7 +20,7 @@ from jzi.encode.photo.photo_inputs import PhotoInput, as_photo, is_several
 from jzi.encode.photo.photo_reader import Photo, PhotoReader, ReadPhoto
 from jzi.errors import ConfigError, EncoderError, PhotoError
 from jzi.locate.answer.location import DEFAULT, Candidate, LocateOptions, Location, NotLocated, to_locations
-from jzi.locate.answer.photo_notes import exif_position, too_fast_note, with_notes
+from jzi.locate.answer.photo_notes import exif_position, named_notes, too_fast_note, with_notes
 from jzi.locate.expert import Commentator, Expert, Query, Stage
 from jzi.locate.inside import InsideDetector, probability_inside
 from jzi.locate.joint.sequential import check_track, fuse, smooth_track
@@ -194,7 +194,7 @@ class Locator:
             posterior = fuse(self.posterior(query, options), self.expert.cell_mask)
         location = to_locations(posterior, options, [" + ".join(names)])[0]
         inside = self._inside(query, options, together=True)[0]
-        return replace(location, inside=inside, exif=recorded[0])
+        return replace(location, inside=inside, exif=recorded[0], notes=named_notes(names, self._unlike(query)))
 
     def locate_track(
         self,
@@ -237,8 +237,11 @@ class Locator:
         ]
         gaps = (np.diff(np.asarray(seconds, float)) + rounding_s).tolist()
         pairs = zip(located, located[1:], gaps, strict=False)
-        notes = [(), *(too_fast_note(before, each, gap, speed) for before, each, gap in pairs)]
-        return [replace(each, notes=(*each.notes, *note)) for each, note in zip(located, notes, strict=True)]
+        fast = [(), *(too_fast_note(before, each, gap, speed) for before, each, gap in pairs)]
+        return [
+            replace(each, notes=(*each.notes, *unlike, *note))
+            for each, unlike, note in zip(located, self._unlike(query), fast, strict=True)
+        ]
 
     def encode(self, photos: Iterable[PhotoInput], batch_size: int = 32) -> tuple[list[str], Tensor]:
         """Names and (photo, feature) embeddings of photos.
@@ -351,11 +354,15 @@ class Locator:
         """The locations of photos before stages run, with at least as many candidates as these look at."""
         proposed = replace(options, top=_wanted(options.top, self.stages))
         locations = to_locations(self.posterior(query, options), proposed, names)
-        inside, notes = self._inside(query, options), self.detector.notes(query) if self.detector else [()] * len(query)
+        inside = self._inside(query, options)
         return [
             replace(each, inside=probability, notes=(*each.notes, *note))
-            for each, probability, note in zip(locations, inside, notes, strict=True)
+            for each, probability, note in zip(locations, inside, self._unlike(query), strict=True)
         ]
+
+    def _unlike(self, query: Tensor) -> Sequence[tuple[str, ...]]:
+        """(photo,) notes on pictures that are unlike the training photos."""
+        return self.detector.notes(query) if self.detector else [()] * len(query)
 
     def _inside(
         self, query: Tensor, options: LocateOptions, *, together: bool = False

@@ -196,6 +196,17 @@ def test_photos_of_one_place_are_from_here_together_or_not(locator, take_photo, 
     assert locator.with_prior(weight).locate(photos[0], even).inside == pytest.approx(1 / (1 + np.exp(-2)))
 
 
+def test_answers_to_several_photos_say_which_are_unlike_the_training_photos(locator, take_photo, tmp_path) -> None:
+    photos = [take_photo(tmp_path / f"{seed}.jpg", seed=seed) for seed in range(4)]
+    names = [each.photo for each in locator.locate(photos)]
+    assert locator.locate_together(photos).notes == ()
+    locator.detector = Doubtful()  # the second and the fourth
+    assert locator.locate_together(photos).notes == (f"{names[1]}, {names[3]}: {UNLIKE}",)
+    assert locator.locate_together(photos[:1]).notes == ()
+    track = locator.locate_track(photos, [0.0, 1e4, 2e4, 3e4], 10.0)  # slow enough for any answers
+    assert [each.notes for each in track] == [(), (UNLIKE,), (), (UNLIKE,)]
+
+
 def test_a_model_folder_keeps_the_detector(locator, tmp_path, take_photo) -> None:
     update_config(tmp_path / "model", inside={"zoom": FITTED})
     import jzi

@@ -14,6 +14,7 @@ from jzi.locate.answer.location import Location
 from jzi.store.geometry.pyramid import geodesic_distance
 from jzi.store.photos.exif import ExifPosition, read_position
 from jzi.store.photos.georeference import is_georeferenced
+from jzi.store.printable import listed
 
 #: Metres by which the EXIF position may miss an answer in any case: GPS among tall buildings.
 GPS_ERROR_M = 50.0
@@ -43,6 +44,20 @@ def with_notes(location: Location, notes: Sequence[str], photo: Any) -> Location
     is_map = isinstance(photo, str | Path | bytes) and is_georeferenced(photo)
     found = (*location.notes, *notes, *([GEOREFERENCED] if is_map else ()), *exif_note(position, location))
     return replace(location, inside=inside, notes=found, exif=position)
+
+
+def named_notes(names: Sequence[str], notes: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    """Notes on single photos of a common answer, each once, with the names of the photos that it is about.
+
+    Args:
+        names: (photo,) names.
+        notes: (photo,) notes.
+    """
+    about: dict[str, list[str]] = {}
+    for name, found in zip(names, notes, strict=True):
+        for note in found:
+            about.setdefault(note, []).append(name)
+    return tuple(f"{listed(photos)}: {note}" for note, photos in about.items())
 
 
 def exif_position(photo: Any) -> ExifPosition | None:
