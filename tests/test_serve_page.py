@@ -296,6 +296,9 @@ def test_a_person_gives_a_photo_and_sees_the_answer(server, browser, photo, tmp_
     find(browser, "#file")[0].send_keys(str(tmp_path / "no.jpg"))
     wait(browser, lambda page: find(page, "#about .error"))
     assert "not a photo" in find(browser, "#about .error")[0].text and not find(browser, ".candidates")
+    wait(browser, lambda page: not find(page, "#status")[0].text)
+    assert find(browser, "body")[0].text.lower().count("not located") == 1 and fits(browser)
+    assert find(browser, "#about .error")[0].get_attribute("role") == "alert"
 
 
 def test_several_photos_are_located_one_after_the_other(server, browser, photo, tmp_path) -> None:

@@ -41,7 +41,7 @@ function openEntry(index, move = true) {
   clearMap(); drawLegend();
   const box = element("div", "", {className: "place"});
   box.append(element("div", entry.error ? "Not located" : entry.state, {className: "answer"}));
-  if (entry.error) box.append(element("div", entry.error, {className: "error"}));
+  if (entry.error) box.append(element("div", entry.error, {className: "error", role: "alert"}));
   else box.append(element("progress", "", entry.share === undefined ? {} : {value: entry.share}));
   if (entry.advice) box.append(element("div", entry.advice, {className: "note"}));
   if (entry.retry) box.append(element("button", "Try again", {type: "button", onclick: entry.retry}));

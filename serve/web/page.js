@@ -62,7 +62,7 @@ async function locate(entry, query) {
     if (status === 401) askToken();
     const advice = {0: REACH, 401: "Enter the token above."}[status];
     change(entry, {error: answer.detail, advice, retry: () => locateEntry(entry)});
-    return setStatus(`${entry.name} was not located.`, true);
+    return setStatus("");  // the sheet, or the list, says why
   }
 }
 
