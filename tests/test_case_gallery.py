@@ -129,6 +129,7 @@ def test_names_of_strangers_are_text_and_what_is_missing_is_said(tmp_path) -> No
     assert "<script>alert" not in page and "&lt;script&gt;alert(1)" in page and "</title><b>" not in page
     assert "no zoom decoder took part" in page and "no file of this photo" in page
     assert "Zoom steps</h3>" not in page and "Most similar training photos" not in page
+    assert "</span> answer</li>" in page and "</span> true position</li>" in page  # the legend of a page without zoom
 
 
 def test_attention_is_shown_and_called_so_where_the_decoder_reads_patches(tmp_path, expert) -> None:
@@ -137,6 +138,7 @@ def test_attention_is_shown_and_called_so_where_the_decoder_reads_patches(tmp_pa
     page = (tmp_path / "a.html").read_text()
     assert "Attention 0." in page and "colours are its attention" in page and "no attention to show" not in page
     assert all(article.count('class="image i') == 1 + 2 * 2 for article in articles(page))  # map; tile, attention
+    assert "</span> answer, chosen part</li>" in page and ": chosen part " in articles(page)[0]
     values = np.full((3, 3), np.nan)
     values[1, 1], values[0, 2] = 0.2, 0.7
     pool = ImagePool()

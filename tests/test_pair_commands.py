@@ -80,6 +80,7 @@ def test_a_data_set_is_set_up_trained_on_and_evaluated(vigor_tree: Path, tmp_pat
     result = jzi("evaluate", "--config", config, "--gallery-html", tmp_path / "a.html", "--gallery-photos", "4")
     page = (tmp_path / "a.html").read_text()
     assert page.count("<article") == 4 and "Similarity" in page and "Zoom steps" not in page
+    assert "low to high" not in page and "chosen part" not in page
     assert page.count('class="truth"') >= page.count("right image</b>") >= 4 and page.count('class="answer"') == 4
     for line in ("recall at 1, re-ranked", "recall at 1 %", "hit rate", "UnifyGeo, table III", "this model"):
         assert line in result.stdout
