@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 import jzi as package
 from jzi.errors import HubError, JziError, ModelError
+from jzi.locate.novelty import Novelty
 from jzi.publish.hub.hub import RepoName
 from jzi.publish.hub.hub_download import fetch_model
 from jzi.publish.hub.hub_upload import HubTarget
+from jzi.store.model_config import InsideConfig, read_config
+from jzi.store.model_folder import NOVELTY, update_config, write_file
 from jzi.tests.conftest import write_photo
 from jzi.tests.mock_hub import TOKEN, Hub
 from jzi.workspace.models.hub import local_folder
@@ -51,6 +55,18 @@ def test_a_pushed_model_locates_as_the_one_it_was(hub: Hub, model: Path, tmp_pat
     locator = package.load("anna/town")
     assert locator.name == "anna/town"
     assert locator.locate(photo).to_dict() == before.to_dict()
+
+
+def test_the_measures_of_the_training_photos_are_pushed_and_loaded(hub: Hub, model: Path, tmp_path: Path) -> None:
+    width = read_config(model).encoder.width
+    novelty = Novelty.fit(torch.randn(200, width), torch.randn(100, width))
+    assert novelty is not None
+    write_file(model, NOVELTY, novelty.save)
+    update_config(model, inside={"zoom": InsideConfig({"zoom": 1.0}, 0.0, 0.9, 100)}, novelty=novelty.config)
+    publish(model)
+    assert NOVELTY in hub.files("anna/town")
+    locator = package.load("anna/town")
+    assert locator.detector is not None and locator.detector.novelty is not None
 
 
 def test_everything_that_locating_needs_is_pushed_and_nothing_else(hub: Hub, model: Path) -> None:

@@ -28,7 +28,8 @@ _NAME = re.compile(r"([A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:@([A-Za
 
 #: Files of a model: those of jzi in JSON and safetensors, its card with pictures, and what the hub puts there.
 MODEL_FILES = re.compile(
-    r"(config\.json|(decoder|map|cells|levels|vpr|index)\.safetensors|encoder/(?:[\w.-]+/)?[\w.-]+\.(json|safetensors)"
+    r"(config\.json|(decoder|map|novelty|cells|levels|vpr|index)\.safetensors"
+    r"|encoder/(?:[\w.-]+/)?[\w.-]+\.(json|safetensors)"
     r"|refiner/refiner\.(json|safetensors)|README\.md|LICENSE(\.md|\.txt)?|\.gitattributes|card/[\w-]+\.png)",
     re.ASCII,
 )
