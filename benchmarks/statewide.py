@@ -39,7 +39,7 @@ from jzi.benchmarks.device import device_option
 from jzi.encode.encode_queries import encode_queries
 from jzi.encode.encoders.hf_model import quiet_transformers
 from jzi.errors import ConfigError, JziError
-from jzi.evaluate.experts import BATCH, negative_log_likelihood
+from jzi.evaluate.experts import negative_log_likelihood
 from jzi.evaluate.retrieval import TOP, check_radii, evaluate_retrieval, matches, reachable
 from jzi.locate.answer.location import LocateOptions
 from jzi.retrieve.statewide import StatewideRetriever
@@ -51,8 +51,8 @@ from jzi.workspace.regions.statewide import new_towers, open_index, train_region
 from jzi.workspace.setup.settings import FILE, PathSettings, RegionSettings
 from jzi.workspace.setup.settings_file import load_region, write_settings
 
-#: Radius of recall, metres.
-RADIUS = 50.0
+#: Radius of recall, metres, and photos located at once.
+RADIUS, BATCH = 50.0, 64
 
 #: Sections whose settings a variant may change.
 SECTIONS = ("statewide", "region")

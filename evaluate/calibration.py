@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from jzi.evaluate.gallery import GalleryExpert
 from jzi.evaluate.intervals import Interval, effective_photos
@@ -20,9 +19,6 @@ from jzi.locate.points.discs import check_radius, most_probable_discs
 from jzi.locate.posterior import Points, Posterior, most_probable_cells
 from jzi.locate.ranges import DISTANCE, SHARE
 from jzi.store.geometry.pyramid import geodesic_distance
-
-#: Photos whose posteriors are computed at once.
-BATCH = 32
 
 #: Bins of the calibration error, as in Guo et al. 2017.
 BINS = 15
@@ -241,8 +237,7 @@ def calibrate(expert: Expert, photos: LabelledPhotos, *, radius: float = 50.0, b
     residual = []
     plain_expert = expert.uncalibrated()
     options, greedy_options = LocateOptions(radius=radius, beams=beams), LocateOptions("greedy", radius=radius)
-    batches = np.array_split(np.arange(len(photos)), range(BATCH, len(photos), BATCH))
-    for part in tqdm(batches, unit_scale=BATCH, unit="photo", desc="posterior"):
+    for part in photos.batches("posterior"):
         query, truth = photos.query[part], (photos.latitude[part], photos.longitude[part])
         posterior = expert.posterior(query, options)
         residual.append(posterior.residual)

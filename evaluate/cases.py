@@ -8,17 +8,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from jzi.evaluate.photos import LabelledPhotos
+from jzi.evaluate.photos import BATCH, LabelledPhotos
 from jzi.locate.answer.location import DEFAULT, LocateOptions, Location, to_locations
 from jzi.locate.expert import Expert
 from jzi.locate.points.discs import check_radius, most_probable_discs
 from jzi.locate.ranges import CASES
 from jzi.store.geometry.pyramid import geodesic_distance
-
-#: Photos whose posteriors are computed at once.
-BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -128,8 +124,7 @@ def find_cases(
     check_radius(expert.area, radius)
     options = LocateOptions(radius=radius, beams=beams)
     errors = []
-    batches = np.array_split(np.arange(len(photos)), range(BATCH, len(photos), BATCH))
-    for part in tqdm(batches, unit_scale=BATCH, unit="photo", desc="answers"):
+    for part in photos.batches("answers"):
         points = most_probable_discs(
             expert.posterior(photos.query[part], options), radius, mean=DEFAULT.estimate == "mean"
         )

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from jzi.evaluate.calibration import calibration_error, error_by_chance
 from jzi.evaluate.intervals import effective_photos
@@ -21,9 +20,6 @@ from jzi.locate.points.discs import most_probable_discs
 from jzi.locate.posterior import Posterior
 from jzi.locate.ranges import DISTANCE
 from jzi.store.geometry.pyramid import geodesic_distance
-
-#: Photos whose posteriors are computed at once.
-BATCH = 64
 
 #: Probability of a true cell, at least, in the log-likelihood.
 TINY = 1e-12
@@ -124,8 +120,7 @@ def evaluate_posteriors(
     errors: dict[str, list[NDArray[np.float64]]] = {}
     confidences: dict[str, list[NDArray[np.float64]]] = {}
     losses: dict[str, list[NDArray[np.float64]]] = {}
-    batches = np.array_split(np.arange(len(photos)), range(BATCH, len(photos), BATCH))
-    for part in tqdm(batches, unit_scale=BATCH, unit="photo", desc="experts"):
+    for part in photos.batches("experts"):
         for name, posterior in posteriors(photos.query[part]).items():
             points = most_probable_discs(posterior, radius, mean=DEFAULT.estimate == "mean")
             latitude, longitude = posterior.area.unproject(points.x[:, 0], points.y[:, 0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from tqdm import tqdm
 
 from jzi.decode.dataset import ZoomDataset
 from jzi.errors import TrainingError
@@ -20,6 +21,9 @@ from jzi.locate.ranges import RANKS
 from jzi.store.cache.feature_cache import FeatureCache
 from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.trained_photos import check_held_out, photo_keys
+
+#: Photos whose posteriors are computed at once.
+BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -159,6 +163,13 @@ class LabelledPhotos:
         query = self.query[torch.from_numpy(index).to(self.query.device)]
         ids = tuple(self.ids[each] for each in index) if self.ids else ()
         return replace(self, query=query, training_distance=distance, ids=ids, **arrays)
+
+    def batches(self, label: str) -> Iterator[NDArray[np.int64]]:
+        """Indices of the photos, `BATCH` at a time, with a progress bar of that label."""
+        with tqdm(total=len(self), unit="photo", desc=label) as progress:
+            for part in np.array_split(np.arange(len(self)), range(BATCH, len(self), BATCH)):
+                yield part
+                progress.update(len(part))
 
     def __len__(self) -> int:
         return len(self.query)
