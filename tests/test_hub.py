@@ -64,7 +64,8 @@ def test_the_measures_of_the_training_photos_are_pushed_and_loaded(hub: Hub, mod
     write_file(model, NOVELTY, novelty.save)
     update_config(model, inside={"zoom": InsideConfig({"zoom": 1.0}, 0.0, 0.9, 100)}, novelty=novelty.config)
     publish(model)
-    assert NOVELTY in hub.files("anna/town")
+    files = hub.files("anna/town")
+    assert NOVELTY in files and "the covariance of the training photos" in files["README.md"].decode()
     locator = package.load("anna/town")
     assert locator.detector is not None and locator.detector.novelty is not None
 

@@ -27,7 +27,7 @@ from jzi.store.model_config import (
     TransferModelConfig,
     ZoomModelConfig,
 )
-from jzi.store.model_folder import EXPERT_FILES
+from jzi.store.model_folder import EXPERT_FILES, NOVELTY
 from jzi.store.plain import share_text
 from jzi.version import __version__
 
@@ -288,6 +288,8 @@ def _disclosed(card: ModelCard) -> list[str]:
             f"`{EXPERT_FILES['vpr']}` has the exact position and an embedding of each of {card.training_photos} "
             "training photos."
         )
+    if NOVELTY in card.config.files:
+        lines.append(f"`{NOVELTY}` has the mean and the covariance of the training photos' embeddings.")
     if isinstance(card.config, AreaModelConfig):
         what = "cell" if isinstance(card.config, RetrieverModelConfig) else "tile"
         lines.append(f"There is an embedding of every {what} of the imagery, from which similar places can be found.")
