@@ -227,6 +227,44 @@ def test_each_distinct_tile_is_encoded_once(city) -> None:
     assert tiles.shape == (16, 3) and int(tiles.max()) == distinct - 1
 
 
+def test_the_contrast_counts_in_validation(city) -> None:
+    config = replace(QUICK, blocks="all", augment=False, contrast=0.7)
+    run, zoom = start(city, config), start(city, replace(config, contrast=0.0))
+    zoom.network.load_state_dict(run.network.state_dict(), strict=False)
+    area, encoder, heads = run.areas[0], run.encoder, run.network.heads.eval()
+    photos = torch.from_numpy(np.stack(list(run.reader.read(area.val.paths, 8))))
+    row, col = city.pyramid.path_to_tile(area.val.actions.numpy())
+    cell = torch.from_numpy(row * area.cells.cells + col)
+    squares = encoder.squares(encoder.to_unit(photos))
+    with torch.inference_mode():
+        query = torch.stack([encoder.embed(encoder.normalise(half)) for half in squares.unbind(1)]).mean(0)
+        codes, steps = heads.photo_codes(query), area.val.tiles[:, 1:].unbind(1)
+        places = [encoder.encode_tiles(area.images[step]) for step in steps] + [encoder.encode_tiles(area.cells[cell])]
+        place_codes = [heads.place_codes(embedding) for embedding in places]
+    losses = []
+    for level, key in enumerate([*steps, cell]):
+        similarity = codes[:, level] @ place_codes[level].T
+        first = torch.stack([(key == each).nonzero()[0, 0] for each in key])  # the first photo of the same place
+        distinct = first.unique()
+        to_place = similarity[:, distinct].logsumexp(1) - similarity[torch.arange(len(key)), first]
+        to_photo = [-(similarity[:, each].log_softmax(0)[key == key[each]]).mean() for each in distinct]
+        losses.append((to_place.mean() + torch.stack(to_photo).mean()) / 2)
+    with torch.inference_mode():
+        ours, of_zoom = (each.validate()["val_loss"] for each in (run, zoom))
+    assert ours == pytest.approx(of_zoom + 0.7 * float(torch.stack(losses).mean()), abs=1e-2)  # of rounded embeddings
+
+
+@pytest.mark.parametrize(("contrast", "best"), [(0.0, 1), (1.0, 2)])
+def test_the_loss_selects_the_epoch_where_there_is_a_contrast(city, monkeypatch, contrast, best) -> None:
+    measured = iter([(0.9, 3.0), (0.1, 2.0)])
+
+    def validate(_) -> dict[str, float]:
+        return dict(zip(("recall@40m", "val_loss"), next(measured), strict=True))
+
+    monkeypatch.setattr(FinetuneTask, "validate", validate)
+    assert city.run(config=replace(QUICK, epochs=2, contrast=contrast)).best["epoch"] == best
+
+
 def test_a_mirrored_batch_is_a_batch_of_the_mirrored_map(city, monkeypatch) -> None:
     """Its inputs are those of an area whose map, photos and paths were mirrored beforehand."""
     config = replace(QUICK, augment=False, contrast=1.0)

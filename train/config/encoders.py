@@ -60,7 +60,8 @@ class FinetuneConfig(EncoderTrainingConfig):
     Attributes:
         init: model folder whose decoder to start from; empty to start from scratch.
         contrast: weight of a contrastive loss beside the decoder's: photos against the tiles of every level and the
-            reference crops of terminal cells; 0 for none.
+            reference crops of terminal cells; 0 for none. It counts in the validation loss, which then selects the
+            epoch.
         mirror: share of the batches whose photos, tiles, reference crops and actions are mirrored left to right.
         encoder_learning_rate: learning rate of the encoder's weights; `learning_rate` if unset.
         accumulation: parts into which a batch is split for gradient accumulation, for small GPUs.

@@ -22,6 +22,7 @@ from jzi.decode.dataset import ZoomDataset
 from jzi.decode.model import ZoomModel, create_folder, save_weights
 from jzi.encode.encoders.encoder import Encoder
 from jzi.encode.photo.augment import DRAWS, augment_tiles
+from jzi.encode.rasters.cells import CellImages
 from jzi.encode.rasters.imagery import Imagery
 from jzi.errors import ConfigError
 from jzi.retrieve.heads import HeadsConfig, SimilarityHeads
@@ -30,6 +31,7 @@ from jzi.store.photos.photo_table import PhotoTable
 from jzi.train.config.encoders import FinetuneConfig
 from jzi.train.encoders.area import TrainingArea, load_areas
 from jzi.train.encoders.encoder import (
+    ENCODE_BATCH,
     EncoderTask,
     EncoderTrainingReport,
     Part,
@@ -55,6 +57,9 @@ def finetune(
     settings: str = "",
 ) -> EncoderTrainingReport:
     """Train the encoder's last blocks and a decoder, and keep the epoch with the best recall at 40 m on "val" photos.
+
+    With a contrast the epoch with the least loss on them is kept: it is for experts that compare contents, of which the
+    zoom's recall says little.
 
     The model folder holds the encoder, as written by `save_pretrained`, and the decoder, but no map, which has to be
     encoded again. An interrupted run with the same settings is resumed, also within an epoch. Under `accelerate
@@ -90,7 +95,8 @@ def finetune(
         trunk_dtype=torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32,
     )
     fingerprint = _fingerprint(sources, encoder, decoder.config, config, start)
-    run = TrainingRun(folder, fingerprint, hint="give another folder with -o, or delete it")
+    selects = "" if config.contrast else "recall@40m"
+    run = TrainingRun(folder, fingerprint, hint="give another folder with -o, or delete it", selects=selects)
     state = run.resume()
 
     def load() -> list[TrainingArea]:
@@ -218,7 +224,8 @@ class FinetuneTask(EncoderTask):
         for number, area in enumerate(self.areas):
             if not len(area.val):
                 continue
-            table = area.table.with_embedding(self.encode_tiles(number))
+            tiles = self.encode_tiles(number)
+            table = area.table.with_embedding(tiles)
             query, readable = self.encode_photos(area.val)
             dataset = ZoomDataset(
                 query=query[:, None],
@@ -228,9 +235,26 @@ class FinetuneTask(EncoderTask):
                 longitude=area.val.longitude[readable],
                 unreachable=0,
             )
-            for name, value in validate(self.network.decoder, table, dataset).items():
+            found = validate(self.network.decoder, table, dataset)
+            if area.cells is not None:
+                found["val_loss"] += self.config.contrast * self._contrast(tiles, dataset, area.cells)
+            for name, value in found.items():
                 mean[name] = mean.get(name, 0.0) + value * len(area.val) / photos
         return mean
+
+    @torch.inference_mode()
+    def _contrast(self, tiles: Tensor, photos: ZoomDataset, crops: CellImages) -> float:
+        """The contrast of validation photos with the places of all of them, of embeddings (tile, feature)."""
+        heads, device = self.network.heads, tiles.device
+        assert heads is not None
+        cells, cell = torch.unique(_cell_numbers(crops.pyramid, photos.actions), return_inverse=True)
+        embedding = [tiles]
+        for part in cells.split(ENCODE_BATCH):
+            with self.accelerator.autocast():
+                embedding.append(self.network.embed(self.encoder.normalise(self.encoder.to_unit(crops[part]))))
+        places = torch.cat([photos.tiles[:, 1:], len(tiles) + cell[:, None].to(device)], 1)
+        photo_codes, place_codes = heads(photos.query[:, 0].float(), torch.cat([each.float() for each in embedding]))
+        return float(level_contrast(photo_codes, place_codes, places))
 
     def keep_best(self) -> None:
         """Write encoder and decoder with their current weights."""
