@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from jzi.commands.shared.tables import in_brackets
 from jzi.evaluate.intervals import effective_photos, median_interval, share_interval
 from jzi.store.geometry.pyramid import Pyramid
 
@@ -76,3 +77,8 @@ def test_fewer_independent_photos_widen_intervals() -> None:
     wide, narrow = (median_interval(error, 2000, np.random.default_rng(1), size) for size in (40.0, None))
     assert wide.value == narrow.value
     assert 2.5 < (wide.high - wide.low) / (narrow.high - narrow.low) < 4.5
+
+
+def test_tables_name_the_number_of_independent_photos_where_it_is_clearly_smaller() -> None:
+    assert in_brackets(400, 390.0) == "in brackets 95 % intervals"
+    assert in_brackets(400, 71.6).endswith("as of 72 independent photos (those near one another are alike)")

@@ -70,10 +70,8 @@ def judged_text(candidate: Candidate, location: Location) -> str:
 
 def in_brackets(photos: int, effective: float) -> str:
     """What the brackets of a table are, and how many independent photos they are of, if that is clearly fewer."""
-    independent = (
-        f" of {effective:.0f} independent photos, as these are alike nearby" if effective < 0.9 * photos else ""
-    )
-    return f"in brackets 95 % intervals{independent}"
+    alike = f", as of {effective:.0f} independent photos (those near one another are alike)"
+    return f"in brackets 95 % intervals{alike if effective < 0.9 * photos else ''}"
 
 
 def evaluation_table(evaluation: Evaluation, title: str) -> str:
