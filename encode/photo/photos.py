@@ -45,6 +45,14 @@ PANORAMA = "the photo looks like a 360° panorama (2:1): its cell is searched fo
 UNIFORM = "the picture is nearly uniform: what it shows says little about where it was taken"
 UNIFORM_SHARE, UNIFORM_LEVELS = 0.95, 6
 
+#: Note on pictures without edges, such as gradients: fewer than this share of the pixels differ by more than so many
+#: levels from the one to the right or below. Of 14 real photos none has fewer than 16 %, at 84 to 384 px of height.
+SMOOTH = "the picture has hardly any edges: what it shows says little about where it was taken"
+EDGE_SHARE, EDGE_LEVELS = 0.01, 6
+
+#: Notes that say that a picture shows nothing.
+FEATURELESS = (UNIFORM, SMOOTH)
+
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -235,7 +243,17 @@ def photo_notes(pixels: NDArray[np.uint8], width: int, height: int) -> tuple[str
         counts = np.bincount(values.ravel(), minlength=256)
         middle = np.searchsorted(counts.cumsum(), [(values.size + 1) // 2, values.size // 2 + 1]).mean()  # the median
         near &= (abs(np.arange(256) - middle) <= UNIFORM_LEVELS)[values]
-    return (*notes, UNIFORM) if near.mean() >= UNIFORM_SHARE else notes
+    if near.mean() >= UNIFORM_SHARE:
+        return (*notes, UNIFORM)
+    return (*notes, SMOOTH) if _share_of_edges(pixels) < EDGE_SHARE else notes
+
+
+def _share_of_edges(pixels: NDArray[np.uint8]) -> float:
+    """Share of the pixels of (row, col, 3) that differ from the one to the right or the one below."""
+    levels = pixels.astype(np.int16)
+    right, below = abs(np.diff(levels, axis=1))[:-1], abs(np.diff(levels, axis=0))[:, :-1]
+    edges = np.maximum(right, below).max(2) > EDGE_LEVELS
+    return float(edges.mean()) if edges.size else 1.0
 
 
 def looks_like_panorama(width: int, height: int) -> bool:
