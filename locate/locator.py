@@ -20,7 +20,14 @@ from jzi.encode.photo.photo_inputs import PhotoInput, as_photo, is_several
 from jzi.encode.photo.photo_reader import Photo, PhotoReader, ReadPhoto
 from jzi.errors import ConfigError, EncoderError, PhotoError
 from jzi.locate.answer.location import DEFAULT, Candidate, LocateOptions, Location, NotLocated, to_locations
-from jzi.locate.answer.photo_notes import exif_position, named_notes, too_fast_note, with_notes
+from jzi.locate.answer.photo_notes import (
+    PhotoRecord,
+    exif_note,
+    exif_position,
+    named_notes,
+    too_fast_note,
+    with_notes,
+)
 from jzi.locate.expert import Commentator, Expert, Query, Stage
 from jzi.locate.inside import InsideDetector, probability_inside
 from jzi.locate.joint.sequential import check_track, fuse, smooth_track
@@ -33,6 +40,9 @@ from jzi.store.geometry.pyramid import Pyramid, as_pyramid
 if TYPE_CHECKING:
     from jzi.encode.encoders.photo_encoder import PhotoEncoder
     from jzi.store.photos.exif import ExifPosition
+
+#: Photos per forward pass.
+BATCH_SIZE = 32
 
 
 class Locator:
@@ -153,7 +163,7 @@ class Locator:
         return located if several else located[0]
 
     def locate_all(
-        self, photos: Iterable[PhotoInput], options: LocateOptions = DEFAULT, batch_size: int = 32
+        self, photos: Iterable[PhotoInput], options: LocateOptions = DEFAULT, batch_size: int = BATCH_SIZE
     ) -> Iterator[Location | NotLocated]:
         """Locate many photos, in order; yields a `NotLocated` for a photo that cannot be read.
 
@@ -185,7 +195,7 @@ class Locator:
             ConfigError: the radius is longer than the area's side.
         """
         check_radius(self.expert.area, options.radius)
-        names, query, recorded = self._encode(photos, exif=True)
+        names, query, records = self._encode_with_records(photos)
         if isinstance(self.expert, PriorExpert):
             self._check_finite(query)
             likelihood = self.expert.likelihood.posterior(query, options)
@@ -193,8 +203,11 @@ class Locator:
         else:
             posterior = fuse(self.posterior(query, options), self.expert.cell_mask)
         location = to_locations(posterior, options, [" + ".join(names)])[0]
-        inside = self._inside(query, options, together=True)[0]
-        return replace(location, inside=inside, exif=recorded[0], notes=named_notes(names, self._unlike(query)))
+        inside = self._inside(query, options, records, together=True)[0]
+        location = replace(location, inside=inside, exif=records[0].position)
+        about = [(*unlike, *record.notes) for unlike, record in zip(self._unlike(query), records, strict=True)]
+        about[0] = (*about[0], *exif_note(location.exif, location))
+        return replace(location, notes=named_notes(names, about))
 
     def locate_track(
         self,
@@ -226,24 +239,22 @@ class Locator:
         """
         check_radius(self.expert.area, options.radius)
         check_track(self.expert.cell_mask.size, seconds, speed)
-        names, query, found = self._encode(photos, exif=recorded is None)
+        names, query, records = self._encode_with_records(photos, recorded)
         smoothed = smooth_track(
             self.posterior(query, options), self.expert.cell_mask, seconds, speed, rounding_s=rounding_s
         )
-        inside = self._inside(query, options, together=True)
+        inside = self._inside(query, options, records, together=True)
         located = [
-            replace(to_locations(each, options, [name])[0], inside=probability, exif=position)
-            for each, name, probability, position in zip(smoothed, names, inside, recorded or found, strict=True)
+            replace(to_locations(each, options, [name])[0], inside=probability, notes=unlike)
+            for each, name, probability, unlike in zip(smoothed, names, inside, self._unlike(query), strict=True)
         ]
         gaps = (np.diff(np.asarray(seconds, float)) + rounding_s).tolist()
         pairs = zip(located, located[1:], gaps, strict=False)
         fast = [(), *(too_fast_note(before, each, gap, speed) for before, each, gap in pairs)]
-        return [
-            replace(each, notes=(*each.notes, *unlike, *note))
-            for each, unlike, note in zip(located, self._unlike(query), fast, strict=True)
-        ]
+        noted = [with_notes(each, record) for each, record in zip(located, records, strict=True)]
+        return [replace(each, notes=(*each.notes, *note)) for each, note in zip(noted, fast, strict=True)]
 
-    def encode(self, photos: Iterable[PhotoInput], batch_size: int = 32) -> tuple[list[str], Tensor]:
+    def encode(self, photos: Iterable[PhotoInput], batch_size: int = BATCH_SIZE) -> tuple[list[str], Tensor]:
         """Names and (photo, feature) embeddings of photos.
 
         Args:
@@ -254,23 +265,33 @@ class Locator:
             PhotoError: one cannot be read.
             ConfigError: the batch size is out of range.
         """
-        names, query, _ = self._encode(photos, batch_size)
-        return names, query
+        names, parts = [], []
+        for batch in self._readable(photos, batch_size):
+            names += [read.name for _, read in batch]
+            parts.append(self._embed(batch))
+        return names, torch.cat(parts)
 
-    def _encode(
-        self, photos: Iterable[PhotoInput], batch_size: int = 32, *, exif: bool = False
-    ) -> tuple[list[str], Tensor, list[ExifPosition | None]]:
-        """As `encode`, and the positions that the photos record, if `exif` asks for them."""
+    def _encode_with_records(
+        self, photos: Iterable[PhotoInput], recorded: Sequence[ExifPosition | None] | None = None
+    ) -> tuple[list[str], Tensor, list[PhotoRecord]]:
+        """As `encode`, and what the photos say of themselves; `recorded` as in `locate_track`."""
         names: list[str] = []
         parts: list[Tensor] = []
-        recorded: list[ExifPosition | None] = []
-        for batch in self._batches(photos, batch_size):
+        records: list[PhotoRecord] = []
+        for batch in self._readable(photos, BATCH_SIZE):
+            for photo, read in batch:
+                position = exif_position(photo) if recorded is None else recorded[len(records)]
+                records.append(PhotoRecord.of(photo, read.notes, position))
+                names.append(read.name)
+            parts.append(self._embed(batch))
+        return names, torch.cat(parts), records
+
+    def _readable(self, photos: Iterable[PhotoInput], size: int) -> Iterator[list[tuple[Photo, ReadPhoto]]]:
+        """Batches of photos; raises PhotoError if one cannot be read."""
+        for batch in self._batches(photos, size):
             if errors := [read.error for _, read in batch if read.pixels is None]:
                 raise PhotoError(errors[0])
-            names += [read.name for _, read in batch]
-            recorded += [exif_position(photo) for photo, _ in batch] if exif else []
-            parts.append(self._embed(batch))
-        return names, torch.cat(parts), recorded
+            yield batch
 
     def locate_embeddings(
         self,
@@ -279,6 +300,7 @@ class Locator:
         names: Sequence[str] | None = None,
         photos: Sequence[Photo] | None = None,
         tokens: Tensor | None = None,
+        records: Sequence[PhotoRecord] | None = None,
     ) -> list[Location]:
         """Locate photos that are embedded already; opens no image.
 
@@ -288,10 +310,13 @@ class Locator:
             names: (photo,) names in the answers; empty by default.
             photos: (photo,) sources for stages that look at photos; see `locate`.
             tokens: (photo, row, col, feature) of `embed`, for stages that read them.
+            records: (photo,) what the photos say of themselves; nothing by default.
         """
         names = names or [""] * len(query)
+        records = records or [PhotoRecord()] * len(query)
         queries = _queries(names, query, photos or [None] * len(query), tokens, options)
-        return self._run_stages(queries, self._locations(query, options, names), options.top)
+        located = self._run_stages(queries, self._locations(query, options, names, records), options.top)
+        return [with_notes(location, record) for location, record in zip(located, records, strict=True)]
 
     @property
     def reads_tokens(self) -> bool:
@@ -341,20 +366,18 @@ class Locator:
     def _locate(self, photos: list[tuple[Photo, ReadPhoto]], options: LocateOptions) -> list[Location]:
         if not photos:
             return []
-        names = [read.name for _, read in photos]
         query, tokens = self._embed_with_tokens(photos)
-        locations = self._locations(query, options, names)
-        queries = _queries(names, query, [photo for photo, _ in photos], tokens, options)
-        refined = self._run_stages(queries, locations, options.top)
-        return [
-            with_notes(location, read.notes, photo) for location, (photo, read) in zip(refined, photos, strict=True)
-        ]
+        sources, names = [photo for photo, _ in photos], [read.name for _, read in photos]
+        records = [PhotoRecord.of(photo, read.notes, exif_position(photo)) for photo, read in photos]
+        return self.locate_embeddings(query, options, names, sources, tokens, records)
 
-    def _locations(self, query: Tensor, options: LocateOptions, names: Sequence[str]) -> list[Location]:
+    def _locations(
+        self, query: Tensor, options: LocateOptions, names: Sequence[str], records: Sequence[PhotoRecord]
+    ) -> list[Location]:
         """The locations of photos before stages run, with at least as many candidates as these look at."""
         proposed = replace(options, top=_wanted(options.top, self.stages))
         locations = to_locations(self.posterior(query, options), proposed, names)
-        inside = self._inside(query, options)
+        inside = self._inside(query, options, records)
         return [
             replace(each, inside=probability, notes=(*each.notes, *note))
             for each, probability, note in zip(locations, inside, self._unlike(query), strict=True)
@@ -365,7 +388,7 @@ class Locator:
         return self.detector.notes(query) if self.detector else [()] * len(query)
 
     def _inside(
-        self, query: Tensor, options: LocateOptions, *, together: bool = False
+        self, query: Tensor, options: LocateOptions, records: Sequence[PhotoRecord], *, together: bool = False
     ) -> Sequence[float] | Sequence[None]:
         """(photo,) probability of having been taken in this area; None without a detector.
 
@@ -374,7 +397,7 @@ class Locator:
         """
         if self.detector is None or options.elsewhere == 0:
             return [None] * len(query)
-        log_odds = self.detector.log_odds(query)
+        log_odds = self.detector.log_odds(query) + [record.log_odds for record in records]
         if together:
             log_odds = np.full(len(query), log_odds.mean())
         probabilities: list[float] = probability_inside(log_odds, options.elsewhere).tolist()

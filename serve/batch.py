@@ -15,7 +15,7 @@ from jzi.encode.rasters.imagery import Imagery
 from jzi.errors import JziError
 from jzi.export.page_data import photo_data
 from jzi.locate.answer.location import LocateOptions, Location
-from jzi.locate.answer.photo_notes import with_notes
+from jzi.locate.answer.photo_notes import PhotoRecord, exif_position
 from jzi.locate.locator import Locator
 from jzi.locate.priors.prior_weights import Prior
 from jzi.serve.limits import Limits
@@ -103,7 +103,8 @@ class BatchLocator:
             locator = self.locator.with_prior(prior.weight(self.locator.expert.area)) if prior else self.locator
             query = torch.cat([embedded[job][0] for job in jobs])
             names, data, tokens = [job.name for job in jobs], [job.photo for job in jobs], embedded[jobs[0]][1]
-            locations = locator.locate_embeddings(query, jobs[0].options, names, data, tokens)
+            records = [PhotoRecord.of(job.photo, photos[job].notes, exif_position(job.photo)) for job in jobs]
+            locations = locator.locate_embeddings(query, jobs[0].options, names, data, tokens, records)
         except Exception as error:
             if len(jobs) == 1:
                 jobs[0].finish(error)
@@ -118,7 +119,6 @@ class BatchLocator:
                 job.finish(error)
 
     def _answer(self, job: Question, photo: DecodedPhoto, location: Location, prior: Prior) -> dict[str, Any]:
-        location = with_notes(location, photo.notes, job.photo)
         values = location.to_dict()
         if prior:
             values["prior"] = prior.to_dict()

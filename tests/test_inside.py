@@ -15,7 +15,7 @@ from rasterio.transform import from_origin
 
 from jzi.cli import main
 from jzi.encode.photo.photo_reader import PhotoReader
-from jzi.encode.photo.photos import UNIFORM
+from jzi.encode.photo.photos import SMOOTH, UNIFORM
 from jzi.errors import ConfigError, ModelError, PhotoError
 from jzi.locate.answer.location import LocateOptions
 from jzi.locate.answer.photo_notes import GEOREFERENCED
@@ -207,6 +207,29 @@ def test_answers_to_several_photos_say_which_are_unlike_the_training_photos(loca
     assert [each.notes for each in track] == [(), (UNLIKE,), (), (UNLIKE,)]
 
 
+def test_answers_to_several_photos_say_what_each_of_them_shows(locator, take_photo, tmp_path) -> None:
+    Image.new("RGB", (96, 48), "grey").save(tmp_path / "grey.png")
+    photos = [take_photo(tmp_path / "street.jpg"), tmp_path / "grey.png"]
+    names = [each.photo for each in locator.locate(photos)]
+    detector, even = Doubtful(), LocateOptions(elsewhere=0.5)
+    detector.notes = lambda query: [()] * len(query)  # type: ignore[method-assign]
+    locator.detector = detector
+    odds = np.sqrt(0.05)  # the mean of the log-odds 2 and -2 + log(0.05)
+    together = locator.locate_together(photos, even)
+    assert together.notes == (f"{names[1]}: {UNIFORM}",) and together.inside == pytest.approx(odds / (1 + odds))
+    track = locator.locate_track(photos, [0.0, 1e4], 10.0, even)
+    assert [each.notes for each in track] == [(), (UNIFORM,)]
+    assert [each.inside for each in track] == pytest.approx([odds / (1 + odds)] * 2)
+
+
+def test_answers_to_several_photos_say_that_a_recorded_position_is_elsewhere(locator, take_photo, tmp_path) -> None:
+    photos = [take_photo(tmp_path / "far.jpg", 59.9, 10.7), take_photo(tmp_path / "none.jpg", seed=1)]
+    (note,) = locator.locate_together(photos).notes
+    assert "far.jpg: its EXIF" in note and "outside of this area" in note
+    first, second = locator.locate_track(photos, [0.0, 1e4], 10.0)
+    assert "outside of this area" in first.notes[0] and second.notes == ()
+
+
 def test_a_model_folder_keeps_the_detector(locator, tmp_path, take_photo) -> None:
     update_config(tmp_path / "model", inside={"zoom": FITTED})
     import jzi
@@ -270,6 +293,19 @@ def test_a_nearly_uniform_picture_is_noted(tmp_path, spread, uniform) -> None:
     pixels = 128 + np.random.default_rng(0).integers(-spread, spread + 1, (48, 96, 3))
     Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "a.png")
     assert PhotoReader((48, 96)).read_one(tmp_path / "a.png").notes == ((UNIFORM,) if uniform else ())
+
+
+@pytest.mark.parametrize(("size", "along"), [((96, 48), 1), ((48, 96), 0), ((1600, 1200), 0)])
+def test_a_picture_without_edges_is_noted(tmp_path, size, along) -> None:
+    ramp = np.linspace(0, 255, size[0] if along else size[1])
+    pixels = np.broadcast_to(ramp[None, :, None] if along else ramp[:, None, None], (*size[::-1], 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "gradient.jpg", quality=80)
+    reader = PhotoReader((48, 96))
+    assert reader.read_one(tmp_path / "gradient.jpg").notes == (SMOOTH,)
+    framed = pixels.copy()
+    framed[:: max(1, size[1] // 8)] = 0
+    Image.fromarray(framed).save(tmp_path / "lines.png")
+    assert reader.read_one(tmp_path / "lines.png").notes == ()
 
 
 def test_a_nearly_uniform_picture_is_hardly_from_the_area(locator, tmp_path) -> None:

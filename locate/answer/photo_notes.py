@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from jzi.encode.photo.photos import UNIFORM
+from jzi.encode.photo.photos import FEATURELESS
 from jzi.errors import PhotoError
 from jzi.locate.answer.location import Location
 from jzi.store.geometry.pyramid import geodesic_distance
@@ -19,10 +19,9 @@ from jzi.store.printable import listed
 #: Metres by which the EXIF position may miss an answer in any case: GPS among tall buildings.
 GPS_ERROR_M = 50.0
 
-#: Factor of the odds that a nearly uniform picture was taken in the area, a choice: experts say of some colours that
-#: they fit, and hardly one photo in twenty that somebody means to locate shows nothing.
-UNIFORM_ODDS = 0.05
-
+#: Factor of the odds that a picture that shows nothing was taken in the area, a choice: experts say of some colours and
+#: gradients that they fit, and hardly one photo in twenty that somebody means to locate shows nothing.
+FEATURELESS_ODDS = 0.05
 
 #: Note on pictures that say where on the map they lie.
 GEOREFERENCED = (
@@ -30,20 +29,45 @@ GEOREFERENCED = (
 )
 
 
-def with_notes(location: Location, notes: Sequence[str], photo: Any) -> Location:
-    """The answer with notes about its photo; that of a nearly uniform picture is hardly from the area.
+@dataclass(frozen=True)
+class PhotoRecord:
+    """What a photo says of itself, whatever the answer.
+
+    Attributes:
+        notes: that it is a panorama or a map, or shows nothing.
+        position: the position in its EXIF; None if there is none.
+    """
+
+    notes: tuple[str, ...] = ()
+    position: ExifPosition | None = None
+
+    @classmethod
+    def of(cls, photo: Any, notes: Sequence[str], position: ExifPosition | None) -> Self:
+        """The record of a photo.
+
+        Args:
+            photo: as of `exif_position`.
+            notes: those of `jzi.encode.photo.photos.photo_notes`.
+            position: the position in its EXIF.
+        """
+        is_map = isinstance(photo, str | Path | bytes) and is_georeferenced(photo)
+        return cls((*notes, *([GEOREFERENCED] if is_map else ())), position)
+
+    @property
+    def log_odds(self) -> float:
+        """What it adds to the log-odds of being from the area: those of a picture that shows nothing are low."""
+        return math.log(FEATURELESS_ODDS) if any(note in self.notes for note in FEATURELESS) else 0.0
+
+
+def with_notes(location: Location, record: PhotoRecord) -> Location:
+    """The answer with the notes about its photo, and the position in its EXIF.
 
     Args:
         location: the answer.
-        notes: those of `jzi.encode.photo.photos.photo_notes`.
-        photo: as of `exif_position`.
+        record: what the photo says of itself.
     """
-    inside, position = location.inside, exif_position(photo)
-    if inside is not None and UNIFORM in notes:
-        inside = UNIFORM_ODDS * inside / (UNIFORM_ODDS * inside + 1 - inside)
-    is_map = isinstance(photo, str | Path | bytes) and is_georeferenced(photo)
-    found = (*location.notes, *notes, *([GEOREFERENCED] if is_map else ()), *exif_note(position, location))
-    return replace(location, inside=inside, notes=found, exif=position)
+    notes = (*location.notes, *record.notes, *exif_note(record.position, location))
+    return replace(location, notes=notes, exif=record.position)
 
 
 def named_notes(names: Sequence[str], notes: Sequence[tuple[str, ...]]) -> tuple[str, ...]:

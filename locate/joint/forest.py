@@ -18,6 +18,7 @@ from torch import Tensor
 
 from jzi.errors import ConfigError
 from jzi.locate.answer.location import Candidate, LocateOptions, Location, to_locations
+from jzi.locate.answer.photo_notes import PhotoRecord
 from jzi.locate.inside import probability_inside
 from jzi.locate.locator import Locator
 from jzi.store.geometry.scale import units_per_metre
@@ -81,7 +82,9 @@ class ForestLocator(Locator):
         root = np.exp(log - log.max(1, keepdims=True))
         return np.asarray(root / root.sum(1, keepdims=True))
 
-    def _locations(self, query: Tensor, options: LocateOptions, names: Sequence[str]) -> list[Location]:
+    def _locations(
+        self, query: Tensor, options: LocateOptions, names: Sequence[str], records: Sequence[PhotoRecord]
+    ) -> list[Location]:
         root, located = self.roots(query), []
         for number, tree in enumerate(self.trees):
             posterior = tree.posterior(query, options)
@@ -90,7 +93,8 @@ class ForestLocator(Locator):
             located.append(to_locations(scaled, options, names))
         inside: Sequence[float | None] = [None] * len(query)
         if self.by_fit and options.elsewhere > 0:
-            inside = probability_inside(np.logaddexp.reduce(self.log_odds(query), axis=1), options.elsewhere).tolist()
+            log_odds = np.logaddexp.reduce(self.log_odds(query), axis=1) + [record.log_odds for record in records]
+            inside = probability_inside(log_odds, options.elsewhere).tolist()
         return [
             replace(self._merged([each[photo] for each in located], root[photo], options), inside=inside[photo])
             for photo in range(len(query))
