@@ -18,7 +18,7 @@ from jzi.locate.answer.location import LocateOptions, Location, to_locations
 from jzi.locate.posterior import Posterior
 from jzi.store.geometry.bands import BandGrid
 from jzi.store.geometry.cell_grid import Bounds, CellGrid
-from jzi.store.geometry.lengths import length_text, round_length
+from jzi.store.geometry.lengths import in_readable_unit, length_text, round_length
 from jzi.store.geometry.pyramid import Pyramid, geodesic_distance
 from jzi.store.geometry.scale import ground_metres
 
@@ -49,6 +49,7 @@ def test_scale_bars_have_round_lengths_that_fit(limit) -> None:
     length = round_length(limit)
     assert 0.39 * limit < length <= limit
     assert f"{length:e}"[0] in "125" and float(f"{length:.0e}") == length
+    assert (in_readable_unit(9_999.0), in_readable_unit(3e6)) == ((1.0, "m"), (0.001, "km"))
     assert (length_text(500.0), length_text(2000.0)) == ("500 m", "2 km")
 
 

@@ -161,10 +161,13 @@ def evaluation_text(evaluation: CrossViewEvaluation) -> str:
     from math import isfinite
 
     from jzi.commands.shared.tables import share_with_interval
+    from jzi.store.geometry.lengths import in_readable_unit
 
     def quantity(value: Interval, unit: str) -> str:
-        known = f"{value.low:.2f} .. {value.high:.2f} {unit}" if value.low or isfinite(value.high) else "unknown"
-        return f"{value.value:>6.2f} {unit:<1}   ({known})"
+        factor, unit = in_readable_unit(value.value) if unit == "m" else (1.0, unit)
+        low, high = factor * value.low, factor * value.high
+        known = f"{low:.2f} .. {high:.2f} {unit}" if low or isfinite(high) else "unknown"
+        return f"{factor * value.value:>6.2f} {unit:<1}   ({known})"
 
     title = f"{evaluation.dataset}, {evaluation.split}: {evaluation.photos} photos"
     if evaluation.retrieval:

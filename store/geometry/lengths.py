@@ -1,4 +1,4 @@
-"""Round lengths for scale bars."""
+"""Round lengths for scale bars, and distances in words."""
 
 from __future__ import annotations
 
@@ -19,3 +19,13 @@ def round_length(limit: float) -> float:
 def length_text(metres: float) -> str:
     """A length in metres, or in kilometres from 1 km on."""
     return f"{metres / 1000:g} km" if metres >= 1000 else f"{metres:g} m"
+
+
+def in_readable_unit(metres: float) -> tuple[float, str]:
+    """The factor and unit for figures of this size: metres, or kilometres from 10 km on, as to another city.
+
+    Example:
+        >>> in_readable_unit(12.5), in_readable_unit(2_991_992.73)
+        ((1.0, 'm'), (0.001, 'km'))
+    """
+    return (0.001, "km") if metres >= 10_000 else (1.0, "m")
