@@ -1,15 +1,17 @@
-"""Measure what the spread of the fused posterior does to its likelihood and calibration, and fits on few photos.
+"""Measure what spread and power of the fused posterior do to its likelihood and calibration, and fits on few photos.
 
     python -m benchmarks.fusion FOLDER [SECTION.NAME=VALUE ...]      # a folder with a trained model, such as a demo's
     python -m benchmarks.fusion FOLDER --few 1 --few 5               # weights of so few validation photos
 
-Weights are fitted on the validation photos with and without a spread, for the experts that are cross-view and for all
-of them, and both fusions locate the test photos. With --few, weights of all experts are fitted on random validation
-photos, as jzi fits them, without a prior and dropping experts, and not at all (equal weights whose sum is 1).
+Weights are fitted on the validation photos without a spread, with one, and with a power of each photo's product too,
+for the experts that are cross-view and for all of them, and these fusions locate the test photos. With --few, weights
+of all experts are fitted on random validation photos, as jzi fits them, without a prior and dropping experts, and not
+at all (equal weights whose sum is 1).
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -22,6 +24,7 @@ from jzi.evaluate.photos import LabelledPhotos
 from jzi.locate.joint.fusion import FLOOR, Fusion, Stacked
 from jzi.locate.joint.fusion_weights import PRIOR_PHOTOS, FusionFit
 from jzi.locate.joint.gain import MIN_PHOTOS
+from jzi.locate.joint.sharpness import UNIFORM
 from jzi.locate.posterior import Posterior
 from jzi.train.experts import VAL_PHOTOS, posterior_of
 from jzi.workspace.evaluation import EvaluatedModel
@@ -71,16 +74,20 @@ def main(folder: Path, overrides: tuple[str, ...], few: tuple[int, ...], seeds: 
     key = val.row * model.expert.area.shape[1] + val.col
     fit = FusionFit(list(model.experts), posteriors, model.expert.cell_mask, key)
     click.echo(f"{len(model.photos)} test photos, {len(val)} validation photos")
-    click.echo("| experts | spread | within 50 m, % | mean confidence, % | calibration error, % | by chance, % | NLL |")
-    click.echo("|---|---|---|---|---|---|---|")
+    click.echo("| experts | spread | slope | within 50 m, % | confidence, % | calibration error, % | by chance | NLL |")
+    click.echo("|---|---|---|---|---|---|---|---|")
     subsets = [name for name in model.experts if name not in NOT_CROSS_VIEW], list(model.experts)
-    fits = [each for names in subsets for each in (fit.product(names), fit.weights(names))]
-    fusions = {str(number): Fusion(each.weights, each.spread) for number, each in enumerate(fits)}
+    fits = []
+    for names in subsets:
+        whole = fit.weights(names)
+        fits += [fit.product(names), replace(whole, sharpness=UNIFORM), whole]
+    fusions = {str(number): Fusion(each.weights, each.spread, each.sharpness) for number, each in enumerate(fits)}
     figures = evaluate_experts(model.experts, fusions, model.photos)
     for each, row in zip(fits, (figures[name] for name in fusions), strict=True):
         shares = row.recall[50.0].value, row.confidence, row.calibration_error, row.error_by_chance.value
         cells = " | ".join(f"{100 * share:.1f}" for share in shares)
-        click.echo(f"| {' + '.join(each.used)} | {each.spread:.3f} | {cells} | {row.nll:.3f} |")
+        shape = f"{each.spread:.3f} | {each.sharpness.slope:.3f}"
+        click.echo(f"| {' + '.join(each.used)} | {shape} | {cells} | {row.nll:.3f} |")
 
 
 if __name__ == "__main__":

@@ -87,6 +87,7 @@ def evaluate_experts(
                     [single[expert] for expert in used],
                     list(used.values()),
                     fusion.spread,
+                    sharpness=fusion.sharpness,
                 )
         return found
 

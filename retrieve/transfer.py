@@ -127,4 +127,5 @@ def _restrict(fusion: FusionConfig, names: list[str]) -> FusionConfig:
     """The fusions of the subsets of some of the experts; gains beside the other experts do not apply."""
     weights = {key: each for key, each in fusion.weights.items() if set(key.split("+")) <= set(names)}
     spread = {key: each for key, each in fusion.spread.items() if key in weights}
-    return FusionConfig(weights, {}, fusion.photos, fusion.fitted_on, spread)
+    sharpness = {key: each for key, each in fusion.sharpness.items() if key in weights}
+    return FusionConfig(weights, {}, fusion.photos, fusion.fitted_on, spread, sharpness)

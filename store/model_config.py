@@ -72,6 +72,7 @@ class FusionConfig:
         photos: number of validation photos.
         fitted_on: digest of the experts and the photos that the weights were fitted on.
         spread: spread of the product (`jzi.locate.joint.spread`) of those subsets that have one.
+        sharpness: slope and center of the product's power (`jzi.locate.joint.sharpness`) of those that have one.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -81,6 +82,9 @@ class FusionConfig:
     photos: Annotated[int, Field(ge=1, le=10**9)]
     fitted_on: Annotated[str, Field(max_length=64)]
     spread: dict[str, Annotated[float, Field(ge=0, le=1 / 3)]] = field(default_factory=dict)
+    sharpness: dict[str, tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(ge=-1e3, le=1e3)]]] = field(
+        default_factory=dict
+    )
 
 
 @dataclass(frozen=True)
@@ -257,7 +261,7 @@ def _check(path: Path, config: AnyModelConfig) -> None:
     if fusion is not None and not (
         all({*key.split("+")} == {*weights} <= names for key, weights in fusion.weights.items())
         and fusion.gains.keys() <= names
-        and fusion.spread.keys() <= fusion.weights.keys()
+        and fusion.spread.keys() | fusion.sharpness.keys() <= fusion.weights.keys()
     ):
         raise ModelError(f"{path} has a fusion of other experts than {', '.join(sorted(names)):.200}: {HINT}")
     if isinstance(config, ZoomModelConfig) and not all(

@@ -32,7 +32,7 @@ from jzi.locate.inside import (
 from jzi.retrieve.cells import CellsExpert
 from jzi.retrieve.heads import HeadsConfig, SimilarityHeads
 from jzi.retrieve.vpr import VprConfig, VprExpert
-from jzi.store.model_config import InsideConfig, read_config
+from jzi.store.model_config import FusionConfig, InsideConfig, read_config
 from jzi.store.model_folder import update_config
 from jzi.store.photos.exif import read_position, write_position
 from jzi.store.plain import percent
@@ -249,6 +249,15 @@ def test_a_model_folder_keeps_the_detector(locator, tmp_path, take_photo) -> Non
 def test_evidence_of_experts_that_a_model_does_not_have_is_refused(locator, tmp_path) -> None:
     update_config(tmp_path / "model", inside={"zoom": InsideConfig({"cells": 1.0}, 0.0, 0.9, 100)})
     with pytest.raises(ModelError, match="evidence of other experts"):
+        read_config(tmp_path / "model")
+
+
+def test_a_fusion_of_experts_that_a_model_does_not_have_is_refused(locator, tmp_path) -> None:
+    fusion = FusionConfig({"zoom": {"zoom": 1.0}}, {}, 60, "", {}, {"zoom": (0.1, -2.0)})
+    update_config(tmp_path / "model", fusion=fusion)
+    assert read_config(tmp_path / "model").fusion == fusion
+    update_config(tmp_path / "model", fusion=replace(fusion, sharpness={"cells+zoom": (0.1, -2.0)}))
+    with pytest.raises(ModelError, match="fusion of other experts"):
         read_config(tmp_path / "model")
 
 

@@ -7,7 +7,7 @@ import itertools
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ from jzi.evaluate.photos import LabelledPhotos
 from jzi.locate.answer.location import LocateOptions
 from jzi.locate.expert import Expert
 from jzi.locate.inside import HIDDEN_M, Evidence, Hidden, fit_inside
-from jzi.locate.joint.fusion_weights import FIT_CELLS, FusionFit, FusionWeights
+from jzi.locate.joint.fusion_weights import FIT_VALUES, FusionFit, FusionWeights
+from jzi.locate.joint.sharpness import Sharpness
 from jzi.locate.novelty import PHOTOS, Novelty
 from jzi.locate.posterior import Posterior
 from jzi.retrieve.dense import DenseExpert
@@ -247,7 +248,8 @@ def fit_subsets(experts: Sequence[Expert], val: LabelledPhotos) -> dict[str, Fus
 def posterior_of(expert: Expert, photos: LabelledPhotos) -> Posterior:
     """An expert's posterior of labelled photos, of as many cells as the fit of weights uses."""
     options = LocateOptions("map")
-    parts = [expert.posterior(query, options).top(FIT_CELLS) for query in photos.query.split(BATCH)]
+    cells = max(1, FIT_VALUES // len(photos))
+    parts = [expert.posterior(query, options).top(cells) for query in photos.query.split(BATCH)]
     return Posterior.concatenate(parts)
 
 
@@ -352,7 +354,8 @@ def _fit_fusion(
         fits = fit_subsets(experts, val)
         weights = {names: fit.weights for names, fit in fits.items()}
         spread = {names: fit.spread for names, fit in fits.items() if fit.spread}
-        fusion = FusionConfig(weights, fits[key].gains, len(val), fitted_on, spread)
+        sharpness = {names: astuple(fit.sharpness) for names, fit in fits.items() if fit.sharpness.slope}
+        fusion = FusionConfig(weights, fits[key].gains, len(val), fitted_on, spread, sharpness)
         position = data.info.pyramid.project(val.latitude, val.longitude)
         foreign = [other.val.query[:VAL_PHOTOS, 0] for other in others]
         hidden = Hidden(*position, HIDDEN_M * units_per_metre(data.info.pyramid))
@@ -363,7 +366,8 @@ def _fit_fusion(
         update_config(folder, fusion=fusion, inside=inside, novelty=novelty and novelty.config)
         return fits[key], inside.get(able)
     fusion = config.fusion
-    fitted = FusionWeights(fusion.weights[key], fusion.gains, fusion.photos, fusion.spread.get(key, 0.0))
+    power = Sharpness(*fusion.sharpness.get(key, ()))
+    fitted = FusionWeights(fusion.weights[key], fusion.gains, fusion.photos, fusion.spread.get(key, 0.0), power)
     return fitted, config.inside.get(able)
 
 

@@ -263,6 +263,7 @@ def _experts(config: ZoomModelConfig | TransferModelConfig, names: list[str]) ->
     return {
         "experts": [f"{name} ({f'weight {weights[name]:.2f}' if weights[name] else 'left out'})" for name in names],
         **({"gains": gains} if gains else {}),
+        **({"sharpness": f"slope {fusion.sharpness[key][0]:.3f}"} if key in fusion.sharpness else {}),
         **({"spread": f"{spread:.3f} to each neighbour"} if (spread := fusion.spread.get(key)) else {}),
         "fused_on": f"{fusion.photos} validation photos" + ("" if gains else " of another area"),
         **_inside(config),

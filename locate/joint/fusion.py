@@ -3,7 +3,8 @@
 The fused log-probability of a cell is the sum of the experts' log-probabilities, each times its weight, normalised over
 all cells with imagery (a logarithmic opinion pool; Genest and Zidek 1986). Weights are 0 or more, and their scale is
 that of a temperature. The probability that an expert assigns to cells that it did not reach, its residual, is spread
-evenly over them. Errors that the experts share are in the spread of the product (`jzi.locate.joint.spread`).
+evenly over them. The product is raised to a power that depends on the photo (`jzi.locate.joint.sharpness`), and errors
+that the experts share are in its spread (`jzi.locate.joint.spread`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from jzi.locate.answer.location import LocateOptions
 from jzi.locate.expert import Expert
+from jzi.locate.joint.sharpness import UNIFORM, Sharpness, product_size
 from jzi.locate.joint.spread import spread_all, spread_best
 from jzi.locate.keys import distinct
 from jzi.locate.posterior import Posterior
@@ -45,10 +47,12 @@ class Fusion:
     Attributes:
         weights: exponent of each expert's posterior, by its name.
         spread: spread of their product; see `jzi.locate.joint.spread`.
+        sharpness: power of their product; see `jzi.locate.joint.sharpness`.
     """
 
     weights: Mapping[str, float]
     spread: float = 0.0
+    sharpness: Sharpness = UNIFORM
 
     @property
     def used(self) -> dict[str, float]:
@@ -65,6 +69,7 @@ class FusedExpert:
         weights: (expert,) exponent of each expert's posterior.
         spread: spread of their product; see `jzi.locate.joint.spread`.
         share: share of the map's cells that the experts are restricted to.
+        sharpness: power of their product; see `jzi.locate.joint.sharpness`.
     """
 
     name = "fused"
@@ -76,8 +81,10 @@ class FusedExpert:
         weights: Sequence[float],
         spread: float = 0.0,
         share: float = 1.0,
+        sharpness: Sharpness = UNIFORM,
     ) -> None:
         self.experts, self.weights, self.spread, self.share = tuple(experts), tuple(weights), spread, share
+        self.sharpness = sharpness
 
     @property
     def area(self) -> CellGrid:
@@ -106,18 +113,19 @@ class FusedExpert:
         parts = []
         for photos in query.split(BATCH):
             posteriors = [each.posterior(photos, searched) for each in self.experts]
-            fused = combine(self.experts, posteriors, self.weights, self.spread, self.share)
+            fused = combine(self.experts, posteriors, self.weights, self.spread, self.share, self.sharpness)
             parts.append(fused.top(1) if greedy else fused)
         return Posterior.concatenate(parts)
 
     def uncalibrated(self) -> FusedExpert | None:
-        """The product of the posteriors without weights and spread."""
+        """The product of the posteriors without weights, power and spread."""
         return FusedExpert(self.experts, [1.0] * len(self.experts), share=self.share)
 
     def restricted(self, cell_mask: NDArray[np.bool_]) -> FusedExpert:
         """The fusion of the restricted experts, normalised over `cell_mask`; see `Restrictable`."""
         share = self.share * float((self.cell_mask & cell_mask).sum() / self.cell_mask.sum())
-        return FusedExpert([restrict(each, cell_mask) for each in self.experts], self.weights, self.spread, share)
+        experts = [restrict(each, cell_mask) for each in self.experts]
+        return FusedExpert(experts, self.weights, self.spread, share, self.sharpness)
 
 
 def combine(
@@ -126,8 +134,9 @@ def combine(
     weights: Sequence[float],
     spread: float = 0.0,
     share: float = 1.0,
+    sharpness: Sharpness = UNIFORM,
 ) -> Posterior:
-    """The weighted product of the posteriors of the same photos, spread.
+    """The weighted product of the posteriors of the same photos, raised to a power and spread.
 
     Args:
         experts: the experts.
@@ -135,6 +144,7 @@ def combine(
         weights: (expert,) exponents.
         spread: spread of their product; see `jzi.locate.joint.spread`.
         share: share of the map's cells that the experts are restricted to.
+        sharpness: power of their product; see `jzi.locate.joint.sharpness`.
     """
     floors = [0.0 if expert.rules_out else FLOOR * share for expert in experts]
     mask = experts[0].cell_mask
@@ -142,7 +152,7 @@ def combine(
     stacked = Stacked.of(posteriors, mask, floors, every_cell=complete and mask.size <= MAX_CELLS)
     if any(expert.rules_out for expert in experts):
         spread = 0.0  # nothing moves to a cell that is ruled out
-    return stacked.posterior(experts[0].area, weights, spread)
+    return stacked.posterior(experts[0].area, weights, spread, sharpness)
 
 
 @dataclass(frozen=True)
@@ -217,15 +227,36 @@ class Stacked:
         total = torch.logaddexp(log.logsumexp(-1), outside)
         return log - total[:, None], outside - total
 
-    def posterior(self, area: CellGrid, weights: Sequence[float], spread: float = 0.0) -> Posterior:
-        """The weighted product as a posterior, spread.
+    def sharpened(self, log: Tensor, outside: Tensor, sharpness: Sharpness) -> tuple[Tensor, Tensor]:
+        """What `fused` returns, each photo's product raised to its power, and normalised again.
+
+        Args:
+            log: (photo, cell) of `fused`.
+            outside: (photo,) of `fused`.
+            sharpness: power of the product.
+        """
+        if not sharpness.slope:
+            return log, outside
+        base = torch.cat([torch.where(self.valid, 0.0, -torch.inf), self.log_count[:, None]], -1)
+        each = (outside - self.log_count).nan_to_num(0.0, neginf=-torch.inf)  # of a cell that no expert reached
+        size = product_size(torch.cat([log, each[:, None]], -1), base, int(self.cell_mask.sum()))
+        power = sharpness.power(size)
+        log, outside = power[:, None] * log, power * each + self.log_count
+        total = torch.logaddexp(log.logsumexp(-1), outside)
+        return log - total[:, None], outside - total
+
+    def posterior(
+        self, area: CellGrid, weights: Sequence[float], spread: float = 0.0, sharpness: Sharpness = UNIFORM
+    ) -> Posterior:
+        """The weighted product as a posterior, raised to a power and spread.
 
         Args:
             area: the grid of the cells.
             weights: (expert,).
             spread: spread of their product; see `jzi.locate.joint.spread`.
+            sharpness: power of their product; see `jzi.locate.joint.sharpness`.
         """
-        log, outside = self.fused(torch.tensor(weights, dtype=torch.float64))
+        log, outside = self.sharpened(*self.fused(torch.tensor(weights, dtype=torch.float64)), sharpness)
         key, probability = self.key, log.exp().nan_to_num(0.0)
         if spread and self.every_cell:
             probability[:, :-1] = spread_all(key[0, :-1], probability[:, :-1], self.cell_mask, spread)

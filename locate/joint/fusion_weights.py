@@ -11,13 +11,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jzi.locate.joint.fusion import FLOOR, Stacked
+from jzi.locate.joint.fusion import FLOOR, MAX_CELLS, ROUNDING, Stacked
 from jzi.locate.joint.gain import MIN_PHOTOS, is_clear, mean_and_error
+from jzi.locate.joint.sharpness import UNIFORM, Sharpness, fit_sharpness
 from jzi.locate.joint.spread import fit_spread, neighbours
 from jzi.locate.posterior import Posterior
 
 #: Most probable cells of each expert on which weights are fitted, and maximum number of steps of the fit.
 FIT_CELLS, NEWTON_STEPS = 256, 30
+
+#: Largest number of probabilities of an expert that are kept for the fit of the power: all cells of 500 photos on a map
+#: of 64 x 64.
+FIT_VALUES = 2**21
 
 #: Photos that the prior of the weights counts as: a normal distribution around equal weights whose sum is 1. Weights of
 #: a handful of photos would otherwise be whatever makes these few certain.
@@ -36,12 +41,14 @@ class FusionWeights:
         gains: decrease of the validation log-likelihood per photo without the expert, and its standard error.
         photos: number of validation photos.
         spread: spread of the product; see `jzi.locate.joint.spread`.
+        sharpness: power of the product; see `jzi.locate.joint.sharpness`.
     """
 
     weights: dict[str, float]
     gains: dict[str, tuple[float, float]] = field(default_factory=dict)
     photos: int = 0
     spread: float = 0.0
+    sharpness: Sharpness = UNIFORM
 
     @property
     def used(self) -> tuple[str, ...]:
@@ -72,17 +79,25 @@ class FusionFit:
         fewest: int = MIN_PHOTOS,
     ) -> None:
         self.names, self.key, self.prior, self.fewest = tuple(names), key, prior, fewest
-        self.stacked = Stacked.of([each.top(FIT_CELLS) for each in posteriors], cell_mask, [FLOOR] * len(names))
+        self._posteriors, floors = tuple(posteriors), [FLOOR] * len(names)
+        self.stacked = Stacked.of([each.top(FIT_CELLS) for each in posteriors], cell_mask, floors)
         self._fits: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
 
     @cached_property
-    def _near(self) -> Tensor:
-        """(expert, photo, 9) log-probabilities of the true cells and their neighbours."""
-        keys = neighbours(self.key, self.stacked.cell_mask)
-        return torch.stack([self.stacked.of_cells(key) for key in keys.T], -1)
+    def _whole(self) -> Stacked:
+        """All cells that the posteriors have, for the power, which decides what cells of little probability weigh."""
+        mask, complete = self.stacked.cell_mask, all((each.residual < ROUNDING).all() for each in self._posteriors)
+        floors, every_cell = [FLOOR] * len(self.names), complete and mask.size <= MAX_CELLS
+        return Stacked.of(self._posteriors, mask, floors, every_cell=every_cell)
+
+    def _near(self, stacked: Stacked, used: Sequence[int], weights: Tensor) -> Tensor:
+        """(photo, 9) logarithm of the product of several experts for the true cells and their neighbours."""
+        keys = neighbours(self.key, stacked.cell_mask)
+        of_cells = torch.stack([stacked.of_cells(key)[list(used)] for key in keys.T], -1)
+        return torch.einsum("e,epc->pc", weights, of_cells)
 
     def weights(self, names: Sequence[str] = ()) -> FusionWeights:
-        """The weights of several of the experts, and the spread of their product.
+        """The weights of several of the experts, and the spread and the power of their product.
 
         Args:
             names: names of the experts to fuse; all by default.
@@ -90,11 +105,18 @@ class FusionFit:
         fitted = self.product(names)
         used = [self.names.index(name) for name in fitted.used]
         weights = torch.tensor([fitted.weights[name] for name in fitted.used], dtype=torch.float64)
-        features, base = _entries(self.stacked.select(used))
-        product, truth = (torch.einsum("e,epc->pc", weights, each) for each in (features, self._near[used]))
-        factor, spread = fit_spread(product, base, truth)
+        product, base = self._product(self.stacked, used, weights)
+        factor, spread = fit_spread(product, base, self._near(self.stacked, used, weights))
         scaled = {name: factor * weight for name, weight in fitted.weights.items()}
-        return replace(fitted, weights=scaled, spread=spread)
+        product, base = self._product(self._whole, used, factor * weights)
+        truth, cells = self._near(self._whole, used, factor * weights), int(self.stacked.cell_mask.sum())
+        sharpness = fit_sharpness(product, base, truth, spread, cells)
+        return replace(fitted, weights=scaled, spread=spread, sharpness=sharpness)
+
+    def _product(self, stacked: Stacked, used: Sequence[int], weights: Tensor) -> tuple[Tensor, Tensor]:
+        """(photo, entry) logarithm of the product of several experts, and of the number of cells of each entry."""
+        features, base = _entries(stacked.select(used))
+        return torch.einsum("e,epc->pc", weights, features), base
 
     def product(self, names: Sequence[str] = ()) -> FusionWeights:
         """The weights of several of the experts, whose product is not spread.

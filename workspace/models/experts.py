@@ -65,7 +65,8 @@ class ModelExperts:
         fusion = self.fusion_of(names)
         if list(fusion.used) == ["zoom"]:
             return self.experts["zoom"]  # calibrated by the temperatures of its steps
-        return FusedExpert([self.experts[name] for name in fusion.used], list(fusion.used.values()), fusion.spread)
+        used, weights = [self.experts[name] for name in fusion.used], list(fusion.used.values())
+        return FusedExpert(used, weights, fusion.spread, sharpness=fusion.sharpness)
 
     def select(self, names: Sequence[str] = ()) -> dict[str, Expert]:
         """Experts by name, in the order of the model.
@@ -106,12 +107,13 @@ class ModelExperts:
             ConfigError: the model has no such expert, or no weights for them.
         """
         from jzi.locate.joint.fusion import Fusion
+        from jzi.locate.joint.sharpness import Sharpness
 
         names = self._fused_names(names)
         if added := {name: weight_of(self.experts[name]) for name in names if name in self.added}:
             own = [name for name in names if name not in added]
             fitted = self.fusion_of(own) if own else Fusion({})
-            return Fusion({**fitted.weights, **added}, fitted.spread)
+            return replace(fitted, weights={**fitted.weights, **added})
         if names == ("zoom",) or (len(names) == 1 and self.fusion is None):
             return Fusion({names[0]: 1.0})
         key = "+".join(sorted(names))
@@ -121,7 +123,8 @@ class ModelExperts:
                 f"the model has no weights to fuse {', '.join(names)}, which are fitted on validation photos: give "
                 "--experts zoom, or train it with photos of split val"
             )
-        return Fusion({name: weights.get(name, 0.0) for name in names}, self.fusion.spread.get(key, 0.0))
+        sharpness = Sharpness(*self.fusion.sharpness.get(key, ()))
+        return Fusion({name: weights.get(name, 0.0) for name in names}, self.fusion.spread.get(key, 0.0), sharpness)
 
     def fusions(self, names: Sequence[str] = ()) -> dict[str, Fusion]:
         """The fusions that evaluation reports: each expert alone, all of them, and all but vpr, which is no cross-view.
