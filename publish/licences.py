@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from difflib import get_close_matches
 
 #: Ids of Hugging Face for licences of photos and imagery; others are "other".
 #: https://huggingface.co/docs/hub/repositories-licenses
@@ -38,6 +39,17 @@ def licence_id(licence: str) -> str:
     if name in _LISTED | _SOFTWARE:
         return name
     return _IDS.get(name, "other")
+
+
+def similar_ids(licence: str) -> list[str]:
+    """Ids that a licence which is none of them is a misspelling of, the most similar first.
+
+    Example:
+        >>> similar_ids("cc-by-40"), similar_ids("City of X, all rights reserved")
+        (['cc-by-4.0'], [])
+    """
+    name = re.sub(r"[\s_]+", "-", licence.strip().lower())
+    return get_close_matches(name, _LISTED | _SOFTWARE | _IDS.keys(), n=1, cutoff=0.85)
 
 
 def licence_ids(licences: Iterable[str]) -> list[str]:

@@ -190,6 +190,12 @@ def test_a_licence_is_required_and_not_guessed(hub: Hub, model: Path, licence: s
     assert hub.requests == []
 
 
+def test_a_misspelt_licence_is_refused(hub: Hub, model: Path) -> None:
+    with pytest.raises(HubError, match=r"did you mean cc-by-4\.0"):
+        publish(model, licence="cc-by-40")
+    assert hub.requests == []
+
+
 def test_a_broken_evaluation_is_refused(hub: Hub, model: Path, jzi: Any, tmp_path: Path) -> None:
     (tmp_path / "e.json").write_text("[1]")
     assert "e.json is no evaluation" in jzi("push model a/b --license mit --evaluation e.json", 2).stderr

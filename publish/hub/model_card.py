@@ -16,7 +16,7 @@ from jzi.errors import HubError
 from jzi.publish.hub.citations import CITATIONS
 from jzi.publish.hub.hub import RepoName
 from jzi.publish.hub.model_figures import default_answer, hub_metrics, is_interval, recall_by_radius, split_name
-from jzi.publish.licences import licence_id
+from jzi.publish.licences import licence_id, similar_ids
 from jzi.publish.markdown import escape, table
 from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.model_config import (
@@ -78,7 +78,10 @@ def check_licence(licence: str) -> str:
             f"{licence!r:.60} is no licence: name the one that you have the right to give, such as --license cc-by-4.0 "
             "or apache-2.0"
         )
-    return licence_id(licence)
+    name = licence_id(licence)
+    if name == "other" and (similar := similar_ids(licence)):
+        raise HubError(f"{licence!r:.60} is no licence of the hub: did you mean {similar[0]}?")
+    return name
 
 
 def licence_values(licence: str) -> dict[str, str]:
