@@ -24,7 +24,7 @@ from jzi.locate.ranges import SEED, Range
 @click.option("--encoder", default="trained", show_default=True, help="trained, random, a Hugging Face id or a folder.")
 @click.option("--only-town", is_flag=True, help="Stop after writing the town, the encoder and jzi.toml.")
 def demo(folder: Path, photos: int, epochs: int | None, seed: int, size: float, encoder: str, only_town: bool) -> None:
-    """Render a small synthetic town and run every command on it.
+    """Render a small synthetic town into FOLDER, jzi-demo by default, and run every command on it.
 
     By default the encoder is a tiny one that jzi includes, fine-tuned on this town; "random" is the same encoder before
     training.
