@@ -64,6 +64,7 @@ def write_csv(path: Path | str, answers: Sequence[dict[str, Any]]) -> None:
         "sure",
         "confidence",
         "inside",
+        "elsewhere",
         "estimate",
         "radius_m",
         "radius_68_m",

@@ -97,6 +97,11 @@ def test_confidence_and_warnings_are_in_every_table(location, outputs, tmp_path,
     found = [each["properties"] for each in features if each["properties"]["kind"] == "answer"]
     assert [each["confidence"] for each in found] == pytest.approx([0.3 * 0.04] * 2, rel=1e-3)
     assert [each["inside"] for each in found] == [0.04, 0.04]
+    assert table["elsewhere"].all() and all(each["elsewhere"] for each in found)
+    assert [each["notes"] for each in found] == [["nearly uniform", "an aerial view"]] * 2
+    assert "radius_68_m" in found[0] and found[0]["estimate"] == table["estimate"][0]
+    assert "probably not from this area: 4.0 % that" in location_text(doubtful)
+    assert "probably not" not in location_text(replace(location, inside=0.6))
 
 
 def test_an_answer_that_is_not_sure_has_no_position_in_any_output(location, outputs, tmp_path, take_photo) -> None:

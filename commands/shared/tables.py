@@ -37,7 +37,8 @@ def location_text(location: Location) -> str:
     lines = [f"{location.photo}: {position}  (confidence {', '.join(facts)})"]
     if location.inside is not None:
         given = ", ".join([f"{percent(best.probability)} {_extent(best, location.cell_m, 'it')}", *known])
-        lines.append(f"    {percent(location.inside)} that it was taken in this area; if so, {given}")
+        doubt = "probably not from this area: " if location.elsewhere else ""
+        lines.append(f"    {doubt}{percent(location.inside)} that it was taken in this area; if so, {given}")
     if left := unsearched(location):
         lines.append(f"    {left}")
     lines += [f"    {location.fix.text}"] if location.fix else []
@@ -252,6 +253,7 @@ def calibration_table(calibration: Calibration, radii: tuple[float, ...]) -> str
         f"search left out {share_text(calibration.residual)} of the probability"
     )
     lines.append(by_chance(calibration.error_by_chance))
+    lines.append("  all of these photos are from this area: `inside`, by which `jzi locate` multiplies, is left out")
     lines.append(f"  {'of the most confident':<28}" + "".join(f"{share_text(share, 0):>9}" for share in COVERAGES))
     kept = "".join(f"{share_text(calibration.covering(share)[1]):>9}" for share in COVERAGES)
     lines.append(f"  {f'are within {calibration.radius:g} m':<28}" + kept)

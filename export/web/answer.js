@@ -66,7 +66,8 @@ function placeBlock(photo) {
     return block;
   }
   const place = photo.candidates[selected];
-  add(selected ? `Candidate ${selected + 1} of ${photo.candidates.length}` : "Answer", "eyebrow");
+  const answer = photo.elsewhere ? "Probably from elsewhere; if not, here" : "Answer";
+  add(selected ? `Candidate ${selected + 1} of ${photo.candidates.length}` : answer, "eyebrow");
   add(place.text, "answer");
   if (selected) {
     add(place.share, "note");

@@ -53,7 +53,9 @@ def location_html(location: Located) -> str:
         for name, radius in (("68 % (circle)", location.radius_68), ("95 % (dashed)", location.radius_95))
         if math.isfinite(radius)
     )
-    area = "" if location.inside is None else f"<div>{percent(location.inside)} that it is from this area at all</div>"
+    doubt = "probably not from this area: " if location.elsewhere else ""
+    inside = "" if location.inside is None else f"{doubt}{percent(location.inside)} that it is from this area at all"
+    area = f"<div>{inside}</div>" if inside else ""
     others = "".join(
         f"<li>{each.latitude:.6f}, {each.longitude:.6f} ({percent(location.overall(each.probability))})</li>"
         for each in location.candidates[1:]

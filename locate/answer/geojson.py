@@ -17,6 +17,9 @@ from jzi.version import __version__
 #: A `jzi.Location`, whose module imports this one.
 Located = Any
 
+#: Entries of `Location.to_dict` with positions in them, beside those to metres.
+_POSITIONS = ("latitude", "longitude", "candidates", "path")
+
 #: Vertices of a circle.
 CORNERS = 64
 
@@ -28,11 +31,14 @@ def feature_collection(features: list[dict[str, Any]]) -> dict[str, Any]:
 
 def answer_feature(location: Located) -> dict[str, Any]:
     """The answer alone, with what `Location.to_dict` says of it; without a geometry if it is not sure."""
-    values = location.to_dict()
-    for name in ("latitude", "longitude", "candidates", "path"):
-        del values[name]
     point = _point(location.latitude, location.longitude) if location.sure else None
-    return {"type": "Feature", "geometry": point, "properties": {"kind": "answer", **values}}
+    return {"type": "Feature", "geometry": point, "properties": {"kind": "answer", **_about(location)}}
+
+
+def _about(location: Located) -> dict[str, Any]:
+    """What `Location.to_dict` says of an answer beside positions."""
+    values: dict[str, Any] = location.to_dict()
+    return {name: value for name, value in values.items() if name not in _POSITIONS}
 
 
 def to_features(location: Located, truth: ExifPosition | None = None) -> list[dict[str, Any]]:
@@ -43,9 +49,9 @@ def to_features(location: Located, truth: ExifPosition | None = None) -> list[di
     """
     area, features = location.posterior.area, []
     found = [_feature(_point(truth.latitude, truth.longitude), location, "truth")] if truth else []
-    sure = {"sure": location.sure, "confidence": location.confidence, "inside": location.inside}
+    about = {name: value for name, value in _about(location).items() if name not in ("photo", "fix")}
     if not location.sure:
-        return [_feature(None, location, "answer", **sure), *found]
+        return [_feature(None, location, "answer", **about), *found]
     if isinstance(area, Pyramid):
         for step, key in enumerate(area.keys(np.array(location.best.path))):
             tile = _polygon(_tile_corners(area, key))
@@ -61,7 +67,7 @@ def to_features(location: Located, truth: ExifPosition | None = None) -> list[di
         if candidate.judged:
             properties |= {"rank_before": candidate.judged.rank, "probability_before": candidate.judged.probability}
         kind = "candidate" if rank else "answer"
-        properties |= {} if rank else sure
+        properties |= {} if rank else about
         features.append(_feature(_point(candidate.latitude, candidate.longitude), location, kind, **properties))
     return features + found
 

@@ -264,6 +264,7 @@ class Location:
                 "sure": self.sure,
                 "confidence": self.confidence,
                 "inside": self.inside,
+                "elsewhere": self.elsewhere,
                 "estimate": self.best.source,
                 "radius_m": self.best.radius_m,
                 "radius_68_m": self.radius_68,
