@@ -182,6 +182,7 @@ def evaluate_command(
             from jzi.export.picture import draw_calibration
 
             draw_calibration(calibration, plot)
+            text += f"\nwrote {plot}"
     if gallery_html:
         size = model.write_cases(gallery_html, gallery_photos, name=retriever.name if retriever else "",
                                  radius=radius, beams=beams)  # fmt: skip

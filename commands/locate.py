@@ -38,7 +38,17 @@ if TYPE_CHECKING:
     from jzi.workspace.photo_sources import PhotoSource, PhotoSources
     from jzi.workspace.stages.reranker import RerankRequest
 
-_file = click.Path(path_type=Path, dir_okay=False)
+
+class _OutputFile(click.Path):
+    """A file to write; "-" is none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "-":
+            self.fail("- is standard input for photos: name a file to write", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+_file = _OutputFile(path_type=Path, dir_okay=False)
 
 
 @click.command()

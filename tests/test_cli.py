@@ -299,6 +299,7 @@ def files_below(folder: Path) -> dict[str, bytes]:
         ("tile 16.37 48.2", "is outside the area; 48.2 16.37 is inside: give the latitude first"),
         ("init new --map map.tif --center 16.37 48.2 --size 500", "is not on the map; 48.2 16.37 is inside"),
         ("locate photos/day0/000.jpg --csv gone/a.csv", "there is no folder gone"),
+        ("locate photos/day0/000.jpg --csv -", "- is standard input for photos: name a file to write"),
         ("locate photos --picture a.png", "--picture draws one photo"),
         ("locate photos/day0/000.jpg --write-exif photos/day0", "is the folder of the photos"),
         ("locate photos/day0/000.jpg --map a.html --imagery gone.tif", "there is no raster gone.tif"),

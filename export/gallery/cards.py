@@ -54,7 +54,7 @@ def card(
         "rank": case.rank,
         "worst": case.worst,
         "error_m": round(case.error, 1),
-        "error": f"{case.error:,.0f} m",
+        "error": f"{case.error:,.{1 if case.error < 10 else 0}f} m",
         "confidence": round(location.confidence, 4),
         "confidence_text": f"{percent(location.confidence)} {location.extent}",
         "inside": None if location.inside is None else percent(location.inside),
