@@ -18,7 +18,7 @@ from torch import Tensor
 from jzi.locate.joint.gain import MIN_PHOTOS, is_clear, mean_and_error
 from jzi.locate.joint.spread import TINY, kernel
 
-#: Greatest slope: with 1 the power halves where the number of cells doubles. Fits gave 0.05 to 0.2.
+#: Greatest slope: with 1 the power halves where the number of cells doubles. Fits gave 0.08 to 0.18.
 GREATEST_SLOPE = 1.0
 
 #: Most probable entries of a photo that the fit takes singly, and groups of equally many of the others, whose entries
