@@ -89,6 +89,7 @@ def test_the_command_pushes_and_locate_loads_by_name(hub: Hub, model: Path, jzi:
     assert hub.repos["model", "anna/town"].private
     located = jzi("locate photo.jpg --model anna/town --json")
     assert json.loads(located.stdout)["sure"] is True
+    assert json.loads(jzi("info anna/town --json").stdout)["kind"] == "model"
 
 
 def test_a_dry_run_lists_files_and_what_they_disclose_and_sends_nothing(hub: Hub, model: Path, jzi: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -31,6 +31,7 @@ from jzi.store.model_config import (
 )
 from jzi.store.model_folder import ENCODER, GRAPH, INDEX
 from jzi.workspace.caches import inspect_cache, inspect_model
+from jzi.workspace.models.hub import local_folder
 from jzi.workspace.stages.refiner import REFINER
 
 
@@ -58,7 +59,7 @@ class Info:
 
 
 def describe(path: str) -> Info:
-    """Describe the cache, model, refiner, encoder or raster at a path or URL.
+    """Describe the cache, model, refiner, encoder or raster at a path or URL, or a model of the hub, "user/name".
 
     Raises:
         JziError: the path does not exist, or is none of these.
@@ -72,6 +73,8 @@ def describe(path: str) -> Info:
     if (Path(path) / INFO).is_file():
         return _refiner(Path(path))
     if not path.startswith("/vsi") and not exists(path):
+        if not Path(path).parent.is_dir() and (downloaded := local_folder(path)).exists():
+            return replace(_model(downloaded), path=path)
         raise JziError(f"there is nothing at {path}")
     if Path(path).is_dir():
         raise JziError(
