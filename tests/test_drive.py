@@ -109,7 +109,7 @@ def test_answers_that_no_drive_joins_are_marked(locator, monkeypatch) -> None:
     corners = np.array([12, 12, rows - 12]), np.array([12, cols - 12, 12])  # within reach of which the map has no edge
     certain = Posterior.from_cells(area, *corners, np.eye(3))
     monkeypatch.setattr(type(locator), "posterior", lambda *_: certain)
-    photos = [np.full((48, 96, 3), value, np.uint8) for value in (10, 100, 200)]
+    photos = list(np.random.default_rng(0).integers(0, 256, (3, 48, 96, 3), np.uint8))
     near = locator.locate_track(photos, [0.0, 5.0, 10.0], 15.0)
     assert [len(each.notes) for each in near] == [0, 1, 1], near
     assert "m from the answer to the photo before, which 5 s at the top speed of 54 km/h do not" in near[1].notes[0]
