@@ -35,10 +35,7 @@ from jzi.store.photos.photo_table import PhotoTable, read_photo_table
 JOURNAL = "measurements.sqlite"
 
 #: What the reader of the data card must know.
-PRIVACY = (
-    "Faces and number plates are not blurred by jzi: blur them before you publish photos. Nothing was sent anywhere: "
-    "positions and photos stayed on this machine."
-)
+PRIVACY = "Faces and number plates are not blurred by jzi: blur them before you publish photos."
 
 #: Columns of a row that `prepare` reads.
 _GIVEN = ("id", "heading", "hfov", "panorama", "camera", "camera_parameters")

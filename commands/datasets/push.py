@@ -90,7 +90,8 @@ def _published(prepared: Prepared, request: PushRequest, address: str) -> str:
     repo = str(request.target.repo.id) + (f"@{request.target.branch}" if request.target.branch else "")
     following = f"jzi locate photo.jpg --{'retriever' if prepared.retriever else 'model'} {repo}"
     if prepared.kind != "model":
-        following = f"hf download {request.target.repo.id} --repo-type dataset --local-dir ."
+        name = request.target.repo.id
+        following = f"hf download {name} --repo-type dataset --local-dir {name.partition('/')[2]}"
     return f"published: {address}\nnext: {following}"
 
 

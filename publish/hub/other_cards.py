@@ -31,13 +31,14 @@ def cache_card(cache: FeatureCache, name: str, repo: RepoName, licence: str, tit
     """
     values = {**licence_values(licence), "library_name": "jzi", "tags": list(TAGS)}
     front = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=1000)
-    heading = escape(title or repo.id.partition("/")[2])
+    folder = repo.id.partition("/")[2]
+    heading = escape(title or folder)
     imagery = f" Imagery: {escape(cache.imagery.label)}." if cache.imagery else ""
     return (
         f"---\n{front}---\n\n# {heading}\n\nA feature cache of jzi: embeddings of the tiles of a map and of photos, "
         f"from which a decoder is trained without an image. Encoder: {escape(cache.encoder.label)}.{imagery}\n\n"
-        f"    hf download {repo.id} --repo-type dataset --local-dir .\n"
-        f"    jzi cache verify {name}\n\n"
+        f"    hf download {repo.id} --repo-type dataset --local-dir {folder}\n"
+        f"    jzi cache verify {folder}/{name}\n\n"
         "## What it discloses\n\nThe id, the file name, the exact position, the split and an embedding of every photo; "
         "names of imagery files. It contains neither photos nor imagery.\n\n"
         f"## Licence\n\n{escape(licence)}\n\n*Written by jzi {__version__}.*\n"
