@@ -23,6 +23,7 @@ from jzi.locate.answer.geojson import to_features
 from jzi.locate.answer.location import Candidate, Location
 from jzi.locate.answer.wording import known_radii, unsearched
 from jzi.store.geometry.cell_grid import Bounds
+from jzi.store.geometry.lengths import in_readable_unit
 from jzi.store.geometry.pyramid import Pyramid, geodesic_distance
 from jzi.store.photos.exif import ExifPosition
 from jzi.store.plain import percent, share_text
@@ -58,7 +59,8 @@ def photo_data(
     error = ""
     if truth and sure:
         error_m = float(geodesic_distance(location.latitude, location.longitude, truth.latitude, truth.longitude))
-        error = f"{error_m:.{0 if error_m >= 100 or not location.fix else 1}f} m from its EXIF position"
+        (factor, unit), digits = in_readable_unit(error_m), 0 if error_m >= 100 or not location.fix else 1
+        error = f"{factor * error_m:.{digits}f} {unit} from its EXIF position"
     return {
         "name": location.photo,
         "image": jpeg_url(image),
