@@ -148,11 +148,20 @@ def combine(
     """
     floors = [0.0 if expert.rules_out else FLOOR * share for expert in experts]
     mask = experts[0].cell_mask
-    complete = all((each.residual < ROUNDING).all() for each in posteriors)
-    stacked = Stacked.of(posteriors, mask, floors, every_cell=complete and mask.size <= MAX_CELLS)
+    stacked = Stacked.of(posteriors, mask, floors, every_cell=reach_every_cell(posteriors, mask))
     if any(expert.rules_out for expert in experts):
         spread = 0.0  # nothing moves to a cell that is ruled out
     return stacked.posterior(experts[0].area, weights, spread, sharpness)
+
+
+def reach_every_cell(posteriors: Sequence[Posterior], cell_mask: NDArray[np.bool_]) -> bool:
+    """Whether the posteriors leave no residual on a map of at most `MAX_CELLS`, all of which can be stacked then.
+
+    Args:
+        posteriors: the posteriors of several experts.
+        cell_mask: (row, col) whether each cell has imagery.
+    """
+    return cell_mask.size <= MAX_CELLS and all((each.residual < ROUNDING).all() for each in posteriors)
 
 
 @dataclass(frozen=True)
@@ -212,6 +221,14 @@ class Stacked:
         log_t, outside_t, valid_t, count_t = (torch.from_numpy(each) for each in (log, outside, valid, log_count))
         return cls(key, log_t, outside_t, valid_t, count_t, cell_mask, every_cell)
 
+    @property
+    def entry_count(self) -> Tensor:
+        """(photo, cell + 1) logarithm of the number of cells of each entry; -inf for padding.
+
+        The last entry stands for the cells that no expert reached.
+        """
+        return torch.cat([torch.where(self.valid, 0.0, -torch.inf), self.log_count[:, None]], -1)
+
     def fused(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised log-probabilities of the weighted product.
 
@@ -237,9 +254,8 @@ class Stacked:
         """
         if not sharpness.slope:
             return log, outside
-        base = torch.cat([torch.where(self.valid, 0.0, -torch.inf), self.log_count[:, None]], -1)
         each = (outside - self.log_count).nan_to_num(0.0, neginf=-torch.inf)  # of a cell that no expert reached
-        size = product_size(torch.cat([log, each[:, None]], -1), base, int(self.cell_mask.sum()))
+        size = product_size(torch.cat([log, each[:, None]], -1), self.entry_count, int(self.cell_mask.sum()))
         power = sharpness.power(size)
         log, outside = power[:, None] * log, power * each + self.log_count
         total = torch.logaddexp(log.logsumexp(-1), outside)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jzi.locate.joint.fusion import FLOOR, MAX_CELLS, ROUNDING, Stacked
+from jzi.locate.joint.fusion import FLOOR, Stacked, reach_every_cell
 from jzi.locate.joint.gain import MIN_PHOTOS, is_clear, mean_and_error
 from jzi.locate.joint.sharpness import UNIFORM, Sharpness, fit_sharpness
 from jzi.locate.joint.spread import fit_spread, neighbours
@@ -84,17 +85,16 @@ class FusionFit:
         self._fits: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
 
     @cached_property
-    def _whole(self) -> Stacked:
-        """All cells that the posteriors have, for the power, which decides what cells of little probability weigh."""
-        mask, complete = self.stacked.cell_mask, all((each.residual < ROUNDING).all() for each in self._posteriors)
-        floors, every_cell = [FLOOR] * len(self.names), complete and mask.size <= MAX_CELLS
-        return Stacked.of(self._posteriors, mask, floors, every_cell=every_cell)
+    def _best(self) -> _Entries:
+        """The most probable cells of each expert, on which the weights are fitted."""
+        return _Entries.of(self.stacked, self.key)
 
-    def _near(self, stacked: Stacked, used: Sequence[int], weights: Tensor) -> Tensor:
-        """(photo, 9) logarithm of the product of several experts for the true cells and their neighbours."""
-        keys = neighbours(self.key, stacked.cell_mask)
-        of_cells = torch.stack([stacked.of_cells(key)[list(used)] for key in keys.T], -1)
-        return torch.einsum("e,epc->pc", weights, of_cells)
+    @cached_property
+    def _whole(self) -> _Entries:
+        """All cells that the posteriors have, for the power, which decides what cells of little probability weigh."""
+        mask, floors = self.stacked.cell_mask, [FLOOR] * len(self.names)
+        every_cell = reach_every_cell(self._posteriors, mask)
+        return _Entries.of(Stacked.of(self._posteriors, mask, floors, every_cell=every_cell), self.key)
 
     def weights(self, names: Sequence[str] = ()) -> FusionWeights:
         """The weights of several of the experts, and the spread and the power of their product.
@@ -105,18 +105,11 @@ class FusionFit:
         fitted = self.product(names)
         used = [self.names.index(name) for name in fitted.used]
         weights = torch.tensor([fitted.weights[name] for name in fitted.used], dtype=torch.float64)
-        product, base = self._product(self.stacked, used, weights)
-        factor, spread = fit_spread(product, base, self._near(self.stacked, used, weights))
+        factor, spread = fit_spread(*self._best.product(used, weights))
         scaled = {name: factor * weight for name, weight in fitted.weights.items()}
-        product, base = self._product(self._whole, used, factor * weights)
-        truth, cells = self._near(self._whole, used, factor * weights), int(self.stacked.cell_mask.sum())
-        sharpness = fit_sharpness(product, base, truth, spread, cells)
+        cells = int(self.stacked.cell_mask.sum())
+        sharpness = fit_sharpness(*self._whole.product(used, factor * weights), spread, cells)
         return replace(fitted, weights=scaled, spread=spread, sharpness=sharpness)
-
-    def _product(self, stacked: Stacked, used: Sequence[int], weights: Tensor) -> tuple[Tensor, Tensor]:
-        """(photo, entry) logarithm of the product of several experts, and of the number of cells of each entry."""
-        features, base = _entries(stacked.select(used))
-        return torch.einsum("e,epc->pc", weights, features), base
 
     def product(self, names: Sequence[str] = ()) -> FusionWeights:
         """The weights of several of the experts, whose product is not spread.
@@ -139,6 +132,33 @@ class FusionFit:
             weights = _maximise(stacked, self.key, self.prior)
             self._fits[index] = weights, stacked.log_likelihood(weights, self.key)
         return self._fits[index]
+
+
+@dataclass(frozen=True)
+class _Entries:
+    """What spread and power are fitted on.
+
+    Attributes:
+        features: (expert, photo, entry) log-probabilities of one cell of each entry.
+        base: (photo, entry) logarithm of the number of cells of an entry; -inf for padding.
+        near: (expert, photo, 9) log-probabilities of the true cells and their neighbours.
+    """
+
+    features: Tensor
+    base: Tensor
+    near: Tensor
+
+    @classmethod
+    def of(cls, stacked: Stacked, key: NDArray[np.int64]) -> Self:
+        """The entries of stacked posteriors, of photos whose true cells are `key`."""
+        keys = neighbours(key, stacked.cell_mask)
+        return cls(*_entries(stacked), torch.stack([stacked.of_cells(each) for each in keys.T], -1))
+
+    def product(self, used: Sequence[int], weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logarithms of the product of several experts, (photo, entry); `base`; and those of `near`, (photo, 9)."""
+        index = list(used)
+        product, near = (torch.einsum("e,epc->pc", weights, each[index]) for each in (self.features, self.near))
+        return product, self.base, near
 
 
 def clear_weights(
@@ -188,8 +208,7 @@ def _entries(stacked: Stacked) -> tuple[Tensor, Tensor]:
 
     The last entry stands for the cells that no expert reached.
     """
-    base = torch.where(stacked.valid, 0.0, -torch.inf)
-    return torch.cat([stacked.log, stacked.outside[..., None]], -1), torch.cat([base, stacked.log_count[:, None]], -1)
+    return torch.cat([stacked.log, stacked.outside[..., None]], -1), stacked.entry_count
 
 
 def maximise(features: Tensor, base: Tensor, truth: Tensor, prior: float = 0.0) -> Tensor:
