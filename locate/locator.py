@@ -205,8 +205,10 @@ class Locator:
         location = to_locations(posterior, options, [" + ".join(names)])[0]
         inside = self._inside(query, options, records, together=True)[0]
         location = replace(location, inside=inside, exif=records[0].position)
-        about = [(*unlike, *record.notes) for unlike, record in zip(self._unlike(query), records, strict=True)]
-        about[0] = (*about[0], *exif_note(location.exif, location))
+        about = [
+            (*unlike, *record.notes, *exif_note(record.position, location))
+            for unlike, record in zip(self._unlike(query), records, strict=True)
+        ]
         return replace(location, notes=named_notes(names, about))
 
     def locate_track(

@@ -226,6 +226,8 @@ def test_answers_to_several_photos_say_that_a_recorded_position_is_elsewhere(loc
     photos = [take_photo(tmp_path / "far.jpg", 59.9, 10.7), take_photo(tmp_path / "none.jpg", seed=1)]
     (note,) = locator.locate_together(photos).notes
     assert "far.jpg: its EXIF" in note and "outside of this area" in note
+    (note,) = locator.locate_together(photos[::-1]).notes
+    assert "far.jpg: its EXIF" in note and "outside of this area" in note
     first, second = locator.locate_track(photos, [0.0, 1e4], 10.0)
     assert "outside of this area" in first.notes[0] and second.notes == ()
 
