@@ -35,7 +35,7 @@ def licence_id(licence: str) -> str:
         >>> licence_id("CC BY-SA 4.0"), licence_id("City of X, all rights reserved")
         ('cc-by-sa-4.0', 'other')
     """
-    name = re.sub(r"[\s_]+", "-", licence.strip().lower()).removeprefix("creative-commons-")
+    name = _hyphenated(licence).removeprefix("creative-commons-")
     if name in _LISTED | _SOFTWARE:
         return name
     return _IDS.get(name, "other")
@@ -48,8 +48,7 @@ def similar_ids(licence: str) -> list[str]:
         >>> similar_ids("cc-by-40"), similar_ids("City of X, all rights reserved")
         (['cc-by-4.0'], [])
     """
-    name = re.sub(r"[\s_]+", "-", licence.strip().lower())
-    return get_close_matches(name, _LISTED | _SOFTWARE | _IDS.keys(), n=1, cutoff=0.85)
+    return get_close_matches(_hyphenated(licence), _LISTED | _SOFTWARE | _IDS.keys(), n=1, cutoff=0.85)
 
 
 def licence_ids(licences: Iterable[str]) -> list[str]:
@@ -59,9 +58,14 @@ def licence_ids(licences: Iterable[str]) -> list[str]:
 
 def is_share_alike(licence: str) -> bool:
     """Whether what is made from works under a licence must be under the same one."""
-    return bool(re.search(r"\b(by-(nc-)?sa|odbl|share-?alike)\b", re.sub(r"[\s_]+", "-", licence.lower())))
+    return bool(re.search(r"\b(by-(nc-)?sa|odbl|share-?alike)\b", _hyphenated(licence)))
 
 
 def is_non_commercial(licence: str) -> bool:
     """Whether a licence forbids commercial use."""
-    return bool(re.search(r"\bnc\b|non-?commercial", re.sub(r"[\s_]+", "-", licence.lower())))
+    return bool(re.search(r"\bnc\b|non-?commercial", _hyphenated(licence)))
+
+
+def _hyphenated(licence: str) -> str:
+    """In lower case, with hyphens between the words, as ids are written."""
+    return re.sub(r"[\s_]+", "-", licence.strip().lower())
