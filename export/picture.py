@@ -30,7 +30,7 @@ from jzi.export.scale_bar import draw_scale_bar
 from jzi.locate.answer.location import Location
 from jzi.locate.ranges import PIXELS
 from jzi.store.geometry.cell_grid import Bounds
-from jzi.store.geometry.lengths import in_readable_unit
+from jzi.store.geometry.lengths import distance_text
 from jzi.store.geometry.pyramid import Pyramid, geodesic_distance
 from jzi.store.geometry.scale import ground_metres
 from jzi.store.plain import percent, share_text
@@ -231,8 +231,8 @@ def _heading(location: Location, truth: tuple[float, float] | None, title: str) 
     answer = f"{location.latitude:.5f}, {location.longitude:.5f}: {percent(location.confidence)} {location.extent}"
     if truth:
         error = float(geodesic_distance(location.latitude, location.longitude, *truth))
-        (factor, unit), digits = in_readable_unit(error), 1 if location.fix and error < 100 else 0
-        answer += f"; {factor * error:,.{digits}f} {unit} from the position that the photo records"
+        distance = distance_text(error, 1 if location.fix and error < 100 else 0)
+        answer += f"; {distance} from the position that the photo records"
     if location.inside is not None:
         answer += f"; {percent(location.inside)} that it was taken in this area"
     return [printable(title), answer, *(f"Note: {note}" for note in location.notes)]

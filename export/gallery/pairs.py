@@ -18,7 +18,7 @@ from jzi.export.gallery.page import write_cards
 from jzi.export.gallery.panels import PANEL, Point, panel
 from jzi.export.gallery.pool import ImagePool
 from jzi.locate.ranges import CASES
-from jzi.store.geometry.lengths import in_readable_unit
+from jzi.store.geometry.lengths import distance_text
 
 #: Height and width of panoramas, and width of other photos, pixels.
 PANORAMA, PHOTO = (240, 960), 640
@@ -129,8 +129,7 @@ def _distance(metres: float) -> str:
     """An error in words; in another city it is thousands of kilometres."""
     if not np.isfinite(metres):
         return "an unknown distance"
-    factor, unit = in_readable_unit(metres)
-    return f"{factor * metres:,.{1 if unit == 'm' else 0}f} {unit}"
+    return distance_text(metres, 1)
 
 
 def _at(metres: NDArray[np.float64], side: float) -> Point:

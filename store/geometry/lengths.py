@@ -21,6 +21,17 @@ def length_text(metres: float) -> str:
     return f"{metres / 1000:g} km" if metres >= 1000 else f"{metres:g} m"
 
 
+def distance_text(metres: float, digits: int = 0) -> str:
+    """A distance in metres with so many digits after the point, or in whole kilometres from 10 km on.
+
+    Example:
+        >>> distance_text(1234.56, 1), distance_text(354_469.0, 1)
+        ('1,234.6 m', '354 km')
+    """
+    factor, unit = in_readable_unit(metres)
+    return f"{factor * metres:,.{digits if unit == 'm' else 0}f} {unit}"
+
+
 def in_readable_unit(metres: float) -> tuple[float, str]:
     """The factor and unit for figures of this size: metres, or kilometres from 10 km on, as to another city.
 
