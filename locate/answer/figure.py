@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from jzi.locate.answer.wording import doubt
 from jzi.store.geometry.lengths import length_text, round_length
 from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.plain import percent
@@ -53,9 +54,9 @@ def location_html(location: Located) -> str:
         for name, radius in (("68 % (circle)", location.radius_68), ("95 % (dashed)", location.radius_95))
         if math.isfinite(radius)
     )
-    doubt = "probably not from this area: " if location.elsewhere else ""
-    inside = "" if location.inside is None else f"{doubt}{percent(location.inside)} that it is from this area at all"
-    area = f"<div>{inside}</div>" if inside else ""
+    area = ""
+    if location.inside is not None:
+        area = f"<div>{doubt(location)}{percent(location.inside)} that it is from this area at all</div>"
     others = "".join(
         f"<li>{each.latitude:.6f}, {each.longitude:.6f} ({percent(location.overall(each.probability))})</li>"
         for each in location.candidates[1:]
