@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from jzi.locate.answer.location import DEFAULT, Candidate, Location
-from jzi.locate.answer.wording import doubt, known_radii, unsearched
+from jzi.locate.answer.wording import known_radii, unsearched
 from jzi.store.plain import percent, share_text
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def location_text(location: Location) -> str:
     lines = [f"{location.photo}: {position}  (confidence {', '.join(facts)})"]
     if location.inside is not None:
         given = ", ".join([f"{percent(best.probability)} {_extent(best, location.cell_m, 'it')}", *known])
-        lines.append(f"    {doubt(location)}{percent(location.inside)} that it was taken in this area; if so, {given}")
+        lines.append(f"    {location.doubt}{percent(location.inside)} that it was taken in this area; if so, {given}")
     if left := unsearched(location):
         lines.append(f"    {left}")
     lines += [f"    {location.fix.text}"] if location.fix else []

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jzi.locate.answer.wording import doubt
 from jzi.store.geometry.lengths import length_text, round_length
 from jzi.store.geometry.pyramid import Pyramid
 from jzi.store.plain import percent
@@ -56,7 +55,7 @@ def location_html(location: Located) -> str:
     )
     area = ""
     if location.inside is not None:
-        area = f"<div>{doubt(location)}{percent(location.inside)} that it is from this area at all</div>"
+        area = f"<div>{location.doubt}{percent(location.inside)} that it is from this area at all</div>"
     others = "".join(
         f"<li>{each.latitude:.6f}, {each.longitude:.6f} ({percent(location.overall(each.probability))})</li>"
         for each in location.candidates[1:]

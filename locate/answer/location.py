@@ -188,6 +188,11 @@ class Location:
         return self.inside is not None and self.inside < 0.5
 
     @property
+    def doubt(self) -> str:
+        """What stands before the probability of being from this area, in words; empty if it is probable."""
+        return "probably not from this area: " if self.elsewhere else ""
+
+    @property
     def best(self) -> Candidate:
         """The answer."""
         return self.candidates[0]

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
+from jzi.locate.answer.location import Location
 from jzi.store.plain import percent
-
-if TYPE_CHECKING:
-    from jzi.locate.answer.location import Location
 
 
 def known_radii(location: Location) -> list[str]:
@@ -28,11 +25,6 @@ def unsearched(location: Location) -> str:
     if unknown:
         return f"{' and '.join(unknown)} {'radius' if len(unknown) == 1 else 'radii'} unknown: {left}"
     return left if location.residual >= 0.01 else ""
-
-
-def doubt(location: Location) -> str:
-    """What stands before the probability of being from the area where that is low; empty elsewhere."""
-    return "probably not from this area: " if location.elsewhere else ""
 
 
 def _radii(location: Location) -> tuple[tuple[int, float], ...]:
