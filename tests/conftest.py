@@ -248,12 +248,20 @@ def in_two_processes(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list]:
     def run(module: ModuleType, function: Callable) -> list:
         def one(number: int) -> object:
             index.value = number
-            return function()
+            try:
+                return function()
+            except BaseException:
+                barrier.abort()  # the other one does not wait in vain
+                raise
 
         with monkeypatch.context() as patch, ThreadPoolExecutor(2) as pool:
             patch.setattr(module, "processes", State)
             patch.setattr(module, "gather_object", gather)
-            return list(pool.map(one, range(2)))
+            runs = [pool.submit(one, number) for number in range(2)]
+            errors = [error for run in runs if (error := run.exception()) is not None]
+            for error in sorted(errors, key=lambda each: isinstance(each, threading.BrokenBarrierError)):
+                raise error  # the cause, rather than that of the one that waited
+            return [run.result() for run in runs]
 
     return run
 
